@@ -1,0 +1,90 @@
+"""FedAvg, and with other server optimisers FedAvgM, FedAdam, FedYogi, FedAdagrad.
+
+McMahan et al. 2017, "Communication-efficient learning of deep networks from
+decentralized data" (arXiv 1602.05629); Reddi et al. 2021, "Adaptive federated
+optimization" (arXiv 2003.00295): clients train locally, and the server feeds
+the negative mean of their updates to its optimiser as a gradient. With plain
+SGD and rate 1 the server takes over the mean of the clients' parameters.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from fedjax_sim.base import (
+    Aggregate,
+    Algorithm,
+    Context,
+    HParams,
+    Key,
+    PyTree,
+    Task,
+    Variables,
+)
+from fedjax_sim.local import Adjust, local_training
+from fedjax_sim.optimizers import Optimizer, descend
+
+
+class ServerState(NamedTuple):
+  """The global model and the server optimiser's state."""
+
+  variables: Variables
+  optimizer: PyTree
+
+
+def fedavg(
+    task: Task,
+    client_optimizer: Optimizer,
+    server_optimizer: Optimizer,
+    *,
+    weighting: str = "examples",
+    adjust: Adjust | None = None,
+) -> Algorithm:
+  """Federated averaging.
+
+  Args:
+    task: what clients train.
+    client_optimizer: begins anew in every round.
+    server_optimizer: sgd with learning rate 1 is FedAvg.
+    weighting: a client's weight: its number of `examples`, or `uniform`.
+    adjust: (client, params, gradient) -> gradient, in every local step.
+  """
+  local = local_training(
+      task, client_optimizer, weighting=weighting, adjust=adjust
+  )
+
+  def init(key: Key, hparams: HParams) -> ServerState:
+    variables = task.init(key)
+    optimizer = server_optimizer.build(hparams["server"])
+    return ServerState(variables, optimizer.init(variables.params))
+
+  def apply(
+      server: ServerState, aggregate: Aggregate, context: Context
+  ) -> ServerState:
+    params, _, frozen = server.variables
+    gradient = jax.tree.map(
+        lambda u, p: -u.astype(p.dtype), aggregate.update, params
+    )
+    params, state = descend(
+        server_optimizer.build(context.hparams["server"]),
+        gradient,
+        server.optimizer,
+        params,
+    )
+    return ServerState(Variables(params, aggregate.buffers, frozen), state)
+
+  return Algorithm(
+      init=init,
+      broadcast=lambda server: server.variables,
+      passes=local.passes,
+      start=local.start,
+      finish=local.finish,
+      apply=apply,
+      variables=lambda server: server.variables,
+      hparams={
+          "client": client_optimizer.hparams,
+          "server": server_optimizer.hparams,
+      },
+  )

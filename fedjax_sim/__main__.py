@@ -1,0 +1,6 @@
+"""`python -m fedjax_sim`: the command line, see `fedjax_sim.cli`."""
+
+from fedjax_sim.cli import main
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,135 @@
+"""How a cohort's updates become one: streaming sums and stacked medians.
+
+A streaming aggregator keeps one accumulator of the parameters' size whatever
+the cohort's size; a stacked one keeps every client's update, which robust
+statistics need.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_sim.base import Aggregator, Array, PyTree
+
+
+def _accumulator_dtype(x: Array) -> Any:
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def zeros_accumulator(update: PyTree) -> PyTree:
+  """Zeros of the update's shapes, in float32 at least."""
+  return jax.tree.map(
+      lambda x: jnp.zeros(x.shape, _accumulator_dtype(x)), update
+  )
+
+
+def add_weighted(
+    acc: PyTree, updates: PyTree, weights: Array, present: Array
+) -> PyTree:
+  """Adds sum over lanes of `weight * update`; absent lanes add exactly 0.
+
+  Args:
+    acc: accumulator as `zeros_accumulator` makes it.
+    updates: leaves (lanes, ...).
+    weights: shape=(lanes,), float.
+    present: shape=(lanes,), bool. `where` and not a product, since an absent
+      lane may hold NaN.
+  """
+
+  def add(a: Array, u: Array) -> Array:
+    shape = (-1,) + (1,) * (u.ndim - 1)
+    u = u.astype(a.dtype) * weights.reshape(shape).astype(a.dtype)
+    return a + jnp.sum(jnp.where(present.reshape(shape), u, 0), axis=0)
+
+  return jax.tree.map(add, acc, updates)
+
+
+def divide(acc: PyTree, count: Array, like: PyTree | None = None) -> PyTree:
+  """`acc / count`, and 0 where count is 0; cast to the dtypes of `like`."""
+  safe = jnp.where(count > 0, count, 1)
+  mean = jax.tree.map(lambda a: a / safe.astype(a.dtype), acc)
+  if like is None:
+    return mean
+  return jax.tree.map(lambda m, x: m.astype(x.dtype), mean, like)
+
+
+def weighted_mean() -> Aggregator:
+  """The mean of updates, weighted by what clients report (FedAvg)."""
+  return Aggregator(
+      init=lambda update, capacity: zeros_accumulator(update),
+      add=lambda acc, u, w, present, slot: add_weighted(acc, u, w, present),
+      finish=lambda acc, weight, count: divide(acc, weight),
+  )
+
+
+def mean() -> Aggregator:
+  """The plain mean of updates, every client counting the same."""
+  return Aggregator(
+      init=lambda update, capacity: zeros_accumulator(update),
+      add=lambda acc, u, w, present, slot: add_weighted(
+          acc, u, jnp.ones_like(w), present
+      ),
+      finish=lambda acc, weight, count: divide(acc, count),
+  )
+
+
+def sum_() -> Aggregator:
+  """The plain sum of updates, whatever their weights."""
+  return Aggregator(
+      init=lambda update, capacity: zeros_accumulator(update),
+      add=lambda acc, u, w, present, slot: add_weighted(
+          acc, u, jnp.ones_like(w), present
+      ),
+      finish=lambda acc, weight, count: acc,
+  )
+
+
+def median() -> Aggregator:
+  """The coordinate-wise median (Yin et al. 2018, arXiv 1803.01498).
+
+  Robust to fewer than half of the clients; ignores weights. Keeps every
+  client's update: memory is cohort x parameters.
+  """
+
+  def init(update: PyTree, capacity: int) -> PyTree:
+    stack = jax.tree.map(
+        lambda x: jnp.zeros((capacity, *x.shape), x.dtype), update
+    )
+    return stack, jnp.zeros((capacity,), bool)
+
+  def add(
+      acc: PyTree, updates: PyTree, weights: Array, present: Array, slot: Array
+  ) -> PyTree:
+    del weights
+    stack, filled = acc
+    write = lambda s, u: lax.dynamic_update_slice_in_dim(s, u, slot, 0)
+    return jax.tree.map(write, stack, updates), write(filled, present)
+
+  def finish(acc: PyTree, weight: Array, count: Array) -> PyTree:
+    del weight
+    stack, filled = acc
+
+    def middle(s: Array) -> Array:
+      # Absent rows sort to the end; the two middle ranks of the rest follow.
+      mask = filled.reshape((-1,) + (1,) * (s.ndim - 1))
+      s = jnp.sort(jnp.where(mask, s, jnp.inf), axis=0)
+      last = jnp.maximum(count - 1, 0)
+      low = lax.dynamic_index_in_dim(s, last // 2, 0, keepdims=False)
+      high = lax.dynamic_index_in_dim(s, (last + 1) // 2, 0, keepdims=False)
+      return jnp.where(count > 0, (low + high) / 2, 0)
+
+    return jax.tree.map(middle, stack)
+
+  return Aggregator(init=init, add=add, finish=finish, stacked=True)
+
+
+AGGREGATORS = {
+    "weighted_mean": weighted_mean,
+    "mean": mean,
+    "sum": sum_,
+    "median": median,
+}

@@ -1,0 +1,340 @@
+"""The contract: what a task, an algorithm, a transform and an aggregator are.
+
+Everything here is a NamedTuple of pure functions, in the manner of optax. The
+engine (`round.py`) calls them in one compiled round; whoever writes an
+algorithm fills in a few of them. Shapes are those one client sees: the engine
+adds the lane axis with `jax.vmap`.
+
+Keys of `jax.random` come from `key_for`, never from a carried, mutated key, so
+a run does not depend on lanes, devices or hosts.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Array = jax.Array
+Key = jax.Array  # a typed key, shape=()
+HParams = Mapping[str, Any]  # nested dict of scalars, all traced
+Examples = Mapping[str, Array]  # field -> (examples, ...)
+
+
+class Purpose(enum.IntEnum):
+  """What a key is for; keys of different purposes never coincide."""
+
+  INIT = 0
+  SAMPLING = 1
+  SHUFFLING = 2
+  CLIENT = 3
+  TRANSFORM = 4
+  SERVER = 5
+  DATA = 6
+
+
+def key_for(seed: Array | int, purpose: Purpose, *indices: Array | int) -> Key:
+  """The key of (seed, purpose, indices...), e.g. of one client in one round.
+
+  Args:
+    seed: shape=(), uint32; may be traced, so runs can be vmapped over seeds.
+    purpose: what the key is for.
+    *indices: shape=() integers, such as the round and the client's id.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), int(purpose))
+  for index in indices:
+    key = jax.random.fold_in(key, index)
+  return key
+
+
+# --- the task: what a client trains ------------------------------------------
+
+
+class Variables(NamedTuple):
+  """A model's variables.
+
+  Attributes:
+    params: what is trained.
+    buffers: what training changes without a gradient, such as batch
+      statistics: averaged over clients, never clipped, negated or optimised.
+    frozen: what nobody changes, such as the base model under LoRA: one copy a
+      device, not one a lane.
+  """
+
+  params: PyTree
+  buffers: PyTree = ()
+  frozen: PyTree = ()
+
+
+class Loss(NamedTuple):
+  """The loss of every example of a batch, before the engine masks and means.
+
+  Attributes:
+    value: shape=(batch,), float; the mean loss of each example.
+    weight: shape=(batch,), float; what each example counts: 1, or the number
+      of tokens in a sentence.
+    buffers: the buffers after this batch.
+  """
+
+  value: Array
+  weight: Array
+  buffers: PyTree = ()
+
+
+class Metric(NamedTuple):
+  """A weighted mean in the making: `total / weight`.
+
+  A task's metrics hold per-example arrays, shape=(batch,), a report's hold
+  sums over one client, shape=().
+  """
+
+  total: Array
+  weight: Array
+
+
+class Batch(NamedTuple):
+  """A client's batch.
+
+  Attributes:
+    examples: field -> (batch, ...). Where `mask` is false the row repeats
+      another example of the same client, so that batch statistics see only the
+      client's own data.
+    mask: shape=(batch,), bool; false marks padding.
+  """
+
+  examples: Examples
+  mask: Array
+
+
+class Task(NamedTuple):
+  """What a client trains, as pure functions.
+
+  Attributes:
+    init: key -> variables.
+    loss: (variables, examples, key) -> `Loss`; training mode.
+    metrics: (variables, examples) -> name -> `Metric` of per-example values
+      (already multiplied by their weights); evaluation mode.
+  """
+
+  init: Callable[[Key], Variables]
+  loss: Callable[[Variables, Examples, Key], Loss]
+  metrics: Callable[[Variables, Examples], dict[str, Metric]]
+
+
+def mean_loss(
+    task: Task, variables: Variables, batch: Batch, key: Key
+) -> tuple[Array, tuple[PyTree, Metric]]:
+  """The masked mean loss of a batch, ready for `jax.value_and_grad`.
+
+  Returns:
+    The loss, shape=(), and (buffers, `Metric` of the summed loss). A batch
+    without weight has loss 0, not NaN.
+  """
+  value, weight, buffers = task.loss(variables, batch.examples, key)
+  weight = jnp.where(batch.mask, weight, 0)
+  total = jnp.sum(jnp.where(weight > 0, value * weight, 0))
+  count = jnp.sum(weight)
+  mean = total / jnp.where(count > 0, count, 1)
+  return mean, (buffers, Metric(total, count))
+
+
+# --- the algorithm: how clients train and the server reacts -------------------
+
+
+class Client(NamedTuple):
+  """All that one client knows while it trains.
+
+  Attributes:
+    message: what the server sent it (`Algorithm.download` of the broadcast).
+    state: what it kept since it last took part (`Algorithm.client_init` at
+      first).
+    hparams: the run's numeric hyper-parameters, traced.
+    id: shape=(), int32; its index in the federated data.
+    version: shape=(), int32; which of the broadcast's versions it holds; 0
+      unless the cohort's plan says otherwise.
+    num_examples: shape=(), int32; distinct examples it uses in this round.
+    num_steps: shape=(passes,), int32; local steps of each pass.
+    round: shape=(), int32.
+    key: its own key in this round; fold in the step for a step's key.
+  """
+
+  message: PyTree
+  state: PyTree
+  hparams: HParams
+  id: Array
+  version: Array
+  num_examples: Array
+  num_steps: Array
+  round: Array
+  key: Key
+
+
+class Report(NamedTuple):
+  """What a client sends, and what it keeps.
+
+  Attributes:
+    update: `params_after - params_before`, a delta (server optimisers see its
+      negative as a gradient). Client transforms act on it, the aggregator
+      joins it.
+    weight: shape=(), float; its weight in weighted means.
+    buffers: its non-trained variables; joined by weighted mean.
+    statistics: anything else the server wants the weighted mean of, such as
+      control variates or a full-batch gradient.
+    state: what the client keeps for its next round.
+    metrics: name -> `Metric` of sums over this client.
+  """
+
+  update: PyTree
+  weight: Array
+  buffers: PyTree = ()
+  statistics: PyTree = ()
+  state: PyTree = ()
+  metrics: dict[str, Metric] = {}
+
+
+class Aggregate(NamedTuple):
+  """A cohort's reports, joined.
+
+  Attributes:
+    update: the aggregator's result.
+    buffers: weighted mean.
+    statistics: weighted mean.
+    weight: shape=(), float32; sum of weights.
+    count: shape=(), int32; clients that are in it.
+  """
+
+  update: PyTree
+  buffers: PyTree
+  statistics: PyTree
+  weight: Array
+  count: Array
+
+
+class Context(NamedTuple):
+  """What the server knows besides its state.
+
+  Attributes:
+    hparams: as in `Client`.
+    round: shape=(), int32.
+    key: the server's key in this round.
+    num_clients: the population's size.
+  """
+
+  hparams: HParams
+  round: Array
+  key: Key
+  num_clients: int
+
+
+class Pass(NamedTuple):
+  """One walk of a client over its data; FedAvg has one, Mime and IFCA two.
+
+  Attributes:
+    step: (client, carry, batch, key) -> carry; one local step.
+    init: (client, carry) -> carry; before the first step.
+    split: which of the federated data sets it walks over.
+    epochs: epochs over it whatever the run's `LocalWork` says, e.g. 1 for a
+      full-batch gradient; None takes the run's.
+  """
+
+  step: Callable[[Client, PyTree, Batch, Key], PyTree]
+  init: Callable[[Client, PyTree], PyTree] = lambda client, carry: carry
+  split: str = "train"
+  epochs: int | None = None
+
+
+class Algorithm(NamedTuple):
+  """How clients train and the server reacts, as pure functions.
+
+  Attributes:
+    init: (key, hparams) -> server state.
+    broadcast: server state -> message.
+    passes: a client's walks over its data.
+    start: client -> carry.
+    finish: (client, carry) -> `Report`.
+    apply: (server state, `Aggregate`, `Context`) -> server state.
+    variables: server state -> `Variables` of the global model.
+    hparams: default numeric hyper-parameters, a nested dict of floats. They
+      are traced: changing one between rounds recompiles nothing.
+    client_init: (server state, hparams) -> what a client that never took part
+      keeps; one row of the table of client states. `()` keeps nothing.
+    download: (message, version) -> what one client receives. A message that
+      carries several versions lets a lane pick one here.
+    personal: (message, client state) -> the `Variables` that this client
+      would use, for evaluation per client; None: the global model.
+    on_eval: (server state, metrics) -> server state, after an evaluation;
+      None: nothing to do.
+    pooled: train on the union of all clients' data as on one client's.
+  """
+
+  init: Callable[[Key, HParams], PyTree]
+  broadcast: Callable[[PyTree], PyTree]
+  passes: tuple[Pass, ...]
+  start: Callable[[Client], PyTree]
+  finish: Callable[[Client, PyTree], Report]
+  apply: Callable[[PyTree, Aggregate, Context], PyTree]
+  variables: Callable[[PyTree], Variables]
+  hparams: HParams
+  client_init: Callable[[PyTree, HParams], PyTree] = lambda server, hparams: ()
+  download: Callable[[PyTree, Array], PyTree] = lambda message, version: message
+  personal: Callable[[PyTree, PyTree], Variables] | None = None
+  on_eval: Callable[[PyTree, Mapping[str, float]], PyTree] | None = None
+  pooled: bool = False
+
+
+# --- transforms and aggregators: what happens to updates ----------------------
+
+
+class Transform(NamedTuple):
+  """A pure function on a client's update: clip, quantise, noise.
+
+  Attributes:
+    name: its section in the run's hyper-parameters.
+    hparams: its default numeric hyper-parameters.
+    apply: (update, shared, state, hparams, key) -> (update, state, aux). `aux`
+      is what the server learns besides the update, such as the indicator bit
+      of adaptive clipping.
+    init: (params, hparams) -> shared state, held by the server and known to
+      all clients.
+    client_init: (params, hparams) -> one client's own state, such as the
+      residual of error feedback.
+    update: (shared, mean of aux over clients, hparams) -> shared state, once
+      a round.
+  """
+
+  name: str
+  hparams: HParams
+  apply: Callable[
+      [PyTree, PyTree, PyTree, HParams, Key], tuple[PyTree, PyTree, PyTree]
+  ]
+  init: Callable[[PyTree, HParams], PyTree] = lambda params, hparams: ()
+  client_init: Callable[[PyTree, HParams], PyTree] = lambda params, hparams: ()
+  update: Callable[[PyTree, PyTree, HParams], PyTree] = (
+      lambda shared, aux, hparams: shared
+  )
+
+
+class Aggregator(NamedTuple):
+  """How a cohort's updates become one.
+
+  A streaming aggregator's accumulator is summed over devices; a stacked one's
+  has a leading axis of clients and is concatenated over devices.
+
+  Attributes:
+    init: (update of one client, capacity) -> accumulator, on one device.
+      `capacity` is the number of client slots on that device.
+    add: (accumulator, updates (lanes, ...), weights (lanes,), present
+      (lanes,), slot) -> accumulator. `slot` is the first of the wave's
+      consecutive slots. Absent clients' rows may hold anything.
+    finish: (accumulator, sum of weights, number of clients) -> update.
+    stacked: see above.
+  """
+
+  init: Callable[[PyTree, int], PyTree]
+  add: Callable[[PyTree, PyTree, Array, Array, Array], PyTree]
+  finish: Callable[[PyTree, Array, Array], PyTree]
+  stacked: bool = False

@@ -1,0 +1,448 @@
+"""How a cohort lies on the devices: batches, waves and lanes, planned in numpy.
+
+The clients of a cohort are sorted by their number of local steps and cut into
+waves of `lanes` clients; the waves are dealt to the devices so that each gets
+about the same number of steps. What a client trains on is one flat array of
+example indices, `order`, cut into whole batches: batch `i` of a client is
+`order[start + i * batch_size :][:batch_size]`. A last, partial batch of an
+epoch is filled up with other examples of the same client, marked by the
+complement of their index (`~index < 0`), so a batch straddles neither epochs
+nor clients.
+
+Shuffling uses one counter-based hash of (seed, round, client, epoch, position)
+for the whole cohort and one sort, so a plan depends neither on lanes nor on
+devices nor on who else takes part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim import validate
+from fedjax_sim.base import Purpose
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalWork:
+  """What a client does in a round.
+
+  Attributes:
+    batch_size: examples a local step.
+    epochs: walks over the client's examples; ignored where `steps` is given.
+    steps: local steps, whatever the client's size; None: by epochs.
+    max_examples: a client uses at most so many of its examples in a round, a
+      new random choice every round; None: all.
+    drop_remainder: leave out the last, partial batch of an epoch.
+    shuffle: a new order every epoch; otherwise the stored one.
+
+  Raises:
+    TypeError, ValueError: a number is not whole or < 1.
+  """
+
+  batch_size: int = 32
+  epochs: int = 1
+  steps: int | None = None
+  max_examples: int | None = None
+  drop_remainder: bool = False
+  shuffle: bool = True
+
+  def __post_init__(self) -> None:
+    validate.whole("client.batch_size", self.batch_size)
+    validate.whole("client.epochs", self.epochs)
+    if self.steps is not None:
+      validate.whole("client.steps", self.steps)
+    if self.max_examples is not None:
+      validate.whole("client.max_examples", self.max_examples)
+
+  def examples_used(self, sizes: np.ndarray) -> np.ndarray:
+    """Distinct examples that clients of these sizes use in a round."""
+    if self.max_examples is None:
+      return sizes
+    return np.minimum(sizes, self.max_examples)
+
+  def batches_per_epoch(self, sizes: np.ndarray) -> np.ndarray:
+    """Batches in one epoch of clients of these sizes."""
+    used = self.examples_used(sizes)
+    extra = 0 if self.drop_remainder else self.batch_size - 1
+    return (used + extra) // self.batch_size
+
+  def num_epochs(self, sizes: np.ndarray) -> np.ndarray:
+    """Epochs begun by clients of these sizes."""
+    if self.steps is None:
+      return np.full_like(sizes, self.epochs)
+    return -(-self.steps // np.maximum(self.batches_per_epoch(sizes), 1))
+
+  def num_steps(self, sizes: np.ndarray) -> np.ndarray:
+    """Local steps of clients of these sizes."""
+    if self.steps is None:
+      return self.epochs * self.batches_per_epoch(sizes)
+    return np.full_like(sizes, self.steps)
+
+  def order_length(self, sizes: np.ndarray) -> np.ndarray:
+    """Entries that clients of these sizes take in `order`."""
+    batches = self.num_epochs(sizes) * self.batches_per_epoch(sizes)
+    return batches * self.batch_size
+
+  def fitted(self, sizes: np.ndarray) -> LocalWork:
+    """The same work, with no batch larger than any client can fill.
+
+    Raises:
+      ValueError: `drop_remainder` would leave a client without any batch.
+    """
+    used = self.examples_used(sizes)
+    if self.drop_remainder and used.min() < self.batch_size:
+      client = int(np.argmin(used))
+      raise ValueError(
+          f"client.drop_remainder=True leaves client {client}, which has"
+          f" {used[client]} examples, without a batch of"
+          f" client.batch_size={self.batch_size}; raise data.min_examples or"
+          " lower client.batch_size."
+      )
+    largest = int(used.max())
+    return dataclasses.replace(
+        self, batch_size=min(self.batch_size, max(largest, 1))
+    )
+
+
+class Capacity(NamedTuple):
+  """The static shapes of a plan.
+
+  Attributes:
+    devices: devices of the mesh.
+    waves: waves on one device, at most.
+    lanes: clients of a wave.
+    order: for every pass, the length of its order array.
+  """
+
+  devices: int
+  waves: int
+  lanes: int
+  order: tuple[int, ...]
+
+
+class Cohort(NamedTuple):
+  """A plan: who trains where, on what. All int32.
+
+  Attributes:
+    client: shape=(devices, waves, lanes); ids, -1 for an empty lane.
+    version: shape=(devices, waves, lanes); which version of the broadcast.
+    num_examples: shape=(devices, waves, lanes); distinct examples used.
+    start: shape=(devices, waves, lanes, passes); first entry in the order.
+    num_steps: shape=(devices, waves, lanes, passes); 0 for an empty lane.
+    num_waves: shape=(devices,); how many of the waves are in use.
+    order: for every pass, shape=(length,); example indices, complemented
+      where they only fill up a batch.
+  """
+
+  client: np.ndarray
+  version: np.ndarray
+  num_examples: np.ndarray
+  start: np.ndarray
+  num_steps: np.ndarray
+  num_waves: np.ndarray
+  order: tuple[np.ndarray, ...]
+
+
+def capacity(
+    sizes: Sequence[np.ndarray],
+    works: Sequence[LocalWork],
+    cohort_size: int,
+    *,
+    lanes: int,
+    devices: int,
+) -> Capacity:
+  """Shapes that hold any cohort of at most `cohort_size` clients.
+
+  Args:
+    sizes: for every pass, examples of every client, shape=(num_clients,).
+    works: for every pass, what a client does.
+    cohort_size: clients in the largest cohort.
+    lanes: clients that a device trains at once; lowered to what it can fill.
+    devices: devices of the mesh.
+  """
+  lanes = min(lanes, -(-cohort_size // devices))
+  waves = -(-cohort_size // lanes)
+  if devices > 1:  # dealing by steps may give one device more waves
+    waves = min(waves, 2 * -(-waves // devices))
+  order = []
+  for size, work in zip(sizes, works, strict=True):
+    lengths = work.order_length(size)
+    k = min(cohort_size, len(lengths))
+    largest = np.partition(lengths, len(lengths) - k)[len(lengths) - k :]
+    order.append(max(int(largest.sum()), work.batch_size))
+  return Capacity(devices, waves, lanes, tuple(order))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+  """A bijective 64-bit finaliser (Stafford's variant 13, as in SplitMix64)."""
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+def _hash(*words: Any) -> np.ndarray:
+  """A 64-bit hash of broadcast integer arrays."""
+  state = np.zeros((), np.uint64)
+  with np.errstate(over="ignore"):
+    for word in words:
+      word = np.asarray(word, np.int64).astype(np.uint64)
+      state = _mix(state + word * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
+  return state
+
+
+def _positions(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """For segments of these lengths: (segment, position in it) of each entry."""
+  segment = np.repeat(np.arange(len(counts)), counts)
+  first = np.cumsum(counts) - counts
+  return segment, np.arange(len(segment)) - first[segment]
+
+
+def _shuffled(counts: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+  """A random permutation of 0..count-1 for every segment, end to end.
+
+  Each entry's sort key holds, from the top, its segment, a hash and its own
+  position: unique, so the result is the same whatever the sort.
+  """
+  segment, position = _positions(counts)
+  if not len(segment):
+    return position
+  low = max(int(counts.max() - 1).bit_length(), 1)
+  high = max(int(len(counts) - 1).bit_length(), 1)
+  hashed = _hash(seeds[segment].astype(np.int64), position)
+  middle = (hashed >> np.uint64(high + low)) << np.uint64(low)
+  top = segment.astype(np.uint64) << np.uint64(64 - high)
+  keys = np.sort(top | middle | position.astype(np.uint64))
+  return (keys & np.uint64((1 << low) - 1)).astype(np.int64)
+
+
+def batches(
+    offsets: np.ndarray,
+    ids: np.ndarray,
+    work: LocalWork,
+    *,
+    seed: int,
+    round_: int,
+    salt: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The cohort's batches, client after client.
+
+  Args:
+    offsets: shape=(num_clients + 1,); where each client's examples begin.
+    ids: shape=(cohort,); the cohort.
+    work: what a client does.
+    seed: the run's seed.
+    round_: the round.
+    salt: tells passes apart.
+
+  Returns:
+    order, int64, see the module; and start, shape=(cohort,), int64.
+  """
+  sizes = offsets[ids + 1] - offsets[ids]
+  used = work.examples_used(sizes)
+  per_epoch = work.batches_per_epoch(sizes)
+  epochs = work.num_epochs(sizes)
+  secret = _hash(seed, int(Purpose.SHUFFLING), salt, round_, ids)
+
+  # Which of its examples a client uses: its first `used` in a random order.
+  if work.shuffle and np.any(used < sizes):
+    chosen = _shuffled(sizes, _hash(secret.astype(np.int64), -1))
+    _, rank = _positions(sizes)
+    chosen = chosen[rank < np.repeat(used, sizes)]
+  else:
+    _, chosen = _positions(used)
+  first_chosen = np.cumsum(used) - used
+
+  # One segment for every (client, epoch).
+  client, epoch = _positions(epochs)
+  counts = used[client]
+  if work.shuffle:
+    shuffled = _shuffled(
+        counts, _hash(secret[client].astype(np.int64), epoch)
+    )
+  else:
+    _, shuffled = _positions(counts)
+  first = np.cumsum(counts) - counts
+
+  # Whole batches: entries past the segment's end wrap around and are marked.
+  segment, entry = _positions(per_epoch[client] * work.batch_size)
+  count = counts[segment]
+  within = shuffled[first[segment] + entry % np.maximum(count, 1)]
+  who = client[segment]
+  index = offsets[ids[who]] + chosen[first_chosen[who] + within]
+  order = np.where(entry < count, index, ~index)
+  lengths = work.order_length(sizes)
+  return order, np.cumsum(lengths) - lengths
+
+
+def _deal(steps: np.ndarray, devices: int, most: int) -> np.ndarray:
+  """Deals waves, longest first, each to the device with the least to do.
+
+  Args:
+    steps: shape=(waves,), decreasing.
+    devices: how many devices.
+    most: waves that a device can hold.
+
+  Returns:
+    The device of every wave, shape=(waves,).
+  """
+  if devices == 1:
+    return np.zeros(len(steps), np.int64)
+  owner = np.zeros(len(steps), np.int64)
+  held = [0] * devices
+  heap = [(0, device) for device in range(devices)]
+  for wave, cost in enumerate(steps.tolist()):
+    load, device = heapq.heappop(heap)
+    owner[wave] = device
+    held[device] += 1
+    if held[device] < most:
+      heapq.heappush(heap, (load + cost, device))
+  return owner
+
+
+def plan(
+    offsets: Sequence[np.ndarray],
+    works: Sequence[LocalWork],
+    ids: np.ndarray,
+    shape: Capacity,
+    *,
+    seed: int,
+    round_: int,
+    versions: np.ndarray | None = None,
+) -> Cohort:
+  """Lays a cohort out.
+
+  Args:
+    offsets: for every pass, the offsets of its federated data.
+    works: for every pass, what a client does.
+    ids: shape=(cohort,); who takes part.
+    shape: the static shapes, from `capacity`.
+    seed: the run's seed.
+    round_: the round.
+    versions: shape=(cohort,); see `Client.version`; None: all 0.
+
+  Raises:
+    ValueError: duplicated or unknown ids, or more than the capacity holds.
+  """
+  num_clients = len(offsets[0]) - 1
+  ids = validate.cohort(ids, num_clients)
+  devices, waves, lanes = shape.devices, shape.waves, shape.lanes
+  sizes = [o[ids + 1] - o[ids] for o in offsets]
+  steps = np.stack(
+      [work.num_steps(size) for work, size in zip(works, sizes, strict=True)],
+      axis=-1,
+  )
+
+  # Longest first; ties by id, so that the layout is a function of the cohort.
+  rank = np.lexsort((ids, -steps.sum(-1)))
+  in_use = -(-len(ids) // lanes)
+  if in_use > waves * devices:
+    raise ValueError(
+        f"A cohort of {len(ids)} clients exceeds the {waves * devices * lanes}"
+        " that the round was compiled for; give the sampler larger `sizes`."
+    )
+  wave_steps = steps.sum(-1)[rank[::lanes]]
+  owner = _deal(wave_steps, devices, waves)
+  turn = np.zeros(in_use, np.int64)
+  for device in range(devices):
+    mine = owner == device
+    turn[mine] = np.arange(mine.sum())
+  wave, lane = np.divmod(np.arange(len(ids)), lanes)
+  where = (owner[wave], turn[wave], lane)
+
+  def spread(values: np.ndarray, empty: int) -> np.ndarray:
+    grid = np.full(
+        (devices, waves, lanes, *values.shape[1:]), empty, np.int32
+    )
+    grid[where] = values[rank]
+    return grid
+
+  orders, starts = [], []
+  for salt, (offset, work, length) in enumerate(
+      zip(offsets, works, shape.order, strict=True)
+  ):
+    order, start = batches(
+        offset, ids, work, seed=seed, round_=round_, salt=salt
+    )
+    if len(order) > length:
+      raise ValueError(
+          f"A cohort with {len(order)} examples exceeds the {length} that the"
+          " round was compiled for; give the sampler larger `sizes`."
+      )
+    padded = np.full((length,), -1, np.int32)
+    padded[: len(order)] = order
+    orders.append(padded)
+    starts.append(start)
+
+  return Cohort(
+      client=spread(ids, -1),
+      version=spread(np.zeros_like(ids) if versions is None else versions, 0),
+      num_examples=spread(works[0].examples_used(sizes[0]), 0),
+      start=spread(np.stack(starts, axis=-1), 0),
+      num_steps=spread(steps, 0),
+      num_waves=np.bincount(owner, minlength=devices).astype(np.int32),
+      order=tuple(orders),
+  )
+
+
+class Waste(NamedTuple):
+  """What a plan computes in vain, in batch rows; sums over rounds add up.
+
+  Attributes:
+    useful: rows that hold an example.
+    batch: rows that fill up partial batches.
+    step: rows of lanes that wait for the longest of their wave.
+    idle: rows that devices wait for the busiest one.
+  """
+
+  useful: int = 0
+  batch: int = 0
+  step: int = 0
+  idle: int = 0
+
+  @property
+  def fraction(self) -> float:
+    """The share of rows computed that hold no example (idle not counted)."""
+    computed = self.useful + self.batch + self.step
+    return 1 - self.useful / computed if computed else 0.0
+
+  def __add__(self, other: object) -> Waste:
+    if not isinstance(other, Waste):
+      return NotImplemented
+    return Waste(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def waste(cohort: Cohort, works: Sequence[LocalWork]) -> Waste:
+  """What this plan computes in vain."""
+  lanes = cohort.client.shape[-1]
+  total = Waste()
+  for p, (order, work) in enumerate(zip(cohort.order, works, strict=True)):
+    steps = cohort.num_steps[..., p]
+    rows = int(steps.sum()) * work.batch_size
+    per_device = steps.max(-1).sum(-1) * lanes * work.batch_size
+    useful = int((order >= 0).sum())
+    if work.steps is not None:  # the order holds whole epochs
+      useful = _used_rows(cohort, p, work)
+    total += Waste(
+        useful=useful,
+        batch=rows - useful,
+        step=int(per_device.sum()) - rows,
+        idle=int((per_device.max() - per_device).sum()),
+    )
+  return total
+
+
+def _used_rows(cohort: Cohort, p: int, work: LocalWork) -> int:
+  start = cohort.start[..., p].ravel()
+  length = cohort.num_steps[..., p].ravel() * work.batch_size
+  real = np.concatenate([[0], np.cumsum(cohort.order[p] >= 0)])
+  return int((real[start + length] - real[start]).sum())
+
+
+def wave_steps(cohort: Cohort) -> int:
+  """Steps of the busiest device: how long the plan takes, in wave steps."""
+  return int(cohort.num_steps.max(-2).sum((-1, -2)).max())

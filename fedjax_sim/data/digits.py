@@ -1,0 +1,84 @@
+"""Handwritten digits that scikit-learn brings along: a first data set.
+
+1,797 grey images of 8 x 8 pixels in 10 classes (UCI ML repository, E. Alpaydin
+and C. Kaynak, 1998). No download, no files.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.data.federated import FederatedData, FederatedDataset
+from fedjax_sim.data.partition import partition as partition_by
+from fedjax_sim.data.seeding import Stream
+from fedjax_sim.data.splits import make_dataset, split_clients
+
+TEST_FRACTION = 0.2
+
+
+def load_digits(
+    *,
+    path: str | os.PathLike[str] | None = None,
+    num_clients: int = 100,
+    partition: str = "dirichlet",
+    heldout_fraction: float = 0.0,
+    unseen_clients: int | float = 0,
+    min_examples: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> FederatedDataset:
+  """Digits, partitioned over clients, and a central test set.
+
+  Fields: x, (64,), float32 from 0 to 1; y, (), int32. A fifth of each class is
+  the test set, the same for every partition of one seed.
+
+  Args:
+    path: not used; the data comes with scikit-learn.
+    num_clients: how many clients, unseen ones included.
+    partition: a name of `PARTITIONERS`.
+    heldout_fraction: see `make_dataset`.
+    unseen_clients: see `make_dataset`.
+    min_examples: of each client.
+    seed: of test set, partition and splits.
+    **options: of the partitioner, such as `alpha`.
+
+  Raises:
+    ImportError: scikit-learn is not installed.
+    TypeError, ValueError: an option is unknown or out of range.
+  """
+  del path
+  try:
+    from sklearn import datasets
+  except ImportError as error:
+    raise ImportError(
+        "data.name='digits' needs scikit-learn: pip install scikit-learn."
+    ) from error
+  pixels, labels = datasets.load_digits(return_X_y=True)
+  examples = {
+      "x": (pixels / 16).astype(np.float32),
+      "y": labels.astype(np.int32),
+  }
+  # Classes in the place of clients: a test set with every class in proportion.
+  by_class = FederatedData.from_assignment(examples, labels)
+  rest, test = split_clients(by_class, TEST_FRACTION, seed, Stream.TEST)
+  client_of = partition_by(
+      partition,
+      rest.examples["y"],
+      num_clients,
+      seed,
+      min_examples=min_examples,
+      **options,
+  )
+  return make_dataset(
+      "digits",
+      FederatedData.from_assignment(rest.examples, client_of, num_clients),
+      num_classes=10,
+      test=test.examples,
+      heldout_fraction=heldout_fraction,
+      unseen_clients=unseen_clients,
+      min_examples=min_examples,
+      seed=seed,
+  )

@@ -1,0 +1,39 @@
+"""Where a user's data lies: `data.path` or the variable FEDJAX_SIM_DATA."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VARIABLE = "FEDJAX_SIM_DATA"
+
+
+def locate(path: str | os.PathLike[str] | None) -> Path:
+  """The file or folder that a loader reads.
+
+  Args:
+    path: absolute, or relative to the working folder or else to the folder
+      that FEDJAX_SIM_DATA names; None: that folder (or file) itself.
+
+  Raises:
+    FileNotFoundError: there is nothing; names what was tried.
+    ValueError: neither is set.
+  """
+  root = os.environ.get(VARIABLE)
+  if path is None and not root:
+    raise ValueError(
+        f"data.path is not set; give the data's path, or set {VARIABLE}."
+    )
+  tried = []
+  if path is not None:
+    tried.append(("data.path", Path(path).expanduser()))
+  if root:
+    base = Path(root).expanduser()
+    tried.append((VARIABLE, base if path is None else base / path))
+  for _, place in tried:
+    if place.exists():
+      return place
+  places = " and ".join(f"{place} (from {field})" for field, place in tried)
+  raise FileNotFoundError(
+      f"There is no {places}; correct data.path or {VARIABLE}."
+  )

@@ -1,0 +1,108 @@
+"""A user's own federated data from one `.npz` file, without unpickling.
+
+It holds `x`, (examples, ...), `y`, (examples, ...), and `client`, (examples,),
+an integer or string that names each example's client; and, both or neither,
+the central test set `test_x`, `test_y`:
+
+  np.savez("mine.npz", x=x, y=y, client=user_of_each_example)
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from fedjax_sim import validate
+from fedjax_sim.data.federated import FederatedData, FederatedDataset
+from fedjax_sim.data.location import locate
+from fedjax_sim.data.partition import by_key
+from fedjax_sim.data.splits import make_dataset
+
+_REQUIRED = ("x", "y", "client")
+_TEST = ("test_x", "test_y")
+
+
+def load_npz(
+    *,
+    path: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    heldout_fraction: float = 0.0,
+    unseen_clients: int | float = 0,
+    min_examples: int = 1,
+    seed: int = 0,
+) -> FederatedDataset:
+  """Clients, named and sorted by the file's `client`.
+
+  Args:
+    path: the file; see `locate`.
+    num_classes: None: the largest integer label + 1, or 0 if `y` is no
+      integer; 0: `y` is no class.
+    heldout_fraction: see `make_dataset`.
+    unseen_clients: see `make_dataset`.
+    min_examples: clients with fewer are left out.
+    seed: of the splits.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    TypeError, ValueError: it is damaged, lacks arrays or holds wrong ones.
+  """
+  file = locate(path)
+  arrays = _read(file)
+  present = ", ".join(sorted(arrays)) or "nothing"
+  needed = _REQUIRED + (_TEST if set(_TEST) & set(arrays) else ())
+  missing = [name for name in needed if name not in arrays]
+  if missing:
+    raise ValueError(
+        f"{file} lacks {', '.join(missing)}; it holds {present}. Write it with "
+        "np.savez(file, x=..., y=..., client=...)."
+    )
+  for name in arrays:
+    validate.known(f"{file}: array", name, _REQUIRED + _TEST)
+  test = None
+  if "test_x" in arrays:
+    test = {"x": arrays["test_x"], "y": arrays["test_y"]}
+  if num_classes is None:
+    labels = [arrays[name] for name in ("y", "test_y") if name in arrays]
+    integer = all(array.dtype.kind in "iu" for array in labels)
+    largest = max(array.max(initial=-1) for array in labels) if integer else -1
+    num_classes = int(largest) + 1
+  client_of, names = by_key(arrays["client"])
+  return make_dataset(
+      file.stem,
+      FederatedData.from_assignment(
+          {"x": arrays["x"], "y": arrays["y"]}, client_of, names=names
+      ),
+      num_classes=num_classes,
+      test=test,
+      heldout_fraction=heldout_fraction,
+      unseen_clients=unseen_clients,
+      min_examples=min_examples,
+      seed=seed,
+  )
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+  if file.is_dir():
+    raise ValueError(f"{file} is a folder; let data.path name the .npz file.")
+  try:
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+      raise ValueError("it holds a single array")
+    with archive:
+      return {name: archive[name] for name in archive.files}
+  except (
+      zipfile.BadZipFile,
+      zlib.error,
+      EOFError,
+      OSError,
+      ValueError,
+  ) as error:
+    raise ValueError(
+        f"{file} (from data.path) cannot be read: {error}. It is damaged, is "
+        "not .npz, or holds objects, which would need unpickling; write it "
+        "again with np.savez, of numeric and string arrays."
+    ) from error

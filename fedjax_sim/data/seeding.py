@@ -1,0 +1,35 @@
+"""Random generators of the data package, by seed and purpose."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+from fedjax_sim import validate
+
+_DATA = 6 << 32  # `base.Purpose.DATA`: apart from the engine's own streams
+
+
+class Stream(enum.IntEnum):
+  """What randomness is for; equal seeds never share a stream."""
+
+  PARTITION = 0
+  TEST = 1
+  HELD_OUT = 2
+  UNSEEN = 3
+
+
+def generator(seed: int, stream: Stream) -> np.random.Generator:
+  """The generator of (seed, stream), the same on every machine.
+
+  Args:
+    seed: from 0 to 2**64 - 1.
+    stream: what it is for.
+
+  Raises:
+    TypeError, ValueError: `seed` is not such a number.
+  """
+  seed = validate.whole("data.seed", seed, least=0, most=2**64 - 1)
+  key = np.array([seed, _DATA + stream], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key))

@@ -1,0 +1,135 @@
+"""Splits of federated data: inside each client, and by whole clients."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+
+import numpy as np
+
+from fedjax_sim import validate
+from fedjax_sim.data.federated import (
+    Examples,
+    FederatedData,
+    FederatedDataset,
+    offsets_of,
+)
+from fedjax_sim.data.seeding import Stream, generator
+
+
+def split_clients(
+    data: FederatedData,
+    fraction: float,
+    seed: int,
+    stream: Stream = Stream.HELD_OUT,
+) -> tuple[FederatedData, FederatedData]:
+  """Holds out examples of every client, who keeps at least one.
+
+  Args:
+    data: the clients.
+    fraction: how much of each client's examples to hold out, rounded; > 0.
+    seed: chooses the examples.
+    stream: of randomness.
+
+  Returns:
+    (train, held_out), both with data's clients; held_out may leave some empty.
+
+  Raises:
+    TypeError, ValueError: no such fraction, or it holds out nothing.
+  """
+  fraction = validate.real("data.heldout_fraction", fraction, above=0, most=1)
+  sizes = data.sizes
+  counts = np.rint(fraction * sizes).astype(np.int64)
+  counts = np.clip(counts, 0, np.maximum(sizes - 1, 0))
+  if not counts.any():
+    raise ValueError(
+        f"data.heldout_fraction={fraction} holds out nothing; the largest "
+        f"client has {sizes.max()} examples. Raise it, or set it to 0."
+    )
+  owner = np.repeat(np.arange(data.num_clients), sizes)
+  draws = generator(seed, stream).random(data.num_examples)
+  rank = np.arange(data.num_examples) - data.offsets[owner]
+  held = np.empty(data.num_examples, bool)
+  held[np.lexsort((draws, owner))] = rank < counts[owner]
+
+  def part(mask: np.ndarray, sizes: np.ndarray, empty: bool) -> FederatedData:
+    examples = {field: array[mask] for field, array in data.examples.items()}
+    return dataclasses.replace(
+        data, examples=examples, offsets=offsets_of(sizes), allow_empty=empty
+    )
+
+  train = part(~held, sizes - counts, data.allow_empty)
+  return train, part(held, counts, True)
+
+
+def split_off_clients(
+    data: FederatedData, amount: int | float, seed: int
+) -> tuple[FederatedData, FederatedData]:
+  """Moves whole clients away.
+
+  Args:
+    data: the clients.
+    amount: how many: an int counts clients, a float is their fraction,
+      rounded, but at least one client.
+    seed: chooses the clients.
+
+  Returns:
+    (seen, unseen), both in data's order.
+
+  Raises:
+    TypeError, ValueError: no such amount, or no client would be left.
+  """
+  field, total = "data.unseen_clients", data.num_clients
+  if total < 2:
+    raise ValueError(f"{field}={amount} needs 2 clients or more; set it to 0.")
+  count = amount
+  if not isinstance(amount, numbers.Integral):
+    fraction = validate.real(field, amount, above=0, most=1)
+    count = max(1, round(fraction * total))
+  count = validate.whole(field, count, most=total - 1)
+  order = generator(seed, Stream.UNSEEN).permutation(total)
+  unseen, seen = np.sort(order[:count]), np.sort(order[count:])
+  return data.select(seen), data.select(unseen)
+
+
+def make_dataset(
+    name: str,
+    data: FederatedData,
+    *,
+    num_classes: int,
+    test: Examples | None = None,
+    heldout_fraction: float = 0.0,
+    unseen_clients: int | float = 0,
+    min_examples: int = 1,
+    seed: int = 0,
+) -> FederatedDataset:
+  """The data set of a run out of all clients; every loader ends here.
+
+  Args:
+    name: what reports call it.
+    data: all clients, with a field "x".
+    num_classes: of the labels "y"; 0 if they are no classes.
+    test: central test examples.
+    heldout_fraction: see `split_clients`; 0 holds out nothing.
+    unseen_clients: see `split_off_clients`; 0 moves none away.
+    min_examples: clients with fewer are left out, before any split.
+    seed: of both splits.
+
+  Raises:
+    TypeError, ValueError: an option is out of range, or the data is refused.
+  """
+  train = data.at_least(min_examples)
+  unseen = seen = None
+  if unseen_clients:
+    train, unseen = split_off_clients(train, unseen_clients, seed)
+  if heldout_fraction:
+    train, seen = split_clients(train, heldout_fraction, seed)
+  return FederatedDataset(
+      name=name,
+      train=train,
+      num_classes=num_classes,
+      example_shape=train.examples["x"].shape[1:],
+      seen=seen,
+      unseen=unseen,
+      test=test,
+  )

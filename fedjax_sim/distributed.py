@@ -1,0 +1,65 @@
+"""Devices: the mesh axis `clients`, and where arrays live on it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim import validate
+from fedjax_sim.base import PyTree
+
+AXIS = "clients"
+
+
+def setup(cpu_devices: int | None = None) -> None:
+  """Prepares JAX for a run; must come before its first use.
+
+  On the CPU: one device for every core, and synchronous dispatch (with
+  asynchronous dispatch all-reduces over CPU devices were seen to hang). The
+  command line calls this; in a script it is yours to call, or to leave.
+
+  Args:
+    cpu_devices: how many CPU devices; None: one for every core that this
+      process may use.
+  """
+  if cpu_devices is None:
+    cpu_devices = len(os.sched_getaffinity(0))
+  jax.config.update("jax_num_cpu_devices", cpu_devices)
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+  """A mesh over the first `num_devices` devices; None: all.
+
+  Raises:
+    ValueError: more devices than there are.
+  """
+  devices = jax.devices()
+  if num_devices is None:
+    num_devices = len(devices)
+  validate.whole("runtime.devices", num_devices, most=len(devices))
+  return jax.make_mesh(
+      (num_devices,),
+      (AXIS,),
+      axis_types=(AxisType.Auto,),
+      devices=devices[:num_devices],
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A copy on every device."""
+  return NamedSharding(mesh, P())
+
+
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Axis `axis` dealt over the devices."""
+  return NamedSharding(mesh, P(*[None] * axis, AXIS))
+
+
+def put(tree: PyTree, sharding: Any) -> PyTree:
+  """The tree's leaves on the devices."""
+  return jax.device_put(tree, sharding)

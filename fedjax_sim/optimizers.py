@@ -1,0 +1,98 @@
+"""Optimisers whose numbers are hyper-parameters: any of optax, built in trace.
+
+An `Optimizer` keeps its numeric arguments apart from the function that makes
+the `optax.GradientTransformation`, so that the engine can pass them in traced:
+a schedule, a sweep or a decay on a plateau then recompiles nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import optax
+
+from fedjax_sim import validate
+from fedjax_sim.base import PyTree
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adabelief": optax.adabelief,
+    "adagrad": optax.adagrad,
+    "adam": optax.adam,
+    "adamax": optax.adamax,
+    "adamw": optax.adamw,
+    "lamb": optax.lamb,
+    "lars": optax.lars,
+    "lion": optax.lion,
+    "radam": optax.radam,
+    "rmsprop": optax.rmsprop,
+    "sgd": optax.sgd,
+    "yogi": optax.yogi,
+}
+
+
+class Optimizer(NamedTuple):
+  """An optimiser and its default numeric hyper-parameters.
+
+  Attributes:
+    build: hyper-parameters -> `optax.GradientTransformation`; called inside
+      the trace.
+    hparams: name -> float, `learning_rate` among them.
+  """
+
+  build: Callable[[Mapping[str, Any]], optax.GradientTransformation]
+  hparams: dict[str, float]
+
+
+def optimizer(
+    kind: str | Callable[..., optax.GradientTransformation],
+    **arguments: Any,
+) -> Optimizer:
+  """An optimiser by name, or from any function that makes one.
+
+  Args:
+    kind: a name in `OPTIMIZERS`, or a function such as `optax.sgd`.
+    **arguments: its arguments. Floats become traced hyper-parameters; bools,
+      ints, strings and functions stay Python constants.
+
+  Raises:
+    UnknownNameError: no such optimiser, or no such argument.
+    ValueError: a learning rate that is not a positive number.
+  """
+  factory = (
+      validate.lookup("optimizer", kind, OPTIMIZERS)
+      if isinstance(kind, str)
+      else kind
+  )
+  parameters = inspect.signature(factory).parameters
+  open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  for name in arguments:
+    if not open_ended:
+      validate.known(f"argument of optimizer {kind}", name, parameters)
+  if "learning_rate" in arguments:
+    arguments["learning_rate"] = validate.real(
+        "learning_rate", arguments["learning_rate"], least=0.0
+    )
+  numeric = {k: v for k, v in arguments.items() if isinstance(v, float)}
+  static = {k: v for k, v in arguments.items() if k not in numeric}
+
+  def build(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
+    return factory(**static, **hparams)
+
+  return Optimizer(build=build, hparams=numeric)
+
+
+def descend(
+    transformation: optax.GradientTransformation,
+    gradient: PyTree,
+    state: PyTree,
+    params: PyTree,
+) -> tuple[PyTree, PyTree]:
+  """One optimiser step.
+
+  Returns:
+    (params, state), both new.
+  """
+  updates, state = transformation.update(gradient, state, params)
+  return optax.apply_updates(params, updates), state

@@ -1,0 +1,26 @@
+"""What a run leaves behind and shows: files, curves, progress, a table.
+
+Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Matplotlib,
+rich and tensorboardX are imported where they are used.
+"""
+
+from fedjax_sim.reporting.atomic import write_atomically
+from fedjax_sim.reporting.curves import draw_curves
+from fedjax_sim.reporting.events import EventFiles
+from fedjax_sim.reporting.json_file import write_json
+from fedjax_sim.reporting.metrics_file import MetricsFile, columns, read_metrics
+from fedjax_sim.reporting.progress import Progress
+from fedjax_sim.reporting.table import final_text, print_final_table
+
+__all__ = [
+  "EventFiles",
+  "MetricsFile",
+  "Progress",
+  "columns",
+  "draw_curves",
+  "final_text",
+  "print_final_table",
+  "read_metrics",
+  "write_atomically",
+  "write_json",
+]

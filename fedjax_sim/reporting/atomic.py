@@ -1,0 +1,48 @@
+"""Files that are there whole or not at all, whenever the process is killed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+  """Makes `data` the content of `path`; a reader never sees half of it.
+
+  The bytes go to a hidden file in the same folder, reach the disk, and then
+  take the name. A kill in between leaves the old content, and the hidden file,
+  which the next write reuses.
+
+  Args:
+    path: the file; its folder must exist.
+    data: its whole new content.
+
+  Raises:
+    OSError: the folder is missing or not writable, or the disk is full.
+  """
+  path = Path(path)
+  temporary = path.with_name(f".{path.name}.tmp")
+  try:
+    with temporary.open("wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+  except OSError as error:
+    raise OSError(
+      error.errno,
+      f"cannot write {path}: {error.strerror}; give an existing, writable"
+      " folder with space left",
+    ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+  """Makes a rename in `folder` outlive a power cut, where the system can."""
+  if os.name != "posix":
+    return
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)

@@ -1,0 +1,191 @@
+"""`metrics.jsonl`: one row a round, one JSON object a line.
+
+A run may be killed at any moment and go on from a checkpoint. The file is
+first cut back to that checkpoint's round, so that it ends up byte for byte as
+if nothing had happened: no row lost, none doubled.
+
+JSON has no NaN and no infinities: both are written as null and read as NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from fedjax_sim import validate
+from fedjax_sim.reporting.atomic import write_atomically
+from fedjax_sim.reporting.json_file import plain
+
+Row = Mapping[str, float]  # "round" (a whole number) and what is known of it
+
+
+class MetricsFile:
+  """Appends rows to a file that survives kills.
+
+  A context manager; leaving it closes the file.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    *,
+    keep_through: int,
+    complete: bool = True,
+  ):
+    """Opens `path`, cut back to the rows of rounds <= `keep_through`.
+
+    The cut drops later rows and a last line torn by a kill. A file that needs
+    no cut is not rewritten.
+
+    Args:
+      path: the file; made if missing, its folder must exist.
+      keep_through: the round of the checkpoint to go on from; 0 starts anew.
+      complete: every round has its row. False allows rounds without one, as in
+        `timings.jsonl`, but still no round twice.
+
+    Raises:
+      ValueError: a row that is to be kept is damaged, missing or out of order.
+      OSError: the file cannot be written.
+    """
+    self._path = Path(path)
+    self._complete = complete
+    self._last = keep_through
+    content = self._path.read_bytes() if self._path.exists() else None
+    kept = _kept(self._path, content or b"", keep_through, complete)
+    if kept != content:
+      write_atomically(self._path, kept)
+    self._file = self._path.open("ab")
+
+  def __enter__(self) -> MetricsFile:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self.close()
+
+  def append(self, rows: Iterable[Row]) -> None:
+    """Writes rows, in the order of their rounds, and flushes.
+
+    Keys keep the order given, after "round"; floats read back exactly.
+
+    Raises:
+      ValueError: a row's round does not follow the one before.
+      TypeError: a row's round is missing or not a whole number.
+    """
+    lines = []
+    last = self._last
+    for row in rows:
+      last = _following(str(self._path), row, last, self._complete)
+      lines.append(_line({"round": last, **row}))
+    self._file.write(b"".join(lines))
+    self._file.flush()
+    self._last = last
+
+  def sync(self) -> None:
+    """Brings all rows to the disk; call it before a checkpoint commits."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    """Closes the file, with all rows on the disk; twice is harmless."""
+    if not self._file.closed:
+      self.sync()
+      self._file.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+  """The rows of a file, also of one that a run still writes.
+
+  Returns:
+    The rows as they were appended, with NaN for null. A torn last line is
+    left out.
+
+  Raises:
+    ValueError: a line is damaged.
+  """
+  lines = _whole_lines(Path(path).read_bytes())
+  return [_parse(f"{path}, line {i}", line) for i, line in enumerate(lines, 1)]
+
+
+def columns(
+  rows: Iterable[Row],
+) -> dict[str, tuple[list[int], list[float]]]:
+  """Key -> (rounds, values), over the rows that have the key."""
+  result: dict[str, tuple[list[int], list[float]]] = {}
+  for row in rows:
+    for key, value in row.items():
+      if key != "round":
+        rounds, values = result.setdefault(key, ([], []))
+        rounds.append(int(row["round"]))
+        values.append(value)
+  return result
+
+
+def _kept(path: Path, content: bytes, through: int, complete: bool) -> bytes:
+  """The lines of rounds <= `through`; what follows them is not looked at."""
+  kept = []
+  last = 0
+  for number, line in enumerate(_whole_lines(content), 1):
+    if last == through:
+      break
+    where = f"{path}, line {number}"
+    row = _parse(where, line)
+    if not complete and row["round"] > through:
+      break
+    last = _following(where, row, last, complete)
+    kept.append(line + b"\n")
+  if complete and last != through:
+    raise ValueError(
+      f"{path} ends with round {last}, but the checkpoint is of round"
+      f" {through}; restore the file or start in a new folder."
+    )
+  return b"".join(kept)
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+  """The lines of a file, without a last one that a kill tore."""
+  *lines, rest = content.split(b"\n")
+  try:
+    _parse("the last line", rest)
+  except ValueError:
+    return lines
+  return [*lines, rest]  # only its end of line is missing
+
+
+def _parse(where: str, line: bytes) -> dict[str, float]:
+  """A line's row; `where` names the line if it is none."""
+  try:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+      raise ValueError("no JSON object")
+    validate.whole("round", row.get("round"))
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f"{where} is damaged ({error}); restore the file or start in a new"
+      " folder."
+    ) from error
+  nan = float("nan")
+  return {key: nan if value is None else value for key, value in row.items()}
+
+
+def _following(where: str, row: Row, last: int, complete: bool) -> int:
+  """The round of `row`, which must follow round `last`."""
+  round_ = validate.whole(f"{where}: round", row.get("round"))
+  if round_ <= last or (complete and round_ != last + 1):
+    wanted = f"round {last + 1}" if complete else f"a round after {last}"
+    raise ValueError(
+      f"{where}: a row of round {round_} stands where {wanted} belongs;"
+      " restore the file or start in a new folder."
+    )
+  return round_
+
+
+def _line(row: Row) -> bytes:
+  return json.dumps(plain(row), allow_nan=False).encode() + b"\n"

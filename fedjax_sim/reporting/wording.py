@@ -1,0 +1,34 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import numbers
+import re
+
+
+def number(value: float) -> str:
+  """Four significant digits: 0.3100, 12.34, 12,345, 1.200e-05.
+
+  Whole numbers (ints) are given in full.
+  """
+  if isinstance(value, numbers.Integral) or abs(value) >= 1000:
+    return f"{value:,.0f}"
+  return f"{value:#.4g}".rstrip(".")
+
+
+def size(count: float) -> str:
+  """A number of bytes: 532 B, 1.234 kB, 2.500 GB (powers of 1000)."""
+  if abs(count) < 1000:
+    return f"{count:.0f} B"
+  for unit in ("kB", "MB", "GB", "TB"):
+    count /= 1000
+    if abs(count) < 999.95:
+      break
+  return f"{number(float(count))} {unit}"
+
+
+def metric(name: str, value: float) -> str:
+  """A metric's value; one whose name speaks of bytes is a size."""
+  if "bytes" in re.split("[/_]", name):
+    return size(value)
+  return number(value)

@@ -1,0 +1,103 @@
+"""Who takes part in a round: pure functions of (seed, round), on the host.
+
+A sampler states beforehand how large a cohort can get, since a compiled round
+has static shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_sim import validate
+from fedjax_sim.base import Purpose
+
+
+class Sampler(NamedTuple):
+  """A way to draw cohorts.
+
+  Attributes:
+    sample: (seed, round) -> ids; shape=(cohort,), int64, no duplicates.
+    sizes: increasing cohort sizes to compile for, at most three; a cohort
+      never exceeds the last.
+    expected: the mean cohort size.
+  """
+
+  sample: Callable[[int, int], np.ndarray]
+  sizes: tuple[int, ...]
+  expected: float
+
+
+def _generator(seed: int, round_: int) -> np.random.Generator:
+  key = np.array([seed, int(Purpose.SAMPLING)], np.uint64)
+  counter = np.array([0, 0, 0, round_], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _without_replacement(
+    rng: np.random.Generator, num_clients: int, size: int
+) -> np.ndarray:
+  return np.sort(rng.choice(num_clients, size, replace=False, shuffle=False))
+
+
+def uniform(num_clients: int, clients_per_round: int) -> Sampler:
+  """A fixed number of clients a round, uniformly, without replacement.
+
+  Raises:
+    TypeError, ValueError: clients_per_round is not within 1..num_clients.
+  """
+  num_clients = validate.whole("num_clients", num_clients)
+  size = validate.whole("server.clients_per_round", clients_per_round)
+  if size > num_clients:
+    raise ValueError(
+        f"server.clients_per_round={size} exceeds the {num_clients} training"
+        f" clients; give at most {num_clients}."
+    )
+  return Sampler(
+      sample=lambda seed, round_: _without_replacement(
+          _generator(seed, round_), num_clients, size
+      ),
+      sizes=(size,),
+      expected=float(size),
+  )
+
+
+def poisson(num_clients: int, clients_per_round: float) -> Sampler:
+  """Every client by itself, with probability clients_per_round / num_clients.
+
+  What amplification by subsampling assumes. A cohort varies, and may be empty.
+
+  Args:
+    num_clients: the population.
+    clients_per_round: the mean cohort size.
+
+  Raises:
+    TypeError, ValueError: clients_per_round is not within (0, num_clients].
+  """
+  num_clients = validate.whole("num_clients", num_clients)
+  expected = validate.real(
+      "server.clients_per_round", clients_per_round, above=0.0, most=num_clients
+  )
+  rate = expected / num_clients
+  deviation = math.sqrt(expected * (1 - rate))
+  # Nearly every cohort fits the first size, the second is for the rest of a
+  # lifetime, and the third is certain.
+  sizes = sorted({
+      min(num_clients, math.ceil(expected + 4 * deviation) + 1),
+      min(num_clients, math.ceil(expected + 12 * deviation) + 8),
+      num_clients,
+  })
+
+  def sample(seed: int, round_: int) -> np.ndarray:
+    rng = _generator(seed, round_)
+    return _without_replacement(
+        rng, num_clients, int(rng.binomial(num_clients, rate))
+    )
+
+  return Sampler(sample=sample, sizes=tuple(sizes), expected=expected)
+
+
+SAMPLERS = {"uniform": uniform, "poisson": poisson}

@@ -1,0 +1,264 @@
+"""Tasks from models: flax.nnx, flax.linen, or a plain pair of functions.
+
+Also what acts on any task: lower precision and rematerialisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from fedjax_sim.base import (
+    Array,
+    Examples,
+    Key,
+    Loss,
+    Metric,
+    PyTree,
+    Task,
+    Variables,
+)
+
+# (outputs, examples) -> (value, weight), both shape=(batch,).
+ExampleLoss = Callable[[PyTree, Examples], tuple[Array, Array]]
+ExampleMetrics = Callable[[PyTree, Examples], dict[str, Metric]]
+
+
+def _float32(x: Array) -> Array:
+  """At least float32: sums and softmaxes of bfloat16 lose too much."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def cross_entropy(logits: Array, examples: Examples) -> tuple[Array, Array]:
+  """Softmax cross-entropy with the integer labels in field `y`.
+
+  Args:
+    logits: shape=(batch, classes).
+    examples: with `y`, shape=(batch,), integer.
+  """
+  value = optax.softmax_cross_entropy_with_integer_labels(
+      _float32(logits), examples["y"]
+  )
+  return value, jnp.ones_like(value)
+
+
+def classification_metrics(
+    logits: Array, examples: Examples
+) -> dict[str, Metric]:
+  """`loss` and `accuracy` of a classifier; shapes as `cross_entropy`."""
+  value, weight = cross_entropy(logits, examples)
+  hit = jnp.argmax(logits, axis=-1) == examples["y"]
+  return {
+      "loss": Metric(value * weight, weight),
+      "accuracy": Metric(hit.astype(value.dtype) * weight, weight),
+  }
+
+
+def nnx_task(
+    make: Callable[[nnx.Rngs], nnx.Module],
+    *,
+    loss: ExampleLoss = cross_entropy,
+    metrics: ExampleMetrics = classification_metrics,
+    trainable: Any = nnx.Param,
+    inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
+) -> Task:
+  """A task from a `flax.nnx` module.
+
+  Variables that `trainable` selects are trained; other parameters are frozen;
+  what is neither, such as batch statistics, are buffers. Random streams
+  (dropout and others) are seeded anew with every step's key.
+
+  Args:
+    make: `nnx.Rngs` -> the module; called as `module(inputs(examples))`.
+    loss: (outputs, examples) -> (value, weight), shape=(batch,) each.
+    metrics: (outputs, examples) -> name -> `Metric` of per-example values.
+    trainable: an nnx filter, e.g. `nnx.LoRAParam`.
+    inputs: examples -> the module's argument.
+  """
+  frozen = nnx.All(nnx.Param, nnx.Not(trainable))
+  filters = (trainable, frozen, nnx.RngState, ...)
+
+  def structure(mode: str) -> tuple[nnx.GraphDef[Any], PyTree]:
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    getattr(module, mode)()
+    graphdef, _, _, rng, _ = nnx.split(module, *filters)
+    return graphdef, rng
+
+  training, rng_shapes = structure("train")
+  evaluating, _ = structure("eval")
+  streams = sorted({
+      rng.tag
+      for rng in jax.tree.leaves(
+          rng_shapes, is_leaf=lambda x: isinstance(x, nnx.RngKey)
+      )
+      if isinstance(rng, nnx.RngKey)
+  })
+
+  def init(key: Key) -> Variables:
+    module = make(nnx.Rngs(key))
+    _, params, kept, _, buffers = nnx.split(module, *filters)
+    return Variables(params, buffers, kept)
+
+  def module_of(
+      graphdef: nnx.GraphDef[Any], variables: Variables, key: Key
+  ) -> Any:
+    def blank(x: jax.ShapeDtypeStruct) -> Array:
+      if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(key, x.shape)
+      return jnp.zeros(x.shape, x.dtype)
+
+    # Without copy=True the module would alias the caller's variables.
+    module = nnx.merge(
+        graphdef,
+        variables.params,
+        variables.frozen,
+        jax.tree.map(blank, rng_shapes),
+        variables.buffers,
+        copy=True,
+    )
+    # Without new keys all lanes and steps would share one dropout mask.
+    keys = {s: jax.random.fold_in(key, i) for i, s in enumerate(streams)}
+    nnx.reseed(module, policy="match_shape", **keys)
+    return module
+
+  def task_loss(variables: Variables, examples: Examples, key: Key) -> Loss:
+    module = module_of(training, variables, key)
+    value, weight = loss(module(inputs(examples)), examples)
+    return Loss(value, weight, nnx.split(module, *filters)[4])
+
+  def task_metrics(
+      variables: Variables, examples: Examples
+  ) -> dict[str, Metric]:
+    module = module_of(evaluating, variables, jax.random.key(0))
+    return metrics(module(inputs(examples)), examples)
+
+  return Task(init, task_loss, task_metrics)
+
+
+def linen_task(
+    module: Any,
+    example_input: Any,
+    *,
+    loss: ExampleLoss = cross_entropy,
+    metrics: ExampleMetrics = classification_metrics,
+    train_argument: str | None = None,
+    streams: tuple[str, ...] = ("dropout",),
+    inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
+) -> Task:
+  """A task from a `flax.linen` module.
+
+  Args:
+    module: the `nn.Module`.
+    example_input: an input batch, or its `jax.ShapeDtypeStruct`.
+    loss: as in `nnx_task`.
+    metrics: as in `nnx_task`.
+    train_argument: name of the module's boolean argument for training mode,
+      e.g. "train"; None: it has none.
+    streams: names of the random streams it draws from in training.
+    inputs: examples -> the module's argument.
+  """
+
+  def mode(training: bool) -> dict[str, bool]:
+    return {} if train_argument is None else {train_argument: training}
+
+  def init(key: Key) -> Variables:
+    x = jnp.zeros(example_input.shape, example_input.dtype)
+    collections = dict(module.init(key, x, **mode(False)))
+    return Variables(collections.pop("params"), collections)
+
+  def task_loss(variables: Variables, examples: Examples, key: Key) -> Loss:
+    outputs, buffers = module.apply(
+        {"params": variables.params, **variables.buffers},
+        inputs(examples),
+        rngs={s: jax.random.fold_in(key, i) for i, s in enumerate(streams)},
+        mutable=list(variables.buffers),
+        **mode(True),
+    )
+    return Loss(*loss(outputs, examples), buffers=dict(buffers))
+
+  def task_metrics(
+      variables: Variables, examples: Examples
+  ) -> dict[str, Metric]:
+    outputs = module.apply(
+        {"params": variables.params, **variables.buffers},
+        inputs(examples),
+        **mode(False),
+    )
+    return metrics(outputs, examples)
+
+  return Task(init, task_loss, task_metrics)
+
+
+def function_task(
+    init: Callable[[Key], PyTree],
+    loss: Callable[[PyTree, Examples], Array],
+    metrics: Callable[[PyTree, Examples], dict[str, Array]] | None = None,
+) -> Task:
+  """A task from a plain pair of functions.
+
+  Args:
+    init: key -> params.
+    loss: (params, examples) -> the loss of each example, shape=(batch,).
+    metrics: (params, examples) -> name -> value of each example; `loss` is
+      added where it is missing.
+  """
+
+  def task_loss(variables: Variables, examples: Examples, key: Key) -> Loss:
+    del key
+    value = loss(variables.params, examples)
+    return Loss(value, jnp.ones_like(value))
+
+  def task_metrics(
+      variables: Variables, examples: Examples
+  ) -> dict[str, Metric]:
+    values = {"loss": loss(variables.params, examples)}
+    if metrics is not None:
+      values |= metrics(variables.params, examples)
+    return {k: Metric(v, jnp.ones_like(v)) for k, v in values.items()}
+
+  return Task(lambda key: Variables(init(key)), task_loss, task_metrics)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+  return jax.tree.map(
+      lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+      tree,
+  )
+
+
+def with_compute_dtype(task: Task, dtype: Any) -> Task:
+  """The task computed in `dtype`, e.g. bfloat16.
+
+  Parameters, optimisers, updates and their sums stay in float32; losses and
+  metrics are reduced in float32.
+  """
+
+  def lower(variables: Variables) -> Variables:
+    params, buffers, frozen = variables
+    return Variables(_cast(params, dtype), buffers, _cast(frozen, dtype))
+
+  def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
+    value, weight, buffers = task.loss(
+        lower(variables), _cast(examples, dtype), key
+    )
+    buffers = jax.tree.map(
+        lambda new, old: new.astype(old.dtype), buffers, variables.buffers
+    )
+    return Loss(_float32(value), _float32(weight), buffers)
+
+  def metrics(variables: Variables, examples: Examples) -> dict[str, Metric]:
+    return jax.tree.map(
+        _float32, task.metrics(lower(variables), _cast(examples, dtype))
+    )
+
+  return Task(task.init, loss, metrics)
+
+
+def with_remat(task: Task) -> Task:
+  """The task with its activations recomputed in the backward pass."""
+  return task._replace(loss=jax.checkpoint(task.loss))

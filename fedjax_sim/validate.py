@@ -1,0 +1,183 @@
+"""Every check of a user's arguments; all messages name field, value and fix.
+
+Checks run before any compute is spent. They raise `ValueError` (a value out of
+range), `TypeError` (a value of another kind) or `KeyError`'s user-facing
+cousin `UnknownNameError` (a name that no registry holds).
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class UnknownNameError(ValueError):
+  """A name that no registry holds."""
+
+
+def whole(
+    field: str, value: Any, *, least: int = 1, most: int | None = None
+) -> int:
+  """`value` as an int within [least, most].
+
+  Raises:
+    TypeError: it is not a whole number.
+    ValueError: it is out of range.
+  """
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    raise TypeError(
+        f"{field}={value!r} is a {type(value).__name__}; give a whole number."
+    )
+  if value < least or (most is not None and value > most):
+    bounds = f">= {least}" if most is None else f"from {least} to {most}"
+    raise ValueError(f"{field}={value} is out of range; give a number {bounds}.")
+  return int(value)
+
+
+def real(
+    field: str,
+    value: Any,
+    *,
+    least: float = float("-inf"),
+    most: float = float("inf"),
+    above: float | None = None,
+) -> float:
+  """`value` as a finite float within [least, most], and > `above`.
+
+  Raises:
+    TypeError: it is not a number.
+    ValueError: it is out of range, infinite or NaN.
+  """
+  if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    raise TypeError(
+        f"{field}={value!r} is a {type(value).__name__}; give a number."
+    )
+  value = float(value)
+  low = above if above is not None else least
+  sign = ">" if above is not None else ">="
+  inside = least <= value <= most and (above is None or value > above)
+  if not inside or value in (float("inf"), float("-inf")):
+    bounds = f"a finite number {sign} {low:g}" + (
+        "" if most == float("inf") else f" and <= {most:g}"
+    )
+    raise ValueError(f"{field}={value} is out of range; give {bounds}.")
+  return value
+
+
+def known(kind: str, name: str, names: Iterable[str]) -> str:
+  """`name` if it is among `names`.
+
+  Raises:
+    UnknownNameError: it is not; names the nearest and all valid ones.
+  """
+  names = sorted(names)
+  if name in names:
+    return name
+  near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+  hint = f" Did you mean {near[0]!r}?" if near else ""
+  raise UnknownNameError(
+      f"{kind}={name!r} is unknown.{hint} Known: {', '.join(names)}."
+  )
+
+
+def lookup(kind: str, name: str, registry: Mapping[str, T]) -> T:
+  """`registry[name]`, or an `UnknownNameError` that lists what there is."""
+  return registry[known(kind, name, registry)]
+
+
+def cohort(ids: Any, num_clients: int) -> np.ndarray:
+  """A cohort's ids as int64, shape=(cohort,).
+
+  Raises:
+    TypeError: they are not whole numbers in one dimension.
+    ValueError: an id twice, or one that no client has.
+  """
+  ids = np.asarray(ids)
+  if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+    raise TypeError(
+        f"A cohort has shape {ids.shape} and dtype {ids.dtype}; give a list of"
+        " client ids, whole numbers in one dimension."
+    )
+  ids = ids.astype(np.int64)
+  if ids.size and (ids.min() < 0 or ids.max() >= num_clients):
+    bad = int(ids[(ids < 0) | (ids >= num_clients)][0])
+    raise ValueError(
+        f"A cohort names client {bad}; ids go from 0 to {num_clients - 1}."
+    )
+  unique, counts = np.unique(ids, return_counts=True)
+  if np.any(counts > 1):
+    raise ValueError(
+        f"A cohort names client {unique[counts > 1][0]}"
+        f" {counts.max()} times; give every id once."
+    )
+  return ids
+
+
+def arrays(owner: str, examples: Mapping[str, Any]) -> int:
+  """How many examples all fields, field -> (examples, ...), agree to hold.
+
+  Raises:
+    TypeError: a field is no numpy array of numbers or bools.
+    ValueError: no field, or fields of different lengths.
+  """
+  if not examples:
+    raise ValueError(f"{owner}: there is no field; give at least one.")
+  lengths: dict[str, int] = {}
+  for field, array in examples.items():
+    if not isinstance(array, np.ndarray):
+      raise TypeError(
+          f"{owner}: field {field!r} is a {type(array).__name__}; give a numpy"
+          " array."
+      )
+    if array.dtype.kind not in "biuf" or not array.dtype.isnative:
+      why = ", which would need unpickling" if array.dtype.hasobject else ""
+      raise TypeError(
+          f"{owner}: field {field!r} has dtype {array.dtype}{why}; give native"
+          " ints, floats or bools."
+      )
+    if not array.ndim:
+      raise ValueError(
+          f"{owner}: field {field!r} is a single number; give one an example."
+      )
+    lengths[field] = len(array)
+  first, length = next(iter(lengths.items()))
+  for field, other in lengths.items():
+    if other != length:
+      raise ValueError(
+          f"{owner}: field {first!r} has {length} examples, field {field!r}"
+          f" {other}; give every field one entry an example."
+      )
+  return length
+
+
+def alike(
+    owner: str,
+    examples: Mapping[str, np.ndarray],
+    model_owner: str,
+    model: Mapping[str, np.ndarray],
+) -> None:
+  """Refuses examples whose fields, dtypes or shapes are not the model's.
+
+  Raises:
+    ValueError: they differ; names the first field that does.
+  """
+  if set(examples) != set(model):
+    raise ValueError(
+        f"{owner} has fields {sorted(examples)}, {model_owner} {sorted(model)};"
+        " give both the same."
+    )
+  for field, array in examples.items():
+    one, other = (
+        f"{a.dtype} of shape {a.shape[1:]}" for a in (array, model[field])
+    )
+    if one != other:
+      raise ValueError(
+          f"{owner}: one {field!r} is {one}, in {model_owner} {other}; give"
+          " both the same."
+      )
