@@ -354,14 +354,8 @@ def plan(
   wave, lane = np.divmod(np.arange(len(ids)), lanes)
   where = (owner[wave], turn[wave], lane)
 
-  def spread(values: np.ndarray, empty: int) -> np.ndarray:
-    grid = np.full(
-        (devices, waves, lanes, *values.shape[1:]), empty, np.int32
-    )
-    grid[where] = values[rank]
-    return grid
-
-  orders, starts = [], []
+  cohort = blank(shape, len(works))
+  starts = []
   for salt, (offset, work, length) in enumerate(
       zip(offsets, works, shape.order, strict=True)
   ):
@@ -373,19 +367,30 @@ def plan(
           f"A cohort with {len(order)} examples exceeds the {length} that the"
           " round was compiled for; give the sampler larger `sizes`."
       )
-    padded = np.full((length,), -1, np.int32)
-    padded[: len(order)] = order
-    orders.append(padded)
+    cohort.order[salt][: len(order)] = order
     starts.append(start)
 
+  cohort.client[where] = ids[rank]
+  cohort.version[where] = 0 if versions is None else versions[rank]
+  cohort.num_examples[where] = works[0].examples_used(sizes[0])[rank]
+  cohort.start[where] = np.stack(starts, axis=-1)[rank]
+  cohort.num_steps[where] = steps[rank]
+  cohort.num_waves[:] = np.bincount(owner, minlength=devices)
+  return cohort
+
+
+def blank(shape: Capacity, passes: int) -> Cohort:
+  """A plan of these shapes in which nobody takes part."""
+  grid = (shape.devices, shape.waves, shape.lanes)
+  zeros = lambda *more: np.zeros((*grid, *more), np.int32)
   return Cohort(
-      client=spread(ids, -1),
-      version=spread(np.zeros_like(ids) if versions is None else versions, 0),
-      num_examples=spread(works[0].examples_used(sizes[0]), 0),
-      start=spread(np.stack(starts, axis=-1), 0),
-      num_steps=spread(steps, 0),
-      num_waves=np.bincount(owner, minlength=devices).astype(np.int32),
-      order=tuple(orders),
+      client=np.full(grid, -1, np.int32),
+      version=zeros(),
+      num_examples=zeros(),
+      start=zeros(passes),
+      num_steps=zeros(passes),
+      num_waves=np.zeros((shape.devices,), np.int32),
+      order=tuple(np.full((n,), -1, np.int32) for n in shape.order),
   )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -50,16 +49,29 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """A copy on every device."""
-  return NamedSharding(mesh, P())
+def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
+  """Where arrays with these `PartitionSpec`s live: a tree, or a prefix of one."""
+  return jax.tree.map(
+      lambda spec: NamedSharding(mesh, spec),
+      specs,
+      is_leaf=lambda x: isinstance(x, P),
+  )
 
 
-def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """Axis `axis` dealt over the devices."""
-  return NamedSharding(mesh, P(*[None] * axis, AXIS))
+def put(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
+  """The tree's arrays on the devices; `specs` may be a prefix of the tree."""
+  return jax.device_put(tree, shardings(mesh, specs))
 
 
-def put(tree: PyTree, sharding: Any) -> PyTree:
-  """The tree's leaves on the devices."""
-  return jax.device_put(tree, sharding)
+def abstract(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
+  """Shapes, dtypes and shardings of what `put` would give."""
+  where = shardings(mesh, specs)
+  return jax.tree.map(
+      lambda sharding, part: jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding),
+          part,
+      ),
+      where,
+      tree,
+      is_leaf=lambda x: isinstance(x, NamedSharding),
+  )

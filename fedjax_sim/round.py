@@ -19,6 +19,7 @@ user's model or algorithm that starts from constants would need a cast.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,11 +91,55 @@ class RoundMetrics(NamedTuple):
   client_metrics: dict[str, Metric]
 
 
+# A plan's grids are dealt over the devices; every device reads all of `order`.
+COHORT_SPEC = Cohort(*[P(AXIS)] * 6, order=P())  # type: ignore[arg-type]
+
+
 class Walk(NamedTuple):
   """How a pass reads its batches: constants of the compiled round."""
 
   split: str
   batch_size: int
+
+
+def traffic(
+    algorithm: Algorithm, state: RunState, hparams: HParams
+) -> tuple[int, int]:
+  """Bytes that one client receives and sends in a round, uncompressed.
+
+  Args:
+    algorithm: what it does.
+    state: a state, or its shapes.
+    hparams: the hyper-parameters, or their shapes.
+  """
+  passes = len(algorithm.passes)
+
+  def visit(state: RunState, hparams: HParams) -> tuple[PyTree, Report]:
+    zero = jnp.zeros((), jnp.int32)
+    client = Client(
+        message=algorithm.download(algorithm.broadcast(state.server), zero),
+        state=jax.tree.map(lambda x: x[0], state.clients[0]),
+        hparams=hparams,
+        id=zero,
+        version=zero,
+        num_examples=zero,
+        num_steps=jnp.zeros((passes,), jnp.int32),
+        round=zero,
+        key=key_for(state.seed, Purpose.CLIENT),
+    )
+    carry = algorithm.start(client)
+    for walked in algorithm.passes:
+      carry = walked.init(client, carry)
+    report = algorithm.finish(client, carry)
+    return client.message, report._replace(state=(), metrics={})
+
+  message, report = jax.eval_shape(visit, state, hparams)
+  return nbytes(message), nbytes(report)
+
+
+def nbytes(tree: PyTree) -> int:
+  """Bytes of all arrays, or of all shapes, in the tree."""
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -400,14 +445,13 @@ def make_rounds(
     return sums, jax.tree.map(lambda x: x[None], kept)
 
   split, whole = P(AXIS), P()
-  cohort_spec = Cohort(*[split] * 6, order=whole)
   joined_spec = _Joined(*[whole] * 8)
   if aggregator.stacked:
     joined_spec = joined_spec._replace(update=split)
   train = jax.shard_map(
       train_device,
       mesh=mesh,
-      in_specs=(whole, whole, whole, whole, split, cohort_spec, whole, whole),
+      in_specs=(whole, whole, whole, whole, split, COHORT_SPEC, whole, whole),
       out_specs=(joined_spec, split),
       check_vma=False,
   )

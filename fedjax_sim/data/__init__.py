@@ -11,32 +11,32 @@ from collections.abc import Callable, Mapping
 
 from fedjax_sim.data.digits import load_digits
 from fedjax_sim.data.federated import (
-    FederatedData,
-    FederatedDataset,
-    check_labels,
+  FederatedData,
+  FederatedDataset,
+  check_labels,
 )
 from fedjax_sim.data.npz import load_npz
 from fedjax_sim.data.partition import PARTITIONERS
 from fedjax_sim.data.splits import (
-    make_dataset,
-    split_clients,
-    split_off_clients,
+  make_dataset,
+  split_clients,
+  split_off_clients,
 )
 
 DATASETS: Mapping[str, Callable[..., FederatedDataset]] = {
-    "digits": load_digits,
-    "npz": load_npz,
+  "digits": load_digits,
+  "npz": load_npz,
 }
 
 __all__ = [
-    "DATASETS",
-    "PARTITIONERS",
-    "FederatedData",
-    "FederatedDataset",
-    "check_labels",
-    "load_digits",
-    "load_npz",
-    "make_dataset",
-    "split_clients",
-    "split_off_clients",
+  "DATASETS",
+  "PARTITIONERS",
+  "FederatedData",
+  "FederatedDataset",
+  "check_labels",
+  "load_digits",
+  "load_npz",
+  "make_dataset",
+  "split_clients",
+  "split_off_clients",
 ]

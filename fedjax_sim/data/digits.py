@@ -20,15 +20,15 @@ TEST_FRACTION = 0.2
 
 
 def load_digits(
-    *,
-    path: str | os.PathLike[str] | None = None,
-    num_clients: int = 100,
-    partition: str = "dirichlet",
-    heldout_fraction: float = 0.0,
-    unseen_clients: int | float = 0,
-    min_examples: int = 1,
-    seed: int = 0,
-    **options: Any,
+  *,
+  path: str | os.PathLike[str] | None = None,
+  num_clients: int = 100,
+  partition: str = "dirichlet",
+  heldout_fraction: float = 0.0,
+  unseen_clients: int | float = 0,
+  min_examples: int = 1,
+  seed: int = 0,
+  **options: Any,
 ) -> FederatedDataset:
   """Digits, partitioned over clients, and a central test set.
 
@@ -54,31 +54,31 @@ def load_digits(
     from sklearn import datasets
   except ImportError as error:
     raise ImportError(
-        "data.name='digits' needs scikit-learn: pip install scikit-learn."
+      "data.name='digits' needs scikit-learn: pip install scikit-learn."
     ) from error
   pixels, labels = datasets.load_digits(return_X_y=True)
   examples = {
-      "x": (pixels / 16).astype(np.float32),
-      "y": labels.astype(np.int32),
+    "x": (pixels / 16).astype(np.float32),
+    "y": labels.astype(np.int32),
   }
   # Classes in the place of clients: a test set with every class in proportion.
   by_class = FederatedData.from_assignment(examples, labels)
   rest, test = split_clients(by_class, TEST_FRACTION, seed, Stream.TEST)
   client_of = partition_by(
-      partition,
-      rest.examples["y"],
-      num_clients,
-      seed,
-      min_examples=min_examples,
-      **options,
+    partition,
+    rest.examples["y"],
+    num_clients,
+    seed,
+    min_examples=min_examples,
+    **options,
   )
   return make_dataset(
-      "digits",
-      FederatedData.from_assignment(rest.examples, client_of, num_clients),
-      num_classes=10,
-      test=test.examples,
-      heldout_fraction=heldout_fraction,
-      unseen_clients=unseen_clients,
-      min_examples=min_examples,
-      seed=seed,
+    "digits",
+    FederatedData.from_assignment(rest.examples, client_of, num_clients),
+    num_classes=10,
+    test=test.examples,
+    heldout_fraction=heldout_fraction,
+    unseen_clients=unseen_clients,
+    min_examples=min_examples,
+    seed=seed,
   )

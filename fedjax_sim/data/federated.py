@@ -53,10 +53,10 @@ class FederatedData:
 
   @classmethod
   def from_clients(
-      cls,
-      clients: Mapping[str, Mapping[str, npt.ArrayLike]]
-      | Iterable[Mapping[str, npt.ArrayLike]],
-      drop_empty: bool = False,
+    cls,
+    clients: Mapping[str, Mapping[str, npt.ArrayLike]]
+    | Iterable[Mapping[str, npt.ArrayLike]],
+    drop_empty: bool = False,
   ) -> FederatedData:
     """Joins the clients' own arrays.
 
@@ -85,22 +85,22 @@ class FederatedData:
     if not kept:
       raise ValueError("There is no client with examples; give at least one.")
     return cls(
-        examples={
-            field: np.concatenate([arrays[field] for *_, arrays in kept])
-            for field in kept[0][2]
-        },
-        offsets=offsets_of([size for _, size, _ in kept]),
-        names=names and tuple(names[index] for index, *_ in kept),
+      examples={
+        field: np.concatenate([arrays[field] for *_, arrays in kept])
+        for field in kept[0][2]
+      },
+      offsets=offsets_of([size for _, size, _ in kept]),
+      names=names and tuple(names[index] for index, *_ in kept),
     )
 
   @classmethod
   def from_assignment(
-      cls,
-      examples: Examples,
-      client_of: npt.ArrayLike,
-      num_clients: int | None = None,
-      names: Sequence[str] | None = None,
-      drop_empty: bool = False,
+    cls,
+    examples: Examples,
+    client_of: npt.ArrayLike,
+    num_clients: int | None = None,
+    names: Sequence[str] | None = None,
+    drop_empty: bool = False,
   ) -> FederatedData:
     """Sorts examples by the client that owns each; stable inside a client.
 
@@ -119,13 +119,14 @@ class FederatedData:
     client_of = np.asarray(client_of)
     if client_of.dtype.kind not in "iu":
       raise TypeError(
-          f"client_of has dtype {client_of.dtype}; give whole numbers."
+        f"client_of has dtype {client_of.dtype}; give whole numbers."
       )
     if client_of.shape != (num_examples,):
       raise ValueError(
-          f"client_of has shape {client_of.shape} for {num_examples} examples; "
-          "give one owner an example."
+        f"client_of has shape {client_of.shape} for {num_examples} examples; "
+        "give one owner an example."
       )
+    client_of = client_of.astype(np.int64)  # bincount refuses uint64
     largest = int(client_of.max(initial=-1))
     if num_clients is None:
       num_clients = largest + 1 if names is None else len(names)
@@ -133,7 +134,7 @@ class FederatedData:
     if largest >= num_clients or client_of.min(initial=0) < 0:
       wrong = largest if largest >= num_clients else int(client_of.min())
       raise ValueError(
-          f"client_of holds {wrong}; give numbers from 0 to {num_clients - 1}."
+        f"client_of holds {wrong}; give numbers from 0 to {num_clients - 1}."
       )
     order = np.argsort(client_of, kind="stable")
     sizes = np.bincount(client_of, minlength=num_clients)
@@ -143,17 +144,19 @@ class FederatedData:
       names = names and tuple(itertools.compress(names, sizes))
       sizes = sizes[sizes > 0]
     return cls(
-        examples={field: array[order] for field, array in examples.items()},
-        offsets=offsets_of(sizes),
-        names=names,
+      examples={field: array[order] for field, array in examples.items()},
+      offsets=offsets_of(sizes),
+      names=names,
     )
 
   @property
   def num_clients(self) -> int:
+    """How many clients there are."""
     return len(self.offsets) - 1
 
   @property
   def num_examples(self) -> int:
+    """How many examples all clients have."""
     return int(self.offsets[-1])
 
   @property
@@ -196,10 +199,10 @@ class FederatedData:
     rows = np.arange(offsets[-1])
     rows += np.repeat(self.offsets[ids] - offsets[:-1], sizes)
     return dataclasses.replace(
-        self,
-        examples={field: array[rows] for field, array in self.examples.items()},
-        offsets=offsets,
-        names=self.names and tuple(self.names[i] for i in ids),
+      self,
+      examples={field: array[rows] for field, array in self.examples.items()},
+      offsets=offsets,
+      names=self.names and tuple(self.names[i] for i in ids),
     )
 
   def at_least(self, n: int) -> FederatedData:
@@ -212,8 +215,8 @@ class FederatedData:
     kept = np.flatnonzero(self.sizes >= n)
     if not kept.size:
       raise ValueError(
-          f"data.min_examples={n} leaves no client; the largest has "
-          f"{self.sizes.max()} examples. Lower it."
+        f"data.min_examples={n} leaves no client; the largest has "
+        f"{self.sizes.max()} examples. Lower it."
       )
     return self if len(kept) == self.num_clients else self.select(kept)
 
@@ -234,8 +237,8 @@ class FederatedData:
         return
     first = tuple(np.argwhere(~np.isfinite(array))[0])
     raise ValueError(
-        f"field {field!r} of {self._where(int(first[0]))} holds "
-        f"{array[first]}; remove the example or fill in a finite number."
+      f"field {field!r} of {self._where(int(first[0]))} holds "
+      f"{array[first]}; remove the example or fill in a finite number."
     )
 
 
@@ -275,8 +278,8 @@ class FederatedDataset:
       shape = train.examples["x"].shape[1:]
       if shape != self.example_shape:
         raise ValueError(
-            f"example_shape={self.example_shape} but one 'x' of train has "
-            f"shape {shape}; give that."
+          f"example_shape={self.example_shape} but one 'x' of train has "
+          f"shape {shape}; give that."
         )
     if "train" in self.splits:
       raise ValueError("splits holds 'train'; give that set as train=.")
@@ -286,8 +289,8 @@ class FederatedDataset:
     for part, data in aligned.items():
       if data.num_clients != train.num_clients or data.names != train.names:
         raise ValueError(
-            f"{part} has {data.num_clients} clients, train "
-            f"{train.num_clients}; give the same clients, names and order."
+          f"{part} has {data.num_clients} clients, train "
+          f"{train.num_clients}; give the same clients, names and order."
         )
     parts = {"train": train, **aligned}
     if self.unseen is not None:
@@ -308,7 +311,7 @@ class FederatedDataset:
 
 
 def check_labels(
-    data: FederatedData, field: str, num_classes: int, part: str = "data"
+  data: FederatedData, field: str, num_classes: int, part: str = "data"
 ) -> None:
   """Refuses labels outside 0..num_classes - 1.
 
@@ -326,15 +329,15 @@ def check_labels(
   labels = data.examples[field]
   if labels.dtype.kind not in "iu":
     raise TypeError(
-        f"{part}: field {field!r} is {labels.dtype}; give integer labels."
+      f"{part}: field {field!r} is {labels.dtype}; give integer labels."
     )
   outside = np.argwhere((labels < 0) | (labels >= num_classes))
   if outside.size:
     first = tuple(outside[0])
     raise ValueError(
-        f"{part}: field {field!r} of {data._where(int(first[0]))} holds label "
-        f"{labels[first]}; give labels from 0 to {num_classes - 1}, or raise "
-        "num_classes."
+      f"{part}: field {field!r} of {data._where(int(first[0]))} holds label "
+      f"{labels[first]}; give labels from 0 to {num_classes - 1}, or raise "
+      "num_classes."
     )
 
 
@@ -349,8 +352,8 @@ def _who(index: int, names: tuple[str, ...] | None) -> str:
 
 def _no_examples(who: str) -> ValueError:
   return ValueError(
-      f"{who} has no examples; leave such clients out with drop_empty=True in "
-      "from_clients or from_assignment, or raise data.min_examples."
+    f"{who} has no examples; leave such clients out with drop_empty=True in "
+    "from_clients or from_assignment, or raise data.min_examples."
   )
 
 
@@ -359,8 +362,8 @@ def _as_array(who: str, field: str, value: npt.ArrayLike) -> np.ndarray:
     return np.asarray(value)
   except ValueError as error:
     raise ValueError(
-        f"{who}: field {field!r} is no array ({error}); give its examples "
-        "one shape."
+      f"{who}: field {field!r} is no array ({error}); give its examples "
+      "one shape."
     ) from error
 
 
@@ -370,20 +373,20 @@ def _check_offsets(offsets: np.ndarray, num_examples: int) -> None:
     raise TypeError(f"offsets is {kind}; give a numpy array of int64.")
   if offsets.ndim != 1 or len(offsets) < 2:
     raise ValueError(
-        f"offsets has shape {offsets.shape}; give (num_clients + 1,) numbers, "
-        "for at least one client."
+      f"offsets has shape {offsets.shape}; give (num_clients + 1,) numbers, "
+      "for at least one client."
     )
   if offsets[0] != 0 or offsets[-1] != num_examples:
     raise ValueError(
-        f"offsets go from {offsets[0]} to {offsets[-1]}; let them start with "
-        f"0 and end with the number of examples, {num_examples}."
+      f"offsets go from {offsets[0]} to {offsets[-1]}; let them start with "
+      f"0 and end with the number of examples, {num_examples}."
     )
   falls = np.flatnonzero(offsets[1:] < offsets[:-1])
   if falls.size:
     i = int(falls[0])
     raise ValueError(
-        f"offsets fall from {offsets[i]} to {offsets[i + 1]} at client {i}; "
-        "let them never decrease."
+      f"offsets fall from {offsets[i]} to {offsets[i + 1]} at client {i}; "
+      "let them never decrease."
     )
 
 
@@ -392,8 +395,8 @@ def _check_names(names: tuple[str, ...] | None, num_clients: int) -> None:
     return
   if len(names) != num_clients:
     raise ValueError(
-        f"names has {len(names)} entries for {num_clients} clients; give one "
-        "a client."
+      f"names has {len(names)} entries for {num_clients} clients; give one "
+      "a client."
     )
   first: dict[str, int] = {}
   for i, name in enumerate(names):
@@ -401,6 +404,6 @@ def _check_names(names: tuple[str, ...] | None, num_clients: int) -> None:
       raise TypeError(f"names holds {name!r} for client {i}; give strings.")
     if first.setdefault(name, i) != i:
       raise ValueError(
-          f"names calls clients {first[name]} and {i} {name!r}; give each its "
-          "own name."
+        f"names calls clients {first[name]} and {i} {name!r}; give each its "
+        "own name."
       )

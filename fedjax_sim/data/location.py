@@ -22,7 +22,7 @@ def locate(path: str | os.PathLike[str] | None) -> Path:
   root = os.environ.get(VARIABLE)
   if path is None and not root:
     raise ValueError(
-        f"data.path is not set; give the data's path, or set {VARIABLE}."
+      f"data.path is not set; give the data's path, or set {VARIABLE}."
     )
   tried = []
   if path is not None:
@@ -35,5 +35,5 @@ def locate(path: str | os.PathLike[str] | None) -> Path:
       return place
   places = " and ".join(f"{place} (from {field})" for field, place in tried)
   raise FileNotFoundError(
-      f"There is no {places}; correct data.path or {VARIABLE}."
+    f"There is no {places}; correct data.path or {VARIABLE}."
   )

@@ -27,13 +27,13 @@ _TEST = ("test_x", "test_y")
 
 
 def load_npz(
-    *,
-    path: str | os.PathLike[str] | None = None,
-    num_classes: int | None = None,
-    heldout_fraction: float = 0.0,
-    unseen_clients: int | float = 0,
-    min_examples: int = 1,
-    seed: int = 0,
+  *,
+  path: str | os.PathLike[str] | None = None,
+  num_classes: int | None = None,
+  heldout_fraction: float = 0.0,
+  unseen_clients: int | float = 0,
+  min_examples: int = 1,
+  seed: int = 0,
 ) -> FederatedDataset:
   """Clients, named and sorted by the file's `client`.
 
@@ -57,8 +57,8 @@ def load_npz(
   missing = [name for name in needed if name not in arrays]
   if missing:
     raise ValueError(
-        f"{file} lacks {', '.join(missing)}; it holds {present}. Write it with "
-        "np.savez(file, x=..., y=..., client=...)."
+      f"{file} lacks {', '.join(missing)}; it holds {present}. Write it with "
+      "np.savez(file, x=..., y=..., client=...)."
     )
   for name in arrays:
     validate.known(f"{file}: array", name, _REQUIRED + _TEST)
@@ -66,43 +66,48 @@ def load_npz(
   if "test_x" in arrays:
     test = {"x": arrays["test_x"], "y": arrays["test_y"]}
   if num_classes is None:
-    labels = [arrays[name] for name in ("y", "test_y") if name in arrays]
-    integer = all(array.dtype.kind in "iu" for array in labels)
-    largest = max(array.max(initial=-1) for array in labels) if integer else -1
-    num_classes = int(largest) + 1
+    num_classes = _count_classes(arrays["y"], arrays.get("test_y"))
   client_of, names = by_key(arrays["client"])
   return make_dataset(
-      file.stem,
-      FederatedData.from_assignment(
-          {"x": arrays["x"], "y": arrays["y"]}, client_of, names=names
-      ),
-      num_classes=num_classes,
-      test=test,
-      heldout_fraction=heldout_fraction,
-      unseen_clients=unseen_clients,
-      min_examples=min_examples,
-      seed=seed,
+    file.stem,
+    FederatedData.from_assignment(
+      {"x": arrays["x"], "y": arrays["y"]}, client_of, names=names
+    ),
+    num_classes=num_classes,
+    test=test,
+    heldout_fraction=heldout_fraction,
+    unseen_clients=unseen_clients,
+    min_examples=min_examples,
+    seed=seed,
   )
+
+
+def _count_classes(*labels: np.ndarray | None) -> int:
+  given = [array for array in labels if array is not None and array.size]
+  if any(array.dtype.kind not in "iu" for array in given):
+    return 0
+  return 1 + max((int(array.max()) for array in given), default=-1)
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
   if file.is_dir():
     raise ValueError(f"{file} is a folder; let data.path name the .npz file.")
   try:
-    archive = np.load(file, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-      raise ValueError("it holds a single array")
-    with archive:
+    with file.open("rb") as stream:  # np.load leaves a damaged file open
+      archive = np.load(stream, allow_pickle=False)
+      if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array")
       return {name: archive[name] for name in archive.files}
   except (
-      zipfile.BadZipFile,
-      zlib.error,
-      EOFError,
-      OSError,
-      ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # encrypted, or compressed in an unknown way
+    ValueError,
   ) as error:
     raise ValueError(
-        f"{file} (from data.path) cannot be read: {error}. It is damaged, is "
-        "not .npz, or holds objects, which would need unpickling; write it "
-        "again with np.savez, of numeric and string arrays."
+      f"{file} (from data.path) cannot be read: {error}. It is damaged, is "
+      "not .npz, or holds objects, which would need unpickling; write it "
+      "again with np.savez, of numeric and string arrays."
     ) from error

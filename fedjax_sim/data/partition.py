@@ -19,7 +19,7 @@ from fedjax_sim.data.seeding import Stream, generator
 
 
 def iid(
-    num_examples: int, num_clients: int, *, seed: int, min_examples: int = 1
+  num_examples: int, num_clients: int, *, seed: int, min_examples: int = 1
 ) -> np.ndarray:
   """Deals the shuffled examples in turn; sizes differ by at most 1.
 
@@ -35,12 +35,12 @@ def iid(
 
 
 def dirichlet(
-    labels: npt.ArrayLike,
-    num_clients: int,
-    *,
-    seed: int,
-    alpha: float = 0.5,
-    min_examples: int = 1,
+  labels: npt.ArrayLike,
+  num_clients: int,
+  *,
+  seed: int,
+  alpha: float = 0.5,
+  min_examples: int = 1,
 ) -> np.ndarray:
   """Skews labels as Hsu et al. (2019, arXiv 1909.06335), with equal sizes.
 
@@ -55,7 +55,8 @@ def dirichlet(
     labels: shape=(num_examples,), integer.
     num_clients: how many clients.
     seed: of all draws.
-    alpha: > 0; small is skewed, large is i.i.d.
+    alpha: > 0; small is skewed, large is i.i.d. It is the sum of the classes'
+      concentrations; where others give one per class, multiply by the classes.
     min_examples: of each client.
   """
   classes, left = _classes(labels)
@@ -63,7 +64,7 @@ def dirichlet(
   _check_room(len(classes), num_clients, min_examples)
   rng = generator(seed, Stream.PARTITION)
   mix = rng.dirichlet(alpha * left / len(classes), num_clients)
-  counts = np.zeros(mix.shape, np.int64)  # (clients, classes)
+  counts = np.zeros((num_clients, len(left)), np.int64)
   missing = np.bincount(np.arange(len(classes)) % num_clients)
   while missing.any():
     wish = mix * (left > 0)
@@ -77,19 +78,19 @@ def dirichlet(
     left -= wanted.sum(axis=0)
     missing -= wanted.sum(axis=1)
   order = np.lexsort((rng.random(len(classes)), classes))
-  owners = np.tile(np.arange(num_clients), counts.shape[1])
+  owners = np.tile(np.arange(num_clients), len(left))
   client_of = np.empty(len(classes), np.int64)
   client_of[order] = np.repeat(owners, counts.T.ravel())
   return client_of
 
 
 def shards(
-    labels: npt.ArrayLike,
-    num_clients: int,
-    *,
-    seed: int,
-    shards_per_client: int = 2,
-    min_examples: int = 1,
+  labels: npt.ArrayLike,
+  num_clients: int,
+  *,
+  seed: int,
+  shards_per_client: int = 2,
+  min_examples: int = 1,
 ) -> np.ndarray:
   """Gives clients few classes, as McMahan et al. (2017, arXiv 1602.05629).
 
@@ -109,9 +110,9 @@ def shards(
   total = num_clients * each
   if len(classes) // total * each < min_examples:
     raise ValueError(
-        f"data.shards_per_client={each} cuts {len(classes)} examples into "
-        f"{total} shards, too small for data.min_examples={min_examples}; "
-        "lower it or data.num_clients."
+      f"data.shards_per_client={each} cuts {len(classes)} examples into "
+      f"{total} shards, too small for data.min_examples={min_examples}; "
+      "lower it or data.num_clients."
     )
   owners = generator(seed, Stream.PARTITION).permutation(total) % num_clients
   client_of = np.empty(len(classes), np.int64)
@@ -121,12 +122,12 @@ def shards(
 
 
 def power_law(
-    num_examples: int,
-    num_clients: int,
-    *,
-    seed: int,
-    exponent: float = 2.5,
-    min_examples: int = 1,
+  num_examples: int,
+  num_clients: int,
+  *,
+  seed: int,
+  exponent: float = 2.5,
+  min_examples: int = 1,
 ) -> np.ndarray:
   """Gives clients i.i.d. examples but sizes after a power law.
 
@@ -164,8 +165,8 @@ def by_key(keys: npt.ArrayLike) -> tuple[np.ndarray, tuple[str, ...]]:
   keys = np.asarray(keys)
   if keys.ndim != 1 or keys.dtype.kind not in "iuSU":
     raise TypeError(
-        f"Client keys have dtype {keys.dtype} and shape {keys.shape}; give a "
-        "one-dimensional array of integers or strings."
+      f"Client keys have dtype {keys.dtype} and shape {keys.shape}; give a "
+      "one-dimensional array of integers or strings."
     )
   if keys.dtype.kind == "S":
     keys = np.strings.decode(keys, "utf-8")
@@ -174,19 +175,19 @@ def by_key(keys: npt.ArrayLike) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 PARTITIONERS: Mapping[str, Callable[..., np.ndarray]] = {
-    "iid": iid,
-    "dirichlet": dirichlet,
-    "shards": shards,
-    "power_law": power_law,
+  "iid": iid,
+  "dirichlet": dirichlet,
+  "shards": shards,
+  "power_law": power_law,
 }
 
 
 def partition(
-    name: str,
-    labels: npt.ArrayLike,
-    num_clients: int,
-    seed: int,
-    **options: Any,
+  name: str,
+  labels: npt.ArrayLike,
+  num_clients: int,
+  seed: int,
+  **options: Any,
 ) -> np.ndarray:
   """`client_of` by the partitioner of this name.
 
@@ -215,11 +216,11 @@ def _classes(labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
   labels = np.asarray(labels)
   if labels.ndim != 1 or labels.dtype.kind not in "iu":
     raise TypeError(
-        f"labels have dtype {labels.dtype} and shape {labels.shape}; give one "
-        "integer an example, or data.partition='iid' or 'power_law'."
+      f"labels have dtype {labels.dtype} and shape {labels.shape}; give one "
+      "integer an example, or data.partition='iid' or 'power_law'."
     )
   _, classes, counts = np.unique(
-      labels, return_inverse=True, return_counts=True
+    labels, return_inverse=True, return_counts=True
   )
   return classes, counts
 
@@ -229,7 +230,7 @@ def _check_room(num_examples: int, num_clients: int, min_examples: int) -> None:
   min_examples = validate.whole("data.min_examples", min_examples)
   if num_clients * min_examples > num_examples:
     raise ValueError(
-        f"data.num_clients={num_clients} with data.min_examples="
-        f"{min_examples} needs {num_clients * min_examples} examples, but "
-        f"there are {num_examples}; lower one of them."
+      f"data.num_clients={num_clients} with data.min_examples="
+      f"{min_examples} needs {num_clients * min_examples} examples, but "
+      f"there are {num_examples}; lower one of them."
     )

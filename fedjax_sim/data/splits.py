@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 
 import numpy as np
 
 from fedjax_sim import validate
 from fedjax_sim.data.federated import (
-    Examples,
-    FederatedData,
-    FederatedDataset,
-    offsets_of,
+  Examples,
+  FederatedData,
+  FederatedDataset,
+  offsets_of,
 )
 from fedjax_sim.data.seeding import Stream, generator
 
 
 def split_clients(
-    data: FederatedData,
-    fraction: float,
-    seed: int,
-    stream: Stream = Stream.HELD_OUT,
+  data: FederatedData,
+  fraction: float,
+  seed: int,
+  stream: Stream = Stream.HELD_OUT,
 ) -> tuple[FederatedData, FederatedData]:
   """Holds out examples of every client, who keeps at least one.
 
@@ -43,8 +42,8 @@ def split_clients(
   counts = np.clip(counts, 0, np.maximum(sizes - 1, 0))
   if not counts.any():
     raise ValueError(
-        f"data.heldout_fraction={fraction} holds out nothing; the largest "
-        f"client has {sizes.max()} examples. Raise it, or set it to 0."
+      f"data.heldout_fraction={fraction} holds out nothing; the largest "
+      f"client has {sizes.max()} examples. Raise it, or set it to 0."
     )
   owner = np.repeat(np.arange(data.num_clients), sizes)
   draws = generator(seed, stream).random(data.num_examples)
@@ -55,7 +54,7 @@ def split_clients(
   def part(mask: np.ndarray, sizes: np.ndarray, empty: bool) -> FederatedData:
     examples = {field: array[mask] for field, array in data.examples.items()}
     return dataclasses.replace(
-        data, examples=examples, offsets=offsets_of(sizes), allow_empty=empty
+      data, examples=examples, offsets=offsets_of(sizes), allow_empty=empty
     )
 
   train = part(~held, sizes - counts, data.allow_empty)
@@ -63,7 +62,7 @@ def split_clients(
 
 
 def split_off_clients(
-    data: FederatedData, amount: int | float, seed: int
+  data: FederatedData, amount: int | float, seed: int
 ) -> tuple[FederatedData, FederatedData]:
   """Moves whole clients away.
 
@@ -82,26 +81,25 @@ def split_off_clients(
   field, total = "data.unseen_clients", data.num_clients
   if total < 2:
     raise ValueError(f"{field}={amount} needs 2 clients or more; set it to 0.")
-  count = amount
-  if not isinstance(amount, numbers.Integral):
+  if isinstance(amount, float):
     fraction = validate.real(field, amount, above=0, most=1)
-    count = max(1, round(fraction * total))
-  count = validate.whole(field, count, most=total - 1)
+    amount = max(1, round(fraction * total))
+  count = validate.whole(field, amount, most=total - 1)
   order = generator(seed, Stream.UNSEEN).permutation(total)
   unseen, seen = np.sort(order[:count]), np.sort(order[count:])
   return data.select(seen), data.select(unseen)
 
 
 def make_dataset(
-    name: str,
-    data: FederatedData,
-    *,
-    num_classes: int,
-    test: Examples | None = None,
-    heldout_fraction: float = 0.0,
-    unseen_clients: int | float = 0,
-    min_examples: int = 1,
-    seed: int = 0,
+  name: str,
+  data: FederatedData,
+  *,
+  num_classes: int,
+  test: Examples | None = None,
+  heldout_fraction: float = 0.0,
+  unseen_clients: int | float = 0,
+  min_examples: int = 1,
+  seed: int = 0,
 ) -> FederatedDataset:
   """The data set of a run out of all clients; every loader ends here.
 
@@ -125,11 +123,11 @@ def make_dataset(
   if heldout_fraction:
     train, seen = split_clients(train, heldout_fraction, seed)
   return FederatedDataset(
-      name=name,
-      train=train,
-      num_classes=num_classes,
-      example_shape=train.examples["x"].shape[1:],
-      seen=seen,
-      unseen=unseen,
-      test=test,
+    name=name,
+    train=train,
+    num_classes=num_classes,
+    example_shape=train.examples["x"].shape[1:],
+    seen=seen,
+    unseen=unseen,
+    test=test,
   )

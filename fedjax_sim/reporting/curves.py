@@ -47,14 +47,13 @@ def draw_curves(
     for word, label in _PANELS.items()
     if (chosen := _ending(series, word))
   } or {"Loss": {}}
-  figure = Figure(
-    figsize=(1 + 5 * len(panels), 4.2), dpi=120, layout="constrained"
-  )
+  figure = Figure(figsize=(1 + 5 * len(panels), 4.2), dpi=120)
+  figure.set_layout_engine("constrained", wspace=0.06)
   FigureCanvasAgg(figure)
   figure.suptitle(title, parse_math=False)
   groups = dict.fromkeys(_group(key) for c in panels.values() for key in c)
   colors = {group: f"C{index % 10}" for index, group in enumerate(groups)}
-  axes = figure.subplots(1, len(panels), squeeze=False)[0]
+  axes = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
   for ax, (label, chosen) in zip(axes, panels.items(), strict=True):
     _draw_panel(ax, label, chosen, colors)
   image = io.BytesIO()
@@ -84,9 +83,12 @@ def _draw_panel(
     used[group] += 1
   if series:
     ax.legend(frameon=False)
+  ax.set_xlim(left=0)
   ax.set_xlabel("Round")
   ax.set_ylabel(label)
-  ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+  ax.xaxis.set_major_locator(
+    MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+  )
   ax.grid(alpha=0.3)
   ax.spines[["top", "right"]].set_visible(False)
 

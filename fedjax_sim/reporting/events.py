@@ -7,7 +7,6 @@ Records are written one by one with tensorboardX's `RecordWriter`, not with its
 
 from __future__ import annotations
 
-import numbers
 import os
 import socket
 import time
@@ -50,12 +49,12 @@ class EventFiles:
     self.flush()
 
   def write(self, rows: Iterable[Row]) -> None:
-    """Writes every number of the rows, other than the round, as a scalar."""
+    """Writes all that the rows hold, other than the round, as scalars."""
     for row in rows:
       values = [
         {"tag": key, "simple_value": float(value)}
         for key, value in row.items()
-        if key != "round" and isinstance(value, numbers.Real)
+        if key != "round"
       ]
       self._write(step=int(row["round"]), summary={"value": values})
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:

@@ -104,7 +104,8 @@ class Progress:
         message, style=style, markup=False, highlight=False, soft_wrap=True
       )
     elif level == "warning":
-      print(message, file=sys.stderr, flush=True)
+      sys.stderr.write(f"{message}\n")
+      sys.stderr.flush()
 
 
 class _Pace:
@@ -152,7 +153,7 @@ def _bar(console: Console) -> Bar:
     progress.TextColumn("loss {task.fields[loss]}"),
     progress.TextColumn("accuracy {task.fields[accuracy]}"),
     progress.TextColumn("{task.fields[speed]} clients/s"),
-    progress.TextColumn("{task.fields[left]} left"),
+    progress.TextColumn("{task.fields[left]}"),
     console=console,
     expand=True,
     refresh_per_second=4,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
 import re
+
+import numpy as np
 
 
 def number(value: float) -> str:
@@ -11,7 +12,7 @@ def number(value: float) -> str:
 
   Whole numbers (ints) are given in full.
   """
-  if isinstance(value, numbers.Integral) or abs(value) >= 1000:
+  if isinstance(value, (int, np.integer)) or abs(value) >= 1000:
     return f"{value:,.0f}"
   return f"{value:#.4g}".rstrip(".")
 
@@ -20,11 +21,12 @@ def size(count: float) -> str:
   """A number of bytes: 532 B, 1.234 kB, 2.500 GB (powers of 1000)."""
   if abs(count) < 1000:
     return f"{count:.0f} B"
-  for unit in ("kB", "MB", "GB", "TB"):
+  units = ["kB", "MB", "GB", "TB"]
+  count = count / 1000
+  while abs(count) >= 999.95 and len(units) > 1:
     count /= 1000
-    if abs(count) < 999.95:
-      break
-  return f"{number(float(count))} {unit}"
+    del units[0]
+  return f"{number(count)} {units[0]}"
 
 
 def metric(name: str, value: float) -> str:

@@ -1,0 +1,39 @@
+"""Centralised training on the pooled data: the baseline of every paper's plot.
+
+One client holds the union of all clients' data and keeps its optimiser's state
+from round to round, so this is ordinary mini-batch training; a round is
+`client.epochs` epochs, or `client.steps` steps.
+"""
+
+from __future__ import annotations
+
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.base import Algorithm, Client, Report, Task
+from fedjax_sim.local import LocalState
+from fedjax_sim.optimizers import Optimizer, optimizer
+
+
+def centralized(task: Task, client_optimizer: Optimizer) -> Algorithm:
+  """Training without federation.
+
+  Args:
+    task: what is trained.
+    client_optimizer: the optimiser.
+  """
+  base = fedavg(task, client_optimizer, optimizer("sgd", learning_rate=1.0))
+
+  def start(client: Client) -> LocalState:
+    carry: LocalState = base.start(client)
+    return carry._replace(optimizer=client.state)
+
+  def finish(client: Client, carry: LocalState) -> Report:
+    return base.finish(client, carry)._replace(state=carry.optimizer)
+
+  return base._replace(
+      start=start,
+      finish=finish,
+      client_init=lambda server, hparams: client_optimizer.build(
+          hparams["client"]
+      ).init(server.variables.params),
+      pooled=True,
+  )

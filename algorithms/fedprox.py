@@ -1,0 +1,56 @@
+"""FedProx: FedAvg with a proximal term that holds clients near the server.
+
+Li et al. 2020, "Federated optimization in heterogeneous networks" (arXiv
+1812.06127), algorithm 2: clients minimise f_k(w) + mu / 2 ||w - w_t||^2, whose
+gradient is grad f_k(w) + mu (w - w_t).
+"""
+
+from __future__ import annotations
+
+import jax
+
+from fedjax_sim import validate
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.base import Algorithm, Client, PyTree, Task
+from fedjax_sim.optimizers import Optimizer
+
+
+def fedprox(
+    task: Task,
+    client_optimizer: Optimizer,
+    server_optimizer: Optimizer,
+    *,
+    mu: float = 0.01,
+    weighting: str = "examples",
+) -> Algorithm:
+  """FedProx.
+
+  Args:
+    task: what clients train.
+    client_optimizer: begins anew in every round.
+    server_optimizer: sgd with learning rate 1 takes the clients' mean.
+    mu: weight of the proximal term, >= 0; 0 is FedAvg.
+    weighting: as in `fedavg`.
+
+  Raises:
+    TypeError, ValueError: mu is not such a number.
+  """
+  mu = validate.real("algorithm.mu", mu, least=0.0)
+
+  def proximal(client: Client, params: PyTree, gradient: PyTree) -> PyTree:
+    weight = client.hparams["mu"]
+    return jax.tree.map(
+        lambda g, w, w_t: g + weight.astype(g.dtype) * (w - w_t),
+        gradient,
+        params,
+        client.message.params,
+    )
+
+  base = fedavg(
+      task,
+      client_optimizer,
+      server_optimizer,
+      weighting=weighting,
+      adjust=proximal,
+  )
+  return base._replace(hparams={**base.hparams, "mu": mu})

@@ -1,0 +1,244 @@
+"""Evaluation: of the global model on a central set, and client by client.
+
+Both are one program: every client of the set walks over its examples once, in
+the waves and lanes of a cohort, and its metrics are summed. A central set is
+cut into blocks that play the clients' part. With `Algorithm.personal` each
+client is evaluated with the parameters that it would use itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim import cohort as cohorts
+from fedjax_sim import distributed
+from fedjax_sim import round as rounds
+from fedjax_sim.base import (
+    Algorithm,
+    Array,
+    Examples,
+    Metric,
+    PyTree,
+    Task,
+    Variables,
+)
+from fedjax_sim.cohort import Cohort
+from fedjax_sim.data import FederatedData
+
+PERCENTILES = (10, 50, 90)
+
+
+class ClientMetrics(NamedTuple):
+  """Metrics of every client of a set.
+
+  Attributes:
+    total: name -> shape=(num_clients,), float64; summed over its examples.
+    weight: name -> shape=(num_clients,), float64.
+  """
+
+  total: dict[str, np.ndarray]
+  weight: dict[str, np.ndarray]
+
+  def per_client(self) -> dict[str, np.ndarray]:
+    """Each client's mean; NaN for a client without examples."""
+    means = {}
+    for name, total in self.total.items():
+      weight = self.weight[name]
+      some = weight > 0
+      means[name] = np.where(some, total / np.where(some, weight, 1), np.nan)
+    return means
+
+  def overall(self) -> dict[str, float]:
+    """The mean over all examples."""
+    return {
+        name: float(total.sum() / max(self.weight[name].sum(), 1e-30))
+        for name, total in self.total.items()
+    }
+
+  def summary(self, prefix: str) -> dict[str, float]:
+    """Overall means, and mean and percentiles over clients.
+
+    Args:
+      prefix: e.g. "seen" gives `seen/accuracy` (over examples),
+        `seen/accuracy/mean` (over clients), `seen/accuracy/p10`, ...
+    """
+    row = {}
+    for name, values in self.per_client().items():
+      row[f"{prefix}/{name}"] = self.overall()[name]
+      values = values[~np.isnan(values)]
+      row[f"{prefix}/{name}/mean"] = float(values.mean())
+      for q in PERCENTILES:
+        row[f"{prefix}/{name}/p{q}"] = float(np.percentile(values, q))
+    return row
+
+
+def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:
+  """A central set as federated data: blocks of `size` examples."""
+  count = len(next(iter(examples.values())))
+  offsets = np.append(np.arange(0, count, size), count)
+  return FederatedData(examples=examples, offsets=offsets)
+
+
+def make_evaluate(
+    task: Task, algorithm: Algorithm, *, batch_size: int, mesh: Mesh
+) -> Callable[[PyTree, PyTree, Examples, Cohort], dict[str, Metric]]:
+  """The function that evaluates every client of a cohort.
+
+  Returns:
+    (server state, client states, examples, cohort) -> name -> `Metric`,
+    shape=(devices, waves, lanes). `client states` has a row for every client
+    of the plan, leaves (devices, waves, lanes, ...); None evaluates the
+    global model.
+  """
+  walk = rounds.Walk("eval", batch_size)
+
+  def device(
+      server: PyTree, states: PyTree, examples: Examples, cohort: Cohort
+  ) -> dict[str, Metric]:
+    mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
+    states = jax.tree.map(lambda x: x[0], states)
+    message = algorithm.broadcast(server)
+
+    def one(row: tuple[Array, Array, PyTree]) -> dict[str, Metric]:
+      start, num_steps, state = row
+      if states is None or algorithm.personal is None:
+        variables = algorithm.variables(server)
+      else:
+        variables = algorithm.personal(message, state)
+      return _client_metrics(
+          task, variables, examples, cohort.order[0], start, num_steps, walk
+      )
+
+    grid = (mine.start[..., 0], mine.num_steps[..., 0], states)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0, 0], grid))
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros((*mine.client.shape, *x.shape), x.dtype), shapes
+    )
+    out = rounds.over_waves(
+        one,
+        grid,
+        mine.num_waves,
+        lambda acc, new, w: jax.tree.map(lambda a, n: a.at[w].set(n), acc, new),
+        zeros,
+    )
+    return jax.tree.map(lambda x: x[None], out)
+
+  split, whole = P(distributed.AXIS), P()
+  return jax.shard_map(
+      device,
+      mesh=mesh,
+      in_specs=(whole, split, whole, rounds.COHORT_SPEC),
+      out_specs=split,
+      check_vma=False,
+  )
+
+
+def _client_metrics(
+    task: Task,
+    variables: Variables,
+    examples: Examples,
+    order: Array,
+    start: Array,
+    num_steps: Array,
+    walk: rounds.Walk,
+) -> dict[str, Metric]:
+  """One client's metrics, summed over its batches."""
+
+  def batch_sums(i: Array) -> dict[str, Metric]:
+    batch = rounds.read_batch(
+        examples, order, start + i * walk.batch_size, walk.batch_size
+    )
+    masked = lambda x: jnp.sum(jnp.where(batch.mask, x, 0))
+    return jax.tree.map(masked, task.metrics(variables, batch.examples))
+
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(batch_sums, jnp.zeros((), jnp.int32)),
+  )
+  add = lambda i, acc: jax.tree.map(jnp.add, acc, batch_sums(i))
+  return jax.lax.fori_loop(0, num_steps, add, zeros)
+
+
+class EvaluationSet:
+  """A set of clients on the devices, with its plan and compiled program.
+
+  The plan is the same at every evaluation, so it is made and sent once.
+
+  Args:
+    task: what is evaluated.
+    algorithm: whose server state and client states are evaluated.
+    data: the set; clients may lack examples.
+    mesh: the devices.
+    lanes: clients that a device evaluates at once.
+    batch_size: examples of a client that go through the model at once.
+    personal: the set's clients are the run's clients, in the same order, so
+      each may be evaluated with its own state.
+  """
+
+  def __init__(
+      self,
+      task: Task,
+      algorithm: Algorithm,
+      data: FederatedData,
+      *,
+      mesh: Mesh,
+      lanes: int,
+      batch_size: int,
+      personal: bool = False,
+  ):
+    self.num_clients = data.num_clients
+    self._personal = personal and algorithm.personal is not None
+    work = cohorts.LocalWork(batch_size=batch_size, shuffle=False)
+    work = work.fitted(data.sizes)
+    ids = np.flatnonzero(data.sizes > 0)
+    shape = cohorts.capacity(
+        [data.sizes],
+        [work],
+        len(ids),
+        lanes=lanes,
+        devices=mesh.size,
+    )
+    plan = cohorts.plan([data.offsets], [work], ids, shape, seed=0, round_=0)
+    self._ids = plan.client
+    self._plan = distributed.put(plan, mesh, rounds.COHORT_SPEC)
+    self._examples = distributed.put(dict(data.examples), mesh, P())
+    evaluate = make_evaluate(
+        task, algorithm, batch_size=work.batch_size, mesh=mesh
+    )
+
+    def program(
+        server: PyTree, table: PyTree, examples: Examples, plan: Cohort
+    ) -> dict[str, Metric]:
+      rows = jnp.maximum(plan.client, 0)
+      own = table[0] if self._personal else None
+      states = jax.tree.map(lambda x: x[rows], own)
+      return evaluate(server, states, examples, plan)
+
+    self._program = jax.jit(program)
+
+  def __call__(self, state: rounds.RunState) -> ClientMetrics:
+    """Metrics of every client of the set."""
+    table = state.clients if self._personal else ()
+    out = self._program(state.server, table, self._examples, self._plan)
+    out = jax.device_get(out)
+    real = self._ids >= 0
+    place = functools.partial(self._place, self._ids[real], real)
+    return ClientMetrics(
+        total={k: place(m.total) for k, m in out.items()},
+        weight={k: place(m.weight) for k, m in out.items()},
+    )
+
+  def _place(
+      self, ids: np.ndarray, real: np.ndarray, values: np.ndarray
+  ) -> np.ndarray:
+    result = np.zeros(self.num_clients)
+    result[ids] = values[real]
+    return result

@@ -1,0 +1,609 @@
+"""The loop: sample, plan, run rounds, read metrics, evaluate.
+
+`Simulator` holds what does not change in a run and the programs compiled for
+it; `RunState` is what does. `simulate` is the same as an iterator, for scripts
+and notebooks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim import aggregators, distributed, lanes, sampling, validate
+from fedjax_sim import cohort as cohorts
+from fedjax_sim import program as programs
+from fedjax_sim import round as rounds
+from fedjax_sim.base import (
+    Aggregator,
+    Algorithm,
+    HParams,
+    Purpose,
+    PyTree,
+    Task,
+    Transform,
+    key_for,
+)
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
+from fedjax_sim.program import Program
+from fedjax_sim.round import RoundMetrics, RunState
+
+Row = dict[str, float]
+
+TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
+
+
+class NoClientsLeftError(RuntimeError):
+  """A round in which no client sent a finite update."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runtime:
+  """How fast a run goes; beyond the order of float sums it changes no result.
+
+  Attributes:
+    lanes: clients that a device trains at once; "auto" measures a few choices.
+    devices: devices of the mesh; None: all.
+    rounds_per_dispatch: rounds in one call of the compiled program; None: as
+      many as take about a second, up to 16.
+    eval_batch_size: examples of a client that are evaluated at once.
+    donate: a state passed in is used up, and its memory used again.
+
+  Raises:
+    TypeError, ValueError: a number is not whole or < 1.
+  """
+
+  lanes: int | Literal["auto"] = "auto"
+  devices: int | None = None
+  rounds_per_dispatch: int | None = None
+  eval_batch_size: int = 256
+  donate: bool = True
+
+  def __post_init__(self) -> None:
+    if self.lanes != "auto":
+      validate.whole("runtime.lanes", self.lanes)
+    if self.rounds_per_dispatch is not None:
+      validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
+    validate.whole("runtime.eval_batch_size", self.eval_batch_size)
+
+
+class Planned(NamedTuple):
+  """Rounds laid out on the host, ready to be sent.
+
+  Attributes:
+    first: the first of them.
+    plans: one a round.
+    program: what they were laid out for.
+    waste: what they compute in vain.
+    seconds: what planning took.
+  """
+
+  first: int
+  plans: list[cohorts.Cohort]
+  program: Program
+  waste: cohorts.Waste
+  seconds: float
+
+
+class Dispatch(NamedTuple):
+  """What one call of the compiled program left.
+
+  Attributes:
+    state: the run's state after it.
+    rows: one row of metrics a round.
+    rejected: (round, client ids) of updates that were not finite.
+    clients: clients that trained.
+    waste: what was computed, and what of it in vain.
+    seconds: what the call took, planning not counted.
+    plan_seconds: what planning took; it overlaps with the call before.
+  """
+
+  state: RunState
+  rows: list[Row]
+  rejected: list[tuple[int, np.ndarray]]
+  clients: int
+  waste: cohorts.Waste
+  seconds: float
+  plan_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Simulator:
+  """A federated experiment, apart from its state.
+
+  Attributes:
+    task: what is trained and evaluated.
+    algorithm: how clients train and the server reacts.
+    data: federated data; an algorithm that is `pooled` gets their union.
+    sampler: who takes part in a round.
+    work: what a client does in a round.
+    aggregator: how updates become one.
+    transforms: what happens to a client's update, in order.
+    seed: the run's seed, 0 to 2**32 - 1.
+    runtime: how fast it goes.
+
+  Raises:
+    TypeError, ValueError: arguments that do not fit each other.
+  """
+
+  task: Task
+  algorithm: Algorithm
+  data: FederatedDataset
+  sampler: sampling.Sampler
+  work: LocalWork = LocalWork()
+  aggregator: Aggregator = aggregators.weighted_mean()
+  transforms: Sequence[Transform] = ()
+  seed: int = 0
+  runtime: Runtime = Runtime()
+
+  def __post_init__(self) -> None:
+    validate.whole("seed", self.seed, least=0, most=2**32 - 1)
+    names = [t.name for t in self.transforms]
+    if len(set(names)) < len(names):
+      raise ValueError(f"transforms={names} has a name twice; name them apart.")
+    for p in self.algorithm.passes:
+      validate.known("Pass.split", p.split, self.data.all_splits)
+    if self.sampler.sizes[-1] > self.num_clients:
+      raise ValueError(
+          f"The sampler draws up to {self.sampler.sizes[-1]} clients a round;"
+          f" there are {self.num_clients}. Lower server.clients_per_round."
+      )
+    _ = self.works  # checks that every client has a batch
+
+  # --- what follows from the arguments ---------------------------------------
+
+  @property
+  def num_clients(self) -> int:
+    """Clients that may train."""
+    return 1 if self.algorithm.pooled else self.data.train.num_clients
+
+  @functools.cached_property
+  def splits(self) -> list[FederatedData]:
+    """For every pass of the algorithm, the data that it walks over."""
+    named = self.data.all_splits
+    if self.algorithm.pooled:
+      named = {name: data.pooled() for name, data in named.items()}
+    return [named[p.split] for p in self.algorithm.passes]
+
+  @functools.cached_property
+  def works(self) -> list[LocalWork]:
+    """For every pass, what a client does."""
+    works = []
+    for p, data in zip(self.algorithm.passes, self.splits, strict=True):
+      work = self.work
+      if p.epochs is not None:
+        work = dataclasses.replace(work, epochs=p.epochs, steps=None)
+      works.append(work.fitted(data.sizes))
+    return works
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The devices, on the axis `clients`."""
+    return distributed.make_mesh(self.runtime.devices)
+
+  @functools.cached_property
+  def lane_choice(self) -> lanes.Choice:
+    """How many clients a device trains at once, and why."""
+    if self.runtime.lanes != "auto":
+      return lanes.Choice(self.runtime.lanes, "as given")
+    size = self.sampler.sizes[0]
+    sizes = lanes.candidates(size, self.mesh.size)
+    if len(sizes) == 1:
+      return lanes.Choice(sizes[0], "a device has no more clients a round")
+    limit = lanes.memory_limit(self.mesh.devices.flat[0])
+    return lanes.choose(self._probe, sizes, limit)
+
+  def _probe(self, width: int) -> lanes.Probe:
+    """Times a short part of the first round with so many lanes."""
+    planned = self.plan(0, 1, width)
+    program = planned.program
+    steps = cohorts.wave_steps(planned.plans[0])
+    short = [lanes.shortened(planned.plans[0])]
+    probed = planned._replace(plans=short)
+    seconds = math.inf
+    for attempt in range(4):
+      state = jax.block_until_ready(self.init())
+      began = time.perf_counter()
+      jax.block_until_ready(self._call(state, probed, None))
+      if attempt:  # the first call warms up
+        seconds = min(seconds, time.perf_counter() - began)
+    share = steps / max(cohorts.wave_steps(short[0]), 1)
+    return lanes.Probe(seconds * share, program.device_bytes)
+
+  @functools.cached_property
+  def hparams(self) -> HParams:
+    """The run's numeric hyper-parameters at their defaults."""
+    transforms = {t.name: t.hparams for t in self.transforms}
+    return {**self.algorithm.hparams, "transforms": transforms}
+
+  def _traced(self, hparams: HParams | None) -> PyTree:
+    """Hyper-parameters as arrays of one dtype."""
+    hparams = self.hparams if hparams is None else hparams
+    if jax.tree.structure(hparams) != jax.tree.structure(self.hparams):
+      raise ValueError(
+          f"hparams={hparams!r} does not have the structure of"
+          f" Simulator.hparams, {self.hparams!r}; change values, not keys."
+      )
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
+
+  # --- state -----------------------------------------------------------------
+
+  def _init(self, seed: jax.Array, hparams: HParams) -> RunState:
+    server = self.algorithm.init(key_for(seed, Purpose.INIT), hparams)
+    params = self.algorithm.variables(server).params
+    own = hparams["transforms"]
+    row = (
+        self.algorithm.client_init(server, hparams),
+        tuple(t.client_init(params, own[t.name]) for t in self.transforms),
+    )
+    rows = -(-self.num_clients // self.mesh.size) * self.mesh.size
+    table = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (rows, *jnp.shape(x))), row
+    )
+    shared = tuple(t.init(params, own[t.name]) for t in self.transforms)
+    return RunState(jnp.zeros((), jnp.int32), seed, server, table, shared)
+
+  def init(self, hparams: HParams | None = None) -> RunState:
+    """The state before the first round."""
+    where = distributed.shardings(self.mesh, programs.STATE_SPEC)
+    state: RunState = jax.jit(self._init, out_shardings=where)(
+        np.uint32(self.seed), self._traced(hparams)
+    )
+    return state
+
+  def place(self, state: PyTree) -> RunState:
+    """A state from elsewhere, such as a checkpoint, on the devices."""
+    placed: RunState = distributed.put(state, self.mesh, programs.STATE_SPEC)
+    return placed
+
+  @functools.cached_property
+  def state_shapes(self) -> RunState:
+    """Shapes and dtypes of a state."""
+    shapes: RunState = jax.eval_shape(
+        self._init, np.uint32(self.seed), self._traced(None)
+    )
+    return shapes
+
+  @property
+  def num_parameters(self) -> int:
+    """Trained parameters of the global model."""
+    params = self.algorithm.variables(self.state_shapes.server).params
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+  @functools.cached_property
+  def bytes_per_client(self) -> tuple[int, int]:
+    """Bytes that one client receives and sends in a round, uncompressed."""
+    return rounds.traffic(
+        self.algorithm, self.state_shapes, self._traced(None)
+    )
+
+  # --- rounds ----------------------------------------------------------------
+
+  @functools.cached_property
+  def _examples(self) -> PyTree:
+    return distributed.put(self._host_examples, self.mesh, P())
+
+  @property
+  def _host_examples(self) -> dict[str, dict[str, np.ndarray]]:
+    passes = self.algorithm.passes
+    return {
+        p.split: dict(data.examples)
+        for p, data in zip(passes, self.splits, strict=True)
+    }
+
+  @functools.cached_property
+  def programs(self) -> dict[tuple[int, int], Program]:
+    """(lanes, cohort size) -> what was compiled for them so far."""
+    return {}
+
+  def program(self, lanes: int, size: int) -> Program:
+    """The compiled round.
+
+    Args:
+      lanes: clients that a device trains at once.
+      size: the largest cohort, one of the sampler's sizes.
+    """
+    if (lanes, size) not in self.programs:
+      passes = self.algorithm.passes
+      walks = [
+          rounds.Walk(p.split, work.batch_size)
+          for p, work in zip(passes, self.works, strict=True)
+      ]
+      self.programs[lanes, size] = programs.compile_rounds(
+          rounds.make_rounds(
+              self.algorithm,
+              self.aggregator,
+              self.transforms,
+              walks=walks,
+              num_clients=self.num_clients,
+              mesh=self.mesh,
+          ),
+          state=self.state_shapes,
+          hparams=self._traced(None),
+          data=self._host_examples,
+          capacity=cohorts.capacity(
+              [data.sizes for data in self.splits],
+              self.works,
+              size,
+              lanes=lanes,
+              devices=self.mesh.size,
+          ),
+          passes=len(passes),
+          mesh=self.mesh,
+          rounds_per_dispatch=self.runtime.rounds_per_dispatch,
+          donate=self.runtime.donate,
+      )
+    return self.programs[lanes, size]
+
+  def plan(self, first: int, count: int, lanes: int | None = None) -> Planned:
+    """Samples and lays out rounds first .. first + count - 1, on the host."""
+    began = time.perf_counter()
+    lanes = self.lane_choice.lanes if lanes is None else lanes
+    ids = [self.sampler.sample(self.seed, first + i) for i in range(count)]
+    largest = max(len(i) for i in ids)
+    size = next((s for s in self.sampler.sizes if s >= largest), None)
+    if size is None:
+      raise ValueError(
+          f"The sampler drew {largest} clients; its `sizes` say at most"
+          f" {self.sampler.sizes[-1]}."
+      )
+    program = self.program(lanes, size)
+    plans = [
+        cohorts.plan(
+            [data.offsets for data in self.splits],
+            self.works,
+            cohort,
+            program.capacity,
+            seed=self.seed,
+            round_=first + i,
+        )
+        for i, cohort in enumerate(ids)
+    ]
+    waste = sum((cohorts.waste(p, self.works) for p in plans), cohorts.Waste())
+    seconds = time.perf_counter() - began
+    return Planned(first, plans, program, waste, seconds)
+
+  def _call(
+      self, state: RunState, planned: Planned, hparams: HParams | None
+  ) -> tuple[RunState, RoundMetrics]:
+    program, plans = planned.program, planned.plans
+    stacked = programs.stack(plans, program, len(self.works))
+    put = functools.partial(distributed.put, mesh=self.mesh)
+    result: tuple[RunState, RoundMetrics] = program(
+        state,
+        put(self._traced(hparams), specs=P()),
+        self._examples,
+        put(stacked, specs=programs.COHORTS_SPEC),
+        put(np.int32(len(plans)), specs=P()),
+    )
+    return result
+
+  def dispatch(
+      self, state: RunState, planned: Planned, hparams: HParams | None = None
+  ) -> Dispatch:
+    """Runs planned rounds in one call.
+
+    Raises:
+      NoClientsLeftError: no client of a round sent a finite update.
+    """
+    began = time.perf_counter()
+    plans = planned.plans
+    state, metrics = self._call(state, planned, hparams)
+    metrics = jax.device_get(metrics)
+    seconds = time.perf_counter() - began
+    rows, rejected = [], []
+    for i, plan in enumerate(plans):
+      one: RoundMetrics = jax.tree.map(lambda x, i=i: x[i], metrics)
+      rows.append(self._row(planned.first + i + 1, one))
+      if one.rejected:
+        ids = np.sort(plan.client[one.client_rejected])
+        rejected.append((planned.first + i + 1, ids))
+        if not one.count:
+          raise NoClientsLeftError(
+              f"Round {planned.first + i + 1}: the updates of all"
+              f" {one.rejected} clients ({_named(ids)}) are not finite; lower"
+              " client.learning_rate, or clip."
+          )
+    return Dispatch(
+        state=state,
+        rows=rows,
+        rejected=rejected,
+        clients=sum(int((p.client >= 0).sum()) for p in plans),
+        waste=planned.waste,
+        seconds=seconds,
+        plan_seconds=planned.seconds,
+    )
+
+  def _row(self, round_: int, metrics: RoundMetrics) -> Row:
+    down, up = self.bytes_per_client
+    clients, rejected = int(metrics.count), int(metrics.rejected)
+    row: Row = {"round": round_}
+    for name, m in metrics.metrics.items():
+      row[f"train/{name}"] = (
+          float(m.total) / float(m.weight) if m.weight else math.nan
+      )
+    row["clients"] = clients
+    row["clients_rejected"] = rejected
+    row["bytes_down"] = down * (clients + rejected)
+    row["bytes_up"] = up * (clients + rejected)
+    for name, aux in metrics.aux.items():
+      if np.shape(aux) == ():
+        row[f"{name}/aux"] = float(aux)
+    return row
+
+  def run(
+      self,
+      state: RunState,
+      last: int,
+      *,
+      stops: Sequence[int] = (),
+      hparams: HParams | None = None,
+  ) -> Iterator[Dispatch]:
+    """Runs until round `last`, one dispatch after the other.
+
+    The next dispatch is planned while the devices work on this one.
+
+    Args:
+      state: where to go on; used up if `Runtime.donate`.
+      last: the round to end with.
+      stops: a dispatch ends at every multiple of these numbers, since
+        something is to be done there.
+      hparams: numeric hyper-parameters; None: the defaults.
+    """
+    done = int(state.round)
+    if done >= last:
+      return
+    seconds_per_round = math.inf
+
+    def count(done: int) -> int:
+      if self.runtime.rounds_per_dispatch is not None:
+        most = self.runtime.rounds_per_dispatch
+      else:
+        largest = self.program(
+            self.lane_choice.lanes, self.sampler.sizes[-1]
+        ).rounds if len(self.sampler.sizes) == 1 else 1
+        most = max(1, min(largest, int(TARGET_SECONDS / seconds_per_round)))
+      return min([most, last - done, *(s - done % s for s in stops)])
+
+    with ThreadPoolExecutor(1, "plan") as pool:
+      pending = pool.submit(self.plan, done, count(done))
+      while done < last:
+        planned = pending.result()
+        done += len(planned.plans)
+        if done < last:
+          pending = pool.submit(self.plan, done, count(done))
+        out = self.dispatch(state, planned, hparams)
+        seconds_per_round = out.seconds / len(planned.plans)
+        state = out.state
+        yield out
+
+  # --- evaluation ------------------------------------------------------------
+
+  @functools.cached_property
+  def evaluation_sets(self) -> dict[str, EvaluationSet]:
+    """`test`, `seen` and `unseen`, as far as the data have them."""
+    data, size = self.data, self.runtime.eval_batch_size
+    sets = {
+        "test": data.test and as_blocks(data.test, size),
+        "seen": data.seen,
+        "unseen": data.unseen,
+    }
+    return {
+        name: EvaluationSet(
+            self.task,
+            self.algorithm,
+            part,
+            mesh=self.mesh,
+            lanes=self.lane_choice.lanes,
+            batch_size=size,
+            personal=name == "seen",
+        )
+        for name, part in sets.items()
+        if part is not None
+    }
+
+  def evaluate(self, state: RunState) -> Row:
+    """Metrics on the central test set, and over seen and unseen clients."""
+    row: Row = {}
+    for name, part in self.evaluation_sets.items():
+      metrics = part(state)
+      if name == "test":
+        row |= {f"test/{k}": v for k, v in metrics.overall().items()}
+      else:
+        row |= metrics.summary(name)
+    return row
+
+  def evaluate_clients(self, state: RunState, name: str) -> ClientMetrics:
+    """Metrics of every client of `seen` or `unseen`.
+
+    Raises:
+      UnknownNameError: the data have no such set.
+    """
+    return validate.lookup("evaluation set", name, self.evaluation_sets)(state)
+
+  def react(self, state: RunState, metrics: Row) -> RunState:
+    """The state after the algorithm has seen an evaluation."""
+    if self.algorithm.on_eval is None:
+      return state
+    server = self.algorithm.on_eval(state.server, metrics)
+    return self.place(state._replace(server=server))
+
+
+def _named(ids: np.ndarray, most: int = 10) -> str:
+  listed = ", ".join(str(i) for i in ids[:most])
+  return listed + (", ..." if len(ids) > most else "")
+
+
+def simulate(
+    *,
+    task: Task,
+    algorithm: Algorithm,
+    data: FederatedDataset,
+    rounds: int,
+    clients_per_round: int,
+    eval_every: int = 1,
+    hparams: HParams | None = None,
+    sampler: sampling.Sampler | None = None,
+    runtime: Runtime | None = None,
+    **arguments: Any,
+) -> Iterator[tuple[RunState, Row]]:
+  """A federated run as an iterator over rounds.
+
+      for state, metrics in simulate(task=..., algorithm=..., data=..., ...):
+        print(metrics["round"], metrics["test/accuracy"])
+
+  Args:
+    task: what is trained and evaluated.
+    algorithm: how clients train and the server reacts.
+    data: federated data.
+    rounds: how many rounds.
+    clients_per_round: clients of a round, drawn uniformly.
+    eval_every: evaluate after every so many rounds, and after the last.
+    hparams: numeric hyper-parameters; None: the algorithm's.
+    sampler: another way to draw cohorts.
+    runtime: how fast; by default states stay valid (`donate=False`).
+    **arguments: more fields of `Simulator`.
+
+  Yields:
+    The state and the metrics after each round.
+  """
+  validate.whole("server.rounds", rounds)
+  validate.whole("server.eval_every", eval_every)
+  if sampler is None:
+    size = 1 if algorithm.pooled else data.train.num_clients
+    count = 1 if algorithm.pooled else clients_per_round
+    sampler = sampling.uniform(size, count)
+  if runtime is None:
+    runtime = Runtime(donate=False)
+  runtime = dataclasses.replace(runtime, rounds_per_dispatch=1)
+  simulator = Simulator(
+      task=task,
+      algorithm=algorithm,
+      data=data,
+      sampler=sampler,
+      runtime=runtime,
+      **arguments,
+  )
+  state = simulator.init(hparams)
+  for done in range(rounds):
+    out = simulator.dispatch(state, simulator.plan(done, 1), hparams)
+    state, row = out.state, out.rows[0]
+    if (done + 1) % eval_every == 0 or done + 1 == rounds:
+      metrics = simulator.evaluate(state)
+      row |= metrics
+      state = simulator.react(state, metrics)
+    yield state, row

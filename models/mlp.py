@@ -1,0 +1,50 @@
+"""A multi-layer perceptron on the flattened input."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import jax
+from flax import nnx
+
+from fedjax_sim import validate
+from fedjax_sim.base import Task
+from fedjax_sim.tasks import nnx_task
+
+
+class MLP(nnx.Module):
+  """Linear layers with ReLU between them."""
+
+  def __init__(self, sizes: tuple[int, ...], *, rngs: nnx.Rngs):
+    self.layers = nnx.List(
+        nnx.Linear(n_in, n_out, rngs=rngs)
+        for n_in, n_out in itertools.pairwise(sizes)
+    )
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Logits, shape=(batch, classes), of x, shape=(batch, ...)."""
+    x = x.reshape(len(x), -1)
+    for layer in self.layers[:-1]:
+      x = nnx.relu(layer(x))
+    return self.layers[-1](x)
+
+
+def mlp(
+    example_shape: tuple[int, ...],
+    num_classes: int,
+    hidden_sizes: tuple[int, ...] = (64,),
+) -> Task:
+  """A multi-layer perceptron with cross-entropy.
+
+  Args:
+    example_shape: shape of one input.
+    num_classes: outputs.
+    hidden_sizes: units of each hidden layer.
+
+  Raises:
+    TypeError, ValueError: a size that is not a whole number >= 1.
+  """
+  hidden = tuple(validate.whole("model.hidden_sizes", h) for h in hidden_sizes)
+  sizes = (math.prod(example_shape), *hidden, num_classes)
+  return nnx_task(lambda rngs: MLP(sizes, rngs=rngs))

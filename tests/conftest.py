@@ -1,0 +1,58 @@
+"""How the tests run: strict JAX flags, two CPU devices, shared fixtures.
+
+A test that needs two devices takes `jax.devices("cpu")`, which are two whether
+or not there is a GPU. A test marked `gpu` is skipped without one; everything
+else runs on JAX's default backend, the CPU with `JAX_PLATFORMS=cpu`.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+# In the environment, so that processes that a test starts have them too:
+# whatever was compiled is kept for the next run (the limit on its size makes
+# JAX lock the folder, which processes that write at once need), and several
+# processes can share a GPU.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  str(pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"),
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+jax.config.update("jax_num_cpu_devices", 2)
+# With it, one run in a few hangs in a collective of several CPU devices.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_report_header() -> str:
+  return f"jax {jax.__version__}, devices: {jax.devices()}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+  if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+    pytest.skip(f"needs a GPU, the backend is {jax.default_backend()!r}")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> pathlib.Path:
+  """The folder of real data sets, `FEDJAX_SIM_DATA` or ../shared/data."""
+  named = os.environ.get("FEDJAX_SIM_DATA")
+  folder = pathlib.Path(named) if named else ROOT.parent / "shared" / "data"
+  if not folder.is_dir():
+    pytest.skip(f"no real data at {folder}; set FEDJAX_SIM_DATA to its folder")
+  return folder
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+  """Double precision while the test runs."""
+  with jax.enable_x64(True):
+    yield
