@@ -14,7 +14,7 @@ from fedjax_sim.optimizers import Optimizer, optimizer
 
 
 def centralized(task: Task, client_optimizer: Optimizer) -> Algorithm:
-  """Training without federation.
+  """Ordinary training on the pooled data of all clients: the baseline.
 
   Args:
     task: what is trained.

@@ -1,4 +1,4 @@
-"""FedAvg, and with other server optimisers FedAvgM, FedAdam, FedYogi, FedAdagrad.
+"""FedAvg; with other server optimisers FedAvgM, FedAdam, FedYogi, FedAdagrad.
 
 McMahan et al. 2017, "Communication-efficient learning of deep networks from
 decentralized data" (arXiv 1602.05629); Reddi et al. 2021, "Adaptive federated
@@ -42,7 +42,7 @@ def fedavg(
     weighting: str = "examples",
     adjust: Adjust | None = None,
 ) -> Algorithm:
-  """Federated averaging.
+  """Local training, then the server's optimiser on the mean update.
 
   Args:
     task: what clients train.

@@ -23,7 +23,7 @@ def fedprox(
     mu: float = 0.01,
     weighting: str = "examples",
 ) -> Algorithm:
-  """FedProx.
+  """FedAvg with a proximal term that holds clients near the server.
 
   Args:
     task: what clients train.

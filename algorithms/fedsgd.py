@@ -31,7 +31,7 @@ from fedjax_sim.optimizers import Optimizer, optimizer
 def fedsgd(
     task: Task, server_optimizer: Optimizer, *, weighting: str = "examples"
 ) -> Algorithm:
-  """Federated gradient descent; `client.epochs` and rates have no say.
+  """One full-batch gradient a client; client.epochs and rates have no say.
 
   Args:
     task: what is trained.

@@ -1,6 +1,8 @@
 """`python -m fedjax_sim`: the command line, see `fedjax_sim.cli`."""
 
+import sys
+
 from fedjax_sim.cli import main
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

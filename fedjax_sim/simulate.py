@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -349,19 +349,38 @@ class Simulator:
       )
     return self.programs[lanes, size]
 
-  def plan(self, first: int, count: int, lanes: int | None = None) -> Planned:
-    """Samples and lays out rounds first .. first + count - 1, on the host."""
-    began = time.perf_counter()
+  @property
+  def compilations(self) -> int:
+    """How often the round was compiled; lanes only tried not counted."""
+    return sum(lanes == self.lane_choice.lanes for lanes, _ in self.programs)
+
+  def _size(self, ids: np.ndarray) -> int:
+    """The cohort size to compile for that holds these."""
+    for size in self.sampler.sizes:
+      if len(ids) <= size:
+        return size
+    raise ValueError(
+        f"The sampler drew {len(ids)} clients; its `sizes` say at most"
+        f" {self.sampler.sizes[-1]}."
+    )
+
+  def plan(self, first: int, most: int, lanes: int | None = None) -> Planned:
+    """Samples and lays out rounds first, first + 1, ..., on the host.
+
+    Args:
+      first: rounds done before.
+      most: how many rounds; fewer where one call cannot run so many.
+      lanes: clients that a device trains at once; None: `lane_choice`.
+    """
     lanes = self.lane_choice.lanes if lanes is None else lanes
-    ids = [self.sampler.sample(self.seed, first + i) for i in range(count)]
-    largest = max(len(i) for i in ids)
-    size = next((s for s in self.sampler.sizes if s >= largest), None)
-    if size is None:
-      raise ValueError(
-          f"The sampler drew {largest} clients; its `sizes` say at most"
-          f" {self.sampler.sizes[-1]}."
-      )
-    program = self.program(lanes, size)
+    ids = [self.sampler.sample(self.seed, first)]
+    program = self.program(lanes, self._size(ids[0]))
+    began = time.perf_counter()
+    for i in range(1, min(most, program.rounds)):
+      more = self.sampler.sample(self.seed, first + i)
+      if self._size(more) != self._size(ids[0]):
+        break  # it runs in another program
+      ids.append(more)
     plans = [
         cohorts.plan(
             [data.offsets for data in self.splits],
@@ -452,10 +471,11 @@ class Simulator:
       *,
       stops: Sequence[int] = (),
       hparams: HParams | None = None,
-  ) -> Iterator[Dispatch]:
+  ) -> Generator[Dispatch, RunState | None, None]:
     """Runs until round `last`, one dispatch after the other.
 
-    The next dispatch is planned while the devices work on this one.
+    The next dispatch is planned while the devices work on this one. It goes
+    on with the state that is sent to it (`generator.send`), or with its own.
 
     Args:
       state: where to go on; used up if `Runtime.donate`.
@@ -465,20 +485,16 @@ class Simulator:
       hparams: numeric hyper-parameters; None: the defaults.
     """
     done = int(state.round)
-    if done >= last:
-      return
     seconds_per_round = math.inf
 
     def count(done: int) -> int:
-      if self.runtime.rounds_per_dispatch is not None:
-        most = self.runtime.rounds_per_dispatch
-      else:
-        largest = self.program(
-            self.lane_choice.lanes, self.sampler.sizes[-1]
-        ).rounds if len(self.sampler.sizes) == 1 else 1
-        most = max(1, min(largest, int(TARGET_SECONDS / seconds_per_round)))
+      most = self.runtime.rounds_per_dispatch
+      if most is None:
+        most = max(1, int(TARGET_SECONDS / seconds_per_round))
       return min([most, last - done, *(s - done % s for s in stops)])
 
+    if done >= last:
+      return
     with ThreadPoolExecutor(1, "plan") as pool:
       pending = pool.submit(self.plan, done, count(done))
       while done < last:
@@ -488,8 +504,8 @@ class Simulator:
           pending = pool.submit(self.plan, done, count(done))
         out = self.dispatch(state, planned, hparams)
         seconds_per_round = out.seconds / len(planned.plans)
-        state = out.state
-        yield out
+        sent = yield out
+        state = out.state if sent is None else sent
 
   # --- evaluation ------------------------------------------------------------
 
