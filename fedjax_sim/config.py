@@ -176,24 +176,23 @@ def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
   }
 
 
-# What the builders below pass themselves, or no config can express.
-_ENGINE_GIVES = (
-    "task",
-    "client_optimizer",
-    "server_optimizer",
-    "example_shape",
-    "num_classes",
-    "adjust",
-)
-
-
 def _accepted(
-    kind: str, function: Callable[..., Any], arguments: Mapping[str, Any]
+    kind: str,
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    *hidden: str,
 ) -> dict[str, Any]:
-  """The arguments, after a check that the function takes them."""
+  """The arguments, after a check that the function takes them.
+
+  Args:
+    kind: what messages call it.
+    function: what will be called.
+    arguments: from a config.
+    *hidden: parameters that no config may set.
+  """
   parameters = inspect.signature(function).parameters.values()
   if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-    options = [p.name for p in parameters if p.name not in _ENGINE_GIVES]
+    options = [p.name for p in parameters if p.name not in hidden]
     for name in arguments:
       validate.known(f"field of {kind}", name, options)
   return dict(arguments)
@@ -217,7 +216,13 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   task = make(
       data.example_shape,
       data.num_classes,
-      **_accepted(f"model ({section.name})", make, arguments),
+      **_accepted(
+          f"model ({section.name})",
+          make,
+          arguments,
+          "example_shape",
+          "num_classes",
+      ),
   )
   dtype = validate.lookup(
       "runtime.compute_dtype", config.runtime.compute_dtype, COMPUTE_DTYPES
@@ -256,7 +261,15 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   return make(
       task,
       **{k: v for k, v in optimizers.items() if k in taken},
-      **_accepted(f"algorithm ({section.name})", make, arguments),
+      **_accepted(
+          f"algorithm ({section.name})",
+          make,
+          arguments,
+          "task",
+          "client_optimizer",
+          "server_optimizer",
+          "adjust",  # a function, for other algorithms
+      ),
   )
 
 
