@@ -14,8 +14,8 @@ from fedjax_sim.algorithms.fedsgd import fedsgd
 from fedjax_sim.base import Algorithm
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
-    "centralized": centralized,
-    "fedavg": fedavg,
-    "fedprox": fedprox,
-    "fedsgd": fedsgd,
+  "centralized": centralized,
+  "fedavg": fedavg,
+  "fedprox": fedprox,
+  "fedsgd": fedsgd,
 }

@@ -22,18 +22,20 @@ def centralized(task: Task, client_optimizer: Optimizer) -> Algorithm:
   """
   base = fedavg(task, client_optimizer, optimizer("sgd", learning_rate=1.0))
 
+  training = base.passes[0]
+
   def start(client: Client) -> LocalState:
-    carry: LocalState = base.start(client)
+    carry: LocalState = training.start(client)
     return carry._replace(optimizer=client.state)
 
   def finish(client: Client, carry: LocalState) -> Report:
     return base.finish(client, carry)._replace(state=carry.optimizer)
 
   return base._replace(
-      start=start,
-      finish=finish,
-      client_init=lambda server, hparams: client_optimizer.build(
-          hparams["client"]
-      ).init(server.variables.params),
-      pooled=True,
+    passes=(training._replace(start=start),),
+    finish=finish,
+    client_init=lambda server, hparams: client_optimizer.build(
+      hparams["client"]
+    ).init(server.variables.params),
+    pooled=True,
   )

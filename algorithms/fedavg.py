@@ -14,16 +14,16 @@ from typing import NamedTuple
 import jax
 
 from fedjax_sim.base import (
-    Aggregate,
-    Algorithm,
-    Context,
-    HParams,
-    Key,
-    PyTree,
-    Task,
-    Variables,
+  Aggregate,
+  Algorithm,
+  Context,
+  HParams,
+  Key,
+  PyTree,
+  Task,
+  Variables,
 )
-from fedjax_sim.local import Adjust, local_training
+from fedjax_sim.local import Adjust, Received, local_training
 from fedjax_sim.optimizers import Optimizer, descend
 
 
@@ -35,12 +35,13 @@ class ServerState(NamedTuple):
 
 
 def fedavg(
-    task: Task,
-    client_optimizer: Optimizer,
-    server_optimizer: Optimizer,
-    *,
-    weighting: str = "examples",
-    adjust: Adjust | None = None,
+  task: Task,
+  client_optimizer: Optimizer,
+  server_optimizer: Optimizer,
+  *,
+  weighting: str = "examples",
+  adjust: Adjust | None = None,
+  received: Received = lambda client: client.message,
 ) -> Algorithm:
   """Local training, then the server's optimiser on the mean update.
 
@@ -50,9 +51,15 @@ def fedavg(
     server_optimizer: sgd with learning rate 1 is FedAvg.
     weighting: a client's weight: its number of `examples`, or `uniform`.
     adjust: (client, params, gradient) -> gradient, in every local step.
+    received: client -> the `Variables` that it starts from, for algorithms
+      that send more.
   """
   local = local_training(
-      task, client_optimizer, weighting=weighting, adjust=adjust
+    task,
+    client_optimizer,
+    weighting=weighting,
+    adjust=adjust,
+    received=received,
   )
 
   def init(key: Key, hparams: HParams) -> ServerState:
@@ -61,30 +68,29 @@ def fedavg(
     return ServerState(variables, optimizer.init(variables.params))
 
   def apply(
-      server: ServerState, aggregate: Aggregate, context: Context
+    server: ServerState, aggregate: Aggregate, context: Context
   ) -> ServerState:
     params, _, frozen = server.variables
     gradient = jax.tree.map(
-        lambda u, p: -u.astype(p.dtype), aggregate.update, params
+      lambda u, p: -u.astype(p.dtype), aggregate.update, params
     )
     params, state = descend(
-        server_optimizer.build(context.hparams["server"]),
-        gradient,
-        server.optimizer,
-        params,
+      server_optimizer.build(context.hparams["server"]),
+      gradient,
+      server.optimizer,
+      params,
     )
     return ServerState(Variables(params, aggregate.buffers, frozen), state)
 
   return Algorithm(
-      init=init,
-      broadcast=lambda server: server.variables,
-      passes=local.passes,
-      start=local.start,
-      finish=local.finish,
-      apply=apply,
-      variables=lambda server: server.variables,
-      hparams={
-          "client": client_optimizer.hparams,
-          "server": server_optimizer.hparams,
-      },
+    init=init,
+    broadcast=lambda server: server.variables,
+    passes=(local.local_pass,),
+    finish=local.finish,
+    apply=apply,
+    variables=lambda server: server.variables,
+    hparams={
+      "client": client_optimizer.hparams,
+      "server": server_optimizer.hparams,
+    },
   )

@@ -16,12 +16,12 @@ from fedjax_sim.optimizers import Optimizer
 
 
 def fedprox(
-    task: Task,
-    client_optimizer: Optimizer,
-    server_optimizer: Optimizer,
-    *,
-    mu: float = 0.01,
-    weighting: str = "examples",
+  task: Task,
+  client_optimizer: Optimizer,
+  server_optimizer: Optimizer,
+  *,
+  mu: float = 0.01,
+  weighting: str = "examples",
 ) -> Algorithm:
   """FedAvg with a proximal term that holds clients near the server.
 
@@ -40,17 +40,17 @@ def fedprox(
   def proximal(client: Client, params: PyTree, gradient: PyTree) -> PyTree:
     weight = client.hparams["mu"]
     return jax.tree.map(
-        lambda g, w, w_t: g + weight.astype(g.dtype) * (w - w_t),
-        gradient,
-        params,
-        client.message.params,
+      lambda g, w, w_t: g + weight.astype(g.dtype) * (w - w_t),
+      gradient,
+      params,
+      client.message.params,
     )
 
   base = fedavg(
-      task,
-      client_optimizer,
-      server_optimizer,
-      weighting=weighting,
-      adjust=proximal,
+    task,
+    client_optimizer,
+    server_optimizer,
+    weighting=weighting,
+    adjust=proximal,
   )
   return base._replace(hparams={**base.hparams, "mu": mu})

@@ -1,6 +1,6 @@
 """FedAvg on handwritten digits: 1,797 real 8 x 8 images over 100 clients.
 
-    fedjax-sim run --config=configs/digits_fedavg.py --workdir=runs/digits
+fedjax-sim run --config=configs/digits_fedavg.py --workdir=runs/digits
 """
 
 from ml_collections import ConfigDict

@@ -23,12 +23,12 @@ def _accumulator_dtype(x: Array) -> Any:
 def zeros_accumulator(update: PyTree) -> PyTree:
   """Zeros of the update's shapes, in float32 at least."""
   return jax.tree.map(
-      lambda x: jnp.zeros(x.shape, _accumulator_dtype(x)), update
+    lambda x: jnp.zeros(x.shape, _accumulator_dtype(x)), update
   )
 
 
 def add_weighted(
-    acc: PyTree, updates: PyTree, weights: Array, present: Array
+  acc: PyTree, updates: PyTree, weights: Array, present: Array
 ) -> PyTree:
   """Adds sum over lanes of `weight * update`; absent lanes add exactly 0.
 
@@ -60,31 +60,31 @@ def divide(acc: PyTree, count: Array, like: PyTree | None = None) -> PyTree:
 def weighted_mean() -> Aggregator:
   """The mean of updates, weighted by what clients report (FedAvg)."""
   return Aggregator(
-      init=lambda update, capacity: zeros_accumulator(update),
-      add=lambda acc, u, w, present, slot: add_weighted(acc, u, w, present),
-      finish=lambda acc, weight, count: divide(acc, weight),
+    init=lambda update, capacity: zeros_accumulator(update),
+    add=lambda acc, u, w, present, slot: add_weighted(acc, u, w, present),
+    finish=lambda acc, weight, count: divide(acc, weight),
   )
 
 
 def mean() -> Aggregator:
   """The plain mean of updates, every client counting the same."""
   return Aggregator(
-      init=lambda update, capacity: zeros_accumulator(update),
-      add=lambda acc, u, w, present, slot: add_weighted(
-          acc, u, jnp.ones_like(w), present
-      ),
-      finish=lambda acc, weight, count: divide(acc, count),
+    init=lambda update, capacity: zeros_accumulator(update),
+    add=lambda acc, u, w, present, slot: add_weighted(
+      acc, u, jnp.ones_like(w), present
+    ),
+    finish=lambda acc, weight, count: divide(acc, count),
   )
 
 
 def sum_() -> Aggregator:
   """The plain sum of updates, whatever their weights."""
   return Aggregator(
-      init=lambda update, capacity: zeros_accumulator(update),
-      add=lambda acc, u, w, present, slot: add_weighted(
-          acc, u, jnp.ones_like(w), present
-      ),
-      finish=lambda acc, weight, count: acc,
+    init=lambda update, capacity: zeros_accumulator(update),
+    add=lambda acc, u, w, present, slot: add_weighted(
+      acc, u, jnp.ones_like(w), present
+    ),
+    finish=lambda acc, weight, count: acc,
   )
 
 
@@ -97,12 +97,12 @@ def median() -> Aggregator:
 
   def init(update: PyTree, capacity: int) -> PyTree:
     stack = jax.tree.map(
-        lambda x: jnp.zeros((capacity, *x.shape), x.dtype), update
+      lambda x: jnp.zeros((capacity, *x.shape), x.dtype), update
     )
     return stack, jnp.zeros((capacity,), bool)
 
   def add(
-      acc: PyTree, updates: PyTree, weights: Array, present: Array, slot: Array
+    acc: PyTree, updates: PyTree, weights: Array, present: Array, slot: Array
   ) -> PyTree:
     del weights
     stack, filled = acc
@@ -128,8 +128,8 @@ def median() -> Aggregator:
 
 
 AGGREGATORS = {
-    "weighted_mean": weighted_mean,
-    "mean": mean,
-    "sum": sum_,
-    "median": median,
+  "weighted_mean": weighted_mean,
+  "mean": mean,
+  "sum": sum_,
+  "median": median,
 }

@@ -126,7 +126,7 @@ class Task(NamedTuple):
 
 
 def mean_loss(
-    task: Task, variables: Variables, batch: Batch, key: Key
+  task: Task, variables: Variables, batch: Batch, key: Key
 ) -> tuple[Array, tuple[PyTree, Metric]]:
   """The masked mean loss of a batch, ready for `jax.value_and_grad`.
 
@@ -204,14 +204,14 @@ class Aggregate(NamedTuple):
     buffers: weighted mean.
     statistics: weighted mean.
     weight: shape=(), float32; sum of weights.
-    count: shape=(), int32; clients that are in it.
+    clients: shape=(), int32; how many are in it.
   """
 
   update: PyTree
   buffers: PyTree
   statistics: PyTree
   weight: Array
-  count: Array
+  clients: Array
 
 
 class Context(NamedTuple):
@@ -234,15 +234,15 @@ class Pass(NamedTuple):
   """One walk of a client over its data; FedAvg has one, Mime and IFCA two.
 
   Attributes:
+    start: (client, *carries of the passes before) -> carry.
     step: (client, carry, batch, key) -> carry; one local step.
-    init: (client, carry) -> carry; before the first step.
     split: which of the federated data sets it walks over.
     epochs: epochs over it whatever the run's `LocalWork` says, e.g. 1 for a
       full-batch gradient; None takes the run's.
   """
 
+  start: Callable[..., PyTree]
   step: Callable[[Client, PyTree, Batch, Key], PyTree]
-  init: Callable[[Client, PyTree], PyTree] = lambda client, carry: carry
   split: str = "train"
   epochs: int | None = None
 
@@ -254,8 +254,7 @@ class Algorithm(NamedTuple):
     init: (key, hparams) -> server state.
     broadcast: server state -> message.
     passes: a client's walks over its data.
-    start: client -> carry.
-    finish: (client, carry) -> `Report`.
+    finish: (client, *carries of all passes) -> `Report`.
     apply: (server state, `Aggregate`, `Context`) -> server state.
     variables: server state -> `Variables` of the global model.
     hparams: default numeric hyper-parameters, a nested dict of floats. They
@@ -274,8 +273,7 @@ class Algorithm(NamedTuple):
   init: Callable[[Key, HParams], PyTree]
   broadcast: Callable[[PyTree], PyTree]
   passes: tuple[Pass, ...]
-  start: Callable[[Client], PyTree]
-  finish: Callable[[Client, PyTree], Report]
+  finish: Callable[..., Report]
   apply: Callable[[PyTree, Aggregate, Context], PyTree]
   variables: Callable[[PyTree], Variables]
   hparams: HParams
@@ -309,12 +307,12 @@ class Transform(NamedTuple):
   name: str
   hparams: HParams
   apply: Callable[
-      [PyTree, PyTree, PyTree, HParams, Key], tuple[PyTree, PyTree, PyTree]
+    [PyTree, PyTree, PyTree, HParams, Key], tuple[PyTree, PyTree, PyTree]
   ]
   init: Callable[[PyTree, HParams], PyTree] = lambda params, hparams: ()
   client_init: Callable[[PyTree, HParams], PyTree] = lambda params, hparams: ()
   update: Callable[[PyTree, PyTree, HParams], PyTree] = (
-      lambda shared, aux, hparams: shared
+    lambda shared, aux, hparams: shared
   )
 
 

@@ -73,12 +73,12 @@ class Checkpoints:
 
   def _open(self) -> Any:
     return self._ocp.CheckpointManager(
-        self._folder,
-        options=self._ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
-            create=True,
-            enable_async_checkpointing=False,
-        ),
+      self._folder,
+      options=self._ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep,
+        create=True,
+        enable_async_checkpointing=False,
+      ),
     )
 
   def rounds(self) -> list[int]:
@@ -99,29 +99,31 @@ class Checkpoints:
     """
     leaves = [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state))]
     record = {
-        "facts": facts,
-        "facts_sha256": _text_digest(facts),
-        "leaves": _names(state),
-        "sha256": [digest(leaf) for leaf in leaves],
+      "facts": facts,
+      "facts_sha256": _text_digest(facts),
+      "leaves": _names(state),
+      "sha256": [digest(leaf) for leaf in leaves],
     }
     args = self._ocp.args
     try:
       self._manager.save(
-          round_,
-          args=args.Composite(
-              state=args.PyTreeSave(dict(zip(_keys(leaves), leaves, strict=True))),
-              record=args.JsonSave(record),
-          ),
+        round_,
+        args=args.Composite(
+          state=args.PyTreeSave(dict(zip(_keys(leaves), leaves, strict=True))),
+          record=args.JsonSave(record),
+        ),
       )
       self._manager.wait_until_finished()
     except Exception as error:
       self._clean(round_)
       before = [r for r in self.rounds() if r < round_]
-      left = f"that of round {before[-1]} is intact" if before else "none is left"
+      left = (
+        f"that of round {before[-1]} is intact" if before else "none is left"
+      )
       raise CheckpointError(
-          f"The checkpoint of round {round_} could not be written to"
-          f" {self._folder}: {_first_line(error)}. Of the earlier ones, {left}."
-          " Make room or correct the folder, and run the same command again."
+        f"The checkpoint of round {round_} could not be written to"
+        f" {self._folder}: {_first_line(error)}. Of the earlier ones, {left}."
+        " Make room or correct the folder, and run the same command again."
       ) from error
 
   def _clean(self, round_: int) -> None:
@@ -134,7 +136,7 @@ class Checkpoints:
     self._manager = self._open()
 
   def restore(
-      self, like: PyTree, warn: Callable[[str], None]
+    self, like: PyTree, warn: Callable[[str], None]
   ) -> Restored | None:
     """The newest checkpoint that is whole; None if there is none.
 
@@ -150,8 +152,8 @@ class Checkpoints:
         return self._read(round_, like)
       except Exception as error:  # whatever a torn file makes orbax raise
         warn(
-            f"The checkpoint of round {round_} is damaged"
-            f" ({_first_line(error)}); falling back to the one before."
+          f"The checkpoint of round {round_} is damaged"
+          f" ({_first_line(error)}); falling back to the one before."
         )
         self._manager.close()
         shutil.rmtree(self._folder / str(round_), ignore_errors=True)
@@ -161,7 +163,7 @@ class Checkpoints:
   def _read(self, round_: int, like: PyTree) -> Restored:
     args = self._ocp.args
     record = self._manager.restore(
-        round_, args=args.Composite(record=args.JsonRestore())
+      round_, args=args.Composite(record=args.JsonRestore())
     )["record"]
     expected = _names(like)
     if record["leaves"] != expected:
@@ -171,17 +173,17 @@ class Checkpoints:
     keys = _keys(expected)
     as_numpy = self._ocp.RestoreArgs(restore_type=np.ndarray)
     stored = self._manager.restore(
-        round_,
-        args=args.Composite(
-            state=args.PyTreeRestore(
-                restore_args=dict.fromkeys(keys, as_numpy),
-                item=dict.fromkeys(keys, 0),
-            )
-        ),
+      round_,
+      args=args.Composite(
+        state=args.PyTreeRestore(
+          restore_args=dict.fromkeys(keys, as_numpy),
+          item=dict.fromkeys(keys, 0),
+        )
+      ),
     )["state"]
     leaves = [np.asarray(stored[key]) for key in keys]
     for name, leaf, shape, sha in zip(
-        expected, leaves, jax.tree.leaves(like), record["sha256"], strict=True
+      expected, leaves, jax.tree.leaves(like), record["sha256"], strict=True
     ):
       if digest(leaf) != sha:
         raise ValueError(f"the SHA-256 of {name} differs")

@@ -40,23 +40,23 @@ def _parse(name: str, arguments: Sequence[str], workdir: bool) -> Any:
 
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
-      "config", None, "The config file.", flag_values=values, lock_config=True
+    "config", None, "The config file.", flag_values=values, lock_config=True
   )
   required = ["config"]
   if workdir:
     flags.DEFINE_string(
-        "workdir", None, "Where results go.", flag_values=values
+      "workdir", None, "Where results go.", flag_values=values
     )
     required.append("workdir")
   try:
     rest = values([f"fedjax-sim {name}", *arguments])
   except (
-      flags.Error,
-      AttributeError,
-      KeyError,
-      TypeError,
-      ValueError,
-      OSError,
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
   ) as error:
     text = error.args[0] if isinstance(error, KeyError) else error
     raise UsageError(str(text).strip()) from error
@@ -100,9 +100,9 @@ def _list(arguments: Sequence[str]) -> int:
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
-    "run": _run,
-    "describe": _describe,
-    "list": _list,
+  "run": _run,
+  "describe": _describe,
+  "list": _list,
 }
 
 

@@ -98,14 +98,14 @@ class LocalWork:
     if self.drop_remainder and used.min() < self.batch_size:
       client = int(np.argmin(used))
       raise ValueError(
-          f"client.drop_remainder=True leaves client {client}, which has"
-          f" {used[client]} examples, without a batch of"
-          f" client.batch_size={self.batch_size}; raise data.min_examples or"
-          " lower client.batch_size."
+        f"client.drop_remainder=True leaves client {client}, which has"
+        f" {used[client]} examples, without a batch of"
+        f" client.batch_size={self.batch_size}; raise data.min_examples or"
+        " lower client.batch_size."
       )
     largest = int(used.max())
     return dataclasses.replace(
-        self, batch_size=min(self.batch_size, max(largest, 1))
+      self, batch_size=min(self.batch_size, max(largest, 1))
     )
 
 
@@ -149,12 +149,12 @@ class Cohort(NamedTuple):
 
 
 def capacity(
-    sizes: Sequence[np.ndarray],
-    works: Sequence[LocalWork],
-    cohort_size: int,
-    *,
-    lanes: int,
-    devices: int,
+  sizes: Sequence[np.ndarray],
+  works: Sequence[LocalWork],
+  cohort_size: int,
+  *,
+  lanes: int,
+  devices: int,
 ) -> Capacity:
   """Shapes that hold any cohort of at most `cohort_size` clients.
 
@@ -221,13 +221,13 @@ def _shuffled(counts: np.ndarray, seeds: np.ndarray) -> np.ndarray:
 
 
 def batches(
-    offsets: np.ndarray,
-    ids: np.ndarray,
-    work: LocalWork,
-    *,
-    seed: int,
-    round_: int,
-    salt: int = 0,
+  offsets: np.ndarray,
+  ids: np.ndarray,
+  work: LocalWork,
+  *,
+  seed: int,
+  round_: int,
+  salt: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The cohort's batches, client after client.
 
@@ -261,9 +261,7 @@ def batches(
   client, epoch = _positions(epochs)
   counts = used[client]
   if work.shuffle:
-    shuffled = _shuffled(
-        counts, _hash(secret[client].astype(np.int64), epoch)
-    )
+    shuffled = _shuffled(counts, _hash(secret[client].astype(np.int64), epoch))
   else:
     _, shuffled = _positions(counts)
   first = np.cumsum(counts) - counts
@@ -305,14 +303,14 @@ def _deal(steps: np.ndarray, devices: int, most: int) -> np.ndarray:
 
 
 def plan(
-    offsets: Sequence[np.ndarray],
-    works: Sequence[LocalWork],
-    ids: np.ndarray,
-    shape: Capacity,
-    *,
-    seed: int,
-    round_: int,
-    versions: np.ndarray | None = None,
+  offsets: Sequence[np.ndarray],
+  works: Sequence[LocalWork],
+  ids: np.ndarray,
+  shape: Capacity,
+  *,
+  seed: int,
+  round_: int,
+  versions: np.ndarray | None = None,
 ) -> Cohort:
   """Lays a cohort out.
 
@@ -323,7 +321,7 @@ def plan(
     shape: the static shapes, from `capacity`.
     seed: the run's seed.
     round_: the round.
-    versions: shape=(cohort,); see `Client.version`; None: all 0.
+    versions: shape=(cohort,), for `ids`; see `Client.version`; None: all 0.
 
   Raises:
     ValueError: duplicated or unknown ids, or more than the capacity holds.
@@ -333,8 +331,8 @@ def plan(
   devices, waves, lanes = shape.devices, shape.waves, shape.lanes
   sizes = [o[ids + 1] - o[ids] for o in offsets]
   steps = np.stack(
-      [work.num_steps(size) for work, size in zip(works, sizes, strict=True)],
-      axis=-1,
+    [work.num_steps(size) for work, size in zip(works, sizes, strict=True)],
+    axis=-1,
   )
 
   # Longest first; ties by id, so that the layout is a function of the cohort.
@@ -342,8 +340,8 @@ def plan(
   in_use = -(-len(ids) // lanes)
   if in_use > waves * devices:
     raise ValueError(
-        f"A cohort of {len(ids)} clients exceeds the {waves * devices * lanes}"
-        " that the round was compiled for; give the sampler larger `sizes`."
+      f"A cohort of {len(ids)} clients exceeds the {waves * devices * lanes}"
+      " that the round was compiled for; give the sampler larger `sizes`."
     )
   wave_steps = steps.sum(-1)[rank[::lanes]]
   owner = _deal(wave_steps, devices, waves)
@@ -357,15 +355,15 @@ def plan(
   cohort = blank(shape, len(works))
   starts = []
   for salt, (offset, work, length) in enumerate(
-      zip(offsets, works, shape.order, strict=True)
+    zip(offsets, works, shape.order, strict=True)
   ):
     order, start = batches(
-        offset, ids, work, seed=seed, round_=round_, salt=salt
+      offset, ids, work, seed=seed, round_=round_, salt=salt
     )
     if len(order) > length:
       raise ValueError(
-          f"A cohort with {len(order)} examples exceeds the {length} that the"
-          " round was compiled for; give the sampler larger `sizes`."
+        f"A cohort with {len(order)} examples exceeds the {length} that the"
+        " round was compiled for; give the sampler larger `sizes`."
       )
     cohort.order[salt][: len(order)] = order
     starts.append(start)
@@ -384,13 +382,13 @@ def blank(shape: Capacity, passes: int) -> Cohort:
   grid = (shape.devices, shape.waves, shape.lanes)
   zeros = lambda *more: np.zeros((*grid, *more), np.int32)
   return Cohort(
-      client=np.full(grid, -1, np.int32),
-      version=zeros(),
-      num_examples=zeros(),
-      start=zeros(passes),
-      num_steps=zeros(passes),
-      num_waves=np.zeros((shape.devices,), np.int32),
-      order=tuple(np.full((n,), -1, np.int32) for n in shape.order),
+    client=np.full(grid, -1, np.int32),
+    version=zeros(),
+    num_examples=zeros(),
+    start=zeros(passes),
+    num_steps=zeros(passes),
+    num_waves=np.zeros((shape.devices,), np.int32),
+    order=tuple(np.full((n,), -1, np.int32) for n in shape.order),
   )
 
 
@@ -433,10 +431,10 @@ def waste(cohort: Cohort, works: Sequence[LocalWork]) -> Waste:
     if work.steps is not None:  # the order holds whole epochs
       useful = _used_rows(cohort, p, work)
     total += Waste(
-        useful=useful,
-        batch=rows - useful,
-        step=int(per_device.sum()) - rows,
-        idle=int((per_device.max() - per_device).sum()),
+      useful=useful,
+      batch=rows - useful,
+      step=int(per_device.sum()) - rows,
+      idle=int((per_device.max() - per_device).sum()),
     )
   return total
 

@@ -161,26 +161,26 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
   x, y = flat(a), flat(b)
   missing = "(missing)"
   return [
-      f"{k}: {x.get(k, missing)!r} -> {y.get(k, missing)!r}"
-      for k in sorted(x.keys() | y.keys())
-      if x.get(k, missing) != y.get(k, missing)
+    f"{k}: {x.get(k, missing)!r} -> {y.get(k, missing)!r}"
+    for k in sorted(x.keys() | y.keys())
+    if x.get(k, missing) != y.get(k, missing)
   ]
 
 
 def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
   """A section's fields that are not None, but for those named."""
   return {
-      key: value
-      for key, value in section.items()
-      if value is not None and key not in without
+    key: value
+    for key, value in section.items()
+    if value is not None and key not in without
   }
 
 
 def _accepted(
-    kind: str,
-    function: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    *hidden: str,
+  kind: str,
+  function: Callable[..., Any],
+  arguments: Mapping[str, Any],
+  *hidden: str,
 ) -> dict[str, Any]:
   """The arguments, after a check that the function takes them.
 
@@ -214,18 +214,18 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   make = validate.lookup("model.name", section.name, MODELS)
   arguments = _given(section, "name")
   task = make(
-      data.example_shape,
-      data.num_classes,
-      **_accepted(
-          f"model ({section.name})",
-          make,
-          arguments,
-          "example_shape",
-          "num_classes",
-      ),
+    data.example_shape,
+    data.num_classes,
+    **_accepted(
+      f"model ({section.name})",
+      make,
+      arguments,
+      "example_shape",
+      "num_classes",
+    ),
   )
   dtype = validate.lookup(
-      "runtime.compute_dtype", config.runtime.compute_dtype, COMPUTE_DTYPES
+    "runtime.compute_dtype", config.runtime.compute_dtype, COMPUTE_DTYPES
   )
   if dtype is not None:
     task = tasks.with_compute_dtype(task, dtype)
@@ -240,11 +240,11 @@ def _optimizer(config: ConfigDict, name: str, *without: str) -> Optimizer:
 
 _WORK = [field.name for field in dataclasses.fields(LocalWork)]
 _SERVER = (
-    "rounds",
-    "clients_per_round",
-    "sampling",
-    "aggregator",
-    "eval_every",
+  "rounds",
+  "clients_per_round",
+  "sampling",
+  "aggregator",
+  "eval_every",
 )
 
 
@@ -253,23 +253,23 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   section = config.algorithm
   make = validate.lookup("algorithm.name", section.name, ALGORITHMS)
   optimizers = {
-      "client_optimizer": _optimizer(config, "client", *_WORK),
-      "server_optimizer": _optimizer(config, "server", *_SERVER),
+    "client_optimizer": _optimizer(config, "client", *_WORK),
+    "server_optimizer": _optimizer(config, "server", *_SERVER),
   }
   taken = inspect.signature(make).parameters
   arguments = _given(section, "name")
   return make(
-      task,
-      **{k: v for k, v in optimizers.items() if k in taken},
-      **_accepted(
-          f"algorithm ({section.name})",
-          make,
-          arguments,
-          "task",
-          "client_optimizer",
-          "server_optimizer",
-          "adjust",  # a function, for other algorithms
-      ),
+    task,
+    **{k: v for k, v in optimizers.items() if k in taken},
+    **_accepted(
+      f"algorithm ({section.name})",
+      make,
+      arguments,
+      "task",
+      "client_optimizer",
+      "server_optimizer",
+      "adjust",  # a function, for other algorithms
+    ),
   )
 
 
@@ -280,7 +280,7 @@ def _lanes(value: Any) -> Any:
       return int(value)
     except ValueError:
       raise ValueError(
-          f"runtime.lanes={value!r} is neither 'auto' nor a whole number."
+        f"runtime.lanes={value!r} is neither 'auto' nor a whole number."
       ) from None
   return value
 
@@ -293,23 +293,23 @@ def build(config: ConfigDict) -> Experiment:
   """
   client, server, runtime = config.client, config.server, config.runtime
   schedule = Schedule(
-      rounds=server.rounds,
-      eval_every=server.eval_every,
-      checkpoint_every=runtime.checkpoint_every,
-      keep_checkpoints=runtime.keep_checkpoints,
+    rounds=server.rounds,
+    eval_every=server.eval_every,
+    checkpoint_every=runtime.checkpoint_every,
+    keep_checkpoints=runtime.keep_checkpoints,
   )
   work = LocalWork(**{name: client[name] for name in _WORK})
   speed = Runtime(
-      lanes=_lanes(runtime.lanes),
-      devices=runtime.devices,
-      rounds_per_dispatch=runtime.rounds_per_dispatch,
-      eval_batch_size=runtime.eval_batch_size,
+    lanes=_lanes(runtime.lanes),
+    devices=runtime.devices,
+    rounds_per_dispatch=runtime.rounds_per_dispatch,
+    eval_batch_size=runtime.eval_batch_size,
   )
   aggregator = validate.lookup(
-      "server.aggregator", server.aggregator, aggregators.AGGREGATORS
+    "server.aggregator", server.aggregator, aggregators.AGGREGATORS
   )()
   sampler = validate.lookup(
-      "server.sampling", server.sampling, sampling.SAMPLERS
+    "server.sampling", server.sampling, sampling.SAMPLERS
   )
   chain = {k: _given(v) for k, v in config.transforms.items()}
   chain = {name: arguments for name, arguments in chain.items() if arguments}
@@ -319,14 +319,14 @@ def build(config: ConfigDict) -> Experiment:
   algorithm = build_algorithm(config, task)
   clients = data.train.num_clients, server.clients_per_round
   simulator = Simulator(
-      task=task,
-      algorithm=algorithm,
-      data=data,
-      sampler=sampler(*(1, 1) if algorithm.pooled else clients),
-      work=work,
-      aggregator=aggregator,
-      transforms=transforms.from_config(chain),
-      seed=config.seed,
-      runtime=speed,
+    task=task,
+    algorithm=algorithm,
+    data=data,
+    sampler=sampler(*(1, 1) if algorithm.pooled else clients),
+    work=work,
+    aggregator=aggregator,
+    transforms=transforms.from_config(chain),
+    seed=config.seed,
+    runtime=speed,
   )
   return Experiment(simulator=simulator, schedule=schedule)

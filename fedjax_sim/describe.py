@@ -19,13 +19,13 @@ from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS
 
 REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
-    "algorithms (algorithm.name)": ALGORITHMS,
-    "models (model.name)": MODELS,
-    "data sets (data.name)": DATASETS,
-    "partitions (data.partition)": PARTITIONERS,
-    "aggregators (server.aggregator)": aggregators.AGGREGATORS,
-    "samplers (server.sampling)": sampling.SAMPLERS,
-    "transforms (transforms)": transforms.TRANSFORMS,
+  "algorithms (algorithm.name)": ALGORITHMS,
+  "models (model.name)": MODELS,
+  "data sets (data.name)": DATASETS,
+  "partitions (data.partition)": PARTITIONERS,
+  "aggregators (server.aggregator)": aggregators.AGGREGATORS,
+  "samplers (server.sampling)": sampling.SAMPLERS,
+  "transforms (transforms)": transforms.TRANSFORMS,
 }
 
 
@@ -47,8 +47,8 @@ def listing() -> str:
 def _sizes(data: FederatedData) -> str:
   quantiles = np.percentile(data.sizes, [0, 50, 100]).astype(int)
   return (
-      f"{data.num_clients:,} clients, {data.num_examples:,} examples"
-      f" ({quantiles[0]} to {quantiles[2]} a client, median {quantiles[1]})"
+    f"{data.num_clients:,} clients, {data.num_examples:,} examples"
+    f" ({quantiles[0]} to {quantiles[2]} a client, median {quantiles[1]})"
   )
 
 
@@ -63,30 +63,28 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
   data = simulator.data
   size, devices = simulator.sampler.sizes[0], simulator.mesh.size
   width = simulator.runtime.lanes
-  choices = (
-      lanes.candidates(size, devices) if width == "auto" else [int(width)]
-  )
+  choices = lanes.candidates(size, devices) if width == "auto" else [int(width)]
   down, up = simulator.bytes_per_client
   rounds = schedule.rounds
   facts = {
-      "parameters": f"{simulator.num_parameters:,}",
-      "train": _sizes(data.train),
-      "seen": data.seen and _sizes(data.seen),
-      "unseen": data.unseen and _sizes(data.unseen),
-      "test": data.test and f"{len(next(iter(data.test.values()))):,} examples",
-      "rounds": f"{rounds:,}, evaluated every {schedule.eval_every}",
-      "clients a round": f"{simulator.sampler.expected:g}"
-      f" ({source.server.sampling})",
-      "bytes a client and round": f"{down:,} down, {up:,} up",
-      "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
+    "parameters": f"{simulator.num_parameters:,}",
+    "train": _sizes(data.train),
+    "seen": data.seen and _sizes(data.seen),
+    "unseen": data.unseen and _sizes(data.unseen),
+    "test": data.test and f"{len(next(iter(data.test.values()))):,} examples",
+    "rounds": f"{rounds:,}, evaluated every {schedule.eval_every}",
+    "clients a round": f"{simulator.sampler.expected:g}"
+    f" ({source.server.sampling})",
+    "bytes a client and round": f"{down:,} down, {up:,} up",
+    "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }
   for choice in choices:
     began = time.perf_counter()
     program = simulator.program(choice, size)
     seconds = time.perf_counter() - began
     facts[f"memory a device, {choice} lanes"] = (
-        f"{program.device_bytes / 1e6:,.1f} MB"
-        f" (predicted; compiled in {seconds:.1f} s)"
+      f"{program.device_bytes / 1e6:,.1f} MB"
+      f" (predicted; compiled in {seconds:.1f} s)"
     )
   lines = [json.dumps(config.resolved(source), indent=2), ""]
   keep = {k: v for k, v in facts.items() if v}

@@ -42,19 +42,19 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     num_devices = len(devices)
   validate.whole("runtime.devices", num_devices, most=len(devices))
   return jax.make_mesh(
-      (num_devices,),
-      (AXIS,),
-      axis_types=(AxisType.Auto,),
-      devices=devices[:num_devices],
+    (num_devices,),
+    (AXIS,),
+    axis_types=(AxisType.Auto,),
+    devices=devices[:num_devices],
   )
 
 
 def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
   """Where arrays with these `PartitionSpec`s live: a tree, or a prefix of one."""
   return jax.tree.map(
-      lambda spec: NamedSharding(mesh, spec),
-      specs,
-      is_leaf=lambda x: isinstance(x, P),
+    lambda spec: NamedSharding(mesh, spec),
+    specs,
+    is_leaf=lambda x: isinstance(x, P),
   )
 
 
@@ -67,11 +67,13 @@ def abstract(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
   """Shapes, dtypes and shardings of what `put` would give."""
   where = shardings(mesh, specs)
   return jax.tree.map(
-      lambda sharding, part: jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding),
-          part,
+    lambda sharding, part: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding
       ),
-      where,
-      tree,
-      is_leaf=lambda x: isinstance(x, NamedSharding),
+      part,
+    ),
+    where,
+    tree,
+    is_leaf=lambda x: isinstance(x, NamedSharding),
   )

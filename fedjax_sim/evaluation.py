@@ -22,13 +22,13 @@ from fedjax_sim import cohort as cohorts
 from fedjax_sim import distributed
 from fedjax_sim import round as rounds
 from fedjax_sim.base import (
-    Algorithm,
-    Array,
-    Examples,
-    Metric,
-    PyTree,
-    Task,
-    Variables,
+  Algorithm,
+  Array,
+  Examples,
+  Metric,
+  PyTree,
+  Task,
+  Variables,
 )
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.data import FederatedData
@@ -59,8 +59,8 @@ class ClientMetrics(NamedTuple):
   def overall(self) -> dict[str, float]:
     """The mean over all examples."""
     return {
-        name: float(total.sum() / max(self.weight[name].sum(), 1e-30))
-        for name, total in self.total.items()
+      name: float(total.sum() / max(self.weight[name].sum(), 1e-30))
+      for name, total in self.total.items()
     }
 
   def summary(self, prefix: str) -> dict[str, float]:
@@ -88,7 +88,7 @@ def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:
 
 
 def make_evaluate(
-    task: Task, algorithm: Algorithm, *, batch_size: int, mesh: Mesh
+  task: Task, algorithm: Algorithm, *, batch_size: int, mesh: Mesh
 ) -> Callable[[PyTree, PyTree, Examples, Cohort], dict[str, Metric]]:
   """The function that evaluates every client of a cohort.
 
@@ -101,7 +101,7 @@ def make_evaluate(
   walk = rounds.Walk("eval", batch_size)
 
   def device(
-      server: PyTree, states: PyTree, examples: Examples, cohort: Cohort
+    server: PyTree, states: PyTree, examples: Examples, cohort: Cohort
   ) -> dict[str, Metric]:
     mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
     states = jax.tree.map(lambda x: x[0], states)
@@ -114,54 +114,54 @@ def make_evaluate(
       else:
         variables = algorithm.personal(message, state)
       return _client_metrics(
-          task, variables, examples, cohort.order[0], start, num_steps, walk
+        task, variables, examples, cohort.order[0], start, num_steps, walk
       )
 
     grid = (mine.start[..., 0], mine.num_steps[..., 0], states)
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0, 0], grid))
     zeros = jax.tree.map(
-        lambda x: jnp.zeros((*mine.client.shape, *x.shape), x.dtype), shapes
+      lambda x: jnp.zeros((*mine.client.shape, *x.shape), x.dtype), shapes
     )
     out = rounds.over_waves(
-        one,
-        grid,
-        mine.num_waves,
-        lambda acc, new, w: jax.tree.map(lambda a, n: a.at[w].set(n), acc, new),
-        zeros,
+      one,
+      grid,
+      mine.num_waves,
+      lambda acc, new, w: jax.tree.map(lambda a, n: a.at[w].set(n), acc, new),
+      zeros,
     )
     return jax.tree.map(lambda x: x[None], out)
 
   split, whole = P(distributed.AXIS), P()
   return jax.shard_map(
-      device,
-      mesh=mesh,
-      in_specs=(whole, split, whole, rounds.COHORT_SPEC),
-      out_specs=split,
-      check_vma=False,
+    device,
+    mesh=mesh,
+    in_specs=(whole, split, whole, rounds.COHORT_SPEC),
+    out_specs=split,
+    check_vma=False,
   )
 
 
 def _client_metrics(
-    task: Task,
-    variables: Variables,
-    examples: Examples,
-    order: Array,
-    start: Array,
-    num_steps: Array,
-    walk: rounds.Walk,
+  task: Task,
+  variables: Variables,
+  examples: Examples,
+  order: Array,
+  start: Array,
+  num_steps: Array,
+  walk: rounds.Walk,
 ) -> dict[str, Metric]:
   """One client's metrics, summed over its batches."""
 
   def batch_sums(i: Array) -> dict[str, Metric]:
     batch = rounds.read_batch(
-        examples, order, start + i * walk.batch_size, walk.batch_size
+      examples, order, start + i * walk.batch_size, walk.batch_size
     )
     masked = lambda x: jnp.sum(jnp.where(batch.mask, x, 0))
     return jax.tree.map(masked, task.metrics(variables, batch.examples))
 
   zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(batch_sums, jnp.zeros((), jnp.int32)),
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(batch_sums, jnp.zeros((), jnp.int32)),
   )
   add = lambda i, acc: jax.tree.map(jnp.add, acc, batch_sums(i))
   return jax.lax.fori_loop(0, num_steps, add, zeros)
@@ -184,15 +184,15 @@ class EvaluationSet:
   """
 
   def __init__(
-      self,
-      task: Task,
-      algorithm: Algorithm,
-      data: FederatedData,
-      *,
-      mesh: Mesh,
-      lanes: int,
-      batch_size: int,
-      personal: bool = False,
+    self,
+    task: Task,
+    algorithm: Algorithm,
+    data: FederatedData,
+    *,
+    mesh: Mesh,
+    lanes: int,
+    batch_size: int,
+    personal: bool = False,
   ):
     self.num_clients = data.num_clients
     self._personal = personal and algorithm.personal is not None
@@ -200,22 +200,22 @@ class EvaluationSet:
     work = work.fitted(data.sizes)
     ids = np.flatnonzero(data.sizes > 0)
     shape = cohorts.capacity(
-        [data.sizes],
-        [work],
-        len(ids),
-        lanes=lanes,
-        devices=mesh.size,
+      [data.sizes],
+      [work],
+      len(ids),
+      lanes=lanes,
+      devices=mesh.size,
     )
     plan = cohorts.plan([data.offsets], [work], ids, shape, seed=0, round_=0)
     self._ids = plan.client
     self._plan = distributed.put(plan, mesh, rounds.COHORT_SPEC)
     self._examples = distributed.put(dict(data.examples), mesh, P())
     evaluate = make_evaluate(
-        task, algorithm, batch_size=work.batch_size, mesh=mesh
+      task, algorithm, batch_size=work.batch_size, mesh=mesh
     )
 
     def program(
-        server: PyTree, table: PyTree, examples: Examples, plan: Cohort
+      server: PyTree, table: PyTree, examples: Examples, plan: Cohort
     ) -> dict[str, Metric]:
       rows = jnp.maximum(plan.client, 0)
       own = table[0] if self._personal else None
@@ -232,12 +232,12 @@ class EvaluationSet:
     real = self._ids >= 0
     place = functools.partial(self._place, self._ids[real], real)
     return ClientMetrics(
-        total={k: place(m.total) for k, m in out.items()},
-        weight={k: place(m.weight) for k, m in out.items()},
+      total={k: place(m.total) for k, m in out.items()},
+      weight={k: place(m.weight) for k, m in out.items()},
     )
 
   def _place(
-      self, ids: np.ndarray, real: np.ndarray, values: np.ndarray
+    self, ids: np.ndarray, real: np.ndarray, values: np.ndarray
   ) -> np.ndarray:
     result = np.zeros(self.num_clients)
     result[ids] = values[real]

@@ -51,8 +51,8 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
   def __init__(self, number: int, round_: int, workdir: Path):
     self.exit_code = 128 + number
     super().__init__(
-        f"{signal.Signals(number).name} in round {round_}; a checkpoint is in"
-        f" {workdir}. Run the same command again to go on."
+      f"{signal.Signals(number).name} in round {round_}; a checkpoint is in"
+      f" {workdir}. Run the same command again to go on."
     )
 
 
@@ -109,7 +109,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   with _locked(folder):
     reporting.write_json(folder / "config.json", resolved)
     checkpoints = Checkpoints(
-        folder / "checkpoints", keep=experiment.schedule.keep_checkpoints
+      folder / "checkpoints", keep=experiment.schedule.keep_checkpoints
     )
     with contextlib.closing(checkpoints):
       summary = _run(experiment, folder, checkpoints, began)
@@ -118,10 +118,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _run(
-    experiment: Experiment,
-    folder: Path,
-    checkpoints: Checkpoints,
-    began: float,
+  experiment: Experiment,
+  folder: Path,
+  checkpoints: Checkpoints,
+  began: float,
 ) -> dict[str, Any]:
   """Restores or begins, runs to the end, and sums up."""
   simulator, schedule = experiment.simulator, experiment.schedule
@@ -133,7 +133,7 @@ def _run(
     totals = Totals(**restored.facts["totals"])
     # The lanes were measured when the run began; its float sums follow them.
     speed = dataclasses.replace(
-        simulator.runtime, lanes=restored.facts["lanes"]
+      simulator.runtime, lanes=restored.facts["lanes"]
     )
     simulator = dataclasses.replace(simulator, runtime=speed)
     state = simulator.place(restored.state)
@@ -144,23 +144,23 @@ def _run(
   def facts() -> dict[str, Any]:
     totals.wall_seconds = earlier + time.perf_counter() - began
     return {
-        "lanes": simulator.lane_choice.lanes,
-        "totals": dataclasses.asdict(totals),
-        "versions": _versions(),
+      "lanes": simulator.lane_choice.lanes,
+      "totals": dataclasses.asdict(totals),
+      "versions": _versions(),
     }
 
   with (
-      reporting.MetricsFile(
-          folder / "metrics.jsonl", keep_through=done
-      ) as metrics,
-      reporting.MetricsFile(
-          folder / "timings.jsonl", keep_through=done, complete=False
-      ) as timings,
-      contextlib.closing(
-          reporting.EventFiles(folder / "events", first_round=done + 1)
-      ) as events,
-      reporting.Progress(schedule.rounds, done=done) as progress,
-      _signals() as received,
+    reporting.MetricsFile(
+      folder / "metrics.jsonl", keep_through=done
+    ) as metrics,
+    reporting.MetricsFile(
+      folder / "timings.jsonl", keep_through=done, complete=False
+    ) as timings,
+    contextlib.closing(
+      reporting.EventFiles(folder / "events", first_round=done + 1)
+    ) as events,
+    reporting.Progress(schedule.rounds, done=done) as progress,
+    _signals() as received,
   ):
     for warning in warnings:
       progress.log(warning, level="warning")
@@ -168,10 +168,10 @@ def _run(
       progress.log(f"Going on after round {done}.")
       if restored.facts["versions"] != _versions():
         progress.log(
-            "Software versions changed since the checkpoint, from"
-            f" {restored.facts['versions']} to {_versions()}; results may"
-            " differ in the last digits.",
-            level="warning",
+          "Software versions changed since the checkpoint, from"
+          f" {restored.facts['versions']} to {_versions()}; results may"
+          " differ in the last digits.",
+          level="warning",
         )
     choice = simulator.lane_choice
     progress.log(f"{choice.lanes} lanes a device: {choice.reason}.")
@@ -208,9 +208,9 @@ def _run(
       for row in out.rows:
         progress.update(row, clients_per_second=rate)
       if (
-          done % schedule.checkpoint_every == 0
-          or done == schedule.rounds
-          or received
+        done % schedule.checkpoint_every == 0
+        or done == schedule.rounds
+        or received
       ):
         save(done, state)
         saved = done
@@ -222,31 +222,33 @@ def _run(
 
 def _timing(done: int, out: Dispatch, evaluation: float) -> Row:
   return {
-      "round": done,
-      "rounds": len(out.rows),
-      "train_seconds": out.seconds,
-      "plan_seconds": out.plan_seconds,
-      "eval_seconds": evaluation,
+    "round": done,
+    "rounds": len(out.rows),
+    "train_seconds": out.seconds,
+    "plan_seconds": out.plan_seconds,
+    "eval_seconds": evaluation,
   }
 
 
 def _rejection(simulator: Simulator, round_: int, ids: Any) -> str:
   name = simulator.data.train.client_name
-  named = ["the pooled data"] if simulator.algorithm.pooled else [
-      name(int(i)) for i in ids[:10]
-  ]
+  named = (
+    ["the pooled data"]
+    if simulator.algorithm.pooled
+    else [name(int(i)) for i in ids[:10]]
+  )
   more = ", ..." if len(ids) > 10 else ""
   return (
-      f"Round {round_}: left out, update not finite: {', '.join(named)}{more}"
+    f"Round {round_}: left out, update not finite: {', '.join(named)}{more}"
   )
 
 
 def _sum_up(
-    simulator: Simulator,
-    state: RunState,
-    totals: Totals,
-    folder: Path,
-    counted: dict[str, Any],
+  simulator: Simulator,
+  state: RunState,
+  totals: Totals,
+  folder: Path,
+  counted: dict[str, Any],
 ) -> dict[str, Any]:
   """Writes what a finished run leaves; `summary.json` last."""
   rows = reporting.read_metrics(folder / "metrics.jsonl")
@@ -258,29 +260,29 @@ def _sum_up(
   last = {k: v for k, v in rows[-1].items() if k != "round"}
   device = simulator.mesh.devices.flat[0]
   summary = {
-      **last,
-      "params_digest": tree_digest(params),
-      "rounds": int(state.round),
-      "seed": simulator.seed,
-      "parameters": simulator.num_parameters,
-      "wall_seconds": counted["wall_seconds"],
-      "train_seconds": totals.train_seconds,
-      "clients_per_second": totals.clients_per_second,
-      "examples_per_second": totals.useful / max(totals.train_seconds, 1e-9),
-      "padding_waste": 1 - totals.useful / max(totals.computed, 1),
-      "compilations": simulator.compilations,
-      "lanes": simulator.lane_choice.lanes,
-      "lanes_reason": simulator.lane_choice.reason,
-      "devices": [str(d) for d in simulator.mesh.devices.flat],
-      "device_kind": device.device_kind,
-      "versions": _versions(),
+    **last,
+    "params_digest": tree_digest(params),
+    "rounds": int(state.round),
+    "seed": simulator.seed,
+    "parameters": simulator.num_parameters,
+    "wall_seconds": counted["wall_seconds"],
+    "train_seconds": totals.train_seconds,
+    "clients_per_second": totals.clients_per_second,
+    "examples_per_second": totals.useful / max(totals.train_seconds, 1e-9),
+    "padding_waste": 1 - totals.useful / max(totals.computed, 1),
+    "compilations": simulator.compilations,
+    "lanes": simulator.lane_choice.lanes,
+    "lanes_reason": simulator.lane_choice.reason,
+    "devices": [str(d) for d in simulator.mesh.devices.flat],
+    "device_kind": device.device_kind,
+    "versions": _versions(),
   }
   reporting.write_json(folder / "summary.json", summary)
   return summary
 
 
 def _write_clients(
-    simulator: Simulator, state: RunState, name: str, path: Path
+  simulator: Simulator, state: RunState, name: str, path: Path
 ) -> None:
   """Every client's own metrics, one line a client."""
   data = getattr(simulator.data, name)
@@ -308,20 +310,20 @@ def _versions() -> dict[str, str]:
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
   shown = ("train/", "test/", "seen/", "unseen/")
   metrics = {
-      k: v
-      for k, v in summary.items()
-      if k.startswith(shown) and isinstance(v, int | float)
+    k: v
+    for k, v in summary.items()
+    if k.startswith(shown) and isinstance(v, int | float)
   }
   facts = {
-      "rounds": str(summary["rounds"]),
-      "wall time": f"{summary['wall_seconds']:.1f} s",
-      "clients/s": f"{summary['clients_per_second']:,.0f}",
-      "examples/s": f"{summary['examples_per_second']:,.0f}",
-      "padding waste": f"{100 * summary['padding_waste']:.1f} %",
-      "compilations": str(summary["compilations"]),
-      "devices": f"{len(summary['devices'])} x {summary['device_kind']}",
-      "lanes": str(summary["lanes"]),
-      "workdir": str(folder),
+    "rounds": str(summary["rounds"]),
+    "wall time": f"{summary['wall_seconds']:.1f} s",
+    "clients/s": f"{summary['clients_per_second']:,.0f}",
+    "examples/s": f"{summary['examples_per_second']:,.0f}",
+    "padding waste": f"{100 * summary['padding_waste']:.1f} %",
+    "compilations": str(summary["compilations"]),
+    "devices": f"{len(summary['devices'])} x {summary['device_kind']}",
+    "lanes": str(summary["lanes"]),
+    "workdir": str(folder),
   }
   reporting.print_final_table(metrics, facts)
 
@@ -331,7 +333,7 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text())
   except ValueError as error:
     raise WorkdirError(
-        f"{path} is damaged ({error}); remove it, or take another --workdir."
+      f"{path} is damaged ({error}); remove it, or take another --workdir."
     ) from error
 
 
@@ -342,8 +344,8 @@ def _refuse_other_config(folder: Path, resolved: dict[str, Any]) -> None:
   changed = configs.differences(_read_json(path), resolved)
   if changed:
     raise ConfigChangedError(
-        f"The run in {folder} has another config: {'; '.join(changed)}. Take"
-        " another --workdir, or the config that it began with."
+      f"The run in {folder} has another config: {'; '.join(changed)}. Take"
+      " another --workdir, or the config that it began with."
     )
 
 
@@ -360,16 +362,15 @@ def _locked(folder: Path) -> Iterator[None]:
     lock = (folder / ".lock").open("w")
   except OSError as error:
     raise WorkdirError(
-        f"--workdir={folder} cannot be written: {error}. Name a folder that"
-        " can."
+      f"--workdir={folder} cannot be written: {error}. Name a folder that can."
     ) from error
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
       raise WorkdirError(
-          f"--workdir={folder} is in use by another process; wait for it, or"
-          " take another."
+        f"--workdir={folder} is in use by another process; wait for it, or"
+        " take another."
       ) from None
     yield
 

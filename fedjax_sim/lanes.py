@@ -68,13 +68,13 @@ def shortened(plan: Cohort) -> Cohort:
   before = np.cumsum(steps, axis=1) - steps
   waves = np.minimum(plan.num_waves, (before < PROBE_STEPS).sum(axis=1))
   return plan._replace(
-      num_waves=waves.astype(np.int32),
-      num_steps=np.minimum(plan.num_steps, PROBE_STEPS),
+    num_waves=waves.astype(np.int32),
+    num_steps=np.minimum(plan.num_steps, PROBE_STEPS),
   )
 
 
 def choose(
-    probe: Callable[[int], Probe], sizes: list[int], limit: int
+  probe: Callable[[int], Probe], sizes: list[int], limit: int
 ) -> Choice:
   """The number of lanes with the shortest predicted round.
 

@@ -15,19 +15,22 @@ import jax.numpy as jnp
 
 from fedjax_sim import base, optimizers, validate
 from fedjax_sim.base import (
-    Array,
-    Batch,
-    Client,
-    Key,
-    Metric,
-    Pass,
-    PyTree,
-    Report,
-    Task,
-    Variables,
+  Array,
+  Batch,
+  Client,
+  Key,
+  Metric,
+  Pass,
+  PyTree,
+  Report,
+  Task,
+  Variables,
 )
 
 Adjust = Callable[[Client, PyTree, PyTree], PyTree]
+
+
+Received = Callable[[Client], Variables]
 
 
 class LocalState(NamedTuple):
@@ -40,16 +43,15 @@ class LocalState(NamedTuple):
 
 
 class LocalTraining(NamedTuple):
-  """The client's half of an `Algorithm`."""
+  """The client's part of an `Algorithm`: one pass, and its report."""
 
-  start: Callable[[Client], LocalState]
-  passes: tuple[Pass, ...]
+  local_pass: Pass
   finish: Callable[[Client, LocalState], Report]
 
 
 WEIGHTINGS: dict[str, Callable[[Client], Array]] = {
-    "examples": lambda client: client.num_examples.astype(jnp.float32),
-    "uniform": lambda client: jnp.ones((), jnp.float32),
+  "examples": lambda client: client.num_examples.astype(jnp.float32),
+  "uniform": lambda client: jnp.ones((), jnp.float32),
 }
 
 
@@ -69,12 +71,12 @@ def difference(after: PyTree, before: PyTree) -> PyTree:
 
 
 def local_training(
-    task: Task,
-    optimizer: optimizers.Optimizer,
-    *,
-    adjust: Adjust | None = None,
-    weighting: str = "examples",
-    received: Callable[[Client], Variables] = lambda client: client.message,
+  task: Task,
+  optimizer: optimizers.Optimizer,
+  *,
+  adjust: Adjust | None = None,
+  weighting: str = "examples",
+  received: Callable[[Client], Variables] = lambda client: client.message,
 ) -> LocalTraining:
   """Mini-batch training from the server's parameters.
 
@@ -84,20 +86,21 @@ def local_training(
       hyper-parameters are read from `hparams["client"]`.
     adjust: (client, params, gradient) -> gradient, before the optimiser.
     weighting: a client's weight: its number of `examples`, or `uniform`.
-    received: client -> the `Variables` in the server's message.
+    received: client -> the `Variables` that it starts from.
 
   Raises:
     UnknownNameError: no such weighting.
   """
   weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
 
-  def start(client: Client) -> LocalState:
+  def start(client: Client, *earlier: PyTree) -> LocalState:
+    del earlier
     params, buffers, _ = received(client)
     state = optimizer.build(client.hparams["client"]).init(params)
     return LocalState(params, buffers, state, zero_metric())
 
   def step(
-      client: Client, carry: LocalState, batch: Batch, key: Key
+    client: Client, carry: LocalState, batch: Batch, key: Key
   ) -> LocalState:
     def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
       variables = Variables(params, carry.buffers, received(client).frozen)
@@ -107,19 +110,69 @@ def local_training(
     if adjust is not None:
       gradient = adjust(client, carry.params, gradient)
     params, state = optimizers.descend(
-        optimizer.build(client.hparams["client"]),
-        gradient,
-        carry.optimizer,
-        carry.params,
+      optimizer.build(client.hparams["client"]),
+      gradient,
+      carry.optimizer,
+      carry.params,
     )
     return LocalState(params, buffers, state, add_metrics(carry.loss, total))
 
   def finish(client: Client, carry: LocalState) -> Report:
     return Report(
-        update=difference(carry.params, received(client).params),
-        weight=weigh(client),
-        buffers=carry.buffers,
-        metrics={"loss": carry.loss},
+      update=difference(carry.params, received(client).params),
+      weight=weigh(client),
+      buffers=carry.buffers,
+      metrics={"loss": carry.loss},
     )
 
-  return LocalTraining(start, (Pass(step),), finish)
+  return LocalTraining(Pass(start, step), finish)
+
+
+def full_gradient(
+  task: Task,
+  *,
+  weighting: str = "examples",
+  received: Received = lambda client: client.message,
+) -> LocalTraining:
+  """The mean gradient over all of a client's data, at what it received.
+
+  The batch size only bounds memory. The report's update is the negative
+  gradient, so that a server optimiser sees the gradient.
+
+  Args:
+    task: what is differentiated.
+    weighting: as in `local_training`.
+    received: as in `local_training`.
+  """
+  weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
+
+  def start(client: Client, *earlier: PyTree) -> LocalState:
+    del earlier
+    params, buffers, _ = received(client)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return LocalState(zeros, buffers, (), zero_metric())
+
+  def step(
+    client: Client, carry: LocalState, batch: Batch, key: Key
+  ) -> LocalState:
+    def total_loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
+      variables = Variables(params, carry.buffers, received(client).frozen)
+      mean, (buffers, total) = base.mean_loss(task, variables, batch, key)
+      return mean * total.weight, (buffers, total)
+
+    gradient, (buffers, total) = jax.grad(total_loss, has_aux=True)(
+      received(client).params
+    )
+    summed = jax.tree.map(jnp.add, carry.params, gradient)
+    return LocalState(summed, buffers, (), add_metrics(carry.loss, total))
+
+  def finish(client: Client, carry: LocalState) -> Report:
+    weight = jnp.where(carry.loss.weight > 0, carry.loss.weight, 1)
+    return Report(
+      update=jax.tree.map(lambda g: -g / weight.astype(g.dtype), carry.params),
+      weight=weigh(client),
+      buffers=carry.buffers,
+      metrics={"loss": carry.loss},
+    )
+
+  return LocalTraining(Pass(start, step, epochs=1), finish)

@@ -17,18 +17,18 @@ from fedjax_sim import validate
 from fedjax_sim.base import PyTree
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adabelief": optax.adabelief,
-    "adagrad": optax.adagrad,
-    "adam": optax.adam,
-    "adamax": optax.adamax,
-    "adamw": optax.adamw,
-    "lamb": optax.lamb,
-    "lars": optax.lars,
-    "lion": optax.lion,
-    "radam": optax.radam,
-    "rmsprop": optax.rmsprop,
-    "sgd": optax.sgd,
-    "yogi": optax.yogi,
+  "adabelief": optax.adabelief,
+  "adagrad": optax.adagrad,
+  "adam": optax.adam,
+  "adamax": optax.adamax,
+  "adamw": optax.adamw,
+  "lamb": optax.lamb,
+  "lars": optax.lars,
+  "lion": optax.lion,
+  "radam": optax.radam,
+  "rmsprop": optax.rmsprop,
+  "sgd": optax.sgd,
+  "yogi": optax.yogi,
 }
 
 
@@ -46,8 +46,8 @@ class Optimizer(NamedTuple):
 
 
 def optimizer(
-    kind: str | Callable[..., optax.GradientTransformation],
-    **arguments: Any,
+  kind: str | Callable[..., optax.GradientTransformation],
+  **arguments: Any,
 ) -> Optimizer:
   """An optimiser by name, or from any function that makes one.
 
@@ -61,9 +61,9 @@ def optimizer(
     ValueError: a learning rate that is not a positive number.
   """
   factory = (
-      validate.lookup("optimizer", kind, OPTIMIZERS)
-      if isinstance(kind, str)
-      else kind
+    validate.lookup("optimizer", kind, OPTIMIZERS)
+    if isinstance(kind, str)
+    else kind
   )
   parameters = inspect.signature(factory).parameters
   open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -72,7 +72,7 @@ def optimizer(
       validate.known(f"argument of optimizer {kind}", name, parameters)
   if "learning_rate" in arguments:
     arguments["learning_rate"] = validate.real(
-        "learning_rate", arguments["learning_rate"], least=0.0
+      "learning_rate", arguments["learning_rate"], least=0.0
     )
   numeric = {k: v for k, v in arguments.items() if isinstance(v, float)}
   static = {k: v for k, v in arguments.items() if k not in numeric}
@@ -84,10 +84,10 @@ def optimizer(
 
 
 def descend(
-    transformation: optax.GradientTransformation,
-    gradient: PyTree,
-    state: PyTree,
-    params: PyTree,
+  transformation: optax.GradientTransformation,
+  gradient: PyTree,
+  state: PyTree,
+  params: PyTree,
 ) -> tuple[PyTree, PyTree]:
   """One optimiser step.
 

@@ -27,7 +27,7 @@ STATE_SPEC = RunState(P(), P(), P(), P(AXIS), P())  # type: ignore[arg-type]
 
 # The same as COHORT_SPEC behind a leading axis of rounds.
 COHORTS_SPEC = jax.tree.map(
-    lambda spec: P(None, *spec), COHORT_SPEC, is_leaf=lambda x: isinstance(x, P)
+  lambda spec: P(None, *spec), COHORT_SPEC, is_leaf=lambda x: isinstance(x, P)
 )
 
 MOST_ROUNDS = 16
@@ -55,24 +55,24 @@ class Program(NamedTuple):
     """Memory that a call needs on one device, arguments included, in bytes."""
     memory = self.compiled.memory_analysis()
     return int(
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes
+      - memory.alias_size_in_bytes
     )
 
 
 def compile_rounds(
-    function: Callable[..., Any],
-    *,
-    state: PyTree,
-    hparams: PyTree,
-    data: PyTree,
-    capacity: cohorts.Capacity,
-    passes: int,
-    mesh: Mesh,
-    rounds_per_dispatch: int | None,
-    donate: bool,
+  function: Callable[..., Any],
+  *,
+  state: PyTree,
+  hparams: PyTree,
+  data: PyTree,
+  capacity: cohorts.Capacity,
+  passes: int,
+  mesh: Mesh,
+  rounds_per_dispatch: int | None,
+  donate: bool,
 ) -> Program:
   """Compiles a function from `make_rounds`.
 
@@ -91,23 +91,23 @@ def compile_rounds(
   plan = cohorts.blank(capacity, passes)
   if rounds_per_dispatch is None:
     rounds_per_dispatch = max(
-        1, min(MOST_ROUNDS, MOST_PLAN_BYTES // nbytes(plan))
+      1, min(MOST_ROUNDS, MOST_PLAN_BYTES // nbytes(plan))
     )
   stacked: Cohort = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((rounds_per_dispatch, *x.shape), x.dtype),
-      plan,
+    lambda x: jax.ShapeDtypeStruct((rounds_per_dispatch, *x.shape), x.dtype),
+    plan,
   )
   jitted = jax.jit(
-      function,
-      donate_argnums=(0,) if donate else (),
-      out_shardings=(distributed.shardings(mesh, STATE_SPEC), None),
+    function,
+    donate_argnums=(0,) if donate else (),
+    out_shardings=(distributed.shardings(mesh, STATE_SPEC), None),
   )
   compiled = jitted.lower(
-      distributed.abstract(state, mesh, STATE_SPEC),
-      distributed.abstract(hparams, mesh, P()),
-      distributed.abstract(data, mesh, P()),
-      distributed.abstract(stacked, mesh, COHORTS_SPEC),
-      distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
+    distributed.abstract(state, mesh, STATE_SPEC),
+    distributed.abstract(hparams, mesh, P()),
+    distributed.abstract(data, mesh, P()),
+    distributed.abstract(stacked, mesh, COHORTS_SPEC),
+    distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
   ).compile()
   return Program(compiled, capacity, rounds_per_dispatch)
 

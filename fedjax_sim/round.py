@@ -2,7 +2,7 @@
 
     message = algorithm.broadcast(server state)
     on every device, wave after wave, lanes in parallel:
-      every client starts, walks over its data, finishes, transforms its update
+      every client walks over its data, reports, transforms its update
       the aggregator takes the wave's updates in
     the devices' accumulators are joined
     server state = algorithm.apply(server state, aggregate)
@@ -31,22 +31,22 @@ from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import aggregators
 from fedjax_sim.base import (
-    Aggregate,
-    Aggregator,
-    Algorithm,
-    Array,
-    Batch,
-    Client,
-    Context,
-    Examples,
-    HParams,
-    Key,
-    Metric,
-    Purpose,
-    PyTree,
-    Report,
-    Transform,
-    key_for,
+  Aggregate,
+  Aggregator,
+  Algorithm,
+  Array,
+  Batch,
+  Client,
+  Context,
+  Examples,
+  HParams,
+  Key,
+  Metric,
+  Purpose,
+  PyTree,
+  Report,
+  Transform,
+  key_for,
 )
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.distributed import AXIS
@@ -75,7 +75,7 @@ class RoundMetrics(NamedTuple):
   """What one round tells.
 
   Attributes:
-    count: shape=(), int32; clients in the aggregate.
+    clients: shape=(), int32; clients in the aggregate.
     rejected: shape=(), int32; clients left out, not finite.
     metrics: name -> `Metric`, summed over the clients in the aggregate.
     aux: name of a transform -> mean of its aux over them.
@@ -83,7 +83,7 @@ class RoundMetrics(NamedTuple):
     client_metrics: name -> `Metric`, shape=(devices, waves, lanes).
   """
 
-  count: Array
+  clients: Array
   rejected: Array
   metrics: dict[str, Metric]
   aux: dict[str, PyTree]
@@ -103,7 +103,7 @@ class Walk(NamedTuple):
 
 
 def traffic(
-    algorithm: Algorithm, state: RunState, hparams: HParams
+  algorithm: Algorithm, state: RunState, hparams: HParams
 ) -> tuple[int, int]:
   """Bytes that one client receives and sends in a round, uncompressed.
 
@@ -117,20 +117,20 @@ def traffic(
   def visit(state: RunState, hparams: HParams) -> tuple[PyTree, Report]:
     zero = jnp.zeros((), jnp.int32)
     client = Client(
-        message=algorithm.download(algorithm.broadcast(state.server), zero),
-        state=jax.tree.map(lambda x: x[0], state.clients[0]),
-        hparams=hparams,
-        id=zero,
-        version=zero,
-        num_examples=zero,
-        num_steps=jnp.zeros((passes,), jnp.int32),
-        round=zero,
-        key=key_for(state.seed, Purpose.CLIENT),
+      message=algorithm.download(algorithm.broadcast(state.server), zero),
+      state=jax.tree.map(lambda x: x[0], state.clients[0]),
+      hparams=hparams,
+      id=zero,
+      version=zero,
+      num_examples=zero,
+      num_steps=jnp.zeros((passes,), jnp.int32),
+      round=zero,
+      key=key_for(state.seed, Purpose.CLIENT),
     )
-    carry = algorithm.start(client)
+    carries: tuple[PyTree, ...] = ()
     for walked in algorithm.passes:
-      carry = walked.init(client, carry)
-    report = algorithm.finish(client, carry)
+      carries += (walked.start(client, *carries),)
+    report = algorithm.finish(client, *carries)
     return client.message, report._replace(state=(), metrics={})
 
   message, report = jax.eval_shape(visit, state, hparams)
@@ -139,7 +139,9 @@ def traffic(
 
 def nbytes(tree: PyTree) -> int:
   """Bytes of all arrays, or of all shapes, in the tree."""
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  return sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -157,7 +159,7 @@ def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def read_batch(
-    examples: Examples, order: Array, first: Array, batch_size: int
+  examples: Examples, order: Array, first: Array, batch_size: int
 ) -> Batch:
   """The batch whose entries of `order` begin at `first`."""
   entries = lax.dynamic_slice(order, (first,), (batch_size,))
@@ -167,14 +169,14 @@ def read_batch(
 
 
 def run_client(
-    algorithm: Algorithm,
-    client: Client,
-    start: Array,
-    walks: Sequence[Walk],
-    data: Mapping[str, Examples],
-    orders: Sequence[Array],
+  algorithm: Algorithm,
+  client: Client,
+  start: Array,
+  walks: Sequence[Walk],
+  data: Mapping[str, Examples],
+  orders: Sequence[Array],
 ) -> Report:
-  """One client's round: start, its walks over its data, finish.
+  """One client's round: its walks over its data, then its report.
 
   Args:
     algorithm: what it does.
@@ -184,21 +186,22 @@ def run_client(
     data: split -> examples.
     orders: for every pass, the order array.
   """
-  carry = algorithm.start(client)
+  carries: tuple[PyTree, ...] = ()
   for p, walked in enumerate(algorithm.passes):
     key = jax.random.fold_in(client.key, p)
 
     def step(
-        i: Array, carry: PyTree, p: int = p, walked: Any = walked, key: Key = key
+      i: Array, carry: PyTree, p: int = p, walked: Any = walked, key: Key = key
     ) -> PyTree:
       walk = walks[p]
       first = start[p] + i * walk.batch_size
       batch = read_batch(data[walk.split], orders[p], first, walk.batch_size)
       return walked.step(client, carry, batch, jax.random.fold_in(key, i))
 
-    carry = walked.init(client, carry)
+    carry = walked.start(client, *carries)
     carry = lax.fori_loop(0, client.num_steps[p], step, carry)
-  return algorithm.finish(client, carry)
+    carries += (carry,)
+  return algorithm.finish(client, *carries)
 
 
 def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:
@@ -210,11 +213,11 @@ def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:
 
 
 def over_waves(
-    one: Callable[[Any], PyTree],
-    grid: PyTree,
-    num_waves: Array,
-    fold: Callable[[PyTree, PyTree, Array], PyTree],
-    acc: PyTree,
+  one: Callable[[Any], PyTree],
+  grid: PyTree,
+  num_waves: Array,
+  fold: Callable[[PyTree, PyTree, Array], PyTree],
+  acc: PyTree,
 ) -> PyTree:
   """Runs `one` on every client of the grid and folds wave after wave.
 
@@ -264,7 +267,7 @@ class _Joined(NamedTuple):
   aux: tuple[PyTree, ...]
   metrics: dict[str, Metric]
   weight: Array
-  count: Array
+  clients: Array
   rejected: Array
 
 
@@ -278,13 +281,13 @@ class _Kept(NamedTuple):
 
 
 def make_rounds(
-    algorithm: Algorithm,
-    aggregator: Aggregator,
-    transforms: Sequence[Transform],
-    *,
-    walks: Sequence[Walk],
-    num_clients: int,
-    mesh: Mesh,
+  algorithm: Algorithm,
+  aggregator: Aggregator,
+  transforms: Sequence[Transform],
+  *,
+  walks: Sequence[Walk],
+  num_clients: int,
+  mesh: Mesh,
 ) -> Callable[..., tuple[RunState, RoundMetrics]]:
   """The function that runs up to R rounds in one dispatch.
 
@@ -306,27 +309,27 @@ def make_rounds(
   """
 
   def train_one(
-      row: _Row,
-      message: PyTree,
-      shared: PyTree,
-      hparams: HParams,
-      data: Mapping[str, Examples],
-      orders: Sequence[Array],
-      round_: Array,
-      seed: Array,
+    row: _Row,
+    message: PyTree,
+    shared: PyTree,
+    hparams: HParams,
+    data: Mapping[str, Examples],
+    orders: Sequence[Array],
+    round_: Array,
+    seed: Array,
   ) -> _Outcome:
     own, transform_states = row.state
     ident = jnp.maximum(row.client, 0)
     client = Client(
-        message=algorithm.download(message, row.version),
-        state=own,
-        hparams=hparams,
-        id=ident,
-        version=row.version,
-        num_examples=row.num_examples,
-        num_steps=row.num_steps,
-        round=round_,
-        key=key_for(seed, Purpose.CLIENT, round_, ident),
+      message=algorithm.download(message, row.version),
+      state=own,
+      hparams=hparams,
+      id=ident,
+      version=row.version,
+      num_examples=row.num_examples,
+      num_steps=row.num_steps,
+      round=round_,
+      key=key_for(seed, Purpose.CLIENT, round_, ident),
     )
     report = run_client(algorithm, client, row.start, walks, data, orders)
     finite = all_finite(report._replace(state=(), metrics={}))
@@ -334,11 +337,11 @@ def make_rounds(
     update, aux, kept = report.update, [], []
     for i, transform in enumerate(transforms):
       update, state, seen = transform.apply(
-          update,
-          shared[i],
-          transform_states[i],
-          hparams["transforms"][transform.name],
-          key_for(seed, Purpose.TRANSFORM, round_, ident, i),
+        update,
+        shared[i],
+        transform_states[i],
+        hparams["transforms"][transform.name],
+        key_for(seed, Purpose.TRANSFORM, round_, ident, i),
       )
       aux.append(seen)
       kept.append(state)
@@ -347,97 +350,95 @@ def make_rounds(
 
     real = row.client >= 0
     return _Outcome(
-        report=report._replace(update=update, state=()),
-        aux=tuple(aux),
-        kept=(report.state, tuple(kept)),
-        present=real & finite,
-        rejected=real & ~finite,
+      report=report._replace(update=update, state=()),
+      aux=tuple(aux),
+      kept=(report.state, tuple(kept)),
+      present=real & finite,
+      rejected=real & ~finite,
     )
 
   def train_device(
-      message: PyTree,
-      shared: PyTree,
-      hparams: HParams,
-      data: Mapping[str, Examples],
-      states: PyTree,
-      cohort: Cohort,
-      round_: Array,
-      seed: Array,
+    message: PyTree,
+    shared: PyTree,
+    hparams: HParams,
+    data: Mapping[str, Examples],
+    states: PyTree,
+    cohort: Cohort,
+    round_: Array,
+    seed: Array,
   ) -> tuple[_Joined, _Kept]:
     """All waves of one device; its share of the cohort has a leading 1."""
     mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
     states = jax.tree.map(lambda x: x[0], states)
     grid = _Row(
-        mine.client,
-        mine.version,
-        mine.num_examples,
-        mine.start,
-        mine.num_steps,
-        states,
+      mine.client,
+      mine.version,
+      mine.num_examples,
+      mine.start,
+      mine.num_steps,
+      states,
     )
     waves, lanes = mine.client.shape
     one = functools.partial(
-        train_one,
-        message=message,
-        shared=shared,
-        hparams=hparams,
-        data=data,
-        orders=cohort.order,
-        round_=round_,
-        seed=seed,
+      train_one,
+      message=message,
+      shared=shared,
+      hparams=hparams,
+      data=data,
+      orders=cohort.order,
+      round_=round_,
+      seed=seed,
     )
     outcome = jax.eval_shape(one, jax.tree.map(lambda x: x[0, 0], grid))
     report = outcome.report
     zeros = aggregators.zeros_accumulator
     grid_zeros = lambda tree: jax.tree.map(
-        lambda x: jnp.zeros((waves, lanes, *x.shape), x.dtype), tree
+      lambda x: jnp.zeros((waves, lanes, *x.shape), x.dtype), tree
     )
     joined = _Joined(
-        update=aggregator.init(report.update, waves * lanes),
-        buffers=zeros(report.buffers),
-        statistics=zeros(report.statistics),
-        aux=zeros(outcome.aux),
-        metrics=zeros(report.metrics),
-        weight=jnp.zeros((), jnp.float32),
-        count=jnp.zeros((), jnp.int32),
-        rejected=jnp.zeros((), jnp.int32),
+      update=aggregator.init(report.update, waves * lanes),
+      buffers=zeros(report.buffers),
+      statistics=zeros(report.statistics),
+      aux=zeros(outcome.aux),
+      metrics=zeros(report.metrics),
+      weight=jnp.zeros((), jnp.float32),
+      clients=jnp.zeros((), jnp.int32),
+      rejected=jnp.zeros((), jnp.int32),
     )
     kept = _Kept(
-        grid_zeros(outcome.kept),
-        grid_zeros(outcome.present),
-        grid_zeros(outcome.rejected),
-        grid_zeros(report.metrics),
+      grid_zeros(outcome.kept),
+      grid_zeros(outcome.present),
+      grid_zeros(outcome.rejected),
+      grid_zeros(report.metrics),
     )
 
     def fold(
-        acc: tuple[_Joined, _Kept], out: _Outcome, w: Array
+      acc: tuple[_Joined, _Kept], out: _Outcome, w: Array
     ) -> tuple[_Joined, _Kept]:
       joined, kept = acc
       r, present = out.report, out.present
       ones = jnp.ones_like(r.weight)
       total = aggregators.add_weighted
       joined = _Joined(
-          update=aggregator.add(
-              joined.update, r.update, r.weight, present, w * lanes
-          ),
-          buffers=total(joined.buffers, r.buffers, r.weight, present),
-          statistics=total(joined.statistics, r.statistics, r.weight, present),
-          aux=total(joined.aux, out.aux, ones, present),
-          metrics=total(joined.metrics, r.metrics, ones, present),
-          weight=joined.weight + jnp.sum(jnp.where(present, r.weight, 0)),
-          count=joined.count + jnp.sum(present, dtype=jnp.int32),
-          rejected=joined.rejected + jnp.sum(out.rejected, dtype=jnp.int32),
+        update=aggregator.add(
+          joined.update, r.update, r.weight, present, w * lanes
+        ),
+        buffers=total(joined.buffers, r.buffers, r.weight, present),
+        statistics=total(joined.statistics, r.statistics, r.weight, present),
+        aux=total(joined.aux, out.aux, ones, present),
+        metrics=total(joined.metrics, r.metrics, ones, present),
+        weight=joined.weight + jnp.sum(jnp.where(present, r.weight, 0)),
+        clients=joined.clients + jnp.sum(present, dtype=jnp.int32),
+        rejected=joined.rejected + jnp.sum(out.rejected, dtype=jnp.int32),
       )
       kept = jax.tree.map(
-          lambda all_, one_wave: all_.at[w].set(one_wave),
-          kept,
-          _Kept(out.kept, present, out.rejected, r.metrics),
+        lambda all_, one_wave: all_.at[w].set(one_wave),
+        kept,
+        _Kept(out.kept, present, out.rejected, r.metrics),
       )
       return joined, kept
 
-    joined, kept = over_waves(
-        one, grid, mine.num_waves, fold, (joined, kept)
-    )
+    joined, kept = over_waves(one, grid, mine.num_waves, fold, (joined, kept))
     sums = joined._replace(update=()) if aggregator.stacked else joined
     sums = lax.psum(sums, AXIS)
     if aggregator.stacked:
@@ -449,91 +450,91 @@ def make_rounds(
   if aggregator.stacked:
     joined_spec = joined_spec._replace(update=split)
   train = jax.shard_map(
-      train_device,
-      mesh=mesh,
-      in_specs=(whole, whole, whole, whole, split, COHORT_SPEC, whole, whole),
-      out_specs=(joined_spec, split),
-      check_vma=False,
+    train_device,
+    mesh=mesh,
+    in_specs=(whole, whole, whole, whole, split, COHORT_SPEC, whole, whole),
+    out_specs=(joined_spec, split),
+    check_vma=False,
   )
 
   def one_round(
-      state: RunState,
-      hparams: HParams,
-      data: Mapping[str, Examples],
-      cohort: Cohort,
+    state: RunState,
+    hparams: HParams,
+    data: Mapping[str, Examples],
+    cohort: Cohort,
   ) -> tuple[RunState, RoundMetrics]:
     message = algorithm.broadcast(state.server)
     rows = jnp.maximum(cohort.client, 0)
     states = jax.tree.map(lambda table: table[rows], state.clients)
     joined, kept = train(
-        message,
-        state.shared,
-        hparams,
-        data,
-        states,
-        cohort,
-        state.round,
-        state.seed,
+      message,
+      state.shared,
+      hparams,
+      data,
+      states,
+      cohort,
+      state.round,
+      state.seed,
     )
     divide = aggregators.divide
     variables = algorithm.variables(state.server)
     aggregate = Aggregate(
-        update=aggregator.finish(joined.update, joined.weight, joined.count),
-        buffers=divide(
-            joined.buffers, joined.weight, _buffers(joined, variables.buffers)
-        ),
-        statistics=divide(joined.statistics, joined.weight),
-        weight=joined.weight,
-        count=joined.count,
+      update=aggregator.finish(joined.update, joined.weight, joined.clients),
+      buffers=divide(
+        joined.buffers, joined.weight, _buffers(joined, variables.buffers)
+      ),
+      statistics=divide(joined.statistics, joined.weight),
+      weight=joined.weight,
+      clients=joined.clients,
     )
     context = Context(
-        hparams=hparams,
-        round=state.round,
-        key=key_for(state.seed, Purpose.SERVER, state.round),
-        num_clients=num_clients,
+      hparams=hparams,
+      round=state.round,
+      key=key_for(state.seed, Purpose.SERVER, state.round),
+      num_clients=num_clients,
     )
     server = algorithm.apply(state.server, aggregate, context)
-    aux = divide(joined.aux, joined.count)
+    aux = divide(joined.aux, joined.clients)
     shared = tuple(
-        t.update(s, a, hparams["transforms"][t.name])
-        for t, s, a in zip(transforms, state.shared, aux, strict=True)
+      t.update(s, a, hparams["transforms"][t.name])
+      for t, s, a in zip(transforms, state.shared, aux, strict=True)
     )
 
     # A cohort of which nobody is left changes nothing.
-    some = joined.count > 0
+    some = joined.clients > 0
     new = RunState(
-        round=state.round + 1,
-        seed=state.seed,
-        server=choose(some, server, state.server),
-        clients=_write_rows(state.clients, cohort.client, kept),
-        shared=choose(some, shared, state.shared),
+      round=state.round + 1,
+      seed=state.seed,
+      server=choose(some, server, state.server),
+      clients=_write_rows(state.clients, cohort.client, kept),
+      shared=choose(some, shared, state.shared),
     )
     metrics = RoundMetrics(
-        count=joined.count,
-        rejected=joined.rejected,
-        metrics=joined.metrics,
-        aux={t.name: a for t, a in zip(transforms, aux, strict=True)},
-        client_rejected=kept.rejected,
-        client_metrics=kept.metrics,
+      clients=joined.clients,
+      rejected=joined.rejected,
+      metrics=joined.metrics,
+      aux={t.name: a for t, a in zip(transforms, aux, strict=True)},
+      client_rejected=kept.rejected,
+      client_metrics=kept.metrics,
     )
     return new, metrics
 
   def rounds(
-      state: RunState,
-      hparams: HParams,
-      data: Mapping[str, Examples],
-      cohorts: Cohort,
-      num_rounds: Array,
+    state: RunState,
+    hparams: HParams,
+    data: Mapping[str, Examples],
+    cohorts: Cohort,
+    num_rounds: Array,
   ) -> tuple[RunState, RoundMetrics]:
     first = jax.tree.map(lambda x: x[0], cohorts)
     most = cohorts.num_waves.shape[0]
     shapes = jax.eval_shape(one_round, state, hparams, data, first)[1]
     metrics = jax.tree.map(
-        lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes
+      lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes
     )
 
     def body(
-        r: Array, carry: tuple[RunState, RoundMetrics]
+      r: Array, carry: tuple[RunState, RoundMetrics]
     ) -> tuple[RunState, RoundMetrics]:
       state, metrics = carry
       cohort = jax.tree.map(lambda x: x[r], cohorts)

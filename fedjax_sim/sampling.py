@@ -24,11 +24,16 @@ class Sampler(NamedTuple):
     sizes: increasing cohort sizes to compile for, at most three; a cohort
       never exceeds the last.
     expected: the mean cohort size.
+    versions: (seed, round, ids) -> which version of the broadcast each holds,
+      shape=(cohort,), int64; see `Client.version`.
   """
 
   sample: Callable[[int, int], np.ndarray]
   sizes: tuple[int, ...]
   expected: float
+  versions: Callable[[int, int, np.ndarray], np.ndarray] = (
+    lambda seed, round_, ids: np.zeros_like(ids)
+  )
 
 
 def _generator(seed: int, round_: int) -> np.random.Generator:
@@ -38,7 +43,7 @@ def _generator(seed: int, round_: int) -> np.random.Generator:
 
 
 def _without_replacement(
-    rng: np.random.Generator, num_clients: int, size: int
+  rng: np.random.Generator, num_clients: int, size: int
 ) -> np.ndarray:
   return np.sort(rng.choice(num_clients, size, replace=False, shuffle=False))
 
@@ -53,15 +58,15 @@ def uniform(num_clients: int, clients_per_round: int) -> Sampler:
   size = validate.whole("server.clients_per_round", clients_per_round)
   if size > num_clients:
     raise ValueError(
-        f"server.clients_per_round={size} exceeds the {num_clients} training"
-        f" clients; give at most {num_clients}."
+      f"server.clients_per_round={size} exceeds the {num_clients} training"
+      f" clients; give at most {num_clients}."
     )
   return Sampler(
-      sample=lambda seed, round_: _without_replacement(
-          _generator(seed, round_), num_clients, size
-      ),
-      sizes=(size,),
-      expected=float(size),
+    sample=lambda seed, round_: _without_replacement(
+      _generator(seed, round_), num_clients, size
+    ),
+    sizes=(size,),
+    expected=float(size),
   )
 
 
@@ -79,22 +84,24 @@ def poisson(num_clients: int, clients_per_round: float) -> Sampler:
   """
   num_clients = validate.whole("num_clients", num_clients)
   expected = validate.real(
-      "server.clients_per_round", clients_per_round, above=0.0, most=num_clients
+    "server.clients_per_round", clients_per_round, above=0.0, most=num_clients
   )
   rate = expected / num_clients
   deviation = math.sqrt(expected * (1 - rate))
   # Nearly every cohort fits the first size, the second is for the rest of a
   # lifetime, and the third is certain.
-  sizes = sorted({
+  sizes = sorted(
+    {
       min(num_clients, math.ceil(expected + 4 * deviation) + 1),
       min(num_clients, math.ceil(expected + 12 * deviation) + 8),
       num_clients,
-  })
+    }
+  )
 
   def sample(seed: int, round_: int) -> np.ndarray:
     rng = _generator(seed, round_)
     return _without_replacement(
-        rng, num_clients, int(rng.binomial(num_clients, rate))
+      rng, num_clients, int(rng.binomial(num_clients, rate))
     )
 
   return Sampler(sample=sample, sizes=tuple(sizes), expected=expected)

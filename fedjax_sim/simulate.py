@@ -26,14 +26,14 @@ from fedjax_sim import cohort as cohorts
 from fedjax_sim import program as programs
 from fedjax_sim import round as rounds
 from fedjax_sim.base import (
-    Aggregator,
-    Algorithm,
-    HParams,
-    Purpose,
-    PyTree,
-    Task,
-    Transform,
-    key_for,
+  Aggregator,
+  Algorithm,
+  HParams,
+  Purpose,
+  PyTree,
+  Task,
+  Transform,
+  key_for,
 )
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset
@@ -158,8 +158,8 @@ class Simulator:
       validate.known("Pass.split", p.split, self.data.all_splits)
     if self.sampler.sizes[-1] > self.num_clients:
       raise ValueError(
-          f"The sampler draws up to {self.sampler.sizes[-1]} clients a round;"
-          f" there are {self.num_clients}. Lower server.clients_per_round."
+        f"The sampler draws up to {self.sampler.sizes[-1]} clients a round;"
+        f" there are {self.num_clients}. Lower server.clients_per_round."
       )
     _ = self.works  # checks that every client has a batch
 
@@ -234,8 +234,8 @@ class Simulator:
     hparams = self.hparams if hparams is None else hparams
     if jax.tree.structure(hparams) != jax.tree.structure(self.hparams):
       raise ValueError(
-          f"hparams={hparams!r} does not have the structure of"
-          f" Simulator.hparams, {self.hparams!r}; change values, not keys."
+        f"hparams={hparams!r} does not have the structure of"
+        f" Simulator.hparams, {self.hparams!r}; change values, not keys."
       )
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
@@ -247,12 +247,12 @@ class Simulator:
     params = self.algorithm.variables(server).params
     own = hparams["transforms"]
     row = (
-        self.algorithm.client_init(server, hparams),
-        tuple(t.client_init(params, own[t.name]) for t in self.transforms),
+      self.algorithm.client_init(server, hparams),
+      tuple(t.client_init(params, own[t.name]) for t in self.transforms),
     )
     rows = -(-self.num_clients // self.mesh.size) * self.mesh.size
     table = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (rows, *jnp.shape(x))), row
+      lambda x: jnp.broadcast_to(x, (rows, *jnp.shape(x))), row
     )
     shared = tuple(t.init(params, own[t.name]) for t in self.transforms)
     return RunState(jnp.zeros((), jnp.int32), seed, server, table, shared)
@@ -261,7 +261,7 @@ class Simulator:
     """The state before the first round."""
     where = distributed.shardings(self.mesh, programs.STATE_SPEC)
     state: RunState = jax.jit(self._init, out_shardings=where)(
-        np.uint32(self.seed), self._traced(hparams)
+      np.uint32(self.seed), self._traced(hparams)
     )
     return state
 
@@ -274,7 +274,7 @@ class Simulator:
   def state_shapes(self) -> RunState:
     """Shapes and dtypes of a state."""
     shapes: RunState = jax.eval_shape(
-        self._init, np.uint32(self.seed), self._traced(None)
+      self._init, np.uint32(self.seed), self._traced(None)
     )
     return shapes
 
@@ -287,9 +287,7 @@ class Simulator:
   @functools.cached_property
   def bytes_per_client(self) -> tuple[int, int]:
     """Bytes that one client receives and sends in a round, uncompressed."""
-    return rounds.traffic(
-        self.algorithm, self.state_shapes, self._traced(None)
-    )
+    return rounds.traffic(self.algorithm, self.state_shapes, self._traced(None))
 
   # --- rounds ----------------------------------------------------------------
 
@@ -301,8 +299,8 @@ class Simulator:
   def _host_examples(self) -> dict[str, dict[str, np.ndarray]]:
     passes = self.algorithm.passes
     return {
-        p.split: dict(data.examples)
-        for p, data in zip(passes, self.splits, strict=True)
+      p.split: dict(data.examples)
+      for p, data in zip(passes, self.splits, strict=True)
     }
 
   @functools.cached_property
@@ -320,32 +318,32 @@ class Simulator:
     if (lanes, size) not in self.programs:
       passes = self.algorithm.passes
       walks = [
-          rounds.Walk(p.split, work.batch_size)
-          for p, work in zip(passes, self.works, strict=True)
+        rounds.Walk(p.split, work.batch_size)
+        for p, work in zip(passes, self.works, strict=True)
       ]
       self.programs[lanes, size] = programs.compile_rounds(
-          rounds.make_rounds(
-              self.algorithm,
-              self.aggregator,
-              self.transforms,
-              walks=walks,
-              num_clients=self.num_clients,
-              mesh=self.mesh,
-          ),
-          state=self.state_shapes,
-          hparams=self._traced(None),
-          data=self._host_examples,
-          capacity=cohorts.capacity(
-              [data.sizes for data in self.splits],
-              self.works,
-              size,
-              lanes=lanes,
-              devices=self.mesh.size,
-          ),
-          passes=len(passes),
+        rounds.make_rounds(
+          self.algorithm,
+          self.aggregator,
+          self.transforms,
+          walks=walks,
+          num_clients=self.num_clients,
           mesh=self.mesh,
-          rounds_per_dispatch=self.runtime.rounds_per_dispatch,
-          donate=self.runtime.donate,
+        ),
+        state=self.state_shapes,
+        hparams=self._traced(None),
+        data=self._host_examples,
+        capacity=cohorts.capacity(
+          [data.sizes for data in self.splits],
+          self.works,
+          size,
+          lanes=lanes,
+          devices=self.mesh.size,
+        ),
+        passes=len(passes),
+        mesh=self.mesh,
+        rounds_per_dispatch=self.runtime.rounds_per_dispatch,
+        donate=self.runtime.donate,
       )
     return self.programs[lanes, size]
 
@@ -360,8 +358,8 @@ class Simulator:
       if len(ids) <= size:
         return size
     raise ValueError(
-        f"The sampler drew {len(ids)} clients; its `sizes` say at most"
-        f" {self.sampler.sizes[-1]}."
+      f"The sampler drew {len(ids)} clients; its `sizes` say at most"
+      f" {self.sampler.sizes[-1]}."
     )
 
   def plan(self, first: int, most: int, lanes: int | None = None) -> Planned:
@@ -382,37 +380,38 @@ class Simulator:
         break  # it runs in another program
       ids.append(more)
     plans = [
-        cohorts.plan(
-            [data.offsets for data in self.splits],
-            self.works,
-            cohort,
-            program.capacity,
-            seed=self.seed,
-            round_=first + i,
-        )
-        for i, cohort in enumerate(ids)
+      cohorts.plan(
+        [data.offsets for data in self.splits],
+        self.works,
+        cohort,
+        program.capacity,
+        seed=self.seed,
+        round_=first + i,
+        versions=self.sampler.versions(self.seed, first + i, cohort),
+      )
+      for i, cohort in enumerate(ids)
     ]
     waste = sum((cohorts.waste(p, self.works) for p in plans), cohorts.Waste())
     seconds = time.perf_counter() - began
     return Planned(first, plans, program, waste, seconds)
 
   def _call(
-      self, state: RunState, planned: Planned, hparams: HParams | None
+    self, state: RunState, planned: Planned, hparams: HParams | None
   ) -> tuple[RunState, RoundMetrics]:
     program, plans = planned.program, planned.plans
     stacked = programs.stack(plans, program, len(self.works))
     put = functools.partial(distributed.put, mesh=self.mesh)
     result: tuple[RunState, RoundMetrics] = program(
-        state,
-        put(self._traced(hparams), specs=P()),
-        self._examples,
-        put(stacked, specs=programs.COHORTS_SPEC),
-        put(np.int32(len(plans)), specs=P()),
+      state,
+      put(self._traced(hparams), specs=P()),
+      self._examples,
+      put(stacked, specs=programs.COHORTS_SPEC),
+      put(np.int32(len(plans)), specs=P()),
     )
     return result
 
   def dispatch(
-      self, state: RunState, planned: Planned, hparams: HParams | None = None
+    self, state: RunState, planned: Planned, hparams: HParams | None = None
   ) -> Dispatch:
     """Runs planned rounds in one call.
 
@@ -431,29 +430,29 @@ class Simulator:
       if one.rejected:
         ids = np.sort(plan.client[one.client_rejected])
         rejected.append((planned.first + i + 1, ids))
-        if not one.count:
+        if not one.clients:
           raise NoClientsLeftError(
-              f"Round {planned.first + i + 1}: the updates of all"
-              f" {one.rejected} clients ({_named(ids)}) are not finite; lower"
-              " client.learning_rate, or clip."
+            f"Round {planned.first + i + 1}: the updates of all"
+            f" {one.rejected} clients ({_named(ids)}) are not finite; lower"
+            " client.learning_rate, or clip."
           )
     return Dispatch(
-        state=state,
-        rows=rows,
-        rejected=rejected,
-        clients=sum(int((p.client >= 0).sum()) for p in plans),
-        waste=planned.waste,
-        seconds=seconds,
-        plan_seconds=planned.seconds,
+      state=state,
+      rows=rows,
+      rejected=rejected,
+      clients=sum(int((p.client >= 0).sum()) for p in plans),
+      waste=planned.waste,
+      seconds=seconds,
+      plan_seconds=planned.seconds,
     )
 
   def _row(self, round_: int, metrics: RoundMetrics) -> Row:
     down, up = self.bytes_per_client
-    clients, rejected = int(metrics.count), int(metrics.rejected)
+    clients, rejected = int(metrics.clients), int(metrics.rejected)
     row: Row = {"round": round_}
     for name, m in metrics.metrics.items():
       row[f"train/{name}"] = (
-          float(m.total) / float(m.weight) if m.weight else math.nan
+        float(m.total) / float(m.weight) if m.weight else math.nan
       )
     row["clients"] = clients
     row["clients_rejected"] = rejected
@@ -465,12 +464,12 @@ class Simulator:
     return row
 
   def run(
-      self,
-      state: RunState,
-      last: int,
-      *,
-      stops: Sequence[int] = (),
-      hparams: HParams | None = None,
+    self,
+    state: RunState,
+    last: int,
+    *,
+    stops: Sequence[int] = (),
+    hparams: HParams | None = None,
   ) -> Generator[Dispatch, RunState | None, None]:
     """Runs until round `last`, one dispatch after the other.
 
@@ -514,22 +513,22 @@ class Simulator:
     """`test`, `seen` and `unseen`, as far as the data have them."""
     data, size = self.data, self.runtime.eval_batch_size
     sets = {
-        "test": data.test and as_blocks(data.test, size),
-        "seen": data.seen,
-        "unseen": data.unseen,
+      "test": data.test and as_blocks(data.test, size),
+      "seen": data.seen,
+      "unseen": data.unseen,
     }
     return {
-        name: EvaluationSet(
-            self.task,
-            self.algorithm,
-            part,
-            mesh=self.mesh,
-            lanes=self.lane_choice.lanes,
-            batch_size=size,
-            personal=name == "seen",
-        )
-        for name, part in sets.items()
-        if part is not None
+      name: EvaluationSet(
+        self.task,
+        self.algorithm,
+        part,
+        mesh=self.mesh,
+        lanes=self.lane_choice.lanes,
+        batch_size=size,
+        personal=name == "seen",
+      )
+      for name, part in sets.items()
+      if part is not None
     }
 
   def evaluate(self, state: RunState) -> Row:
@@ -565,17 +564,17 @@ def _named(ids: np.ndarray, most: int = 10) -> str:
 
 
 def simulate(
-    *,
-    task: Task,
-    algorithm: Algorithm,
-    data: FederatedDataset,
-    rounds: int,
-    clients_per_round: int,
-    eval_every: int = 1,
-    hparams: HParams | None = None,
-    sampler: sampling.Sampler | None = None,
-    runtime: Runtime | None = None,
-    **arguments: Any,
+  *,
+  task: Task,
+  algorithm: Algorithm,
+  data: FederatedDataset,
+  rounds: int,
+  clients_per_round: int,
+  eval_every: int = 1,
+  hparams: HParams | None = None,
+  sampler: sampling.Sampler | None = None,
+  runtime: Runtime | None = None,
+  **arguments: Any,
 ) -> Iterator[tuple[RunState, Row]]:
   """A federated run as an iterator over rounds.
 
@@ -607,12 +606,12 @@ def simulate(
     runtime = Runtime(donate=False)
   runtime = dataclasses.replace(runtime, rounds_per_dispatch=1)
   simulator = Simulator(
-      task=task,
-      algorithm=algorithm,
-      data=data,
-      sampler=sampler,
-      runtime=runtime,
-      **arguments,
+    task=task,
+    algorithm=algorithm,
+    data=data,
+    sampler=sampler,
+    runtime=runtime,
+    **arguments,
   )
   state = simulator.init(hparams)
   for done in range(rounds):

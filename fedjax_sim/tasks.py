@@ -14,14 +14,14 @@ import optax
 from flax import nnx
 
 from fedjax_sim.base import (
-    Array,
-    Examples,
-    Key,
-    Loss,
-    Metric,
-    PyTree,
-    Task,
-    Variables,
+  Array,
+  Examples,
+  Key,
+  Loss,
+  Metric,
+  PyTree,
+  Task,
+  Variables,
 )
 
 # (outputs, examples) -> (value, weight), both shape=(batch,).
@@ -42,30 +42,30 @@ def cross_entropy(logits: Array, examples: Examples) -> tuple[Array, Array]:
     examples: with `y`, shape=(batch,), integer.
   """
   value = optax.softmax_cross_entropy_with_integer_labels(
-      _float32(logits), examples["y"]
+    _float32(logits), examples["y"]
   )
   return value, jnp.ones_like(value)
 
 
 def classification_metrics(
-    logits: Array, examples: Examples
+  logits: Array, examples: Examples
 ) -> dict[str, Metric]:
   """`loss` and `accuracy` of a classifier; shapes as `cross_entropy`."""
   value, weight = cross_entropy(logits, examples)
   hit = jnp.argmax(logits, axis=-1) == examples["y"]
   return {
-      "loss": Metric(value * weight, weight),
-      "accuracy": Metric(hit.astype(value.dtype) * weight, weight),
+    "loss": Metric(value * weight, weight),
+    "accuracy": Metric(hit.astype(value.dtype) * weight, weight),
   }
 
 
 def nnx_task(
-    make: Callable[[nnx.Rngs], nnx.Module],
-    *,
-    loss: ExampleLoss = cross_entropy,
-    metrics: ExampleMetrics = classification_metrics,
-    trainable: Any = nnx.Param,
-    inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
+  make: Callable[[nnx.Rngs], nnx.Module],
+  *,
+  loss: ExampleLoss = cross_entropy,
+  metrics: ExampleMetrics = classification_metrics,
+  trainable: Any = nnx.Param,
+  inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
 ) -> Task:
   """A task from a `flax.nnx` module.
 
@@ -91,13 +91,15 @@ def nnx_task(
 
   training, rng_shapes = structure("train")
   evaluating, _ = structure("eval")
-  streams = sorted({
+  streams = sorted(
+    {
       rng.tag
       for rng in jax.tree.leaves(
-          rng_shapes, is_leaf=lambda x: isinstance(x, nnx.RngKey)
+        rng_shapes, is_leaf=lambda x: isinstance(x, nnx.RngKey)
       )
       if isinstance(rng, nnx.RngKey)
-  })
+    }
+  )
 
   def init(key: Key) -> Variables:
     module = make(nnx.Rngs(key))
@@ -105,7 +107,7 @@ def nnx_task(
     return Variables(params, buffers, kept)
 
   def module_of(
-      graphdef: nnx.GraphDef[Any], variables: Variables, key: Key
+    graphdef: nnx.GraphDef[Any], variables: Variables, key: Key
   ) -> Any:
     def blank(x: jax.ShapeDtypeStruct) -> Array:
       if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -114,12 +116,12 @@ def nnx_task(
 
     # Without copy=True the module would alias the caller's variables.
     module = nnx.merge(
-        graphdef,
-        variables.params,
-        variables.frozen,
-        jax.tree.map(blank, rng_shapes),
-        variables.buffers,
-        copy=True,
+      graphdef,
+      variables.params,
+      variables.frozen,
+      jax.tree.map(blank, rng_shapes),
+      variables.buffers,
+      copy=True,
     )
     # Without new keys all lanes and steps would share one dropout mask.
     keys = {s: jax.random.fold_in(key, i) for i, s in enumerate(streams)}
@@ -132,7 +134,7 @@ def nnx_task(
     return Loss(value, weight, nnx.split(module, *filters)[4])
 
   def task_metrics(
-      variables: Variables, examples: Examples
+    variables: Variables, examples: Examples
   ) -> dict[str, Metric]:
     module = module_of(evaluating, variables, jax.random.key(0))
     return metrics(module(inputs(examples)), examples)
@@ -141,14 +143,14 @@ def nnx_task(
 
 
 def linen_task(
-    module: Any,
-    example_input: Any,
-    *,
-    loss: ExampleLoss = cross_entropy,
-    metrics: ExampleMetrics = classification_metrics,
-    train_argument: str | None = None,
-    streams: tuple[str, ...] = ("dropout",),
-    inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
+  module: Any,
+  example_input: Any,
+  *,
+  loss: ExampleLoss = cross_entropy,
+  metrics: ExampleMetrics = classification_metrics,
+  train_argument: str | None = None,
+  streams: tuple[str, ...] = ("dropout",),
+  inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
 ) -> Task:
   """A task from a `flax.linen` module.
 
@@ -173,21 +175,21 @@ def linen_task(
 
   def task_loss(variables: Variables, examples: Examples, key: Key) -> Loss:
     outputs, buffers = module.apply(
-        {"params": variables.params, **variables.buffers},
-        inputs(examples),
-        rngs={s: jax.random.fold_in(key, i) for i, s in enumerate(streams)},
-        mutable=list(variables.buffers),
-        **mode(True),
+      {"params": variables.params, **variables.buffers},
+      inputs(examples),
+      rngs={s: jax.random.fold_in(key, i) for i, s in enumerate(streams)},
+      mutable=list(variables.buffers),
+      **mode(True),
     )
     return Loss(*loss(outputs, examples), buffers=dict(buffers))
 
   def task_metrics(
-      variables: Variables, examples: Examples
+    variables: Variables, examples: Examples
   ) -> dict[str, Metric]:
     outputs = module.apply(
-        {"params": variables.params, **variables.buffers},
-        inputs(examples),
-        **mode(False),
+      {"params": variables.params, **variables.buffers},
+      inputs(examples),
+      **mode(False),
     )
     return metrics(outputs, examples)
 
@@ -195,9 +197,9 @@ def linen_task(
 
 
 def function_task(
-    init: Callable[[Key], PyTree],
-    loss: Callable[[PyTree, Examples], Array],
-    metrics: Callable[[PyTree, Examples], dict[str, Array]] | None = None,
+  init: Callable[[Key], PyTree],
+  loss: Callable[[PyTree, Examples], Array],
+  metrics: Callable[[PyTree, Examples], dict[str, Array]] | None = None,
 ) -> Task:
   """A task from a plain pair of functions.
 
@@ -214,7 +216,7 @@ def function_task(
     return Loss(value, jnp.ones_like(value))
 
   def task_metrics(
-      variables: Variables, examples: Examples
+    variables: Variables, examples: Examples
   ) -> dict[str, Metric]:
     values = {"loss": loss(variables.params, examples)}
     if metrics is not None:
@@ -226,8 +228,8 @@ def function_task(
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
   return jax.tree.map(
-      lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-      tree,
+    lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+    tree,
   )
 
 
@@ -244,16 +246,16 @@ def with_compute_dtype(task: Task, dtype: Any) -> Task:
 
   def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
     value, weight, buffers = task.loss(
-        lower(variables), _cast(examples, dtype), key
+      lower(variables), _cast(examples, dtype), key
     )
     buffers = jax.tree.map(
-        lambda new, old: new.astype(old.dtype), buffers, variables.buffers
+      lambda new, old: new.astype(old.dtype), buffers, variables.buffers
     )
     return Loss(_float32(value), _float32(weight), buffers)
 
   def metrics(variables: Variables, examples: Examples) -> dict[str, Metric]:
     return jax.tree.map(
-        _float32, task.metrics(lower(variables), _cast(examples, dtype))
+      _float32, task.metrics(lower(variables), _cast(examples, dtype))
     )
 
   return Task(task.init, loss, metrics)

@@ -32,7 +32,7 @@ def clip(norm: float) -> Transform:
   norm = validate.real("transforms.clip.norm", norm, above=0.0)
 
   def apply(
-      update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
+    update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
   ) -> tuple[PyTree, PyTree, PyTree]:
     del shared, key
     bound = hparams["norm"]
@@ -55,15 +55,15 @@ def gaussian(stddev: float) -> Transform:
   stddev = validate.real("transforms.gaussian.stddev", stddev, least=0.0)
 
   def apply(
-      update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
+    update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
   ) -> tuple[PyTree, PyTree, PyTree]:
     del shared
     leaves, treedef = jax.tree.flatten(update)
     noisy = [
-        leaf
-        + hparams["stddev"].astype(leaf.dtype)
-        * jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
-        for i, leaf in enumerate(leaves)
+      leaf
+      + hparams["stddev"].astype(leaf.dtype)
+      * jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
+      for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, noisy), state, ()
 
@@ -81,17 +81,17 @@ def lift(name: str, optimizer: Optimizer) -> Transform:
   """
 
   def apply(
-      update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
+    update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
   ) -> tuple[PyTree, PyTree, PyTree]:
     del shared, key
     update, state = optimizer.build(hparams).update(update, state)
     return update, state, ()
 
   return Transform(
-      name=name,
-      hparams=optimizer.hparams,
-      apply=apply,
-      client_init=lambda params, hparams: optimizer.build(hparams).init(params),
+    name=name,
+    hparams=optimizer.hparams,
+    apply=apply,
+    client_init=lambda params, hparams: optimizer.build(hparams).init(params),
   )
 
 

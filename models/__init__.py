@@ -11,6 +11,6 @@ from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
 
 MODELS: dict[str, Callable[..., Task]] = {
-    "logistic_regression": logistic_regression,
-    "mlp": mlp,
+  "logistic_regression": logistic_regression,
+  "mlp": mlp,
 }

@@ -24,10 +24,10 @@ class LogisticRegression(nnx.Module):
 
 
 def logistic_regression(
-    example_shape: tuple[int, ...], num_classes: int
+  example_shape: tuple[int, ...], num_classes: int
 ) -> Task:
   """Multinomial logistic regression with cross-entropy."""
   features = math.prod(example_shape)
   return nnx_task(
-      lambda rngs: LogisticRegression(features, num_classes, rngs=rngs)
+    lambda rngs: LogisticRegression(features, num_classes, rngs=rngs)
   )

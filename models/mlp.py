@@ -18,8 +18,8 @@ class MLP(nnx.Module):
 
   def __init__(self, sizes: tuple[int, ...], *, rngs: nnx.Rngs):
     self.layers = nnx.List(
-        nnx.Linear(n_in, n_out, rngs=rngs)
-        for n_in, n_out in itertools.pairwise(sizes)
+      nnx.Linear(n_in, n_out, rngs=rngs)
+      for n_in, n_out in itertools.pairwise(sizes)
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -31,9 +31,9 @@ class MLP(nnx.Module):
 
 
 def mlp(
-    example_shape: tuple[int, ...],
-    num_classes: int,
-    hidden_sizes: tuple[int, ...] = (64,),
+  example_shape: tuple[int, ...],
+  num_classes: int,
+  hidden_sizes: tuple[int, ...] = (64,),
 ) -> Task:
   """A multi-layer perceptron with cross-entropy.
 

@@ -1,0 +1,125 @@
+"""Small problems with known answers, and a short way to run them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim import aggregators, sampling
+from fedjax_sim.base import Algorithm, Task
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.models.logistic_regression import logistic_regression
+from fedjax_sim.models.mlp import mlp
+from fedjax_sim.optimizers import optimizer
+from fedjax_sim.round import RunState
+from fedjax_sim.simulate import Runtime, Simulator
+from fedjax_sim.tasks import function_task
+
+
+def sgd(rate):
+  return optimizer("sgd", learning_rate=float(rate))
+
+
+def quadratic(dim) -> Task:
+  """Loss a/2 ||w - b||^2 of an example (a, b); client optimum: mean of b."""
+
+  def loss(params, examples):
+    gap = params["w"][None] - examples["x"]
+    return 0.5 * examples["a"] * jnp.sum(gap**2, axis=-1)
+
+  return function_task(lambda key: {"w": jnp.zeros((dim,))}, loss)
+
+
+def quadratic_data(centres, curvatures=None, copies=1) -> FederatedDataset:
+  """Client k holds `copies` of the example (curvature_k, centre_k)."""
+  centres = np.asarray(centres, np.float32)
+  if curvatures is None:
+    curvatures = np.ones(len(centres))
+  train = FederatedData(
+    examples={
+      "x": np.repeat(centres, copies, axis=0),
+      "a": np.repeat(np.asarray(curvatures, np.float32), copies),
+    },
+    offsets=np.arange(len(centres) + 1) * copies,
+  )
+  return FederatedDataset(
+    name="quadratic",
+    train=train,
+    num_classes=0,
+    example_shape=centres.shape[1:],
+  )
+
+
+def blobs(
+  sizes, features=6, classes=3, seed=0, dtype=np.float32
+) -> FederatedDataset:
+  """Clients of these sizes with Gaussian classes."""
+  rng = np.random.default_rng(seed)
+  count = int(np.sum(sizes))
+  y = rng.integers(0, classes, count)
+  means = rng.normal(size=(classes, features))
+  x = means[y] + 0.7 * rng.normal(size=(count, features))
+  return FederatedDataset(
+    name="blobs",
+    train=FederatedData(
+      examples={"x": x.astype(dtype), "y": y.astype(np.int32)},
+      offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+    ),
+    num_classes=classes,
+    example_shape=(features,),
+  )
+
+
+def make_simulator(
+  task: Task,
+  algorithm: Algorithm,
+  data: FederatedDataset,
+  *,
+  clients_per_round=None,
+  work=None,
+  lanes=1,
+  devices=1,
+  aggregator=None,
+  transforms=(),
+  seed=0,
+  rounds_per_dispatch=1,
+  sampler=None,
+) -> Simulator:
+  count = 1 if algorithm.pooled else data.train.num_clients
+  return Simulator(
+    task=task,
+    algorithm=algorithm,
+    data=data,
+    sampler=sampler or sampling.uniform(count, clients_per_round or count),
+    work=work or LocalWork(batch_size=4),
+    aggregator=aggregator or aggregators.weighted_mean(),
+    transforms=transforms,
+    seed=seed,
+    runtime=Runtime(
+      lanes=lanes,
+      devices=devices,
+      rounds_per_dispatch=rounds_per_dispatch,
+      donate=False,
+    ),
+  )
+
+
+def train(simulator: Simulator, rounds: int, hparams=None) -> RunState:
+  state = simulator.init(hparams)
+  for out in simulator.run(state, rounds, hparams=hparams):
+    state = out.state
+  return state
+
+
+def params_of(simulator: Simulator, state: RunState):
+  return jax.device_get(simulator.algorithm.variables(state.server).params)
+
+
+def flat(tree) -> np.ndarray:
+  return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+MODELS = {
+  "lr": lambda data: logistic_regression(data.example_shape, data.num_classes),
+  "mlp": lambda data: mlp(data.example_shape, data.num_classes, (8,)),
+}
