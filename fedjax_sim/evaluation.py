@@ -106,6 +106,7 @@ def make_evaluate(
     mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
     states = jax.tree.map(lambda x: x[0], states)
     message = algorithm.broadcast(server)
+    order = jnp.asarray(cohort.order[0])
 
     def one(row: tuple[Array, Array, PyTree]) -> dict[str, Metric]:
       start, num_steps, state = row
@@ -114,7 +115,7 @@ def make_evaluate(
       else:
         variables = algorithm.personal(message, state)
       return _client_metrics(
-        task, variables, examples, cohort.order[0], start, num_steps, walk
+        task, variables, examples, order, start, num_steps, walk
       )
 
     grid = (mine.start[..., 0], mine.num_steps[..., 0], states)

@@ -25,7 +25,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
@@ -45,7 +44,7 @@ class WorkdirError(OSError):
   """The workdir cannot be used."""
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error
+class Interrupted(Exception):
   """A signal ended the run after a checkpoint."""
 
   def __init__(self, number: int, round_: int, workdir: Path):

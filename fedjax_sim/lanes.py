@@ -85,7 +85,8 @@ def choose(
     sizes: increasing.
     limit: bytes that fit on a device.
   """
-  best, seconds, tried = sizes[0], float("inf"), []
+  best, seconds = sizes[0], float("inf")
+  tried: list[str] = []
   for size in sizes:
     measured = probe(size)
     if measured.device_bytes > limit and tried:

@@ -7,10 +7,11 @@ a schedule, a sweep or a decay on a plateau then recompiles nothing.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import optax
 
 from fedjax_sim import validate
@@ -38,7 +39,7 @@ class Optimizer(NamedTuple):
   Attributes:
     build: hyper-parameters -> `optax.GradientTransformation`; called inside
       the trace.
-    hparams: name -> float, `learning_rate` among them.
+    hparams: name -> float, such as the learning rate.
   """
 
   build: Callable[[Mapping[str, Any]], optax.GradientTransformation]
@@ -58,23 +59,25 @@ def optimizer(
 
   Raises:
     UnknownNameError: no such optimiser, or no such argument.
-    ValueError: a learning rate that is not a positive number.
+    TypeError, ValueError: a learning rate that is no number >= 0, or an
+      argument that is missing.
   """
   factory = (
     validate.lookup("optimizer", kind, OPTIMIZERS)
     if isinstance(kind, str)
     else kind
   )
-  parameters = inspect.signature(factory).parameters
-  open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-  for name in arguments:
-    if not open_ended:
-      validate.known(f"argument of optimizer {kind}", name, parameters)
+  name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+  validate.arguments(f"optimizer {name}".strip(), arguments, factory)
   if "learning_rate" in arguments:
     arguments["learning_rate"] = validate.real(
       "learning_rate", arguments["learning_rate"], least=0.0
     )
-  numeric = {k: v for k, v in arguments.items() if isinstance(v, float)}
+  numeric = {
+    k: float(v)
+    for k, v in arguments.items()
+    if isinstance(v, float | np.floating)
+  }
   static = {k: v for k, v in arguments.items() if k not in numeric}
 
   def build(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -92,7 +95,11 @@ def descend(
   """One optimiser step.
 
   Returns:
-    (params, state), both new.
+    (params, state), both new, in the dtypes that they had. Traced numbers may
+    be wider than the parameters, and would widen the state with every moment.
   """
-  updates, state = transformation.update(gradient, state, params)
-  return optax.apply_updates(params, updates), state
+  updates, new = transformation.update(gradient, state, params)
+  new = jax.tree.map(
+    lambda n, s: n if n.dtype == s.dtype else n.astype(s.dtype), new, state
+  )
+  return optax.apply_updates(params, updates), new

@@ -34,21 +34,47 @@ MOST_ROUNDS = 16
 MOST_PLAN_BYTES = 2**22
 
 
+class Shape(NamedTuple):
+  """What a program's plans look like.
+
+  Attributes:
+    capacity: a cohort's shapes.
+    passes: the algorithm's passes.
+    rounds: rounds that one call can run.
+  """
+
+  capacity: cohorts.Capacity
+  passes: int
+  rounds: int
+
+
+def shape_of(
+  capacity: cohorts.Capacity, passes: int, rounds: int | None
+) -> Shape:
+  """The shape for this capacity.
+
+  Args:
+    capacity: a cohort's shapes.
+    passes: the algorithm's passes.
+    rounds: rounds in one call; None: as many as have plans that are small
+      beside the rest, up to 16.
+  """
+  if rounds is None:
+    plan = nbytes(cohorts.blank(capacity, passes))
+    rounds = max(1, min(MOST_ROUNDS, MOST_PLAN_BYTES // plan))
+  return Shape(capacity, passes, rounds)
+
+
 class Program(NamedTuple):
   """A compiled round and the shapes that it was compiled for.
 
   Attributes:
     compiled: as `make_rounds` describes it.
-    capacity: a cohort's shapes.
-    rounds: rounds that one call can run.
+    shape: what its plans look like.
   """
 
   compiled: Any
-  capacity: cohorts.Capacity
-  rounds: int
-
-  def __call__(self, *arguments: PyTree) -> Any:
-    return self.compiled(*arguments)
+  shape: Shape
 
   @property
   def device_bytes(self) -> int:
@@ -64,38 +90,28 @@ class Program(NamedTuple):
 
 def compile_rounds(
   function: Callable[..., Any],
+  shape: Shape,
   *,
   state: PyTree,
   hparams: PyTree,
   data: PyTree,
-  capacity: cohorts.Capacity,
-  passes: int,
   mesh: Mesh,
-  rounds_per_dispatch: int | None,
   donate: bool,
 ) -> Program:
   """Compiles a function from `make_rounds`.
 
   Args:
     function: the function.
+    shape: what its plans look like.
     state: a state's shapes.
     hparams: the hyper-parameters' shapes.
     data: the examples' shapes.
-    capacity: a cohort's shapes.
-    passes: the algorithm's passes.
     mesh: the devices.
-    rounds_per_dispatch: rounds in one call; None: as many as have plans that
-      are small beside the rest, up to 16.
     donate: the state passed in is used up.
   """
-  plan = cohorts.blank(capacity, passes)
-  if rounds_per_dispatch is None:
-    rounds_per_dispatch = max(
-      1, min(MOST_ROUNDS, MOST_PLAN_BYTES // nbytes(plan))
-    )
   stacked: Cohort = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((rounds_per_dispatch, *x.shape), x.dtype),
-    plan,
+    lambda x: jax.ShapeDtypeStruct((shape.rounds, *x.shape), x.dtype),
+    cohorts.blank(shape.capacity, shape.passes),
   )
   jitted = jax.jit(
     function,
@@ -109,11 +125,11 @@ def compile_rounds(
     distributed.abstract(stacked, mesh, COHORTS_SPEC),
     distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
   ).compile()
-  return Program(compiled, capacity, rounds_per_dispatch)
+  return Program(compiled, shape)
 
 
-def stack(plans: Sequence[Cohort], program: Program, passes: int) -> Cohort:
-  """Plans behind a leading axis of the program's rounds, filled with blanks."""
-  blanks = [cohorts.blank(program.capacity, passes)]
-  missing = program.rounds - len(plans)
+def stack(plans: Sequence[Cohort], shape: Shape) -> Cohort:
+  """Plans behind a leading axis of the shape's rounds, filled with blanks."""
+  blanks = [cohorts.blank(shape.capacity, shape.passes)]
+  missing = shape.rounds - len(plans)
   return jax.tree.map(lambda *x: np.stack(x), *plans, *blanks * missing)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -86,14 +86,16 @@ class Planned(NamedTuple):
   Attributes:
     first: the first of them.
     plans: one a round.
-    program: what they were laid out for.
+    key: the lanes and the cohort size that they were laid out for.
+    shape: the same, in arrays.
     waste: what they compute in vain.
     seconds: what planning took.
   """
 
   first: int
   plans: list[cohorts.Cohort]
-  program: Program
+  key: tuple[int, int]
+  shape: programs.Shape
   waste: cohorts.Waste
   seconds: float
 
@@ -209,7 +211,7 @@ class Simulator:
   def _probe(self, width: int) -> lanes.Probe:
     """Times a short part of the first round with so many lanes."""
     planned = self.plan(0, 1, width)
-    program = planned.program
+    program = self.program(*planned.key)
     steps = cohorts.wave_steps(planned.plans[0])
     short = [lanes.shortened(planned.plans[0])]
     probed = planned._replace(plans=short)
@@ -308,6 +310,40 @@ class Simulator:
     """(lanes, cohort size) -> what was compiled for them so far."""
     return {}
 
+  @functools.cached_property
+  def function(self) -> Callable[..., tuple[RunState, RoundMetrics]]:
+    """The pure function of up to R rounds, as `make_rounds` describes it."""
+    passes = self.algorithm.passes
+    return rounds.make_rounds(
+      self.algorithm,
+      self.aggregator,
+      self.transforms,
+      walks=[
+        rounds.Walk(p.split, work.batch_size)
+        for p, work in zip(passes, self.works, strict=True)
+      ],
+      num_clients=self.num_clients,
+      mesh=self.mesh,
+    )
+
+  @functools.cached_property
+  def _shapes(self) -> dict[tuple[int, int], programs.Shape]:
+    return {}
+
+  def _shape(self, lanes: int, size: int) -> programs.Shape:
+    if (lanes, size) not in self._shapes:  # it looks at every client
+      capacity = cohorts.capacity(
+        [data.sizes for data in self.splits],
+        self.works,
+        size,
+        lanes=lanes,
+        devices=self.mesh.size,
+      )
+      self._shapes[lanes, size] = programs.shape_of(
+        capacity, len(self.works), self.runtime.rounds_per_dispatch
+      )
+    return self._shapes[lanes, size]
+
   def program(self, lanes: int, size: int) -> Program:
     """The compiled round.
 
@@ -316,33 +352,13 @@ class Simulator:
       size: the largest cohort, one of the sampler's sizes.
     """
     if (lanes, size) not in self.programs:
-      passes = self.algorithm.passes
-      walks = [
-        rounds.Walk(p.split, work.batch_size)
-        for p, work in zip(passes, self.works, strict=True)
-      ]
       self.programs[lanes, size] = programs.compile_rounds(
-        rounds.make_rounds(
-          self.algorithm,
-          self.aggregator,
-          self.transforms,
-          walks=walks,
-          num_clients=self.num_clients,
-          mesh=self.mesh,
-        ),
+        self.function,
+        self._shape(lanes, size),
         state=self.state_shapes,
         hparams=self._traced(None),
         data=self._host_examples,
-        capacity=cohorts.capacity(
-          [data.sizes for data in self.splits],
-          self.works,
-          size,
-          lanes=lanes,
-          devices=self.mesh.size,
-        ),
-        passes=len(passes),
         mesh=self.mesh,
-        rounds_per_dispatch=self.runtime.rounds_per_dispatch,
         donate=self.runtime.donate,
       )
     return self.programs[lanes, size]
@@ -371,12 +387,13 @@ class Simulator:
       lanes: clients that a device trains at once; None: `lane_choice`.
     """
     lanes = self.lane_choice.lanes if lanes is None else lanes
-    ids = [self.sampler.sample(self.seed, first)]
-    program = self.program(lanes, self._size(ids[0]))
     began = time.perf_counter()
-    for i in range(1, min(most, program.rounds)):
+    ids = [self.sampler.sample(self.seed, first)]
+    size = self._size(ids[0])
+    shape = self._shape(lanes, size)
+    for i in range(1, min(most, shape.rounds)):
       more = self.sampler.sample(self.seed, first + i)
-      if self._size(more) != self._size(ids[0]):
+      if self._size(more) != size:
         break  # it runs in another program
       ids.append(more)
     plans = [
@@ -384,7 +401,7 @@ class Simulator:
         [data.offsets for data in self.splits],
         self.works,
         cohort,
-        program.capacity,
+        shape.capacity,
         seed=self.seed,
         round_=first + i,
         versions=self.sampler.versions(self.seed, first + i, cohort),
@@ -393,20 +410,20 @@ class Simulator:
     ]
     waste = sum((cohorts.waste(p, self.works) for p in plans), cohorts.Waste())
     seconds = time.perf_counter() - began
-    return Planned(first, plans, program, waste, seconds)
+    return Planned(first, plans, (lanes, size), shape, waste, seconds)
 
   def _call(
     self, state: RunState, planned: Planned, hparams: HParams | None
   ) -> tuple[RunState, RoundMetrics]:
-    program, plans = planned.program, planned.plans
-    stacked = programs.stack(plans, program, len(self.works))
+    program = self.program(*planned.key)
+    stacked = programs.stack(planned.plans, planned.shape)
     put = functools.partial(distributed.put, mesh=self.mesh)
-    result: tuple[RunState, RoundMetrics] = program(
+    result: tuple[RunState, RoundMetrics] = program.compiled(
       state,
       put(self._traced(hparams), specs=P()),
       self._examples,
       put(stacked, specs=programs.COHORTS_SPEC),
-      put(np.int32(len(plans)), specs=P()),
+      put(np.int32(len(planned.plans)), specs=P()),
     )
     return result
 
@@ -418,8 +435,9 @@ class Simulator:
     Raises:
       NoClientsLeftError: no client of a round sent a finite update.
     """
-    began = time.perf_counter()
     plans = planned.plans
+    self.program(*planned.key)  # compiling is not running
+    began = time.perf_counter()
     state, metrics = self._call(state, planned, hparams)
     metrics = jax.device_get(metrics)
     seconds = time.perf_counter() - began

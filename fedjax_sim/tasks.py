@@ -86,8 +86,8 @@ def nnx_task(
   def structure(mode: str) -> tuple[nnx.GraphDef[Any], PyTree]:
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     getattr(module, mode)()
-    graphdef, _, _, rng, _ = nnx.split(module, *filters)
-    return graphdef, rng
+    graphdef, *states = nnx.split(module, *filters)
+    return graphdef, states[2]
 
   training, rng_shapes = structure("train")
   evaluating, _ = structure("eval")
@@ -103,7 +103,8 @@ def nnx_task(
 
   def init(key: Key) -> Variables:
     module = make(nnx.Rngs(key))
-    _, params, kept, _, buffers = nnx.split(module, *filters)
+    _, *states = nnx.split(module, *filters)
+    params, kept, _, buffers = states
     return Variables(params, buffers, kept)
 
   def module_of(
@@ -124,14 +125,17 @@ def nnx_task(
       copy=True,
     )
     # Without new keys all lanes and steps would share one dropout mask.
-    keys = {s: jax.random.fold_in(key, i) for i, s in enumerate(streams)}
+    keys: dict[str, Any] = {
+      s: jax.random.fold_in(key, i) for i, s in enumerate(streams)
+    }
     nnx.reseed(module, policy="match_shape", **keys)
     return module
 
   def task_loss(variables: Variables, examples: Examples, key: Key) -> Loss:
     module = module_of(training, variables, key)
     value, weight = loss(module(inputs(examples)), examples)
-    return Loss(value, weight, nnx.split(module, *filters)[4])
+    _, *states = nnx.split(module, *filters)
+    return Loss(value, weight, states[3])
 
   def task_metrics(
     variables: Variables, examples: Examples

@@ -7,8 +7,7 @@ lifted into one.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -95,7 +94,10 @@ def lift(name: str, optimizer: Optimizer) -> Transform:
   )
 
 
-TRANSFORMS = {"clip": clip, "gaussian": gaussian}
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+  "clip": clip,
+  "gaussian": gaussian,
+}
 
 
 def from_config(sections: Mapping[str, Mapping[str, Any]]) -> list[Transform]:
@@ -106,12 +108,11 @@ def from_config(sections: Mapping[str, Mapping[str, Any]]) -> list[Transform]:
 
   Raises:
     UnknownNameError: no such transform, or no such argument.
+    TypeError, ValueError: an argument is missing or out of range.
   """
   transforms = []
   for name, arguments in sections.items():
     factory = validate.lookup("transforms", name, TRANSFORMS)
-    for argument in arguments:
-      parameters = inspect.signature(factory).parameters
-      validate.known(f"argument of transforms.{name}", argument, parameters)
+    validate.arguments(f"transforms.{name}", arguments, factory)
     transforms.append(factory(**arguments))
   return transforms

@@ -8,8 +8,10 @@ cousin `UnknownNameError` (a name that no registry holds).
 from __future__ import annotations
 
 import difflib
+import inspect
+import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +24,7 @@ class UnknownNameError(ValueError):
 
 
 def whole(
-    field: str, value: Any, *, least: int = 1, most: int | None = None
+  field: str, value: Any, *, least: int = 1, most: int | None = None
 ) -> int:
   """`value` as an int within [least, most].
 
@@ -32,21 +34,24 @@ def whole(
   """
   if isinstance(value, bool) or not isinstance(value, numbers.Integral):
     raise TypeError(
-        f"{field}={value!r} is a {type(value).__name__}; give a whole number."
+      f"{field}={value!r} is a {type(value).__name__}; give a whole number."
     )
-  if value < least or (most is not None and value > most):
+  number = int(value)
+  if number < least or (most is not None and number > most):
     bounds = f">= {least}" if most is None else f"from {least} to {most}"
-    raise ValueError(f"{field}={value} is out of range; give a number {bounds}.")
-  return int(value)
+    raise ValueError(
+      f"{field}={number} is out of range; give a number {bounds}."
+    )
+  return number
 
 
 def real(
-    field: str,
-    value: Any,
-    *,
-    least: float = float("-inf"),
-    most: float = float("inf"),
-    above: float | None = None,
+  field: str,
+  value: Any,
+  *,
+  least: float = float("-inf"),
+  most: float = float("inf"),
+  above: float | None = None,
 ) -> float:
   """`value` as a finite float within [least, most], and > `above`.
 
@@ -56,17 +61,16 @@ def real(
   """
   if isinstance(value, bool) or not isinstance(value, numbers.Real):
     raise TypeError(
-        f"{field}={value!r} is a {type(value).__name__}; give a number."
+      f"{field}={value!r} is a {type(value).__name__}; give a number."
     )
   value = float(value)
-  low = above if above is not None else least
-  sign = ">" if above is not None else ">="
   inside = least <= value <= most and (above is None or value > above)
-  if not inside or value in (float("inf"), float("-inf")):
-    bounds = f"a finite number {sign} {low:g}" + (
-        "" if most == float("inf") else f" and <= {most:g}"
-    )
-    raise ValueError(f"{field}={value} is out of range; give {bounds}.")
+  if not inside or not math.isfinite(value):
+    bounds = [f"> {above:g}"] if above is not None else []
+    bounds += [f">= {least:g}"] if math.isfinite(least) else []
+    bounds += [f"<= {most:g}"] if math.isfinite(most) else []
+    wanted = " ".join(["a finite number", " and ".join(bounds)]).strip()
+    raise ValueError(f"{field}={value} is out of range; give {wanted}.")
   return value
 
 
@@ -82,13 +86,33 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
   near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
   hint = f" Did you mean {near[0]!r}?" if near else ""
   raise UnknownNameError(
-      f"{kind}={name!r} is unknown.{hint} Known: {', '.join(names)}."
+    f"{kind}={name!r} is unknown.{hint} Known: {', '.join(names)}."
   )
 
 
 def lookup(kind: str, name: str, registry: Mapping[str, T]) -> T:
   """`registry[name]`, or an `UnknownNameError` that lists what there is."""
   return registry[known(kind, name, registry)]
+
+
+def arguments(
+  owner: str, given: Mapping[str, Any], factory: Callable[..., Any]
+) -> None:
+  """Refuses named arguments that `factory` would refuse.
+
+  Raises:
+    UnknownNameError: one that it does not take.
+    ValueError: one that it needs is missing.
+  """
+  parameters = inspect.signature(factory).parameters.values()
+  named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+  if len(named) == len(parameters):
+    for name in given:
+      known(f"argument of {owner}", name, [p.name for p in named])
+  for p in named:
+    needed = p.default is p.empty and p.kind is not p.VAR_POSITIONAL
+    if needed and p.name not in given:
+      raise ValueError(f"{owner} lacks the argument {p.name!r}; give it.")
 
 
 def cohort(ids: Any, num_clients: int) -> np.ndarray:
@@ -101,20 +125,21 @@ def cohort(ids: Any, num_clients: int) -> np.ndarray:
   ids = np.asarray(ids)
   if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
     raise TypeError(
-        f"A cohort has shape {ids.shape} and dtype {ids.dtype}; give a list of"
-        " client ids, whole numbers in one dimension."
+      f"A cohort has shape {ids.shape} and dtype {ids.dtype}; give a list of"
+      " client ids, whole numbers in one dimension."
     )
   ids = ids.astype(np.int64)
   if ids.size and (ids.min() < 0 or ids.max() >= num_clients):
     bad = int(ids[(ids < 0) | (ids >= num_clients)][0])
     raise ValueError(
-        f"A cohort names client {bad}; ids go from 0 to {num_clients - 1}."
+      f"A cohort names client {bad}; ids go from 0 to {num_clients - 1}."
     )
   unique, counts = np.unique(ids, return_counts=True)
   if np.any(counts > 1):
+    twice = int(np.argmax(counts > 1))
     raise ValueError(
-        f"A cohort names client {unique[counts > 1][0]}"
-        f" {counts.max()} times; give every id once."
+      f"A cohort names client {unique[twice]} {counts[twice]} times; give every"
+      " id once."
     )
   return ids
 
@@ -132,35 +157,35 @@ def arrays(owner: str, examples: Mapping[str, Any]) -> int:
   for field, array in examples.items():
     if not isinstance(array, np.ndarray):
       raise TypeError(
-          f"{owner}: field {field!r} is a {type(array).__name__}; give a numpy"
-          " array."
+        f"{owner}: field {field!r} is a {type(array).__name__}; give a numpy"
+        " array."
       )
     if array.dtype.kind not in "biuf" or not array.dtype.isnative:
       why = ", which would need unpickling" if array.dtype.hasobject else ""
       raise TypeError(
-          f"{owner}: field {field!r} has dtype {array.dtype}{why}; give native"
-          " ints, floats or bools."
+        f"{owner}: field {field!r} has dtype {array.dtype}{why}; give native"
+        " ints, floats or bools."
       )
     if not array.ndim:
       raise ValueError(
-          f"{owner}: field {field!r} is a single number; give one an example."
+        f"{owner}: field {field!r} is a single number; give one an example."
       )
     lengths[field] = len(array)
   first, length = next(iter(lengths.items()))
   for field, other in lengths.items():
     if other != length:
       raise ValueError(
-          f"{owner}: field {first!r} has {length} examples, field {field!r}"
-          f" {other}; give every field one entry an example."
+        f"{owner}: field {first!r} has {length} examples, field {field!r}"
+        f" {other}; give every field one entry an example."
       )
   return length
 
 
 def alike(
-    owner: str,
-    examples: Mapping[str, np.ndarray],
-    model_owner: str,
-    model: Mapping[str, np.ndarray],
+  owner: str,
+  examples: Mapping[str, np.ndarray],
+  model_owner: str,
+  model: Mapping[str, np.ndarray],
 ) -> None:
   """Refuses examples whose fields, dtypes or shapes are not the model's.
 
@@ -169,15 +194,15 @@ def alike(
   """
   if set(examples) != set(model):
     raise ValueError(
-        f"{owner} has fields {sorted(examples)}, {model_owner} {sorted(model)};"
-        " give both the same."
+      f"{owner} has fields {sorted(examples)}, {model_owner} {sorted(model)};"
+      " give both the same."
     )
   for field, array in examples.items():
     one, other = (
-        f"{a.dtype} of shape {a.shape[1:]}" for a in (array, model[field])
+      f"{a.dtype} of shape {a.shape[1:]}" for a in (array, model[field])
     )
     if one != other:
       raise ValueError(
-          f"{owner}: one {field!r} is {one}, in {model_owner} {other}; give"
-          " both the same."
+        f"{owner}: one {field!r} is {one}, in {model_owner} {other}; give"
+        " both the same."
       )

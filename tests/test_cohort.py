@@ -1,0 +1,278 @@
+"""The planner: every example once an epoch, whatever the layout."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_sim import cohort
+from fedjax_sim.cohort import LocalWork
+
+works = st.builds(
+  LocalWork,
+  batch_size=st.integers(1, 9),
+  epochs=st.integers(1, 3),
+  steps=st.none() | st.integers(1, 12),
+  max_examples=st.none() | st.integers(1, 12),
+  shuffle=st.booleans(),
+)
+populations = st.lists(st.integers(1, 25), min_size=1, max_size=12)
+
+
+def offsets_of(sizes):
+  return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def read(plan, work, p=0):
+  """client -> list of its batches, each a list of entries."""
+  found = {}
+  for where in np.ndindex(plan.client.shape):
+    client = plan.client[where]
+    if client < 0:
+      assert plan.num_steps[where][p] == 0
+      continue
+    device, wave, _ = where
+    assert wave < plan.num_waves[device]
+    assert client not in found, "a client is in two places"
+    first = plan.start[where][p]
+    found[int(client)] = [
+      plan.order[p][first + i * work.batch_size :][: work.batch_size]
+      for i in range(plan.num_steps[where][p])
+    ]
+  return found
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+  sizes=populations,
+  work=works,
+  lanes=st.integers(1, 6),
+  devices=st.integers(1, 3),
+  seed=st.integers(0, 2**32 - 1),
+  data=st.data(),
+)
+def test_every_example_is_visited_exactly_once_an_epoch(
+  sizes, work, lanes, devices, seed, data
+):
+  sizes = np.array(sizes)
+  offsets = offsets_of(sizes)
+  work = work.fitted(sizes)
+  ids = data.draw(st.permutations(range(len(sizes))))
+  ids = np.array(ids[: data.draw(st.integers(1, len(sizes)))])
+  shape = cohort.capacity(
+    [sizes], [work], len(ids), lanes=lanes, devices=devices
+  )
+  plan = cohort.plan([offsets], [work], ids, shape, seed=seed, round_=3)
+  batches = read(plan, work)
+  assert sorted(batches) == sorted(ids.tolist())
+
+  for client, rows in batches.items():
+    own = np.arange(offsets[client], offsets[client + 1])
+    used = min(len(own), work.max_examples or len(own))
+    per_epoch = -(-used // work.batch_size)
+    expected_steps = work.steps or work.epochs * per_epoch
+    assert len(rows) == expected_steps
+    for row in rows:
+      assert len(row) == work.batch_size  # never cut by the end of `order`
+      filled = np.where(row < 0, ~row, row)
+      assert np.isin(filled, own).all(), "another client's example"
+    chosen = None
+    for e in range(0, len(rows), per_epoch):
+      epoch = rows[e : e + per_epoch]
+      seen = np.concatenate(epoch)
+      seen = seen[seen >= 0]
+      assert len(np.unique(seen)) == len(seen), "an example twice an epoch"
+      if len(epoch) == per_epoch:
+        assert len(seen) == used
+        if chosen is not None:
+          assert set(seen.tolist()) == chosen
+        chosen = set(seen.tolist())
+        if not work.shuffle:
+          np.testing.assert_array_equal(seen, own[:used])
+
+
+@settings(deadline=None, max_examples=50)
+@given(sizes=populations, work=works, seed=st.integers(0, 2**32 - 1))
+def test_a_clients_batches_do_not_depend_on_the_layout(sizes, work, seed):
+  sizes = np.array(sizes)
+  offsets = offsets_of(sizes)
+  work = work.fitted(sizes)
+  everyone = np.arange(len(sizes))
+
+  def plan(ids, lanes, devices):
+    shape = cohort.capacity(
+      [sizes], [work], len(ids), lanes=lanes, devices=devices
+    )
+    return read(
+      cohort.plan([offsets], [work], ids, shape, seed=seed, round_=7), work
+    )
+
+  together = plan(everyone, 3, 2)
+  for client in everyone:
+    alone = plan(np.array([client]), 1, 1)[client]
+    np.testing.assert_array_equal(alone, together[client])
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+  sizes=populations,
+  size=st.integers(1, 12),
+  lanes=st.integers(1, 6),
+  devices=st.integers(1, 4),
+  work=works,
+  seed=st.integers(0, 1000),
+)
+def test_the_capacity_holds_any_cohort(sizes, size, lanes, devices, work, seed):
+  sizes = np.array(sizes)
+  size = min(size, len(sizes))
+  work = work.fitted(sizes)
+  shape = cohort.capacity([sizes], [work], size, lanes=lanes, devices=devices)
+  largest = np.argsort(-work.order_length(sizes), kind="stable")[:size]
+  rng = np.random.default_rng(seed)
+  for ids in (largest, rng.choice(len(sizes), size, replace=False)):
+    plan = cohort.plan(
+      [offsets_of(sizes)], [work], ids, shape, seed=0, round_=0
+    )
+    assert plan.client.shape == (devices, shape.waves, shape.lanes)
+    assert (plan.client >= 0).sum() == size
+
+
+def test_epochs_and_rounds_have_their_own_order():
+  offsets = offsets_of([64])
+  work = LocalWork(batch_size=64, epochs=2)
+  shape = cohort.capacity([np.array([64])], [work], 1, lanes=1, devices=1)
+  plans = [
+    cohort.plan([offsets], [work], np.array([0]), shape, seed=0, round_=r)
+    for r in range(2)
+  ]
+  orders = np.concatenate([p.order[0].reshape(2, 64) for p in plans])
+  assert len({tuple(o) for o in orders}) == 4
+  for order in orders:
+    np.testing.assert_array_equal(np.sort(order), np.arange(64))
+
+
+def test_shuffling_is_uniform():
+  """Chi-square over the 24 orders of 4 examples, 4,800 clients."""
+  count, n = 4800, 4
+  offsets = offsets_of(np.full(count, n))
+  work = LocalWork(batch_size=n)
+  order, _ = cohort.batches(offsets, np.arange(count), work, seed=0, round_=0)
+  local = order.reshape(count, n) - offsets[:-1, None]
+  _, found = np.unique(local @ n ** np.arange(n), return_counts=True)
+  assert len(found) == 24
+  chi2 = ((found - 200) ** 2 / 200).sum()
+  assert chi2 < 52.6  # 23 degrees of freedom, p = 0.0004
+
+
+def test_max_examples_draws_every_example_alike():
+  count = 3000
+  offsets = offsets_of(np.full(count, 5))
+  work = LocalWork(batch_size=2, max_examples=2)
+  order, _ = cohort.batches(offsets, np.arange(count), work, seed=1, round_=0)
+  found = np.bincount(order % 5, minlength=5)
+  chi2 = ((found - 1200) ** 2 / 1200).sum()
+  assert chi2 < 20  # 4 degrees of freedom (negatively correlated), p < 0.0005
+
+
+def test_devices_get_about_the_same_number_of_steps():
+  rng = np.random.default_rng(0)
+  sizes = rng.lognormal(3, 1, 1000).astype(int) + 1
+  work = LocalWork(batch_size=10)
+  for lanes, most in ((1, 0.01), (10, 0.05)):
+    shape = cohort.capacity([sizes], [work], 1000, lanes=lanes, devices=4)
+    plan = cohort.plan(
+      [offsets_of(sizes)], [work], np.arange(1000), shape, seed=0, round_=0
+    )
+    loads = plan.num_steps.max(axis=2).sum(axis=(1, 2))
+    assert loads.max() / loads.mean() - 1 < most
+
+
+def test_waste_counts_what_is_computed_in_vain():
+  sizes = np.array([5, 3, 8])
+  work = LocalWork(batch_size=4)
+  shape = cohort.capacity([sizes], [work], 3, lanes=2, devices=1)
+  plan = cohort.plan(
+    [offsets_of(sizes)], [work], np.arange(3), shape, seed=0, round_=0
+  )
+  # Steps 2, 1, 2: waves (0, 2) and (1, nobody); rows 8 + 8 and 4 + 4.
+  waste = cohort.waste(plan, [work])
+  assert waste == cohort.Waste(useful=16, batch=4, step=4, idle=0)
+  assert waste.fraction == pytest.approx(8 / 24)
+  assert cohort.wave_steps(plan) == 3
+
+
+def test_waste_of_steps_that_end_within_an_epoch():
+  sizes = np.array([5, 5])
+  work = LocalWork(batch_size=2, steps=4)  # 2 + 2 + 1, then 2
+  shape = cohort.capacity([sizes], [work], 2, lanes=1, devices=2)
+  plan = cohort.plan(
+    [offsets_of(sizes)], [work], np.arange(2), shape, seed=0, round_=0
+  )
+  assert cohort.waste(plan, [work]) == cohort.Waste(
+    useful=14, batch=2, step=0, idle=0
+  )
+
+
+def test_drop_remainder_leaves_out_partial_batches():
+  sizes = np.array([7, 4])
+  work = LocalWork(batch_size=3, drop_remainder=True).fitted(sizes)
+  shape = cohort.capacity([sizes], [work], 2, lanes=1, devices=1)
+  plan = cohort.plan(
+    [offsets_of(sizes)], [work], np.arange(2), shape, seed=0, round_=0
+  )
+  rows = read(plan, work)
+  assert [len(rows[0]), len(rows[1])] == [2, 1]
+  assert all((row >= 0).all() for batches in rows.values() for row in batches)
+
+
+def test_drop_remainder_refuses_clients_without_a_batch():
+  work = LocalWork(batch_size=4, drop_remainder=True)
+  with pytest.raises(ValueError, match=r"client 1, which has 3.*min_examples"):
+    work.fitted(np.array([5, 3]))
+
+
+def test_a_batch_is_not_larger_than_any_client_can_fill():
+  work = LocalWork(batch_size=100)
+  assert work.fitted(np.array([5, 9])).batch_size == 9
+  capped = dataclasses.replace(work, max_examples=4)
+  assert capped.fitted(np.array([5, 9])).batch_size == 4
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"batch_size": 0}, "client.batch_size=0"),
+    ({"epochs": 0}, "client.epochs=0"),
+    ({"steps": -1}, "client.steps=-1"),
+    ({"max_examples": 0}, "client.max_examples=0"),
+  ],
+)
+def test_numbers_below_one_are_refused(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    LocalWork(**arguments)
+
+
+@pytest.mark.parametrize(
+  ("ids", "message"),
+  [([0, 1, 0], "client 0 2 times"), ([3], "client 3"), ([-1], "client -1")],
+)
+def test_bad_cohorts_are_refused(ids, message):
+  sizes = np.array([2, 2, 2])
+  work = LocalWork(batch_size=2)
+  shape = cohort.capacity([sizes], [work], 3, lanes=1, devices=1)
+  with pytest.raises(ValueError, match=message):
+    cohort.plan(
+      [offsets_of(sizes)], [work], np.array(ids), shape, seed=0, round_=0
+    )
+
+
+def test_a_cohort_beyond_the_capacity_is_refused():
+  sizes = np.array([2, 2, 2])
+  work = LocalWork(batch_size=2)
+  shape = cohort.capacity([sizes], [work], 1, lanes=1, devices=1)
+  with pytest.raises(ValueError, match="exceeds"):
+    cohort.plan(
+      [offsets_of(sizes)], [work], np.arange(3), shape, seed=0, round_=0
+    )
