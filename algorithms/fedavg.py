@@ -70,7 +70,7 @@ def fedavg(
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context
   ) -> ServerState:
-    params, _, frozen = server.variables
+    params, buffers, frozen = server.variables
     gradient = jax.tree.map(
       lambda u, p: -u.astype(p.dtype), aggregate.update, params
     )
@@ -80,7 +80,10 @@ def fedavg(
       server.optimizer,
       params,
     )
-    return ServerState(Variables(params, aggregate.buffers, frozen), state)
+    buffers = jax.tree.map(
+      lambda mean, old: mean.astype(old.dtype), aggregate.buffers, buffers
+    )
+    return ServerState(Variables(params, buffers, frozen), state)
 
   return Algorithm(
     init=init,

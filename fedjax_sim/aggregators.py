@@ -48,13 +48,10 @@ def add_weighted(
   return jax.tree.map(add, acc, updates)
 
 
-def divide(acc: PyTree, count: Array, like: PyTree | None = None) -> PyTree:
-  """`acc / count`, and 0 where count is 0; cast to the dtypes of `like`."""
+def divide(acc: PyTree, count: Array) -> PyTree:
+  """`acc / count`, and 0 where count is 0."""
   safe = jnp.where(count > 0, count, 1)
-  mean = jax.tree.map(lambda a: a / safe.astype(a.dtype), acc)
-  if like is None:
-    return mean
-  return jax.tree.map(lambda m, x: m.astype(x.dtype), mean, like)
+  return jax.tree.map(lambda a: a / safe.astype(a.dtype), acc)
 
 
 def weighted_mean() -> Aggregator:

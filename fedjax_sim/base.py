@@ -200,9 +200,9 @@ class Aggregate(NamedTuple):
   """A cohort's reports, joined.
 
   Attributes:
-    update: the aggregator's result.
-    buffers: weighted mean.
-    statistics: weighted mean.
+    update: the aggregator's result, in float32 at least.
+    buffers: weighted mean, in float32 at least.
+    statistics: weighted mean, in float32 at least.
     weight: shape=(), float32; sum of weights.
     clients: shape=(), int32; how many are in it.
   """

@@ -2,7 +2,7 @@
 
 Orbax writes a checkpoint into a temporary folder and renames it, so a kill
 leaves the old one or the new one. What it does not notice is a byte that
-changed on disk: every leaf's SHA-256 is stored beside it and compared at
+changed on disk: the SHA-256 of every leaf is stored with it and compared at
 restore, and a checkpoint that fails makes way for the one before.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,15 @@ import numpy as np
 
 from fedjax_sim.base import PyTree
 
+_TEMPORARY = "*.orbax-checkpoint-tmp*"
+
 
 class CheckpointError(RuntimeError):
   """A checkpoint could not be written."""
+
+
+class StateChangedError(ValueError):
+  """A checkpoint is whole, but of a state with other leaves."""
 
 
 class Restored(NamedTuple):
@@ -42,9 +49,9 @@ class Restored(NamedTuple):
 
 def digest(leaf: np.ndarray) -> str:
   """SHA-256 of an array's dtype, shape and bytes."""
-  leaf = np.ascontiguousarray(leaf)
-  header = f"{leaf.dtype.str}{leaf.shape}".encode()
-  return hashlib.sha256(header + leaf.tobytes()).hexdigest()
+  total = hashlib.sha256(f"{leaf.dtype.name}{leaf.shape}".encode())
+  total.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+  return total.hexdigest()
 
 
 def tree_digest(tree: PyTree) -> str:
@@ -59,7 +66,7 @@ class Checkpoints:
   """The checkpoints of a run, in a folder of their own.
 
   Args:
-    folder: made if it is missing.
+    folder: made if it is missing; nobody else may use it at the same time.
     keep: how many of the newest to keep; 2 at least, to fall back.
   """
 
@@ -69,24 +76,20 @@ class Checkpoints:
     self._ocp = ocp
     self._folder = folder.absolute()
     self._keep = max(2, keep)
-    self._manager = self._open()
-
-  def _open(self) -> Any:
-    return self._ocp.CheckpointManager(
-      self._folder,
-      options=self._ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep,
-        create=True,
-        enable_async_checkpointing=False,
-      ),
-    )
+    self._folder.mkdir(parents=True, exist_ok=True)
+    self._remove_temporary()
+    self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
   def rounds(self) -> list[int]:
     """Rounds of which there is a checkpoint, in order."""
-    return sorted(self._manager.all_steps())
+    names = (path.name for path in self._folder.iterdir())
+    return sorted(int(name) for name in names if name.isdecimal())
 
   def save(self, round_: int, state: PyTree, facts: dict[str, Any]) -> None:
     """Writes a checkpoint; returns when it is committed.
+
+    Checkpoints of the same round and of later ones go first: after a fallback
+    they are of a run that is being repeated.
 
     Args:
       round_: rounds done.
@@ -99,115 +102,144 @@ class Checkpoints:
     """
     leaves = [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state))]
     record = {
+      "round": round_,
       "facts": facts,
-      "facts_sha256": _text_digest(facts),
-      "leaves": _names(state),
+      "leaves": _leaves(state),
       "sha256": [digest(leaf) for leaf in leaves],
     }
+    sealed = {"record": record, "sha256": _text_digest(record)}
     args = self._ocp.args
+    items = {"record": args.JsonSave(sealed)}
+    # Orbax refuses arrays without elements; their shapes say it all.
+    arrays = {_key(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
+    if arrays:
+      items["state"] = args.PyTreeSave(arrays)
     try:
-      self._manager.save(
-        round_,
-        args=args.Composite(
-          state=args.PyTreeSave(dict(zip(_keys(leaves), leaves, strict=True))),
-          record=args.JsonSave(record),
-        ),
-      )
-      self._manager.wait_until_finished()
-    except Exception as error:
-      self._clean(round_)
-      before = [r for r in self.rounds() if r < round_]
-      left = (
-        f"that of round {before[-1]} is intact" if before else "none is left"
-      )
+      for later in self.rounds():
+        if later >= round_:
+          shutil.rmtree(self._path(later))
+      self._orbax.save(self._path(round_), args.Composite(**items))
+    except Exception as error:  # whatever a full disk makes orbax raise
+      self._remove_temporary()
+      left = self.rounds()
       raise CheckpointError(
         f"The checkpoint of round {round_} could not be written to"
-        f" {self._folder}: {_first_line(error)}. Of the earlier ones, {left}."
-        " Make room or correct the folder, and run the same command again."
+        f" {self._folder}: {_first_line(error)}. "
+        + (f"That of round {left[-1]} is intact. " if left else "")
+        + "Make room or correct the folder, and run the same command again."
       ) from error
-
-  def _clean(self, round_: int) -> None:
-    """Removes what a failed save left."""
-    with contextlib.suppress(Exception):
-      self._manager.close()
-    for path in self._folder.glob("*"):
-      if path.name == str(round_) or ".orbax-checkpoint-tmp" in path.name:
-        shutil.rmtree(path, ignore_errors=True)
-    self._manager = self._open()
+    for old in self.rounds()[: -self._keep]:
+      shutil.rmtree(self._path(old), ignore_errors=True)
 
   def restore(
     self, like: PyTree, warn: Callable[[str], None]
   ) -> Restored | None:
     """The newest checkpoint that is whole; None if there is none.
 
-    Damaged ones are reported and removed, so that their rounds can be
-    written again.
-
     Args:
       like: a state of the same structure, shapes and dtypes.
       warn: is told about damaged checkpoints.
+
+    Raises:
+      StateChangedError: the newest whole checkpoint is of another state.
     """
-    for round_ in reversed(self.rounds()):
+    rounds = self.rounds()
+    for round_ in reversed(rounds):
       try:
         return self._read(round_, like)
+      except (MemoryError, PermissionError, StateChangedError):
+        raise
       except Exception as error:  # whatever a torn file makes orbax raise
         warn(
           f"The checkpoint of round {round_} is damaged"
           f" ({_first_line(error)}); falling back to the one before."
         )
-        self._manager.close()
-        shutil.rmtree(self._folder / str(round_), ignore_errors=True)
-        self._manager = self._open()
+    if rounds:
+      warn("No whole checkpoint is left; starting again from round 0.")
     return None
 
   def _read(self, round_: int, like: PyTree) -> Restored:
     args = self._ocp.args
-    record = self._manager.restore(
-      round_, args=args.Composite(record=args.JsonRestore())
-    )["record"]
-    expected = _names(like)
-    if record["leaves"] != expected:
-      raise ValueError("it holds other leaves than this run's state")
-    if _text_digest(record["facts"]) != record["facts_sha256"]:
-      raise ValueError("the SHA-256 of its facts differs")
-    keys = _keys(expected)
+    sealed = self._load(round_, "record", args.JsonRestore())
+    record = sealed["record"]
+    if _text_digest(record) != sealed["sha256"]:
+      raise ValueError("the SHA-256 of its record differs")
+    if record["round"] != round_:
+      raise ValueError(f"it is of round {record['round']}")
+    _check_leaves(round_, record["leaves"], _leaves(like))
+    shapes, treedef = jax.tree.flatten(like)
+    keys = [_key(i) for i, shape in enumerate(shapes) if math.prod(shape.shape)]
     as_numpy = self._ocp.RestoreArgs(restore_type=np.ndarray)
-    stored = self._manager.restore(
-      round_,
-      args=args.Composite(
-        state=args.PyTreeRestore(
-          restore_args=dict.fromkeys(keys, as_numpy),
-          item=dict.fromkeys(keys, 0),
-        )
-      ),
-    )["state"]
-    leaves = [np.asarray(stored[key]) for key in keys]
-    for name, leaf, shape, sha in zip(
-      expected, leaves, jax.tree.leaves(like), record["sha256"], strict=True
+    arrays = {}
+    if keys:
+      restore = args.PyTreeRestore(
+        item=dict.fromkeys(keys, 0),
+        restore_args=dict.fromkeys(keys, as_numpy),
+      )
+      arrays = self._load(round_, "state", restore)
+    leaves = []
+    for i, (name, sha256) in enumerate(
+      zip(record["leaves"], record["sha256"], strict=True)
     ):
-      if digest(leaf) != sha:
+      empty = np.zeros(shapes[i].shape, shapes[i].dtype)
+      leaf = np.asarray(arrays.get(_key(i), empty))
+      if digest(leaf) != sha256:
         raise ValueError(f"the SHA-256 of {name} differs")
-      if leaf.shape != shape.shape or leaf.dtype != shape.dtype:
-        raise ValueError(f"{name} has another shape or dtype than this run's")
-    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return Restored(round_, state, record["facts"])
+      leaves.append(leaf)
+    return Restored(round_, treedef.unflatten(leaves), record["facts"])
+
+  def _load(self, round_: int, item: str, how: Any) -> Any:
+    composite = self._ocp.args.Composite(**{item: how})
+    return self._orbax.restore(self._path(round_), composite)[item]
 
   def close(self) -> None:
     """Ends orbax's threads."""
-    self._manager.close()
+    self._orbax.close()
+
+  def _path(self, round_: int) -> Path:
+    return self._folder / str(round_)
+
+  def _remove_temporary(self) -> None:
+    """Removes what a kill or a failed save left."""
+    for path in self._folder.glob(_TEMPORARY):
+      with contextlib.suppress(OSError):
+        shutil.rmtree(path)
 
 
-def _text_digest(facts: dict[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _leaves(tree: PyTree) -> dict[str, str]:
+  """Path of each leaf -> its dtype and shape, in order."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {
+    jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}{leaf.shape}"
+    for path, leaf in leaves
+  }
 
 
-def _names(tree: PyTree) -> list[str]:
-  paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return [jax.tree_util.keystr(path) for path, _ in paths]
+def _check_leaves(
+  round_: int, stored: dict[str, str], wanted: dict[str, str]
+) -> None:
+  if list(stored.items()) == list(wanted.items()):
+    return
+  names = sorted(stored.keys() | wanted.keys())
+  odd = [
+    f"{name}: {stored.get(name, 'missing')} -> {wanted.get(name, 'missing')}"
+    for name in names
+    if stored.get(name) != wanted.get(name)
+  ]
+  raise StateChangedError(
+    f"The checkpoint of round {round_} is of a state with other leaves"
+    f" ({'; '.join(odd[:3]) or 'in another order'}). Go on with the software"
+    " and the number of devices that it began with, or take another"
+    " --workdir."
+  )
 
 
-def _keys(leaves: list[Any]) -> list[str]:
-  return [f"leaf{i:05d}" for i in range(len(leaves))]
+def _key(index: int) -> str:
+  return f"leaf{index:05d}"
+
+
+def _text_digest(record: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -125,6 +125,9 @@ class Capacity(NamedTuple):
   order: tuple[int, ...]
 
 
+Ints = Any  # of int32: numpy on the host, jax.Array in the trace
+
+
 class Cohort(NamedTuple):
   """A plan: who trains where, on what. All int32.
 
@@ -139,13 +142,13 @@ class Cohort(NamedTuple):
       where they only fill up a batch.
   """
 
-  client: np.ndarray
-  version: np.ndarray
-  num_examples: np.ndarray
-  start: np.ndarray
-  num_steps: np.ndarray
-  num_waves: np.ndarray
-  order: tuple[np.ndarray, ...]
+  client: Ints
+  version: Ints
+  num_examples: Ints
+  start: Ints
+  num_steps: Ints
+  num_waves: Ints
+  order: Ints
 
 
 def capacity(

@@ -1,4 +1,4 @@
-"""Configs: the complete default, and from a config to a simulator.
+"""Configs: the complete default, files, and from a config to a simulator.
 
 A config file changes what `default_config()` returns; every key is there, and
 None means that the default of whatever reads it holds. Behind `build` nothing
@@ -7,13 +7,17 @@ sees a ConfigDict.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 

@@ -50,7 +50,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
-  """Where arrays with these `PartitionSpec`s live: a tree, or a prefix of one."""
+  """Where arrays with these specs live; a tree, or a prefix of one."""
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
     specs,

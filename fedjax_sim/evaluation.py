@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import cohort as cohorts
 from fedjax_sim import distributed
-from fedjax_sim import round as rounds
 from fedjax_sim.base import (
   Algorithm,
   Array,
@@ -32,6 +31,8 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.data import FederatedData
+from fedjax_sim.round import RunState
+from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, read_batch
 
 PERCENTILES = (10, 50, 90)
 
@@ -98,7 +99,7 @@ def make_evaluate(
     of the plan, leaves (devices, waves, lanes, ...); None evaluates the
     global model.
   """
-  walk = rounds.Walk("eval", batch_size)
+  walk = Walk("eval", batch_size)
 
   def device(
     server: PyTree, states: PyTree, examples: Examples, cohort: Cohort
@@ -123,7 +124,7 @@ def make_evaluate(
     zeros = jax.tree.map(
       lambda x: jnp.zeros((*mine.client.shape, *x.shape), x.dtype), shapes
     )
-    out = rounds.over_waves(
+    out = over_waves(
       one,
       grid,
       mine.num_waves,
@@ -136,7 +137,7 @@ def make_evaluate(
   return jax.shard_map(
     device,
     mesh=mesh,
-    in_specs=(whole, split, whole, rounds.COHORT_SPEC),
+    in_specs=(whole, split, whole, COHORT_SPEC),
     out_specs=split,
     check_vma=False,
   )
@@ -149,12 +150,12 @@ def _client_metrics(
   order: Array,
   start: Array,
   num_steps: Array,
-  walk: rounds.Walk,
+  walk: Walk,
 ) -> dict[str, Metric]:
   """One client's metrics, summed over its batches."""
 
   def batch_sums(i: Array) -> dict[str, Metric]:
-    batch = rounds.read_batch(
+    batch = read_batch(
       examples, order, start + i * walk.batch_size, walk.batch_size
     )
     masked = lambda x: jnp.sum(jnp.where(batch.mask, x, 0))
@@ -209,7 +210,7 @@ class EvaluationSet:
     )
     plan = cohorts.plan([data.offsets], [work], ids, shape, seed=0, round_=0)
     self._ids = plan.client
-    self._plan = distributed.put(plan, mesh, rounds.COHORT_SPEC)
+    self._plan = distributed.put(plan, mesh, COHORT_SPEC)
     self._examples = distributed.put(dict(data.examples), mesh, P())
     evaluate = make_evaluate(
       task, algorithm, batch_size=work.batch_size, mesh=mesh
@@ -225,7 +226,7 @@ class EvaluationSet:
 
     self._program = jax.jit(program)
 
-  def __call__(self, state: rounds.RunState) -> ClientMetrics:
+  def __call__(self, state: RunState) -> ClientMetrics:
     """Metrics of every client of the set."""
     table = state.clients if self._personal else ()
     out = self._program(state.server, table, self._examples, self._plan)

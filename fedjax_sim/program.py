@@ -20,10 +20,14 @@ from fedjax_sim import distributed
 from fedjax_sim.base import PyTree
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.distributed import AXIS
-from fedjax_sim.round import COHORT_SPEC, RunState, nbytes
+from fedjax_sim.round import RunState
+from fedjax_sim.traffic import nbytes
+from fedjax_sim.walk import COHORT_SPEC
 
 # The clients' table is dealt over the devices, the rest is on every one.
-STATE_SPEC = RunState(P(), P(), P(), P(AXIS), P())  # type: ignore[arg-type]
+_WHOLE: Any = P()
+_SPLIT: Any = P(AXIS)
+STATE_SPEC = RunState(_WHOLE, _WHOLE, _WHOLE, _SPLIT, _WHOLE)
 
 # The same as COHORT_SPEC behind a leading axis of rounds.
 COHORTS_SPEC = jax.tree.map(

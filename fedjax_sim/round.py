@@ -8,9 +8,7 @@
     server state = algorithm.apply(server state, aggregate)
 
 `make_rounds` builds a pure function of arrays; `simulate.py` compiles it and
-feeds it. The trip counts (rounds, waves, local steps) are traced, so nothing
-recompiles when a cohort changes. A lane that has done its steps waits for the
-longest of its wave: `vmap` of a loop keeps its carry as it is.
+feeds it. The number of rounds is traced, as the trip counts in `walk.py` are.
 
 `shard_map` runs with `check_vma=False`: with the check, every loop inside a
 user's model or algorithm that starts from constants would need a cast.
@@ -19,7 +17,6 @@ user's model or algorithm that starts from constants would need a cast.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,12 +32,10 @@ from fedjax_sim.base import (
   Aggregator,
   Algorithm,
   Array,
-  Batch,
   Client,
   Context,
   Examples,
   HParams,
-  Key,
   Metric,
   Purpose,
   PyTree,
@@ -50,6 +45,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.distributed import AXIS
+from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, run_client
 
 
 class RunState(NamedTuple):
@@ -91,59 +87,6 @@ class RoundMetrics(NamedTuple):
   client_metrics: dict[str, Metric]
 
 
-# A plan's grids are dealt over the devices; every device reads all of `order`.
-COHORT_SPEC = Cohort(*[P(AXIS)] * 6, order=P())  # type: ignore[arg-type]
-
-
-class Walk(NamedTuple):
-  """How a pass reads its batches: constants of the compiled round."""
-
-  split: str
-  batch_size: int
-
-
-def traffic(
-  algorithm: Algorithm, state: RunState, hparams: HParams
-) -> tuple[int, int]:
-  """Bytes that one client receives and sends in a round, uncompressed.
-
-  Args:
-    algorithm: what it does.
-    state: a state, or its shapes.
-    hparams: the hyper-parameters, or their shapes.
-  """
-  passes = len(algorithm.passes)
-
-  def visit(state: RunState, hparams: HParams) -> tuple[PyTree, Report]:
-    zero = jnp.zeros((), jnp.int32)
-    client = Client(
-      message=algorithm.download(algorithm.broadcast(state.server), zero),
-      state=jax.tree.map(lambda x: x[0], state.clients[0]),
-      hparams=hparams,
-      id=zero,
-      version=zero,
-      num_examples=zero,
-      num_steps=jnp.zeros((passes,), jnp.int32),
-      round=zero,
-      key=key_for(state.seed, Purpose.CLIENT),
-    )
-    carries: tuple[PyTree, ...] = ()
-    for walked in algorithm.passes:
-      carries += (walked.start(client, *carries),)
-    report = algorithm.finish(client, *carries)
-    return client.message, report._replace(state=(), metrics={})
-
-  message, report = jax.eval_shape(visit, state, hparams)
-  return nbytes(message), nbytes(report)
-
-
-def nbytes(tree: PyTree) -> int:
-  """Bytes of all arrays, or of all shapes, in the tree."""
-  return sum(
-    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
-
-
 def all_finite(tree: PyTree) -> Array:
   """Whether every number in the tree is finite; shape=(), bool."""
   finite = jnp.ones((), bool)
@@ -158,83 +101,15 @@ def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
   return jax.tree.map(functools.partial(jnp.where, condition), new, old)
 
 
-def read_batch(
-  examples: Examples, order: Array, first: Array, batch_size: int
-) -> Batch:
-  """The batch whose entries of `order` begin at `first`."""
-  entries = lax.dynamic_slice(order, (first,), (batch_size,))
-  rows = jnp.where(entries < 0, ~entries, entries)
-  take = lambda x: x.at[rows].get(mode="promise_in_bounds")
-  return Batch(jax.tree.map(take, dict(examples)), entries >= 0)
+class _Given(NamedTuple):
+  """What all clients of a round share; on every device."""
 
-
-def run_client(
-  algorithm: Algorithm,
-  client: Client,
-  start: Array,
-  walks: Sequence[Walk],
-  data: Mapping[str, Examples],
-  orders: Sequence[Array],
-) -> Report:
-  """One client's round: its walks over its data, then its report.
-
-  Args:
-    algorithm: what it does.
-    client: what it knows.
-    start: shape=(passes,), int32; where its batches begin in each order.
-    walks: for every pass, how it reads.
-    data: split -> examples.
-    orders: for every pass, the order array.
-  """
-  carries: tuple[PyTree, ...] = ()
-  for p, walked in enumerate(algorithm.passes):
-    key = jax.random.fold_in(client.key, p)
-
-    def step(
-      i: Array, carry: PyTree, p: int = p, walked: Any = walked, key: Key = key
-    ) -> PyTree:
-      walk = walks[p]
-      first = start[p] + i * walk.batch_size
-      batch = read_batch(data[walk.split], orders[p], first, walk.batch_size)
-      return walked.step(client, carry, batch, jax.random.fold_in(key, i))
-
-    carry = walked.start(client, *carries)
-    carry = lax.fori_loop(0, client.num_steps[p], step, carry)
-    carries += (carry,)
-  return algorithm.finish(client, *carries)
-
-
-def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:
-  """`one` for every lane; a single lane is spared the vmap."""
-  if lanes > 1:
-    return jax.vmap(one)(rows)
-  row = jax.tree.map(lambda x: x[0], rows)
-  return jax.tree.map(lambda x: x[None], one(row))
-
-
-def over_waves(
-  one: Callable[[Any], PyTree],
-  grid: PyTree,
-  num_waves: Array,
-  fold: Callable[[PyTree, PyTree, Array], PyTree],
-  acc: PyTree,
-) -> PyTree:
-  """Runs `one` on every client of the grid and folds wave after wave.
-
-  Args:
-    one: row -> outputs, for one client.
-    grid: leaves (waves, lanes, ...).
-    num_waves: shape=(), int32; waves in use.
-    fold: (acc, outputs with a lane axis, wave) -> acc.
-    acc: the first accumulator.
-  """
-  lanes = jax.tree.leaves(grid)[0].shape[1]
-
-  def wave(w: Array, acc: PyTree) -> PyTree:
-    rows = jax.tree.map(lambda x: x[w], grid)
-    return fold(acc, over_lanes(one, rows, lanes), w)
-
-  return lax.fori_loop(0, num_waves, wave, acc)
+  message: PyTree
+  shared: PyTree
+  hparams: HParams
+  data: Mapping[str, Examples]
+  round: Array
+  seed: Array
 
 
 class _Row(NamedTuple):
@@ -308,16 +183,8 @@ def make_rounds(
     and differentiated forwards.
   """
 
-  def train_one(
-    row: _Row,
-    message: PyTree,
-    shared: PyTree,
-    hparams: HParams,
-    data: Mapping[str, Examples],
-    orders: Sequence[Array],
-    round_: Array,
-    seed: Array,
-  ) -> _Outcome:
+  def train_one(row: _Row, given: _Given, orders: Sequence[Array]) -> _Outcome:
+    message, shared, hparams, data, round_, seed = given
     own, transform_states = row.state
     ident = jnp.maximum(row.client, 0)
     client = Client(
@@ -358,18 +225,12 @@ def make_rounds(
     )
 
   def train_device(
-    message: PyTree,
-    shared: PyTree,
-    hparams: HParams,
-    data: Mapping[str, Examples],
-    states: PyTree,
-    cohort: Cohort,
-    round_: Array,
-    seed: Array,
+    given: _Given, states: PyTree, cohort: Cohort
   ) -> tuple[_Joined, _Kept]:
     """All waves of one device; its share of the cohort has a leading 1."""
-    mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
-    states = jax.tree.map(lambda x: x[0], states)
+    states, mine = jax.tree.map(
+      lambda x: x[0], (states, cohort._replace(order=()))
+    )
     grid = _Row(
       mine.client,
       mine.version,
@@ -379,16 +240,7 @@ def make_rounds(
       states,
     )
     waves, lanes = mine.client.shape
-    one = functools.partial(
-      train_one,
-      message=message,
-      shared=shared,
-      hparams=hparams,
-      data=data,
-      orders=cohort.order,
-      round_=round_,
-      seed=seed,
-    )
+    one = functools.partial(train_one, given=given, orders=cohort.order)
     outcome = jax.eval_shape(one, jax.tree.map(lambda x: x[0, 0], grid))
     report = outcome.report
     zeros = aggregators.zeros_accumulator
@@ -445,14 +297,15 @@ def make_rounds(
       sums = sums._replace(update=joined.update)
     return sums, jax.tree.map(lambda x: x[None], kept)
 
-  split, whole = P(AXIS), P()
+  split: Any = P(AXIS)
+  whole: Any = P()
   joined_spec = _Joined(*[whole] * 8)
   if aggregator.stacked:
     joined_spec = joined_spec._replace(update=split)
   train = jax.shard_map(
     train_device,
     mesh=mesh,
-    in_specs=(whole, whole, whole, whole, split, COHORT_SPEC, whole, whole),
+    in_specs=(whole, split, COHORT_SPEC),
     out_specs=(joined_spec, split),
     check_vma=False,
   )
@@ -463,26 +316,21 @@ def make_rounds(
     data: Mapping[str, Examples],
     cohort: Cohort,
   ) -> tuple[RunState, RoundMetrics]:
-    message = algorithm.broadcast(state.server)
+    given = _Given(
+      message=algorithm.broadcast(state.server),
+      shared=state.shared,
+      hparams=hparams,
+      data=data,
+      round=state.round,
+      seed=state.seed,
+    )
     rows = jnp.maximum(cohort.client, 0)
     states = jax.tree.map(lambda table: table[rows], state.clients)
-    joined, kept = train(
-      message,
-      state.shared,
-      hparams,
-      data,
-      states,
-      cohort,
-      state.round,
-      state.seed,
-    )
+    joined, kept = train(given, states, cohort)
     divide = aggregators.divide
-    variables = algorithm.variables(state.server)
     aggregate = Aggregate(
       update=aggregator.finish(joined.update, joined.weight, joined.clients),
-      buffers=divide(
-        joined.buffers, joined.weight, _buffers(joined, variables.buffers)
-      ),
+      buffers=divide(joined.buffers, joined.weight),
       statistics=divide(joined.statistics, joined.weight),
       weight=joined.weight,
       clients=joined.clients,
@@ -544,12 +392,6 @@ def make_rounds(
     return lax.fori_loop(0, num_rounds, body, (state, metrics))
 
   return rounds
-
-
-def _buffers(joined: _Joined, buffers: PyTree) -> PyTree | None:
-  """The dtypes that aggregated buffers go back to, if they are the model's."""
-  same = jax.tree.structure(joined.buffers) == jax.tree.structure(buffers)
-  return buffers if same else None
 
 
 def _write_rows(table: PyTree, client: Array, kept: _Kept) -> PyTree:

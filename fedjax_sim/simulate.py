@@ -40,6 +40,8 @@ from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
+from fedjax_sim.traffic import traffic
+from fedjax_sim.walk import Walk
 
 Row = dict[str, float]
 
@@ -234,7 +236,8 @@ class Simulator:
   def _traced(self, hparams: HParams | None) -> PyTree:
     """Hyper-parameters as arrays of one dtype."""
     hparams = self.hparams if hparams is None else hparams
-    if jax.tree.structure(hparams) != jax.tree.structure(self.hparams):
+    expected: Any = jax.tree.structure(self.hparams)
+    if jax.tree.structure(hparams) != expected:
       raise ValueError(
         f"hparams={hparams!r} does not have the structure of"
         f" Simulator.hparams, {self.hparams!r}; change values, not keys."
@@ -289,7 +292,7 @@ class Simulator:
   @functools.cached_property
   def bytes_per_client(self) -> tuple[int, int]:
     """Bytes that one client receives and sends in a round, uncompressed."""
-    return rounds.traffic(self.algorithm, self.state_shapes, self._traced(None))
+    return traffic(self.algorithm, self.state_shapes, self._traced(None))
 
   # --- rounds ----------------------------------------------------------------
 
@@ -306,7 +309,7 @@ class Simulator:
     }
 
   @functools.cached_property
-  def programs(self) -> dict[tuple[int, int], Program]:
+  def compiled(self) -> dict[tuple[int, int], Program]:
     """(lanes, cohort size) -> what was compiled for them so far."""
     return {}
 
@@ -319,7 +322,7 @@ class Simulator:
       self.aggregator,
       self.transforms,
       walks=[
-        rounds.Walk(p.split, work.batch_size)
+        Walk(p.split, work.batch_size)
         for p, work in zip(passes, self.works, strict=True)
       ],
       num_clients=self.num_clients,
@@ -351,8 +354,8 @@ class Simulator:
       lanes: clients that a device trains at once.
       size: the largest cohort, one of the sampler's sizes.
     """
-    if (lanes, size) not in self.programs:
-      self.programs[lanes, size] = programs.compile_rounds(
+    if (lanes, size) not in self.compiled:
+      self.compiled[lanes, size] = programs.compile_rounds(
         self.function,
         self._shape(lanes, size),
         state=self.state_shapes,
@@ -361,12 +364,12 @@ class Simulator:
         mesh=self.mesh,
         donate=self.runtime.donate,
       )
-    return self.programs[lanes, size]
+    return self.compiled[lanes, size]
 
   @property
   def compilations(self) -> int:
     """How often the round was compiled; lanes only tried not counted."""
-    return sum(lanes == self.lane_choice.lanes for lanes, _ in self.programs)
+    return sum(lanes == self.lane_choice.lanes for lanes, _ in self.compiled)
 
   def _size(self, ids: np.ndarray) -> int:
     """The cohort size to compile for that holds these."""
@@ -530,8 +533,8 @@ class Simulator:
   def evaluation_sets(self) -> dict[str, EvaluationSet]:
     """`test`, `seen` and `unseen`, as far as the data have them."""
     data, size = self.data, self.runtime.eval_batch_size
-    sets = {
-      "test": data.test and as_blocks(data.test, size),
+    sets: dict[str, FederatedData | None] = {
+      "test": None if data.test is None else as_blocks(data.test, size),
       "seen": data.seen,
       "unseen": data.unseen,
     }

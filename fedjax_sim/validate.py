@@ -105,14 +105,14 @@ def arguments(
     ValueError: one that it needs is missing.
   """
   parameters = inspect.signature(factory).parameters.values()
-  named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
-  if len(named) == len(parameters):
+  variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+  named = {p.name: p.default for p in parameters if p.kind not in variadic}
+  if all(p.kind is not p.VAR_KEYWORD for p in parameters):
     for name in given:
-      known(f"argument of {owner}", name, [p.name for p in named])
-  for p in named:
-    needed = p.default is p.empty and p.kind is not p.VAR_POSITIONAL
-    if needed and p.name not in given:
-      raise ValueError(f"{owner} lacks the argument {p.name!r}; give it.")
+      known(f"argument of {owner}", name, named)
+  for name, default in named.items():
+    if default is inspect.Parameter.empty and name not in given:
+      raise ValueError(f"{owner} lacks the argument {name!r}; give it.")
 
 
 def cohort(ids: Any, num_clients: int) -> np.ndarray:

@@ -26,7 +26,7 @@ def offsets_of(sizes):
 
 
 def read(plan, work, p=0):
-  """client -> list of its batches, each a list of entries."""
+  """Client -> list of its batches, each a list of entries."""
   found = {}
   for where in np.ndindex(plan.client.shape):
     client = plan.client[where]

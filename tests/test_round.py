@@ -1,4 +1,4 @@
-"""The round: independent of its layout, equal to closed forms, compiled once."""
+"""The round: the same in any layout, as in closed forms, compiled once."""
 
 import functools
 
@@ -6,6 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from fedjax_sim import aggregators, sampling, transforms
+from fedjax_sim.algorithms import centralized, fedavg, fedprox, fedsgd
+from fedjax_sim.base import Metric, Task, key_for
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.optimizers import optimizer
+from fedjax_sim.simulate import NoClientsLeftError
 from problems import (
   MODELS,
   blobs,
@@ -18,14 +26,6 @@ from problems import (
   train,
 )
 from sketches.scaffold import scaffold
-
-from fedjax_sim import aggregators, sampling, transforms
-from fedjax_sim.algorithms import centralized, fedavg, fedprox, fedsgd
-from fedjax_sim.base import Metric, Task, key_for
-from fedjax_sim.cohort import LocalWork
-from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.simulate import NoClientsLeftError
 
 SIZES = [3, 9, 1, 14, 7, 5, 5, 12, 2, 6, 8, 4]
 
@@ -113,7 +113,8 @@ def test_fedsgd_and_centralized_training_take_the_same_step():
       make_simulator(task, centralized(task, sgd(0.3)), data, work=work),
     )
   ]
-  np.testing.assert_allclose(*map(flat, results), atol=1e-6)
+  first, second = map(flat, results)
+  np.testing.assert_allclose(first, second, atol=1e-6)
 
 
 def test_centralized_training_is_optax_on_the_pooled_data():
@@ -183,7 +184,8 @@ def test_fedprox_without_mu_is_fedavg():
       make_simulator(task, fedprox(task, sgd(0.2), sgd(1.0), mu=0.0), data),
     )
   ]
-  np.testing.assert_allclose(*map(flat, results), atol=1e-6)
+  first, second = map(flat, results)
+  np.testing.assert_allclose(first, second, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [4, 5])
@@ -273,7 +275,7 @@ def test_whole_runs_can_be_vmapped_over_seeds_and_rates():
 
 
 def test_a_round_can_be_differentiated_forwards():
-  """d w_1 / d rate of one step on 1/2 (w - b)^2 from 0 is the mean of b."""
+  """One step on 1/2 (w - b)^2 from 0: d w / d rate is the mean of b."""
   task = quadratic(1)
   simulator = make_simulator(
     task,
@@ -373,7 +375,8 @@ def test_chunks_of_rounds_give_bit_identical_states():
       devices=2,
     )
     results.append(flat(params_of(simulator, train(simulator, 7))))
-  np.testing.assert_array_equal(*results)
+  first, second = results
+  np.testing.assert_array_equal(first, second)
 
 
 def _breaking(task: Task, label: int) -> Task:

@@ -9,6 +9,11 @@ import pathlib
 
 import numpy as np
 import pytest
+
+from fedjax_sim import sampling
+from fedjax_sim.algorithms import fedavg
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.optimizers import optimizer
 from problems import (
   make_simulator,
   params_of,
@@ -21,11 +26,6 @@ from sketches.ditto import ditto
 from sketches.fedbuff import fedbuff
 from sketches.mimelite import mimelite
 from sketches.scaffold import scaffold
-
-from fedjax_sim import sampling
-from fedjax_sim.algorithms import fedavg
-from fedjax_sim.cohort import LocalWork
-from fedjax_sim.optimizers import optimizer
 
 CENTRES = np.array([[0.0, 0.0], [1.0, 4.0], [5.0, -1.0], [-2.0, 2.0]])
 CURVATURES = np.array([0.2, 1.0, 0.5, 2.0])

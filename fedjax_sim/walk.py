@@ -1,0 +1,126 @@
+"""How clients walk over their data: batch by batch, in lanes and waves.
+
+The loops that training and evaluation share. Trip counts are traced, so
+nothing recompiles when a cohort changes. A lane that has done its steps waits
+for the longest of its wave: `vmap` of a loop keeps its carry as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim.base import (
+  Algorithm,
+  Array,
+  Batch,
+  Client,
+  Examples,
+  Key,
+  PyTree,
+  Report,
+)
+from fedjax_sim.cohort import Cohort
+from fedjax_sim.distributed import AXIS
+
+# A plan's grids are dealt over the devices; every device reads all of `order`.
+COHORT_SPEC = Cohort(
+  client=P(AXIS),
+  version=P(AXIS),
+  num_examples=P(AXIS),
+  start=P(AXIS),
+  num_steps=P(AXIS),
+  num_waves=P(AXIS),
+  order=P(),
+)
+
+
+class Walk(NamedTuple):
+  """How a pass reads its batches: constants of the compiled round."""
+
+  split: str
+  batch_size: int
+
+
+def read_batch(
+  examples: Examples, order: Array, first: Array, batch_size: int
+) -> Batch:
+  """The batch whose entries of `order` begin at `first`."""
+  entries = lax.dynamic_slice(order, (first,), (batch_size,))
+  rows = jnp.where(entries < 0, ~entries, entries)
+  take = lambda x: x.at[rows].get(mode="promise_in_bounds")
+  return Batch(jax.tree.map(take, dict(examples)), entries >= 0)
+
+
+def run_client(
+  algorithm: Algorithm,
+  client: Client,
+  start: Array,
+  walks: Sequence[Walk],
+  data: Mapping[str, Examples],
+  orders: Sequence[Array],
+) -> Report:
+  """One client's round: its walks over its data, then its report.
+
+  Args:
+    algorithm: what it does.
+    client: what it knows.
+    start: shape=(passes,), int32; where its batches begin in each order.
+    walks: for every pass, how it reads.
+    data: split -> examples.
+    orders: for every pass, the order array.
+  """
+  carries: tuple[PyTree, ...] = ()
+  for p, walked in enumerate(algorithm.passes):
+    key = jax.random.fold_in(client.key, p)
+
+    def step(
+      i: Array, carry: PyTree, p: int = p, walked: Any = walked, key: Key = key
+    ) -> PyTree:
+      walk = walks[p]
+      first = start[p] + i * walk.batch_size
+      batch = read_batch(data[walk.split], orders[p], first, walk.batch_size)
+      return walked.step(client, carry, batch, jax.random.fold_in(key, i))
+
+    carry = walked.start(client, *carries)
+    carry = lax.fori_loop(0, client.num_steps[p], step, carry)
+    carries += (carry,)
+  return algorithm.finish(client, *carries)
+
+
+def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:
+  """`one` for every lane; a single lane is spared the vmap."""
+  if lanes > 1:
+    return jax.vmap(one)(rows)
+  row = jax.tree.map(lambda x: x[0], rows)
+  return jax.tree.map(lambda x: x[None], one(row))
+
+
+def over_waves(
+  one: Callable[[Any], PyTree],
+  grid: PyTree,
+  num_waves: Array,
+  fold: Callable[[PyTree, PyTree, Array], PyTree],
+  acc: PyTree,
+) -> PyTree:
+  """Runs `one` on every client of the grid and folds wave after wave.
+
+  Args:
+    one: row -> outputs, for one client.
+    grid: leaves (waves, lanes, ...).
+    num_waves: shape=(), int32; waves in use.
+    fold: (acc, outputs with a lane axis, wave) -> acc.
+    acc: the first accumulator.
+  """
+  lanes = jax.tree.leaves(grid)[0].shape[1]
+
+  def wave(w: Array, acc: PyTree) -> PyTree:
+    rows = jax.tree.map(lambda x: x[w], grid)
+    return fold(acc, over_lanes(one, rows, lanes), w)
+
+  return lax.fori_loop(0, num_waves, wave, acc)

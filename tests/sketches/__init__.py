@@ -1,0 +1,1 @@
+"""Algorithms of the literature, written against the contract for tests."""

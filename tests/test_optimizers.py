@@ -1,0 +1,183 @@
+"""Optimisers with traced numbers, against optax with Python constants."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_sim import validate
+from fedjax_sim.optimizers import OPTIMIZERS, descend, optimizer
+
+# Values other than the defaults, and arguments that switch a branch on.
+NUMBERS = {
+  "b1": 0.8,
+  "b2": 0.95,
+  "decay": 0.7,
+  "eps": 1e-2,
+  "eps_root": 1e-2,
+  "initial_accumulator_value": 0.3,
+  "initial_scale": 0.2,
+  "momentum": 0.6,
+  "threshold": 4.5,
+  "trust_coefficient": 0.02,
+  "weight_decay": 0.05,
+}
+RATES = (0.25, 0.125)
+STEPS = 5  # at the fifth, radam's threshold tells from its default
+PARAMS = {
+  "b": np.array([0.5, -1.0, 0.0], np.float32),
+  "w": np.array([[1.0, -2.0], [0.25, 3.0]], np.float32),
+}
+
+
+def numbers_of(name):
+  """The optimiser's numeric arguments, without the learning rate."""
+  parameters = inspect.signature(OPTIMIZERS[name]).parameters
+  numeric = {
+    p.name
+    for p in parameters.values()
+    if isinstance(p.default, float) or p.name == "momentum"
+  }
+  return {k: NUMBERS[k] for k in numeric}
+
+
+def gradients(step, dtype=np.float32):
+  rng = np.random.default_rng(step)
+  return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(dtype), PARAMS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_traced_numbers_give_what_optax_gives_with_constants(name):
+  numbers = numbers_of(name)
+  made = optimizer(name, learning_rate=1.0, **numbers)
+  assert set(made.hparams) == {"learning_rate", *numbers}
+  traces = []
+
+  @jax.jit
+  def run(hparams):
+    traces.append(1)
+    params, state = PARAMS, made.build(hparams).init(PARAMS)
+    for step in range(STEPS):
+      params, state = descend(
+        made.build(hparams), gradients(step), state, params
+      )
+    return params
+
+  for rate in RATES:
+    traced = run(
+      {k: np.float32(v) for k, v in numbers.items()}
+      | {"learning_rate": np.float32(rate)}
+    )
+    plain = OPTIMIZERS[name](rate, **numbers)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = plain.init(params)
+    for step in range(STEPS):
+      updates, state = plain.update(gradients(step), state, params)
+      params = optax.apply_updates(params, updates)
+    for key in PARAMS:
+      assert np.abs(traced[key] - PARAMS[key]).max() > 1e-4
+      np.testing.assert_allclose(traced[key], params[key], rtol=2e-5, atol=1e-6)
+  assert len(traces) == 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_wide_numbers_do_not_widen_the_state(name, dtype):
+  made = optimizer(name, learning_rate=0.1, **numbers_of(name))
+  hparams = {k: jnp.float32(v) for k, v in made.hparams.items()}
+  params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+  state = jax.eval_shape(made.build(hparams).init, params)
+
+  def step(params, state):
+    return descend(made.build(hparams), params, state, params)
+
+  after = jax.eval_shape(step, params, state)
+  dtypes = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
+  assert dtypes(after) == dtypes((params, state))
+
+
+@pytest.mark.usefixtures("x64")
+def test_float32_parameters_train_in_a_loop_under_x64():
+  made = optimizer("adam", learning_rate=0.1, b1=0.5)
+  hparams = {k: jnp.asarray(v) for k, v in made.hparams.items()}
+  assert hparams["b1"].dtype == jnp.float64
+  params = {"w": jnp.ones(2, jnp.float32)}
+  step = lambda i, carry: descend(
+    made.build(hparams), carry[0], carry[1], carry[0]
+  )
+  start = (params, made.build(hparams).init(params))
+  after, _ = jax.lax.fori_loop(0, 3, step, start)
+  assert after["w"].dtype == jnp.float32
+  assert np.all(after["w"] < 0.8)
+
+
+def test_floats_are_traced_and_other_arguments_stay_constants():
+  made = optimizer(
+    "sgd", learning_rate=1, momentum=np.float32(0.5), nesterov=True
+  )
+  assert made.hparams == {"learning_rate": 1.0, "momentum": 0.5}
+  assert all(type(v) is float for v in made.hparams.values())
+  state = made.build(made.hparams).init({"w": jnp.ones(1)})
+  _, state = descend(
+    made.build(made.hparams), {"w": jnp.ones(1)}, state, {"w": jnp.ones(1)}
+  )
+  params, _ = descend(
+    made.build(made.hparams), {"w": jnp.ones(1)}, state, {"w": jnp.ones(1)}
+  )
+  # Nesterov: trace 1, then 1.5; the second step is 1 + 0.5 * 1.5.
+  np.testing.assert_allclose(params["w"], 1 - 1.75)
+
+
+def test_any_factory_makes_an_optimizer():
+  made = optimizer(optax.trace, decay=0.5)
+  assert made.hparams == {"decay": 0.5}
+
+  def open_ended(learning_rate, **more):
+    return optax.sgd(learning_rate, **more)
+
+  assert optimizer(open_ended, learning_rate=0.1, momentum=0.9).hparams == {
+    "learning_rate": 0.1,
+    "momentum": 0.9,
+  }
+
+
+def test_unknown_optimizer():
+  with pytest.raises(
+    validate.UnknownNameError, match=r"optimizer='adm' .*mean 'adam'.*sgd"
+  ):
+    optimizer("adm", learning_rate=0.1)
+
+
+@pytest.mark.parametrize("kind", ["adam", optax.adam])
+def test_unknown_argument(kind):
+  with pytest.raises(
+    validate.UnknownNameError,
+    match=r"argument of optimizer adam='learning_rat' .*'learning_rate'",
+  ):
+    optimizer(kind, learning_rat=0.1)
+
+
+def test_missing_argument():
+  with pytest.raises(
+    ValueError, match=r"optimizer sgd lacks .*'learning_rate'"
+  ):
+    optimizer("sgd", momentum=0.9)
+
+
+@pytest.mark.parametrize(
+  ("rate", "error"),
+  [
+    (-0.1, ValueError),
+    (float("nan"), ValueError),
+    (float("inf"), ValueError),
+    ("0.1", TypeError),
+    (True, TypeError),
+    (None, TypeError),
+  ],
+)
+def test_a_bad_learning_rate(rate, error):
+  with pytest.raises(error, match=f"learning_rate={rate!r} "):
+    optimizer("sgd", learning_rate=rate)

@@ -1,0 +1,673 @@
+"""Tasks: variables, modes, random streams, precision, masked means."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from problems import blobs, flat, make_simulator, params_of, sgd, train
+
+from fedjax_sim import aggregators, base, tasks, transforms
+from fedjax_sim.algorithms import fedavg
+from fedjax_sim.base import Batch, Loss, Metric, Task, Variables
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.models.mlp import mlp
+from fedjax_sim.optimizers import optimizer
+from fedjax_sim.tasks import (
+  function_task,
+  linen_task,
+  nnx_task,
+  with_compute_dtype,
+  with_remat,
+)
+
+FEATURES, HIDDEN, CLASSES = 6, 5, 3
+MOMENTUM = 0.5
+KEY = jax.random.key(0)
+
+
+class Base(nnx.Param):
+  """A parameter of the base model, which nobody trains."""
+
+
+class Net(nnx.Module):
+  """Everything at once: a frozen base, batch norm, dropout, own noise."""
+
+  def __init__(self, rngs):
+    base = rngs.params.normal((FEATURES, HIDDEN))
+    self.base = Base(base)
+    self.delta = nnx.Linear(FEATURES, HIDDEN, rngs=rngs)
+    self.norm = nnx.BatchNorm(HIDDEN, momentum=MOMENTUM, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+    self.head = nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
+    self.rngs = nnx.Rngs(noise=rngs.params())
+    self.deterministic = True
+
+  def __call__(self, x):
+    h = x @ self.base + self.delta(x)
+    h = self.dropout(nnx.relu(self.norm(h)))
+    if not self.deterministic:
+      h = h + 0.1 * self.rngs.noise.normal(h.shape)
+    return self.head(h)
+
+
+def net_task():
+  return nnx_task(Net, trainable=nnx.All(nnx.Param, nnx.Not(Base)))
+
+
+class LinenNet(linen.Module):
+  """Batch norm and dropout in linen."""
+
+  @linen.compact
+  def __call__(self, x, train):
+    h = linen.Dense(HIDDEN)(x)
+    h = linen.BatchNorm(use_running_average=not train, momentum=MOMENTUM)(h)
+    h = linen.Dropout(0.5, deterministic=not train)(linen.relu(h))
+    return linen.Dense(CLASSES)(h)
+
+
+def linen_net_task():
+  x = jax.ShapeDtypeStruct((2, FEATURES), jnp.float32)
+  return linen_task(LinenNet(), x, train_argument="train")
+
+
+NETS = {"nnx": net_task, "linen": linen_net_task}
+
+
+def layers(name, variables):
+  """(base, kernel, bias, scale, offset, mean, var, head, head bias)."""
+  p, b = variables.params, variables.buffers
+  if name == "nnx":
+    arrays = (
+      variables.frozen["base"][...],
+      p["delta"]["kernel"][...],
+      p["delta"]["bias"][...],
+      p["norm"]["scale"][...],
+      p["norm"]["bias"][...],
+      b["norm"]["mean"][...],
+      b["norm"]["var"][...],
+      p["head"]["kernel"][...],
+      p["head"]["bias"][...],
+    )
+  else:
+    arrays = (
+      np.zeros((FEATURES, HIDDEN)),
+      p["Dense_0"]["kernel"],
+      p["Dense_0"]["bias"],
+      p["BatchNorm_0"]["scale"],
+      p["BatchNorm_0"]["bias"],
+      b["batch_stats"]["BatchNorm_0"]["mean"],
+      b["batch_stats"]["BatchNorm_0"]["var"],
+      p["Dense_1"]["kernel"],
+      p["Dense_1"]["bias"],
+    )
+  return [np.asarray(a, np.float64) for a in arrays]
+
+
+def batch_of(size=4, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    "x": rng.normal(size=(size, FEATURES)).astype(np.float32),
+    "y": rng.integers(0, CLASSES, size).astype(np.int32),
+  }
+
+
+def names(tree):
+  paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths}
+
+
+# --- nnx and linen: variables, modes, random streams --------------------------
+
+
+def test_nnx_variables_are_split_into_trained_buffers_and_frozen():
+  variables = net_task().init(KEY)
+  assert names(variables.params) == {
+    "delta/kernel",
+    "delta/bias",
+    "norm/scale",
+    "norm/bias",
+    "head/kernel",
+    "head/bias",
+  }
+  assert names(variables.buffers) == {"norm/mean", "norm/var"}
+  assert names(variables.frozen) == {"base"}
+
+
+def test_lora_trains_the_adapters_alone():
+  task = nnx_task(
+    lambda rngs: nnx.LoRALinear(FEATURES, CLASSES, lora_rank=2, rngs=rngs),
+    trainable=nnx.LoRAParam,
+  )
+  variables = task.init(KEY)
+  assert names(variables.params) == {"lora/lora_a", "lora/lora_b"}
+  assert names(variables.frozen) == {"kernel", "bias"}
+  simulator = make_simulator(
+    task, fedavg(task, sgd(0.5), sgd(1.0)), blobs([4, 6])
+  )
+  before = simulator.init().server.variables
+  after = train(simulator, 2).server.variables
+  np.testing.assert_array_equal(flat(after.frozen), flat(before.frozen))
+  assert np.abs(flat(after.params) - flat(before.params)).max() > 1e-2
+
+
+def test_init_depends_on_the_key_and_so_do_its_parts():
+  task = net_task()
+  one, same, other = (task.init(jax.random.key(s)) for s in (0, 0, 1))
+  np.testing.assert_array_equal(flat(one), flat(same))
+  kernels = [layers("nnx", v)[i] for v in (one, other) for i in (0, 1)]
+  for i in range(4):
+    for j in range(i):
+      assert np.abs(kernels[i] - kernels[j]).max() > 0.1
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_evaluation_is_deterministic_and_uses_the_running_statistics(net):
+  task = NETS[net]()
+  variables = task.init(KEY)
+  for seed in range(3):  # statistics other than those of the start
+    loss = task.loss(variables, batch_of(4, seed), jax.random.key(seed))
+    variables = variables._replace(buffers=loss.buffers)
+  examples = batch_of(7, 9)
+
+  base_, kernel, bias, scale, offset, mean, var, head, last = layers(
+    net, variables
+  )
+  h = examples["x"] @ (base_ + kernel) + bias
+  h = (h - mean) / np.sqrt(var + 1e-5) * scale + offset
+  logits = np.maximum(h, 0) @ head + last
+  logits -= logits.max(axis=1, keepdims=True)
+  nll = np.log(np.exp(logits).sum(1)) - logits[np.arange(7), examples["y"]]
+
+  metrics = jax.jit(task.metrics)
+  for _ in range(2):
+    out = metrics(variables, examples)
+    np.testing.assert_allclose(out["loss"].total, nll, rtol=1e-4, atol=1e-5)
+    hits = logits.argmax(1) == examples["y"]
+    np.testing.assert_array_equal(out["accuracy"].total, hits)
+    np.testing.assert_array_equal(out["accuracy"].weight, np.ones(7))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_training_changes_none_of_the_callers_variables(net):
+  task = NETS[net]()
+  variables = task.init(KEY)
+  before = jax.tree.map(np.array, variables)
+
+  def value(params):
+    return jnp.sum(
+      task.loss(variables._replace(params=params), batch_of(), KEY).value
+    )
+
+  gradient = jax.grad(value)(variables.params)
+  loss = task.loss(variables, batch_of(), KEY)
+  assert np.abs(flat(gradient)).max() > 0
+  assert np.abs(flat(loss.buffers) - flat(variables.buffers)).max() > 0.01
+  np.testing.assert_array_equal(flat(variables), flat(before))
+
+
+class Masks(nnx.Module):
+  """Three random bits a unit: of two dropouts, and of a stream of its own."""
+
+  def __init__(self, rngs):
+    self.first = nnx.Dropout(0.5, rngs=rngs)
+    self.second = nnx.Dropout(0.5, rngs=rngs)
+    self.rngs = nnx.Rngs(noise=0)
+
+  def __call__(self, x):
+    own = self.rngs.noise.bernoulli(0.5, x.shape)
+    return self.first(x) > 0, self.second(x) > 0, own
+
+
+class LinenMasks(linen.Module):
+  """The same in linen."""
+
+  @linen.compact
+  def __call__(self, x, train):
+    own = jax.random.bernoulli(self.make_rng("noise"), 0.5, x.shape)
+    drop = lambda: linen.Dropout(0.5, deterministic=not train)(x) > 0
+    return drop(), drop(), own
+
+
+def as_number(bits, examples):
+  """Each example's bits as one number, exact in float32."""
+  bits = jnp.concatenate(bits, axis=-1)
+  value = bits.astype(jnp.float32) @ (2.0 ** jnp.arange(bits.shape[-1]))
+  return value, jnp.ones_like(value)
+
+
+def masks_task(kind, keep="all"):
+  def loss(bits, examples):
+    which = {"all": (0, 1, 2), "first": (0,), "second": (1,), "own": (2,)}
+    return as_number([bits[i] for i in which[keep]], examples)
+
+  if kind == "nnx":
+    return nnx_task(Masks, loss=loss)
+  return linen_task(
+    LinenMasks(),
+    jax.ShapeDtypeStruct((1, 7), jnp.float32),
+    loss=loss,
+    train_argument="train",
+    streams=("dropout", "noise"),
+  )
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_every_lane_step_example_and_stream_has_its_own_masks(kind):
+  lanes, steps, batch, units = 4, 3, 2, 7
+  examples = {"x": jnp.ones((batch, units))}
+  if kind == "nnx":
+    variables = masks_task(kind).init(KEY)
+    assert names(variables) == set()  # random states are no variables
+  else:
+    variables = Variables({}, {})
+
+  def run(keep, key):
+    task = masks_task(kind, keep)
+
+    def lane(lane_key):
+      def step(carry, i):
+        loss = task.loss(variables, examples, jax.random.fold_in(lane_key, i))
+        return carry, loss.value
+
+      return jax.lax.scan(step, 0, jnp.arange(steps))[1]
+
+    return jax.vmap(lane)(jax.random.split(key, lanes))
+
+  program = jax.jit(run, static_argnums=0)
+  seen = [
+    np.asarray(program(keep, KEY)).reshape(-1)
+    for keep in ("first", "second", "own")
+  ]
+  # 72 numbers of 7 bits: chance alone makes about 55 of them distinct; one
+  # mask for all lanes, steps or streams would leave 24 at most.
+  for values in seen:
+    assert len(set(values)) >= 19
+    assert 2 < np.mean([int(v).bit_count() for v in values]) < 5
+  for i in range(3):
+    for j in range(i):
+      assert np.mean(seen[i] == seen[j]) < 0.25
+  np.testing.assert_array_equal(program("all", KEY), program("all", KEY))
+  assert np.mean(program("all", KEY) == program("all", jax.random.key(1))) < 0.1
+
+
+# --- whole rounds -------------------------------------------------------------
+
+SIZES = [3, 5, 2, 4, 6]
+
+
+def running(name, variables, examples, batches):
+  """(mean, var) of the batch norm after these batches, in float64."""
+  base_, kernel, bias, _, _, mean, var, _, _ = layers(name, variables)
+  for rows in batches:
+    h = examples["x"][rows].astype(np.float64) @ (base_ + kernel) + bias
+    mean = MOMENTUM * mean + (1 - MOMENTUM) * h.mean(0)
+    var = MOMENTUM * var + (1 - MOMENTUM) * h.var(0)
+  return mean, var
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_buffers_become_the_weighted_mean_over_clients(net):
+  """Neither clipped, nor negated, nor optimised, nor made a median."""
+  task = NETS[net]()
+  data = blobs(SIZES)
+  simulator = make_simulator(
+    task,
+    fedavg(task, sgd(0.0), optimizer("adam", learning_rate=0.1)),
+    data,
+    work=LocalWork(batch_size=4, shuffle=False, epochs=2),
+    lanes=2,
+    aggregator=aggregators.median(),
+    transforms=[transforms.clip(1e-6), transforms.gaussian(0.0)],
+  )
+  # A partial batch wraps around to the client's first examples.
+  walks = {
+    2: [[0, 1, 0, 1]],
+    3: [[0, 1, 2, 0]],
+    4: [[0, 1, 2, 3]],
+    5: [[0, 1, 2, 3], [4, 0, 1, 2]],
+    6: [[0, 1, 2, 3], [4, 5, 0, 1]],
+  }
+  state = simulator.init()
+  for round_ in range(2):
+    variables = state.server.variables
+    clients = [
+      running(net, variables, data.train.client(k), 2 * walks[size])
+      for k, size in enumerate(SIZES)
+    ]
+    state = simulator.dispatch(state, simulator.plan(round_, 1)).state
+    for i, expected in enumerate(zip(*clients, strict=True)):
+      np.testing.assert_allclose(
+        layers(net, state.server.variables)[5 + i],
+        np.average(expected, axis=0, weights=SIZES),
+        rtol=1e-4,
+        atol=1e-5,
+      )
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_run_with_all_of_it_depends_on_neither_lanes_nor_devices(net):
+  task = NETS[net]()
+  data = blobs(SIZES)
+
+  def variables_after(lanes, devices):
+    simulator = make_simulator(
+      task,
+      fedavg(task, sgd(0.3), sgd(1.0)),
+      data,
+      clients_per_round=4,
+      work=LocalWork(batch_size=2),
+      lanes=lanes,
+      devices=devices,
+    )
+    start = simulator.init().server.variables
+    state = train(simulator, 3)
+    return start, jax.device_get(state.server.variables)
+
+  start, first = variables_after(1, 1)
+  assert np.abs(flat(first.params) - flat(start.params)).max() > 0.05
+  assert np.abs(flat(first.buffers) - flat(start.buffers)).max() > 0.05
+  np.testing.assert_array_equal(flat(first.frozen), flat(start.frozen))
+  for lanes, devices in ((4, 1), (2, 2)):
+    _, other = variables_after(lanes, devices)
+    np.testing.assert_allclose(flat(other), flat(first), rtol=1e-4, atol=1e-5)
+
+
+def test_linen_without_buffers_modes_or_streams():
+  x = jax.ShapeDtypeStruct((2, FEATURES), jnp.float32)
+  task = linen_task(linen.Dense(CLASSES), x, streams=())
+  variables = task.init(KEY)
+  assert variables.buffers == {}
+  examples = batch_of()
+  p = variables.params
+  logits = examples["x"] @ np.asarray(p["kernel"]) + np.asarray(p["bias"])
+  nll = -jax.nn.log_softmax(logits)[np.arange(4), examples["y"]]
+  loss = task.loss(variables, examples, KEY)
+  np.testing.assert_allclose(loss.value, nll, rtol=1e-5)
+  assert loss.buffers == {}
+  train(
+    make_simulator(task, fedavg(task, sgd(0.1), sgd(1.0)), blobs([2, 3])), 1
+  )
+
+
+def test_own_loss_metrics_and_inputs():
+  task = nnx_task(
+    lambda rngs: nnx.Linear(2, 1, rngs=rngs),
+    loss=lambda out, ex: ((out[:, 0] - ex["t"]) ** 2, ex["n"]),
+    metrics=lambda out, ex: {"gap": Metric(out[:, 0] * ex["n"], ex["n"])},
+    inputs=lambda ex: ex["left"] + ex["right"],
+  )
+  variables = task.init(KEY)
+  examples = {
+    "left": jnp.ones((3, 2)),
+    "right": jnp.arange(6.0).reshape(3, 2),
+    "t": jnp.array([1.0, 2.0, 3.0]),
+    "n": jnp.array([1.0, 0.0, 5.0]),
+  }
+  kernel, bias = variables.params["kernel"][...], variables.params["bias"][...]
+  out = (1 + np.arange(6.0).reshape(3, 2)) @ np.asarray(kernel) + bias
+  loss = task.loss(variables, examples, KEY)
+  np.testing.assert_allclose(loss.value, (out[:, 0] - [1, 2, 3]) ** 2, 1e-5)
+  np.testing.assert_array_equal(loss.weight, [1, 0, 5])
+  gap = task.metrics(variables, examples)["gap"]
+  np.testing.assert_allclose(gap.total, out[:, 0] * [1, 0, 5], 1e-5)
+
+
+def test_function_task():
+  task = function_task(
+    lambda key: {"w": jax.random.normal(key, (2,))},
+    lambda params, ex: jnp.square(ex["x"] @ params["w"]),
+    lambda params, ex: {"positive": ex["x"] @ params["w"] > 0},
+  )
+  variables = task.init(KEY)
+  np.testing.assert_array_equal(
+    variables.params["w"], jax.random.normal(KEY, (2,))
+  )
+  assert variables.buffers == () == variables.frozen
+  x = np.array([[1.0, 2.0], [-3.0, 1.0], [0.5, -0.5]], np.float32)
+  out = x @ np.asarray(variables.params["w"])
+  loss = task.loss(variables, {"x": x}, KEY)
+  np.testing.assert_allclose(loss.value, out**2, rtol=1e-5)
+  np.testing.assert_array_equal(loss.weight, np.ones(3))
+  metrics = task.metrics(variables, {"x": x})
+  assert set(metrics) == {"loss", "positive"}
+  np.testing.assert_allclose(metrics["loss"].total, out**2, rtol=1e-5)
+  np.testing.assert_array_equal(metrics["positive"].total, out > 0)
+  assert set(
+    function_task(task.init, lambda params, ex: ex["x"][:, 0]).metrics(
+      variables, {"x": x}
+    )
+  ) == {"loss"}
+
+
+# --- the masked mean ----------------------------------------------------------
+
+
+def weighted_task():
+  """Loss (w - x)^2, weight n, of an example (x, n)."""
+
+  def loss(variables, examples, key):
+    gap = variables.params - examples["x"]
+    return Loss(gap**2, examples["n"])
+
+  return Task(lambda key: Variables(jnp.zeros(())), loss, lambda v, e: {})
+
+
+def value_and_gradient(x, n, mask, w=0.5):
+  def value(w):
+    batch = Batch(
+      {"x": jnp.asarray(x, jnp.float32), "n": jnp.asarray(n, jnp.float32)},
+      jnp.asarray(mask),
+    )
+    return base.mean_loss(weighted_task(), Variables(w), batch, KEY)
+
+  return jax.jit(jax.value_and_grad(value, has_aux=True))(jnp.float32(w))
+
+
+def test_mean_loss_weighs_and_masks():
+  x, n = np.array([1.0, -2.0, 7.0, 3.0]), np.array([1.0, 4.0, 9.0, 0.0])
+  mask = np.array([True, True, False, True])
+  (mean, (buffers, metric)), gradient = value_and_gradient(x, n, mask)
+  used = np.where(mask, n, 0)
+  expected = (used * (0.5 - x) ** 2).sum() / used.sum()
+  np.testing.assert_allclose(mean, expected, rtol=1e-6)
+  np.testing.assert_allclose(
+    gradient, (used * 2 * (0.5 - x)).sum() / used.sum(), rtol=1e-6
+  )
+  assert buffers == ()
+  np.testing.assert_allclose(metric.total, expected * used.sum(), rtol=1e-6)
+  assert metric.weight == used.sum() == 5
+
+
+@pytest.mark.parametrize(
+  ("n", "mask"), [([1.0, 1.0], [False, False]), ([0.0, 0.0], [True, True])]
+)
+def test_a_batch_without_weight_has_no_loss_and_no_gradient(n, mask):
+  (mean, (_, metric)), gradient = value_and_gradient([1.0, 2.0], n, mask)
+  assert mean == 0
+  assert gradient == 0
+  assert metric == (0, 0)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_masked_loss_that_is_not_finite_is_left_out(bad):
+  x, n = [1.0, bad], [1.0, 1.0]
+  (mean, (_, metric)), _ = value_and_gradient(x, n, [True, False])
+  assert mean == 0.25
+  assert metric == (0.25, 1)
+
+
+def test_rows_that_fill_a_batch_bring_in_no_other_client():
+  """They repeat the client's own examples: its neighbours' NaN stay away.
+
+  A mask after the forward pass could not stop them: 0 times NaN is NaN in the
+  gradient.
+  """
+
+  def loss(params, examples):  # finite, but its gradient is not, at x = 0
+    return params["w"] * jnp.sqrt(jnp.abs(params["w"] * examples["x"][:, 0]))
+
+  task = function_task(lambda key: {"w": jnp.ones(())}, loss)
+  data = blobs([3, 2, 3], features=1)
+  data.train.examples["x"][:] = 1
+  data.train.examples["x"][3:5] = 0  # client 1
+  simulator = make_simulator(
+    task,
+    fedavg(task, sgd(0.1), sgd(1.0), weighting="uniform"),
+    data,
+    work=LocalWork(batch_size=2),
+    lanes=3,
+  )
+  out = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
+  assert [list(ids) for _, ids in out.rejected] == [[1]]
+  w = 1.0
+  for _ in range(2):
+    w -= 0.1 * 1.5 * np.sqrt(w)
+  np.testing.assert_allclose(params_of(simulator, out.state)["w"], w, rtol=1e-5)
+
+
+# --- precision and rematerialisation ------------------------------------------
+
+
+def equations(jaxpr):
+  """All equations, those of inner jaxprs included."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for parameter in eqn.params.values():
+      for inner in jax.tree.leaves(
+        parameter, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+      ):
+        inner = getattr(inner, "jaxpr", inner)
+        if hasattr(inner, "eqns"):
+          yield from equations(inner)
+
+
+def dtypes_of(jaxpr, primitive):
+  return {
+    v.aval.dtype
+    for eqn in equations(jaxpr)
+    if eqn.primitive.name == primitive
+    for v in eqn.invars
+    if jnp.issubdtype(v.aval.dtype, jnp.floating)
+  }
+
+
+def mean_of(task, examples):
+  batch = Batch(examples, jnp.array([True, True, True, False]))
+
+  def mean(variables):
+    return base.mean_loss(task, variables, batch, KEY)
+
+  def gradient(variables):
+    mean_by = lambda params: mean(variables._replace(params=params))
+    return jax.grad(mean_by, has_aux=True)(variables.params)
+
+  return mean, gradient
+
+
+@pytest.mark.parametrize("net", ["mlp", *NETS])
+def test_compute_dtype_lowers_the_products_and_nothing_else(net):
+  full = mlp((FEATURES,), CLASSES, (8,)) if net == "mlp" else NETS[net]()
+  task = with_compute_dtype(full, jnp.bfloat16)
+  variables, examples = task.init(KEY), batch_of()
+  assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype("float32")}
+  mean, gradient = mean_of(task, examples)
+
+  low, single = {np.dtype(jnp.bfloat16)}, {np.dtype("float32")}
+  forward = jax.make_jaxpr(mean)(variables).jaxpr
+  backward = jax.make_jaxpr(gradient)(variables).jaxpr
+  evaluated = jax.make_jaxpr(task.metrics)(variables, examples).jaxpr
+  assert dtypes_of(forward, "dot_general") == low
+  assert dtypes_of(backward, "dot_general") == low
+  assert dtypes_of(evaluated, "dot_general") == low
+  assert dtypes_of(forward, "reduce_sum") == single
+  assert dtypes_of(forward, "log") == single
+
+  value, (buffers, metric) = mean(variables)
+  slope, _ = gradient(variables)
+  everything = (
+    value,
+    buffers,
+    metric,
+    slope,
+    task.metrics(variables, examples),
+  )
+  assert {x.dtype for x in jax.tree.leaves(everything)} == single
+
+  other_mean, other_gradient = mean_of(full, examples)
+  reference, (other_buffers, _) = other_mean(variables)
+  np.testing.assert_allclose(value, reference, rtol=0.03)
+  assert value != reference
+  np.testing.assert_allclose(flat(buffers), flat(other_buffers), atol=0.03)
+  exact = flat(other_gradient(variables)[0])
+  error = np.linalg.norm(flat(slope) - exact) / np.linalg.norm(exact)
+  assert 0 < error < 0.1
+
+
+def test_a_run_in_bfloat16_keeps_float32_and_learns_the_same():
+  data = blobs([6, 9, 4, 7])
+  full = mlp((FEATURES,), CLASSES, (8,))
+
+  def run(task):
+    simulator = make_simulator(
+      task, fedavg(task, sgd(0.1), sgd(1.0)), data, lanes=2
+    )
+    state = simulator.init()
+    rows = []
+    for out in simulator.run(state, 4):
+      state, rows = out.state, rows + out.rows
+    params = params_of(simulator, state)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
+    return flat(params), [row["train/loss"] for row in rows]
+
+  params, losses = run(full)
+  low_params, low_losses = run(with_compute_dtype(full, jnp.bfloat16))
+  np.testing.assert_allclose(low_losses, losses, rtol=0.02)
+  np.testing.assert_allclose(low_params, params, atol=0.02)
+  assert not np.array_equal(low_params, params)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_remat_gives_the_same_and_recomputes(net):
+  full = NETS[net]()
+  task = with_remat(full)
+  variables, examples = full.init(KEY), batch_of()
+  for plain, remade in zip(
+    mean_of(full, examples), mean_of(task, examples), strict=True
+  ):
+    np.testing.assert_allclose(
+      flat(jax.jit(remade)(variables)),
+      flat(jax.jit(plain)(variables)),
+      rtol=1e-5,
+      atol=1e-6,
+    )
+    primitives = lambda f: {
+      e.primitive.name for e in equations(jax.make_jaxpr(f)(variables).jaxpr)
+    }
+    rematerialised = primitives(remade) - primitives(plain)
+    assert rematerialised & {"remat", "remat2", "checkpoint"}
+
+
+def test_remat_and_compute_dtype_together_in_a_round():
+  data = blobs([3, 4, 2])
+  task = with_remat(with_compute_dtype(net_task(), jnp.bfloat16))
+  simulator = make_simulator(
+    task, fedavg(task, sgd(0.1), sgd(1.0)), data, lanes=3
+  )
+  start = simulator.init().server.variables
+  after = train(simulator, 2).server.variables
+  assert np.isfinite(flat(after)).all()
+  assert np.abs(flat(after.params) - flat(start.params)).max() > 1e-3
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(after) == shapes(start)
+
+
+def test_cross_entropy_is_at_least_float32():
+  logits = np.array([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
+  y = np.array([1, 0])
+  nll = np.log(np.exp(logits).sum(1)) - logits[[0, 1], y]
+  value, weight = tasks.cross_entropy(
+    jnp.asarray(logits, jnp.bfloat16), {"y": y}
+  )
+  assert value.dtype == weight.dtype == jnp.float32
+  np.testing.assert_allclose(value, nll, rtol=1e-6)
