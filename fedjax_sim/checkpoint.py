@@ -50,7 +50,7 @@ class Restored(NamedTuple):
 def digest(leaf: np.ndarray) -> str:
   """SHA-256 of an array's dtype, shape and bytes."""
   total = hashlib.sha256(f"{leaf.dtype.name}{leaf.shape}".encode())
-  total.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+  total.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
   return total.hexdigest()
 
 
@@ -167,7 +167,7 @@ class Checkpoints:
     if record["round"] != round_:
       raise ValueError(f"it is of round {record['round']}")
     _check_leaves(round_, record["leaves"], _leaves(like))
-    shapes, treedef = jax.tree.flatten(like)
+    shapes = jax.tree.leaves(like)
     keys = [_key(i) for i, shape in enumerate(shapes) if math.prod(shape.shape)]
     as_numpy = self._ocp.RestoreArgs(restore_type=np.ndarray)
     arrays = {}
@@ -186,7 +186,8 @@ class Checkpoints:
       if digest(leaf) != sha256:
         raise ValueError(f"the SHA-256 of {name} differs")
       leaves.append(leaf)
-    return Restored(round_, treedef.unflatten(leaves), record["facts"])
+    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return Restored(round_, state, record["facts"])
 
   def _load(self, round_: int, item: str, how: Any) -> Any:
     composite = self._ocp.args.Composite(**{item: how})

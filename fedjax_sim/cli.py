@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from absl import flags
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 USAGE = """\
 fedjax-sim: federated learning, simulated.
@@ -22,59 +19,59 @@ fedjax-sim: federated learning, simulated.
 --debug shows a traceback with every error.
 """
 
+_HELP = ("help", "-h", "--help")
 _DEBUG = "--debug"
+_FIELD = "config."
 
 
 class UsageError(Exception):
   """The command line is wrong."""
 
 
-def _parse(name: str, arguments: Sequence[str], workdir: bool) -> Any:
-  """The flags of a command.
+def _options(
+  arguments: Sequence[str], required: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+  """The options of a command, and the config's fields among them.
+
+  Args:
+    arguments: `--name=value` or `--name value`.
+    required: the names that must be there, and may be, besides fields.
 
   Raises:
-    UsageError: a flag or a config field is unknown, missing or of a wrong
-      type.
+    UsageError: an option is unknown, or lacks its value, or is missing.
   """
-  from ml_collections import config_flags
+  from fedjax_sim import validate
 
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    "config", None, "The config file.", flag_values=values, lock_config=True
-  )
-  required = ["config"]
-  if workdir:
-    flags.DEFINE_string(
-      "workdir", None, "Where results go.", flag_values=values
-    )
-    required.append("workdir")
-  try:
-    rest = values([f"fedjax-sim {name}", *arguments])
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,
-  ) as error:
-    text = error.args[0] if isinstance(error, KeyError) else error
-    raise UsageError(str(text).strip()) from error
-  if len(rest) > 1:
-    raise UsageError(f"unexpected argument {rest[1]!r}")
-  for flag in required:
-    if values[flag].value is None:
-      raise UsageError(f"--{flag}=... is missing")
-  return values
+  options: dict[str, str] = {}
+  fields: dict[str, str] = {}
+  rest: Iterator[str] = iter(arguments)
+  for argument in rest:
+    if not argument.startswith("--"):
+      raise UsageError(f"unexpected argument {argument!r}")
+    name, equals, value = argument[2:].partition("=")
+    if not name.startswith(_FIELD):
+      validate.known("option", f"--{name}", [f"--{n}" for n in required])
+    if not equals:
+      value = next(rest, "--")
+      if value.startswith("--"):
+        raise UsageError(f"--{name} lacks its value: --{name}=...")
+    if name.startswith(_FIELD):
+      fields[name.removeprefix(_FIELD)] = value
+    else:
+      options[name] = value
+  for name in required:
+    if not options.get(name):
+      raise UsageError(f"--{name}=... is missing")
+  return options, fields
 
 
 def _run(arguments: Sequence[str]) -> int:
-  values = _parse("run", arguments, workdir=True)
-  from fedjax_sim import distributed, experiment
+  options, fields = _options(arguments, ["config", "workdir"])
+  from fedjax_sim import config, distributed, experiment
 
   distributed.setup()
   try:
-    experiment.run(values.config, values.workdir)
+    experiment.run(config.load(options["config"], fields), options["workdir"])
   except experiment.Interrupted as stop:
     print(f"fedjax-sim: {stop}", file=sys.stderr)  # noqa: T201
     return stop.exit_code
@@ -82,17 +79,17 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _describe(arguments: Sequence[str]) -> int:
-  values = _parse("describe", arguments, workdir=False)
+  options, fields = _options(arguments, ["config"])
   from fedjax_sim import config, describe, distributed
 
   distributed.setup()
-  print(describe.describe(config.build(values.config), values.config))  # noqa: T201
+  source = config.load(options["config"], fields)
+  print(describe.describe(config.build(source), source))  # noqa: T201
   return 0
 
 
 def _list(arguments: Sequence[str]) -> int:
-  if arguments:
-    raise UsageError(f"unexpected argument {arguments[0]!r}")
+  _options(arguments, [])
   from fedjax_sim import describe
 
   print(describe.listing())  # noqa: T201
@@ -119,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = list(sys.argv[1:] if argv is None else argv)
   debug = _DEBUG in arguments
   arguments = [a for a in arguments if a != _DEBUG]
-  if not arguments or arguments[0] in ("help", "-h", "--help"):
+  if not arguments or any(a in _HELP for a in arguments):
     print(USAGE)  # noqa: T201
     return 0 if arguments else 2
   # Orbax tells every step of a checkpoint; we say what matters ourselves.
@@ -129,11 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command = validate.lookup("command", arguments[0], COMMANDS)
     return command(arguments[1:])
-  except Exception as error:
+  except KeyboardInterrupt:
     if debug:
       raise
+    print("fedjax-sim: interrupted", file=sys.stderr)  # noqa: T201
+    return 130
+  except Exception as error:
     code = _exit_code(error)
-    if code is None:
+    if debug or code is None:
       raise
     print(f"fedjax-sim: error: {error}", file=sys.stderr)  # noqa: T201
     return code
@@ -142,11 +142,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _exit_code(error: Exception) -> int | None:
   """What a user's error exits with; None for an error of ours."""
   from fedjax_sim.checkpoint import CheckpointError
+  from fedjax_sim.experiment import WriteError
   from fedjax_sim.simulate import NoClientsLeftError
 
-  if isinstance(error, NoClientsLeftError | CheckpointError):
+  if isinstance(error, NoClientsLeftError | CheckpointError | WriteError):
     return 1
-  if isinstance(error, UsageError | ValueError | TypeError | OSError):
+  if isinstance(
+    error, UsageError | ValueError | TypeError | OSError | ImportError
+  ):
     return 2
   return None
 

@@ -32,6 +32,7 @@ from fedjax_sim import reporting
 from fedjax_sim.checkpoint import Checkpoints, tree_digest
 from fedjax_sim.cohort import Waste
 from fedjax_sim.config import Experiment
+from fedjax_sim.lanes import Choice
 from fedjax_sim.round import RunState
 from fedjax_sim.simulate import Dispatch, Row, Simulator
 
@@ -44,14 +45,18 @@ class WorkdirError(OSError):
   """The workdir cannot be used."""
 
 
+class WriteError(RuntimeError):
+  """A result could not be written; what the last checkpoint holds is safe."""
+
+
 class Interrupted(Exception):
   """A signal ended the run after a checkpoint."""
 
   def __init__(self, number: int, round_: int, workdir: Path):
     self.exit_code = 128 + number
     super().__init__(
-      f"{signal.Signals(number).name} in round {round_}; a checkpoint is in"
-      f" {workdir}. Run the same command again to go on."
+      f"{signal.Signals(number).name}: stopped after round {round_}, of which a"
+      f" checkpoint is in {workdir}. Run the same command again to go on."
     )
 
 
@@ -64,6 +69,7 @@ class Totals:
   computed: int = 0
   train_seconds: float = 0.0
   wall_seconds: float = 0.0
+  compilations: int = 0
 
   def add(self, out: Dispatch) -> None:
     """Counts a dispatch."""
@@ -92,26 +98,41 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     ConfigChangedError: the workdir holds a run with another config.
     WorkdirError: it cannot be written, or another process uses it.
+    TypeError, ValueError, OSError, ImportError: the config is wrong; nothing
+      was written.
     Interrupted: SIGTERM or SIGINT; a checkpoint was written.
-    TypeError, ValueError, OSError: the config is wrong; nothing was written.
+    WriteError, CheckpointError: the disk is full or refuses.
+    NoClientsLeftError: in some round no client sent a finite update.
   """
   began = time.perf_counter()
   folder = Path(workdir)
   resolved = configs.resolved(config)
   _refuse_other_config(folder, resolved)
-  finished = _finished(folder)
-  if finished is not None:
+  if (finished := _finished(folder)) is not None:
     print(f"The run in {folder} is finished.")  # noqa: T201
     _print_summary(finished, folder)
     return finished
   experiment = configs.build(config)
-  with _locked(folder):
-    reporting.write_json(folder / "config.json", resolved)
-    checkpoints = Checkpoints(
-      folder / "checkpoints", keep=experiment.schedule.keep_checkpoints
-    )
-    with contextlib.closing(checkpoints):
-      summary = _run(experiment, folder, checkpoints, began)
+  kept: list[int] = []
+  with _locked(folder), _signals() as received:
+    _refuse_other_config(folder, resolved)  # nobody can change it any more
+    try:
+      reporting.write_json(folder / "config.json", resolved)
+      with contextlib.closing(
+        Checkpoints(
+          folder / "checkpoints", keep=experiment.schedule.keep_checkpoints
+        )
+      ) as checkpoints:
+        try:
+          summary = _run(experiment, folder, checkpoints, received, began)
+        finally:
+          kept = checkpoints.rounds()
+    except OSError as error:
+      raise WriteError(
+        f"The run in {folder} stopped: {error.strerror or error}. "
+        + (f"The checkpoint of round {kept[-1]} is intact. " if kept else "")
+        + "Make room or correct the folder, and run the same command again."
+      ) from error
   _print_summary(summary, folder)
   return summary
 
@@ -120,33 +141,32 @@ def _run(
   experiment: Experiment,
   folder: Path,
   checkpoints: Checkpoints,
+  received: list[int],
   began: float,
 ) -> dict[str, Any]:
   """Restores or begins, runs to the end, and sums up."""
   simulator, schedule = experiment.simulator, experiment.schedule
   warnings: list[str] = []
   restored = checkpoints.restore(simulator.state_shapes, warnings.append)
-  totals, done = Totals(), 0
-  if restored is not None:
-    done = restored.round
-    totals = Totals(**restored.facts["totals"])
-    # The lanes were measured when the run began; its float sums follow them.
-    speed = dataclasses.replace(
-      simulator.runtime, lanes=restored.facts["lanes"]
-    )
-    simulator = dataclasses.replace(simulator, runtime=speed)
-    state = simulator.place(restored.state)
+  if restored is None:
+    done, state, before = 0, simulator.init(), Totals()
+    choice = simulator.lane_choice
   else:
-    state = simulator.init()
-  earlier = totals.wall_seconds
+    done, before = restored.round, Totals(**restored.facts["totals"])
+    # The lanes were measured when the run began; its float sums follow them.
+    choice = Choice(*restored.facts["lanes"])
+    runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
+    simulator = dataclasses.replace(simulator, runtime=runtime)
+    state = simulator.place(restored.state)
+    warnings += _changes(restored.facts["environment"], simulator)
+  totals = dataclasses.replace(before)
 
-  def facts() -> dict[str, Any]:
-    totals.wall_seconds = earlier + time.perf_counter() - began
-    return {
-      "lanes": simulator.lane_choice.lanes,
-      "totals": dataclasses.asdict(totals),
-      "versions": _versions(),
-    }
+  def count() -> Totals:
+    """The totals at this moment."""
+    elapsed = time.perf_counter() - began
+    totals.wall_seconds = before.wall_seconds + elapsed
+    totals.compilations = before.compilations + simulator.compilations
+    return totals
 
   with (
     reporting.MetricsFile(
@@ -159,39 +179,40 @@ def _run(
       reporting.EventFiles(folder / "events", first_round=done + 1)
     ) as events,
     reporting.Progress(schedule.rounds, done=done) as progress,
-    _signals() as received,
   ):
     for warning in warnings:
       progress.log(warning, level="warning")
     if restored is not None:
       progress.log(f"Going on after round {done}.")
-      if restored.facts["versions"] != _versions():
-        progress.log(
-          "Software versions changed since the checkpoint, from"
-          f" {restored.facts['versions']} to {_versions()}; results may"
-          " differ in the last digits.",
-          level="warning",
-        )
-    choice = simulator.lane_choice
     progress.log(f"{choice.lanes} lanes a device: {choice.reason}.")
 
-    def save(round_: int, state: RunState) -> None:
+    def save() -> None:
+      """Commits all that was done."""
       metrics.sync()
       timings.sync()
       events.flush()
-      checkpoints.save(round_, state, facts())
+      facts = {
+        "lanes": choice,
+        "totals": dataclasses.asdict(count()),
+        "environment": _environment(simulator),
+      }
+      checkpoints.save(done, state, facts)
 
     if restored is None:
-      save(0, state)
+      save()
     saved = done
     stops = (schedule.eval_every, schedule.checkpoint_every)
     dispatches = simulator.run(state, schedule.rounds, stops=stops)
     sent: RunState | None = None
     while done < schedule.rounds:
+      if received:
+        if saved < done:
+          save()
+        raise Interrupted(received[0], done, folder)
       out = dispatches.send(sent)
-      state = out.state
       done += len(out.rows)
       totals.add(out)
+      state = out.state
       eval_began = time.perf_counter()
       if done % schedule.eval_every == 0 or done == schedule.rounds:
         evaluated = simulator.evaluate(state)
@@ -206,17 +227,11 @@ def _run(
       rate = out.clients / max(out.seconds, 1e-9)
       for row in out.rows:
         progress.update(row, clients_per_second=rate)
-      if (
-        done % schedule.checkpoint_every == 0
-        or done == schedule.rounds
-        or received
-      ):
-        save(done, state)
+      if done % schedule.checkpoint_every == 0 or done == schedule.rounds:
+        save()
         saved = done
-      if received and done < schedule.rounds:
-        raise Interrupted(received[0], saved, folder)
 
-  return _sum_up(simulator, state, totals, folder, facts()["totals"])
+  return _sum_up(simulator, state, choice, count(), folder)
 
 
 def _timing(done: int, out: Dispatch, evaluation: float) -> Row:
@@ -245,9 +260,9 @@ def _rejection(simulator: Simulator, round_: int, ids: Any) -> str:
 def _sum_up(
   simulator: Simulator,
   state: RunState,
+  choice: Choice,
   totals: Totals,
   folder: Path,
-  counted: dict[str, Any],
 ) -> dict[str, Any]:
   """Writes what a finished run leaves; `summary.json` last."""
   rows = reporting.read_metrics(folder / "metrics.jsonl")
@@ -264,14 +279,14 @@ def _sum_up(
     "rounds": int(state.round),
     "seed": simulator.seed,
     "parameters": simulator.num_parameters,
-    "wall_seconds": counted["wall_seconds"],
+    "wall_seconds": totals.wall_seconds,
     "train_seconds": totals.train_seconds,
     "clients_per_second": totals.clients_per_second,
     "examples_per_second": totals.useful / max(totals.train_seconds, 1e-9),
     "padding_waste": 1 - totals.useful / max(totals.computed, 1),
-    "compilations": simulator.compilations,
-    "lanes": simulator.lane_choice.lanes,
-    "lanes_reason": simulator.lane_choice.reason,
+    "compilations": totals.compilations,
+    "lanes": choice.lanes,
+    "lanes_reason": choice.reason,
     "devices": [str(d) for d in simulator.mesh.devices.flat],
     "device_kind": device.device_kind,
     "versions": _versions(),
@@ -306,6 +321,24 @@ def _versions() -> dict[str, str]:
   return versions
 
 
+def _environment(simulator: Simulator) -> dict[str, str]:
+  """What may change the last digits of a result."""
+  devices = simulator.mesh.devices
+  kind = f"{devices.size} x {devices.flat[0].device_kind}"
+  return {"devices": kind, **_versions()}
+
+
+def _changes(before: dict[str, str], simulator: Simulator) -> list[str]:
+  """A warning, if the environment is not that of the checkpoint."""
+  changed = configs.differences(before, _environment(simulator))
+  if not changed:
+    return []
+  return [
+    f"Since the checkpoint there changed: {'; '.join(changed)}. Results may"
+    " differ in the last digits."
+  ]
+
+
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
   shown = ("train/", "test/", "seen/", "unseen/")
   metrics = {
@@ -327,20 +360,22 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
   reporting.print_final_table(metrics, facts)
 
 
-def _read_json(path: Path) -> Any:
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise WorkdirError(
-      f"{path} is damaged ({error}); remove it, or take another --workdir."
-    ) from error
-
-
 def _refuse_other_config(folder: Path, resolved: dict[str, Any]) -> None:
   path = folder / "config.json"
   if not path.exists():
+    if (folder / "summary.json").exists() or (folder / "checkpoints").exists():
+      raise WorkdirError(
+        f"{folder} holds a run, but its config.json is missing; restore it, or"
+        " take another --workdir."
+      )
     return
-  changed = configs.differences(_read_json(path), resolved)
+  try:
+    stored = json.loads(path.read_bytes())
+    changed = configs.differences(stored, resolved)
+  except (ValueError, AttributeError) as error:
+    raise WorkdirError(
+      f"{path} is damaged ({error}); restore it, or take another --workdir."
+    ) from error
   if changed:
     raise ConfigChangedError(
       f"The run in {folder} has another config: {'; '.join(changed)}. Take"
@@ -349,8 +384,17 @@ def _refuse_other_config(folder: Path, resolved: dict[str, Any]) -> None:
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
+  """The summary of a finished run."""
   path = folder / "summary.json"
-  return _read_json(path) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    summary: dict[str, Any] = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise WorkdirError(
+      f"{path} is damaged ({error}); remove it, and run the same command again."
+    ) from error
+  return summary
 
 
 @contextlib.contextmanager
@@ -361,7 +405,7 @@ def _locked(folder: Path) -> Iterator[None]:
     lock = (folder / ".lock").open("w")
   except OSError as error:
     raise WorkdirError(
-      f"--workdir={folder} cannot be written: {error}. Name a folder that can."
+      f"--workdir={folder} cannot be written: {error.strerror}; name another."
     ) from error
   with lock:
     try:
@@ -381,18 +425,21 @@ def _signals() -> Iterator[list[int]]:
   if threading.current_thread() is not threading.main_thread():
     yield received
     return
-  before = {}
+  before: dict[int, Any] = {}
+
+  def usual() -> None:
+    for number, handler in before.items():
+      # None: it was not installed from Python.
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
   def note(number: int, frame: FrameType | None) -> None:
     del frame
     received.append(number)
-    for s, handler in before.items():
-      signal.signal(s, handler)
+    usual()
 
-  for s in (signal.SIGTERM, signal.SIGINT):
-    before[s] = signal.signal(s, note)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    before[number] = signal.signal(number, note)
   try:
     yield received
   finally:
-    for s, handler in before.items():
-      signal.signal(s, handler)
+    usual()

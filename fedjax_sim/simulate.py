@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -44,6 +45,8 @@ from fedjax_sim.traffic import traffic
 from fedjax_sim.walk import Walk
 
 Row = dict[str, float]
+
+log = logging.getLogger(__name__)
 
 TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
 
@@ -208,7 +211,9 @@ class Simulator:
     if len(sizes) == 1:
       return lanes.Choice(sizes[0], "a device has no more clients a round")
     limit = lanes.memory_limit(self.mesh.devices.flat[0])
-    return lanes.choose(self._probe, sizes, limit)
+    choice = lanes.choose(self._probe, sizes, limit)
+    log.info("%d lanes a device: %s", *choice)
+    return choice
 
   def _probe(self, width: int) -> lanes.Probe:
     """Times a short part of the first round with so many lanes."""
@@ -638,6 +643,12 @@ def simulate(
   for done in range(rounds):
     out = simulator.dispatch(state, simulator.plan(done, 1), hparams)
     state, row = out.state, out.rows[0]
+    for round_, ids in out.rejected:
+      log.warning(
+        "Round %d: clients left out, update not finite: %s",
+        round_,
+        _named(ids),
+      )
     if (done + 1) % eval_every == 0 or done + 1 == rounds:
       metrics = simulator.evaluate(state)
       row |= metrics

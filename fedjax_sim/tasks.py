@@ -6,12 +6,13 @@ Also what acts on any task: lower precision and rematerialisation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 
 from fedjax_sim.base import (
   Array,
@@ -59,6 +60,17 @@ def classification_metrics(
   }
 
 
+def _keep_statistics(args: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
+  """Promotes (x, mean, var, scale, bias) of a batch norm, but not mean and var.
+
+  By default nnx promotes all five, so with running statistics in float32
+  whatever follows the layer would be computed in float32, too.
+  """
+  x, mean, var, *affine = args
+  x, *affine = promote_dtype((x, *affine), **options)
+  return (x, mean, var, *affine)
+
+
 def nnx_task(
   make: Callable[[nnx.Rngs], nnx.Module],
   *,
@@ -86,6 +98,11 @@ def nnx_task(
   def structure(mode: str) -> tuple[nnx.GraphDef[Any], PyTree]:
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     getattr(module, mode)()
+    for _, part in nnx.iter_modules(module):
+      if (
+        isinstance(part, nnx.BatchNorm) and part.promote_dtype is promote_dtype
+      ):
+        part.promote_dtype = cast(Any, _keep_statistics)
     graphdef, *states = nnx.split(module, *filters)
     return graphdef, states[2]
 

@@ -1,0 +1,181 @@
+"""Aggregators against numpy, through real rounds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedjax_sim import aggregators, sampling
+from fedjax_sim.aggregators import AGGREGATORS
+from fedjax_sim.algorithms import fedavg
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.data import FederatedData, FederatedDataset
+from problems import make_simulator, params_of, quadratic, sgd
+
+# Client k has SIZES[k] copies of CENTRES[k], so its update is exactly that, and
+# its weight is its size. All numbers are multiples of 1/8: sums are exact.
+SIZES = np.array([1, 5, 2, 4, 3, 2, 1, 3])
+CENTRES = np.random.default_rng(0).integers(-40, 40, (8, 3)) / 8
+NOT_FINITE = 8  # one more client, whose update overflows
+REFERENCE = {
+  "weighted_mean": lambda x, w: np.average(x, axis=0, weights=w),
+  "mean": lambda x, w: x.mean(0),
+  "sum": lambda x, w: x.sum(0),
+  "median": lambda x, w: np.median(x, axis=0),
+}
+COHORTS = ([0, 1, 2, 3, 4, 5, 6, 7], [1, 2, 4, 5, 7], [3, 6], [2], [0, 4, 7])
+
+
+def copies():
+  centres = np.concatenate([CENTRES, np.full((1, 3), 1e30)])
+  sizes = np.append(SIZES, 1)
+  curvatures = np.append(np.ones(8), 1e30)
+  train = FederatedData(
+    examples={
+      "x": np.repeat(centres, sizes, axis=0).astype(np.float32),
+      "a": np.repeat(curvatures, sizes).astype(np.float32),
+    },
+    offsets=np.append(0, np.cumsum(sizes)),
+  )
+  return FederatedDataset(
+    name="copies", train=train, num_classes=0, example_shape=(3,)
+  )
+
+
+def simulator_of(name, lanes, devices, ids):
+  """`ids` is a list that holds the next cohort."""
+  task = quadratic(3)
+  algorithm = fedavg(task, sgd(1.0), sgd(1.0))
+
+  def finish(client, carry):
+    """An absent lane, which has no examples, reports nothing but NaN."""
+    nothing = 0.0 / client.num_examples
+    report = algorithm.finish(client, carry)
+    return report._replace(
+      update=jax.tree.map(lambda u: u + nothing, report.update),
+      weight=report.weight + nothing,
+    )
+
+  return make_simulator(
+    task,
+    algorithm._replace(finish=finish),
+    copies(),
+    work=LocalWork(batch_size=5),
+    lanes=lanes,
+    devices=devices,
+    aggregator=AGGREGATORS[name](),
+    sampler=sampling.Sampler(
+      sample=lambda seed, round_: np.array(ids, np.int64),
+      sizes=(9,),
+      expected=9.0,
+    ),
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "lanes", "devices"),
+  [
+    (name, lanes, devices)
+    for name in AGGREGATORS
+    for lanes, devices in ((1, 1), (3, 1), (1, 2), (3, 2))
+    if name == "median" or lanes == devices or devices == 2
+  ],
+)
+def test_an_aggregate_is_what_numpy_says(name, lanes, devices):
+  ids = []
+  simulator = simulator_of(name, lanes, devices, ids)
+  start = simulator.init()
+  for cohort in COHORTS:
+    expected = REFERENCE[name](CENTRES[cohort], SIZES[cohort])
+    for broken in ([], [NOT_FINITE]):
+      ids[:] = [*broken, *cohort]
+      out = simulator.dispatch(start, simulator.plan(0, 1))
+      assert out.rows[0]["clients"] == len(cohort)
+      assert out.rows[0]["clients_rejected"] == len(broken)
+      found = params_of(simulator, out.state)["w"]
+      if name == "median":
+        np.testing.assert_array_equal(found, expected.astype(np.float32))
+      else:
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_nobody_changes_nothing(name):
+  aggregator = AGGREGATORS[name]()
+  update = {"w": jnp.full((2,), jnp.nan)}
+  acc = aggregator.init(update, 3)
+  rows = {"w": jnp.full((3, 2), jnp.nan)}
+  acc = aggregator.add(
+    acc, rows, jnp.full((3,), jnp.nan), jnp.zeros(3, bool), jnp.int32(0)
+  )
+  result = aggregator.finish(acc, jnp.float32(0), jnp.int32(0))
+  np.testing.assert_array_equal(result["w"], np.zeros(2))
+  assert result["w"].dtype == jnp.float32
+
+
+def test_an_empty_cohort_leaves_the_server_as_it_is():
+  ids = [0, 1]
+  simulator = simulator_of("median", 3, 1, ids)
+  state = simulator.dispatch(simulator.init(), simulator.plan(0, 1)).state
+  ids[:] = []
+  out = simulator.dispatch(state, simulator.plan(1, 1))
+  assert out.rows[0]["clients"] == 0
+  np.testing.assert_array_equal(
+    params_of(simulator, out.state)["w"], params_of(simulator, state)["w"]
+  )
+
+
+CAPACITY, LANES = 6, 3
+
+
+@jax.jit
+def median_of(rows, present):
+  aggregator = aggregators.median()
+  acc = aggregator.init(rows[0], CAPACITY)
+  for slot in range(0, CAPACITY, LANES):
+    wave = slice(slot, slot + LANES)
+    acc = aggregator.add(
+      acc, rows[wave], jnp.ones(LANES), present[wave], jnp.int32(slot)
+    )
+  count = jnp.sum(present, dtype=jnp.int32)
+  return aggregator.finish(acc, count.astype(jnp.float32), count)
+
+
+@given(
+  rows=hnp.arrays(
+    np.float32,
+    (CAPACITY, 2),
+    elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False),
+  ),
+  present=hnp.arrays(np.bool_, CAPACITY).filter(np.any),
+)
+def test_the_median_is_numpys(rows, present):
+  expected = np.median(rows[present], axis=0)
+  assert expected.dtype == np.float32
+  found = median_of(np.where(present[:, None], rows, np.nan), present)
+  # To the bit; devices may flush a mean that is subnormal to 0.
+  np.testing.assert_allclose(found, expected, rtol=0, atol=2.0**-126)
+
+
+def test_the_median_withstands_fewer_than_half():
+  rows = np.array([[1e9], [1.0], [2.0], [3.0], [-1e9], [1e9]], np.float32)
+  found = median_of(rows, np.array([True, True, True, True, True, False]))
+  np.testing.assert_array_equal(found, [2.0])
+
+
+def test_sums_are_at_least_float32():
+  """300 ones: bfloat16 would not count beyond 256."""
+  ones = jnp.ones((300,), jnp.bfloat16)
+  acc = aggregators.zeros_accumulator(ones[0])
+  for i in range(0, 300, 100):
+    acc = aggregators.add_weighted(
+      acc, ones[i : i + 100], jnp.ones(100), jnp.ones(100, bool)
+    )
+  assert acc.dtype == jnp.float32
+  assert acc == 300
+  mean = aggregators.divide(acc, jnp.int32(600), ones[0])
+  assert mean.dtype == jnp.bfloat16
+  assert mean == 0.5

@@ -1,0 +1,265 @@
+"""The documents are true: their commands, code, tables and links."""
+
+import ast
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from typing import NamedTuple
+
+import pytest
+
+import fedjax_sim
+from fedjax_sim.config import default_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+DOCUMENTS = (README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md")))
+INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install -e "
+
+
+class Block(NamedTuple):
+  """A fenced block, with the paragraph before it."""
+
+  language: str
+  code: str
+  lead: str
+
+
+def blocks(text: str) -> list[Block]:
+  found = []
+  fence = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.M | re.S)
+  for match in fence.finditer(text):
+    indent, language, code = match.groups()
+    code = re.sub(f"^{indent}", "", code, flags=re.M)
+    lead = text[: match.start()].rstrip().rpartition("\n\n")[2]
+    found.append(Block(language, code, " ".join(lead.split())))
+  return found
+
+
+def section(path: pathlib.Path, title: str) -> str:
+  (body,) = re.findall(
+    rf"^## {title}\n(.*?)(?=^## |\Z)", path.read_text(), re.M | re.S
+  )
+  return body
+
+
+def table(text: str) -> list[list[str]]:
+  """The cells of the text's only table, without its head."""
+  rows = [line for line in text.splitlines() if line.startswith("|")]
+  return [[c.strip() for c in row[1:-1].split(" | ")] for row in rows[2:]]
+
+
+def run(command: list[str], folder: pathlib.Path) -> str:
+  """Runs a command with the package of `folder`, or else of the root."""
+  here = folder if (folder / "fedjax_sim").exists() else ROOT
+  if command[0] == "fedjax-sim":
+    command = [sys.executable, "-m", "fedjax_sim", *command[1:]]
+  result = subprocess.run(
+    command,
+    cwd=folder,
+    env=os.environ | {"PYTHONPATH": str(here)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, f"{command}\n{result.stdout}"
+  return result.stdout
+
+
+def commands(shell: str) -> list[list[str]]:
+  """The commands of a block, as lists of words."""
+  lines = shell.replace("\\\n", " ").replace("&&\n", "&& ").splitlines()
+  return [shlex.split(line) for line in lines if line]
+
+
+def follow(text: str, folder: pathlib.Path) -> None:
+  """Does what the blocks of a text say, one after the other.
+
+  "Write `FILE`" makes a file of the block that follows; "add to `FILE`" puts
+  the lines of all blocks up to the next step into a registry; other Python is
+  run as a script, `fedjax-sim` as a command.
+  """
+  registry = None
+  for language, code, lead in blocks(text):
+    written = re.search(r"Write `(\S+)`", lead)
+    if added := re.search(r"add to `(\S+)`", lead):
+      registry = folder / added[1]
+    elif not lead.endswith("```"):  # a block after a block is the same step's
+      registry = None
+    if written:
+      assert not (folder / written[1]).exists(), f"there is a {written[1]}"
+      (folder / written[1]).write_text(code)
+    elif registry is not None:
+      add(registry, code)
+    elif language == "python":
+      run([sys.executable, "-c", code], folder)
+    elif language == "sh":
+      for command in commands(code):
+        run(command, folder)
+
+
+def add(registry: pathlib.Path, line: str) -> None:
+  """Adds an import before the first, or an entry at the dictionary's end."""
+  text = registry.read_text()
+  if line.startswith("from "):
+    registry.write_text(
+      text.replace("from fedjax_sim", f"{line}from fedjax_sim", 1)
+    )
+  else:
+    registry.write_text(text.replace("\n}\n", f"\n{line}}}\n", 1))
+
+
+def fields(tree, prefix: str = "") -> dict[str, object]:
+  flat: dict[str, object] = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= fields(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+FIELDS = fields(default_config().to_dict())
+
+
+# --- README -------------------------------------------------------------------
+
+
+def test_the_readme_has_two_setup_commands():
+  shells = [b for b in blocks(README.read_text()) if b.language == "sh"]
+  setups = [b.code for b in shells if "venv" in b.code or "pip" in b.code]
+  assert len(setups) == 2
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  jobs = []
+  for setup in setups:
+    subprocess.run(["sh", "-n", "-c", setup], check=True)
+    line = setup.replace("&&\n ", "&&").strip()
+    assert "\n" not in line  # one command
+    assert line.startswith(INSTALL)
+    what, _, job = line.removeprefix(INSTALL).partition(" && ")
+    for extra in re.findall(r"\[(\w+)\]", what):
+      assert extra in project["optional-dependencies"]
+    jobs.append(job)
+  main, tests = map(shlex.split, jobs)
+  assert main[0] in project["scripts"]
+  assert tests == ["python", "-m", "pytest", "-n", "auto"]
+
+
+def test_the_main_command_prints_and_leaves_what_the_readme_says(tmp_path):
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  text = section(README, "Start")
+  setup, _, output = blocks(text)
+  _, _, job = setup.code.replace("&&\n ", "&&").rpartition("&& ")
+  printed = run(shlex.split(job), tmp_path)
+  lines = dict(line.split(maxsplit=1) for line in printed.splitlines() if line)
+  for line in output.code.splitlines():
+    name, value = line.split(maxsplit=1)
+    if "/" in name:  # on other devices float sums have another order
+      assert float(lines[name]) == pytest.approx(float(value), rel=0.05)
+    else:
+      assert lines[name] == value
+
+  (workdir,) = (tmp_path / "runs").iterdir()
+  left = {path.name for path in workdir.iterdir() if path.name[0] != "."}
+  named = set(re.findall(r"`([\w.]+)/?`", "".join(r[0] for r in table(text))))
+  assert named == left | {"clients_seen.csv"}  # the data holds nothing out
+
+
+@pytest.mark.parametrize(
+  "title",
+  ["The command line", "In a script or a notebook", "Your own model and data"],
+)
+def test_the_readme_can_be_followed(title, tmp_path):
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  follow(section(README, title), tmp_path)
+
+
+def test_every_python_block_of_the_readme_is_followed():
+  titles = re.findall(r"^## (.*)$", README.read_text(), re.M)
+  with_code = {
+    title
+    for title in titles
+    if any(b.language == "python" for b in blocks(section(README, title)))
+  }
+  assert with_code == {"In a script or a notebook", "Your own model and data"}
+
+
+def test_the_fields_that_the_readme_names_exist():
+  sections = {name.split(".")[0] for name in FIELDS}
+  named = re.findall(r"`(\w+\.\w+)(?:=\S*)?`", README.read_text())
+  named = [n for n in named if n.split(".")[0] in sections]
+  assert named
+  assert set(named) <= FIELDS.keys()
+
+
+# --- docs ---------------------------------------------------------------------
+
+
+def test_the_config_table_is_the_default_config():
+  rows = table((ROOT / "docs" / "config.md").read_text())
+  assert all(len(row) == 3 and row[2] for row in rows)
+  stated = {
+    name.strip("`"): ast.literal_eval(default.strip("`"))
+    for name, default, _ in rows
+  }
+  assert len(stated) == len(rows)
+  assert stated.keys() == FIELDS.keys()
+  typed = lambda given: {k: (type(v), v) for k, v in given.items()}
+  assert typed(stated) == typed(FIELDS)
+
+
+def test_the_design_names_every_module():
+  text = (ROOT / "docs" / "design.md").read_text()
+  named = set(re.findall(r"`(\w+\.py|\w+/)`", text))
+  paths = (ROOT / "fedjax_sim").iterdir()
+  modules = {p.name if p.is_file() else f"{p.name}/" for p in paths}
+  ignored = {"__init__.py", "__main__.py", "__pycache__/", "py.typed"}
+  assert named == modules - ignored
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+  for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+    if not target.startswith(("http://", "https://")):
+      assert (path.parent / target).exists(), target
+
+
+# --- CONTRIBUTING and the package ---------------------------------------------
+
+
+def test_an_extension_by_the_steps_of_contributing(tmp_path):
+  tree = tmp_path / "tree"
+  for name in ("fedjax_sim", "algorithms", "models", "configs"):
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignore)
+  follow(
+    section(CONTRIBUTING, "How to add an algorithm, a model and a data set"),
+    tree,
+  )
+  workdir = tree / "runs" / "smoke"
+  config = json.loads((workdir / "config.json").read_text())
+  names = {k: config[k]["name"] for k in ("algorithm", "model", "data")}
+  assert names == {
+    "algorithm": "fedexp",
+    "model": "tanh_network",
+    "data": "wine",
+  }
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert summary["rounds"] == 1
+  assert 0 < summary["seen/loss"] < 2
+
+
+def test_public_names_exist_and_hide_no_module():
+  modules = {path.stem for path in (ROOT / "fedjax_sim").iterdir()}
+  assert fedjax_sim.__all__ == sorted(fedjax_sim.__all__)
+  assert not modules & set(fedjax_sim.__all__)
+  for name in fedjax_sim.__all__:
+    assert hasattr(fedjax_sim, name)

@@ -1,0 +1,267 @@
+"""Transforms: alone against numpy, and inside of real rounds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedjax_sim import aggregators, sampling, transforms, validate
+from fedjax_sim.algorithms import fedavg
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.optimizers import optimizer
+from problems import (
+  flat,
+  make_simulator,
+  params_of,
+  quadratic,
+  quadratic_data,
+  sgd,
+)
+
+KEY = jax.random.key(0)
+ONE_STEP = LocalWork(batch_size=1)
+
+
+def mover(dim):
+  """One step of rate 1: a client's update is its centre minus the params."""
+  task = quadratic(dim)
+  return task, fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
+
+
+class Cohorts:
+  """A sampler whose cohort can be set from outside."""
+
+  def __init__(self, most):
+    self.ids = [0]
+    self.sampler = sampling.Sampler(
+      sample=lambda seed, round_: np.array(self.ids),
+      sizes=(most,),
+      expected=float(most),
+    )
+
+
+# --- clip ---------------------------------------------------------------------
+
+apply_clip = jax.jit(transforms.clip(1.0).apply)
+
+
+def clipped(update, norm):
+  hparams = {"norm": jnp.float32(norm)}
+  out, state, aux = apply_clip(update, (), (), hparams, KEY)
+  assert state == ()
+  return jax.tree.map(np.asarray, out), float(aux)
+
+
+def norm_of(tree):
+  return np.linalg.norm(flat(tree).astype(np.float64))
+
+
+def floats(most):
+  """Of any size up to `most`; no subnormals, which the devices flush to 0."""
+  return st.floats(-most, most, width=32, allow_subnormal=False)
+
+
+def updates(most):
+  leaf = lambda shape: hnp.arrays(np.float32, shape, elements=floats(most))
+  return st.fixed_dictionaries({"b": leaf((2,)), "w": leaf((2, 2))})
+
+
+NORMS = st.floats(2.0**-10, 2.0**10, width=32)
+
+
+@given(update=updates(2.0**127), norm=NORMS)
+def test_a_clipped_update_never_exceeds_the_norm(update, norm):
+  out, _ = clipped(update, norm)
+  assert norm_of(out) <= norm * (1 + 1e-6)
+
+
+@given(update=updates(2.0**40), norm=NORMS)
+def test_clip_is_the_projection_onto_the_ball(update, norm):
+  out, aux = clipped(update, norm)
+  length = norm_of(update)
+  if length < norm * (1 - 1e-6):
+    assert aux == 0
+    np.testing.assert_array_equal(flat(out), flat(update))
+  elif length > norm * (1 + 1e-6):
+    assert aux == 1
+    np.testing.assert_allclose(
+      flat(out),
+      flat(update).astype(np.float64) * (norm / length),
+      rtol=1e-5,
+      atol=1e-37,
+    )
+
+
+def test_clip_in_a_round():
+  centres = np.array([[3.0, 4.0], [0.3, -0.4], [-6.0, 8.0], [0.0, 0.0]])
+  task, algorithm = mover(2)
+  simulator = make_simulator(
+    task,
+    algorithm,
+    quadratic_data(centres),
+    work=ONE_STEP,
+    lanes=3,
+    transforms=[transforms.clip(2.0)],
+  )
+  start = simulator.init()
+  # The norm can be changed between rounds: one program serves both.
+  for norm, share in ((2.0, 0.5), (0.1, 0.75)):
+    hparams = {**simulator.hparams, "transforms": {"clip": {"norm": norm}}}
+    out = simulator.dispatch(start, simulator.plan(0, 1), hparams)
+    lengths = np.linalg.norm(centres, axis=1)
+    scale = np.minimum(1, norm / np.maximum(lengths, 1e-9))
+    np.testing.assert_allclose(
+      params_of(simulator, out.state)["w"],
+      (centres * scale[:, None]).mean(0),
+      rtol=1e-5,
+    )
+    assert out.rows[0]["clip/aux"] == share
+  assert simulator.compilations == 1
+
+
+# --- gaussian -----------------------------------------------------------------
+
+
+def test_gaussian_moments():
+  zeros = {"a": jnp.zeros(40_000), "b": jnp.zeros(40_000)}
+  apply = jax.jit(transforms.gaussian(1.0).apply)
+  stddev = 0.25
+  out, state, aux = apply(zeros, (), (), {"stddev": jnp.float32(stddev)}, KEY)
+  assert (state, aux) == ((), ())
+  a, b = np.float64(out["a"]), np.float64(out["b"])
+  for leaf in (a, b):
+    assert scipy.stats.kstest(leaf / stddev, "norm").pvalue > 0.01
+    assert abs(leaf.mean()) < 4 * stddev / np.sqrt(len(leaf))
+    assert abs(leaf.std() / stddev - 1) < 4 / np.sqrt(2 * len(leaf))
+  assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(len(a))
+  silent = apply(out, (), (), {"stddev": jnp.float32(0)}, KEY)[0]
+  np.testing.assert_array_equal(flat(silent), flat(out))
+
+
+def test_noise_belongs_to_client_round_and_place_in_the_chain():
+  dim, clients = 64, 3
+  task, algorithm = mover(dim)
+  noise = transforms.gaussian(1.0)
+  cohorts = Cohorts(clients)
+
+  def simulator_of(lanes, chain):
+    return make_simulator(
+      task,
+      algorithm,
+      quadratic_data(np.zeros((clients, dim))),
+      work=ONE_STEP,
+      lanes=lanes,
+      aggregator=aggregators.sum_(),
+      transforms=chain,
+      sampler=cohorts.sampler,
+    )
+
+  def noise_of(simulator, ids, round_=0):
+    cohorts.ids = list(ids)
+    state = simulator.init()._replace(round=jnp.int32(round_))
+    out = simulator.dispatch(state, simulator.plan(round_, 1))
+    return params_of(simulator, out.state)["w"]
+
+  one = simulator_of(1, [noise])
+  alone = [noise_of(one, [k]) for k in range(clients)]
+  later = [noise_of(one, [k], 1) for k in range(clients)]
+  everything = np.stack([*alone, *later])
+  assert np.all(np.abs(everything.std(axis=1) - 1) < 0.4)
+  different = np.corrcoef(everything) - np.eye(len(everything))
+  assert np.abs(different).max() < 0.5
+
+  # The same whoever else takes part, in however many lanes.
+  for lanes in (1, 3):
+    together = simulator_of(lanes, [noise]) if lanes > 1 else one
+    np.testing.assert_allclose(
+      noise_of(together, range(clients)), sum(alone), atol=1e-5
+    )
+
+  twice = simulator_of(1, [noise, noise._replace(name="again")])
+  second = noise_of(twice, [0]) - alone[0]
+  assert abs(second.std() - 1) < 0.4
+  assert abs(np.corrcoef(second, alone[0])[0, 1]) < 0.5
+
+
+# --- lift ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_lifted_state_advances_only_for_clients_that_took_part(lanes):
+  decay = 0.5
+  centres = np.array([[0.0, 1.0], [2.0, -1.0], [4.0, 3.0], [1e30, 0.0]])
+  curvatures = [1, 1, 1, 1e30]  # the last client's update is not finite
+  task, algorithm = mover(2)
+  cohorts = Cohorts(3)
+  lifted = transforms.lift("trace", optimizer(optax.trace, decay=decay))
+  assert lifted.hparams == {"decay": decay}
+  simulator = make_simulator(
+    task,
+    algorithm,
+    quadratic_data(centres, curvatures),
+    work=ONE_STEP,
+    lanes=lanes,
+    transforms=[lifted],
+    sampler=cohorts.sampler,
+  )
+  state = simulator.init()
+  w, traces = np.zeros(2), np.zeros((4, 2))
+  for round_, ids in enumerate([[0, 1], [2, 3], [0, 2, 3], [1], [0, 1, 2]]):
+    cohorts.ids = ids
+    state = simulator.dispatch(state, simulator.plan(round_, 1)).state
+    took_part = [k for k in ids if k != 3]
+    for k in took_part:
+      traces[k] = centres[k] - w + decay * traces[k]
+    w = w + traces[took_part].mean(0)
+    _, (own,) = state.clients
+    np.testing.assert_allclose(own.trace["w"][:4], traces, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+      params_of(simulator, state)["w"], w, rtol=1e-5, atol=1e-6
+    )
+
+
+# --- configs ------------------------------------------------------------------
+
+
+def test_from_config_keeps_the_order():
+  sections = {"gaussian": {"stddev": 0.5}, "clip": {"norm": 2}}
+  chain = transforms.from_config(sections)
+  assert [t.name for t in chain] == ["gaussian", "clip"]
+  assert [t.hparams for t in chain] == [{"stddev": 0.5}, {"norm": 2.0}]
+  assert transforms.from_config({}) == []
+
+
+@pytest.mark.parametrize(
+  ("sections", "error", "match"),
+  [
+    (
+      {"clipp": {"norm": 1.0}},
+      validate.UnknownNameError,
+      r"transforms='clipp' .*mean 'clip'\? Known: clip, gaussian",
+    ),
+    (
+      {"clip": {"nrm": 1.0}},
+      validate.UnknownNameError,
+      r"argument of transforms.clip='nrm' .*mean 'norm'",
+    ),
+    ({"clip": {}}, ValueError, "transforms.clip lacks the argument 'norm'"),
+    ({"clip": {"norm": 0.0}}, ValueError, "transforms.clip.norm=0.0 .*> 0"),
+    ({"clip": {"norm": -1}}, ValueError, "transforms.clip.norm=-1.0 .*> 0"),
+    ({"clip": {"norm": float("nan")}}, ValueError, "transforms.clip.norm=nan"),
+    ({"clip": {"norm": "1"}}, TypeError, "transforms.clip.norm='1' is a str"),
+    (
+      {"gaussian": {"stddev": -0.1}},
+      ValueError,
+      "transforms.gaussian.stddev=-0.1 .*>= 0",
+    ),
+    ({"gaussian": {"stddev": None}}, TypeError, "stddev=None is a NoneType"),
+  ],
+)
+def test_from_config_refuses(sections, error, match):
+  with pytest.raises(error, match=match):
+    transforms.from_config(sections)
