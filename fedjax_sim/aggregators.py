@@ -117,7 +117,8 @@ def median() -> Aggregator:
       last = jnp.maximum(count - 1, 0)
       low = lax.dynamic_index_in_dim(s, last // 2, 0, keepdims=False)
       high = lax.dynamic_index_in_dim(s, (last + 1) // 2, 0, keepdims=False)
-      return jnp.where(count > 0, (low + high) / 2, 0)
+      both = (low + high.astype(_accumulator_dtype(s))) / 2
+      return jnp.where(count > 0, both, 0)
 
     return jax.tree.map(middle, stack)
 

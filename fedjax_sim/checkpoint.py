@@ -1,9 +1,10 @@
 """Checkpoints that are whole or not there, and verified when they are read.
 
-Orbax writes a checkpoint into a temporary folder and renames it, so a kill
-leaves the old one or the new one. What it does not notice is a byte that
-changed on disk: the SHA-256 of every leaf is stored with it and compared at
-restore, and a checkpoint that fails makes way for the one before.
+Orbax writes a checkpoint into a temporary folder, which takes its name when it
+is complete, so a kill leaves the old one or the new one. What orbax does not
+notice is a byte that changed on disk, and a torn file makes it print
+tracebacks: the SHA-256 of every file is compared before it reads, that of
+every leaf afterwards, and a checkpoint that fails makes way for the one before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +23,11 @@ import jax
 import numpy as np
 
 from fedjax_sim.base import PyTree
+from fedjax_sim.reporting import write_json
 
-_TEMPORARY = "*.orbax-checkpoint-tmp*"
+_UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
+_OVERHEAD = 2**20  # bytes, at most, that a checkpoint has besides its leaves
+_SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
 
 
 class CheckpointError(RuntimeError):
@@ -77,7 +82,7 @@ class Checkpoints:
     self._folder = folder.absolute()
     self._keep = max(2, keep)
     self._folder.mkdir(parents=True, exist_ok=True)
-    self._remove_temporary()
+    self._remove_unfinished()
     self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
   def rounds(self) -> list[int]:
@@ -107,20 +112,23 @@ class Checkpoints:
       "leaves": _leaves(state),
       "sha256": [digest(leaf) for leaf in leaves],
     }
-    sealed = {"record": record, "sha256": _text_digest(record)}
     args = self._ocp.args
-    items = {"record": args.JsonSave(sealed)}
+    items = {"record": args.JsonSave(record)}
     # Orbax refuses arrays without elements; their shapes say it all.
     arrays = {_key(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
     if arrays:
       items["state"] = args.PyTreeSave(arrays)
+    unfinished = self._folder / f"{round_}{_UNFINISHED}"
     try:
+      _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
       for later in self.rounds():
         if later >= round_:
           shutil.rmtree(self._path(later))
-      self._orbax.save(self._path(round_), args.Composite(**items))
+      self._orbax.save(unfinished, args.Composite(**items))
+      write_json(unfinished / _SUMS, _sums(unfinished))
+      os.rename(unfinished, self._path(round_))
     except Exception as error:  # whatever a full disk makes orbax raise
-      self._remove_temporary()
+      self._remove_unfinished()
       left = self.rounds()
       raise CheckpointError(
         f"The checkpoint of round {round_} could not be written to"
@@ -160,10 +168,8 @@ class Checkpoints:
 
   def _read(self, round_: int, like: PyTree) -> Restored:
     args = self._ocp.args
-    sealed = self._load(round_, "record", args.JsonRestore())
-    record = sealed["record"]
-    if _text_digest(record) != sealed["sha256"]:
-      raise ValueError("the SHA-256 of its record differs")
+    _check_files(self._path(round_))
+    record = self._load(round_, "record", args.JsonRestore())
     if record["round"] != round_:
       raise ValueError(f"it is of round {record['round']}")
     _check_leaves(round_, record["leaves"], _leaves(like))
@@ -200,11 +206,11 @@ class Checkpoints:
   def _path(self, round_: int) -> Path:
     return self._folder / str(round_)
 
-  def _remove_temporary(self) -> None:
+  def _remove_unfinished(self) -> None:
     """Removes what a kill or a failed save left."""
-    for path in self._folder.glob(_TEMPORARY):
+    for path in self._folder.glob(f"*{_UNFINISHED}*"):
       with contextlib.suppress(OSError):
-        shutil.rmtree(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:
@@ -239,11 +245,43 @@ def _key(index: int) -> str:
   return f"leaf{index:05d}"
 
 
-def _text_digest(record: dict[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _sums(folder: Path) -> dict[str, str]:
+  """File below the folder -> its SHA-256, but for the file that holds these."""
+  sums = {}
+  for path in sorted(folder.rglob("*")):
+    if path.is_file() and path.name != _SUMS:
+      with path.open("rb") as file:
+        total = hashlib.file_digest(file, "sha256")
+      sums[path.relative_to(folder).as_posix()] = total.hexdigest()
+  return sums
+
+
+def _check_room(folder: Path, size: int) -> None:
+  """Raises OSError if the disk has no room for a checkpoint of `size` bytes.
+
+  Orbax would report it, too, but with a traceback for every file.
+  """
+  path = folder / f"room{_UNFINISHED}"
+  try:
+    with path.open("wb") as file:
+      os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD)
+  finally:
+    path.unlink(missing_ok=True)
+
+
+def _check_files(folder: Path) -> None:
+  """Raises ValueError or OSError for a file that is not as it was written."""
+  wanted = json.loads((folder / _SUMS).read_bytes())
+  found = _sums(folder)
+  for name in sorted(wanted.keys() | found.keys()):
+    if name not in found:
+      raise ValueError(f"{name} is missing")
+    if found[name] != wanted.get(name):
+      raise ValueError(f"the SHA-256 of {name} differs")
 
 
 def _first_line(error: BaseException) -> str:
-  text = str(error).strip() or type(error).__name__
+  text = str(getattr(error, "strerror", None) or error).strip()
+  text = text or type(error).__name__
   line = text.splitlines()[0]
   return line if len(line) <= 200 else line[:200] + "..."

@@ -119,8 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   if not arguments or any(a in _HELP for a in arguments):
     print(USAGE)  # noqa: T201
     return 0 if arguments else 2
-  # Orbax tells every step of a checkpoint; we say what matters ourselves.
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  # Orbax tells every step of a checkpoint, and adds tracebacks to what it
+  # raises; we say what matters ourselves.
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
     from fedjax_sim import validate
 

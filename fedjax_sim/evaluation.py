@@ -9,6 +9,7 @@ client is evaluated with the parameters that it would use itself.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -58,11 +59,12 @@ class ClientMetrics(NamedTuple):
     return means
 
   def overall(self) -> dict[str, float]:
-    """The mean over all examples."""
-    return {
-      name: float(total.sum() / max(self.weight[name].sum(), 1e-30))
-      for name, total in self.total.items()
-    }
+    """The mean over all examples; NaN if none has weight."""
+    means = {}
+    for name, total in self.total.items():
+      weight = self.weight[name].sum()
+      means[name] = float(total.sum() / weight) if weight > 0 else math.nan
+    return means
 
   def summary(self, prefix: str) -> dict[str, float]:
     """Overall means, and mean and percentiles over clients.
@@ -72,9 +74,12 @@ class ClientMetrics(NamedTuple):
         `seen/accuracy/mean` (over clients), `seen/accuracy/p10`, ...
     """
     row = {}
+    overall = self.overall()
     for name, values in self.per_client().items():
-      row[f"{prefix}/{name}"] = self.overall()[name]
-      values = values[~np.isnan(values)]
+      row[f"{prefix}/{name}"] = overall[name]
+      values = values[self.weight[name] > 0]
+      if not len(values):
+        values = np.array([np.nan])
       row[f"{prefix}/{name}/mean"] = float(values.mean())
       for q in PERCENTILES:
         row[f"{prefix}/{name}/p{q}"] = float(np.percentile(values, q))
@@ -183,6 +188,9 @@ class EvaluationSet:
     batch_size: examples of a client that go through the model at once.
     personal: the set's clients are the run's clients, in the same order, so
       each may be evaluated with its own state.
+
+  Raises:
+    ValueError: no client has an example.
   """
 
   def __init__(
@@ -196,6 +204,11 @@ class EvaluationSet:
     batch_size: int,
     personal: bool = False,
   ):
+    if not data.num_examples:
+      raise ValueError(
+        f"None of the {data.num_clients} clients to be evaluated has an"
+        " example; leave the set out, or raise data.heldout_fraction."
+      )
     self.num_clients = data.num_clients
     self._personal = personal and algorithm.personal is not None
     work = cohorts.LocalWork(batch_size=batch_size, shuffle=False)

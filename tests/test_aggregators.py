@@ -16,8 +16,8 @@ from fedjax_sim.data import FederatedData, FederatedDataset
 from problems import make_simulator, params_of, quadratic, sgd
 
 # Client k has SIZES[k] copies of CENTRES[k], so its update is exactly that, and
-# its weight is its size. All numbers are multiples of 1/8: sums are exact.
-SIZES = np.array([1, 5, 2, 4, 3, 2, 1, 3])
+# its weight is its size. Multiples of 1/8 and powers of 2: sums are exact.
+SIZES = np.array([1, 4, 2, 8, 1, 2, 4, 1])
 CENTRES = np.random.default_rng(0).integers(-40, 40, (8, 3)) / 8
 NOT_FINITE = 8  # one more client, whose update overflows
 REFERENCE = {
@@ -63,7 +63,7 @@ def simulator_of(name, lanes, devices, ids):
     task,
     algorithm._replace(finish=finish),
     copies(),
-    work=LocalWork(batch_size=5),
+    work=LocalWork(batch_size=8),
     lanes=lanes,
     devices=devices,
     aggregator=AGGREGATORS[name](),
@@ -176,6 +176,16 @@ def test_sums_are_at_least_float32():
     )
   assert acc.dtype == jnp.float32
   assert acc == 300
-  mean = aggregators.divide(acc, jnp.int32(600), ones[0])
-  assert mean.dtype == jnp.bfloat16
-  assert mean == 0.5
+  assert aggregators.divide(acc, jnp.int32(600)) == 0.5
+
+
+def test_the_median_of_bfloat16_is_float32():
+  """257 lies between two neighbours in bfloat16."""
+  rows = jnp.array([256, 258], jnp.bfloat16)
+  aggregator = aggregators.median()
+  acc = aggregator.add(
+    aggregator.init(rows[0], 2), rows, rows, jnp.ones(2, bool), jnp.int32(0)
+  )
+  found = aggregator.finish(acc, jnp.float32(2), jnp.int32(2))
+  assert found.dtype == jnp.float32
+  assert found == 257

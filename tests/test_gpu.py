@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
 
 from fedjax_sim.algorithms import fedavg
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.distributed import AXIS
 from fedjax_sim.optimizers import optimizer
+from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
 
 pytestmark = pytest.mark.gpu
 
@@ -56,3 +56,12 @@ def test_a_run_ends_where_it_ends_on_the_cpu(lanes):
 def test_many_lanes_are_chosen_where_they_are_faster():
   simulator = simulator_of("auto")
   assert simulator.lane_choice.lanes > 1, simulator.lane_choice.reason
+
+
+def test_a_dispatch_moves_nothing_by_the_way():
+  simulator = simulator_of(4)
+  state = simulator.init()
+  simulator.dispatch(state, simulator.plan(0, 1))  # places the examples
+  with jax.transfer_guard("disallow"):
+    out = simulator.dispatch(state, simulator.plan(0, 1))
+  assert out.rows[0]["clients"] == 100

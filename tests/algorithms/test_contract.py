@@ -1,0 +1,251 @@
+"""What holds of every algorithm: the registry's, and the sketches'."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sim import sampling
+from fedjax_sim.algorithms import ALGORITHMS, fedavg
+from fedjax_sim.base import (
+  Aggregate,
+  Batch,
+  Client,
+  Context,
+  Loss,
+  Metric,
+  Purpose,
+  Task,
+  Variables,
+  key_for,
+)
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.optimizers import optimizer
+from problems import blobs, make_simulator, sgd
+from sketches.adaptive_clipping import adaptive_clipping
+from sketches.ditto import ditto
+from sketches.fedbuff import fedbuff
+from sketches.mimelite import mimelite
+from sketches.scaffold import scaffold
+
+SKETCHES = {
+  "ditto": ditto,
+  "fedbuff": fedbuff,
+  "mimelite": mimelite,
+  "scaffold": scaffold,
+}
+ENTRIES = {**ALGORITHMS, **SKETCHES}
+WITH_TRANSFORM = "fedavg with adaptive clipping"
+SIZES = [3, 5, 2, 4, 6]
+FEATURES = 3
+BATCH = 2
+traces = []
+
+
+def task_of_everything():
+  """Parameters, buffers, frozen variables, and noise from the step's key."""
+
+  def init(key):
+    w = jax.random.normal(key, (FEATURES,))
+    return Variables({"w": w}, {"mean": jnp.zeros(FEATURES)}, {"scale": 0.5})
+
+  def loss(variables, examples, key):
+    traces.append(1)
+    x = examples["x"] + 0.1 * jax.random.normal(key, examples["x"].shape)
+    w = variables.params["w"] * variables.frozen["scale"]
+    gap = w[None] - x - 0.1 * variables.buffers["mean"][None]
+    mean = 0.5 * variables.buffers["mean"] + 0.5 * x.mean(0)
+    value = jnp.sum(gap**2, axis=-1)
+    return Loss(value, jnp.ones_like(value), {"mean": mean})
+
+  def metrics(variables, examples):
+    value = examples["x"] @ variables.params["w"]
+    return {"x": Metric(value, jnp.ones_like(value))}
+
+  arrays = lambda key: jax.tree.map(jnp.asarray, init(key))
+  return Task(arrays, loss, metrics)
+
+
+def build(name):
+  """The algorithm, with the arguments that its signature takes."""
+  given = {
+    "task": task_of_everything(),
+    "client_optimizer": optimizer("adam", learning_rate=0.1, b1=0.8),
+    "server_optimizer": optimizer("sgd", learning_rate=0.7, momentum=0.5),
+    "rate": 0.1,
+  }
+  if name == WITH_TRANSFORM:
+    return fedavg(given["task"], sgd(0.1), sgd(1.0))
+  factory = ENTRIES[name]
+  parameters = inspect.signature(factory).parameters
+  return factory(**{k: v for k, v in given.items() if k in parameters})
+
+
+@functools.cache
+def simulator_of(name, lanes=1):
+  """With three lanes, three rounds go in one dispatch, too."""
+  algorithm = build(name)
+  return make_simulator(
+    task_of_everything(),
+    algorithm,
+    blobs(SIZES, features=FEATURES),
+    sampler=sampling.uniform(*(1, 1) if algorithm.pooled else (5, 3)),
+    work=LocalWork(batch_size=BATCH),
+    transforms=[adaptive_clipping(0.5)] if name == WITH_TRANSFORM else [],
+    lanes=lanes,
+    rounds_per_dispatch=lanes,
+    seed=3,
+  )
+
+
+def run(name, rounds, lanes=1, hparams=None):
+  """The states after every dispatch."""
+  simulator = simulator_of(name, lanes)
+  states = [simulator.init(hparams)]
+  for out in simulator.run(states[0], rounds, hparams=hparams):
+    states.append(out.state)
+  return jax.device_get(states)
+
+
+def shapes(tree):
+  return jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), tree)
+
+
+def assert_close(a, b):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), a, b
+  )
+
+
+every = pytest.mark.parametrize("name", [*ENTRIES, WITH_TRANSFORM])
+
+
+@every
+def test_the_state_keeps_its_shapes_and_dtypes(name):
+  simulator = simulator_of(name)
+  expected = jax.tree.map(lambda x: (x.shape, x.dtype), simulator.state_shapes)
+  for state in run(name, 4):
+    assert shapes(state) == expected
+    assert all(
+      np.isfinite(x).all()
+      for x in jax.tree.leaves(state)
+      if np.issubdtype(x.dtype, np.floating)
+    )
+
+
+@every
+def test_the_global_model_is_one_of_the_tasks(name):
+  algorithm = build(name)
+  model = task_of_everything().init(jax.random.key(0))
+  first, *_, last = run(name, 4)
+  for state in (first, last):
+    assert shapes(algorithm.variables(state.server)) == shapes(model)
+    if algorithm.personal is not None:
+      row = jax.tree.map(lambda x: x[0], state.clients[0])
+      own = algorithm.personal(algorithm.broadcast(state.server), row)
+      assert shapes(own) == shapes(model)
+  before, after = (algorithm.variables(s.server) for s in (first, last))
+  assert np.abs(after.params["w"] - before.params["w"]).max() > 1e-3
+  assert np.abs(after.buffers["mean"]).max() > 1e-3
+  assert after.frozen == before.frozen
+
+
+@every
+def test_one_trace_serves_all_rounds_cohorts_and_hyper_parameters(name):
+  simulator = simulator_of(name)
+  usual = run(name, 2)[-1]
+  traced = len(traces)
+  run(name, 6)
+  changed = 0
+  leaves, treedef = jax.tree.flatten(simulator.hparams)
+  for i in range(len(leaves)):
+    other = [0.8 * v if j == i else v for j, v in enumerate(leaves)]
+    after = run(name, 2, hparams=jax.tree.unflatten(treedef, other))[-1]
+    differs = [
+      not np.array_equal(a, b)
+      for a, b in zip(
+        jax.tree.leaves(after), jax.tree.leaves(usual), strict=True
+      )
+    ]
+    changed += any(differs)
+  assert changed == len(leaves)  # each has a say
+  assert len(traces) == traced
+  assert simulator.compilations == 1
+
+
+@every
+def test_lanes_and_rounds_per_dispatch_change_no_result(name):
+  assert_close(run(name, 5, lanes=3)[-1], run(name, 5, lanes=1)[-1])
+
+
+def by_hand(simulator, state):
+  """One round as a plain loop over clients and steps, nothing compiled."""
+  algorithm, (plan,) = simulator.algorithm, simulator.plan(0, 1).plans
+  hparams = jax.tree.map(jnp.float32, simulator.hparams)
+  message = algorithm.broadcast(state.server)
+  table, ids, reports = state.clients[0], [], []
+  for where in np.argwhere(plan.client >= 0):
+    where = tuple(where)
+    ident = int(plan.client[where])
+    client = Client(
+      message=algorithm.download(message, jnp.int32(0)),
+      state=jax.tree.map(lambda x, i=ident: jnp.asarray(x[i]), table),
+      hparams=hparams,
+      id=jnp.int32(ident),
+      version=jnp.int32(0),
+      num_examples=jnp.int32(plan.num_examples[where]),
+      num_steps=jnp.asarray(plan.num_steps[where]),
+      round=jnp.int32(0),
+      key=key_for(simulator.seed, Purpose.CLIENT, 0, ident),
+    )
+    carries = []
+    for p, walked in enumerate(algorithm.passes):
+      key = jax.random.fold_in(client.key, p)
+      carry = walked.start(client, *carries)
+      for i in range(plan.num_steps[where][p]):
+        first = plan.start[where][p] + i * simulator.works[p].batch_size
+        entries = plan.order[p][first:][: simulator.works[p].batch_size]
+        rows = np.where(entries < 0, ~entries, entries)
+        examples = {
+          k: jnp.asarray(v[rows])
+          for k, v in simulator.splits[p].examples.items()
+        }
+        batch = Batch(examples, jnp.asarray(entries >= 0))
+        carry = walked.step(client, carry, batch, jax.random.fold_in(key, i))
+      carries.append(carry)
+    ids.append(ident)
+    reports.append(algorithm.finish(client, *carries))
+
+  weights = np.array([float(r.weight) for r in reports])
+  mean = lambda *x: jnp.asarray(np.average(x, axis=0, weights=weights))
+  aggregate = Aggregate(
+    update=jax.tree.map(mean, *[r.update for r in reports]),
+    buffers=jax.tree.map(mean, *[r.buffers for r in reports]),
+    statistics=jax.tree.map(mean, *[r.statistics for r in reports]),
+    weight=jnp.float32(weights.sum()),
+    clients=jnp.int32(len(reports)),
+  )
+  context = Context(
+    hparams=hparams,
+    round=jnp.int32(0),
+    key=key_for(simulator.seed, Purpose.SERVER, 0),
+    num_clients=simulator.num_clients,
+  )
+  server = algorithm.apply(state.server, aggregate, context)
+  for ident, report in zip(ids, reports, strict=True):
+    table = jax.tree.map(
+      lambda x, new, i=ident: x.at[i].set(new), table, report.state
+    )
+  return server, table
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_compiled_round_does_what_a_plain_loop_does(name):
+  start, after = run(name, 1)
+  start = jax.tree.map(jnp.asarray, start)
+  server, table = by_hand(simulator_of(name), start)
+  assert_close(after.server, jax.device_get(server))
+  assert_close(after.clients[0], jax.device_get(table))

@@ -1,0 +1,212 @@
+"""Evaluation against numpy, client by client."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sim.algorithms import fedavg
+from fedjax_sim.base import Metric, Task, Variables
+from fedjax_sim.data import FederatedData
+from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
+from problems import MODELS, blobs, make_simulator, sgd, train
+from sketches.ditto import ditto
+
+SEEN = [3, 0, 5, 1, 9, 0]
+UNSEEN = [2, 7, 4]
+BATCH = 4
+
+
+def part_of(sizes, seed):
+  """More clients with the blobs of `blobs`, of these sizes."""
+  drawn = blobs([max(1, sum(sizes))], seed=seed).train.examples
+  return FederatedData(
+    examples={k: v[: sum(sizes)] for k, v in drawn.items()},
+    offsets=np.append(0, np.cumsum(sizes)),
+    allow_empty=True,
+  )
+
+
+def dataset(test_size=11):
+  return dataclasses.replace(
+    blobs([4, 2, 6, 3, 5, 2]),
+    seen=part_of(SEEN, 1),
+    unseen=part_of(UNSEEN, 2),
+    test=dict(part_of([test_size], 3).examples),
+  )
+
+
+def simulator_of(algorithm, task, data, lanes=1, devices=1):
+  simulator = make_simulator(
+    task, algorithm, data, lanes=lanes, devices=devices
+  )
+  runtime = dataclasses.replace(simulator.runtime, eval_batch_size=BATCH)
+  return dataclasses.replace(simulator, runtime=runtime)
+
+
+def random_params(params, seed):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params
+  )
+
+
+def in_numpy(params, examples):
+  """(loss, hit) of each example under logistic regression, float64."""
+  bias, kernel = (np.float64(x) for x in jax.tree.leaves(params))
+  logits = np.float64(examples["x"]) @ kernel + bias
+  y = examples["y"]
+  top = logits.max(1)
+  norm = np.log(np.exp(logits - top[:, None]).sum(1)) + top
+  return norm - logits[np.arange(len(y)), y], logits.argmax(1) == y
+
+
+def check_clients(metrics, data, params_by_client):
+  """The metrics of every client of `data`, NaN for those without examples."""
+  per_client = metrics.per_client()
+  for name, which in (("loss", 0), ("accuracy", 1)):
+    expected = [
+      in_numpy(params_by_client[k], data.client(k))[which].mean()
+      if data.sizes[k]
+      else np.nan
+      for k in range(data.num_clients)
+    ]
+    np.testing.assert_allclose(per_client[name], expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(metrics.weight["loss"], data.sizes)
+
+
+@pytest.mark.parametrize(
+  ("lanes", "devices", "test_size"),
+  [(1, 1, 11), (3, 1, 12), (2, 2, 3), (6, 1, 1)],
+)
+def test_metrics_are_numpys_whatever_lanes_devices_and_sizes(
+  lanes, devices, test_size
+):
+  data = dataset(test_size)
+  task = MODELS["lr"](data)
+  simulator = simulator_of(
+    fedavg(task, sgd(0.1), sgd(1.0)), task, data, lanes, devices
+  )
+  state = simulator.init()
+  server = state.server
+  params = random_params(server.variables.params, 0)
+  variables = server.variables._replace(params=params)
+  state = simulator.place(
+    state._replace(server=server._replace(variables=variables))
+  )
+
+  row = simulator.evaluate(state)
+  loss, hit = in_numpy(params, data.test)
+  assert row["test/loss"] == pytest.approx(loss.mean(), rel=1e-5)
+  assert row["test/accuracy"] == pytest.approx(hit.mean(), rel=1e-6)
+  assert 0 < hit.mean() <= 1
+  for name, part in (("seen", data.seen), ("unseen", data.unseen)):
+    same = [params] * part.num_clients
+    check_clients(simulator.evaluate_clients(state, name), part, same)
+    loss, hit = in_numpy(params, part.examples)
+    assert row[f"{name}/loss"] == pytest.approx(loss.mean(), rel=1e-5)
+    assert row[f"{name}/accuracy"] == pytest.approx(hit.mean(), rel=1e-6)
+    owner = np.repeat(np.arange(part.num_clients), part.sizes)
+    means = [loss[owner == k].mean() for k in np.unique(owner)]
+    assert row[f"{name}/loss/mean"] == pytest.approx(np.mean(means), rel=1e-5)
+    for q in (10, 50, 90):
+      assert row[f"{name}/loss/p{q}"] == pytest.approx(
+        np.percentile(means, q), rel=1e-5
+      )
+  assert all(np.isfinite(v) for v in row.values())
+
+
+def test_personal_models_are_evaluated_on_their_own_clients():
+  data = dataset()
+  task = MODELS["lr"](data)
+  simulator = simulator_of(ditto(task, 0.3, 0.1), task, data, lanes=3)
+  state = train(simulator, 2)
+  params = state.server.variables.params
+  table = state.clients[0]
+  own = [jax.tree.map(lambda x, k=k: x[k], table) for k in range(len(SEEN))]
+
+  seen = simulator.evaluate_clients(state, "seen")
+  check_clients(seen, data.seen, own)
+  globally = in_numpy(params, data.seen.client(4))[0].mean()
+  assert abs(seen.per_client()["loss"][4] - globally) > 0.01
+  check_clients(
+    simulator.evaluate_clients(state, "unseen"), data.unseen, [params] * 3
+  )
+  row = simulator.evaluate(state)
+  loss, _ = in_numpy(params, data.test)
+  assert row["test/loss"] == pytest.approx(loss.mean(), rel=1e-5)
+
+
+def test_examples_count_by_their_weight():
+  data = dataset()
+
+  def metrics(variables, examples):
+    n = examples["y"].astype(jnp.float32)  # the classes 0, 1 and 2
+    return {"x": Metric(examples["x"][:, 0] * n, n)}
+
+  task = Task(lambda key: Variables(jnp.zeros(1)), lambda *_: None, metrics)
+  algorithm = fedavg(task, sgd(0.1), sgd(1.0))
+  simulator = make_simulator(task, algorithm, data)
+  part = EvaluationSet(
+    task, algorithm, data.seen, mesh=simulator.mesh, lanes=2, batch_size=BATCH
+  )
+  out = part(simulator.init())
+  x, y = data.seen.examples["x"][:, 0], data.seen.examples["y"]
+  owner = np.repeat(np.arange(len(SEEN)), SEEN)
+  weight = np.bincount(owner, y, len(SEEN))
+  assert weight[3] == 0 < SEEN[3]  # a client whose examples weigh nothing
+  total = np.bincount(owner, x * y, len(SEEN))
+  np.testing.assert_array_equal(out.weight["x"], weight)
+  with np.errstate(invalid="ignore"):
+    np.testing.assert_allclose(out.per_client()["x"], total / weight, rtol=1e-5)
+  assert out.overall()["x"] == pytest.approx(np.average(x, weights=y), rel=1e-5)
+
+
+def test_the_summary_leaves_out_clients_without_examples():
+  metrics = ClientMetrics(
+    total={"a": np.array([1.0, 0.0, 6.0, 5.0])},
+    weight={"a": np.array([1.0, 0.0, 2.0, 10.0])},
+  )
+  np.testing.assert_array_equal(metrics.per_client()["a"], [1, np.nan, 3, 0.5])
+  assert metrics.summary("seen") == {
+    "seen/a": pytest.approx(12 / 13),
+    "seen/a/mean": pytest.approx(1.5),
+    "seen/a/p10": pytest.approx(0.6),
+    "seen/a/p50": pytest.approx(1.0),
+    "seen/a/p90": pytest.approx(2.6),
+  }
+
+
+def test_a_mean_of_nan_does_not_hide():
+  """A client whose loss is NaN is not a client without examples."""
+  metrics = ClientMetrics(
+    total={"a": np.array([1.0, np.nan])}, weight={"a": np.ones(2)}
+  )
+  assert np.isnan(metrics.summary("seen")["seen/a/mean"])
+
+
+def test_the_summary_of_nothing_is_nan():
+  nothing = ClientMetrics(total={"a": np.zeros(2)}, weight={"a": np.zeros(2)})
+  row = nothing.summary("seen")
+  assert len(row) == 5
+  assert all(np.isnan(v) for v in row.values())
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 9])
+def test_blocks_hold_all_examples_in_order(count):
+  examples = {"x": np.arange(count)[:, None], "y": np.arange(count)}
+  blocks = as_blocks(examples, 4)
+  sizes = blocks.sizes
+  assert np.all(sizes[:-1] == 4)
+  assert 1 <= sizes[-1] <= 4
+  np.testing.assert_array_equal(blocks.examples["y"], np.arange(count))
+
+
+def test_a_set_without_examples_is_refused():
+  data = dataclasses.replace(dataset(), seen=part_of([0] * 6, 1))
+  task = MODELS["lr"](data)
+  simulator = simulator_of(fedavg(task, sgd(0.1), sgd(1.0)), task, data)
+  with pytest.raises(ValueError, match=r"None of the 6 clients .*heldout_frac"):
+    simulator.evaluate(simulator.init())

@@ -1,0 +1,202 @@
+"""The choice of lanes: as logic, on plans, and in a real run."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedjax_sim import cohort as cohorts
+from fedjax_sim import lanes
+from fedjax_sim.algorithms import fedavg
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.lanes import Probe
+from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
+
+GB = 10**9
+
+
+def choose(probes, limit=GB):
+  """The choice, and what was tried; probes: lanes -> (seconds, bytes)."""
+  tried = []
+
+  def probe(size):
+    tried.append(size)
+    return Probe(*probes[size])
+
+  return lanes.choose(probe, sorted(probes), limit), tried
+
+
+# --- the decision -------------------------------------------------------------
+
+
+def test_the_fastest_wins():
+  choice, tried = choose({1: (8, 1), 4: (3, 1), 16: (1, 1), 40: (0.5, 1)})
+  assert choice.lanes == 40
+  assert tried == [1, 4, 16, 40]
+
+
+@pytest.mark.parametrize(("seconds", "best"), [(0.92, 1), (0.90, 4)])
+def test_more_lanes_must_be_faster_by_a_tenth(seconds, best):
+  choice, _ = choose({1: (1.0, 1), 4: (seconds, 1)})
+  assert choice.lanes == best
+
+
+def test_small_gains_add_up():
+  """4 lanes are hardly faster than 1, but 16 are faster than 1 by a tenth."""
+  choice, _ = choose({1: (1.0, 1), 4: (0.95, 1), 16: (0.89, 1)})
+  assert choice.lanes == 16
+
+
+def test_it_stops_where_it_gets_clearly_slower():
+  probes = {1: (1.0, 1), 4: (1.2, 1), 16: (0.1, 1)}
+  choice, tried = choose(probes)
+  assert choice.lanes == 1
+  assert tried == [1, 4]
+  probes[4] = (1.05, 1)  # a little slower: go on
+  choice, tried = choose(probes)
+  assert choice.lanes == 16
+  assert tried == [1, 4, 16]
+
+
+def test_what_does_not_fit_is_not_chosen():
+  probes = {1: (8, GB // 2), 4: (4, GB), 16: (1, GB + 1), 40: (0.1, 2 * GB)}
+  choice, tried = choose(probes)
+  assert choice.lanes == 4
+  assert tried == [1, 4, 16]
+  assert "16: too large, 1000 MB" in choice.reason
+
+
+def test_the_smallest_is_taken_even_if_it_does_not_fit():
+  choice, _ = choose({1: (1, 2 * GB), 4: (0.1, 3 * GB)})
+  assert choice.lanes == 1
+
+
+def test_the_reason_names_what_was_measured():
+  choice, _ = choose({1: (0.0123, 1), 4: (0.5, 1), 16: (0.1, 1)})
+  assert choice.reason == (
+    "predicted time of a round by lanes: 1: 12.3 ms, 4: 500 ms"
+  )
+
+
+@given(size=st.integers(1, 10**6), devices=st.integers(1, 64))
+def test_candidates_grow_up_to_a_devices_share(size, devices):
+  sizes = lanes.candidates(size, devices)
+  assert sizes == sorted(set(sizes))
+  assert sizes[0] == 1
+  assert (sizes[-1] - 1) * devices < size <= sizes[-1] * devices
+  assert all(b <= 4 * a for a, b in itertools.pairwise(sizes))
+  assert len(sizes) <= 11  # one compilation each
+
+
+def test_candidates():
+  assert lanes.candidates(1, 1) == [1]
+  assert lanes.candidates(2, 2) == [1]
+  assert lanes.candidates(10, 1) == [1, 4, 10]
+  assert lanes.candidates(16, 1) == [1, 4, 16]
+  assert lanes.candidates(100, 3) == [1, 4, 16, 34]
+
+
+def test_the_memory_limit_leaves_some():
+  limit = lanes.memory_limit(jax.devices()[0])
+  assert 2**20 < limit < 2**50
+
+
+# --- the plan that is timed ---------------------------------------------------
+
+
+@st.composite
+def plans(draw):
+  sizes = np.array(
+    draw(st.lists(st.integers(1, 200), min_size=1, max_size=40)), np.int64
+  )
+  passes = draw(st.integers(1, 2))
+  works = [LocalWork(batch_size=b) for b in (2, 7)[:passes]]
+  lanes_, devices = draw(st.integers(1, 8)), draw(st.integers(1, 3))
+  shape = cohorts.capacity(
+    [sizes] * passes, works, len(sizes), lanes=lanes_, devices=devices
+  )
+  offsets = np.append(0, np.cumsum(sizes))
+  ids = np.arange(len(sizes))
+  return cohorts.plan([offsets] * passes, works, ids, shape, seed=0, round_=0)
+
+
+def steps_run(plan):
+  """Wave steps that each device runs, by a walk through the plan."""
+  totals = []
+  for device, waves in enumerate(plan.num_waves):
+    total = 0
+    for wave in range(waves):
+      for p in range(plan.num_steps.shape[-1]):
+        total += plan.num_steps[device, wave, :, p].max()
+    totals.append(total)
+  return totals
+
+
+@given(plan=plans())
+def test_a_shortened_plan_is_the_beginning_of_the_plan(plan):
+  short = lanes.shortened(plan)
+  assert np.all(short.num_waves <= plan.num_waves)
+  assert np.all(short.num_steps <= plan.num_steps)
+  np.testing.assert_array_equal(short.num_waves > 0, plan.num_waves > 0)
+  for name in ("client", "start", "num_examples", "version"):
+    np.testing.assert_array_equal(getattr(short, name), getattr(plan, name))
+  for old, new in zip(plan, short, strict=True):
+    if isinstance(old, np.ndarray):
+      assert new.shape == old.shape
+      assert new.dtype == old.dtype
+  # About PROBE_STEPS steps, and no more than the last wave above it.
+  passes = plan.num_steps.shape[-1]
+  for device, (full, some) in enumerate(
+    zip(steps_run(plan), steps_run(short), strict=True)
+  ):
+    assert some <= lanes.PROBE_STEPS * (1 + passes)
+    longest = plan.num_steps[device].max(initial=0)
+    if longest <= lanes.PROBE_STEPS:
+      assert some >= min(full, lanes.PROBE_STEPS)
+  # What predicts the whole round from it counts the steps that are run.
+  assert cohorts.wave_steps(short) == max(steps_run(short))
+  assert cohorts.wave_steps(plan) == max(steps_run(plan))
+
+
+# --- a real run ---------------------------------------------------------------
+
+
+def test_auto_takes_a_candidate_and_changes_no_result():
+  data = blobs([3, 5, 2, 4, 6, 1])
+  task = MODELS["lr"](data)
+
+  def run(width):
+    simulator = make_simulator(
+      task,
+      fedavg(task, sgd(0.2), sgd(1.0)),
+      data,
+      clients_per_round=5,
+      lanes=width,
+    )
+    return simulator, flat(params_of(simulator, train(simulator, 3)))
+
+  auto, params = run("auto")
+  choice = auto.lane_choice
+  assert choice.lanes in lanes.candidates(5, 1) == [1, 4, 5]
+  assert choice.reason.startswith("predicted time of a round by lanes: 1: ")
+  assert auto.compilations == 1
+  given_, same = run(choice.lanes)
+  assert given_.lane_choice == (choice.lanes, "as given")
+  np.testing.assert_array_equal(params, same)
+
+
+def test_auto_measures_nothing_where_there_is_no_choice(monkeypatch):
+  data = blobs([3, 5])
+  task = MODELS["lr"](data)
+  simulator = make_simulator(
+    task,
+    fedavg(task, sgd(0.2), sgd(1.0)),
+    data,
+    clients_per_round=1,
+    lanes="auto",
+  )
+  monkeypatch.setattr(lanes, "choose", None)  # it would be called
+  assert simulator.lane_choice.lanes == 1

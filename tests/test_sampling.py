@@ -1,0 +1,196 @@
+"""Samplers: cohorts by (seed, round), with the probabilities they promise."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedjax_sim.sampling import SAMPLERS, poisson, uniform
+
+SEEDS = st.integers(0, 2**32 - 1)
+ROUNDS = st.integers(0, 2**31 - 1)
+
+
+def included(sampler, num_clients, rounds, seed=0):
+  """Who took part, shape=(rounds, num_clients), bool."""
+  taken = np.zeros((rounds, num_clients), bool)
+  for round_ in range(rounds):
+    taken[round_, sampler.sample(seed, round_)] = True
+  return taken
+
+
+def spread(counts, expected, variance):
+  """Where the counts' spread lies in its distribution, 0 to 1.
+
+  Args:
+    counts: of several events.
+    expected: mean of each.
+    variance: of each.
+  """
+  statistic = np.sum((counts - expected) ** 2 / variance)
+  return scipy.stats.chi2.cdf(statistic, len(counts))
+
+
+# --- both ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@given(
+  seed=SEEDS,
+  round_=ROUNDS,
+  shape=st.integers(1, 300).flatmap(
+    lambda n: st.tuples(st.just(n), st.integers(1, n))
+  ),
+)
+def test_a_cohort_has_no_duplicates_and_is_reproducible(
+  name, seed, round_, shape
+):
+  num_clients, size = shape
+  sampler = SAMPLERS[name](num_clients, size)
+  ids = sampler.sample(seed, round_)
+  assert ids.dtype == np.int64
+  assert ids.shape == (len(ids),)
+  assert len(np.unique(ids)) == len(ids) <= sampler.sizes[-1]
+  assert np.all((ids >= 0) & (ids < num_clients))
+  np.testing.assert_array_equal(
+    SAMPLERS[name](num_clients, size).sample(seed, round_), ids
+  )
+  np.testing.assert_array_equal(
+    sampler.versions(seed, round_, ids), np.zeros(len(ids))
+  )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_cohorts_differ_over_rounds_and_seeds(name):
+  sampler = SAMPLERS[name](1000, 20)
+  cohorts = {
+    tuple(sampler.sample(seed, round_))
+    for seed in (0, 1, 2**32 - 1)
+    for round_ in (0, 1, 2, 2**31 - 1)
+  }
+  assert len(cohorts) == 12
+  # Neighbouring rounds and seeds share no more than chance gives them.
+  taken = included(sampler, 1000, 400)
+  assert abs(np.sum(taken[1:] & taken[:-1]) / 399 - 0.4) < 0.12
+  other = included(sampler, 1000, 400, seed=1)
+  assert abs(np.sum(taken & other) / 400 - 0.4) < 0.12
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_client_is_as_likely(name):
+  num_clients, size, rounds = 40, 10, 4000
+  taken = included(SAMPLERS[name](num_clients, size), num_clients, rounds)
+  rate = size / num_clients
+  variance = rounds * rate * (1 - rate)
+  if name == "uniform":  # counts have a fixed sum, so one degree less
+    variance *= num_clients / (num_clients - 1)
+  where = spread(taken.sum(0), rounds * rate, variance)
+  assert 0.001 < where < 0.999
+
+
+# --- uniform ------------------------------------------------------------------
+
+
+def test_uniform_draws_every_subset_as_often():
+  rounds = 6000
+  sampler = uniform(5, 3)
+  assert sampler.sizes == (3,)
+  assert sampler.expected == 3
+  subsets = list(itertools.combinations(range(5), 3))
+  counts = dict.fromkeys(subsets, 0)
+  for round_ in range(rounds):
+    counts[tuple(int(i) for i in sampler.sample(3, round_))] += 1
+  assert scipy.stats.chisquare(list(counts.values())).pvalue > 0.001
+
+
+def test_uniform_can_take_everybody():
+  np.testing.assert_array_equal(uniform(7, 7).sample(0, 5), np.arange(7))
+
+
+@pytest.mark.parametrize(
+  ("num_clients", "size", "error", "match"),
+  [
+    (10, 11, ValueError, r"clients_per_round=11 exceeds the 10 .* at most 10"),
+    (10, 0, ValueError, "clients_per_round=0 is out of range"),
+    (10, -1, ValueError, "clients_per_round=-1 is out of range"),
+    (10, 2.0, TypeError, "clients_per_round=2.0 is a float"),
+    (10, True, TypeError, "clients_per_round=True is a bool"),
+    (0, 1, ValueError, "num_clients=0 is out of range"),
+  ],
+)
+def test_uniform_refuses(num_clients, size, error, match):
+  with pytest.raises(error, match=match):
+    uniform(num_clients, size)
+
+
+# --- poisson ------------------------------------------------------------------
+
+
+def test_poisson_cohorts_are_binomial():
+  num_clients, rate, rounds = 60, 0.3, 5000
+  sampler = poisson(num_clients, rate * num_clients)
+  assert sampler.expected == rate * num_clients
+  sizes = included(sampler, num_clients, rounds).sum(1)
+  variance = num_clients * rate * (1 - rate)
+  assert abs(sizes.mean() - sampler.expected) < 4 * np.sqrt(variance / rounds)
+  assert abs(sizes.var() / variance - 1) < 4 * np.sqrt(2 / rounds)
+  law = scipy.stats.binom(num_clients, rate)
+  edges = law.ppf(np.linspace(0, 1, 9)[1:-1])  # bins of about 1/8
+  bins = np.searchsorted(edges, sizes)
+  upper = law.cdf(np.append(edges, num_clients))
+  expected = np.diff(upper, prepend=0) * rounds
+  observed = np.bincount(bins, minlength=8)
+  assert scipy.stats.chisquare(observed, expected).pvalue > 0.001
+
+
+def test_poisson_takes_clients_independently():
+  """Every combination of three clients comes as often as by three coins."""
+  rate, rounds = 0.4, 6000
+  taken = included(poisson(3, 3 * rate), 3, rounds)
+  codes = taken @ np.array([1, 2, 4])
+  ones = np.array([int(c).bit_count() for c in range(8)])
+  expected = rounds * rate**ones * (1 - rate) ** (3 - ones)
+  observed = np.bincount(codes, minlength=8)
+  assert scipy.stats.chisquare(observed, expected).pvalue > 0.001
+
+
+@pytest.mark.parametrize(
+  ("num_clients", "expected"), [(1000, 1), (200, 30.5), (50, 50), (3, 0.1)]
+)
+def test_poisson_compiles_for_few_sizes_that_hold_every_cohort(
+  num_clients, expected
+):
+  sampler = poisson(num_clients, expected)
+  sizes = sampler.sizes
+  assert 1 <= len(sizes) <= 3
+  assert list(sizes) == sorted(set(sizes))
+  drawn = np.array([len(sampler.sample(1, r)) for r in range(10_000)])
+  assert drawn.max() <= sizes[-1] <= num_clients
+  assert np.mean(drawn > sizes[0]) < 1e-3
+  if len(sizes) > 1:
+    assert drawn.max() <= sizes[1]
+  law = scipy.stats.binom(num_clients, expected / num_clients)
+  assert law.sf(sizes[0]) < 1e-3  # the smallest is for nearly all rounds
+  assert sizes[0] <= law.isf(1e-9) + 2  # and not wastefully large
+
+
+def test_poisson_with_certainty_takes_everybody():
+  np.testing.assert_array_equal(poisson(4, 4).sample(0, 1), np.arange(4))
+
+
+@pytest.mark.parametrize(
+  ("expected", "error", "match"),
+  [
+    (0.0, ValueError, r"clients_per_round=0.0 .* > 0 and <= 10"),
+    (-1, ValueError, "clients_per_round=-1.0 is out of range"),
+    (10.5, ValueError, r"clients_per_round=10.5 .*<= 10"),
+    (float("nan"), ValueError, "clients_per_round=nan is out of range"),
+    ("3", TypeError, "clients_per_round='3' is a str"),
+  ],
+)
+def test_poisson_refuses(expected, error, match):
+  with pytest.raises(error, match=match):
+    poisson(10, expected)
