@@ -67,6 +67,12 @@ def tree_digest(tree: PyTree) -> str:
   return total.hexdigest()
 
 
+def rounds_in(folder: Path) -> list[int]:
+  """Rounds of which there is a checkpoint, in order."""
+  names = [path.name for path in folder.glob("*")]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
 class Checkpoints:
   """The checkpoints of a run, in a folder of their own.
 
@@ -87,8 +93,7 @@ class Checkpoints:
 
   def rounds(self) -> list[int]:
     """Rounds of which there is a checkpoint, in order."""
-    names = (path.name for path in self._folder.iterdir())
-    return sorted(int(name) for name in names if name.isdecimal())
+    return rounds_in(self._folder)
 
   def save(self, round_: int, state: PyTree, facts: dict[str, Any]) -> None:
     """Writes a checkpoint; returns when it is committed.

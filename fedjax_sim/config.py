@@ -145,7 +145,8 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     raise OSError(f"--config={path}: {error.strerror}") from error
   names: dict[str, Any] = {"__name__": "config", "__file__": path}
   try:
-    exec(compile(source, path, "exec"), names)  # an import leaves __pycache__
+    # Unlike an import it leaves no __pycache__ beside the file.
+    exec(compile(source, path, "exec"), names)
     if "get_config" not in names:
       raise ValueError("it defines no get_config()")
     config = names["get_config"](*([arg] if colon else []))
@@ -323,6 +324,12 @@ def _check_fields(config: ConfigDict) -> None:
       validate.known(
         "config: field", field, [f"runtime.{k}" for k in default.runtime]
       )
+    if section == "transforms":
+      raise TypeError(
+        f"{field}={value!r} is no section; set the fields of a transform."
+      )
+    if isinstance(wanted.get(field), bool) and not isinstance(value, bool):
+      raise TypeError(f"{field}={value!r} is neither True nor False.")
     whole = isinstance(value, int) and not isinstance(value, bool)
     if whole and value > _MOST_WHOLE and field not in _SEEDS:
       raise ValueError(

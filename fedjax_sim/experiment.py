@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,8 +30,7 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
 from fedjax_sim import reporting
-from fedjax_sim.checkpoint import Checkpoints, tree_digest
-from fedjax_sim.cohort import Waste
+from fedjax_sim.checkpoint import Checkpoints, rounds_in, tree_digest
 from fedjax_sim.config import Experiment
 from fedjax_sim.lanes import Choice
 from fedjax_sim.round import RunState
@@ -73,10 +73,9 @@ class Totals:
 
   def add(self, out: Dispatch) -> None:
     """Counts a dispatch."""
-    waste: Waste = out.waste
     self.clients += out.clients
-    self.useful += waste.useful
-    self.computed += waste.useful + waste.batch + waste.step
+    self.useful += out.waste.useful
+    self.computed += out.waste.useful + out.waste.batch + out.waste.step
     self.train_seconds += out.seconds
 
   @property
@@ -113,21 +112,16 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     _print_summary(finished, folder)
     return finished
   experiment = configs.build(config)
-  kept: list[int] = []
+  keep = experiment.schedule.keep_checkpoints
   with _locked(folder), _signals() as received:
     _refuse_other_config(folder, resolved)  # nobody can change it any more
+    saved = folder / "checkpoints"
     try:
       reporting.write_json(folder / "config.json", resolved)
-      with contextlib.closing(
-        Checkpoints(
-          folder / "checkpoints", keep=experiment.schedule.keep_checkpoints
-        )
-      ) as checkpoints:
-        try:
-          summary = _run(experiment, folder, checkpoints, received, began)
-        finally:
-          kept = checkpoints.rounds()
+      with contextlib.closing(Checkpoints(saved, keep=keep)) as checkpoints:
+        summary = _run(experiment, folder, checkpoints, received, began)
     except OSError as error:
+      kept = rounds_in(saved)
       raise WriteError(
         f"The run in {folder} stopped: {error.strerror or error}. "
         + (f"The checkpoint of round {kept[-1]} is intact. " if kept else "")
@@ -146,8 +140,7 @@ def _run(
 ) -> dict[str, Any]:
   """Restores or begins, runs to the end, and sums up."""
   simulator, schedule = experiment.simulator, experiment.schedule
-  warnings: list[str] = []
-  restored = checkpoints.restore(simulator.state_shapes, warnings.append)
+  restored = checkpoints.restore(simulator.state_shapes, _warn)
   if restored is None:
     done, state, before = 0, simulator.init(), Totals()
     choice = simulator.lane_choice
@@ -158,8 +151,9 @@ def _run(
     runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
     simulator = dataclasses.replace(simulator, runtime=runtime)
     state = simulator.place(restored.state)
-    warnings += _changes(restored.facts["environment"], simulator)
+    _warn_of_changes(restored.facts["environment"], _environment(simulator))
   totals = dataclasses.replace(before)
+  stops = (schedule.eval_every, schedule.checkpoint_every)
 
   def count() -> Totals:
     """The totals at this moment."""
@@ -178,10 +172,11 @@ def _run(
     contextlib.closing(
       reporting.EventFiles(folder / "events", first_round=done + 1)
     ) as events,
+    contextlib.closing(
+      simulator.run(state, schedule.rounds, stops=stops)
+    ) as dispatches,
     reporting.Progress(schedule.rounds, done=done) as progress,
   ):
-    for warning in warnings:
-      progress.log(warning, level="warning")
     if restored is not None:
       progress.log(f"Going on after round {done}.")
     progress.log(f"{choice.lanes} lanes a device: {choice.reason}.")
@@ -201,8 +196,6 @@ def _run(
     if restored is None:
       save()
     saved = done
-    stops = (schedule.eval_every, schedule.checkpoint_every)
-    dispatches = simulator.run(state, schedule.rounds, stops=stops)
     sent: RunState | None = None
     while done < schedule.rounds:
       if received:
@@ -328,15 +321,17 @@ def _environment(simulator: Simulator) -> dict[str, str]:
   return {"devices": kind, **_versions()}
 
 
-def _changes(before: dict[str, str], simulator: Simulator) -> list[str]:
-  """A warning, if the environment is not that of the checkpoint."""
-  changed = configs.differences(before, _environment(simulator))
-  if not changed:
-    return []
-  return [
-    f"Since the checkpoint there changed: {'; '.join(changed)}. Results may"
-    " differ in the last digits."
-  ]
+def _warn_of_changes(before: dict[str, str], now: dict[str, str]) -> None:
+  changed = configs.differences(before, now)
+  if changed:
+    _warn(
+      f"Since the checkpoint there changed: {'; '.join(changed)}. Results may"
+      " differ in the last digits."
+    )
+
+
+def _warn(message: str) -> None:
+  print(message, file=sys.stderr)  # noqa: T201
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
@@ -435,7 +430,9 @@ def _signals() -> Iterator[list[int]]:
   def note(number: int, frame: FrameType | None) -> None:
     del frame
     received.append(number)
-    usual()
+    if len(received) > 1:
+      usual()
+      signal.raise_signal(number)
 
   for number in (signal.SIGTERM, signal.SIGINT):
     before[number] = signal.signal(number, note)

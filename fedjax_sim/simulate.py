@@ -267,13 +267,15 @@ class Simulator:
     shared = tuple(t.init(params, own[t.name]) for t in self.transforms)
     return RunState(jnp.zeros((), jnp.int32), seed, server, table, shared)
 
+  @functools.cached_property
+  def _jitted_init(self) -> Callable[..., RunState]:
+    where = distributed.shardings(self.mesh, programs.STATE_SPEC)
+    init: Callable[..., RunState] = jax.jit(self._init, out_shardings=where)
+    return init
+
   def init(self, hparams: HParams | None = None) -> RunState:
     """The state before the first round."""
-    where = distributed.shardings(self.mesh, programs.STATE_SPEC)
-    state: RunState = jax.jit(self._init, out_shardings=where)(
-      np.uint32(self.seed), self._traced(hparams)
-    )
-    return state
+    return self._jitted_init(np.uint32(self.seed), self._traced(hparams))
 
   def place(self, state: PyTree) -> RunState:
     """A state from elsewhere, such as a checkpoint, on the devices."""

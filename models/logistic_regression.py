@@ -7,6 +7,7 @@ import math
 import jax
 from flax import nnx
 
+from fedjax_sim import validate
 from fedjax_sim.base import Task
 from fedjax_sim.tasks import nnx_task
 
@@ -26,8 +27,15 @@ class LogisticRegression(nnx.Module):
 def logistic_regression(
   example_shape: tuple[int, ...], num_classes: int
 ) -> Task:
-  """Multinomial logistic regression with cross-entropy."""
+  """Multinomial logistic regression with cross-entropy.
+
+  Args:
+    example_shape: shape of one input.
+    num_classes: outputs.
+
+  Raises:
+    TypeError, ValueError: a number of classes that is not whole and >= 1.
+  """
   features = math.prod(example_shape)
-  return nnx_task(
-    lambda rngs: LogisticRegression(features, num_classes, rngs=rngs)
-  )
+  classes = validate.whole("num_classes", num_classes)
+  return nnx_task(lambda rngs: LogisticRegression(features, classes, rngs=rngs))

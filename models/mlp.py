@@ -43,8 +43,9 @@ def mlp(
     hidden_sizes: units of each hidden layer.
 
   Raises:
-    TypeError, ValueError: a size that is not a whole number >= 1.
+    TypeError, ValueError: a size or number that is not whole and >= 1.
   """
   hidden = tuple(validate.whole("model.hidden_sizes", h) for h in hidden_sizes)
-  sizes = (math.prod(example_shape), *hidden, num_classes)
+  classes = validate.whole("num_classes", num_classes)
+  sizes = (math.prod(example_shape), *hidden, classes)
   return nnx_task(lambda rngs: MLP(sizes, rngs=rngs))

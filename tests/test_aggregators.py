@@ -85,7 +85,7 @@ def simulator_of(name, lanes, devices, ids):
   ],
 )
 def test_an_aggregate_is_what_numpy_says(name, lanes, devices):
-  ids = []
+  ids: list[int] = []
   simulator = simulator_of(name, lanes, devices, ids)
   start = simulator.init()
   for cohort in COHORTS:

@@ -62,7 +62,7 @@ LIKE = jax.eval_shape(lambda: state_of(0))
 
 
 def same(a, b):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
+  assert str(jax.tree.structure(a)) == str(jax.tree.structure(b))
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     assert x.dtype == y.dtype
     assert x.shape == y.shape
@@ -111,7 +111,7 @@ def test_falls_back_one_after_the_other(open_checkpoints, tmp_path):
   for damaged, left in ((20, 10), (10, 0), (0, None)):
     path = tmp_path / "checkpoints" / str(damaged) / "record" / "metadata"
     flip(path, 30)
-    warnings = []
+    warnings: list[str] = []
     restored = checkpoints.restore(LIKE, warnings.append)
     assert f"round {damaged} is damaged" in "".join(warnings)
     if left is None:
@@ -146,7 +146,7 @@ def test_a_round_can_be_saved_twice(open_checkpoints):
 
 def check_damage(checkpoints, what):
   """The newest checkpoint, of round 2, gives way to the one before."""
-  warnings = []
+  warnings: list[str] = []
   restored = checkpoints.restore(LIKE, warnings.append)
   assert ["round 2 is damaged" in w for w in warnings] == [True], what
   assert restored.round == 1, what
@@ -242,7 +242,7 @@ def test_a_checkpoint_under_another_name_is_damaged(open_checkpoints, tmp_path):
   shutil.copytree(
     tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "7"
   )
-  warnings = []
+  warnings: list[str] = []
   assert checkpoints.restore(LIKE, warnings.append).round == 1
   assert "round 7 is damaged (it is of round 1)" in warnings[0]
 
@@ -328,8 +328,8 @@ def test_the_first_checkpoint_on_a_full_disk(open_checkpoints, tmp_path):
 
 
 def test_digests_see_values_dtypes_and_shapes():
-  x = np.arange(6, dtype=np.float32)
-  others = [
+  x: np.ndarray = np.arange(6, dtype=np.float32)
+  others: list[np.ndarray] = [
     x.astype(np.float64),
     x.view(np.int32),
     x.reshape(2, 3),
@@ -337,7 +337,7 @@ def test_digests_see_values_dtypes_and_shapes():
     x[:0],
   ]
   assert len({digest(a) for a in [x, *others]}) == 6
-  assert digest(np.float32(1)) == digest(np.ones((), np.float32))
+  assert digest(np.asarray(np.float32(1))) == digest(np.ones((), np.float32))
   assert digest(x.reshape(2, 3).T) == digest(np.array(x.reshape(2, 3).T))
   assert tree_digest({"a": x, "b": x[:2]}) == tree_digest([x, x[:2]])
   assert tree_digest([x, x[:2]]) != tree_digest([x[:2], x])

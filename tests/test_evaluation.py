@@ -55,8 +55,8 @@ def random_params(params, seed):
 
 def in_numpy(params, examples):
   """(loss, hit) of each example under logistic regression, float64."""
-  bias, kernel = (np.float64(x) for x in jax.tree.leaves(params))
-  logits = np.float64(examples["x"]) @ kernel + bias
+  bias, kernel = (np.asarray(x, np.float64) for x in jax.tree.leaves(params))
+  logits = np.asarray(examples["x"], np.float64) @ kernel + bias
   y = examples["y"]
   top = logits.max(1)
   norm = np.log(np.exp(logits - top[:, None]).sum(1)) + top
@@ -79,7 +79,7 @@ def check_clients(metrics, data, params_by_client):
 
 @pytest.mark.parametrize(
   ("lanes", "devices", "test_size"),
-  [(1, 1, 11), (3, 1, 12), (2, 2, 3), (6, 1, 1)],
+  [(1, 1, 11), (6, 1, 12), (2, 2, 3)],
 )
 def test_metrics_are_numpys_whatever_lanes_devices_and_sizes(
   lanes, devices, test_size
@@ -146,7 +146,10 @@ def test_examples_count_by_their_weight():
     n = examples["y"].astype(jnp.float32)  # the classes 0, 1 and 2
     return {"x": Metric(examples["x"][:, 0] * n, n)}
 
-  task = Task(lambda key: Variables(jnp.zeros(1)), lambda *_: None, metrics)
+  def loss(variables, examples, key):
+    raise NotImplementedError  # nothing is trained
+
+  task = Task(lambda key: Variables(jnp.zeros(1)), loss, metrics)
   algorithm = fedavg(task, sgd(0.1), sgd(1.0))
   simulator = make_simulator(task, algorithm, data)
   part = EvaluationSet(

@@ -49,7 +49,7 @@ class Net(nnx.Module):
     h = x @ self.base + self.delta(x)
     h = self.dropout(nnx.relu(self.norm(h)))
     if not self.deterministic:
-      h = h + 0.1 * self.rngs.noise.normal(h.shape, h.dtype)
+      h = h + 0.1 * self.rngs.noise.uniform(h.shape, h.dtype)
     return self.head(h)
 
 
@@ -286,9 +286,12 @@ def test_every_lane_step_example_and_stream_has_its_own_masks(kind):
   )
   assert masks.shape == (lanes * steps * batch, 3, UNITS)
   assert 0.4 < masks.mean() < 0.6
-  # Of 72 masks of 7 bits chance makes about 55 distinct. Were one shared by
-  # lanes, steps, examples or streams, there would be 36 at most.
-  assert len(np.unique(masks.reshape(-1, UNITS), axis=0)) > 40
+  # Of 24 masks of 7 bits chance makes about 22 distinct. Were one shared by
+  # lanes, steps or examples, there would be 12 at most.
+  for stream in range(3):
+    assert len(np.unique(masks[:, stream], axis=0)) > 16
+    same = np.all(masks[:, stream] == masks[:, stream - 1], axis=-1)
+    assert same.mean() < 0.2
   np.testing.assert_array_equal(run(KEY), numbers.reshape(lanes, steps, batch))
   assert not np.any(np.ravel(run(jax.random.key(1))) == numbers)
 
@@ -310,7 +313,7 @@ def running(name, variables, examples, batches):
 
 @pytest.mark.parametrize("net", NETS)
 def test_buffers_become_the_weighted_mean_over_clients(net):
-  """Neither clipped, nor negated, nor optimised, nor made a median."""
+  """Neither clipped, nor negated, nor optimised, nor weighted otherwise."""
   task = NETS[net]
   data = blobs(SIZES)
   simulator = make_simulator(
@@ -319,8 +322,8 @@ def test_buffers_become_the_weighted_mean_over_clients(net):
     data,
     work=LocalWork(batch_size=4, shuffle=False, epochs=2),
     lanes=2,
-    aggregator=aggregators.median(),
-    transforms=[transforms.clip(1e-6), transforms.gaussian(0.0)],
+    aggregator=aggregators.sum_(),
+    transforms=[transforms.clip(1e-6)],
   )
   # A partial batch wraps around to the client's first examples.
   walks = {
@@ -354,11 +357,9 @@ def in_float64(task):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-  ("net", "layouts"), [("nnx", [(4, 1), (2, 2)]), ("linen", [(2, 2)])]
+  ("net", "layout"), [("nnx", (4, 1)), ("linen", (2, 2))]
 )
-def test_a_run_with_all_of_it_depends_on_neither_lanes_nor_devices(
-  net, layouts
-):
+def test_a_run_with_all_of_it_depends_on_neither_lanes_nor_devices(net, layout):
   task = in_float64(NETS[net])  # in float32, batch norm magnifies rounding
   data = blobs(SIZES, dtype=np.float64)
 
@@ -380,9 +381,8 @@ def test_a_run_with_all_of_it_depends_on_neither_lanes_nor_devices(
   assert np.abs(flat(first.params) - flat(start.params)).max() > 0.05
   assert np.abs(flat(first.buffers) - flat(start.buffers)).max() > 0.05
   jax.tree.map(np.testing.assert_array_equal, first.frozen, start.frozen)
-  for layout in layouts:
-    _, other = variables_after(*layout)
-    np.testing.assert_allclose(flat(other), flat(first), rtol=1e-9, atol=1e-9)
+  _, other = variables_after(*layout)
+  np.testing.assert_allclose(flat(other), flat(first), rtol=1e-9, atol=1e-9)
 
 
 def test_linen_without_buffers_modes_or_streams():
@@ -436,8 +436,8 @@ def test_function_task():
     variables.params["w"], jax.random.normal(KEY, (2,))
   )
   assert variables.buffers == () == variables.frozen
-  x = np.array([[1.0, 2.0], [-3.0, 1.0], [0.5, -0.5]], np.float32)
-  out = x @ np.asarray(variables.params["w"])
+  x = jnp.array([[1.0, 2.0], [-3.0, 1.0], [0.5, -0.5]])
+  out = np.asarray(x) @ np.asarray(variables.params["w"])
   loss = task.loss(variables, {"x": x}, KEY)
   np.testing.assert_allclose(loss.value, out**2, rtol=1e-5)
   np.testing.assert_array_equal(loss.weight, np.ones(3))
@@ -565,27 +565,28 @@ def dtypes_of(jaxpr, primitive):
 
 
 def mean_of(task, examples):
+  """The mean loss of variables, and the same with its gradient."""
   batch = Batch(examples, jnp.array([True, True, True, False]))
 
   def mean(variables):
     return base.mean_loss(task, variables, batch, KEY)
 
-  def gradient(variables):
-    mean_by = lambda params: mean(variables._replace(params=params))
-    return jax.grad(mean_by, has_aux=True)(variables.params)
+  def both(variables):
+    by_params = lambda params: mean(variables._replace(params=params))
+    return jax.value_and_grad(by_params, has_aux=True)(variables.params)
 
-  return mean, gradient
+  return mean, both
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_compute_dtype_lowers_the_products_and_nothing_else(net):
   full, variables, examples = NETS[net], variables_of(net), batch_of()
   task = with_compute_dtype(full, jnp.bfloat16)
-  mean, gradient = mean_of(task, examples)
+  mean, both = mean_of(task, examples)
 
   low, single = {np.dtype(jnp.bfloat16)}, {np.dtype("float32")}
   forward = jax.make_jaxpr(mean)(variables).jaxpr
-  backward = jax.make_jaxpr(gradient)(variables).jaxpr
+  backward = jax.make_jaxpr(both)(variables).jaxpr
   evaluated = jax.make_jaxpr(task.metrics)(variables, examples).jaxpr
   assert dtypes_of(forward, "dot_general") == low
   assert dtypes_of(backward, "dot_general") == low
@@ -593,20 +594,20 @@ def test_compute_dtype_lowers_the_products_and_nothing_else(net):
   assert dtypes_of(forward, "reduce_sum") == single
   assert dtypes_of(forward, "log") == single
   shapes = jax.eval_shape(
-    lambda v: (mean(v), gradient(v), task.metrics(v, examples), task.init(KEY)),
+    lambda v: (both(v), task.metrics(v, examples), task.init(KEY)),
     variables,
   )
   assert {x.dtype for x in jax.tree.leaves(shapes)} == single
 
-  value, (buffers, _) = jax.jit(mean)(variables)
-  slope, _ = jax.jit(gradient)(variables)
-  mean, gradient = mean_of(full, examples)
-  reference, (other_buffers, _) = jax.jit(mean)(variables)
+  (value, (buffers, _)), slope = jax.jit(both)(variables)
+  (reference, (other_buffers, _)), exact = jax.jit(mean_of(full, examples)[1])(
+    variables
+  )
   np.testing.assert_allclose(value, reference, rtol=0.03)
   assert value != reference
   np.testing.assert_allclose(flat(buffers), flat(other_buffers), atol=0.03)
-  exact = flat(jax.jit(gradient)(variables)[0])
-  error = np.linalg.norm(flat(slope) - exact) / np.linalg.norm(exact)
+  error = np.linalg.norm(flat(slope) - flat(exact))
+  error /= np.linalg.norm(flat(exact))
   assert 0 < error < 0.1
 
 
@@ -619,12 +620,13 @@ def test_a_run_in_bfloat16_keeps_float32_and_learns_the_same():
       task, fedavg(task, sgd(0.1), sgd(1.0)), data, lanes=2
     )
     state = simulator.init()
-    rows = []
+    losses = []
     for out in simulator.run(state, 4):
-      state, rows = out.state, rows + out.rows
+      state = out.state
+      losses += [row["train/loss"] for row in out.rows]
     params = params_of(simulator, state)
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
-    return flat(params), [row["train/loss"] for row in rows]
+    return flat(params), losses
 
   params, losses = run(full)
   low_params, low_losses = run(with_compute_dtype(full, jnp.bfloat16))
@@ -636,21 +638,19 @@ def test_a_run_in_bfloat16_keeps_float32_and_learns_the_same():
 @pytest.mark.parametrize("net", NETS)
 def test_remat_gives_the_same_and_recomputes(net):
   full, variables, examples = NETS[net], variables_of(net), batch_of()
-  task = with_remat(full)
-  for plain, remade in zip(
-    mean_of(full, examples), mean_of(task, examples), strict=True
-  ):
-    np.testing.assert_allclose(
-      flat(jax.jit(remade)(variables)),
-      flat(jax.jit(plain)(variables)),
-      rtol=1e-5,
-      atol=1e-6,
-    )
-    primitives = lambda f: {
-      e.primitive.name for e in equations(jax.make_jaxpr(f)(variables).jaxpr)
-    }
-    rematerialised = primitives(remade) - primitives(plain)
-    assert rematerialised & {"remat", "remat2", "checkpoint"}
+  plain = mean_of(full, examples)[1]
+  remade = mean_of(with_remat(full), examples)[1]
+  np.testing.assert_allclose(
+    flat(jax.jit(remade)(variables)),
+    flat(jax.jit(plain)(variables)),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  primitives = lambda f: {
+    e.primitive.name for e in equations(jax.make_jaxpr(f)(variables).jaxpr)
+  }
+  rematerialised = primitives(remade) - primitives(plain)
+  assert rematerialised & {"remat", "remat2", "checkpoint"}
 
 
 def test_remat_and_compute_dtype_together_in_a_round():
@@ -672,7 +672,7 @@ def test_cross_entropy_is_at_least_float32():
   y = np.array([1, 0])
   nll = np.log(np.exp(logits).sum(1)) - logits[[0, 1], y]
   value, weight = tasks.cross_entropy(
-    jnp.asarray(logits, jnp.bfloat16), {"y": y}
+    jnp.asarray(logits, jnp.bfloat16), {"y": jnp.asarray(y)}
   )
   assert value.dtype == weight.dtype == jnp.float32
   np.testing.assert_allclose(value, nll, rtol=1e-6)

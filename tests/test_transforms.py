@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.stats
+import scipy.stats  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -133,7 +133,7 @@ def test_gaussian_moments():
   stddev = 0.25
   out, state, aux = apply(zeros, (), (), {"stddev": jnp.float32(stddev)}, KEY)
   assert (state, aux) == ((), ())
-  a, b = np.float64(out["a"]), np.float64(out["b"])
+  a, b = (np.asarray(out[k], np.float64) for k in ("a", "b"))
   for leaf in (a, b):
     assert scipy.stats.kstest(leaf / stddev, "norm").pvalue > 0.01
     assert abs(leaf.mean()) < 4 * stddev / np.sqrt(len(leaf))
@@ -229,7 +229,7 @@ def test_a_lifted_state_advances_only_for_clients_that_took_part(lanes):
 
 
 def test_from_config_keeps_the_order():
-  sections = {"gaussian": {"stddev": 0.5}, "clip": {"norm": 2}}
+  sections = {"gaussian": {"stddev": 0.5}, "clip": {"norm": 2.0}}
   chain = transforms.from_config(sections)
   assert [t.name for t in chain] == ["gaussian", "clip"]
   assert [t.hparams for t in chain] == [{"stddev": 0.5}, {"norm": 2.0}]

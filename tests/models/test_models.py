@@ -71,7 +71,7 @@ def test_logistic_regression_is_linear_and_starts_from_zeros():
   variables = jax.tree.map(
     lambda x: jnp.array(rng.normal(size=x.shape), x.dtype), variables
   )
-  bias, kernel = (np.float64(x) for x in jax.tree.leaves(variables))
+  bias, kernel = (np.asarray(x) for x in jax.tree.leaves(variables))
   logits = examples["x"].reshape(5, 6) @ kernel + bias
   np.testing.assert_allclose(
     task.loss(variables, examples, KEY).value,
@@ -94,8 +94,8 @@ def test_mlp_has_relu_between_its_layers():
     lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), variables
   )
   examples = batch_of((2, 3))
-  h = np.float64(examples["x"].reshape(5, 6))
-  arrays = [np.float64(x) for x in jax.tree.leaves(variables)]
+  h = np.asarray(examples["x"].reshape(5, 6), np.float64)
+  arrays = [np.asarray(x, np.float64) for x in jax.tree.leaves(variables)]
   for i in range(0, 6, 2):
     h = h @ arrays[i + 1] + arrays[i]
     h = np.maximum(h, 0) if i < 4 else h

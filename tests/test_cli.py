@@ -1,0 +1,216 @@
+"""The command line: what it prints, what it returns, what it leaves."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from fedjax_sim import cli, distributed, experiment
+from fedjax_sim.checkpoint import CheckpointError
+from fedjax_sim.simulate import NoClientsLeftError
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = ROOT / "configs" / "digits_fedavg.py"
+SMOKE = f"--config={DIGITS}:smoke"
+
+
+@pytest.fixture(autouse=True)
+def prepared(monkeypatch, tmp_path):
+  """JAX is in use already, and the working folder is an empty one."""
+  monkeypatch.setattr(distributed, "setup", lambda: None)
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+  """Runs a command that must fail before anything is done; its message."""
+
+  def call(*arguments):
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fedjax-sim: error: ")
+    assert err.count("\n") == 1
+    assert len(err) < 1000
+    assert sorted(tmp_path.rglob("*")) == before
+    return err
+
+  return call
+
+
+@pytest.mark.parametrize(
+  ("field", "words"),
+  [
+    ("client.learnin_rate=1", ["learnin_rate", "'learning_rate'"]),
+    ("sede=1", ["--config.sede", "'seed'"]),
+    ("client.batch_size=0", ["client.batch_size=0", ">= 1"]),
+    ("client.batch_size=many", ["client.batch_size", "a whole number"]),
+    ("server.rounds=0", ["server.rounds=0", ">= 1"]),
+    ("server.clients_per_round=91", ["server.clients_per_round=91", "90"]),
+    ("algorithm.name=fedvag", ["algorithm.name", "'fedavg'", "centralized"]),
+    ("runtime.lanes=many", ["runtime.lanes", "'auto'"]),
+    ("runtime.devices=99", ["runtime.devices=99"]),
+    ("data.name=npz", ["npz", "data.alpha"]),
+  ],
+)
+def test_wrong_fields_leave_nothing(refused, field, words):
+  err = refused("run", SMOKE, "--workdir=run", f"--config.{field}")
+  assert all(word in err for word in words), err
+  err = refused("describe", SMOKE, f"--config.{field}")
+  assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["run", SMOKE], ["--workdir=... is missing"]),
+    (["run", SMOKE, "--workdir="], ["--workdir=... is missing"]),
+    (["run", "--workdir=run"], ["--config=... is missing"]),
+    (["describe"], ["--config=... is missing"]),
+    (["run", SMOKE, "--workdr=run"], ["--workdr", "'--workdir'"]),
+    (["run", SMOKE, "--workdir"], ["--workdir lacks its value"]),
+    (["run", "--workdir", SMOKE], ["--workdir lacks its value"]),
+    (["run", SMOKE, "run"], ["unexpected argument 'run'"]),
+    (["run", SMOKE, "-workdir=run"], ["unexpected argument '-workdir=run'"]),
+    (["describe", SMOKE, "--workdir=run"], ["--workdir", "--config"]),
+    (["list", "algorithms"], ["unexpected argument 'algorithms'"]),
+    (["list", "--config=a.py"], ["--config"]),
+    (["rum"], ["'rum'", "Did you mean 'run'", "describe"]),
+    (
+      ["run", "--config=configs/nope.py", "--workdir=run"],
+      ["--config=configs/nope.py: there is no such file"],
+    ),
+  ],
+)
+def test_wrong_arguments_leave_nothing(refused, arguments, words):
+  err = refused(*arguments)
+  assert all(word in err for word in words), err
+
+
+def test_a_config_that_raises(refused, tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text("def get_config(arg=''):\n  raise KeyError('boom')\n")
+  err = refused("run", f"--config={path}", "--workdir=run")
+  assert f"--config={path}, line 2: KeyError: 'boom'" in err
+  path.write_text("def get_config(\n")
+  err = refused("describe", f"--config={path}")
+  assert "SyntaxError" in err
+
+
+def test_a_file_in_the_way(refused, tmp_path):
+  (tmp_path / "file").write_text("mine")
+  for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+    err = refused("run", SMOKE, f"--workdir={workdir}")
+    assert f"--workdir={workdir} cannot be written" in err
+
+
+def test_values_may_stand_apart_and_fields_anywhere(capsys):
+  arguments = [
+    *("run", "--config.seed", "3", "--workdir", "run"),
+    *("--config.runtime.devices=1", "--config", f"{DIGITS}:smoke"),
+  ]
+  assert cli.main(arguments) == 0
+  out, err = capsys.readouterr()
+  assert err == ""
+  assert "test/accuracy" in out
+  summary = json.loads(pathlib.Path("run", "summary.json").read_text())
+  assert summary["seed"] == 3
+  assert summary["rounds"] == 2
+  # The same once more, and with another field.
+  assert cli.main(arguments) == 0
+  assert "is finished" in capsys.readouterr().out
+  assert cli.main([*arguments, "--config.seed=4"]) == 2
+  assert "seed: 3 -> 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("error", "code"),
+  [
+    (NoClientsLeftError("all gone"), 1),
+    (CheckpointError("disk full"), 1),
+    (experiment.WriteError("disk full"), 1),
+    (experiment.WorkdirError("in use"), 2),
+    (experiment.ConfigChangedError("other"), 2),
+    (experiment.Interrupted(15, 3, pathlib.Path("run")), 143),
+    (experiment.Interrupted(2, 3, pathlib.Path("run")), 130),
+    (KeyboardInterrupt(), 130),
+    (ImportError("install scikit-learn"), 2),
+  ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code):
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(experiment, "run", fail)
+  assert cli.main(["run", SMOKE, "--workdir=run"]) == code
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert err.startswith("fedjax-sim: ")
+  assert str(error) in err
+  assert err.count("\n") == 1
+
+
+def test_our_own_errors_show_a_traceback(monkeypatch):
+  def fail(*_):
+    raise ZeroDivisionError
+
+  monkeypatch.setattr(experiment, "run", fail)
+  with pytest.raises(ZeroDivisionError):
+    cli.main(["run", SMOKE, "--workdir=run"])
+
+
+def test_debug_shows_a_traceback():
+  wrong = "--config.client.batch_size=0"
+  with pytest.raises(ValueError, match=r"client\.batch_size=0"):
+    cli.main(["--debug", "run", SMOKE, "--workdir=run", wrong])
+
+
+@pytest.mark.parametrize(
+  "arguments", [["help"], ["-h"], ["--help"], ["run", "--help"]]
+)
+def test_help(capsys, arguments):
+  assert cli.main(arguments) == 0
+  out = capsys.readouterr().out
+  assert all(f"fedjax-sim {name}" in out for name in cli.COMMANDS)
+
+
+def test_no_command_shows_help_and_fails(capsys):
+  assert cli.main([]) == 2
+  assert "fedjax-sim run" in capsys.readouterr().out
+
+
+def test_describe_leaves_nothing(capsys, tmp_path):
+  fields = ["--config.model.name=logistic_regression"]
+  fields += ["--config.model.hidden_sizes=None", "--config.runtime.devices=1"]
+  before = sorted(tmp_path.rglob("*"))
+  assert cli.main(["describe", SMOKE, *fields]) == 0
+  out, err = capsys.readouterr()
+  assert err == ""
+  assert "650" in out
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_from_a_shell(tmp_path):
+  """In a process of its own: one line, no traceback."""
+  paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+  wrong = "--config.client.batch_size=0"
+  done = subprocess.run(
+    [sys.executable, "-m", "fedjax_sim", "run", SMOKE, "--workdir=run", wrong],
+    cwd=tmp_path / "here",
+    env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stdout == ""
+  assert done.stderr == (
+    "fedjax-sim: error: client.batch_size=0 is out of range; give a number"
+    " >= 1.\n"
+  )
+  assert not os.listdir(tmp_path / "here")

@@ -1,0 +1,450 @@
+"""Config files load, wrong ones say what is wrong, and none is half right."""
+
+import pathlib
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from fedjax_sim import config
+from fedjax_sim.config import build, default_config, load
+from fedjax_sim.experiment import run
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
+
+START = """
+from fedjax_sim.config import default_config
+
+def get_config(arg=""):
+  config = default_config()
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+  """Writes a config file and returns its path."""
+
+  def write(text):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    return str(path)
+
+  return write
+
+
+def section_of(source, field):
+  *sections, key = field.split(".")
+  for name in sections:
+    source = source[name]
+  return source, key
+
+
+def with_field(field, value):
+  """A quick config with this field, and what must be for it to matter."""
+  source = default_config()
+  key = field.rpartition(".")[2]
+  if key in ("b1", "b2", "eps", "weight_decay"):
+    source[field.split(".")[0]].optimizer = "adamw"
+  if field == "algorithm.mu":
+    source.algorithm.name = "fedprox"
+  if key == "exponent":
+    source.data.partition = "power_law"
+  if key == "shards_per_client":
+    source.data.partition = "shards"
+  if field == "model.hidden_sizes":
+    source.model.name = "mlp"
+  section, key = section_of(source, field)
+  section[key] = value
+  return source
+
+
+def all_fields():
+  """Every field of the default config and its type."""
+  source = default_config()
+  for field, _ in config._fields(source):
+    section, key = section_of(source, field)
+    yield field, section.get_type(key)
+
+
+WHOLE = [field for field, kind in all_fields() if kind is int]
+REAL = [field for field, kind in all_fields() if kind is float]
+BOOL = [field for field, kind in all_fields() if kind is bool]
+
+# What 0 may be: a rate of nothing, or nothing held out.
+ZERO = {
+  "seed",
+  "data.seed",
+  "data.unseen_clients",
+  "data.heldout_fraction",
+  "algorithm.mu",
+  "transforms.gaussian.stddev",
+  *(
+    f"{side}.{key}"
+    for side in ("client", "server")
+    for key in ("learning_rate", "momentum", "weight_decay", "b1", "b2")
+  ),
+}
+
+
+def check_refused(field, value):
+  """The field is named on one line."""
+  with pytest.raises((ValueError, TypeError)) as caught:
+    build(with_field(field, value))
+  message = str(caught.value)
+  assert f"{field}=" in message
+  assert "\n" not in message
+
+
+# --- files --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_runs(path, tmp_path, capsys):
+  source = load(f"{path}:smoke", {"runtime.devices": "1"})
+  assert source.server.rounds <= 5
+  summary = run(source, tmp_path)
+  assert summary["rounds"] == source.server.rounds
+  assert load(str(path)).server.rounds > source.server.rounds
+  capsys.readouterr()
+
+
+def test_an_argument_and_overrides():
+  source = load(
+    f"{DIGITS}:smoke",
+    {
+      "client.learning_rate": "1",
+      "client.batch_size": "4",
+      "client.shuffle": "false",
+      "client.steps": "3",
+      "data.alpha": "None",
+      "model.hidden_sizes": "(8, 4)",
+      "runtime.lanes": "auto",
+      "transforms.clip.norm": "2.5",
+    },
+  )
+  assert source.server.rounds == 2
+  assert source.client.learning_rate == 1.0
+  assert isinstance(source.client.learning_rate, float)
+  assert source.client.batch_size == 4
+  assert source.client.shuffle is False
+  assert source.client.steps == 3
+  assert source.data.alpha is None
+  assert source.model.hidden_sizes == (8, 4)
+  assert source.runtime.lanes == "auto"
+  assert source.transforms.clip.norm == 2.5
+  assert source.is_locked
+  assert source != load(f"{DIGITS}:smoke")
+
+
+def test_a_file_may_add_fields_and_flags_set_them(written):
+  path = written(
+    START
+    + "  config.server.nesterov = False\n"
+    + "  config.server.momentum = 0.9\n"
+    + "  return config\n"
+  )
+  source = load(path, {"server.nesterov": "True"})
+  assert source.server.nesterov is True
+  build(source)
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("client.learnin_rate=1", "'learnin_rate'.* Did you mean 'learning_rate'"),
+    ("clent.learning_rate=1", "'clent' .* Did you mean 'client'"),
+    ("sed=1", "'sed' .* Did you mean 'seed'"),
+    ("seed.x=1", "seed is a field and no section"),
+    ("client=1", "client is a section; .* batch_size"),
+    ("transforms.clip=1", "clip is a section; .* norm"),
+    ("client.=1", "field='' is unknown"),
+    ("client.batch_size=abc", "give a whole number"),
+    ("client.batch_size=1.5", "give a whole number"),
+    ("client.batch_size=", "give a whole number"),
+    ("client.learning_rate=fast", "give a number"),
+    ("client.shuffle=maybe", "give True or False"),
+    ("model.hidden_sizes=64", "give a tuple such as"),
+    ("model.hidden_sizes=(64", "give a tuple such as"),
+    ("model.hidden_sizes=__import__('os')", "give a tuple such as"),
+  ],
+)
+def test_a_wrong_override_is_named(override, message):
+  field, _, text = override.partition("=")
+  with pytest.raises(ValueError, match=message) as caught:
+    load(DIGITS, {field: text})
+  assert str(caught.value).startswith(f"--config.{override}: ")
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("x = 1\n\ndef get_config(:\n", ", line 3: SyntaxError: invalid syntax"),
+    ("import nonexistent_module", ", line 1: ModuleNotFoundError: .*existent"),
+    ("raise RuntimeError('a\\nb')", ", line 1: RuntimeError: a b"),
+    ("x = 1", "defines no get_config"),
+    ("import sys\nsys.exit(3)", ", line 2: SystemExit: 3"),
+    ("def get_config(arg=''):\n  return None", "returned a NoneType"),
+    ("def get_config(arg=''):\n  return {}", "returned a dict"),
+    (START + "  config.client.lr.x = 1\n", ", line 6: AttributeError"),
+    (START + "  config.seed = 'a'\n", ", line 6: TypeError: .*'seed'"),
+    (START + "  open('/nowhere/x')\n", ", line 6: FileNotFoundError"),
+  ],
+)
+def test_a_wrong_file_says_where(written, text, message):
+  path = written(text)
+  with pytest.raises(ValueError, match=message) as caught:
+    load(path)
+  assert str(caught.value).startswith(f"--config={path}")
+  assert "\n" not in str(caught.value)
+
+
+def test_an_argument_that_the_file_does_not_take(written):
+  path = written("def get_config():\n  return 1\n")
+  with pytest.raises(ValueError, match="takes 0 positional arguments"):
+    load(f"{path}:smoke")
+
+
+def test_no_such_file(tmp_path):
+  missing = tmp_path / "nope.py"
+  with pytest.raises(FileNotFoundError) as caught:
+    load(f"{missing}:smoke")
+  assert str(caught.value) == f"--config={missing}: there is no such file"
+  with pytest.raises(OSError, match="Is a directory"):
+    load(str(tmp_path))
+
+
+def test_loading_leaves_nothing_behind(written, tmp_path):
+  load(written(START + "  return config\n"))
+  assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+# --- fields -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", WHOLE)
+@pytest.mark.parametrize("value", [-1, 0, 2**64])
+def test_whole_numbers_out_of_range(field, value):
+  if value or field not in ZERO:
+    check_refused(field, value)
+  else:
+    build(with_field(field, value))
+
+
+@pytest.mark.parametrize("field", REAL)
+@pytest.mark.parametrize(
+  "value", [-1.0, 0.0, 1e39, 1e-60, float("nan"), float("inf"), float("-inf")]
+)
+def test_numbers_out_of_range(field, value):
+  if value or field not in ZERO:
+    check_refused(field, value)
+  else:
+    build(with_field(field, value))
+
+
+@pytest.mark.parametrize("field", [*WHOLE, *REAL])
+def test_large_numbers_build_or_are_named(field):
+  value = 2**31 - 1 if field in WHOLE else 3e38
+  message = f"{field}="
+  try:
+    build(with_field(field, value))
+  except ValueError as error:
+    message = str(error)
+  assert f"{field}=" in message
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("key", ["momentum", "b1", "b2"])
+def test_decays_are_below_1(side, key):
+  check_refused(f"{side}.{key}", 1.0)
+  build(with_field(f"{side}.{key}", 0.999))
+
+
+@pytest.mark.parametrize("field", BOOL)
+def test_neither_true_nor_false(field):
+  check_refused(field, None)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("model.hidden_sizes", (0,)),
+    ("model.hidden_sizes", (8, 1.5)),
+    ("model.hidden_sizes", ("8",)),
+    ("model.hidden_sizes", (10**6, 10**6)),
+    ("model.hidden_sizes", (2**40,)),
+    ("runtime.lanes", "many"),
+    ("runtime.lanes", "1.5"),
+    ("runtime.lanes", "0"),
+    ("runtime.lanes", "-1"),
+    ("runtime.lanes", str(2**31)),
+    ("runtime.lanes", ""),
+    ("runtime.devices", 1000),
+    ("server.clients_per_round", 101),
+    ("data.num_clients", 2000),
+    ("data.unseen_clients", 100),
+    ("data.heldout_fraction", 1.5),
+    ("client.learning_rate", None),
+    ("server.rounds", None),
+    ("seed", 2**32),
+  ],
+)
+def test_values_out_of_range(field, value):
+  check_refused(field, value)
+
+
+@pytest.mark.parametrize(
+  ("field", "near"),
+  [
+    ("data.name", "digits"),
+    ("data.partition", "dirichlet"),
+    ("model.name", "mlp"),
+    ("algorithm.name", "fedavg"),
+    ("algorithm.weighting", "uniform"),
+    ("client.optimizer", "sgd"),
+    ("server.optimizer", "yogi"),
+    ("server.sampling", "poisson"),
+    ("server.aggregator", "weighted_mean"),
+    ("runtime.compute_dtype", "bfloat16"),
+  ],
+)
+def test_unknown_names(field, near):
+  with pytest.raises(ValueError, match=f"Did you mean '{near}'") as caught:
+    build(with_field(field, near + "x"))
+  assert str(caught.value).startswith(f"{field}={near}x".replace("=", "='"))
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("client.b1", 0.9, r"client\.optimizer='sgd': field='client\.b1'"),
+    ("server.eps", 0.9, r"server\.optimizer='sgd': field='server\.eps'"),
+    ("algorithm.mu", 1.0, r"algorithm\.name='fedavg': .*'algorithm\.mu'"),
+    (
+      "model.hidden_sizes",
+      (8,),
+      r"model\.name='logistic_regression': .*hidden",
+    ),
+    ("data.exponent", 2.0, r"data\.partition='dirichlet'.*'exponent'"),
+    ("data.shards_per_client", 2, r"data\.partition='dirichlet'.*shards_per"),
+  ],
+)
+def test_fields_that_nobody_takes(field, value, message):
+  source = default_config()
+  section, key = section_of(source, field)
+  section[key] = value
+  with pytest.raises(ValueError, match=message):
+    build(source)
+
+
+def test_alpha_for_a_loader_that_does_not_take_it(tmp_path):
+  source = default_config()
+  source.data.name = "npz"
+  source.data.alpha = 1.0
+  with pytest.raises(ValueError, match=r"data\.name='npz': .*'data\.alpha'"):
+    build(source)
+
+
+def test_missing_data_names_field_and_variable(tmp_path, monkeypatch):
+  monkeypatch.delenv("FEDJAX_SIM_DATA", raising=False)
+  source = default_config()
+  source.data.name = "npz"
+  with pytest.raises(ValueError, match=r"data\.path .* FEDJAX_SIM_DATA"):
+    build(source)
+  source.data.path = str(tmp_path / "nope.npz")
+  with pytest.raises(FileNotFoundError, match=r"nope\.npz \(from data\.path"):
+    build(source)
+
+
+@pytest.mark.parametrize("field", [field for field, _ in all_fields()])
+def test_a_missing_field_is_named(field):
+  source = default_config()
+  section, key = section_of(source, field)
+  del section[key]
+  with pytest.raises(ValueError, match=rf"^{field} is missing"):
+    build(source)
+
+
+@pytest.mark.parametrize(
+  "field",
+  [
+    "sede",
+    "runtime.lane",
+    "client.learnin_rate",
+    "server.round",
+    "data.num_client",
+    "model.hiden_sizes",
+    "algorithm.weightin",
+    "transforms.clip.norms",
+    "privacy.epsilon",
+  ],
+)
+def test_a_field_too_many_is_named(field):
+  source = default_config()
+  name, _, rest = field.partition(".")
+  if name not in source and rest:
+    source[name] = ConfigDict()
+  section, key = section_of(source, field)
+  section[key] = 1
+  with pytest.raises(ValueError, match="unknown") as caught:
+    build(source)
+  assert (name if name == "privacy" else key) in str(caught.value)
+
+
+def test_transforms_are_sections():
+  source = default_config()
+  source.transforms.clip_norm = 1.0
+  with pytest.raises(TypeError, match=r"transforms\.clip_norm=1\.0 is no sec"):
+    build(source)
+  source = default_config()
+  source.transforms.clop = ConfigDict({"norm": 1.0})
+  with pytest.raises(ValueError, match="'clop' .* Did you mean 'clip'"):
+    build(source)
+
+
+def test_a_pooled_algorithm_checks_the_cohort_too():
+  source = default_config()
+  source.algorithm.name = "centralized"
+  source.server.clients_per_round = 0
+  with pytest.raises(ValueError, match=r"server\.clients_per_round=0"):
+    build(source)
+
+
+# --- what is kept -------------------------------------------------------------
+
+
+def test_resolved_is_json_and_complete():
+  source = load(DIGITS)
+  plain = config.resolved(source)
+  assert plain["model"]["hidden_sizes"] == [64]
+  assert plain["client"]["momentum"] is None
+  assert set(plain) == set(default_config())
+
+
+def test_what_json_cannot_hold_is_named():
+  source = default_config()
+  source.model.activation = jax.nn.relu
+  with pytest.raises(TypeError, match=r"model\.activation holds a "):
+    config.resolved(source)
+
+
+def test_differences_name_fields_and_values():
+  a = config.resolved(load(DIGITS))
+  assert config.differences(a, config.resolved(load(DIGITS))) == []
+  b = config.resolved(
+    load(DIGITS, {"client.steps": "5", "model.hidden_sizes": "(8,)"})
+  )
+  del b["data"]["alpha"]
+  assert config.differences(a, b) == [
+    "client.steps: None -> 5",
+    "data.alpha: 1.0 -> '(missing)'",
+    "model.hidden_sizes: [64] -> [8]",
+  ]
+
+
+def test_a_dispatch_is_no_longer_than_there_is_nothing_to_do():
+  source = load(DIGITS, {"runtime.rounds_per_dispatch": "1000"})
+  assert build(source).simulator.runtime.rounds_per_dispatch == 5
+  source = load(DIGITS)
+  assert build(source).simulator.runtime.rounds_per_dispatch is None

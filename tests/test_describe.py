@@ -1,0 +1,98 @@
+"""`describe` and `list` tell the truth, and do nothing."""
+
+import json
+import pathlib
+
+import jax
+import pytest
+
+from fedjax_sim import config, describe
+from fedjax_sim.simulate import Simulator
+
+DIGITS = str(pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py")
+
+
+LINEAR = {"model__name": "logistic_regression", "model__hidden_sizes": "None"}
+
+
+def described(**overrides):
+  fields = {name.replace("__", "."): text for name, text in overrides.items()}
+  source = config.load(DIGITS, fields)
+  experiment = config.build(source)
+  text = describe.describe(experiment, source)
+  plain, _, facts = text.rpartition("\n\n")
+  assert json.loads(plain) == config.resolved(source)
+  lines = [line.split("  ", 1) for line in facts.splitlines()]
+  return experiment.simulator, {name: value.strip() for name, value in lines}
+
+
+def test_what_would_run():
+  simulator, facts = described(runtime__devices="2")
+  assert facts["parameters"] == "4,810"
+  data = simulator.data
+  assert facts["train"].startswith(
+    f"90 clients, {data.train.num_examples:,} examples ("
+  )
+  assert facts["unseen"].startswith("10 clients, ")
+  assert "seen" not in facts
+  assert facts["test"] == f"{len(data.test['y']):,} examples"
+  assert facts["rounds"] == "200, evaluated every 5"
+  assert facts["clients a round"] == "20 (uniform)"
+  down, up = simulator.bytes_per_client
+  assert down == 4 * 4810
+  assert facts["bytes a client and round"] == f"{down:,} down, {up:,} up"
+  assert facts["devices"] == f"2 x {jax.devices()[0].device_kind}"
+
+
+def test_predicted_memory_is_that_of_the_program():
+  simulator, facts = described(
+    **LINEAR, runtime__lanes="1", runtime__devices="1"
+  )
+  (memory,) = [v for k, v in facts.items() if k.startswith("memory")]
+  program = simulator.program(1, 20)
+  assert memory.startswith(f"{program.device_bytes / 1e6:,.1f} MB (predicted")
+  held = sum(x.nbytes for x in simulator.data.train.examples.values())
+  assert program.device_bytes > held
+
+
+def test_every_choice_of_lanes():
+  _, facts = described(
+    **LINEAR,
+    runtime__lanes="auto",
+    runtime__devices="2",
+    server__clients_per_round="9",
+  )
+  memory = {k: v for k, v in facts.items() if k.startswith("memory")}
+  assert list(memory) == [f"memory a device, {n} lanes" for n in (1, 4, 5)]
+
+
+def test_seen_clients_and_poisson():
+  _, facts = described(
+    **LINEAR,
+    runtime__devices="1",
+    data__heldout_fraction="0.2",
+    data__unseen_clients="None",
+    server__sampling="poisson",
+    server__clients_per_round="2",
+  )
+  assert facts["seen"].startswith("100 clients, ")
+  assert "unseen" not in facts
+  assert facts["clients a round"] == "2 (poisson)"
+
+
+def test_nothing_runs(monkeypatch):
+  for name in ("init", "dispatch", "evaluate", "_call"):
+    monkeypatch.setattr(Simulator, name, pytest.fail)
+  monkeypatch.setattr(jax, "device_put", pytest.fail)
+  described(**LINEAR, runtime__devices="1")
+
+
+def test_the_listing_has_every_name_and_what_it_is():
+  lines = describe.listing().splitlines()
+  for title, registry in describe.REGISTRIES.items():
+    at = lines.index(f"{title}:")
+    for line, name in zip(lines[at + 1 :], registry, strict=False):
+      assert line.split()[0] == name
+      assert len(line.split()) > 2, f"{name} has no docstring"
+      assert len(line) < 120
+  assert "adam, adamax" in lines[-1]

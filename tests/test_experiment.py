@@ -1,0 +1,504 @@
+"""A run in a workdir: its files, its refusals, its signals, a full disk."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from fedjax_sim import checkpoint, config, experiment, reporting
+from fedjax_sim.experiment import (
+  ConfigChangedError,
+  Interrupted,
+  WorkdirError,
+  WriteError,
+)
+from fedjax_sim.simulate import NoClientsLeftError, Simulator
+
+DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
+
+QUICK = {
+  "model.name": "logistic_regression",
+  "model.hidden_sizes": "None",
+  "data.num_clients": "20",
+  "data.unseen_clients": "2",
+  "server.clients_per_round": "6",
+  "server.rounds": "12",
+  "server.eval_every": "5",
+  "client.epochs": "1",
+  "runtime.checkpoint_every": "4",
+  "runtime.devices": "2",
+  "runtime.rounds_per_dispatch": "4",  # ends in rounds 4, 5, 8, 10 and 12
+}
+
+
+def quick(**changes):
+  """A config of 12 rounds; `server__rounds="3"` changes server.rounds."""
+  named = {field.replace("__", "."): text for field, text in changes.items()}
+  return config.load(str(DIGITS), QUICK | named)
+
+
+def no_curves(*_):
+  """Drawing takes longer than a quick run."""
+
+
+@pytest.fixture
+def fast(monkeypatch):
+  monkeypatch.setattr(reporting, "draw_curves", no_curves)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  """The workdir of a run that nothing disturbed."""
+  folder = tmp_path_factory.mktemp("undisturbed") / "run"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(reporting, "draw_curves", no_curves)
+    experiment.run(quick(), folder)
+  return folder
+
+
+def summary_of(folder):
+  return json.loads((folder / "summary.json").read_text())
+
+
+def check_same(folder, undisturbed):
+  """The run ended bit for bit as the undisturbed one."""
+  ours, theirs = summary_of(folder), summary_of(undisturbed)
+  changing = ("wall", "train_s", "per_second", "compilations", "lanes_reason")
+  for name in theirs:
+    if not any(word in name for word in changing):
+      assert ours[name] == theirs[name], name
+  assert ours.keys() == theirs.keys()
+  for name in ("metrics.jsonl", "clients_unseen.csv"):
+    assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def newest(folder):
+  """The newest checkpoint."""
+  return max((folder / "checkpoints").iterdir(), key=lambda p: int(p.name))
+
+
+def at(monkeypatch, owner, name, when, act):
+  """Lets `act` happen before the `when`-th call of owner.name, from 0."""
+  original = getattr(owner, name)
+  count = iter(range(1000))
+
+  def called(*args, **kwargs):
+    if next(count) == when:
+      act()
+    return original(*args, **kwargs)
+
+  monkeypatch.setattr(owner, name, called)
+
+
+# --- what a run leaves --------------------------------------------------------
+
+
+def test_what_a_run_leaves(tmp_path, capfd):
+  folder = tmp_path / "deep" / "run"
+  returned = experiment.run(quick(), folder)
+  out, err = capfd.readouterr()
+  assert err == ""
+  assert "test/accuracy" in out
+  assert str(folder) in out
+  left = {path.name for path in folder.iterdir()} - {".lock"}
+  assert left == {
+    "config.json",
+    "metrics.jsonl",
+    "timings.jsonl",
+    "events",
+    "checkpoints",
+    "curves.png",
+    "summary.json",
+    "clients_unseen.csv",
+  }
+  summary = summary_of(folder)
+  assert summary == reporting.json_file.plain(returned)
+  rows = reporting.read_metrics(folder / "metrics.jsonl")
+  assert [row["round"] for row in rows] == list(range(1, 13))
+  evaluated = [row["round"] for row in rows if "test/accuracy" in row]
+  assert evaluated == [5, 10, 12]
+  for name in ("train/loss", "test/loss", "test/accuracy", "unseen/loss"):
+    assert summary[name] == rows[-1][name]
+  assert summary["rounds"] == 12
+  assert summary["seed"] == 0
+  assert summary["parameters"] == 650
+  assert summary["compilations"] == 1
+  assert summary["lanes"] == 1
+  assert len(summary["devices"]) == 2
+  assert len(summary["params_digest"]) == 64
+  assert 0 <= summary["padding_waste"] < 1
+  assert summary["wall_seconds"] >= summary["train_seconds"] > 0
+  assert summary["clients_per_second"] * summary["train_seconds"] == (
+    pytest.approx(12 * 6)
+  )
+  assert summary["versions"].keys() >= {"fedjax_sim", "jax", "python"}
+  timings = reporting.read_metrics(folder / "timings.jsonl")
+  assert sum(row["rounds"] for row in timings) == 12
+  assert not any("seconds" in key for row in rows for key in row)
+  assert sum(row["train_seconds"] for row in timings) == pytest.approx(
+    summary["train_seconds"]
+  )
+  assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+  assert len(os.listdir(folder / "events")) == 1
+  lines = (folder / "clients_unseen.csv").read_text().splitlines()
+  assert len(lines) == 1 + 2
+  assert config.resolved(quick()) == json.loads(
+    (folder / "config.json").read_text()
+  )
+  assert sorted(os.listdir(folder / "checkpoints"), key=int) == ["4", "8", "12"]
+
+
+def test_the_same_config_gives_the_same_run(tmp_path, fast, undisturbed):
+  experiment.run(quick(), tmp_path / "other")
+  check_same(tmp_path / "other", undisturbed)
+
+
+def test_another_seed_gives_another_run(tmp_path, fast, undisturbed):
+  experiment.run(quick(seed="1"), tmp_path)
+  ours, theirs = summary_of(tmp_path), summary_of(undisturbed)
+  assert ours["params_digest"] != theirs["params_digest"]
+
+
+def test_speed_fields_do_not_change_results(tmp_path, fast, undisturbed):
+  experiment.run(
+    quick(
+      runtime__rounds_per_dispatch="2147483647",
+      runtime__eval_batch_size="2147483647",
+      runtime__checkpoint_every="2147483647",
+      runtime__keep_checkpoints="2147483647",
+    ),
+    tmp_path,
+  )
+  ours, theirs = summary_of(tmp_path), summary_of(undisturbed)
+  assert ours["params_digest"] == theirs["params_digest"]
+  assert ours["train/loss"] == theirs["train/loss"]
+
+
+def test_a_finished_run_says_so(tmp_path, undisturbed, capsys, monkeypatch):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+  monkeypatch.setattr(config, "build", pytest.fail)  # it loads no data
+  assert experiment.run(quick(), folder) == summary_of(undisturbed)
+  assert "is finished" in capsys.readouterr().out
+  assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_from_another_thread(tmp_path, fast, undisturbed):
+  thread = threading.Thread(target=experiment.run, args=(quick(), tmp_path))
+  thread.start()
+  thread.join()
+  check_same(tmp_path, undisturbed)
+
+
+def test_signal_handlers_are_put_back(tmp_path, fast):
+  before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+  experiment.run(quick(server__rounds="1"), tmp_path)
+  after = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+  assert before == after
+
+
+# --- refusals -----------------------------------------------------------------
+
+
+def test_a_changed_config_is_refused(tmp_path, undisturbed):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "summary.json").unlink()
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+  changed = quick(client__learning_rate="0.5", data__heldout_fraction="0.5")
+  with pytest.raises(ConfigChangedError) as caught:
+    experiment.run(changed, folder)
+  assert "client.learning_rate: 0.1 -> 0.5" in str(caught.value)
+  assert "data.heldout_fraction: None -> 0.5" in str(caught.value)
+  assert "seed" not in str(caught.value)
+  assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_missing_config_is_refused(tmp_path, undisturbed, finished):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "config.json").unlink()
+  if not finished:
+    (folder / "summary.json").unlink()
+  with pytest.raises(WorkdirError, match=r"config\.json is missing"):
+    experiment.run(quick(seed="5"), folder)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"seed": '])
+def test_a_damaged_config_is_refused(tmp_path, undisturbed, content):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "config.json").write_text(content)
+  with pytest.raises(WorkdirError, match=r"config\.json is damaged"):
+    experiment.run(quick(), folder)
+
+
+@pytest.mark.parametrize("content", ["", '{"rounds": 12'])
+def test_a_damaged_summary_is_refused(tmp_path, undisturbed, content, fast):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "summary.json").write_text(content)
+  with pytest.raises(WorkdirError, match=r"summary\.json is damaged .*remove"):
+    experiment.run(quick(), folder)
+  (folder / "summary.json").unlink()
+  experiment.run(quick(), folder)
+  check_same(folder, undisturbed)
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_in_the_way(tmp_path, below):
+  (tmp_path / "file").write_text("mine")
+  with pytest.raises(WorkdirError, match="cannot be written"):
+    experiment.run(quick(), tmp_path / "file" / below)
+  assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_workdir_in_use_is_refused(tmp_path, undisturbed):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "summary.json").unlink()
+  before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+  with (folder / ".lock").open() as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(WorkdirError, match="in use by another process"):
+      experiment.run(quick(), folder)
+  after = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+  assert before == after | {folder / ".lock": before[folder / ".lock"]}
+
+
+def test_a_wrong_config_leaves_nothing(tmp_path):
+  with pytest.raises(ValueError, match=r"client\.batch_size=0"):
+    experiment.run(quick(client__batch_size="0"), tmp_path / "run")
+  assert not list(tmp_path.iterdir())
+
+
+def test_metrics_that_lack_rounds_are_refused(tmp_path, undisturbed):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "summary.json").unlink()
+  (folder / "metrics.jsonl").unlink()
+  with pytest.raises(ValueError, match=r"metrics\.jsonl ends with round 0"):
+    experiment.run(quick(), folder)
+
+
+def test_no_clients_left_names_the_round(tmp_path):
+  with pytest.raises(NoClientsLeftError, match=r"Round \d+: .*learning_rate"):
+    experiment.run(quick(client__learning_rate="3e38"), tmp_path)
+
+
+# --- resume -------------------------------------------------------------------
+
+
+def test_signals_stop_after_a_checkpoint(
+  tmp_path, fast, undisturbed, monkeypatch
+):
+  """One run, stopped in everything that it does, and gone on with."""
+  saving = checkpoint.Checkpoints, "save"
+  for owner, name, number, stops_after in [
+    (Simulator, "init", signal.SIGTERM, 0),
+    (Simulator, "program", signal.SIGINT, 4),  # it compiles
+    (Simulator, "dispatch", signal.SIGTERM, 5),
+    (*saving, signal.SIGINT, 8),
+    (Simulator, "evaluate", signal.SIGTERM, 10),
+    (reporting.MetricsFile, "append", signal.SIGINT, None),  # the last round
+  ]:
+    with monkeypatch.context() as patch:
+      at(patch, owner, name, 0, lambda n=number: signal.raise_signal(n))
+      if stops_after is None:
+        experiment.run(quick(), tmp_path)
+        break
+      with pytest.raises(Interrupted, match=number.name) as caught:
+        experiment.run(quick(), tmp_path)
+    assert caught.value.exit_code == 128 + number
+    assert f"after round {stops_after}," in str(caught.value)
+    assert newest(tmp_path).name == str(stops_after)
+  check_same(tmp_path, undisturbed)
+
+
+def test_a_stop_between_all_multiples(tmp_path, fast, monkeypatch, undisturbed):
+  one = {"runtime__rounds_per_dispatch": "1"}
+  with monkeypatch.context() as patch:
+    at(patch, Simulator, "dispatch", 6, lambda: signal.raise_signal(15))
+    with pytest.raises(Interrupted, match="after round 7,"):
+      experiment.run(quick(**one), tmp_path)
+  experiment.run(quick(**one), tmp_path)
+  check_same(tmp_path, undisturbed)
+
+
+def test_a_second_signal_acts_as_usual(
+  tmp_path, fast, undisturbed, monkeypatch
+):
+  def twice():
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+
+  for name in ("init", "dispatch", "evaluate"):
+    with monkeypatch.context() as patch:
+      at(patch, Simulator, name, 0, twice)
+      with pytest.raises(KeyboardInterrupt):
+        experiment.run(quick(), tmp_path)
+  experiment.run(quick(), tmp_path)
+  check_same(tmp_path, undisturbed)
+
+
+class KilledError(BaseException):
+  """Stands for a kill: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize(
+  "name", ["draw_curves", "write_atomically", "write_json"]
+)
+def test_a_kill_while_summing_up(
+  tmp_path, fast, undisturbed, monkeypatch, name
+):
+  def killed(*_):
+    raise KilledError
+
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "summary.json").unlink()
+  with monkeypatch.context() as patch:
+    # write_json writes config.json first.
+    at(patch, reporting, name, name == "write_json", killed)
+    with pytest.raises(KilledError):
+      experiment.run(quick(), folder)
+  assert not (folder / "summary.json").exists()
+  experiment.run(quick(), folder)
+  check_same(folder, undisturbed)
+
+
+def test_a_damaged_checkpoint_falls_back(tmp_path, fast, undisturbed, capfd):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "summary.json").unlink()
+  files = [path for path in newest(folder).rglob("*") if path.is_file()]
+  path = max(files, key=lambda p: p.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  experiment.run(quick(), folder)
+  assert "round 12 is damaged" in capfd.readouterr().err
+  check_same(folder, undisturbed)
+  assert sorted(os.listdir(folder / "checkpoints"), key=int) == ["4", "8", "12"]
+
+
+def test_all_checkpoints_damaged_starts_again(
+  tmp_path, fast, undisturbed, capfd
+):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "summary.json").unlink()
+  for path in (folder / "checkpoints").iterdir():
+    shutil.rmtree(path / "state")
+  experiment.run(quick(), folder)
+  err = capfd.readouterr().err
+  for round_ in (4, 8, 12):
+    assert f"round {round_} is damaged" in err
+  assert "starting again from round 0" in err
+  check_same(folder, undisturbed)
+
+
+@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/*"])
+def test_no_checkpoints_starts_again(tmp_path, fast, undisturbed, gone):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "summary.json").unlink()
+  for path in list(folder.glob(gone)):
+    shutil.rmtree(path)
+  experiment.run(quick(), folder)
+  check_same(folder, undisturbed)
+
+
+def test_other_software_is_told(
+  tmp_path, fast, undisturbed, capfd, monkeypatch
+):
+  folder = shutil.copytree(undisturbed, tmp_path / "run")
+  (folder / "summary.json").unlink()
+  versions = experiment._versions() | {"jax": "99.0"}
+  monkeypatch.setattr(experiment, "_versions", lambda: versions)
+  experiment.run(quick(), folder)
+  err = capfd.readouterr().err
+  assert "jax: " in err
+  assert "-> '99.0'" in err
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"algorithm__name": "centralized", "client__optimizer": "adam"},
+    {
+      "server__optimizer": "adam",
+      "server__learning_rate": "0.01",
+      "transforms__clip__norm": "0.1",
+      "transforms__gaussian__stddev": "0.001",
+      "client__max_examples": "9",
+    },
+  ],
+  ids=["centralized", "server adam"],
+)
+def test_from_every_checkpoint(tmp_path, fast, changes):
+  changes |= {
+    "server__rounds": "3",
+    "server__eval_every": "2",
+    "runtime__checkpoint_every": "1",
+    "runtime__keep_checkpoints": "9",
+  }
+  whole = tmp_path / "whole"
+  experiment.run(quick(**changes), whole)
+  assert len(os.listdir(whole / "checkpoints")) == 4
+  for last in range(3):
+    folder = shutil.copytree(whole, tmp_path / str(last))
+    (folder / "summary.json").unlink()
+    for later in range(last + 1, 4):
+      shutil.rmtree(folder / "checkpoints" / str(later))
+    experiment.run(quick(**changes), folder)
+    check_same(folder, whole)
+  losses = [
+    row["train/loss"] for row in reporting.read_metrics(whole / "metrics.jsonl")
+  ]
+  assert np.isfinite(losses).all()
+  assert len(set(losses)) == 3
+
+
+# --- a full disk --------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _limit(size):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
+  """One run, on a disk that is full in every moment, and gone on with."""
+  saving = checkpoint.Checkpoints, "save"
+  refused = checkpoint.CheckpointError
+  for owner, name, when, error, intact in [
+    (reporting, "write_json", 0, WriteError, None),  # of config.json
+    (*saving, 0, refused, None),
+    (reporting.MetricsFile, "append", 0, WriteError, 0),  # of metrics.jsonl
+    (*saving, 1, refused, 4),
+    (reporting.MetricsFile, "append", 5, WriteError, 8),  # of timings.jsonl
+    (reporting.EventFiles, "write", 0, WriteError, 8),
+    (reporting, "write_json", 1, WriteError, 12),  # of summary.json
+  ]:
+    with _limit(1) as fill, monkeypatch.context() as patch:
+      at(patch, owner, name, when, fill)
+      with pytest.raises(error) as caught:
+        experiment.run(quick(), tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "File too large" in message
+    assert "run the same command again" in message
+    assert "\n" not in message
+    assert ("intact" in message) is (intact is not None)
+    if intact is not None:
+      assert f"round {intact} is intact" in message
+      assert newest(tmp_path).name == str(intact)
+    assert not (tmp_path / "summary.json").exists()
+    assert not list(tmp_path.glob("checkpoints/*[!0-9]*"))
+  experiment.run(quick(), tmp_path)
+  check_same(tmp_path, undisturbed)
+  assert not list(tmp_path.rglob("*tmp*"))
