@@ -74,7 +74,9 @@ class Loss(NamedTuple):
   """The loss of every example of a batch, before the engine masks and means.
 
   Attributes:
-    value: shape=(batch,), float; the mean loss of each example.
+    value: shape=(batch,), float; the mean loss of each example. It must be
+      finite and differentiable where the weight is 0, too: a mask stops a NaN
+      on the way forward, not on the way back.
     weight: shape=(batch,), float; what each example counts: 1, or the number
       of tokens in a sentence.
     buffers: the buffers after this batch.

@@ -26,7 +26,10 @@ def setup(cpu_devices: int | None = None) -> None:
       process may use.
   """
   if cpu_devices is None:
-    cpu_devices = len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+      cpu_devices = len(os.sched_getaffinity(0))
+    else:  # not on macOS
+      cpu_devices = os.cpu_count() or 1
   jax.config.update("jax_num_cpu_devices", cpu_devices)
   jax.config.update("jax_cpu_enable_async_dispatch", False)
 

@@ -50,7 +50,8 @@ def memory_limit(device: jax.Device) -> int:
   if "bytes_limit" in stats:
     free = stats["bytes_limit"]
   else:
-    pages = os.sysconf("SC_AVPHYS_PAGES")
+    known = "SC_AVPHYS_PAGES" in os.sysconf_names  # not on macOS
+    pages = os.sysconf("SC_AVPHYS_PAGES" if known else "SC_PHYS_PAGES")
     free = pages * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
   return int(MEMORY_SHARE * free)
 
@@ -78,12 +79,21 @@ def shortened(plan: Cohort) -> Cohort:
   )
 
 
+def emptied(plan: Cohort) -> Cohort:
+  """The plan without any wave: what a call costs that trains nobody."""
+  return plan._replace(
+    num_waves=np.zeros_like(plan.num_waves),
+    num_steps=np.zeros_like(plan.num_steps),
+  )
+
+
 def choose(
   probe: Callable[[int], Probe], sizes: list[int], limit: int
 ) -> Choice:
   """The number of lanes with the shortest predicted round.
 
-  Goes up the sizes until one is clearly slower than the best or does not fit.
+  Goes up the sizes until one is clearly slower than the best or does not fit;
+  the first is taken even if it does not.
 
   Args:
     probe: lanes -> what was measured.
@@ -94,7 +104,7 @@ def choose(
   tried: list[str] = []
   for size in sizes:
     measured = probe(size)
-    if measured.device_bytes > limit and tried:
+    if measured.device_bytes > limit:
       tried.append(f"{size}: too large, {measured.device_bytes / 1e6:.0f} MB")
       break
     tried.append(f"{size}: {1e3 * measured.seconds:.3g} ms")

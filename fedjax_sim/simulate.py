@@ -210,8 +210,7 @@ class Simulator:
     sizes = lanes.candidates(size, self.mesh.size)
     if len(sizes) == 1:
       return lanes.Choice(sizes[0], "a device has no more clients a round")
-    limit = lanes.memory_limit(self.mesh.devices.flat[0])
-    choice = lanes.choose(self._probe, sizes, limit)
+    choice = lanes.choose(self._probe, sizes, self._memory_limit)
     log.info("%d lanes a device: %s", *choice)
     return choice
 
@@ -219,18 +218,28 @@ class Simulator:
     """Times a short part of the first round with so many lanes."""
     planned = self.plan(0, 1, width)
     program = self.program(*planned.key)
-    steps = cohorts.wave_steps(planned.plans[0])
-    short = [lanes.shortened(planned.plans[0])]
-    probed = planned._replace(plans=short)
-    seconds = math.inf
-    for attempt in range(4):
+    if program.device_bytes > self._memory_limit:
+      return lanes.Probe(math.inf, program.device_bytes)
+    whole = planned.plans[0]
+    short, empty = lanes.shortened(whole), lanes.emptied(whole)
+    fixed = self._seconds(planned._replace(plans=[empty]))
+    some = max(self._seconds(planned._replace(plans=[short])) - fixed, 0.0)
+    share = cohorts.wave_steps(whole) / max(cohorts.wave_steps(short), 1)
+    return lanes.Probe(fixed + some * share, program.device_bytes)
+
+  def _seconds(self, planned: Planned) -> float:
+    """The shortest time of a few calls, after one that warms up."""
+    times = []
+    for _ in range(4):
       state = jax.block_until_ready(self.init())
       began = time.perf_counter()
-      jax.block_until_ready(self._call(state, probed, None))
-      if attempt:  # the first call warms up
-        seconds = min(seconds, time.perf_counter() - began)
-    share = steps / max(cohorts.wave_steps(short[0]), 1)
-    return lanes.Probe(seconds * share, program.device_bytes)
+      jax.block_until_ready(self._call(state, planned, None))
+      times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+  @property
+  def _memory_limit(self) -> int:
+    return lanes.memory_limit(self.mesh.devices.flat[0])
 
   @functools.cached_property
   def hparams(self) -> HParams:
@@ -618,7 +627,7 @@ def simulate(
     eval_every: evaluate after every so many rounds, and after the last.
     hparams: numeric hyper-parameters; None: the algorithm's.
     sampler: another way to draw cohorts.
-    runtime: how fast; by default states stay valid (`donate=False`).
+    runtime: how fast; states stay valid, and a dispatch is one round.
     **arguments: more fields of `Simulator`.
 
   Yields:
@@ -630,9 +639,9 @@ def simulate(
     size = 1 if algorithm.pooled else data.train.num_clients
     count = 1 if algorithm.pooled else clients_per_round
     sampler = sampling.uniform(size, count)
-  if runtime is None:
-    runtime = Runtime(donate=False)
-  runtime = dataclasses.replace(runtime, rounds_per_dispatch=1)
+  runtime = dataclasses.replace(
+    runtime or Runtime(), rounds_per_dispatch=1, donate=False
+  )
   simulator = Simulator(
     task=task,
     algorithm=algorithm,

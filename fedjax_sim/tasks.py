@@ -254,21 +254,32 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
   )
 
 
-def with_compute_dtype(task: Task, dtype: Any) -> Task:
+def with_compute_dtype(
+  task: Task, dtype: Any, *, targets: tuple[str, ...] = ("y",)
+) -> Task:
   """The task computed in `dtype`, e.g. bfloat16.
 
   Parameters, optimisers, updates and their sums stay in float32; losses and
   metrics are reduced in float32.
+
+  Args:
+    task: the task.
+    dtype: what parameters and inputs are cast to before they are used.
+    targets: fields of the examples that are not cast.
   """
 
   def lower(variables: Variables) -> Variables:
     params, buffers, frozen = variables
     return Variables(_cast(params, dtype), buffers, _cast(frozen, dtype))
 
+  def inputs(examples: Examples) -> Examples:
+    return {
+      name: x if name in targets else _cast(x, dtype)
+      for name, x in examples.items()
+    }
+
   def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
-    value, weight, buffers = task.loss(
-      lower(variables), _cast(examples, dtype), key
-    )
+    value, weight, buffers = task.loss(lower(variables), inputs(examples), key)
     buffers = jax.tree.map(
       lambda new, old: new.astype(old.dtype), buffers, variables.buffers
     )
@@ -276,7 +287,7 @@ def with_compute_dtype(task: Task, dtype: Any) -> Task:
 
   def metrics(variables: Variables, examples: Examples) -> dict[str, Metric]:
     return jax.tree.map(
-      _float32, task.metrics(lower(variables), _cast(examples, dtype))
+      _float32, task.metrics(lower(variables), inputs(examples))
     )
 
   return Task(task.init, loss, metrics)

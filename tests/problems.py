@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_sim import aggregators, sampling
 from fedjax_sim.base import Algorithm, Task
@@ -85,6 +86,8 @@ def make_simulator(
   rounds_per_dispatch=1,
   sampler=None,
 ) -> Simulator:
+  if devices == 2 > jax.device_count():
+    pytest.skip(f"needs 2 devices, there is {jax.device_count()}")
   count = 1 if algorithm.pooled else data.train.num_clients
   return Simulator(
     task=task,

@@ -44,7 +44,7 @@ def read(plan, work, p=0):
   return found
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
   sizes=populations,
   work=works,
@@ -93,7 +93,7 @@ def test_every_example_is_visited_exactly_once_an_epoch(
           np.testing.assert_array_equal(seen, own[:used])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(sizes=populations, work=works, seed=st.integers(0, 2**32 - 1))
 def test_a_clients_batches_do_not_depend_on_the_layout(sizes, work, seed):
   sizes = np.array(sizes)
@@ -115,7 +115,7 @@ def test_a_clients_batches_do_not_depend_on_the_layout(sizes, work, seed):
     np.testing.assert_array_equal(alone, together[client])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
   sizes=populations,
   size=st.integers(1, 12),

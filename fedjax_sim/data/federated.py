@@ -293,6 +293,8 @@ class FederatedDataset:
           f"{train.num_clients}; give the same clients, names and order."
         )
     parts = {"train": train, **aligned}
+    if self.seen is not None and not self.seen.num_examples:
+      raise ValueError("seen has no examples; give None instead.")
     if self.unseen is not None:
       parts["unseen"] = self.unseen
     if self.test is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedjax_sim.reporting import MetricsFile, columns, read_metrics
@@ -46,7 +46,6 @@ def killed_runs(draw):
 
 
 @given(killed_runs())
-@settings(deadline=None)
 def test_a_cut_anywhere_after_the_checkpoint_leaves_no_trace(run):
   rows, keep_through, complete, cut = run
   kept = [row for row in rows if row["round"] <= keep_through]
@@ -71,7 +70,6 @@ def test_a_cut_anywhere_after_the_checkpoint_leaves_no_trace(run):
 
 
 @given(METRICS)
-@settings(deadline=None)
 def test_rows_read_back_exactly(metrics):
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "metrics.jsonl"
