@@ -7,15 +7,12 @@ returns an `Algorithm`.
 
 from collections.abc import Callable
 
-from fedjax_sim.algorithms.centralized import centralized
-from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.fedprox import fedprox
-from fedjax_sim.algorithms.fedsgd import fedsgd
+from fedjax_sim.algorithms import centralized, fedavg, fedprox, fedsgd
 from fedjax_sim.base import Algorithm
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
-  "centralized": centralized,
-  "fedavg": fedavg,
-  "fedprox": fedprox,
-  "fedsgd": fedsgd,
+  "centralized": centralized.centralized,
+  "fedavg": fedavg.fedavg,
+  "fedprox": fedprox.fedprox,
+  "fedsgd": fedsgd.fedsgd,
 }

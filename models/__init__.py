@@ -7,10 +7,9 @@ of its own, which returns a `Task`.
 from collections.abc import Callable
 
 from fedjax_sim.base import Task
-from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.models.mlp import mlp
+from fedjax_sim.models import logistic_regression, mlp
 
 MODELS: dict[str, Callable[..., Task]] = {
-  "logistic_regression": logistic_regression,
-  "mlp": mlp,
+  "logistic_regression": logistic_regression.logistic_regression,
+  "mlp": mlp.mlp,
 }

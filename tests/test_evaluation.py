@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim.algorithms import fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Metric, Task, Variables
 from fedjax_sim.data import FederatedData
 from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from fedjax_sim.algorithms import fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.distributed import AXIS
 from fedjax_sim.optimizers import optimizer

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedjax_sim import cohort as cohorts
 from fedjax_sim import lanes
-from fedjax_sim.algorithms import fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.lanes import Probe
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from fedjax_sim import aggregators, sampling, transforms
-from fedjax_sim.algorithms import centralized, fedavg, fedprox, fedsgd
+from fedjax_sim.algorithms.centralized import centralized
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.fedprox import fedprox
+from fedjax_sim.algorithms.fedsgd import fedsgd
 from fedjax_sim.base import Metric, Task, key_for
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_sim import sampling, validate
-from fedjax_sim.algorithms import centralized, fedavg
+from fedjax_sim.algorithms.centralized import centralized
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Metric, Pass
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset, load_digits

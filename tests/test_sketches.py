@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim import sampling
-from fedjax_sim.algorithms import fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.optimizers import optimizer
 from problems import (

@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 from fedjax_sim import aggregators, base, tasks, transforms
-from fedjax_sim.algorithms import fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Batch, Loss, Metric, Task, Variables
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.models.mlp import mlp

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import aggregators, sampling, transforms, validate
-from fedjax_sim.algorithms import fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.optimizers import optimizer
 from problems import (

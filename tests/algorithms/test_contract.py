@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fedjax_sim import sampling
-from fedjax_sim.algorithms import ALGORITHMS, fedavg
+from fedjax_sim.algorithms import ALGORITHMS
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import (
   Aggregate,
   Batch,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim.algorithms import fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.models import MODELS
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
