@@ -26,6 +26,7 @@ from fedjax_sim.base import PyTree
 from fedjax_sim.reporting import write_json
 
 _UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
+_DAMAGED = ".damaged"  # ends the name of one that was set aside
 _OVERHEAD = 2**20  # bytes, at most, that a checkpoint has besides its leaves
 _SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
 
@@ -88,7 +89,7 @@ class Checkpoints:
     self._folder = folder.absolute()
     self._keep = max(2, keep)
     self._folder.mkdir(parents=True, exist_ok=True)
-    self._remove_unfinished()
+    self._remove(_UNFINISHED)
     self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
   def rounds(self) -> list[int]:
@@ -98,8 +99,8 @@ class Checkpoints:
   def save(self, round_: int, state: PyTree, facts: dict[str, Any]) -> None:
     """Writes a checkpoint; returns when it is committed.
 
-    Checkpoints of the same round and of later ones go first: after a fallback
-    they are of a run that is being repeated.
+    Checkpoints of this round and of later ones go first, since the run is being
+    repeated; damaged ones go last.
 
     Args:
       round_: rounds done.
@@ -125,15 +126,15 @@ class Checkpoints:
       items["state"] = args.PyTreeSave(arrays)
     unfinished = self._folder / f"{round_}{_UNFINISHED}"
     try:
-      _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
       for later in self.rounds():
         if later >= round_:
           shutil.rmtree(self._path(later))
+      _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
       self._orbax.save(unfinished, args.Composite(**items))
       write_json(unfinished / _SUMS, _sums(unfinished))
       os.rename(unfinished, self._path(round_))
     except Exception as error:  # whatever a full disk makes orbax raise
-      self._remove_unfinished()
+      self._remove(_UNFINISHED)
       left = self.rounds()
       raise CheckpointError(
         f"The checkpoint of round {round_} could not be written to"
@@ -143,11 +144,14 @@ class Checkpoints:
       ) from error
     for old in self.rounds()[: -self._keep]:
       shutil.rmtree(self._path(old), ignore_errors=True)
+    self._remove(_DAMAGED)
 
   def restore(
     self, like: PyTree, warn: Callable[[str], None]
   ) -> Restored | None:
     """The newest checkpoint that is whole; None if there is none.
+
+    Damaged ones are set aside under another name until the next `save`.
 
     Args:
       like: a state of the same structure, shapes and dtypes.
@@ -167,6 +171,7 @@ class Checkpoints:
           f"The checkpoint of round {round_} is damaged"
           f" ({_first_line(error)}); falling back to the one before."
         )
+        self._set_aside(round_)
     if rounds:
       warn("No whole checkpoint is left; starting again from round 0.")
     return None
@@ -211,9 +216,14 @@ class Checkpoints:
   def _path(self, round_: int) -> Path:
     return self._folder / str(round_)
 
-  def _remove_unfinished(self) -> None:
-    """Removes what a kill or a failed save left."""
-    for path in self._folder.glob(f"*{_UNFINISHED}*"):
+  def _set_aside(self, round_: int) -> None:
+    aside = self._folder / f"{round_}{_DAMAGED}"
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(self._path(round_), aside)
+
+  def _remove(self, mark: str) -> None:
+    """Removes what has the mark in its name."""
+    for path in self._folder.glob(f"*{mark}*"):
       with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -129,9 +129,10 @@ def test_rounds_after_a_fallback_are_written_again(open_checkpoints, tmp_path):
   shutil.rmtree(tmp_path / "checkpoints" / "30" / "state")
   assert checkpoints.restore(LIKE, lambda _: None).round == 20
   # Until something is saved, what is damaged stays for whoever can mend it.
-  assert checkpoints.rounds() == [20, 30]
+  assert checkpoints.rounds() == [20]
+  assert sorted(os.listdir(tmp_path / "checkpoints")) == ["20", "30.damaged"]
   checkpoints.save(25, state_of(25), {})
-  assert checkpoints.rounds() == [20, 25]
+  assert sorted(os.listdir(tmp_path / "checkpoints")) == ["20", "25"]
   checkpoints.save(30, state_of(30), {})
   assert checkpoints.rounds() == [25, 30]
   same(checkpoints.restore(LIKE, pytest.fail).state, state_of(30))
@@ -144,7 +145,7 @@ def test_a_round_can_be_saved_twice(open_checkpoints):
   same(checkpoints.restore(LIKE, pytest.fail).state, state_of(2))
 
 
-def check_damage(checkpoints, what):
+def check_damage(checkpoints, folder, what):
   """The newest checkpoint, of round 2, gives way to the one before."""
   warnings: list[str] = []
   restored = checkpoints.restore(LIKE, warnings.append)
@@ -152,6 +153,13 @@ def check_damage(checkpoints, what):
   assert restored.round == 1, what
   assert restored.facts == {"round": 1}, what
   same(restored.state, state_of(1))
+  assert checkpoints.rounds() == [1]
+  os.rename(folder / "2.damaged", folder / "2")  # for another try
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return tmp_path / "checkpoints"
 
 
 @pytest.fixture
@@ -163,57 +171,57 @@ def two(open_checkpoints):
   return checkpoints
 
 
-def damage_every_file(checkpoints, newest, damages):
+def damage_every_file(checkpoints, folder, damages):
   """Damages every file of the newest checkpoint in every way."""
-  files = sorted(p for p in newest.rglob("*") if p.is_file())
+  files = sorted(p for p in (folder / "2").rglob("*") if p.is_file())
   for path in files:
     content = path.read_bytes()
     for damage in damages(path):
       damage()
-      check_damage(checkpoints, path)
+      check_damage(checkpoints, folder, path)
       path.write_bytes(content)
   assert len(files) > 10
   same(checkpoints.restore(LIKE, pytest.fail).state, state_of(2))
 
 
-def test_a_flipped_byte_in_any_file(two, tmp_path):
+def test_a_flipped_byte_in_any_file(two, folder):
   rng = random.Random(0)
 
   def damages(path):
     for _ in range(3):
       yield lambda: flip(path, rng.randrange(path.stat().st_size))
 
-  damage_every_file(two, tmp_path / "checkpoints" / "2", damages)
+  damage_every_file(two, folder, damages)
 
 
 @pytest.mark.slow
-def test_every_flipped_byte(two, tmp_path):
+def test_every_flipped_byte(two, folder):
   def damages(path):
     for position in range(path.stat().st_size):
       yield lambda: flip(path, position)  # noqa: B023 - called at once
 
-  damage_every_file(two, tmp_path / "checkpoints" / "2", damages)
+  damage_every_file(two, folder, damages)
 
 
-def test_a_truncated_or_missing_file(two, tmp_path):
+def test_a_truncated_or_missing_file(two, folder):
   def damages(path):
     size = path.stat().st_size
     for left in (0, size // 2, size - 2):  # a last newline may go
       yield lambda: os.truncate(path, left)  # noqa: B023 - called at once
     yield path.unlink
 
-  damage_every_file(two, tmp_path / "checkpoints" / "2", damages)
+  damage_every_file(two, folder, damages)
 
 
-def test_a_file_too_many(two, tmp_path):
-  (tmp_path / "checkpoints" / "2" / "state" / "d" / "more").write_bytes(b"")
-  check_damage(two, "more")
+def test_a_file_too_many(two, folder):
+  (folder / "2" / "state" / "d" / "more").write_bytes(b"")
+  check_damage(two, folder, "more")
 
 
 @pytest.mark.parametrize("what", ["state", "record", "state/d"])
-def test_a_missing_folder(two, tmp_path, what):
-  shutil.rmtree(tmp_path / "checkpoints" / "2" / what)
-  check_damage(two, what)
+def test_a_missing_folder(two, folder, what):
+  shutil.rmtree(folder / "2" / what)
+  check_damage(two, folder, what)
 
 
 def test_a_missing_checkpoint_is_no_damage(two, tmp_path):
@@ -221,7 +229,7 @@ def test_a_missing_checkpoint_is_no_damage(two, tmp_path):
   same(two.restore(LIKE, pytest.fail).state, state_of(1))
 
 
-def test_leaves_that_orbax_gives_back_wrong(two, monkeypatch):
+def test_leaves_that_orbax_gives_back_wrong(two, folder, monkeypatch):
   """The files are whole, and yet a value is not what was saved."""
   load = Checkpoints._load
 
@@ -233,7 +241,7 @@ def test_leaves_that_orbax_gives_back_wrong(two, monkeypatch):
     return loaded
 
   monkeypatch.setattr(Checkpoints, "_load", wrong)
-  check_damage(two, "a leaf")
+  check_damage(two, folder, "a leaf")
 
 
 def test_a_checkpoint_under_another_name_is_damaged(open_checkpoints, tmp_path):
@@ -308,7 +316,8 @@ def test_a_full_disk_leaves_the_one_before(open_checkpoints, tmp_path):
   with (
     full_disk(50_000),
     pytest.raises(
-      CheckpointError, match=r"round 2 .* round 1 is intact\. Make"
+      CheckpointError,
+      match=r"round 2 .*: File too large\. That of round 1 is intact\. Make",
     ),
   ):
     checkpoints.save(2, large, {})
@@ -316,6 +325,14 @@ def test_a_full_disk_leaves_the_one_before(open_checkpoints, tmp_path):
   assert not checkpoints.restore(large, pytest.fail).state["a"].any()
   checkpoints.save(2, large, {})
   same(checkpoints.restore(large, pytest.fail).state, large)
+
+
+def test_what_is_called_intact_is(two, folder):
+  flip(folder / "2" / "record" / "metadata", 30)
+  assert two.restore(LIKE, lambda _: None).round == 1
+  with full_disk(1), pytest.raises(CheckpointError, match="round 1 is intact"):
+    two.save(3, state_of(3), {})
+  assert sorted(os.listdir(folder)) == ["1", "2.damaged"]
 
 
 def test_the_first_checkpoint_on_a_full_disk(open_checkpoints, tmp_path):

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 
-from fedjax_sim import checkpoint, config, experiment, reporting
+from fedjax_sim import checkpoint, config, experiment, lanes, reporting
 from fedjax_sim.experiment import (
   ConfigChangedError,
   Interrupted,
@@ -342,6 +342,20 @@ def test_a_second_signal_acts_as_usual(
         experiment.run(quick(), tmp_path)
   experiment.run(quick(), tmp_path)
   check_same(tmp_path, undisturbed)
+
+
+def test_lanes_are_measured_once(tmp_path, fast, undisturbed, monkeypatch):
+  measured = lanes.Choice(2, "measured")
+  with monkeypatch.context() as patch:
+    patch.setattr(lanes, "choose", lambda *_: measured)
+    at(patch, Simulator, "dispatch", 1, lambda: signal.raise_signal(15))
+    with pytest.raises(Interrupted):
+      experiment.run(quick(runtime__lanes="auto"), tmp_path)
+  monkeypatch.setattr(lanes, "choose", pytest.fail)
+  summary = experiment.run(quick(runtime__lanes="auto"), tmp_path)
+  assert (summary["lanes"], summary["lanes_reason"]) == measured
+  theirs = summary_of(undisturbed)["test/loss"]
+  assert summary["test/loss"] == pytest.approx(theirs, rel=1e-4)
 
 
 class KilledError(BaseException):
