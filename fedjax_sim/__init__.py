@@ -26,7 +26,7 @@ from fedjax_sim.distributed import setup
 from fedjax_sim.optimizers import Optimizer, optimizer
 from fedjax_sim.round import RunState
 from fedjax_sim.sampling import Sampler
-from fedjax_sim.simulate import Runtime, Simulator
+from fedjax_sim.simulator import Runtime, Simulator
 from fedjax_sim.tasks import function_task, linen_task, nnx_task
 
 __all__ = [

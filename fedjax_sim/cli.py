@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 USAGE = """\
 fedjax-sim: federated learning, simulated.
@@ -21,57 +21,17 @@ fedjax-sim: federated learning, simulated.
 
 _HELP = ("help", "-h", "--help")
 _DEBUG = "--debug"
-_FIELD = "config."
-
-
-class UsageError(Exception):
-  """The command line is wrong."""
-
-
-def _options(
-  arguments: Sequence[str], required: Sequence[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-  """The options of a command, and the config's fields among them.
-
-  Args:
-    arguments: `--name=value` or `--name value`.
-    required: the names that must be there, and may be, besides fields.
-
-  Raises:
-    UsageError: an option is unknown, or lacks its value, or is missing.
-  """
-  from fedjax_sim import validate
-
-  options: dict[str, str] = {}
-  fields: dict[str, str] = {}
-  rest: Iterator[str] = iter(arguments)
-  for argument in rest:
-    if not argument.startswith("--"):
-      raise UsageError(f"unexpected argument {argument!r}")
-    name, equals, value = argument[2:].partition("=")
-    if not name.startswith(_FIELD):
-      validate.known("option", f"--{name}", [f"--{n}" for n in required])
-    if not equals:
-      value = next(rest, "--")
-      if value.startswith("--"):
-        raise UsageError(f"--{name} lacks its value: --{name}=...")
-    if name.startswith(_FIELD):
-      fields[name.removeprefix(_FIELD)] = value
-    else:
-      options[name] = value
-  for name in required:
-    if not options.get(name):
-      raise UsageError(f"--{name}=... is missing")
-  return options, fields
 
 
 def _run(arguments: Sequence[str]) -> int:
-  options, fields = _options(arguments, ["config", "workdir"])
-  from fedjax_sim import config, distributed, experiment
+  from fedjax_sim import flags
+
+  values = flags.parse(arguments, "config", "workdir")
+  from fedjax_sim import distributed, experiment
 
   distributed.setup()
   try:
-    experiment.run(config.load(options["config"], fields), options["workdir"])
+    experiment.run(values.config, values.workdir)
   except experiment.Interrupted as stop:
     print(f"fedjax-sim: {stop}", file=sys.stderr)  # noqa: T201
     return stop.exit_code
@@ -79,17 +39,21 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _describe(arguments: Sequence[str]) -> int:
-  options, fields = _options(arguments, ["config"])
-  from fedjax_sim import config, describe, distributed
+  from fedjax_sim import flags
+
+  values = flags.parse(arguments, "config")
+  from fedjax_sim import build, describe, distributed
 
   distributed.setup()
-  source = config.load(options["config"], fields)
-  print(describe.describe(config.build(source), source))  # noqa: T201
+  text = describe.describe(build.build(values.config), values.config)
+  print(text)  # noqa: T201
   return 0
 
 
 def _list(arguments: Sequence[str]) -> int:
-  _options(arguments, [])
+  from fedjax_sim import flags
+
+  flags.parse(arguments)
   from fedjax_sim import describe
 
   print(describe.listing())  # noqa: T201
@@ -145,13 +109,11 @@ def _exit_code(error: Exception) -> int | None:
   """What a user's error exits with; None for an error of ours."""
   from fedjax_sim.checkpoint import CheckpointError
   from fedjax_sim.experiment import WriteError
-  from fedjax_sim.simulate import NoClientsLeftError
+  from fedjax_sim.simulator import NoClientsLeftError
 
   if isinstance(error, NoClientsLeftError | CheckpointError | WriteError):
     return 1
-  if isinstance(
-    error, UsageError | ValueError | TypeError | OSError | ImportError
-  ):
+  if isinstance(error, ValueError | TypeError | OSError | ImportError):
     return 2
   return None
 

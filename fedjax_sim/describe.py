@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import aggregators, config, lanes, sampling, transforms
 from fedjax_sim.algorithms import ALGORITHMS
-from fedjax_sim.config import Experiment
+from fedjax_sim.build import Experiment
 from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedData
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS
@@ -56,7 +56,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
   """What would run; compiles the round, runs nothing and places no data.
 
   Args:
-    experiment: from `config.build(source)`.
+    experiment: from `build.build(source)`.
     source: the config.
   """
   simulator, schedule = experiment.simulator, experiment.schedule

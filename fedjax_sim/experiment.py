@@ -28,13 +28,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from fedjax_sim import build, reporting
 from fedjax_sim import config as configs
-from fedjax_sim import reporting
 from fedjax_sim.checkpoint import Checkpoints, rounds_in, tree_digest
-from fedjax_sim.config import Experiment
 from fedjax_sim.lanes import Choice
 from fedjax_sim.round import RunState
-from fedjax_sim.simulate import Dispatch, Row, Simulator
+from fedjax_sim.simulator import Dispatch, Row, Simulator
 
 
 class ConfigChangedError(ValueError):
@@ -111,7 +110,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     print(f"The run in {folder} is finished.")  # noqa: T201
     _print_summary(finished, folder)
     return finished
-  experiment = configs.build(config)
+  experiment = build.build(config)
   keep = experiment.schedule.keep_checkpoints
   with _locked(folder), _signals() as received:
     _refuse_other_config(folder, resolved)  # nobody can change it any more
@@ -132,7 +131,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _run(
-  experiment: Experiment,
+  experiment: build.Experiment,
   folder: Path,
   checkpoints: Checkpoints,
   received: list[int],

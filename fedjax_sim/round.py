@@ -7,7 +7,7 @@
     the devices' accumulators are joined
     server state = algorithm.apply(server state, aggregate)
 
-`make_rounds` builds a pure function of arrays; `simulate.py` compiles it and
+`make_rounds` builds a pure function of arrays; `program.py` compiles it and
 feeds it. The number of rounds is traced, as the trip counts in `walk.py` are.
 
 `shard_map` runs with `check_vma=False`: with the check, every loop inside a

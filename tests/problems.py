@@ -13,7 +13,7 @@ from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer
 from fedjax_sim.round import RunState
-from fedjax_sim.simulate import Runtime, Simulator
+from fedjax_sim.simulator import Runtime, Simulator
 from fedjax_sim.tasks import function_task
 
 

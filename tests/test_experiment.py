@@ -10,19 +10,30 @@ import shutil
 import signal
 import threading
 
+import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import checkpoint, config, experiment, lanes, reporting
+from fedjax_sim import (
+  build,
+  checkpoint,
+  config,
+  experiment,
+  flags,
+  lanes,
+  reporting,
+)
 from fedjax_sim.experiment import (
   ConfigChangedError,
   Interrupted,
   WorkdirError,
   WriteError,
 )
-from fedjax_sim.simulate import NoClientsLeftError, Simulator
+from fedjax_sim.simulator import NoClientsLeftError, Simulator
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
+
+DEVICES = min(2, jax.device_count())
 
 QUICK = {
   "model.name": "logistic_regression",
@@ -34,7 +45,7 @@ QUICK = {
   "server.eval_every": "5",
   "client.epochs": "1",
   "runtime.checkpoint_every": "4",
-  "runtime.devices": "2",
+  "runtime.devices": str(DEVICES),
   "runtime.rounds_per_dispatch": "4",  # ends in rounds 4, 5, 8, 10 and 12
 }
 
@@ -42,7 +53,7 @@ QUICK = {
 def quick(**changes):
   """A config of 12 rounds; `server__rounds="3"` changes server.rounds."""
   named = {field.replace("__", "."): text for field, text in changes.items()}
-  return config.load(str(DIGITS), QUICK | named)
+  return flags.load(str(DIGITS), QUICK | named)
 
 
 def no_curves(*_):
@@ -132,7 +143,7 @@ def test_what_a_run_leaves(tmp_path, capfd):
   assert summary["parameters"] == 650
   assert summary["compilations"] == 1
   assert summary["lanes"] == 1
-  assert len(summary["devices"]) == 2
+  assert len(summary["devices"]) == DEVICES
   assert len(summary["params_digest"]) == 64
   assert 0 <= summary["padding_waste"] < 1
   assert summary["wall_seconds"] >= summary["train_seconds"] > 0
@@ -185,7 +196,7 @@ def test_speed_fields_do_not_change_results(tmp_path, fast, undisturbed):
 def test_a_finished_run_says_so(tmp_path, undisturbed, capsys, monkeypatch):
   folder = shutil.copytree(undisturbed, tmp_path / "run")
   before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-  monkeypatch.setattr(config, "build", pytest.fail)  # it loads no data
+  monkeypatch.setattr(build, "build", pytest.fail)  # it loads no data
   assert experiment.run(quick(), folder) == summary_of(undisturbed)
   assert "is finished" in capsys.readouterr().out
   assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}

@@ -16,7 +16,7 @@ from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import load_digits
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer
-from fedjax_sim.simulate import Runtime, Simulator
+from fedjax_sim.simulator import Runtime, Simulator
 
 size, rounds, width = map(int, sys.argv[1:])
 data = load_digits(num_clients=1000, partition="iid")

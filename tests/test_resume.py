@@ -49,7 +49,8 @@ def started(arguments, cwd):
   process = subprocess.Popen(
     arguments,
     cwd=cwd,
-    env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    env=os.environ
+    | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

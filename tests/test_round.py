@@ -16,7 +16,7 @@ from fedjax_sim.base import Metric, Task, key_for
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.optimizers import optimizer
-from fedjax_sim.simulate import NoClientsLeftError
+from fedjax_sim.simulator import NoClientsLeftError
 from problems import (
   MODELS,
   blobs,

@@ -12,7 +12,8 @@ from fedjax_sim.base import Metric, Pass
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset, load_digits
 from fedjax_sim.optimizers import optimizer
-from fedjax_sim.simulate import Runtime, Simulator, simulate
+from fedjax_sim.simulate import simulate
+from fedjax_sim.simulator import Runtime, Simulator
 from problems import (
   MODELS,
   blobs,

@@ -1,0 +1,172 @@
+"""The command line's flags: absl parses them, ml_collections the config's.
+
+`--config=FILE` or `FILE:ARG` loads a config, `--config.SECTION.FIELD=VALUE`
+changes a field, and the value None unsets one. Their errors become one line
+each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from fedjax_sim import validate
+
+
+class UsageError(ValueError):
+  """The command line is wrong."""
+
+
+def parse(arguments: Sequence[str], *required: str) -> Any:
+  """The flags of a command, as attributes.
+
+  Args:
+    arguments: what follows the command's name.
+    *required: "config", and other flags that take a text; all must be there.
+
+  Raises:
+    UsageError: a flag or a field is unknown, missing or has a wrong value.
+    OSError: the config file cannot be read.
+    ValueError: the config file raises, or returns no ConfigDict.
+  """
+  unset = [a for a in arguments if _unsets(a)]
+  arguments = [a for a in arguments if not _unsets(a)]
+  path = _config_path(arguments)
+  if path is not None and not Path(path).exists():
+    raise FileNotFoundError(f"--config={path}: there is no such file")
+  values = flags.FlagValues()
+  for name in required:
+    if name == "config":
+      config_flags.DEFINE_config_file(
+        "config", None, "The config.", flag_values=values, lock_config=True
+      )
+    else:
+      flags.DEFINE_string(name, None, name, flag_values=values)
+  with _as_argv(arguments):
+    try:
+      rest = values(["", *arguments])
+    except (Exception, SystemExit) as error:
+      if text := _of_file(path, error):
+        raise ValueError(text) from error
+      if isinstance(error, AttributeError | KeyError):
+        raise UsageError(_no_field(arguments, error)) from error
+      raise UsageError(_one_line(error)) from error
+  if len(rest) > 1:
+    raise UsageError(f"unexpected argument {rest[1]!r}")
+  for name in required:
+    if not values[name].value and not (name == "config" and path):
+      raise UsageError(f"--{name}=... is missing")
+  if "config" in required:
+    if not isinstance(values.config, ConfigDict):
+      raise ValueError(_no_config(path, values.config))
+    for argument in unset:
+      _unset(values.config, argument)
+  return values
+
+
+def load(spec: str, fields: Mapping[str, str] | None = None) -> ConfigDict:
+  """The config of a file, locked: for notebooks and scripts.
+
+  Args:
+    spec: the file, or `file:arg` for `get_config(arg)`.
+    fields: "section.field" -> its value as text, as on the command line.
+
+  Raises:
+    UsageError, OSError, ValueError: as `parse`.
+  """
+  changes = [f"--config.{k}={v}" for k, v in (fields or {}).items()]
+  config: ConfigDict = parse([f"--config={spec}", *changes], "config").config
+  return config
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+  """The config file, whether its name stands apart or not."""
+  for i, argument in enumerate(arguments):
+    if argument == "--config" and i + 1 < len(arguments):
+      return arguments[i + 1].partition(":")[0]
+    if argument.startswith("--config="):
+      return argument.removeprefix("--config=").partition(":")[0]
+  return None
+
+
+@contextlib.contextmanager
+def _as_argv(arguments: Sequence[str]) -> Iterator[None]:
+  """ml_collections looks for fields in sys.argv; it imports the config."""
+  before = sys.argv, sys.dont_write_bytecode
+  sys.argv, sys.dont_write_bytecode = ["", *arguments], True
+  sys.modules.pop("config_config", None)  # what it called the last config
+  try:
+    yield
+  finally:
+    sys.argv, sys.dont_write_bytecode = before
+
+
+def _unsets(argument: str) -> bool:
+  name, _, value = argument.partition("=")
+  return name.startswith("--config.") and value == "None"
+
+
+def _unset(config: ConfigDict, argument: str) -> None:
+  flag = argument.partition("=")[0]
+  *sections, key = flag.split(".")[1:]
+  section: Any = config
+  for name in sections:
+    section = section[validate.known(f"{flag}: section", name, section)]
+  section[validate.known(f"{flag}: field", key, section)] = None
+
+
+def _of_file(path: str | None, error: BaseException | None) -> str:
+  """What is wrong with the config file; nothing, if it is not to blame."""
+  while error is not None:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    text = _one_line(error)
+    if isinstance(error, SyntaxError):
+      lines, text = [error.lineno], error.msg
+    if lines:
+      kind = type(error).__name__
+      return f"--config={path}, line {lines[-1]}: {kind}: {text}"
+    if "has no attribute 'get_config'" in text:
+      return f"--config={path}: it defines no get_config()"
+    error = error.__cause__ or error.__context__
+  return ""
+
+
+def _no_config(path: str | None, given: Any) -> str:
+  """Why there is no ConfigDict."""
+  try:
+    _ = given.seed  # ml_collections keeps an OSError for later
+  except OSError as error:
+    return f"--config={path}: {_one_line(error)}"
+  except AttributeError:
+    pass
+  return (
+    f"--config={path}: get_config() returned a {type(given).__name__}; return"
+    " what default_config() gives, with changes"
+  )
+
+
+def _no_field(arguments: Sequence[str], error: BaseException) -> str:
+  """Names the flag whose field the config lacks."""
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  text = _one_line(error)
+  found = re.match(r"'(\w+)'(?: (Did you mean .*\?))?", text)
+  if not found:
+    return text
+  name, hint = found.groups()
+  named = [a for a in arguments if f".{name}" in a.partition("=")[0]]
+  flag = named[0].partition("=")[0] if named else name
+  return f"{flag}: the config has no {name!r}. {hint or ''}".rstrip()
+
+
+def _one_line(error: BaseException) -> str:
+  return " ".join(str(error.args[0] if error.args else error).split())

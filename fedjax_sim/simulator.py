@@ -1,0 +1,600 @@
+"""A federated experiment: sample, plan, dispatch, read metrics, evaluate.
+
+`Simulator` holds what does not change in a run and the programs compiled for
+it; `RunState` is what does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim import aggregators, distributed, lanes, sampling, validate
+from fedjax_sim import cohort as cohorts
+from fedjax_sim import program as programs
+from fedjax_sim import round as rounds
+from fedjax_sim.base import (
+  Aggregator,
+  Algorithm,
+  HParams,
+  Purpose,
+  PyTree,
+  Task,
+  Transform,
+  key_for,
+)
+from fedjax_sim.cohort import LocalWork
+from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
+from fedjax_sim.program import Program
+from fedjax_sim.round import RoundMetrics, RunState
+from fedjax_sim.traffic import traffic
+from fedjax_sim.walk import Walk
+
+Row = dict[str, float]
+
+log = logging.getLogger(__name__)
+
+TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
+
+
+class NoClientsLeftError(RuntimeError):
+  """A round in which no client sent a finite update."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runtime:
+  """How fast a run goes; beyond the order of float sums it changes no result.
+
+  Attributes:
+    lanes: clients that a device trains at once; "auto" measures a few choices.
+    devices: devices of the mesh; None: all.
+    rounds_per_dispatch: rounds in one call of the compiled program; None: as
+      many as take about a second, up to 16.
+    eval_batch_size: examples of a client that are evaluated at once.
+    donate: a state passed in is used up, and its memory used again.
+
+  Raises:
+    TypeError, ValueError: a number is not whole or < 1.
+  """
+
+  lanes: int | Literal["auto"] = "auto"
+  devices: int | None = None
+  rounds_per_dispatch: int | None = None
+  eval_batch_size: int = 256
+  donate: bool = True
+
+  def __post_init__(self) -> None:
+    if self.lanes != "auto":
+      validate.whole("runtime.lanes", self.lanes)
+    if self.rounds_per_dispatch is not None:
+      validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
+    validate.whole("runtime.eval_batch_size", self.eval_batch_size)
+
+
+class Planned(NamedTuple):
+  """Rounds laid out on the host, ready to be sent.
+
+  Attributes:
+    first: the first of them.
+    plans: one a round.
+    key: the lanes and the cohort size that they were laid out for.
+    shape: the same, in arrays.
+    waste: what they compute in vain.
+    seconds: what planning took.
+  """
+
+  first: int
+  plans: list[cohorts.Cohort]
+  key: tuple[int, int]
+  shape: programs.Shape
+  waste: cohorts.Waste
+  seconds: float
+
+
+class Dispatch(NamedTuple):
+  """What one call of the compiled program left.
+
+  Attributes:
+    state: the run's state after it.
+    rows: one row of metrics a round.
+    rejected: (round, client ids) of updates that were not finite.
+    clients: clients that trained.
+    waste: what was computed, and what of it in vain.
+    seconds: what the call took, planning not counted.
+    plan_seconds: what planning took; it overlaps with the call before.
+  """
+
+  state: RunState
+  rows: list[Row]
+  rejected: list[tuple[int, np.ndarray]]
+  clients: int
+  waste: cohorts.Waste
+  seconds: float
+  plan_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Simulator:
+  """A federated experiment, apart from its state.
+
+  Attributes:
+    task: what is trained and evaluated.
+    algorithm: how clients train and the server reacts.
+    data: federated data; an algorithm that is `pooled` gets their union.
+    sampler: who takes part in a round.
+    work: what a client does in a round.
+    aggregator: how updates become one.
+    transforms: what happens to a client's update, in order.
+    seed: the run's seed, 0 to 2**32 - 1.
+    runtime: how fast it goes.
+
+  Raises:
+    TypeError, ValueError: arguments that do not fit each other.
+  """
+
+  task: Task
+  algorithm: Algorithm
+  data: FederatedDataset
+  sampler: sampling.Sampler
+  work: LocalWork = LocalWork()
+  aggregator: Aggregator = aggregators.weighted_mean()
+  transforms: Sequence[Transform] = ()
+  seed: int = 0
+  runtime: Runtime = Runtime()
+
+  def __post_init__(self) -> None:
+    validate.whole("seed", self.seed, least=0, most=2**32 - 1)
+    names = [t.name for t in self.transforms]
+    if len(set(names)) < len(names):
+      raise ValueError(f"transforms={names} has a name twice; name them apart.")
+    for p in self.algorithm.passes:
+      validate.known("Pass.split", p.split, self.data.all_splits)
+    if self.sampler.sizes[-1] > self.num_clients:
+      raise ValueError(
+        f"The sampler draws up to {self.sampler.sizes[-1]} clients a round;"
+        f" there are {self.num_clients}. Lower server.clients_per_round."
+      )
+    _ = self.works  # checks that every client has a batch
+
+  # --- what follows from the arguments ---------------------------------------
+
+  @property
+  def num_clients(self) -> int:
+    """Clients that may train."""
+    return 1 if self.algorithm.pooled else self.data.train.num_clients
+
+  @functools.cached_property
+  def splits(self) -> list[FederatedData]:
+    """For every pass of the algorithm, the data that it walks over."""
+    named = self.data.all_splits
+    if self.algorithm.pooled:
+      named = {name: data.pooled() for name, data in named.items()}
+    return [named[p.split] for p in self.algorithm.passes]
+
+  @functools.cached_property
+  def works(self) -> list[LocalWork]:
+    """For every pass, what a client does."""
+    works = []
+    for p, data in zip(self.algorithm.passes, self.splits, strict=True):
+      work = self.work
+      if p.epochs is not None:
+        work = dataclasses.replace(work, epochs=p.epochs, steps=None)
+      works.append(work.fitted(data.sizes))
+    return works
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The devices, on the axis `clients`."""
+    return distributed.make_mesh(self.runtime.devices)
+
+  @functools.cached_property
+  def lane_choice(self) -> lanes.Choice:
+    """How many clients a device trains at once, and why."""
+    if self.runtime.lanes != "auto":
+      return lanes.Choice(self.runtime.lanes, "as given")
+    size = self.sampler.sizes[0]
+    sizes = lanes.candidates(size, self.mesh.size)
+    if len(sizes) == 1:
+      return lanes.Choice(sizes[0], "a device has no more clients a round")
+    choice = lanes.choose(self._probe, sizes, self._memory_limit)
+    log.info("%d lanes a device: %s", *choice)
+    return choice
+
+  def _probe(self, width: int) -> lanes.Probe:
+    """Times a short part of the first round with so many lanes."""
+    planned = self.plan(0, 1, width)
+    program = self.program(*planned.key)
+    if program.device_bytes > self._memory_limit:
+      return lanes.Probe(math.inf, program.device_bytes)
+    whole = planned.plans[0]
+    short, empty = lanes.shortened(whole), lanes.emptied(whole)
+    fixed = self._seconds(planned._replace(plans=[empty]))
+    some = max(self._seconds(planned._replace(plans=[short])) - fixed, 0.0)
+    share = cohorts.wave_steps(whole) / max(cohorts.wave_steps(short), 1)
+    return lanes.Probe(fixed + some * share, program.device_bytes)
+
+  def _seconds(self, planned: Planned) -> float:
+    """The shortest time of a few calls, after one that warms up."""
+    times = []
+    for _ in range(4):
+      state = jax.block_until_ready(self.init())
+      began = time.perf_counter()
+      jax.block_until_ready(self._call(state, planned, None))
+      times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+  @property
+  def _memory_limit(self) -> int:
+    return lanes.memory_limit(self.mesh.devices.flat[0])
+
+  @functools.cached_property
+  def hparams(self) -> HParams:
+    """The run's numeric hyper-parameters at their defaults."""
+    transforms = {t.name: t.hparams for t in self.transforms}
+    return {**self.algorithm.hparams, "transforms": transforms}
+
+  def _traced(self, hparams: HParams | None) -> PyTree:
+    """Hyper-parameters as arrays of one dtype."""
+    hparams = self.hparams if hparams is None else hparams
+    expected: Any = jax.tree.structure(self.hparams)
+    if jax.tree.structure(hparams) != expected:
+      raise ValueError(
+        f"hparams={hparams!r} does not have the structure of"
+        f" Simulator.hparams, {self.hparams!r}; change values, not keys."
+      )
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
+
+  # --- state -----------------------------------------------------------------
+
+  def _init(self, seed: jax.Array, hparams: HParams) -> RunState:
+    server = self.algorithm.init(key_for(seed, Purpose.INIT), hparams)
+    params = self.algorithm.variables(server).params
+    own = hparams["transforms"]
+    row = (
+      self.algorithm.client_init(server, hparams),
+      tuple(t.client_init(params, own[t.name]) for t in self.transforms),
+    )
+    rows = -(-self.num_clients // self.mesh.size) * self.mesh.size
+    table = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (rows, *jnp.shape(x))), row
+    )
+    shared = tuple(t.init(params, own[t.name]) for t in self.transforms)
+    return RunState(jnp.zeros((), jnp.int32), seed, server, table, shared)
+
+  @functools.cached_property
+  def _jitted_init(self) -> Callable[..., RunState]:
+    where = distributed.shardings(self.mesh, programs.STATE_SPEC)
+    init: Callable[..., RunState] = jax.jit(self._init, out_shardings=where)
+    return init
+
+  def init(self, hparams: HParams | None = None) -> RunState:
+    """The state before the first round."""
+    return self._jitted_init(np.uint32(self.seed), self._traced(hparams))
+
+  def place(self, state: PyTree) -> RunState:
+    """A state from elsewhere, such as a checkpoint, on the devices."""
+    placed: RunState = distributed.put(state, self.mesh, programs.STATE_SPEC)
+    return placed
+
+  @functools.cached_property
+  def state_shapes(self) -> RunState:
+    """Shapes and dtypes of a state."""
+    shapes: RunState = jax.eval_shape(
+      self._init, np.uint32(self.seed), self._traced(None)
+    )
+    return shapes
+
+  @property
+  def num_parameters(self) -> int:
+    """Trained parameters of the global model."""
+    params = self.algorithm.variables(self.state_shapes.server).params
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+  @functools.cached_property
+  def bytes_per_client(self) -> tuple[int, int]:
+    """Bytes that one client receives and sends in a round, uncompressed."""
+    return traffic(self.algorithm, self.state_shapes, self._traced(None))
+
+  # --- rounds ----------------------------------------------------------------
+
+  @functools.cached_property
+  def _examples(self) -> PyTree:
+    return distributed.put(self._host_examples, self.mesh, P())
+
+  @property
+  def _host_examples(self) -> dict[str, dict[str, np.ndarray]]:
+    passes = self.algorithm.passes
+    return {
+      p.split: dict(data.examples)
+      for p, data in zip(passes, self.splits, strict=True)
+    }
+
+  @functools.cached_property
+  def compiled(self) -> dict[tuple[int, int], Program]:
+    """(lanes, cohort size) -> what was compiled for them so far."""
+    return {}
+
+  @functools.cached_property
+  def function(self) -> Callable[..., tuple[RunState, RoundMetrics]]:
+    """The pure function of up to R rounds, as `make_rounds` describes it."""
+    passes = self.algorithm.passes
+    return rounds.make_rounds(
+      self.algorithm,
+      self.aggregator,
+      self.transforms,
+      walks=[
+        Walk(p.split, work.batch_size)
+        for p, work in zip(passes, self.works, strict=True)
+      ],
+      num_clients=self.num_clients,
+      mesh=self.mesh,
+    )
+
+  @functools.cached_property
+  def _shapes(self) -> dict[tuple[int, int], programs.Shape]:
+    return {}
+
+  def _shape(self, lanes: int, size: int) -> programs.Shape:
+    if (lanes, size) not in self._shapes:  # it looks at every client
+      capacity = cohorts.capacity(
+        [data.sizes for data in self.splits],
+        self.works,
+        size,
+        lanes=lanes,
+        devices=self.mesh.size,
+      )
+      self._shapes[lanes, size] = programs.shape_of(
+        capacity, len(self.works), self.runtime.rounds_per_dispatch
+      )
+    return self._shapes[lanes, size]
+
+  def program(self, lanes: int, size: int) -> Program:
+    """The compiled round.
+
+    Args:
+      lanes: clients that a device trains at once.
+      size: the largest cohort, one of the sampler's sizes.
+    """
+    if (lanes, size) not in self.compiled:
+      self.compiled[lanes, size] = programs.compile_rounds(
+        self.function,
+        self._shape(lanes, size),
+        state=self.state_shapes,
+        hparams=self._traced(None),
+        data=self._host_examples,
+        mesh=self.mesh,
+        donate=self.runtime.donate,
+      )
+    return self.compiled[lanes, size]
+
+  @property
+  def compilations(self) -> int:
+    """How often the round was compiled; lanes only tried not counted."""
+    return sum(lanes == self.lane_choice.lanes for lanes, _ in self.compiled)
+
+  def _size(self, ids: np.ndarray) -> int:
+    """The cohort size to compile for that holds these."""
+    for size in self.sampler.sizes:
+      if len(ids) <= size:
+        return size
+    raise ValueError(
+      f"The sampler drew {len(ids)} clients; its `sizes` say at most"
+      f" {self.sampler.sizes[-1]}."
+    )
+
+  def plan(self, first: int, most: int, lanes: int | None = None) -> Planned:
+    """Samples and lays out rounds first, first + 1, ..., on the host.
+
+    Args:
+      first: rounds done before.
+      most: how many rounds; fewer where one call cannot run so many.
+      lanes: clients that a device trains at once; None: `lane_choice`.
+    """
+    lanes = self.lane_choice.lanes if lanes is None else lanes
+    began = time.perf_counter()
+    ids = [self.sampler.sample(self.seed, first)]
+    size = self._size(ids[0])
+    shape = self._shape(lanes, size)
+    for i in range(1, min(most, shape.rounds)):
+      more = self.sampler.sample(self.seed, first + i)
+      if self._size(more) != size:
+        break  # it runs in another program
+      ids.append(more)
+    plans = [
+      cohorts.plan(
+        [data.offsets for data in self.splits],
+        self.works,
+        cohort,
+        shape.capacity,
+        seed=self.seed,
+        round_=first + i,
+        versions=self.sampler.versions(self.seed, first + i, cohort),
+      )
+      for i, cohort in enumerate(ids)
+    ]
+    waste = sum((cohorts.waste(p, self.works) for p in plans), cohorts.Waste())
+    seconds = time.perf_counter() - began
+    return Planned(first, plans, (lanes, size), shape, waste, seconds)
+
+  def _call(
+    self, state: RunState, planned: Planned, hparams: HParams | None
+  ) -> tuple[RunState, RoundMetrics]:
+    program = self.program(*planned.key)
+    stacked = programs.stack(planned.plans, planned.shape)
+    put = functools.partial(distributed.put, mesh=self.mesh)
+    result: tuple[RunState, RoundMetrics] = program.compiled(
+      state,
+      put(self._traced(hparams), specs=P()),
+      self._examples,
+      put(stacked, specs=programs.COHORTS_SPEC),
+      put(np.int32(len(planned.plans)), specs=P()),
+    )
+    return result
+
+  def dispatch(
+    self, state: RunState, planned: Planned, hparams: HParams | None = None
+  ) -> Dispatch:
+    """Runs planned rounds in one call.
+
+    Raises:
+      NoClientsLeftError: no client of a round sent a finite update.
+    """
+    plans = planned.plans
+    self.program(*planned.key)  # compiling is not running
+    began = time.perf_counter()
+    state, metrics = self._call(state, planned, hparams)
+    metrics = jax.device_get(metrics)
+    seconds = time.perf_counter() - began
+    rows, rejected = [], []
+    for i, plan in enumerate(plans):
+      one: RoundMetrics = jax.tree.map(lambda x, i=i: x[i], metrics)
+      rows.append(self._row(planned.first + i + 1, one))
+      if one.rejected:
+        ids = np.sort(plan.client[one.client_rejected])
+        rejected.append((planned.first + i + 1, ids))
+        if not one.clients:
+          raise NoClientsLeftError(
+            f"Round {planned.first + i + 1}: the updates of all"
+            f" {one.rejected} clients ({named(ids)}) are not finite; lower"
+            " client.learning_rate, or clip."
+          )
+    return Dispatch(
+      state=state,
+      rows=rows,
+      rejected=rejected,
+      clients=sum(int((p.client >= 0).sum()) for p in plans),
+      waste=planned.waste,
+      seconds=seconds,
+      plan_seconds=planned.seconds,
+    )
+
+  def _row(self, round_: int, metrics: RoundMetrics) -> Row:
+    down, up = self.bytes_per_client
+    clients, rejected = int(metrics.clients), int(metrics.rejected)
+    row: Row = {"round": round_}
+    for name, m in metrics.metrics.items():
+      row[f"train/{name}"] = (
+        float(m.total) / float(m.weight) if m.weight else math.nan
+      )
+    row["clients"] = clients
+    row["clients_rejected"] = rejected
+    row["bytes_down"] = down * (clients + rejected)
+    row["bytes_up"] = up * (clients + rejected)
+    for name, aux in metrics.aux.items():
+      if np.shape(aux) == ():
+        row[f"{name}/aux"] = float(aux)
+    return row
+
+  def run(
+    self,
+    state: RunState,
+    last: int,
+    *,
+    stops: Sequence[int] = (),
+    hparams: HParams | None = None,
+  ) -> Generator[Dispatch, RunState | None, None]:
+    """Runs until round `last`, one dispatch after the other.
+
+    The next dispatch is planned while the devices work on this one. It goes
+    on with the state that is sent to it (`generator.send`), or with its own.
+
+    Args:
+      state: where to go on; used up if `Runtime.donate`.
+      last: the round to end with.
+      stops: a dispatch ends at every multiple of these numbers, since
+        something is to be done there.
+      hparams: numeric hyper-parameters; None: the defaults.
+    """
+    done = int(state.round)
+    seconds_per_round = math.inf
+
+    def count(done: int) -> int:
+      most = self.runtime.rounds_per_dispatch
+      if most is None:
+        most = max(1, int(TARGET_SECONDS / seconds_per_round))
+      return min([most, last - done, *(s - done % s for s in stops)])
+
+    if done >= last:
+      return
+    with ThreadPoolExecutor(1, "plan") as pool:
+      pending = pool.submit(self.plan, done, count(done))
+      while done < last:
+        planned = pending.result()
+        done += len(planned.plans)
+        if done < last:
+          pending = pool.submit(self.plan, done, count(done))
+        out = self.dispatch(state, planned, hparams)
+        seconds_per_round = out.seconds / len(planned.plans)
+        sent = yield out
+        state = out.state if sent is None else sent
+
+  # --- evaluation ------------------------------------------------------------
+
+  @functools.cached_property
+  def evaluation_sets(self) -> dict[str, EvaluationSet]:
+    """`test`, `seen` and `unseen`, as far as the data have them."""
+    data, size = self.data, self.runtime.eval_batch_size
+    sets: dict[str, FederatedData | None] = {
+      "test": None if data.test is None else as_blocks(data.test, size),
+      "seen": data.seen,
+      "unseen": data.unseen,
+    }
+    return {
+      name: EvaluationSet(
+        self.task,
+        self.algorithm,
+        part,
+        mesh=self.mesh,
+        lanes=self.lane_choice.lanes,
+        batch_size=size,
+        personal=name == "seen",
+      )
+      for name, part in sets.items()
+      if part is not None
+    }
+
+  def evaluate(self, state: RunState) -> Row:
+    """Metrics on the central test set, and over seen and unseen clients."""
+    row: Row = {}
+    for name, part in self.evaluation_sets.items():
+      metrics = part(state)
+      if name == "test":
+        row |= {f"test/{k}": v for k, v in metrics.overall().items()}
+      else:
+        row |= metrics.summary(name)
+    return row
+
+  def evaluate_clients(self, state: RunState, name: str) -> ClientMetrics:
+    """Metrics of every client of `seen` or `unseen`.
+
+    Raises:
+      UnknownNameError: the data have no such set.
+    """
+    return validate.lookup("evaluation set", name, self.evaluation_sets)(state)
+
+  def react(self, state: RunState, metrics: Row) -> RunState:
+    """The state after the algorithm has seen an evaluation."""
+    if self.algorithm.on_eval is None:
+      return state
+    server = self.algorithm.on_eval(state.server, metrics)
+    return self.place(state._replace(server=server))
+
+
+def named(ids: np.ndarray, most: int = 10) -> str:
+  """Clients' ids for a message, not all if there are many."""
+  listed = ", ".join(str(i) for i in ids[:most])
+  return listed + (", ..." if len(ids) > most else "")

@@ -1,0 +1,149 @@
+"""Config files and flags: they load, and wrong ones say what is wrong."""
+
+import pathlib
+
+import pytest
+
+from fedjax_sim.build import build
+from fedjax_sim.experiment import run
+from fedjax_sim.flags import load
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
+
+START = """
+from fedjax_sim.config import default_config
+
+def get_config(arg=""):
+  config = default_config()
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+  """Writes a config file and returns its path."""
+
+  def write(text):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    return str(path)
+
+  return write
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_runs(path, tmp_path, capsys):
+  source = load(f"{path}:smoke", {"runtime.devices": "1"})
+  assert source.server.rounds <= 5
+  summary = run(source, tmp_path)
+  assert summary["rounds"] == source.server.rounds
+  assert load(str(path)).server.rounds > source.server.rounds
+  capsys.readouterr()
+
+
+def test_an_argument_and_overrides():
+  source = load(
+    f"{DIGITS}:smoke",
+    {
+      "client.learning_rate": "1",
+      "client.batch_size": "4",
+      "client.shuffle": "false",
+      "client.steps": "3",
+      "data.alpha": "None",
+      "model.hidden_sizes": "(8, 4)",
+      "runtime.lanes": "auto",
+      "transforms.clip.norm": "2.5",
+    },
+  )
+  assert source.server.rounds == 2
+  assert source.client.learning_rate == 1.0
+  assert isinstance(source.client.learning_rate, float)
+  assert source.client.batch_size == 4
+  assert source.client.shuffle is False
+  assert source.client.steps == 3
+  assert source.data.alpha is None
+  assert source.model.hidden_sizes == (8, 4)
+  assert source.runtime.lanes == "auto"
+  assert source.transforms.clip.norm == 2.5
+  assert source.is_locked
+  assert source != load(f"{DIGITS}:smoke")
+
+
+def test_a_file_may_add_fields_and_flags_set_them(written):
+  path = written(
+    START
+    + "  config.server.nesterov = False\n"
+    + "  config.server.momentum = 0.9\n"
+    + "  return config\n"
+  )
+  source = load(path, {"server.nesterov": "True"})
+  assert source.server.nesterov is True
+  build(source)
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("client.learnin_rate=1", "'learnin_rate'.* Did you mean .learning_rate"),
+    ("clent.learning_rate=1", "'clent'.* Did you mean .client"),
+    ("sed=1", "'sed'.* Did you mean .seed"),
+    ("sed=None", "'sed' is unknown.* 'seed'"),
+    ("seed.x=1", "seed.x"),
+    ("client=1", "is not a dict"),
+    ("transforms.clip=1", "is not a dict"),
+    ("client.batch_size=abc", "invalid literal for int"),
+    ("client.batch_size=1.5", "invalid literal for int"),
+    ("client.batch_size=", "invalid literal for int"),
+    ("client.learning_rate=fast", "could not convert"),
+    ("client.shuffle=maybe", "Non-boolean"),
+  ],
+)
+def test_a_wrong_override_is_named(override, message):
+  field, _, text = override.partition("=")
+  with pytest.raises(ValueError, match=message) as caught:
+    load(DIGITS, {field: text})
+  assert field in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("x = 1\n\ndef get_config(:\n", ", line 3: SyntaxError: invalid syntax"),
+    ("import nonexistent_module", ", line 1: ModuleNotFoundError: .*existent"),
+    ("raise RuntimeError('a\\nb')", ", line 1: RuntimeError: a b"),
+    ("x = 1", "defines no get_config"),
+    ("import sys\nsys.exit(3)", ", line 2: SystemExit: 3"),
+    ("def get_config(arg=''):\n  return None", "returned a NoneType"),
+    ("def get_config(arg=''):\n  return {}", "returned a dict"),
+    (START + "  config.client.lr.x = 1\n", ", line 6: AttributeError"),
+    (START + "  config.seed = 'a'\n", ", line 6: TypeError: .*'seed'"),
+    (START + "  open('/nowhere/x')\n", "No such file .*/nowhere/x"),
+  ],
+)
+def test_a_wrong_file_says_where(written, text, message):
+  path = written(text)
+  with pytest.raises(ValueError, match=message) as caught:
+    load(path)
+  assert str(caught.value).startswith(f"--config={path}")
+  assert "\n" not in str(caught.value)
+
+
+def test_an_argument_that_the_file_does_not_take(written):
+  path = written("def get_config():\n  return 1\n")
+  with pytest.raises(ValueError, match="takes 0 positional arguments"):
+    load(f"{path}:smoke")
+
+
+def test_no_such_file(tmp_path):
+  missing = tmp_path / "nope.py"
+  with pytest.raises(FileNotFoundError) as caught:
+    load(f"{missing}:smoke")
+  assert str(caught.value) == f"--config={missing}: there is no such file"
+  with pytest.raises(OSError, match="Is a directory"):
+    load(str(tmp_path))
+
+
+def test_loading_leaves_nothing_behind(written, tmp_path):
+  load(written(START + "  return config\n"))
+  assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
