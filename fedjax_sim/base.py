@@ -158,10 +158,11 @@ class Client(NamedTuple):
     id: shape=(), int32; its index in the federated data.
     version: shape=(), int32; which of the broadcast's versions it holds; 0
       unless the cohort's plan says otherwise.
-    num_examples: shape=(), int32; distinct examples it uses in this round.
+    num_examples: shape=(), int32; its examples in the first pass's split, or
+      `LocalWork.max_examples` if that is less.
     num_steps: shape=(passes,), int32; local steps of each pass.
     round: shape=(), int32.
-    key: its own key in this round; fold in the step for a step's key.
+    key: its own key in this round; the keys of steps are derived from it.
   """
 
   message: PyTree
@@ -186,7 +187,8 @@ class Report(NamedTuple):
     buffers: its non-trained variables; joined by weighted mean.
     statistics: anything else the server wants the weighted mean of, such as
       control variates or a full-batch gradient.
-    state: what the client keeps for its next round.
+    state: what the client keeps for its next round; finite, as all that it
+      reports, or it is left out of the round.
     metrics: name -> `Metric` of sums over this client.
   """
 
@@ -239,8 +241,8 @@ class Pass(NamedTuple):
     start: (client, *carries of the passes before) -> carry.
     step: (client, carry, batch, key) -> carry; one local step.
     split: which of the federated data sets it walks over.
-    epochs: epochs over it whatever the run's `LocalWork` says, e.g. 1 for a
-      full-batch gradient; None takes the run's.
+    epochs: epochs over all of it whatever the run's `LocalWork` says, e.g. 1
+      for a full-batch gradient; None takes the run's.
   """
 
   start: Callable[..., PyTree]

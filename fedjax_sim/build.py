@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -244,15 +245,43 @@ def _check_sizes(config: ConfigDict, simulator: Simulator) -> None:
       f"{config.client.steps}: a round has {max(orders):,} examples, more than"
       f" {MOST_WHOLE:,}; lower one of them."
     )
-  size = nbytes(simulator.state_shapes)
+  shapes = simulator.state_shapes
+  table = nbytes(shapes.clients)  # the only part that is dealt
+  size = nbytes(shapes) - table + table // simulator.mesh.size
   limit = lanes.memory_limit(simulator.mesh.devices.flat[0])
   if size > limit:
     model = [f"model.{k}={v!r}" for k, v in _given(config.model).items()]
     raise ValueError(
       f"{', '.join(model)}: {simulator.num_parameters:,} parameters and what"
-      f" the algorithm keeps take {size / 1e9:,.1f} GB; a device has"
-      f" {limit / 1e9:,.1f} GB to give. Make the model smaller."
+      f" the algorithm keeps take {size / 1e6:,.0f} MB; a device has"
+      f" {limit / 1e6:,.0f} MB to give. Make the model smaller."
     )
+
+
+def _check_task(config: ConfigDict, simulator: Simulator) -> None:
+  """Refuses a model that does not fit the data, by tracing one batch."""
+  task, shapes = simulator.task, simulator.state_shapes.server
+  variables = simulator.algorithm.variables(shapes)
+  batch = {
+    field: jax.ShapeDtypeStruct(
+      (2, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
+    )
+    for field, x in simulator.data.train.examples.items()
+  }
+  try:
+    jax.eval_shape(
+      lambda v, b, seed: task.loss(v, b, jax.random.key(seed)),
+      variables,
+      batch,
+      jax.ShapeDtypeStruct((), jnp.uint32),
+    )
+    jax.eval_shape(task.metrics, variables, batch)
+  except Exception as error:
+    text = " ".join(str(error).split())
+    raise ValueError(
+      f"model.name={config.model.name!r} does not fit"
+      f" data.name={config.data.name!r}: {text}"
+    ) from error
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -277,6 +306,7 @@ def build(config: ConfigDict) -> Experiment:
     lanes=_lanes(runtime.lanes),
     devices=runtime.devices,
     rounds_per_dispatch=at_once and min(at_once, schedule.longest_stretch),
+    most_rounds=min(16, schedule.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,
   )
   aggregator = validate.lookup(
@@ -304,4 +334,5 @@ def build(config: ConfigDict) -> Experiment:
     runtime=speed,
   )
   _check_sizes(config, simulator)
+  _check_task(config, simulator)
   return Experiment(simulator=simulator, schedule=schedule)

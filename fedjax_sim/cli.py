@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = list(sys.argv[1:] if argv is None else argv)
   debug = _DEBUG in arguments
   arguments = [a for a in arguments if a != _DEBUG]
-  if not arguments or any(a in _HELP for a in arguments):
+  first = arguments[:1]
+  if not arguments or first[0] in _HELP or {"-h", "--help"} & set(arguments):
     print(USAGE)  # noqa: T201
     return 0 if arguments else 2
   # Orbax tells every step of a checkpoint, and adds tracebacks to what it
@@ -109,9 +110,9 @@ def _exit_code(error: Exception) -> int | None:
   """What a user's error exits with; None for an error of ours."""
   from fedjax_sim.checkpoint import CheckpointError
   from fedjax_sim.experiment import WriteError
-  from fedjax_sim.simulator import NoClientsLeftError
+  from fedjax_sim.simulator import DivergedError
 
-  if isinstance(error, NoClientsLeftError | CheckpointError | WriteError):
+  if isinstance(error, DivergedError | CheckpointError | WriteError):
     return 1
   if isinstance(error, ValueError | TypeError | OSError | ImportError):
     return 2

@@ -35,8 +35,9 @@ class LocalWork:
     batch_size: examples a local step.
     epochs: walks over the client's examples; ignored where `steps` is given.
     steps: local steps, whatever the client's size; None: by epochs.
-    max_examples: a client uses at most so many of its examples in a round, a
-      new random choice every round; None: all.
+    max_examples: a client uses at most so many of its examples in a round: a
+      new random choice every round, or its first ones without `shuffle`;
+      None: all.
     drop_remainder: leave out the last, partial batch of an epoch.
     shuffle: a new order every epoch; otherwise the stored one.
 
@@ -78,10 +79,11 @@ class LocalWork:
     return -(-self.steps // np.maximum(self.batches_per_epoch(sizes), 1))
 
   def num_steps(self, sizes: np.ndarray) -> np.ndarray:
-    """Local steps of clients of these sizes."""
+    """Local steps of clients of these sizes; none without a batch."""
+    batches = self.batches_per_epoch(sizes)
     if self.steps is None:
-      return self.epochs * self.batches_per_epoch(sizes)
-    return np.full_like(sizes, self.steps)
+      return self.epochs * batches
+    return np.where(batches > 0, self.steps, 0)
 
   def order_length(self, sizes: np.ndarray) -> np.ndarray:
     """Entries that clients of these sizes take in `order`."""
@@ -414,10 +416,9 @@ class Waste(NamedTuple):
   idle: int = 0
 
   @property
-  def fraction(self) -> float:
-    """The share of rows computed that hold no example (idle not counted)."""
-    computed = self.useful + self.batch + self.step
-    return 1 - self.useful / computed if computed else 0.0
+  def computed(self) -> int:
+    """Rows that were computed, with or without an example."""
+    return self.useful + self.batch + self.step
 
   def __add__(self, other: object) -> Waste:
     if not isinstance(other, Waste):

@@ -63,7 +63,8 @@ def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
 
 def put(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
   """The tree's arrays on the devices; `specs` may be a prefix of the tree."""
-  return jax.device_put(tree, shardings(mesh, specs))
+  # No alias: who changes an array on the host changes nothing here.
+  return jax.device_put(tree, shardings(mesh, specs), may_alias=False)
 
 
 def abstract(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:

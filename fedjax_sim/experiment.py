@@ -66,6 +66,7 @@ class Totals:
   clients: int = 0
   useful: int = 0
   computed: int = 0
+  idle: int = 0
   train_seconds: float = 0.0
   wall_seconds: float = 0.0
   compilations: int = 0
@@ -74,7 +75,8 @@ class Totals:
     """Counts a dispatch."""
     self.clients += out.clients
     self.useful += out.waste.useful
-    self.computed += out.waste.useful + out.waste.batch + out.waste.step
+    self.computed += out.waste.computed
+    self.idle += out.waste.idle
     self.train_seconds += out.seconds
 
   @property
@@ -100,7 +102,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
       was written.
     Interrupted: SIGTERM or SIGINT; a checkpoint was written.
     WriteError, CheckpointError: the disk is full or refuses.
-    NoClientsLeftError: in some round no client sent a finite update.
+    DivergedError: a round left no finite update, or no finite model.
   """
   began = time.perf_counter()
   folder = Path(workdir)
@@ -150,6 +152,7 @@ def _run(
     runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
     simulator = dataclasses.replace(simulator, runtime=runtime)
     state = simulator.place(restored.state)
+    restored = restored._replace(state=None)  # the host's copy may be large
     _warn_of_changes(restored.facts["environment"], _environment(simulator))
   totals = dataclasses.replace(before)
   stops = (schedule.eval_every, schedule.checkpoint_every)
@@ -194,6 +197,7 @@ def _run(
 
     if restored is None:
       save()
+    _ = simulator.evaluation_sets  # what is wrong with them shows now
     saved = done
     sent: RunState | None = None
     while done < schedule.rounds:
@@ -206,16 +210,21 @@ def _run(
       totals.add(out)
       state = out.state
       eval_began = time.perf_counter()
-      if done % schedule.eval_every == 0 or done == schedule.rounds:
+      due = done % schedule.eval_every == 0 or done == schedule.rounds
+      if due and out.failure is None:
         evaluated = simulator.evaluate(state)
         out.rows[-1].update(evaluated)
         state = simulator.react(state, evaluated)
       sent = state
       metrics.append(out.rows)
       events.write(out.rows)
-      timings.append([_timing(done, out, time.perf_counter() - eval_began)])
+      if out.rows:
+        seconds = time.perf_counter() - eval_began
+        timings.append([_timing(done, out, seconds)])
       for round_, ids in out.rejected:
         progress.log(_rejection(simulator, round_, ids), level="warning")
+      if out.failure is not None:
+        raise out.failure
       rate = out.clients / max(out.seconds, 1e-9)
       for row in out.rows:
         progress.update(row, clients_per_second=rate)
@@ -276,6 +285,7 @@ def _sum_up(
     "clients_per_second": totals.clients_per_second,
     "examples_per_second": totals.useful / max(totals.train_seconds, 1e-9),
     "padding_waste": 1 - totals.useful / max(totals.computed, 1),
+    "device_idle": totals.idle / max(totals.computed + totals.idle, 1),
     "compilations": totals.compilations,
     "lanes": choice.lanes,
     "lanes_reason": choice.reason,
@@ -384,7 +394,8 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return None
   try:
     summary: dict[str, Any] = json.loads(path.read_bytes())
-  except ValueError as error:
+    _ = summary["lanes"], summary["rounds"]
+  except (ValueError, KeyError, TypeError) as error:
     raise WorkdirError(
       f"{path} is damaged ({error}); remove it, and run the same command again."
     ) from error

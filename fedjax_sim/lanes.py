@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -50,10 +51,19 @@ def memory_limit(device: jax.Device) -> int:
   if "bytes_limit" in stats:
     free = stats["bytes_limit"]
   else:
-    known = "SC_AVPHYS_PAGES" in os.sysconf_names  # not on macOS
-    pages = os.sysconf("SC_AVPHYS_PAGES" if known else "SC_PHYS_PAGES")
-    free = pages * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    free = _available_memory() // jax.local_device_count()
   return int(MEMORY_SHARE * free)
+
+
+def _available_memory() -> int:
+  """Bytes that the machine can give without swapping."""
+  try:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+      if line.startswith("MemAvailable:"):
+        return 1024 * int(line.split()[1])
+  except OSError:
+    pass  # not Linux
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def candidates(cohort_size: int, devices: int) -> list[int]:

@@ -34,7 +34,6 @@ COHORTS_SPEC = jax.tree.map(
   lambda spec: P(None, *spec), COHORT_SPEC, is_leaf=lambda x: isinstance(x, P)
 )
 
-MOST_ROUNDS = 16
 MOST_PLAN_BYTES = 2**22
 
 
@@ -53,7 +52,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(
-  capacity: cohorts.Capacity, passes: int, rounds: int | None
+  capacity: cohorts.Capacity, passes: int, rounds: int | None, most: int
 ) -> Shape:
   """The shape for this capacity.
 
@@ -61,11 +60,12 @@ def shape_of(
     capacity: a cohort's shapes.
     passes: the algorithm's passes.
     rounds: rounds in one call; None: as many as have plans that are small
-      beside the rest, up to 16.
+      beside the rest.
+    most: so many at most, where `rounds` is None.
   """
   if rounds is None:
     plan = nbytes(cohorts.blank(capacity, passes))
-    rounds = max(1, min(MOST_ROUNDS, MOST_PLAN_BYTES // plan))
+    rounds = max(1, min(most, MOST_PLAN_BYTES // plan))
   return Shape(capacity, passes, rounds)
 
 

@@ -76,7 +76,7 @@ class RoundMetrics(NamedTuple):
     metrics: name -> `Metric`, summed over the clients in the aggregate.
     aux: name of a transform -> mean of its aux over them.
     client_rejected: shape=(devices, waves, lanes), bool.
-    client_metrics: name -> `Metric`, shape=(devices, waves, lanes).
+    finite: shape=(), bool; whether the global model is, afterwards.
   """
 
   clients: Array
@@ -84,7 +84,7 @@ class RoundMetrics(NamedTuple):
   metrics: dict[str, Metric]
   aux: dict[str, PyTree]
   client_rejected: Array
-  client_metrics: dict[str, Metric]
+  finite: Array
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -152,7 +152,6 @@ class _Kept(NamedTuple):
   state: PyTree
   present: Array
   rejected: Array
-  metrics: dict[str, Metric]
 
 
 def make_rounds(
@@ -199,7 +198,8 @@ def make_rounds(
       key=key_for(seed, Purpose.CLIENT, round_, ident),
     )
     report = run_client(algorithm, client, row.start, walks, data, orders)
-    finite = all_finite(report._replace(state=(), metrics={}))
+    report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
+    finite = all_finite(report._replace(metrics={}))
 
     update, aux, kept = report.update, [], []
     for i, transform in enumerate(transforms):
@@ -213,7 +213,7 @@ def make_rounds(
       aux.append(seen)
       kept.append(state)
     if transforms:
-      finite &= all_finite((update, aux))
+      finite &= all_finite((update, aux, kept))
 
     real = row.client >= 0
     return _Outcome(
@@ -261,7 +261,6 @@ def make_rounds(
       grid_zeros(outcome.kept),
       grid_zeros(outcome.present),
       grid_zeros(outcome.rejected),
-      grid_zeros(report.metrics),
     )
 
     def fold(
@@ -286,7 +285,7 @@ def make_rounds(
       kept = jax.tree.map(
         lambda all_, one_wave: all_.at[w].set(one_wave),
         kept,
-        _Kept(out.kept, present, out.rejected, r.metrics),
+        _Kept(out.kept, present, out.rejected),
       )
       return joined, kept
 
@@ -363,7 +362,7 @@ def make_rounds(
       metrics=joined.metrics,
       aux={t.name: a for t, a in zip(transforms, aux, strict=True)},
       client_rejected=kept.rejected,
-      client_metrics=kept.metrics,
+      finite=all_finite(algorithm.variables(new.server)._replace(frozen=())),
     )
     return new, metrics
 
@@ -397,8 +396,14 @@ def make_rounds(
 def _write_rows(table: PyTree, client: Array, kept: _Kept) -> PyTree:
   """Writes present clients' rows; others' go to a row beyond the table."""
 
-  def write(rows: Array, new: Array) -> Array:
+  def write(path: Any, rows: Array, new: Array) -> Array:
+    if new.dtype != rows.dtype or new.shape[3:] != rows.shape[1:]:
+      raise TypeError(
+        f"Client state {jax.tree_util.keystr(path)} was {rows.dtype}"
+        f"{rows.shape[1:]} and is reported as {new.dtype}{new.shape[3:]}; keep"
+        " dtype and shape."
+      )
     where = jnp.where(kept.present, client, rows.shape[0])
-    return rows.at[where].set(new.astype(rows.dtype), mode="drop")
+    return rows.at[where].set(new, mode="drop")
 
-  return jax.tree.map(write, table, kept.state)
+  return jax.tree_util.tree_map_with_path(write, table, kept.state)

@@ -46,8 +46,12 @@ def simulate(
     runtime: how fast; states stay valid, and a dispatch is one round.
     **arguments: more fields of `Simulator`.
 
-  Yields:
-    The state and the metrics after each round.
+  Returns:
+    An iterator over the state and the metrics after each round.
+
+  Raises:
+    TypeError, ValueError: arguments that do not fit each other.
+    DivergedError: while iterating, a round that left nothing finite.
   """
   validate.whole("server.rounds", rounds)
   validate.whole("server.eval_every", eval_every)
@@ -66,9 +70,18 @@ def simulate(
     runtime=runtime,
     **arguments,
   )
+  return _rounds(simulator, rounds, eval_every, hparams)
+
+
+def _rounds(
+  simulator: Simulator, rounds: int, eval_every: int, hparams: HParams | None
+) -> Iterator[tuple[RunState, Row]]:
+  """The iterator, behind a function that checks arguments when called."""
   state = simulator.init(hparams)
   for done in range(rounds):
     out = simulator.dispatch(state, simulator.plan(done, 1), hparams)
+    if out.failure is not None:
+      raise out.failure
     state, row = out.state, out.rows[0]
     for round_, ids in out.rejected:
       log.warning(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 import time
@@ -50,8 +51,8 @@ log = logging.getLogger(__name__)
 TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
 
 
-class NoClientsLeftError(RuntimeError):
-  """A round in which no client sent a finite update."""
+class DivergedError(RuntimeError):
+  """A round left no client, or no global model, with finite numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ class Runtime:
     lanes: clients that a device trains at once; "auto" measures a few choices.
     devices: devices of the mesh; None: all.
     rounds_per_dispatch: rounds in one call of the compiled program; None: as
-      many as take about a second, up to 16.
+      many as take about a second, up to `most_rounds`.
+    most_rounds: see there.
     eval_batch_size: examples of a client that are evaluated at once.
     donate: a state passed in is used up, and its memory used again.
 
@@ -73,14 +75,18 @@ class Runtime:
   lanes: int | Literal["auto"] = "auto"
   devices: int | None = None
   rounds_per_dispatch: int | None = None
+  most_rounds: int = 16
   eval_batch_size: int = 256
   donate: bool = True
 
   def __post_init__(self) -> None:
     if self.lanes != "auto":
       validate.whole("runtime.lanes", self.lanes)
+    if self.devices is not None:
+      validate.whole("runtime.devices", self.devices)
     if self.rounds_per_dispatch is not None:
       validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
+    validate.whole("Runtime.most_rounds", self.most_rounds)
     validate.whole("runtime.eval_batch_size", self.eval_batch_size)
 
 
@@ -109,8 +115,10 @@ class Dispatch(NamedTuple):
 
   Attributes:
     state: the run's state after it.
-    rows: one row of metrics a round.
+    rows: one row of metrics a round, up to a failure.
     rejected: (round, client ids) of updates that were not finite.
+    failure: the error of the round after them, if it failed; then `state` is
+      of no use.
     clients: clients that trained.
     waste: what was computed, and what of it in vain.
     seconds: what the call took, planning not counted.
@@ -120,6 +128,7 @@ class Dispatch(NamedTuple):
   state: RunState
   rows: list[Row]
   rejected: list[tuple[int, np.ndarray]]
+  failure: DivergedError | None
   clients: int
   waste: cohorts.Waste
   seconds: float
@@ -162,6 +171,9 @@ class Simulator:
       raise ValueError(f"transforms={names} has a name twice; name them apart.")
     for p in self.algorithm.passes:
       validate.known("Pass.split", p.split, self.data.all_splits)
+    sizes = self.sampler.sizes
+    if not sizes or any(a >= b for a, b in itertools.pairwise(sizes)):
+      raise ValueError(f"Sampler.sizes={sizes}: give increasing numbers.")
     if self.sampler.sizes[-1] > self.num_clients:
       raise ValueError(
         f"The sampler draws up to {self.sampler.sizes[-1]} clients a round;"
@@ -191,7 +203,9 @@ class Simulator:
     for p, data in zip(self.algorithm.passes, self.splits, strict=True):
       work = self.work
       if p.epochs is not None:
-        work = dataclasses.replace(work, epochs=p.epochs, steps=None)
+        work = LocalWork(
+          batch_size=work.batch_size, epochs=p.epochs, shuffle=work.shuffle
+        )
       works.append(work.fitted(data.sizes))
     return works
 
@@ -214,8 +228,10 @@ class Simulator:
     return choice
 
   def _probe(self, width: int) -> lanes.Probe:
-    """Times a short part of the first round with so many lanes."""
-    planned = self.plan(0, 1, width)
+    """Times a short part of a round with so many lanes."""
+    drawn = (len(self.sampler.sample(self.seed, i)) for i in range(100))
+    first = next((i for i, count in enumerate(drawn) if count), 0)
+    planned = self.plan(first, 1, width)._replace(first=0)
     program = self.program(*planned.key)
     if program.device_bytes > self._memory_limit:
       return lanes.Probe(math.inf, program.device_bytes)
@@ -296,6 +312,12 @@ class Simulator:
     shapes: RunState = jax.eval_shape(
       self._init, np.uint32(self.seed), self._traced(None)
     )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+      if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        raise TypeError(
+          f"State {jax.tree_util.keystr(path)} is a {leaf.dtype}; keep"
+          " jax.random.key_data of it, or derive keys with key_for."
+        )
     return shapes
 
   @property
@@ -315,13 +337,15 @@ class Simulator:
   def _examples(self) -> PyTree:
     return distributed.put(self._host_examples, self.mesh, P())
 
-  @property
+  @functools.cached_property
   def _host_examples(self) -> dict[str, dict[str, np.ndarray]]:
     passes = self.algorithm.passes
-    return {
-      p.split: dict(data.examples)
-      for p, data in zip(passes, self.splits, strict=True)
-    }
+    named = {p.split: data for p, data in zip(passes, self.splits, strict=True)}
+    for split, data in named.items():
+      for field, array in data.examples.items():
+        kept = jax.dtypes.canonicalize_dtype(array.dtype)
+        validate.fits(f"field {field!r} of {split}", array, kept)
+    return {split: dict(data.examples) for split, data in named.items()}
 
   @functools.cached_property
   def compiled(self) -> dict[tuple[int, int], Program]:
@@ -357,8 +381,9 @@ class Simulator:
         lanes=lanes,
         devices=self.mesh.size,
       )
+      fixed, most = self.runtime.rounds_per_dispatch, self.runtime.most_rounds
       self._shapes[lanes, size] = programs.shape_of(
-        capacity, len(self.works), self.runtime.rounds_per_dispatch
+        capacity, len(self.works), fixed, most
       )
     return self._shapes[lanes, size]
 
@@ -450,32 +475,42 @@ class Simulator:
   ) -> Dispatch:
     """Runs planned rounds in one call.
 
+    Args:
+      state: used up if `Runtime.donate`.
+      planned: the rounds that follow it.
+      hparams: numeric hyper-parameters; None: the defaults.
+
     Raises:
-      NoClientsLeftError: no client of a round sent a finite update.
+      ValueError: the plan is of other rounds.
     """
     plans = planned.plans
     self.program(*planned.key)  # compiling is not running
+    done = int(jax.device_get(state.round))
+    if planned.first != done:
+      raise ValueError(
+        f"The plan is of round {planned.first + 1}, the state of round {done};"
+        " plan the rounds that follow the state."
+      )
     began = time.perf_counter()
     state, metrics = self._call(state, planned, hparams)
     metrics = jax.device_get(metrics)
     seconds = time.perf_counter() - began
-    rows, rejected = [], []
+    rows, rejected, failure = [], [], None
     for i, plan in enumerate(plans):
       one: RoundMetrics = jax.tree.map(lambda x, i=i: x[i], metrics)
-      rows.append(self._row(planned.first + i + 1, one))
+      round_ = done + i + 1
+      ids = np.sort(plan.client[one.client_rejected])
       if one.rejected:
-        ids = np.sort(plan.client[one.client_rejected])
-        rejected.append((planned.first + i + 1, ids))
-        if not one.clients:
-          raise NoClientsLeftError(
-            f"Round {planned.first + i + 1}: the updates of all"
-            f" {one.rejected} clients ({named(ids)}) are not finite; lower"
-            " client.learning_rate, or clip."
-          )
+        rejected.append((round_, ids))
+      failure = _failure(round_, one, ids)
+      if failure is not None:
+        break
+      rows.append(self._row(round_, one))
     return Dispatch(
       state=state,
       rows=rows,
       rejected=rejected,
+      failure=failure,
       clients=sum(int((p.client >= 0).sum()) for p in plans),
       waste=planned.waste,
       seconds=seconds,
@@ -518,8 +553,13 @@ class Simulator:
       stops: a dispatch ends at every multiple of these numbers, since
         something is to be done there.
       hparams: numeric hyper-parameters; None: the defaults.
+
+    Raises:
+      DivergedError: in a round no finite update, or no finite model, was left;
+        after the rounds before it were yielded.
     """
     done = int(state.round)
+    _ = self.lane_choice  # here, not in the thread that plans
     seconds_per_round = math.inf
 
     def count(done: int) -> int:
@@ -540,6 +580,8 @@ class Simulator:
         out = self.dispatch(state, planned, hparams)
         seconds_per_round = out.seconds / len(planned.plans)
         sent = yield out
+        if out.failure is not None:
+          raise out.failure
         state = out.state if sent is None else sent
 
   # --- evaluation ------------------------------------------------------------
@@ -553,13 +595,16 @@ class Simulator:
       "seen": data.seen,
       "unseen": data.unseen,
     }
+    # About as many examples at once as in training.
+    examples = self.lane_choice.lanes * max(w.batch_size for w in self.works)
+    width = max(1, examples // size)
     return {
       name: EvaluationSet(
         self.task,
         self.algorithm,
         part,
         mesh=self.mesh,
-        lanes=self.lane_choice.lanes,
+        lanes=width,
         batch_size=size,
         personal=name == "seen",
       )
@@ -591,7 +636,31 @@ class Simulator:
     if self.algorithm.on_eval is None:
       return state
     server = self.algorithm.on_eval(state.server, metrics)
+    # A copy of its own for every leaf, so that the state can be donated.
+    server = jax.tree.map(
+      lambda new, old: jnp.array(new, dtype=old.dtype, copy=True),
+      server,
+      self.state_shapes.server,
+    )
     return self.place(state._replace(server=server))
+
+
+def _failure(
+  round_: int, metrics: RoundMetrics, rejected: np.ndarray
+) -> DivergedError | None:
+  """What ends the run after this round, if anything does."""
+  if metrics.rejected and not metrics.clients:
+    return DivergedError(
+      f"Round {round_}: the updates of all {metrics.rejected} clients"
+      f" ({named(rejected)}) are not finite; lower client.learning_rate, or"
+      " clip."
+    )
+  if not metrics.finite:
+    return DivergedError(
+      f"Round {round_}: the global model is not finite after the server's"
+      " step; lower server.learning_rate."
+    )
+  return None
 
 
 def named(ids: np.ndarray, most: int = 10) -> str:

@@ -35,12 +35,20 @@ def clip(norm: float) -> Transform:
   ) -> tuple[PyTree, PyTree, PyTree]:
     del shared, key
     bound = hparams["norm"]
-    length = optax.tree.norm(update)
+    length = _norm(update)
     scale = jnp.minimum(1.0, bound / jnp.maximum(length, 1e-30))
     clipped = jax.tree.map(lambda u: u * scale.astype(u.dtype), update)
     return clipped, state, (length > bound).astype(jnp.float32)
 
   return Transform(name="clip", hparams={"norm": norm}, apply=apply)
+
+
+def _norm(tree: PyTree) -> jax.Array:
+  """The global L2 norm in float32; squares neither overflow nor vanish."""
+  leaves = [jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(tree)]
+  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
+  unit = jnp.where(largest > 0, largest, 1)
+  return unit * jnp.sqrt(sum(jnp.sum((x / unit) ** 2) for x in leaves))
 
 
 def gaussian(stddev: float) -> Transform:

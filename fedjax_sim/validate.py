@@ -95,6 +95,24 @@ def lookup(kind: str, name: str, registry: Mapping[str, T]) -> T:
   return registry[known(kind, name, registry)]
 
 
+def fits(what: str, array: np.ndarray, dtype: Any) -> None:
+  """Refuses numbers that would change when they are kept in `dtype`.
+
+  Raises:
+    ValueError: a number is beyond the range of `dtype`.
+  """
+  dtype = np.dtype(dtype)
+  if array.dtype == dtype or not array.size or dtype.kind not in "iuf":
+    return
+  limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+  low, high = array.min(), array.max()
+  if low < limits.min or high > limits.max:
+    raise ValueError(
+      f"{what} goes from {low} to {high}, beyond {dtype.name}; scale it, or"
+      " enable JAX's 64-bit mode."
+    )
+
+
 def arguments(
   owner: str, given: Mapping[str, Any], factory: Callable[..., Any]
 ) -> None:

@@ -40,6 +40,9 @@ COHORT_SPEC = Cohort(
 )
 
 
+_PASS = 0x70617373  # no number that an algorithm would fold in itself
+
+
 class Walk(NamedTuple):
   """How a pass reads its batches: constants of the compiled round."""
 
@@ -77,7 +80,7 @@ def run_client(
   """
   carries: tuple[PyTree, ...] = ()
   for p, walked in enumerate(algorithm.passes):
-    key = jax.random.fold_in(client.key, p)
+    key = jax.random.fold_in(jax.random.fold_in(client.key, _PASS), p)
 
     def step(
       i: Array, carry: PyTree, p: int = p, walked: Any = walked, key: Key = key

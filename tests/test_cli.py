@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_sim import cli, distributed, experiment
 from fedjax_sim.checkpoint import CheckpointError
-from fedjax_sim.simulator import NoClientsLeftError
+from fedjax_sim.simulator import DivergedError
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"
@@ -129,7 +129,7 @@ def test_values_may_stand_apart_and_fields_anywhere(capsys):
 @pytest.mark.parametrize(
   ("error", "code"),
   [
-    (NoClientsLeftError("all gone"), 1),
+    (DivergedError("all gone"), 1),
     (CheckpointError("disk full"), 1),
     (experiment.WriteError("disk full"), 1),
     (experiment.WorkdirError("in use"), 2),

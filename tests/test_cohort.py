@@ -199,7 +199,7 @@ def test_waste_counts_what_is_computed_in_vain():
   # Steps 2, 1, 2: waves (0, 2) and (1, nobody); rows 8 + 8 and 4 + 4.
   waste = cohort.waste(plan, [work])
   assert waste == cohort.Waste(useful=16, batch=4, step=4, idle=0)
-  assert waste.fraction == pytest.approx(8 / 24)
+  assert waste.computed == 24
   assert cohort.wave_steps(plan) == 3
 
 

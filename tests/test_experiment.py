@@ -29,7 +29,7 @@ from fedjax_sim.experiment import (
   WorkdirError,
   WriteError,
 )
-from fedjax_sim.simulator import NoClientsLeftError, Simulator
+from fedjax_sim.simulator import DivergedError, Simulator
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 
@@ -296,7 +296,7 @@ def test_metrics_that_lack_rounds_are_refused(tmp_path, undisturbed):
 
 
 def test_no_clients_left_names_the_round(tmp_path):
-  with pytest.raises(NoClientsLeftError, match=r"Round \d+: .*learning_rate"):
+  with pytest.raises(DivergedError, match=r"Round \d+: .*learning_rate"):
     experiment.run(quick(client__learning_rate="3e38"), tmp_path)
 
 

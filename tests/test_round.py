@@ -16,7 +16,7 @@ from fedjax_sim.base import Metric, Task, key_for
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.optimizers import optimizer
-from fedjax_sim.simulator import NoClientsLeftError
+from fedjax_sim.simulator import DivergedError
 from problems import (
   MODELS,
   blobs,
@@ -453,7 +453,7 @@ def test_a_round_without_any_finite_client_stops_with_its_number():
   simulator = make_simulator(
     task, fedavg(task, sgd(0.1), sgd(1.0)), data, sampler=sampler
   )
-  with pytest.raises(NoClientsLeftError, match=r"Round 2: .*all 2.*1, 3"):
+  with pytest.raises(DivergedError, match=r"Round 2: .*all 2.*1, 3"):
     train(simulator, 3)
 
 

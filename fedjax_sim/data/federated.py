@@ -164,11 +164,6 @@ class FederatedData:
     """Examples of each client, shape=(num_clients,), int64."""
     return np.diff(self.offsets)
 
-  @property
-  def nbytes(self) -> int:
-    """Bytes of all examples."""
-    return sum(array.nbytes for array in self.examples.values())
-
   def client(self, i: int) -> dict[str, np.ndarray]:
     """Client i's examples, field -> (examples of i, ...), as views."""
     i = validate.whole("client", i, least=0, most=self.num_clients - 1)
@@ -292,6 +287,8 @@ class FederatedDataset:
           f"{part} has {data.num_clients} clients, train "
           f"{train.num_clients}; give the same clients, names and order."
         )
+    if not train.sizes.all():
+      raise _no_examples(_who(int(np.argmin(train.sizes)), train.names))
     parts = {"train": train, **aligned}
     if self.seen is not None and not self.seen.num_examples:
       raise ValueError("seen has no examples; give None instead.")
@@ -303,7 +300,7 @@ class FederatedDataset:
     for part, data in parts.items():
       validate.alike(part, data.examples, "train", train.examples)
       labels = data.examples.get("y")
-      if self.num_classes and labels is not None and labels.dtype.kind in "iu":
+      if self.num_classes and labels is not None:
         check_labels(data, "y", self.num_classes, part)
 
   @property

@@ -44,7 +44,6 @@ def test_properties():
   assert (data.num_clients, data.num_examples) == (2, 5)
   np.testing.assert_array_equal(data.sizes, [2, 3])
   assert data.sizes.dtype == np.int64
-  assert data.nbytes == 5 * 4 + 5 * 4
   assert data.client_name(1) == "b"
   assert of_sizes([1]).client_name(0) == "client 0"
   np.testing.assert_array_equal(data.owner_of([0, 1, 2, 4]), [0, 0, 1, 1])
