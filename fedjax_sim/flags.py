@@ -42,6 +42,8 @@ def parse(arguments: Sequence[str], *required: str) -> Any:
   path = _config_path(arguments)
   if path is not None and not Path(path).exists():
     raise FileNotFoundError(f"--config={path}: there is no such file")
+  if path and Path(path).is_dir():
+    raise IsADirectoryError(f"--config={path}: Is a directory")
   values = flags.FlagValues()
   for name in required:
     if name == "config":
@@ -129,13 +131,15 @@ def _of_file(path: str | None, error: BaseException | None) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     text = _one_line(error)
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.filename == path:
       lines, text = [error.lineno], error.msg
     if lines:
       kind = type(error).__name__
       return f"--config={path}, line {lines[-1]}: {kind}: {text}"
     if "has no attribute 'get_config'" in text:
       return f"--config={path}: it defines no get_config()"
+    if "get_config() takes" in text and "Traceback" not in text:
+      return f"--config={path}: {text}"
     error = error.__cause__ or error.__context__
   return ""
 

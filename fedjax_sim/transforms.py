@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_sim import validate
 from fedjax_sim.base import HParams, Key, PyTree, Transform
@@ -44,8 +43,11 @@ def clip(norm: float) -> Transform:
 
 
 def _norm(tree: PyTree) -> jax.Array:
-  """The global L2 norm in float32; squares neither overflow nor vanish."""
-  leaves = [jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(tree)]
+  """The global L2 norm, in float32 at least; no square overflows."""
+  leaves = [
+    x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    for x in jax.tree.leaves(tree)
+  ]
   largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
   unit = jnp.where(largest > 0, largest, 1)
   return unit * jnp.sqrt(sum(jnp.sum((x / unit) ** 2) for x in leaves))

@@ -40,9 +40,6 @@ COHORT_SPEC = Cohort(
 )
 
 
-_PASS = 0x70617373  # no number that an algorithm would fold in itself
-
-
 class Walk(NamedTuple):
   """How a pass reads its batches: constants of the compiled round."""
 
@@ -58,6 +55,12 @@ def read_batch(
   rows = jnp.where(entries < 0, ~entries, entries)
   take = lambda x: x.at[rows].get(mode="promise_in_bounds")
   return Batch(jax.tree.map(take, dict(examples)), entries >= 0)
+
+
+def pass_key(key: Key, p: int) -> Key:
+  """The key of a client's pass; fold in the step for a step's key."""
+  tag = 0x70617373  # no number that an algorithm would fold in itself
+  return jax.random.fold_in(jax.random.fold_in(key, tag), p)
 
 
 def run_client(
@@ -80,7 +83,7 @@ def run_client(
   """
   carries: tuple[PyTree, ...] = ()
   for p, walked in enumerate(algorithm.passes):
-    key = jax.random.fold_in(jax.random.fold_in(client.key, _PASS), p)
+    key = pass_key(client.key, p)
 
     def step(
       i: Array, carry: PyTree, p: int = p, walked: Any = walked, key: Key = key

@@ -276,3 +276,27 @@ def test_a_cohort_beyond_the_capacity_is_refused():
     cohort.plan(
       [offsets_of(sizes)], [work], np.arange(3), shape, seed=0, round_=0
     )
+
+
+@settings(max_examples=60)
+@given(
+  sizes=st.lists(st.integers(0, 12), min_size=2, max_size=8).filter(any),
+  work=works,
+  drop=st.booleans(),
+  lanes=st.integers(1, 4),
+)
+def test_a_client_never_reads_anothers_examples(sizes, work, drop, lanes):
+  """With empty clients, and those that fill no batch, among the others."""
+  sizes = np.array(sizes)
+  offsets = offsets_of(sizes)
+  work = dataclasses.replace(work, drop_remainder=drop)
+  ids = np.arange(len(sizes))
+  shape = cohort.capacity([sizes], [work], len(ids), lanes=lanes, devices=2)
+  plan = cohort.plan([offsets], [work], ids, shape, seed=0, round_=0)
+  for client, rows in read(plan, work).items():
+    for row in rows:
+      filled = np.where(row < 0, ~row, row)
+      assert np.all(filled >= offsets[client])
+      assert np.all(filled < offsets[client + 1])
+    if not work.batches_per_epoch(sizes)[client]:
+      assert not rows

@@ -208,8 +208,5 @@ def test_blocks_hold_all_examples_in_order(count):
 
 
 def test_a_set_without_examples_is_refused():
-  data = dataclasses.replace(dataset(), seen=part_of([0] * 6, 1))
-  task = MODELS["lr"](data)
-  simulator = simulator_of(fedavg(task, sgd(0.1), sgd(1.0)), task, data)
-  with pytest.raises(ValueError, match=r"None of the 6 clients .*heldout_frac"):
-    simulator.evaluate(simulator.init())
+  with pytest.raises(ValueError, match="seen has no examples"):
+    dataclasses.replace(dataset(), seen=part_of([0] * 6, 1))

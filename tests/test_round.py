@@ -579,3 +579,108 @@ def test_two_transforms_of_one_name_are_refused():
   )
   with pytest.raises(ValueError, match="twice"):
     make(transforms=[transforms.clip(1.0), transforms.clip(2.0)])
+
+
+def test_a_full_gradient_takes_all_examples():
+  """Whatever the clients' work: the mean of 0, 0, 0, 0, 100 is 20."""
+  task = quadratic(1)
+  data = quadratic_data([[20.0]], copies=5)
+  x = np.array([[0.0], [0.0], [0.0], [0.0], [100.0]], np.float32)
+  data.train.examples["x"][:] = x
+  simulator = make_simulator(
+    task,
+    fedsgd(task, sgd(1.0)),
+    data,
+    work=LocalWork(batch_size=2, drop_remainder=True, max_examples=3),
+  )
+  after = params_of(simulator, train(simulator, 1))["w"]
+  np.testing.assert_allclose(after, [20.0], rtol=1e-6)
+
+
+def test_rounds_before_a_failure_are_kept():
+  """Whatever the number of rounds in a dispatch."""
+  task = quadratic(1)
+  rates = fedavg(task, sgd(1e30), sgd(1.0))
+  for at_once in (1, 4):
+    simulator = make_simulator(
+      task,
+      rates,
+      quadratic_data([[1.0]]),
+      work=LocalWork(batch_size=1),
+      rounds_per_dispatch=at_once,
+    )
+    rows = []
+    dispatches = simulator.run(simulator.init(), 8)
+    with pytest.raises(DivergedError, match="Round 2"):
+      rows.extend(row for out in dispatches for row in out.rows)
+    assert [row["round"] for row in rows] == [1]
+
+
+def test_a_global_model_that_is_not_finite_stops_the_run():
+  task = quadratic(1)
+  simulator = make_simulator(
+    task,
+    fedavg(task, sgd(1.0), sgd(3e38)),
+    quadratic_data([[1e3]]),
+    work=LocalWork(batch_size=1),
+  )
+  with pytest.raises(DivergedError, match=r"Round 1: .*server\.learning_rate"):
+    train(simulator, 3)
+
+
+def test_a_client_whose_state_is_not_finite_is_left_out():
+  task = quadratic(1)
+  base = fedavg(task, sgd(0.1), sgd(1.0))
+
+  def finish(client, carry):
+    report = base.finish(client, carry)
+    return report._replace(state=jnp.where(client.id == 1, jnp.nan, 1.0))
+
+  simulator = make_simulator(
+    task,
+    base._replace(
+      finish=finish, client_init=lambda server, hparams: jnp.zeros(())
+    ),
+    quadratic_data([[1.0], [2.0], [3.0]]),
+    work=LocalWork(batch_size=1),
+  )
+  out = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
+  assert out.rows[0]["clients_rejected"] == 1
+  np.testing.assert_array_equal(out.state.clients[0][:3], [1, 0, 1])
+
+
+def test_a_client_state_that_changes_its_shape_is_refused():
+  task = quadratic(1)
+  base = fedavg(task, sgd(0.1), sgd(1.0))
+  changed = base._replace(
+    finish=lambda client, carry: base.finish(client, carry)._replace(
+      state=jnp.zeros((2,))
+    ),
+    client_init=lambda server, hparams: jnp.zeros((3,)),
+  )
+  simulator = make_simulator(task, changed, quadratic_data([[1.0]]))
+  with pytest.raises(TypeError, match=r"float32\(3,\).*float32\(2,\)"):
+    simulator.program(1, 1)
+
+
+def test_a_plan_of_other_rounds_is_refused():
+  data = blobs(SIZES)
+  task = MODELS["lr"](data)
+  simulator = make_simulator(task, fedavg(task, sgd(0.1), sgd(1.0)), data)
+  with pytest.raises(ValueError, match="plan is of round 6"):
+    simulator.dispatch(simulator.init(), simulator.plan(5, 1))
+
+
+def test_numbers_beyond_the_devices_dtypes_are_refused():
+  data = blobs(SIZES)
+  big = {"x": data.train.examples["x"].astype(np.float64) * 1e40}
+  train_data = FederatedData(
+    examples={**big, "y": data.train.examples["y"]}, offsets=data.train.offsets
+  )
+  data = FederatedDataset(
+    name="big", train=train_data, num_classes=3, example_shape=(6,)
+  )
+  task = MODELS["lr"](data)
+  simulator = make_simulator(task, fedavg(task, sgd(0.1), sgd(1.0)), data)
+  with pytest.raises(ValueError, match="field 'x' of train .*float32"):
+    simulator.program(1, 1)

@@ -272,3 +272,55 @@ def test_more_devices_than_there_are_is_refused():
   )
   with pytest.raises(ValueError, match="runtime.devices=99"):
     simulator.init()
+
+
+def test_the_algorithm_may_keep_what_it_saw_under_donation():
+  """As a fallback to the best model does."""
+  data = load_digits(num_clients=10, partition="iid")
+  task = MODELS["lr"](data)
+  base = fedavg(task, sgd(0.5), sgd(1.0))
+  best = base._replace(
+    init=lambda key, hparams: (
+      base.init(key, hparams),
+      base.init(key, hparams).variables.params,
+      jnp.zeros(()),
+    ),
+    broadcast=lambda state: base.broadcast(state[0]),
+    apply=lambda state, *rest: (base.apply(state[0], *rest), *state[1:]),
+    variables=lambda state: base.variables(state[0]),
+    on_eval=lambda state, metrics: (
+      state[0],
+      state[0].variables.params,
+      metrics["test/accuracy"],
+    ),
+  )
+  simulator = Simulator(
+    task=task,
+    algorithm=best,
+    data=data,
+    sampler=sampling.uniform(10, 4),
+    runtime=Runtime(lanes=1, rounds_per_dispatch=1),
+  )
+  dispatches = simulator.run(simulator.init(), 3)
+  state = None
+  for _ in range(3):
+    out = dispatches.send(state)
+    state = simulator.react(out.state, simulator.evaluate(out.state))
+  assert state is not None
+  assert float(state.server[2]) > 0.5
+  np.testing.assert_array_equal(
+    flat(state.server[1]), flat(state.server[0].variables.params)
+  )
+
+
+def test_lanes_are_measured_under_the_callers_settings(x64):
+  data = load_digits(num_clients=10, partition="iid")
+  task = MODELS["lr"](data)
+  simulator = Simulator(
+    task=task,
+    algorithm=fedavg(task, sgd(0.5), sgd(1.0)),
+    data=data,
+    sampler=sampling.uniform(10, 4),
+  )
+  *_, last = simulator.run(simulator.init(), 2)
+  assert last.rows[-1]["round"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     os.replace(temporary, path)
     _sync_folder(path.parent)
   except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
     raise OSError(
       error.errno,
       f"cannot write {path}: {error.strerror}; give an existing, writable"

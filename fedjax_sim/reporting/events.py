@@ -69,8 +69,10 @@ class EventFiles:
     """Flushes and closes the file; twice is harmless."""
     if not self._closed:
       self._closed = True
-      self.flush()
-      self._writer.close()
+      try:
+        self.flush()
+      finally:  # a full disk leaves no file open
+        self._writer.close()
 
   def _write(self, **fields: Any) -> None:
     from tensorboardX.proto import event_pb2

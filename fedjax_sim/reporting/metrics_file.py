@@ -96,8 +96,10 @@ class MetricsFile:
   def close(self) -> None:
     """Closes the file, with all rows on the disk; twice is harmless."""
     if not self._file.closed:
-      self.sync()
-      self._file.close()
+      try:
+        self.sync()
+      finally:  # a full disk leaves no file open
+        self._file.close()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:

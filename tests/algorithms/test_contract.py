@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import sampling
+from fedjax_sim import sampling, walk
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import (
@@ -204,7 +204,7 @@ def by_hand(simulator, state):
     )
     carries: tuple[Any, ...] = ()
     for p, walked in enumerate(algorithm.passes):
-      key = jax.random.fold_in(client.key, p)
+      key = walk.pass_key(client.key, p)
       carry = walked.start(client, *carries)
       for i in range(plan.num_steps[where][p]):
         first = plan.start[where][p] + i * simulator.works[p].batch_size
