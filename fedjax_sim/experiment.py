@@ -37,7 +37,7 @@ from fedjax_sim.simulator import Dispatch, Row, Simulator
 
 
 class ConfigChangedError(ValueError):
-  """The workdir belongs to a run with another config."""
+  """The workdir belongs to a run with another config, or with other data."""
 
 
 class WorkdirError(OSError):
@@ -96,7 +96,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     The summary, as in `summary.json`.
 
   Raises:
-    ConfigChangedError: the workdir holds a run with another config.
+    ConfigChangedError: the workdir holds a run with another config or data.
     WorkdirError: it cannot be written, or another process uses it.
     TypeError, ValueError, OSError, ImportError: the config is wrong; nothing
       was written.
@@ -146,6 +146,7 @@ def _run(
     done, state, before = 0, simulator.init(), Totals()
     choice = simulator.lane_choice
   else:
+    _refuse_other_data(restored.facts["data"], simulator)
     done, before = restored.round, Totals(**restored.facts["totals"])
     # The lanes were measured when the run began; its float sums follow them.
     choice = Choice(*restored.facts["lanes"])
@@ -155,6 +156,7 @@ def _run(
     restored = restored._replace(state=None)  # the host's copy may be large
     _warn_of_changes(restored.facts["environment"], _environment(simulator))
   totals = dataclasses.replace(before)
+  data_digest = _data_digest(simulator)
   stops = (schedule.eval_every, schedule.checkpoint_every)
 
   def count() -> Totals:
@@ -192,6 +194,7 @@ def _run(
         "lanes": choice,
         "totals": dataclasses.asdict(count()),
         "environment": _environment(simulator),
+        "data": data_digest,
       }
       checkpoints.save(done, state, facts)
 
@@ -328,6 +331,20 @@ def _environment(simulator: Simulator) -> dict[str, str]:
   devices = simulator.mesh.devices
   kind = f"{devices.size} x {devices.flat[0].device_kind}"
   return {"devices": kind, **_versions()}
+
+
+def _data_digest(simulator: Simulator) -> str:
+  """Of what clients train on."""
+  parts = simulator.data.all_splits
+  return tree_digest([(d.offsets, dict(d.examples)) for d in parts.values()])
+
+
+def _refuse_other_data(before: str, simulator: Simulator) -> None:
+  if before != _data_digest(simulator):
+    raise ConfigChangedError(
+      "The training data are not those that the run began with; restore what"
+      " data.path (or FEDJAX_SIM_DATA) named, or take another --workdir."
+    )
 
 
 def _warn_of_changes(before: dict[str, str], now: dict[str, str]) -> None:

@@ -166,6 +166,8 @@ def test_the_main_command_prints_and_leaves_what_the_readme_says(tmp_path):
       assert float(lines[name]) == pytest.approx(float(value), rel=0.05)
     else:
       assert lines[name] == value
+  assert float(lines["test/accuracy"]) >= 0.93
+  assert float(lines["wall time"].split()[0]) < 60
 
   (workdir,) = (tmp_path / "runs").iterdir()
   left = {path.name for path in workdir.iterdir() if path.name[0] != "."}

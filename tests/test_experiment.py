@@ -527,3 +527,47 @@ def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
   experiment.run(quick(), tmp_path)
   check_same(tmp_path, undisturbed)
   assert not list(tmp_path.rglob("*tmp*"))
+
+
+def test_other_data_under_the_same_path_are_refused(
+  fast, tmp_path, capsys, monkeypatch
+):
+  rng = np.random.default_rng(0)
+
+  def write(scale):
+    x = scale * rng.normal(size=(40, 3)).astype(np.float32)
+    y = np.arange(40) % 2
+    np.savez(tmp_path / "mine.npz", x=x, y=y, client=np.arange(40) % 8)
+
+  def config_of():
+    source = flags.load(
+      str(DIGITS),
+      {
+        "model.name": "logistic_regression",
+        "model.hidden_sizes": "None",
+        "data.name": "npz",
+        "data.path": str(tmp_path / "mine.npz"),
+        "data.num_clients": "None",
+        "data.partition": "None",
+        "data.alpha": "None",
+        "data.unseen_clients": "None",
+        "server.clients_per_round": "4",
+        "server.rounds": "6",
+        "runtime.checkpoint_every": "2",
+      },
+    )
+    return source
+
+  write(1.0)
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(experiment, "_sum_up", stop)
+    with pytest.raises(KeyboardInterrupt):
+      experiment.run(config_of(), tmp_path / "run")
+  write(2.0)
+  with pytest.raises(ConfigChangedError, match="training data are not those"):
+    experiment.run(config_of(), tmp_path / "run")
+  capsys.readouterr()

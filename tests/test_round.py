@@ -609,7 +609,7 @@ def test_rounds_before_a_failure_are_kept():
       work=LocalWork(batch_size=1),
       rounds_per_dispatch=at_once,
     )
-    rows = []
+    rows: list[dict[str, float]] = []
     dispatches = simulator.run(simulator.init(), 8)
     with pytest.raises(DivergedError, match="Round 2"):
       rows.extend(row for out in dispatches for row in out.rows)
