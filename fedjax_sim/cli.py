@@ -109,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _exit_code(error: Exception) -> int | None:
   """What a user's error exits with; None for an error of ours."""
   from fedjax_sim.checkpoint import CheckpointError
+  from fedjax_sim.dispatch import DivergedError
   from fedjax_sim.experiment import WriteError
-  from fedjax_sim.simulator import DivergedError
 
   if isinstance(error, DivergedError | CheckpointError | WriteError):
     return 1

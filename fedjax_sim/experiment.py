@@ -31,9 +31,10 @@ from ml_collections import ConfigDict
 from fedjax_sim import build, reporting
 from fedjax_sim import config as configs
 from fedjax_sim.checkpoint import Checkpoints, rounds_in, tree_digest
+from fedjax_sim.dispatch import Dispatch, Row
 from fedjax_sim.lanes import Choice
 from fedjax_sim.round import RunState
-from fedjax_sim.simulator import Dispatch, Row, Simulator
+from fedjax_sim.simulator import Simulator
 
 
 class ConfigChangedError(ValueError):

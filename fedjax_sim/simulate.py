@@ -10,8 +10,9 @@ from typing import Any
 from fedjax_sim import sampling, validate
 from fedjax_sim.base import Algorithm, HParams, Task
 from fedjax_sim.data import FederatedDataset
+from fedjax_sim.dispatch import Row, named
 from fedjax_sim.round import RunState
-from fedjax_sim.simulator import Row, Runtime, Simulator, named
+from fedjax_sim.simulator import Runtime, Simulator
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,21 +38,16 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.dispatch import Dispatch, Planned, Row, read_metrics
 from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.traffic import traffic
 from fedjax_sim.walk import Walk
 
-Row = dict[str, float]
-
 log = logging.getLogger(__name__)
 
 TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
-
-
-class DivergedError(RuntimeError):
-  """A round left no client, or no global model, with finite numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,51 +83,6 @@ class Runtime:
       validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
     validate.whole("Runtime.most_rounds", self.most_rounds)
     validate.whole("runtime.eval_batch_size", self.eval_batch_size)
-
-
-class Planned(NamedTuple):
-  """Rounds laid out on the host, ready to be sent.
-
-  Attributes:
-    first: the first of them.
-    plans: one a round.
-    key: the lanes and the cohort size that they were laid out for.
-    shape: the same, in arrays.
-    waste: what they compute in vain.
-    seconds: what planning took.
-  """
-
-  first: int
-  plans: list[cohorts.Cohort]
-  key: tuple[int, int]
-  shape: programs.Shape
-  waste: cohorts.Waste
-  seconds: float
-
-
-class Dispatch(NamedTuple):
-  """What one call of the compiled program left.
-
-  Attributes:
-    state: the run's state after it.
-    rows: one row of metrics a round, up to a failure.
-    rejected: (round, client ids) of updates that were not finite.
-    failure: the error of the round after them, if it failed; then `state` is
-      of no use.
-    clients: clients that trained.
-    waste: what was computed, and what of it in vain.
-    seconds: what the call took, planning not counted.
-    plan_seconds: what planning took; it overlaps with the call before.
-  """
-
-  state: RunState
-  rows: list[Row]
-  rejected: list[tuple[int, np.ndarray]]
-  failure: DivergedError | None
-  clients: int
-  waste: cohorts.Waste
-  seconds: float
-  plan_seconds: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -495,44 +445,17 @@ class Simulator:
     state, metrics = self._call(state, planned, hparams)
     metrics = jax.device_get(metrics)
     seconds = time.perf_counter() - began
-    rows, rejected, failure = [], [], None
-    for i, plan in enumerate(plans):
-      one: RoundMetrics = jax.tree.map(lambda x, i=i: x[i], metrics)
-      round_ = done + i + 1
-      ids = np.sort(plan.client[one.client_rejected])
-      if one.rejected:
-        rejected.append((round_, ids))
-      failure = _failure(round_, one, ids)
-      if failure is not None:
-        break
-      rows.append(self._row(round_, one))
+    read = read_metrics(metrics, plans, done, self.bytes_per_client)
     return Dispatch(
       state=state,
-      rows=rows,
-      rejected=rejected,
-      failure=failure,
+      rows=read.rows,
+      rejected=read.rejected,
+      failure=read.failure,
       clients=sum(int((p.client >= 0).sum()) for p in plans),
       waste=planned.waste,
       seconds=seconds,
       plan_seconds=planned.seconds,
     )
-
-  def _row(self, round_: int, metrics: RoundMetrics) -> Row:
-    down, up = self.bytes_per_client
-    clients, rejected = int(metrics.clients), int(metrics.rejected)
-    row: Row = {"round": round_}
-    for name, m in metrics.metrics.items():
-      row[f"train/{name}"] = (
-        float(m.total) / float(m.weight) if m.weight else math.nan
-      )
-    row["clients"] = clients
-    row["clients_rejected"] = rejected
-    row["bytes_down"] = down * (clients + rejected)
-    row["bytes_up"] = up * (clients + rejected)
-    for name, aux in metrics.aux.items():
-      if np.shape(aux) == ():
-        row[f"{name}/aux"] = float(aux)
-    return row
 
   def run(
     self,
@@ -643,27 +566,3 @@ class Simulator:
       self.state_shapes.server,
     )
     return self.place(state._replace(server=server))
-
-
-def _failure(
-  round_: int, metrics: RoundMetrics, rejected: np.ndarray
-) -> DivergedError | None:
-  """What ends the run after this round, if anything does."""
-  if metrics.rejected and not metrics.clients:
-    return DivergedError(
-      f"Round {round_}: the updates of all {metrics.rejected} clients"
-      f" ({named(rejected)}) are not finite; lower client.learning_rate, or"
-      " clip."
-    )
-  if not metrics.finite:
-    return DivergedError(
-      f"Round {round_}: the global model is not finite after the server's"
-      " step; lower server.learning_rate."
-    )
-  return None
-
-
-def named(ids: np.ndarray, most: int = 10) -> str:
-  """Clients' ids for a message, not all if there are many."""
-  listed = ", ".join(str(i) for i in ids[:most])
-  return listed + (", ..." if len(ids) > most else "")

@@ -35,6 +35,8 @@ jax.config.update("jax_num_cpu_devices", 2)
 # With it, one run in a few hangs in a collective of several CPU devices.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A GPU would multiply float32 matrices in TF32.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def pytest_report_header() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_sim import cli, distributed, experiment
 from fedjax_sim.checkpoint import CheckpointError
-from fedjax_sim.simulator import DivergedError
+from fedjax_sim.dispatch import DivergedError
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"

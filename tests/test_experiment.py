@@ -23,13 +23,14 @@ from fedjax_sim import (
   lanes,
   reporting,
 )
+from fedjax_sim.dispatch import DivergedError
 from fedjax_sim.experiment import (
   ConfigChangedError,
   Interrupted,
   WorkdirError,
   WriteError,
 )
-from fedjax_sim.simulator import DivergedError, Simulator
+from fedjax_sim.simulator import Simulator
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 

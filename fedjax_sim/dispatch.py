@@ -1,0 +1,146 @@
+"""What a call of the compiled round is given, and what it leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sim import cohort as cohorts
+from fedjax_sim import program as programs
+from fedjax_sim.round import RoundMetrics, RunState
+
+Row = dict[str, float]
+
+
+class DivergedError(RuntimeError):
+  """A round left no client, or no global model, with finite numbers."""
+
+
+class Planned(NamedTuple):
+  """Rounds laid out on the host, ready to be sent.
+
+  Attributes:
+    first: the first of them.
+    plans: one a round.
+    key: the lanes and the cohort size that they were laid out for.
+    shape: the same, in arrays.
+    waste: what they compute in vain.
+    seconds: what planning took.
+  """
+
+  first: int
+  plans: list[cohorts.Cohort]
+  key: tuple[int, int]
+  shape: programs.Shape
+  waste: cohorts.Waste
+  seconds: float
+
+
+class Dispatch(NamedTuple):
+  """What one call of the compiled program left.
+
+  Attributes:
+    state: the run's state after it.
+    rows: one row of metrics a round, up to a failure.
+    rejected: (round, client ids) of updates that were not finite.
+    failure: the error of the round after them, if it failed; then `state` is
+      of no use.
+    clients: clients that trained.
+    waste: what was computed, and what of it in vain.
+    seconds: what the call took, planning not counted.
+    plan_seconds: what planning took; it overlaps with the call before.
+  """
+
+  state: RunState
+  rows: list[Row]
+  rejected: list[tuple[int, np.ndarray]]
+  failure: DivergedError | None
+  clients: int
+  waste: cohorts.Waste
+  seconds: float
+  plan_seconds: float
+
+
+class Read(NamedTuple):
+  """Metrics of several rounds, read on the host; fields as in `Dispatch`."""
+
+  rows: list[Row]
+  rejected: list[tuple[int, np.ndarray]]
+  failure: DivergedError | None
+
+
+def read_metrics(
+  metrics: RoundMetrics,
+  plans: Sequence[cohorts.Cohort],
+  done: int,
+  bytes_per_client: tuple[int, int],
+) -> Read:
+  """Reads the metrics of a call, up to the first round that failed.
+
+  Args:
+    metrics: on the host, with a leading axis of rounds.
+    plans: one a round.
+    done: rounds done before.
+    bytes_per_client: that a client receives and sends in a round.
+  """
+  rows: list[Row] = []
+  rejected: list[tuple[int, np.ndarray]] = []
+  for i, plan in enumerate(plans):
+    one: RoundMetrics = jax.tree.map(lambda x, i=i: x[i], metrics)
+    round_ = done + i + 1
+    ids = np.sort(plan.client[one.client_rejected])
+    if one.rejected:
+      rejected.append((round_, ids))
+    failure = _failure(round_, one, ids)
+    if failure is not None:
+      return Read(rows, rejected, failure)
+    rows.append(_row(round_, one, bytes_per_client))
+  return Read(rows, rejected, None)
+
+
+def _row(
+  round_: int, metrics: RoundMetrics, bytes_per_client: tuple[int, int]
+) -> Row:
+  down, up = bytes_per_client
+  clients, rejected = int(metrics.clients), int(metrics.rejected)
+  row: Row = {"round": round_}
+  for name, m in metrics.metrics.items():
+    row[f"train/{name}"] = (
+      float(m.total) / float(m.weight) if m.weight else math.nan
+    )
+  row["clients"] = clients
+  row["clients_rejected"] = rejected
+  row["bytes_down"] = down * (clients + rejected)
+  row["bytes_up"] = up * (clients + rejected)
+  for name, aux in metrics.aux.items():
+    if np.shape(aux) == ():
+      row[f"{name}/aux"] = float(aux)
+  return row
+
+
+def _failure(
+  round_: int, metrics: RoundMetrics, rejected: np.ndarray
+) -> DivergedError | None:
+  """What ends the run after this round, if anything does."""
+  if metrics.rejected and not metrics.clients:
+    return DivergedError(
+      f"Round {round_}: the updates of all {metrics.rejected} clients"
+      f" ({named(rejected)}) are not finite; lower client.learning_rate, or"
+      " clip."
+    )
+  if not metrics.finite:
+    return DivergedError(
+      f"Round {round_}: the global model is not finite after the server's"
+      " step; lower server.learning_rate."
+    )
+  return None
+
+
+def named(ids: np.ndarray, most: int = 10) -> str:
+  """Clients' ids for a message, not all if there are many."""
+  listed = ", ".join(str(i) for i in ids[:most])
+  return listed + (", ..." if len(ids) > most else "")
