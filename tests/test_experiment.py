@@ -340,8 +340,16 @@ def test_a_stop_between_all_multiples(tmp_path, fast, monkeypatch, undisturbed):
   check_same(tmp_path, undisturbed)
 
 
+@pytest.fixture
+def interruptible():
+  """SIGINT interrupts, though a process in the background ignores it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_signal_acts_as_usual(
-  tmp_path, fast, undisturbed, monkeypatch
+  tmp_path, fast, undisturbed, monkeypatch, interruptible
 ):
   def twice():
     signal.raise_signal(signal.SIGINT)
