@@ -131,6 +131,12 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   """The model's task, in the precision that the config asks for."""
   section = config.model
   make = validate.lookup("model.name", section.name, MODELS)
+  if not data.num_classes:
+    raise ValueError(
+      f"model.name={section.name!r} tells classes apart, but the labels 'y' of"
+      f" data.name={config.data.name!r} are no whole numbers; give integer"
+      " labels from 0."
+    )
   arguments = _given(section, "name")
   task = make(
     data.example_shape,

@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -306,3 +307,25 @@ def test_a_dispatch_is_no_longer_than_there_is_nothing_to_do():
   assert build(source).simulator.runtime.rounds_per_dispatch == 5
   source = load(DIGITS)
   assert build(source).simulator.runtime.rounds_per_dispatch is None
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path):
+  path = tmp_path / "real.npz"
+  np.savez(path, x=np.ones((4, 3)), y=np.ones(4) / 3, client=np.arange(4) % 2)
+  source = default_config()
+  source.data.name = "npz"
+  source.data.path = str(path)
+  with pytest.raises(ValueError, match="labels 'y' of data.name='npz'"):
+    build(source)
+
+
+def test_labels_of_another_shape_are_refused(tmp_path):
+  path = tmp_path / "pairs.npz"
+  y = np.zeros((4, 2), int)
+  np.savez(path, x=np.ones((4, 3)), y=y, client=np.arange(4) % 2)
+  source = default_config()
+  source.data.name = "npz"
+  source.data.path = str(path)
+  source.server.clients_per_round = 1
+  with pytest.raises(ValueError, match="does not fit data.name='npz'"):
+    build(source)
