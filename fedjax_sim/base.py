@@ -137,6 +137,12 @@ def mean_loss(
     without weight has loss 0, not NaN.
   """
   value, weight, buffers = task.loss(variables, batch.examples, key)
+  for name, array in (("value", value), ("weight", weight)):
+    if jnp.shape(array) != batch.mask.shape:  # else it would broadcast
+      raise ValueError(
+        f"Task.loss returned a {name} of shape {jnp.shape(array)}; give one"
+        f" number an example, shape {batch.mask.shape}."
+      )
   weight = jnp.where(batch.mask, weight, 0)
   total = jnp.sum(jnp.where(weight > 0, value * weight, 0))
   count = jnp.sum(weight)
