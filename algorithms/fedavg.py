@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 
+from fedjax_sim import optimizers
 from fedjax_sim.base import (
   Aggregate,
   Algorithm,
@@ -54,6 +55,7 @@ def fedavg(
     received: client -> the `Variables` that it starts from, for algorithms
       that send more.
   """
+  optimizers.check("server_optimizer", server_optimizer)
   local = local_training(
     task,
     client_optimizer,

@@ -137,17 +137,42 @@ def mean_loss(
     without weight has loss 0, not NaN.
   """
   value, weight, buffers = task.loss(variables, batch.examples, key)
-  for name, array in (("value", value), ("weight", weight)):
-    if jnp.shape(array) != batch.mask.shape:  # else it would broadcast
-      raise ValueError(
-        f"Task.loss returned a {name} of shape {jnp.shape(array)}; give one"
-        f" number an example, shape {batch.mask.shape}."
-      )
+  _check_per_example("Task.loss: value", value, batch.mask)
+  _check_per_example("Task.loss: weight", weight, batch.mask)
+  if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+    raise TypeError(
+      f"Task.loss: value has dtype {jnp.result_type(value)}, which has no"
+      " gradient; give floats."
+    )
   weight = jnp.where(batch.mask, weight, 0)
   total = jnp.sum(jnp.where(weight > 0, value * weight, 0))
   count = jnp.sum(weight)
   mean = total / jnp.where(count > 0, count, 1)
   return mean, (buffers, Metric(total, count))
+
+
+def sum_metrics(
+  task: Task, variables: Variables, batch: Batch
+) -> dict[str, Metric]:
+  """The task's metrics, summed over a batch without its padding.
+
+  Returns:
+    name -> `Metric`, shape=().
+  """
+  metrics = task.metrics(variables, batch.examples)
+  for name, metric in metrics.items():
+    for part, array in metric._asdict().items():
+      _check_per_example(f"Task.metrics: {part} of {name!r}", array, batch.mask)
+  return jax.tree.map(lambda x: jnp.sum(jnp.where(batch.mask, x, 0)), metrics)
+
+
+def _check_per_example(what: str, array: Array, mask: Array) -> None:
+  """Refuses what would broadcast against the mask of padding."""
+  if jnp.shape(array) != jnp.shape(mask):
+    raise ValueError(
+      f"{what} has shape {jnp.shape(array)}; give one number an example,"
+      f" shape {jnp.shape(mask)}."
+    )
 
 
 # --- the algorithm: how clients train and the server reacts -------------------

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fedjax_sim import (
   aggregators,
-  cohort,
-  lanes,
   sampling,
   tasks,
   transforms,
@@ -32,8 +28,8 @@ from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedDataset
 from fedjax_sim.local import WEIGHTINGS
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, optimizer
+from fedjax_sim.preflight import ModelError
 from fedjax_sim.simulator import Runtime, Simulator
-from fedjax_sim.traffic import nbytes
 
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
@@ -86,37 +82,6 @@ def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
   }
 
 
-def _accepted(
-  chooser: str,
-  name: str,
-  function: Callable[..., Any],
-  arguments: Mapping[str, Any],
-  *hidden: str,
-) -> dict[str, Any]:
-  """The arguments, after a check that the function takes them.
-
-  Args:
-    chooser: the field that chose the function, such as "model.name".
-    name: its value.
-    function: what will be called.
-    arguments: what else the section holds.
-    *hidden: parameters that no config may set.
-
-  Raises:
-    UnknownNameError: it does not take one of them.
-  """
-  parameters = inspect.signature(function).parameters.values()
-  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-    section = chooser.partition(".")[0]
-    options = [
-      f"{section}.{p.name}" for p in parameters if p.name not in hidden
-    ]
-    for argument in arguments:
-      field = f"{section}.{argument}"
-      validate.known(f"{chooser}={name!r}: field", field, options)
-  return dict(arguments)
-
-
 def build_data(config: ConfigDict) -> FederatedDataset:
   """The federated data of a config."""
   section = config.data
@@ -124,7 +89,9 @@ def build_data(config: ConfigDict) -> FederatedDataset:
   if section.partition is not None:
     validate.known("data.partition", section.partition, PARTITIONERS)
   arguments = _given(section, "name")
-  return load(**_accepted("data.name", section.name, load, arguments))
+  owner = f"data.name={section.name!r}"
+  validate.arguments(owner, arguments, load, section="data")
+  return load(**arguments)
 
 
 def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
@@ -138,18 +105,10 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
       " labels from 0."
     )
   arguments = _given(section, "name")
-  task = make(
-    data.example_shape,
-    data.num_classes,
-    **_accepted(
-      "model.name",
-      section.name,
-      make,
-      arguments,
-      "example_shape",
-      "num_classes",
-    ),
-  )
+  fixed = ("example_shape", "num_classes")
+  owner = f"model.name={section.name!r}"
+  validate.arguments(owner, arguments, make, hidden=fixed, section="model")
+  task = make(data.example_shape, data.num_classes, **arguments)
   dtype = validate.lookup(
     "runtime.compute_dtype", config.runtime.compute_dtype, COMPUTE_DTYPES
   )
@@ -161,12 +120,9 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
 def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
   name = config[section].optimizer
   make = validate.lookup(f"{section}.optimizer", name, OPTIMIZERS)
-  arguments = _accepted(
-    f"{section}.optimizer",
-    name,
-    make,
-    _given(config[section], "optimizer", *without),
-  )
+  arguments = _given(config[section], "optimizer", *without)
+  owner = f"{section}.optimizer={name!r}"
+  validate.arguments(owner, arguments, make, section=section)
   validate.real(
     f"{section}.learning_rate", config[section].learning_rate, least=0
   )
@@ -184,6 +140,12 @@ def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
 
 
 _WORK = [field.name for field in dataclasses.fields(LocalWork)]
+_MEANT = {  # papers' names for FedAvg with another server optimizer
+  "fedadagrad": "server.optimizer='adagrad'",
+  "fedadam": "server.optimizer='adam'",
+  "fedavgm": "server.momentum=0.9",
+  "fedyogi": "server.optimizer='yogi'",
+}
 _SERVER = (
   "rounds",
   "clients_per_round",
@@ -198,6 +160,11 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   section = config.algorithm
   if section.weighting is not None:
     validate.known("algorithm.weighting", section.weighting, WEIGHTINGS)
+  if section.name in _MEANT:
+    raise validate.UnknownNameError(
+      f"algorithm.name={section.name!r}: give algorithm.name='fedavg' and"
+      f" {_MEANT[section.name]}."
+    )
   make = validate.lookup("algorithm.name", section.name, ALGORITHMS)
   optimizers = {
     "client_optimizer": _optimizer(config, "client", *_WORK),
@@ -205,21 +172,12 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   }
   taken = inspect.signature(make).parameters
   arguments = _given(section, "name")
-  return make(
-    task,
-    **{k: v for k, v in optimizers.items() if k in taken},
-    **_accepted(
-      "algorithm.name",
-      section.name,
-      make,
-      arguments,
-      "task",
-      "client_optimizer",
-      "server_optimizer",
-      "adjust",  # functions, for other algorithms
-      "received",
-    ),
-  )
+  # `adjust` and `received` are functions, for other algorithms.
+  fixed = ("task", "adjust", "received", *optimizers)
+  owner = f"algorithm.name={section.name!r}"
+  validate.arguments(owner, arguments, make, hidden=fixed, section="algorithm")
+  chosen = {k: v for k, v in optimizers.items() if k in taken}
+  return make(task, **chosen, **arguments)
 
 
 def _lanes(value: Any) -> Any:
@@ -234,60 +192,6 @@ def _lanes(value: Any) -> Any:
   if value != "auto":
     validate.whole("runtime.lanes", value, most=MOST_WHOLE)
   return value
-
-
-def _check_sizes(config: ConfigDict, simulator: Simulator) -> None:
-  """Refuses what no device can hold, before anything is compiled."""
-  orders = cohort.capacity(
-    [data.sizes for data in simulator.splits],
-    simulator.works,
-    simulator.sampler.sizes[-1],
-    lanes=1,
-    devices=1,
-  ).order
-  if max(orders) > MOST_WHOLE:
-    raise ValueError(
-      f"client.epochs={config.client.epochs}, client.steps="
-      f"{config.client.steps}: a round has {max(orders):,} examples, more than"
-      f" {MOST_WHOLE:,}; lower one of them."
-    )
-  shapes = simulator.state_shapes
-  table = nbytes(shapes.clients)  # the only part that is dealt
-  size = nbytes(shapes) - table + table // simulator.mesh.size
-  limit = lanes.memory_limit(simulator.mesh.devices.flat[0])
-  if size > limit:
-    model = [f"model.{k}={v!r}" for k, v in _given(config.model).items()]
-    raise ValueError(
-      f"{', '.join(model)}: {simulator.num_parameters:,} parameters and what"
-      f" the algorithm keeps take {size / 1e6:,.0f} MB; a device has"
-      f" {limit / 1e6:,.0f} MB to give. Make the model smaller."
-    )
-
-
-def _check_task(config: ConfigDict, simulator: Simulator) -> None:
-  """Refuses a model that does not fit the data, by tracing one batch."""
-  task, shapes = simulator.task, simulator.state_shapes.server
-  variables = simulator.algorithm.variables(shapes)
-  batch = {
-    field: jax.ShapeDtypeStruct(
-      (2, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
-    )
-    for field, x in simulator.data.train.examples.items()
-  }
-  try:
-    jax.eval_shape(
-      lambda v, b, seed: task.loss(v, b, jax.random.key(seed)),
-      variables,
-      batch,
-      jax.ShapeDtypeStruct((), jnp.uint32),
-    )
-    jax.eval_shape(task.metrics, variables, batch)
-  except Exception as error:
-    text = " ".join(str(error).split())
-    raise ValueError(
-      f"model.name={config.model.name!r} does not fit"
-      f" data.name={config.data.name!r}: {text}"
-    ) from error
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -339,6 +243,11 @@ def build(config: ConfigDict) -> Experiment:
     seed=config.seed,
     runtime=speed,
   )
-  _check_sizes(config, simulator)
-  _check_task(config, simulator)
+  try:
+    _ = simulator.checked
+  except ModelError as error:
+    model = [f"model.{k}={v!r}" for k, v in _given(config.model).items()]
+    raise ValueError(
+      f"{', '.join(model)}, data.name={config.data.name!r}: {error}"
+    ) from error
   return Experiment(simulator=simulator, schedule=schedule)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,6 +19,7 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim list
       algorithms, aggregators, transforms, models, data sets, ...
 
+--version names the version.
 --debug shows a traceback with every error.
 """
 
@@ -84,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   if not arguments or first[0] in _HELP or {"-h", "--help"} & set(arguments):
     print(USAGE)  # noqa: T201
     return 0 if arguments else 2
+  if first[0] == "--version":
+    print(importlib.metadata.version("fedjax_sim"))  # noqa: T201
+    return 0
   # Orbax tells every step of a checkpoint, and adds tracebacks to what it
   # raises; we say what matters ourselves.
   for name in ("absl", "asyncio"):
@@ -92,12 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fedjax_sim import validate
 
     command = validate.lookup("command", arguments[0], COMMANDS)
-    return command(arguments[1:])
+    code = command(arguments[1:])
+    sys.stdout.flush()
+    return code
   except KeyboardInterrupt:
     if debug:
       raise
     print("fedjax-sim: interrupted", file=sys.stderr)  # noqa: T201
     return 130
+  except BrokenPipeError:  # `fedjax-sim list | head -1`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
   except Exception as error:
     code = _exit_code(error)
     if debug or code is None:
@@ -115,6 +127,8 @@ def _exit_code(error: Exception) -> int | None:
   if isinstance(error, DivergedError | CheckpointError | WriteError):
     return 1
   if isinstance(error, ValueError | TypeError | OSError | ImportError):
+    return 2
+  if "Unable to initialize backend" in str(error):  # JAX_PLATFORMS
     return 2
   return None
 

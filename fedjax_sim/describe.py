@@ -66,6 +66,11 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
   choices = lanes.candidates(size, devices) if width == "auto" else [int(width)]
   down, up = simulator.bytes_per_client
   rounds = schedule.rounds
+  steps = sum(
+    w.num_steps(d.sizes)
+    for w, d in zip(simulator.works, simulator.splits, strict=True)
+  )
+  a_round = float(np.mean(steps)) * simulator.sampler.expected
   facts = {
     "parameters": f"{simulator.num_parameters:,}",
     "train": _sizes(data.train),
@@ -75,6 +80,8 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "rounds": f"{rounds:,}, evaluated every {schedule.eval_every}",
     "clients a round": f"{simulator.sampler.expected:g}"
     f" ({source.server.sampling})",
+    "local steps": f"about {a_round:,.0f} a round,"
+    f" {a_round * rounds:,.0f} in all",
     "bytes a client and round": f"{down:,} down, {up:,} up",
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }

@@ -129,8 +129,9 @@ def _failure(
   if metrics.rejected and not metrics.clients:
     return DivergedError(
       f"Round {round_}: the updates of all {metrics.rejected} clients"
-      f" ({named(rejected)}) are not finite; lower client.learning_rate, or"
-      " clip."
+      f" ({named(rejected)}) are not finite, or their losses; lower"
+      " client.learning_rate, clip, or compare the model's outputs with the"
+      " labels."
     )
   if not metrics.finite:
     return DivergedError(

@@ -29,6 +29,7 @@ from fedjax_sim.base import (
   PyTree,
   Task,
   Variables,
+  sum_metrics,
 )
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.data import FederatedData
@@ -163,8 +164,7 @@ def _client_metrics(
     batch = read_batch(
       examples, order, start + i * walk.batch_size, walk.batch_size
     )
-    masked = lambda x: jnp.sum(jnp.where(batch.mask, x, 0))
-    return jax.tree.map(masked, task.metrics(variables, batch.examples))
+    return sum_metrics(task, variables, batch)
 
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),

@@ -110,7 +110,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   resolved = configs.resolved(config)
   _refuse_other_config(folder, resolved)
   if (finished := _finished(folder)) is not None:
-    print(f"The run in {folder} is finished.")  # noqa: T201
+    print(  # noqa: T201
+      f"The run in {folder} is finished; for more rounds take another"
+      " --workdir."
+    )
     _print_summary(finished, folder)
     return finished
   experiment = build.build(config)
@@ -124,8 +127,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         summary = _run(experiment, folder, checkpoints, received, began)
     except OSError as error:
       kept = rounds_in(saved)
+      where = f"{error.filename}: " if error.filename else ""
       raise WriteError(
-        f"The run in {folder} stopped: {error.strerror or error}. "
+        f"The run in {folder} stopped: {where}{error.strerror or error}. "
         + (f"The checkpoint of round {kept[-1]} is intact. " if kept else "")
         + "Make room or correct the folder, and run the same command again."
       ) from error
@@ -184,7 +188,8 @@ def _run(
   ):
     if restored is not None:
       progress.log(f"Going on after round {done}.")
-    progress.log(f"{choice.lanes} lanes a device: {choice.reason}.")
+    lanes = "1 lane" if choice.lanes == 1 else f"{choice.lanes} lanes"
+    progress.log(f"{lanes} a device: {choice.reason}.")
 
     def save() -> None:
       """Commits all that was done."""
@@ -426,6 +431,10 @@ def _locked(folder: Path) -> Iterator[None]:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / ".lock").open("w")
+  except FileExistsError as error:
+    raise WorkdirError(
+      f"--workdir={folder} is a file; name a folder."
+    ) from error
   except OSError as error:
     raise WorkdirError(
       f"--workdir={folder} cannot be written: {error.strerror}; name another."

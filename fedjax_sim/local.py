@@ -92,6 +92,8 @@ def local_training(
     UnknownNameError: no such weighting.
   """
   weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
+  validate.instance("task", task, Task, "function_task(init, loss)")
+  optimizers.check("client_optimizer", optimizer)
 
   def start(client: Client, *earlier: PyTree) -> LocalState:
     del earlier

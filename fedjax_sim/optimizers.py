@@ -55,7 +55,7 @@ def optimizer(
   Args:
     kind: a name in `OPTIMIZERS`, or a function such as `optax.sgd`.
     **arguments: its arguments. Floats become traced hyper-parameters; bools,
-      ints, strings and functions stay Python constants.
+      ints, strings and functions, such as a schedule, stay Python constants.
 
   Raises:
     UnknownNameError: no such optimiser, or no such argument.
@@ -69,10 +69,9 @@ def optimizer(
   )
   name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
   validate.arguments(f"optimizer {name}".strip(), arguments, factory)
-  if "learning_rate" in arguments:
-    arguments["learning_rate"] = validate.real(
-      "learning_rate", arguments["learning_rate"], least=0.0
-    )
+  rate = arguments.get("learning_rate")
+  if rate is not None and not callable(rate):  # a schedule is
+    arguments["learning_rate"] = validate.real("learning_rate", rate, least=0.0)
   numeric = {
     k: float(v)
     for k, v in arguments.items()
@@ -84,6 +83,17 @@ def optimizer(
     return factory(**static, **hparams)
 
   return Optimizer(build=build, hparams=numeric)
+
+
+def check(field: str, value: Optimizer) -> Optimizer:
+  """`value`, if it is an `Optimizer`.
+
+  Raises:
+    TypeError: it is something else, such as optax's own transformation.
+  """
+  example = 'optimizer("sgd", learning_rate=0.1)'
+  validate.instance(field, value, Optimizer, example)
+  return value
 
 
 def descend(

@@ -199,7 +199,7 @@ def make_rounds(
     )
     report = run_client(algorithm, client, row.start, walks, data, orders)
     report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
-    finite = all_finite(report._replace(metrics={}))
+    finite = all_finite(report)
 
     update, aux, kept = report.update, [], []
     for i, transform in enumerate(transforms):

@@ -22,7 +22,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import aggregators, distributed, lanes, sampling, validate
+from fedjax_sim import (
+  aggregators,
+  distributed,
+  lanes,
+  preflight,
+  sampling,
+  validate,
+)
 from fedjax_sim import cohort as cohorts
 from fedjax_sim import program as programs
 from fedjax_sim import round as rounds
@@ -85,6 +92,19 @@ class Runtime:
     validate.whole("runtime.eval_batch_size", self.eval_batch_size)
 
 
+# Of every field its type, and an expression that gives one.
+_KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
+  ("task", Task, "function_task(init, loss)"),
+  ("algorithm", Algorithm, "fedavg(task, client_optimizer, server_optimizer)"),
+  ("data", FederatedDataset, "make_dataset(name, data, num_classes=10)"),
+  ("sampler", sampling.Sampler, "sampling.uniform(num_clients, 10)"),
+  ("work", LocalWork, "LocalWork(batch_size=20, epochs=1)"),
+  ("aggregator", Aggregator, "aggregators.weighted_mean()"),
+  ("transforms", (list, tuple), "[transforms.clip(1.0)]"),
+  ("runtime", Runtime, "Runtime(lanes=1)"),
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Simulator:
   """A federated experiment, apart from its state.
@@ -116,6 +136,12 @@ class Simulator:
 
   def __post_init__(self) -> None:
     validate.whole("seed", self.seed, least=0, most=2**32 - 1)
+    for field, kind, example in _KINDS:
+      validate.instance(field, getattr(self, field), kind, example)
+    for i, transform in enumerate(self.transforms):
+      validate.instance(
+        f"transforms[{i}]", transform, Transform, "transforms.clip(1.0)"
+      )
     names = [t.name for t in self.transforms]
     if len(set(names)) < len(names):
       raise ValueError(f"transforms={names} has a name twice; name them apart.")
@@ -214,7 +240,7 @@ class Simulator:
 
   def _traced(self, hparams: HParams | None) -> PyTree:
     """Hyper-parameters as arrays of one dtype."""
-    hparams = self.hparams if hparams is None else hparams
+    hparams = {**self.hparams, **(hparams or {})}
     expected: Any = jax.tree.structure(self.hparams)
     if jax.tree.structure(hparams) != expected:
       raise ValueError(
@@ -223,6 +249,28 @@ class Simulator:
       )
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
+
+  @functools.cached_property
+  def checked(self) -> bool:
+    """Whether the model fits the data and the devices; nothing is compiled.
+
+    Raises:
+      ModelError: it does not.
+      ValueError: a round has too many examples.
+    """
+    variables = self.algorithm.variables(self.state_shapes.server)
+    preflight.check_task(self.task, variables, dict(self.data.train.examples))
+    preflight.check_memory(
+      self.state_shapes, self.mesh.devices.flat[0], self.mesh.size
+    )
+    for examples in self._shape(1, self.sampler.sizes[-1]).capacity.order:
+      if examples > preflight.MOST_EXAMPLES:
+        raise ValueError(
+          f"client.epochs={self.work.epochs}, client.steps={self.work.steps}:"
+          f" a round has {examples:,} examples, more than"
+          f" {preflight.MOST_EXAMPLES:,}; lower one of them."
+        )
+    return True
 
   # --- state -----------------------------------------------------------------
 
@@ -248,7 +296,12 @@ class Simulator:
     return init
 
   def init(self, hparams: HParams | None = None) -> RunState:
-    """The state before the first round."""
+    """The state before the first round.
+
+    Raises:
+      ValueError: `checked` refuses something.
+    """
+    _ = self.checked
     return self._jitted_init(np.uint32(self.seed), self._traced(hparams))
 
   def place(self, state: PyTree) -> RunState:

@@ -86,12 +86,17 @@ def nnx_task(
   (dropout and others) are seeded anew with every step's key.
 
   Args:
-    make: `nnx.Rngs` -> the module; called as `module(inputs(examples))`.
+    make: `nnx.Rngs` -> the module (a module itself is a TypeError); called as `module(inputs(examples))`.
     loss: (outputs, examples) -> (value, weight), shape=(batch,) each.
     metrics: (outputs, examples) -> name -> `Metric` of per-example values.
     trainable: an nnx filter, e.g. `nnx.LoRAParam`.
     inputs: examples -> the module's argument.
   """
+  if isinstance(make, nnx.Module):
+    raise TypeError(
+      f"nnx_task got a {type(make).__name__}; give the function that makes it,"
+      f" lambda rngs: {type(make).__name__}(..., rngs=rngs)."
+    )
   frozen = nnx.All(nnx.Param, nnx.Not(trainable))
   filters = (trainable, frozen, nnx.RngState, ...)
 

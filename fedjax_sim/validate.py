@@ -11,7 +11,7 @@ import difflib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -74,6 +74,26 @@ def real(
   return value
 
 
+def instance(
+  field: str, value: Any, kind: type | tuple[type, ...], example: str
+) -> None:
+  """Refuses a value of another type.
+
+  Args:
+    field: what messages call it.
+    value: what was given.
+    kind: the type, or types.
+    example: an expression that gives such a value.
+
+  Raises:
+    TypeError: it is none.
+  """
+  if isinstance(value, kind):
+    return
+  name = getattr(value, "__name__", None) or f"a {type(value).__name__}"
+  raise TypeError(f"{field} is {name}; give for example {example}.")
+
+
 def known(kind: str, name: str, names: Iterable[str]) -> str:
   """`name` if it is among `names`.
 
@@ -114,23 +134,53 @@ def fits(what: str, array: np.ndarray, dtype: Any) -> None:
 
 
 def arguments(
-  owner: str, given: Mapping[str, Any], factory: Callable[..., Any]
+  owner: str,
+  given: Mapping[str, Any],
+  function: Callable[..., Any],
+  *,
+  hidden: Container[str] = (),
+  section: str = "",
 ) -> None:
-  """Refuses named arguments that `factory` would refuse.
+  """Refuses named arguments that `function` would refuse.
+
+  Args:
+    owner: what messages call the function.
+    given: the arguments.
+    function: what will be called.
+    hidden: parameters that are not given here.
+    section: of the config that the arguments come from.
 
   Raises:
     UnknownNameError: one that it does not take.
     ValueError: one that it needs is missing.
   """
-  parameters = inspect.signature(factory).parameters.values()
+  parameters = inspect.signature(function).parameters.values()
   variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-  named = {p.name: p.default for p in parameters if p.kind not in variadic}
+  named = {
+    p.name: p.default
+    for p in parameters
+    if p.kind not in variadic and p.name not in hidden
+  }
   if all(p.kind is not p.VAR_KEYWORD for p in parameters):
     for name in given:
-      known(f"argument of {owner}", name, named)
+      if name not in named:
+        raise UnknownNameError(_not_taken(owner, name, sorted(named), section))
   for name, default in named.items():
     if default is inspect.Parameter.empty and name not in given:
-      raise ValueError(f"{owner} lacks the argument {name!r}; give it.")
+      field = f"{section}.{name}" if section else name
+      raise ValueError(f"{owner} lacks the argument {field!r}; give it.")
+
+
+def _not_taken(owner: str, name: str, names: list[str], section: str) -> str:
+  near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  hint = f" Did you mean {near[0]!r}?" if near else ""
+  takes = ", ".join(names) or "nothing"
+  if not section:
+    return f"{owner} does not take {name!r}.{hint} It takes: {takes}."
+  return (
+    f"{owner} does not take {section}.{name}; unset it, on the command line"
+    f" with --config.{section}.{name}=None.{hint} It takes: {takes}."
+  )
 
 
 def cohort(ids: Any, num_clients: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,22 +55,22 @@ class FederatedData:
   @classmethod
   def from_clients(
     cls,
-    clients: Mapping[str, Mapping[str, npt.ArrayLike]]
+    clients: Mapping[Any, Mapping[str, npt.ArrayLike]]
     | Iterable[Mapping[str, npt.ArrayLike]],
     drop_empty: bool = False,
   ) -> FederatedData:
     """Joins the clients' own arrays.
 
     Args:
-      clients: one field -> (examples of this client, ...) a client, by name or
-        in a sequence.
+      clients: one field -> (examples of this client, ...) a client, by name (a
+        number is called by its digits) or in a sequence.
       drop_empty: leave out clients without examples.
 
     Raises:
       TypeError, ValueError: as the class, or clients that differ in fields,
         dtypes or shapes.
     """
-    names = tuple(clients) if isinstance(clients, Mapping) else None
+    names = tuple(map(str, clients)) if isinstance(clients, Mapping) else None
     given = clients.values() if isinstance(clients, Mapping) else clients
     kept: list[tuple[int, int, dict[str, np.ndarray]]] = []
     for index, client in enumerate(given):
@@ -333,10 +334,10 @@ def check_labels(
   outside = np.argwhere((labels < 0) | (labels >= num_classes))
   if outside.size:
     first = tuple(outside[0])
+    above = ", or raise num_classes" if labels[first] >= num_classes else ""
     raise ValueError(
       f"{part}: field {field!r} of {data._where(int(first[0]))} holds label "
-      f"{labels[first]}; give labels from 0 to {num_classes - 1}, or raise "
-      "num_classes."
+      f"{labels[first]}; give labels from 0 to {num_classes - 1}{above}."
     )
 
 

@@ -62,6 +62,9 @@ def load_npz(
     )
   for name in arrays:
     validate.known(f"{file}: array", name, _REQUIRED + _TEST)
+  if not len(arrays["x"]):
+    raise ValueError(f"{file}: x has no examples; give at least one.")
+  _check_labels(file, arrays["y"])
   test = None
   if "test_x" in arrays:
     test = {"x": arrays["test_x"], "y": arrays["test_y"]}
@@ -89,6 +92,18 @@ def _count_classes(*labels: np.ndarray | None) -> int:
   return 1 + max((int(array.max()) for array in given), default=-1)
 
 
+def _check_labels(file: Path, y: np.ndarray) -> None:
+  """Refuses classes as columns: one number, or one 1, a row."""
+  if y.ndim != 2 or y.dtype.kind not in "iub":
+    return
+  if y.shape[1] == 1:
+    raise ValueError(f"{file}: y has shape {y.shape}; write y=y[:, 0].")
+  if y.min() >= 0 and y.max() == 1 and (y.sum(axis=1) == 1).all():
+    raise ValueError(
+      f"{file}: y, of shape {y.shape}, is one-hot; write y=y.argmax(axis=1)."
+    )
+
+
 def _read(file: Path) -> dict[str, np.ndarray]:
   if file.is_dir():
     raise ValueError(f"{file} is a folder; let data.path name the .npz file.")
@@ -107,7 +122,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     ValueError,
   ) as error:
     raise ValueError(
-      f"{file} (from data.path) cannot be read: {error}. It is damaged, is "
+      f"{file} (from data.path) cannot be read: {str(error).rstrip('.')}. It is damaged, is "
       "not .npz, or holds objects, which would need unpickling; write it "
       "again with np.savez, of numeric and string arrays."
     ) from error

@@ -203,10 +203,10 @@ def partition(
     TypeError, ValueError: it refuses a value.
   """
   function = validate.lookup("data.partition", name, PARTITIONERS)
-  first, *rest = inspect.signature(function).parameters
-  for option in options:
-    valid = set(rest) - {"num_clients", "seed"}
-    validate.known(f"data.partition={name!r}: option", option, valid)
+  first, *_ = inspect.signature(function).parameters
+  fixed = (first, "num_clients", "seed")
+  owner = f"data.partition={name!r}"
+  validate.arguments(owner, options, function, hidden=fixed, section="data")
   subject = labels if first == "labels" else np.size(labels)
   return function(subject, num_clients, seed=seed, **options)
 

@@ -116,6 +116,12 @@ def make_dataset(
   Raises:
     TypeError, ValueError: an option is out of range, or the data is refused.
   """
+  validate.instance("data", data, FederatedData, "FederatedData.from_clients")
+  if "x" not in data.examples:
+    raise ValueError(
+      f"{name}: the examples have fields {sorted(data.examples)}; call the"
+      " model's input 'x'."
+    )
   train = data.at_least(min_examples)
   unseen = seen = None
   if unseen_clients:

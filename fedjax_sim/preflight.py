@@ -1,0 +1,79 @@
+"""What is refused before anything is compiled: models that do not fit.
+
+The task is traced once on the shapes of a batch; the size of the state and of
+a round's order are known from shapes and client sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim import base, lanes, traffic
+from fedjax_sim.base import Batch, Task, Variables
+from fedjax_sim.round import RunState
+
+MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
+
+
+class ModelError(ValueError):
+  """The model fits neither the data nor the devices."""
+
+
+def check_task(
+  task: Task, variables: Variables, examples: dict[str, np.ndarray]
+) -> None:
+  """Traces the task's loss and metrics on a batch of two.
+
+  Args:
+    task: what is trained.
+    variables: shapes and dtypes.
+    examples: field -> (examples, ...).
+
+  Raises:
+    ModelError: it refuses the batch, or returns another shape or dtype than
+      the contract says.
+  """
+
+  def shape(x: np.ndarray) -> Any:
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.ShapeDtypeStruct((2, *x.shape[1:]), dtype)
+
+  fields = {field: shape(x) for field, x in examples.items()}
+  batch = Batch(fields, shape(np.zeros(2, bool)))
+
+  def trace(variables: Variables, batch: Batch, seed: jax.Array) -> None:
+    base.mean_loss(task, variables, batch, jax.random.key(seed))
+    base.sum_metrics(task, variables, batch)
+
+  try:
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    jax.eval_shape(trace, variables, batch, seed)
+  except Exception as error:
+    text = " ".join(str(error).split()) or type(error).__name__
+    raise ModelError(f"The model does not fit the data: {text}") from error
+
+
+def check_memory(state: RunState, device: jax.Device, devices: int) -> None:
+  """Refuses a state that no device can hold.
+
+  Args:
+    state: shapes and dtypes.
+    device: one of the devices.
+    devices: how many there are; the table of client states is dealt to them.
+
+  Raises:
+    ModelError: it is too large.
+  """
+  table = traffic.nbytes(state.clients)
+  size = traffic.nbytes(state) - table + table // devices
+  limit = lanes.memory_limit(device)
+  if size > limit:
+    raise ModelError(
+      f"The model's parameters and what the algorithm keeps take"
+      f" {size / 1e6:,.0f} MB; a device has {limit / 1e6:,.0f} MB to give. Make"
+      " the model smaller."
+    )
