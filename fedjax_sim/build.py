@@ -121,11 +121,11 @@ def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
   name = config[section].optimizer
   make = validate.lookup(f"{section}.optimizer", name, OPTIMIZERS)
   arguments = _given(config[section], "optimizer", *without)
-  owner = f"{section}.optimizer={name!r}"
-  validate.arguments(owner, arguments, make, section=section)
   validate.real(
     f"{section}.learning_rate", config[section].learning_rate, least=0
   )
+  owner = f"{section}.optimizer={name!r}"
+  validate.arguments(owner, arguments, make, section=section)
   for key, value in arguments.items():
     field = f"{section}.{key}"
     if key == "weight_decay":

@@ -34,6 +34,7 @@ def _run(arguments: Sequence[str]) -> int:
   from fedjax_sim import distributed, experiment
 
   distributed.setup()
+  distributed.devices()  # what is wrong with JAX shows now
   try:
     experiment.run(values.config, values.workdir)
   except experiment.Interrupted as stop:
@@ -49,6 +50,7 @@ def _describe(arguments: Sequence[str]) -> int:
   from fedjax_sim import build, describe, distributed
 
   distributed.setup()
+  distributed.devices()  # what is wrong with JAX shows now
   text = describe.describe(build.build(values.config), values.config)
   print(text)  # noqa: T201
   return 0
@@ -99,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fedjax_sim import validate
 
     command = validate.lookup("command", arguments[0], COMMANDS)
-    code = command(arguments[1:])
+    done = command(arguments[1:])
     sys.stdout.flush()
-    return code
+    return done
   except KeyboardInterrupt:
     if debug:
       raise
@@ -127,8 +129,6 @@ def _exit_code(error: Exception) -> int | None:
   if isinstance(error, DivergedError | CheckpointError | WriteError):
     return 1
   if isinstance(error, ValueError | TypeError | OSError | ImportError):
-    return 2
-  if "Unable to initialize backend" in str(error):  # JAX_PLATFORMS
     return 2
   return None
 

@@ -66,11 +66,9 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
   choices = lanes.candidates(size, devices) if width == "auto" else [int(width)]
   down, up = simulator.bytes_per_client
   rounds = schedule.rounds
-  steps = sum(
-    w.num_steps(d.sizes)
-    for w, d in zip(simulator.works, simulator.splits, strict=True)
-  )
-  a_round = float(np.mean(steps)) * simulator.sampler.expected
+  walked = zip(simulator.works, simulator.splits, strict=True)
+  steps = sum(float(w.num_steps(d.sizes).mean()) for w, d in walked)
+  a_round = steps * simulator.sampler.expected
   facts = {
     "parameters": f"{simulator.num_parameters:,}",
     "train": _sizes(data.train),

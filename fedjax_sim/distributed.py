@@ -34,21 +34,38 @@ def setup(cpu_devices: int | None = None) -> None:
   jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+def devices() -> list[jax.Device]:
+  """The devices that JAX finds.
+
+  Raises:
+    ValueError: none of the kind that JAX_PLATFORMS asks for.
+  """
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    why = " ".join(str(error).split()) or "no reason given"
+    raise ValueError(
+      f"JAX_PLATFORMS={platforms!r}: JAX finds no such device ({why}); unset"
+      " it, or install what it needs."
+    ) from error
+
+
 def make_mesh(num_devices: int | None = None) -> Mesh:
   """A mesh over the first `num_devices` devices; None: all.
 
   Raises:
     ValueError: more devices than there are.
   """
-  devices = jax.devices()
+  found = devices()
   if num_devices is None:
-    num_devices = len(devices)
-  validate.whole("runtime.devices", num_devices, most=len(devices))
+    num_devices = len(found)
+  validate.whole("runtime.devices", num_devices, most=len(found))
   return jax.make_mesh(
     (num_devices,),
     (AXIS,),
     axis_types=(AxisType.Auto,),
-    devices=devices[:num_devices],
+    devices=found[:num_devices],
   )
 
 

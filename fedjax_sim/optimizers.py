@@ -69,8 +69,8 @@ def optimizer(
   )
   name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
   validate.arguments(f"optimizer {name}".strip(), arguments, factory)
-  rate = arguments.get("learning_rate")
-  if rate is not None and not callable(rate):  # a schedule is
+  rate = arguments.get("learning_rate", 0)
+  if "learning_rate" in arguments and not callable(rate):  # a schedule is
     arguments["learning_rate"] = validate.real("learning_rate", rate, least=0.0)
   numeric = {
     k: float(v)

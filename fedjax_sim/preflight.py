@@ -6,6 +6,7 @@ a round's order are known from shapes and client sizes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 
 from fedjax_sim import base, lanes, traffic
 from fedjax_sim.base import Batch, Task, Variables
+from fedjax_sim.cohort import LocalWork
 from fedjax_sim.round import RunState
 
 MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
@@ -23,8 +25,25 @@ class ModelError(ValueError):
   """The model fits neither the data nor the devices."""
 
 
+def check_order(examples: int, work: LocalWork) -> None:
+  """Refuses a round whose examples no int32 counts.
+
+  Args:
+    examples: of the largest round, padding included.
+    work: what a client does.
+
+  Raises:
+    ValueError: there are too many.
+  """
+  if examples > MOST_EXAMPLES:
+    raise ValueError(
+      f"client.epochs={work.epochs}, client.steps={work.steps}: a round has"
+      f" {examples:,} examples, more than {MOST_EXAMPLES:,}; lower one of them."
+    )
+
+
 def check_task(
-  task: Task, variables: Variables, examples: dict[str, np.ndarray]
+  task: Task, variables: Variables, examples: Mapping[str, np.ndarray]
 ) -> None:
   """Traces the task's loss and metrics on a batch of two.
 
@@ -54,7 +73,7 @@ def check_task(
     jax.eval_shape(trace, variables, batch, seed)
   except Exception as error:
     text = " ".join(str(error).split()) or type(error).__name__
-    raise ModelError(f"The model does not fit the data: {text}") from error
+    raise ModelError(f"the model does not fit the data: {text}") from error
 
 
 def check_memory(state: RunState, device: jax.Device, devices: int) -> None:

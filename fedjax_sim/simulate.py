@@ -12,7 +12,7 @@ from fedjax_sim.base import Algorithm, HParams, Task
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.dispatch import Row, named
 from fedjax_sim.round import RunState
-from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.simulator import Runtime, Simulator, check_kinds
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +56,13 @@ def simulate(
   """
   validate.whole("server.rounds", rounds)
   validate.whole("server.eval_every", eval_every)
+  runtime = Runtime() if runtime is None else runtime
+  check_kinds(algorithm=algorithm, data=data, runtime=runtime)
   if sampler is None:
     size = 1 if algorithm.pooled else data.train.num_clients
     count = 1 if algorithm.pooled else clients_per_round
     sampler = sampling.uniform(size, count)
-  runtime = dataclasses.replace(
-    runtime or Runtime(), rounds_per_dispatch=1, donate=False
-  )
+  runtime = dataclasses.replace(runtime, rounds_per_dispatch=1, donate=False)
   simulator = Simulator(
     task=task,
     algorithm=algorithm,
@@ -71,6 +71,7 @@ def simulate(
     runtime=runtime,
     **arguments,
   )
+  _ = simulator.checked
   return _rounds(simulator, rounds, eval_every, hparams)
 
 

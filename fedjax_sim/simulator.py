@@ -93,16 +93,26 @@ class Runtime:
 
 
 # Of every field its type, and an expression that gives one.
-_KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
-  ("task", Task, "function_task(init, loss)"),
-  ("algorithm", Algorithm, "fedavg(task, client_optimizer, server_optimizer)"),
-  ("data", FederatedDataset, "make_dataset(name, data, num_classes=10)"),
-  ("sampler", sampling.Sampler, "sampling.uniform(num_clients, 10)"),
-  ("work", LocalWork, "LocalWork(batch_size=20, epochs=1)"),
-  ("aggregator", Aggregator, "aggregators.weighted_mean()"),
-  ("transforms", (list, tuple), "[transforms.clip(1.0)]"),
-  ("runtime", Runtime, "Runtime(lanes=1)"),
-)
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+  "task": (Task, "function_task(init, loss)"),
+  "algorithm": (Algorithm, "fedavg(task, client_optimizer, server_optimizer)"),
+  "data": (FederatedDataset, "make_dataset(name, data, num_classes=10)"),
+  "sampler": (sampling.Sampler, "sampling.uniform(num_clients, 10)"),
+  "work": (LocalWork, "LocalWork(batch_size=20, epochs=1)"),
+  "aggregator": (Aggregator, "aggregators.weighted_mean()"),
+  "transforms": ((list, tuple), "[transforms.clip(1.0)]"),
+  "runtime": (Runtime, "Runtime(lanes=1)"),
+}
+
+
+def check_kinds(**fields: Any) -> None:
+  """Refuses fields of `Simulator` of another type than theirs.
+
+  Raises:
+    TypeError: names the field, and an expression that gives one.
+  """
+  for field, value in fields.items():
+    validate.instance(field, value, *_KINDS[field])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,8 +146,7 @@ class Simulator:
 
   def __post_init__(self) -> None:
     validate.whole("seed", self.seed, least=0, most=2**32 - 1)
-    for field, kind, example in _KINDS:
-      validate.instance(field, getattr(self, field), kind, example)
+    check_kinds(**{field: getattr(self, field) for field in _KINDS})
     for i, transform in enumerate(self.transforms):
       validate.instance(
         f"transforms[{i}]", transform, Transform, "transforms.clip(1.0)"
@@ -258,18 +267,18 @@ class Simulator:
       ModelError: it does not.
       ValueError: a round has too many examples.
     """
-    variables = self.algorithm.variables(self.state_shapes.server)
-    preflight.check_task(self.task, variables, dict(self.data.train.examples))
-    preflight.check_memory(
-      self.state_shapes, self.mesh.devices.flat[0], self.mesh.size
+    capacity = cohorts.capacity(
+      [data.sizes for data in self.splits],
+      self.works,
+      self.sampler.sizes[-1],
+      lanes=1,
+      devices=1,
     )
-    for examples in self._shape(1, self.sampler.sizes[-1]).capacity.order:
-      if examples > preflight.MOST_EXAMPLES:
-        raise ValueError(
-          f"client.epochs={self.work.epochs}, client.steps={self.work.steps}:"
-          f" a round has {examples:,} examples, more than"
-          f" {preflight.MOST_EXAMPLES:,}; lower one of them."
-        )
+    preflight.check_order(max(capacity.order), self.work)
+    shapes = self.state_shapes
+    variables = self.algorithm.variables(shapes.server)
+    preflight.check_memory(shapes, self.mesh.devices.flat[0], self.mesh.size)
+    preflight.check_task(self.task, variables, self.data.train.examples)
     return True
 
   # --- state -----------------------------------------------------------------

@@ -86,7 +86,8 @@ def nnx_task(
   (dropout and others) are seeded anew with every step's key.
 
   Args:
-    make: `nnx.Rngs` -> the module (a module itself is a TypeError); called as `module(inputs(examples))`.
+    make: `nnx.Rngs` -> the module; called as `module(inputs(examples))`. A
+      module itself is a TypeError.
     loss: (outputs, examples) -> (value, weight), shape=(batch,) each.
     metrics: (outputs, examples) -> name -> `Metric` of per-example values.
     trainable: an nnx filter, e.g. `nnx.LoRAParam`.

@@ -173,14 +173,13 @@ def arguments(
 
 def _not_taken(owner: str, name: str, names: list[str], section: str) -> str:
   near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-  hint = f" Did you mean {near[0]!r}?" if near else ""
-  takes = ", ".join(names) or "nothing"
-  if not section:
-    return f"{owner} does not take {name!r}.{hint} It takes: {takes}."
-  return (
-    f"{owner} does not take {section}.{name}; unset it, on the command line"
-    f" with --config.{section}.{name}=None.{hint} It takes: {takes}."
-  )
+  prefix = f"{section}." if section else ""
+  text = f"{owner} does not take {prefix + name!r}."
+  if near:
+    text += f" Did you mean {prefix + near[0]!r}?"
+  elif section:
+    text += f" Unset it, by --config.{section}.{name}=None."
+  return f"{text} It takes: {', '.join(names) or 'nothing'}."
 
 
 def cohort(ids: Any, num_clients: int) -> np.ndarray:

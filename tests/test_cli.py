@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -53,6 +54,8 @@ def refused(capsys, tmp_path):
     ("server.rounds=0", ["server.rounds=0", ">= 1"]),
     ("server.clients_per_round=91", ["server.clients_per_round=91", "90"]),
     ("algorithm.name=fedvag", ["algorithm.name", "'fedavg'", "centralized"]),
+    ("algorithm.name=fedadam", ["algorithm.name='fedavg'", "'adam'"]),
+    ("model.name=logistic_regression", ["--config.model.hidden_sizes=None"]),
     ("runtime.lanes=many", ["runtime.lanes", "'auto'"]),
     ("runtime.devices=99", ["runtime.devices=99"]),
     ("data.name=npz", ["npz", "data.alpha"]),
@@ -104,7 +107,8 @@ def test_a_file_in_the_way(refused, tmp_path):
   (tmp_path / "file").write_text("mine")
   for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
     err = refused("run", SMOKE, f"--workdir={workdir}")
-    assert f"--workdir={workdir} cannot be written" in err
+    assert f"--workdir={workdir} " in err
+    assert "is a file" in err or "cannot be written" in err
 
 
 def test_values_may_stand_apart_and_fields_anywhere(capsys):
@@ -212,3 +216,34 @@ def test_from_a_shell(tmp_path):
     " >= 1.\n"
   )
   assert not os.listdir(tmp_path / "here")
+
+
+def test_the_version(capsys):
+  assert cli.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"{version('fedjax_sim')}\n"
+
+
+@pytest.mark.parametrize(
+  ("command", "code", "words"),
+  [
+    ("fedjax_sim list | head -1; exit ${PIPESTATUS[0]}", (0, 141), "algor"),
+    (
+      f"JAX_PLATFORMS=cuda fedjax_sim describe {SMOKE}",
+      (2,),
+      "JAX_PLATFORMS='cuda': JAX finds no such device",
+    ),
+  ],
+)
+def test_no_traceback(command, code, words):
+  command = command.replace("fedjax_sim", f"{sys.executable} -m fedjax_sim")
+  result = subprocess.run(
+    ["bash", "-c", command],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    check=False,
+  )
+  assert result.returncode in code
+  assert words in result.stdout
+  assert "Traceback" not in result.stdout

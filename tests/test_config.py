@@ -177,15 +177,27 @@ def test_unknown_names(field, near):
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("client.b1", 0.9, r"client\.optimizer='sgd': field='client\.b1'"),
-    ("server.eps", 0.9, r"server\.optimizer='sgd': field='server\.eps'"),
-    ("algorithm.mu", 1.0, r"algorithm\.name='fedavg': .*'algorithm\.mu'"),
+    (
+      "client.b1",
+      0.9,
+      r"sgd' does not take 'client\.b1'.*=None",
+    ),
+    (
+      "server.eps",
+      0.9,
+      r"sgd' does not take 'server\.eps'.*=None",
+    ),
+    (
+      "algorithm.mu",
+      1.0,
+      r"avg' does not take 'algorithm\.mu'.*=None",
+    ),
     (
       "model.hidden_sizes",
       (8,),
-      r"model\.name='logistic_regression': .*hidden",
+      r"model\.name='logistic_regression' does not take .*hidden.*=None",
     ),
-    ("data.exponent", 2.0, r"data\.partition='dirichlet'.*'exponent'"),
+    ("data.exponent", 2.0, r"data\.partition='dirichlet'.*exponent'.*=None"),
     ("data.shards_per_client", 2, r"data\.partition='dirichlet'.*shards_per"),
   ],
 )
@@ -201,7 +213,7 @@ def test_alpha_for_a_loader_that_does_not_take_it(tmp_path):
   source = default_config()
   source.data.name = "npz"
   source.data.alpha = 1.0
-  with pytest.raises(ValueError, match=r"data\.name='npz': .*'data\.alpha'"):
+  with pytest.raises(ValueError, match=r"npz' does not take 'data\.alpha'"):
     build(source)
 
 
@@ -246,7 +258,7 @@ def test_a_field_too_many_is_named(field):
     source[name] = ConfigDict()
   section, key = section_of(source, field)
   section[key] = 1
-  with pytest.raises(ValueError, match="unknown") as caught:
+  with pytest.raises(ValueError, match="not take|unknown") as caught:
     build(source)
   assert (name if name == "privacy" else key) in str(caught.value)
 
@@ -327,5 +339,5 @@ def test_labels_of_another_shape_are_refused(tmp_path):
   source.data.name = "npz"
   source.data.path = str(path)
   source.server.clients_per_round = 1
-  with pytest.raises(ValueError, match="does not fit data.name='npz'"):
+  with pytest.raises(ValueError, match="'npz': the model does not fit"):
     build(source)

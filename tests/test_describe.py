@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 from fedjax_sim import build, config, describe, flags
@@ -39,6 +40,8 @@ def test_what_would_run():
   assert facts["test"] == f"{len(data.test['y']):,} examples"
   assert facts["rounds"] == "200, evaluated every 5"
   assert facts["clients a round"] == "20 (uniform)"
+  steps = 20 * 5 * np.ceil(data.train.sizes / 8).mean()
+  assert facts["local steps"].startswith(f"about {steps:,.0f} a round, ")
   down, up = simulator.bytes_per_client
   assert down == 4 * 4810
   assert facts["bytes a client and round"] == f"{down:,} down, {up:,} up"

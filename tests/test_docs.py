@@ -176,10 +176,14 @@ def test_the_main_command_prints_and_leaves_what_the_readme_says(tmp_path):
   assert named == left | {"clients_seen.csv"}  # the data holds nothing out
 
 
-@pytest.mark.parametrize(
-  "title",
-  ["The command line", "In a script or a notebook", "Your own model and data"],
+WITH_PYTHON = (
+  "In a script or a notebook",
+  "Your own model and data",
+  "A sweep, a schedule",
 )
+
+
+@pytest.mark.parametrize("title", ["The command line", *WITH_PYTHON])
 def test_the_readme_can_be_followed(title, tmp_path):
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   follow(section(README, title), tmp_path)
@@ -192,7 +196,7 @@ def test_every_python_block_of_the_readme_is_followed():
     for title in titles
     if any(b.language == "python" for b in blocks(section(README, title)))
   }
-  assert with_code == {"In a script or a notebook", "Your own model and data"}
+  assert with_code == set(WITH_PYTHON)
 
 
 def test_the_fields_that_the_readme_names_exist():

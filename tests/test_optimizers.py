@@ -155,7 +155,7 @@ def test_unknown_optimizer():
 def test_unknown_argument(kind):
   with pytest.raises(
     validate.UnknownNameError,
-    match=r"argument of optimizer adam='learning_rat' .*'learning_rate'",
+    match=r"optimizer adam does not take 'learning_rat'.*'learning_rate'",
   ):
     optimizer(kind, learning_rat=0.1)
 
@@ -181,3 +181,13 @@ def test_missing_argument():
 def test_a_bad_learning_rate(rate, error):
   with pytest.raises(error, match=f"learning_rate={rate!r} "):
     optimizer("sgd", learning_rate=rate)
+
+
+def test_a_schedule_counts_the_steps():
+  schedule = optax.linear_schedule(1.0, 0.0, 4)
+  kind = optimizer("sgd", learning_rate=schedule)
+  assert kind.hparams == {}
+  params, state = jnp.zeros(()), kind.build({}).init(jnp.zeros(()))
+  for expected in (-1.0, -1.75, -2.25, -2.5, -2.5):
+    params, state = descend(kind.build({}), jnp.ones(()), state, params)
+    assert params == expected

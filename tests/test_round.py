@@ -684,19 +684,3 @@ def test_numbers_beyond_the_devices_dtypes_are_refused():
   simulator = make_simulator(task, fedavg(task, sgd(0.1), sgd(1.0)), data)
   with pytest.raises(ValueError, match="field 'x' of train .*float32"):
     simulator.program(1, 1)
-
-
-def test_a_loss_that_would_broadcast_is_refused():
-  """A scalar, or (batch, 1), would slip past the mask of padding."""
-  data = blobs(SIZES)
-  task = MODELS["lr"](data)
-  for bend in (jnp.mean, lambda value: value[:, None]):
-
-    def loss(variables, examples, key, bend=bend):
-      out = task.loss(variables, examples, key)
-      return out._replace(value=bend(out.value))
-
-    bent = task._replace(loss=loss)
-    simulator = make_simulator(bent, fedavg(bent, sgd(0.1), sgd(1.0)), data)
-    with pytest.raises(ValueError, match="one number an example"):
-      simulator.program(1, len(SIZES))

@@ -247,7 +247,7 @@ def test_from_config_keeps_the_order():
     (
       {"clip": {"nrm": 1.0}},
       validate.UnknownNameError,
-      r"argument of transforms.clip='nrm' .*mean 'norm'",
+      r"transforms.clip does not take 'nrm'.*mean 'norm'",
     ),
     ({"clip": {}}, ValueError, "transforms.clip lacks the argument 'norm'"),
     ({"clip": {"norm": 0.0}}, ValueError, "transforms.clip.norm=0.0 .*> 0"),

@@ -184,12 +184,12 @@ def test_arguments_refuses_unknown_and_missing_ones():
   given_ = {"needed": 1, "other": 2, "named": 3}
   assert message(validate.arguments, "f", {**given_, "lst": 4}, takes) == (
     UnknownNameError,
-    "argument of f='lst' is unknown. Did you mean 'last'?"
-    " Known: last, named, needed, option, other.",
+    "f does not take 'lst'. Did you mean 'last'?"
+    " It takes: last, named, needed, option, other.",
   )
   error, text = message(validate.arguments, "f", {"several": 1}, takes_many)
   assert error is UnknownNameError
-  assert text.endswith("Known: named.")
+  assert text.endswith("It takes: named.")
   for missing in given_:
     rest = {k: v for k, v in given_.items() if k != missing}
     assert message(validate.arguments, "f", rest, takes) == (
@@ -199,6 +199,26 @@ def test_arguments_refuses_unknown_and_missing_ones():
   assert message(validate.arguments, "f", {"x": 1}, takes_any) == (
     ValueError,
     "f lacks the argument 'needed'; give it.",
+  )
+
+
+def test_a_field_that_is_set_but_not_taken_is_to_be_unset():
+  given_ = {"named": 1, "alpha": 2}
+  _, text = message(validate.arguments, "f", given_, takes_many, section="data")
+  assert text == (
+    "f does not take 'data.alpha'. Unset it, by --config.data.alpha=None."
+    " It takes: named."
+  )
+
+
+@pytest.mark.parametrize(
+  ("value", "what"), [("mean", "a str"), (None, "a NoneType"), (takes, "takes")]
+)
+def test_instance(value, what):
+  validate.instance("aggregator", 1, int, "one()")
+  assert message(validate.instance, "aggregator", value, int, "one()") == (
+    TypeError,
+    f"aggregator is {what}; give for example one().",
   )
 
 

@@ -121,8 +121,9 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     RuntimeError,  # encrypted, or compressed in an unknown way
     ValueError,
   ) as error:
+    why = str(error).rstrip(".")
     raise ValueError(
-      f"{file} (from data.path) cannot be read: {str(error).rstrip('.')}. It is damaged, is "
+      f"{file} (from data.path) cannot be read: {why}. It is damaged, is "
       "not .npz, or holds objects, which would need unpickling; write it "
       "again with np.savez, of numeric and string arrays."
     ) from error

@@ -97,7 +97,7 @@ def test_digits_test_set_is_stratified_and_apart_from_the_partition():
 
 
 def test_digits_refuses_unknown_options():
-  with pytest.raises(ValueError, match=r"option='alhpa' is unknown. Did you"):
+  with pytest.raises(ValueError, match=r"not take 'data.alhpa'. Did you"):
     load_digits(alhpa=0.1)
 
 
@@ -156,6 +156,17 @@ def test_npz_counts_classes_only_of_integers(save):
     ),
     ({"y": np.array(list("abcabc"))}, TypeError, "'y' has dtype <U1"),
     ({"x": np.zeros(6, object)}, ValueError, "objects, which would need unp"),
+    ({"y": np.zeros((6, 1), int)}, ValueError, r"write y=y\[:, 0\]"),
+    (
+      {"y": np.eye(3, dtype=int)[[0, 1, 2, 0, 1, 2]]},
+      ValueError,
+      "one-hot; write y=y.argmax",
+    ),
+    (
+      {k: np.zeros(0, int) for k in ("x", "y", "client")},
+      ValueError,
+      "x has no examples",
+    ),
     ({"x": np.zeros(5)}, ValueError, "'x' has 5 examples, field 'y' 6"),
     ({"client": np.zeros(5, int)}, ValueError, r"shape \(5,\) for 6 examples"),
     ({"client": np.zeros(6)}, TypeError, "Client keys have dtype float64"),
