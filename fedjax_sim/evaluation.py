@@ -32,7 +32,7 @@ from fedjax_sim.base import (
   sum_metrics,
 )
 from fedjax_sim.cohort import Cohort
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, Prepare, as_stored
 from fedjax_sim.round import RunState
 from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, read_batch
 
@@ -95,7 +95,12 @@ def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:
 
 
 def make_evaluate(
-  task: Task, algorithm: Algorithm, *, batch_size: int, mesh: Mesh
+  task: Task,
+  algorithm: Algorithm,
+  *,
+  batch_size: int,
+  mesh: Mesh,
+  prepare: Prepare,
 ) -> Callable[[PyTree, PyTree, Examples, Cohort], dict[str, Metric]]:
   """The function that evaluates every client of a cohort.
 
@@ -105,7 +110,7 @@ def make_evaluate(
     of the plan, leaves (devices, waves, lanes, ...); None evaluates the
     global model.
   """
-  walk = Walk("eval", batch_size)
+  walk = Walk("eval", batch_size, prepare)
 
   def device(
     server: PyTree, states: PyTree, examples: Examples, cohort: Cohort
@@ -161,9 +166,7 @@ def _client_metrics(
   """One client's metrics, summed over its batches."""
 
   def batch_sums(i: Array) -> dict[str, Metric]:
-    batch = read_batch(
-      examples, order, start + i * walk.batch_size, walk.batch_size
-    )
+    batch = read_batch(examples, order, start + i * walk.batch_size, walk)
     return sum_metrics(task, variables, batch)
 
   zeros = jax.tree.map(
@@ -188,6 +191,7 @@ class EvaluationSet:
     batch_size: examples of a client that go through the model at once.
     personal: the set's clients are the run's clients, in the same order, so
       each may be evaluated with its own state.
+    prepare: see `FederatedDataset`.
 
   Raises:
     ValueError: no client has an example.
@@ -203,6 +207,7 @@ class EvaluationSet:
     lanes: int,
     batch_size: int,
     personal: bool = False,
+    prepare: Prepare = as_stored,
   ):
     if not data.num_examples:
       raise ValueError(
@@ -226,7 +231,11 @@ class EvaluationSet:
     self._plan = distributed.put(plan, mesh, COHORT_SPEC)
     self._examples = distributed.put(dict(data.examples), mesh, P())
     evaluate = make_evaluate(
-      task, algorithm, batch_size=work.batch_size, mesh=mesh
+      task,
+      algorithm,
+      batch_size=work.batch_size,
+      mesh=mesh,
+      prepare=prepare,
     )
 
     def program(

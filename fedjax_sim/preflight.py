@@ -6,7 +6,6 @@ a round's order are known from shapes and client sizes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 from fedjax_sim import base, lanes, traffic
 from fedjax_sim.base import Batch, Task, Variables
 from fedjax_sim.cohort import LocalWork
+from fedjax_sim.data import FederatedDataset
 from fedjax_sim.round import RunState
 
 MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
@@ -43,14 +43,14 @@ def check_order(examples: int, work: LocalWork) -> None:
 
 
 def check_task(
-  task: Task, variables: Variables, examples: Mapping[str, np.ndarray]
+  task: Task, variables: Variables, data: FederatedDataset
 ) -> None:
   """Traces the task's loss and metrics on a batch of two.
 
   Args:
     task: what is trained.
     variables: shapes and dtypes.
-    examples: field -> (examples, ...).
+    data: what it is trained on.
 
   Raises:
     ModelError: it refuses the batch, or returns another shape or dtype than
@@ -61,10 +61,11 @@ def check_task(
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
     return jax.ShapeDtypeStruct((2, *x.shape[1:]), dtype)
 
-  fields = {field: shape(x) for field, x in examples.items()}
+  fields = {field: shape(x) for field, x in data.train.examples.items()}
   batch = Batch(fields, shape(np.zeros(2, bool)))
 
   def trace(variables: Variables, batch: Batch, seed: jax.Array) -> None:
+    batch = batch._replace(examples=data.prepare(batch.examples))
     base.mean_loss(task, variables, batch, jax.random.key(seed))
     base.sum_metrics(task, variables, batch)
 

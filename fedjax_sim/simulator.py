@@ -278,7 +278,7 @@ class Simulator:
     shapes = self.state_shapes
     variables = self.algorithm.variables(shapes.server)
     preflight.check_memory(shapes, self.mesh.devices.flat[0], self.mesh.size)
-    preflight.check_task(self.task, variables, self.data.train.examples)
+    preflight.check_task(self.task, variables, self.data)
     return True
 
   # --- state -----------------------------------------------------------------
@@ -373,7 +373,7 @@ class Simulator:
       self.aggregator,
       self.transforms,
       walks=[
-        Walk(p.split, work.batch_size)
+        Walk(p.split, work.batch_size, self.data.prepare)
         for p, work in zip(passes, self.works, strict=True)
       ],
       num_clients=self.num_clients,
@@ -592,6 +592,7 @@ class Simulator:
         lanes=width,
         batch_size=size,
         personal=name == "seen",
+        prepare=data.prepare,
       )
       for name, part in sets.items()
       if part is not None

@@ -26,6 +26,7 @@ from fedjax_sim.base import (
   Report,
 )
 from fedjax_sim.cohort import Cohort
+from fedjax_sim.data import Prepare
 from fedjax_sim.distributed import AXIS
 
 # A plan's grids are dealt over the devices; every device reads all of `order`.
@@ -41,20 +42,28 @@ COHORT_SPEC = Cohort(
 
 
 class Walk(NamedTuple):
-  """How a pass reads its batches: constants of the compiled round."""
+  """How a pass reads its batches: constants of the compiled round.
+
+  Attributes:
+    split: which set of examples.
+    batch_size: examples of a batch.
+    prepare: what is done to a batch before the algorithm sees it.
+  """
 
   split: str
   batch_size: int
+  prepare: Prepare
 
 
 def read_batch(
-  examples: Examples, order: Array, first: Array, batch_size: int
+  examples: Examples, order: Array, first: Array, walk: Walk
 ) -> Batch:
   """The batch whose entries of `order` begin at `first`."""
-  entries = lax.dynamic_slice(order, (first,), (batch_size,))
+  entries = lax.dynamic_slice(order, (first,), (walk.batch_size,))
   rows = jnp.where(entries < 0, ~entries, entries)
   take = lambda x: x.at[rows].get(mode="promise_in_bounds")
-  return Batch(jax.tree.map(take, dict(examples)), entries >= 0)
+  stored = jax.tree.map(take, dict(examples))
+  return Batch(walk.prepare(stored), entries >= 0)
 
 
 def pass_key(key: Key, p: int) -> Key:
@@ -90,7 +99,7 @@ def run_client(
     ) -> PyTree:
       walk = walks[p]
       first = start[p] + i * walk.batch_size
-      batch = read_batch(data[walk.split], orders[p], first, walk.batch_size)
+      batch = read_batch(data[walk.split], orders[p], first, walk)
       return walked.step(client, carry, batch, jax.random.fold_in(key, i))
 
     carry = walked.start(client, *carries)

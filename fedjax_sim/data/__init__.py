@@ -13,6 +13,8 @@ from fedjax_sim.data.digits import load_digits
 from fedjax_sim.data.federated import (
   FederatedData,
   FederatedDataset,
+  Prepare,
+  as_stored,
   check_labels,
 )
 from fedjax_sim.data.npz import load_npz
@@ -33,6 +35,8 @@ __all__ = [
   "PARTITIONERS",
   "FederatedData",
   "FederatedDataset",
+  "Prepare",
+  "as_stored",
   "check_labels",
   "load_digits",
   "load_npz",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,12 @@ import numpy.typing as npt
 from fedjax_sim import validate
 
 Examples = Mapping[str, np.ndarray]  # field -> (examples, ...)
+Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # of a batch
+
+
+def as_stored(examples: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The examples as they are."""
+  return examples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -246,12 +252,16 @@ class FederatedDataset:
     name: what reports call it.
     train: the clients that train.
     num_classes: of the labels "y"; 0 if they are no classes.
-    example_shape: shape of one "x".
+    example_shape: shape of one "x"; `prepare` keeps it.
     seen: held-out examples of the training clients; client i is train's.
     unseen: clients that never train.
     test: central test examples, field -> (examples, ...).
     splits: further sets that an algorithm's pass may walk over, such as
       "labelled"; client i is train's.
+    prepare: examples of one batch, field -> (batch, ...), -> what the model
+      gets; on the device, in every step, so that images can be stored as the
+      small integers that they are. Pure, traced, row by row; a module's own
+      function, not a lambda, where the data set is to be pickled.
 
   Raises:
     TypeError, ValueError: a part does not fit to train, or a label is outside
@@ -266,6 +276,7 @@ class FederatedDataset:
   unseen: FederatedData | None = None
   test: Examples | None = None
   splits: Mapping[str, FederatedData] = dataclasses.field(default_factory=dict)
+  prepare: Prepare = as_stored
 
   def __post_init__(self) -> None:
     validate.whole("num_classes", self.num_classes, least=0)

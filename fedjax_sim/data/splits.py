@@ -11,6 +11,8 @@ from fedjax_sim.data.federated import (
   Examples,
   FederatedData,
   FederatedDataset,
+  Prepare,
+  as_stored,
   offsets_of,
 )
 from fedjax_sim.data.seeding import Stream, generator
@@ -100,6 +102,7 @@ def make_dataset(
   unseen_clients: int | float = 0,
   min_examples: int = 1,
   seed: int = 0,
+  prepare: Prepare = as_stored,
 ) -> FederatedDataset:
   """The data set of a run out of all clients; every loader ends here.
 
@@ -112,6 +115,7 @@ def make_dataset(
     unseen_clients: see `split_off_clients`; 0 moves none away.
     min_examples: clients with fewer are left out, before any split.
     seed: of both splits.
+    prepare: what is done to a batch on the device; see `FederatedDataset`.
 
   Raises:
     TypeError, ValueError: an option is out of range, or the data is refused.
@@ -136,4 +140,5 @@ def make_dataset(
     seen=seen,
     unseen=unseen,
     test=test,
+    prepare=prepare,
   )
