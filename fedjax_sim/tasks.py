@@ -60,6 +60,43 @@ def classification_metrics(
   }
 
 
+def token_cross_entropy(
+  logits: Array, examples: Examples
+) -> tuple[Array, Array]:
+  """Mean cross-entropy over a sequence's tokens; 0 in `y` is padding.
+
+  Args:
+    logits: shape=(batch, time, tokens).
+    examples: with `y`, shape=(batch, time), integer.
+
+  Returns:
+    The mean over a sequence's tokens, and how many those are.
+  """
+  values, real = _tokens(logits, examples)
+  count = real.sum(-1)
+  return values.sum(-1) / jnp.maximum(count, 1), count
+
+
+def token_metrics(logits: Array, examples: Examples) -> dict[str, Metric]:
+  """`loss` and `accuracy` a token; shapes as `token_cross_entropy`."""
+  values, real = _tokens(logits, examples)
+  hit = (jnp.argmax(logits, axis=-1) == examples["y"]) * real
+  count = real.sum(-1)
+  return {
+    "loss": Metric(values.sum(-1), count),
+    "accuracy": Metric(hit.sum(-1), count),
+  }
+
+
+def _tokens(logits: Array, examples: Examples) -> tuple[Array, Array]:
+  """Each token's loss, and 1 where it is none of padding; (batch, time)."""
+  values = optax.softmax_cross_entropy_with_integer_labels(
+    _float32(logits), examples["y"].astype(jnp.int32)
+  )
+  real = (examples["y"] != 0).astype(values.dtype)
+  return values * real, real
+
+
 def _keep_statistics(args: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
   """Promotes (x, mean, var, scale, bias) of a batch norm, but not mean and var.
 

@@ -94,6 +94,23 @@ def instance(
   raise TypeError(f"{field} is {name}; give for example {example}.")
 
 
+def image_shape(
+  owner: str, shape: tuple[int, ...], *, least: int
+) -> tuple[int, int, int]:
+  """`shape`, if it is (height, width, channels), both sides >= `least`.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if len(shape) != 3 or min(shape[:2]) < least:
+    raise ValueError(
+      f"{owner}: an example has shape {shape}; give images, (height, width,"
+      f" channels), both sides >= {least}."
+    )
+  height, width, channels = shape
+  return height, width, channels
+
+
 def known(kind: str, name: str, names: Iterable[str]) -> str:
   """`name` if it is among `names`.
 

@@ -7,9 +7,20 @@ of its own, which returns a `Task`.
 from collections.abc import Callable
 
 from fedjax_sim.base import Task
-from fedjax_sim.models import logistic_regression, mlp
+from fedjax_sim.models import (
+  char_lstm,
+  ecg_cnn,
+  femnist_cnn,
+  logistic_regression,
+  mlp,
+  resnet18,
+)
 
 MODELS: dict[str, Callable[..., Task]] = {
+  "char_lstm": char_lstm.char_lstm,
+  "ecg_cnn": ecg_cnn.ecg_cnn,
+  "femnist_cnn": femnist_cnn.femnist_cnn,
   "logistic_regression": logistic_regression.logistic_regression,
   "mlp": mlp.mlp,
+  "resnet18": resnet18.resnet18,
 }

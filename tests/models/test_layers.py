@@ -1,0 +1,202 @@
+"""Convolution, pooling and recurrence against XLA's and flax's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from fedjax_sim.models.layers import (
+  LSTM,
+  conv,
+  convolve,
+  lstm,
+  max_pool,
+  patches,
+  winograd,
+)
+
+DIMENSIONS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC")}
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+  with jax.enable_x64(True):
+    yield
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def reference(x, kernel, strides, padding):
+  return lax.conv_general_dilated(
+    x, kernel, strides, padding, dimension_numbers=DIMENSIONS[kernel.ndim - 2]
+  )
+
+
+def check_same(one, other, *arguments, tolerance=1e-12):
+  """Both functions' values, and their gradients of a sum of sines."""
+
+  def of(function):
+    value = lambda *a: jnp.sum(jnp.sin(function(*a)))
+    numbers = tuple(range(len(arguments)))
+    return function(*arguments), jax.grad(value, numbers)(*arguments)
+
+  for a, b in zip(*map(jax.tree.leaves, (of(one), of(other))), strict=True):
+    assert a.shape == b.shape
+    np.testing.assert_allclose(
+      a, b, rtol=0, atol=tolerance * (1 + abs(b).max())
+    )
+
+
+@given(
+  st.integers(1, 9),
+  st.integers(1, 9),
+  st.integers(1, 3),
+  st.integers(1, 4),
+  st.integers(1, 4),
+  st.integers(1, 3),
+  st.sampled_from(["SAME", "VALID", ((1, 2), (0, 1))]),
+)
+@settings(max_examples=60, deadline=None)
+def test_patches_are_xlas_convolution(h, w, c, kh, kw, s, padding):
+  if padding == "VALID":
+    h, w = max(h, kh), max(w, kw)
+  else:
+    h, w = h + kh, w + kw
+  x, kernel = normal(0, 2, h, w, c), normal(1, kh, kw, c, 3)
+  out = convolve(x, kernel, (s, s), padding)
+  np.testing.assert_allclose(
+    out, reference(x, kernel, (s, s), padding), atol=1e-12
+  )
+
+
+@given(st.integers(3, 10), st.integers(3, 10), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_winograd_is_xlas_convolution(h, w, c):
+  x, kernel = normal(0, 2, h, w, c), normal(1, 3, 3, c, 2)
+  out = winograd(x, kernel, (1, 1))
+  np.testing.assert_allclose(
+    out, reference(x, kernel, (1, 1), "VALID"), atol=1e-12
+  )
+
+
+@pytest.mark.parametrize("method", [patches, winograd])
+@pytest.mark.parametrize(("h", "w"), [(8, 8), (7, 10), (3, 3)])
+def test_gradients_of_convolution(method, h, w):
+  x, kernel = normal(0, 3, h, w, 8), normal(1, 3, 3, 8, 5)
+  check_same(
+    lambda x, k: method(x, k, (1, 1)),
+    lambda x, k: reference(x, k, (1, 1), "VALID"),
+    x,
+    kernel,
+  )
+
+
+@pytest.mark.parametrize("features", [2, 8])
+def test_a_kernel_for_each_client(features):
+  x = normal(0, 3, 2, 6, 6, features)
+  kernels = normal(1, 3, 3, 3, features, 4)
+  ours = lambda x, k: convolve(x, k, (1, 1), "SAME")
+  theirs = lambda x, k: reference(x, k, (1, 1), "SAME")
+  check_same(jax.vmap(ours), jax.vmap(theirs), x, kernels)
+
+
+def test_one_dimension():
+  x, kernel = normal(0, 2, 11, 3), normal(1, 5, 3, 4)
+  check_same(
+    lambda x, k: convolve(x, k, (2,), "SAME"),
+    lambda x, k: reference(x, k, (2,), "SAME"),
+    x,
+    kernel,
+  )
+
+
+def test_single_precision_loses_little():
+  x, kernel = normal(0, 4, 24, 24, 64), normal(1, 3, 3, 64, 64) / 24
+  exact = reference(x, kernel, (1, 1), "SAME")
+  single = jnp.float32
+  out = convolve(x.astype(single), kernel.astype(single), (1, 1), "SAME")
+  assert out.dtype == single
+  assert float(jnp.abs(out - exact).max()) < 1e-5 * float(jnp.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+  "options", [{"strides": 2}, {"padding": "VALID"}, {"use_bias": False}]
+)
+def test_a_layer_is_nnx_conv(options):
+  ours = conv(8, 4, (3, 3), rngs=nnx.Rngs(0), **options)
+  theirs = nnx.Conv(8, 4, (3, 3), rngs=nnx.Rngs(0), **options)
+  x = normal(0, 2, 7, 9, 8)
+  np.testing.assert_allclose(ours(x), theirs(x), atol=1e-12)
+
+
+def test_what_is_left_to_xla():
+  x, kernel = normal(0, 2, 9, 9, 4), normal(1, 3, 3, 2, 4)
+  layer = nnx.Conv(
+    4,
+    4,
+    (3, 3),
+    feature_group_count=2,
+    kernel_dilation=2,
+    conv_general_dilated=convolve,
+    rngs=nnx.Rngs(0),
+  )
+  layer.kernel[...] = kernel
+  theirs = nnx.Conv(
+    4, 4, (3, 3), feature_group_count=2, kernel_dilation=2, rngs=nnx.Rngs(0)
+  )
+  theirs.kernel[...] = kernel
+  np.testing.assert_allclose(layer(x), theirs(x), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 3), (2, 9, 3)])
+def test_pooling(shape):
+  x = normal(0, *shape)
+  window = (2,) * (len(shape) - 2)
+  check_same(max_pool, lambda x: nnx.max_pool(x, window, strides=window), x)
+
+
+# --- recurrence ---------------------------------------------------------------
+
+
+def plain_lstm(gates, kernel):
+  def step(state, z):
+    h, c = state
+    i, f, g, o = jnp.split(z + h @ kernel, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return (h, c), h
+
+  zero = jnp.zeros((gates.shape[1], kernel.shape[0]))
+  return lax.scan(step, (zero, zero), gates)[1]
+
+
+@pytest.mark.parametrize(("time", "batch"), [(1, 1), (2, 3), (13, 2)])
+def test_lstm_is_the_plain_recurrence(time, batch):
+  check_same(lstm, plain_lstm, normal(0, time, batch, 20), normal(1, 5, 20))
+
+
+def test_an_lstm_for_each_client():
+  check_same(
+    jax.vmap(lstm),
+    jax.vmap(plain_lstm),
+    normal(0, 3, 6, 2, 20),
+    normal(1, 3, 5, 20),
+  )
+
+
+def test_the_layer_is_flaxs_cell():
+  layer = LSTM(3, 5, rngs=nnx.Rngs(0))
+  cell = nnx.OptimizedLSTMCell(3, 5, rngs=nnx.Rngs(1))
+  cell.dense_i.kernel[...] = layer.inputs.kernel[...]
+  cell.dense_h.kernel[...] = layer.recurrent[...]
+  cell.dense_h.bias[...] = normal(4, 20)
+  layer.inputs.bias[...] = cell.dense_h.bias[...]
+  x = normal(0, 7, 2, 3)
+  expected = nnx.RNN(cell, time_major=True)(x)
+  np.testing.assert_allclose(layer(x), expected, atol=1e-6)
