@@ -11,23 +11,27 @@ rounds, which lives in the module of its name:
 Whoever writes an algorithm finds the rest of the contract in `fedjax_sim.base`.
 """
 
-from fedjax_sim.base import (
-  Aggregator,
-  Algorithm,
-  Pass,
-  Report,
-  Task,
-  Transform,
-  Variables,
-)
-from fedjax_sim.cohort import LocalWork
-from fedjax_sim.data import FederatedData, FederatedDataset, make_dataset
-from fedjax_sim.distributed import setup
-from fedjax_sim.optimizers import Optimizer, optimizer
-from fedjax_sim.round import RunState
-from fedjax_sim.sampling import Sampler
-from fedjax_sim.simulator import Runtime, Simulator
-from fedjax_sim.tasks import function_task, linen_task, nnx_task
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from fedjax_sim.base import (
+    Aggregator,
+    Algorithm,
+    Pass,
+    Report,
+    Task,
+    Transform,
+    Variables,
+  )
+  from fedjax_sim.cohort import LocalWork
+  from fedjax_sim.data import FederatedData, FederatedDataset, make_dataset
+  from fedjax_sim.distributed import setup
+  from fedjax_sim.optimizers import Optimizer, optimizer
+  from fedjax_sim.round import RunState
+  from fedjax_sim.sampling import Sampler
+  from fedjax_sim.simulator import Runtime, Simulator
+  from fedjax_sim.tasks import function_task, linen_task, nnx_task
 
 __all__ = [
   "Aggregator",
@@ -52,3 +56,34 @@ __all__ = [
   "optimizer",
   "setup",
 ]
+
+_HOME = {
+  "Aggregator": "fedjax_sim.base",
+  "Algorithm": "fedjax_sim.base",
+  "FederatedData": "fedjax_sim.data",
+  "FederatedDataset": "fedjax_sim.data",
+  "LocalWork": "fedjax_sim.cohort",
+  "Optimizer": "fedjax_sim.optimizers",
+  "Pass": "fedjax_sim.base",
+  "Report": "fedjax_sim.base",
+  "RunState": "fedjax_sim.round",
+  "Runtime": "fedjax_sim.simulator",
+  "Sampler": "fedjax_sim.sampling",
+  "Simulator": "fedjax_sim.simulator",
+  "Task": "fedjax_sim.base",
+  "Transform": "fedjax_sim.base",
+  "Variables": "fedjax_sim.base",
+  "function_task": "fedjax_sim.tasks",
+  "linen_task": "fedjax_sim.tasks",
+  "make_dataset": "fedjax_sim.data",
+  "nnx_task": "fedjax_sim.tasks",
+  "optimizer": "fedjax_sim.optimizers",
+  "setup": "fedjax_sim.distributed",
+}
+
+
+def __getattr__(name: str) -> Any:
+  """Imports a name when it is asked for: `import fedjax_sim` costs nothing."""
+  if name not in _HOME:
+    raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
+  return getattr(importlib.import_module(_HOME[name]), name)

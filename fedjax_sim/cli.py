@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 
 USAGE = """\
 fedjax-sim: federated learning, simulated.
@@ -98,17 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
-    from fedjax_sim import validate
+    with _prompt_interrupts():
+      from fedjax_sim import validate
 
-    command = validate.lookup("command", arguments[0], COMMANDS)
-    done = command(arguments[1:])
-    sys.stdout.flush()
-    return done
-  except KeyboardInterrupt:
-    if debug:
-      raise
-    print("fedjax-sim: interrupted", file=sys.stderr)  # noqa: T201
-    return 130
+      command = validate.lookup("command", arguments[0], COMMANDS)
+      done = command(arguments[1:])
+      sys.stdout.flush()
+      return done
   except BrokenPipeError:  # `fedjax-sim list | head -1`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
@@ -118,6 +117,28 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f"fedjax-sim: error: {error}", file=sys.stderr)  # noqa: T201
     return code
+
+
+@contextlib.contextmanager
+def _prompt_interrupts() -> Iterator[None]:
+  """Ctrl-C ends the process at once, but where a run saves itself first.
+
+  As an exception it would be lost in the middle of an import.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def leave(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    os.write(sys.stderr.fileno(), b"fedjax-sim: interrupted\n")
+    os._exit(128 + signal.SIGINT)
+
+  before = signal.signal(signal.SIGINT, leave)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -126,12 +126,17 @@ def _failure(
   round_: int, metrics: RoundMetrics, rejected: np.ndarray
 ) -> DivergedError | None:
   """What ends the run after this round, if anything does."""
+  if metrics.nan_losses:
+    return DivergedError(
+      f"Round {round_}: clients ({named(rejected)}) have finite updates, but a"
+      " loss or metric that is NaN. Has the model as many outputs as there are"
+      " classes?"
+    )
   if metrics.rejected and not metrics.clients:
     return DivergedError(
       f"Round {round_}: the updates of all {metrics.rejected} clients"
-      f" ({named(rejected)}) are not finite, or their losses; lower"
-      " client.learning_rate, clip, or compare the model's outputs with the"
-      " labels."
+      f" ({named(rejected)}) are not finite; lower client.learning_rate, or"
+      " clip."
     )
   if not metrics.finite:
     return DivergedError(

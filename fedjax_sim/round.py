@@ -76,6 +76,8 @@ class RoundMetrics(NamedTuple):
     metrics: name -> `Metric`, summed over the clients in the aggregate.
     aux: name of a transform -> mean of its aux over them.
     client_rejected: shape=(devices, waves, lanes), bool.
+    nan_losses: shape=(), int32; clients whose update is finite, but whose
+      metrics hold a NaN: labels beyond the model's outputs do that.
     finite: shape=(), bool; whether the global model is, afterwards.
   """
 
@@ -85,6 +87,7 @@ class RoundMetrics(NamedTuple):
   aux: dict[str, PyTree]
   client_rejected: Array
   finite: Array
+  nan_losses: Array
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -94,6 +97,12 @@ def all_finite(tree: PyTree) -> Array:
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
       finite &= jnp.all(jnp.isfinite(leaf))
   return finite
+
+
+def no_nan(tree: PyTree) -> Array:
+  """Whether no number in the tree is NaN; shape=(), bool."""
+  nans = [jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(tree)]
+  return ~jnp.any(jnp.array([False, *nans]))
 
 
 def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
@@ -131,6 +140,7 @@ class _Outcome(NamedTuple):
   kept: PyTree  # its new row in the table of client states
   present: Array  # bool: it took part and is finite
   rejected: Array  # bool: it took part and is not
+  nan_loss: Array  # bool: rejected for its metrics alone
 
 
 class _Joined(NamedTuple):
@@ -144,6 +154,7 @@ class _Joined(NamedTuple):
   weight: Array
   clients: Array
   rejected: Array
+  nan_losses: Array
 
 
 class _Kept(NamedTuple):
@@ -199,7 +210,7 @@ def make_rounds(
     )
     report = run_client(algorithm, client, row.start, walks, data, orders)
     report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
-    finite = all_finite(report)
+    finite = all_finite(report._replace(metrics={}))
 
     update, aux, kept = report.update, [], []
     for i, transform in enumerate(transforms):
@@ -216,12 +227,15 @@ def make_rounds(
       finite &= all_finite((update, aux, kept))
 
     real = row.client >= 0
+    nan_loss = real & finite & ~no_nan(report.metrics)
+    finite &= all_finite(report.metrics)
     return _Outcome(
       report=report._replace(update=update, state=()),
       aux=tuple(aux),
       kept=(report.state, tuple(kept)),
       present=real & finite,
       rejected=real & ~finite,
+      nan_loss=nan_loss,
     )
 
   def train_device(
@@ -256,6 +270,7 @@ def make_rounds(
       weight=jnp.zeros((), jnp.float32),
       clients=jnp.zeros((), jnp.int32),
       rejected=jnp.zeros((), jnp.int32),
+      nan_losses=jnp.zeros((), jnp.int32),
     )
     kept = _Kept(
       grid_zeros(outcome.kept),
@@ -281,6 +296,7 @@ def make_rounds(
         weight=joined.weight + jnp.sum(jnp.where(present, r.weight, 0)),
         clients=joined.clients + jnp.sum(present, dtype=jnp.int32),
         rejected=joined.rejected + jnp.sum(out.rejected, dtype=jnp.int32),
+        nan_losses=joined.nan_losses + jnp.sum(out.nan_loss, dtype=jnp.int32),
       )
       kept = jax.tree.map(
         lambda all_, one_wave: all_.at[w].set(one_wave),
@@ -298,7 +314,7 @@ def make_rounds(
 
   split: Any = P(AXIS)
   whole: Any = P()
-  joined_spec = _Joined(*[whole] * 8)
+  joined_spec = _Joined(*[whole] * len(_Joined._fields))
   if aggregator.stacked:
     joined_spec = joined_spec._replace(update=split)
   train = jax.shard_map(
@@ -359,6 +375,7 @@ def make_rounds(
     metrics = RoundMetrics(
       clients=joined.clients,
       rejected=joined.rejected,
+      nan_losses=joined.nan_losses,
       metrics=joined.metrics,
       aux={t.name: a for t, a in zip(transforms, aux, strict=True)},
       client_rejected=kept.rejected,

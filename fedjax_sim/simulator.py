@@ -147,6 +147,8 @@ class Simulator:
   def __post_init__(self) -> None:
     validate.whole("seed", self.seed, least=0, most=2**32 - 1)
     check_kinds(**{field: getattr(self, field) for field in _KINDS})
+    if isinstance(self.transforms, Transform):  # a tuple, too
+      raise TypeError("transforms is a Transform; give a list of them.")
     for i, transform in enumerate(self.transforms):
       validate.instance(
         f"transforms[{i}]", transform, Transform, "transforms.clip(1.0)"
@@ -256,6 +258,9 @@ class Simulator:
         f"hparams={hparams!r} does not have the structure of"
         f" Simulator.hparams, {self.hparams!r}; change values, not keys."
       )
+    for path, value in jax.tree_util.tree_leaves_with_path(hparams):
+      number = value.item() if hasattr(value, "item") else value
+      validate.real(f"hparams{jax.tree_util.keystr(path)}", number)
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
 

@@ -58,10 +58,11 @@ def char_lstm(
     raise ValueError(
       f"char_lstm: an example has shape {example_shape}; give (time,) ids."
     )
+  tokens = validate.whole("num_classes", num_classes)
   embedding = validate.whole("model.embedding", embedding)
   sizes = tuple(validate.whole("model.units", n) for n in units)
   return nnx_task(
-    lambda rngs: CharLSTM(num_classes, embedding, sizes, rngs),
+    lambda rngs: CharLSTM(tokens, embedding, sizes, rngs),
     loss=token_cross_entropy,
     metrics=token_metrics,
   )

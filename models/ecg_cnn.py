@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
+from fedjax_sim import validate
 from fedjax_sim.base import Task
 from fedjax_sim.models.layers import conv, max_pool
 from fedjax_sim.tasks import nnx_task
@@ -45,4 +46,5 @@ def ecg_cnn(example_shape: tuple[int, ...], num_classes: int) -> Task:
       " time >= 4."
     )
   length, channels = example_shape
-  return nnx_task(lambda rngs: EcgCNN(length, channels, num_classes, rngs=rngs))
+  classes = validate.whole("num_classes", num_classes)
+  return nnx_task(lambda rngs: EcgCNN(length, channels, classes, rngs=rngs))

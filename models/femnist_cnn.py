@@ -61,9 +61,10 @@ def femnist_cnn(
     TypeError, ValueError: another shape, or a rate outside 0..1.
   """
   shape = validate.image_shape("femnist_cnn", example_shape, least=6)
+  classes = validate.whole("num_classes", num_classes)
   first, second = (
     validate.real("model.dropout", rate, least=0, most=1) for rate in dropout
   )
   return nnx_task(
-    lambda rngs: FemnistCNN(shape, num_classes, (first, second), rngs=rngs)
+    lambda rngs: FemnistCNN(shape, classes, (first, second), rngs=rngs)
   )

@@ -267,7 +267,7 @@ def _lstm_forward(gates: Array, kernel: Array) -> tuple[Array, Any]:
   halves = np.full(4 * units, 0.5)
   halves[2 * units : 3 * units] = 1
   scale = jnp.asarray(halves, gates.dtype)
-  scaled = kernel * scale
+  scaled = kernel * scale[None]
 
   def step(state: tuple[Array, Array], z: Array) -> tuple[Any, Any]:
     h, c = state
@@ -278,7 +278,9 @@ def _lstm_forward(gates: Array, kernel: Array) -> tuple[Array, Any]:
     return (o * t, new), (o * t, tanhs, c, t)
 
   zero = jnp.zeros((*gates.shape[1:-1], units), gates.dtype)
-  _, (hs, tanhs, cs, ts) = lax.scan(step, (zero, zero), gates * scale)
+  _, (hs, tanhs, cs, ts) = lax.scan(
+    step, (zero, zero), gates * scale[None, None]
+  )
   return hs, (hs, tanhs, cs, ts, kernel)
 
 

@@ -140,7 +140,6 @@ def test_values_may_stand_apart_and_fields_anywhere(capsys):
     (experiment.ConfigChangedError("other"), 2),
     (experiment.Interrupted(15, 3, pathlib.Path("run")), 143),
     (experiment.Interrupted(2, 3, pathlib.Path("run")), 130),
-    (KeyboardInterrupt(), 130),
     (ImportError("install scikit-learn"), 2),
   ],
 )
@@ -247,3 +246,25 @@ def test_no_traceback(command, code, words):
   assert result.returncode in code
   assert words in result.stdout
   assert "Traceback" not in result.stdout
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5])
+def test_an_early_interrupt(seconds):
+  """While the first imports run an exception could get lost."""
+  code = (
+    "import os, signal, threading\n"
+    "from fedjax_sim import cli\n"
+    "kill = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+    f"threading.Timer({seconds}, kill).start()\n"
+    f"cli.main(['describe', {SMOKE!r}])\n"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", code],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 130
+  assert result.stderr == "fedjax-sim: interrupted\n"
+  assert result.stdout == ""
