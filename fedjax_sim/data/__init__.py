@@ -2,14 +2,17 @@
 
 A loader takes keywords only and returns a `FederatedDataset`. Every loader
 accepts `path` (one without files ignores it) and the options of `make_dataset`:
-`heldout_fraction`, `unseen_clients`, `min_examples`, `seed`. A loader of data
-without clients of its own also takes `num_clients`, `partition` and the
-partitioner's options.
+`heldout_fraction`, `unseen_clients`, `min_examples`, `seed`; only
+`mnist_writers`, whose unseen clients are given, has no `unseen_clients`. A
+loader of data without clients of its own also takes `num_clients`, `partition`
+and the partitioner's options.
 """
 
 from collections.abc import Callable, Mapping
 
+from fedjax_sim.data.cifar10 import load_cifar10
 from fedjax_sim.data.digits import load_digits
+from fedjax_sim.data.ecg import load_ecg
 from fedjax_sim.data.federated import (
   FederatedData,
   FederatedDataset,
@@ -17,17 +20,33 @@ from fedjax_sim.data.federated import (
   as_stored,
   check_labels,
 )
+from fedjax_sim.data.leaf import load_leaf_json
+from fedjax_sim.data.mnist import (
+  load_mnist,
+  load_mnist_power_law,
+  load_mnist_writers,
+)
 from fedjax_sim.data.npz import load_npz
 from fedjax_sim.data.partition import PARTITIONERS
+from fedjax_sim.data.shakespeare import load_shakespeare
 from fedjax_sim.data.splits import (
   make_dataset,
   split_clients,
   split_off_clients,
 )
+from fedjax_sim.data.synthetic import load_synthetic
 
 DATASETS: Mapping[str, Callable[..., FederatedDataset]] = {
+  "cifar10": load_cifar10,
   "digits": load_digits,
+  "ecg": load_ecg,
+  "leaf_json": load_leaf_json,
+  "mnist": load_mnist,
+  "mnist_power_law": load_mnist_power_law,
+  "mnist_writers": load_mnist_writers,
   "npz": load_npz,
+  "shakespeare": load_shakespeare,
+  "synthetic": load_synthetic,
 }
 
 __all__ = [
@@ -38,8 +57,16 @@ __all__ = [
   "Prepare",
   "as_stored",
   "check_labels",
+  "load_cifar10",
   "load_digits",
+  "load_ecg",
+  "load_leaf_json",
+  "load_mnist",
+  "load_mnist_power_law",
+  "load_mnist_writers",
   "load_npz",
+  "load_shakespeare",
+  "load_synthetic",
   "make_dataset",
   "split_clients",
   "split_off_clients",

@@ -1,0 +1,31 @@
+"""FedAvg with ResNet-18, group norm, on CIFAR-10.
+
+fedjax-sim run --config=configs/cifar10_resnet.py --workdir=runs/cifar10
+"""
+
+from ml_collections import ConfigDict
+
+from fedjax_sim.config import default_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The config; `arg` "smoke" is a run of two rounds."""
+  config = default_config()
+  config.data.name = "cifar10"
+  config.data.num_clients = 20
+  config.data.alpha = 1.0
+  config.model.name = "resnet18"
+  config.model.width = 16  # 64 is the paper's, sixteen times the work
+  config.client.learning_rate = 0.05
+  config.client.batch_size = 20
+  config.client.epochs = 1
+  config.server.rounds = 40
+  config.server.clients_per_round = 8
+  config.server.eval_every = 10
+  config.runtime.lanes = "1"
+  config.runtime.checkpoint_every = 10
+  if arg == "smoke":
+    config.server.rounds = 2
+    config.server.clients_per_round = 2
+    config.model.width = 4
+  return config

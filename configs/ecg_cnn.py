@@ -1,0 +1,27 @@
+"""FedAvg with a 1-D CNN on heartbeats by patient.
+
+fedjax-sim run --config=configs/ecg_cnn.py --workdir=runs/ecg
+"""
+
+from ml_collections import ConfigDict
+
+from fedjax_sim.config import default_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The config; `arg` "smoke" is a run of two rounds."""
+  config = default_config()
+  config.data.name = "ecg"
+  config.data.heldout_fraction = 0.2
+  config.model.name = "ecg_cnn"
+  config.client.learning_rate = 0.1
+  config.client.batch_size = 20
+  config.client.epochs = 2
+  config.server.rounds = 100
+  config.server.clients_per_round = 10
+  config.server.eval_every = 20
+  config.runtime.lanes = "1"
+  config.runtime.checkpoint_every = 50
+  if arg == "smoke":
+    config.server.rounds = 2
+  return config

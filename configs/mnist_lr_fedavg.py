@@ -1,0 +1,28 @@
+"""FedAvg on power-law MNIST, in the setting that FLUTE benchmarks.
+
+fedjax-sim run --config=configs/mnist_lr_fedavg.py --workdir=runs/mnist_lr
+"""
+
+from ml_collections import ConfigDict
+
+from fedjax_sim.config import default_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The config; `arg` "smoke" is a run of two rounds."""
+  config = default_config()
+  config.data.name = "mnist_power_law"
+  config.data.num_clients = 1000
+  config.data.heldout_fraction = 0.1
+  config.model.name = "logistic_regression"
+  config.client.learning_rate = 0.03
+  config.client.batch_size = 10
+  config.client.epochs = 1
+  config.server.rounds = 100
+  config.server.clients_per_round = 10
+  config.server.eval_every = 10
+  config.runtime.lanes = "1"
+  config.runtime.checkpoint_every = 50
+  if arg == "smoke":
+    config.server.rounds = 2
+  return config

@@ -1,0 +1,27 @@
+"""FedAvg with the FEMNIST CNN on MNIST by writer, judged on other writers.
+
+fedjax-sim run --config=configs/mnist_writers_cnn.py --workdir=runs/writers
+"""
+
+from ml_collections import ConfigDict
+
+from fedjax_sim.config import default_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The config; `arg` "smoke" is a run of two rounds."""
+  config = default_config()
+  config.data.name = "mnist_writers"
+  config.model.name = "femnist_cnn"
+  config.client.learning_rate = 0.1
+  config.client.batch_size = 20
+  config.client.epochs = 1
+  config.server.rounds = 60
+  config.server.clients_per_round = 20
+  config.server.eval_every = 20
+  config.runtime.lanes = "1"
+  config.runtime.checkpoint_every = 20
+  if arg == "smoke":
+    config.server.rounds = 2
+    config.server.clients_per_round = 2
+  return config

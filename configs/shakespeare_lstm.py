@@ -1,0 +1,29 @@
+"""FedAvg with an LSTM on Shakespeare's roles: the next character.
+
+fedjax-sim run --config=configs/shakespeare_lstm.py --workdir=runs/shakespeare
+"""
+
+from ml_collections import ConfigDict
+
+from fedjax_sim.config import default_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The config; `arg` "smoke" is a run of two rounds."""
+  config = default_config()
+  config.data.name = "shakespeare"
+  config.data.heldout_fraction = 0.2
+  config.model.name = "char_lstm"
+  config.client.learning_rate = 1.0
+  config.client.batch_size = 4
+  config.client.epochs = 1
+  config.server.rounds = 100
+  config.server.clients_per_round = 10
+  config.server.eval_every = 25
+  config.runtime.lanes = "1"
+  config.runtime.checkpoint_every = 25
+  if arg == "smoke":
+    config.server.rounds = 2
+    config.server.clients_per_round = 2
+    config.model.units = (8,)
+  return config

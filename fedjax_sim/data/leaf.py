@@ -1,0 +1,414 @@
+"""Federated data in LEAF's and FLUTE's JSON: examples by user.
+
+Caldas et al. (2018, "LEAF: a benchmark for federated settings", arXiv
+1812.01097). A file holds `users`, `num_samples` and `user_data`, with `x` and
+perhaps `y` of each user; FLUTE has the labels in `user_data_label`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim import validate
+from fedjax_sim.data.federated import FederatedData, FederatedDataset
+from fedjax_sim.data.idx import contents
+from fedjax_sim.data.location import locate
+from fedjax_sim.data.splits import make_dataset
+
+PADDING = 0  # the id of no character; characters have 1, 2 and so on
+
+
+class User(NamedTuple):
+  """What a file says of a user.
+
+  Attributes:
+    where: file and user, for messages.
+    x: one an example.
+    y: one an example, or None.
+  """
+
+  where: str
+  x: list[Any]
+  y: list[Any] | None
+
+
+def prepare_numbers(examples: Mapping[str, Any]) -> dict[str, Any]:
+  """Inputs as float32, whole labels as int32."""
+  out = {**examples, "x": examples["x"].astype(np.float32)}
+  if "y" in out and out["y"].dtype.kind in "iu":
+    out["y"] = out["y"].astype(np.int32)
+  return out
+
+
+def prepare_text(examples: Mapping[str, Any]) -> dict[str, Any]:
+  """Character ids as int32, whole labels as int32."""
+  out = {**examples, "x": examples["x"].astype(np.int32)}
+  if out["y"].dtype.kind in "iu":
+    out["y"] = out["y"].astype(np.int32)
+  return out
+
+
+def load_leaf_json(
+  *,
+  path: str | os.PathLike[str] | None = None,
+  num_classes: int | None = None,
+  sequence_length: int = 80,
+  vocabulary: str | None = None,
+  heldout_fraction: float = 0.0,
+  unseen_clients: int | float = 0,
+  min_examples: int = 1,
+  seed: int = 0,
+) -> FederatedDataset:
+  """Users of a LEAF or FLUTE file, or of a folder of such files.
+
+  Numbers are stored as uint8 where all are whole and from 0 to 255, else as
+  float32; whole labels beyond that as int32. Text becomes the ids of its
+  characters. With labels, an example is the first `sequence_length` characters
+  of a text, padded at the end; a label is a number or a character. Without
+  labels, a user's texts are joined by line breaks and cut as `shakespeare`
+  cuts a role's.
+
+  Args:
+    path: the file, `.json` or `.json.gz`, or the folder; see `locate`.
+    num_classes: None: the largest whole label + 1, or 0 if labels are no whole
+      numbers; 0: labels are no classes. For labels that are characters there is
+      no choice.
+    sequence_length: characters of an example, of text.
+    vocabulary: all characters, of text; None: those that there are, sorted.
+    heldout_fraction: see `make_dataset`.
+    unseen_clients: see `make_dataset`.
+    min_examples: users with fewer are left out.
+    seed: of the splits.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    TypeError, ValueError: it is damaged or contradicts itself, or an option is
+      refused.
+  """
+  length = validate.whole("data.sequence_length", sequence_length)
+  place = locate(path)
+  users = read_users(place)
+  is_text = _text_in(users)
+  if is_text and all(user.y is None for user in users.values()):
+    texts = {name: "\n".join(user.x) for name, user in users.items()}
+    where = {name: user.where for name, user in users.items()}
+    ids, vocabulary = encode(texts, vocabulary, where)
+    clients = {
+      name: next_characters(ids[name], length, where[name]) for name in ids
+    }
+    num_classes = _fixed(num_classes, len(vocabulary) + 1)
+  elif is_text:
+    clients, letters = _labelled_text(users, length, vocabulary)
+    if letters:
+      num_classes = _fixed(num_classes, letters + 1)
+  else:
+    if vocabulary is not None:
+      raise ValueError(
+        f"data.vocabulary is for text, but {place} holds numbers; unset it."
+      )
+    clients = {name: {"x": _numbers(u, "x", u.x)} for name, u in users.items()}
+    _shrink(clients, "x", np.float32)
+    if _labels_in(users):
+      for name, user in users.items():
+        clients[name]["y"] = _numbers(user, "y", user.y)
+      _shrink(clients, "y", np.int32)
+  if num_classes is None:
+    num_classes = _count_classes(clients)
+  return make_dataset(
+    place.name.partition(".")[0],
+    FederatedData.from_clients(clients, drop_empty=True),
+    num_classes=num_classes,
+    heldout_fraction=heldout_fraction,
+    unseen_clients=unseen_clients,
+    min_examples=min_examples,
+    seed=seed,
+    prepare=prepare_text if is_text else prepare_numbers,
+  )
+
+
+# --- files --------------------------------------------------------------------
+
+
+def read_users(place: Path) -> dict[str, User]:
+  """Users, in the order of the files, by name.
+
+  Args:
+    place: a file, plain or gzipped, or a folder of `.json` and `.json.gz`.
+
+  Raises:
+    ValueError: no such files, or one is damaged or contradicts itself; names
+      file, user and what was expected.
+  """
+  files = [place]
+  if place.is_dir():
+    files = sorted([*place.glob("*.json"), *place.glob("*.json.gz")])
+    if not files:
+      raise ValueError(
+        f"{place} holds no .json or .json.gz; let data.path name the file or"
+        " its folder."
+      )
+  users: dict[str, User] = {}
+  for file in files:
+    for name, user in _read(file).items():
+      if name in users:
+        raise ValueError(
+          f"{user.where} is there already, as {users[name].where}; expected"
+          " every user once."
+        )
+      users[name] = user
+  return users
+
+
+def _read(file: Path) -> dict[str, User]:
+  try:
+    held = json.loads(contents(file))
+  except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError
+    raise ValueError(
+      f"{file} cannot be read as JSON: {error} Give a LEAF file, plain or"
+      " gzipped."
+    ) from error
+  kinds = {"users": list, "num_samples": list, "user_data": dict}
+  for field, kind in kinds.items():
+    if not isinstance(held, dict) or not isinstance(held.get(field), kind):
+      raise ValueError(f"{file}: {field}: expected a JSON {_JSON[kind]}.")
+  names, counts = held["users"], held["num_samples"]
+  if len(names) != len(counts):
+    raise ValueError(
+      f"{file}: num_samples: expected {len(names)}, one a user, found"
+      f" {len(counts)}."
+    )
+  labels = held.get("user_data_label", {})
+  if not isinstance(labels, dict):
+    raise ValueError(f"{file}: user_data_label: expected a JSON object.")
+  users: dict[str, User] = {}
+  for name, count in zip(names, counts, strict=True):
+    where = f"{file}: user {name!r}"
+    if not isinstance(name, str):
+      raise ValueError(f"{where}: expected a name, a string.")
+    if name in users:
+      raise ValueError(f"{where} is twice in users; expected every user once.")
+    users[name] = _user(where, name, count, held["user_data"], labels)
+  return users
+
+
+_JSON = {list: "array", dict: "object"}
+
+
+def _user(
+  where: str,
+  name: str,
+  count: Any,
+  user_data: dict[str, Any],
+  user_labels: dict[str, Any],
+) -> User:
+  data = user_data.get(name)
+  if not isinstance(data, dict):
+    found = "nothing" if data is None else f"a {type(data).__name__}"
+    raise ValueError(
+      f"{where}: expected an object in user_data, with x, found {found}."
+    )
+  x, y = data.get("x"), data.get("y", user_labels.get(name))
+  if not isinstance(x, list):
+    raise ValueError(f"{where}: x: expected an array, one entry an example.")
+  if y is not None and not isinstance(y, list):
+    raise ValueError(f"{where}: y: expected an array, one entry an example.")
+  if count != len(x):
+    raise ValueError(
+      f"{where}: num_samples is {count}; expected {len(x)}, the length of x."
+    )
+  if y is not None and len(y) != len(x):
+    raise ValueError(
+      f"{where}: y has {len(y)} entries; expected {len(x)}, as x."
+    )
+  return User(where, x, y)
+
+
+# --- text ---------------------------------------------------------------------
+
+
+def encode(
+  texts: Mapping[str, str],
+  vocabulary: str | None,
+  where: Mapping[str, str],
+) -> tuple[dict[str, np.ndarray], str]:
+  """Ids of characters: 1 for the first of the vocabulary, and so on.
+
+  Args:
+    texts: of each user.
+    vocabulary: all characters; None: those that there are, sorted.
+    where: what messages call each user.
+
+  Returns:
+    ids, shape=(characters,), of each user, and the vocabulary.
+
+  Raises:
+    TypeError, ValueError: a character is twice in the vocabulary, or not at
+      all; names it and its user.
+  """
+  if vocabulary is None:
+    vocabulary = "".join(sorted(set().union(*texts.values())))
+  validate.instance("data.vocabulary", vocabulary, str, "'abc '")
+  if twice := sorted(c for c in set(vocabulary) if vocabulary.count(c) > 1):
+    raise ValueError(
+      f"data.vocabulary holds {twice[0]!r} twice; give every character once."
+    )
+  points = _code_points(vocabulary)
+  order = np.argsort(points)
+  dtype = np.min_scalar_type(len(vocabulary))
+  ids = {}
+  for name, text in texts.items():
+    if missing := sorted(set(text) - set(vocabulary)):
+      raise ValueError(
+        f"{where[name]} has the character {missing[0]!r}, which data.vocabulary"
+        " lacks; add it, or unset data.vocabulary."
+      )
+    ranks = np.searchsorted(points, _code_points(text), sorter=order)
+    ids[name] = (order[ranks] + 1).astype(dtype)
+  return ids, vocabulary
+
+
+def next_characters(
+  ids: np.ndarray, length: int, where: str
+) -> dict[str, np.ndarray]:
+  """A text as sequences that do not overlap, each with what follows.
+
+  Args:
+    ids: shape=(characters,).
+    length: of a sequence; the last is padded with 0 at its end.
+    where: what messages call the text.
+
+  Returns:
+    x and y, shape=(n, length), y the character after each of x; where there
+    is none, both are 0.
+
+  Raises:
+    ValueError: there is no character with a next one.
+  """
+  if len(ids) < 2:
+    raise ValueError(
+      f"{where} has a text of {len(ids)} characters; expected 2 or more, as"
+      " the next one is predicted."
+    )
+  rows = -(-(len(ids) - 1) // length)
+  padded = np.full((2, rows * length), PADDING, ids.dtype)
+  padded[0, : len(ids) - 1] = ids[:-1]
+  padded[1, : len(ids) - 1] = ids[1:]
+  x, y = padded.reshape(2, rows, length)
+  return {"x": x, "y": y}
+
+
+def _code_points(text: str) -> np.ndarray:
+  # JSON may hold halves of surrogate pairs.
+  return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def _labelled_text(
+  users: Mapping[str, User], length: int, vocabulary: str | None
+) -> tuple[dict[str, dict[str, np.ndarray]], int]:
+  """Examples of each user, and the vocabulary's size if labels are of it."""
+  _labels_in(users)  # refuses users without, as there are some with
+  named = {name: (user, user.y or []) for name, user in users.items()}
+  letters = any(isinstance(c, str) for _, y in named.values() for c in y)
+  texts, where = {}, {}
+  for name, (user, y) in named.items():
+    for label in y if letters else []:
+      if not isinstance(label, str) or len(label) != 1:
+        raise ValueError(
+          f"{user.where}: y holds {label!r}; expected one character, as other"
+          " labels are."
+        )
+    labels = y if letters else []
+    texts[name] = "".join([text[:length] for text in user.x] + labels)
+    where[name] = user.where
+  ids, vocabulary = encode(texts, vocabulary, where)
+  clients = {}
+  for name, (user, y) in named.items():
+    x = np.full((len(user.x), length), PADDING, ids[name].dtype)
+    ends = np.minimum([len(text) for text in user.x], length).astype(int)
+    total = int(ends.sum())
+    x[np.arange(length) < ends[:, np.newaxis]] = ids[name][:total]
+    clients[name] = {
+      "x": x,
+      "y": ids[name][total:] if letters else _numbers(user, "y", y),
+    }
+  if not letters:
+    _shrink(clients, "y", np.int32)
+  return clients, len(vocabulary) if letters else 0
+
+
+# --- what there is ------------------------------------------------------------
+
+
+def _text_in(users: Mapping[str, User]) -> bool:
+  """Whether all inputs are text, not numbers; refuses both."""
+  kinds: dict[bool, str] = {}
+  for user in users.values():
+    for x in user.x:
+      kinds.setdefault(isinstance(x, str), user.where)
+  if len(kinds) == 2:
+    raise ValueError(
+      f"{kinds[False]}: x holds what is no text, {kinds[True]} text; expected"
+      " one kind."
+    )
+  return True in kinds
+
+
+def _labels_in(users: Mapping[str, User]) -> bool:
+  """Whether there are labels; refuses users without where others have some."""
+  without = [user.where for user in users.values() if user.y is None]
+  if without and len(without) < len(users):
+    raise ValueError(f"{without[0]}: y is missing; expected it, as others do.")
+  return not without
+
+
+def _fixed(given: int | None, classes: int) -> int:
+  if given not in (None, classes):
+    raise ValueError(
+      f"data.num_classes={given}, but labels are {classes - 1} characters and"
+      f" padding; unset it, or give {classes}."
+    )
+  return classes
+
+
+def _numbers(user: User, field: str, values: Any) -> np.ndarray:
+  try:
+    array = np.asarray(values)
+  except (ValueError, OverflowError) as error:
+    raise ValueError(
+      f"{user.where}: {field}: expected entries of one shape: {error}."
+    ) from error
+  if array.dtype.kind not in "biuf":
+    raise ValueError(
+      f"{user.where}: {field}: expected numbers, or for x text, found"
+      f" {array.dtype}."
+    )
+  return array
+
+
+def _shrink(
+  clients: Mapping[str, dict[str, np.ndarray]], field: str, whole: Any
+) -> None:
+  """Makes a field of all clients uint8, else `whole`, else float32."""
+  arrays = [client[field] for client in clients.values() if client[field].size]
+  is_whole = all((a == np.rint(a)).all() for a in arrays if a.dtype.kind == "f")
+  low = min((a.min() for a in arrays), default=0)
+  high = max((a.max() for a in arrays), default=0)
+  dtype: Any = np.float32
+  if is_whole:
+    dtype = np.uint8 if low >= 0 and high <= 255 else whole
+  for name, client in clients.items():
+    validate.fits(f"field {field!r} of user {name!r}", client[field], dtype)
+    client[field] = client[field].astype(dtype)
+
+
+def _count_classes(clients: Mapping[str, Mapping[str, np.ndarray]]) -> int:
+  labels = [c["y"] for c in clients.values() if "y" in c and c["y"].size]
+  if not labels or any(y.dtype.kind not in "iu" for y in labels):
+    return 0
+  return 1 + max(0, *(int(y.max()) for y in labels))
