@@ -16,10 +16,12 @@ def get_config(arg: str = "") -> ConfigDict:
   config.model.name = "ecg_cnn"
   config.client.learning_rate = 0.1
   config.client.batch_size = 20
-  config.client.epochs = 2
-  config.server.rounds = 100
+  config.client.epochs = 3
+  config.server.learning_rate = 0.3
+  config.server.momentum = 0.9
+  config.server.rounds = 150
   config.server.clients_per_round = 10
-  config.server.eval_every = 20
+  config.server.eval_every = 25
   config.runtime.lanes = "1"
   config.runtime.checkpoint_every = 50
   if arg == "smoke":

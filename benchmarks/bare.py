@@ -1,0 +1,135 @@
+"""The bare loop: plain SGD over the engine's batches, and nothing else.
+
+One model is trained on through, with no client, weight, mask, key or metric:
+what a compiled loop over these batches costs at least.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjax_sim.base import Examples, PyTree, Task, Variables
+from fedjax_sim.cohort import Cohort
+from fedjax_sim.data import Prepare, as_stored
+
+
+def rows_of(plans: list[Cohort], batch_size: int) -> np.ndarray:
+  """The rows that the plans' clients train on, batch after batch, int32."""
+  parts = []
+  for plan in plans:
+    used = plan.order[0][: int(plan.num_steps.sum()) * batch_size]
+    parts.append(np.where(used < 0, ~used, used))
+  return np.concatenate(parts)
+
+
+class Bare:
+  """A compiled loop of SGD steps on one device.
+
+  Args:
+    task: what is trained.
+    examples: field -> (examples, ...); put on the device.
+    batch_size: rows of a step.
+    learning_rate: of the steps.
+    capacity: rows of a call, at most.
+    prepare: as in `FederatedDataset`.
+    seed: of the model.
+  """
+
+  def __init__(
+    self,
+    task: Task,
+    examples: Examples,
+    *,
+    batch_size: int,
+    learning_rate: float,
+    capacity: int,
+    prepare: Prepare = as_stored,
+    seed: int = 0,
+  ):
+    self._task, self._prepare = task, prepare
+    self._rate, self.batch_size = learning_rate, batch_size
+    self._capacity = capacity
+    self._device = jax.devices()[0]
+    self._examples = jax.device_put(dict(examples), self._device)
+    variables = jax.jit(task.init)(jax.random.key(seed))
+    self.params, *self._kept = jax.device_put(variables, self._device)
+    self._train = jax.jit(self._loop, donate_argnums=0)
+
+  def _step(
+    self, params: PyTree, kept: Any, examples: PyTree, rows: jax.Array
+  ) -> PyTree:
+    take = lambda x: x.at[rows].get(mode="promise_in_bounds")
+    batch = self._prepare(jax.tree.map(take, examples))
+
+    def loss(params: PyTree) -> jax.Array:
+      variables = Variables(params, *kept)
+      return jnp.mean(
+        self._task.loss(variables, batch, jax.random.key(0)).value
+      )
+
+    gradient = jax.grad(loss)(params)
+    return jax.tree.map(lambda p, g: p - self._rate * g, params, gradient)
+
+  def _loop(
+    self,
+    params: PyTree,
+    kept: Any,
+    examples: PyTree,
+    rows: jax.Array,
+    steps: jax.Array,
+  ) -> PyTree:
+    size = self.batch_size
+
+    def step(i: jax.Array, params: PyTree) -> PyTree:
+      entries = lax.dynamic_slice(rows, (i * size,), (size,))
+      return self._step(params, kept, examples, entries)
+
+    return lax.fori_loop(0, steps, step, params)
+
+  def put(self, rows: np.ndarray) -> tuple[jax.Array, np.int32]:
+    """What `train` takes for these rows: whole batches, shape=(rows,)."""
+    padded = np.zeros(self._capacity, np.int32)
+    padded[: len(rows)] = rows
+    steps = np.int32(len(rows) // self.batch_size)
+    return jax.device_put(padded, self._device), steps
+
+  def train(self, rows: jax.Array, steps: np.int32) -> None:
+    """Trains on the rows, and waits until it is done."""
+    trained = self._train(self.params, self._kept, self._examples, rows, steps)
+    self.params = jax.block_until_ready(trained)
+
+  @functools.cached_property
+  def flops(self) -> float:
+    """Floating-point operations of one step, by XLA's count."""
+    rows = jnp.zeros(self.batch_size, jnp.int32)
+    arguments = (self.params, self._kept, self._examples, rows)
+    lowered = jax.jit(self._step).lower(*arguments)
+    counted = (lowered.compile().cost_analysis() or {}).get("flops", 0.0)
+    # XLA counts the body of a loop once.
+    jaxpr = jax.make_jaxpr(self._step)(*arguments)
+    return float(counted) + _repeats(jaxpr.jaxpr)
+
+
+def _repeats(jaxpr: Any, times: int = 1) -> float:
+  """Operations of products in scans, without each body's first pass."""
+  total = 0.0
+  for equation in jaxpr.eqns:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+      (contracted, _), _ = params["dimension_numbers"]
+      left, out = equation.invars[0].aval, equation.outvars[0].aval
+      length = math.prod(left.shape[i] for i in contracted)
+      total += 2.0 * length * math.prod(out.shape) * (times - 1)
+    passes = params["length"] if name == "scan" else 1
+    for value in params.values():
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        total += _repeats(inner, times * passes)
+  return total

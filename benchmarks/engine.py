@@ -1,0 +1,329 @@
+"""The engine against a bare loop and PyTorch, over the same batches.
+
+    python -m benchmarks.engine --cases=lr,cnn --json=engine.json
+
+In turns, within one process: rounds of the engine on one device and on all
+(planning overlapped, state donated, as in `Simulator.run`), plain SGD in one
+compiled loop on one device (`benchmarks.bare`), and a plain PyTorch loop
+(`benchmarks.pytorch`). A ratio is the median over turns, so a machine that is
+slow for a while is slow for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+import fedjax_sim
+from benchmarks import cases, machine, pytorch, show
+from benchmarks.bare import Bare, rows_of
+from benchmarks.cases import LEARNING_RATE, Case
+from fedjax_sim.cohort import Cohort, Waste
+from fedjax_sim.data import FederatedDataset
+from fedjax_sim.reporting.json_file import write_json
+from fedjax_sim.simulator import Simulator
+
+ENGINES = {"one": 1, "all": None}  # -> devices; None: as many as there are
+MODES = {"1": ("one",), "all": ("all",), "both": ("one", "all")}
+
+# Name -> (of whose seconds, by whose): how many times as fast the second is.
+RATIOS = {
+  "one_to_bare": ("bare", "one"),
+  "all_to_bare": ("bare", "all"),
+  "all_to_one": ("one", "all"),
+  "one_to_torch": ("torch", "one"),
+  "all_to_torch": ("torch", "all"),
+}
+
+
+class Engine:
+  """A simulator that goes on from turn to turn.
+
+  Args:
+    simulator: what runs.
+    rounds: rounds a dispatch.
+    dispatches: dispatches a turn.
+  """
+
+  def __init__(self, simulator: Simulator, rounds: int, dispatches: int):
+    self.simulator = simulator
+    self.waste, self.clients = Waste(), 0
+    self._rounds, self._dispatches = rounds, dispatches
+    self._pool = ThreadPoolExecutor(1, "plan")
+    self._state = simulator.init()
+    self._planned = simulator.plan(0, rounds)
+
+  def seconds(self) -> float:
+    """What a turn takes, the planning of as many rounds included."""
+    self.waste, self.clients = Waste(), 0
+    began = time.perf_counter()
+    for _ in range(self._dispatches):
+      after = self._planned.first + self._rounds
+      pending = self._pool.submit(self.simulator.plan, after, self._rounds)
+      out = self.simulator.dispatch(self._state, self._planned)
+      self._planned = pending.result()
+      if out.failure is not None:
+        raise out.failure
+      self._state = out.state
+      self.waste += out.waste
+      self.clients += out.clients
+    return time.perf_counter() - began
+
+  def close(self) -> None:
+    """Ends the thread that plans."""
+    self._pool.shutdown()
+
+
+def plans_of(simulator: Simulator, first: int, count: int) -> list[Cohort]:
+  """The plans of these rounds."""
+  plans: list[Cohort] = []
+  while len(plans) < count:
+    plans += simulator.plan(first + len(plans), count - len(plans), 1).plans
+  return plans
+
+
+def measure(
+  case: Case, engines: Sequence[str], pairs: int, torch: Any
+) -> dict[str, Any]:
+  """Everything about one case.
+
+  Args:
+    case: what is trained.
+    engines: keys of `ENGINES`.
+    pairs: turns that count.
+    torch: the module; None: without it.
+  """
+  machine.forget_peak()
+  data = cases.dataset(case)
+  task = case.model(case.example_shape, case.num_classes)
+  lanes = 1 if jax.default_backend() == "cpu" else "auto"
+  running = {
+    name: Engine(
+      cases.simulator(case, task, data, devices=ENGINES[name], lanes=lanes),
+      case.rounds,
+      case.dispatches,
+    )
+    for name in engines
+  }
+  simulator = next(iter(running.values())).simulator
+  (work,) = simulator.works
+  rounds = case.rounds * case.dispatches
+  largest = np.sort(work.order_length(data.train.sizes))
+  bare = Bare(
+    task,
+    data.train.examples,
+    batch_size=work.batch_size,
+    learning_rate=LEARNING_RATE,
+    capacity=rounds * int(largest[-case.clients_per_round :].sum()),
+    prepare=data.prepare,
+  )
+  loop = torch and pytorch.Loop(
+    torch,
+    case.pytorch,
+    case.example_shape,
+    case.num_classes,
+    LEARNING_RATE,
+  )
+  turns: list[dict[str, float]] = []
+  steps: list[int] = []
+  for turn in range(pairs + 1):
+    rows = rows_of(plans_of(simulator, turn * rounds, rounds), work.batch_size)
+    count = len(rows) // work.batch_size
+    calls: dict[str, Callable[[], float]] = {
+      name: engine.seconds for name, engine in running.items()
+    }
+    calls["bare"] = _bare_seconds(bare, rows)
+    if loop is not None:
+      calls |= _torch_calls(loop, torch, case, data, rows, work.batch_size)
+    timed = _in_turn(calls, turn)
+    if turn:  # the first one compiles and warms up
+      turns.append(timed)
+      steps.append(count)
+  peak = machine.matmul_peak()
+  result = _summary(case, running, bare, turns, steps, peak, torch)
+  for engine in running.values():
+    engine.close()
+  return result
+
+
+def _bare_seconds(bare: Bare, rows: np.ndarray) -> Callable[[], float]:
+  given = bare.put(rows)
+
+  def seconds() -> float:
+    began = time.perf_counter()
+    bare.train(*given)
+    return time.perf_counter() - began
+
+  return seconds
+
+
+def _torch_calls(
+  loop: pytorch.Loop,
+  torch: Any,
+  case: Case,
+  data: FederatedDataset,
+  rows: np.ndarray,
+  batch_size: int,
+) -> dict[str, Callable[[], float]]:
+  """For every number of threads, the seconds that all rows would take."""
+  some = rows[: case.torch_batches * batch_size]
+  batches = loop.batches(data.train.examples, some, batch_size, data.prepare)
+  share = len(rows) / len(some)
+  return {
+    f"torch_{threads}": lambda threads=threads: (
+      share * loop.seconds(batches, threads)
+    )
+    for threads in pytorch.thread_counts(torch)
+  }
+
+
+def _in_turn(
+  calls: Mapping[str, Callable[[], float]], turn: int
+) -> dict[str, float]:
+  """Calls them all, another one first in every turn."""
+  names = list(calls)
+  first = turn % len(names)
+  return {name: calls[name]() for name in names[first:] + names[:first]}
+
+
+def _summary(
+  case: Case,
+  running: Mapping[str, Engine],
+  bare: Bare,
+  turns: list[dict[str, float]],
+  steps: list[int],
+  peak: float,
+  torch: Any,
+) -> dict[str, Any]:
+  threads = None
+  if torch is not None:
+    of = lambda n: statistics.median(t[f"torch_{n}"] for t in turns)
+    threads = min(pytorch.thread_counts(torch), key=of)
+    turns = [{**t, "torch": t[f"torch_{threads}"]} for t in turns]
+  ratios = {
+    name: [t[a] / t[b] for t in turns]
+    for name, (a, b) in RATIOS.items()
+    if a in turns[0] and b in turns[0]
+  }
+  any_engine = next(iter(running.values()))
+  medians = {name: statistics.median(values) for name, values in ratios.items()}
+  return {
+    "parameters": any_engine.simulator.num_parameters,
+    "num_clients": case.num_clients,
+    "clients_per_round": case.clients_per_round,
+    "batch_size": bare.batch_size,
+    "rounds_per_dispatch": case.rounds,
+    "rounds_per_turn": case.rounds * case.dispatches,
+    "steps_per_turn": statistics.mean(steps),
+    "flops_per_step": bare.flops,
+    "matmul_peak": peak,
+    "peak_bytes": machine.peak_bytes(),
+    "engines": {
+      name: _engine_summary(name, engine, bare.flops, turns, steps, peak)
+      for name, engine in running.items()
+    },
+    "ratios": {name: medians.get(name, math.nan) for name in RATIOS},
+    "ratios_of_turns": ratios,
+    "torch_threads": threads,
+    "short": [
+      name
+      for name, aim in case.aims.items()
+      if medians.get(name, math.inf) < aim
+    ],
+    "aims": dict(case.aims),
+  }
+
+
+def _engine_summary(
+  name: str,
+  engine: Engine,
+  flops: float,
+  turns: list[dict[str, float]],
+  steps: list[int],
+  peak: float,
+) -> dict[str, Any]:
+  simulator, waste = engine.simulator, engine.waste
+  rate = lambda amount: statistics.median(
+    amount * count / t[name] for t, count in zip(turns, steps, strict=True)
+  )
+  per_step = 1 / steps[-1]  # waste and clients are of the last turn
+  achieved = rate(flops)
+  (program,) = simulator.compiled.values()
+  return {
+    "devices": simulator.mesh.size,
+    "lanes": simulator.lane_choice.lanes,
+    "examples_per_second": rate(waste.useful * per_step),
+    "clients_per_second": rate(engine.clients * per_step),
+    "step_waste": waste.step / waste.computed,
+    "last_batch_waste": waste.batch / waste.computed,
+    "device_imbalance": waste.idle / (waste.idle + waste.computed),
+    "compilations": simulator.compilations,
+    "program_bytes": program.device_bytes,
+    "flops_per_second": achieved,
+    "share_of_peak": achieved / peak,
+  }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Measures, prints a table, and writes JSON if asked to."""
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.engine", description="How fast the engine is."
+  )
+  parser.add_argument(
+    "--cases",
+    default=",".join(cases.CASES),
+    help="comma-separated, of: %(default)s",
+  )
+  parser.add_argument("--pairs", type=int, default=7, help="turns to measure")
+  parser.add_argument("--devices", choices=MODES, default="both")
+  parser.add_argument("--clients-per-round", type=int, help="of every case")
+  parser.add_argument("--scale", choices=("full", "smoke"), default="full")
+  parser.add_argument("--json", help="file to write")
+  flags = parser.parse_args(arguments)
+  if flags.pairs < 1:
+    parser.error("--pairs: give at least 1")
+  names = flags.cases.split(",")
+  for name in names:
+    if name not in cases.CASES:
+      parser.error(f"--cases: {name!r} is none of {', '.join(cases.CASES)}")
+
+  fedjax_sim.setup()
+  engines = MODES[flags.devices]
+  if jax.device_count() == 1:
+    engines = ("one",)  # all are one
+  torch = pytorch.load()
+  report: dict[str, Any] = {
+    "machine": machine.describe(),
+    "pairs": flags.pairs,
+    "notes": [] if torch else [pytorch.MISSING],
+    "cases": {},
+  }
+  for name in names:
+    case = cases.CASES[name]
+    if flags.clients_per_round is not None:
+      size = flags.clients_per_round
+      case = replace(
+        case, clients_per_round=size, num_clients=max(case.num_clients, size)
+      )
+    if flags.scale == "smoke":
+      case = cases.smoke(case)
+    began = time.perf_counter()
+    pairs = min(flags.pairs, case.most_pairs)
+    report["cases"][name] = measure(case, engines, pairs, torch)
+    show.progress(f"{name}: {time.perf_counter() - began:.0f} s")
+    if flags.json:  # what is there if a later case fails
+      write_json(flags.json, report)
+  show.engine(report)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,165 @@
+"""How fast convolutions and recurrences are inside a loop.
+
+  python -m benchmarks.layers
+
+Each way trains the same model by SGD in one compiled `fori_loop`, as a client
+does; ways take turns, and the table holds medians of ratios to the first.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_sim.models.layers import lstm, max_pool, patches, winograd
+
+STEPS, TURNS = 5, 7
+
+
+def xla(padded: Any, kernel: Any, strides: Any) -> Any:
+  """XLA's own convolution, of an input that is padded already."""
+  return lax.conv_general_dilated(
+    padded,
+    kernel,
+    strides,
+    "VALID",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+def window_pool(x: Any) -> Any:
+  """XLA's own pooling."""
+  shape = (1, 2, 2, 1)
+  return lax.reduce_window(x, -jnp.inf, lax.max, shape, shape, "VALID")
+
+
+def cnn(conv: Callable[..., Any], pool: Callable[..., Any]) -> Any:
+  """The convolutions of the FEMNIST CNN, and a dense layer."""
+
+  def loss(params: Mapping[str, Any], x: Any) -> Any:
+    x = jax.nn.relu(patches(x, params["one"], (1, 1)))
+    x = jax.nn.relu(conv(x, params["two"], (1, 1)))
+    x = pool(x).reshape(len(x), -1)
+    return jnp.mean(jax.nn.logsumexp(x @ params["dense"], axis=-1))
+
+  return loss
+
+
+def scanned(gates: Any, kernel: Any) -> Any:
+  """An LSTM whose gradient is autodiff's."""
+
+  def step(state: Any, z: Any) -> Any:
+    h, c = state
+    i, f, g, o = jnp.split(z + h @ kernel, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return (h, c), h
+
+  zero = jnp.zeros((gates.shape[1], kernel.shape[0]))
+  return lax.scan(step, (zero, zero), gates)[1]
+
+
+def inside() -> Any:
+  """An LSTM whose inputs are multiplied step by step, too."""
+
+  def loss(params: Mapping[str, Any], x: Any) -> Any:
+    joined = jnp.concatenate([params["inputs"], params["kernel"]])
+
+    def step(state: Any, x: Any) -> Any:
+      h, c = state
+      z = jnp.concatenate([x, h], axis=-1) @ joined
+      i, f, g, o = jnp.split(z, 4, axis=-1)
+      c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+      h = jax.nn.sigmoid(o) * jnp.tanh(c)
+      return (h, c), h
+
+    zero = jnp.zeros((x.shape[1], params["kernel"].shape[0]))
+    return jnp.mean(lax.scan(step, (zero, zero), x)[1] ** 2)
+
+  return loss
+
+
+def rnn(recurrence: Callable[..., Any]) -> Any:
+  """One LSTM layer, with one product for the inputs of all steps."""
+
+  def loss(params: Mapping[str, Any], x: Any) -> Any:
+    return jnp.mean(recurrence(x @ params["inputs"], params["kernel"]) ** 2)
+
+  return loss
+
+
+def trained(loss: Any, x: Any) -> Callable[[Any], Any]:
+  """Some steps of SGD, compiled."""
+
+  @jax.jit
+  def run(params: Any) -> Any:
+    def step(i: Any, params: Any) -> Any:
+      gradient = jax.grad(loss)(params, x + i)
+      return jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient)
+
+    return lax.fori_loop(0, STEPS, step, params)
+
+  return run
+
+
+def compare(title: str, ways: Mapping[str, Any], params: Any, x: Any) -> None:
+  """Prints how many times as fast as the first each way is."""
+  runs = {name: trained(loss, x) for name, loss in ways.items()}
+  times: dict[str, list[float]] = {name: [] for name in runs}
+  for turn in range(TURNS + 1):
+    for name, run in runs.items():
+      began = time.perf_counter()
+      jax.block_until_ready(run(params))
+      if turn:  # the first compiles
+        times[name].append(time.perf_counter() - began)
+  first = times[next(iter(times))]
+  print(title)
+  for name, taken in times.items():
+    ratio = statistics.median(a / b for a, b in zip(first, taken, strict=True))
+    print(f"  {name:<42} {ratio:5.2f}")
+
+
+def main() -> None:
+  """Prints the tables."""
+  normal = functools.partial(jax.random.normal, jax.random.key(0))
+  params: Any = {
+    "one": normal((3, 3, 1, 32)) / 3,
+    "two": normal((3, 3, 32, 64)) / 17,
+    "dense": normal((9216, 62)) / 96,
+  }
+  compare(
+    "two convolutions of 3 x 3, 28 x 28 images, batch 20",
+    {
+      "XLA's convolution, XLA's pooling": cnn(xla, window_pool),
+      "patches, XLA's pooling": cnn(patches, window_pool),
+      "patches": cnn(patches, max_pool),
+      "Winograd": cnn(winograd, max_pool),
+    },
+    params,
+    normal((20, 28, 28, 1)),
+  )
+  params = {
+    "inputs": normal((256, 1024)) / 16,
+    "kernel": normal((256, 1024)) / 16,
+  }
+  compare(
+    "an LSTM of 256 units, 80 steps, batch 4",
+    {
+      "one product a step": inside(),
+      "inputs multiplied before": rnn(scanned),
+      "and a gradient by hand": rnn(lstm),
+    },
+    params,
+    normal((80, 4, 256)),
+  )
+
+
+if __name__ == "__main__":
+  main()

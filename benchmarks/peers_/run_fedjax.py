@@ -1,0 +1,77 @@
+"""FedAvg on a linear model through FedJAX, in an environment of its own.
+
+`python run_fedjax.py DATA OUT ROUNDS WORK`, as `benchmarks/peers.py` calls it.
+As in FedJAX's examples: a Haiku model, clients in memory, a sampler, and
+`federated_averaging` with the default backend of `for_each_client`, which jits
+one step. `shuffle_repeat_batch` fills the last batch of an epoch with examples
+drawn again, so all batches have one size; these are not counted.
+"""
+
+import json
+import sys
+import time
+
+import fedjax
+import haiku as hk
+import jax
+import numpy as np
+from fedjax.algorithms import fed_avg
+
+
+def main(data: str, out: str, rounds: int, work: dict) -> None:
+  """Trains, and writes seconds, examples and the model to `out`."""
+  with np.load(data) as file:
+    x, y, client = file["x"], file["y"], file["client"]
+  cuts = np.cumsum(np.bincount(client))[:-1]
+  clients = {
+    i: {"x": a, "y": b}
+    for i, (a, b) in enumerate(
+      zip(np.split(x, cuts), np.split(y, cuts), strict=True)
+    )
+  }
+  federated = fedjax.InMemoryFederatedData(clients)
+
+  def forward(batch):
+    return hk.Linear(work["classes"], w_init=hk.initializers.Constant(0.0))(
+      batch["x"]
+    )
+
+  model = fedjax.create_model_from_haiku(
+    transformed_forward_pass=hk.transform(forward),
+    sample_batch={"x": x[:1], "y": y[:1]},
+    train_loss=lambda batch, scores: (
+      fedjax.metrics.unreduced_cross_entropy_loss(batch["y"], scores)
+    ),
+  )
+  algorithm = fed_avg.federated_averaging(
+    fedjax.model_grad(model),
+    client_optimizer=fedjax.optimizers.sgd(work["learning_rate"]),
+    server_optimizer=fedjax.optimizers.sgd(1.0),
+    client_batch_hparams=fedjax.ShuffleRepeatBatchHParams(
+      batch_size=work["batch_size"], num_epochs=work["epochs"]
+    ),
+  )
+  sampler = fedjax.client_samplers.UniformGetClientSampler(
+    fd=federated, num_clients=work["cohort"], seed=0
+  )
+  state = algorithm.init(model.init(jax.random.PRNGKey(0)))
+  seconds, examples = [], []
+  for _ in range(rounds):
+    began = time.perf_counter()
+    cohort = sampler.sample()
+    state, _ = algorithm.apply(state, cohort)
+    jax.block_until_ready(state.params)
+    seconds.append(time.perf_counter() - began)
+    examples.append(sum(len(dataset) for _, dataset, _ in cohort))
+  (layer,) = state.params.values()
+  np.savez(
+    out,
+    seconds=seconds,
+    examples=examples,
+    kernel=np.asarray(layer["w"]),
+    bias=np.asarray(layer["b"]),
+  )
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]))

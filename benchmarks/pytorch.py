@@ -1,0 +1,192 @@
+"""The same models and steps as a plain PyTorch loop, where it is installed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+MISSING = "PyTorch is not installed: pip install 'fedjax_sim[benchmarks]'"
+
+
+def load() -> Any:
+  """The module `torch`; None where it is missing."""
+  try:
+    import torch
+  except ImportError:
+    return None
+  return torch
+
+
+def thread_counts(torch: Any) -> tuple[int, ...]:
+  """Which numbers of threads to try; a GPU does not care."""
+  return (1,) if torch.cuda.is_available() else (1, 2)
+
+
+class Loop:
+  """Plain SGD over batches that are sliced beforehand.
+
+  Args:
+    torch: the module.
+    model: one of `MODELS`.
+    example_shape: of one input, channels last.
+    num_classes: of the labels.
+    learning_rate: of the steps.
+  """
+
+  def __init__(
+    self,
+    torch: Any,
+    model: str,
+    example_shape: tuple[int, ...],
+    num_classes: int,
+    learning_rate: float,
+  ):
+    self._torch = torch
+    self._device = "cuda" if torch.cuda.is_available() else "cpu"
+    if self._device == "cuda":  # as JAX multiplies there
+      torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    built = MODELS[model](torch.nn, example_shape, num_classes)
+    self._model = built.to(self._device)
+    self._rate = learning_rate
+
+  def batches(
+    self,
+    examples: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    batch_size: int,
+    prepare: Callable[[Any], Any],
+  ) -> list[tuple[Any, Any]]:
+    """Tensors (x, y) of the rows, cut into whole batches.
+
+    Args:
+      examples: field -> (examples, ...).
+      rows: shape=(batches * batch_size,).
+      batch_size: rows of a batch.
+      prepare: as in `FederatedDataset`; done once, beforehand.
+    """
+    cut = []
+    for i in range(0, len(rows), batch_size):
+      part = rows[i : i + batch_size]
+      batch = prepare({name: array[part] for name, array in examples.items()})
+      x = self._torch.from_numpy(np.asarray(batch["x"]))
+      y = self._torch.from_numpy(np.asarray(batch["y"])).long()
+      if x.ndim == 4:  # images; PyTorch has channels first
+        x = x.permute(0, 3, 1, 2).contiguous()
+      if not x.is_floating_point():
+        x = x.long()
+      cut.append((x.to(self._device), y.to(self._device)))
+    return cut
+
+  def seconds(self, batches: list[tuple[Any, Any]], threads: int) -> float:
+    """What training on the batches takes."""
+    self._torch.set_num_threads(threads)
+    self._wait()
+    began = time.perf_counter()
+    self._train(batches)
+    self._wait()
+    return time.perf_counter() - began
+
+  def _wait(self) -> None:
+    if self._device == "cuda":
+      self._torch.cuda.synchronize()
+
+  def _train(self, batches: list[tuple[Any, Any]]) -> None:
+    torch = self._torch
+    params = list(self._model.parameters())
+    loss_of = torch.nn.functional.cross_entropy
+    for x, y in batches:
+      logits = self._model(x)
+      loss = loss_of(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
+      gradient = torch.autograd.grad(loss, params)
+      with torch.no_grad():  # faster on a CPU than torch.optim.SGD
+        for p, g in zip(params, gradient, strict=True):
+          p.sub_(g, alpha=self._rate)
+
+
+# --- models -------------------------------------------------------------------
+
+Shape = tuple[int, ...]
+
+
+def _linear(nn: Any, shape: Shape, classes: int) -> Any:
+  return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), classes))
+
+
+def _femnist_cnn(nn: Any, shape: Shape, classes: int) -> Any:
+  height, width, channels = shape
+  features = (height - 4) // 2 * ((width - 4) // 2) * 64
+  return nn.Sequential(
+    nn.Conv2d(channels, 32, 3),
+    nn.ReLU(),
+    nn.Conv2d(32, 64, 3),
+    nn.ReLU(),
+    nn.MaxPool2d(2),
+    nn.Flatten(),
+    nn.Linear(features, 128),
+    nn.ReLU(),
+    nn.Linear(128, classes),
+  )
+
+
+def _char_lstm(nn: Any, shape: Shape, classes: int) -> Any:
+  del shape
+
+  class CharLSTM(nn.Module):
+    """Embedding, two LSTM layers, logits."""
+
+    def __init__(self):
+      super().__init__()
+      self.embed = nn.Embedding(classes, 8)
+      self.lstm = nn.LSTM(8, 256, num_layers=2, batch_first=True)
+      self.logits = nn.Linear(256, classes)
+
+    def forward(self, x: Any) -> Any:
+      return self.logits(self.lstm(self.embed(x))[0])
+
+  return CharLSTM()
+
+
+def _resnet18(nn: Any, shape: Shape, classes: int) -> Any:
+  def normed(n_in: int, n_out: int, size: int, strides: int) -> Any:
+    convolution = nn.Conv2d(
+      n_in, n_out, size, strides, padding=size // 2, bias=False
+    )
+    return nn.Sequential(convolution, nn.GroupNorm(2, n_out))
+
+  class Block(nn.Module):
+    """Two convolutions and what goes around them."""
+
+    def __init__(self, n_in: int, n_out: int, strides: int):
+      super().__init__()
+      self.inside = nn.Sequential(
+        normed(n_in, n_out, 3, strides), nn.ReLU(), normed(n_out, n_out, 3, 1)
+      )
+      changes = strides != 1 or n_in != n_out
+      self.around = (
+        normed(n_in, n_out, 1, strides) if changes else nn.Identity()
+      )
+
+    def forward(self, x: Any) -> Any:
+      return nn.functional.relu(self.inside(x) + self.around(x))
+
+  layers, features = [normed(shape[-1], 64, 3, 1), nn.ReLU()], 64
+  for stage in range(4):
+    for strides in (1 if stage == 0 else 2, 1):
+      layers.append(Block(features, 64 << stage, strides))
+      features = 64 << stage
+  pool = nn.AdaptiveAvgPool2d(1)
+  return nn.Sequential(
+    *layers, pool, nn.Flatten(), nn.Linear(features, classes)
+  )
+
+
+MODELS: dict[str, Callable[[Any, Shape, int], Any]] = {
+  "char_lstm": _char_lstm,
+  "femnist_cnn": _femnist_cnn,
+  "linear": _linear,
+  "resnet18": _resnet18,
+}

@@ -1,0 +1,170 @@
+"""How time and memory grow with the cohort, and what a start costs.
+
+python -m benchmarks.scaling --json=scaling.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import fedjax_sim
+from benchmarks import cases, machine, show
+from benchmarks.engine import Engine
+from fedjax_sim import cohort as cohorts
+from fedjax_sim.cohort import LocalWork, Waste
+from fedjax_sim.reporting.json_file import write_json
+
+SIZES = (100, 316, 1000, 3162, 10_000)
+TURN = 10_000  # clients that are timed at once, about
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
+  """Time and memory a client, for every cohort size, LR on all devices.
+
+  The sizes take turns, each turn in another order, and a size's time is its
+  median. The population is the same for all. The memory is that of a program
+  of one round and one lane, without the examples.
+
+  Args:
+    sizes: clients a round, increasing.
+    turns: that count.
+  """
+  lanes = 1 if jax.default_backend() == "cpu" else "auto"
+  population = replace(cases.CASES["lr_large"], num_clients=max(sizes) * 6 // 5)
+  data = cases.dataset(population)
+  task = population.model(population.example_shape, population.num_classes)
+  engines: dict[int, Engine] = {}
+  for size in sizes:
+    together = max(1, min(16, max(sizes) // size))  # rounds a dispatch
+    case = replace(population, clients_per_round=size, rounds=together)
+    simulator = cases.simulator(case, task, data, devices=None, lanes=lanes)
+    dispatches = max(1, round(TURN / (size * together)))
+    engines[size] = Engine(simulator, together, dispatches)
+  times: dict[int, list[float]] = {size: [] for size in sizes}
+  for turn in range(turns + 1):
+    first = turn % len(sizes)
+    for size in (*sizes[first:], *sizes[:first]):
+      engine = engines[size]
+      seconds = engine.seconds()
+      if turn:  # the first one compiles and warms up
+        times[size].append(seconds / engine.clients)
+  stored = sum(x.nbytes for x in data.train.examples.values())
+  rows = []
+  for size, engine in engines.items():
+    case = replace(population, clients_per_round=size, rounds=1)
+    single = cases.simulator(case, task, data, devices=None, lanes=1)
+    program = single.program(1, size)
+    rows.append(
+      {
+        "clients_per_round": size,
+        "seconds_per_client": statistics.median(times[size]),
+        "time_ratio": statistics.median(
+          a / b for a, b in zip(times[size], times[sizes[0]], strict=True)
+        ),
+        "program_bytes": program.device_bytes - stored,
+        "program_bytes_per_client": (program.device_bytes - stored) / size,
+        "compilations": engine.simulator.compilations,
+      }
+    )
+    engine.close()
+  for row in rows:
+    row["memory_ratio"] = row["program_bytes"] / rows[0]["program_bytes"]
+  return rows
+
+
+def step_waste(
+  num_clients: int = 10_000, cohort: int = 1000, lanes: int = 10
+) -> float:
+  """Share of lane steps that wait, for lognormal sizes with sigma 1.
+
+  Args:
+    num_clients: the population.
+    cohort: clients a round.
+    lanes: clients that a device trains at once.
+  """
+  case = replace(cases.CASES["lr"], num_clients=num_clients)
+  sizes = cases.sizes(case)
+  offsets = np.concatenate([[0], np.cumsum(sizes)])
+  work = LocalWork(batch_size=case.batch_size)
+  shape = cohorts.capacity([sizes], [work], cohort, lanes=lanes, devices=1)
+  total = Waste()
+  for round_ in range(5):
+    rng = np.random.default_rng(round_)
+    ids = rng.choice(num_clients, cohort, replace=False)
+    plan = cohorts.plan([offsets], [work], ids, shape, seed=0, round_=round_)
+    total += cohorts.waste(plan, [work])
+  return total.step / total.computed
+
+
+def start(scale: str, times: int) -> dict[str, float]:
+  """Seconds to the first round of a new process, the medians of each part.
+
+  Args:
+    scale: full or smoke.
+    times: processes, one after the other.
+  """
+  environment = {  # nothing is compiled beforehand
+    k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"
+  }
+  found = []
+  for _ in range(times):
+    done = subprocess.run(
+      [sys.executable, "-m", "benchmarks.startup", str(time.time()), scale],
+      capture_output=True,
+      text=True,
+      check=False,
+      cwd=_ROOT,
+      env=environment,
+    )
+    if done.returncode:
+      raise RuntimeError(f"benchmarks.startup failed:\n{done.stderr}")
+    found.append(json.loads(done.stdout.splitlines()[-1]))
+  return {
+    part: statistics.median(parts[part] for parts in found) for part in found[0]
+  }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Measures, prints tables, and writes JSON if asked to."""
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.scaling",
+    description="How time and memory grow with the cohort.",
+  )
+  parser.add_argument("--turns", type=int, default=7, help="that count")
+  parser.add_argument("--scale", choices=("full", "smoke"), default="full")
+  parser.add_argument("--json", help="file to write")
+  flags = parser.parse_args(arguments)
+  if flags.turns < 1:
+    parser.error("--turns: give at least 1")
+  small = flags.scale == "smoke"
+  # First, while this process needs no core; a GPU takes one process at a time.
+  started = start(flags.scale, 1 if small else 3)
+  fedjax_sim.setup()
+  sizes = (10, 40) if small else SIZES
+  report = {
+    "machine": machine.describe(),
+    "cohorts": cohort_sizes(sizes, flags.turns),
+    "step_waste": step_waste(),
+    "start": started,
+  }
+  show.scaling(report)
+  if flags.json:
+    write_json(flags.json, report)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,141 @@
+"""Tables of what was measured."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_RATIOS = {
+  "one_to_bare": "engine / bare loop, one device",
+  "all_to_bare": "engine, all devices / bare loop",
+  "all_to_one": "all devices / one device",
+  "one_to_torch": "one device / PyTorch",
+  "all_to_torch": "all devices / PyTorch",
+}
+
+_ENGINE = {
+  "examples_per_second": "examples/s",
+  "clients_per_second": "clients/s",
+  "step_waste": "step waste",
+  "last_batch_waste": "last-batch waste",
+  "device_imbalance": "device imbalance",
+  "compilations": "compilations",
+  "flops_per_second": "FLOP/s",
+  "share_of_peak": "share of matmul peak",
+  "program_bytes": "memory of the program, bytes",
+}
+
+
+def progress(text: str) -> None:
+  """A line on the standard error."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def number(value: Any) -> str:
+  """Three digits; `-` for what is not there."""
+  if value is None or (isinstance(value, float) and math.isnan(value)):
+    return "-"
+  if isinstance(value, int) and abs(value) < 10_000:
+    return str(value)
+  return f"{value:.3g}"
+
+
+def table(
+  title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+  """Prints a table, of one line a row wherever it goes."""
+  made = Table(title=title)
+  for i, column in enumerate(columns):
+    made.add_column(column, justify="right" if i else "left", no_wrap=True)
+  for row in rows:
+    made.add_row(*row)
+  Console(width=max(Console().width, 120)).print(made)
+
+
+def engine(report: Mapping[str, Any]) -> None:
+  """The table of `benchmarks.engine`: a column a case."""
+  found = report["cases"]
+  rows = [
+    [label, *(number(case[key]) for case in found.values())]
+    for key, label in (
+      ("parameters", "parameters"),
+      ("clients_per_round", "clients a round"),
+      ("batch_size", "batch size"),
+    )
+  ]
+  for key, label in _RATIOS.items():
+    rows.append([label, *(_ratio(case, key) for case in found.values())])
+  threads = [number(case["torch_threads"]) for case in found.values()]
+  rows.append(["threads of PyTorch, the better", *threads])
+  names = list(dict.fromkeys(n for case in found.values() for n in _of(case)))
+  for key, label in _ENGINE.items():
+    for name in names:
+      values = [_of(case).get(name, {}).get(key) for case in found.values()]
+      rows.append([f"{label}, {name}", *map(number, values)])
+  peaks = [number(case["peak_bytes"]) for case in found.values()]
+  rows.append(["peak memory, bytes", *peaks])
+  facts = report["machine"]
+  title = (
+    f"{facts['devices']} x {facts['device_kind']}, {facts['cpu_count']} cores,"
+    f" jax {facts['versions']['jax']}"
+  )
+  table(title, ["", *found], rows)
+  for note in report["notes"]:
+    print(note)
+  for name, case in found.items():
+    for key in case["short"]:
+      print(
+        f"{name}: {_RATIOS[key]} is {case['ratios'][key]:.2f}, below the aim"
+        f" of {case['aims'][key]}"
+      )
+
+
+def _of(case: Mapping[str, Any]) -> Mapping[str, Any]:
+  engines: Mapping[str, Any] = case["engines"]
+  return engines
+
+
+def _ratio(case: Mapping[str, Any], key: str) -> str:
+  value = number(case["ratios"][key])
+  turns = case["ratios_of_turns"].get(key)
+  if not turns:
+    return value
+  return f"{value} ({min(turns):.2f}-{max(turns):.2f})"
+
+
+def scaling(report: Mapping[str, Any]) -> None:
+  """The tables of `benchmarks.scaling`."""
+  table(
+    "LR, all devices, by cohort",
+    [
+      "clients a round",
+      "µs a client",
+      "time / first",
+      "bytes of one round",
+      "bytes a client",
+      "memory / first",
+    ],
+    [
+      [
+        str(row["clients_per_round"]),
+        number(1e6 * row["seconds_per_client"]),
+        number(row["time_ratio"]),
+        number(row["program_bytes"]),
+        number(row["program_bytes_per_client"]),
+        number(row["memory_ratio"]),
+      ]
+      for row in report["cohorts"]
+    ],
+  )
+  print(f"step waste, 1,000 clients in 10 lanes: {report['step_waste']:.2%}")
+  parts = report["start"]
+  table(
+    "Seconds from a process's start to its first round",
+    [*parts, "sum"],
+    [[*map(number, parts.values()), number(sum(parts.values()))]],
+  )
