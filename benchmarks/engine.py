@@ -143,13 +143,13 @@ def measure(
     }
     calls["bare"] = _bare_seconds(bare, rows)
     if loop is not None:
-      calls |= _torch_calls(loop, torch, case, data, rows, work.batch_size)
+      calls["torch"] = _torch_seconds(loop, case, data, rows, work.batch_size)
     timed = _in_turn(calls, turn)
     if turn:  # the first one compiles and warms up
       turns.append(timed)
       steps.append(count)
   peak = machine.matmul_peak()
-  result = _summary(case, running, bare, turns, steps, peak, torch)
+  result = _summary(case, running, bare, turns, steps, peak, loop)
   for engine in running.values():
     engine.close()
   return result
@@ -166,24 +166,18 @@ def _bare_seconds(bare: Bare, rows: np.ndarray) -> Callable[[], float]:
   return seconds
 
 
-def _torch_calls(
+def _torch_seconds(
   loop: pytorch.Loop,
-  torch: Any,
   case: Case,
   data: FederatedDataset,
   rows: np.ndarray,
   batch_size: int,
-) -> dict[str, Callable[[], float]]:
-  """For every number of threads, the seconds that all rows would take."""
+) -> Callable[[], float]:
+  """The seconds that all rows would take, by those of the first ones."""
   some = rows[: case.torch_batches * batch_size]
   batches = loop.batches(data.train.examples, some, batch_size, data.prepare)
   share = len(rows) / len(some)
-  return {
-    f"torch_{threads}": lambda threads=threads: (
-      share * loop.seconds(batches, threads)
-    )
-    for threads in pytorch.thread_counts(torch)
-  }
+  return lambda: share * loop.seconds(batches)
 
 
 def _in_turn(
@@ -202,13 +196,8 @@ def _summary(
   turns: list[dict[str, float]],
   steps: list[int],
   peak: float,
-  torch: Any,
+  loop: pytorch.Loop | None,
 ) -> dict[str, Any]:
-  threads = None
-  if torch is not None:
-    of = lambda n: statistics.median(t[f"torch_{n}"] for t in turns)
-    threads = min(pytorch.thread_counts(torch), key=of)
-    turns = [{**t, "torch": t[f"torch_{threads}"]} for t in turns]
   ratios = {
     name: [t[a] / t[b] for t in turns]
     for name, (a, b) in RATIOS.items()
@@ -233,7 +222,7 @@ def _summary(
     },
     "ratios": {name: medians.get(name, math.nan) for name in RATIOS},
     "ratios_of_turns": ratios,
-    "torch_threads": threads,
+    "torch_threads": loop and loop.threads,
     "short": [
       name
       for name, aim in case.aims.items()

@@ -20,9 +20,8 @@ def load() -> Any:
   return torch
 
 
-def thread_counts(torch: Any) -> tuple[int, ...]:
-  """Which numbers of threads to try; a GPU does not care."""
-  return (1,) if torch.cuda.is_available() else (1, 2)
+THREADS = (1, 2)
+FEW = 8  # batches that decide how many threads
 
 
 class Loop:
@@ -52,6 +51,7 @@ class Loop:
     built = MODELS[model](torch.nn, example_shape, num_classes)
     self._model = built.to(self._device)
     self._rate = learning_rate
+    self.threads: int | None = None  # set by the first `seconds`
 
   def batches(
     self,
@@ -81,8 +81,20 @@ class Loop:
       cut.append((x.to(self._device), y.to(self._device)))
     return cut
 
-  def seconds(self, batches: list[tuple[Any, Any]], threads: int) -> float:
-    """What training on the batches takes."""
+  def seconds(self, batches: list[tuple[Any, Any]]) -> float:
+    """What training on the batches takes, with the better number of threads.
+
+    The first call finds that out. A number that does not suit, timed in every
+    turn, could take minutes where other processes use the cores, too.
+    """
+    if self.threads is None:
+      few = batches[:FEW]
+      self.threads = min(
+        THREADS, key=lambda n: min(self._seconds(few, n) for _ in range(3))
+      )
+    return self._seconds(batches, self.threads)
+
+  def _seconds(self, batches: list[tuple[Any, Any]], threads: int) -> float:
     self._torch.set_num_threads(threads)
     self._wait()
     began = time.perf_counter()

@@ -1,6 +1,10 @@
 """FedAvg with an LSTM on Shakespeare's roles: the next character.
 
 fedjax-sim run --config=configs/shakespeare_lstm.py --workdir=runs/shakespeare
+
+A quarter of an hour on two busy CPU cores; after 100 rounds a held-out loss of
+1.69 nats a character (letters by their frequency alone: 3.16) and accuracy
+0.490. Its files: docs/data.md.
 """
 
 from ml_collections import ConfigDict

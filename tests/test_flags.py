@@ -32,8 +32,11 @@ def written(tmp_path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_runs(path, tmp_path, capsys):
+def test_every_config_runs(path, tmp_path, capsys, request, monkeypatch):
   source = load(f"{path}:smoke", {"runtime.devices": "1"})
+  if source.data.name not in ("digits", "synthetic"):
+    folder = request.getfixturevalue("data_folder")
+    monkeypatch.setenv("FEDJAX_SIM_DATA", str(folder))
   assert source.server.rounds <= 5
   summary = run(source, tmp_path)
   assert summary["rounds"] == source.server.rounds
