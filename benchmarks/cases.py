@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +13,12 @@ from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Task
 from fedjax_sim.cohort import LocalWork
-from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.data import (
+  FederatedData,
+  FederatedDataset,
+  as_stored,
+  from_bytes,
+)
 from fedjax_sim.models.char_lstm import char_lstm
 from fedjax_sim.models.femnist_cnn import femnist_cnn
 from fedjax_sim.models.logistic_regression import logistic_regression
@@ -154,10 +159,6 @@ def sizes(case: Case, seed: int = 0) -> np.ndarray:
   return np.maximum(np.rint(drawn), 1).astype(np.int64)
 
 
-def _from_bytes(examples: Mapping[str, Any]) -> Mapping[str, Any]:
-  return {**examples, "x": examples["x"].astype(np.float32) / np.float32(255)}
-
-
 def dataset(case: Case, seed: int = 0) -> FederatedDataset:
   """Random clients."""
   rng = np.random.default_rng([seed, 1])
@@ -171,13 +172,12 @@ def dataset(case: Case, seed: int = 0) -> FederatedDataset:
     y = rng.integers(1, case.num_classes, (count, *shape), dtype=np.int32)
   else:
     x = rng.standard_normal((count, *shape), dtype=np.float32)
-  more = {"prepare": _from_bytes} if case.stored == "byte" else {}
   return FederatedDataset(
     name="random",
     train=FederatedData(examples={"x": x, "y": y}, offsets=offsets),
     num_classes=case.num_classes,
     example_shape=shape,
-    **more,
+    prepare=from_bytes if case.stored == "byte" else as_stored,
   )
 
 

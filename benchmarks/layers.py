@@ -52,14 +52,19 @@ def cnn(conv: Callable[..., Any], pool: Callable[..., Any]) -> Any:
   return loss
 
 
+def cell(z: Any, c: Any) -> Any:
+  """An LSTM's new (h, c) from its gates and c."""
+  i, f, g, o = jnp.split(z, 4, axis=-1)
+  c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+  return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
 def scanned(gates: Any, kernel: Any) -> Any:
   """An LSTM whose gradient is autodiff's."""
 
   def step(state: Any, z: Any) -> Any:
     h, c = state
-    i, f, g, o = jnp.split(z + h @ kernel, 4, axis=-1)
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    h, c = cell(z + h @ kernel, c)
     return (h, c), h
 
   zero = jnp.zeros((gates.shape[1], kernel.shape[0]))
@@ -74,10 +79,7 @@ def inside() -> Any:
 
     def step(state: Any, x: Any) -> Any:
       h, c = state
-      z = jnp.concatenate([x, h], axis=-1) @ joined
-      i, f, g, o = jnp.split(z, 4, axis=-1)
-      c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-      h = jax.nn.sigmoid(o) * jnp.tanh(c)
+      h, c = cell(jnp.concatenate([x, h], axis=-1) @ joined, c)
       return (h, c), h
 
     zero = jnp.zeros((x.shape[1], params["kernel"].shape[0]))

@@ -93,7 +93,7 @@ def check_memory(state: RunState, device: jax.Device, devices: int) -> None:
   limit = lanes.memory_limit(device)
   if size > limit:
     raise ModelError(
-      f"The model's parameters and what the algorithm keeps take"
+      f"the model's parameters and what the algorithm keeps take"
       f" {size / 1e6:,.0f} MB; a device has {limit / 1e6:,.0f} MB to give. Make"
       " the model smaller."
     )

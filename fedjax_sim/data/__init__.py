@@ -19,6 +19,7 @@ from fedjax_sim.data.federated import (
   Prepare,
   as_stored,
   check_labels,
+  from_bytes,
 )
 from fedjax_sim.data.leaf import load_leaf_json
 from fedjax_sim.data.mnist import (
@@ -57,6 +58,7 @@ __all__ = [
   "Prepare",
   "as_stored",
   "check_labels",
+  "from_bytes",
   "load_cifar10",
   "load_digits",
   "load_ecg",

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.data.federated import FederatedData, FederatedDataset
-from fedjax_sim.data.idx import find, read_fields
-from fedjax_sim.data.location import locate
+from fedjax_sim.data.idx import read_fields
+from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import partition as partition_by
 from fedjax_sim.data.splits import make_dataset
 

@@ -8,25 +8,21 @@ of ANSI/AAMI EC57: N, S, V, F, Q.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data.federated import FederatedData, FederatedDataset
-from fedjax_sim.data.idx import find, read_fields
-from fedjax_sim.data.location import locate
+from fedjax_sim.data.federated import (
+  FederatedData,
+  FederatedDataset,
+  from_bytes,
+)
+from fedjax_sim.data.idx import read_fields
+from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import by_key
 from fedjax_sim.data.splits import make_dataset
 
 SAMPLES = 187  # of a beat
 CLASSES = 5
-
-
-def prepare(examples: Mapping[str, Any]) -> dict[str, Any]:
-  """Samples as float32 from 0 to 1, labels as int32."""
-  x = examples["x"].astype(np.float32) / 255
-  return {**examples, "x": x, "y": examples["y"].astype(np.int32)}
 
 
 def load_ecg(
@@ -72,5 +68,5 @@ def load_ecg(
     unseen_clients=unseen_clients,
     min_examples=min_examples,
     seed=seed,
-    prepare=prepare,
+    prepare=from_bytes,
   )

@@ -26,6 +26,12 @@ def as_stored(examples: Mapping[str, Any]) -> Mapping[str, Any]:
   return examples
 
 
+def from_bytes(examples: Mapping[str, Any]) -> Mapping[str, Any]:
+  """`x`, bytes, as float32 from 0 to 1, and labels as int32."""
+  x = examples["x"].astype(np.float32) / 255
+  return {**examples, "x": x, "y": examples["y"].astype(np.int32)}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FederatedData:
   """Clients and their examples.

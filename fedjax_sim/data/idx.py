@@ -22,21 +22,6 @@ Shape = Sequence[int | None]  # None: any number
 _UINT8 = 0x08
 
 
-def find(folder: Path, *names: str) -> Path:
-  """The first of these files that `folder` holds.
-
-  Raises:
-    FileNotFoundError: it holds none; names the files.
-  """
-  for name in names:
-    if (folder / name).is_file():
-      return folder / name
-  raise FileNotFoundError(
-    f"{folder} holds no {' or '.join(names)}; put it there, or correct"
-    " data.path. docs/data.md says where to get it."
-  )
-
-
 def contents(file: Path) -> bytes:
   """A file's bytes, decompressed if it is gzipped, whatever its name.
 
@@ -97,7 +82,7 @@ def read_fields(
   Raises:
     ValueError: one is missing, or is something else.
   """
-  arrays = npz._read(file)
+  arrays = npz.read_npz(file)
   for field, shape in fields.items():
     if field not in arrays:
       raise _wrong(

@@ -37,3 +37,18 @@ def locate(path: str | os.PathLike[str] | None) -> Path:
   raise FileNotFoundError(
     f"There is no {places}; correct data.path or {VARIABLE}."
   )
+
+
+def find(folder: Path, *names: str) -> Path:
+  """The first of these files that `folder` holds.
+
+  Raises:
+    FileNotFoundError: it holds none; names the files.
+  """
+  for name in names:
+    if (folder / name).is_file():
+      return folder / name
+  raise FileNotFoundError(
+    f"{folder} holds no {' or '.join(names)}; put it there, or correct"
+    " data.path. docs/data.md says where to get it."
+  )

@@ -1,23 +1,26 @@
 """MNIST: 70,000 handwritten digits, as three federated data sets.
 
 All read MNIST's four idx files, plain or gzipped, and store the images as the
-bytes that they are; `prepare` scales a batch to 0..1 on the device.
+bytes that they are; `from_bytes` scales a batch to 0..1 on the device.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedjax_sim import validate
-from fedjax_sim.data.federated import FederatedData, FederatedDataset
-from fedjax_sim.data.idx import find, read_fields, read_idx
-from fedjax_sim.data.location import locate
+from fedjax_sim.data.federated import (
+  FederatedData,
+  FederatedDataset,
+  from_bytes,
+)
+from fedjax_sim.data.idx import read_fields, read_idx
+from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import by_key
 from fedjax_sim.data.partition import partition as partition_by
 from fedjax_sim.data.seeding import Stream, generator
@@ -25,12 +28,6 @@ from fedjax_sim.data.splits import make_dataset
 
 CLASSES = 10
 FIRST_EXAMPLES = 5  # of each of its two digits that a power-law client has
-
-
-def prepare(examples: Mapping[str, Any]) -> dict[str, Any]:
-  """Pixels as float32 from 0 to 1, labels as int32."""
-  x = examples["x"].astype(np.float32) / 255
-  return {**examples, "x": x, "y": examples["y"].astype(np.int32)}
 
 
 def load_mnist(
@@ -80,7 +77,7 @@ def load_mnist(
     unseen_clients=unseen_clients,
     min_examples=min_examples,
     seed=seed,
-    prepare=prepare,
+    prepare=from_bytes,
   )
 
 
@@ -136,7 +133,7 @@ def load_mnist_power_law(
     unseen_clients=unseen_clients,
     min_examples=min_examples,
     seed=seed,
-    prepare=prepare,
+    prepare=from_bytes,
   )
 
 
@@ -182,7 +179,7 @@ def load_mnist_writers(
     heldout_fraction=heldout_fraction,
     min_examples=min_examples,
     seed=seed,
-    prepare=prepare,
+    prepare=from_bytes,
   )
   unseen = FederatedData.from_assignment(test, test_of, names=test_names)
   return dataclasses.replace(dataset, unseen=unseen.at_least(min_examples))

@@ -51,7 +51,7 @@ def load_npz(
     TypeError, ValueError: it is damaged, lacks arrays or holds wrong ones.
   """
   file = locate(path)
-  arrays = _read(file)
+  arrays = read_npz(file)
   present = ", ".join(sorted(arrays)) or "nothing"
   needed = _REQUIRED + (_TEST if set(_TEST) & set(arrays) else ())
   missing = [name for name in needed if name not in arrays]
@@ -104,7 +104,12 @@ def _check_labels(file: Path, y: np.ndarray) -> None:
     )
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
+def read_npz(file: Path) -> dict[str, np.ndarray]:
+  """The arrays of an `.npz` file, by name.
+
+  Raises:
+    ValueError: it is none, is damaged, or holds objects.
+  """
   if file.is_dir():
     raise ValueError(f"{file} is a folder; let data.path name the .npz file.")
   try:

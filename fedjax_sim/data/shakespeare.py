@@ -10,14 +10,13 @@ import os
 
 from fedjax_sim import validate
 from fedjax_sim.data.federated import FederatedData, FederatedDataset
-from fedjax_sim.data.idx import find
 from fedjax_sim.data.leaf import (
   encode,
   next_characters,
   prepare_text,
   read_users,
 )
-from fedjax_sim.data.location import locate
+from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.splits import make_dataset
 
 
