@@ -27,7 +27,7 @@ import fedjax_sim
 from benchmarks import cases, machine, pytorch, show
 from benchmarks.bare import Bare, rows_of
 from benchmarks.cases import LEARNING_RATE, Case
-from fedjax_sim.cohort import Cohort, Waste
+from fedjax_sim.cohort import Cohort, Waste, at_round
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.reporting.json_file import write_json
 from fedjax_sim.simulator import Simulator
@@ -87,7 +87,8 @@ def plans_of(simulator: Simulator, first: int, count: int) -> list[Cohort]:
   """The plans of these rounds."""
   plans: list[Cohort] = []
   while len(plans) < count:
-    plans += simulator.plan(first + len(plans), count - len(plans), 1).plans
+    planned = simulator.plan(first + len(plans), count - len(plans), 1)
+    plans += [at_round(planned.cohorts, r) for r in range(planned.num_rounds)]
   return plans
 
 

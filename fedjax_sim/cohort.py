@@ -234,7 +234,7 @@ def batches(
   work: LocalWork,
   *,
   seed: int,
-  round_: int,
+  round_: int | np.ndarray,
   salt: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The cohort's batches, client after client.
@@ -244,7 +244,7 @@ def batches(
     ids: shape=(cohort,); the cohort.
     work: what a client does.
     seed: the run's seed.
-    round_: the round.
+    round_: the round, or every client's, shape=(cohort,).
     salt: tells passes apart.
 
   Returns:
@@ -294,20 +294,21 @@ def _deal(steps: np.ndarray, devices: int, most: int) -> np.ndarray:
     most: waves that a device can hold.
 
   Returns:
-    The device of every wave, shape=(waves,).
+    The device of every wave, and its turn there, shape=(waves, 2).
   """
   if devices == 1:
-    return np.zeros(len(steps), np.int64)
-  owner = np.zeros(len(steps), np.int64)
+    turn = np.arange(len(steps))
+    return np.stack([np.zeros_like(turn), turn], axis=-1)
+  dealt = np.zeros((len(steps), 2), np.int64)
   held = [0] * devices
   heap = [(0, device) for device in range(devices)]
   for wave, cost in enumerate(steps.tolist()):
     load, device = heapq.heappop(heap)
-    owner[wave] = device
+    dealt[wave] = device, held[device]
     held[device] += 1
     if held[device] < most:
       heapq.heappush(heap, (load + cost, device))
-  return owner
+  return dealt
 
 
 def plan(
@@ -318,24 +319,49 @@ def plan(
   *,
   seed: int,
   round_: int,
-  versions: np.ndarray | None = None,
 ) -> Cohort:
-  """Lays a cohort out.
+  """One cohort, laid out; arguments as those of `plan_rounds`."""
+  planned = plan_rounds(
+    offsets, works, [ids], shape, seed=seed, first=round_, rounds=1
+  )
+  return at_round(planned, 0)
+
+
+def plan_rounds(
+  offsets: Sequence[np.ndarray],
+  works: Sequence[LocalWork],
+  cohorts: Sequence[np.ndarray],
+  shape: Capacity,
+  *,
+  seed: int,
+  first: int,
+  rounds: int,
+  versions: Sequence[np.ndarray] | None = None,
+) -> Cohort:
+  """Lays the cohorts of consecutive rounds out, all at once.
 
   Args:
     offsets: for every pass, the offsets of its federated data.
     works: for every pass, what a client does.
-    ids: shape=(cohort,); who takes part.
+    cohorts: for every round, who takes part; ids, shape=(cohort,).
     shape: the static shapes, from `capacity`.
     seed: the run's seed.
-    round_: the round.
-    versions: shape=(cohort,), for `ids`; see `Client.version`; None: all 0.
+    first: the first round.
+    rounds: the result's rounds; nobody takes part in those beyond `cohorts`.
+    versions: for every round, those of its ids, shape=(cohort,); see
+      `Client.version`; None: all 0.
+
+  Returns:
+    A `Cohort` whose leaves have a leading axis of `rounds`.
 
   Raises:
     ValueError: duplicated or unknown ids, or more than the capacity holds.
   """
   num_clients = len(offsets[0]) - 1
-  ids = validate.cohort(ids, num_clients)
+  cohorts = [validate.cohort(ids, num_clients) for ids in cohorts]
+  counts = np.array([len(ids) for ids in cohorts])
+  ids = np.concatenate(cohorts)
+  row, place = _positions(counts)  # of each client: its round, its place there
   devices, waves, lanes = shape.devices, shape.waves, shape.lanes
   sizes = [o[ids + 1] - o[ids] for o in offsets]
   steps = np.stack(
@@ -344,50 +370,66 @@ def plan(
   )
 
   # Longest first; ties by id, so that the layout is a function of the cohort.
-  rank = np.lexsort((ids, -steps.sum(-1)))
-  in_use = -(-len(ids) // lanes)
-  if in_use > waves * devices:
+  rank = np.lexsort((ids, -steps.sum(-1), row))
+  in_use = -(-counts // lanes)
+  if in_use.max() > waves * devices:
     raise ValueError(
-      f"A cohort of {len(ids)} clients exceeds the {waves * devices * lanes}"
-      " that the round was compiled for; give the sampler larger `sizes`."
+      f"A cohort of {counts.max()} clients exceeds the"
+      f" {waves * devices * lanes} that the round was compiled for; give the"
+      " sampler larger `sizes`."
     )
-  wave_steps = steps.sum(-1)[rank[::lanes]]
-  owner = _deal(wave_steps, devices, waves)
-  turn = np.zeros(in_use, np.int64)
-  for device in range(devices):
-    mine = owner == device
-    turn[mine] = np.arange(mine.sum())
-  wave, lane = np.divmod(np.arange(len(ids)), lanes)
-  where = (owner[wave], turn[wave], lane)
+  wave_steps = np.split(
+    steps.sum(-1)[rank[place % lanes == 0]], np.cumsum(in_use)[:-1]
+  )
+  dealt = np.concatenate([_deal(part, devices, waves) for part in wave_steps])
+  wave = (np.cumsum(in_use) - in_use)[row] + place // lanes
+  owner, turn = dealt[wave].T
+  where = (row, owner, turn, place % lanes)
 
-  cohort = blank(shape, len(works))
+  planned = blank(shape, len(works), rounds)
   starts = []
   for salt, (offset, work, length) in enumerate(
     zip(offsets, works, shape.order, strict=True)
   ):
     order, start = batches(
-      offset, ids, work, seed=seed, round_=round_, salt=salt
+      offset, ids, work, seed=seed, round_=first + row, salt=salt
     )
-    if len(order) > length:
+    ends = np.append(start, len(order))[np.cumsum(counts)]
+    begins = np.append(0, ends[:-1])
+    if (ends - begins).max() > length:
       raise ValueError(
-        f"A cohort with {len(order)} examples exceeds the {length} that the"
-        " round was compiled for; give the sampler larger `sizes`."
+        f"A cohort with {(ends - begins).max()} examples exceeds the {length}"
+        " that the round was compiled for; give the sampler larger `sizes`."
       )
-    cohort.order[salt][: len(order)] = order
-    starts.append(start)
+    for r, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+      planned.order[salt][r, : end - begin] = order[begin:end]
+    starts.append(start - begins[row])
 
-  cohort.client[where] = ids[rank]
-  cohort.version[where] = 0 if versions is None else versions[rank]
-  cohort.num_examples[where] = works[0].examples_used(sizes[0])[rank]
-  cohort.start[where] = np.stack(starts, axis=-1)[rank]
-  cohort.num_steps[where] = steps[rank]
-  cohort.num_waves[:] = np.bincount(owner, minlength=devices)
-  return cohort
+  planned.client[where] = ids[rank]
+  if versions is not None:
+    planned.version[where] = np.concatenate(versions)[rank]
+  planned.num_examples[where] = works[0].examples_used(sizes[0])[rank]
+  planned.start[where] = np.stack(starts, axis=-1)[rank]
+  planned.num_steps[where] = steps[rank]
+  planned.num_waves[:] = (planned.client[..., 0] >= 0).sum(-1)
+  return planned
 
 
-def blank(shape: Capacity, passes: int) -> Cohort:
-  """A plan of these shapes in which nobody takes part."""
-  grid = (shape.devices, shape.waves, shape.lanes)
+def at_round(cohorts: Cohort, r: int) -> Cohort:
+  """Round `r` of plans with a leading axis of rounds; no copy."""
+  order = tuple(x[r] for x in cohorts.order)
+  return Cohort._make([*(x[r] for x in cohorts[:-1]), order])
+
+
+def blank(shape: Capacity, passes: int, *rounds: int) -> Cohort:
+  """A plan of these shapes in which nobody takes part.
+
+  Args:
+    shape: the static shapes.
+    passes: the algorithm's passes.
+    *rounds: how many rounds, if there is an axis of them.
+  """
+  grid = (*rounds, shape.devices, shape.waves, shape.lanes)
   zeros = lambda *more: np.zeros((*grid, *more), np.int32)
   return Cohort(
     client=np.full(grid, -1, np.int32),
@@ -395,8 +437,8 @@ def blank(shape: Capacity, passes: int) -> Cohort:
     num_examples=zeros(),
     start=zeros(passes),
     num_steps=zeros(passes),
-    num_waves=np.zeros((shape.devices,), np.int32),
-    order=tuple(np.full((n,), -1, np.int32) for n in shape.order),
+    num_waves=np.zeros(grid[:-2], np.int32),
+    order=tuple(np.full((*rounds, n), -1, np.int32) for n in shape.order),
   )
 
 
@@ -427,7 +469,7 @@ class Waste(NamedTuple):
 
 
 def waste(cohort: Cohort, works: Sequence[LocalWork]) -> Waste:
-  """What this plan computes in vain."""
+  """What this plan computes in vain; also of plans with an axis of rounds."""
   lanes = cohort.client.shape[-1]
   total = Waste()
   for p, (order, work) in enumerate(zip(cohort.order, works, strict=True)):
@@ -441,16 +483,19 @@ def waste(cohort: Cohort, works: Sequence[LocalWork]) -> Waste:
       useful=useful,
       batch=rows - useful,
       step=int(per_device.sum()) - rows,
-      idle=int((per_device.max() - per_device).sum()),
+      idle=int((per_device.max(-1, keepdims=True) - per_device).sum()),
     )
   return total
 
 
 def _used_rows(cohort: Cohort, p: int, work: LocalWork) -> int:
-  start = cohort.start[..., p].ravel()
-  length = cohort.num_steps[..., p].ravel() * work.batch_size
-  real = np.concatenate([[0], np.cumsum(cohort.order[p] >= 0)])
-  return int((real[start + length] - real[start]).sum())
+  order = cohort.order[p]
+  # The rounds' orders end to end.
+  first = np.arange(order[..., 0].size)[:, None] * order.shape[-1]
+  start = cohort.start[..., p].reshape(len(first), -1) + first
+  steps = cohort.num_steps[..., p].reshape(len(first), -1)
+  real = np.append(0, np.cumsum(order >= 0))
+  return int((real[start + steps * work.batch_size] - real[start]).sum())
 
 
 def wave_steps(cohort: Cohort) -> int:

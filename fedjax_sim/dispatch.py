@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_sim import cohort as cohorts
-from fedjax_sim import program as programs
 from fedjax_sim.round import RoundMetrics, RunState
 
 Row = dict[str, float]
@@ -24,18 +22,18 @@ class Planned(NamedTuple):
   """Rounds laid out on the host, ready to be sent.
 
   Attributes:
-    first: the first of them.
-    plans: one a round.
+    first: rounds done before them.
+    num_rounds: how many they are.
+    cohorts: their plans behind an axis of rounds, which may be longer.
     key: the lanes and the cohort size that they were laid out for.
-    shape: the same, in arrays.
     waste: what they compute in vain.
     seconds: what planning took.
   """
 
   first: int
-  plans: list[cohorts.Cohort]
+  num_rounds: int
+  cohorts: cohorts.Cohort
   key: tuple[int, int]
-  shape: programs.Shape
   waste: cohorts.Waste
   seconds: float
 
@@ -75,24 +73,22 @@ class Read(NamedTuple):
 
 def read_metrics(
   metrics: RoundMetrics,
-  plans: Sequence[cohorts.Cohort],
-  done: int,
+  planned: Planned,
   bytes_per_client: tuple[int, int],
 ) -> Read:
   """Reads the metrics of a call, up to the first round that failed.
 
   Args:
     metrics: on the host, with a leading axis of rounds.
-    plans: one a round.
-    done: rounds done before.
+    planned: the rounds that it ran.
     bytes_per_client: that a client receives and sends in a round.
   """
   rows: list[Row] = []
   rejected: list[tuple[int, np.ndarray]] = []
-  for i, plan in enumerate(plans):
+  for i in range(planned.num_rounds):
     one: RoundMetrics = jax.tree.map(lambda x, i=i: x[i], metrics)
-    round_ = done + i + 1
-    ids = np.sort(plan.client[one.client_rejected])
+    round_ = planned.first + i + 1
+    ids = np.sort(planned.cohorts.client[i][one.client_rejected])
     if one.rejected:
       rejected.append((round_, ids))
     failure = _failure(round_, one, ids)

@@ -34,7 +34,13 @@ from fedjax_sim.base import (
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.data import FederatedData, Prepare, as_stored
 from fedjax_sim.round import RunState
-from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, read_batch
+from fedjax_sim.walk import (
+  COHORT_SPEC,
+  Walk,
+  over_waves,
+  put_wave,
+  read_batch,
+)
 
 PERCENTILES = (10, 50, 90)
 
@@ -139,7 +145,7 @@ def make_evaluate(
       one,
       grid,
       mine.num_waves,
-      lambda acc, new, w: jax.tree.map(lambda a, n: a.at[w].set(n), acc, new),
+      put_wave,
       zeros,
     )
     return jax.tree.map(lambda x: x[None], out)

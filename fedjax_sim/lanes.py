@@ -78,10 +78,10 @@ def shortened(plan: Cohort) -> Cohort:
 
   Waves that are left out have no steps, so `wave_steps` counts what is run.
   """
-  steps = plan.num_steps.max(axis=2).sum(axis=-1)  # (devices, waves)
-  before = np.cumsum(steps, axis=1) - steps
-  waves = np.minimum(plan.num_waves, (before < PROBE_STEPS).sum(axis=1))
-  run = np.arange(steps.shape[1]) < waves[:, None]
+  steps = plan.num_steps.max(axis=-2).sum(axis=-1)  # (..., devices, waves)
+  before = np.cumsum(steps, axis=-1) - steps
+  waves = np.minimum(plan.num_waves, (before < PROBE_STEPS).sum(axis=-1))
+  run = np.arange(steps.shape[-1]) < waves[..., None]
   steps_of_run = np.where(run[..., None, None], plan.num_steps, 0)
   return plan._replace(
     num_waves=waves.astype(np.int32),

@@ -6,19 +6,17 @@ the number of compilations a fact and not a hope.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import cohort as cohorts
 from fedjax_sim import distributed
 from fedjax_sim.base import PyTree
-from fedjax_sim.cohort import Cohort
 from fedjax_sim.distributed import AXIS
 from fedjax_sim.round import RunState
 from fedjax_sim.traffic import nbytes
@@ -113,10 +111,7 @@ def compile_rounds(
     mesh: the devices.
     donate: the state passed in is used up.
   """
-  stacked: Cohort = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((shape.rounds, *x.shape), x.dtype),
-    cohorts.blank(shape.capacity, shape.passes),
-  )
+  stacked = cohorts.blank(shape.capacity, shape.passes, shape.rounds)
   jitted = jax.jit(
     function,
     donate_argnums=(0,) if donate else (),
@@ -130,10 +125,3 @@ def compile_rounds(
     distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
   ).compile()
   return Program(compiled, shape)
-
-
-def stack(plans: Sequence[Cohort], shape: Shape) -> Cohort:
-  """Plans behind a leading axis of the shape's rounds, filled with blanks."""
-  blanks = [cohorts.blank(shape.capacity, shape.passes)]
-  missing = shape.rounds - len(plans)
-  return jax.tree.map(lambda *x: np.stack(x), *plans, *blanks * missing)

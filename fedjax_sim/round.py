@@ -16,6 +16,7 @@ user's model or algorithm that starts from constants would need a cast.
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,8 +45,9 @@ from fedjax_sim.base import (
   key_for,
 )
 from fedjax_sim.cohort import Cohort
-from fedjax_sim.distributed import AXIS
-from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, run_client
+from fedjax_sim.distributed import AXIS, all_sum
+from fedjax_sim.finite import all_finite, no_nan
+from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, put_wave, run_client
 
 
 class RunState(NamedTuple):
@@ -90,21 +92,6 @@ class RoundMetrics(NamedTuple):
   nan_losses: Array
 
 
-def all_finite(tree: PyTree) -> Array:
-  """Whether every number in the tree is finite; shape=(), bool."""
-  finite = jnp.ones((), bool)
-  for leaf in jax.tree.leaves(tree):
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-      finite &= jnp.all(jnp.isfinite(leaf))
-  return finite
-
-
-def no_nan(tree: PyTree) -> Array:
-  """Whether no number in the tree is NaN; shape=(), bool."""
-  nans = [jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(tree)]
-  return ~jnp.any(jnp.array([False, *nans]))
-
-
 def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
   """`new` where the condition holds, else `old`."""
   return jax.tree.map(functools.partial(jnp.where, condition), new, old)
@@ -132,15 +119,22 @@ class _Row(NamedTuple):
   state: PyTree
 
 
+class _Status(enum.IntEnum):
+  """What became of a lane."""
+
+  EMPTY = 0
+  PRESENT = 1  # its client is in the aggregate
+  REJECTED = 2  # its client's report is not finite
+  NAN_LOSS = 3  # the update is finite, a metric is NaN
+
+
 class _Outcome(NamedTuple):
   """What one client's round leaves for the aggregation."""
 
   report: Report  # with the transformed update
   aux: tuple[PyTree, ...]
   kept: PyTree  # its new row in the table of client states
-  present: Array  # bool: it took part and is finite
-  rejected: Array  # bool: it took part and is not
-  nan_loss: Array  # bool: rejected for its metrics alone
+  status: Array  # shape=(), int8; a `_Status`
 
 
 class _Joined(NamedTuple):
@@ -152,17 +146,13 @@ class _Joined(NamedTuple):
   aux: tuple[PyTree, ...]
   metrics: dict[str, Metric]
   weight: Array
-  clients: Array
-  rejected: Array
-  nan_losses: Array
 
 
 class _Kept(NamedTuple):
   """Per client, (waves, lanes, ...)."""
 
   state: PyTree
-  present: Array
-  rejected: Array
+  status: Array
 
 
 def make_rounds(
@@ -226,22 +216,29 @@ def make_rounds(
     if transforms:
       finite &= all_finite((update, aux, kept))
 
-    real = row.client >= 0
-    nan_loss = real & finite & ~no_nan(report.metrics)
-    finite &= all_finite(report.metrics)
+    status = jnp.select(
+      [
+        row.client < 0,
+        finite & ~no_nan(report.metrics),
+        finite & all_finite(report.metrics),
+      ],
+      [_Status.EMPTY, _Status.NAN_LOSS, _Status.PRESENT],
+      _Status.REJECTED,
+    )
     return _Outcome(
       report=report._replace(update=update, state=()),
       aux=tuple(aux),
       kept=(report.state, tuple(kept)),
-      present=real & finite,
-      rejected=real & ~finite,
-      nan_loss=nan_loss,
+      status=status.astype(jnp.int8),
     )
 
   def train_device(
     given: _Given, states: PyTree, cohort: Cohort
-  ) -> tuple[_Joined, _Kept]:
-    """All waves of one device; its share of the cohort has a leading 1."""
+  ) -> tuple[_Joined, Array, _Kept]:
+    """All waves of one device; its share of the cohort has a leading 1.
+
+    Also returns how many clients of the cohort have each `_Status`.
+    """
     states, mine = jax.tree.map(
       lambda x: x[0], (states, cohort._replace(order=()))
     )
@@ -268,21 +265,14 @@ def make_rounds(
       aux=zeros(outcome.aux),
       metrics=zeros(report.metrics),
       weight=jnp.zeros((), jnp.float32),
-      clients=jnp.zeros((), jnp.int32),
-      rejected=jnp.zeros((), jnp.int32),
-      nan_losses=jnp.zeros((), jnp.int32),
     )
-    kept = _Kept(
-      grid_zeros(outcome.kept),
-      grid_zeros(outcome.present),
-      grid_zeros(outcome.rejected),
-    )
+    kept = _Kept(grid_zeros(outcome.kept), grid_zeros(outcome.status))
 
     def fold(
       acc: tuple[_Joined, _Kept], out: _Outcome, w: Array
     ) -> tuple[_Joined, _Kept]:
       joined, kept = acc
-      r, present = out.report, out.present
+      r, present = out.report, out.status == _Status.PRESENT
       ones = jnp.ones_like(r.weight)
       total = aggregators.add_weighted
       joined = _Joined(
@@ -294,23 +284,17 @@ def make_rounds(
         aux=total(joined.aux, out.aux, ones, present),
         metrics=total(joined.metrics, r.metrics, ones, present),
         weight=joined.weight + jnp.sum(jnp.where(present, r.weight, 0)),
-        clients=joined.clients + jnp.sum(present, dtype=jnp.int32),
-        rejected=joined.rejected + jnp.sum(out.rejected, dtype=jnp.int32),
-        nan_losses=joined.nan_losses + jnp.sum(out.nan_loss, dtype=jnp.int32),
       )
-      kept = jax.tree.map(
-        lambda all_, one_wave: all_.at[w].set(one_wave),
-        kept,
-        _Kept(out.kept, present, out.rejected),
-      )
-      return joined, kept
+      return joined, put_wave(kept, _Kept(out.kept, out.status), w)
 
     joined, kept = over_waves(one, grid, mine.num_waves, fold, (joined, kept))
+    # As float32, exact up to 2^24 clients, they travel with the other sums.
+    counts = jnp.bincount(kept.status.ravel(), length=len(_Status))
     sums = joined._replace(update=()) if aggregator.stacked else joined
-    sums = lax.psum(sums, AXIS)
+    sums, counts = all_sum((sums, counts.astype(jnp.float32)))
     if aggregator.stacked:
       sums = sums._replace(update=joined.update)
-    return sums, jax.tree.map(lambda x: x[None], kept)
+    return sums, counts, jax.tree.map(lambda x: x[None], kept)
 
   split: Any = P(AXIS)
   whole: Any = P()
@@ -321,7 +305,7 @@ def make_rounds(
     train_device,
     mesh=mesh,
     in_specs=(whole, split, COHORT_SPEC),
-    out_specs=(joined_spec, split),
+    out_specs=(joined_spec, whole, split),
     check_vma=False,
   )
 
@@ -341,14 +325,16 @@ def make_rounds(
     )
     rows = jnp.maximum(cohort.client, 0)
     states = jax.tree.map(lambda table: table[rows], state.clients)
-    joined, kept = train(given, states, cohort)
+    joined, counts, kept = train(given, states, cohort)
+    counts = counts.astype(jnp.int32)
+    clients = counts[_Status.PRESENT]
     divide = aggregators.divide
     aggregate = Aggregate(
-      update=aggregator.finish(joined.update, joined.weight, joined.clients),
+      update=aggregator.finish(joined.update, joined.weight, clients),
       buffers=divide(joined.buffers, joined.weight),
       statistics=divide(joined.statistics, joined.weight),
       weight=joined.weight,
-      clients=joined.clients,
+      clients=clients,
     )
     context = Context(
       hparams=hparams,
@@ -357,14 +343,14 @@ def make_rounds(
       num_clients=num_clients,
     )
     server = algorithm.apply(state.server, aggregate, context)
-    aux = divide(joined.aux, joined.clients)
+    aux = divide(joined.aux, clients)
     shared = tuple(
       t.update(s, a, hparams["transforms"][t.name])
       for t, s, a in zip(transforms, state.shared, aux, strict=True)
     )
 
     # A cohort of which nobody is left changes nothing.
-    some = joined.clients > 0
+    some = clients > 0
     new = RunState(
       round=state.round + 1,
       seed=state.seed,
@@ -373,12 +359,12 @@ def make_rounds(
       shared=choose(some, shared, state.shared),
     )
     metrics = RoundMetrics(
-      clients=joined.clients,
-      rejected=joined.rejected,
-      nan_losses=joined.nan_losses,
+      clients=clients,
+      rejected=counts[_Status.REJECTED] + counts[_Status.NAN_LOSS],
+      nan_losses=counts[_Status.NAN_LOSS],
       metrics=joined.metrics,
       aux={t.name: a for t, a in zip(transforms, aux, strict=True)},
-      client_rejected=kept.rejected,
+      client_rejected=kept.status >= _Status.REJECTED,
       finite=all_finite(algorithm.variables(new.server)._replace(frozen=())),
     )
     return new, metrics
@@ -420,7 +406,8 @@ def _write_rows(table: PyTree, client: Array, kept: _Kept) -> PyTree:
         f"{rows.shape[1:]} and is reported as {new.dtype}{new.shape[3:]}; keep"
         " dtype and shape."
       )
-    where = jnp.where(kept.present, client, rows.shape[0])
+    present = kept.status == _Status.PRESENT
+    where = jnp.where(present, client, rows.shape[0])
     return rows.at[where].set(new, mode="drop")
 
   return jax.tree_util.tree_map_with_path(write, table, kept.state)

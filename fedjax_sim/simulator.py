@@ -222,10 +222,10 @@ class Simulator:
     program = self.program(*planned.key)
     if program.device_bytes > self._memory_limit:
       return lanes.Probe(math.inf, program.device_bytes)
-    whole = planned.plans[0]
+    whole = planned.cohorts
     short, empty = lanes.shortened(whole), lanes.emptied(whole)
-    fixed = self._seconds(planned._replace(plans=[empty]))
-    some = max(self._seconds(planned._replace(plans=[short])) - fixed, 0.0)
+    fixed = self._seconds(planned._replace(cohorts=empty))
+    some = max(self._seconds(planned._replace(cohorts=short)) - fixed, 0.0)
     share = cohorts.wave_steps(whole) / max(cohorts.wave_steps(short), 1)
     return lanes.Probe(fixed + some * share, program.device_bytes)
 
@@ -456,34 +456,34 @@ class Simulator:
       if self._size(more) != size:
         break  # it runs in another program
       ids.append(more)
-    plans = [
-      cohorts.plan(
-        [data.offsets for data in self.splits],
-        self.works,
-        cohort,
-        shape.capacity,
-        seed=self.seed,
-        round_=first + i,
-        versions=self.sampler.versions(self.seed, first + i, cohort),
-      )
-      for i, cohort in enumerate(ids)
-    ]
-    waste = sum((cohorts.waste(p, self.works) for p in plans), cohorts.Waste())
+    planned = cohorts.plan_rounds(
+      [data.offsets for data in self.splits],
+      self.works,
+      ids,
+      shape.capacity,
+      seed=self.seed,
+      first=first,
+      rounds=shape.rounds,
+      versions=[
+        self.sampler.versions(self.seed, first + i, cohort)
+        for i, cohort in enumerate(ids)
+      ],
+    )
+    waste = cohorts.waste(planned, self.works)
     seconds = time.perf_counter() - began
-    return Planned(first, plans, (lanes, size), shape, waste, seconds)
+    return Planned(first, len(ids), planned, (lanes, size), waste, seconds)
 
   def _call(
     self, state: RunState, planned: Planned, hparams: HParams | None
   ) -> tuple[RunState, RoundMetrics]:
     program = self.program(*planned.key)
-    stacked = programs.stack(planned.plans, planned.shape)
     put = functools.partial(distributed.put, mesh=self.mesh)
     result: tuple[RunState, RoundMetrics] = program.compiled(
       state,
       put(self._traced(hparams), specs=P()),
       self._examples,
-      put(stacked, specs=programs.COHORTS_SPEC),
-      put(np.int32(len(planned.plans)), specs=P()),
+      put(planned.cohorts, specs=programs.COHORTS_SPEC),
+      put(np.int32(planned.num_rounds), specs=P()),
     )
     return result
 
@@ -500,7 +500,6 @@ class Simulator:
     Raises:
       ValueError: the plan is of other rounds.
     """
-    plans = planned.plans
     self.program(*planned.key)  # compiling is not running
     done = int(jax.device_get(state.round))
     if planned.first != done:
@@ -512,13 +511,13 @@ class Simulator:
     state, metrics = self._call(state, planned, hparams)
     metrics = jax.device_get(metrics)
     seconds = time.perf_counter() - began
-    read = read_metrics(metrics, plans, done, self.bytes_per_client)
+    read = read_metrics(metrics, planned, self.bytes_per_client)
     return Dispatch(
       state=state,
       rows=read.rows,
       rejected=read.rejected,
       failure=read.failure,
-      clients=sum(int((p.client >= 0).sum()) for p in plans),
+      clients=int((planned.cohorts.client >= 0).sum()),
       waste=planned.waste,
       seconds=seconds,
       plan_seconds=planned.seconds,
@@ -564,11 +563,11 @@ class Simulator:
       pending = pool.submit(self.plan, done, count(done))
       while done < last:
         planned = pending.result()
-        done += len(planned.plans)
+        done += planned.num_rounds
         if done < last:
           pending = pool.submit(self.plan, done, count(done))
         out = self.dispatch(state, planned, hparams)
-        seconds_per_round = out.seconds / len(planned.plans)
+        seconds_per_round = out.seconds / planned.num_rounds
         sent = yield out
         if out.failure is not None:
           raise out.failure

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
@@ -35,6 +34,24 @@ def _float32(x: Array) -> Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def _negative_log_likelihood(logits: Array, labels: Array) -> Array:
+  """-log softmax(logits)[label], NaN for a label that is no class.
+
+  Picks by comparing, not by indexing as optax does, which takes a gather and,
+  in the gradient, a scatter.
+
+  Args:
+    logits: shape=(..., classes).
+    labels: shape=(...,), integer.
+  """
+  logits = _float32(logits)
+  classes = logits.shape[-1]
+  hit = jax.nn.one_hot(labels, classes, dtype=bool)
+  picked = jnp.sum(jnp.where(hit, logits, 0), axis=-1)
+  value = jax.nn.logsumexp(logits, axis=-1) - picked
+  return jnp.where((labels >= 0) & (labels < classes), value, jnp.nan)
+
+
 def cross_entropy(logits: Array, examples: Examples) -> tuple[Array, Array]:
   """Softmax cross-entropy with the integer labels in field `y`.
 
@@ -42,9 +59,7 @@ def cross_entropy(logits: Array, examples: Examples) -> tuple[Array, Array]:
     logits: shape=(batch, classes).
     examples: with `y`, shape=(batch,), integer.
   """
-  value = optax.softmax_cross_entropy_with_integer_labels(
-    _float32(logits), examples["y"]
-  )
+  value = _negative_log_likelihood(logits, examples["y"])
   return value, jnp.ones_like(value)
 
 
@@ -90,9 +105,7 @@ def token_metrics(logits: Array, examples: Examples) -> dict[str, Metric]:
 
 def _tokens(logits: Array, examples: Examples) -> tuple[Array, Array]:
   """Each token's loss, and 1 where it is none of padding; (batch, time)."""
-  values = optax.softmax_cross_entropy_with_integer_labels(
-    _float32(logits), examples["y"].astype(jnp.int32)
-  )
+  values = _negative_log_likelihood(logits, examples["y"])
   real = (examples["y"] != 0).astype(values.dtype)
   return values * real, real
 

@@ -218,11 +218,12 @@ def cohort(ids: Any, num_clients: int) -> np.ndarray:
     raise ValueError(
       f"A cohort names client {bad}; ids go from 0 to {num_clients - 1}."
     )
-  unique, counts = np.unique(ids, return_counts=True)
-  if np.any(counts > 1):
-    twice = int(np.argmax(counts > 1))
+  sorted_ids = np.sort(ids)
+  repeated = sorted_ids[1:] == sorted_ids[:-1]
+  if repeated.any():
+    twice = sorted_ids[int(np.argmax(repeated))]
     raise ValueError(
-      f"A cohort names client {unique[twice]} {counts[twice]} times; give every"
+      f"A cohort names client {twice} {(ids == twice).sum()} times; give every"
       " id once."
     )
   return ids

@@ -7,6 +7,7 @@ for the longest of its wave: `vmap` of a loop keeps its carry as it is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -116,6 +117,12 @@ def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:
   return jax.tree.map(lambda x: x[None], one(row))
 
 
+def put_wave(grid: PyTree, outputs: PyTree, w: Array) -> PyTree:
+  """The grid, leaves (waves, lanes, ...), with wave `w` set to the outputs."""
+  put = functools.partial(lax.dynamic_update_index_in_dim, index=w, axis=0)
+  return jax.tree.map(put, grid, outputs)
+
+
 def over_waves(
   one: Callable[[Any], PyTree],
   grid: PyTree,
@@ -135,7 +142,8 @@ def over_waves(
   lanes = jax.tree.leaves(grid)[0].shape[1]
 
   def wave(w: Array, acc: PyTree) -> PyTree:
-    rows = jax.tree.map(lambda x: x[w], grid)
+    take = functools.partial(lax.dynamic_index_in_dim, index=w, keepdims=False)
+    rows = jax.tree.map(take, grid)
     return fold(acc, over_lanes(one, rows, lanes), w)
 
   return lax.fori_loop(0, num_waves, wave, acc)

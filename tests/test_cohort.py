@@ -300,3 +300,44 @@ def test_a_client_never_reads_anothers_examples(sizes, work, drop, lanes):
       assert np.all(filled < offsets[client + 1])
     if not work.batches_per_epoch(sizes)[client]:
       assert not rows
+
+
+@settings(max_examples=100)
+@given(
+  sizes=populations,
+  work=works,
+  lanes=st.integers(1, 4),
+  devices=st.integers(1, 3),
+  data=st.data(),
+)
+def test_rounds_planned_together_are_the_rounds_planned_alone(
+  sizes, work, lanes, devices, data
+):
+  sizes = np.array(sizes)
+  offsets = offsets_of(sizes)
+  work = work.fitted(sizes)
+  both = [work, dataclasses.replace(work, epochs=2)]
+  drawn = data.draw(
+    st.lists(st.sets(st.integers(0, len(sizes) - 1)), min_size=1, max_size=4)
+  )
+  cohorts = [np.array(sorted(ids), np.int64) for ids in drawn]
+  shape = cohort.capacity(
+    [sizes] * 2, both, len(sizes), lanes=lanes, devices=devices
+  )
+  together = cohort.plan_rounds(
+    [offsets] * 2, both, cohorts, shape, seed=5, first=3, rounds=5
+  )
+  alone = [
+    cohort.plan([offsets] * 2, both, ids, shape, seed=5, round_=3 + r)
+    for r, ids in enumerate(cohorts)
+  ]
+  nobody = cohort.blank(shape, 2)
+  for r in range(5):
+    expected = alone[r] if r < len(cohorts) else nobody
+    got = cohort.at_round(together, r)
+    for one, other in zip(expected[:-1], got[:-1], strict=True):
+      np.testing.assert_array_equal(one, other)
+    for one, other in zip(expected.order, got.order, strict=True):
+      np.testing.assert_array_equal(one, other)
+  wastes = [cohort.waste(plan, both) for plan in alone]
+  assert sum(wastes, cohort.Waste()) == cohort.waste(together, both)

@@ -267,8 +267,7 @@ def test_whole_runs_can_be_vmapped_over_seeds_and_rates():
   )
   examples = {"train": jax.tree.map(jnp.asarray, dict(data.train.examples))}
   for r in range(3):
-    plans = [s.plan(r, 1).plans[0] for s in simulators]
-    cohorts = stack([jax.tree.map(lambda x: x[None], p) for p in plans])
+    cohorts = stack([s.plan(r, 1).cohorts for s in simulators])
     states, _ = rounds(states, hparams, examples, cohorts, jnp.int32(1))
   both = simulators[0].algorithm.variables(states.server).params
   for i, expected in enumerate(single):
@@ -287,9 +286,7 @@ def test_a_round_can_be_differentiated_forwards():
     work=LocalWork(batch_size=1),
     lanes=2,
   )
-  plan = jax.tree.map(
-    lambda x: jnp.asarray(x[None]), simulator.plan(0, 1).plans[0]
-  )
+  plan = jax.tree.map(jnp.asarray, simulator.plan(0, 1).cohorts)
   state = simulator.init()
   examples = {
     "train": jax.tree.map(jnp.asarray, dict(simulator.data.train.examples))

@@ -24,7 +24,7 @@ from fedjax_sim.base import (
   Variables,
   key_for,
 )
-from fedjax_sim.cohort import LocalWork
+from fedjax_sim.cohort import LocalWork, at_round
 from fedjax_sim.optimizers import optimizer
 from problems import blobs, make_simulator, sgd
 from sketches.adaptive_clipping import adaptive_clipping
@@ -185,7 +185,8 @@ def test_lanes_and_rounds_per_dispatch_change_no_result(name):
 
 def by_hand(simulator, state):
   """One round as a plain loop over clients and steps, nothing compiled."""
-  algorithm, (plan,) = simulator.algorithm, simulator.plan(0, 1).plans
+  algorithm = simulator.algorithm
+  plan = at_round(simulator.plan(0, 1).cohorts, 0)
   hparams = jax.tree.map(jnp.float32, simulator.hparams)
   message = algorithm.broadcast(state.server)
   table, ids, reports = state.clients[0], [], []

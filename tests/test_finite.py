@@ -1,0 +1,48 @@
+"""Finite or not, of every dtype, against numpy."""
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from fedjax_sim.finite import all_finite, no_nan
+
+FLOATS = [np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+def bits(dtype):
+  """Numbers of any bits: subnormal, huge, infinite, every NaN."""
+  ints = np.dtype(f"u{np.dtype(dtype).itemsize}")
+  return arrays.arrays(ints, st.sampled_from([0, 1, 33])).map(lambda x: x.view(dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@given(data=st.data())
+def test_any_bits(dtype, data):
+  x = data.draw(bits(dtype))
+  assert all_finite({"x": x}) == np.isfinite(x.astype(np.float64)).all()
+  assert no_nan({"x": x}) == (not np.isnan(x.astype(np.float64)).any())
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, np.complex64])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, -np.nan])
+def test_one_bad_number_among_many(dtype, bad):
+  x = np.full((7, 13), np.finfo(np.float16).max).astype(dtype)
+  tree = {"good": jnp.ones(3), "x": jnp.asarray(x)}
+  assert all_finite(tree)
+  x[5, 11] = bad
+  assert not all_finite(tree | {"x": jnp.asarray(x)})
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_largest_numbers_are_finite(dtype):
+  most = jnp.finfo(dtype).max
+  assert all_finite([jnp.array([most, -most, 0, -0.0])])
+
+
+def test_whole_numbers_and_nothing_are_finite():
+  assert all_finite({"n": jnp.array([2**31 - 1, -(2**31)]), "none": ()})
+  assert all_finite(jnp.zeros((0, 3)))
