@@ -29,7 +29,7 @@ from fedjax_sim.local import WEIGHTINGS
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, optimizer
 from fedjax_sim.preflight import ModelError
-from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.simulator import MOST_ROUNDS, Runtime, Simulator
 
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
@@ -216,7 +216,7 @@ def build(config: ConfigDict) -> Experiment:
     lanes=_lanes(runtime.lanes),
     devices=runtime.devices,
     rounds_per_dispatch=at_once and min(at_once, schedule.longest_stretch),
-    most_rounds=min(16, schedule.longest_stretch),
+    most_rounds=min(MOST_ROUNDS, schedule.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,
   )
   aggregator = validate.lookup(

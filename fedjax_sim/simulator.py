@@ -54,7 +54,10 @@ from fedjax_sim.walk import Walk
 
 log = logging.getLogger(__name__)
 
-TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
+# Of one dispatch, where it is free to choose. Two CPU devices take some
+# milliseconds to get up to speed, so a few short rounds are too few.
+TARGET_SECONDS = 1.0
+MOST_ROUNDS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class Runtime:
   lanes: int | Literal["auto"] = "auto"
   devices: int | None = None
   rounds_per_dispatch: int | None = None
-  most_rounds: int = 16
+  most_rounds: int = MOST_ROUNDS
   eval_batch_size: int = 256
   donate: bool = True
 
