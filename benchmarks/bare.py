@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_sim.base import Examples, PyTree, Task, Variables
+from fedjax_sim.base import PyTree, Task, Variables
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.data import Prepare, as_stored
 
@@ -45,7 +46,7 @@ class Bare:
   def __init__(
     self,
     task: Task,
-    examples: Examples,
+    examples: Mapping[str, np.ndarray],
     *,
     batch_size: int,
     learning_rate: float,

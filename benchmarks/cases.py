@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import jax
 import numpy as np
 
 from fedjax_sim import sampling
@@ -166,6 +167,7 @@ def dataset(case: Case, seed: int = 0) -> FederatedDataset:
   offsets = np.concatenate([[0], np.cumsum(sizes(case, seed))])
   count, shape = int(offsets[-1]), case.example_shape
   y = rng.integers(0, case.num_classes, count, dtype=np.int32)
+  x: np.ndarray
   if case.stored == "byte":
     x = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
   elif case.stored == "token":  # 0 would be padding
@@ -188,9 +190,19 @@ def simulator(
   data: FederatedDataset,
   *,
   devices: int | None,
-  lanes: int | Literal["auto"],
+  lanes: int | Literal["auto"] | None = None,
 ) -> Simulator:
-  """FedAvg with one local epoch."""
+  """FedAvg with one local epoch.
+
+  Args:
+    case: what is trained.
+    task: its model.
+    data: its clients.
+    devices: see `Runtime`.
+    lanes: see `Runtime`; None: 1 on a CPU, else "auto".
+  """
+  if lanes is None:
+    lanes = 1 if jax.default_backend() == "cpu" else "auto"
   return Simulator(
     task=task,
     algorithm=fedavg(

@@ -106,10 +106,9 @@ def measure(
   machine.forget_peak()
   data = cases.dataset(case)
   task = case.model(case.example_shape, case.num_classes)
-  lanes = 1 if jax.default_backend() == "cpu" else "auto"
   running = {
     name: Engine(
-      cases.simulator(case, task, data, devices=ENGINES[name], lanes=lanes),
+      cases.simulator(case, task, data, devices=ENGINES[name]),
       case.rounds,
       case.dispatches,
     )

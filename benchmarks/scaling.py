@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import fedjax_sim
@@ -43,7 +42,6 @@ def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
     sizes: clients a round, increasing.
     turns: that count.
   """
-  lanes = 1 if jax.default_backend() == "cpu" else "auto"
   population = replace(cases.CASES["lr_large"], num_clients=max(sizes) * 6 // 5)
   data = cases.dataset(population)
   task = population.model(population.example_shape, population.num_classes)
@@ -51,7 +49,7 @@ def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
   for size in sizes:
     together = max(1, min(16, max(sizes) // size))  # rounds a dispatch
     case = replace(population, clients_per_round=size, rounds=together)
-    simulator = cases.simulator(case, task, data, devices=None, lanes=lanes)
+    simulator = cases.simulator(case, task, data, devices=None)
     dispatches = max(1, round(TURN / (size * together)))
     engines[size] = Engine(simulator, together, dispatches)
   times: dict[int, list[float]] = {size: [] for size in sizes}

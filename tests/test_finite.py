@@ -16,7 +16,9 @@ FLOATS = [np.float32, np.float16, ml_dtypes.bfloat16]
 def bits(dtype):
   """Numbers of any bits: subnormal, huge, infinite, every NaN."""
   ints = np.dtype(f"u{np.dtype(dtype).itemsize}")
-  return arrays.arrays(ints, st.sampled_from([0, 1, 33])).map(lambda x: x.view(dtype))
+  return arrays.arrays(ints, st.sampled_from([0, 1, 33])).map(
+    lambda x: x.view(dtype)
+  )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
