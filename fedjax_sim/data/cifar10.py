@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data.federated import FederatedData, FederatedDataset
+from fedjax_sim.data.federated import FederatedDataset
 from fedjax_sim.data.idx import read_fields
 from fedjax_sim.data.location import find, locate
-from fedjax_sim.data.partition import partition as partition_by
+from fedjax_sim.data.partition import deal
 from fedjax_sim.data.splits import make_dataset
 
 CLASSES = 10
@@ -72,17 +72,12 @@ def load_cifar10(
     find(folder, "labels.npz"), {"train_y": (None,), "test_y": (None,)}
   )
   train = _examples(folder, 0, labels["train_y"])
-  client_of = partition_by(
-    partition,
-    train["y"],
-    num_clients,
-    seed,
-    min_examples=min_examples,
-    **options,
+  dealt = deal(
+    train, partition, num_clients, seed, min_examples=min_examples, **options
   )
   return make_dataset(
     "cifar10",
-    FederatedData.from_assignment(train, client_of, num_clients),
+    dealt,
     num_classes=CLASSES,
     test=_examples(folder, FIRST_TEST_SPRITE, labels["test_y"]),
     heldout_fraction=heldout_fraction,

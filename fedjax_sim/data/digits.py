@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.data.federated import FederatedData, FederatedDataset
-from fedjax_sim.data.partition import partition as partition_by
+from fedjax_sim.data.partition import deal
 from fedjax_sim.data.seeding import Stream
 from fedjax_sim.data.splits import make_dataset, split_clients
 
@@ -64,9 +64,9 @@ def load_digits(
   # Classes in the place of clients: a test set with every class in proportion.
   by_class = FederatedData.from_assignment(examples, labels)
   rest, test = split_clients(by_class, TEST_FRACTION, seed, Stream.TEST)
-  client_of = partition_by(
+  dealt = deal(
+    rest.examples,
     partition,
-    rest.examples["y"],
     num_clients,
     seed,
     min_examples=min_examples,
@@ -74,7 +74,7 @@ def load_digits(
   )
   return make_dataset(
     "digits",
-    FederatedData.from_assignment(rest.examples, client_of, num_clients),
+    dealt,
     num_classes=10,
     test=test.examples,
     heldout_fraction=heldout_fraction,

@@ -21,8 +21,7 @@ from fedjax_sim.data.federated import (
 )
 from fedjax_sim.data.idx import read_fields, read_idx
 from fedjax_sim.data.location import find, locate
-from fedjax_sim.data.partition import by_key
-from fedjax_sim.data.partition import partition as partition_by
+from fedjax_sim.data.partition import by_key, deal
 from fedjax_sim.data.seeding import Stream, generator
 from fedjax_sim.data.splits import make_dataset
 
@@ -60,17 +59,12 @@ def load_mnist(
     TypeError, ValueError: a file is damaged, or an option is refused.
   """
   train, test = _images(locate(path))
-  client_of = partition_by(
-    partition,
-    train["y"],
-    num_clients,
-    seed,
-    min_examples=min_examples,
-    **options,
+  dealt = deal(
+    train, partition, num_clients, seed, min_examples=min_examples, **options
   )
   return make_dataset(
     "mnist",
-    FederatedData.from_assignment(train, client_of, num_clients),
+    dealt,
     num_classes=CLASSES,
     test=test,
     heldout_fraction=heldout_fraction,

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedjax_sim import validate
+from fedjax_sim.data.federated import Examples, FederatedData
 from fedjax_sim.data.seeding import Stream, generator
 
 
@@ -209,6 +210,22 @@ def partition(
   validate.arguments(owner, options, function, hidden=fixed, section="data")
   subject = labels if first == "labels" else np.size(labels)
   return function(subject, num_clients, seed=seed, **options)
+
+
+def deal(
+  examples: Examples, name: str, num_clients: int, seed: int, **options: Any
+) -> FederatedData:
+  """A central set's examples, dealt to clients by their labels "y".
+
+  Args:
+    examples: field -> (num_examples, ...).
+    name: of `PARTITIONERS`; the rest is as in `partition`.
+    num_clients: how many clients.
+    seed: of all draws.
+    **options: the partitioner's own keywords.
+  """
+  client_of = partition(name, examples["y"], num_clients, seed, **options)
+  return FederatedData.from_assignment(examples, client_of, num_clients)
 
 
 def _classes(labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
