@@ -30,12 +30,16 @@ def setup(cpu_devices: int | None = None) -> None:
       process may use.
   """
   if cpu_devices is None:
-    if hasattr(os, "sched_getaffinity"):
-      cpu_devices = len(os.sched_getaffinity(0))
-    else:  # not on macOS
-      cpu_devices = os.cpu_count() or 1
+    cpu_devices = cores()
   jax.config.update("jax_num_cpu_devices", cpu_devices)
   jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def cores() -> int:
+  """Cores of the CPU that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1  # macOS
 
 
 def devices() -> list[jax.Device]:
