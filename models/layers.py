@@ -9,6 +9,7 @@ products it is neither. `docs/performance.md` has the measurements.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,24 +63,43 @@ def convolve(
 ) -> Array:
   """`jax.lax.conv_general_dilated` as matrix products.
 
+  What is asked for beyond a plain convolution, channels last, is left to XLA.
+
   Args:
     inputs: shape=(batch, *space, features_in).
     kernel: shape=(*window, features_in, features_out).
     window_strides: one a dimension of space.
     padding: "SAME", "VALID", or (before, after) for each dimension of space.
-    lhs_dilation: not None nor 1: left to XLA, as are the arguments below.
-    rhs_dilation: see there.
-    dimension_numbers: channels last, as `nnx.Conv` has them.
-    feature_group_count: see there.
+    lhs_dilation: not None nor 1: left to XLA.
+    rhs_dilation: not None nor 1: left to XLA.
+    dimension_numbers: None: channels last, as above and as `nnx.Conv` has
+      them; others are left to XLA.
+    feature_group_count: not 1: left to XLA.
     precision: of the products.
-    preferred_element_type: see there.
-    out_sharding: see there.
+    preferred_element_type: not None nor the inputs' dtype: left to XLA.
+    out_sharding: not None: left to XLA.
 
   Returns:
     shape=(batch, *space, features_out).
   """
+  last, space = inputs.ndim - 1, range(1, inputs.ndim - 1)
+  channels_last = lax.ConvDimensionNumbers(
+    lhs_spec=(0, last, *space),
+    rhs_spec=(last, last - 1, *range(last - 1)),
+    out_spec=(0, last, *space),
+  )
+  if dimension_numbers is None:
+    dimension_numbers = channels_last
   dilations = (*(lhs_dilation or ()), *(rhs_dilation or ()))
-  if feature_group_count != 1 or any(d != 1 for d in dilations):
+  plain = (
+    lax.conv_dimension_numbers(inputs.shape, kernel.shape, dimension_numbers)
+    == channels_last
+    and feature_group_count == 1
+    and all(d == 1 for d in dilations)
+    and preferred_element_type in (None, inputs.dtype)
+    and out_sharding is None
+  )
+  if not plain:
     return lax.conv_general_dilated(
       inputs,
       kernel,
@@ -99,18 +119,29 @@ def convolve(
       inputs.shape[1:-1], window, window_strides, padding
     )
   padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-  method = _method(window, window_strides, kernel.shape[-2])
+  method = _method(window, window_strides, kernel.shape[-2], padded, kernel)
   return method(padded, kernel, window_strides, precision)
 
 
 def _method(
-  window: Sequence[int], strides: Sequence[int], features_in: int
+  window: Sequence[int],
+  strides: Sequence[int],
+  features_in: int,
+  *operands: Array,
 ) -> Callable[..., Array]:
   """The faster way: fewer products where products are what costs."""
   small = features_in < 8  # then the sums of `winograd` cost more
   fits = tuple(window) == (3, 3) and all(s == 1 for s in strides)
   on_cpu = jax.default_backend() == "cpu"
-  return winograd if fits and on_cpu and not small else patches
+  # Its sums and halves lose too many of the few digits of bfloat16, and all
+  # fractions of integers.
+  precise = all(
+    jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32
+    for x in operands
+  )
+  if fits and on_cpu and precise and not small:
+    return winograd
+  return patches
 
 
 def patches(
@@ -118,28 +149,32 @@ def patches(
 ) -> Array:
   """Convolution as one product: all shifts of the input, side by side.
 
+  The shifts are kept for the backward pass: as many times the input as the
+  window has places, 9 for 3 x 3.
+
   Args:
     padded: shape=(batch, *space, features_in), already padded.
     kernel: shape=(*window, features_in, features_out).
     strides: one a dimension of space.
     precision: of the product.
   """
-  *window, _, features_out = kernel.shape
+  *window, features_in, features_out = kernel.shape
   out = [
-    (n - k) // s + 1
+    max((n - k) // s + 1, 0)
     for n, k, s in zip(padded.shape[1:-1], window, strides, strict=True)
   ]
 
   def shifted(offset: tuple[int, ...]) -> Array:
     cuts = (
-      slice(first, first + (n - 1) * s + 1, s)
+      slice(first, first + n * s, s)
       for first, n, s in zip(offset, out, strides, strict=True)
     )
     return padded[(slice(None), *cuts)]
 
   shifts = [shifted(o) for o in itertools.product(*map(range, window))]
   wide = jnp.concatenate(shifts, axis=-1)
-  return jnp.matmul(wide, kernel.reshape(-1, features_out), precision=precision)
+  flat = kernel.reshape(math.prod(window) * features_in, features_out)
+  return jnp.matmul(wide, flat, precision=precision)
 
 
 # Winograd's F(2 x 2, 3 x 3): Lavin and Gray 2016 (arXiv 1509.09308), eq. 7.
@@ -156,8 +191,9 @@ def winograd(
   """A 3 x 3 convolution of stride 1 by 16 products for every 2 x 2 outputs.
 
   Patches take 36. The price are sums before and after, and rounding errors a
-  few times those of the plain sum. A tile's 16 places are 16 arrays, so that
-  the sums are elementwise and each product is one matrix product.
+  few times those of the plain sum, which float32 can afford. A tile's 16 places
+  are 16 arrays, so that the sums are elementwise and each product is one matrix
+  product.
 
   Args:
     padded: shape=(batch, height, width, features_in), already padded.
@@ -167,13 +203,14 @@ def winograd(
   """
   del strides
   batch, height, width, features = padded.shape
-  tall, wide = (height - 1) // 2, (width - 1) // 2  # tiles, the last may be odd
+  # Tiles; the last may be odd, and a side below 3 has none.
+  tall, wide = max(height - 1, 0) // 2, max(width - 1, 0) // 2
   extra = (2 * tall + 2 - height, 2 * wide + 2 - width)
   padded = jnp.pad(padded, ((0, 0), (0, extra[0]), (0, extra[1]), (0, 0)))
 
   def tile(i: int, j: int) -> Array:
-    rows = slice(i, i + 2 * tall - 1, 2)
-    columns = slice(j, j + 2 * wide - 1, 2)
+    rows = slice(i, i + 2 * tall, 2)
+    columns = slice(j, j + 2 * wide, 2)
     return padded[:, rows, columns].reshape(-1, features)
 
   tiles = [[tile(i, j) for j in range(4)] for i in range(4)]
@@ -187,8 +224,10 @@ def winograd(
     jnp.stack([x.reshape(shape) for x in row], axis=3)
     for row in _both(_OUTPUT, products)
   ]
-  whole = jnp.stack(outputs, axis=2).reshape(batch, 2 * tall, 2 * wide, -1)
-  return whole[:, : height - 2, : width - 2]
+  whole = jnp.stack(outputs, axis=2).reshape(
+    batch, 2 * tall, 2 * wide, kernel.shape[-1]
+  )
+  return whole[:, : max(height - 2, 0), : max(width - 2, 0)]
 
 
 def _both(matrix: np.ndarray, grid: Grid) -> list[list[Array]]:
@@ -214,7 +253,8 @@ def max_pool(x: Array, size: int = 2) -> Array:
   """Maxima over windows of `size` in every dimension of space.
 
   XLA's own window has a slow gradient. What does not fill a window is left
-  out.
+  out. Where maxima are equal, their gradient is split among them; XLA and
+  PyTorch give all of it to one.
 
   Args:
     x: shape=(batch, *space, features).
@@ -223,7 +263,8 @@ def max_pool(x: Array, size: int = 2) -> Array:
   for axis in range(1, x.ndim - 1):
     n = x.shape[axis] // size * size
     parts = [
-      lax.slice_in_dim(x, i, n, stride=size, axis=axis) for i in range(size)
+      lax.slice_in_dim(x, min(i, n), n, stride=size, axis=axis)
+      for i in range(size)
     ]
     whole = parts[0]
     for part in parts[1:]:
@@ -242,15 +283,17 @@ def lstm(gates: Array, kernel: Array) -> Array:
   Hochreiter and Schmidhuber 1997, with forget gates. What depends on the input
   alone comes as an argument, one product for all steps. The gradient is
   written by hand: all that is elementwise is computed before the loop back,
-  and the kernel's gradient is one product after it.
+  and the kernel's gradient is one product after it. So there is reverse mode
+  only, `jax.grad` and `jax.vjp`, but no `jax.jvp`.
 
   Args:
     gates: shape=(time, batch, 4 * units); the inputs' part of the gates i, f,
       g, o, biases included.
-    kernel: shape=(units, 4 * units); from the state to the gates.
+    kernel: shape=(units, 4 * units); from the state to the gates. Computed
+      in the gates' dtype; its gradient has its own.
 
   Returns:
-    The outputs, shape=(time, batch, units).
+    The outputs, shape=(time, batch, units), in the gates' dtype.
   """
   return _lstm_forward(gates, kernel)[0]
 
@@ -267,7 +310,7 @@ def _lstm_forward(gates: Array, kernel: Array) -> tuple[Array, Any]:
   halves = np.full(4 * units, 0.5)
   halves[2 * units : 3 * units] = 1
   scale = jnp.asarray(halves, gates.dtype)
-  scaled = kernel * scale[None]
+  scaled = kernel.astype(gates.dtype) * scale[None]
 
   def step(state: tuple[Array, Array], z: Array) -> tuple[Any, Any]:
     h, c = state
@@ -293,7 +336,7 @@ def _lstm_backward(saved: Any, dhs: Array) -> tuple[Array, Array]:
   )
   by_h = ts * o * (1 - o)
   h_by_c = o * (1 - ts * ts)
-  back = kernel.T
+  back = kernel.astype(dhs.dtype).T
 
   def step(state: tuple[Array, Array], given: Any) -> tuple[Any, Array]:
     dh, dc = state
@@ -307,14 +350,22 @@ def _lstm_backward(saved: Any, dhs: Array) -> tuple[Array, Array]:
   factors = (dhs, by_c, by_h, h_by_c, f)
   _, dz = lax.scan(step, (zero, zero), factors, reverse=True)
   flat = lambda x: x.reshape(-1, x.shape[-1])
-  return dz, flat(hs[:-1]).T @ flat(dz[1:])
+  by_kernel = flat(hs[:-1]).T @ flat(dz[1:])
+  return dz, by_kernel.astype(kernel.dtype)
 
 
 lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
 class LSTM(nnx.Module):
-  """A layer that reads whole sequences; see `lstm`."""
+  """A layer that reads whole sequences; see `lstm`.
+
+  Args:
+    features: of an input at one time.
+    units: of the state, and so of an output.
+    rngs: draws the kernels; the recurrent ones of the four gates are
+      orthogonal.
+  """
 
   def __init__(self, features: int, units: int, *, rngs: nnx.Rngs):
     self.inputs = nnx.Linear(features, 4 * units, rngs=rngs)
@@ -327,5 +378,4 @@ class LSTM(nnx.Module):
 
   def __call__(self, x: Array) -> Array:
     """Outputs, shape=(time, batch, units), of (time, batch, features)."""
-    gates = self.inputs(x)
-    return lstm(gates, self.recurrent[...].astype(gates.dtype))
+    return lstm(self.inputs(x), self.recurrent[...])
