@@ -13,6 +13,7 @@ from flax import nnx
 from fedjax_sim import validate
 from fedjax_sim.base import Task
 from fedjax_sim.models.layers import LSTM
+from fedjax_sim.models.options import several
 from fedjax_sim.tasks import nnx_task, token_cross_entropy, token_metrics
 
 
@@ -49,10 +50,11 @@ def char_lstm(
     example_shape: (time,); examples hold character ids.
     num_classes: characters, the padding 0 included.
     embedding: dimensions of a character.
-    units: of each layer.
+    units: of each layer, one or more.
 
   Raises:
-    TypeError, ValueError: another shape, or sizes that are not whole and >= 1.
+    TypeError, ValueError: another shape, sizes that are not whole and >= 1, or
+      no layer.
   """
   if len(example_shape) != 1:
     raise ValueError(
@@ -60,7 +62,11 @@ def char_lstm(
     )
   tokens = validate.whole("num_classes", num_classes)
   embedding = validate.whole("model.embedding", embedding)
-  sizes = tuple(validate.whole("model.units", n) for n in units)
+  what, example = "a number for each layer", "(256, 256)"
+  layers = several("model.units", units, what, example)
+  if not layers:
+    raise ValueError(f"model.units={units!r}; give {what}, {example}.")
+  sizes = tuple(validate.whole("model.units", n) for n in layers)
   return nnx_task(
     lambda rngs: CharLSTM(tokens, embedding, sizes, rngs),
     loss=token_cross_entropy,

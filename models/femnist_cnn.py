@@ -12,6 +12,7 @@ from flax import nnx
 from fedjax_sim import validate
 from fedjax_sim.base import Task
 from fedjax_sim.models.layers import conv, max_pool
+from fedjax_sim.models.options import several
 from fedjax_sim.tasks import nnx_task
 
 
@@ -58,12 +59,16 @@ def femnist_cnn(
     dropout: rates after the convolutions and before the last layer.
 
   Raises:
-    TypeError, ValueError: another shape, or a rate outside 0..1.
+    TypeError, ValueError: another shape, a rate outside 0..1, or not two.
   """
   shape = validate.image_shape("femnist_cnn", example_shape, least=6)
   classes = validate.whole("num_classes", num_classes)
+  what, example = "two rates", "(0.25, 0.5)"
+  rates = several("model.dropout", dropout, what, example)
+  if len(rates) != 2:
+    raise ValueError(f"model.dropout={dropout!r}; give {what}, {example}.")
   first, second = (
-    validate.real("model.dropout", rate, least=0, most=1) for rate in dropout
+    validate.real("model.dropout", rate, least=0, most=1) for rate in rates
   )
   return nnx_task(
     lambda rngs: FemnistCNN(shape, classes, (first, second), rngs=rngs)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from fedjax_sim import validate
 from fedjax_sim.base import Task
+from fedjax_sim.models.options import several
 from fedjax_sim.tasks import nnx_task
 
 
@@ -45,7 +46,10 @@ def mlp(
   Raises:
     TypeError, ValueError: a size or number that is not whole and >= 1.
   """
-  hidden = tuple(validate.whole("model.hidden_sizes", h) for h in hidden_sizes)
+  given = several(
+    "model.hidden_sizes", hidden_sizes, "a number for each layer", "(64,)"
+  )
+  hidden = tuple(validate.whole("model.hidden_sizes", n) for n in given)
   classes = validate.whole("num_classes", num_classes)
   sizes = (math.prod(example_shape), *hidden, classes)
   return nnx_task(lambda rngs: MLP(sizes, rngs=rngs))
