@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data.federated import FederatedDataset
+from fedjax_sim.data.federated import FederatedDataset, prepared
 from fedjax_sim.data.idx import read_fields
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import deal
@@ -31,7 +31,7 @@ STDDEV = np.array([[[[0.2470, 0.2435, 0.2616]]]], np.float32)
 def prepare(examples: Mapping[str, Any]) -> dict[str, Any]:
   """Pixels as float32 of mean 0 and variance 1 a channel, labels as int32."""
   x = (examples["x"].astype(np.float32) / 255 - MEAN) / STDDEV
-  return {**examples, "x": x, "y": examples["y"].astype(np.int32)}
+  return prepared(examples, x)
 
 
 def load_cifar10(

@@ -26,10 +26,17 @@ def as_stored(examples: Mapping[str, Any]) -> Mapping[str, Any]:
   return examples
 
 
-def from_bytes(examples: Mapping[str, Any]) -> Mapping[str, Any]:
-  """`x`, bytes, as float32 from 0 to 1, and labels as int32."""
-  x = examples["x"].astype(np.float32) / 255
-  return {**examples, "x": x, "y": examples["y"].astype(np.int32)}
+def prepared(examples: Mapping[str, Any], x: Any) -> dict[str, Any]:
+  """The examples with this `x`, and `y`, if there, as int32 if it is whole."""
+  out = {**examples, "x": x}
+  if "y" in out and out["y"].dtype.kind in "iu":
+    out["y"] = out["y"].astype(np.int32)
+  return out
+
+
+def from_bytes(examples: Mapping[str, Any]) -> dict[str, Any]:
+  """`x`, bytes, as float32 from 0 to 1, and whole labels as int32."""
+  return prepared(examples, examples["x"].astype(np.float32) / 255)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,12 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim import validate
-from fedjax_sim.data.federated import FederatedData, FederatedDataset
+from fedjax_sim.data.federated import (
+  FederatedData,
+  FederatedDataset,
+  prepared,
+)
 from fedjax_sim.data.idx import contents
 from fedjax_sim.data.location import locate
 from fedjax_sim.data.splits import make_dataset
 
 PADDING = 0  # the id of no character; characters have 1, 2 and so on
+INPUTS = ("numbers", "ids")  # what whole numbers of x may be
 
 
 class User(NamedTuple):
@@ -40,24 +45,19 @@ class User(NamedTuple):
 
 def prepare_numbers(examples: Mapping[str, Any]) -> dict[str, Any]:
   """Inputs as float32, whole labels as int32."""
-  out = {**examples, "x": examples["x"].astype(np.float32)}
-  if "y" in out and out["y"].dtype.kind in "iu":
-    out["y"] = out["y"].astype(np.int32)
-  return out
+  return prepared(examples, examples["x"].astype(np.float32))
 
 
-def prepare_text(examples: Mapping[str, Any]) -> dict[str, Any]:
-  """Character ids as int32, whole labels as int32."""
-  out = {**examples, "x": examples["x"].astype(np.int32)}
-  if out["y"].dtype.kind in "iu":
-    out["y"] = out["y"].astype(np.int32)
-  return out
+def prepare_ids(examples: Mapping[str, Any]) -> dict[str, Any]:
+  """Ids, of characters or others, as int32, whole labels as int32."""
+  return prepared(examples, examples["x"].astype(np.int32))
 
 
 def load_leaf_json(
   *,
   path: str | os.PathLike[str] | None = None,
   num_classes: int | None = None,
+  inputs: str = "numbers",
   sequence_length: int = 80,
   vocabulary: str | None = None,
   heldout_fraction: float = 0.0,
@@ -68,17 +68,20 @@ def load_leaf_json(
   """Users of a LEAF or FLUTE file, or of a folder of such files.
 
   Numbers are stored as uint8 where all are whole and from 0 to 255, else as
-  float32; whole labels beyond that as int32. Text becomes the ids of its
-  characters. With labels, an example is the first `sequence_length` characters
-  of a text, padded at the end; a label is a number or a character. Without
-  labels, a user's texts are joined by line breaks and cut as `shakespeare`
-  cuts a role's.
+  float32; whole labels and ids beyond that as int32. Text becomes the ids of
+  its characters. With labels, an example is the first `sequence_length`
+  characters of a text, padded at the end; a label is a number or a character.
+  Without labels, a user's texts are joined by line breaks and cut as
+  `shakespeare` cuts a role's; who has fewer than two characters has no
+  examples.
 
   Args:
     path: the file, `.json` or `.json.gz`, or the folder; see `locate`.
     num_classes: None: the largest whole label + 1, or 0 if labels are no whole
       numbers; 0: labels are no classes. For labels that are characters there is
       no choice.
+    inputs: of x that is no text: "numbers" reach the model as float32, "ids"
+      as int32.
     sequence_length: characters of an example, of text.
     vocabulary: all characters, of text; None: those that there are, sorted.
     heldout_fraction: see `make_dataset`.
@@ -92,16 +95,21 @@ def load_leaf_json(
       refused.
   """
   length = validate.whole("data.sequence_length", sequence_length)
+  inputs = validate.known("data.inputs", inputs, INPUTS)
   place = locate(path)
   users = read_users(place)
   is_text = _text_in(users)
+  if is_text and inputs != INPUTS[0]:
+    raise ValueError(
+      f"data.inputs={inputs!r} is for numbers, but {place} holds text, which"
+      " becomes ids in any case; unset it."
+    )
   if is_text and all(user.y is None for user in users.values()):
     texts = {name: "\n".join(user.x) for name, user in users.items()}
+    texts = {name: text for name, text in texts.items() if len(text) >= 2}
     where = {name: user.where for name, user in users.items()}
     ids, vocabulary = encode(texts, vocabulary, where)
-    clients = {
-      name: next_characters(ids[name], length, where[name]) for name in ids
-    }
+    clients = {name: next_characters(ids[name], length) for name in ids}
     num_classes = _fixed(num_classes, len(vocabulary) + 1)
   elif is_text:
     clients, letters = _labelled_text(users, length, vocabulary)
@@ -113,7 +121,8 @@ def load_leaf_json(
         f"data.vocabulary is for text, but {place} holds numbers; unset it."
       )
     clients = {name: {"x": _numbers(u, "x", u.x)} for name, u in users.items()}
-    _shrink(clients, "x", np.float32)
+    _check_inputs(users, clients, inputs)
+    _shrink(clients, "x", np.int32 if inputs == "ids" else np.float32)
     if _labels_in(users):
       for name, user in users.items():
         clients[name]["y"] = _numbers(user, "y", user.y)
@@ -128,7 +137,7 @@ def load_leaf_json(
     unseen_clients=unseen_clients,
     min_examples=min_examples,
     seed=seed,
-    prepare=prepare_text if is_text else prepare_numbers,
+    prepare=prepare_ids if is_text or inputs == "ids" else prepare_numbers,
   )
 
 
@@ -273,28 +282,17 @@ def encode(
   return ids, vocabulary
 
 
-def next_characters(
-  ids: np.ndarray, length: int, where: str
-) -> dict[str, np.ndarray]:
+def next_characters(ids: np.ndarray, length: int) -> dict[str, np.ndarray]:
   """A text as sequences that do not overlap, each with what follows.
 
   Args:
-    ids: shape=(characters,).
+    ids: shape=(characters,), two or more.
     length: of a sequence; the last is padded with 0 at its end.
-    where: what messages call the text.
 
   Returns:
     x and y, shape=(n, length), y the character after each of x; where there
     is none, both are 0.
-
-  Raises:
-    ValueError: there is no character with a next one.
   """
-  if len(ids) < 2:
-    raise ValueError(
-      f"{where} has a text of {len(ids)} characters; expected 2 or more, as"
-      " the next one is predicted."
-    )
   rows = -(-(len(ids) - 1) // length)
   padded = np.full((2, rows * length), PADDING, ids.dtype)
   padded[0, : len(ids) - 1] = ids[:-1]
@@ -389,6 +387,39 @@ def _numbers(user: User, field: str, values: Any) -> np.ndarray:
       f" {array.dtype}."
     )
   return array
+
+
+def _check_inputs(
+  users: Mapping[str, User],
+  clients: Mapping[str, Mapping[str, np.ndarray]],
+  inputs: str,
+) -> None:
+  """Refuses what are no ids, or whole numbers that float32 would change."""
+  arrays = {name: client["x"] for name, client in clients.items()}
+  if inputs == "ids":
+    most = np.iinfo(np.int32).max
+    wrong = lambda x: (x != np.rint(x)) | (x < 0) | (x > most)
+    why = f"expected ids, whole numbers from 0 to {most}"
+  elif all((x == np.rint(x)).all() for x in arrays.values()):
+    wrong = _rounded
+    why = (
+      "float32 would round it. Scale x, or let data.inputs be 'ids' if x holds"
+      " ids"
+    )
+  else:  # real numbers are rounded
+    return
+  for name, x in arrays.items():
+    if (found := x[wrong(x)]).size:
+      raise ValueError(f"{users[name].where}: x holds {found[0]}; {why}.")
+
+
+def _rounded(x: np.ndarray) -> np.ndarray:
+  """Which whole numbers float32 does not hold."""
+  with np.errstate(over="ignore", invalid="ignore"):
+    single = x.astype(np.float32)
+    if x.dtype.kind == "f":
+      return np.asarray(single != x)
+    return np.asarray((single >= 2.0**63) | (single.astype(np.int64) != x))
 
 
 def _shrink(

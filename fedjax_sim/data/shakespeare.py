@@ -13,7 +13,7 @@ from fedjax_sim.data.federated import FederatedData, FederatedDataset
 from fedjax_sim.data.leaf import (
   encode,
   next_characters,
-  prepare_text,
+  prepare_ids,
   read_users,
 )
 from fedjax_sim.data.location import find, locate
@@ -45,7 +45,8 @@ def load_shakespeare(
     sequence_length: characters of an example.
     vocabulary: all characters; the first has id 1. None: those of all roles
       that are kept, sorted.
-    min_characters: roles with fewer are left out.
+    min_characters: roles with fewer are left out, and those with fewer than
+      two in any case, as the next one is predicted.
     heldout_fraction: see `make_dataset`; of each role's sequences.
     unseen_clients: see `make_dataset`.
     min_examples: roles with fewer sequences are left out.
@@ -53,8 +54,8 @@ def load_shakespeare(
 
   Raises:
     FileNotFoundError: the file is missing.
-    TypeError, ValueError: it is damaged, a role has no text, a character is
-      not in `vocabulary`, or an option is refused.
+    TypeError, ValueError: it is damaged, no role is left, a character is not
+      in `vocabulary`, or an option is refused.
   """
   length = validate.whole("data.sequence_length", sequence_length)
   fewest = validate.whole("data.min_characters", min_characters, least=0)
@@ -67,18 +68,15 @@ def load_shakespeare(
           f"{user.where}: x holds {speech!r}; expected text, a speech."
         )
     text = "\n".join(user.x)
-    if not text:
-      raise ValueError(f"{user.where} has no text; expected a speech or more.")
-    if len(text) >= fewest:
+    if len(text) >= max(fewest, 2):
       texts[role], where[role] = text, user.where
   if not texts:
     raise ValueError(
-      f"data.min_characters={fewest} leaves no role of {file}; lower it."
+      f"data.min_characters={fewest} leaves no role of {file}, where it needs 2"
+      " characters in any case; lower it."
     )
   ids, vocabulary = encode(texts, vocabulary, where)
-  clients = {
-    role: next_characters(ids[role], length, where[role]) for role in ids
-  }
+  clients = {role: next_characters(ids[role], length) for role in ids}
   return make_dataset(
     "shakespeare",
     FederatedData.from_clients(clients),
@@ -87,5 +85,5 @@ def load_shakespeare(
     unseen_clients=unseen_clients,
     min_examples=min_examples,
     seed=seed,
-    prepare=prepare_text,
+    prepare=prepare_ids,
   )

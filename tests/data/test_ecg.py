@@ -26,15 +26,25 @@ def save(tmp_path):
   return write
 
 
+def pairs(examples):
+  """Each beat's samples and label."""
+  return [
+    (bytes(x), int(y))
+    for x, y in zip(examples["x"], examples["y"], strict=True)
+  ]
+
+
 def test_ecg(save):
   data = load_ecg(path=save(), heldout_fraction=0.25)
   assert data.seen
   assert (data.num_classes, data.example_shape) == (5, (187, 1))
   assert data.train.names == data.seen.names == ("100", "119", "208")
   assert data.train.sizes.tolist() == [3, 3, 3]
-  x = np.concatenate([data.train.client(1)["x"], data.seen.client(1)["x"]])
-  expected = np.arange(12 * 187).reshape(12, 187, 1).astype(np.uint8)[8:]
-  np.testing.assert_array_equal(sorted(x.tolist()), sorted(expected.tolist()))
+  x = np.arange(12 * 187).reshape(12, 187).astype(np.uint8)
+  y = (np.arange(12) % 5).astype(np.int8)
+  for i, rows in enumerate((slice(4, 8), slice(8, 12), slice(0, 4))):
+    both = pairs(data.train.client(i)) + pairs(data.seen.client(i))
+    assert sorted(both) == sorted(pairs({"x": x[rows], "y": y[rows]}))
 
 
 def test_prepare(save):
@@ -81,10 +91,9 @@ def test_real(data_folder):
   assert data.train.examples["x"].dtype == np.uint8
   file = data_folder / "ecg_mitbih" / "mitbih_beats_by_patient.npz"
   with np.load(file) as beats:
-    for i in (0, 47):
-      mine = beats["record"] == int(data.train.names[i])
-      both = [data.train.client(i)["x"], data.seen.client(i)["x"]]
-      np.testing.assert_array_equal(
-        sorted(np.concatenate(both)[..., 0].tolist()),
-        sorted(beats["x"][mine].tolist()),
-      )
+    saved = {field: beats[field] for field in ("x", "y", "record")}
+  for i, name in enumerate(data.train.names):
+    mine = saved["record"] == int(name)
+    both = pairs(data.train.client(i)) + pairs(data.seen.client(i))
+    expected = pairs({"x": saved["x"][mine], "y": saved["y"][mine]})
+    assert sorted(both) == sorted(expected)

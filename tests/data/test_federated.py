@@ -11,6 +11,9 @@ from fedjax_sim.data import (
   FederatedData,
   FederatedDataset,
   check_labels,
+  cifar10,
+  from_bytes,
+  leaf,
   make_dataset,
   split_clients,
   split_off_clients,
@@ -401,3 +404,25 @@ def test_make_dataset_without_splits():
   made = make_dataset("test", data, num_classes=3)
   assert made.train is data
   assert (made.seen, made.unseen, made.test) == (None, None, None)
+
+
+PREPARES = [from_bytes, cifar10.prepare, leaf.prepare_numbers, leaf.prepare_ids]
+
+
+@pytest.mark.parametrize("prepare", PREPARES)
+@pytest.mark.parametrize(
+  ("given_", "got"),
+  [("uint8", "int32"), ("int64", "int32"), ("float32", "float32")],
+)
+def test_labels_are_prepared_alike(prepare, given_, got):
+  x = np.full((2, 4, 4, 3), 51, np.uint8)
+  y = np.array([1, 2], given_)
+  ready = prepare({"x": x, "y": y, "weight": y})
+  assert (ready["y"].dtype, ready["weight"].dtype) == (got, given_)
+  np.testing.assert_array_equal(ready["y"], y)
+
+
+@pytest.mark.parametrize("prepare", PREPARES)
+def test_inputs_without_labels_are_prepared(prepare):
+  x = np.full((2, 4, 4, 3), 51, np.uint8)
+  assert set(prepare({"x": x})) == {"x"}

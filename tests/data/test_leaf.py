@@ -87,6 +87,34 @@ def test_dtypes_and_prepare(save, x, y, x_dtype, y_dtype, classes):
   np.testing.assert_array_equal(ready["y"], [*y, y[0]])
 
 
+@pytest.mark.parametrize(
+  ("most", "dtype"), [(255, "uint8"), (256, "int32"), (2**24 + 1, "int32")]
+)
+def test_ids(save, most, dtype):
+  """Tokens reach the model as whole numbers, whatever their size."""
+  x, y = [[0, most], [7, 1]], [[1, 2], [3, most]]
+  data = load_leaf_json(path=save(of({"a": x}, {"a": y})), inputs="ids")
+  stored = data.train.examples
+  assert (stored["x"].dtype, stored["y"].dtype) == (dtype, dtype)
+  ready = data.prepare({k: jnp.asarray(v) for k, v in stored.items()})
+  assert (ready["x"].dtype, ready["y"].dtype) == (jnp.int32, jnp.int32)
+  np.testing.assert_array_equal(ready["x"], x)
+  np.testing.assert_array_equal(ready["y"], y)
+  assert data.num_classes == most + 1
+
+
+@pytest.mark.parametrize("x", [2**24, 2**24 + 2, 2.0**70, -(2**31), -(2**24)])
+def test_large_numbers_that_float32_holds(save, x):
+  data = load_leaf_json(path=save(of({"a": [[x], [1]]})))
+  assert data.train.examples["x"].dtype == np.float32
+  assert data.train.examples["x"][0, 0] == x
+
+
+def test_real_numbers_are_rounded(save):
+  data = load_leaf_json(path=save(of({"a": [[0.1]], "b": [[2**24 + 1]]})))
+  assert plain(data)["b"]["x"] == [[2**24]]
+
+
 def test_labels_of_flute_and_no_labels(save):
   held = of({"a": [[1]], "b": [[2], [3]]})
   assert load_leaf_json(path=save(held)).num_classes == 0
@@ -123,6 +151,15 @@ def test_text_without_labels_is_cut_into_next_characters(save):
     "a": {"x": [[4, 3, 2], [5, 0, 0]], "y": [[3, 2, 5], [1, 0, 0]]},
     "b": {"x": [[3, 0, 0]], "y": [[4, 0, 0]]},
   }
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["z"]])
+@pytest.mark.parametrize("vocabulary", [None, "ab"])
+def test_users_without_a_next_character_are_left_out(save, texts, vocabulary):
+  file = save(of({"a": ["ab"], "b": texts, "c": ["ba"]}))
+  data = load_leaf_json(path=file, sequence_length=2, vocabulary=vocabulary)
+  assert data.train.names == ("a", "c")
+  assert data.num_classes == 3  # without z
 
 
 def test_text_with_characters_as_labels(save):
@@ -186,7 +223,11 @@ def test_text_of_many_characters(save):
     (of({"a": [[1]]}, {"a": ["cat"]}), "'a': y: expected numbers"),
     (of({"a": [[1]], "b": ["t"]}), "'a': x holds what is no text, .*'b' text"),
     (of({"a": ["t"]}, {"a": ["no"]}), "'a': y holds 'no'; expected one char"),
-    (of({"a": ["text"], "b": ["t"]}), "'b' has a text of 1 characters; expec"),
+    (of({"a": ["t"], "b": []}), "There is no client with examples"),
+    (of({"a": [[1]], "b": [[2**24 + 1]]}), "'b': x holds 16777217; float32"),
+    (of({"a": [[2.0**24 + 1]]}), "'a': x holds 16777217.0; float32 would"),
+    (of({"a": [[2**63 - 1]]}), "'a': x holds 9223372036854775807; float32"),
+    (of({"a": [[-(2**31) + 1]]}), "'a': x holds -2147483647; float32 would"),
     (of({"a": {"x": 1}}), "'a': x: expected an array"),
     (of({"a": [[1]], "b": [[1, 2]]}), r"client 1 \('b'\): one 'x' is"),
     (of({"a": [[float("nan")]]}), "client 0 .*holds nan"),
@@ -213,6 +254,15 @@ def test_refuses(save, held, match):
     (of({"a": ["to"]}), {"num_classes": 5}, "=5, but labels are 2 char"),
     (of({"a": ["to"]}), {"sequence_length": 0}, "sequence_length=0 is out of"),
     (leaf(), {"num_classes": 2}, "holds label 2; .* or raise num_classes"),
+    (
+      leaf(),
+      {"inputs": "id"},
+      "data.inputs='id' is unknown. Did you mean 'ids",
+    ),
+    (leaf(), {"inputs": "ids"}, "'al': x holds 0.5; expected ids, whole"),
+    (of({"a": [[-1]]}), {"inputs": "ids"}, "'a': x holds -1; expected ids"),
+    (of({"a": [[2**31]]}), {"inputs": "ids"}, "'a': x holds 2147483648; exp"),
+    (of({"a": ["to"]}), {"inputs": "ids"}, "data.inputs='ids' is for numbers"),
   ],
 )
 def test_refuses_options(save, held, options, match):

@@ -75,6 +75,15 @@ def test_short_roles_are_left_out(save):
   assert data.train.names == ("First Citizen",)
 
 
+@pytest.mark.parametrize("speeches", [[], [""], ["O"]])
+@pytest.mark.parametrize("fewest", [0, 1])
+def test_roles_without_a_next_character_are_left_out(save, speeches, fewest):
+  path = save({"GHOST": speeches, "a": ["abc"]})
+  data = load(path, min_characters=fewest)
+  assert data.train.names == ("a",)
+  assert data.num_classes == 4
+
+
 def test_prepare(save):
   data = load(save())
   stored = data.train.examples
@@ -88,9 +97,7 @@ def test_prepare(save):
 @pytest.mark.parametrize(
   ("roles", "options", "match"),
   [
-    (ROLES | {"GHOST": []}, {}, r"leaf.json.gz: user 'GHOST' has no text"),
-    (ROLES | {"GHOST": [""]}, {}, "user 'GHOST' has no text; expected a sp"),
-    (ROLES | {"GHOST": ["O"]}, {}, "'GHOST' has a text of 1 characters"),
+    ({"GHOST": ["O"]}, {}, "min_characters=0 leaves no role of .*needs 2 char"),
     (ROLES | {"GHOST": [[1]]}, {}, r"'GHOST': x holds \[1\]; expected text"),
     (ROLES, {"vocabulary": "abc"}, "user 'First Citizen' has the character"),
     (ROLES, {"min_characters": 99}, "min_characters=99 leaves no role"),
