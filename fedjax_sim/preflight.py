@@ -1,11 +1,12 @@
 """What is refused before anything is compiled: models that do not fit.
 
-The task is traced once on the shapes of a batch; the size of the state and of
-a round's order are known from shapes and client sizes.
+The task is traced on the shapes of the run's batches; the size of the state and
+of a round's order are known from shapes and client sizes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -43,38 +44,62 @@ def check_order(examples: int, work: LocalWork) -> None:
 
 
 def check_task(
-  task: Task, variables: Variables, data: FederatedDataset
+  task: Task,
+  variables: Variables,
+  data: FederatedDataset,
+  works: Sequence[LocalWork],
+  eval_batch_size: int,
 ) -> None:
-  """Traces the task's loss and metrics on a batch of two.
+  """Traces the task's loss and metrics on batches as large as the run's.
 
   Args:
     task: what is trained.
     variables: shapes and dtypes.
-    data: what it is trained on.
+    data: what it is trained and evaluated on.
+    works: for every pass, what a client does; fitted to the clients.
+    eval_batch_size: examples that are evaluated at once, at most.
 
   Raises:
     ModelError: it refuses the batch, or returns another shape or dtype than
       the contract says.
   """
 
-  def shape(x: np.ndarray) -> Any:
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-    return jax.ShapeDtypeStruct((2, *x.shape[1:]), dtype)
+  def batch_of(size: int) -> Batch:
+    def shape(x: np.ndarray) -> Any:
+      dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+      return jax.ShapeDtypeStruct((size, *x.shape[1:]), dtype)
 
-  fields = {field: shape(x) for field, x in data.train.examples.items()}
-  batch = Batch(fields, shape(np.zeros(2, bool)))
+    fields = {field: shape(x) for field, x in data.train.examples.items()}
+    return Batch(fields, shape(np.zeros(1, bool)))
 
-  def trace(variables: Variables, batch: Batch, seed: jax.Array) -> None:
+  def loss(variables: Variables, batch: Batch, seed: jax.Array) -> None:
     batch = batch._replace(examples=data.prepare(batch.examples))
     base.mean_loss(task, variables, batch, jax.random.key(seed))
+
+  def metrics(variables: Variables, batch: Batch) -> None:
+    batch = batch._replace(examples=data.prepare(batch.examples))
     base.sum_metrics(task, variables, batch)
 
+  trained = {work.batch_size for work in works}
+  evaluated = {min(eval_batch_size, n) for n in _largest_evaluated(data)}
   try:
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    jax.eval_shape(trace, variables, batch, seed)
+    for size in sorted(trained):
+      jax.eval_shape(loss, variables, batch_of(size), seed)
+    for size in sorted(evaluated or trained):
+      jax.eval_shape(metrics, variables, batch_of(size))
   except Exception as error:
     text = " ".join(str(error).split()) or type(error).__name__
     raise ModelError(f"the model does not fit the data: {text}") from error
+
+
+def _largest_evaluated(data: FederatedDataset) -> list[int]:
+  """The most examples that can be evaluated at once, of every set."""
+  sets = [part for part in (data.seen, data.unseen) if part is not None]
+  largest = [int(part.sizes.max()) for part in sets]
+  if data.test is not None:
+    largest.append(len(next(iter(data.test.values()))))
+  return largest
 
 
 def check_memory(state: RunState, device: jax.Device, devices: int) -> None:

@@ -286,7 +286,8 @@ class Simulator:
     shapes = self.state_shapes
     variables = self.algorithm.variables(shapes.server)
     preflight.check_memory(shapes, self.mesh.devices.flat[0], self.mesh.size)
-    preflight.check_task(self.task, variables, self.data)
+    size = self.runtime.eval_batch_size
+    preflight.check_task(self.task, variables, self.data, self.works, size)
     return True
 
   # --- state -----------------------------------------------------------------

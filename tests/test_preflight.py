@@ -1,5 +1,8 @@
 """Models, data and arguments that do not fit are refused before any compute."""
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -40,7 +43,7 @@ def linear(loss):
   ("loss", "message"),
   [
     (lambda p, e: jnp.mean(e["x"] @ p["w"]), r"value has shape \(\)"),
-    (lambda p, e: (e["x"] @ p["w"])[:, None], r"value has shape \(2, 1\)"),
+    (lambda p, e: (e["x"] @ p["w"])[:, None], r"value has shape \(8, 1\)"),
     (lambda p, e: e["y"], "value has dtype int32"),
     (lambda p, e: e["x"] @ p["w"][:5], "does not fit the data: dot_general"),
     (lambda p, e: e["z"], "does not fit the data: 'z'"),
@@ -49,6 +52,54 @@ def linear(loss):
 def test_losses_that_do_not_fit(loss, message):
   with pytest.raises(ModelError, match=message):
     begin(linear(loss))
+
+
+def sized(task, data, batch, evaluated):
+  """A simulator with batches of these sizes."""
+  simulator = make_simulator(
+    task,
+    fedavg(task, sgd(0.1), sgd(1.0)),
+    data,
+    work=LocalWork(batch_size=batch),
+  )
+  runtime = dataclasses.replace(simulator.runtime, eval_batch_size=evaluated)
+  return dataclasses.replace(simulator, runtime=runtime)
+
+
+def grouped(groups):
+  """A loss of the batch cut into so many groups, as ghost batches are."""
+
+  def loss(params, examples):
+    x = examples["x"].reshape(groups, -1, 6)
+    return ((x @ params["w"]) ** 2).reshape(-1)
+
+  return linear(loss)
+
+
+@pytest.mark.parametrize(
+  ("groups", "batch", "evaluated"),
+  [(2, 3, 4), (4, 6, 4), (4, 4, 3), (4, 32, 3)],  # at most 8, the largest
+)
+def test_batches_of_the_runs_size_that_do_not_fit(groups, batch, evaluated):
+  data = dataclasses.replace(DATA, test=DATA.train.examples)
+  with pytest.raises(ModelError, match="does not fit the data: cannot reshape"):
+    sized(grouped(groups), data, batch, evaluated).init()
+
+
+@pytest.mark.parametrize("part", ["seen", "unseen", "test"])
+@pytest.mark.parametrize(
+  ("batch", "evaluated"), [(4, 4), (8, 4), (32, 4), (4, 8), (8, 256)]
+)
+def test_batches_that_fit_at_the_runs_size_only(part, batch, evaluated):
+  whole = DATA.train.select([1])
+  held: Any = {"test": whole.examples, "unseen": whole, "seen": DATA.train}[
+    part
+  ]
+  data = dataclasses.replace(DATA, **{part: held})
+  simulator = sized(grouped(4), data, batch, evaluated)
+  state = simulator.init()
+  assert f"{part}/loss" in simulator.evaluate(state)
+  assert simulator.dispatch(state, simulator.plan(0, 1)).failure is None
 
 
 @pytest.mark.parametrize("part", ["total", "weight"])
