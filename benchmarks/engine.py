@@ -7,12 +7,17 @@ In turns, within one process: rounds of the engine on one device and on all
 compiled loop on one device (`benchmarks.bare`), and a plain PyTorch loop
 (`benchmarks.pytorch`). A ratio is the median over turns, so a machine that is
 slow for a while is slow for all.
+
+One device of a CPU is not one core: XLA divides a large product among all
+cores, whatever device it belongs to, and PyTorch's threads do the same. What
+one core does is measured by `--cores=1`, in a run of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +32,15 @@ import fedjax_sim
 from benchmarks import cases, machine, pytorch, show
 from benchmarks.bare import Bare, rows_of
 from benchmarks.cases import LEARNING_RATE, Case
+from benchmarks.turns import rotated
+from fedjax_sim import distributed
 from fedjax_sim.cohort import Cohort, Waste, at_round
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.reporting.json_file import write_json
 from fedjax_sim.simulator import Simulator
 
-ENGINES = {"one": 1, "all": None}  # -> devices; None: as many as there are
+# Name -> devices; None: as many as there are. Each may use every core.
+ENGINES = {"one": 1, "all": None}
 MODES = {"1": ("one",), "all": ("all",), "both": ("one", "all")}
 
 # Name -> (of whose seconds, by whose): how many times as fast the second is.
@@ -134,6 +142,7 @@ def measure(
     LEARNING_RATE,
   )
   turns: list[dict[str, float]] = []
+  busy: list[dict[str, float]] = []
   steps: list[int] = []
   for turn in range(pairs + 1):
     rows = rows_of(plans_of(simulator, turn * rounds, rounds), work.batch_size)
@@ -144,12 +153,13 @@ def measure(
     calls["bare"] = _bare_seconds(bare, rows)
     if loop is not None:
       calls["torch"] = _torch_seconds(loop, case, data, rows, work.batch_size)
-    timed = _in_turn(calls, turn)
+    timed, used = _in_turn(calls, turn)
     if turn:  # the first one compiles and warms up
       turns.append(timed)
+      busy.append(used)
       steps.append(count)
   peak = machine.matmul_peak()
-  result = _summary(case, running, bare, turns, steps, peak, loop)
+  result = _summary(case, running, bare, turns, busy, steps, peak, loop)
   for engine in running.values():
     engine.close()
   return result
@@ -182,11 +192,15 @@ def _torch_seconds(
 
 def _in_turn(
   calls: Mapping[str, Callable[[], float]], turn: int
-) -> dict[str, float]:
-  """Calls them all, another one first in every turn."""
-  names = list(calls)
-  first = turn % len(names)
-  return {name: calls[name]() for name in names[first:] + names[:first]}
+) -> tuple[dict[str, float], dict[str, float]]:
+  """What each returns, and how many cores it kept busy."""
+  seconds, busy = {}, {}
+  for name in rotated(calls, turn):
+    began, used = time.perf_counter(), time.process_time()
+    seconds[name] = calls[name]()
+    used = time.process_time() - used
+    busy[name] = used / (time.perf_counter() - began)
+  return seconds, busy
 
 
 def _summary(
@@ -194,6 +208,7 @@ def _summary(
   running: Mapping[str, Engine],
   bare: Bare,
   turns: list[dict[str, float]],
+  busy: list[dict[str, float]],
   steps: list[int],
   peak: float,
   loop: pytorch.Loop | None,
@@ -215,20 +230,38 @@ def _summary(
     "steps_per_turn": statistics.mean(steps),
     "flops_per_step": bare.flops,
     "matmul_peak": peak,
-    "peak_bytes": machine.peak_bytes(),
+    "process_peak_bytes": machine.process_peak_bytes(),
     "engines": {
       name: _engine_summary(name, engine, bare.flops, turns, steps, peak)
       for name, engine in running.items()
     },
     "ratios": {name: medians.get(name, math.nan) for name in RATIOS},
     "ratios_of_turns": ratios,
-    "torch_threads": loop and loop.threads,
+    "busy_cores": {
+      name: statistics.median(used[name] for used in busy)
+      for name in (*running, "bare", "torch")
+      if name in busy[0]
+    },
+    "torch": loop and _torch_summary(case, loop, steps),
     "short": [
       name
       for name, aim in case.aims.items()
       if medians.get(name, math.inf) < aim
     ],
     "aims": dict(case.aims),
+  }
+
+
+def _torch_summary(
+  case: Case, loop: pytorch.Loop, steps: list[int]
+) -> dict[str, Any]:
+  timed = [min(case.torch_batches, count) for count in steps]
+  return {
+    "threads": loop.threads,
+    "seconds_by_threads": {str(n): s for n, s in loop.tried.items()},
+    "timed_batches": statistics.mean(timed),
+    "batches": statistics.mean(steps),
+    "extrapolated": timed != steps,
   }
 
 
@@ -246,6 +279,7 @@ def _engine_summary(
   )
   per_step = 1 / steps[-1]  # waste and clients are of the last turn
   achieved = rate(flops)
+  peaks = 1 if jax.default_backend() == "cpu" else simulator.mesh.size
   (program,) = simulator.compiled.values()
   return {
     "devices": simulator.mesh.size,
@@ -258,7 +292,7 @@ def _engine_summary(
     "compilations": simulator.compilations,
     "program_bytes": program.device_bytes,
     "flops_per_second": achieved,
-    "share_of_peak": achieved / peak,
+    "share_of_peak": achieved / (peak * peaks),
   }
 
 
@@ -274,6 +308,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   )
   parser.add_argument("--pairs", type=int, default=7, help="turns to measure")
   parser.add_argument("--devices", choices=MODES, default="both")
+  parser.add_argument(
+    "--cores", type=int, help="of the CPU, on Linux; by default all"
+  )
   parser.add_argument("--clients-per-round", type=int, help="of every case")
   parser.add_argument("--scale", choices=("full", "smoke"), default="full")
   parser.add_argument("--json", help="file to write")
@@ -285,6 +322,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in cases.CASES:
       parser.error(f"--cases: {name!r} is none of {', '.join(cases.CASES)}")
 
+  if flags.cores is not None:
+    if not hasattr(os, "sched_setaffinity"):
+      parser.error("--cores: this system cannot keep a process to some cores")
+    if not 1 <= flags.cores <= distributed.cores():
+      parser.error(f"--cores: give 1 to {distributed.cores()}")
+    machine.pin(flags.cores)
   fedjax_sim.setup()
   engines = MODES[flags.devices]
   if jax.device_count() == 1:

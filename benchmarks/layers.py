@@ -1,26 +1,30 @@
 """How fast convolutions and recurrences are inside a loop.
 
-  python -m benchmarks.layers
+    python -m benchmarks.layers
 
 Each way trains the same model by SGD in one compiled `fori_loop`, as a client
-does; ways take turns, and the table holds medians of ratios to the first.
+does; ways take turns, another one first in every turn, and the table holds
+medians of ratios to the first. All are on one CPU device, which uses every
+core for large products.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from benchmarks.turns import rotated
 from fedjax_sim.models.layers import lstm, max_pool, patches, winograd
 
-STEPS, TURNS = 5, 7
+STEPS = 5  # of one call
 
 
 def xla(padded: Any, kernel: Any, strides: Any) -> Any:
@@ -40,12 +44,16 @@ def window_pool(x: Any) -> Any:
   return lax.reduce_window(x, -jnp.inf, lax.max, shape, shape, "VALID")
 
 
-def cnn(conv: Callable[..., Any], pool: Callable[..., Any]) -> Any:
-  """The convolutions of the FEMNIST CNN, and a dense layer."""
+def cnn(
+  first: Callable[..., Any],
+  second: Callable[..., Any],
+  pool: Callable[..., Any],
+) -> Any:
+  """The convolutions of the FEMNIST CNN, its pooling, and a dense layer."""
 
   def loss(params: Mapping[str, Any], x: Any) -> Any:
-    x = jax.nn.relu(patches(x, params["one"], (1, 1)))
-    x = jax.nn.relu(conv(x, params["two"], (1, 1)))
+    x = jax.nn.relu(first(x, params["one"], (1, 1)))
+    x = jax.nn.relu(second(x, params["two"], (1, 1)))
     x = pool(x).reshape(len(x), -1)
     return jnp.mean(jax.nn.logsumexp(x @ params["dense"], axis=-1))
 
@@ -111,55 +119,72 @@ def trained(loss: Any, x: Any) -> Callable[[Any], Any]:
   return run
 
 
-def compare(title: str, ways: Mapping[str, Any], params: Any, x: Any) -> None:
+def compare(
+  title: str, ways: Mapping[str, Any], params: Any, x: Any, turns: int
+) -> None:
   """Prints how many times as fast as the first each way is."""
   runs = {name: trained(loss, x) for name, loss in ways.items()}
   times: dict[str, list[float]] = {name: [] for name in runs}
-  for turn in range(TURNS + 1):
-    for name, run in runs.items():
+  for turn in range(turns + 1):
+    for name in rotated(runs, turn):
       began = time.perf_counter()
-      jax.block_until_ready(run(params))
+      jax.block_until_ready(runs[name](params))
       if turn:  # the first compiles
         times[name].append(time.perf_counter() - began)
   first = times[next(iter(times))]
   print(title)
   for name, taken in times.items():
     ratio = statistics.median(a / b for a, b in zip(first, taken, strict=True))
-    print(f"  {name:<42} {ratio:5.2f}")
+    print(f"  {name:<45} {ratio:5.2f}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Prints the tables."""
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.layers", description="How fast layers are."
+  )
+  parser.add_argument("--turns", type=int, default=7, help="that count")
+  parser.add_argument("--scale", choices=("full", "smoke"), default="full")
+  flags = parser.parse_args(arguments)
+  if flags.turns < 1:
+    parser.error("--turns: give at least 1")
+  small = flags.scale == "smoke"
+  side, batch = (8, 2) if small else (28, 20)
+  length, units = (6, 8) if small else (80, 256)
+  features = ((side - 4) // 2) ** 2 * 64
   normal = functools.partial(jax.random.normal, jax.random.key(0))
   params: Any = {
     "one": normal((3, 3, 1, 32)) / 3,
     "two": normal((3, 3, 32, 64)) / 17,
-    "dense": normal((9216, 62)) / 96,
+    "dense": normal((features, 62)) / features**0.5,
   }
   compare(
-    "two convolutions of 3 x 3, 28 x 28 images, batch 20",
+    f"two convolutions of 3 x 3, {side} x {side} images, batch {batch}",
     {
-      "XLA's convolution, XLA's pooling": cnn(xla, window_pool),
-      "patches, XLA's pooling": cnn(patches, window_pool),
-      "patches": cnn(patches, max_pool),
-      "Winograd": cnn(winograd, max_pool),
+      "XLA's convolutions, XLA's pooling": cnn(xla, xla, window_pool),
+      "patches, XLA's pooling": cnn(patches, patches, window_pool),
+      "patches": cnn(patches, patches, max_pool),
+      # Of one channel, patches are faster; `layers.convolve` chooses so, too.
+      "patches first, Winograd second": cnn(patches, winograd, max_pool),
     },
     params,
-    normal((20, 28, 28, 1)),
+    normal((batch, side, side, 1)),
+    flags.turns,
   )
   params = {
-    "inputs": normal((256, 1024)) / 16,
-    "kernel": normal((256, 1024)) / 16,
+    "inputs": normal((units, 4 * units)) / units**0.5,
+    "kernel": normal((units, 4 * units)) / units**0.5,
   }
   compare(
-    "an LSTM of 256 units, 80 steps, batch 4",
+    f"an LSTM of {units} units, {length} steps, batch 4",
     {
       "one product a step": inside(),
       "inputs multiplied before": rnn(scanned),
       "and a gradient by hand": rnn(lstm),
     },
     params,
-    normal((80, 4, 256)),
+    normal((length, 4, units)),
+    flags.turns,
   )
 
 

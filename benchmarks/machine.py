@@ -15,14 +15,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim import distributed
+
 _LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "optax", "torch")
 
 
-def cores() -> int:
-  """Cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+def pin(cores: int) -> None:
+  """Keeps this process to some of its cores, on Linux; before JAX starts.
+
+  XLA and PyTorch then have as many threads, wherever they divide the work.
+
+  Args:
+    cores: how many.
+  """
+  kept = sorted(os.sched_getaffinity(0))[:cores]
+  for thread in Path("/proc/self/task").iterdir():  # numpy has started some
+    os.sched_setaffinity(int(thread.name), kept)
 
 
 def describe() -> dict[str, Any]:
@@ -33,8 +41,8 @@ def describe() -> dict[str, Any]:
       versions[library] = importlib.metadata.version(library)
   device = jax.devices()[0]
   return {
-    "processor": _processor(),
-    "cpu_count": cores(),
+    "processor": processor(),
+    "cpu_count": distributed.cores(),
     "backend": jax.default_backend(),
     "device_kind": device.device_kind,
     "devices": jax.device_count(),
@@ -43,7 +51,8 @@ def describe() -> dict[str, Any]:
   }
 
 
-def _processor() -> str:
+def processor() -> str:
+  """The name of the CPU."""
   with contextlib.suppress(OSError):
     for line in Path("/proc/cpuinfo").read_text().splitlines():
       if line.startswith("model name"):
@@ -52,27 +61,34 @@ def _processor() -> str:
 
 
 def forget_peak() -> None:
-  """Lets `peak_bytes` begin anew, where Linux allows it."""
+  """Lets `process_peak_bytes` begin anew, where Linux allows it."""
   with contextlib.suppress(OSError):
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_bytes() -> int:
-  """The most memory so far: of the device, or of the process on a CPU."""
-  stats = jax.devices()[0].memory_stats() or {}
-  if "peak_bytes_in_use" in stats:
-    return int(stats["peak_bytes_in_use"])
+def process_peak_bytes() -> int | None:
+  """The most memory of the whole process so far; None: not on a CPU.
+
+  All that is compared is in it, with the data. A GPU's peak never begins anew.
+  """
+  if jax.default_backend() != "cpu":
+    return None
   unit = 1 if sys.platform == "darwin" else 1024
   return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def matmul_peak(size: int = 1024, trials: int = 10) -> float:
+def matmul_peak(size: int | None = None, trials: int = 10) -> float:
   """FLOP/s of one device on products of square float32 matrices.
 
+  On a CPU that is what all cores reach together, however many devices there
+  are: XLA divides such a product among them.
+
   Args:
-    size: of the matrices.
+    size: of the matrices; None: enough to fill the device.
     trials: the best of so many counts.
   """
+  if size is None:
+    size = 1024 if jax.default_backend() == "cpu" else 8192
   product = jax.jit(jnp.matmul)
   a = jax.random.normal(jax.random.key(0), (size, size))
   product(a, a).block_until_ready()

@@ -10,18 +10,22 @@ script in `benchmarks/peers_` that uses it as its documentation does; what a
 peer does otherwise than the others its script says.
 
 A run's first rounds compile and load, so they do not count; of the others the
-median does. Of each simulator a line of JSON is printed, then a table of times
-as ratios to fedjax_sim on one device. What cannot be installed or run is in
-the table, too, with the reason. On a machine that does other work beside this
-the ratios are noisy.
+median does. The simulators take turns, a new process each time, another one
+first in every turn. Of each run a line of JSON is printed, then a table of
+times as ratios to fedjax_sim on one device in the same turn: medians, and the
+least and greatest. What cannot be installed or run is in the table, too, with
+the reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import inspect
 import json
 import os
+import platform
 import shutil
 import signal
 import statistics
@@ -34,8 +38,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import machine
+from benchmarks.turns import rotated
+from fedjax_sim import distributed
+from fedjax_sim.reporting.json_file import write_json
+
 WARMUP = 3  # rounds that do not count
-CLIENTS, FEATURES = 1000, 784
+DATA: Mapping[str, Any] = {
+  "clients": 1000,
+  "features": 784,
+  "classes": 10,
+  "median_size": 60,
+  "sigma": 0.6,
+  "least_size": 20,
+  "greatest_size": 200,
+  "seed": 0,
+}
 WORK: Mapping[str, Any] = {
   "classes": 10,
   "cohort": 10,
@@ -53,8 +71,9 @@ class Peer(NamedTuple):
   """Another simulator.
 
   Attributes:
-    requirements: what pip is asked for.
-    packages: whose versions are reported, its own first.
+    requirements: what pip is asked for; what a round's time hangs on, in the
+      version that was measured.
+    packages: whose versions are reported: its own, what it trains with, others.
   """
 
   requirements: tuple[str, ...]
@@ -64,13 +83,29 @@ class Peer(NamedTuple):
 PEERS: Mapping[str, Peer] = {
   # FedJAX 0.0.17 calls jax.tree_map, which JAX 0.6 no longer has.
   "fedjax": Peer(
-    ("fedjax", "jax<0.6", "jaxlib<0.6"),
-    ("fedjax", "jax", "dm-haiku", "numpy"),
+    (
+      "fedjax==0.0.17",
+      "jax==0.5.3",
+      "jaxlib==0.5.3",
+      "dm-haiku==0.0.17",
+      "optax==0.2.8",
+      "numpy==2.4.6",
+    ),
+    ("fedjax", "jax", "dm-haiku", "optax", "numpy"),
   ),
-  "pfl": Peer(("pfl[pytorch]",), ("pfl", "torch", "numpy")),
+  "pfl": Peer(
+    ("pfl[pytorch]==0.6.0", "torch==2.14.1", "numpy==2.4.6"),
+    ("pfl", "torch", "numpy"),
+  ),
   # The PyTorch that its client uses is not among Flower's own requirements.
   "flower": Peer(
-    ("flwr[simulation]", "torch"), ("flwr", "ray", "torch", "numpy")
+    (
+      "flwr[simulation]==1.42.0",
+      "ray==2.55.1",
+      "torch==2.14.1",
+      "numpy==2.4.6",
+    ),
+    ("flwr", "torch", "ray", "numpy"),
   ),
 }
 OUR_PACKAGES = ("fedjax_sim", "jax", "flax", "numpy")
@@ -132,19 +167,35 @@ def reason(output: str) -> str:
   return (errors or lines or [""])[-1][:300]
 
 
-def write_data(path: Path) -> None:
+def data_name(of: Mapping[str, Any] = DATA) -> str:
+  """The file of this data: another one wherever its content would be another.
+
+  Args:
+    of: as `DATA`.
+  """
+  made = json.dumps(dict(of), sort_keys=True) + inspect.getsource(write_data)
+  return f"lr-{hashlib.sha256(made.encode()).hexdigest()[:12]}.npz"
+
+
+def write_data(path: Path, of: Mapping[str, Any] = DATA) -> None:
   """Writes the clients' examples: of a random linear model, with noise.
 
   As `fedjax_sim.data.load_npz` reads it, one client after the other.
+
+  Args:
+    path: where.
+    of: as `DATA`.
   """
-  rng = np.random.default_rng(0)
-  drawn = rng.lognormal(mean=np.log(60), sigma=0.6, size=CLIENTS)
-  sizes = np.clip(drawn.round(), 20, 200).astype(np.int64)
-  x = rng.standard_normal((sizes.sum(), FEATURES), dtype=np.float32) / 4
-  true = rng.standard_normal((FEATURES, WORK["classes"]), dtype=np.float32)
-  noise = rng.gumbel(size=(len(x), WORK["classes"]))
+  rng = np.random.default_rng(of["seed"])
+  middle, num_clients = np.log(of["median_size"]), of["clients"]
+  drawn = rng.lognormal(middle, of["sigma"], num_clients).round()
+  sizes = np.clip(drawn, of["least_size"], of["greatest_size"]).astype(np.int64)
+  shape = (of["features"], of["classes"])
+  x = rng.standard_normal((sizes.sum(), shape[0]), dtype=np.float32) / 4
+  true = rng.standard_normal(shape, dtype=np.float32)
+  noise = rng.gumbel(size=(len(x), shape[1]))
   y = np.argmax(x @ true + noise, axis=1).astype(np.int32)
-  client = np.repeat(np.arange(CLIENTS), sizes)
+  client = np.repeat(np.arange(num_clients), sizes)
   part = path.with_name(f"part-{os.getpid()}.npz")
   np.savez(part, x=x, y=y, client=client)
   part.replace(path)
@@ -183,6 +234,16 @@ def train(
 ) -> dict[str, Any]:
   """Trains by a script of `peers_`, and measures it.
 
+  Args:
+    script: its name.
+    interpreter: that runs it.
+    packages: as in `Peer`.
+    data: what `write_data` wrote.
+    rounds: of training, more than `WARMUP`.
+    work: as `WORK`, and what else the script reads.
+    env: of the process.
+    seconds: it may take.
+
   Raises:
     FailedError: the script failed, took too long or did not train.
   """
@@ -214,6 +275,7 @@ def train(
     "train_loss": loss,
     "train_accuracy": accuracy,
     "version": versions[packages[0]],
+    "trains_with": f"{packages[1]} {versions[packages[1]]}",
     "versions": versions,
   }
 
@@ -231,41 +293,139 @@ def evaluate(
   return float(loss), float(np.mean(scores.argmax(axis=1) == y))
 
 
-def scores(row: Mapping[str, Any]) -> list[str]:
-  """How well a simulator trained, for the table."""
-  return [f"{row['train_loss']:.4f}", f"{row['train_accuracy']:.4f}"]
-
-
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-  """Times as ratios to fedjax_sim's, which come first.
+def ratios(
+  runs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
+  """Times as ratios to our time in the same turn, of a round and an example.
 
   Cohorts are drawn by each simulator itself, and some rounds of one have more
   examples than another's; so there is a ratio for an example, too.
   """
+  pairs = list(zip(runs, ours, strict=True))
+  return {
+    "round": [
+      a["seconds_per_round"] / b["seconds_per_round"] for a, b in pairs
+    ],
+    "example": [
+      b["examples_per_second"] / a["examples_per_second"] for a, b in pairs
+    ],
+  }
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+  """Times as ratios to fedjax_sim's.
+
+  Args:
+    results: simulator -> its `runs`, one a turn, or the `error` of one.
+  """
   ours = results[OURS]
   lines = [
-    f"| simulator | version | time of a round / {OURS}'s"
-    f" | time of an example / {OURS}'s | training loss | training accuracy |",
-    "| --- | --- | --- | --- | --- | --- |",
+    "| simulator | version | trains with"
+    f" | time of a round / {OURS}'s | time of an example / {OURS}'s"
+    " | training loss | training accuracy |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
   ]
   for name, row in results.items():
     if "error" in row:
-      cells = ["", f"failed: {row['error'].replace('|', '/')}", "", "", ""]
-    elif "error" in ours:
-      cells = [row["version"], "unknown", "unknown", *scores(row)]
+      failed = f"failed: {row['error'].replace('|', '/')}"
+      cells = ["", "", failed, "", "", ""]
     else:
-      a_round = row["seconds_per_round"] / ours["seconds_per_round"]
-      example = ours["examples_per_second"] / row["examples_per_second"]
-      ratios = [f"{ratio:.2f}" for ratio in (a_round, example)]
-      cells = [row["version"], *ratios, *scores(row)]
+      times = ["unknown", "unknown"]
+      if "error" not in ours:
+        found = ratios(row["runs"], ours["runs"])
+        times = [_spread(found[key], 2) for key in ("round", "example")]
+      first = row["runs"][0]
+      cells = [
+        first["version"],
+        first["trains_with"],
+        *times,
+        _spread([run["train_loss"] for run in row["runs"]], 4),
+        _spread([run["train_accuracy"] for run in row["runs"]], 4),
+      ]
     lines.append(f"| {' | '.join([name, *cells])} |")
   return "\n".join(lines)
 
 
-def main() -> None:
+def _spread(values: Sequence[float], digits: int) -> str:
+  """The median, and the least and greatest where they differ from it."""
+  shown = [
+    f"{value:.{digits}f}"
+    for value in (statistics.median(values), min(values), max(values))
+  ]
+  return shown[0] if len(set(shown)) == 1 else "{} ({}-{})".format(*shown)
+
+
+class Runner(NamedTuple):
+  """How a simulator is run.
+
+  Attributes:
+    script: of `peers_`.
+    interpreter: of its environment.
+    packages: as in `Peer`.
+    work: what it trains.
+    env: of its process.
+  """
+
+  script: str
+  interpreter: str | Path
+  packages: tuple[str, ...]
+  work: Mapping[str, Any]
+  env: Mapping[str, str]
+
+
+def our_runners(env: Mapping[str, str]) -> dict[str, Runner]:
+  """This simulator, on one CPU device and on one for every core."""
+  path = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
+  # Without setup() JAX has one CPU device, which uses every core by itself.
+  cores = distributed.cores()
+  devices = {OURS: 1}
+  if cores > 1:
+    devices[f"{OURS}, {cores} devices"] = cores
+  return {
+    name: Runner(
+      "run_fedjax_sim",
+      sys.executable,
+      OUR_PACKAGES,
+      {**WORK, "devices": count},
+      {**env, "PYTHONPATH": path},
+    )
+    for name, count in devices.items()
+  }
+
+
+def peer_runner(
+  name: str,
+  env: Mapping[str, str],
+  *,
+  cache: Path,
+  python: str,
+  seconds: float,
+) -> Runner:
+  """A peer, in its environment.
+
+  Raises:
+    FailedError: that cannot be made.
+  """
+  peer = PEERS[name]
+  try:
+    interpreter = environment(
+      cache / name, peer.requirements, python=python, seconds=seconds
+    )
+  except FailedError as error:
+    raise FailedError(f"not installed: {error}") from error
+  # Neither our modules nor a message to anybody's server.
+  silent = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+  own = {k: v for k, v in env.items() if k != "PYTHONPATH"} | silent
+  return Runner(f"run_{name}", interpreter, peer.packages, WORK, own)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
   """Runs what the command line asks for."""
-  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.peers",
+    description=str(__doc__).splitlines()[0],
+  )
   parser.add_argument(
     "--peers", default=",".join(PEERS), help="their names, with commas"
   )
@@ -273,11 +433,14 @@ def main() -> None:
   parser.add_argument(
     "--rounds", type=int, default=30, help=f"at least {SMALLEST_ROUNDS}"
   )
-  parser.add_argument("--json", type=Path, help="a file for all results")
+  parser.add_argument(
+    "--repeats", type=int, default=3, help="runs of each simulator"
+  )
+  parser.add_argument("--json", help="a file for all results")
   parser.add_argument(
     "--cache",
     type=Path,
-    default=Path(cache) / "fedjax_sim_peers",
+    default=Path(home) / "fedjax_sim_peers",
     help="a folder for environments and data",
   )
   parser.add_argument(
@@ -289,81 +452,78 @@ def main() -> None:
   parser.add_argument(
     "--run_seconds", type=float, default=900, help="the limit of one run"
   )
-  args = parser.parse_args()
+  args = parser.parse_args(arguments)
   names = [name for name in args.peers.split(",") if name]
   for name in names:
     if name not in PEERS:
       parser.error(f"no peer {name!r}; there are {', '.join(PEERS)}")
   if args.rounds < SMALLEST_ROUNDS:
     parser.error(f"--rounds={args.rounds}: give at least {SMALLEST_ROUNDS}")
+  if args.repeats < 1:
+    parser.error("--repeats: give at least 1")
 
-  args.cache.mkdir(parents=True, exist_ok=True)
-  data = args.cache.resolve() / f"{args.case}.npz"
+  cache = args.cache.resolve()
+  cache.mkdir(parents=True, exist_ok=True)
+  data = cache / data_name()
   if not data.exists():
     write_data(data)
-  common = {
-    **os.environ,
-    "CUDA_VISIBLE_DEVICES": "",
-    "JAX_PLATFORMS": "cpu",
+  env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+  runners = our_runners(env)
+  results: dict[str, dict[str, Any]] = {
+    name: {"runs": []} for name in (*runners, *names)
   }
-  shared = {"data": data, "rounds": args.rounds, "seconds": args.run_seconds}
-  results: dict[str, dict[str, Any]] = {}
 
-  def report(name: str, row: dict[str, Any]) -> None:
-    results[name] = row
-    print(json.dumps({"simulator": name, **row}), flush=True)
+  def failed(name: str, error: FailedError) -> None:
+    results[name]["error"] = str(error)
+    print(json.dumps({"simulator": name, "error": str(error)}), flush=True)
 
-  # Without setup() JAX has one CPU device, which uses every core by itself.
-  cores = len(os.sched_getaffinity(0))
-  rows = {OURS: 1}
-  if cores > 1:
-    rows[f"{OURS}, {cores} devices"] = cores
-  path = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
-  for name, devices in rows.items():
-    try:
-      row = train(
-        "run_fedjax_sim",
-        sys.executable,
-        OUR_PACKAGES,
-        work={**WORK, "devices": devices},
-        env={**common, "PYTHONPATH": path},
-        **shared,
-      )
-    except FailedError as error:
-      row = {"error": str(error)}
-    report(name, row)
-
-  # Neither our modules nor a message to anybody's server.
-  env = {
-    **common,
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-  }
-  env.pop("PYTHONPATH", None)
   for name in names:
-    peer = PEERS[name]
     try:
-      interpreter = environment(
-        args.cache.resolve() / name,
-        peer.requirements,
+      runners[name] = peer_runner(
+        name,
+        env,
+        cache=cache,
         python=args.python,
         seconds=args.install_seconds,
       )
     except FailedError as error:
-      report(name, {"error": f"not installed: {error}"})
-      continue
-    try:
-      row = train(
-        f"run_{name}", interpreter, peer.packages, work=WORK, env=env, **shared
-      )
-    except FailedError as error:
-      row = {"error": str(error)}
-    report(name, row)
+      failed(name, error)
+  for turn in range(args.repeats):
+    for name in rotated(runners, turn):
+      if "error" in results[name]:  # in an earlier turn
+        continue
+      try:
+        row = train(
+          **runners[name]._asdict(),
+          data=data,
+          rounds=args.rounds,
+          seconds=args.run_seconds,
+        )
+      except FailedError as error:
+        failed(name, error)
+        continue
+      results[name]["runs"].append(row)
+      line = {"simulator": name, "turn": turn, **row}
+      print(json.dumps(line), flush=True)
 
+  report = {
+    "processor": machine.processor(),
+    "cores": distributed.cores(),
+    "python": platform.python_version(),
+    "case": args.case,
+    "rounds": args.rounds,
+    "repeats": args.repeats,
+    "data": dict(DATA),
+    "work": dict(WORK),
+    "results": results,
+  }
+  print(
+    f"{report['processor']}, {report['cores']} cores, {args.rounds - WARMUP}"
+    f" rounds that count, {args.repeats} runs of each"
+  )
   print(table(results))
   if args.json:
-    meta = {"case": args.case, "rounds": args.rounds, "cores": cores}
-    args.json.write_text(json.dumps({**meta, "results": results}, indent=2))
+    write_json(args.json, report)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 import fedjax_sim
 from benchmarks import cases, machine, show
 from benchmarks.engine import Engine
+from benchmarks.turns import rotated
 from fedjax_sim import cohort as cohorts
 from fedjax_sim.cohort import LocalWork, Waste
 from fedjax_sim.reporting.json_file import write_json
@@ -35,8 +36,9 @@ def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
   """Time and memory a client, for every cohort size, LR on all devices.
 
   The sizes take turns, each turn in another order, and a size's time is its
-  median. The population is the same for all. The memory is that of a program
-  of one round and one lane, without the examples.
+  median. The population is the same for all, and so is one round a call,
+  though more are faster for small cohorts. The memory is that of a program of
+  one lane, without the examples.
 
   Args:
     sizes: clients a round, increasing.
@@ -47,15 +49,12 @@ def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
   task = population.model(population.example_shape, population.num_classes)
   engines: dict[int, Engine] = {}
   for size in sizes:
-    together = max(1, min(16, max(sizes) // size))  # rounds a dispatch
-    case = replace(population, clients_per_round=size, rounds=together)
+    case = replace(population, clients_per_round=size, rounds=1)
     simulator = cases.simulator(case, task, data, devices=None)
-    dispatches = max(1, round(TURN / (size * together)))
-    engines[size] = Engine(simulator, together, dispatches)
+    engines[size] = Engine(simulator, 1, max(1, round(TURN / size)))
   times: dict[int, list[float]] = {size: [] for size in sizes}
   for turn in range(turns + 1):
-    first = turn % len(sizes)
-    for size in (*sizes[first:], *sizes[:first]):
+    for size in rotated(sizes, turn):
       engine = engines[size]
       seconds = engine.seconds()
       if turn:  # the first one compiles and warms up

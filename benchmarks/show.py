@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 _RATIOS = {
-  "one_to_bare": "engine / bare loop, one device",
-  "all_to_bare": "engine, all devices / bare loop",
+  "one_to_bare": "one device / bare loop",
+  "all_to_bare": "all devices / bare loop",
   "all_to_one": "all devices / one device",
   "one_to_torch": "one device / PyTorch",
   "all_to_torch": "all devices / PyTorch",
@@ -27,7 +27,7 @@ _ENGINE = {
   "compilations": "compilations",
   "flops_per_second": "FLOP/s",
   "share_of_peak": "share of matmul peak",
-  "program_bytes": "memory of the program, bytes",
+  "program_bytes": "program's memory on a device, bytes",
 }
 
 
@@ -70,21 +70,27 @@ def engine(report: Mapping[str, Any]) -> None:
   ]
   for key, label in _RATIOS.items():
     rows.append([label, *(_ratio(case, key) for case in found.values())])
-  threads = [number(case["torch_threads"]) for case in found.values()]
-  rows.append(["threads of PyTorch, the better", *threads])
+  theirs = [case["torch"] for case in found.values()]
+  rows.append(["PyTorch's best number of threads", *map(_threads, theirs)])
+  rows.append(["PyTorch is timed on batches", *map(_batches, theirs)])
   names = list(dict.fromkeys(n for case in found.values() for n in _of(case)))
   for key, label in _ENGINE.items():
     for name in names:
       values = [_of(case).get(name, {}).get(key) for case in found.values()]
       rows.append([f"{label}, {name}", *map(number, values)])
-  peaks = [number(case["peak_bytes"]) for case in found.values()]
-  rows.append(["peak memory, bytes", *peaks])
+  for name in dict.fromkeys(n for c in found.values() for n in c["busy_cores"]):
+    used = [number(case["busy_cores"].get(name)) for case in found.values()]
+    rows.append([f"cores kept busy, {name}", *used])
+  peaks = [number(case["process_peak_bytes"]) for case in found.values()]
+  rows.append(["peak memory of the whole process, bytes", *peaks])
   facts = report["machine"]
   title = (
     f"{facts['devices']} x {facts['device_kind']}, {facts['cpu_count']} cores,"
     f" jax {facts['versions']['jax']}"
   )
   table(title, ["", *found], rows)
+  if facts["backend"] == "cpu":
+    print("One device may use every core; the matmul peak is all cores'.")
   for note in report["notes"]:
     print(note)
   for name, case in found.items():
@@ -108,10 +114,23 @@ def _ratio(case: Mapping[str, Any], key: str) -> str:
   return f"{value} ({min(turns):.2f}-{max(turns):.2f})"
 
 
+def _threads(theirs: Mapping[str, Any] | None) -> str:
+  if theirs is None:
+    return "-"
+  return f"{theirs['threads']} (of {', '.join(theirs['seconds_by_threads'])})"
+
+
+def _batches(theirs: Mapping[str, Any] | None) -> str:
+  if theirs is None:
+    return "-"
+  timed = f"{theirs['timed_batches']:.0f} of {theirs['batches']:.0f}"
+  return f"{timed}, extrapolated" if theirs["extrapolated"] else timed
+
+
 def scaling(report: Mapping[str, Any]) -> None:
   """The tables of `benchmarks.scaling`."""
   table(
-    "LR, all devices, by cohort",
+    "LR, all devices, one round a call, by cohort",
     [
       "clients a round",
       "µs a client",

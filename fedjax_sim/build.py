@@ -210,11 +210,13 @@ def build(config: ConfigDict) -> Experiment:
     keep_checkpoints=runtime.keep_checkpoints,
   )
   validate.whole("server.clients_per_round", server.clients_per_round)
+  validate.real("runtime.peer_timeout", runtime.peer_timeout, least=5)
   work = LocalWork(**{name: client[name] for name in _WORK})
   at_once = runtime.rounds_per_dispatch
   speed = Runtime(
     lanes=_lanes(runtime.lanes),
     devices=runtime.devices,
+    residency=runtime.residency,
     rounds_per_dispatch=at_once and min(at_once, schedule.longest_stretch),
     most_rounds=min(MOST_ROUNDS, schedule.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,

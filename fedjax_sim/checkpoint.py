@@ -90,7 +90,18 @@ class Checkpoints:
     self._keep = max(2, keep)
     self._folder.mkdir(parents=True, exist_ok=True)
     self._remove(_UNFINISHED)
-    self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    # Of several processes only this one is here: it waits for no other.
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=jax.process_index(),
+      active_processes={jax.process_index()},
+      barrier_sync_key_prefix="checkpoints",
+    )
+    handler = ocp.CompositeCheckpointHandler(
+      record=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+      state=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+      composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+    )
+    self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
 
   def rounds(self) -> list[int]:
     """Rounds of which there is a checkpoint, in order."""

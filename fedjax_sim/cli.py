@@ -1,22 +1,31 @@
-"""The command line: `fedjax-sim run|list|describe`."""
+"""The command line: `fedjax-sim run|launch|list|describe`."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
+from typing import NoReturn
 
+from fedjax_sim import supervise
+
+START_TIMEOUT = 30.0  # seconds of silence before a worker has said its own
 USAGE = """\
 fedjax-sim: federated learning, simulated.
 
   fedjax-sim run --config=FILE --workdir=DIR [--config.SECTION.FIELD=VALUE ...]
       trains; on a workdir of an unfinished run, goes on with it
+      --distributed=auto|HOST:PORT,PROCESS,COUNT: as one process of several
+  fedjax-sim launch --processes=N -- run --config=FILE --workdir=DIR ...
+      trains in several processes on this machine
   fedjax-sim describe --config=FILE [--config.SECTION.FIELD=VALUE ...]
       what would run: config, sizes, predicted memory
   fedjax-sim list
@@ -30,20 +39,37 @@ _HELP = ("help", "-h", "--help")
 _DEBUG = "--debug"
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(
+  arguments: Sequence[str], reporter: supervise.Reporter | None = None
+) -> int:
   from fedjax_sim import flags
 
-  values = flags.parse(arguments, "config", "workdir")
-  from fedjax_sim import distributed, experiment
+  values = flags.parse(arguments, "config", "workdir", distributed="off")
+  from fedjax_sim import config as configs
+  from fedjax_sim import distributed, experiment, processes
 
+  configs.check_fields(values.config)
   distributed.setup()
+  peer_timeout = values.config.runtime.peer_timeout
+  processes.join(values.distributed, peer_timeout)
   distributed.devices()  # what is wrong with JAX shows now
+  on_round = lambda round_: None
+  if reporter is not None:
+    reporter.rank, reporter.timeout = processes.rank(), peer_timeout
+    on_round = reporter.round
   try:
-    experiment.run(values.config, values.workdir)
+    experiment.run(values.config, values.workdir, on_round)
   except experiment.Interrupted as stop:
-    print(f"fedjax-sim: {stop}", file=sys.stderr)  # noqa: T201
+    if processes.is_first():
+      print(f"fedjax-sim: {stop}", file=sys.stderr)  # noqa: T201
     return stop.exit_code
   return 0
+
+
+def _launch(arguments: Sequence[str]) -> int:
+  from fedjax_sim import launch
+
+  return launch.launch(*launch.parse(arguments))
 
 
 def _describe(arguments: Sequence[str]) -> int:
@@ -71,6 +97,7 @@ def _list(arguments: Sequence[str]) -> int:
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "run": _run,
+  "launch": _launch,
   "describe": _describe,
   "list": _list,
 }
@@ -83,10 +110,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: what follows the program's name; None: `sys.argv`.
 
   Returns:
-    0; 1 for a run that failed; 2 for wrong arguments; 128 + signal for a run
-    that a signal ended.
+    0; 1 for a run that failed; 2 for wrong arguments; 75 for a run that lost
+    another process; 128 + signal for a run that a signal ended.
   """
   arguments = list(sys.argv[1:] if argv is None else argv)
+  reporter = supervise.Reporter.from_environment()
+  if reporter is not None:
+    _work(arguments, reporter)
+  spec = _distributed(arguments)
+  if arguments[:1] == ["run"] and spec != "off":
+    command = [sys.executable, "-m", "fedjax_sim", *arguments]
+    rank = spec.split(",")[1] if spec.count(",") == 2 else "of this host"
+    return supervise.supervise(command, timeout=START_TIMEOUT, rank=rank)
+  return _execute(arguments)
+
+
+def _distributed(arguments: Sequence[str]) -> str:
+  """What --distributed says; the command checks it."""
+  for i, argument in enumerate(arguments):
+    name, equals, value = argument.partition("=")
+    if name in ("--distributed", "-distributed"):
+      return value if equals else "".join(arguments[i + 1 : i + 2])
+  return "off"
+
+
+def _work(arguments: Sequence[str], reporter: supervise.Reporter) -> NoReturn:
+  """Executes a command as one process of several; the parent watches.
+
+  Left at once, always: JAX's own end waits minutes for processes that are
+  gone.
+  """
+  code = 1
+  try:
+    code = _execute(arguments, reporter)
+  except SystemExit as error:
+    code = error.code if isinstance(error.code, int) else 1
+  except BaseException as error:
+    if _is_loss(error):
+      text = " ".join(str(error).split())
+      reporter.failed(f"lost another process ({text[:200]})")
+      code = supervise.TRY_AGAIN
+    else:
+      traceback.print_exc()
+  finally:
+    if code != supervise.TRY_AGAIN and "jax" in sys.modules:
+      from fedjax_sim import processes
+
+      processes.leave()
+    reporter.done(code)
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    os._exit(code)
+
+
+def _is_loss(error: BaseException) -> bool:
+  if "jax" not in sys.modules:
+    return False
+  from fedjax_sim import processes
+
+  return processes.is_loss(error)
+
+
+def _execute(
+  arguments: Sequence[str], reporter: supervise.Reporter | None = None
+) -> int:
   debug = _DEBUG in arguments
   arguments = [a for a in arguments if a != _DEBUG]
   first = arguments[:1]
@@ -105,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       from fedjax_sim import validate
 
       command = validate.lookup("command", arguments[0], COMMANDS)
+      if reporter is not None and command is _run:
+        command = functools.partial(_run, reporter=reporter)
       done = command(arguments[1:])
       sys.stdout.flush()
       return done
@@ -112,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
   except Exception as error:
+    if reporter is not None and _is_loss(error):
+      raise
     code = _exit_code(error)
     if debug or code is None:
       raise

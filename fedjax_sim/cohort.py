@@ -119,12 +119,14 @@ class Capacity(NamedTuple):
     waves: waves on one device, at most.
     lanes: clients of a wave.
     order: for every pass, the length of its order array.
+    examples: for every pass, distinct examples on one device, at most.
   """
 
   devices: int
   waves: int
   lanes: int
   order: tuple[int, ...]
+  examples: tuple[int, ...]
 
 
 Ints = Any  # of int32: numpy on the host, jax.Array in the trace
@@ -174,13 +176,18 @@ def capacity(
   waves = -(-cohort_size // lanes)
   if devices > 1:  # dealing by steps may give one device more waves
     waves = min(waves, 2 * -(-waves // devices))
-  order = []
+  order, examples = [], []
   for size, work in zip(sizes, works, strict=True):
-    lengths = work.order_length(size)
-    k = min(cohort_size, len(lengths))
-    largest = np.partition(lengths, len(lengths) - k)[len(lengths) - k :]
-    order.append(max(int(largest.sum()), work.batch_size))
-  return Capacity(devices, waves, lanes, tuple(order))
+    longest = _sum_of_largest(work.order_length(size), cohort_size)
+    order.append(max(longest, work.batch_size))
+    here = min(cohort_size, waves * lanes)
+    examples.append(max(1, _sum_of_largest(work.examples_used(size), here)))
+  return Capacity(devices, waves, lanes, tuple(order), tuple(examples))
+
+
+def _sum_of_largest(values: np.ndarray, count: int) -> int:
+  rest = max(0, len(values) - count)
+  return int(np.partition(values, rest)[rest:].sum()) if count else 0
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -228,6 +235,39 @@ def _shuffled(counts: np.ndarray, seeds: np.ndarray) -> np.ndarray:
   return (keys & np.uint64((1 << low) - 1)).astype(np.int64)
 
 
+class Batches(NamedTuple):
+  """A cohort's batches, client after client. All int64 but `real`.
+
+  Attributes:
+    client: shape=(entries,); whose an entry is, by its place in the cohort.
+    example: shape=(entries,); which of the examples that the client uses.
+    real: shape=(entries,), bool; False where it only fills up a batch.
+    start: shape=(cohort,); the first entry of each client.
+    rows: shape=(used,); the examples in use, client after client.
+    first: shape=(cohort,); where each client's begin there.
+  """
+
+  client: np.ndarray
+  example: np.ndarray
+  real: np.ndarray
+  start: np.ndarray
+  rows: np.ndarray
+  first: np.ndarray
+
+  def order(self, first: np.ndarray | None = None) -> np.ndarray:
+    """The entries of `order`, see the module.
+
+    Args:
+      first: shape=(cohort,); where each client's examples in use begin, one
+        after the other; None: they are where they are stored.
+    """
+    if first is None:
+      index = self.rows[self.first[self.client] + self.example]
+    else:
+      index = first[self.client] + self.example
+    return np.where(self.real, index, ~index)
+
+
 def batches(
   offsets: np.ndarray,
   ids: np.ndarray,
@@ -236,8 +276,8 @@ def batches(
   seed: int,
   round_: int | np.ndarray,
   salt: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-  """The cohort's batches, client after client.
+) -> Batches:
+  """The batches of a cohort.
 
   Args:
     offsets: shape=(num_clients + 1,); where each client's examples begin.
@@ -246,9 +286,6 @@ def batches(
     seed: the run's seed.
     round_: the round, or every client's, shape=(cohort,).
     salt: tells passes apart.
-
-  Returns:
-    order, int64, see the module; and start, shape=(cohort,), int64.
   """
   sizes = offsets[ids + 1] - offsets[ids]
   used = work.examples_used(sizes)
@@ -263,7 +300,6 @@ def batches(
     chosen = chosen[rank < np.repeat(used, sizes)]
   else:
     _, chosen = _positions(used)
-  first_chosen = np.cumsum(used) - used
 
   # One segment for every (client, epoch).
   client, epoch = _positions(epochs)
@@ -277,12 +313,15 @@ def batches(
   # Whole batches: entries past the segment's end wrap around and are marked.
   segment, entry = _positions(per_epoch[client] * work.batch_size)
   count = counts[segment]
-  within = shuffled[first[segment] + entry % np.maximum(count, 1)]
-  who = client[segment]
-  index = offsets[ids[who]] + chosen[first_chosen[who] + within]
-  order = np.where(entry < count, index, ~index)
   lengths = work.order_length(sizes)
-  return order, np.cumsum(lengths) - lengths
+  return Batches(
+    client=client[segment],
+    example=shuffled[first[segment] + entry % np.maximum(count, 1)],
+    real=entry < count,
+    start=np.cumsum(lengths) - lengths,
+    rows=np.repeat(offsets[ids], used) + chosen,
+    first=np.cumsum(used) - used,
+  )
 
 
 def _deal(steps: np.ndarray, devices: int, most: int) -> np.ndarray:
@@ -321,10 +360,28 @@ def plan(
   round_: int,
 ) -> Cohort:
   """One cohort, laid out; arguments as those of `plan_rounds`."""
-  planned = plan_rounds(
+  planned, _ = plan_rounds(
     offsets, works, [ids], shape, seed=seed, first=round_, rounds=1
   )
   return at_round(planned, 0)
+
+
+class Slices(NamedTuple):
+  """Which examples lie where, if every device has only those it needs.
+
+  All int64, shape=(used,).
+
+  Attributes:
+    round: the round, from 0.
+    device: the device.
+    place: where on the device.
+    row: which example.
+  """
+
+  round: np.ndarray
+  device: np.ndarray
+  place: np.ndarray
+  row: np.ndarray
 
 
 def plan_rounds(
@@ -337,7 +394,8 @@ def plan_rounds(
   first: int,
   rounds: int,
   versions: Sequence[np.ndarray] | None = None,
-) -> Cohort:
+  sliced: bool = False,
+) -> tuple[Cohort, list[Slices]]:
   """Lays the cohorts of consecutive rounds out, all at once.
 
   Args:
@@ -350,9 +408,12 @@ def plan_rounds(
     rounds: the result's rounds; nobody takes part in those beyond `cohorts`.
     versions: for every round, those of its ids, shape=(cohort,); see
       `Client.version`; None: all 0.
+    sliced: every device has the examples of its own clients alone, and
+      `order` says where there; otherwise all examples, as they are stored.
 
   Returns:
-    A `Cohort` whose leaves have a leading axis of `rounds`.
+    A `Cohort` whose leaves have a leading axis of `rounds`, and for every pass
+    its slices, if `sliced`.
 
   Raises:
     ValueError: duplicated or unknown ids, or more than the capacity holds.
@@ -387,14 +448,22 @@ def plan_rounds(
   where = (row, owner, turn, place % lanes)
 
   planned = blank(shape, len(works), rounds)
-  starts = []
+  device = np.empty_like(ids)
+  device[rank] = owner
+  starts, slices = [], []
   for salt, (offset, work, length) in enumerate(
     zip(offsets, works, shape.order, strict=True)
   ):
-    order, start = batches(
-      offset, ids, work, seed=seed, round_=first + row, salt=salt
-    )
-    ends = np.append(start, len(order))[np.cumsum(counts)]
+    made = batches(offset, ids, work, seed=seed, round_=first + row, salt=salt)
+    if sliced:
+      used = work.examples_used(sizes[salt])
+      begin = _begin_in_group(row * devices + device, used)
+      order = made.order(begin)
+      who, nth = _positions(used)
+      slices.append(Slices(row[who], device[who], begin[who] + nth, made.rows))
+    else:
+      order = made.order()
+    ends = np.append(made.start, len(order))[np.cumsum(counts)]
     begins = np.append(0, ends[:-1])
     if (ends - begins).max() > length:
       raise ValueError(
@@ -403,7 +472,7 @@ def plan_rounds(
       )
     for r, (begin, end) in enumerate(zip(begins, ends, strict=True)):
       planned.order[salt][r, : end - begin] = order[begin:end]
-    starts.append(start - begins[row])
+    starts.append(made.start - begins[row])
 
   planned.client[where] = ids[rank]
   if versions is not None:
@@ -412,7 +481,47 @@ def plan_rounds(
   planned.start[where] = np.stack(starts, axis=-1)[rank]
   planned.num_steps[where] = steps[rank]
   planned.num_waves[:] = (planned.client[..., 0] >= 0).sum(-1)
-  return planned
+  return planned, slices
+
+
+def _begin_in_group(group: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Where each piece begins among those of its group, end to end."""
+  by_group = np.argsort(group, kind="stable")
+  end = np.cumsum(lengths[by_group])
+  counts = np.bincount(group)
+  before = np.append(0, end)[np.cumsum(counts) - counts]
+  begin = np.empty_like(lengths)
+  begin[by_group] = end - lengths[by_group] - before[group[by_group]]
+  return begin
+
+
+def fill(
+  slices: Slices,
+  array: np.ndarray,
+  *,
+  rounds: int,
+  devices: Sequence[int],
+  length: int,
+) -> np.ndarray:
+  """Copies a field's examples to where the slices want them.
+
+  Args:
+    slices: where.
+    array: (examples, ...); only the rows of these devices are read.
+    rounds: of the result.
+    devices: which devices' slices, in order.
+    length: of one slice.
+
+  Returns:
+    shape=(rounds, len(devices), length, ...); zeros beyond what is in use.
+  """
+  out = np.zeros((rounds, len(devices), length, *array.shape[1:]), array.dtype)
+  nth = np.full(max([*devices, int(slices.device.max(initial=0))]) + 1, -1)
+  nth[list(devices)] = np.arange(len(devices))
+  here = nth[slices.device] >= 0
+  round_, device, place, row = (x[here] for x in slices)
+  out[round_, nth[device], place] = array[row]
+  return out
 
 
 def at_round(cohorts: Cohort, r: int) -> Cohort:

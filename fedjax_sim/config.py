@@ -85,12 +85,14 @@ def default_config() -> ConfigDict:
   config.runtime = ConfigDict()
   config.runtime.lanes = "auto"  # or a number, as a string
   config.runtime.devices = placeholder(int)
+  config.runtime.residency = "auto"
   config.runtime.rounds_per_dispatch = placeholder(int)
   config.runtime.eval_batch_size = 256
   config.runtime.checkpoint_every = 10
   config.runtime.keep_checkpoints = 3
   config.runtime.compute_dtype = "float32"
   config.runtime.remat = False
+  config.runtime.peer_timeout = 30.0
   return config
 
 

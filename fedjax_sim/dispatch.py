@@ -25,6 +25,9 @@ class Planned(NamedTuple):
     first: rounds done before them.
     num_rounds: how many they are.
     cohorts: their plans behind an axis of rounds, which may be longer.
+    examples: source -> field -> (rounds, own devices, examples, ...), if a
+      round's examples are sent to the devices with its plan; None: all are
+      there.
     key: the lanes and the cohort size that they were laid out for.
     waste: what they compute in vain.
     seconds: what planning took.
@@ -33,6 +36,7 @@ class Planned(NamedTuple):
   first: int
   num_rounds: int
   cohorts: cohorts.Cohort
+  examples: dict[str, dict[str, np.ndarray]] | None
   key: tuple[int, int]
   waste: cohorts.Waste
   seconds: float

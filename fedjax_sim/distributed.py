@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -15,6 +19,7 @@ from fedjax_sim import validate
 from fedjax_sim.base import PyTree
 
 AXIS = "clients"
+CPU_DEVICES = "FEDJAX_SIM_CPU_DEVICES"
 MOST_PACKED = 2**17  # numbers of an array that is summed together with others
 
 
@@ -26,11 +31,11 @@ def setup(cpu_devices: int | None = None) -> None:
   command line calls this; in a script it is yours to call, or to leave.
 
   Args:
-    cpu_devices: how many CPU devices; None: one for every core that this
-      process may use.
+    cpu_devices: how many CPU devices; None: what FEDJAX_SIM_CPU_DEVICES says,
+      or one for every core that this process may use.
   """
   if cpu_devices is None:
-    cpu_devices = cores()
+    cpu_devices = int(os.environ.get(CPU_DEVICES) or cores())
   jax.config.update("jax_num_cpu_devices", cpu_devices)
   jax.config.update("jax_cpu_enable_async_dispatch", False)
 
@@ -66,6 +71,11 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     ValueError: more devices than there are.
   """
   found = devices()
+  if num_devices is not None and jax.process_count() > 1:
+    raise ValueError(
+      f"runtime.devices={num_devices}: several processes use all of their"
+      " devices; set it to None."
+    )
   if num_devices is None:
     num_devices = len(found)
   validate.whole("runtime.devices", num_devices, most=len(found))
@@ -110,23 +120,72 @@ def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
   )
 
 
+def _with_shardings(
+  function: Callable[[Any, NamedSharding], Any],
+  tree: PyTree,
+  mesh: Mesh,
+  specs: PyTree,
+) -> PyTree:
+  """function(leaf, sharding) for every leaf; `specs` may be a prefix."""
+  return jax.tree.map(
+    lambda sharding, part: jax.tree.map(lambda x: function(x, sharding), part),
+    shardings(mesh, specs),
+    tree,
+    is_leaf=lambda x: isinstance(x, NamedSharding),
+  )
+
+
 def put(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
-  """The tree's arrays on the devices; `specs` may be a prefix of the tree."""
-  # No alias: who changes an array on the host changes nothing here.
-  return jax.device_put(tree, shardings(mesh, specs), may_alias=False)
+  """The tree's arrays on the devices; `specs` may be a prefix of the tree.
+
+  With several processes all of them have to give the same.
+  """
+  if not mesh.is_multi_process:
+    # No alias: who changes an array on the host changes nothing here.
+    return jax.device_put(tree, shardings(mesh, specs), may_alias=False)
+
+  def place(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, sharding)
+    x = np.asarray(x)
+    x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return _with_shardings(place, tree, mesh, specs)
+
+
+def put_own(tree: PyTree, mesh: Mesh, spec: P) -> PyTree:
+  """Arrays of which every process has the part of its own devices."""
+  sharding = NamedSharding(mesh, spec)
+  place = functools.partial(jax.make_array_from_process_local_data, sharding)
+  return jax.tree.map(place, tree)
+
+
+def own_devices(mesh: Mesh) -> list[int]:
+  """Which devices of the mesh, by their places in it, this process has."""
+  here = jax.process_index()
+  return [i for i, d in enumerate(mesh.devices.flat) if d.process_index == here]
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """The whole of every array as numpy, on every process that calls it."""
+  from jax.experimental import multihost_utils
+
+  def whole(x: Any) -> Any:
+    if x.is_fully_addressable or x.is_fully_replicated:
+      return x
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.device_get(jax.tree.map(whole, tree))
 
 
 def abstract(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
   """Shapes, dtypes and shardings of what `put` would give."""
-  where = shardings(mesh, specs)
-  return jax.tree.map(
-    lambda sharding, part: jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding
-      ),
-      part,
+  return _with_shardings(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding
     ),
-    where,
     tree,
-    is_leaf=lambda x: isinstance(x, NamedSharding),
+    mesh,
+    specs,
   )

@@ -112,7 +112,8 @@ def make_evaluate(
 
   Returns:
     (server state, client states, examples, cohort) -> name -> `Metric`,
-    shape=(devices, waves, lanes). `client states` has a row for every client
+    shape=(devices, waves, lanes). `examples` are field -> (devices, examples,
+    ...), each device's own; `client states` has a row for every client
     of the plan, leaves (devices, waves, lanes, ...); None evaluates the
     global model.
   """
@@ -122,7 +123,7 @@ def make_evaluate(
     server: PyTree, states: PyTree, examples: Examples, cohort: Cohort
   ) -> dict[str, Metric]:
     mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
-    states = jax.tree.map(lambda x: x[0], states)
+    states, examples = jax.tree.map(lambda x: x[0], (states, examples))
     message = algorithm.broadcast(server)
     order = jnp.asarray(cohort.order[0])
 
@@ -154,7 +155,7 @@ def make_evaluate(
   return jax.shard_map(
     device,
     mesh=mesh,
-    in_specs=(whole, split, whole, COHORT_SPEC),
+    in_specs=(whole, split, split, COHORT_SPEC),
     out_specs=split,
     check_vma=False,
   )
@@ -232,10 +233,28 @@ class EvaluationSet:
       lanes=lanes,
       devices=mesh.size,
     )
-    plan = cohorts.plan([data.offsets], [work], ids, shape, seed=0, round_=0)
+    planned, (slices,) = cohorts.plan_rounds(
+      [data.offsets],
+      [work],
+      [ids],
+      shape,
+      seed=0,
+      first=0,
+      rounds=1,
+      sliced=True,
+    )
+    plan = cohorts.at_round(planned, 0)
+    fill = functools.partial(
+      cohorts.fill,
+      slices,
+      rounds=1,
+      devices=distributed.own_devices(mesh),
+      length=shape.examples[0],
+    )
+    examples = {field: fill(x)[0] for field, x in data.examples.items()}
     self._ids = plan.client
     self._plan = distributed.put(plan, mesh, COHORT_SPEC)
-    self._examples = distributed.put(dict(data.examples), mesh, P())
+    self._examples = distributed.put_own(examples, mesh, P(distributed.AXIS))
     evaluate = make_evaluate(
       task,
       algorithm,
@@ -252,7 +271,8 @@ class EvaluationSet:
       states = jax.tree.map(lambda x: x[rows], own)
       return evaluate(server, states, examples, plan)
 
-    self._program = jax.jit(program)
+    whole = distributed.shardings(mesh, P())
+    self._program = jax.jit(program, out_shardings=whole)
 
   def __call__(self, state: RunState) -> ClientMetrics:
     """Metrics of every client of the set."""

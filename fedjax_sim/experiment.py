@@ -21,17 +21,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_sim import build, reporting
+from fedjax_sim import build, distributed, processes, reporting
 from fedjax_sim import config as configs
-from fedjax_sim.checkpoint import Checkpoints, rounds_in, tree_digest
-from fedjax_sim.dispatch import Dispatch, Row
+from fedjax_sim.checkpoint import Checkpoints, Restored, rounds_in, tree_digest
+from fedjax_sim.data import FederatedData
+from fedjax_sim.dispatch import Dispatch
+from fedjax_sim.evaluation import ClientMetrics
+from fedjax_sim.journal import journal
 from fedjax_sim.lanes import Choice
 from fedjax_sim.round import RunState
 from fedjax_sim.simulator import Simulator
@@ -86,12 +91,20 @@ class Totals:
     return self.clients / max(self.train_seconds, 1e-9)
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def run(
+  config: ConfigDict,
+  workdir: str | os.PathLike[str],
+  on_round: Callable[[int], None] = lambda round_: None,
+) -> dict[str, Any]:
   """Runs a config in a workdir, or goes on with it.
+
+  With several processes all of them call it; the first one alone reads and
+  writes the workdir.
 
   Args:
     config: complete, as a config file returns it.
     workdir: made if it is missing.
+    on_round: is told how many rounds are done.
 
   Returns:
     The summary, as in `summary.json`.
@@ -99,59 +112,124 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     ConfigChangedError: the workdir holds a run with another config or data.
     WorkdirError: it cannot be written, or another process uses it.
+    PeerError: another process refuses, or takes part in another run.
     TypeError, ValueError, OSError, ImportError: the config is wrong; nothing
       was written.
-    Interrupted: SIGTERM or SIGINT; a checkpoint was written.
+    Interrupted: SIGTERM or SIGINT, in any process; a checkpoint was written.
     WriteError, CheckpointError: the disk is full or refuses.
     DivergedError: a round left no finite update, or no finite model.
   """
   began = time.perf_counter()
   folder = Path(workdir)
   resolved = configs.resolved(config)
-  _refuse_other_config(folder, resolved)
-  if (finished := _finished(folder)) is not None:
-    print(  # noqa: T201
-      f"The run in {folder} is finished; for more rounds take another"
-      " --workdir."
-    )
-    _print_summary(finished, folder)
+
+  def look() -> dict[str, Any] | None:
+    _refuse_other_config(folder, resolved)
+    return _finished(folder)
+
+  if (finished := processes.from_first(look)) is not None:
+    if processes.is_first():
+      print(  # noqa: T201
+        f"The run in {folder} is finished; for more rounds take another"
+        " --workdir."
+      )
+      _print_summary(finished, folder)
     return finished
-  experiment = build.build(config)
+
+  def start() -> tuple[build.Experiment, dict[str, Any]]:
+    experiment = build.build(config)
+    fields = dict(configs.fields_of(ConfigDict(resolved)))
+    # A path may be another on every host; what lies there may not.
+    fields.pop("data.path")
+    digest = _data_digest(experiment.simulator)
+    return experiment, {**fields, **_versions(), "data": digest}
+
+  experiment, facts = processes.check_same(start)
   keep = experiment.schedule.keep_checkpoints
-  with _locked(folder), _signals() as received:
-    _refuse_other_config(folder, resolved)  # nobody can change it any more
-    saved = folder / "checkpoints"
-    try:
-      reporting.write_json(folder / "config.json", resolved)
-      with contextlib.closing(Checkpoints(saved, keep=keep)) as checkpoints:
-        summary = _run(experiment, folder, checkpoints, received, began)
-    except OSError as error:
-      kept = rounds_in(saved)
-      where = f"{error.filename}: " if error.filename else ""
-      raise WriteError(
-        f"The run in {folder} stopped: {where}{error.strerror or error}. "
-        + (f"The checkpoint of round {kept[-1]} is intact. " if kept else "")
-        + "Make room or correct the folder, and run the same command again."
-      ) from error
-  _print_summary(summary, folder)
+  saved = folder / "checkpoints"
+  with contextlib.ExitStack() as stack:
+    checkpoints: list[Checkpoints] = []
+
+    def prepare() -> None:
+      stack.enter_context(_locked(folder))
+      _refuse_other_config(folder, resolved)  # nobody can change it any more
+      with _as_write_error(folder):
+        reporting.write_json(folder / "config.json", resolved)
+        made = Checkpoints(saved, keep=keep)
+        checkpoints.append(stack.enter_context(contextlib.closing(made)))
+
+    processes.from_first(prepare)
+    received = stack.enter_context(_signals())
+    with _as_write_error(folder):
+      summary = _run(
+        experiment,
+        folder,
+        checkpoints[0] if checkpoints else None,
+        received,
+        began,
+        facts["data"],
+        on_round,
+      )
+  if processes.is_first():
+    _print_summary(summary, folder)
   return summary
+
+
+@contextlib.contextmanager
+def _as_write_error(folder: Path) -> Iterator[None]:
+  """Names the checkpoint that is left where the disk refuses."""
+  try:
+    yield
+  except OSError as error:
+    kept = rounds_in(folder / "checkpoints")
+    where = f"{error.filename}: " if error.filename else ""
+    raise WriteError(
+      f"The run in {folder} stopped: {where}{error.strerror or error}. "
+      + (f"The checkpoint of round {kept[-1]} is intact. " if kept else "")
+      + "Make room or correct the folder, and run the same command again."
+    ) from error
+
+
+def _restore(
+  checkpoints: Checkpoints | None, simulator: Simulator
+) -> Restored | None:
+  """The newest whole checkpoint, which process 0 reads, on all."""
+  shapes = simulator.fetched_shapes
+  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+  def read() -> tuple[int, dict[str, Any]] | None:
+    nonlocal state
+    assert checkpoints is not None
+    restored = checkpoints.restore(shapes, _warn)
+    if restored is None:
+      return None
+    state = restored.state
+    return restored.round, restored.facts
+
+  told = processes.from_first(read)
+  if told is None:
+    return None
+  round_, facts = told
+  return Restored(round_, processes.arrays_from_first(state), facts)
 
 
 def _run(
   experiment: build.Experiment,
   folder: Path,
-  checkpoints: Checkpoints,
+  checkpoints: Checkpoints | None,
   received: list[int],
   began: float,
+  data_digest: str,
+  on_round: Callable[[int], None],
 ) -> dict[str, Any]:
   """Restores or begins, runs to the end, and sums up."""
   simulator, schedule = experiment.simulator, experiment.schedule
-  restored = checkpoints.restore(simulator.state_shapes, _warn)
+  restored = _restore(checkpoints, simulator)
   if restored is None:
     done, state, before = 0, simulator.init(), Totals()
     choice = simulator.lane_choice
   else:
-    _refuse_other_data(restored.facts["data"], simulator)
+    _refuse_other_data(restored.facts["data"], data_digest)
     done, before = restored.round, Totals(**restored.facts["totals"])
     # The lanes were measured when the run began; its float sums follow them.
     choice = Choice(*restored.facts["lanes"])
@@ -159,9 +237,10 @@ def _run(
     simulator = dataclasses.replace(simulator, runtime=runtime)
     state = simulator.place(restored.state)
     restored = restored._replace(state=None)  # the host's copy may be large
-    _warn_of_changes(restored.facts["environment"], _environment(simulator))
+    if processes.is_first():
+      before_ = restored.facts["environment"]
+      _warn_of_changes(before_, _environment(simulator))
   totals = dataclasses.replace(before)
-  data_digest = _data_digest(simulator)
   stops = (schedule.eval_every, schedule.checkpoint_every)
 
   def count() -> Totals:
@@ -172,48 +251,46 @@ def _run(
     return totals
 
   with (
-    reporting.MetricsFile(
-      folder / "metrics.jsonl", keep_through=done
-    ) as metrics,
-    reporting.MetricsFile(
-      folder / "timings.jsonl", keep_through=done, complete=False
-    ) as timings,
-    contextlib.closing(
-      reporting.EventFiles(folder / "events", first_round=done + 1)
-    ) as events,
     contextlib.closing(
       simulator.run(state, schedule.rounds, stops=stops)
     ) as dispatches,
-    reporting.Progress(schedule.rounds, done=done) as progress,
+    journal(folder, rounds=schedule.rounds, done=done) as told,
   ):
     if restored is not None:
-      progress.log(f"Going on after round {done}.")
+      told.log(f"Going on after round {done}.")
     lanes = "1 lane" if choice.lanes == 1 else f"{choice.lanes} lanes"
-    progress.log(f"{lanes} a device: {choice.reason}.")
+    told.log(f"{lanes} a device: {choice.reason}.")
 
     def save() -> None:
       """Commits all that was done."""
-      metrics.sync()
-      timings.sync()
-      events.flush()
-      facts = {
-        "lanes": choice,
-        "totals": dataclasses.asdict(count()),
-        "environment": _environment(simulator),
-        "data": data_digest,
-      }
-      checkpoints.save(done, state, facts)
+      fetched = simulator.fetch(state)
+
+      def write() -> None:
+        assert checkpoints is not None
+        told.sync()
+        facts = {
+          "lanes": choice,
+          "totals": dataclasses.asdict(count()),
+          "environment": _environment(simulator),
+          "data": data_digest,
+        }
+        checkpoints.save(done, fetched, facts)
+
+      processes.from_first(write)
 
     if restored is None:
       save()
     _ = simulator.evaluation_sets  # what is wrong with them shows now
     saved = done
+    on_round(done)
     sent: RunState | None = None
     while done < schedule.rounds:
-      if received:
+      # A signal may reach one process alone, and all have to stop together.
+      (signalled,) = processes.greatest(received[0] if received else 0)
+      if signalled:
         if saved < done:
           save()
-        raise Interrupted(received[0], done, folder)
+        raise Interrupted(int(signalled), done, folder)
       out = dispatches.send(sent)
       done += len(out.rows)
       totals.add(out)
@@ -225,33 +302,17 @@ def _run(
         out.rows[-1].update(evaluated)
         state = simulator.react(state, evaluated)
       sent = state
-      metrics.append(out.rows)
-      events.write(out.rows)
-      if out.rows:
-        seconds = time.perf_counter() - eval_began
-        timings.append([_timing(done, out, seconds)])
+      told.write(done, out, time.perf_counter() - eval_began)
       for round_, ids in out.rejected:
-        progress.log(_rejection(simulator, round_, ids), level="warning")
+        told.log(_rejection(simulator, round_, ids), level="warning")
       if out.failure is not None:
         raise out.failure
-      rate = out.clients / max(out.seconds, 1e-9)
-      for row in out.rows:
-        progress.update(row, clients_per_second=rate)
       if done % schedule.checkpoint_every == 0 or done == schedule.rounds:
         save()
         saved = done
+      on_round(done)
 
   return _sum_up(simulator, state, choice, count(), folder)
-
-
-def _timing(done: int, out: Dispatch, evaluation: float) -> Row:
-  return {
-    "round": done,
-    "rounds": len(out.rows),
-    "train_seconds": out.seconds,
-    "plan_seconds": out.plan_seconds,
-    "eval_seconds": evaluation,
-  }
 
 
 def _rejection(simulator: Simulator, round_: int, ids: Any) -> str:
@@ -275,43 +336,53 @@ def _sum_up(
   folder: Path,
 ) -> dict[str, Any]:
   """Writes what a finished run leaves; `summary.json` last."""
-  rows = reporting.read_metrics(folder / "metrics.jsonl")
-  reporting.draw_curves(rows, folder / "curves.png", folder.name)
-  for name in ("seen", "unseen"):
-    if name in simulator.evaluation_sets:
-      _write_clients(simulator, state, name, folder / f"clients_{name}.csv")
-  params = simulator.algorithm.variables(state.server).params
-  last = {k: v for k, v in rows[-1].items() if k != "round"}
-  device = simulator.mesh.devices.flat[0]
-  summary = {
-    **last,
-    "params_digest": tree_digest(params),
-    "rounds": int(state.round),
-    "seed": simulator.seed,
-    "parameters": simulator.num_parameters,
-    "wall_seconds": totals.wall_seconds,
-    "train_seconds": totals.train_seconds,
-    "clients_per_second": totals.clients_per_second,
-    "examples_per_second": totals.useful / max(totals.train_seconds, 1e-9),
-    "padding_waste": 1 - totals.useful / max(totals.computed, 1),
-    "device_idle": totals.idle / max(totals.computed + totals.idle, 1),
-    "compilations": totals.compilations,
-    "lanes": choice.lanes,
-    "lanes_reason": choice.reason,
-    "devices": [str(d) for d in simulator.mesh.devices.flat],
-    "device_kind": device.device_kind,
-    "versions": _versions(),
+  clients = {
+    name: simulator.evaluate_clients(state, name)
+    for name in ("seen", "unseen")
+    if name in simulator.evaluation_sets
   }
-  reporting.write_json(folder / "summary.json", summary)
-  return summary
+  params = simulator.algorithm.variables(state.server).params
+  digest, rounds = tree_digest(distributed.fetch(params)), int(state.round)
+
+  def write() -> dict[str, Any]:
+    rows = reporting.read_metrics(folder / "metrics.jsonl")
+    reporting.draw_curves(rows, folder / "curves.png", folder.name)
+    for name, metrics in clients.items():
+      data = getattr(simulator.data, name)
+      _write_clients(data, metrics, folder / f"clients_{name}.csv")
+    last = {k: v for k, v in rows[-1].items() if k != "round"}
+    device = simulator.mesh.devices.flat[0]
+    summary = {
+      **last,
+      "params_digest": digest,
+      "rounds": rounds,
+      "seed": simulator.seed,
+      "parameters": simulator.num_parameters,
+      "wall_seconds": totals.wall_seconds,
+      "train_seconds": totals.train_seconds,
+      "clients_per_second": totals.clients_per_second,
+      "examples_per_second": totals.useful / max(totals.train_seconds, 1e-9),
+      "padding_waste": 1 - totals.useful / max(totals.computed, 1),
+      "device_idle": totals.idle / max(totals.computed + totals.idle, 1),
+      "compilations": totals.compilations,
+      "lanes": choice.lanes,
+      "lanes_reason": choice.reason,
+      "processes": jax.process_count(),
+      "devices": [str(d) for d in simulator.mesh.devices.flat],
+      "device_kind": device.device_kind,
+      "versions": _versions(),
+    }
+    reporting.write_json(folder / "summary.json", summary)
+    return summary
+
+  return processes.from_first(write)
 
 
 def _write_clients(
-  simulator: Simulator, state: RunState, name: str, path: Path
+  data: FederatedData, evaluated: ClientMetrics, path: Path
 ) -> None:
   """Every client's own metrics, one line a client."""
-  data = getattr(simulator.data, name)
-  metrics = simulator.evaluate_clients(state, name).per_client()
+  metrics = evaluated.per_client()
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(["client", "examples", *metrics])
@@ -345,8 +416,8 @@ def _data_digest(simulator: Simulator) -> str:
   return tree_digest([(d.offsets, dict(d.examples)) for d in parts.values()])
 
 
-def _refuse_other_data(before: str, simulator: Simulator) -> None:
-  if before != _data_digest(simulator):
+def _refuse_other_data(before: str, now: str) -> None:
+  if before != now:
     raise ConfigChangedError(
       "The training data are not those that the run began with; restore what"
       " data.path (or FEDJAX_SIM_DATA) named, or take another --workdir."

@@ -25,12 +25,13 @@ class UsageError(ValueError):
   """The command line is wrong."""
 
 
-def parse(arguments: Sequence[str], *required: str) -> Any:
+def parse(arguments: Sequence[str], *required: str, **optional: str) -> Any:
   """The flags of a command, as attributes.
 
   Args:
     arguments: what follows the command's name.
     *required: "config", and other flags that take a text; all must be there.
+    **optional: more flags that take a text, with their defaults.
 
   Raises:
     UsageError: a flag or a field is unknown, missing or has a wrong value.
@@ -52,6 +53,8 @@ def parse(arguments: Sequence[str], *required: str) -> Any:
       )
     else:
       flags.DEFINE_string(name, None, name, flag_values=values)
+  for name, default in optional.items():
+    flags.DEFINE_string(name, default, name, flag_values=values)
   with _as_argv(arguments):
     try:
       rest = values(["", *arguments])

@@ -98,7 +98,7 @@ def emptied(plan: Cohort) -> Cohort:
 
 
 def choose(
-  probe: Callable[[int], Probe], sizes: list[int], limit: int
+  probe: Callable[[int], Probe], sizes: list[int], limit: float
 ) -> Choice:
   """The number of lanes with the shortest predicted round.
 

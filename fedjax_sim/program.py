@@ -25,6 +25,7 @@ from fedjax_sim.walk import COHORT_SPEC
 # The clients' table is dealt over the devices, the rest is on every one.
 _WHOLE: Any = P()
 _SPLIT: Any = P(AXIS)
+SLICES_SPEC: Any = P(None, AXIS)  # of (rounds, devices, examples, ...)
 STATE_SPEC = RunState(_WHOLE, _WHOLE, _WHOLE, _SPLIT, _WHOLE)
 
 # The same as COHORT_SPEC behind a leading axis of rounds.
@@ -33,6 +34,7 @@ COHORTS_SPEC = jax.tree.map(
 )
 
 MOST_PLAN_BYTES = 2**22
+MOST_SLICE_BYTES = 2**28
 
 
 class Shape(NamedTuple):
@@ -50,7 +52,11 @@ class Shape(NamedTuple):
 
 
 def shape_of(
-  capacity: cohorts.Capacity, passes: int, rounds: int | None, most: int
+  capacity: cohorts.Capacity,
+  passes: int,
+  rounds: int | None,
+  most: int,
+  slice_bytes: int = 0,
 ) -> Shape:
   """The shape for this capacity.
 
@@ -60,10 +66,14 @@ def shape_of(
     rounds: rounds in one call; None: as many as have plans that are small
       beside the rest.
     most: so many at most, where `rounds` is None.
+    slice_bytes: of a round's examples on one device, if they are sent.
   """
   if rounds is None:
     plan = nbytes(cohorts.blank(capacity, passes))
-    rounds = max(1, min(most, MOST_PLAN_BYTES // plan))
+    fit = MOST_PLAN_BYTES // plan
+    if slice_bytes:
+      fit = min(fit, MOST_SLICE_BYTES // slice_bytes)
+    rounds = max(1, min(most, fit))
   return Shape(capacity, passes, rounds)
 
 
@@ -97,6 +107,7 @@ def compile_rounds(
   state: PyTree,
   hparams: PyTree,
   data: PyTree,
+  data_spec: PyTree,
   mesh: Mesh,
   donate: bool,
 ) -> Program:
@@ -108,6 +119,7 @@ def compile_rounds(
     state: a state's shapes.
     hparams: the hyper-parameters' shapes.
     data: the examples' shapes.
+    data_spec: how they lie on the devices.
     mesh: the devices.
     donate: the state passed in is used up.
   """
@@ -115,12 +127,12 @@ def compile_rounds(
   jitted = jax.jit(
     function,
     donate_argnums=(0,) if donate else (),
-    out_shardings=(distributed.shardings(mesh, STATE_SPEC), None),
+    out_shardings=distributed.shardings(mesh, (STATE_SPEC, P())),
   )
   compiled = jitted.lower(
     distributed.abstract(state, mesh, STATE_SPEC),
     distributed.abstract(hparams, mesh, P()),
-    distributed.abstract(data, mesh, P()),
+    distributed.abstract(data, mesh, data_spec),
     distributed.abstract(stacked, mesh, COHORTS_SPEC),
     distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
   ).compile()

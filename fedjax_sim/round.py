@@ -103,7 +103,6 @@ class _Given(NamedTuple):
   message: PyTree
   shared: PyTree
   hparams: HParams
-  data: Mapping[str, Examples]
   round: Array
   seed: Array
 
@@ -163,6 +162,7 @@ def make_rounds(
   walks: Sequence[Walk],
   num_clients: int,
   mesh: Mesh,
+  sliced: bool = False,
 ) -> Callable[..., tuple[RunState, RoundMetrics]]:
   """The function that runs up to R rounds in one dispatch.
 
@@ -173,18 +173,25 @@ def make_rounds(
     walks: for every pass of the algorithm, how it reads.
     num_clients: the population.
     mesh: devices on the axis `clients`.
+    sliced: a device has only the examples that it needs in a round.
 
   Returns:
     (state, hparams, data, cohorts, num_rounds) -> (state, metrics). `data` is
-    split -> field -> (examples, ...), on every device; `cohorts` a `Cohort`
+    source -> field -> (examples, ...), on every device, or, if `sliced`,
+    (R, devices, examples, ...); `cohorts` a `Cohort`
     whose leaves have a leading axis of R rounds, of which the first
     `num_rounds`, shape=(), int32, are run; `metrics` a `RoundMetrics` whose
     leaves have a leading axis of R. Pure: it can be jitted, vmapped over runs
     and differentiated forwards.
   """
 
-  def train_one(row: _Row, given: _Given, orders: Sequence[Array]) -> _Outcome:
-    message, shared, hparams, data, round_, seed = given
+  def train_one(
+    row: _Row,
+    given: _Given,
+    data: Mapping[str, Examples],
+    orders: Sequence[Array],
+  ) -> _Outcome:
+    message, shared, hparams, round_, seed = given
     own, transform_states = row.state
     ident = jnp.maximum(row.client, 0)
     client = Client(
@@ -233,7 +240,10 @@ def make_rounds(
     )
 
   def train_device(
-    given: _Given, states: PyTree, cohort: Cohort
+    given: _Given,
+    data: Mapping[str, Examples],
+    states: PyTree,
+    cohort: Cohort,
   ) -> tuple[_Joined, Array, _Kept]:
     """All waves of one device; its share of the cohort has a leading 1.
 
@@ -251,7 +261,11 @@ def make_rounds(
       states,
     )
     waves, lanes = mine.client.shape
-    one = functools.partial(train_one, given=given, orders=cohort.order)
+    if sliced:
+      data = jax.tree.map(lambda x: x[0], data)
+    one = functools.partial(
+      train_one, given=given, data=data, orders=cohort.order
+    )
     outcome = jax.eval_shape(one, jax.tree.map(lambda x: x[0, 0], grid))
     report = outcome.report
     zeros = aggregators.zeros_accumulator
@@ -304,7 +318,7 @@ def make_rounds(
   train = jax.shard_map(
     train_device,
     mesh=mesh,
-    in_specs=(whole, split, COHORT_SPEC),
+    in_specs=(whole, split if sliced else whole, split, COHORT_SPEC),
     out_specs=(joined_spec, whole, split),
     check_vma=False,
   )
@@ -319,13 +333,12 @@ def make_rounds(
       message=algorithm.broadcast(state.server),
       shared=state.shared,
       hparams=hparams,
-      data=data,
       round=state.round,
       seed=state.seed,
     )
     rows = jnp.maximum(cohort.client, 0)
     states = jax.tree.map(lambda table: table[rows], state.clients)
-    joined, counts, kept = train(given, states, cohort)
+    joined, counts, kept = train(given, data, states, cohort)
     counts = counts.astype(jnp.int32)
     clients = counts[_Status.PRESENT]
     divide = aggregators.divide
@@ -378,7 +391,10 @@ def make_rounds(
   ) -> tuple[RunState, RoundMetrics]:
     first = jax.tree.map(lambda x: x[0], cohorts)
     most = cohorts.num_waves.shape[0]
-    shapes = jax.eval_shape(one_round, state, hparams, data, first)[1]
+    one_data = lambda r: jax.tree.map(lambda x: x[r], data) if sliced else data
+    shapes = jax.eval_shape(
+      lambda: one_round(state, hparams, one_data(0), first)
+    )[1]
     metrics = jax.tree.map(
       lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes
     )
@@ -388,7 +404,7 @@ def make_rounds(
     ) -> tuple[RunState, RoundMetrics]:
       state, metrics = carry
       cohort = jax.tree.map(lambda x: x[r], cohorts)
-      state, new = one_round(state, hparams, data, cohort)
+      state, new = one_round(state, hparams, one_data(r), cohort)
       return state, jax.tree.map(lambda m, x: m.at[r].set(x), metrics, new)
 
     return lax.fori_loop(0, num_rounds, body, (state, metrics))

@@ -27,6 +27,7 @@ from fedjax_sim import (
   distributed,
   lanes,
   preflight,
+  processes,
   sampling,
   validate,
 )
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 # milliseconds to get up to speed, so a few short rounds are too few.
 TARGET_SECONDS = 1.0
 MOST_ROUNDS = 64
+RESIDENCIES = ("auto", "device", "host")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,9 @@ class Runtime:
   Attributes:
     lanes: clients that a device trains at once; "auto" measures a few choices.
     devices: devices of the mesh; None: all.
+    residency: where the examples are: "device", all of them on every device;
+      "host", in the host's memory, and each device is sent those of the
+      clients that it trains; "auto": "device" where one process runs alone.
     rounds_per_dispatch: rounds in one call of the compiled program; None: as
       many as take about a second, up to `most_rounds`.
     most_rounds: see there.
@@ -79,6 +84,7 @@ class Runtime:
 
   lanes: int | Literal["auto"] = "auto"
   devices: int | None = None
+  residency: Literal["auto", "device", "host"] = "auto"
   rounds_per_dispatch: int | None = None
   most_rounds: int = MOST_ROUNDS
   eval_batch_size: int = 256
@@ -89,6 +95,7 @@ class Runtime:
       validate.whole("runtime.lanes", self.lanes)
     if self.devices is not None:
       validate.whole("runtime.devices", self.devices)
+    validate.known("runtime.residency", self.residency, RESIDENCIES)
     if self.rounds_per_dispatch is not None:
       validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
     validate.whole("Runtime.most_rounds", self.most_rounds)
@@ -240,11 +247,14 @@ class Simulator:
       began = time.perf_counter()
       jax.block_until_ready(self._call(state, planned, None))
       times.append(time.perf_counter() - began)
-    return min(times[1:])
+    (slowest,) = processes.greatest(min(times[1:]))
+    return slowest
 
-  @property
-  def _memory_limit(self) -> int:
-    return lanes.memory_limit(self.mesh.devices.flat[0])
+  @functools.cached_property
+  def _memory_limit(self) -> float:
+    own = self.mesh.local_devices[0]
+    (negative,) = processes.greatest(-lanes.memory_limit(own))
+    return -negative
 
   @functools.cached_property
   def hparams(self) -> HParams:
@@ -285,7 +295,7 @@ class Simulator:
     preflight.check_order(max(capacity.order), self.work)
     shapes = self.state_shapes
     variables = self.algorithm.variables(shapes.server)
-    preflight.check_memory(shapes, self.mesh.devices.flat[0], self.mesh.size)
+    preflight.check_memory(shapes, self.mesh.local_devices[0], self.mesh.size)
     size = self.runtime.eval_batch_size
     preflight.check_task(self.task, variables, self.data, self.works, size)
     return True
@@ -300,9 +310,8 @@ class Simulator:
       self.algorithm.client_init(server, hparams),
       tuple(t.client_init(params, own[t.name]) for t in self.transforms),
     )
-    rows = -(-self.num_clients // self.mesh.size) * self.mesh.size
     table = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (rows, *jnp.shape(x))), row
+      lambda x: jnp.broadcast_to(x, (self._table_rows, *jnp.shape(x))), row
     )
     shared = tuple(t.init(params, own[t.name]) for t in self.transforms)
     return RunState(jnp.zeros((), jnp.int32), seed, server, table, shared)
@@ -322,10 +331,39 @@ class Simulator:
     _ = self.checked
     return self._jitted_init(np.uint32(self.seed), self._traced(hparams))
 
+  @property
+  def _table_rows(self) -> int:
+    """Rows of the clients' table, the same on every device."""
+    return -(-self.num_clients // self.mesh.size) * self.mesh.size
+
   def place(self, state: PyTree) -> RunState:
-    """A state from elsewhere, such as a checkpoint, on the devices."""
-    placed: RunState = distributed.put(state, self.mesh, programs.STATE_SPEC)
+    """A state on the host, as `fetch` gives it, on the devices."""
+    missing = self._table_rows - self.num_clients
+
+    def pad(x: np.ndarray) -> np.ndarray:
+      return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
+
+    padded = state._replace(clients=jax.tree.map(pad, state.clients))
+    placed: RunState = distributed.put(padded, self.mesh, programs.STATE_SPEC)
     return placed
+
+  def fetch(self, state: RunState) -> RunState:
+    """The state on the host, whatever the devices: a row for every client.
+
+    All processes have to call it.
+    """
+    state = distributed.fetch(state)
+    own = jax.tree.map(lambda x: x[: self.num_clients], state.clients)
+    return state._replace(clients=own)
+
+  @functools.cached_property
+  def fetched_shapes(self) -> RunState:
+    """Shapes and dtypes of what `fetch` gives."""
+    shapes = self.state_shapes
+    cut = lambda x: jax.ShapeDtypeStruct(
+      (self.num_clients, *x.shape[1:]), x.dtype
+    )
+    return shapes._replace(clients=jax.tree.map(cut, shapes.clients))
 
   @functools.cached_property
   def state_shapes(self) -> RunState:
@@ -355,18 +393,71 @@ class Simulator:
   # --- rounds ----------------------------------------------------------------
 
   @functools.cached_property
+  def sliced(self) -> bool:
+    """Whether a round's examples are sent to the devices with its plan.
+
+    Raises:
+      ValueError: all examples on every device, with several processes.
+    """
+    several = self.mesh.is_multi_process
+    if self.runtime.residency == "device" and several:
+      raise ValueError(
+        "runtime.residency='device' holds all examples on every device, of"
+        " which a process has only those of its own clients; give 'host' or"
+        " 'auto'."
+      )
+    return self.runtime.residency == "host" or several
+
+  @functools.cached_property
+  def _sources(self) -> list[str]:
+    """For every pass, under which name the round finds its examples."""
+    passes = enumerate(self.algorithm.passes)
+    return [f"{i}:{p.split}" if self.sliced else p.split for i, p in passes]
+
+  @functools.cached_property
   def _examples(self) -> PyTree:
     return distributed.put(self._host_examples, self.mesh, P())
 
   @functools.cached_property
   def _host_examples(self) -> dict[str, dict[str, np.ndarray]]:
-    passes = self.algorithm.passes
-    named = {p.split: data for p, data in zip(passes, self.splits, strict=True)}
-    for split, data in named.items():
+    named = dict(zip(self._sources, self.splits, strict=True))
+    for source, data in named.items():
       for field, array in data.examples.items():
         kept = jax.dtypes.canonicalize_dtype(array.dtype)
-        validate.fits(f"field {field!r} of {split}", array, kept)
-    return {split: dict(data.examples) for split, data in named.items()}
+        validate.fits(f"field {field!r} of {source}", array, kept)
+    return {source: dict(data.examples) for source, data in named.items()}
+
+  def _data_shapes(self, shape: programs.Shape) -> PyTree:
+    """What the round's program is given as examples."""
+    if not self.sliced:
+      return self._host_examples
+    lengths = dict(zip(self._sources, shape.capacity.examples, strict=True))
+    return {
+      source: {
+        field: jax.ShapeDtypeStruct(
+          (shape.rounds, self.mesh.size, lengths[source], *x.shape[1:]), x.dtype
+        )
+        for field, x in examples.items()
+      }
+      for source, examples in self._host_examples.items()
+    }
+
+  def _fill(
+    self, slices: Sequence[cohorts.Slices], shape: programs.Shape
+  ) -> dict[str, dict[str, np.ndarray]]:
+    """The examples that this process's devices need; for the host."""
+    devices = distributed.own_devices(self.mesh)
+    return {
+      source: {
+        field: cohorts.fill(
+          part, x, rounds=shape.rounds, devices=devices, length=length
+        )
+        for field, x in self._host_examples[source].items()
+      }
+      for source, part, length in zip(
+        self._sources, slices, shape.capacity.examples, strict=True
+      )
+    }
 
   @functools.cached_property
   def compiled(self) -> dict[tuple[int, int], Program]:
@@ -376,17 +467,17 @@ class Simulator:
   @functools.cached_property
   def function(self) -> Callable[..., tuple[RunState, RoundMetrics]]:
     """The pure function of up to R rounds, as `make_rounds` describes it."""
-    passes = self.algorithm.passes
     return rounds.make_rounds(
       self.algorithm,
       self.aggregator,
       self.transforms,
       walks=[
-        Walk(p.split, work.batch_size, self.data.prepare)
-        for p, work in zip(passes, self.works, strict=True)
+        Walk(source, work.batch_size, self.data.prepare)
+        for source, work in zip(self._sources, self.works, strict=True)
       ],
       num_clients=self.num_clients,
       mesh=self.mesh,
+      sliced=self.sliced,
     )
 
   @functools.cached_property
@@ -404,9 +495,20 @@ class Simulator:
       )
       fixed, most = self.runtime.rounds_per_dispatch, self.runtime.most_rounds
       self._shapes[lanes, size] = programs.shape_of(
-        capacity, len(self.works), fixed, most
+        capacity, len(self.works), fixed, most, self._slice_bytes(capacity)
       )
     return self._shapes[lanes, size]
+
+  def _slice_bytes(self, capacity: cohorts.Capacity) -> int:
+    if not self.sliced:
+      return 0
+    one = lambda x: math.prod(x.shape[1:]) * x.itemsize
+    return sum(
+      length * sum(one(x) for x in examples.values())
+      for length, examples in zip(
+        capacity.examples, self._host_examples.values(), strict=True
+      )
+    )
 
   def program(self, lanes: int, size: int) -> Program:
     """The compiled round.
@@ -416,12 +518,14 @@ class Simulator:
       size: the largest cohort, one of the sampler's sizes.
     """
     if (lanes, size) not in self.compiled:
+      shape = self._shape(lanes, size)
       self.compiled[lanes, size] = programs.compile_rounds(
         self.function,
-        self._shape(lanes, size),
+        shape,
         state=self.state_shapes,
         hparams=self._traced(None),
-        data=self._host_examples,
+        data=self._data_shapes(shape),
+        data_spec=programs.SLICES_SPEC if self.sliced else P(),
         mesh=self.mesh,
         donate=self.runtime.donate,
       )
@@ -460,7 +564,7 @@ class Simulator:
       if self._size(more) != size:
         break  # it runs in another program
       ids.append(more)
-    planned = cohorts.plan_rounds(
+    planned, slices = cohorts.plan_rounds(
       [data.offsets for data in self.splits],
       self.works,
       ids,
@@ -472,20 +576,33 @@ class Simulator:
         self.sampler.versions(self.seed, first + i, cohort)
         for i, cohort in enumerate(ids)
       ],
+      sliced=self.sliced,
     )
-    waste = cohorts.waste(planned, self.works)
-    seconds = time.perf_counter() - began
-    return Planned(first, len(ids), planned, (lanes, size), waste, seconds)
+    return Planned(
+      first=first,
+      num_rounds=len(ids),
+      cohorts=planned,
+      examples=self._fill(slices, shape) if self.sliced else None,
+      key=(lanes, size),
+      waste=cohorts.waste(planned, self.works),
+      seconds=time.perf_counter() - began,
+    )
 
   def _call(
     self, state: RunState, planned: Planned, hparams: HParams | None
   ) -> tuple[RunState, RoundMetrics]:
     program = self.program(*planned.key)
     put = functools.partial(distributed.put, mesh=self.mesh)
+    if planned.examples is None:
+      examples = self._examples
+    else:
+      examples = distributed.put_own(
+        planned.examples, self.mesh, programs.SLICES_SPEC
+      )
     result: tuple[RunState, RoundMetrics] = program.compiled(
       state,
       put(self._traced(hparams), specs=P()),
-      self._examples,
+      examples,
       put(planned.cohorts, specs=programs.COHORTS_SPEC),
       put(np.int32(planned.num_rounds), specs=P()),
     )
@@ -571,7 +688,9 @@ class Simulator:
         if done < last:
           pending = pool.submit(self.plan, done, count(done))
         out = self.dispatch(state, planned, hparams)
-        seconds_per_round = out.seconds / planned.num_rounds
+        # The processes have to agree how many rounds come next.
+        (slowest,) = processes.greatest(out.seconds)
+        seconds_per_round = slowest / planned.num_rounds
         sent = yield out
         if out.failure is not None:
           raise out.failure
@@ -636,4 +755,5 @@ class Simulator:
       server,
       self.state_shapes.server,
     )
-    return self.place(state._replace(server=server))
+    server = distributed.put(server, self.mesh, P())
+    return state._replace(server=server)

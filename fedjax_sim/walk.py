@@ -46,12 +46,12 @@ class Walk(NamedTuple):
   """How a pass reads its batches: constants of the compiled round.
 
   Attributes:
-    split: which set of examples.
+    source: whose examples, a key of the data.
     batch_size: examples of a batch.
     prepare: what is done to a batch before the algorithm sees it.
   """
 
-  split: str
+  source: str
   batch_size: int
   prepare: Prepare
 
@@ -88,7 +88,7 @@ def run_client(
     client: what it knows.
     start: shape=(passes,), int32; where its batches begin in each order.
     walks: for every pass, how it reads.
-    data: split -> examples.
+    data: source -> examples.
     orders: for every pass, the order array.
   """
   carries: tuple[PyTree, ...] = ()
@@ -100,7 +100,7 @@ def run_client(
     ) -> PyTree:
       walk = walks[p]
       first = start[p] + i * walk.batch_size
-      batch = read_batch(data[walk.split], orders[p], first, walk)
+      batch = read_batch(data[walk.source], orders[p], first, walk)
       return walked.step(client, carry, batch, jax.random.fold_in(key, i))
 
     carry = walked.start(client, *carries)

@@ -1,6 +1,12 @@
-"""The benchmarks run, write what they promise, and train what they say."""
+"""The benchmarks run at a small scale, write all fields, and train alike.
+
+The bare loop is SGD on the engine's batches, and PyTorch's models are ours; the
+latter is tested where PyTorch is installed, which no extra for tests has. Of
+the other simulators only what surrounds them is tested, and our own script.
+"""
 
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -8,8 +14,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
+
+from fedjax_sim.models.char_lstm import CharLSTM
+from fedjax_sim.models.femnist_cnn import FemnistCNN
+from fedjax_sim.models.logistic_regression import LogisticRegression
+from fedjax_sim.models.resnet18 import ResNet18
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RATIOS = {
@@ -29,19 +42,18 @@ def benchmark(monkeypatch):
   return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
-def run_smoke(folder: pathlib.Path, *before: str) -> dict:
-  """The JSON of LR at a small scale, in a process of its own.
+def run(module: str, arguments: list[str], *before: str) -> str:
+  """What a benchmark prints, in a process of its own.
 
   Args:
-    folder: where to write.
+    module: of `benchmarks`.
+    arguments: of its command line.
     before: lines of Python that come first.
   """
-  written = folder / "engine.json"
-  arguments = ["--cases=lr", "--pairs=2", "--scale=smoke", f"--json={written}"]
   lines = [
     *before,
-    "from benchmarks import engine",
-    f"engine.main({arguments!r})",
+    f"from benchmarks import {module}",
+    f"{module}.main({arguments!r})",
   ]
   done = subprocess.run(
     [sys.executable, "-c", "\n".join(lines)],
@@ -53,9 +65,23 @@ def run_smoke(folder: pathlib.Path, *before: str) -> dict:
     check=False,
   )
   assert done.returncode == 0, done.stdout
+  return done.stdout
+
+
+def run_engine(folder: pathlib.Path, *before: str, more: str = "") -> dict:
+  """The JSON of LR at a small scale.
+
+  Args:
+    folder: where to write.
+    before: as in `run`.
+    more: another flag.
+  """
+  written = folder / "engine.json"
+  arguments = ["--cases=lr", "--pairs=2", "--scale=smoke", f"--json={written}"]
+  output = run("engine", arguments + [more] * bool(more), *before)
   report: dict = json.loads(written.read_text())
   for note in report["notes"]:
-    assert note in done.stdout
+    assert note in output
   return report
 
 
@@ -68,14 +94,19 @@ def check(report: dict) -> None:
   case = report["cases"]["lr"]
   engines = {"one", "all"} if facts["devices"] > 1 else {"one"}
   assert set(case["engines"]) == engines
+  compared = {*engines, "bare"} | ({"torch"} if case["torch"] else set())
+  assert set(case["busy_cores"]) == compared
   positive = [
+    *case["busy_cores"].values(),
+    case["engines"]["one"]["share_of_peak"],
+  ] + [
     case[key]
     for key in (
       "parameters",
       "steps_per_turn",
       "flops_per_step",
       "matmul_peak",
-      "peak_bytes",
+      "process_peak_bytes",
     )
   ]
   for engine in case["engines"].values():
@@ -105,23 +136,41 @@ def check(report: dict) -> None:
 
 
 def test_engine_writes_all_fields(tmp_path):
-  report = run_smoke(tmp_path)
+  report = run_engine(tmp_path)
   check(report)
-  ratios = report["cases"]["lr"]["ratios"]
+  case = report["cases"]["lr"]
   if report["notes"]:  # PyTorch is not installed
-    assert all(ratios[name] is None for name in OF_TORCH)
-  else:
-    assert ratios["one_to_torch"] > 0
+    assert case["torch"] is None
+    assert all(case["ratios"][name] is None for name in OF_TORCH)
+    return
+  assert case["ratios"]["one_to_torch"] > 0
+  theirs = case["torch"]
+  tried = theirs["seconds_by_threads"]
+  assert str(theirs["threads"]) == min(tried, key=tried.get)
+  assert str(report["machine"]["cpu_count"]) in tried
+  assert theirs["timed_batches"] == 4 < theirs["batches"]
+  assert theirs["extrapolated"]
 
 
 def test_engine_without_pytorch_leaves_its_columns_empty(tmp_path):
-  report = run_smoke(tmp_path, "import sys", "sys.modules['torch'] = None")
+  report = run_engine(tmp_path, "import sys", "sys.modules['torch'] = None")
   check(report)
   (note,) = report["notes"]
   assert "PyTorch is not installed" in note
   case = report["cases"]["lr"]
-  assert case["torch_threads"] is None
+  assert case["torch"] is None
   assert all(case["ratios"][name] is None for name in OF_TORCH)
+
+
+if hasattr(os, "sched_setaffinity"):
+
+  def test_engine_on_one_core(tmp_path):
+    report = run_engine(tmp_path, more="--cores=1")
+    check(report)
+    facts, case = report["machine"], report["cases"]["lr"]
+    assert (facts["cpu_count"], facts["devices"]) == (1, 1)
+    # A process counts its seconds on a core by ticks.
+    assert max(case["busy_cores"].values()) < 1.2
 
 
 def sgd_in_numpy(x, y, classes, rows, batch_size, rate):
@@ -205,23 +254,161 @@ def test_scans_are_counted_with_all_their_passes(benchmark):
   assert counts[1] / counts[0] == pytest.approx(2, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["lr", "cnn", "lstm", "resnet18"])
-def test_pytorch_models_have_as_many_parameters(benchmark, name):
-  torch = benchmark("pytorch").load()
-  if torch is None:
-    return  # its columns are empty
-  import jax
+def test_pytorch_may_use_every_core(benchmark):
+  threads_to_try = benchmark("pytorch").threads_to_try
+  assert threads_to_try(1) == [1]
+  assert threads_to_try(2) == [1, 2]
+  assert threads_to_try(6) == [1, 2, 4, 6]
+  assert threads_to_try(16) == [1, 2, 4, 8, 16]
 
-  case = benchmark("cases").CASES[name]
-  build = benchmark("pytorch").MODELS[case.pytorch]
-  model = build(torch.nn, case.example_shape, case.num_classes)
-  theirs = sum(p.numel() for p in model.parameters())
-  task = case.model(case.example_shape, case.num_classes)
-  shapes = jax.eval_shape(task.init, jax.random.key(0)).params
-  ours = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-  # PyTorch's LSTM has a second bias a layer.
-  extra = 2 * 4 * 256 if name == "lstm" else 0
-  assert theirs == ours + extra
+
+def test_pytorch_is_timed_on_ten_batches_or_all(benchmark):
+  cases = benchmark("cases").CASES
+  assert min(case.torch_batches for case in cases.values()) >= 10
+
+
+# Case -> (example shape, classes, the model whose task it is).
+OURS = {
+  "lr": ((12,), 3, lambda rngs: LogisticRegression(12, 3, rngs=rngs)),
+  "cnn": (
+    (8, 8, 1),
+    5,
+    lambda rngs: FemnistCNN((8, 8, 1), 5, (0.0, 0.0), rngs=rngs),
+  ),
+  "lstm": ((6,), 9, lambda rngs: CharLSTM(9, 8, (256, 256), rngs)),
+  "resnet18": ((8, 8, 3), 10, lambda rngs: ResNet18(3, 64, 10, rngs)),
+}
+
+
+def in_order_of_pytorch(name: str, params, began) -> list[np.ndarray]:
+  """Our parameters as PyTorch's model lists its own.
+
+  Args:
+    name: of the case.
+    params: of our model.
+    began: the same before any step.
+  """
+
+  def dense(layer) -> list[np.ndarray]:
+    return [np.asarray(layer["kernel"][...]).T, np.asarray(layer["bias"][...])]
+
+  def kernel(layer) -> np.ndarray:
+    return np.asarray(layer["kernel"][...]).transpose(3, 2, 0, 1)
+
+  def normed(conv, norm) -> list[np.ndarray]:
+    scale, bias = (np.asarray(norm[key][...]) for key in ("scale", "bias"))
+    return [kernel(conv), scale, bias]
+
+  if name == "lr":
+    return dense(params["linear"])
+  if name == "cnn":
+    convs = []
+    for layer in (params["conv1"], params["conv2"]):
+      convs += [kernel(layer), np.asarray(layer["bias"][...])]
+    weight, bias = dense(params["dense1"])
+    # Ours reads (height, width, features), theirs (features, height, width).
+    weight = weight.reshape(128, 2, 2, 64).transpose(0, 3, 1, 2)
+    return [*convs, weight.reshape(128, -1), bias, *dense(params["dense2"])]
+  if name == "lstm":
+    found = [np.asarray(params["embed"]["embedding"][...])]
+    for i in range(2):
+      layer = params["layers"][i]
+      weight, bias = dense(layer["inputs"])
+      before = np.asarray(began["layers"][i]["inputs"]["bias"][...])
+      # Their second bias begins at zero, and has the first one's gradient.
+      recurrent = np.asarray(layer["recurrent"][...]).T
+      found += [weight, recurrent, bias, bias - before]
+    return found + dense(params["logits"])
+  found = normed(params["stem"], params["norm"])
+  for i in range(8):
+    block = params["blocks"][i]
+    found += normed(block["conv1"], block["norm1"])
+    found += normed(block["conv2"], block["norm2"])
+    if "around" in block:
+      found += normed(*(block["around"]["layers"][j] for j in range(2)))
+  return found + dense(params["logits"])
+
+
+# Not skipped without PyTorch, as `.ci/run` counts what is.
+if importlib.util.find_spec("torch") is not None:
+
+  @pytest.mark.parametrize("name", OURS)
+  def test_pytorch_models_compute_and_train_as_ours(benchmark, name):
+    pytorch, case = benchmark("pytorch"), benchmark("cases").CASES[name]
+    torch = pytorch.load()
+    shape, classes, build = OURS[name]
+    rng, rate, size = np.random.default_rng(0), 0.1, 3
+    tokens = case.stored == "token"
+    if tokens:
+      x = rng.integers(1, classes, (size, *shape), dtype=np.int32)
+    else:
+      x = rng.standard_normal((size, *shape), dtype=np.float32)  # type: ignore[assignment]
+    y = rng.integers(1, classes, (size, *shape) if tokens else size)
+    examples = {"x": x, "y": y.astype(np.int32)}
+
+    task = case.model(shape, classes)
+    noisy = lambda p: p + 0.02 * rng.standard_normal(p.shape, dtype=np.float32)
+    drawn = task.init(jax.random.key(0))
+    params = jax.tree.map(noisy, drawn.params)
+    model = build(nnx.Rngs(0))
+    nnx.update(model, params)
+    logits = nnx.jit(lambda model, x: model(x))(model, x)
+
+    def loss(params):
+      variables = drawn._replace(params=params)
+      return task.loss(variables, examples, jax.random.key(0)).value.mean()
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    trained = jax.tree.map(lambda p, g: p - rate * g, params, gradient)
+
+    loop = pytorch.Loop(torch, case.pytorch, shape, classes, rate)
+    theirs = list(loop.model.parameters())
+    began = in_order_of_pytorch(name, params, params)
+    assert [p.shape for p in theirs] == [p.shape for p in began]
+    with torch.no_grad():
+      for p, value in zip(theirs, began, strict=True):
+        p.copy_(torch.tensor(value.copy()))
+    batches = loop.batches(examples, np.arange(size), size, lambda x: x)
+    ((inputs, _),) = batches
+    close = lambda a, b, atol: np.testing.assert_allclose(
+      a.detach().numpy(), b, rtol=1e-3, atol=atol
+    )
+    close(loop.model(inputs), logits, 1e-5)
+    loop.train(batches)
+    ended = in_order_of_pytorch(name, trained, params)
+    for p, before, after in zip(theirs, began, ended, strict=True):
+      moved = np.abs(after - before).max()
+      assert moved > 0
+      close(p, after, 1e-3 * moved)
+
+
+def test_layers_run():
+  output = run("layers", ["--scale=smoke", "--turns=1"])
+  for way in ("XLA's convolutions, XLA's pooling", "one product a step"):
+    assert f"{way} " in output
+  assert "1.00" in output
+
+
+def test_everything_is_first_in_some_turn(benchmark):
+  rotated = benchmark("turns").rotated
+  assert rotated({"a": 1, "b": 2, "c": 3}, 0) == ["a", "b", "c"]
+  assert rotated("abc", 4) == ["b", "c", "a"]
+
+
+def test_scaling_writes_all_fields(tmp_path):
+  written = tmp_path / "scaling.json"
+  run("scaling", ["--scale=smoke", "--turns=1", f"--json={written}"])
+  report = json.loads(written.read_text())
+  small, large = report["cohorts"]
+  assert (small["clients_per_round"], large["clients_per_round"]) == (10, 40)
+  assert small["time_ratio"] == small["memory_ratio"] == 1
+  for row in (small, large):
+    assert row["compilations"] == 1
+    assert all(math.isfinite(value) and value > 0 for value in row.values())
+  assert 0 < report["step_waste"] < 1
+  parts = ["python", "imports", "data", "init", "compile", "first round"]
+  assert list(report["start"]) == parts
+  assert all(seconds > 0 for seconds in report["start"].values())
 
 
 def test_step_waste_of_sorted_waves_is_small(benchmark):
@@ -233,3 +420,110 @@ def test_sizes_have_the_mean_that_is_asked_for(benchmark):
   sizes = cases.sizes(cases.CASES["lr_large"])
   assert sizes.min() >= 1
   assert sizes.mean() == pytest.approx(10, rel=0.05)
+
+
+# --- other simulators ---------------------------------------------------------
+
+
+def of_run(seconds: float, loss: float = 1.0) -> dict:
+  """What `peers.train` returns, as far as the table reads it."""
+  return {
+    "seconds_per_round": seconds,
+    "examples_per_second": 600 / seconds,
+    "train_loss": loss,
+    "train_accuracy": 0.5,
+    "version": "1.2",
+    "trains_with": "jax 0.10",
+  }
+
+
+def cells_of(table: str) -> dict[str, list[str]]:
+  """Name -> the other cells of its row."""
+  rows = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in table.splitlines()
+  ]
+  assert {len(row) for row in rows} == {7}
+  return {name: cells for name, *cells in rows}
+
+
+def test_table_compares_within_a_turn(benchmark):
+  peers = benchmark("peers")
+  results = {
+    peers.OURS: {"runs": [of_run(1.0), of_run(2.0), of_run(4.0)]},
+    "other": {"runs": [of_run(3.0, 0.9), of_run(4.0), of_run(20.0)]},
+    "broken": {"error": "no | such thing", "runs": [of_run(1.0)]},
+  }
+  rows = cells_of(peers.table(results))
+  same = ["1.2", "jax 0.10", "1.00", "1.00", "1.0000", "0.5000"]
+  assert rows[peers.OURS] == same
+  ratio = "3.00 (2.00-5.00)"
+  loss = "1.0000 (0.9000-1.0000)"
+  assert rows["other"] == ["1.2", "jax 0.10", ratio, ratio, loss, "0.5000"]
+  assert rows["broken"][2] == "failed: no / such thing"
+
+
+def test_table_without_our_own_times(benchmark):
+  peers = benchmark("peers")
+  results = {
+    peers.OURS: {"error": "out of memory", "runs": []},
+    "other": {"runs": [of_run(3.0)]},
+  }
+  rows = cells_of(peers.table(results))
+  assert rows[peers.OURS][2] == "failed: out of memory"
+  assert rows["other"][2:4] == ["unknown", "unknown"]
+
+
+def test_evaluation_of_a_linear_model(benchmark, tmp_path):
+  path = tmp_path / "data.npz"
+  np.savez(path, x=np.eye(2, dtype=np.float32), y=np.array([0, 0]))
+  kernel, bias = np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([1000.0, 1000.0])
+  loss, accuracy = benchmark("peers").evaluate(path, kernel, bias)
+  expected = [np.log1p(np.exp(-2)), np.log1p(np.exp(1))]
+  assert loss == pytest.approx(np.mean(expected))
+  assert accuracy == 0.5
+
+
+def test_reason_of_a_failure(benchmark):
+  reason = benchmark("peers").reason
+  assert reason("begin\nValueError: no\nsee the log\n") == "ValueError: no"
+  assert reason("begin\n\n  the end \n") == "the end"
+  assert reason("") == ""
+  assert len(reason("error " * 100)) == 300
+
+
+def test_a_command_that_fails_or_hangs(benchmark):
+  peers = benchmark("peers")
+  assert peers.call([sys.executable, "-c", "print(1)"], seconds=60) == "1\n"
+  with pytest.raises(peers.FailedError, match="^KeyError: 3$|^KeyError: '3'$"):
+    peers.call([sys.executable, "-c", "{}['3']"], seconds=60)
+  with pytest.raises(peers.FailedError, match="took more than 0 s"):
+    peers.call([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0)
+
+
+def test_data_of_other_parameters_is_another_file(benchmark):
+  peers = benchmark("peers")
+  assert peers.data_name() == peers.data_name(dict(peers.DATA))
+  names = {peers.data_name({**peers.DATA, key: 3}) for key in peers.DATA}
+  assert len(names | {peers.data_name()}) == len(peers.DATA) + 1
+
+
+def test_requirements_are_of_one_version(benchmark):
+  for peer in benchmark("peers").PEERS.values():
+    assert all("==" in requirement for requirement in peer.requirements)
+
+
+def test_our_script_for_peers_trains(benchmark, tmp_path):
+  peers = benchmark("peers")
+  small = {"clients": 20, "features": 6, "classes": 3}
+  data = tmp_path / "data.npz"
+  peers.write_data(data, {**peers.DATA, **small})
+  runner = peers.our_runners({**os.environ, "JAX_PLATFORMS": "cpu"})[peers.OURS]
+  runner.work.update(small, cohort=5)
+  row = peers.train(
+    **runner._asdict(), data=data, rounds=peers.SMALLEST_ROUNDS, seconds=120
+  )
+  assert row["seconds_per_round"] > 0
+  assert row["train_loss"] < np.log(3)
+  assert row["version"] == row["versions"]["fedjax_sim"]
+  assert row["trains_with"] == f"jax {jax.__version__}"

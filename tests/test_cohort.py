@@ -158,7 +158,9 @@ def test_shuffling_is_uniform():
   count, n = 4800, 4
   offsets = offsets_of(np.full(count, n))
   work = LocalWork(batch_size=n)
-  order, _ = cohort.batches(offsets, np.arange(count), work, seed=0, round_=0)
+  order = cohort.batches(
+    offsets, np.arange(count), work, seed=0, round_=0
+  ).order()
   local = order.reshape(count, n) - offsets[:-1, None]
   _, found = np.unique(local @ n ** np.arange(n), return_counts=True)
   assert len(found) == 24
@@ -170,7 +172,9 @@ def test_max_examples_draws_every_example_alike():
   count = 3000
   offsets = offsets_of(np.full(count, 5))
   work = LocalWork(batch_size=2, max_examples=2)
-  order, _ = cohort.batches(offsets, np.arange(count), work, seed=1, round_=0)
+  order = cohort.batches(
+    offsets, np.arange(count), work, seed=1, round_=0
+  ).order()
   found = np.bincount(order % 5, minlength=5)
   chi2 = ((found - 1200) ** 2 / 1200).sum()
   assert chi2 < 20  # 4 degrees of freedom (negatively correlated), p < 0.0005
@@ -324,7 +328,7 @@ def test_rounds_planned_together_are_the_rounds_planned_alone(
   shape = cohort.capacity(
     [sizes] * 2, both, len(sizes), lanes=lanes, devices=devices
   )
-  together = cohort.plan_rounds(
+  together, _ = cohort.plan_rounds(
     [offsets] * 2, both, cohorts, shape, seed=5, first=3, rounds=5
   )
   alone = [

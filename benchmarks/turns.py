@@ -1,0 +1,19 @@
+"""The order in which what is compared takes turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def rotated(items: Iterable[T], turn: int) -> list[T]:
+  """All of them, another one first in every turn.
+
+  What comes first in a turn may find the caches and the clock otherwise than
+  what comes last.
+  """
+  everything = list(items)
+  first = turn % len(everything)
+  return everything[first:] + everything[:first]

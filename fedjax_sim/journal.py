@@ -1,0 +1,93 @@
+"""What a run tells while it goes: metrics, timings, events, progress.
+
+With several processes only the first one writes; the others keep silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim import processes, reporting
+from fedjax_sim.dispatch import Dispatch, Row
+
+
+class Journal:
+  """The silent journal, and what every journal can do."""
+
+  def log(self, message: str, level: str = "info") -> None:
+    """Tells something beside the metrics."""
+
+  def write(self, done: int, out: Dispatch, eval_seconds: float) -> None:
+    """Writes the rows of a dispatch.
+
+    Args:
+      done: rounds done with it.
+      out: the dispatch.
+      eval_seconds: what the evaluation after it took.
+    """
+
+  def sync(self) -> None:
+    """Returns when all that was written is on the disk."""
+
+
+class _Written(Journal):
+  def __init__(self, metrics: Any, timings: Any, events: Any, progress: Any):
+    self._metrics, self._timings = metrics, timings
+    self._events, self._progress = events, progress
+
+  def log(self, message: str, level: str = "info") -> None:
+    self._progress.log(message, level=level)
+
+  def write(self, done: int, out: Dispatch, eval_seconds: float) -> None:
+    self._metrics.append(out.rows)
+    self._events.write(out.rows)
+    if out.rows:
+      self._timings.append([_timing(done, out, eval_seconds)])
+    rate = out.clients / max(out.seconds, 1e-9)
+    for row in out.rows:
+      self._progress.update(row, clients_per_second=rate)
+
+  def sync(self) -> None:
+    self._metrics.sync()
+    self._timings.sync()
+    self._events.flush()
+
+
+def _timing(done: int, out: Dispatch, eval_seconds: float) -> Row:
+  return {
+    "round": done,
+    "rounds": len(out.rows),
+    "train_seconds": out.seconds,
+    "plan_seconds": out.plan_seconds,
+    "eval_seconds": eval_seconds,
+  }
+
+
+@contextlib.contextmanager
+def journal(folder: Path, *, rounds: int, done: int) -> Iterator[Journal]:
+  """The journal of a run.
+
+  Args:
+    folder: the workdir.
+    rounds: that the run will have.
+    done: that it has; what the files say of later ones is cut off.
+  """
+  if not processes.is_first():
+    yield Journal()
+    return
+  with (
+    reporting.MetricsFile(
+      folder / "metrics.jsonl", keep_through=done
+    ) as metrics,
+    reporting.MetricsFile(
+      folder / "timings.jsonl", keep_through=done, complete=False
+    ) as timings,
+    contextlib.closing(
+      reporting.EventFiles(folder / "events", first_round=done + 1)
+    ) as events,
+    reporting.Progress(rounds, done=done) as progress,
+  ):
+    yield _Written(metrics, timings, events, progress)
