@@ -137,7 +137,7 @@ def call(
   Raises:
     FailedError: it failed, or ran out of time; then its group is killed.
   """
-  process = subprocess.Popen(
+  with subprocess.Popen(
     [str(part) for part in command],
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -146,15 +146,14 @@ def call(
     errors="replace",
     env=dict(os.environ if env is None else env),
     start_new_session=True,
-  )
-  try:
-    output, _ = process.communicate(timeout=seconds)
-  except subprocess.TimeoutExpired:
-    raise FailedError(f"took more than {seconds:.0f} s") from None
-  finally:  # also what it left behind
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+  ) as process:
+    try:
+      output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+      raise FailedError(f"took more than {seconds:.0f} s") from None
+    finally:  # also what it left behind
+      with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
   if process.returncode:
     raise FailedError(reason(output) or f"exit status {process.returncode}")
   return output

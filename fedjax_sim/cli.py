@@ -55,7 +55,8 @@ def _run(
   distributed.devices()  # what is wrong with JAX shows now
   on_round = lambda round_: None
   if reporter is not None:
-    reporter.rank, reporter.timeout = processes.rank(), peer_timeout
+    # A little less: what follows takes its time, too.
+    reporter.rank, reporter.timeout = processes.rank(), 0.8 * peer_timeout
     on_round = reporter.round
   try:
     experiment.run(values.config, values.workdir, on_round)
