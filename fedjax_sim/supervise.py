@@ -318,7 +318,6 @@ class _Words:
       code = int(word["code"]) if kind == "done" else None
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
       return False
-    self.timeout = timeout
     known = kind in ("alive", "round", "error", "done")
     if not (known and timeout > 0 and (code is None or 0 <= code <= 255)):
       return False
