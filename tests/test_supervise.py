@@ -28,8 +28,8 @@ assert reporter is not None
 """
 
 
-def environment(**more):
-  return os.environ | {"PYTHONPATH": str(ROOT)} | more
+def environment():
+  return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -37,18 +37,16 @@ def start():
   """Starts a parent whose worker runs some code."""
   started = []
 
-  def call(code, *, prelude=WORKER, shell="exec", **options):
+  def call(code, *, prelude=WORKER, closed="", stderr=subprocess.PIPE):
     command = [sys.executable, "-c", PARENT]
     command += [sys.executable, "-c", prelude + code]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     process = subprocess.Popen(
-      ["sh", "-c", f'{shell} "$@"', "sh", *command]
-      if shell != "exec"
-      else command,
+      ["sh", "-c", f'exec {closed} "$@"', "sh", *command],
       env=environment(),
+      stdout=subprocess.PIPE,
+      stderr=stderr,
       text=True,
       start_new_session=True,
-      **options,
     )
     started.append(process)
     return process
@@ -315,9 +313,8 @@ def test_a_fork_may_keep_the_pipe(start):
 
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-", "2>&-"])
 def test_closed_streams(start, closed):
-  shell = f"exec {closed}; exec"
-  assert finish(start("reporter.done(5)\n", shell=shell)) == (5, "")
-  code, err = finish(start("os.abort()\n", shell=shell))
+  assert finish(start("reporter.done(5)\n", closed=closed)) == (5, "")
+  code, err = finish(start("os.abort()\n", closed=closed))
   assert code == 75
   assert ("SIGABRT" in err) == ("2>" not in closed)
 
