@@ -142,7 +142,6 @@ def measure(
     LEARNING_RATE,
   )
   turns: list[dict[str, float]] = []
-  busy: list[dict[str, float]] = []
   steps: list[int] = []
   for turn in range(pairs + 1):
     rows = rows_of(plans_of(simulator, turn * rounds, rounds), work.batch_size)
@@ -153,13 +152,12 @@ def measure(
     calls["bare"] = _bare_seconds(bare, rows)
     if loop is not None:
       calls["torch"] = _torch_seconds(loop, case, data, rows, work.batch_size)
-    timed, used = _in_turn(calls, turn)
+    timed = {name: calls[name]() for name in rotated(calls, turn)}
     if turn:  # the first one compiles and warms up
       turns.append(timed)
-      busy.append(used)
       steps.append(count)
   peak = machine.matmul_peak()
-  result = _summary(case, running, bare, turns, busy, steps, peak, loop)
+  result = _summary(case, running, bare, turns, steps, peak, loop)
   for engine in running.values():
     engine.close()
   return result
@@ -190,25 +188,11 @@ def _torch_seconds(
   return lambda: share * loop.seconds(batches)
 
 
-def _in_turn(
-  calls: Mapping[str, Callable[[], float]], turn: int
-) -> tuple[dict[str, float], dict[str, float]]:
-  """What each returns, and how many cores it kept busy."""
-  seconds, busy = {}, {}
-  for name in rotated(calls, turn):
-    began, used = time.perf_counter(), time.process_time()
-    seconds[name] = calls[name]()
-    used = time.process_time() - used
-    busy[name] = used / (time.perf_counter() - began)
-  return seconds, busy
-
-
 def _summary(
   case: Case,
   running: Mapping[str, Engine],
   bare: Bare,
   turns: list[dict[str, float]],
-  busy: list[dict[str, float]],
   steps: list[int],
   peak: float,
   loop: pytorch.Loop | None,
@@ -237,11 +221,6 @@ def _summary(
     },
     "ratios": {name: medians.get(name, math.nan) for name in RATIOS},
     "ratios_of_turns": ratios,
-    "busy_cores": {
-      name: statistics.median(used[name] for used in busy)
-      for name in (*running, "bare", "torch")
-      if name in busy[0]
-    },
     "torch": loop and _torch_summary(case, loop, steps),
     "short": [
       name

@@ -78,9 +78,6 @@ def engine(report: Mapping[str, Any]) -> None:
     for name in names:
       values = [_of(case).get(name, {}).get(key) for case in found.values()]
       rows.append([f"{label}, {name}", *map(number, values)])
-  for name in dict.fromkeys(n for c in found.values() for n in c["busy_cores"]):
-    used = [number(case["busy_cores"].get(name)) for case in found.values()]
-    rows.append([f"cores kept busy, {name}", *used])
   peaks = [number(case["process_peak_bytes"]) for case in found.values()]
   rows.append(["peak memory of the whole process, bytes", *peaks])
   facts = report["machine"]

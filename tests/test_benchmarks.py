@@ -94,12 +94,7 @@ def check(report: dict) -> None:
   case = report["cases"]["lr"]
   engines = {"one", "all"} if facts["devices"] > 1 else {"one"}
   assert set(case["engines"]) == engines
-  compared = {*engines, "bare"} | ({"torch"} if case["torch"] else set())
-  assert set(case["busy_cores"]) == compared
   positive = [
-    *case["busy_cores"].values(),
-    case["engines"]["one"]["share_of_peak"],
-  ] + [
     case[key]
     for key in (
       "parameters",
@@ -167,10 +162,8 @@ if hasattr(os, "sched_setaffinity"):
   def test_engine_on_one_core(tmp_path):
     report = run_engine(tmp_path, more="--cores=1")
     check(report)
-    facts, case = report["machine"], report["cases"]["lr"]
+    facts = report["machine"]
     assert (facts["cpu_count"], facts["devices"]) == (1, 1)
-    # A process counts its seconds on a core by ticks.
-    assert max(case["busy_cores"].values()) < 1.2
 
 
 def sgd_in_numpy(x, y, classes, rows, batch_size, rate):
@@ -276,7 +269,9 @@ OURS = {
     lambda rngs: FemnistCNN((8, 8, 1), 5, (0.0, 0.0), rngs=rngs),
   ),
   "lstm": ((6,), 9, lambda rngs: CharLSTM(9, 8, (256, 256), rngs)),
-  "resnet18": ((8, 8, 3), 10, lambda rngs: ResNet18(3, 64, 10, rngs)),
+  # Of 9, 5 and 3 rows a strided convolution pads both sides. Of an even number
+  # ours pads the end alone, and PyTorch's, which costs the same, still both.
+  "resnet18": ((9, 9, 3), 10, lambda rngs: ResNet18(3, 64, 10, rngs)),
 }
 
 
@@ -331,18 +326,19 @@ def in_order_of_pytorch(name: str, params, began) -> list[np.ndarray]:
 
 # Not skipped without PyTorch, as `.ci/run` counts what is.
 if importlib.util.find_spec("torch") is not None:
-  # PyTorch pads ResNet's strided convolutions on other sides, as its users do.
-  @pytest.mark.parametrize("name", [n for n in OURS if n != "resnet18"])
+
+  @pytest.mark.parametrize("name", OURS)
   def test_pytorch_models_compute_and_train_as_ours(benchmark, name):
     pytorch, case = benchmark("pytorch"), benchmark("cases").CASES[name]
     torch = pytorch.load()
     shape, classes, build = OURS[name]
     rng, rate, size = np.random.default_rng(0), 0.1, 3
     tokens = case.stored == "token"
+    x: np.ndarray
     if tokens:
       x = rng.integers(1, classes, (size, *shape), dtype=np.int32)
     else:
-      x = rng.standard_normal((size, *shape), dtype=np.float32)  # type: ignore[assignment]
+      x = rng.standard_normal((size, *shape), dtype=np.float32)
     y = rng.integers(1, classes, (size, *shape) if tokens else size)
     examples = {"x": x, "y": y.astype(np.int32)}
 
