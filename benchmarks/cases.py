@@ -13,7 +13,6 @@ import numpy as np
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Task
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import (
   FederatedData,
   FederatedDataset,
@@ -26,6 +25,7 @@ from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.resnet18 import resnet18
 from fedjax_sim.optimizers import optimizer
 from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.work import LocalWork
 
 LEARNING_RATE = 0.01
 

@@ -33,7 +33,7 @@ from benchmarks import cases, machine, pytorch, show
 from benchmarks.bare import Bare, rows_of
 from benchmarks.cases import LEARNING_RATE, Case
 from benchmarks.turns import rotated
-from fedjax_sim import distributed
+from fedjax_sim import cores
 from fedjax_sim.cohort import Cohort, Waste, at_round
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.reporting.json_file import write_json
@@ -304,8 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if flags.cores is not None:
     if not hasattr(os, "sched_setaffinity"):
       parser.error("--cores: this system cannot keep a process to some cores")
-    if not 1 <= flags.cores <= distributed.cores():
-      parser.error(f"--cores: give 1 to {distributed.cores()}")
+    if not 1 <= flags.cores <= cores.count():
+      parser.error(f"--cores: give 1 to {cores.count()}")
     machine.pin(flags.cores)
   fedjax_sim.setup()
   engines = MODES[flags.devices]

@@ -15,20 +15,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import distributed
+from fedjax_sim import cores
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "optax", "torch")
 
 
-def pin(cores: int) -> None:
+def pin(number: int) -> None:
   """Keeps this process to some of its cores, on Linux; before JAX starts.
 
   XLA and PyTorch then have as many threads, wherever they divide the work.
 
   Args:
-    cores: how many.
+    number: how many.
   """
-  kept = sorted(os.sched_getaffinity(0))[:cores]
+  kept = sorted(os.sched_getaffinity(0))[:number]
   for thread in Path("/proc/self/task").iterdir():  # numpy has started some
     os.sched_setaffinity(int(thread.name), kept)
 
@@ -42,7 +42,7 @@ def describe() -> dict[str, Any]:
   device = jax.devices()[0]
   return {
     "processor": processor(),
-    "cpu_count": distributed.cores(),
+    "cpu_count": cores.count(),
     "backend": jax.default_backend(),
     "device_kind": device.device_kind,
     "devices": jax.device_count(),

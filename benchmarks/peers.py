@@ -40,7 +40,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.turns import rotated
-from fedjax_sim import distributed
+from fedjax_sim import cores
 from fedjax_sim.reporting.json_file import write_json
 
 WARMUP = 3  # rounds that do not count
@@ -376,10 +376,10 @@ def our_runners(env: Mapping[str, str]) -> dict[str, Runner]:
   """This simulator, on one CPU device and on one for every core."""
   path = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
   # Without setup() JAX has one CPU device, which uses every core by itself.
-  cores = distributed.cores()
+  number = cores.count()
   devices = {OURS: 1}
-  if cores > 1:
-    devices[f"{OURS}, {cores} devices"] = cores
+  if number > 1:
+    devices[f"{OURS}, {number} devices"] = number
   return {
     name: Runner(
       "run_fedjax_sim",
@@ -507,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
   report = {
     "processor": machine.processor(),
-    "cores": distributed.cores(),
+    "cores": cores.count(),
     "python": platform.python_version(),
     "case": args.case,
     "rounds": args.rounds,

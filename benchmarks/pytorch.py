@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim import distributed
+from fedjax_sim import cores
 
 MISSING = "PyTorch is not installed: pip install 'fedjax_sim[benchmarks]'"
 
@@ -25,9 +25,9 @@ def load() -> Any:
 FEW = 8  # batches that decide how many threads
 
 
-def threads_to_try(cores: int) -> list[int]:
+def threads_to_try(most: int) -> list[int]:
   """The powers of two up to the number of cores, and that number."""
-  return sorted({*(1 << i for i in range(cores.bit_length())), cores})
+  return sorted({*(1 << i for i in range(most.bit_length())), most})
 
 
 class Loop:
@@ -98,7 +98,7 @@ class Loop:
       few = batches[:FEW]
       self.tried = {
         n: min(self._seconds(few, n) for _ in range(3))
-        for n in threads_to_try(distributed.cores())
+        for n in threads_to_try(cores.count())
       }
       self.threads = min(self.tried, key=self.tried.__getitem__)
     return self._seconds(batches, self.threads)

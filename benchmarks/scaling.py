@@ -24,8 +24,9 @@ from benchmarks import cases, machine, show
 from benchmarks.engine import Engine
 from benchmarks.turns import rotated
 from fedjax_sim import cohort as cohorts
-from fedjax_sim.cohort import LocalWork, Waste
+from fedjax_sim.cohort import Waste
 from fedjax_sim.reporting.json_file import write_json
+from fedjax_sim.work import LocalWork
 
 SIZES = (100, 316, 1000, 3162, 10_000)
 TURN = 10_000  # clients that are timed at once, about

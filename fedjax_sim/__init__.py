@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Transform,
     Variables,
   )
-  from fedjax_sim.cohort import LocalWork
   from fedjax_sim.data import FederatedData, FederatedDataset, make_dataset
   from fedjax_sim.distributed import setup
   from fedjax_sim.optimizers import Optimizer, optimizer
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
   from fedjax_sim.sampling import Sampler
   from fedjax_sim.simulator import Runtime, Simulator
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
+  from fedjax_sim.work import LocalWork
 
 __all__ = [
   "Aggregator",
@@ -62,7 +62,7 @@ _HOME = {
   "Algorithm": "fedjax_sim.base",
   "FederatedData": "fedjax_sim.data",
   "FederatedDataset": "fedjax_sim.data",
-  "LocalWork": "fedjax_sim.cohort",
+  "LocalWork": "fedjax_sim.work",
   "Optimizer": "fedjax_sim.optimizers",
   "Pass": "fedjax_sim.base",
   "Report": "fedjax_sim.base",

@@ -22,7 +22,6 @@ from fedjax_sim import (
 )
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.base import Algorithm, Task
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.config import MOST_WHOLE, check_fields
 from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedDataset
 from fedjax_sim.local import WEIGHTINGS
@@ -30,6 +29,7 @@ from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, optimizer
 from fedjax_sim.preflight import ModelError
 from fedjax_sim.simulator import MOST_ROUNDS, Runtime, Simulator
+from fedjax_sim.work import LocalWork
 
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from fedjax_sim import supervise
 
-START_TIMEOUT = 30.0  # seconds of silence before a worker has said its own
+START_TIMEOUT = 300.0  # seconds a worker may be silent before it trains
 USAGE = """\
 fedjax-sim: federated learning, simulated.
 
@@ -45,6 +45,8 @@ def _run(
   from fedjax_sim import flags
 
   values = flags.parse(arguments, "config", "workdir", distributed="off")
+  import jax
+
   from fedjax_sim import config as configs
   from fedjax_sim import distributed, experiment, processes
 
@@ -53,11 +55,16 @@ def _run(
   peer_timeout = values.config.runtime.peer_timeout
   processes.join(values.distributed, peer_timeout)
   distributed.devices()  # what is wrong with JAX shows now
-  on_round = lambda round_: None
+
+  def on_round(done: int) -> None:
+    if reporter is not None:
+      # Now that the data are loaded, which may hold Python's lock for long. A
+      # little less than all, as what follows takes its time, too.
+      reporter.timeout = 0.8 * peer_timeout
+      reporter.round(done)
+
   if reporter is not None:
-    # A little less: what follows takes its time, too.
-    reporter.rank, reporter.timeout = processes.rank(), 0.8 * peer_timeout
-    on_round = reporter.round
+    reporter.rank = jax.process_index()
   try:
     experiment.run(values.config, values.workdir, on_round)
   except experiment.Interrupted as stop:
@@ -144,8 +151,6 @@ def _work(arguments: Sequence[str], reporter: supervise.Reporter) -> NoReturn:
   code = 1
   try:
     code = _execute(arguments, reporter)
-  except SystemExit as error:
-    code = error.code if isinstance(error.code, int) else 1
   except BaseException as error:
     if _is_loss(error):
       text = " ".join(str(error).split())

@@ -128,12 +128,7 @@ def fields_of(
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
   """The fields in which two resolved configs differ, with both values."""
   x, y = (dict(fields_of(ConfigDict(tree))) for tree in (a, b))
-  missing = "(missing)"
-  return [
-    f"{k}: {x.get(k, missing)!r} -> {y.get(k, missing)!r}"
-    for k in sorted(x.keys() | y.keys())
-    if x.get(k, missing) != y.get(k, missing)
-  ]
+  return validate.differences(x, y)
 
 
 _SEEDS = ("seed", "data.seed")  # they have bounds of their own

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from fedjax_sim import cohort as cohorts
+from fedjax_sim.base import PyTree
 from fedjax_sim.round import RoundMetrics, RunState
 
 Row = dict[str, float]
@@ -25,9 +26,7 @@ class Planned(NamedTuple):
     first: rounds done before them.
     num_rounds: how many they are.
     cohorts: their plans behind an axis of rounds, which may be longer.
-    examples: source -> field -> (rounds, own devices, examples, ...), if a
-      round's examples are sent to the devices with its plan; None: all are
-      there.
+    examples: what is sent with them; as `Residency.gather` gives it.
     key: the lanes and the cohort size that they were laid out for.
     waste: what they compute in vain.
     seconds: what planning took.
@@ -36,7 +35,7 @@ class Planned(NamedTuple):
   first: int
   num_rounds: int
   cohorts: cohorts.Cohort
-  examples: dict[str, dict[str, np.ndarray]] | None
+  examples: PyTree
   key: tuple[int, int]
   waste: cohorts.Waste
   seconds: float

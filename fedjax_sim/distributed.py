@@ -15,11 +15,10 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import validate
+from fedjax_sim import cores, validate
 from fedjax_sim.base import PyTree
 
 AXIS = "clients"
-CPU_DEVICES = "FEDJAX_SIM_CPU_DEVICES"
 MOST_PACKED = 2**17  # numbers of an array that is summed together with others
 
 
@@ -33,18 +32,14 @@ def setup(cpu_devices: int | None = None) -> None:
   Args:
     cpu_devices: how many CPU devices; None: what FEDJAX_SIM_CPU_DEVICES says,
       or one for every core that this process may use.
+
+  Raises:
+    ValueError: FEDJAX_SIM_CPU_DEVICES is no whole number >= 1.
   """
   if cpu_devices is None:
-    cpu_devices = int(os.environ.get(CPU_DEVICES) or cores())
+    cpu_devices = cores.cpu_devices()
   jax.config.update("jax_num_cpu_devices", cpu_devices)
   jax.config.update("jax_cpu_enable_async_dispatch", False)
-
-
-def cores() -> int:
-  """Cores of the CPU that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1  # macOS
 
 
 def devices() -> list[jax.Device]:
@@ -87,11 +82,11 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   )
 
 
-def all_sum(tree: PyTree) -> PyTree:
-  """Sums over the devices, inside `shard_map`.
+def packed_psum(tree: PyTree) -> PyTree:
+  """`psum` over the devices, small arrays of one dtype as one array.
 
-  Small arrays of one dtype travel as one: on the CPU devices meet anew for
-  every array, which takes longer than to add a hundred thousand numbers.
+  Inside `shard_map`. On the CPU devices meet anew for every array, which takes
+  longer than to add a small one.
   """
   leaves, structure = jax.tree.flatten(tree)
   packs: dict[object, list[int]] = {}

@@ -249,7 +249,7 @@ class EvaluationSet:
       slices,
       rounds=1,
       devices=distributed.own_devices(mesh),
-      length=shape.examples[0],
+      length=int(slices.place.max()) + 1,  # the plan is the only one
     )
     examples = {field: fill(x)[0] for field, x in data.examples.items()}
     self._ids = plan.client

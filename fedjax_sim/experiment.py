@@ -41,6 +41,8 @@ from fedjax_sim.lanes import Choice
 from fedjax_sim.round import RunState
 from fedjax_sim.simulator import Simulator
 
+REPEATED_SECONDS = 2.0  # within which a signal is the same one again
+
 
 class ConfigChangedError(ValueError):
   """The workdir belongs to a run with another config, or with other data."""
@@ -148,15 +150,16 @@ def run(
   keep = experiment.schedule.keep_checkpoints
   saved = folder / "checkpoints"
   with contextlib.ExitStack() as stack:
-    checkpoints: list[Checkpoints] = []
+    checkpoints: Checkpoints | None = None
 
     def prepare() -> None:
+      nonlocal checkpoints
       stack.enter_context(_locked(folder))
       _refuse_other_config(folder, resolved)  # nobody can change it any more
       with _as_write_error(folder):
         reporting.write_json(folder / "config.json", resolved)
-        made = Checkpoints(saved, keep=keep)
-        checkpoints.append(stack.enter_context(contextlib.closing(made)))
+        checkpoints = Checkpoints(saved, keep=keep)
+        stack.enter_context(contextlib.closing(checkpoints))
 
     processes.from_first(prepare)
     received = stack.enter_context(_signals())
@@ -164,7 +167,7 @@ def run(
       summary = _run(
         experiment,
         folder,
-        checkpoints[0] if checkpoints else None,
+        checkpoints,
         received,
         began,
         facts["data"],
@@ -238,8 +241,7 @@ def _run(
     state = simulator.place(restored.state)
     restored = restored._replace(state=None)  # the host's copy may be large
     if processes.is_first():
-      before_ = restored.facts["environment"]
-      _warn_of_changes(before_, _environment(simulator))
+      _warn_of_changes(restored.facts["environment"], _environment(simulator))
   totals = dataclasses.replace(before)
   stops = (schedule.eval_every, schedule.checkpoint_every)
 
@@ -523,7 +525,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-  """Collects the first SIGTERM or SIGINT; a second acts as usual."""
+  """Collects the first SIGTERM or SIGINT; a second acts as usual.
+
+  But not at once where there are several processes: batch systems signal a
+  process and its parent, which passes it on.
+  """
+  patience = REPEATED_SECONDS if jax.process_count() > 1 else 0.0
+  began = 0.0
   received: list[int] = []
   if threading.current_thread() is not threading.main_thread():
     yield received
@@ -536,8 +544,13 @@ def _signals() -> Iterator[list[int]]:
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
   def note(number: int, frame: FrameType | None) -> None:
+    nonlocal began
     del frame
+    now = time.monotonic()
+    if received and now - began < patience:
+      return
     received.append(number)
+    began = now
     if len(received) > 1:
       usual()
       signal.raise_signal(number)

@@ -23,7 +23,7 @@ def all_finite(tree: PyTree) -> Array:
 
 
 def _finite(x: Array) -> Array:
-  """all(isfinite(x)), four times as fast on a CPU: in whole vectors.
+  """all(isfinite(x)), by which compilers make no vector code for a CPU.
 
   The bits of |x| are ordered as the numbers are. What is added takes those of
   infinity, and of the NaNs above it, to the sign bit.

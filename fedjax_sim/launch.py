@@ -12,9 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from fedjax_sim import supervise
-
-CPU_DEVICES = "FEDJAX_SIM_CPU_DEVICES"
+from fedjax_sim import cores, supervise
 
 _EXAMPLE = "fedjax-sim launch --processes=4 -- run --config=... --workdir=..."
 _PROGRAM = (sys.executable, "-m", "fedjax_sim")
@@ -76,7 +74,7 @@ def launch(
   """
   _check(processes, command)
   first, *rest = command
-  share = max(1, _cores() // processes)
+  share = max(1, cores.count() // processes)
   with contextlib.ExitStack() as stack:
     received = stack.enter_context(supervise.signals())
     selector = stack.enter_context(selectors.DefaultSelector())
@@ -87,7 +85,7 @@ def launch(
     stack.callback(os.close, ours)
     stack.callback(os.close, theirs)
     environment = {
-      CPU_DEVICES: str(share),
+      cores.CPU_DEVICES: str(share),
       **os.environ,
       supervise.LAUNCHER_FD: str(theirs),
     }
@@ -154,13 +152,6 @@ def _check(processes: int, command: Sequence[str]) -> None:
         f"launch: the command has {argument!r}; leave it out, every process"
         " gets its own."
       )
-
-
-def _cores() -> int:
-  """The cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1  # macOS
 
 
 def _reserved_port() -> socket.socket:

@@ -15,9 +15,9 @@ import numpy as np
 
 from fedjax_sim import base, lanes, traffic
 from fedjax_sim.base import Batch, Task, Variables
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.round import RunState
+from fedjax_sim.work import LocalWork
 
 MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
 

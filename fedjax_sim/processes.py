@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import json
 import os
 import re
@@ -26,8 +27,9 @@ T = TypeVar("T")
 
 START_SECONDS = 300  # that processes wait for each other at the start
 _LOSS = r"Gloo|NCCL|RCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination"
-_STARTED = "fedjax_sim/started"
-_FIRST = "fedjax_sim/first"
+
+# All processes come here in the same order, so a number names an occasion.
+_occasions = itertools.count()
 
 
 class Address(NamedTuple):
@@ -153,12 +155,7 @@ def leave(seconds: float = 5.0) -> None:
   """
   if jax.process_count() > 1:
     with contextlib.suppress(Exception):
-      _client().wait_at_barrier("fedjax_sim_leave", int(1000 * seconds))
-
-
-def rank() -> int:
-  """Which process this is, from 0."""
-  return jax.process_index()
+      _client().wait_at_barrier("fedjax_sim/leave", int(1000 * seconds))
 
 
 def is_first() -> bool:
@@ -171,6 +168,11 @@ def _client() -> Any:
   from jax._src import distributed  # it has no public name
 
   return distributed.global_state.client
+
+
+def _occasion() -> str:
+  """A key that all processes have in common, and nobody has used."""
+  return f"fedjax_sim/{next(_occasions)}"
 
 
 def check_same(make: Callable[[], tuple[T, dict[str, Any]]]) -> tuple[T, Any]:
@@ -186,44 +188,32 @@ def check_same(make: Callable[[], tuple[T, dict[str, Any]]]) -> tuple[T, Any]:
   """
   if jax.process_count() == 1:
     return make()
-  here, client = jax.process_index(), _client()
+  here, client, key = jax.process_index(), _client(), _occasion()
+  told: dict[str, Any] = {}
   try:
     made, said = make()
-    told: dict[str, Any] = {"said": said}
+    told = {"said": said}
   except Exception as error:
-    client.key_value_set(
-      f"{_STARTED}/{here}", json.dumps({"error": f"{error}"})
-    )
-    client.wait_at_barrier("fedjax_sim_start", START_SECONDS * 1000)
+    told = {"error": str(error)}
     raise
-  client.key_value_set(f"{_STARTED}/{here}", json.dumps(told))
-  client.wait_at_barrier("fedjax_sim_start", START_SECONDS * 1000)
+  finally:
+    client.key_value_set(f"{key}/{here}", json.dumps(told))
+    client.wait_at_barrier(f"{key}/told", START_SECONDS * 1000)
   every = {
-    int(key.rpartition("/")[2]): json.loads(value)
-    for key, value in client.key_value_dir_get(_STARTED)
+    int(name.rpartition("/")[2]): json.loads(value)
+    for name, value in client.key_value_dir_get(key)
   }
   for process, other in sorted(every.items()):
     if "error" in other:
       raise PeerError(f"Process {process} cannot start: {other['error']}")
   for process, other in sorted(every.items()):
-    odd = _differences(every[0]["said"], other["said"])
+    odd = validate.differences(every[0]["said"], other["said"])
     if odd:
       raise PeerError(
         f"Process {process} differs from process 0: {'; '.join(odd[:5])}. Start"
         " all with the same command, software and data."
       )
   return made, said
-
-
-def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-  return [
-    f"{key}: {one.get(key)!r} -> {other.get(key)!r}"
-    for key in sorted(one.keys() | other.keys())
-    if one.get(key) != other.get(key)
-  ]
-
-
-_calls = iter(range(2**63))
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -238,7 +228,7 @@ def from_first(make: Callable[[], T]) -> T:
   """
   if jax.process_count() == 1:
     return make()
-  key = f"{_FIRST}/{next(_calls)}"
+  key = _occasion()
   if is_first():
     try:
       value = make()

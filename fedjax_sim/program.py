@@ -25,7 +25,6 @@ from fedjax_sim.walk import COHORT_SPEC
 # The clients' table is dealt over the devices, the rest is on every one.
 _WHOLE: Any = P()
 _SPLIT: Any = P(AXIS)
-SLICES_SPEC: Any = P(None, AXIS)  # of (rounds, devices, examples, ...)
 STATE_SPEC = RunState(_WHOLE, _WHOLE, _WHOLE, _SPLIT, _WHOLE)
 
 # The same as COHORT_SPEC behind a leading axis of rounds.

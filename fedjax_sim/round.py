@@ -45,7 +45,7 @@ from fedjax_sim.base import (
   key_for,
 )
 from fedjax_sim.cohort import Cohort
-from fedjax_sim.distributed import AXIS, all_sum
+from fedjax_sim.distributed import AXIS, packed_psum
 from fedjax_sim.finite import all_finite, no_nan
 from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, put_wave, run_client
 
@@ -305,7 +305,7 @@ def make_rounds(
     # As float32, exact up to 2^24 clients, they travel with the other sums.
     counts = jnp.bincount(kept.status.ravel(), length=len(_Status))
     sums = joined._replace(update=()) if aggregator.stacked else joined
-    sums, counts = all_sum((sums, counts.astype(jnp.float32)))
+    sums, counts = packed_psum((sums, counts.astype(jnp.float32)))
     if aggregator.stacked:
       sums = sums._replace(update=joined.update)
     return sums, counts, jax.tree.map(lambda x: x[None], kept)

@@ -33,6 +33,7 @@ from fedjax_sim import (
 )
 from fedjax_sim import cohort as cohorts
 from fedjax_sim import program as programs
+from fedjax_sim import residency as residencies
 from fedjax_sim import round as rounds
 from fedjax_sim.base import (
   Aggregator,
@@ -44,7 +45,6 @@ from fedjax_sim.base import (
   Transform,
   key_for,
 )
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.dispatch import Dispatch, Planned, Row, read_metrics
 from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
@@ -52,6 +52,7 @@ from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.traffic import traffic
 from fedjax_sim.walk import Walk
+from fedjax_sim.work import LocalWork
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,6 @@ log = logging.getLogger(__name__)
 # milliseconds to get up to speed, so a few short rounds are too few.
 TARGET_SECONDS = 1.0
 MOST_ROUNDS = 64
-RESIDENCIES = ("auto", "device", "host")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Runtime:
       validate.whole("runtime.lanes", self.lanes)
     if self.devices is not None:
       validate.whole("runtime.devices", self.devices)
-    validate.known("runtime.residency", self.residency, RESIDENCIES)
+    validate.known("runtime.residency", self.residency, residencies.NAMES)
     if self.rounds_per_dispatch is not None:
       validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
     validate.whole("Runtime.most_rounds", self.most_rounds)
@@ -393,71 +393,10 @@ class Simulator:
   # --- rounds ----------------------------------------------------------------
 
   @functools.cached_property
-  def sliced(self) -> bool:
-    """Whether a round's examples are sent to the devices with its plan.
-
-    Raises:
-      ValueError: all examples on every device, with several processes.
-    """
-    several = self.mesh.is_multi_process
-    if self.runtime.residency == "device" and several:
-      raise ValueError(
-        "runtime.residency='device' holds all examples on every device, of"
-        " which a process has only those of its own clients; give 'host' or"
-        " 'auto'."
-      )
-    return self.runtime.residency == "host" or several
-
-  @functools.cached_property
-  def _sources(self) -> list[str]:
-    """For every pass, under which name the round finds its examples."""
-    passes = enumerate(self.algorithm.passes)
-    return [f"{i}:{p.split}" if self.sliced else p.split for i, p in passes]
-
-  @functools.cached_property
-  def _examples(self) -> PyTree:
-    return distributed.put(self._host_examples, self.mesh, P())
-
-  @functools.cached_property
-  def _host_examples(self) -> dict[str, dict[str, np.ndarray]]:
-    named = dict(zip(self._sources, self.splits, strict=True))
-    for source, data in named.items():
-      for field, array in data.examples.items():
-        kept = jax.dtypes.canonicalize_dtype(array.dtype)
-        validate.fits(f"field {field!r} of {source}", array, kept)
-    return {source: dict(data.examples) for source, data in named.items()}
-
-  def _data_shapes(self, shape: programs.Shape) -> PyTree:
-    """What the round's program is given as examples."""
-    if not self.sliced:
-      return self._host_examples
-    lengths = dict(zip(self._sources, shape.capacity.examples, strict=True))
-    return {
-      source: {
-        field: jax.ShapeDtypeStruct(
-          (shape.rounds, self.mesh.size, lengths[source], *x.shape[1:]), x.dtype
-        )
-        for field, x in examples.items()
-      }
-      for source, examples in self._host_examples.items()
-    }
-
-  def _fill(
-    self, slices: Sequence[cohorts.Slices], shape: programs.Shape
-  ) -> dict[str, dict[str, np.ndarray]]:
-    """The examples that this process's devices need; for the host."""
-    devices = distributed.own_devices(self.mesh)
-    return {
-      source: {
-        field: cohorts.fill(
-          part, x, rounds=shape.rounds, devices=devices, length=length
-        )
-        for field, x in self._host_examples[source].items()
-      }
-      for source, part, length in zip(
-        self._sources, slices, shape.capacity.examples, strict=True
-      )
-    }
+  def residency(self) -> residencies.Residency:
+    """Where the training examples are."""
+    name, passes = self.runtime.residency, self.algorithm.passes
+    return residencies.residency(name, passes, self.splits, self.mesh)
 
   @functools.cached_property
   def compiled(self) -> dict[tuple[int, int], Program]:
@@ -473,11 +412,11 @@ class Simulator:
       self.transforms,
       walks=[
         Walk(source, work.batch_size, self.data.prepare)
-        for source, work in zip(self._sources, self.works, strict=True)
+        for source, work in zip(self.residency.sources, self.works, strict=True)
       ],
       num_clients=self.num_clients,
       mesh=self.mesh,
-      sliced=self.sliced,
+      sliced=self.residency.sliced,
     )
 
   @functools.cached_property
@@ -495,20 +434,13 @@ class Simulator:
       )
       fixed, most = self.runtime.rounds_per_dispatch, self.runtime.most_rounds
       self._shapes[lanes, size] = programs.shape_of(
-        capacity, len(self.works), fixed, most, self._slice_bytes(capacity)
+        capacity,
+        len(self.works),
+        fixed,
+        most,
+        self.residency.bytes_per_round(capacity),
       )
     return self._shapes[lanes, size]
-
-  def _slice_bytes(self, capacity: cohorts.Capacity) -> int:
-    if not self.sliced:
-      return 0
-    one = lambda x: math.prod(x.shape[1:]) * x.itemsize
-    return sum(
-      length * sum(one(x) for x in examples.values())
-      for length, examples in zip(
-        capacity.examples, self._host_examples.values(), strict=True
-      )
-    )
 
   def program(self, lanes: int, size: int) -> Program:
     """The compiled round.
@@ -524,8 +456,8 @@ class Simulator:
         shape,
         state=self.state_shapes,
         hparams=self._traced(None),
-        data=self._data_shapes(shape),
-        data_spec=programs.SLICES_SPEC if self.sliced else P(),
+        data=self.residency.shapes(shape.capacity, shape.rounds),
+        data_spec=self.residency.spec,
         mesh=self.mesh,
         donate=self.runtime.donate,
       )
@@ -576,13 +508,13 @@ class Simulator:
         self.sampler.versions(self.seed, first + i, cohort)
         for i, cohort in enumerate(ids)
       ],
-      sliced=self.sliced,
+      sliced=self.residency.sliced,
     )
     return Planned(
       first=first,
       num_rounds=len(ids),
       cohorts=planned,
-      examples=self._fill(slices, shape) if self.sliced else None,
+      examples=self.residency.gather(slices, shape.capacity, shape.rounds),
       key=(lanes, size),
       waste=cohorts.waste(planned, self.works),
       seconds=time.perf_counter() - began,
@@ -593,16 +525,10 @@ class Simulator:
   ) -> tuple[RunState, RoundMetrics]:
     program = self.program(*planned.key)
     put = functools.partial(distributed.put, mesh=self.mesh)
-    if planned.examples is None:
-      examples = self._examples
-    else:
-      examples = distributed.put_own(
-        planned.examples, self.mesh, programs.SLICES_SPEC
-      )
     result: tuple[RunState, RoundMetrics] = program.compiled(
       state,
       put(self._traced(hparams), specs=P()),
-      examples,
+      self.residency.put(planned.examples),
       put(planned.cohorts, specs=programs.COHORTS_SPEC),
       put(np.int32(planned.num_rounds), specs=P()),
     )

@@ -199,6 +199,16 @@ def _not_taken(owner: str, name: str, names: list[str], section: str) -> str:
   return f"{text} It takes: {', '.join(names) or 'nothing'}."
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+  """Each key whose values differ, with both of them."""
+  missing = "(missing)"
+  return [
+    f"{key}: {one.get(key, missing)!r} -> {other.get(key, missing)!r}"
+    for key in sorted(one.keys() | other.keys())
+    if one.get(key, missing) != other.get(key, missing)
+  ]
+
+
 def cohort(ids: Any, num_clients: int) -> np.ndarray:
   """A cohort's ids as int64, shape=(cohort,).
 

@@ -7,7 +7,9 @@ else runs on JAX's default backend, the CPU with `JAX_PLATFORMS=cpu`.
 
 import os
 import pathlib
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 # In the environment, so that processes that a test starts have them too:
 # whatever was compiled is kept for the next run (the limit on its size makes
@@ -63,3 +65,25 @@ def x64() -> Iterator[None]:
   """Double precision while the test runs."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture
+def popen() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+  """`subprocess.Popen` in a session of its own, with its output in pipes.
+
+  Nothing is left of it when the test ends.
+  """
+  started: list[subprocess.Popen[str]] = []
+
+  def call(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(
+      command, text=True, start_new_session=True, **(pipes | options)
+    )
+    started.append(process)
+    return process
+
+  yield call
+  for process in started:
+    process.kill()
+    process.communicate(timeout=60)

@@ -7,7 +7,6 @@ import pytest
 
 from fedjax_sim import aggregators, sampling
 from fedjax_sim.base import Algorithm, Task
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
@@ -15,6 +14,7 @@ from fedjax_sim.optimizers import optimizer
 from fedjax_sim.round import RunState
 from fedjax_sim.simulator import Runtime, Simulator
 from fedjax_sim.tasks import function_task
+from fedjax_sim.work import LocalWork
 
 
 def sgd(rate):

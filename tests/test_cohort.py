@@ -1,6 +1,7 @@
 """The planner: every example once an epoch, whatever the layout."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_sim import cohort
-from fedjax_sim.cohort import LocalWork
+from fedjax_sim import work as drawing
+from fedjax_sim.work import LocalWork
 
 works = st.builds(
   LocalWork,
@@ -158,7 +160,7 @@ def test_shuffling_is_uniform():
   count, n = 4800, 4
   offsets = offsets_of(np.full(count, n))
   work = LocalWork(batch_size=n)
-  order = cohort.batches(
+  order = drawing.batches(
     offsets, np.arange(count), work, seed=0, round_=0
   ).order()
   local = order.reshape(count, n) - offsets[:-1, None]
@@ -172,7 +174,7 @@ def test_max_examples_draws_every_example_alike():
   count = 3000
   offsets = offsets_of(np.full(count, 5))
   work = LocalWork(batch_size=2, max_examples=2)
-  order = cohort.batches(
+  order = drawing.batches(
     offsets, np.arange(count), work, seed=1, round_=0
   ).order()
   found = np.bincount(order % 5, minlength=5)
@@ -328,9 +330,18 @@ def test_rounds_planned_together_are_the_rounds_planned_alone(
   shape = cohort.capacity(
     [sizes] * 2, both, len(sizes), lanes=lanes, devices=devices
   )
-  together, _ = cohort.plan_rounds(
-    [offsets] * 2, both, cohorts, shape, seed=5, first=3, rounds=5
+  planned = functools.partial(
+    cohort.plan_rounds,
+    [offsets] * 2,
+    both,
+    cohorts,
+    shape,
+    seed=5,
+    first=3,
+    rounds=5,
   )
+  together, nothing = planned()
+  assert nothing == []
   alone = [
     cohort.plan([offsets] * 2, both, ids, shape, seed=5, round_=3 + r)
     for r, ids in enumerate(cohorts)
@@ -345,3 +356,25 @@ def test_rounds_planned_together_are_the_rounds_planned_alone(
       np.testing.assert_array_equal(one, other)
   wastes = [cohort.waste(plan, both) for plan in alone]
   assert sum(wastes, cohort.Waste()) == cohort.waste(together, both)
+
+  # The same examples, but where each device finds its own.
+  sliced, slices = planned(sliced=True)
+  for one, other in zip(together[:-1], sliced[:-1], strict=True):
+    np.testing.assert_array_equal(one, other)
+  rows = np.arange(offsets[-1]) + 1  # 0 is where nothing lies
+  for p, (part, length) in enumerate(zip(slices, shape.examples, strict=True)):
+    fill = functools.partial(cohort.fill, part, rows, rounds=5, length=length)
+    held = fill(devices=range(devices))
+    for d in range(devices):
+      np.testing.assert_array_equal(fill(devices=[d])[:, 0], held[:, d])
+    for r in range(len(cohorts)):
+      here = cohort.at_round(sliced, r)
+      found = read(here, both[p], p)
+      for where in np.argwhere(here.client >= 0):
+        client = int(here.client[tuple(where)])
+        wanted = read(alone[r], both[p], p)[client]
+        for got, expected in zip(found[client], wanted, strict=True):
+          np.testing.assert_array_equal(got < 0, expected < 0)
+          place = np.where(got < 0, ~got, got)
+          row = np.where(expected < 0, ~expected, expected)
+          np.testing.assert_array_equal(held[r, where[0], place], row + 1)

@@ -7,11 +7,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import distributed
-from fedjax_sim.distributed import AXIS, all_sum, make_mesh
+from fedjax_sim.distributed import AXIS, make_mesh, packed_psum
 
 
 @pytest.mark.parametrize("most", [0, 5, 10**6])
-def test_all_sum(monkeypatch, most):
+def test_packed_psum(monkeypatch, most):
   monkeypatch.setattr(distributed, "MOST_PACKED", most)
   rng = np.random.default_rng(0)
   tree = {
@@ -25,7 +25,7 @@ def test_all_sum(monkeypatch, most):
   }
   summed = jax.jit(
     jax.shard_map(
-      lambda tree: all_sum(jax.tree.map(lambda x: x[0], tree)),
+      lambda tree: packed_psum(jax.tree.map(lambda x: x[0], tree)),
       mesh=make_mesh(2),
       in_specs=P(AXIS),
       out_specs=P(),

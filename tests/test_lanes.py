@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from fedjax_sim import cohort as cohorts
 from fedjax_sim import lanes
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.lanes import Probe
+from fedjax_sim.work import LocalWork
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
 
 GB = 10**9

@@ -3,12 +3,11 @@
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 
 import pytest
 
-from fedjax_sim import launch
+from fedjax_sim import cores, launch
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENDS = 60  # seconds, on a busy machine, for what takes a moment
@@ -44,28 +43,18 @@ threading.Thread(target=follow, daemon=True).start()
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, popen):
   """Launches processes that run some code."""
-  started = []
 
   def call(processes, code, *, follow=FOLLOW, **variables):
     environment = {k: v for k, v in os.environ.items() if "FEDJAX_SIM" not in k}
-    process = subprocess.Popen(
+    return popen(
       [sys.executable, "-c", LAUNCHER, str(processes), PROCESS + follow + code],
       cwd=tmp_path,
       env=environment | {"PYTHONPATH": str(ROOT)} | variables,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      start_new_session=True,
     )
-    started.append(process)
-    return process
 
-  yield call
-  for process in started:
-    process.kill()
-    process.communicate(timeout=ENDS)
+  return call
 
 
 def finish(process):
@@ -89,7 +78,7 @@ def test_all_end_well(start):
     "print('output', rank)\n"
     "say(os.environ['FEDJAX_SIM_CPU_DEVICES'])\n",
   )
-  share = max(1, launch._cores() // 3)
+  share = max(1, cores.count() // 3)
   code, out, err = finish(process)
   assert (code, out) == (0, "output 0\n")
   assert err == [f"{rank} {share}" for rank in range(3)]

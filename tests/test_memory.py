@@ -12,7 +12,7 @@ import fedjax_sim
 fedjax_sim.setup(2)
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.cohort import LocalWork
+from fedjax_sim.work import LocalWork
 from fedjax_sim.data import load_digits
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer

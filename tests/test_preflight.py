@@ -12,13 +12,13 @@ from flax import nnx
 from fedjax_sim import aggregators, lanes, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Loss, Metric, Task, Variables
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, make_dataset
 from fedjax_sim.dispatch import DivergedError
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.preflight import ModelError
 from fedjax_sim.simulate import simulate
 from fedjax_sim.tasks import function_task, nnx_task
+from fedjax_sim.work import LocalWork
 from problems import MODELS, blobs, make_simulator, sgd
 
 DATA = blobs([5, 8, 6])

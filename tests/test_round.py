@@ -13,10 +13,10 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
 from fedjax_sim.base import Metric, Task, key_for
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.dispatch import DivergedError
 from fedjax_sim.optimizers import optimizer
+from fedjax_sim.work import LocalWork
 from problems import (
   MODELS,
   blobs,

@@ -9,11 +9,11 @@ from fedjax_sim import sampling, validate
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Metric, Pass
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.data import FederatedData, FederatedDataset, load_digits
 from fedjax_sim.optimizers import optimizer
 from fedjax_sim.simulate import simulate
 from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.work import LocalWork
 from problems import (
   MODELS,
   blobs,

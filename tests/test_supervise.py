@@ -33,28 +33,19 @@ def environment():
 
 
 @pytest.fixture
-def start():
+def start(popen):
   """Starts a parent whose worker runs some code."""
-  started = []
 
   def call(code, *, prelude=WORKER, closed="", stderr=subprocess.PIPE):
     command = [sys.executable, "-c", PARENT]
     command += [sys.executable, "-c", prelude + code]
-    process = subprocess.Popen(
+    return popen(
       ["sh", "-c", f'exec {closed} "$@"', "sh", *command],
       env=environment(),
-      stdout=subprocess.PIPE,
       stderr=stderr,
-      text=True,
-      start_new_session=True,
     )
-    started.append(process)
-    return process
 
-  yield call
-  for process in started:
-    process.kill()
-    process.communicate(timeout=ENDS)
+  return call
 
 
 def finish(process):

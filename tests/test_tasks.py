@@ -11,7 +11,6 @@ from flax import linen, nnx
 from fedjax_sim import aggregators, base, tasks, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Batch, Loss, Metric, Task, Variables
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer
 from fedjax_sim.tasks import (
@@ -21,6 +20,7 @@ from fedjax_sim.tasks import (
   with_compute_dtype,
   with_remat,
 )
+from fedjax_sim.work import LocalWork
 from problems import blobs, flat, make_simulator, params_of, sgd, train
 
 FEATURES, HIDDEN, CLASSES = 6, 5, 3

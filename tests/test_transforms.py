@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import aggregators, sampling, transforms, validate
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.cohort import LocalWork
 from fedjax_sim.optimizers import optimizer
+from fedjax_sim.work import LocalWork
 from problems import (
   flat,
   make_simulator,

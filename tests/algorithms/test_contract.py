@@ -24,8 +24,9 @@ from fedjax_sim.base import (
   Variables,
   key_for,
 )
-from fedjax_sim.cohort import LocalWork, at_round
+from fedjax_sim.cohort import at_round
 from fedjax_sim.optimizers import optimizer
+from fedjax_sim.work import LocalWork
 from problems import blobs, make_simulator, sgd
 from sketches.adaptive_clipping import adaptive_clipping
 from sketches.ditto import ditto

@@ -1,0 +1,195 @@
+"""Where the training examples are, and how a round comes by them.
+
+On the devices: every device holds all examples, and a round is sent indices.
+On the host: a device is sent, with the plan of its rounds, the examples of the
+clients that it trains. Then no device needs room for all of them, and of
+several processes each sends its own devices what they need.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim import cohort as cohorts
+from fedjax_sim import distributed, validate
+from fedjax_sim.base import Pass, PyTree
+from fedjax_sim.data import FederatedData
+from fedjax_sim.distributed import AXIS
+
+Fields = Mapping[str, np.ndarray]  # field -> (examples, ...)
+
+
+class Residency(Protocol):
+  """What training needs to know of where its examples are.
+
+  Attributes:
+    sliced: as in `make_rounds`.
+    spec: how the data of a call lie on the devices.
+    sources: for every pass, under which name the round finds its examples.
+  """
+
+  sliced: bool
+  spec: P
+  sources: list[str]
+
+  def shapes(self, capacity: cohorts.Capacity, rounds: int) -> PyTree:
+    """Shapes and dtypes of the data of a call of `rounds` rounds."""
+
+  def bytes_per_round(self, capacity: cohorts.Capacity) -> int:
+    """What one device is sent of examples in a round, in bytes."""
+
+  def gather(
+    self,
+    slices: Sequence[cohorts.Slices],
+    capacity: cohorts.Capacity,
+    rounds: int,
+  ) -> PyTree:
+    """What is sent with a plan; numpy."""
+
+  def put(self, gathered: PyTree) -> PyTree:
+    """The data of a call."""
+
+
+class _OnDevices:
+  """All examples on every device."""
+
+  sliced = False
+  spec = P()
+
+  def __init__(
+    self, passes: Sequence[Pass], splits: Sequence[FederatedData], mesh: Mesh
+  ):
+    self.sources = [p.split for p in passes]
+    self._examples = _fields(self.sources, splits)
+    self._mesh = mesh
+
+  def shapes(self, capacity: cohorts.Capacity, rounds: int) -> PyTree:
+    del capacity, rounds
+    return self._examples
+
+  def bytes_per_round(self, capacity: cohorts.Capacity) -> int:
+    del capacity
+    return 0
+
+  def gather(
+    self,
+    slices: Sequence[cohorts.Slices],
+    capacity: cohorts.Capacity,
+    rounds: int,
+  ) -> PyTree:
+    del slices, capacity, rounds
+    return ()
+
+  def put(self, gathered: PyTree) -> PyTree:
+    del gathered
+    return self._placed
+
+  @functools.cached_property
+  def _placed(self) -> PyTree:
+    return distributed.put(self._examples, self._mesh, self.spec)
+
+
+class _OnHost:
+  """All examples on the host; the data of a call are what its rounds need."""
+
+  sliced = True
+  spec = P(None, AXIS)  # of (rounds, devices, examples, ...)
+
+  def __init__(
+    self, passes: Sequence[Pass], splits: Sequence[FederatedData], mesh: Mesh
+  ):
+    # By pass: two of them that read the same split need other slices.
+    self.sources = [f"{i}:{p.split}" for i, p in enumerate(passes)]
+    self._examples = _fields(self.sources, splits)
+    self._mesh = mesh
+    self._own = distributed.own_devices(mesh)
+
+  def shapes(self, capacity: cohorts.Capacity, rounds: int) -> PyTree:
+    shape = lambda x, length: jax.ShapeDtypeStruct(
+      (rounds, self._mesh.size, length, *x.shape[1:]), x.dtype
+    )
+    return {
+      source: {field: shape(x, length) for field, x in fields.items()}
+      for (source, fields), length in zip(
+        self._examples.items(), capacity.examples, strict=True
+      )
+    }
+
+  def bytes_per_round(self, capacity: cohorts.Capacity) -> int:
+    one = lambda x: math.prod(x.shape[1:]) * x.itemsize
+    return sum(
+      length * sum(one(x) for x in fields.values())
+      for fields, length in zip(
+        self._examples.values(), capacity.examples, strict=True
+      )
+    )
+
+  def gather(
+    self,
+    slices: Sequence[cohorts.Slices],
+    capacity: cohorts.Capacity,
+    rounds: int,
+  ) -> PyTree:
+    gathered: dict[str, dict[str, Any]] = {}
+    for (source, fields), part, length in zip(
+      self._examples.items(), slices, capacity.examples, strict=True
+    ):
+      fill = functools.partial(
+        cohorts.fill, part, rounds=rounds, devices=self._own, length=length
+      )
+      gathered[source] = {field: fill(x) for field, x in fields.items()}
+    return gathered
+
+  def put(self, gathered: PyTree) -> PyTree:
+    return distributed.put_own(gathered, self._mesh, self.spec)
+
+
+NAMES = ("auto", "device", "host")
+
+
+def residency(
+  name: str,
+  passes: Sequence[Pass],
+  splits: Sequence[FederatedData],
+  mesh: Mesh,
+) -> Residency:
+  """The residency of this name.
+
+  Args:
+    name: of `NAMES`; "auto" is "device" where one process runs alone.
+    passes: the algorithm's.
+    splits: for every pass, the data that it walks over.
+    mesh: the devices.
+
+  Raises:
+    ValueError: "device" with several processes, or numbers beyond the dtype
+      that JAX keeps.
+  """
+  several = mesh.is_multi_process
+  if name == "device" and several:
+    raise ValueError(
+      "runtime.residency='device' does not go with several processes, each of"
+      " which sends its devices the examples of their clients; give 'host' or"
+      " 'auto'."
+    )
+  kind = _OnHost if name == "host" or several else _OnDevices
+  return kind(passes, splits, mesh)
+
+
+def _fields(
+  sources: Sequence[str], splits: Sequence[FederatedData]
+) -> dict[str, dict[str, np.ndarray]]:
+  named = dict(zip(sources, splits, strict=True))
+  for source, data in named.items():
+    for field, array in data.examples.items():
+      kept = jax.dtypes.canonicalize_dtype(array.dtype)
+      validate.fits(f"field {field!r} of {source}", array, kept)
+  return {source: dict(data.examples) for source, data in named.items()}

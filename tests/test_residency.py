@@ -1,0 +1,80 @@
+"""Where the examples are changes no result."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.simulator import Runtime
+from fedjax_sim.work import LocalWork
+from problems import MODELS, blobs, make_simulator, sgd
+from sketches.ditto import ditto
+from sketches.mimelite import mimelite
+
+ALGORITHMS = {
+  "fedavg": lambda task: fedavg(task, sgd(0.1), sgd(1.0)),
+  "ditto": lambda task: ditto(task, 0.1, 0.1),  # keeps a row a client
+  "mimelite": lambda task: mimelite(task, 0.1),  # two passes over one split
+}
+
+
+def run(simulator, **changes):
+  runtime = Runtime(lanes=2, rounds_per_dispatch=2, **changes)
+  simulator = dataclasses.replace(simulator, runtime=runtime)
+  state = simulator.init()
+  rows: list[dict[str, float]] = []
+  while len(rows) < 5:
+    out = simulator.dispatch(state, simulator.plan(len(rows), 5 - len(rows)))
+    assert out.failure is None
+    state, rows = out.state, rows + out.rows
+  assert simulator.compilations == 1
+  return jax.tree.leaves(simulator.fetch(state)), rows
+
+
+@pytest.mark.parametrize(
+  "work",
+  [
+    LocalWork(batch_size=4, epochs=2),
+    LocalWork(batch_size=4, steps=3, max_examples=6),
+  ],
+)
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_host_and_device_are_bit_identical(name, work, devices):
+  data = blobs([3, 9, 1, 14, 6, 8, 5])
+  task = MODELS["lr"](data)
+  simulator = make_simulator(
+    task, ALGORITHMS[name](task), data, clients_per_round=4, work=work
+  )
+  (one, rows), (other, same) = (
+    run(simulator, devices=devices, residency=where)
+    for where in ("device", "host")
+  )
+  assert rows == same
+  for x, y in zip(one, other, strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_state_goes_on_with_other_devices(name):
+  """What `fetch` gives on one device, `place` takes on two."""
+  data = blobs([3, 9, 1, 14, 6, 8, 5])
+  task = MODELS["lr"](data)
+  one, two = (
+    make_simulator(task, ALGORITHMS[name](task), data, devices=devices)
+    for devices in (1, 2)
+  )
+  state = one.dispatch(one.init(), one.plan(0, 1)).state
+  moved = two.place(one.fetch(state))
+  for x, y in zip(
+    *(jax.tree.leaves(s.fetch(t)) for s, t in ((one, state), (two, moved))),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(x, y)
+  after = [s.dispatch(t, s.plan(1, 1)) for s, t in ((one, state), (two, moved))]
+  for x, y in zip(
+    *(jax.tree.leaves(out.state.server) for out in after), strict=True
+  ):
+    np.testing.assert_allclose(x, y, atol=1e-6)
