@@ -113,6 +113,34 @@ def worker_of(rank, count, parent):
   raise AssertionError("no such process")
 
 
+def wait_for_rounds(folder, count=6):
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline:
+    with contextlib.suppress(OSError):
+      if len(rounds_of(folder)) >= count:
+        return
+    time.sleep(0.05)
+  raise AssertionError("it does not train")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_signal_to_one_process_makes_all_save_and_stop(tmp_path, undisturbed):
+  running = launch(2, tmp_path)
+  wait_for_rounds(tmp_path)
+  worker = worker_of(1, 2, running.pid)
+  for _ in range(2):  # as from a batch system and from its parent
+    os.kill(worker, signal.SIGTERM)
+  code, told = finish(running)
+  assert code == 128 + signal.SIGTERM, told
+  assert "SIGTERM: stopped after round" in told
+  newest = max(int(p.name) for p in (tmp_path / "checkpoints").glob("[0-9]*"))
+  assert rounds_of(tmp_path) == list(range(1, newest + 1))
+
+  assert finish(launch(2, tmp_path))[0] == 0
+  assert rounds_of(tmp_path) == list(range(1, 31))
+  np.testing.assert_allclose(params(tmp_path), undisturbed, atol=1e-6)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
   ("rank", "number"), [(1, signal.SIGKILL), (0, signal.SIGSTOP)]
@@ -120,13 +148,8 @@ def worker_of(rank, count, parent):
 def test_a_lost_process_ends_the_run_which_goes_on_with_fewer(
   tmp_path, undisturbed, rank, number
 ):
-  running = launch(3, tmp_path, **{"server.rounds": "30"})
-  deadline = time.monotonic() + 120
-  while time.monotonic() < deadline:
-    with contextlib.suppress(OSError):
-      if len(rounds_of(tmp_path)) >= 6:
-        break
-    time.sleep(0.05)
+  running = launch(3, tmp_path)
+  wait_for_rounds(tmp_path)
   os.kill(worker_of(rank, 3, running.pid), number)
   began = time.monotonic()
   code, told = finish(running)
