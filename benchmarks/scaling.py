@@ -26,6 +26,7 @@ from benchmarks.turns import rotated
 from fedjax_sim import cohort as cohorts
 from fedjax_sim.cohort import Waste
 from fedjax_sim.reporting.json_file import write_json
+from fedjax_sim.simulator import MOST_ROUNDS
 from fedjax_sim.work import LocalWork
 
 SIZES = (100, 316, 1000, 3162, 10_000)
@@ -36,10 +37,12 @@ _ROOT = Path(__file__).resolve().parents[1]
 def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
   """Time and memory a client, for every cohort size, LR on all devices.
 
-  The sizes take turns, each turn in another order, and a size's time is its
-  median. The population is the same for all, and so is one round a call,
-  though more are faster for small cohorts. The memory is that of a program of
-  one lane, without the examples.
+  Rounds of small cohorts are run together, as a run does by itself: as many a
+  call as have about as many clients as the largest cohort, 64 at most. Beside
+  it stands the time with one round a call. The sizes take turns, each turn in
+  another order, and a size's time is its median; the population is the same
+  for all. The memory is that of a program of one round and one lane, without
+  the examples.
 
   Args:
     sizes: clients a round, increasing.
@@ -48,36 +51,48 @@ def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
   population = replace(cases.CASES["lr_large"], num_clients=max(sizes) * 6 // 5)
   data = cases.dataset(population)
   task = population.model(population.example_shape, population.num_classes)
-  engines: dict[int, Engine] = {}
+  together = {s: max(1, min(MOST_ROUNDS, max(sizes) // s)) for s in sizes}
+  engines: dict[tuple[int, int], Engine] = {}
   for size in sizes:
-    case = replace(population, clients_per_round=size, rounds=1)
-    simulator = cases.simulator(case, task, data, devices=None)
-    engines[size] = Engine(simulator, 1, max(1, round(TURN / size)))
-  times: dict[int, list[float]] = {size: [] for size in sizes}
+    for rounds in {1, together[size]}:
+      case = replace(population, clients_per_round=size, rounds=rounds)
+      simulator = cases.simulator(case, task, data, devices=None)
+      calls = max(1, round(TURN / (size * rounds)))
+      engines[size, rounds] = Engine(simulator, rounds, calls)
+  times: dict[tuple[int, int], list[float]] = {key: [] for key in engines}
   for turn in range(turns + 1):
-    for size in rotated(sizes, turn):
-      engine = engines[size]
+    for key in rotated(list(engines), turn):
+      engine = engines[key]
       seconds = engine.seconds()
       if turn:  # the first one compiles and warms up
-        times[size].append(seconds / engine.clients)
+        times[key].append(seconds / engine.clients)
+
+  def ratio(key: tuple[int, int], to: tuple[int, int]) -> float:
+    pairs = zip(times[key], times[to], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
   stored = sum(x.nbytes for x in data.train.examples.values())
   rows = []
-  for size, engine in engines.items():
+  first = sizes[0]
+  for size in sizes:
     case = replace(population, clients_per_round=size, rounds=1)
     single = cases.simulator(case, task, data, devices=None, lanes=1)
     program = single.program(1, size)
     rows.append(
       {
         "clients_per_round": size,
-        "seconds_per_client": statistics.median(times[size]),
-        "time_ratio": statistics.median(
-          a / b for a, b in zip(times[size], times[sizes[0]], strict=True)
-        ),
+        "rounds_per_call": together[size],
+        "seconds_per_client": statistics.median(times[size, together[size]]),
+        "time_ratio": ratio((size, together[size]), (first, together[first])),
+        "one_round_time_ratio": ratio((size, 1), (first, 1)),
         "program_bytes": program.device_bytes - stored,
         "program_bytes_per_client": (program.device_bytes - stored) / size,
-        "compilations": engine.simulator.compilations,
+        "compilations": max(
+          e.simulator.compilations for (s, _), e in engines.items() if s == size
+        ),
       }
     )
+  for engine in engines.values():
     engine.close()
   for row in rows:
     row["memory_ratio"] = row["program_bytes"] / rows[0]["program_bytes"]

@@ -127,11 +127,13 @@ def _batches(theirs: Mapping[str, Any] | None) -> str:
 def scaling(report: Mapping[str, Any]) -> None:
   """The tables of `benchmarks.scaling`."""
   table(
-    "LR, all devices, one round a call, by cohort",
+    "LR, all devices, by cohort",
     [
       "clients a round",
+      "rounds a call",
       "µs a client",
       "time / first",
+      "one round a call",
       "bytes of one round",
       "bytes a client",
       "memory / first",
@@ -139,8 +141,10 @@ def scaling(report: Mapping[str, Any]) -> None:
     [
       [
         str(row["clients_per_round"]),
+        str(row["rounds_per_call"]),
         number(1e6 * row["seconds_per_client"]),
         number(row["time_ratio"]),
+        number(row["one_round_time_ratio"]),
         number(row["program_bytes"]),
         number(row["program_bytes_per_client"]),
         number(row["memory_ratio"]),
