@@ -9,6 +9,7 @@ from done. Its files: docs/data.md.
 
 from ml_collections import ConfigDict
 
+from fedjax_sim import validate
 from fedjax_sim.config import default_config
 
 
@@ -26,9 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
   config.server.rounds = 40
   config.server.clients_per_round = 8
   config.server.eval_every = 10
-  config.runtime.lanes = "1"
+  config.runtime.lanes = 1
   config.runtime.checkpoint_every = 10
-  if arg == "smoke":
+  if validate.known("argument", arg, ("", "smoke")) == "smoke":
     config.server.rounds = 2
     config.server.clients_per_round = 2
     config.model.width = 4

@@ -8,6 +8,7 @@ inside clients. Its files: docs/data.md.
 
 from ml_collections import ConfigDict
 
+from fedjax_sim import validate
 from fedjax_sim.config import default_config
 
 
@@ -25,8 +26,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.server.rounds = 150
   config.server.clients_per_round = 10
   config.server.eval_every = 25
-  config.runtime.lanes = "1"
+  config.runtime.lanes = 1
   config.runtime.checkpoint_every = 50
-  if arg == "smoke":
+  if validate.known("argument", arg, ("", "smoke")) == "smoke":
     config.server.rounds = 2
   return config

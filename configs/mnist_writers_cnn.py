@@ -8,6 +8,7 @@ that never train. Its files: docs/data.md.
 
 from ml_collections import ConfigDict
 
+from fedjax_sim import validate
 from fedjax_sim.config import default_config
 
 
@@ -24,9 +25,9 @@ def get_config(arg: str = "") -> ConfigDict:
   config.server.rounds = 60
   config.server.clients_per_round = 20
   config.server.eval_every = 10
-  config.runtime.lanes = "1"
+  config.runtime.lanes = 1
   config.runtime.checkpoint_every = 20
-  if arg == "smoke":
+  if validate.known("argument", arg, ("", "smoke")) == "smoke":
     config.server.rounds = 2
     config.server.clients_per_round = 2
   return config

@@ -9,6 +9,7 @@ A quarter of an hour on two busy CPU cores; after 100 rounds a held-out loss of
 
 from ml_collections import ConfigDict
 
+from fedjax_sim import validate
 from fedjax_sim.config import default_config
 
 
@@ -24,9 +25,9 @@ def get_config(arg: str = "") -> ConfigDict:
   config.server.rounds = 100
   config.server.clients_per_round = 10
   config.server.eval_every = 25
-  config.runtime.lanes = "1"
+  config.runtime.lanes = 1
   config.runtime.checkpoint_every = 25
-  if arg == "smoke":
+  if validate.known("argument", arg, ("", "smoke")) == "smoke":
     config.server.rounds = 2
     config.server.clients_per_round = 2
     config.model.units = (8,)

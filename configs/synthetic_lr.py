@@ -8,6 +8,7 @@ inside clients.
 
 from ml_collections import ConfigDict
 
+from fedjax_sim import validate
 from fedjax_sim.config import default_config
 
 
@@ -28,8 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.server.rounds = 200
   config.server.clients_per_round = 10
   config.server.eval_every = 20
-  config.runtime.lanes = "1"
+  config.runtime.lanes = 1
   config.runtime.checkpoint_every = 50
-  if arg == "smoke":
+  if validate.known("argument", arg, ("", "smoke")) == "smoke":
     config.server.rounds = 2
   return config

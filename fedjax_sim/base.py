@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 Array = jax.Array
@@ -120,11 +121,15 @@ class Task(NamedTuple):
     loss: (variables, examples, key) -> `Loss`; training mode.
     metrics: (variables, examples) -> name -> `Metric` of per-example values
       (already multiplied by their weights); evaluation mode.
+    check: examples as they are stored, field -> numpy (examples, ...), -> None;
+      raises ValueError for values that the model cannot take, such as ids that
+      it does not know. Shapes and dtypes need no check.
   """
 
   init: Callable[[Key], Variables]
   loss: Callable[[Variables, Examples, Key], Loss]
   metrics: Callable[[Variables, Examples], dict[str, Metric]]
+  check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None
 
 
 def mean_loss(

@@ -22,12 +22,12 @@ from fedjax_sim import (
 )
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.base import Algorithm, Task
-from fedjax_sim.config import MOST_WHOLE, check_fields
+from fedjax_sim.config import check_fields, default_config
 from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedDataset
 from fedjax_sim.local import WEIGHTINGS
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, optimizer
-from fedjax_sim.preflight import ModelError
+from fedjax_sim.preflight import DataError, ModelError
 from fedjax_sim.simulator import MOST_ROUNDS, Runtime, Simulator
 from fedjax_sim.work import LocalWork
 
@@ -91,7 +91,19 @@ def build_data(config: ConfigDict) -> FederatedDataset:
   arguments = _given(section, "name")
   owner = f"data.name={section.name!r}"
   validate.arguments(owner, arguments, load, section="data")
-  return load(**arguments)
+  try:
+    return load(**arguments)
+  except (TypeError, ValueError) as error:
+    raise type(error)(_of_data(config, error)) from error
+
+
+def _of_data(config: ConfigDict, error: Exception) -> str:
+  """The error's text; the data set's name first, if the text names nothing."""
+  text, path = str(error), config.data.path
+  if text.startswith("data.") or (path and str(path) in text):
+    return text
+  where = f", data.path={path!r}" if path else ""
+  return f"data.name={config.data.name!r}{where}: {text}"
 
 
 def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
@@ -100,9 +112,10 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   make = validate.lookup("model.name", section.name, MODELS)
   if not data.num_classes:
     raise ValueError(
-      f"model.name={section.name!r} tells classes apart, but the labels 'y' of"
-      f" data.name={config.data.name!r} are no whole numbers; give integer"
-      " labels from 0."
+      f"model.name={section.name!r} tells classes apart, but"
+      f" data.name={config.data.name!r} has none: its labels 'y' are no whole"
+      " numbers, or data.num_classes is 0. Give integer labels from 0, and"
+      " leave data.num_classes out."
     )
   arguments = _given(section, "name")
   fixed = ("example_shape", "num_classes")
@@ -125,7 +138,8 @@ def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
     f"{section}.learning_rate", config[section].learning_rate, least=0
   )
   owner = f"{section}.optimizer={name!r}"
-  validate.arguments(owner, arguments, make, section=section)
+  fields = default_config()[section]
+  validate.arguments(owner, arguments, make, section=section, fields=fields)
   for key, value in arguments.items():
     field = f"{section}.{key}"
     if key == "weight_decay":
@@ -180,20 +194,6 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   return make(task, **chosen, **arguments)
 
 
-def _lanes(value: Any) -> Any:
-  """`runtime.lanes`: "auto", or a number, which a flag gives as a string."""
-  if isinstance(value, str) and value != "auto":
-    try:
-      value = int(value)
-    except ValueError:
-      raise ValueError(
-        f"runtime.lanes={value!r} is neither 'auto' nor a whole number."
-      ) from None
-  if value != "auto":
-    validate.whole("runtime.lanes", value, most=MOST_WHOLE)
-  return value
-
-
 def build(config: ConfigDict) -> Experiment:
   """The experiment that a config describes; checks all of it.
 
@@ -214,7 +214,7 @@ def build(config: ConfigDict) -> Experiment:
   work = LocalWork(**{name: client[name] for name in _WORK})
   at_once = runtime.rounds_per_dispatch
   speed = Runtime(
-    lanes=_lanes(runtime.lanes),
+    lanes=runtime.lanes,
     devices=runtime.devices,
     residency=runtime.residency,
     rounds_per_dispatch=at_once and min(at_once, schedule.longest_stretch),
@@ -247,9 +247,11 @@ def build(config: ConfigDict) -> Experiment:
   )
   try:
     _ = simulator.checked
+  except DataError as error:
+    raise ValueError(_of_data(config, error)) from error
   except ModelError as error:
     model = [f"model.{k}={v!r}" for k, v in _given(config.model).items()]
     raise ValueError(
-      f"{', '.join(model)}, data.name={config.data.name!r}: {error}"
+      f"{', '.join(model)}: {_of_data(config, error)}"
     ) from error
   return Experiment(simulator=simulator, schedule=schedule)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from fedjax_sim import validate
@@ -38,7 +38,7 @@ def default_config() -> ConfigDict:
   config.data.exponent = placeholder(float)
   config.data.min_examples = placeholder(int)
   config.data.heldout_fraction = placeholder(float)
-  config.data.unseen_clients = placeholder(int)
+  config.data.unseen_clients = placeholder(object)  # number or fraction
 
   config.model = ConfigDict()
   config.model.name = "logistic_regression"
@@ -83,7 +83,7 @@ def default_config() -> ConfigDict:
   config.transforms.gaussian = ConfigDict({"stddev": placeholder(float)})
 
   config.runtime = ConfigDict()
-  config.runtime.lanes = "auto"  # or a number, as a string
+  config.runtime.lanes = FieldReference("auto", object)  # or a number
   config.runtime.devices = placeholder(int)
   config.runtime.residency = "auto"
   config.runtime.rounds_per_dispatch = placeholder(int)

@@ -38,7 +38,8 @@ def parse(arguments: Sequence[str], *required: str, **optional: str) -> Any:
     OSError: the config file cannot be read.
     ValueError: the config file raises, or returns no ConfigDict.
   """
-  unset = [a for a in arguments if _unsets(a)]
+  last = {a.partition("=")[0]: a for a in arguments}  # the last of a field wins
+  unset = [a for a in last.values() if _unsets(a)]
   arguments = [a for a in arguments if not _unsets(a)]
   path = _config_path(arguments)
   if path is not None and not Path(path).exists():
@@ -163,17 +164,21 @@ def _no_config(path: str | None, given: Any) -> str:
 
 def _no_field(arguments: Sequence[str], error: BaseException) -> str:
   """Names the flag whose field the config lacks."""
-  while error.args and isinstance(error.args[0], BaseException):
-    error = error.args[0]
   text = _one_line(error)
   found = re.match(r"'(\w+)'(?: (Did you mean .*\?))?", text)
   if not found:
     return text
   name, hint = found.groups()
   named = [a for a in arguments if f".{name}" in a.partition("=")[0]]
-  flag = named[0].partition("=")[0] if named else name
-  return f"{flag}: the config has no {name!r}. {hint or ''}".rstrip()
+  flag = named[0].partition("=")[0] if named else f"--config.{name}"
+  field = flag.removeprefix("--")
+  return (
+    f"{flag}: the config has no {name!r}."
+    f" {hint or f'A config file may add it, as {field} = ...'}"
+  )
 
 
 def _one_line(error: BaseException) -> str:
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
   return " ".join(str(error.args[0] if error.args else error).split())

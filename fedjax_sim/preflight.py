@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import base, lanes, traffic
+from fedjax_sim import base, lanes, traffic, validate
 from fedjax_sim.base import Batch, Task, Variables
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.round import RunState
@@ -24,6 +24,38 @@ MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
 
 class ModelError(ValueError):
   """The model fits neither the data nor the devices."""
+
+
+class DataError(ValueError):
+  """The data hold values that would change on a device."""
+
+
+def check_values(task: Task, data: FederatedDataset) -> None:
+  """Refuses values that JAX does not keep, or that the model cannot take.
+
+  Args:
+    task: what is trained.
+    data: what it is trained and evaluated on.
+
+  Raises:
+    DataError: numbers beyond the dtype that JAX keeps.
+    ModelError: `Task.check` refuses them.
+  """
+  sets = {**data.all_splits, "seen": data.seen, "unseen": data.unseen}
+  parts = {name: part.examples for name, part in sets.items() if part}
+  if data.test is not None:
+    parts["test"] = data.test
+  for name, examples in parts.items():
+    for field, array in examples.items():
+      kept = jax.dtypes.canonicalize_dtype(array.dtype)
+      try:
+        validate.fits(f"field {field!r} of {name}", array, kept)
+      except ValueError as error:
+        raise DataError(str(error)) from error
+    try:
+      task.check(examples)
+    except ValueError as error:
+      raise ModelError(f"{name}: {error}") from error
 
 
 def check_order(examples: int, work: LocalWork) -> None:
@@ -69,7 +101,7 @@ def check_task(
       dtype = jax.dtypes.canonicalize_dtype(x.dtype)
       return jax.ShapeDtypeStruct((size, *x.shape[1:]), dtype)
 
-    fields = {field: shape(x) for field, x in data.train.examples.items()}
+    fields = {field: shape(x) for field, x in stored.items()}
     return Batch(fields, shape(np.zeros(1, bool)))
 
   def loss(variables: Variables, batch: Batch, seed: jax.Array) -> None:
@@ -80,6 +112,7 @@ def check_task(
     batch = batch._replace(examples=data.prepare(batch.examples))
     base.sum_metrics(task, variables, batch)
 
+  stored = data.train.examples
   trained = {work.batch_size for work in works}
   evaluated = {min(eval_batch_size, n) for n in _largest_evaluated(data)}
   try:
@@ -90,7 +123,11 @@ def check_task(
       jax.eval_shape(metrics, variables, batch_of(size))
   except Exception as error:
     text = " ".join(str(error).split()) or type(error).__name__
-    raise ModelError(f"the model does not fit the data: {text}") from error
+    one = [f"{k!r} {x.dtype} {x.shape[1:]}" for k, x in stored.items()]
+    raise ModelError(
+      f"the model does not fit the data: {text} (examples have"
+      f" {', '.join(one)} and {data.num_classes:,} classes)"
+    ) from error
 
 
 def _largest_evaluated(data: FederatedDataset) -> list[int]:
@@ -120,5 +157,5 @@ def check_memory(state: RunState, device: jax.Device, devices: int) -> None:
     raise ModelError(
       f"the model's parameters and what the algorithm keeps take"
       f" {size / 1e6:,.0f} MB; a device has {limit / 1e6:,.0f} MB to give. Make"
-      " the model smaller."
+      " the model smaller, or look for a label that is too large."
     )

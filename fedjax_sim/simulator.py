@@ -92,6 +92,10 @@ class Runtime:
 
   def __post_init__(self) -> None:
     if self.lanes != "auto":
+      if isinstance(self.lanes, str):
+        raise validate.UnknownNameError(
+          f"runtime.lanes={self.lanes!r} is neither 'auto' nor a whole number."
+        )
       validate.whole("runtime.lanes", self.lanes)
     if self.devices is not None:
       validate.whole("runtime.devices", self.devices)
@@ -282,7 +286,8 @@ class Simulator:
     """Whether the model fits the data and the devices; nothing is compiled.
 
     Raises:
-      ModelError: it does not.
+      DataError: the data hold numbers beyond the dtypes that JAX keeps.
+      ModelError: the model does not fit.
       ValueError: a round has too many examples.
     """
     capacity = cohorts.capacity(
@@ -293,6 +298,7 @@ class Simulator:
       devices=1,
     )
     preflight.check_order(max(capacity.order), self.work)
+    preflight.check_values(self.task, self.data)
     shapes = self.state_shapes
     variables = self.algorithm.variables(shapes.server)
     preflight.check_memory(shapes, self.mesh.local_devices[0], self.mesh.size)

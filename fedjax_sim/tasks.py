@@ -5,11 +5,12 @@ Also what acts on any task: lower precision and rematerialisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
@@ -128,6 +129,7 @@ def nnx_task(
   metrics: ExampleMetrics = classification_metrics,
   trainable: Any = nnx.Param,
   inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
+  check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None,
 ) -> Task:
   """A task from a `flax.nnx` module.
 
@@ -142,6 +144,7 @@ def nnx_task(
     metrics: (outputs, examples) -> name -> `Metric` of per-example values.
     trainable: an nnx filter, e.g. `nnx.LoRAParam`.
     inputs: examples -> the module's argument.
+    check: as in `Task`.
   """
   if isinstance(make, nnx.Module):
     raise TypeError(
@@ -216,7 +219,7 @@ def nnx_task(
     module = module_of(evaluating, variables, jax.random.key(0))
     return metrics(module(inputs(examples)), examples)
 
-  return Task(init, task_loss, task_metrics)
+  return Task(init, task_loss, task_metrics, check)
 
 
 def linen_task(
@@ -346,7 +349,7 @@ def with_compute_dtype(
       _float32, task.metrics(lower(variables), inputs(examples))
     )
 
-  return Task(task.init, loss, metrics)
+  return task._replace(loss=loss, metrics=metrics)
 
 
 def with_remat(task: Task) -> Task:

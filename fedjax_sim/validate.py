@@ -157,6 +157,7 @@ def arguments(
   *,
   hidden: Container[str] = (),
   section: str = "",
+  fields: Iterable[str] = (),
 ) -> None:
   """Refuses named arguments that `function` would refuse.
 
@@ -166,6 +167,7 @@ def arguments(
     function: what will be called.
     hidden: parameters that are not given here.
     section: of the config that the arguments come from.
+    fields: other names in that section, which may have been meant.
 
   Raises:
     UnknownNameError: one that it does not take.
@@ -181,15 +183,20 @@ def arguments(
   if all(p.kind is not p.VAR_KEYWORD for p in parameters):
     for name in given:
       if name not in named:
-        raise UnknownNameError(_not_taken(owner, name, sorted(named), section))
+        names = sorted(named)
+        others = [field for field in fields if field not in given]
+        raise UnknownNameError(_not_taken(owner, name, names, section, others))
   for name, default in named.items():
     if default is inspect.Parameter.empty and name not in given:
       field = f"{section}.{name}" if section else name
       raise ValueError(f"{owner} lacks the argument {field!r}; give it.")
 
 
-def _not_taken(owner: str, name: str, names: list[str], section: str) -> str:
+def _not_taken(
+  owner: str, name: str, names: list[str], section: str, others: list[str]
+) -> str:
   near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  near = difflib.get_close_matches(name, others, n=1, cutoff=0.75) or near
   prefix = f"{section}." if section else ""
   text = f"{owner} does not take {prefix + name!r}."
   if near:

@@ -14,6 +14,7 @@ from fedjax_sim.models import (
   logistic_regression,
   mlp,
   resnet18,
+  text_lstm,
 )
 
 MODELS: dict[str, Callable[..., Task]] = {
@@ -23,4 +24,5 @@ MODELS: dict[str, Callable[..., Task]] = {
   "logistic_regression": logistic_regression.logistic_regression,
   "mlp": mlp.mlp,
   "resnet18": resnet18.resnet18,
+  "text_lstm": text_lstm.text_lstm,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from fedjax_sim import validate
@@ -17,8 +18,8 @@ from fedjax_sim.models.options import several
 from fedjax_sim.tasks import nnx_task, token_cross_entropy, token_metrics
 
 
-class CharLSTM(nnx.Module):
-  """An embedding, LSTM layers, and logits for every position."""
+class Reader(nnx.Module):
+  """An embedding and LSTM layers."""
 
   def __init__(
     self, tokens: int, embedding: int, units: tuple[int, ...], rngs: nnx.Rngs
@@ -28,14 +29,27 @@ class CharLSTM(nnx.Module):
     self.layers = nnx.List(
       LSTM(sizes[i], sizes[i + 1], rngs=rngs) for i in range(len(units))
     )
-    self.logits = nnx.Linear(sizes[-1], tokens, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Logits, shape=(batch, time, tokens), of ids, shape=(batch, time)."""
+    """What the last layer says, (time, batch, units), of (batch, time) ids."""
     x = self.embed(x.T)
     for layer in self.layers:
       x = layer(x)
-    return jnp.swapaxes(self.logits(x), 0, 1)
+    return x
+
+
+class CharLSTM(nnx.Module):
+  """Logits for the character after every position."""
+
+  def __init__(
+    self, tokens: int, embedding: int, units: tuple[int, ...], rngs: nnx.Rngs
+  ):
+    self.reader = Reader(tokens, embedding, units, rngs)
+    self.logits = nnx.Linear(units[-1], tokens, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Logits, shape=(batch, time, tokens), of ids, shape=(batch, time)."""
+    return jnp.swapaxes(self.logits(self.reader(x)), 0, 1)
 
 
 def char_lstm(
@@ -56,19 +70,59 @@ def char_lstm(
     TypeError, ValueError: another shape, sizes that are not whole and >= 1, or
       no layer.
   """
-  if len(example_shape) != 1:
-    raise ValueError(
-      f"char_lstm: an example has shape {example_shape}; give (time,) ids."
-    )
+  check_sequence("char_lstm", example_shape)
   tokens = validate.whole("num_classes", num_classes)
   embedding = validate.whole("model.embedding", embedding)
-  what, example = "a number for each layer", "(256, 256)"
-  layers = several("model.units", units, what, example)
-  if not layers:
-    raise ValueError(f"model.units={units!r}; give {what}, {example}.")
-  sizes = tuple(validate.whole("model.units", n) for n in layers)
+  sizes = layer_sizes(units)
   return nnx_task(
     lambda rngs: CharLSTM(tokens, embedding, sizes, rngs),
     loss=token_cross_entropy,
     metrics=token_metrics,
+    check=lambda examples: check_ids(examples["x"], tokens),
   )
+
+
+def check_sequence(owner: str, example_shape: tuple[int, ...]) -> None:
+  """Refuses examples that are no sequence of ids.
+
+  Raises:
+    ValueError: they have another shape than (time,).
+  """
+  if len(example_shape) != 1:
+    raise ValueError(
+      f"{owner}: an example has shape {example_shape}; give (time,) ids."
+    )
+
+
+def layer_sizes(units: tuple[int, ...]) -> tuple[int, ...]:
+  """`model.units`, one or more.
+
+  Raises:
+    TypeError, ValueError: a size is not whole and >= 1, or there is none.
+  """
+  what, example = "a number for each layer", "(256, 256)"
+  layers = several("model.units", units, what, example)
+  if not layers:
+    raise ValueError(f"model.units={units!r}; give {what}, {example}.")
+  return tuple(validate.whole("model.units", n) for n in layers)
+
+
+def check_ids(x: np.ndarray, tokens: int, field: str = "num_classes") -> None:
+  """Refuses ids that are none of 0 to `tokens` - 1.
+
+  Args:
+    x: of any shape.
+    tokens: how many ids there are.
+    field: what says so.
+
+  Raises:
+    ValueError: `x` is not whole, or holds another number.
+  """
+  if x.dtype.kind not in "iu":
+    raise ValueError(f"'x' is {x.dtype}; give whole numbers, ids.")
+  low, high = int(x.min(initial=0)), int(x.max(initial=0))
+  if low < 0 or high >= tokens:
+    raise ValueError(
+      f"'x' holds {low if low < 0 else high}; {field} says that ids go from 0"
+      f" to {tokens - 1}."
+    )

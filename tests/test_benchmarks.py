@@ -305,11 +305,12 @@ def in_order_of_pytorch(name: str, params, began) -> list[np.ndarray]:
     weight = weight.reshape(128, 2, 2, 64).transpose(0, 3, 1, 2)
     return [*convs, weight.reshape(128, -1), bias, *dense(params["dense2"])]
   if name == "lstm":
-    found = [np.asarray(params["embed"]["embedding"][...])]
+    reader, first = params["reader"], began["reader"]
+    found = [np.asarray(reader["embed"]["embedding"][...])]
     for i in range(2):
-      layer = params["layers"][i]
+      layer = reader["layers"][i]
       weight, bias = dense(layer["inputs"])
-      before = np.asarray(began["layers"][i]["inputs"]["bias"][...])
+      before = np.asarray(first["layers"][i]["inputs"]["bias"][...])
       # Their second bias begins at zero, and has the first one's gradient.
       recurrent = np.asarray(layer["recurrent"][...]).T
       found += [weight, recurrent, bias, bias - before]

@@ -134,11 +134,15 @@ def test_neither_true_nor_false(field):
     ("model.hidden_sizes", (10**6, 10**6)),
     ("model.hidden_sizes", (2**40,)),
     ("runtime.lanes", "many"),
-    ("runtime.lanes", "1.5"),
-    ("runtime.lanes", "0"),
-    ("runtime.lanes", "-1"),
-    ("runtime.lanes", str(2**31)),
+    ("runtime.lanes", 1.5),
+    ("runtime.lanes", 0),
+    ("runtime.lanes", -1),
+    ("runtime.lanes", 2**31),
     ("runtime.lanes", ""),
+    ("runtime.lanes", None),
+    ("data.seed", -1),
+    ("data.unseen_clients", 2.5),
+    ("data.unseen_clients", "some"),
     ("runtime.devices", 1000),
     ("server.clients_per_round", 101),
     ("data.num_clients", 2000),
@@ -197,6 +201,8 @@ def test_unknown_names(field, near):
       (8,),
       r"model\.name='logistic_regression' does not take .*hidden.*=None",
     ),
+    ("server.round", 5, r"'server\.round'.* mean 'server\.rounds'"),
+    ("client.batchsize", 5, r"'client\.batchsize'.* 'client\.batch_size'"),
     ("data.exponent", 2.0, r"data\.partition='dirichlet'.*exponent'.*=None"),
     ("data.shards_per_client", 2, r"data\.partition='dirichlet'.*shards_per"),
   ],
@@ -327,7 +333,7 @@ def test_labels_that_are_no_classes_are_refused(tmp_path):
   source = default_config()
   source.data.name = "npz"
   source.data.path = str(path)
-  with pytest.raises(ValueError, match="labels 'y' of data.name='npz'"):
+  with pytest.raises(ValueError, match="data.name='npz' has none: its labels"):
     build(source)
 
 
@@ -339,5 +345,49 @@ def test_labels_of_another_shape_are_refused(tmp_path):
   source.data.name = "npz"
   source.data.path = str(path)
   source.server.clients_per_round = 1
-  with pytest.raises(ValueError, match="'npz': the model does not fit"):
+  with pytest.raises(
+    ValueError, match=r"pairs.npz': the model does not fit.*'y' int64 \(2,\)"
+  ):
+    build(source)
+
+
+@pytest.mark.parametrize("part", ["x", "test_x"])
+def test_numbers_that_a_device_would_change_are_refused(tmp_path, part):
+  path = tmp_path / "large.npz"
+  ones, y = np.ones((4, 3)), np.zeros(4, int)
+  x, test_x = (ones * (1e300 if part == p else 1) for p in ("x", "test_x"))
+  client = np.arange(4) % 2
+  np.savez(path, x=x, test_x=test_x, y=y, test_y=y, client=client)
+  source = default_config()
+  source.data.name = "npz"
+  source.data.path = str(path)
+  source.server.clients_per_round = 1
+  with pytest.raises(ValueError, match=r"large.npz': field 'x' of .*beyond fl"):
+    build(source)
+
+
+def test_what_a_loader_refuses_is_named(tmp_path):
+  path = tmp_path / "few.npz"
+  np.savez(path, x=np.ones(4), y=np.zeros(4, int), client=np.arange(3))
+  source = default_config()
+  source.data.name = "npz"
+  source.data.path = str(path)
+  with pytest.raises(
+    ValueError, match=r"^data.name='npz', data.path=.*few.npz"
+  ):
+    build(source)
+
+
+def test_ids_that_the_model_does_not_know_are_refused(tmp_path):
+  path = tmp_path / "ids.npz"
+  x, y = np.full((4, 3), 9), np.ones((4, 3), int)
+  np.savez(path, x=x, y=y, client=np.arange(4) % 2)
+  source = default_config()
+  source.data.name = "npz"
+  source.data.path = str(path)
+  source.model.name = "char_lstm"
+  source.server.clients_per_round = 1
+  with pytest.raises(
+    ValueError, match=r"ids.npz': train: 'x' holds 9; num_cla"
+  ):
     build(source)

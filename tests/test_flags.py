@@ -6,7 +6,7 @@ import pytest
 
 from fedjax_sim.build import build
 from fedjax_sim.experiment import run
-from fedjax_sim.flags import load
+from fedjax_sim.flags import load, parse
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
@@ -99,6 +99,7 @@ def test_a_file_may_add_fields_and_flags_set_them(written):
     ("client.batch_size=", "invalid literal for int"),
     ("client.learning_rate=fast", "could not convert"),
     ("client.shuffle=maybe", "Non-boolean"),
+    ("data.num_classes=3", "file may add it, as config.data.num_classes = "),
   ],
 )
 def test_a_wrong_override_is_named(override, message):
@@ -130,6 +131,18 @@ def test_a_wrong_file_says_where(written, text, message):
     load(path)
   assert str(caught.value).startswith(f"--config={path}")
   assert "\n" not in str(caught.value)
+
+
+def test_an_argument_that_no_config_knows():
+  with pytest.raises(ValueError, match="argument='smok' .* mean 'smoke'"):
+    load(f"{DIGITS}:smok")
+
+
+def test_the_last_of_a_field_wins():
+  given = ["--config.client.momentum=None", "--config.client.momentum=0.5"]
+  first = f"--config={DIGITS}"
+  assert parse([first, *given], "config").config.client.momentum == 0.5
+  assert parse([first, *given[::-1]], "config").config.client.momentum is None
 
 
 def test_an_argument_that_the_file_does_not_take(written):

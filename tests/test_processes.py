@@ -92,7 +92,9 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_train_the_same(tmp_path, undisturbed, count):
-  assert finish(launch(count, tmp_path))[0] == 0
+  # None is to be lost here, however busy the machine is.
+  code, told = finish(launch(count, tmp_path, **{"runtime.peer_timeout": "60"}))
+  assert code == 0, told
   np.testing.assert_allclose(params(tmp_path), undisturbed, atol=1e-6)
   assert rounds_of(tmp_path) == list(range(1, 31))
   summary = json.loads((tmp_path / "summary.json").read_bytes())

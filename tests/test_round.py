@@ -680,4 +680,4 @@ def test_numbers_beyond_the_devices_dtypes_are_refused():
   task = MODELS["lr"](data)
   simulator = make_simulator(task, fedavg(task, sgd(0.1), sgd(1.0)), data)
   with pytest.raises(ValueError, match="field 'x' of train .*float32"):
-    simulator.program(1, 1)
+    simulator.init()

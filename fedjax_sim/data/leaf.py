@@ -58,7 +58,7 @@ def load_leaf_json(
   path: str | os.PathLike[str] | None = None,
   num_classes: int | None = None,
   inputs: str = "numbers",
-  sequence_length: int = 80,
+  sequence_length: int | None = None,
   vocabulary: str | None = None,
   heldout_fraction: float = 0.0,
   unseen_clients: int | float = 0,
@@ -82,7 +82,7 @@ def load_leaf_json(
       no choice.
     inputs: of x that is no text: "numbers" reach the model as float32, "ids"
       as int32.
-    sequence_length: characters of an example, of text.
+    sequence_length: characters of an example, of text; None: 80.
     vocabulary: all characters, of text; None: those that there are, sorted.
     heldout_fraction: see `make_dataset`.
     unseen_clients: see `make_dataset`.
@@ -94,7 +94,10 @@ def load_leaf_json(
     TypeError, ValueError: it is damaged or contradicts itself, or an option is
       refused.
   """
-  length = validate.whole("data.sequence_length", sequence_length)
+  length = validate.whole(
+    "data.sequence_length",
+    80 if sequence_length is None else sequence_length,
+  )
   inputs = validate.known("data.inputs", inputs, INPUTS)
   place = locate(path)
   users = read_users(place)
@@ -116,10 +119,12 @@ def load_leaf_json(
     if letters:
       num_classes = _fixed(num_classes, letters + 1)
   else:
-    if vocabulary is not None:
-      raise ValueError(
-        f"data.vocabulary is for text, but {place} holds numbers; unset it."
-      )
+    of_text = {"vocabulary": vocabulary, "sequence_length": sequence_length}
+    for option, value in of_text.items():
+      if value is not None:
+        raise ValueError(
+          f"data.{option} is for text, but {place} holds numbers; unset it."
+        )
     clients = {name: {"x": _numbers(u, "x", u.x)} for name, u in users.items()}
     _check_inputs(users, clients, inputs)
     _shrink(clients, "x", np.int32 if inputs == "ids" else np.float32)
@@ -179,8 +184,8 @@ def _read(file: Path) -> dict[str, User]:
     held = json.loads(contents(file))
   except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError
     raise ValueError(
-      f"{file} cannot be read as JSON: {error} Give a LEAF file, plain or"
-      " gzipped."
+      f"{file} cannot be read as JSON: {str(error).rstrip('.')}. Give a LEAF"
+      " file, plain or gzipped."
     ) from error
   kinds = {"users": list, "num_samples": list, "user_data": dict}
   for field, kind in kinds.items():
@@ -203,6 +208,16 @@ def _read(file: Path) -> dict[str, User]:
     if name in users:
       raise ValueError(f"{where} is twice in users; expected every user once.")
     users[name] = _user(where, name, count, held["user_data"], labels)
+  for field, held_users in (
+    ("user_data", held["user_data"]),
+    ("user_data_label", labels),
+  ):
+    for name in held_users:
+      if name not in users:
+        raise ValueError(
+          f"{file}: user {name!r} is in {field}, but not in users; expected"
+          " the same in both."
+        )
   return users
 
 
@@ -379,7 +394,8 @@ def _numbers(user: User, field: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
   except (ValueError, OverflowError) as error:
     raise ValueError(
-      f"{user.where}: {field}: expected entries of one shape: {error}."
+      f"{user.where}: {field}: expected entries of one shape:"
+      f" {str(error).rstrip('.')}."
     ) from error
   if array.dtype.kind not in "biuf":
     raise ValueError(

@@ -165,6 +165,11 @@ def load_mnist_writers(
   )
   train_of, train_names = by_key(writers["train_writer"])
   test_of, test_names = by_key(writers["test_writer"])
+  if both := sorted(set(train_names) & set(test_names)):
+    raise ValueError(
+      f"{root / 'mnist_writers'}: writer {both[0]} is in train_writer and in"
+      " test_writer; expected every writer in one."
+    )
   dataset = make_dataset(
     "mnist_writers",
     FederatedData.from_assignment(train, train_of, names=train_names),

@@ -62,7 +62,8 @@ def load_npz(
     )
   for name in arrays:
     validate.known(f"{file}: array", name, _REQUIRED + _TEST)
-  if not len(arrays["x"]):
+  examples = {"x": arrays["x"], "y": arrays["y"]}
+  if not validate.arrays(str(file), examples):
     raise ValueError(f"{file}: x has no examples; give at least one.")
   _check_labels(file, arrays["y"])
   test = None
@@ -73,9 +74,7 @@ def load_npz(
   client_of, names = by_key(arrays["client"])
   return make_dataset(
     file.stem,
-    FederatedData.from_assignment(
-      {"x": arrays["x"], "y": arrays["y"]}, client_of, names=names
-    ),
+    FederatedData.from_assignment(examples, client_of, names=names),
     num_classes=num_classes,
     test=test,
     heldout_fraction=heldout_fraction,

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedjax_sim import validate
 
+MOST_SEED = 2**64 - 1
 _DATA = 6 << 32  # `base.Purpose.DATA`: apart from the engine's own streams
 
 
@@ -30,6 +31,6 @@ def generator(seed: int, stream: Stream) -> np.random.Generator:
   Raises:
     TypeError, ValueError: `seed` is not such a number.
   """
-  seed = validate.whole("data.seed", seed, least=0, most=2**64 - 1)
+  seed = validate.whole("data.seed", seed, least=0, most=MOST_SEED)
   key = np.array([seed, _DATA + stream], np.uint64)
   return np.random.Generator(np.random.Philox(key=key))

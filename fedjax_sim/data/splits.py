@@ -15,7 +15,7 @@ from fedjax_sim.data.federated import (
   as_stored,
   offsets_of,
 )
-from fedjax_sim.data.seeding import Stream, generator
+from fedjax_sim.data.seeding import MOST_SEED, Stream, generator
 
 
 def split_clients(
@@ -70,8 +70,8 @@ def split_off_clients(
 
   Args:
     data: the clients.
-    amount: how many: an int counts clients, a float is their fraction,
-      rounded, but at least one client.
+    amount: how many, or below 1 what fraction, rounded, but at least one
+      client.
     seed: chooses the clients.
 
   Returns:
@@ -83,9 +83,10 @@ def split_off_clients(
   field, total = "data.unseen_clients", data.num_clients
   if total < 2:
     raise ValueError(f"{field}={amount} needs 2 clients or more; set it to 0.")
-  if isinstance(amount, float):
-    fraction = validate.real(field, amount, above=0, most=1)
-    amount = max(1, round(fraction * total))
+  if 0 < validate.real(field, amount, above=0) < 1:
+    amount = max(1, round(amount * total))
+  if isinstance(amount, float) and amount.is_integer():
+    amount = int(amount)
   count = validate.whole(field, amount, most=total - 1)
   order = generator(seed, Stream.UNSEEN).permutation(total)
   unseen, seen = np.sort(order[:count]), np.sort(order[count:])
@@ -126,6 +127,9 @@ def make_dataset(
       f"{name}: the examples have fields {sorted(data.examples)}; call the"
       " model's input 'x'."
     )
+  validate.whole("data.seed", seed, least=0, most=MOST_SEED)
+  validate.real("data.heldout_fraction", heldout_fraction, least=0, most=1)
+  validate.real("data.unseen_clients", unseen_clients, least=0)
   train = data.at_least(min_examples)
   unseen = seen = None
   if unseen_clients:

@@ -309,13 +309,15 @@ def test_split_off_a_fraction():
   assert split_off_clients(data, 0.25, 0)[1].num_clients == 2
   assert split_off_clients(data, 0.01, 0)[1].num_clients == 1
   assert split_off_clients(data, 3, 0)[1].num_clients == 3
+  assert split_off_clients(data, 1.0, 0)[1].num_clients == 1
 
 
 @pytest.mark.parametrize(
   ("amount", "error", "match"),
   [
     (3, ValueError, "data.unseen_clients=3 is out of range; .* from 1 to 2"),
-    (1.0, ValueError, "from 1 to 2"),
+    (1.5, TypeError, "data.unseen_clients=1.5 is a float"),
+    (3.0, ValueError, "from 1 to 2"),
     (-0.5, ValueError, "data.unseen_clients=-0.5"),
     (True, TypeError, "is a bool"),
     ("2", TypeError, "is a str"),

@@ -208,6 +208,11 @@ def test_text_of_many_characters(save):
     (leaf(users=["bo", "cy"]), "'cy': expected an object in user_data, .* not"),
     (leaf(users=["bo", "bo"]), "user 'bo' is twice in users"),
     (leaf(users=["bo", 3]), "user 3: expected a name"),
+    (leaf(users=["al"], num_samples=[1]), "'bo' is in user_data, but not in"),
+    (
+      leaf(user_data_label={"cy": [1]}),
+      "'cy' is in user_data_label, but not in users; expected",
+    ),
     (leaf(num_samples=[2]), "num_samples: expected 2, one a user, found 1"),
     (
       leaf(num_samples=[2, 3]),
@@ -245,6 +250,7 @@ def test_refuses(save, held, match):
   ("held", "options", "match"),
   [
     (leaf(), {"vocabulary": "a"}, "data.vocabulary is for text"),
+    (leaf(), {"sequence_length": 80}, "data.sequence_length is for text"),
     (
       of({"a": ["to"]}),
       {"vocabulary": "t"},

@@ -169,6 +169,8 @@ def test_npz_counts_classes_only_of_integers(save):
       ValueError,
       "x has no examples",
     ),
+    ({"x": np.float32(1)}, ValueError, "'x' is a single number"),
+    ({"client": np.int64(1)}, TypeError, r"int64 and shape \(\)"),
     ({"x": np.zeros(5)}, ValueError, "'x' has 5 examples, field 'y' 6"),
     ({"client": np.zeros(5, int)}, ValueError, r"shape \(5,\) for 6 examples"),
     ({"client": np.zeros(6)}, TypeError, "Client keys have dtype float64"),

@@ -152,6 +152,13 @@ def test_refuses_files_that_do_not_fit(folder):
   )
   with pytest.raises(ValueError, match=r"train_writer: expected \(300,\)"):
     load_mnist_writers(path=folder)
+  np.savez(
+    folder / "mnist_writers" / "mnist_writer_ids.npz",
+    train_writer=np.arange(300),
+    test_writer=np.arange(290, 310),
+  )
+  with pytest.raises(ValueError, match="writer 290 is in train_writer and in"):
+    load_mnist_writers(path=folder)
   labels.unlink()
   with pytest.raises(FileNotFoundError, match=r"holds no t10k-labels"):
     load_mnist(path=folder)

@@ -36,6 +36,7 @@ SMALL: dict[str, dict[str, object]] = {
   "char_lstm": {"embedding": 3, "units": (8, 5)},
   "femnist_cnn": {"dropout": (0.0, 0.0)},
   "resnet18": {"width": 4},
+  "text_lstm": {"embedding": 3, "units": (8, 5)},
 }
 SHAPES = [
   ("logistic_regression", (6,)),
@@ -48,8 +49,11 @@ SHAPES = [
 ]
 
 
+OF_TEXT = ["char_lstm", "text_lstm"]
+
+
 def test_every_model_is_here():
-  assert {name for name, _ in SHAPES} | {"char_lstm"} == set(MODELS)
+  assert {name for name, _ in SHAPES} | set(OF_TEXT) == set(MODELS)
 
 
 @pytest.mark.parametrize(("name", "shape"), SHAPES)
@@ -100,6 +104,53 @@ def test_characters_count_and_padding_does_not():
   total = np.asarray(loss.value * loss.weight)
   np.testing.assert_allclose(out["loss"].total, total, rtol=1e-5)
   assert out["accuracy"].weight.tolist() == [7, 4, 0]
+
+
+def test_a_text_is_read_to_its_end_and_no_further():
+  task = MODELS["text_lstm"]((7,), 3, tokens=5, embedding=3, units=(8, 6))
+  x = np.random.default_rng(0).integers(1, 5, (3, 7)).astype(np.uint8)
+  x[1, 4:] = 0
+  y = np.array([0, 2, 1])
+  variables = jax.jit(task.init)(KEY)
+  loss = jax.jit(task.loss)(variables, {"x": x, "y": y}, KEY)
+  alone = jax.jit(task.loss)(variables, {"x": x[1:2, :4], "y": y[1:2]}, KEY)
+  np.testing.assert_allclose(alone.value[0], loss.value[1], rtol=1e-5)
+  other = x.copy()
+  other[0, 6] = x[0, 6] % 4 + 1  # the last character counts
+  changed = jax.jit(task.loss)(variables, {"x": other, "y": y}, KEY).value
+  assert changed[0] != loss.value[0]
+  assert loss.weight.tolist() == [1, 1, 1]
+
+
+def test_a_text_lstm_learns_which_character_stands_first():
+  rng = np.random.default_rng(0)
+  x = rng.integers(1, 4, (40, 6)).astype(np.uint8)
+  x[::3, 4:] = 0
+  examples = {"x": x, "y": x[:, 0].astype(np.int32) - 1}
+  clients = FederatedData.from_assignment(examples, np.arange(40) % 4)
+  data = make_dataset("text", clients, num_classes=3)
+  task = MODELS["text_lstm"]((6,), 3, tokens=4, embedding=4, units=(16,))
+  simulator = make_simulator(task, fedavg(task, sgd(1.0), sgd(1.0)), data)
+  rows = []
+  for out in simulator.run(simulator.init(), 80):
+    rows += out.rows
+  assert rows[-1]["train/loss"] < 0.3 * rows[0]["train/loss"]
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "x", "message"),
+  [
+    ("char_lstm", {}, [[1, 3]], "'x' holds 3; num_classes says .* 0 to 2"),
+    ("char_lstm", {}, [[-1, 300]], "'x' holds -1"),
+    ("char_lstm", {}, [[0.5]], "'x' is float64; give whole numbers"),
+    ("text_lstm", {"tokens": 9}, [[9]], "'x' holds 9; model.tokens .* 0 to 8"),
+  ],
+)
+def test_ids_that_a_model_does_not_know_are_refused(name, options, x, message):
+  task = MODELS[name]((2,), CLASSES, **options)
+  with pytest.raises(ValueError, match=message):
+    task.check({"x": np.array(x)})
+  task.check({"x": np.array([[0, 2]])})
 
 
 def test_an_lstm_learns_what_comes_next():
@@ -231,7 +282,9 @@ def test_mlp_refuses_sizes(sizes, error, match):
     mlp((6,), CLASSES, sizes)
 
 
-@pytest.mark.parametrize(("name", "shape"), [*SHAPES, ("char_lstm", (7,))])
+@pytest.mark.parametrize(
+  ("name", "shape"), [*SHAPES, *((name, (7,)) for name in OF_TEXT)]
+)
 def test_a_model_needs_classes(name, shape):
   with pytest.raises(ValueError, match="num_classes=0 is out of range"):
     MODELS[name](shape, 0)
@@ -252,6 +305,8 @@ def test_a_model_needs_classes(name, shape):
     ("char_lstm", (80,), {"units": ()}, r"units=\(\); give a number for each"),
     ("char_lstm", (80,), {"units": "256"}, "units='256'; give a number for"),
     ("char_lstm", (80,), {"embedding": 8.0}, "model.embedding=8.0 is a float"),
+    ("text_lstm", (80, 2), {}, r"text_lstm: .* give \(time,\) ids"),
+    ("text_lstm", (80,), {"tokens": 0}, "model.tokens=0 is out of range"),
     ("femnist_cnn", (9, 9, 1), {"dropout": 0.25}, r"=0.25; .*\(0.25, 0.5\)"),
     ("femnist_cnn", (9, 9, 1), {"dropout": (0.1,) * 3}, "give two rates"),
     ("femnist_cnn", (9, 9, 1), {"dropout": (0.1, "a")}, "dropout='a' is a str"),
