@@ -126,7 +126,7 @@ def test_a_text_lstm_learns_which_character_stands_first():
   rng = np.random.default_rng(0)
   x = rng.integers(1, 4, (40, 6)).astype(np.uint8)
   x[::3, 4:] = 0
-  examples = {"x": x, "y": x[:, 0].astype(np.int32) - 1}
+  examples: dict[str, np.ndarray] = {"x": x, "y": x[:, 0].astype(int) - 1}
   clients = FederatedData.from_assignment(examples, np.arange(40) % 4)
   data = make_dataset("text", clients, num_classes=3)
   task = MODELS["text_lstm"]((6,), 3, tokens=4, embedding=4, units=(16,))
