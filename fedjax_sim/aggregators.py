@@ -122,7 +122,7 @@ def median() -> Aggregator:
 
     return jax.tree.map(middle, stack)
 
-  return Aggregator(init=init, add=add, finish=finish, stacked=True)
+  return Aggregator(init, add, finish, stacked=True, by_coordinate=True)
 
 
 AGGREGATORS = {

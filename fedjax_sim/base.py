@@ -370,9 +370,14 @@ class Aggregator(NamedTuple):
       consecutive slots. Absent clients' rows may hold anything.
     finish: (accumulator, sum of weights, number of clients) -> update.
     stacked: see above.
+    by_coordinate: of a stacked one: `finish` treats every coordinate by itself,
+      as a median does, and takes leaves of any trailing shape. Then each
+      device finishes its share of the coordinates, and none ever has the
+      whole stack.
   """
 
   init: Callable[[PyTree, int], PyTree]
   add: Callable[[PyTree, PyTree, Array, Array, Array], PyTree]
   finish: Callable[[PyTree, Array, Array], PyTree]
   stacked: bool = False
+  by_coordinate: bool = False

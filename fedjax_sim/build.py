@@ -216,6 +216,8 @@ def build(config: ConfigDict) -> Experiment:
   speed = Runtime(
     lanes=runtime.lanes,
     devices=runtime.devices,
+    model_devices=runtime.model_devices,
+    deterministic_reduction=runtime.deterministic_reduction,
     residency=runtime.residency,
     rounds_per_dispatch=at_once and min(at_once, schedule.longest_stretch),
     most_rounds=min(MOST_ROUNDS, schedule.longest_stretch),

@@ -26,11 +26,12 @@ class Capacity(NamedTuple):
   """The static shapes of a plan.
 
   Attributes:
-    devices: devices of the mesh.
+    devices: devices of the mesh, or the virtual ones that stand for them.
     waves: waves on one device, at most.
     lanes: clients of a wave.
     order: for every pass, the length of its order array.
     examples: for every pass, distinct examples on one device, at most.
+    idle: further devices, which get no clients.
   """
 
   devices: int
@@ -38,6 +39,7 @@ class Capacity(NamedTuple):
   lanes: int
   order: tuple[int, ...]
   examples: tuple[int, ...]
+  idle: int = 0
 
 
 Ints = Any  # of int32: numpy on the host, jax.Array in the trace
@@ -47,7 +49,8 @@ class Cohort(NamedTuple):
   """A plan: who trains where, on what. All int32.
 
   Attributes:
-    client: shape=(devices, waves, lanes); ids, -1 for an empty lane.
+    client: shape=(devices, waves, lanes), idle devices included; ids, -1 for an
+      empty lane.
     version: shape=(devices, waves, lanes); which version of the broadcast.
     num_examples: shape=(devices, waves, lanes); distinct examples used.
     start: shape=(devices, waves, lanes, passes); first entry in the order.
@@ -73,6 +76,7 @@ def capacity(
   *,
   lanes: int,
   devices: int,
+  idle: int = 0,
 ) -> Capacity:
   """Shapes that hold any cohort of at most `cohort_size` clients.
 
@@ -81,7 +85,8 @@ def capacity(
     works: for every pass, what a client does.
     cohort_size: clients in the largest cohort.
     lanes: clients that a device trains at once; lowered to what it can fill.
-    devices: devices of the mesh.
+    devices: as in `Capacity`.
+    idle: as in `Capacity`.
   """
   lanes = min(lanes, -(-cohort_size // devices))
   waves = -(-cohort_size // lanes)
@@ -93,7 +98,7 @@ def capacity(
     order.append(max(longest, work.batch_size))
     here = min(cohort_size, waves * lanes)
     examples.append(max(1, _sum_of_largest(work.examples_used(size), here)))
-  return Capacity(devices, waves, lanes, tuple(order), tuple(examples))
+  return Capacity(devices, waves, lanes, tuple(order), tuple(examples), idle)
 
 
 def _sum_of_largest(values: np.ndarray, count: int) -> int:
@@ -313,7 +318,8 @@ def blank(shape: Capacity, passes: int, *rounds: int) -> Cohort:
     passes: the algorithm's passes.
     *rounds: how many rounds, if there is an axis of them.
   """
-  grid = (*rounds, shape.devices, shape.waves, shape.lanes)
+  devices = shape.devices + shape.idle
+  grid = (*rounds, devices, shape.waves, shape.lanes)
   zeros = lambda *more: np.zeros((*grid, *more), np.int32)
   return Cohort(
     client=np.full(grid, -1, np.int32),
@@ -352,14 +358,24 @@ class Waste(NamedTuple):
     return Waste(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def waste(cohort: Cohort, works: Sequence[LocalWork]) -> Waste:
-  """What this plan computes in vain; also of plans with an axis of rounds."""
+def waste(
+  cohort: Cohort, works: Sequence[LocalWork], virtual: int = 1
+) -> Waste:
+  """What this plan computes in vain; also of plans with an axis of rounds.
+
+  Args:
+    cohort: the plan.
+    works: for every pass, what a client does.
+    virtual: how many of the plan's devices, in a row, are one.
+  """
   lanes = cohort.client.shape[-1]
   total = Waste()
   for p, (order, work) in enumerate(zip(cohort.order, works, strict=True)):
     steps = cohort.num_steps[..., p]
     rows = int(steps.sum()) * work.batch_size
     per_device = steps.max(-1).sum(-1) * lanes * work.batch_size
+    shape = (*per_device.shape[:-1], -1, virtual)
+    per_device = per_device.reshape(shape).sum(-1)
     useful = int((order >= 0).sum())
     if work.steps is not None:  # the order holds whole epochs
       useful = _used_rows(cohort, p, work)

@@ -85,6 +85,8 @@ def default_config() -> ConfigDict:
   config.runtime = ConfigDict()
   config.runtime.lanes = FieldReference("auto", object)  # or a number
   config.runtime.devices = placeholder(int)
+  config.runtime.model_devices = placeholder(int)
+  config.runtime.deterministic_reduction = placeholder(int)
   config.runtime.residency = "auto"
   config.runtime.rounds_per_dispatch = placeholder(int)
   config.runtime.eval_batch_size = 256

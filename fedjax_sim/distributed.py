@@ -1,9 +1,15 @@
-"""Devices: the mesh axis `clients`, and where arrays live on it."""
+"""Devices: the mesh axes `clients` and `model`, and where arrays live on them.
+
+Clients are dealt over `clients`. Along `model`, which only a run with
+`runtime.model_devices` has, arrays of the model's shapes are cut in pieces, and
+XLA's partitioner adds what a computation on pieces has to send.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +25,7 @@ from fedjax_sim import cores, validate
 from fedjax_sim.base import PyTree
 
 AXIS = "clients"
+MODEL = "model"
 MOST_PACKED = 2**17  # numbers of an array that is summed together with others
 
 
@@ -59,11 +66,18 @@ def devices() -> list[jax.Device]:
     ) from error
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
+def make_mesh(
+  num_devices: int | None = None, model_devices: int | None = None
+) -> Mesh:
   """A mesh over the first `num_devices` devices; None: all.
 
+  Args:
+    num_devices: how many.
+    model_devices: how many of them share a model; None: each has all of it,
+      and there is no axis `model`.
+
   Raises:
-    ValueError: more devices than there are.
+    ValueError: more devices than there are, or no multiple of `model_devices`.
   """
   found = devices()
   if num_devices is not None and jax.process_count() > 1:
@@ -74,20 +88,62 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
   if num_devices is None:
     num_devices = len(found)
   validate.whole("runtime.devices", num_devices, most=len(found))
+  shape: tuple[int, ...] = (num_devices,)
+  axes: tuple[str, ...] = (AXIS,)
+  if model_devices is not None:
+    validate.whole("runtime.model_devices", model_devices)
+    if num_devices % model_devices:
+      raise ValueError(
+        f"runtime.model_devices={model_devices}: {num_devices} devices cannot"
+        " be cut into groups of so many; give a divisor."
+      )
+    shape, axes = (num_devices // model_devices, model_devices), (AXIS, MODEL)
   return jax.make_mesh(
-    (num_devices,),
-    (AXIS,),
-    axis_types=(AxisType.Auto,),
+    shape,
+    axes,
+    axis_types=(AxisType.Auto,) * len(axes),
     devices=found[:num_devices],
   )
+
+
+def size(mesh: Mesh) -> int:
+  """How many devices, or groups of them, clients are dealt to."""
+  return int(mesh.shape[AXIS])
+
+
+def in_pieces(tree: PyTree, mesh: Mesh, *leading: str) -> PyTree:
+  """Specs of arrays of the model's shapes: each array's longest axis is cut.
+
+  Args:
+    tree: arrays, or their shapes.
+    mesh: the devices; without an axis `model` nothing is cut.
+    *leading: mesh axes of the arrays' first axes.
+  """
+  pieces = mesh.shape.get(MODEL, 1)
+
+  def spec(x: Any) -> P:
+    sizes = x.shape[len(leading) :]
+    fit = [i for i, n in enumerate(sizes) if n and n % pieces == 0]
+    if pieces == 1 or not fit:
+      return P(*leading)
+    longest = max(fit, key=lambda i: sizes[i])
+    return P(*leading, *[None] * longest, MODEL)
+
+  return jax.tree.map(spec, tree)
 
 
 def packed_psum(tree: PyTree) -> PyTree:
   """`psum` over the devices, small arrays of one dtype as one array.
 
   Inside `shard_map`. On the CPU devices meet anew for every array, which takes
-  longer than to add a small one.
+  longer than to add a small one. Pieces of arrays are added one by one, as they
+  would have to be put together first.
   """
+  if lax.axis_size(AXIS) == 1:  # which XLA's partitioner does not take
+    return tree
+  if MODEL in jax.sharding.get_abstract_mesh().axis_names:
+    apart: PyTree = jax.tree.map(lambda x: lax.psum(x, AXIS), tree)
+    return apart
   leaves, structure = jax.tree.flatten(tree)
   packs: dict[object, list[int]] = {}
   for i, leaf in enumerate(leaves):
@@ -104,6 +160,86 @@ def packed_psum(tree: PyTree) -> PyTree:
       leaves[i] = part.reshape(leaves[i].shape)
   summed: PyTree = jax.tree.unflatten(structure, leaves)
   return summed
+
+
+def ordered_sum(tree: PyTree, count: int) -> PyTree:
+  """The sum over shards in their order, the same bits on any number of devices.
+
+  Inside `shard_map`. Every device adds a share of the coordinates.
+
+  Args:
+    tree: leaves (shards of this device, ...); devices have equally many.
+    count: how many shards there are, the first ones; the rest are left out.
+
+  Returns:
+    The sums, leaves (...).
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  packs: dict[object, list[int]] = {}
+  for i, leaf in enumerate(leaves):
+    packs.setdefault(leaf.dtype, []).append(i)
+  for members in packs.values():
+    parts = [leaves[i].reshape(len(leaves[i]), -1) for i in members]
+    # Barriers: what is compiled together with these additions, and rounds in
+    # another way, must not depend on how many devices there are.
+    mine = _scatter(lax.optimization_barrier(jnp.concatenate(parts, axis=1)))
+    mine = lax.optimization_barrier(mine)
+    total = lax.optimization_barrier(functools.reduce(jnp.add, mine[:count]))
+    ends = list(itertools.accumulate(x.shape[1] for x in parts))
+    sums = lax.optimization_barrier(_gather(total))[: ends[-1]]
+    for i, part in zip(members, jnp.split(sums, ends[:-1]), strict=True):
+      leaves[i] = part.reshape(leaves[i].shape[1:])
+  summed: PyTree = jax.tree.unflatten(structure, leaves)
+  return summed
+
+
+def over_coordinates(
+  function: Callable[[PyTree], PyTree], stack: PyTree, like: PyTree
+) -> PyTree:
+  """function(stack of all devices), each device doing a share of it.
+
+  Inside `shard_map`. Never has a device more than its own part of the stack,
+  and as much again.
+
+  Args:
+    function: of leaves (rows of all devices, coordinates); its result's leaves
+      are (coordinates,), or () of a stack's leaf (rows,).
+    stack: leaves (rows of this device, ...); those of one dimension reach
+      `function` whole.
+    like: the result's shapes.
+  """
+
+  def spread(x: jax.Array) -> jax.Array:
+    if x.ndim == 1:
+      return _gather(x)
+    return _scatter(x.reshape(len(x), -1))
+
+  def gather(x: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    if not shape.shape:
+      return x
+    return _gather(x)[: math.prod(shape.shape)].reshape(shape.shape)
+
+  result: PyTree = jax.tree.map(
+    gather, function(jax.tree.map(spread, stack)), like
+  )
+  return result
+
+
+def _gather(x: jax.Array) -> jax.Array:
+  """The devices' shares, end to end."""
+  if lax.axis_size(AXIS) == 1:
+    return x
+  whole: jax.Array = lax.all_gather(x, AXIS, tiled=True)
+  return whole
+
+
+def _scatter(x: jax.Array) -> jax.Array:
+  """(rows, n) -> (rows of all devices, this device's share of n, padded)."""
+  if lax.axis_size(AXIS) == 1:
+    return x
+  missing = -x.shape[1] % lax.axis_size(AXIS)
+  padded = jnp.pad(x, ((0, 0), (0, missing)))
+  return lax.all_to_all(padded, AXIS, split_axis=1, concat_axis=0, tiled=True)
 
 
 def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
@@ -157,9 +293,14 @@ def put_own(tree: PyTree, mesh: Mesh, spec: P) -> PyTree:
 
 
 def own_devices(mesh: Mesh) -> list[int]:
-  """Which devices of the mesh, by their places in it, this process has."""
+  """Which places on the axis `clients` this process has devices at."""
   here = jax.process_index()
-  return [i for i, d in enumerate(mesh.devices.flat) if d.process_index == here]
+  groups = mesh.devices.reshape(size(mesh), -1)
+  return [
+    i
+    for i, group in enumerate(groups)
+    if any(d.process_index == here for d in group)
+  ]
 
 
 def fetch(tree: PyTree) -> PyTree:

@@ -157,6 +157,7 @@ def make_evaluate(
     mesh=mesh,
     in_specs=(whole, split, split, COHORT_SPEC),
     out_specs=split,
+    axis_names={distributed.AXIS},
     check_vma=False,
   )
 
@@ -231,7 +232,7 @@ class EvaluationSet:
       [work],
       len(ids),
       lanes=lanes,
-      devices=mesh.size,
+      devices=distributed.size(mesh),
     )
     planned, (slices,) = cohorts.plan_rounds(
       [data.offsets],

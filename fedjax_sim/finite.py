@@ -10,6 +10,8 @@ from jax import lax
 
 from fedjax_sim.base import Array, PyTree
 
+_SMALL = 2**16
+
 
 def all_finite(tree: PyTree) -> Array:
   """Whether every number in the tree is finite; shape=(), bool."""
@@ -26,14 +28,18 @@ def _finite(x: Array) -> Array:
   """all(isfinite(x)), by which compilers make no vector code for a CPU.
 
   The bits of |x| are ordered as the numbers are. What is added takes those of
-  infinity, and of the NaNs above it, to the sign bit.
+  infinity, and of the NaNs above it, to the sign bit, which is counted: sums
+  are what devices that share an array can join. A small array is faster flat;
+  a large one may be in pieces, which flattening would put together.
   """
-  int_ = jnp.dtype(f"int{8 * x.dtype.itemsize}")
+  size = 8 * x.dtype.itemsize
+  int_ = jnp.dtype(f"int{size}")
   most = jnp.iinfo(int_).max
   bits = functools.partial(lax.bitcast_convert_type, new_dtype=int_)
   carry = most - bits(jnp.array(jnp.inf, x.dtype)) + 1
-  magnitude = bits(x.ravel()) & most
-  return lax.reduce_or(magnitude + carry, (0,)) >= 0
+  magnitude = bits(x.ravel() if x.size <= _SMALL else x) & most
+  sign = lax.shift_right_logical(magnitude + carry, int_.type(size - 1))
+  return jnp.sum(sign, dtype=jnp.int32) == 0
 
 
 def no_nan(tree: PyTree) -> Array:

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from fedjax_sim import base, lanes, traffic, validate
+from fedjax_sim import base, distributed, lanes, traffic, validate
 from fedjax_sim.base import Batch, Task, Variables
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.round import RunState
@@ -139,20 +140,20 @@ def _largest_evaluated(data: FederatedDataset) -> list[int]:
   return largest
 
 
-def check_memory(state: RunState, device: jax.Device, devices: int) -> None:
+def check_memory(state: RunState, mesh: Mesh) -> None:
   """Refuses a state that no device can hold.
 
   Args:
     state: shapes and dtypes.
-    device: one of the devices.
-    devices: how many there are; the table of client states is dealt to them.
+    mesh: the devices, over which the table of client states is dealt.
 
   Raises:
     ModelError: it is too large.
   """
   table = traffic.nbytes(state.clients)
-  size = traffic.nbytes(state) - table + table // devices
-  limit = lanes.memory_limit(device)
+  size = traffic.nbytes(state) - table + table // distributed.size(mesh)
+  size //= mesh.shape.get(distributed.MODEL, 1)
+  limit = lanes.memory_limit(mesh.local_devices[0])
   if size > limit:
     raise ModelError(
       f"the model's parameters and what the algorithm keeps take"

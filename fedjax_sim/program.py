@@ -6,6 +6,7 @@ the number of compilations a fact and not a hope.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,10 +23,23 @@ from fedjax_sim.round import RunState
 from fedjax_sim.traffic import nbytes
 from fedjax_sim.walk import COHORT_SPEC
 
-# The clients' table is dealt over the devices, the rest is on every one.
-_WHOLE: Any = P()
-_SPLIT: Any = P(AXIS)
-STATE_SPEC = RunState(_WHOLE, _WHOLE, _WHOLE, _SPLIT, _WHOLE)
+
+def state_spec(shapes: RunState, mesh: Mesh) -> RunState:
+  """How a state lies on the devices.
+
+  The clients' table is dealt over them, and the rest is on every one; but along
+  the axis `model`, if there is one, each has a piece.
+  """
+  whole: Any = P()
+  pieces = functools.partial(distributed.in_pieces, mesh=mesh)
+  return RunState(
+    round=whole,
+    seed=whole,
+    server=pieces(shapes.server),
+    clients=distributed.in_pieces(shapes.clients, mesh, AXIS),
+    shared=pieces(shapes.shared),
+  )
+
 
 # The same as COHORT_SPEC behind a leading axis of rounds.
 COHORTS_SPEC = jax.tree.map(
@@ -122,17 +136,29 @@ def compile_rounds(
     mesh: the devices.
     donate: the state passed in is used up.
   """
+  spec = state_spec(state, mesh)
   stacked = cohorts.blank(shape.capacity, shape.passes, shape.rounds)
   jitted = jax.jit(
     function,
     donate_argnums=(0,) if donate else (),
-    out_shardings=distributed.shardings(mesh, (STATE_SPEC, P())),
+    out_shardings=distributed.shardings(mesh, (spec, P())),
   )
   compiled = jitted.lower(
-    distributed.abstract(state, mesh, STATE_SPEC),
+    distributed.abstract(state, mesh, spec),
     distributed.abstract(hparams, mesh, P()),
     distributed.abstract(data, mesh, data_spec),
     distributed.abstract(stacked, mesh, COHORTS_SPEC),
     distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
-  ).compile()
+  ).compile(compiler_options=_options(mesh))
   return Program(compiled, shape)
+
+
+def _options(mesh: Mesh) -> dict[str, str]:
+  """Several devices of one CPU share its cores already.
+
+  By default XLA orders a device's operations so that more of them can run at
+  the same time, for which they need more memory at once.
+  """
+  if jax.default_backend() != "cpu" or len(mesh.local_devices) == 1:
+    return {}
+  return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}

@@ -65,8 +65,13 @@ class _OnDevices:
   spec = P()
 
   def __init__(
-    self, passes: Sequence[Pass], splits: Sequence[FederatedData], mesh: Mesh
+    self,
+    passes: Sequence[Pass],
+    splits: Sequence[FederatedData],
+    mesh: Mesh,
+    devices: int,
   ):
+    del devices
     self.sources = [p.split for p in passes]
     self._examples = _fields(self.sources, splits)
     self._mesh = mesh
@@ -104,17 +109,28 @@ class _OnHost:
   spec = P(None, AXIS)  # of (rounds, devices, examples, ...)
 
   def __init__(
-    self, passes: Sequence[Pass], splits: Sequence[FederatedData], mesh: Mesh
+    self,
+    passes: Sequence[Pass],
+    splits: Sequence[FederatedData],
+    mesh: Mesh,
+    devices: int,
   ):
     # By pass: two of them that read the same split need other slices.
     self.sources = [f"{i}:{p.split}" for i, p in enumerate(passes)]
     self._examples = _fields(self.sources, splits)
     self._mesh = mesh
-    self._own = distributed.own_devices(mesh)
+    # Of virtual devices the first ones are on the first device, and so on.
+    each = devices // distributed.size(mesh)
+    self._devices = devices
+    self._own = [
+      i
+      for d in distributed.own_devices(mesh)
+      for i in range(each * d, each * (d + 1))
+    ]
 
   def shapes(self, capacity: cohorts.Capacity, rounds: int) -> PyTree:
     shape = lambda x, length: jax.ShapeDtypeStruct(
-      (rounds, self._mesh.size, length, *x.shape[1:]), x.dtype
+      (rounds, self._devices, length, *x.shape[1:]), x.dtype
     )
     return {
       source: {field: shape(x, length) for field, x in fields.items()}
@@ -160,6 +176,7 @@ def residency(
   passes: Sequence[Pass],
   splits: Sequence[FederatedData],
   mesh: Mesh,
+  devices: int,
 ) -> Residency:
   """The residency of this name.
 
@@ -168,6 +185,7 @@ def residency(
     passes: the algorithm's.
     splits: for every pass, the data that it walks over.
     mesh: the devices.
+    devices: of the plans, virtual and idle ones included.
 
   Raises:
     ValueError: "device" with several processes.
@@ -180,7 +198,7 @@ def residency(
       " 'auto'."
     )
   kind = _OnHost if name == "host" or several else _OnDevices
-  return kind(passes, splits, mesh)
+  return kind(passes, splits, mesh, devices)
 
 
 def _fields(

@@ -45,7 +45,12 @@ from fedjax_sim.base import (
   key_for,
 )
 from fedjax_sim.cohort import Cohort
-from fedjax_sim.distributed import AXIS, packed_psum
+from fedjax_sim.distributed import (
+  AXIS,
+  ordered_sum,
+  over_coordinates,
+  packed_psum,
+)
 from fedjax_sim.finite import all_finite, no_nan
 from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, put_wave, run_client
 
@@ -163,6 +168,7 @@ def make_rounds(
   num_clients: int,
   mesh: Mesh,
   sliced: bool = False,
+  virtual: int | None = None,
 ) -> Callable[..., tuple[RunState, RoundMetrics]]:
   """The function that runs up to R rounds in one dispatch.
 
@@ -174,6 +180,9 @@ def make_rounds(
     num_clients: the population.
     mesh: devices on the axis `clients`.
     sliced: a device has only the examples that it needs in a round.
+    virtual: how many virtual devices the plan deals clients to; a device does
+      the work of several, one after the other, and their sums are added in
+      their order. None: the plan is for the mesh's devices.
 
   Returns:
     (state, hparams, data, cohorts, num_rounds) -> (state, metrics). `data` is
@@ -239,41 +248,32 @@ def make_rounds(
       status=status.astype(jnp.int8),
     )
 
-  def train_device(
-    given: _Given,
-    data: Mapping[str, Examples],
-    states: PyTree,
-    cohort: Cohort,
-  ) -> tuple[_Joined, Array, _Kept]:
-    """All waves of one device; its share of the cohort has a leading 1.
+  def train_waves(
+    one: Callable[[_Row], _Outcome],
+    outcome: _Outcome,
+    grid: _Row,
+    num_waves: Array,
+    update: PyTree,
+    first_slot: Array | int,
+  ) -> tuple[_Joined, _Kept]:
+    """All waves of one device, or of one virtual device.
 
-    Also returns how many clients of the cohort have each `_Status`.
+    Args:
+      one: what a client does.
+      outcome: its shapes.
+      grid: leaves (waves, lanes, ...).
+      num_waves: waves in use.
+      update: the aggregator's accumulator.
+      first_slot: of the accumulator.
     """
-    states, mine = jax.tree.map(
-      lambda x: x[0], (states, cohort._replace(order=()))
-    )
-    grid = _Row(
-      mine.client,
-      mine.version,
-      mine.num_examples,
-      mine.start,
-      mine.num_steps,
-      states,
-    )
-    waves, lanes = mine.client.shape
-    if sliced:
-      data = jax.tree.map(lambda x: x[0], data)
-    one = functools.partial(
-      train_one, given=given, data=data, orders=cohort.order
-    )
-    outcome = jax.eval_shape(one, jax.tree.map(lambda x: x[0, 0], grid))
     report = outcome.report
+    waves, lanes = grid.client.shape
     zeros = aggregators.zeros_accumulator
     grid_zeros = lambda tree: jax.tree.map(
       lambda x: jnp.zeros((waves, lanes, *x.shape), x.dtype), tree
     )
     joined = _Joined(
-      update=aggregator.init(report.update, waves * lanes),
+      update=update,
       buffers=zeros(report.buffers),
       statistics=zeros(report.statistics),
       aux=zeros(outcome.aux),
@@ -291,7 +291,7 @@ def make_rounds(
       total = aggregators.add_weighted
       joined = _Joined(
         update=aggregator.add(
-          joined.update, r.update, r.weight, present, w * lanes
+          joined.update, r.update, r.weight, present, first_slot + w * lanes
         ),
         buffers=total(joined.buffers, r.buffers, r.weight, present),
         statistics=total(joined.statistics, r.statistics, r.weight, present),
@@ -301,25 +301,81 @@ def make_rounds(
       )
       return joined, put_wave(kept, _Kept(out.kept, out.status), w)
 
-    joined, kept = over_waves(one, grid, mine.num_waves, fold, (joined, kept))
+    return over_waves(one, grid, num_waves, fold, (joined, kept))
+
+  def train_device(
+    given: _Given,
+    data: Mapping[str, Examples],
+    states: PyTree,
+    cohort: Cohort,
+  ) -> tuple[_Joined, Array, _Kept]:
+    """A device's share of the cohort, whose leading axis is 1, or `virtual`'s.
+
+    Also returns how many clients of the cohort have each `_Status`.
+    """
+    grid = _Row(
+      cohort.client,
+      cohort.version,
+      cohort.num_examples,
+      cohort.start,
+      cohort.num_steps,
+      states,
+    )
+    parts, waves, lanes = cohort.client.shape
+    one = functools.partial(train_one, given=given, orders=cohort.order)
+    at = lambda tree, *i: jax.tree.map(lambda x: x[i], tree)
+    data_of = lambda i: at(data, i) if sliced else data
+    outcome = jax.eval_shape(lambda: one(at(grid, 0, 0, 0), data=data_of(0)))
+    update = outcome.report.update
+    init = lambda parts: aggregator.init(update, parts * waves * lanes)
+
+    def train_part(stack: PyTree, i: Array | int) -> tuple[PyTree, Any]:
+      joined, kept = train_waves(
+        functools.partial(one, data=data_of(i)),
+        outcome,
+        at(grid, i),
+        cohort.num_waves[i],
+        stack if aggregator.stacked else init(1),
+        i * waves * lanes if aggregator.stacked else 0,
+      )
+      if not aggregator.stacked:
+        return (), (joined, kept)
+      return joined.update, (joined._replace(update=()), kept)
+
+    stack = init(parts) if aggregator.stacked else ()
+    if parts == 1:  # no loop around the loops
+      stack, out = train_part(stack, 0)
+      joined, kept = jax.tree.map(lambda x: x[None], out)
+    else:
+      stack, (joined, kept) = lax.scan(train_part, stack, jnp.arange(parts))
+
     # As float32, exact up to 2^24 clients, they travel with the other sums.
-    counts = jnp.bincount(kept.status.ravel(), length=len(_Status))
-    sums = joined._replace(update=()) if aggregator.stacked else joined
-    sums, counts = packed_psum((sums, counts.astype(jnp.float32)))
-    if aggregator.stacked:
-      sums = sums._replace(update=joined.update)
-    return sums, counts, jax.tree.map(lambda x: x[None], kept)
+    count = lambda status: jnp.bincount(status.ravel(), length=len(_Status))
+    counts = jax.vmap(count)(kept.status).astype(jnp.float32)
+    if virtual is None:
+      sums, counts = packed_psum(at((joined, counts), 0))
+    else:
+      sums, counts = ordered_sum((joined, counts), virtual)
+    if aggregator.by_coordinate:
+      clients = counts[_Status.PRESENT].astype(jnp.int32)
+      finish = lambda stack: aggregator.finish(stack, sums.weight, clients)
+      finished = jax.eval_shape(finish, stack)
+      sums = sums._replace(update=over_coordinates(finish, stack, finished))
+    elif aggregator.stacked:
+      sums = sums._replace(update=stack)
+    return sums, counts, kept
 
   split: Any = P(AXIS)
   whole: Any = P()
   joined_spec = _Joined(*[whole] * len(_Joined._fields))
-  if aggregator.stacked:
+  if aggregator.stacked and not aggregator.by_coordinate:
     joined_spec = joined_spec._replace(update=split)
   train = jax.shard_map(
     train_device,
     mesh=mesh,
     in_specs=(whole, split if sliced else whole, split, COHORT_SPEC),
     out_specs=(joined_spec, whole, split),
+    axis_names={AXIS},  # what goes along the axis `model` is XLA's to find out
     check_vma=False,
   )
 
@@ -342,8 +398,11 @@ def make_rounds(
     counts = counts.astype(jnp.int32)
     clients = counts[_Status.PRESENT]
     divide = aggregators.divide
+    update = joined.update
+    if not aggregator.by_coordinate:
+      update = aggregator.finish(update, joined.weight, clients)
     aggregate = Aggregate(
-      update=aggregator.finish(joined.update, joined.weight, clients),
+      update=update,
       buffers=divide(joined.buffers, joined.weight),
       statistics=divide(joined.statistics, joined.weight),
       weight=joined.weight,

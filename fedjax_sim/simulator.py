@@ -60,6 +60,7 @@ log = logging.getLogger(__name__)
 # milliseconds to get up to speed, so a few short rounds are too few.
 TARGET_SECONDS = 1.0
 MOST_ROUNDS = 64
+MOST_VIRTUAL = 1024  # additions in the compiled round
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,12 @@ class Runtime:
   Attributes:
     lanes: clients that a device trains at once; "auto" measures a few choices.
     devices: devices of the mesh; None: all.
+    model_devices: how many devices share a model, each with a piece of every
+      large array; None: each has all of it.
+    deterministic_reduction: None: devices add their sums in any order.
+      Otherwise so many virtual devices stand for the real ones, and their sums
+      are added in a fixed order: the same bits on any number of devices. A
+      device holds the sums of all virtual ones that it stands for.
     residency: where the examples are: "device", all of them on every device;
       "host", in the host's memory, and each device is sent those of the
       clients that it trains; "auto": "device" where one process runs alone.
@@ -84,6 +91,8 @@ class Runtime:
 
   lanes: int | Literal["auto"] = "auto"
   devices: int | None = None
+  model_devices: int | None = None
+  deterministic_reduction: int | None = None
   residency: Literal["auto", "device", "host"] = "auto"
   rounds_per_dispatch: int | None = None
   most_rounds: int = MOST_ROUNDS
@@ -99,11 +108,34 @@ class Runtime:
       validate.whole("runtime.lanes", self.lanes)
     if self.devices is not None:
       validate.whole("runtime.devices", self.devices)
+    if self.model_devices is not None:
+      validate.whole("runtime.model_devices", self.model_devices)
+    if self.deterministic_reduction is not None:
+      validate.whole(
+        "runtime.deterministic_reduction",
+        self.deterministic_reduction,
+        most=MOST_VIRTUAL,
+      )
+      self._check_deterministic()
     validate.known("runtime.residency", self.residency, residencies.NAMES)
     if self.rounds_per_dispatch is not None:
       validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
     validate.whole("Runtime.most_rounds", self.most_rounds)
     validate.whole("runtime.eval_batch_size", self.eval_batch_size)
+
+  def _check_deterministic(self) -> None:
+    if self.lanes == "auto":
+      raise ValueError(
+        "runtime.lanes='auto' is measured anew on every machine, and other"
+        " lanes give other bits; with runtime.deterministic_reduction give a"
+        " number."
+      )
+    if self.model_devices is not None:
+      raise ValueError(
+        "runtime.model_devices does not go with"
+        " runtime.deterministic_reduction: sums over a model's pieces have no"
+        " fixed order. Unset one of them."
+      )
 
 
 # Of every field its type, and an expression that gives one.
@@ -213,7 +245,20 @@ class Simulator:
   @functools.cached_property
   def mesh(self) -> Mesh:
     """The devices, on the axis `clients`."""
-    return distributed.make_mesh(self.runtime.devices)
+    runtime = self.runtime
+    return distributed.make_mesh(runtime.devices, runtime.model_devices)
+
+  @property
+  def _devices(self) -> tuple[int, int]:
+    """Devices of a plan that get clients, virtual ones, and those that idle."""
+    real = distributed.size(self.mesh)
+    dealt = self.runtime.deterministic_reduction or real
+    return dealt, -dealt % real
+
+  @property
+  def _virtual(self) -> int:
+    """How many of a plan's devices are one."""
+    return sum(self._devices) // distributed.size(self.mesh)
 
   @functools.cached_property
   def lane_choice(self) -> lanes.Choice:
@@ -221,7 +266,7 @@ class Simulator:
     if self.runtime.lanes != "auto":
       return lanes.Choice(self.runtime.lanes, "as given")
     size = self.sampler.sizes[0]
-    sizes = lanes.candidates(size, self.mesh.size)
+    sizes = lanes.candidates(size, distributed.size(self.mesh))
     if len(sizes) == 1:
       return lanes.Choice(sizes[0], "a device has no more clients a round")
     choice = lanes.choose(self._probe, sizes, self._memory_limit)
@@ -301,7 +346,7 @@ class Simulator:
     preflight.check_values(self.task, self.data)
     shapes = self.state_shapes
     variables = self.algorithm.variables(shapes.server)
-    preflight.check_memory(shapes, self.mesh.local_devices[0], self.mesh.size)
+    preflight.check_memory(shapes, self.mesh)
     size = self.runtime.eval_batch_size
     preflight.check_task(self.task, variables, self.data, self.works, size)
     return True
@@ -324,7 +369,7 @@ class Simulator:
 
   @functools.cached_property
   def _jitted_init(self) -> Callable[..., RunState]:
-    where = distributed.shardings(self.mesh, programs.STATE_SPEC)
+    where = distributed.shardings(self.mesh, self._state_spec)
     init: Callable[..., RunState] = jax.jit(self._init, out_shardings=where)
     return init
 
@@ -340,7 +385,12 @@ class Simulator:
   @property
   def _table_rows(self) -> int:
     """Rows of the clients' table, the same on every device."""
-    return -(-self.num_clients // self.mesh.size) * self.mesh.size
+    devices = distributed.size(self.mesh)
+    return -(-self.num_clients // devices) * devices
+
+  @functools.cached_property
+  def _state_spec(self) -> RunState:
+    return programs.state_spec(self.state_shapes, self.mesh)
 
   def place(self, state: PyTree) -> RunState:
     """A state on the host, as `fetch` gives it, on the devices."""
@@ -350,7 +400,7 @@ class Simulator:
       return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
     padded = state._replace(clients=jax.tree.map(pad, state.clients))
-    placed: RunState = distributed.put(padded, self.mesh, programs.STATE_SPEC)
+    placed: RunState = distributed.put(padded, self.mesh, self._state_spec)
     return placed
 
   def fetch(self, state: RunState) -> RunState:
@@ -402,7 +452,9 @@ class Simulator:
   def residency(self) -> residencies.Residency:
     """Where the training examples are."""
     name, passes = self.runtime.residency, self.algorithm.passes
-    return residencies.residency(name, passes, self.splits, self.mesh)
+    return residencies.residency(
+      name, passes, self.splits, self.mesh, sum(self._devices)
+    )
 
   @functools.cached_property
   def compiled(self) -> dict[tuple[int, int], Program]:
@@ -423,6 +475,7 @@ class Simulator:
       num_clients=self.num_clients,
       mesh=self.mesh,
       sliced=self.residency.sliced,
+      virtual=self.runtime.deterministic_reduction,
     )
 
   @functools.cached_property
@@ -431,12 +484,14 @@ class Simulator:
 
   def _shape(self, lanes: int, size: int) -> programs.Shape:
     if (lanes, size) not in self._shapes:  # it looks at every client
+      devices, idle = self._devices
       capacity = cohorts.capacity(
         [data.sizes for data in self.splits],
         self.works,
         size,
         lanes=lanes,
-        devices=self.mesh.size,
+        devices=devices,
+        idle=idle,
       )
       fixed, most = self.runtime.rounds_per_dispatch, self.runtime.most_rounds
       self._shapes[lanes, size] = programs.shape_of(
@@ -522,7 +577,7 @@ class Simulator:
       cohorts=planned,
       examples=self.residency.gather(slices, shape.capacity, shape.rounds),
       key=(lanes, size),
-      waste=cohorts.waste(planned, self.works),
+      waste=cohorts.waste(planned, self.works, self._virtual),
       seconds=time.perf_counter() - began,
     )
 
@@ -687,5 +742,5 @@ class Simulator:
       server,
       self.state_shapes.server,
     )
-    server = distributed.put(server, self.mesh, P())
+    server = distributed.put(server, self.mesh, self._state_spec.server)
     return state._replace(server=server)

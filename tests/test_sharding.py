@@ -1,0 +1,247 @@
+"""What several devices share: fixed orders of sums, pieces of a model."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from problems import (
+  MODELS,
+  blobs,
+  flat,
+  make_simulator,
+  params_of,
+  sgd,
+  train,
+)
+
+from fedjax_sim import aggregators, distributed, sampling, transforms
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.distributed import AXIS, MODEL
+from fedjax_sim.optimizers import optimizer
+from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.work import LocalWork
+
+SIZES = [1, 3, 4, 7, 9, 12, 20, 33, 5, 5, 2]
+
+
+def simulator_of(
+  *, model="lr", runtime, aggregator=None, steps=(), sampler=None, server=None
+) -> Simulator:
+  if (runtime.devices or 1) > jax.device_count():
+    pytest.skip(f"needs 2 devices, there is {jax.device_count()}")
+  data = blobs(SIZES, features=8, classes=4)
+  task = MODELS[model](data)
+  return Simulator(
+    task=task,
+    algorithm=fedavg(task, sgd(0.3), server or sgd(1.0)),
+    data=data,
+    sampler=sampler or sampling.uniform(len(SIZES), 9),
+    work=LocalWork(batch_size=4, epochs=2),
+    aggregator=aggregator or aggregators.weighted_mean(),
+    transforms=steps,
+    runtime=dataclasses.replace(runtime, rounds_per_dispatch=2, donate=False),
+  )
+
+
+def trained(simulator, rounds=3):
+  return flat(params_of(simulator, train(simulator, rounds)))
+
+
+def fixed(devices, virtual, lanes=1, **more):
+  return Runtime(
+    devices=devices, deterministic_reduction=virtual, lanes=lanes, **more
+  )
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("virtual", [2, 3, 4])
+@pytest.mark.parametrize("model", ["lr", "mlp"])
+def test_the_same_bits_on_any_number_of_devices(model, virtual, lanes):
+  steps = [transforms.clip(0.5), transforms.gaussian(0.01)]
+  run = lambda devices, residency: trained(
+    simulator_of(
+      model=model,
+      steps=steps,
+      runtime=fixed(devices, virtual, lanes, residency=residency),
+    )
+  )
+  one = run(1, "device")
+  np.testing.assert_array_equal(run(2, "device"), one)
+  np.testing.assert_array_equal(run(2, "host"), one)
+  free = simulator_of(
+    model=model, steps=steps, runtime=Runtime(devices=1, lanes=lanes)
+  )
+  np.testing.assert_allclose(one, trained(free), atol=1e-6)
+
+
+def test_a_free_order_gives_other_bits():
+  # Otherwise the test above would show nothing.
+  one, two = (
+    trained(simulator_of(runtime=Runtime(devices=d, lanes=1)), 8)
+    for d in (1, 2)
+  )
+  assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("aggregator", ["mean", "sum", "median"])
+def test_other_aggregators_in_a_fixed_order(aggregator):
+  make = aggregators.AGGREGATORS[aggregator]
+  one, two = (
+    trained(simulator_of(runtime=fixed(d, 4), aggregator=make()))
+    for d in (1, 2)
+  )
+  np.testing.assert_array_equal(one, two)
+
+
+def test_a_cohort_that_leaves_virtual_devices_without_clients():
+  few = sampling.poisson(len(SIZES), 1.5)
+  one, two = (
+    trained(simulator_of(runtime=fixed(d, 5), sampler=few), 6) for d in (1, 2)
+  )
+  np.testing.assert_array_equal(one, two)
+
+
+def test_a_run_goes_on_with_the_same_bits_on_other_devices():
+  one = simulator_of(runtime=fixed(1, 4))
+  two = simulator_of(runtime=fixed(2, 4))
+  half = two.fetch(train(two, 2))
+  state = one.place(half)
+  for out in one.run(state, 4):
+    state = out.state
+  np.testing.assert_array_equal(flat(params_of(one, state)), trained(two, 4))
+
+
+@pytest.mark.parametrize(
+  ("fields", "match"),
+  [
+    ({"deterministic_reduction": 4}, r"lanes='auto' is measured anew"),
+    ({"deterministic_reduction": 0, "lanes": 1}, "deterministic_reduction=0"),
+    (
+      {"deterministic_reduction": 2, "lanes": 1, "model_devices": 2},
+      "model_devices does not go with",
+    ),
+    ({"model_devices": 0}, "model_devices=0"),
+  ],
+)
+def test_what_does_not_go_together(fields, match):
+  with pytest.raises(ValueError, match=match):
+    Runtime(**fields)
+
+
+def test_devices_that_cannot_share_a_model():
+  with pytest.raises(ValueError, match=r"model_devices=3: 2 devices cannot be"):
+    distributed.make_mesh(2, 3)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("shards", [2, 6])
+def test_ordered_sum_is_a_loop(count, shards):
+  rng = np.random.default_rng(0)
+  tree = {
+    "kernel": rng.normal(size=(shards, 3, 5)).astype(np.float32),
+    "half": rng.normal(size=(shards, 7)).astype(np.float16),
+    "scalar": rng.normal(size=(shards,)).astype(np.float32),
+  }
+  count = min(count, shards)
+  summed = jax.jit(
+    jax.shard_map(
+      functools.partial(distributed.ordered_sum, count=count),
+      mesh=distributed.make_mesh(2),
+      in_specs=P(AXIS),
+      out_specs=P(),
+      check_vma=False,
+    )
+  )(tree)
+  for name, x in tree.items():
+    total = x[0]
+    for row in x[1:count]:
+      total = total + row
+    np.testing.assert_array_equal(summed[name], total, strict=True)
+
+
+# --- a model in pieces --------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["lr", "mlp"])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_model_in_pieces_trains_the_same(model, lanes):
+  adam = optimizer("adam", learning_rate=0.1, eps=1e-3)
+  make = lambda runtime: simulator_of(
+    model=model,
+    runtime=runtime,
+    server=adam,
+    steps=[transforms.clip(0.5)],
+  )
+  whole = make(Runtime(devices=1, lanes=lanes))
+  pieces = make(Runtime(devices=2, model_devices=2, lanes=lanes))
+  assert pieces.mesh.axis_names == (AXIS, MODEL)
+  np.testing.assert_allclose(trained(pieces), trained(whole), atol=1e-6)
+
+  state = train(pieces, 1)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state.server):
+    if max(leaf.shape, default=1) % 2 == 0:
+      assert leaf.addressable_shards[0].data.size == leaf.size / 2, path
+
+
+def test_pieces_of_client_states_and_the_way_back(tmp_path):
+  del tmp_path
+  runtime = Runtime(devices=2, model_devices=2, lanes=1)
+  simulator = simulator_of(model="mlp", runtime=runtime)
+  state = train(simulator, 2)
+  again = simulator.place(simulator.fetch(state))
+  jax.tree.map(np.testing.assert_array_equal, again, state)
+  jax.tree.map(lambda a, b: a.sharding == b.sharding or 1 / 0, again, state)
+
+
+def test_the_longest_axis_that_can_be_cut_is():
+  mesh = distributed.make_mesh(2, 2)
+  shapes = {
+    "kernel": (6, 8),
+    "tall": (10, 4),
+    "odd": (3, 5),
+    "odd by even": (5, 2),
+    "bias": (4,),
+    "step": (),
+  }
+  specs = distributed.in_pieces(
+    {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}, mesh
+  )
+  assert specs == {
+    "kernel": P(None, MODEL),
+    "tall": P(MODEL),
+    "odd": P(),
+    "odd by even": P(None, MODEL),
+    "bias": P(MODEL),
+    "step": P(),
+  }
+
+
+# --- stacked aggregators ------------------------------------------------------
+
+
+def test_no_device_has_the_whole_stack():
+  sizes = [4] * 64
+  data = blobs(sizes, features=512, classes=4)
+  task = MODELS["lr"](data)
+
+  def compiled(devices):
+    simulator = make_simulator(
+      task,
+      fedavg(task, sgd(0.1), sgd(1.0)),
+      data,
+      aggregator=aggregators.median(),
+      devices=devices,
+    )
+    return simulator.program(1, 64).compiled
+
+  one, two = compiled(1), compiled(2)
+  stack = 64 * 512 * 4  # numbers of all clients' kernels
+  assert f"f32[64,{512 * 4}]" not in two.as_text()
+  assert "f32[64,512,4]" not in two.as_text()
+  bytes_ = lambda c: c.memory_analysis().temp_size_in_bytes
+  assert bytes_(one) > 4 * stack
+  assert bytes_(two) < 0.75 * bytes_(one)
