@@ -180,13 +180,10 @@ def ordered_sum(tree: PyTree, count: int) -> PyTree:
     packs.setdefault(leaf.dtype, []).append(i)
   for members in packs.values():
     parts = [leaves[i].reshape(len(leaves[i]), -1) for i in members]
-    # Barriers: what is compiled together with these additions, and rounds in
-    # another way, must not depend on how many devices there are.
-    mine = _scatter(lax.optimization_barrier(jnp.concatenate(parts, axis=1)))
-    mine = lax.optimization_barrier(mine)
-    total = lax.optimization_barrier(functools.reduce(jnp.add, mine[:count]))
+    mine = _scatter(jnp.concatenate(parts, axis=1))
+    total = functools.reduce(jnp.add, mine[:count])
     ends = list(itertools.accumulate(x.shape[1] for x in parts))
-    sums = lax.optimization_barrier(_gather(total))[: ends[-1]]
+    sums = _gather(total)[: ends[-1]]
     for i, part in zip(members, jnp.split(sums, ends[:-1]), strict=True):
       leaves[i] = part.reshape(leaves[i].shape[1:])
   summed: PyTree = jax.tree.unflatten(structure, leaves)

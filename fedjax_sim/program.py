@@ -123,6 +123,7 @@ def compile_rounds(
   data_spec: PyTree,
   mesh: Mesh,
   donate: bool,
+  deterministic: bool = False,
 ) -> Program:
   """Compiles a function from `make_rounds`.
 
@@ -135,6 +136,7 @@ def compile_rounds(
     data_spec: how they lie on the devices.
     mesh: the devices.
     donate: the state passed in is used up.
+    deterministic: floats are rounded the same on any number of devices.
   """
   spec = state_spec(state, mesh)
   stacked = cohorts.blank(shape.capacity, shape.passes, shape.rounds)
@@ -149,16 +151,23 @@ def compile_rounds(
     distributed.abstract(data, mesh, data_spec),
     distributed.abstract(stacked, mesh, COHORTS_SPEC),
     distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
-  ).compile(compiler_options=_options(mesh))
+  ).compile(compiler_options=_options(mesh, deterministic))
   return Program(compiled, shape)
 
 
-def _options(mesh: Mesh) -> dict[str, str]:
-  """Several devices of one CPU share its cores already.
+def _options(mesh: Mesh, deterministic: bool) -> dict[str, str]:
+  """How XLA compiles for the CPU; elsewhere as it likes.
 
-  By default XLA orders a device's operations so that more of them can run at
-  the same time, for which they need more memory at once.
+  By default it orders a device's operations so that more of them can run at
+  the same time, for which they need more memory at once. But several devices
+  of one CPU share its cores already. Its simplifier turns some divisions into
+  products with a reciprocal, other ones for one device than for several.
   """
-  if jax.default_backend() != "cpu" or len(mesh.local_devices) == 1:
-    return {}
-  return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+  options = {}
+  if jax.default_backend() == "cpu":
+    if len(mesh.local_devices) > 1:
+      order = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+      options["xla_cpu_scheduler_type"] = order
+    if deterministic:
+      options["xla_disable_hlo_passes"] = "algsimp"
+  return options

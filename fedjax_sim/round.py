@@ -102,6 +102,23 @@ def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
   return jax.tree.map(functools.partial(jnp.where, condition), new, old)
 
 
+def _apart(round_: Array, function: Callable[[], PyTree]) -> PyTree:
+  """What the function gives, compiled by itself whatever is around it.
+
+  Compilers fuse it with its neighbours otherwise, and round in other ways
+  where those are others. A branch they keep to itself, and that a round has a
+  number they do not know; barriers are gone when they fuse.
+
+  Args:
+    round_: shape=(), int32; which round it is.
+    function: gives arrays.
+  """
+  shapes = jax.eval_shape(function)
+  nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  result: PyTree = lax.cond(round_ >= 0, function, nothing)
+  return result
+
+
 class _Given(NamedTuple):
   """What all clients of a round share; on every device."""
 
@@ -253,8 +270,6 @@ def make_rounds(
     outcome: _Outcome,
     grid: _Row,
     num_waves: Array,
-    update: PyTree,
-    first_slot: Array | int,
   ) -> tuple[_Joined, _Kept]:
     """All waves of one device, or of one virtual device.
 
@@ -263,8 +278,6 @@ def make_rounds(
       outcome: its shapes.
       grid: leaves (waves, lanes, ...).
       num_waves: waves in use.
-      update: the aggregator's accumulator.
-      first_slot: of the accumulator.
     """
     report = outcome.report
     waves, lanes = grid.client.shape
@@ -273,7 +286,7 @@ def make_rounds(
       lambda x: jnp.zeros((waves, lanes, *x.shape), x.dtype), tree
     )
     joined = _Joined(
-      update=update,
+      update=aggregator.init(report.update, waves * lanes),
       buffers=zeros(report.buffers),
       statistics=zeros(report.statistics),
       aux=zeros(outcome.aux),
@@ -291,7 +304,7 @@ def make_rounds(
       total = aggregators.add_weighted
       joined = _Joined(
         update=aggregator.add(
-          joined.update, r.update, r.weight, present, first_slot + w * lanes
+          joined.update, r.update, r.weight, present, w * lanes
         ),
         buffers=total(joined.buffers, r.buffers, r.weight, present),
         statistics=total(joined.statistics, r.statistics, r.weight, present),
@@ -321,33 +334,28 @@ def make_rounds(
       cohort.num_steps,
       states,
     )
-    parts, waves, lanes = cohort.client.shape
     one = functools.partial(train_one, given=given, orders=cohort.order)
     at = lambda tree, *i: jax.tree.map(lambda x: x[i], tree)
     data_of = lambda i: at(data, i) if sliced else data
     outcome = jax.eval_shape(lambda: one(at(grid, 0, 0, 0), data=data_of(0)))
-    update = outcome.report.update
-    init = lambda parts: aggregator.init(update, parts * waves * lanes)
 
-    def train_part(stack: PyTree, i: Array | int) -> tuple[PyTree, Any]:
-      joined, kept = train_waves(
-        functools.partial(one, data=data_of(i)),
-        outcome,
-        at(grid, i),
-        cohort.num_waves[i],
-        stack if aggregator.stacked else init(1),
-        i * waves * lanes if aggregator.stacked else 0,
+    def train_part(i: Array | int) -> tuple[_Joined, _Kept]:
+      here = functools.partial(one, data=data_of(i))
+      part = lambda: train_waves(
+        here, outcome, at(grid, i), cohort.num_waves[i]
       )
-      if not aggregator.stacked:
-        return (), (joined, kept)
-      return joined.update, (joined._replace(update=()), kept)
+      return part() if virtual is None else _apart(given.round, part)
 
-    stack = init(parts) if aggregator.stacked else ()
+    parts = len(cohort.client)
     if parts == 1:  # no loop around the loops
-      stack, out = train_part(stack, 0)
-      joined, kept = jax.tree.map(lambda x: x[None], out)
+      joined, kept = jax.tree.map(lambda x: x[None], train_part(0))
     else:
-      stack, (joined, kept) = lax.scan(train_part, stack, jnp.arange(parts))
+      joined, kept = lax.map(train_part, jnp.arange(parts))
+    stack = ()
+    if aggregator.stacked:
+      end_to_end = lambda x: x.reshape(-1, *x.shape[2:])
+      stack = jax.tree.map(end_to_end, joined.update)
+      joined = joined._replace(update=())
 
     # As float32, exact up to 2^24 clients, they travel with the other sums.
     count = lambda status: jnp.bincount(status.ravel(), length=len(_Status))
@@ -398,37 +406,44 @@ def make_rounds(
     counts = counts.astype(jnp.int32)
     clients = counts[_Status.PRESENT]
     divide = aggregators.divide
-    update = joined.update
-    if not aggregator.by_coordinate:
-      update = aggregator.finish(update, joined.weight, clients)
-    aggregate = Aggregate(
-      update=update,
-      buffers=divide(joined.buffers, joined.weight),
-      statistics=divide(joined.statistics, joined.weight),
-      weight=joined.weight,
-      clients=clients,
-    )
-    context = Context(
-      hparams=hparams,
-      round=state.round,
-      key=key_for(state.seed, Purpose.SERVER, state.round),
-      num_clients=num_clients,
-    )
-    server = algorithm.apply(state.server, aggregate, context)
-    aux = divide(joined.aux, clients)
-    shared = tuple(
-      t.update(s, a, hparams["transforms"][t.name])
-      for t, s, a in zip(transforms, state.shared, aux, strict=True)
-    )
 
-    # A cohort of which nobody is left changes nothing.
-    some = clients > 0
+    def react() -> tuple[PyTree, PyTree, tuple[PyTree, ...]]:
+      update = joined.update
+      if not aggregator.by_coordinate:
+        update = aggregator.finish(update, joined.weight, clients)
+      aggregate = Aggregate(
+        update=update,
+        buffers=divide(joined.buffers, joined.weight),
+        statistics=divide(joined.statistics, joined.weight),
+        weight=joined.weight,
+        clients=clients,
+      )
+      context = Context(
+        hparams=hparams,
+        round=state.round,
+        key=key_for(state.seed, Purpose.SERVER, state.round),
+        num_clients=num_clients,
+      )
+      server = algorithm.apply(state.server, aggregate, context)
+      aux = divide(joined.aux, clients)
+      shared = tuple(
+        t.update(s, a, hparams["transforms"][t.name])
+        for t, s, a in zip(transforms, state.shared, aux, strict=True)
+      )
+      # A cohort of which nobody is left changes nothing.
+      some = clients > 0
+      server = choose(some, server, state.server)
+      return server, choose(some, shared, state.shared), aux
+
+    server, shared, aux = (
+      react() if virtual is None else _apart(state.round, react)
+    )
     new = RunState(
       round=state.round + 1,
       seed=state.seed,
-      server=choose(some, server, state.server),
+      server=server,
       clients=_write_rows(state.clients, cohort.client, kept),
-      shared=choose(some, shared, state.shared),
+      shared=shared,
     )
     metrics = RoundMetrics(
       clients=clients,

@@ -521,6 +521,7 @@ class Simulator:
         data_spec=self.residency.spec,
         mesh=self.mesh,
         donate=self.runtime.donate,
+        deterministic=self.runtime.deterministic_reduction is not None,
       )
     return self.compiled[lanes, size]
 
