@@ -7,6 +7,8 @@ the number of compilations a fact and not a hope.
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -111,6 +113,48 @@ class Program(NamedTuple):
       + memory.temp_size_in_bytes
       - memory.alias_size_in_bytes
     )
+
+  def sent_bytes(self, devices: int) -> float:
+    """Bytes that a device sends to the others in a round, as compiled.
+
+    An all-reduce sends its array nearly twice, a piece at a time; all else
+    sends what others get. What runs outside the loop over rounds is shared by
+    all of a call's.
+
+    Args:
+      devices: that clients are dealt to.
+    """
+    total, share = 0.0, 1.0
+    for line in self.compiled.as_text().splitlines():
+      if line.startswith(("%", "ENTRY")):
+        share = 1 / self.shape.rounds if line.startswith("ENTRY") else 1.0
+      found = _COLLECTIVE.search(line)
+      if found:
+        size = sum(map(_nbytes, _ARRAY.findall(found["result"])))
+        total += share * _SENDS[found["name"]](devices) * size
+    return total
+
+
+# Of a collective, how often each of n devices sends the bytes of its result.
+_SENDS: dict[str, Callable[[int], float]] = {
+  "all-reduce": lambda n: 2 * (n - 1) / n,
+  "all-gather": lambda n: (n - 1) / n,
+  "all-to-all": lambda n: (n - 1) / n,
+  "reduce-scatter": lambda n: n - 1,
+  "all-gather-start": lambda n: (n - 1) / (n + 1),  # with the operand, size/n
+  "all-reduce-start": lambda n: 2 * (n - 1) / n,
+}
+_COLLECTIVE = re.compile(
+  rf" = (?P<result>\S.*?) (?P<name>{'|'.join(map(re.escape, _SENDS))})\("
+)
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+)[^\[\s]*\[([\d,]*)\]")
+
+
+def _nbytes(array: tuple[str, str]) -> int:
+  """Of an array in XLA's text: its type and its sides."""
+  kind, sides = array
+  bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
+  return bits // 8 * math.prod(int(n) for n in sides.split(",") if n)
 
 
 def compile_rounds(

@@ -526,6 +526,18 @@ class Simulator:
     return self.compiled[lanes, size]
 
   @property
+  def sent_bytes(self) -> float | None:
+    """Bytes that a device sends to the others in a round; None: not known.
+
+    Of the largest program compiled. Devices that share a model send in every
+    local step, which is not counted.
+    """
+    if self.runtime.model_devices is not None or not self.compiled:
+      return None
+    devices = distributed.size(self.mesh)
+    return max(p.sent_bytes(devices) for p in self.compiled.values())
+
+  @property
   def compilations(self) -> int:
     """How often the round was compiled; lanes only tried not counted."""
     return sum(lanes == self.lane_choice.lanes for lanes, _ in self.compiled)
@@ -656,7 +668,7 @@ class Simulator:
       DivergedError: in a round no finite update, or no finite model, was left;
         after the rounds before it were yielded.
     """
-    done = int(state.round)
+    done = int(jax.device_get(state.round))
     _ = self.lane_choice  # here, not in the thread that plans
     seconds_per_round = math.inf
 

@@ -8,6 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+
+from fedjax_sim import aggregators, distributed, sampling, transforms
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.distributed import AXIS, MODEL
+from fedjax_sim.optimizers import optimizer
+from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.work import LocalWork
 from problems import (
   MODELS,
   blobs,
@@ -17,13 +24,6 @@ from problems import (
   sgd,
   train,
 )
-
-from fedjax_sim import aggregators, distributed, sampling, transforms
-from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.distributed import AXIS, MODEL
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.simulator import Runtime, Simulator
-from fedjax_sim.work import LocalWork
 
 SIZES = [1, 3, 4, 7, 9, 12, 20, 33, 5, 5, 2]
 
@@ -246,3 +246,33 @@ def test_no_device_has_the_whole_stack():
   # both, of half of the coordinates.
   assert f"f32[{2 * count},{numbers // 2}]" in text
   assert f"f32[{2 * count},{numbers}]" not in text
+
+
+# --- what devices send --------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_bytes_that_devices_send(rounds):
+  data = blobs([4] * 6, features=512, classes=4)
+  task = MODELS["lr"](data)
+
+  def sent(devices, aggregator):
+    simulator = make_simulator(
+      task,
+      fedavg(task, sgd(0.1), sgd(1.0)),
+      data,
+      aggregator=aggregator,
+      devices=devices,
+      rounds_per_dispatch=rounds,
+    )
+    simulator.program(1, 6)
+    return simulator.sent_bytes
+
+  numbers = 512 * 4 + 4
+  assert sent(1, aggregators.weighted_mean()) == 0
+  # Half of all, and the sum of the other half; and some counts and metrics.
+  extra = sent(2, aggregators.weighted_mean()) - 4 * numbers
+  assert 0 < extra < 100
+  # Half of six rows, and the median of half.
+  extra = sent(2, aggregators.median()) - 4 * numbers / 2 * (6 + 1)
+  assert 0 < extra < 200
