@@ -159,3 +159,20 @@ def scaling(report: Mapping[str, Any]) -> None:
     [*parts, "sum"],
     [[*map(number, parts.values()), number(sum(parts.values()))]],
   )
+
+
+def weak_scaling(report: Mapping[str, Any]) -> None:
+  """The table of `benchmarks.weak_scaling`."""
+  keys = {
+    "devices": "devices",
+    "clients_per_round": "clients a round",
+    "time_ratio": "time / one device",
+    "devices_per_core": "devices a core",
+    "efficiency": "ideal time / time",
+    "sent_bytes": "bytes a device sends",
+  }
+  table(
+    "As many clients a device",
+    ["case", *keys.values()],
+    [[row["case"], *(number(row[k]) for k in keys)] for row in report["rows"]],
+  )

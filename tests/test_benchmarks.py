@@ -408,6 +408,18 @@ def test_scaling_writes_all_fields(tmp_path):
   assert all(seconds > 0 for seconds in report["start"].values())
 
 
+def test_weak_scaling_writes_all_fields(tmp_path):
+  written = tmp_path / "weak.json"
+  options = ["--scale=smoke", "--turns=1", "--most-devices=2"]
+  run("weak_scaling", [*options, f"--json={written}"])
+  one, two = json.loads(written.read_text())["rows"]
+  assert (one["devices"], two["devices"]) == (1, 2)
+  assert (one["clients_per_round"], two["clients_per_round"]) == (10, 20)
+  assert one["time_ratio"] == one["efficiency"] == 1
+  assert two["time_ratio"] > 0
+  assert one["sent_bytes"] == 0 < two["sent_bytes"]
+
+
 def test_step_waste_of_sorted_waves_is_small(benchmark):
   assert 0 < benchmark("scaling").step_waste() < 0.1  # 0.6 if not sorted
 
