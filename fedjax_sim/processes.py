@@ -125,8 +125,10 @@ def _all_local_gpus() -> list[int] | None:
 
   Under SLURM and Open MPI JAX takes one GPU for each process otherwise.
   """
+  # "1(x4)": one on each of four; "1(x3),2": two on the last, maybe this one.
+  slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
   alone = (
-    os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0] == "1"
+    re.fullmatch(r"1(\(x\d+\))?", slurm) is not None
     and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
   )
   visible = os.environ.get("CUDA_VISIBLE_DEVICES")

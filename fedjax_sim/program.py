@@ -199,7 +199,7 @@ def compile_rounds(
   return Program(compiled, shape)
 
 
-def _options(mesh: Mesh, deterministic: bool) -> dict[str, str]:
+def _options(mesh: Mesh, deterministic: bool) -> dict[str, str | bool]:
   """How XLA compiles for the CPU; elsewhere as it likes.
 
   By default it orders a device's operations so that more of them can run at
@@ -207,7 +207,7 @@ def _options(mesh: Mesh, deterministic: bool) -> dict[str, str]:
   of one CPU share its cores already. Its simplifier turns some divisions into
   products with a reciprocal, other ones for one device than for several.
   """
-  options = {}
+  options: dict[str, str | bool] = {}
   if jax.default_backend() == "cpu":
     if len(mesh.local_devices) > 1:
       order = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ FIELDS = {
   "runtime.peer_timeout": "10",
 }
 PROGRAM = [sys.executable, "-m", "fedjax_sim"]
+ALLOWANCE = 5  # seconds, for a busy machine
 
 
 def command(folder, **changes):
@@ -35,15 +37,16 @@ def command(folder, **changes):
   return ["run", f"--config={CONFIG}", f"--workdir={folder}", *given]
 
 
-def environment():
-  return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+def environment(**variables):
+  ours = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  return {**os.environ, **ours, **variables}
 
 
-def begin(arguments):
+def begin(arguments, **variables):
   return subprocess.Popen(
     [*PROGRAM, *arguments],
     cwd=ROOT,
-    env=environment(),
+    env=environment(**variables),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
@@ -143,6 +146,40 @@ def test_a_signal_to_one_process_makes_all_save_and_stop(tmp_path, undisturbed):
   np.testing.assert_allclose(params(tmp_path), undisturbed, atol=1e-6)
 
 
+def lose(rank, number, folder, undisturbed, rounds=6, moment=0.0):
+  """Loses one of 3 processes, and goes on with 2.
+
+  Args:
+    rank: which.
+    number: the signal that it gets.
+    folder: the workdir.
+    undisturbed: the parameters that are right.
+    rounds: how many are done before.
+    moment: seconds after the last of them.
+
+  Returns:
+    Seconds until the last process has ended.
+  """
+  running = launch(3, folder)
+  wait_for_rounds(folder, rounds)
+  worker = worker_of(rank, 3, running.pid)
+  time.sleep(moment)
+  os.kill(worker, number)
+  began = time.monotonic()
+  code, told = finish(running)
+  seconds = time.monotonic() - began
+  assert code == 75, told
+  for i in range(3):
+    assert told.count(f"fedjax-sim: rank {i} stopped after round") == 1, told
+  assert len(rounds_of(folder)) < 30
+
+  code, told = finish(launch(2, folder))
+  assert code == 0, told
+  assert rounds_of(folder) == list(range(1, 31))
+  np.testing.assert_allclose(params(folder), undisturbed, atol=1e-6)
+  return seconds
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
   ("rank", "number"), [(1, signal.SIGKILL), (0, signal.SIGSTOP)]
@@ -150,20 +187,89 @@ def test_a_signal_to_one_process_makes_all_save_and_stop(tmp_path, undisturbed):
 def test_a_lost_process_ends_the_run_which_goes_on_with_fewer(
   tmp_path, undisturbed, rank, number
 ):
-  running = launch(3, tmp_path)
-  wait_for_rounds(tmp_path)
-  os.kill(worker_of(rank, 3, running.pid), number)
-  began = time.monotonic()
-  code, told = finish(running)
-  assert code == 75, told
-  assert time.monotonic() - began < 30  # peer_timeout, and a busy machine
-  for i in range(3):
-    assert f"fedjax-sim: rank {i} stopped after round" in told
+  seconds = lose(rank, number, tmp_path, undisturbed)
+  assert seconds < 30  # peer_timeout, and a busy machine
 
-  code, told = finish(launch(2, tmp_path))
-  assert code == 0, told
-  assert rounds_of(tmp_path) == list(range(1, 31))
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("seed", range(10))
+def test_a_process_may_be_lost_at_any_moment(tmp_path, undisturbed, seed):
+  """Killed or frozen, each rank, in the middle of some round."""
+  rank, number = seed % 3, (signal.SIGKILL, signal.SIGSTOP)[seed % 2]
+  draw = random.Random(seed)
+  rounds, moment = draw.randrange(2, 16), draw.uniform(0, 0.2)
+  seconds = lose(rank, number, tmp_path, undisturbed, rounds, moment)
+  print(
+    f"rank {rank}, {number.name}, {moment:.3f} s after round {rounds}:"
+    f" all ended {seconds:.1f} s later"
+  )
+  assert seconds < float(FIELDS["runtime.peer_timeout"]) + ALLOWANCE
+
+
+def slurm(rank):
+  """What `srun` tells a task of two; the job's number makes JAX's port."""
+  return {
+    "SLURM_JOB_ID": str(os.getpid()),
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": str(rank),
+    "SLURM_LOCALID": str(rank),
+  }
+
+
+def open_mpi(rank):
+  """What `mpirun` of Open MPI 4 tells one of two; as with `slurm`."""
+  job = 2**12 * (os.getpid() + 2**11)  # another port than slurm's
+  return {
+    "OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1:50911",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": str(rank),
+    "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+  }
+
+
+@pytest.mark.parametrize("cluster", [slurm, open_mpi])
+def test_auto_meets_as_the_cluster_says(tmp_path, undisturbed, cluster):
+  first, *rest = command(tmp_path, **{"runtime.peer_timeout": "60"})
+  both = [
+    begin(
+      [first, "--distributed=auto", *rest],
+      FEDJAX_SIM_CPU_DEVICES="1",
+      **cluster(rank),
+    )
+    for rank in range(2)
+  ]
+  for code, told in map(finish, both):
+    assert code == 0, told
   np.testing.assert_allclose(params(tmp_path), undisturbed, atol=1e-6)
+  summary = json.loads((tmp_path / "summary.json").read_bytes())
+  assert summary["processes"] == 2
+
+
+@pytest.mark.parametrize(
+  ("variables", "gpus"),
+  [
+    ({}, [0, 1]),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1"}, [0, 1]),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, [0, 1]),
+    ({"SLURM_STEP_TASKS_PER_NODE": "2(x4)"}, None),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1(x3),2"}, None),
+    ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, [0, 1]),
+    ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, None),
+    ({"CUDA_VISIBLE_DEVICES": ""}, None),
+  ],
+)
+def test_a_process_alone_on_its_host_takes_all_gpus(
+  monkeypatch, variables, gpus
+):
+  for name in ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in ({"CUDA_VISIBLE_DEVICES": "4,6"} | variables).items():
+    monkeypatch.setenv(name, value)
+  assert processes._all_local_gpus() == gpus
 
 
 def test_another_config_is_refused(tmp_path):

@@ -141,7 +141,7 @@ def test_devices_that_cannot_share_a_model():
 @pytest.mark.parametrize("shards", [2, 6])
 def test_ordered_sum_is_a_loop(count, shards):
   rng = np.random.default_rng(0)
-  tree = {
+  tree: dict[str, np.ndarray] = {
     "kernel": rng.normal(size=(shards, 3, 5)).astype(np.float32),
     "half": rng.normal(size=(shards, 7)).astype(np.float16),
     "scalar": rng.normal(size=(shards,)).astype(np.float32),

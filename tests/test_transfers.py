@@ -27,7 +27,7 @@ def guarded(function):
 
 
 class GuardedPool(concurrent.futures.ThreadPoolExecutor):
-  def submit(self, function, *args, **kwargs):
+  def submit(self, function, /, *args, **kwargs):
     return super().submit(guarded(function), *args, **kwargs)
 
 
