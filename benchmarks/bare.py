@@ -7,7 +7,6 @@ what a compiled loop over these batches costs at least.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from jax import lax
 from fedjax_sim.base import PyTree, Task, Variables
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.data import Prepare, as_stored
+from fedjax_sim.scaling import cost
 
 
 def rows_of(plans: list[Cohort], batch_size: int) -> np.ndarray:
@@ -110,27 +110,4 @@ class Bare:
   def flops(self) -> float:
     """Floating-point operations of one step, by XLA's count."""
     rows = jnp.zeros(self.batch_size, jnp.int32)
-    arguments = (self.params, self._kept, self._examples, rows)
-    lowered = jax.jit(self._step).lower(*arguments)
-    counted = (lowered.compile().cost_analysis() or {}).get("flops", 0.0)
-    # XLA counts the body of a loop once.
-    jaxpr = jax.make_jaxpr(self._step)(*arguments)
-    return float(counted) + _repeats(jaxpr.jaxpr)
-
-
-def _repeats(jaxpr: Any, times: int = 1) -> float:
-  """Operations of products in scans, without each body's first pass."""
-  total = 0.0
-  for equation in jaxpr.eqns:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-      (contracted, _), _ = params["dimension_numbers"]
-      left, out = equation.invars[0].aval, equation.outvars[0].aval
-      length = math.prod(left.shape[i] for i in contracted)
-      total += 2.0 * length * math.prod(out.shape) * (times - 1)
-    passes = params["length"] if name == "scan" else 1
-    for value in params.values():
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        total += _repeats(inner, times * passes)
-  return total
+    return cost(self._step, self.params, self._kept, self._examples, rows).flops

@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim run|launch|list|describe`."""
+"""The command line: `fedjax-sim run|launch|describe|plan|list`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
+import math
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from typing import NoReturn
 from fedjax_sim import supervise
 
 START_TIMEOUT = 300.0  # seconds a worker may be silent before it trains
+MOST_DEVICES = 2**16  # that a round is planned for, one by one
 USAGE = """\
 fedjax-sim: federated learning, simulated.
 
@@ -28,6 +30,11 @@ fedjax-sim: federated learning, simulated.
       trains in several processes on this machine
   fedjax-sim describe --config=FILE [--config.SECTION.FIELD=VALUE ...]
       what would run: config, sizes, predicted memory
+  fedjax-sim plan --config=FILE --devices=N --link-gbps=G --flops=F|measure
+      time, network and memory of a round on N devices, predicted: each
+      sustains F FLOP/s and sends G gigabits a second to the others
+      --host-gbps=H: it gets H from its host, if that is not G
+      --memory-gbps=M: it reads and writes M of its memory, if that counts
   fedjax-sim list
       algorithms, aggregators, transforms, models, data sets, ...
 
@@ -93,6 +100,45 @@ def _describe(arguments: Sequence[str]) -> int:
   return 0
 
 
+def _plan(arguments: Sequence[str]) -> int:
+  from fedjax_sim import flags
+
+  values = flags.parse(
+    arguments,
+    *("config", "devices", "link-gbps", "flops"),
+    **{"host-gbps": "", "memory-gbps": ""},
+  )
+  from fedjax_sim import build, describe, distributed, scaling, validate
+
+  def number(name: str, other: str = "") -> float:
+    value = flags.number(f"--{name}", values[name].value, float, other)
+    return validate.real(f"--{name}", value, above=0)
+
+  def rate(name: str, default: float) -> float:
+    given = values[name].value
+    return number(name) * 1e9 / 8 if given else default  # bytes a second
+
+  devices = flags.number("--devices", values["devices"].value, int)
+  validate.whole("--devices", devices, most=MOST_DEVICES)
+  link = rate("link-gbps", 0.0)
+  host = rate("host-gbps", link)
+  memory = rate("memory-gbps", math.inf)
+  speed = None
+  if values["flops"].value != "measure":
+    speed = scaling.Speed(number("flops", " or 'measure'"), memory)
+  elif math.isfinite(memory):
+    raise flags.UsageError(
+      f"--memory-gbps={values['memory-gbps'].value} does not go with"
+      " --flops=measure, which measures it; leave it out."
+    )
+  distributed.setup()
+  distributed.devices()  # what is wrong with JAX shows now
+  experiment = build.build(values.config)
+  text = describe.plan(experiment, devices, link, host, speed)
+  print(text)  # noqa: T201
+  return 0
+
+
 def _list(arguments: Sequence[str]) -> int:
   from fedjax_sim import flags
 
@@ -107,6 +153,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "run": _run,
   "launch": _launch,
   "describe": _describe,
+  "plan": _plan,
   "list": _list,
 }
 

@@ -106,7 +106,7 @@ def _sum_of_largest(values: np.ndarray, count: int) -> int:
   return int(np.partition(values, rest)[rest:].sum()) if count else 0
 
 
-def _deal(steps: np.ndarray, devices: int, most: int) -> np.ndarray:
+def deal(steps: np.ndarray, devices: int, most: int) -> np.ndarray:
   """Deals waves, longest first, each to the device with the least to do.
 
   Args:
@@ -224,7 +224,7 @@ def plan_rounds(
   wave_steps = np.split(
     steps.sum(-1)[rank[place % lanes == 0]], np.cumsum(in_use)[:-1]
   )
-  dealt = np.concatenate([_deal(part, devices, waves) for part in wave_steps])
+  dealt = np.concatenate([deal(part, devices, waves) for part in wave_steps])
   wave = (np.cumsum(in_use) - in_use)[row] + place // lanes
   owner, turn = dealt[wave].T
   where = (row, owner, turn, place % lanes)

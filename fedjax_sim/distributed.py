@@ -73,8 +73,8 @@ def make_mesh(
 
   Args:
     num_devices: how many.
-    model_devices: how many of them share a model; None: each has all of it,
-      and there is no axis `model`.
+    model_devices: how many of them share a model; None or 1: each has all of
+      it, and there is no axis `model`.
 
   Raises:
     ValueError: more devices than there are, or no multiple of `model_devices`.
@@ -90,8 +90,7 @@ def make_mesh(
   validate.whole("runtime.devices", num_devices, most=len(found))
   shape: tuple[int, ...] = (num_devices,)
   axes: tuple[str, ...] = (AXIS,)
-  if model_devices is not None:
-    validate.whole("runtime.model_devices", model_devices)
+  if model_devices is not None and model_devices > 1:
     if num_devices % model_devices:
       raise ValueError(
         f"runtime.model_devices={model_devices}: {num_devices} devices cannot"
@@ -261,6 +260,14 @@ def _with_shardings(
     tree,
     is_leaf=lambda x: isinstance(x, NamedSharding),
   )
+
+
+def shard_nbytes(tree: PyTree, mesh: Mesh, specs: PyTree) -> int:
+  """Bytes of what one device has of these arrays."""
+  size = lambda x, sharding: (
+    math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  )
+  return sum(jax.tree.leaves(_with_shardings(size, tree, mesh, specs)))
 
 
 def put(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:

@@ -13,12 +13,14 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fedjax_sim import validate
+
+T = TypeVar("T", int, float)
 
 
 class UsageError(ValueError):
@@ -76,6 +78,25 @@ def parse(arguments: Sequence[str], *required: str, **optional: str) -> Any:
     for argument in unset:
       _unset(values.config, argument)
   return values
+
+
+def number(flag: str, text: str, kind: type[T], other: str = "") -> T:
+  """A flag's text as a number.
+
+  Args:
+    flag: its name, with the dashes.
+    text: its value.
+    kind: int or float.
+    other: what else it may be, for the message.
+
+  Raises:
+    UsageError: it is no such number.
+  """
+  try:
+    return kind(text)
+  except ValueError:
+    wanted = "a whole number" if kind is int else "a number"
+    raise UsageError(f"{flag}={text} is wrong; give {wanted}{other}.") from None
 
 
 def load(spec: str, fields: Mapping[str, str] | None = None) -> ConfigDict:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_sim import base, distributed, lanes, traffic, validate
+from fedjax_sim import base, distributed, lanes, program, validate
 from fedjax_sim.base import Batch, Task, Variables
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.round import RunState
@@ -150,9 +150,7 @@ def check_memory(state: RunState, mesh: Mesh) -> None:
   Raises:
     ModelError: it is too large.
   """
-  table = traffic.nbytes(state.clients)
-  size = traffic.nbytes(state) - table + table // distributed.size(mesh)
-  size //= mesh.shape.get(distributed.MODEL, 1)
+  size = distributed.shard_nbytes(state, mesh, program.state_spec(state, mesh))
   limit = lanes.memory_limit(mesh.local_devices[0])
   if size > limit:
     raise ModelError(

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import cohort as cohorts
-from fedjax_sim import distributed
+from fedjax_sim import distributed, validate
 from fedjax_sim.base import PyTree
 from fedjax_sim.distributed import AXIS
 from fedjax_sim.round import RunState
@@ -130,6 +130,7 @@ class Program(NamedTuple):
         share = 1 / self.shape.rounds if line.startswith("ENTRY") else 1.0
       found = _COLLECTIVE.search(line)
       if found:
+        validate.known("collective", found["name"], _SENDS)
         size = sum(map(_nbytes, _ARRAY.findall(found["result"])))
         total += share * _SENDS[found["name"]](devices) * size
     return total
@@ -143,9 +144,12 @@ _SENDS: dict[str, Callable[[int], float]] = {
   "reduce-scatter": lambda n: n - 1,
   "all-gather-start": lambda n: (n - 1) / (n + 1),  # with the operand, size/n
   "all-reduce-start": lambda n: 2 * (n - 1) / n,
+  "collective-permute": lambda n: 1,
 }
 _COLLECTIVE = re.compile(
-  rf" = (?P<result>\S.*?) (?P<name>{'|'.join(map(re.escape, _SENDS))})\("
+  r" = (?P<result>\S.*?) "
+  r"(?P<name>(?:all|reduce-scatter|collective|ragged)-[a-z-]*(?<!-done)|"
+  r"reduce-scatter)\("
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)[^\[\s]*\[([\d,]*)\]")
 

@@ -141,7 +141,8 @@ class _OnHost:
 
   def bytes_per_round(self, capacity: cohorts.Capacity) -> int:
     one = lambda x: math.prod(x.shape[1:]) * x.itemsize
-    return sum(
+    virtual = self._devices // distributed.size(self._mesh)
+    return virtual * sum(
       length * sum(one(x) for x in fields.values())
       for fields, length in zip(
         self._examples.values(), capacity.examples, strict=True

@@ -74,8 +74,9 @@ class Runtime:
       large array; None: each has all of it.
     deterministic_reduction: None: devices add their sums in any order.
       Otherwise so many virtual devices stand for the real ones, and their sums
-      are added in a fixed order: the same bits on any number of devices. A
-      device holds the sums of all virtual ones that it stands for.
+      are added in a fixed order: parameters have the same bits on any number
+      of CPU devices (on others it was not tried). A device holds the sums of
+      all virtual ones that it stands for.
     residency: where the examples are: "device", all of them on every device;
       "host", in the host's memory, and each device is sent those of the
       clients that it trains; "auto": "device" where one process runs alone.
@@ -213,6 +214,22 @@ class Simulator:
         f" there are {self.num_clients}. Lower server.clients_per_round."
       )
     _ = self.works  # checks that every client has a batch
+    self._check_aggregator()
+
+  def _check_aggregator(self) -> None:
+    stacked = self.aggregator.stacked
+    if self.aggregator.by_coordinate and not stacked:
+      raise ValueError(
+        "Aggregator.by_coordinate is of those that are `stacked`; set both, or"
+        " neither."
+      )
+    if stacked and self.runtime.deterministic_reduction is not None:
+      raise ValueError(
+        f"runtime.deterministic_reduction="
+        f"{self.runtime.deterministic_reduction}: server.aggregator keeps a"
+        " stack of updates, which every number of devices computes with in"
+        " another way. Unset it, or take one that sums."
+      )
 
   # --- what follows from the arguments ---------------------------------------
 
@@ -244,7 +261,7 @@ class Simulator:
 
   @functools.cached_property
   def mesh(self) -> Mesh:
-    """The devices, on the axis `clients`."""
+    """The devices, on the axis `clients`, and on `model` if they share one."""
     runtime = self.runtime
     return distributed.make_mesh(runtime.devices, runtime.model_devices)
 
@@ -534,8 +551,9 @@ class Simulator:
     """
     if self.runtime.model_devices is not None or not self.compiled:
       return None
-    devices = distributed.size(self.mesh)
-    return max(p.sent_bytes(devices) for p in self.compiled.values())
+    devices, lanes = distributed.size(self.mesh), self.lane_choice.lanes
+    used = [p for (width, _), p in self.compiled.items() if width == lanes]
+    return max(p.sent_bytes(devices) for p in used)
 
   @property
   def compilations(self) -> int:

@@ -93,6 +93,44 @@ def test_wrong_arguments_leave_nothing(refused, arguments, words):
   assert all(word in err for word in words), err
 
 
+PLAN = {"--devices": "4", "--link-gbps": "10", "--flops": "1e9"}
+
+
+@pytest.mark.parametrize(
+  ("flag", "value", "words"),
+  [
+    ("--devices", None, ["--devices=... is missing"]),
+    ("--devices", "0", ["--devices=0", "from 1 to 65536"]),
+    ("--devices", "1000000", ["--devices=1000000", "from 1 to 65536"]),
+    ("--devices", "2.5", ["--devices=2.5", "whole number"]),
+    ("--devices", "many", ["--devices=many", "whole number"]),
+    ("--link-gbps", None, ["--link-gbps=... is missing"]),
+    ("--link-gbps", "0", ["--link-gbps=0", "> 0"]),
+    ("--link-gbps", "inf", ["--link-gbps=inf", "finite"]),
+    ("--link-gbps", "10G", ["--link-gbps=10G", "give a number"]),
+    ("--host-gbps", "-1", ["--host-gbps=-1", "> 0"]),
+    ("--memory-gbps", "nan", ["--memory-gbps=nan", "> 0"]),
+    ("--flops", None, ["--flops=... is missing"]),
+    ("--flops", "fast", ["--flops=fast", "give a number", "'measure'"]),
+    ("--flops", "-1e9", ["--flops=-1", "> 0"]),
+    ("--config.runtime.lanes", "auto", ["runtime.lanes", "--flops=measure"]),
+    ("--config.runtime.model_devices", "1", ["runtime.model_devices=None"]),
+    ("--config.client.batch_size", "0", ["client.batch_size=0"]),
+    ("--cohort", "3", ["cohort"]),
+  ],
+)
+def test_a_wrong_plan_is_named(refused, flag, value, words):
+  given = {"--config": f"{DIGITS}:smoke", **PLAN, flag: value}
+  err = refused("plan", *(f"{k}={v}" for k, v in given.items() if v))
+  assert all(word in err for word in words), err
+
+
+def test_what_is_measured_is_not_given(refused):
+  given = {**PLAN, "--flops": "measure", "--memory-gbps": "100"}
+  err = refused("plan", SMOKE, *(f"{k}={v}" for k, v in given.items()))
+  assert "--memory-gbps=100 does not go with --flops=measure" in err
+
+
 def test_a_config_that_raises(refused, tmp_path):
   path = tmp_path / "mine.py"
   path.write_text("def get_config(arg=''):\n  raise KeyError('boom')\n")
@@ -194,6 +232,55 @@ def test_describe_leaves_nothing(capsys, tmp_path):
   assert err == ""
   assert "650" in out
   assert sorted(tmp_path.rglob("*")) == before
+
+
+LINEAR = (
+  "--config.model.name=logistic_regression",
+  "--config.model.hidden_sizes=None",
+  "--config.runtime.devices=1",
+)
+
+
+def test_a_plan(capsys, tmp_path):
+  before = sorted(tmp_path.rglob("*"))
+  given = [f"{k}={v}" for k, v in PLAN.items()] + ["--host-gbps=100"]
+  assert cli.main(["plan", SMOKE, *LINEAR, *given]) == 0
+  out, err = capsys.readouterr()
+  assert err == ""
+  assert sorted(tmp_path.rglob("*")) == before
+  facts, head, *rows = out.split("clients  compute, s")
+  assert not rows
+  named = dict(line.split("  ", 1) for line in facts.splitlines() if line)
+  assert named["parameters"].strip() == "650"
+  assert named["devices"].strip() == "4, lanes of each: 1"
+  assert named["speed of a device"].strip() == "1e+09 FLOP/s (as given)"
+  links = "10 Gbit/s to the others, 100 Gbit/s to its host"
+  assert named["links of a device"].strip() == links
+  table, _, notes = head.partition("\n\n")
+  cells = [line.split() for line in table.splitlines()[1:]]
+  sizes = [20 * 10**i for i in range(5)] + [10**6]
+  assert [int(row[0].replace(",", "")) for row in cells] == sizes
+  seconds = [float(row[1]) for row in cells]
+  assert seconds == sorted(seconds)
+  assert len({row[2] for row in cells}) == 1  # what is summed does not grow
+  assert "Beyond 90 clients" in notes
+
+
+def test_a_plan_by_rounds_that_are_measured(capsys):
+  given = [f"{k}={v}" for k, v in {**PLAN, "--flops": "measure"}.items()]
+  lanes = "--config.runtime.lanes=auto"
+  assert cli.main(["plan", SMOKE, *LINEAR, lanes, *given]) == 0
+  out, err = capsys.readouterr()
+  assert err == ""
+  assert "Gbit/s with its memory" in out
+  assert "s a round beside (measured on one device here)" in out
+
+
+def test_a_plan_that_no_run_could_do(capsys):
+  given = [f"{k}={v}" for k, v in PLAN.items()]
+  epochs = "--config.client.epochs=1000"
+  assert cli.main(["plan", SMOKE, *LINEAR, epochs, *given]) == 0
+  assert "From 200,000 clients on a round has more" in capsys.readouterr().out
 
 
 def test_from_a_shell(tmp_path):

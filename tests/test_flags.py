@@ -6,7 +6,7 @@ import pytest
 
 from fedjax_sim.build import build
 from fedjax_sim.experiment import run
-from fedjax_sim.flags import load, parse
+from fedjax_sim.flags import UsageError, load, number, parse
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
@@ -163,3 +163,19 @@ def test_no_such_file(tmp_path):
 def test_loading_leaves_nothing_behind(written, tmp_path):
   load(written(START + "  return config\n"))
   assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+@pytest.mark.parametrize(
+  ("text", "kind", "value"), [("8", int, 8), ("1e9", float, 1e9)]
+)
+def test_a_number(text, kind, value):
+  found = number("--devices", text, kind)
+  assert found == value
+  assert isinstance(found, kind)
+
+
+@pytest.mark.parametrize("text", ["", "8.5", "eight", "1e9"])
+def test_no_whole_number(text):
+  with pytest.raises(UsageError) as caught:
+    number("--devices", text, int)
+  assert str(caught.value) == f"--devices={text} is wrong; give a whole number."

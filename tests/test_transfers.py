@@ -1,4 +1,4 @@
-"""Nothing is sent to a device, or back, but what the loop asks for."""
+"""Nothing is sent to a device but what the loop asks for."""
 
 import concurrent.futures
 import functools
@@ -42,10 +42,19 @@ def test_the_guard_sees_transfers_in_both_threads():
 
 @pytest.mark.parametrize("residency", ["device", "host"])
 @pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("aggregator", ["weighted_mean", "median"])
+@pytest.mark.parametrize(
+  ("aggregator", "fields"),
+  [
+    ("weighted_mean", {}),
+    ("median", {}),
+    ("mean", {"deterministic_reduction": 3}),
+    ("mean", {"model_devices": 2}),
+  ],
+)
 def test_training_and_planning_without_implicit_transfers(
-  monkeypatch, devices, residency, aggregator
+  monkeypatch, devices, residency, aggregator, fields
 ):
+  devices = max(devices, fields.get("model_devices", 1))
   if devices > jax.device_count():
     pytest.skip(f"needs 2 devices, there is {jax.device_count()}")
   data = blobs([5, 9, 3, 12, 7, 7])
@@ -60,7 +69,11 @@ def test_training_and_planning_without_implicit_transfers(
       aggregator=aggregators.AGGREGATORS[aggregator](),
       transforms=[transforms.clip(0.5), transforms.gaussian(0.01)],
       runtime=Runtime(
-        devices=devices, lanes=1, residency=residency, rounds_per_dispatch=1
+        devices=devices,
+        lanes=1,
+        residency=residency,
+        rounds_per_dispatch=1,
+        **fields,
       ),
     )
 
