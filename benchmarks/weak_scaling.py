@@ -60,6 +60,8 @@ def weak_scaling(
   rows = []
   on_cpu = jax.default_backend() == "cpu"
   for count in devices:
+    simulator = engines[count].simulator
+    lanes = simulator.lane_choice.lanes
     ratios = [a / b for a, b in zip(times[count], times[1], strict=True)]
     each = -(-count // cores.count()) if on_cpu else 1
     rows.append(
@@ -70,7 +72,7 @@ def weak_scaling(
         "time_ratio": statistics.median(ratios),
         "devices_per_core": each,
         "efficiency": each / statistics.median(ratios),
-        "sent_bytes": engines[count].simulator.sent_bytes,
+        "sent_bytes": simulator.sent_bytes(lanes, EACH * count),
       }
     )
     engines[count].close()

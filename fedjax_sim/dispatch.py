@@ -54,6 +54,7 @@ class Dispatch(NamedTuple):
     waste: what was computed, and what of it in vain.
     seconds: what the call took, planning not counted.
     plan_seconds: what planning took; it overlaps with the call before.
+    sent_bytes: that a device sent to the others in each round; None: not known.
   """
 
   state: RunState
@@ -64,6 +65,7 @@ class Dispatch(NamedTuple):
   waste: cohorts.Waste
   seconds: float
   plan_seconds: float
+  sent_bytes: float | None
 
 
 class Read(NamedTuple):

@@ -367,7 +367,6 @@ def _sum_up(
       "padding_waste": 1 - totals.useful / max(totals.computed, 1),
       "device_idle": totals.idle / max(totals.computed + totals.idle, 1),
       "compilations": totals.compilations,
-      "sent_bytes_per_device_and_round": simulator.sent_bytes,
       "lanes": choice.lanes,
       "lanes_reason": choice.reason,
       "processes": jax.process_count(),

@@ -57,12 +57,14 @@ class _Written(Journal):
 
 
 def _timing(done: int, out: Dispatch, eval_seconds: float) -> Row:
+  sent = {} if out.sent_bytes is None else {"sent_bytes": out.sent_bytes}
   return {
     "round": done,
     "rounds": len(out.rows),
     "train_seconds": out.seconds,
     "plan_seconds": out.plan_seconds,
     "eval_seconds": eval_seconds,
+    **sent,
   }
 
 

@@ -149,7 +149,7 @@ def is_loss(error: BaseException) -> bool:
   return re.search(_LOSS, str(error)) is not None
 
 
-def leave(seconds: float = 5.0) -> None:
+def leave(seconds: float = 20.0) -> None:
   """Waits a moment for the others, who may be leaving for the same reason.
 
   Process 0 holds what they still read. A process that is not leaving does not

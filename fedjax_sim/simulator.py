@@ -542,18 +542,26 @@ class Simulator:
       )
     return self.compiled[lanes, size]
 
-  @property
-  def sent_bytes(self) -> float | None:
+  @functools.cached_property
+  def _sent(self) -> dict[tuple[int, int], float]:
+    return {}
+
+  def sent_bytes(self, lanes: int, size: int) -> float | None:
     """Bytes that a device sends to the others in a round; None: not known.
 
-    Of the largest program compiled. Devices that share a model send in every
-    local step, which is not counted.
+    Devices that share a model send in every local step, which is not counted.
+
+    Args:
+      lanes: as in `program`.
+      size: as in `program`.
     """
-    if self.runtime.model_devices is not None or not self.compiled:
+    if distributed.MODEL in self.mesh.axis_names:
       return None
-    devices, lanes = distributed.size(self.mesh), self.lane_choice.lanes
-    used = [p for (width, _), p in self.compiled.items() if width == lanes]
-    return max(p.sent_bytes(devices) for p in used)
+    if (lanes, size) not in self._sent:  # it reads a long text
+      devices = distributed.size(self.mesh)
+      sent = self.program(lanes, size).sent_bytes(devices)
+      self._sent[lanes, size] = sent
+    return self._sent[lanes, size]
 
   @property
   def compilations(self) -> int:
@@ -660,6 +668,7 @@ class Simulator:
       waste=planned.waste,
       seconds=seconds,
       plan_seconds=planned.seconds,
+      sent_bytes=self.sent_bytes(*planned.key),
     )
 
   def run(

@@ -342,8 +342,8 @@ def test_bytes_that_devices_send(rounds):
       devices=devices,
       rounds_per_dispatch=rounds,
     )
-    simulator.program(1, 6)
-    return simulator.sent_bytes
+    (out,) = simulator.run(simulator.init(), 1)
+    return out.sent_bytes
 
   numbers = 512 * 4 + 4
   assert sent(1, aggregators.weighted_mean()) == 0
