@@ -17,8 +17,8 @@ from jax import lax
 
 from fedjax_sim.base import PyTree, Task, Variables
 from fedjax_sim.cohort import Cohort
+from fedjax_sim.costs import cost
 from fedjax_sim.data import Prepare, as_stored
-from fedjax_sim.scaling import cost
 
 
 def rows_of(plans: list[Cohort], batch_size: int) -> np.ndarray:

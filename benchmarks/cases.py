@@ -24,7 +24,8 @@ from fedjax_sim.models.femnist_cnn import femnist_cnn
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.resnet18 import resnet18
 from fedjax_sim.optimizers import optimizer
-from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.runtime import Runtime
+from fedjax_sim.simulator import Simulator
 from fedjax_sim.work import LocalWork
 
 LEARNING_RATE = 0.01

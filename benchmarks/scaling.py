@@ -26,7 +26,7 @@ from benchmarks.turns import rotated
 from fedjax_sim import cohort as cohorts
 from fedjax_sim.cohort import Waste
 from fedjax_sim.reporting.json_file import write_json
-from fedjax_sim.simulator import MOST_ROUNDS
+from fedjax_sim.runtime import MOST_ROUNDS
 from fedjax_sim.work import LocalWork
 
 SIZES = (100, 316, 1000, 3162, 10_000)

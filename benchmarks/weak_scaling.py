@@ -72,7 +72,7 @@ def weak_scaling(
         "time_ratio": statistics.median(ratios),
         "devices_per_core": each,
         "efficiency": each / statistics.median(ratios),
-        "sent_bytes": simulator.sent_bytes(lanes, EACH * count),
+        "sent_bytes": simulator.program(lanes, EACH * count).sent_bytes,
       }
     )
     engines[count].close()

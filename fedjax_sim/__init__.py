@@ -28,8 +28,9 @@ if TYPE_CHECKING:
   from fedjax_sim.distributed import setup
   from fedjax_sim.optimizers import Optimizer, optimizer
   from fedjax_sim.round import RunState
+  from fedjax_sim.runtime import Runtime
   from fedjax_sim.sampling import Sampler
-  from fedjax_sim.simulator import Runtime, Simulator
+  from fedjax_sim.simulator import Simulator
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
   from fedjax_sim.work import LocalWork
 
@@ -67,7 +68,7 @@ _HOME = {
   "Pass": "fedjax_sim.base",
   "Report": "fedjax_sim.base",
   "RunState": "fedjax_sim.round",
-  "Runtime": "fedjax_sim.simulator",
+  "Runtime": "fedjax_sim.runtime",
   "Sampler": "fedjax_sim.sampling",
   "Simulator": "fedjax_sim.simulator",
   "Task": "fedjax_sim.base",

@@ -28,7 +28,8 @@ from fedjax_sim.local import WEIGHTINGS
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, optimizer
 from fedjax_sim.preflight import DataError, ModelError
-from fedjax_sim.simulator import MOST_ROUNDS, Runtime, Simulator
+from fedjax_sim.runtime import MOST_ROUNDS, Runtime
+from fedjax_sim.simulator import Simulator
 from fedjax_sim.work import LocalWork
 
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}

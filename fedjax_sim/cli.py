@@ -108,7 +108,7 @@ def _plan(arguments: Sequence[str]) -> int:
     *("config", "devices", "link-gbps", "flops"),
     **{"host-gbps": "", "memory-gbps": ""},
   )
-  from fedjax_sim import build, describe, distributed, scaling, validate
+  from fedjax_sim import build, costs, describe, distributed, validate
 
   def number(name: str, other: str = "") -> float:
     value = flags.number(f"--{name}", values[name].value, float, other)
@@ -125,7 +125,7 @@ def _plan(arguments: Sequence[str]) -> int:
   memory = rate("memory-gbps", math.inf)
   speed = None
   if values["flops"].value != "measure":
-    speed = scaling.Speed(number("flops", " or 'measure'"), memory)
+    speed = costs.Speed(number("flops", " or 'measure'"), memory)
   elif math.isfinite(memory):
     raise flags.UsageError(
       f"--memory-gbps={values['memory-gbps'].value} does not go with"

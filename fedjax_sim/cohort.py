@@ -69,6 +69,33 @@ class Cohort(NamedTuple):
   order: Ints
 
 
+class Dealt(NamedTuple):
+  """How many devices a plan has.
+
+  Attributes:
+    devices: that get clients: those of the mesh, or virtual ones.
+    idle: further ones that get none, so that every real one stands for as many.
+    each: how many of them, in a row, are one of the mesh.
+  """
+
+  devices: int
+  idle: int
+  each: int
+
+
+def dealt(devices: int, virtual: int | None) -> Dealt:
+  """What clients are dealt to on so many devices of the mesh.
+
+  Args:
+    devices: of the mesh.
+    virtual: how many virtual ones stand for them; None: they do themselves.
+  """
+  if virtual is None:
+    return Dealt(devices, 0, 1)
+  each = -(-virtual // devices)
+  return Dealt(virtual, each * devices - virtual, each)
+
+
 def capacity(
   sizes: Sequence[np.ndarray],
   works: Sequence[LocalWork],
@@ -358,15 +385,13 @@ class Waste(NamedTuple):
     return Waste(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def waste(
-  cohort: Cohort, works: Sequence[LocalWork], virtual: int = 1
-) -> Waste:
+def waste(cohort: Cohort, works: Sequence[LocalWork], each: int = 1) -> Waste:
   """What this plan computes in vain; also of plans with an axis of rounds.
 
   Args:
     cohort: the plan.
     works: for every pass, what a client does.
-    virtual: how many of the plan's devices, in a row, are one.
+    each: as in `Dealt`.
   """
   lanes = cohort.client.shape[-1]
   total = Waste()
@@ -374,7 +399,7 @@ def waste(
     steps = cohort.num_steps[..., p]
     rows = int(steps.sum()) * work.batch_size
     per_device = steps.max(-1).sum(-1) * lanes * work.batch_size
-    shape = (*per_device.shape[:-1], -1, virtual)
+    shape = (*per_device.shape[:-1], -1, each)
     per_device = per_device.reshape(shape).sum(-1)
     useful = int((order >= 0).sum())
     if work.steps is not None:  # the order holds whole epochs

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from fedjax_sim import (
   aggregators,
   config,
+  costs,
   distributed,
   lanes,
   preflight,
@@ -121,7 +122,7 @@ def plan(
   devices: int,
   link: float,
   host: float,
-  speed: scaling.Speed | None,
+  speed: costs.Speed | None,
 ) -> str:
   """How rounds would go on other devices, predicted by `scaling.Model`.
 
@@ -142,18 +143,18 @@ def plan(
       "runtime.lanes='auto' has to be measured; give a number, by"
       " --config.runtime.lanes=1, or give --flops=measure."
     )
-  costs = scaling.costs_of(simulator)
+  clients = costs.costs_of(simulator)
   if speed is None:
-    speed, lanes = scaling.measure(simulator, costs)
+    speed, lanes = costs.measure(simulator, clients)
     source = "measured on one device here"
   model = scaling.Model(
     simulator=simulator,
-    costs=costs,
+    costs=clients,
     hardware=scaling.Hardware(devices, link, host, speed),
     lanes=int(lanes),
   )
   vanishing = model.vanishing_cohort()
-  rounds = [model.predict(clients) for clients in _cohorts(simulator)]
+  rounds = [model.predict(size) for size in _cohorts(simulator)]
   first, last = rounds[0], rounds[-1]
   walked = zip(simulator.works, simulator.splits, strict=True)
   steps = [work.num_steps(data.sizes) for work, data in walked]
@@ -163,13 +164,13 @@ def plan(
     "local steps of a client": _each(
       f"{x.mean():,.1f} (at most {x.max():,})" for x in steps
     ),
-    "FLOPs of a local step": _each(f"{x:,.0f}" for x in costs.step_flops),
-    "bytes of a client beside": f"{costs.client_bytes:,.0f}",
+    "FLOPs of a local step": _each(f"{x:,.0f}" for x in clients.step_flops),
+    "bytes of a client beside": f"{clients.client_bytes:,.0f}",
     "devices": f"{devices:,}, lanes of each: {lanes}",
     "speed of a device": f"{_speed(speed)} ({source})",
     "links of a device": f"{_gbit(link)} to the others, {_gbit(host)} to its"
     " host",
-    "summed over the devices": f"{costs.summed_bytes:,} bytes",
+    "summed over the devices": f"{clients.summed_bytes:,} bytes",
     "a device sends": f"{first.network_bytes:,.0f} bytes a round to the others",
     "a device gets": f"{first.host_bytes:,.0f} bytes a round from its host",
     f"memory, {first.clients:,} clients": _parts(first.memory),
@@ -199,7 +200,7 @@ def _each(texts: Iterable[str]) -> str:
   return "; ".join(texts)
 
 
-def _speed(speed: scaling.Speed) -> str:
+def _speed(speed: costs.Speed) -> str:
   texts = [f"{speed.flops:.3g} FLOP/s"]
   if math.isfinite(speed.memory):
     texts.append(f"{_gbit(speed.memory)} with its memory")

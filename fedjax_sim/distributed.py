@@ -143,22 +143,8 @@ def packed_psum(tree: PyTree) -> PyTree:
   if MODEL in jax.sharding.get_abstract_mesh().axis_names:
     apart: PyTree = jax.tree.map(lambda x: lax.psum(x, AXIS), tree)
     return apart
-  leaves, structure = jax.tree.flatten(tree)
-  packs: dict[object, list[int]] = {}
-  for i, leaf in enumerate(leaves):
-    small = leaf.size <= MOST_PACKED
-    packs.setdefault(leaf.dtype if small else i, []).append(i)
-  for members in packs.values():
-    parts = [leaves[i] for i in members]
-    if len(parts) == 1:
-      leaves[members[0]] = lax.psum(parts[0], AXIS)
-      continue
-    total = lax.psum(jnp.concatenate([x.ravel() for x in parts]), AXIS)
-    ends = list(itertools.accumulate(x.size for x in parts))
-    for i, part in zip(members, jnp.split(total, ends[:-1]), strict=True):
-      leaves[i] = part.reshape(leaves[i].shape)
-  summed: PyTree = jax.tree.unflatten(structure, leaves)
-  return summed
+  one_row = jax.tree.map(lambda x: x[None], tree)
+  return _packed(lambda rows: lax.psum(rows[0], AXIS), one_row)
 
 
 def ordered_sum(tree: PyTree, count: int) -> PyTree:
@@ -173,20 +159,37 @@ def ordered_sum(tree: PyTree, count: int) -> PyTree:
   Returns:
     The sums, leaves (...).
   """
+
+  def add(rows: jax.Array) -> jax.Array:
+    total = functools.reduce(jnp.add, _scatter(rows)[:count])
+    return _gather(total)[: rows.shape[1]]
+
+  return _packed(add, tree)
+
+
+def _packed(join: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
+  """`join` of every leaf, the small ones of a dtype side by side as one.
+
+  Args:
+    join: (rows, n) -> (n,), each coordinate by itself.
+    tree: leaves (rows, ...).
+
+  Returns:
+    Leaves (...).
+  """
   leaves, structure = jax.tree.flatten(tree)
   packs: dict[object, list[int]] = {}
   for i, leaf in enumerate(leaves):
-    packs.setdefault(leaf.dtype, []).append(i)
+    small = math.prod(leaf.shape[1:]) <= MOST_PACKED
+    packs.setdefault(leaf.dtype if small else i, []).append(i)
   for members in packs.values():
     parts = [leaves[i].reshape(len(leaves[i]), -1) for i in members]
-    mine = _scatter(jnp.concatenate(parts, axis=1))
-    total = functools.reduce(jnp.add, mine[:count])
+    joined = join(jnp.concatenate(parts, axis=1))
     ends = list(itertools.accumulate(x.shape[1] for x in parts))
-    sums = _gather(total)[: ends[-1]]
-    for i, part in zip(members, jnp.split(sums, ends[:-1]), strict=True):
+    for i, part in zip(members, jnp.split(joined, ends[:-1]), strict=True):
       leaves[i] = part.reshape(leaves[i].shape[1:])
-  summed: PyTree = jax.tree.unflatten(structure, leaves)
-  return summed
+  result: PyTree = jax.tree.unflatten(structure, leaves)
+  return result
 
 
 def over_coordinates(

@@ -7,8 +7,6 @@ the number of compilations a fact and not a hope.
 from __future__ import annotations
 
 import functools
-import math
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import cohort as cohorts
-from fedjax_sim import distributed, validate
+from fedjax_sim import collectives, distributed
 from fedjax_sim.base import PyTree
 from fedjax_sim.distributed import AXIS
 from fedjax_sim.round import RunState
@@ -98,10 +96,13 @@ class Program(NamedTuple):
   Attributes:
     compiled: as `make_rounds` describes it.
     shape: what its plans look like.
+    sent_bytes: that a device sends to the others in a round; None: not known,
+      as where devices share a model and send in every local step.
   """
 
   compiled: Any
   shape: Shape
+  sent_bytes: float | None
 
   @property
   def device_bytes(self) -> int:
@@ -113,52 +114,6 @@ class Program(NamedTuple):
       + memory.temp_size_in_bytes
       - memory.alias_size_in_bytes
     )
-
-  def sent_bytes(self, devices: int) -> float:
-    """Bytes that a device sends to the others in a round, as compiled.
-
-    An all-reduce sends its array nearly twice, a piece at a time; all else
-    sends what others get. What runs outside the loop over rounds is shared by
-    all of a call's.
-
-    Args:
-      devices: that clients are dealt to.
-    """
-    total, share = 0.0, 1.0
-    for line in self.compiled.as_text().splitlines():
-      if line.startswith(("%", "ENTRY")):
-        share = 1 / self.shape.rounds if line.startswith("ENTRY") else 1.0
-      found = _COLLECTIVE.search(line)
-      if found:
-        validate.known("collective", found["name"], _SENDS)
-        size = sum(map(_nbytes, _ARRAY.findall(found["result"])))
-        total += share * _SENDS[found["name"]](devices) * size
-    return total
-
-
-# Of a collective, how often each of n devices sends the bytes of its result.
-_SENDS: dict[str, Callable[[int], float]] = {
-  "all-reduce": lambda n: 2 * (n - 1) / n,
-  "all-gather": lambda n: (n - 1) / n,
-  "all-to-all": lambda n: (n - 1) / n,
-  "reduce-scatter": lambda n: n - 1,
-  "all-gather-start": lambda n: (n - 1) / (n + 1),  # with the operand, size/n
-  "all-reduce-start": lambda n: 2 * (n - 1) / n,
-  "collective-permute": lambda n: 1,
-}
-_COLLECTIVE = re.compile(
-  r" = (?P<result>\S.*?) "
-  r"(?P<name>(?:all|reduce-scatter|collective|ragged)-[a-z-]*(?<!-done)|"
-  r"reduce-scatter)\("
-)
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+)[^\[\s]*\[([\d,]*)\]")
-
-
-def _nbytes(array: tuple[str, str]) -> int:
-  """Of an array in XLA's text: its type and its sides."""
-  kind, sides = array
-  bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
-  return bits // 8 * math.prod(int(n) for n in sides.split(",") if n)
 
 
 def compile_rounds(
@@ -200,7 +155,11 @@ def compile_rounds(
     distributed.abstract(stacked, mesh, COHORTS_SPEC),
     distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
   ).compile(compiler_options=_options(mesh, deterministic))
-  return Program(compiled, shape)
+  sent, text = None, compiled.as_text()
+  if text is not None and distributed.MODEL not in mesh.axis_names:
+    devices = distributed.size(mesh)
+    sent = collectives.sent_bytes(text, devices, shape.rounds)
+  return Program(compiled, shape, sent)
 
 
 def _options(mesh: Mesh, deterministic: bool) -> dict[str, str | bool]:

@@ -69,9 +69,7 @@ class _OnDevices:
     passes: Sequence[Pass],
     splits: Sequence[FederatedData],
     mesh: Mesh,
-    devices: int,
   ):
-    del devices
     self.sources = [p.split for p in passes]
     self._examples = _fields(self.sources, splits)
     self._mesh = mesh
@@ -113,15 +111,14 @@ class _OnHost:
     passes: Sequence[Pass],
     splits: Sequence[FederatedData],
     mesh: Mesh,
-    devices: int,
+    each: int,
   ):
     # By pass: two of them that read the same split need other slices.
     self.sources = [f"{i}:{p.split}" for i, p in enumerate(passes)]
     self._examples = _fields(self.sources, splits)
     self._mesh = mesh
     # Of virtual devices the first ones are on the first device, and so on.
-    each = devices // distributed.size(mesh)
-    self._devices = devices
+    self._each, self._devices = each, each * distributed.size(mesh)
     self._own = [
       i
       for d in distributed.own_devices(mesh)
@@ -141,8 +138,7 @@ class _OnHost:
 
   def bytes_per_round(self, capacity: cohorts.Capacity) -> int:
     one = lambda x: math.prod(x.shape[1:]) * x.itemsize
-    virtual = self._devices // distributed.size(self._mesh)
-    return virtual * sum(
+    return self._each * sum(
       length * sum(one(x) for x in fields.values())
       for fields, length in zip(
         self._examples.values(), capacity.examples, strict=True
@@ -177,7 +173,7 @@ def residency(
   passes: Sequence[Pass],
   splits: Sequence[FederatedData],
   mesh: Mesh,
-  devices: int,
+  each: int = 1,
 ) -> Residency:
   """The residency of this name.
 
@@ -186,7 +182,7 @@ def residency(
     passes: the algorithm's.
     splits: for every pass, the data that it walks over.
     mesh: the devices.
-    devices: of the plans, virtual and idle ones included.
+    each: as in `cohort.Dealt`.
 
   Raises:
     ValueError: "device" with several processes.
@@ -198,8 +194,9 @@ def residency(
       " which sends its devices the examples of their clients; give 'host' or"
       " 'auto'."
     )
-  kind = _OnHost if name == "host" or several else _OnDevices
-  return kind(passes, splits, mesh, devices)
+  if name == "host" or several:
+    return _OnHost(passes, splits, mesh, each)
+  return _OnDevices(passes, splits, mesh)
 
 
 def _fields(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,8 @@ from fedjax_sim.distributed import (
 )
 from fedjax_sim.finite import all_finite, no_nan
 from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, put_wave, run_client
+
+T = TypeVar("T")
 
 
 class RunState(NamedTuple):
@@ -102,7 +104,7 @@ def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
   return jax.tree.map(functools.partial(jnp.where, condition), new, old)
 
 
-def _apart(round_: Array, function: Callable[[], PyTree]) -> PyTree:
+def _apart(round_: Array, function: Callable[[], T]) -> T:
   """What the function gives, compiled by itself whatever is around it.
 
   Compilers fuse it with its neighbours otherwise, and round in other ways
@@ -115,7 +117,7 @@ def _apart(round_: Array, function: Callable[[], PyTree]) -> PyTree:
   """
   shapes = jax.eval_shape(function)
   nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  result: PyTree = lax.cond(round_ >= 0, function, nothing)
+  result: T = lax.cond(round_ >= 0, function, nothing)
   return result
 
 
@@ -210,6 +212,9 @@ def make_rounds(
     leaves have a leading axis of R. Pure: it can be jitted, vmapped over runs
     and differentiated forwards.
   """
+
+  def stage(round_: Array, function: Callable[[], T]) -> T:
+    return function() if virtual is None else _apart(round_, function)
 
   def train_one(
     row: _Row,
@@ -394,7 +399,7 @@ def make_rounds(
     cohort: Cohort,
   ) -> tuple[RunState, RoundMetrics]:
     given = _Given(
-      message=algorithm.broadcast(state.server),
+      message=stage(state.round, lambda: algorithm.broadcast(state.server)),
       shared=state.shared,
       hparams=hparams,
       round=state.round,
@@ -435,9 +440,7 @@ def make_rounds(
       server = choose(some, server, state.server)
       return server, choose(some, shared, state.shared), aux
 
-    server, shared, aux = (
-      react() if virtual is None else _apart(state.round, react)
-    )
+    server, shared, aux = stage(state.round, react)
     new = RunState(
       round=state.round + 1,
       seed=state.seed,

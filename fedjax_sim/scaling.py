@@ -10,56 +10,24 @@ second, and how fast they are connected. docs/scaling.md has the arithmetic.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import aggregators, distributed, lanes, sampling
 from fedjax_sim import cohort as cohorts
 from fedjax_sim import residency as residencies
-from fedjax_sim.base import (
-  Array,
-  Batch,
-  Client,
-  HParams,
-  Key,
-  Purpose,
-  PyTree,
-  key_for,
-)
-from fedjax_sim.dispatch import Planned
-from fedjax_sim.finite import all_finite
-from fedjax_sim.round import RunState
-from fedjax_sim.simulator import MOST_ROUNDS, Simulator
+from fedjax_sim import sampling
+from fedjax_sim.costs import Costs, Speed
+from fedjax_sim.simulator import Simulator
 from fedjax_sim.traffic import nbytes
 
 SHARE = 0.05  # of a round, below which communication has vanished
 DRAWN = 20_000  # clients that a prediction averages over, about
 MOST_LAYOUTS = 16
 MANY_WAVES = 100  # on a device: then rounds grow in proportion to the cohort
-MEASURED_CALLS = 3
-MEASURED_SECONDS = 0.5  # of a call
 _INT32 = 4  # bytes
-
-
-class Speed(NamedTuple):
-  """How fast a device is.
-
-  Attributes:
-    flops: FLOP/s that it sustains in local steps.
-    memory: bytes a second that it reads and writes of its memory in what a
-      client does beside its steps.
-    fixed: seconds of a round that trains nobody.
-  """
-
-  flops: float
-  memory: float = math.inf
-  fixed: float = 0.0
 
 
 class Hardware(NamedTuple):
@@ -76,47 +44,6 @@ class Hardware(NamedTuple):
   link: float
   host: float
   speed: Speed
-
-
-class Cost(NamedTuple):
-  """What XLA says of a compiled function.
-
-  Attributes:
-    flops: floating-point operations of a call.
-    accessed_bytes: that it reads and writes.
-    temporary_bytes: memory beside arguments and results.
-  """
-
-  flops: float
-  accessed_bytes: float
-  temporary_bytes: int
-
-
-class Costs(NamedTuple):
-  """What clients cost, whatever the cohort and the devices.
-
-  Attributes:
-    step_flops: of one local step of each pass, shape=(passes,), float64.
-    client_bytes: that a client reads and writes beside its steps: for its copy
-      of the parameters, its update, the transforms, the weighted sum.
-    lane_bytes: what a client that trains keeps: its carries, its gradients and
-      all else that lives during a step.
-    state_bytes: what every device has of the run's state.
-    row_bytes: what one client keeps from round to round.
-    summed_bytes: what the devices sum, in float32 at least.
-    update_bytes: one client's update, if a stacked aggregator keeps all of
-      them; else 0.
-    by_coordinate: as in `Aggregator`.
-  """
-
-  step_flops: np.ndarray
-  client_bytes: float
-  lane_bytes: int
-  state_bytes: int
-  row_bytes: int
-  summed_bytes: int
-  update_bytes: int
-  by_coordinate: bool
 
 
 class Layout(NamedTuple):
@@ -172,9 +99,6 @@ class Prediction(NamedTuple):
     return seconds / (self.compute_seconds + seconds)
 
 
-# --- the model ----------------------------------------------------------------
-
-
 def exchanged(size: float, devices: int, parts: int = 1) -> float:
   """Bytes that a device sends so that all have the sum.
 
@@ -209,14 +133,14 @@ def vanishing_cohort(
 
 
 def layout(
-  steps: np.ndarray, capacity: cohorts.Capacity, virtual: int = 1
+  steps: np.ndarray, capacity: cohorts.Capacity, each: int = 1
 ) -> Layout:
   """What `cohort.plan_rounds` would give the devices, without the batches.
 
   Args:
     steps: of every client of a cohort, shape=(clients, passes), int.
     capacity: of the cohort.
-    virtual: how many of the capacity's devices, in a row, are one.
+    each: as in `cohort.Dealt`.
   """
   width = capacity.lanes
   ranked = steps[np.argsort(-steps.sum(-1), kind="stable")]
@@ -225,8 +149,8 @@ def layout(
   longest = waves.max(1)
   total = waves[:, 0].sum(-1)
   dealt = cohorts.deal(total, capacity.devices, capacity.waves)
-  device = dealt[:, 0] // virtual
-  count = (capacity.devices + capacity.idle) // virtual
+  device = dealt[:, 0] // each
+  count = (capacity.devices + capacity.idle) // each
   of_device = np.zeros((count, steps.shape[1]), np.int64)
   np.add.at(of_device, device, width * longest)
   return Layout(of_device, width * np.bincount(device, minlength=count))
@@ -251,12 +175,9 @@ class Model:
   lanes: int
 
   @property
-  def _dealt(self) -> tuple[int, int, int]:
-    """Devices of a plan, those of them that idle, and how many are one."""
-    devices = self.hardware.devices
-    dealt = self.simulator.runtime.deterministic_reduction or devices
-    idle = -dealt % devices
-    return dealt, idle, (dealt + idle) // devices
+  def _dealt(self) -> cohorts.Dealt:
+    virtual = self.simulator.runtime.deterministic_reduction
+    return cohorts.dealt(self.hardware.devices, virtual)
 
   def predict(self, clients: int) -> Prediction:
     """A round with so many clients, drawn uniformly.
@@ -265,7 +186,7 @@ class Model:
       clients: >= 1.
     """
     simulator, costs, hardware = self.simulator, self.costs, self.hardware
-    dealt, idle, virtual = self._dealt
+    dealt, idle, each = self._dealt
     copies = -(-clients // simulator.num_clients)
     sizes = [np.tile(data.sizes, copies) for data in simulator.splits]
     works = simulator.works
@@ -280,17 +201,17 @@ class Model:
     count = min(MOST_LAYOUTS, -(-DRAWN // clients))
     for round_ in range(count):
       drawn = steps[sample(simulator.seed, round_)]
-      one = layout(drawn, capacity, virtual)
+      one = layout(drawn, capacity, each)
       seconds = one.seconds(costs, hardware.speed)
       busiest += seconds.max() / count
       mean += seconds.mean() / count
       lane_steps += float((one.steps @ costs.step_flops).sum())
       own_steps += float((drawn @ costs.step_flops).sum())
 
-    slots = virtual * capacity.waves * capacity.lanes
-    network = self._exchanged(len(steps), slots, virtual)
+    slots = each * capacity.waves * capacity.lanes
+    network = self._exchanged(len(steps), slots, each)
     plan = _INT32 * (sum(capacity.order) + slots * (3 + 2 * len(works)))
-    sliced, examples = self._examples(capacity, copies, virtual)
+    sliced, examples = self._examples(capacity, copies, each)
     sent = plan + (examples if sliced else 0)
     return Prediction(
       clients=clients,
@@ -308,23 +229,23 @@ class Model:
         + costs.row_bytes * -(-len(steps) // hardware.devices),
         "lanes": costs.lane_bytes * capacity.lanes,
         # A stack is there twice, when it goes from clients to coordinates.
-        "sums": costs.summed_bytes * virtual + 2 * costs.update_bytes * slots,
+        "sums": costs.summed_bytes * each + 2 * costs.update_bytes * slots,
         "plan": plan,
         # Of the whole cohort, as XLA gathers them on each device.
         "kept": costs.row_bytes * slots * hardware.devices,
       },
     )
 
-  def _exchanged(self, population: int, slots: int, virtual: int) -> float:
+  def _exchanged(self, population: int, slots: int, each: int) -> float:
     """What a device sends to the others in a round, in bytes.
 
     Args:
       population: clients that may take part.
       slots: lanes of a device in a round, at most.
-      virtual: how many virtual devices it stands for.
+      each: how many virtual devices it stands for.
     """
     costs, devices = self.costs, self.hardware.devices
-    total = exchanged(costs.summed_bytes, devices, virtual)
+    total = exchanged(costs.summed_bytes, devices, each)
     if costs.by_coordinate:
       total += exchanged(costs.update_bytes, devices, slots)
     else:  # all of the stack, to all
@@ -339,7 +260,7 @@ class Model:
     return total + read + exchanged(rows, devices, 0)
 
   def _examples(
-    self, capacity: cohorts.Capacity, copies: int, virtual: int
+    self, capacity: cohorts.Capacity, copies: int, each: int
   ) -> tuple[bool, int]:
     """Whether examples are sent every round, and a device's bytes of them."""
     simulator, devices = self.simulator, self.hardware.devices
@@ -351,7 +272,7 @@ class Model:
       simulator.algorithm.passes,
       simulator.splits,
       simulator.mesh,
-      virtual * distributed.size(simulator.mesh),
+      each,
     )
     if residency.sliced:
       return True, residency.bytes_per_round(capacity)
@@ -362,225 +283,14 @@ class Model:
 
     By rounds so large that all but the sums grows in proportion to the cohort.
     """
-    dealt, _, virtual = self._dealt
+    dealt, _, each = self._dealt
     population = self.simulator.num_clients
     enough = MANY_WAVES * dealt * self.lanes
     large = self.predict(population * -(-enough // population))
     summed, devices = self.costs.summed_bytes, self.hardware.devices
-    fixed = exchanged(summed, devices, virtual) / self.hardware.link
+    fixed = exchanged(summed, devices, each) / self.hardware.link
     return vanishing_cohort(
       fixed,
       (large.compute_seconds - self.hardware.speed.fixed) / large.clients,
       (large.network_seconds + large.host_seconds - fixed) / large.clients,
     )
-
-
-# --- what its numbers come from -----------------------------------------------
-
-
-def cost(function: Callable[..., Any], *arguments: Any) -> Cost:
-  """Compiles a function for these arguments, or their shapes.
-
-  XLA counts a loop's body once; matrix products in scans are counted as often
-  as the scan runs, other loops are not.
-  """
-  traced = jax.jit(function).trace(*arguments)
-  compiled = traced.lower().compile()
-  counted = compiled.cost_analysis() or {}
-  memory: Any = compiled.memory_analysis()
-  return Cost(
-    flops=float(counted.get("flops", 0.0)) + _repeats(traced.jaxpr.jaxpr),
-    accessed_bytes=float(counted.get("bytes accessed", 0.0)),
-    temporary_bytes=int(memory.temp_size_in_bytes) if memory else 0,
-  )
-
-
-def _repeats(jaxpr: Any, times: int = 1) -> float:
-  """Operations of products in scans, without each body's first pass."""
-  total = 0.0
-  for equation in jaxpr.eqns:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-      (contracted, _), _ = params["dimension_numbers"]
-      left, out = equation.invars[0].aval, equation.outvars[0].aval
-      length = math.prod(left.shape[i] for i in contracted)
-      total += 2.0 * length * math.prod(out.shape) * (times - 1)
-    passes = params["length"] if name == "scan" else 1
-    for value in params.values():
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        total += _repeats(inner, times * passes)
-  return total
-
-
-def costs_of(simulator: Simulator) -> Costs:
-  """What the clients of this run cost; compiles their parts, runs nothing.
-
-  Raises:
-    ValueError: the run's devices share models.
-  """
-  if simulator.runtime.model_devices is not None:
-    raise ValueError(
-      "runtime.model_devices: what devices send that share a model is not"
-      " predicted; unset it, by --config.runtime.model_devices=None."
-    )
-  aggregator, prepare = simulator.aggregator, simulator.data.prepare
-  begin = functools.partial(_begin, simulator)
-  end = functools.partial(_end, simulator)
-  state = simulator.state_shapes
-  number = jax.dtypes.canonicalize_dtype(np.float64)
-  hparams = jax.tree.map(
-    lambda _: jax.ShapeDtypeStruct((), number), simulator.hparams
-  )
-  client, kept, carries = jax.eval_shape(begin, state, hparams)
-  ending = client, kept, carries, state.shared
-  update, others, _ = jax.eval_shape(end, *ending)
-  zeros = aggregators.zeros_accumulator
-  summed = jax.eval_shape(zeros, (() if aggregator.stacked else update, others))
-
-  steps = []
-  for walked, carry, data, work in zip(
-    simulator.algorithm.passes,
-    carries,
-    simulator.splits,
-    simulator.works,
-    strict=True,
-  ):
-
-    def step(
-      client: Client,
-      carry: PyTree,
-      batch: Batch,
-      key: Key,
-      walked: Any = walked,
-    ) -> PyTree:
-      batch = batch._replace(examples=prepare(batch.examples))
-      return walked.step(client, carry, batch, key)
-
-    shape: Any = lambda x, size=work.batch_size: jax.ShapeDtypeStruct(
-      (size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
-    )
-    fields = {field: shape(x) for field, x in data.examples.items()}
-    batch = Batch(fields, shape(np.zeros(1, bool)))
-    steps.append(cost(step, client, carry, batch, client.key))
-
-  # An accumulator is read and written, what is added to it only read.
-  added = 3 * nbytes(jax.eval_shape(zeros, (update, others)))
-  own = cost(lambda *a: begin(*a)[2], state, hparams), cost(end, *ending)
-  # Where a step is a single loop over the new carry, it needs nothing else.
-  beside = max(
-    max(step.temporary_bytes, nbytes(carry))
-    for step, carry in zip(steps, carries, strict=True)
-  )
-  return Costs(
-    step_flops=np.array([step.flops for step in steps]),
-    client_bytes=added + sum(one.accessed_bytes for one in own),
-    lane_bytes=nbytes(carries) + beside,
-    state_bytes=nbytes(state._replace(clients=())),
-    row_bytes=nbytes((client.state, kept)),
-    summed_bytes=nbytes(summed),
-    update_bytes=nbytes(update) if aggregator.stacked else 0,
-    by_coordinate=aggregator.by_coordinate,
-  )
-
-
-def _begin(
-  simulator: Simulator, state: RunState, hparams: HParams
-) -> tuple[Client, PyTree, tuple[PyTree, ...]]:
-  """A client, its transforms' states, and its carries, before any step."""
-  algorithm = simulator.algorithm
-  zero = jnp.zeros((), jnp.int32)
-  own, kept = jax.tree.map(lambda x: x[0], state.clients)
-  client = Client(
-    message=algorithm.download(algorithm.broadcast(state.server), zero),
-    state=own,
-    hparams=hparams,
-    id=zero,
-    version=zero,
-    num_examples=zero,
-    num_steps=jnp.zeros((len(algorithm.passes),), jnp.int32),
-    round=zero,
-    key=key_for(state.seed, Purpose.CLIENT),
-  )
-  carries: tuple[PyTree, ...] = ()
-  for walked in algorithm.passes:
-    carries += (walked.start(client, *carries),)
-  return client, kept, carries
-
-
-def _end(
-  simulator: Simulator,
-  client: Client,
-  kept: PyTree,
-  carries: tuple[PyTree, ...],
-  shared: PyTree,
-) -> tuple[PyTree, PyTree, Array]:
-  """Its update; what else is summed; whether all is finite."""
-  report = simulator.algorithm.finish(client, *carries)
-  update, aux = report.update, []
-  for transform, common, own in zip(
-    simulator.transforms, shared, kept, strict=True
-  ):
-    hparams = client.hparams["transforms"][transform.name]
-    update, _, seen = transform.apply(update, common, own, hparams, client.key)
-    aux.append(seen)
-  others = report.buffers, report.statistics, aux, report.metrics
-  finite = all_finite((report._replace(metrics={}), update))
-  return update, (others, jnp.float32(report.weight)), finite
-
-
-def measure(simulator: Simulator, costs: Costs) -> tuple[Speed, int]:
-  """Runs rounds on one of this machine's devices.
-
-  The same rounds are run as they are, with clients that take no step, and
-  without clients; each as fast as in the fastest of a few calls.
-
-  Returns:
-    How fast the device is, by the model's counts; and its lanes.
-
-  Raises:
-    DivergedError: a round has no finite result.
-  """
-  alone = dataclasses.replace(
-    simulator,
-    runtime=dataclasses.replace(
-      simulator.runtime,
-      devices=1,
-      deterministic_reduction=None,
-      rounds_per_dispatch=None,
-      most_rounds=MOST_ROUNDS,
-    ),
-  )
-  state, done = alone.init(), 0
-
-  def seconds(planned: Planned, plan: cohorts.Cohort) -> float:
-    nonlocal state, done
-    out = alone.dispatch(state, planned._replace(first=done, cohorts=plan))
-    if out.failure is not None and plan is planned.cohorts:
-      raise out.failure
-    state, done = out.state, done + planned.num_rounds
-    return out.seconds
-
-  planned = alone.plan(0, 1)
-  once = min(seconds(planned, planned.cohorts) for _ in range(2))
-  most = max(1, min(MOST_ROUNDS, int(MEASURED_SECONDS / once)))
-  planned = alone.plan(0, most)
-  whole = planned.cohorts
-  still = whole._replace(num_steps=np.zeros_like(whole.num_steps))
-  kinds = whole, still, lanes.emptied(whole)
-  turns = [
-    [seconds(planned, plan) for plan in kinds] for _ in range(MEASURED_CALLS)
-  ]
-  all_, without_steps, without_clients = np.min(turns, axis=0)
-
-  width = whole.client.shape[-1]
-  steps = width * whole.num_steps.max(-2).sum((0, 1, 2))
-  flops = float(steps @ costs.step_flops)
-  accessed = width * int(whole.num_waves.sum()) * costs.client_bytes
-  stepping, rest = all_ - without_steps, without_steps - without_clients
-  speed = Speed(
-    flops=flops / float(stepping if stepping > 0 else all_),
-    memory=accessed / float(rest) if rest > 0 else math.inf,
-    fixed=float(without_clients) / planned.num_rounds,
-  )
-  return speed, alone.lane_choice.lanes

@@ -12,7 +12,8 @@ from fedjax_sim.base import Algorithm, HParams, Task
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.dispatch import Row, named
 from fedjax_sim.round import RunState
-from fedjax_sim.simulator import Runtime, Simulator, check_kinds
+from fedjax_sim.runtime import Runtime
+from fedjax_sim.simulator import Simulator, check_kinds
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,93 +50,14 @@ from fedjax_sim.dispatch import Dispatch, Planned, Row, read_metrics
 from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
+from fedjax_sim.runtime import Runtime
 from fedjax_sim.traffic import traffic
 from fedjax_sim.walk import Walk
 from fedjax_sim.work import LocalWork
 
 log = logging.getLogger(__name__)
 
-# Of one dispatch, where it is free to choose. Two CPU devices take some
-# milliseconds to get up to speed, so a few short rounds are too few.
-TARGET_SECONDS = 1.0
-MOST_ROUNDS = 64
-MOST_VIRTUAL = 1024  # additions in the compiled round
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Runtime:
-  """How fast a run goes; beyond the order of float sums it changes no result.
-
-  Attributes:
-    lanes: clients that a device trains at once; "auto" measures a few choices.
-    devices: devices of the mesh; None: all.
-    model_devices: how many devices share a model, each with a piece of every
-      large array; None: each has all of it.
-    deterministic_reduction: None: devices add their sums in any order.
-      Otherwise so many virtual devices stand for the real ones, and their sums
-      are added in a fixed order: parameters have the same bits on any number
-      of CPU devices (on others it was not tried). A device holds the sums of
-      all virtual ones that it stands for.
-    residency: where the examples are: "device", all of them on every device;
-      "host", in the host's memory, and each device is sent those of the
-      clients that it trains; "auto": "device" where one process runs alone.
-    rounds_per_dispatch: rounds in one call of the compiled program; None: as
-      many as take about a second, up to `most_rounds`.
-    most_rounds: see there.
-    eval_batch_size: examples of a client that are evaluated at once.
-    donate: a state passed in is used up, and its memory used again.
-
-  Raises:
-    TypeError, ValueError: a number is not whole or < 1.
-  """
-
-  lanes: int | Literal["auto"] = "auto"
-  devices: int | None = None
-  model_devices: int | None = None
-  deterministic_reduction: int | None = None
-  residency: Literal["auto", "device", "host"] = "auto"
-  rounds_per_dispatch: int | None = None
-  most_rounds: int = MOST_ROUNDS
-  eval_batch_size: int = 256
-  donate: bool = True
-
-  def __post_init__(self) -> None:
-    if self.lanes != "auto":
-      if isinstance(self.lanes, str):
-        raise validate.UnknownNameError(
-          f"runtime.lanes={self.lanes!r} is neither 'auto' nor a whole number."
-        )
-      validate.whole("runtime.lanes", self.lanes)
-    if self.devices is not None:
-      validate.whole("runtime.devices", self.devices)
-    if self.model_devices is not None:
-      validate.whole("runtime.model_devices", self.model_devices)
-    if self.deterministic_reduction is not None:
-      validate.whole(
-        "runtime.deterministic_reduction",
-        self.deterministic_reduction,
-        most=MOST_VIRTUAL,
-      )
-      self._check_deterministic()
-    validate.known("runtime.residency", self.residency, residencies.NAMES)
-    if self.rounds_per_dispatch is not None:
-      validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
-    validate.whole("Runtime.most_rounds", self.most_rounds)
-    validate.whole("runtime.eval_batch_size", self.eval_batch_size)
-
-  def _check_deterministic(self) -> None:
-    if self.lanes == "auto":
-      raise ValueError(
-        "runtime.lanes='auto' is measured anew on every machine, and other"
-        " lanes give other bits; with runtime.deterministic_reduction give a"
-        " number."
-      )
-    if self.model_devices is not None:
-      raise ValueError(
-        "runtime.model_devices does not go with"
-        " runtime.deterministic_reduction: sums over a model's pieces have no"
-        " fixed order. Unset one of them."
-      )
+TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
 
 
 # Of every field its type, and an expression that gives one.
@@ -265,17 +186,11 @@ class Simulator:
     runtime = self.runtime
     return distributed.make_mesh(runtime.devices, runtime.model_devices)
 
-  @property
-  def _devices(self) -> tuple[int, int]:
-    """Devices of a plan that get clients, virtual ones, and those that idle."""
-    real = distributed.size(self.mesh)
-    dealt = self.runtime.deterministic_reduction or real
-    return dealt, -dealt % real
-
-  @property
-  def _virtual(self) -> int:
-    """How many of a plan's devices are one."""
-    return sum(self._devices) // distributed.size(self.mesh)
+  @functools.cached_property
+  def _dealt(self) -> cohorts.Dealt:
+    """What a plan deals clients to."""
+    virtual = self.runtime.deterministic_reduction
+    return cohorts.dealt(distributed.size(self.mesh), virtual)
 
   @functools.cached_property
   def lane_choice(self) -> lanes.Choice:
@@ -470,7 +385,7 @@ class Simulator:
     """Where the training examples are."""
     name, passes = self.runtime.residency, self.algorithm.passes
     return residencies.residency(
-      name, passes, self.splits, self.mesh, sum(self._devices)
+      name, passes, self.splits, self.mesh, self._dealt.each
     )
 
   @functools.cached_property
@@ -501,14 +416,13 @@ class Simulator:
 
   def _shape(self, lanes: int, size: int) -> programs.Shape:
     if (lanes, size) not in self._shapes:  # it looks at every client
-      devices, idle = self._devices
       capacity = cohorts.capacity(
         [data.sizes for data in self.splits],
         self.works,
         size,
         lanes=lanes,
-        devices=devices,
-        idle=idle,
+        devices=self._dealt.devices,
+        idle=self._dealt.idle,
       )
       fixed, most = self.runtime.rounds_per_dispatch, self.runtime.most_rounds
       self._shapes[lanes, size] = programs.shape_of(
@@ -541,27 +455,6 @@ class Simulator:
         deterministic=self.runtime.deterministic_reduction is not None,
       )
     return self.compiled[lanes, size]
-
-  @functools.cached_property
-  def _sent(self) -> dict[tuple[int, int], float]:
-    return {}
-
-  def sent_bytes(self, lanes: int, size: int) -> float | None:
-    """Bytes that a device sends to the others in a round; None: not known.
-
-    Devices that share a model send in every local step, which is not counted.
-
-    Args:
-      lanes: as in `program`.
-      size: as in `program`.
-    """
-    if distributed.MODEL in self.mesh.axis_names:
-      return None
-    if (lanes, size) not in self._sent:  # it reads a long text
-      devices = distributed.size(self.mesh)
-      sent = self.program(lanes, size).sent_bytes(devices)
-      self._sent[lanes, size] = sent
-    return self._sent[lanes, size]
 
   @property
   def compilations(self) -> int:
@@ -616,7 +509,7 @@ class Simulator:
       cohorts=planned,
       examples=self.residency.gather(slices, shape.capacity, shape.rounds),
       key=(lanes, size),
-      waste=cohorts.waste(planned, self.works, self._virtual),
+      waste=cohorts.waste(planned, self.works, self._dealt.each),
       seconds=time.perf_counter() - began,
     )
 
@@ -647,7 +540,7 @@ class Simulator:
     Raises:
       ValueError: the plan is of other rounds.
     """
-    self.program(*planned.key)  # compiling is not running
+    program = self.program(*planned.key)  # compiling is not running
     done = int(jax.device_get(state.round))
     if planned.first != done:
       raise ValueError(
@@ -668,7 +561,7 @@ class Simulator:
       waste=planned.waste,
       seconds=seconds,
       plan_seconds=planned.seconds,
-      sent_bytes=self.sent_bytes(*planned.key),
+      sent_bytes=program.sent_bytes,
     )
 
   def run(

@@ -19,6 +19,35 @@ from fedjax_sim.base import (
 from fedjax_sim.round import RunState
 
 
+def first_client(
+  algorithm: Algorithm, state: RunState, hparams: HParams
+) -> tuple[Client, PyTree, tuple[PyTree, ...]]:
+  """Client 0 before any step; its transforms' own states; its carries.
+
+  Args:
+    algorithm: what it does.
+    state: a state.
+    hparams: the hyper-parameters.
+  """
+  zero = jnp.zeros((), jnp.int32)
+  own, transforms = jax.tree.map(lambda x: x[0], state.clients)
+  client = Client(
+    message=algorithm.download(algorithm.broadcast(state.server), zero),
+    state=own,
+    hparams=hparams,
+    id=zero,
+    version=zero,
+    num_examples=zero,
+    num_steps=jnp.zeros((len(algorithm.passes),), jnp.int32),
+    round=zero,
+    key=key_for(state.seed, Purpose.CLIENT),
+  )
+  carries: tuple[PyTree, ...] = ()
+  for walked in algorithm.passes:
+    carries += (walked.start(client, *carries),)
+  return client, transforms, carries
+
+
 def traffic(
   algorithm: Algorithm, state: RunState, hparams: HParams
 ) -> tuple[int, int]:
@@ -29,24 +58,9 @@ def traffic(
     state: a state, or its shapes.
     hparams: the hyper-parameters, or their shapes.
   """
-  passes = len(algorithm.passes)
 
   def visit(state: RunState, hparams: HParams) -> tuple[PyTree, Report]:
-    zero = jnp.zeros((), jnp.int32)
-    client = Client(
-      message=algorithm.download(algorithm.broadcast(state.server), zero),
-      state=jax.tree.map(lambda x: x[0], state.clients[0]),
-      hparams=hparams,
-      id=zero,
-      version=zero,
-      num_examples=zero,
-      num_steps=jnp.zeros((passes,), jnp.int32),
-      round=zero,
-      key=key_for(state.seed, Purpose.CLIENT),
-    )
-    carries: tuple[PyTree, ...] = ()
-    for walked in algorithm.passes:
-      carries += (walked.start(client, *carries),)
+    client, _, carries = first_client(algorithm, state, hparams)
     report = algorithm.finish(client, *carries)
     return client.message, report._replace(state=(), metrics={})
 

@@ -12,7 +12,8 @@ from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer
 from fedjax_sim.round import RunState
-from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.runtime import Runtime
+from fedjax_sim.simulator import Simulator
 from fedjax_sim.tasks import function_task
 from fedjax_sim.work import LocalWork
 

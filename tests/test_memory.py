@@ -16,7 +16,8 @@ from fedjax_sim.work import LocalWork
 from fedjax_sim.data import load_digits
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer
-from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.runtime import Runtime
+from fedjax_sim.simulator import Simulator
 
 size, rounds, width = map(int, sys.argv[1:])
 data = load_digits(num_clients=1000, partition="iid")

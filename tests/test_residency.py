@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.simulator import Runtime
+from fedjax_sim.runtime import Runtime
 from fedjax_sim.work import LocalWork
 from problems import MODELS, blobs, make_simulator, sgd
 from sketches.ditto import ditto

@@ -13,11 +13,13 @@ import pytest
 from jax import lax
 
 from fedjax_sim import aggregators, cohort, scaling
+from fedjax_sim import costs as client_costs
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.costs import Costs, Speed
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer
-from fedjax_sim.scaling import Costs, Hardware, Model, Speed
+from fedjax_sim.scaling import Hardware, Model
 from fedjax_sim.work import LocalWork
 from problems import MODELS, blobs, make_simulator
 from sketches.scaffold import scaffold
@@ -35,7 +37,7 @@ def simulator_of(sizes, make=MODELS["lr"], features=20, classes=10, **options):
 def model_of(simulator, devices=4, lanes=1, speed=SPEED, link=1e9, host=1e9):
   return Model(
     simulator=simulator,
-    costs=scaling.costs_of(simulator),
+    costs=client_costs.costs_of(simulator),
     hardware=Hardware(devices, link, host, speed),
     lanes=lanes,
   )
@@ -157,7 +159,7 @@ def test_flops_of_logistic_regression():
     classes=classes,
     work=LocalWork(batch_size=batch),
   )
-  costs = scaling.costs_of(simulator)
+  costs = client_costs.costs_of(simulator)
   (step,) = costs.step_flops
   parameters = features * classes + classes
   assert step == pytest.approx(4 * batch * features * classes, rel=0.1)
@@ -176,7 +178,7 @@ def test_flops_of_a_network():
     work=LocalWork(batch_size=batch),
   )
   entries = [a * b for a, b in itertools.pairwise(sizes)]
-  (step,) = scaling.costs_of(simulator).step_flops
+  (step,) = client_costs.costs_of(simulator).step_flops
   products = 2 * batch * (3 * sum(entries) - entries[0])
   assert step == pytest.approx(products, rel=0.1)
 
@@ -188,7 +190,7 @@ def test_products_in_loops_are_counted_as_often_as_they_run():
 
   x = jnp.ones((16, 16))
   for length in (1, 7):
-    counted = scaling.cost(lambda x, n=length: loop(x, n), x).flops
+    counted = client_costs.cost(lambda x, n=length: loop(x, n), x).flops
     assert counted == pytest.approx(length * 2 * 16**3, rel=0.05)
 
 
@@ -198,7 +200,7 @@ def test_what_two_devices_sum():
   text = simulator.program(1, 8).compiled.as_text()
   shapes = re.findall(r"= f32\[(\d+)\]\S* all-reduce(?:-start)?\(", text)
   summed = 4 * sum(map(int, shapes))
-  costs = scaling.costs_of(simulator)
+  costs = client_costs.costs_of(simulator)
   assert costs.summed_bytes == pytest.approx(summed, rel=0.03)
   assert costs.summed_bytes >= 4 * simulator.num_parameters
   model = model_of(simulator, devices=2)
@@ -208,7 +210,7 @@ def test_what_two_devices_sum():
 def test_a_stack_of_updates_goes_from_clients_to_coordinates():
   sizes = [12] * 16
   simulator = simulator_of(sizes, aggregator=aggregators.median())
-  costs = scaling.costs_of(simulator)
+  costs = client_costs.costs_of(simulator)
   update = 4 * simulator.num_parameters
   assert costs.update_bytes == update
   assert costs.summed_bytes < 100
@@ -279,7 +281,7 @@ def test_models_in_pieces_are_refused():
   runtime = dataclasses.replace(simulator.runtime, model_devices=1)
   simulator = dataclasses.replace(simulator, runtime=runtime)
   with pytest.raises(ValueError, match="runtime.model_devices=None"):
-    scaling.costs_of(simulator)
+    client_costs.costs_of(simulator)
 
 
 # --- measured rounds ----------------------------------------------------------
@@ -309,7 +311,7 @@ def test_ratios_of_measured_rounds():
     "model": variant(hidden=512),
   }
   base = variants["base"]
-  speed, _ = scaling.measure(base, scaling.costs_of(base))
+  speed, _ = client_costs.measure(base, client_costs.costs_of(base))
   predicted = {}
   for name, simulator in variants.items():
     model = model_of(simulator, devices=1, speed=speed)
@@ -339,8 +341,8 @@ def test_a_measured_rate_predicts_the_round_that_it_was_measured_on():
     features=256,
     work=LocalWork(batch_size=32, epochs=4),
   )
-  costs = scaling.costs_of(simulator)
-  speed, lanes = scaling.measure(simulator, costs)
+  costs = client_costs.costs_of(simulator)
+  speed, lanes = client_costs.measure(simulator, costs)
   assert lanes == 1
   model = model_of(simulator, devices=1, speed=speed)
   state, planned = simulator.init(), simulator.plan(0, 1)

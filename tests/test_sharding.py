@@ -14,7 +14,8 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.distributed import AXIS, MODEL
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer
-from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.runtime import Runtime
+from fedjax_sim.simulator import Simulator
 from fedjax_sim.work import LocalWork
 from problems import (
   MODELS,
@@ -121,10 +122,12 @@ def test_bytes_of_virtual_devices():
 
 def test_a_cohort_that_leaves_virtual_devices_without_clients():
   few = sampling.poisson(len(SIZES), 1.5)
-  one, two = (
-    trained(simulator_of(runtime=fixed(d, 5), sampler=few), 6) for d in (1, 2)
+  one, two, free = (
+    trained(simulator_of(runtime=runtime, sampler=few), 6)
+    for runtime in (fixed(1, 5), fixed(2, 5), Runtime(devices=1, lanes=1))
   )
   np.testing.assert_array_equal(one, two)
+  np.testing.assert_allclose(one, free, atol=1e-6)
 
 
 def test_a_run_goes_on_with_the_same_bits_on_other_devices():

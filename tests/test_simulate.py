@@ -11,8 +11,9 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Metric, Pass
 from fedjax_sim.data import FederatedData, FederatedDataset, load_digits
 from fedjax_sim.optimizers import optimizer
+from fedjax_sim.runtime import Runtime
 from fedjax_sim.simulate import simulate
-from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.simulator import Simulator
 from fedjax_sim.work import LocalWork
 from problems import (
   MODELS,

@@ -11,7 +11,8 @@ import pytest
 from fedjax_sim import aggregators, sampling, transforms
 from fedjax_sim import simulator as simulators
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.simulator import Runtime, Simulator
+from fedjax_sim.runtime import Runtime
+from fedjax_sim.simulator import Simulator
 from problems import MODELS, blobs, flat, params_of, sgd
 
 
