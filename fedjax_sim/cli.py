@@ -206,14 +206,16 @@ def _work(arguments: Sequence[str], reporter: supervise.Reporter) -> NoReturn:
     else:
       traceback.print_exc()
   finally:
-    if code != supervise.TRY_AGAIN and "jax" in sys.modules:
-      from fedjax_sim import processes
-
-      processes.leave()
-    reporter.done(code)
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
         stream.flush()
+    done = functools.partial(reporter.done, code)
+    if code != supervise.TRY_AGAIN and "jax" in sys.modules:
+      from fedjax_sim import processes
+
+      processes.leave(done)
+    else:
+      done()
     os._exit(code)
 
 

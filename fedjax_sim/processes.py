@@ -149,15 +149,26 @@ def is_loss(error: BaseException) -> bool:
   return re.search(_LOSS, str(error)) is not None
 
 
-def leave(seconds: float = 20.0) -> None:
-  """Waits a moment for the others, who may be leaving for the same reason.
+def leave(last_word: Callable[[], None], seconds: float = 20.0) -> None:
+  """Says the last word once all processes are about to leave.
 
-  Process 0 holds what they still read. A process that is not leaving does not
-  come, and learns from JAX's heartbeats that this one is gone.
+  Process 0 holds what the others still read, so it says its own, and goes,
+  after theirs. When it is gone JAX may abort the others, who must have said
+  it by then. A process that is not leaving does not come; the last word is
+  then said after `seconds`.
+
+  Args:
+    last_word: called at least once; the first call counts.
+    seconds: how long to wait for the others.
   """
   if jax.process_count() > 1:
+    client, wait = _client(), int(1000 * seconds)
     with contextlib.suppress(Exception):
-      _client().wait_at_barrier("fedjax_sim/leave", int(1000 * seconds))
+      client.wait_at_barrier("fedjax_sim/leaving", wait)
+      if not is_first():
+        last_word()
+      client.wait_at_barrier("fedjax_sim/left", wait)
+  last_word()
 
 
 def is_first() -> bool:

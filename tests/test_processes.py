@@ -298,6 +298,36 @@ def test_addresses_that_are_refused(text, match):
     processes.parse(text)
 
 
+@pytest.mark.parametrize(
+  ("here", "lost_at", "expected"),
+  [
+    (0, None, ["leaving", "left", "word"]),
+    (1, None, ["leaving", "word", "left", "word"]),
+    (0, "leaving", ["leaving", "word"]),
+    (1, "leaving", ["leaving", "word"]),
+    (0, "left", ["leaving", "left", "word"]),
+    (1, "left", ["leaving", "word", "left", "word"]),
+  ],
+)
+def test_nobody_depends_on_process_0_after_its_last_word(
+  monkeypatch, here, lost_at, expected
+):
+  happened = []
+
+  class Client:
+    def wait_at_barrier(self, name, milliseconds):
+      assert milliseconds == 20_000
+      happened.append(name.rpartition("/")[2])
+      if name.endswith(f"/{lost_at}"):
+        raise RuntimeError("DEADLINE_EXCEEDED")
+
+  monkeypatch.setattr(jax, "process_count", lambda: 3)
+  monkeypatch.setattr(jax, "process_index", lambda: here)
+  monkeypatch.setattr(processes, "_client", Client)
+  processes.leave(lambda: happened.append("word"))
+  assert happened == expected
+
+
 def test_one_process_alone():
   assert processes.parse("auto") is None
   assert processes.parse("10.0.0.1:80,3,4") == ("10.0.0.1:80", 3, 4)
