@@ -226,6 +226,8 @@ class Report(NamedTuple):
     state: what the client keeps for its next round; finite, as all that it
       reports, or it is left out of the round.
     metrics: name -> `Metric` of sums over this client.
+    values: name -> shape=(), float; numbers that the server sees of every
+      client by itself, such as the norm of its update.
   """
 
   update: PyTree
@@ -234,6 +236,23 @@ class Report(NamedTuple):
   statistics: PyTree = ()
   state: PyTree = ()
   metrics: dict[str, Metric] = {}
+  values: dict[str, Array] = {}
+
+
+class Members(NamedTuple):
+  """A cohort's clients one by one; an empty slot is not present.
+
+  Attributes:
+    id: shape=(slots,), int32.
+    present: shape=(slots,), bool; whether the client is in the aggregate.
+    weight: shape=(slots,), float32; as reported, 0 where nobody is.
+    values: name -> shape=(slots,); `Report.values`, 0 where nobody is.
+  """
+
+  id: Array
+  present: Array
+  weight: Array
+  values: dict[str, Array]
 
 
 class Aggregate(NamedTuple):
@@ -245,6 +264,7 @@ class Aggregate(NamedTuple):
     statistics: weighted mean, in float32 at least.
     weight: shape=(), float32; sum of weights.
     clients: shape=(), int32; how many are in it.
+    members: who they are.
   """
 
   update: PyTree
@@ -252,6 +272,7 @@ class Aggregate(NamedTuple):
   statistics: PyTree
   weight: Array
   clients: Array
+  members: Members
 
 
 class Context(NamedTuple):
@@ -262,12 +283,15 @@ class Context(NamedTuple):
     round: shape=(), int32.
     key: the server's key in this round.
     num_clients: the population's size.
+    server_data: the server's own examples, field -> (examples, ...), as the
+      model gets them; None: it has none.
   """
 
   hparams: HParams
   round: Array
   key: Key
   num_clients: int
+  server_data: Examples | None = None
 
 
 class Pass(NamedTuple):
@@ -308,6 +332,11 @@ class Algorithm(NamedTuple):
     on_eval: (server state, metrics) -> server state, after an evaluation;
       None: nothing to do.
     pooled: train on the union of all clients' data as on one client's.
+    send: (client, report) -> report, after the transforms: what depends on
+      the client alone, but is no part of what a transform may change.
+    stacked: `apply` joins the updates itself: `Aggregate.update` is to be the
+      stack of them, leaves (slots, ...), that `aggregators.stack` gives.
+    uses_server_data: `apply` cannot do without `Context.server_data`.
   """
 
   init: Callable[[Key, HParams], PyTree]
@@ -322,6 +351,9 @@ class Algorithm(NamedTuple):
   personal: Callable[[PyTree, PyTree], Variables] | None = None
   on_eval: Callable[[PyTree, Mapping[str, float]], PyTree] | None = None
   pooled: bool = False
+  send: Callable[[Client, Report], Report] = lambda client, report: report
+  stacked: bool = False
+  uses_server_data: bool = False
 
 
 # --- transforms and aggregators: what happens to updates ----------------------
@@ -374,6 +406,8 @@ class Aggregator(NamedTuple):
       as a median does, and takes leaves of any trailing shape. Then each
       device finishes its share of the coordinates, and none ever has the
       whole stack.
+    joins: `finish` gives one update; otherwise the stack itself, leaves
+      (slots, ...), for an algorithm that is `stacked`.
   """
 
   init: Callable[[PyTree, int], PyTree]
@@ -381,3 +415,4 @@ class Aggregator(NamedTuple):
   finish: Callable[[PyTree, Array, Array], PyTree]
   stacked: bool = False
   by_coordinate: bool = False
+  joins: bool = True

@@ -23,7 +23,13 @@ from fedjax_sim import (
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.base import Algorithm, Task
 from fedjax_sim.config import check_fields, default_config
-from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedDataset
+from fedjax_sim.data import (
+  DATASETS,
+  PARTITIONERS,
+  FederatedDataset,
+  with_random_labels,
+  with_server_data,
+)
 from fedjax_sim.local import WEIGHTINGS
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, optimizer
@@ -83,17 +89,26 @@ def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
   }
 
 
+_CHANGES = ("server_clients", "random_label_clients")  # of any data set
+
+
 def build_data(config: ConfigDict) -> FederatedDataset:
   """The federated data of a config."""
   section = config.data
   load = validate.lookup("data.name", section.name, DATASETS)
   if section.partition is not None:
     validate.known("data.partition", section.partition, PARTITIONERS)
-  arguments = _given(section, "name")
+  arguments = _given(section, "name", *_CHANGES)
   owner = f"data.name={section.name!r}"
   validate.arguments(owner, arguments, load, section="data")
   try:
-    return load(**arguments)
+    data = load(**arguments)
+    if section.server_clients is not None:
+      data = with_server_data(data, section.server_clients, section.seed)
+    if section.random_label_clients is not None:
+      fraction = section.random_label_clients
+      data, _ = with_random_labels(data, fraction, section.seed)
+    return data
   except (TypeError, ValueError) as error:
     raise type(error)(_of_data(config, error)) from error
 

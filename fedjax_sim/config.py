@@ -39,6 +39,8 @@ def default_config() -> ConfigDict:
   config.data.min_examples = placeholder(int)
   config.data.heldout_fraction = placeholder(float)
   config.data.unseen_clients = placeholder(object)  # number or fraction
+  config.data.server_clients = placeholder(object)  # the same
+  config.data.random_label_clients = placeholder(float)
 
   config.model = ConfigDict()
   config.model.name = "logistic_regression"

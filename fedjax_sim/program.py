@@ -124,6 +124,7 @@ def compile_rounds(
   hparams: PyTree,
   data: PyTree,
   data_spec: PyTree,
+  server_data: PyTree,
   mesh: Mesh,
   donate: bool,
   deterministic: bool = False,
@@ -137,6 +138,7 @@ def compile_rounds(
     hparams: the hyper-parameters' shapes.
     data: the examples' shapes.
     data_spec: how they lie on the devices.
+    server_data: the server's own examples' shapes; None: it has none.
     mesh: the devices.
     donate: the state passed in is used up.
     deterministic: floats are rounded the same on any number of devices.
@@ -154,6 +156,7 @@ def compile_rounds(
     distributed.abstract(data, mesh, data_spec),
     distributed.abstract(stacked, mesh, COHORTS_SPEC),
     distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
+    distributed.abstract(server_data, mesh, P()),
   ).compile(compiler_options=_options(mesh, deterministic))
   sent, text = None, compiled.as_text()
   if text is not None and distributed.MODEL not in mesh.axis_names:

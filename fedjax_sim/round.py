@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import aggregators
@@ -37,6 +37,7 @@ from fedjax_sim.base import (
   Context,
   Examples,
   HParams,
+  Members,
   Metric,
   Purpose,
   PyTree,
@@ -45,6 +46,7 @@ from fedjax_sim.base import (
   key_for,
 )
 from fedjax_sim.cohort import Cohort
+from fedjax_sim.data import Prepare, as_stored
 from fedjax_sim.distributed import (
   AXIS,
   ordered_sum,
@@ -88,6 +90,7 @@ class RoundMetrics(NamedTuple):
     nan_losses: shape=(), int32; clients whose update is finite, but whose
       metrics hold a NaN: labels beyond the model's outputs do that.
     finite: shape=(), bool; whether the global model is, afterwards.
+    client_values: name -> shape=(devices, waves, lanes); `Report.values`.
   """
 
   clients: Array
@@ -97,6 +100,7 @@ class RoundMetrics(NamedTuple):
   client_rejected: Array
   finite: Array
   nan_losses: Array
+  client_values: dict[str, Array]
 
 
 def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
@@ -176,6 +180,8 @@ class _Kept(NamedTuple):
 
   state: PyTree
   status: Array
+  weight: Array
+  values: dict[str, Array]
 
 
 def make_rounds(
@@ -186,6 +192,7 @@ def make_rounds(
   walks: Sequence[Walk],
   num_clients: int,
   mesh: Mesh,
+  prepare: Prepare = as_stored,
   sliced: bool = False,
   virtual: int | None = None,
 ) -> Callable[..., tuple[RunState, RoundMetrics]]:
@@ -198,19 +205,20 @@ def make_rounds(
     walks: for every pass of the algorithm, how it reads.
     num_clients: the population.
     mesh: devices on the axis `clients`.
+    prepare: what is done to the server's examples.
     sliced: a device has only the examples that it needs in a round.
     virtual: how many virtual devices the plan deals clients to; a device does
       the work of several, one after the other, and their sums are added in
       their order. None: the plan is for the mesh's devices.
 
   Returns:
-    (state, hparams, data, cohorts, num_rounds) -> (state, metrics). `data` is
-    source -> field -> (examples, ...), on every device, or, if `sliced`,
-    (R, devices, examples, ...); `cohorts` a `Cohort`
-    whose leaves have a leading axis of R rounds, of which the first
-    `num_rounds`, shape=(), int32, are run; `metrics` a `RoundMetrics` whose
-    leaves have a leading axis of R. Pure: it can be jitted, vmapped over runs
-    and differentiated forwards.
+    (state, hparams, data, cohorts, num_rounds, server_data) -> (state,
+    metrics). `data` is source -> field -> (examples, ...), on every device,
+    or, if `sliced`, (R, devices, examples, ...); `cohorts` a `Cohort` whose
+    leaves have a leading axis of R rounds, of which the first `num_rounds`,
+    shape=(), int32, are run; `server_data` as in `Context`; `metrics` a
+    `RoundMetrics` whose leaves have a leading axis of R. Pure: it can be
+    jitted, vmapped over runs and differentiated forwards.
   """
 
   def stage(round_: Array, function: Callable[[], T]) -> T:
@@ -253,6 +261,7 @@ def make_rounds(
       kept.append(state)
     if transforms:
       finite &= all_finite((update, aux, kept))
+    report = algorithm.send(client, report._replace(update=update))
 
     status = jnp.select(
       [
@@ -264,7 +273,7 @@ def make_rounds(
       _Status.REJECTED,
     )
     return _Outcome(
-      report=report._replace(update=update, state=()),
+      report=report._replace(state=()),
       aux=tuple(aux),
       kept=(report.state, tuple(kept)),
       status=status.astype(jnp.int8),
@@ -298,7 +307,11 @@ def make_rounds(
       metrics=zeros(report.metrics),
       weight=jnp.zeros((), jnp.float32),
     )
-    kept = _Kept(grid_zeros(outcome.kept), grid_zeros(outcome.status))
+    kept = _Kept(
+      *map(
+        grid_zeros, (outcome.kept, outcome.status, report.weight, report.values)
+      )
+    )
 
     def fold(
       acc: tuple[_Joined, _Kept], out: _Outcome, w: Array
@@ -317,7 +330,8 @@ def make_rounds(
         metrics=total(joined.metrics, r.metrics, ones, present),
         weight=joined.weight + jnp.sum(jnp.where(present, r.weight, 0)),
       )
-      return joined, put_wave(kept, _Kept(out.kept, out.status), w)
+      new = _Kept(out.kept, out.status, r.weight, r.values)
+      return joined, put_wave(kept, new, w)
 
     return over_waves(one, grid, num_waves, fold, (joined, kept))
 
@@ -397,6 +411,7 @@ def make_rounds(
     hparams: HParams,
     data: Mapping[str, Examples],
     cohort: Cohort,
+    server_data: Examples | None,
   ) -> tuple[RunState, RoundMetrics]:
     given = _Given(
       message=stage(state.round, lambda: algorithm.broadcast(state.server)),
@@ -411,6 +426,7 @@ def make_rounds(
     counts = counts.astype(jnp.int32)
     clients = counts[_Status.PRESENT]
     divide = aggregators.divide
+    members = _members(cohort, kept, mesh)
 
     def react() -> tuple[PyTree, PyTree, tuple[PyTree, ...]]:
       update = joined.update
@@ -422,12 +438,14 @@ def make_rounds(
         statistics=divide(joined.statistics, joined.weight),
         weight=joined.weight,
         clients=clients,
+        members=members,
       )
       context = Context(
         hparams=hparams,
         round=state.round,
         key=key_for(state.seed, Purpose.SERVER, state.round),
         num_clients=num_clients,
+        server_data=None if server_data is None else prepare(server_data),
       )
       server = algorithm.apply(state.server, aggregate, context)
       aux = divide(joined.aux, clients)
@@ -456,6 +474,7 @@ def make_rounds(
       aux={t.name: a for t, a in zip(transforms, aux, strict=True)},
       client_rejected=kept.status >= _Status.REJECTED,
       finite=all_finite(algorithm.variables(new.server)._replace(frozen=())),
+      client_values=kept.values,
     )
     return new, metrics
 
@@ -465,12 +484,13 @@ def make_rounds(
     data: Mapping[str, Examples],
     cohorts: Cohort,
     num_rounds: Array,
+    server_data: Examples | None = None,
   ) -> tuple[RunState, RoundMetrics]:
     first = jax.tree.map(lambda x: x[0], cohorts)
     most = cohorts.num_waves.shape[0]
     one_data = lambda r: jax.tree.map(lambda x: x[r], data) if sliced else data
     shapes = jax.eval_shape(
-      lambda: one_round(state, hparams, one_data(0), first)
+      lambda: one_round(state, hparams, one_data(0), first, server_data)
     )[1]
     metrics = jax.tree.map(
       lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes
@@ -481,12 +501,29 @@ def make_rounds(
     ) -> tuple[RunState, RoundMetrics]:
       state, metrics = carry
       cohort = jax.tree.map(lambda x: x[r], cohorts)
-      state, new = one_round(state, hparams, one_data(r), cohort)
+      state, new = one_round(state, hparams, one_data(r), cohort, server_data)
       return state, jax.tree.map(lambda m, x: m.at[r].set(x), metrics, new)
 
     return lax.fori_loop(0, num_rounds, body, (state, metrics))
 
   return rounds
+
+
+def _members(cohort: Cohort, kept: _Kept, mesh: Mesh) -> Members:
+  """The clients of all devices, in the order of a stack's rows.
+
+  Whole on every device, so that sums over them have one order.
+  """
+  whole = NamedSharding(mesh, P())
+  flat = lambda x: lax.with_sharding_constraint(x, whole).ravel()
+  present = flat(kept.status == _Status.PRESENT)
+  shown = lambda x: jnp.where(present, flat(x), 0)
+  return Members(
+    id=flat(cohort.client),
+    present=present,
+    weight=shown(kept.weight),
+    values=jax.tree.map(shown, kept.values),
+  )
 
 
 def _write_rows(table: PyTree, client: Array, kept: _Kept) -> PyTree:

@@ -144,6 +144,20 @@ class Simulator:
         "Aggregator.by_coordinate is of those that are `stacked`; set both, or"
         " neither."
       )
+    if self.algorithm.stacked == self.aggregator.joins:
+      raise ValueError(
+        "The algorithm joins the clients' updates itself; server.aggregator has"
+        " to be 'stack', which keeps them all."
+        if self.algorithm.stacked
+        else "server.aggregator='stack' leaves the joining of updates to the"
+        " algorithm, and algorithm.name does not do it; take another one of"
+        " the two."
+      )
+    if self.algorithm.uses_server_data and self.data.server is None:
+      raise ValueError(
+        "The algorithm uses the server's own examples, and there are none; set"
+        " data.server_clients, or give FederatedDataset.server."
+      )
     if stacked and self.runtime.deterministic_reduction is not None:
       raise ValueError(
         f"runtime.deterministic_reduction="
@@ -394,6 +408,10 @@ class Simulator:
     return {}
 
   @functools.cached_property
+  def _server_data(self) -> PyTree:
+    return distributed.put(self.data.server, self.mesh, P())
+
+  @functools.cached_property
   def function(self) -> Callable[..., tuple[RunState, RoundMetrics]]:
     """The pure function of up to R rounds, as `make_rounds` describes it."""
     return rounds.make_rounds(
@@ -405,6 +423,7 @@ class Simulator:
         for source, work in zip(self.residency.sources, self.works, strict=True)
       ],
       num_clients=self.num_clients,
+      prepare=self.data.prepare,
       mesh=self.mesh,
       sliced=self.residency.sliced,
       virtual=self.runtime.deterministic_reduction,
@@ -450,6 +469,7 @@ class Simulator:
         hparams=self._traced(None),
         data=self.residency.shapes(shape.capacity, shape.rounds),
         data_spec=self.residency.spec,
+        server_data=self.data.server,
         mesh=self.mesh,
         donate=self.runtime.donate,
         deterministic=self.runtime.deterministic_reduction is not None,
@@ -524,6 +544,7 @@ class Simulator:
       self.residency.put(planned.examples),
       put(planned.cohorts, specs=programs.COHORTS_SPEC),
       put(np.int32(planned.num_rounds), specs=P()),
+      self._server_data,
     )
     return result
 

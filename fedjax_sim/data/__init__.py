@@ -34,6 +34,8 @@ from fedjax_sim.data.splits import (
   make_dataset,
   split_clients,
   split_off_clients,
+  with_random_labels,
+  with_server_data,
 )
 from fedjax_sim.data.synthetic import load_synthetic
 
@@ -72,4 +74,6 @@ __all__ = [
   "make_dataset",
   "split_clients",
   "split_off_clients",
+  "with_random_labels",
+  "with_server_data",
 ]

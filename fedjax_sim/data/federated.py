@@ -269,6 +269,8 @@ class FederatedDataset:
     seen: held-out examples of the training clients; client i is train's.
     unseen: clients that never train.
     test: central test examples, field -> (examples, ...).
+    server: examples that the server has itself, field -> (examples, ...), as
+      some algorithms need.
     splits: further sets that an algorithm's pass may walk over, such as
       "labelled"; client i is train's.
     prepare: examples of one batch, field -> (batch, ...), -> what the model
@@ -288,6 +290,7 @@ class FederatedDataset:
   seen: FederatedData | None = None
   unseen: FederatedData | None = None
   test: Examples | None = None
+  server: Examples | None = None
   splits: Mapping[str, FederatedData] = dataclasses.field(default_factory=dict)
   prepare: Prepare = as_stored
 
@@ -319,9 +322,10 @@ class FederatedDataset:
       raise ValueError("seen has no examples; give None instead.")
     if self.unseen is not None:
       parts["unseen"] = self.unseen
-    if self.test is not None:
-      offsets = offsets_of([validate.arrays("test", self.test)])
-      parts["test"] = FederatedData(examples=self.test, offsets=offsets)
+    for part, examples in (("test", self.test), ("server", self.server)):
+      if examples is not None:
+        offsets = offsets_of([validate.arrays(part, examples)])
+        parts[part] = FederatedData(examples=examples, offsets=offsets)
     for part, data in parts.items():
       validate.alike(part, data.examples, "train", train.examples)
       labels = data.examples.get("y")

@@ -19,6 +19,8 @@ class Stream(enum.IntEnum):
   TEST = 1
   HELD_OUT = 2
   UNSEEN = 3
+  SERVER = 4
+  LABELS = 5
 
 
 def generator(seed: int, stream: Stream) -> np.random.Generator:

@@ -64,7 +64,10 @@ def split_clients(
 
 
 def split_off_clients(
-  data: FederatedData, amount: int | float, seed: int
+  data: FederatedData,
+  amount: int | float,
+  seed: int,
+  stream: Stream = Stream.UNSEEN,
 ) -> tuple[FederatedData, FederatedData]:
   """Moves whole clients away.
 
@@ -73,14 +76,15 @@ def split_off_clients(
     amount: how many, or below 1 what fraction, rounded, but at least one
       client.
     seed: chooses the clients.
+    stream: of randomness; it also says which field messages name.
 
   Returns:
-    (seen, unseen), both in data's order.
+    (those left, those moved away), both in data's order.
 
   Raises:
     TypeError, ValueError: no such amount, or no client would be left.
   """
-  field, total = "data.unseen_clients", data.num_clients
+  field, total = f"data.{stream.name.lower()}_clients", data.num_clients
   if total < 2:
     raise ValueError(f"{field}={amount} needs 2 clients or more; set it to 0.")
   if 0 < validate.real(field, amount, above=0) < 1:
@@ -88,9 +92,66 @@ def split_off_clients(
   if isinstance(amount, float) and amount.is_integer():
     amount = int(amount)
   count = validate.whole(field, amount, most=total - 1)
-  order = generator(seed, Stream.UNSEEN).permutation(total)
+  order = generator(seed, stream).permutation(total)
   unseen, seen = np.sort(order[:count]), np.sort(order[count:])
   return data.select(seen), data.select(unseen)
+
+
+def with_server_data(
+  dataset: FederatedDataset, amount: int | float, seed: int = 0
+) -> FederatedDataset:
+  """Gives the examples of some training clients to the server.
+
+  Args:
+    dataset: of which some clients train no more.
+    amount: how many clients; see `split_off_clients`.
+    seed: chooses them.
+
+  Raises:
+    TypeError, ValueError: no such amount, or further sets that are aligned
+      with the training clients.
+  """
+  if dataset.seen is not None or dataset.splits:
+    raise ValueError(
+      f"data.server_clients={amount} does not go with data.heldout_fraction or"
+      " further splits, whose clients are the training clients; unset one."
+    )
+  train, moved = split_off_clients(dataset.train, amount, seed, Stream.SERVER)
+  return dataclasses.replace(dataset, train=train, server=moved.examples)
+
+
+def with_random_labels(
+  dataset: FederatedDataset, fraction: float, seed: int = 0
+) -> tuple[FederatedDataset, np.ndarray]:
+  """Replaces all training labels of some clients by random ones.
+
+  Args:
+    dataset: with classes.
+    fraction: of the training clients, rounded; from 0 to 1.
+    seed: chooses the clients and the labels.
+
+  Returns:
+    The data set, and which clients those are, increasing, int64.
+
+  Raises:
+    TypeError, ValueError: no such fraction, or no classes.
+  """
+  field = "data.random_label_clients"
+  fraction = validate.real(field, fraction, least=0, most=1)
+  if not dataset.num_classes:
+    raise ValueError(
+      f"{field}={fraction}: the labels of {dataset.name} are no classes; leave"
+      " it out."
+    )
+  train, rng = dataset.train, generator(seed, Stream.LABELS)
+  count = round(fraction * train.num_clients)
+  chosen = np.sort(rng.permutation(train.num_clients)[:count])
+  hit = np.isin(np.repeat(np.arange(train.num_clients), train.sizes), chosen)
+  labels = train.examples["y"].copy()
+  drawn = rng.integers(0, dataset.num_classes, (hit.sum(), *labels.shape[1:]))
+  labels[hit] = drawn.astype(labels.dtype)
+  train = dataclasses.replace(train, examples={**train.examples, "y": labels})
+  return dataclasses.replace(dataset, train=train), chosen
 
 
 def make_dataset(

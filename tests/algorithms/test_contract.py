@@ -1,5 +1,6 @@
 """What holds of every algorithm: the registry's, and the sketches'."""
 
+import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import sampling, walk
+from fedjax_sim import aggregators, sampling, walk
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import (
@@ -18,6 +19,7 @@ from fedjax_sim.base import (
   Client,
   Context,
   Loss,
+  Members,
   Metric,
   Purpose,
   Task,
@@ -87,6 +89,11 @@ def build(name):
   return factory(**{k: v for k, v in given.items() if k in parameters})
 
 
+def with_server(data):
+  examples = {k: v[:5] for k, v in data.train.examples.items()}
+  return dataclasses.replace(data, server=examples)
+
+
 @functools.cache
 def simulator_of(name, lanes):
   """With three lanes, three rounds go in one dispatch, too."""
@@ -94,7 +101,8 @@ def simulator_of(name, lanes):
   return make_simulator(
     task_of_everything(),
     algorithm,
-    blobs(SIZES, features=FEATURES),
+    with_server(blobs(SIZES, features=FEATURES)),
+    aggregator=aggregators.stack() if algorithm.stacked else None,
     sampler=sampling.uniform(*(1, 1) if algorithm.pooled else (5, 3)),
     work=LocalWork(batch_size=BATCH),
     transforms=[adaptive_clipping(0.5)] if name == WITH_TRANSFORM else [],
@@ -220,22 +228,33 @@ def by_hand(simulator, state):
         carry = walked.step(client, carry, batch, jax.random.fold_in(key, i))
       carries += (carry,)
     ids.append(ident)
-    reports.append(algorithm.finish(client, *carries))
+    report = algorithm.finish(client, *carries)
+    reports.append(algorithm.send(client, report))
 
   weights = np.array([float(r.weight) for r in reports])
   mean = lambda *x: jnp.asarray(np.average(x, axis=0, weights=weights))
+  stacked = lambda *x: jnp.stack([jnp.asarray(one) for one in x])
   aggregate = Aggregate(
-    update=jax.tree.map(mean, *[r.update for r in reports]),
+    update=jax.tree.map(
+      stacked if algorithm.stacked else mean, *[r.update for r in reports]
+    ),
     buffers=jax.tree.map(mean, *[r.buffers for r in reports]),
     statistics=jax.tree.map(mean, *[r.statistics for r in reports]),
     weight=jnp.float32(weights.sum()),
     clients=jnp.int32(len(reports)),
+    members=Members(
+      id=jnp.asarray(ids),
+      present=jnp.ones(len(ids), bool),
+      weight=jnp.asarray(weights, jnp.float32),
+      values=jax.tree.map(stacked, *[r.values for r in reports]),
+    ),
   )
   context = Context(
     hparams=hparams,
     round=jnp.int32(0),
     key=key_for(simulator.seed, Purpose.SERVER, 0),
     num_clients=simulator.num_clients,
+    server_data=simulator.data.server,
   )
   server = algorithm.apply(state.server, aggregate, context)
   for ident, report in zip(ids, reports, strict=True):
