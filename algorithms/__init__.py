@@ -7,12 +7,23 @@ returns an `Algorithm`.
 
 from collections.abc import Callable
 
-from fedjax_sim.algorithms import centralized, fedavg, fedprox, fedsgd
+from fedjax_sim.algorithms import (
+  centralized,
+  dga,
+  dga_rl,
+  fedavg,
+  fedprox,
+  fedsgd,
+  learned_weights,
+)
 from fedjax_sim.base import Algorithm
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
   "centralized": centralized.centralized,
+  "dga": dga.dga,
+  "dga_rl": dga_rl.dga_rl,
   "fedavg": fedavg.fedavg,
   "fedprox": fedprox.fedprox,
   "fedsgd": fedsgd.fedsgd,
+  "learned_weights": learned_weights.learned_weights,
 }

@@ -30,7 +30,6 @@ from fedjax_sim.data import (
   with_random_labels,
   with_server_data,
 )
-from fedjax_sim.local import WEIGHTINGS
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, optimizer
 from fedjax_sim.preflight import DataError, ModelError
@@ -188,8 +187,6 @@ _SERVER = (
 def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   """The algorithm, with the optimisers that it takes."""
   section = config.algorithm
-  if section.weighting is not None:
-    validate.known("algorithm.weighting", section.weighting, WEIGHTINGS)
   if section.name in _MEANT:
     raise validate.UnknownNameError(
       f"algorithm.name={section.name!r}: give algorithm.name='fedavg' and"

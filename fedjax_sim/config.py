@@ -50,6 +50,12 @@ def default_config() -> ConfigDict:
   config.algorithm.name = "fedavg"
   config.algorithm.weighting = placeholder(str)
   config.algorithm.mu = placeholder(float)
+  config.algorithm.statistic = placeholder(str)
+  config.algorithm.beta = placeholder(float)
+  config.algorithm.metric = placeholder(str)
+  config.algorithm.weight_steps = placeholder(int)
+  config.algorithm.weight_rate = placeholder(float)
+  config.algorithm.server_batch_size = placeholder(int)
 
   config.client = ConfigDict()
   config.client.optimizer = "sgd"
@@ -83,6 +89,14 @@ def default_config() -> ConfigDict:
   config.transforms = ConfigDict()  # in this order; None leaves one out
   config.transforms.clip = ConfigDict({"norm": placeholder(float)})
   config.transforms.gaussian = ConfigDict({"stddev": placeholder(float)})
+  config.transforms.quantize = ConfigDict(
+    {
+      "sparsity": placeholder(float),
+      "bits": placeholder(int),
+      "anneal": placeholder(float),
+      "per_layer": placeholder(bool),
+    }
+  )
 
   config.runtime = ConfigDict()
   config.runtime.lanes = FieldReference("auto", object)  # or a number

@@ -91,7 +91,7 @@ def local_training(
   Raises:
     UnknownNameError: no such weighting.
   """
-  weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
+  weigh = validate.lookup("algorithm.weighting", weighting, WEIGHTINGS)
   validate.instance("task", task, Task, "function_task(init, loss)")
   optimizers.check("client_optimizer", optimizer)
 
@@ -146,7 +146,7 @@ def full_gradient(
     weighting: as in `local_training`.
     received: as in `local_training`.
   """
-  weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
+  weigh = validate.lookup("algorithm.weighting", weighting, WEIGHTINGS)
 
   def start(client: Client, *earlier: PyTree) -> LocalState:
     del earlier

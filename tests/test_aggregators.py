@@ -12,6 +12,7 @@ from fedjax_sim import aggregators, sampling
 from fedjax_sim.aggregators import AGGREGATORS
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.statistics import combine
 from fedjax_sim.work import LocalWork
 from problems import make_simulator, params_of, quadratic, sgd
 
@@ -25,6 +26,7 @@ REFERENCE = {
   "mean": lambda x, w: x.mean(0),
   "sum": lambda x, w: x.sum(0),
   "median": lambda x, w: np.median(x, axis=0),
+  "stack": lambda x, w: np.average(x, axis=0, weights=w),
 }
 COHORTS = ([0, 1, 2, 3, 4, 5, 6, 7], [1, 2, 4, 5, 7], [3, 6], [2], [0, 4, 7])
 
@@ -49,6 +51,14 @@ def simulator_of(name, lanes, devices, ids):
   """`ids` is a list that holds the next cohort."""
   task = quadratic(3)
   algorithm = fedavg(task, sgd(1.0), sgd(1.0))
+  if name == "stack":
+
+    def apply(server, aggregate, context):
+      update = combine(aggregate.update, aggregate.members.weight)
+      joined = aggregate._replace(update=update)
+      return fedavg(task, sgd(1.0), sgd(1.0)).apply(server, joined, context)
+
+    algorithm = algorithm._replace(apply=apply, stacked=True)
 
   def finish(client, carry):
     """An absent lane, which has no examples, reports nothing but NaN."""
@@ -112,7 +122,7 @@ def test_nobody_changes_nothing(name):
     acc, rows, jnp.full((3,), jnp.nan), jnp.zeros(3, bool), jnp.int32(0)
   )
   result = aggregator.finish(acc, jnp.float32(0), jnp.int32(0))
-  np.testing.assert_array_equal(result["w"], np.zeros(2))
+  np.testing.assert_array_equal(result["w"], np.zeros_like(result["w"]))
   assert result["w"].dtype == jnp.float32
 
 

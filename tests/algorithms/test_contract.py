@@ -81,6 +81,7 @@ def build(name):
     "client_optimizer": optimizer("sgd", learning_rate=0.1, momentum=0.5),
     "server_optimizer": optimizer("sgd", learning_rate=0.7, momentum=0.5),
     "rate": 0.1,
+    "metric": "x",
   }
   if name == WITH_TRANSFORM:
     return fedavg(given["task"], sgd(0.1), sgd(1.0))
@@ -254,7 +255,7 @@ def by_hand(simulator, state):
     round=jnp.int32(0),
     key=key_for(simulator.seed, Purpose.SERVER, 0),
     num_clients=simulator.num_clients,
-    server_data=simulator.data.server,
+    server_data=jax.tree.map(jnp.asarray, simulator.data.server),
   )
   server = algorithm.apply(state.server, aggregate, context)
   for ident, report in zip(ids, reports, strict=True):

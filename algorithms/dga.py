@@ -1,0 +1,126 @@
+"""DGA: clients with a low training loss, or calm gradients, count more.
+
+Dimitriadis et al. 2021, "Dynamic gradient aggregation for federated domain
+adaptation" (arXiv 2106.07578): the server's optimiser takes the mean of the
+clients' pseudo-gradients, weighted by softmax(-beta s), where s is a client's
+training loss, or the variance, mean or magnitude of its pseudo-gradient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from fedjax_sim import validate
+from fedjax_sim.algorithms.fedavg import ServerState, fedavg
+from fedjax_sim.base import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Client,
+  Context,
+  HParams,
+  Key,
+  Report,
+  Task,
+  Variables,
+)
+from fedjax_sim.local import LocalState
+from fedjax_sim.optimizers import Optimizer
+from fedjax_sim.statistics import gradient_statistics
+
+STATISTICS = ("loss", "variance", "mean", "magnitude")
+MOST_EXPONENT = 60.0  # float32 ends at 88, and weights are summed
+
+
+class DGAState(NamedTuple):
+  """FedAvg's server, and where the softmax has its zero."""
+
+  fedavg: ServerState
+  reference: Array  # shape=(), float32; last round's weighted mean of s
+
+
+class Message(NamedTuple):
+  """What a client receives."""
+
+  variables: Variables
+  reference: Array
+
+
+def dga(
+  task: Task,
+  client_optimizer: Optimizer,
+  server_optimizer: Optimizer,
+  *,
+  weighting: str = "softmax",
+  statistic: str = "loss",
+  beta: float = 1.0,
+) -> Algorithm:
+  """Clients are weighted by softmax(-beta s) over the cohort.
+
+  A client cannot know the others' s, so it weighs exp(-beta (s - r)), with r
+  from the round before, which the mean's denominator cancels. Exponents beyond
+  60 are cut off; in the first round, where r is 0, that may happen to many.
+
+  Args:
+    task: what clients train.
+    client_optimizer: begins anew in every round.
+    server_optimizer: takes the negative mean update as a gradient.
+    weighting: `softmax`, or `uniform`, where all clients count the same.
+    statistic: s: the mean training `loss` over the local steps, or the
+      `variance`, `mean` or `magnitude` of the pseudo-gradient.
+    beta: how sharply; 0 is the mean. Negative values prefer a large s.
+
+  Raises:
+    TypeError, ValueError: an argument is none of these.
+  """
+  validate.known("algorithm.weighting", weighting, ("softmax", "uniform"))
+  validate.known("algorithm.statistic", statistic, STATISTICS)
+  beta = validate.real("algorithm.beta", beta)
+  base = fedavg(
+    task,
+    client_optimizer,
+    server_optimizer,
+    weighting="uniform",
+    received=lambda client: client.message.variables,
+  )
+
+  def finish(client: Client, carry: LocalState) -> Report:
+    report = base.finish(client, carry)
+    values = {"loss": mean_loss(carry), **gradient_statistics(report.update)}
+    report = report._replace(values=values)
+    if weighting == "uniform":
+      return report
+    s = values[statistic]
+    beta = client.hparams["beta"].astype(s.dtype)
+    exponent = -beta * (s - client.message.reference)
+    exponent = jnp.clip(exponent, -MOST_EXPONENT, MOST_EXPONENT)
+    return report._replace(weight=jnp.exp(exponent), statistics=s)
+
+  def init(key: Key, hparams: HParams) -> DGAState:
+    return DGAState(base.init(key, hparams), jnp.zeros((), jnp.float32))
+
+  def apply(
+    server: DGAState, aggregate: Aggregate, context: Context
+  ) -> DGAState:
+    reference = server.reference
+    if weighting == "softmax":
+      reference = aggregate.statistics.astype(reference.dtype)
+    return DGAState(base.apply(server.fedavg, aggregate, context), reference)
+
+  hparams = {**base.hparams, "beta": beta} if weighting == "softmax" else None
+  return base._replace(
+    init=init,
+    broadcast=lambda server: Message(server.fedavg.variables, server.reference),
+    finish=finish,
+    apply=apply,
+    variables=lambda server: server.fedavg.variables,
+    hparams=hparams or base.hparams,
+  )
+
+
+def mean_loss(carry: LocalState) -> Array:
+  """The training loss over a client's local steps, shape=(); 0 without any."""
+  total, weight = carry.loss
+  return total / jnp.where(weight > 0, weight, 1)

@@ -1,0 +1,225 @@
+"""DGA with a policy, learned by reinforcement, that leaves clients out.
+
+Dimitriadis et al. 2021 (arXiv 2106.07578), section 3.2, have an agent see the
+clients' statistics and set their weights; its reward is whether the model is
+better on validation data than with DGA's own weights. Here the action is to
+leave a client out or not, so that the value of an action is a sum over clients:
+
+    Q(statistics, action) = sum over the clients left out of theta . phi_i / n
+
+with phi_i the client's statistics, standardised over the cohort, and their
+squares. theta is the ridge regression of the rewards in a replay memory, and
+the greedy action leaves out every client with theta . phi_i > 0. With
+probability epsilon, which falls from round to round, the action is random.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import base as contract
+from fedjax_sim import validate
+from fedjax_sim.algorithms.dga import DGAState, dga
+from fedjax_sim.base import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Batch,
+  Context,
+  HParams,
+  Key,
+  Members,
+  Task,
+  Variables,
+)
+from fedjax_sim.optimizers import Optimizer
+from fedjax_sim.round import choose
+from fedjax_sim.statistics import combine
+
+SEEN = ("loss", "norm", "mean", "variance")  # of a client, by the policy
+FEATURES = 1 + 2 * len(SEEN)
+
+
+class Memory(NamedTuple):
+  """The last rounds' actions and rewards, a ring.
+
+  Attributes:
+    action: shape=(rounds, FEATURES); the mean over clients of phi where left
+      out, and 0 elsewhere.
+    reward: shape=(rounds,).
+    rounds: shape=(), int32; how many there were.
+  """
+
+  action: Array
+  reward: Array
+  rounds: Array
+
+
+class RLState(NamedTuple):
+  """DGA's server, and what the agent remembers."""
+
+  dga: DGAState
+  memory: Memory
+  theta: Array  # shape=(FEATURES,), the policy
+  epsilon: Array  # shape=(), float32
+
+
+def dga_rl(
+  task: Task,
+  client_optimizer: Optimizer,
+  server_optimizer: Optimizer,
+  *,
+  statistic: str = "loss",
+  beta: float = 1.0,
+  metric: str = "accuracy",
+  epsilon: float = 0.5,
+  epsilon_decay: float = 0.95,
+  epsilon_least: float = 0.05,
+  memory_rounds: int = 200,
+  ridge: float = 0.01,
+) -> Algorithm:
+  """DGA, and an agent that may leave clients out.
+
+  Both models are tried on the server's examples, and the better one is kept;
+  at a tie the agent's. Needs `Context.server_data` and the aggregator `stack`.
+
+  Args:
+    task: what clients train.
+    client_optimizer: begins anew in every round.
+    server_optimizer: takes the negative weighted mean update as a gradient.
+    statistic: of the softmax weights; as in `dga`.
+    beta: of the softmax weights; as in `dga`.
+    metric: of the task; the reward is the agent's less DGA's, and the other
+      way round for `loss`.
+    epsilon: probability of a random action in the first round.
+    epsilon_decay: by which its distance from `epsilon_least` is multiplied
+      each round.
+    epsilon_least: what it approaches.
+    memory_rounds: how many rounds the agent remembers.
+    ridge: the regression's penalty.
+
+  Raises:
+    TypeError, ValueError: an argument is out of range.
+  """
+  inner = dga(
+    task, client_optimizer, server_optimizer, statistic=statistic, beta=beta
+  )
+  validate.whole("algorithm.memory_rounds", memory_rounds)
+  numbers = {
+    "epsilon": validate.real("algorithm.epsilon", epsilon, least=0, most=1),
+    "epsilon_decay": validate.real(
+      "algorithm.epsilon_decay", epsilon_decay, least=0, most=1
+    ),
+    "epsilon_least": validate.real(
+      "algorithm.epsilon_least", epsilon_least, least=0, most=1
+    ),
+    "ridge": validate.real("algorithm.ridge", ridge, above=0),
+  }
+
+  def init(key: Key, hparams: HParams) -> RLState:
+    memory = Memory(
+      jnp.zeros((memory_rounds, FEATURES)),
+      jnp.zeros((memory_rounds,)),
+      jnp.zeros((), jnp.int32),
+    )
+    epsilon = jnp.asarray(hparams["epsilon"], jnp.float32)
+    theta = jnp.zeros((FEATURES,))
+    return RLState(inner.init(key, hparams), memory, theta, epsilon)
+
+  def score(variables: Variables, context: Context) -> Array:
+    """How good a model is on the server's examples, shape=()."""
+    examples = context.server_data
+    assert examples is not None
+    count = len(next(iter(examples.values())))
+    batch = Batch(examples, jnp.ones(count, bool))
+    metrics = contract.sum_metrics(task, variables, batch)
+    total, weight = validate.lookup("algorithm.metric", metric, metrics)
+    value = total / jnp.where(weight > 0, weight, 1)
+    return -value if metric == "loss" else value
+
+  def apply(server: RLState, aggregate: Aggregate, context: Context) -> RLState:
+    members, memory, hparams = (
+      aggregate.members,
+      server.memory,
+      context.hparams,
+    )
+
+    def model(weights: Array) -> DGAState:
+      joined = combine(aggregate.update, weights)
+      return inner.apply(server.dga, aggregate._replace(update=joined), context)
+
+    phi = features(members)
+    explore, coins = jax.random.split(context.key)
+    random = jax.random.bernoulli(coins, 0.5, members.present.shape)
+    left_out = jnp.where(
+      jax.random.uniform(explore) < server.epsilon,
+      random,
+      phi @ server.theta > 0,
+    )
+    left_out &= members.present
+    # Somebody has to stay.
+    left_out &= jnp.any(members.present & ~left_out)
+
+    usual = model(members.weight)
+    chosen = model(jnp.where(left_out, 0, members.weight))
+    reward = score(inner.variables(chosen), context) - score(
+      inner.variables(usual), context
+    )
+    at = memory.rounds % memory_rounds
+    seen = jnp.sum(jnp.where(left_out[:, None], phi, 0), axis=0)
+    seen /= jnp.maximum(aggregate.clients, 1)
+    memory = Memory(
+      memory.action.at[at].set(seen),
+      memory.reward.at[at].set(reward.astype(memory.reward.dtype)),
+      memory.rounds + 1,
+    )
+    least = hparams["epsilon_least"]
+    epsilon = least + (server.epsilon - least) * hparams["epsilon_decay"]
+    return RLState(
+      choose(reward >= 0, chosen, usual),
+      memory,
+      regression(memory, hparams["ridge"]).astype(server.theta.dtype),
+      epsilon.astype(server.epsilon.dtype),
+    )
+
+  return inner._replace(
+    init=init,
+    broadcast=lambda server: inner.broadcast(server.dga),
+    apply=apply,
+    variables=lambda server: inner.variables(server.dga),
+    hparams={**inner.hparams, **numbers},
+    stacked=True,
+    uses_server_data=True,
+  )
+
+
+def features(members: Members) -> Array:
+  """Phi of every client, shape=(slots, FEATURES); 0 where nobody is.
+
+  Standardised over the cohort, and cut off at 3 standard deviations.
+  """
+  seen = jnp.stack([members.values[name] for name in SEEN], axis=-1)
+  present = members.present[:, None]
+  count = jnp.maximum(jnp.sum(members.present), 1)
+  total = lambda x: jnp.sum(jnp.where(present, x, 0), axis=0, keepdims=True)
+  mean = total(seen) / count
+  gap = jnp.where(present, seen - mean, 0)
+  deviation = jnp.sqrt(total(gap**2) / count)
+  z = jnp.clip(gap / jnp.where(deviation > 0, deviation, 1), -3, 3)
+  return jnp.where(
+    present, jnp.concatenate([jnp.ones_like(z[:, :1]), z, z**2], axis=-1), 0
+  )
+
+
+def regression(memory: Memory, ridge: Array) -> Array:
+  """Theta, shape=(FEATURES,): what rewards follow from actions.
+
+  argmin sum (reward - action . theta)^2 + ridge |theta|^2; rounds that are not
+  yet there are rows of 0.
+  """
+  x, y = memory.action, memory.reward
+  gram = x.T @ x + ridge * jnp.eye(FEATURES, dtype=x.dtype)
+  return jnp.linalg.solve(gram, x.T @ y)

@@ -1,0 +1,125 @@
+"""Aggregation weights learned by differentiating a validation loss.
+
+The server has some examples of its own. It looks for the weights w of the
+cohort's updates u_i with which its validation loss L(x + sum_i w_i u_i) is
+lowest, by gradient descent through the aggregation: dL/dw_i = <grad L, u_i>.
+That is FedLAW's proxy objective (Li et al. 2023, "Revisiting weighted
+aggregation in federated learning with neural networks", arXiv 2302.10911),
+without its shrinking factor, and for updates.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fedjax_sim import base as contract
+from fedjax_sim import validate
+from fedjax_sim.algorithms.fedavg import ServerState, fedavg
+from fedjax_sim.base import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Batch,
+  Context,
+  Task,
+  Variables,
+)
+from fedjax_sim.optimizers import Optimizer
+from fedjax_sim.statistics import combine
+
+
+def learned_weights(
+  task: Task,
+  client_optimizer: Optimizer,
+  server_optimizer: Optimizer,
+  *,
+  weight_steps: int = 20,
+  weight_rate: float = 0.3,
+  server_batch_size: int = 128,
+) -> Algorithm:
+  """FedAvg whose weights are learned anew in every round.
+
+  Needs `Context.server_data` and the aggregator `stack`.
+
+  Args:
+    task: what clients train.
+    client_optimizer: begins anew in every round.
+    server_optimizer: takes the negative weighted mean update as a gradient;
+      the weights are learned as for sgd with rate 1.
+    weight_steps: steps of Adam on the weights' logits, which begin at the
+      logarithm of the clients' numbers of examples.
+    weight_rate: Adam's learning rate.
+    server_batch_size: of the server's examples that a step sees; if there are
+      no more, it sees all.
+
+  Raises:
+    TypeError, ValueError: a number is out of range.
+  """
+  validate.whole("algorithm.weight_steps", weight_steps)
+  validate.whole("algorithm.server_batch_size", server_batch_size)
+  rate = validate.real("algorithm.weight_rate", weight_rate, least=0)
+  base = fedavg(task, client_optimizer, server_optimizer)
+
+  def learn(
+    variables: Variables, aggregate: Aggregate, context: Context
+  ) -> Array:
+    """The cohort's weights, shape=(slots,)."""
+    members = aggregate.members
+    examples = context.server_data
+    assert examples is not None
+    count = len(next(iter(examples.values())))
+    size = min(server_batch_size, count)
+
+    def loss(logits: Array, key: Array) -> Array:
+      chosen, own = jax.random.split(key)
+      rows = jnp.arange(count)
+      if size < count:
+        rows = jax.random.choice(chosen, count, (size,), replace=False)
+      batch = Batch(
+        jax.tree.map(lambda x: x[rows], dict(examples)), jnp.ones(size, bool)
+      )
+      mean = combine(aggregate.update, weights_of(logits))
+      params = jax.tree.map(
+        lambda p, u: p + u.astype(p.dtype), variables.params, mean
+      )
+      value, _ = contract.mean_loss(
+        task, variables._replace(params=params), batch, own
+      )
+      return value
+
+    def weights_of(logits: Array) -> Array:
+      return jax.nn.softmax(jnp.where(members.present, logits, -jnp.inf))
+
+    adam = optax.adam(context.hparams["weight_rate"])
+
+    def step(
+      i: Array, carry: tuple[Array, optax.OptState]
+    ) -> tuple[Array, optax.OptState]:
+      logits, state = carry
+      gradient = jax.grad(loss)(logits, jax.random.fold_in(context.key, i))
+      updates, state = adam.update(gradient, state)
+      return logits + updates.astype(logits.dtype), state
+
+    logits = jnp.log(jnp.where(members.weight > 0, members.weight, 1e-30))
+    logits, _ = lax.fori_loop(
+      0, weight_steps, step, (logits, adam.init(logits))
+    )
+    return weights_of(logits)
+
+  def apply(
+    server: ServerState, aggregate: Aggregate, context: Context
+  ) -> ServerState:
+    # An empty cohort's weights are NaN; the engine takes over nothing of it.
+    weights = learn(server.variables, aggregate, context)
+    joined = combine(aggregate.update, weights)
+    return base.apply(server, aggregate._replace(update=joined), context)
+
+  return base._replace(
+    apply=apply,
+    hparams={**base.hparams, "weight_rate": rate},
+    stacked=True,
+    uses_server_data=True,
+  )

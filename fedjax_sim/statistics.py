@@ -1,0 +1,58 @@
+"""Statistics of a client's update, and how a stack of updates is joined."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, PyTree
+
+
+def gradient_statistics(update: PyTree) -> dict[str, Array]:
+  """What describes a client's pseudo-gradient, the negative of its update.
+
+  With n coordinates g (Dimitriadis et al. 2021, arXiv 2106.07578, weigh clients
+  by such numbers):
+
+  - norm: sqrt(sum g^2)
+  - mean: sum g / n
+  - magnitude: sqrt(sum g^2 / n)
+  - variance: sum (g - mean)^2 / n
+
+  Returns:
+    name -> shape=(), float32 at least.
+  """
+  leaves = [
+    x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    for x in jax.tree.leaves(update)
+  ]
+  count = sum(x.size for x in leaves)
+  mean = -sum(jnp.sum(x) for x in leaves) / count
+  squares = sum(jnp.sum(x**2) for x in leaves)
+  spread = sum(jnp.sum((-x - mean.astype(x.dtype)) ** 2) for x in leaves)
+  return {
+    "norm": jnp.sqrt(squares),
+    "mean": mean,
+    "magnitude": jnp.sqrt(squares / count),
+    "variance": spread / count,
+  }
+
+
+def combine(stack: PyTree, weights: Array) -> PyTree:
+  """The weighted mean of stacked updates, 0 if no weight is left.
+
+  Args:
+    stack: leaves (slots, ...).
+    weights: shape=(slots,), >= 0.
+
+  Returns:
+    Leaves (...), in float32 at least.
+  """
+  total = jnp.sum(weights)
+  shares = weights / jnp.where(total > 0, total, 1)
+
+  def join(s: Array) -> Array:
+    s = s.astype(jnp.promote_types(s.dtype, jnp.float32))
+    return jnp.tensordot(shares.astype(s.dtype), s, axes=1)
+
+  return jax.tree.map(join, stack)
