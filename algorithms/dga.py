@@ -116,6 +116,9 @@ def dga(
     finish=finish,
     apply=apply,
     variables=lambda server: server.fedavg.variables,
+    replace=lambda server, variables: server._replace(
+      fedavg=server.fedavg._replace(variables=variables)
+    ),
     hparams=hparams or base.hparams,
   )
 

@@ -107,6 +107,8 @@ def dga_rl(
   inner = dga(
     task, client_optimizer, server_optimizer, statistic=statistic, beta=beta
   )
+  replace = inner.replace
+  assert replace is not None
   validate.whole("algorithm.memory_rounds", memory_rounds)
   numbers = {
     "epsilon": validate.real("algorithm.epsilon", epsilon, least=0, most=1),
@@ -190,6 +192,9 @@ def dga_rl(
     broadcast=lambda server: inner.broadcast(server.dga),
     apply=apply,
     variables=lambda server: inner.variables(server.dga),
+    replace=lambda server, variables: server._replace(
+      dga=replace(server.dga, variables)
+    ),
     hparams={**inner.hparams, **numbers},
     stacked=True,
     uses_server_data=True,

@@ -30,6 +30,8 @@ from fedjax_sim.base import (
 from fedjax_sim.optimizers import Optimizer
 from fedjax_sim.statistics import combine
 
+ABSENT = -1e9  # a logit; finite, as gradients of 0 * inf are not
+
 
 def learned_weights(
   task: Task,
@@ -38,6 +40,7 @@ def learned_weights(
   *,
   weight_steps: int = 20,
   weight_rate: float = 0.3,
+  weight_pull: float = 0.2,
   server_batch_size: int = 128,
 ) -> Algorithm:
   """FedAvg whose weights are learned anew in every round.
@@ -52,6 +55,9 @@ def learned_weights(
     weight_steps: steps of Adam on the weights' logits, which begin at the
       logarithm of the clients' numbers of examples.
     weight_rate: Adam's learning rate.
+    weight_pull: of the weights' Kullback-Leibler divergence from those that
+      they begin with, which is added to the loss: without it they fit the
+      server's examples, of which there are few, too well.
     server_batch_size: of the server's examples that a step sees; if there are
       no more, it sees all.
 
@@ -61,6 +67,7 @@ def learned_weights(
   validate.whole("algorithm.weight_steps", weight_steps)
   validate.whole("algorithm.server_batch_size", server_batch_size)
   rate = validate.real("algorithm.weight_rate", weight_rate, least=0)
+  pull = validate.real("algorithm.weight_pull", weight_pull, least=0)
   base = fedavg(task, client_optimizer, server_optimizer)
 
   def learn(
@@ -88,10 +95,17 @@ def learned_weights(
       value, _ = contract.mean_loss(
         task, variables._replace(params=params), batch, own
       )
-      return value
+      return value + context.hparams["weight_pull"] * divergence(logits)
+
+    def divergence(logits: Array) -> Array:
+      log = jax.nn.log_softmax(masked(logits))
+      return jnp.sum(jnp.exp(log) * (log - jax.nn.log_softmax(masked(first))))
+
+    def masked(logits: Array) -> Array:
+      return jnp.where(members.present, logits, ABSENT)
 
     def weights_of(logits: Array) -> Array:
-      return jax.nn.softmax(jnp.where(members.present, logits, -jnp.inf))
+      return jax.nn.softmax(masked(logits))
 
     adam = optax.adam(context.hparams["weight_rate"])
 
@@ -103,23 +117,20 @@ def learned_weights(
       updates, state = adam.update(gradient, state)
       return logits + updates.astype(logits.dtype), state
 
-    logits = jnp.log(jnp.where(members.weight > 0, members.weight, 1e-30))
-    logits, _ = lax.fori_loop(
-      0, weight_steps, step, (logits, adam.init(logits))
-    )
+    first = jnp.log(jnp.where(members.weight > 0, members.weight, 1e-30))
+    logits, _ = lax.fori_loop(0, weight_steps, step, (first, adam.init(first)))
     return weights_of(logits)
 
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context
   ) -> ServerState:
-    # An empty cohort's weights are NaN; the engine takes over nothing of it.
     weights = learn(server.variables, aggregate, context)
     joined = combine(aggregate.update, weights)
     return base.apply(server, aggregate._replace(update=joined), context)
 
   return base._replace(
     apply=apply,
-    hparams={**base.hparams, "weight_rate": rate},
+    hparams={**base.hparams, "weight_rate": rate, "weight_pull": pull},
     stacked=True,
     uses_server_data=True,
   )

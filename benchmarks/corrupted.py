@@ -40,6 +40,7 @@ CORRUPTED = flags.DEFINE_float("corrupted", 0.3, "of the clients")
 SERVER = flags.DEFINE_integer("server_clients", 20, "clients of the server's")
 RATE = flags.DEFINE_float("learning_rate", 0.1, "of the clients")
 EPOCHS = flags.DEFINE_integer("epochs", 5, "of a client in a round")
+PULL = flags.DEFINE_float("pull", 0.2, "of the learned weights")
 BETA = flags.DEFINE_float("beta", 4.0, "of the softmax weights")
 
 Make = Callable[..., Algorithm]
@@ -52,7 +53,7 @@ def algorithms() -> dict[str, tuple[Make, dict[str, Any]]]:
     "DGA, loss": (dga, {"beta": BETA.value}),
     "DGA, loss, RL": (dga_rl, {"beta": BETA.value}),
     "FedAvg, RL": (dga_rl, {"beta": 0.0}),
-    "learned weights": (learned_weights, {}),
+    "learned weights": (learned_weights, {"weight_pull": PULL.value}),
   }
 
 

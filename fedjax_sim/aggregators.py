@@ -60,6 +60,7 @@ def weighted_mean() -> Aggregator:
     init=lambda update, capacity: zeros_accumulator(update),
     add=lambda acc, u, w, present, slot: add_weighted(acc, u, w, present),
     finish=lambda acc, weight, count: divide(acc, weight),
+    weighted_mean=True,
   )
 
 

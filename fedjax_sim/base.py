@@ -331,11 +331,14 @@ class Algorithm(NamedTuple):
       would use, for evaluation per client; None: the global model.
     on_eval: (server state, metrics) -> server state, after an evaluation;
       None: nothing to do.
+    replace: (server state, `Variables`) -> the server state with this global
+      model instead; None: there is no such thing.
     pooled: train on the union of all clients' data as on one client's.
     send: (client, report) -> report, after the transforms: what depends on
       the client alone, but is no part of what a transform may change.
     stacked: `apply` joins the updates itself: `Aggregate.update` is to be the
       stack of them, leaves (slots, ...), that `aggregators.stack` gives.
+    weighted_mean: `apply` counts on `Aggregate.update` being that.
     uses_server_data: `apply` cannot do without `Context.server_data`.
   """
 
@@ -350,9 +353,11 @@ class Algorithm(NamedTuple):
   download: Callable[[PyTree, Array], PyTree] = lambda message, version: message
   personal: Callable[[PyTree, PyTree], Variables] | None = None
   on_eval: Callable[[PyTree, Mapping[str, float]], PyTree] | None = None
+  replace: Callable[[PyTree, Variables], PyTree] | None = None
   pooled: bool = False
   send: Callable[[Client, Report], Report] = lambda client, report: report
   stacked: bool = False
+  weighted_mean: bool = False
   uses_server_data: bool = False
 
 
@@ -367,7 +372,8 @@ class Transform(NamedTuple):
     hparams: its default numeric hyper-parameters.
     apply: (update, shared, state, hparams, key) -> (update, state, aux). `aux`
       is what the server learns besides the update, such as the indicator bit
-      of adaptive clipping.
+      of adaptive clipping. A dict's numbers are metrics of the round by their
+      names; `bytes` are those that the update takes when it is sent.
     init: (params, hparams) -> shared state, held by the server and known to
       all clients.
     client_init: (params, hparams) -> one client's own state, such as the
@@ -408,6 +414,7 @@ class Aggregator(NamedTuple):
       whole stack.
     joins: `finish` gives one update; otherwise the stack itself, leaves
       (slots, ...), for an algorithm that is `stacked`.
+    weighted_mean: `finish` gives the weighted mean of the updates.
   """
 
   init: Callable[[PyTree, int], PyTree]
@@ -416,3 +423,4 @@ class Aggregator(NamedTuple):
   stacked: bool = False
   by_coordinate: bool = False
   joins: bool = True
+  weighted_mean: bool = False

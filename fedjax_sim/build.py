@@ -21,6 +21,8 @@ from fedjax_sim import (
   validate,
 )
 from fedjax_sim.algorithms import ALGORITHMS
+from fedjax_sim.algorithms.replay import replay
+from fedjax_sim.algorithms.stale import stale
 from fedjax_sim.base import Algorithm, Task
 from fedjax_sim.config import check_fields, default_config
 from fedjax_sim.data import (
@@ -181,7 +183,11 @@ _SERVER = (
   "sampling",
   "aggregator",
   "eval_every",
+  "stale_probability",
 )
+
+
+_REPLAY = ("steps", "batch_size")
 
 
 def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
@@ -204,7 +210,19 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   owner = f"algorithm.name={section.name!r}"
   validate.arguments(owner, arguments, make, hidden=fixed, section="algorithm")
   chosen = {k: v for k, v in optimizers.items() if k in taken}
-  return make(task, **chosen, **arguments)
+  algorithm = make(task, **chosen, **arguments)
+  probability = config.server.stale_probability
+  if probability is not None:
+    algorithm = stale(algorithm, probability)
+  if config.replay.steps is not None:
+    algorithm = replay(
+      algorithm,
+      task,
+      _optimizer(config, "replay", *_REPLAY),
+      steps=config.replay.steps,
+      batch_size=config.replay.batch_size,
+    )
+  return algorithm
 
 
 def build(config: ConfigDict) -> Experiment:

@@ -55,6 +55,7 @@ def default_config() -> ConfigDict:
   config.algorithm.metric = placeholder(str)
   config.algorithm.weight_steps = placeholder(int)
   config.algorithm.weight_rate = placeholder(float)
+  config.algorithm.weight_pull = placeholder(float)
   config.algorithm.server_batch_size = placeholder(int)
 
   config.client = ConfigDict()
@@ -84,7 +85,16 @@ def default_config() -> ConfigDict:
   config.server.clients_per_round = 10
   config.server.sampling = "uniform"
   config.server.aggregator = "weighted_mean"
+  config.server.stale_probability = placeholder(float)
   config.server.eval_every = 1
+
+  config.replay = ConfigDict()  # after each round, on the server's examples
+  config.replay.steps = placeholder(int)  # None: no replay
+  config.replay.optimizer = "sgd"
+  config.replay.learning_rate = 0.01
+  config.replay.momentum = placeholder(float)
+  config.replay.weight_decay = placeholder(float)
+  config.replay.batch_size = 32
 
   config.transforms = ConfigDict()  # in this order; None leaves one out
   config.transforms.clip = ConfigDict({"norm": placeholder(float)})

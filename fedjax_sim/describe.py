@@ -92,7 +92,8 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     f" ({source.server.sampling})",
     "local steps": f"about {a_round:,.0f} a round,"
     f" {a_round * rounds:,.0f} in all",
-    "bytes a client and round": f"{down:,} down, {up:,} up",
+    "bytes a client and round": f"{down:,} down, {up:,} up"
+    + (", before transforms" if simulator.transforms else ""),
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }
   for choice in choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from fedjax_sim import cohort as cohorts
 from fedjax_sim.base import PyTree
 from fedjax_sim.round import RoundMetrics, RunState
+from fedjax_sim.traffic import Traffic
 
 Row = dict[str, float]
 
@@ -79,14 +81,16 @@ class Read(NamedTuple):
 def read_metrics(
   metrics: RoundMetrics,
   planned: Planned,
-  bytes_per_client: tuple[int, int],
+  traffic: Traffic,
+  chain: Sequence[str],
 ) -> Read:
   """Reads the metrics of a call, up to the first round that failed.
 
   Args:
     metrics: on the host, with a leading axis of rounds.
     planned: the rounds that it ran.
-    bytes_per_client: that a client receives and sends in a round.
+    traffic: what a client receives and sends in a round.
+    chain: the transforms' names, in their order.
   """
   rows: list[Row] = []
   rejected: list[tuple[int, np.ndarray]] = []
@@ -99,14 +103,13 @@ def read_metrics(
     failure = _failure(round_, one, ids)
     if failure is not None:
       return Read(rows, rejected, failure)
-    rows.append(_row(round_, one, bytes_per_client))
+    rows.append(_row(round_, one, traffic, chain))
   return Read(rows, rejected, None)
 
 
 def _row(
-  round_: int, metrics: RoundMetrics, bytes_per_client: tuple[int, int]
+  round_: int, metrics: RoundMetrics, traffic: Traffic, chain: Sequence[str]
 ) -> Row:
-  down, up = bytes_per_client
   clients, rejected = int(metrics.clients), int(metrics.rejected)
   row: Row = {"round": round_}
   for name, m in metrics.metrics.items():
@@ -115,11 +118,17 @@ def _row(
     )
   row["clients"] = clients
   row["clients_rejected"] = rejected
-  row["bytes_down"] = down * (clients + rejected)
-  row["bytes_up"] = up * (clients + rejected)
-  for name, aux in metrics.aux.items():
-    if np.shape(aux) == ():
-      row[f"{name}/aux"] = float(aux)
+  row["bytes_down"] = traffic.down * (clients + rejected)
+  row["bytes_up"] = traffic.up * (clients + rejected)
+  for name in chain:
+    aux = metrics.aux[name]
+    seen = aux if isinstance(aux, Mapping) else {"aux": aux}
+    for key, value in seen.items():
+      if isinstance(value, np.generic):  # a single number
+        row[f"{name}/{key}"] = float(value)
+    if "bytes" in seen:  # of several in the chain the last one counts
+      each = traffic.up - traffic.update + float(seen["bytes"])
+      row["bytes_up"] = round(each * (clients + rejected))
   return row
 
 

@@ -51,7 +51,7 @@ from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.runtime import Runtime
-from fedjax_sim.traffic import traffic
+from fedjax_sim.traffic import Traffic, traffic
 from fedjax_sim.walk import Walk
 from fedjax_sim.work import LocalWork
 
@@ -152,6 +152,11 @@ class Simulator:
         else "server.aggregator='stack' leaves the joining of updates to the"
         " algorithm, and algorithm.name does not do it; take another one of"
         " the two."
+      )
+    if self.algorithm.weighted_mean and not self.aggregator.weighted_mean:
+      raise ValueError(
+        "The algorithm, or server.stale_probability, counts on a weighted"
+        " mean; server.aggregator has to be 'weighted_mean'."
       )
     if self.algorithm.uses_server_data and self.data.server is None:
       raise ValueError(
@@ -388,9 +393,14 @@ class Simulator:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
   @functools.cached_property
-  def bytes_per_client(self) -> tuple[int, int]:
-    """Bytes that one client receives and sends in a round, uncompressed."""
+  def traffic(self) -> Traffic:
+    """What one client receives and sends in a round, before transforms."""
     return traffic(self.algorithm, self.state_shapes, self._traced(None))
+
+  @property
+  def bytes_per_client(self) -> tuple[int, int]:
+    """Bytes that one client receives and sends, before transforms."""
+    return self.traffic.down, self.traffic.up
 
   # --- rounds ----------------------------------------------------------------
 
@@ -572,7 +582,8 @@ class Simulator:
     state, metrics = self._call(state, planned, hparams)
     metrics = jax.device_get(metrics)
     seconds = time.perf_counter() - began
-    read = read_metrics(metrics, planned, self.bytes_per_client)
+    chain = [t.name for t in self.transforms]
+    read = read_metrics(metrics, planned, self.traffic, chain)
     return Dispatch(
       state=state,
       rows=read.rows,

@@ -1,8 +1,9 @@
-"""What travels between server and clients, in bytes, before compression."""
+"""What travels between server and clients, in bytes, before transforms."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,20 @@ from fedjax_sim.base import (
 from fedjax_sim.round import RunState
 
 
+class Traffic(NamedTuple):
+  """Bytes between the server and one client in a round.
+
+  Attributes:
+    down: that the client receives.
+    up: that it sends.
+    update: those of `up` that are the update's.
+  """
+
+  down: int
+  up: int
+  update: int
+
+
 def first_client(
   algorithm: Algorithm, state: RunState, hparams: HParams
 ) -> tuple[Client, PyTree, tuple[PyTree, ...]]:
@@ -29,10 +44,18 @@ def first_client(
     state: a state.
     hparams: the hyper-parameters.
   """
-  zero = jnp.zeros((), jnp.int32)
   own, transforms = jax.tree.map(lambda x: x[0], state.clients)
+  client, carries = _begin(algorithm, state.server, own, hparams)
+  return client, transforms, carries
+
+
+def _begin(
+  algorithm: Algorithm, server: PyTree, own: PyTree, hparams: HParams
+) -> tuple[Client, tuple[PyTree, ...]]:
+  """A client that keeps `own`, before any step; its carries."""
+  zero = jnp.zeros((), jnp.int32)
   client = Client(
-    message=algorithm.download(algorithm.broadcast(state.server), zero),
+    message=algorithm.download(algorithm.broadcast(server), zero),
     state=own,
     hparams=hparams,
     id=zero,
@@ -40,18 +63,36 @@ def first_client(
     num_examples=zero,
     num_steps=jnp.zeros((len(algorithm.passes),), jnp.int32),
     round=zero,
-    key=key_for(state.seed, Purpose.CLIENT),
+    key=key_for(0, Purpose.CLIENT),
   )
   carries: tuple[PyTree, ...] = ()
   for walked in algorithm.passes:
     carries += (walked.start(client, *carries),)
-  return client, transforms, carries
+  return client, carries
 
 
-def traffic(
-  algorithm: Algorithm, state: RunState, hparams: HParams
-) -> tuple[int, int]:
-  """Bytes that one client receives and sends in a round, uncompressed.
+def report_shapes(
+  algorithm: Algorithm, server: PyTree, hparams: HParams
+) -> Report:
+  """Shapes and dtypes of what a client reports.
+
+  Args:
+    algorithm: what it does.
+    server: a server state, or its shapes.
+    hparams: the hyper-parameters, or their shapes.
+  """
+
+  def visit(server: PyTree, hparams: HParams) -> Report:
+    own = algorithm.client_init(server, hparams)
+    client, carries = _begin(algorithm, server, own, hparams)
+    return algorithm.finish(client, *carries)
+
+  shapes: Report = jax.eval_shape(visit, server, hparams)
+  return shapes
+
+
+def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
+  """What one client receives and sends in a round, before transforms.
 
   Args:
     algorithm: what it does.
@@ -65,7 +106,7 @@ def traffic(
     return client.message, report._replace(state=(), metrics={})
 
   message, report = jax.eval_shape(visit, state, hparams)
-  return nbytes(message), nbytes(report)
+  return Traffic(nbytes(message), nbytes(report), nbytes(report.update))
 
 
 def nbytes(tree: PyTree) -> int:

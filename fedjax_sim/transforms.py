@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from fedjax_sim import validate
 from fedjax_sim.base import HParams, Key, PyTree, Transform
 from fedjax_sim.optimizers import Optimizer
+from fedjax_sim.quantize import quantize
 
 
 def clip(norm: float) -> Transform:
@@ -107,6 +108,7 @@ def lift(name: str, optimizer: Optimizer) -> Transform:
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
   "clip": clip,
   "gaussian": gaussian,
+  "quantize": quantize,
 }
 
 

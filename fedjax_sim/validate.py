@@ -52,8 +52,9 @@ def real(
   least: float = float("-inf"),
   most: float = float("inf"),
   above: float | None = None,
+  below: float | None = None,
 ) -> float:
-  """`value` as a finite float within [least, most], and > `above`.
+  """`value` as a finite float within [least, most], > `above` and < `below`.
 
   Raises:
     TypeError: it is not a number.
@@ -65,13 +66,28 @@ def real(
     )
   value = float(value)
   inside = least <= value <= most and (above is None or value > above)
+  inside &= below is None or value < below
   if not inside or not math.isfinite(value):
     bounds = [f"> {above:g}"] if above is not None else []
     bounds += [f">= {least:g}"] if math.isfinite(least) else []
     bounds += [f"<= {most:g}"] if math.isfinite(most) else []
+    bounds += [f"< {below:g}"] if below is not None else []
     wanted = " ".join(["a finite number", " and ".join(bounds)]).strip()
     raise ValueError(f"{field}={value} is out of range; give {wanted}.")
   return value
+
+
+def boolean(field: str, value: Any) -> bool:
+  """`value` as True or False.
+
+  Raises:
+    TypeError: it is neither.
+  """
+  if not isinstance(value, (bool, np.bool_)):
+    raise TypeError(
+      f"{field}={value!r} is a {type(value).__name__}; give True or False."
+    )
+  return bool(value)
 
 
 def instance(

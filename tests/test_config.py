@@ -37,6 +37,17 @@ def with_field(field, value):
     source.data.partition = "shards"
   if field == "model.hidden_sizes":
     source.model.name = "mlp"
+  if field.startswith("transforms.quantize."):
+    source.transforms.quantize.sparsity = 0.5
+  if field in ("algorithm.statistic", "algorithm.beta"):
+    source.algorithm.name = "dga"
+  if field.startswith("algorithm.weight_") or key == "server_batch_size":
+    source.algorithm.name = "learned_weights"
+    source.server.aggregator = "stack"
+    source.data.server_clients = 5
+  if field.startswith("replay."):
+    source.replay.steps = 2
+    source.data.server_clients = 5
   section, key = section_of(source, field)
   section[key] = value
   return source
@@ -52,7 +63,11 @@ def all_fields():
 
 WHOLE = [field for field, kind in all_fields() if kind is int]
 REAL = [field for field, kind in all_fields() if kind is float]
-BOOL = [field for field, kind in all_fields() if kind is bool]
+BOOL = [
+  field
+  for field, value in config.fields_of(default_config())
+  if isinstance(value, bool)
+]
 
 # What 0 may be: a rate of nothing, or nothing held out.
 ZERO = {
@@ -60,14 +75,21 @@ ZERO = {
   "data.seed",
   "data.unseen_clients",
   "data.heldout_fraction",
+  "data.random_label_clients",
   "algorithm.mu",
+  "algorithm.beta",
+  "algorithm.weight_pull",
+  "algorithm.weight_rate",
+  "server.stale_probability",
   "transforms.gaussian.stddev",
+  "transforms.quantize.sparsity",
   *(
     f"{side}.{key}"
-    for side in ("client", "server")
+    for side in ("client", "server", "replay")
     for key in ("learning_rate", "momentum", "weight_decay", "b1", "b2")
   ),
 }
+NEGATIVE = {"algorithm.beta"}  # and what may be below
 
 
 def check_refused(field, value):
@@ -96,7 +118,8 @@ def test_whole_numbers_out_of_range(field, value):
   "value", [-1.0, 0.0, 1e39, 1e-60, float("nan"), float("inf"), float("-inf")]
 )
 def test_numbers_out_of_range(field, value):
-  if value or field not in ZERO:
+  fine = (value == 0 and field in ZERO) or (value == -1 and field in NEGATIVE)
+  if not fine:
     check_refused(field, value)
   else:
     build(with_field(field, value))

@@ -13,6 +13,8 @@ import pytest
 from fedjax_sim import aggregators, sampling, walk
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.replay import replay
+from fedjax_sim.algorithms.stale import stale
 from fedjax_sim.base import (
   Aggregate,
   Batch,
@@ -44,6 +46,8 @@ SKETCHES = {
 }
 ENTRIES = {**ALGORITHMS, **SKETCHES}
 WITH_TRANSFORM = "fedavg with adaptive clipping"
+STALE = "fedavg with stale updates"
+REPLAY = "fedavg with replay on the server"
 SIZES = [3, 5, 2, 4, 6]
 FEATURES = 3
 BATCH = 2
@@ -85,6 +89,11 @@ def build(name):
   }
   if name == WITH_TRANSFORM:
     return fedavg(given["task"], sgd(0.1), sgd(1.0))
+  if name == STALE:
+    return stale(fedavg(given["task"], sgd(0.1), sgd(1.0)), 0.4)
+  if name == REPLAY:
+    base = fedavg(given["task"], sgd(0.1), sgd(1.0))
+    return replay(base, given["task"], sgd(0.05), steps=3, batch_size=2)
   factory = ENTRIES[name]
   parameters = inspect.signature(factory).parameters
   return factory(**{k: v for k, v in given.items() if k in parameters})
@@ -132,7 +141,9 @@ def assert_close(a, b):
   )
 
 
-every = pytest.mark.parametrize("name", [*ENTRIES, WITH_TRANSFORM])
+every = pytest.mark.parametrize(
+  "name", [*ENTRIES, WITH_TRANSFORM, STALE, REPLAY]
+)
 
 
 @every
@@ -163,6 +174,18 @@ def test_the_global_model_is_one_of_the_tasks(name):
   assert np.abs(after.params["w"] - before.params["w"]).max() > 1e-3
   assert np.abs(after.buffers["mean"]).max() > 1e-3
   assert after.frozen == before.frozen
+
+
+@every
+def test_the_global_model_can_be_replaced(name):
+  algorithm, server = build(name), run(name, 2)[-1].server
+  if algorithm.replace is None:
+    assert name in SKETCHES  # those in the registry offer it
+    return
+  other = jax.tree.map(lambda x: x + 1, algorithm.variables(server))
+  replaced = algorithm.replace(server, other)
+  assert shapes(replaced) == shapes(server)
+  assert_close(algorithm.variables(replaced), other)
 
 
 @every

@@ -1,0 +1,99 @@
+"""Server replay: after each round the server trains on examples of its own.
+
+FLUTE's `server_replay_config`: rehearsal, so that the model does not forget
+what the server's examples teach, or learns it in the first place.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_sim import base as contract
+from fedjax_sim import optimizers, validate
+from fedjax_sim.base import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Batch,
+  Context,
+  Metric,
+  PyTree,
+  Task,
+)
+from fedjax_sim.optimizers import Optimizer, descend
+
+
+def replay(
+  algorithm: Algorithm,
+  task: Task,
+  optimizer: Optimizer,
+  *,
+  steps: int = 1,
+  batch_size: int = 32,
+) -> Algorithm:
+  """The algorithm, and some steps on the server's examples after each round.
+
+  Needs `Context.server_data`.
+
+  Args:
+    algorithm: whose global model goes on training.
+    task: what is trained.
+    optimizer: of the server's steps; begins anew in every round.
+    steps: how many in a round.
+    batch_size: examples of a step, drawn without replacement; if there are no
+      more, all of them.
+
+  Raises:
+    TypeError, ValueError: a number is not whole or < 1, or an algorithm whose
+      model cannot be replaced.
+  """
+  validate.whole("replay.steps", steps)
+  validate.whole("replay.batch_size", batch_size)
+  optimizers.check("optimizer", optimizer)
+  replace = algorithm.replace
+  if replace is None:
+    raise ValueError(
+      f"replay.steps={steps}: algorithm.name has no global model that can be"
+      " replaced; leave replay out, or give the algorithm a `replace`."
+    )
+
+  def apply(server: PyTree, aggregate: Aggregate, context: Context) -> PyTree:
+    server = algorithm.apply(server, aggregate, context)
+    examples = context.server_data
+    assert examples is not None
+    count = len(next(iter(examples.values())))
+    size = min(batch_size, count)
+    build = optimizer.build(context.hparams["replay"])
+    params, buffers, frozen = algorithm.variables(server)
+    replay_key = jax.random.fold_in(context.key, 0x7265706C)
+
+    def step(
+      i: Array, carry: tuple[PyTree, PyTree, PyTree]
+    ) -> tuple[PyTree, PyTree, PyTree]:
+      params, buffers, state = carry
+      chosen, own = jax.random.split(jax.random.fold_in(replay_key, i))
+      rows = jax.random.choice(chosen, count, (size,), replace=False)
+      batch = Batch(
+        jax.tree.map(lambda x: x[rows], dict(examples)), jnp.ones(size, bool)
+      )
+
+      def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
+        variables = contract.Variables(params, buffers, frozen)
+        return contract.mean_loss(task, variables, batch, own)
+
+      gradient, (buffers, _) = jax.grad(loss, has_aux=True)(params)
+      params, state = descend(build, gradient, state, params)
+      return params, buffers, state
+
+    params, buffers, _ = lax.fori_loop(
+      0, steps, step, (params, buffers, build.init(params))
+    )
+    return replace(server, contract.Variables(params, buffers, frozen))
+
+  return algorithm._replace(
+    apply=apply,
+    hparams={**algorithm.hparams, "replay": optimizer.hparams},
+    uses_server_data=True,
+  )

@@ -1,0 +1,155 @@
+"""Stale updates: some clients' reports arrive a round late.
+
+FLUTE's `stale_prob`: every client's report is late with the same probability,
+by itself. The server joins what is late with the reports of the next round; a
+sum is kept, so nothing is lost and nothing counts twice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import validate
+from fedjax_sim.aggregators import zeros_accumulator
+from fedjax_sim.base import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Client,
+  Context,
+  HParams,
+  Key,
+  PyTree,
+  Report,
+)
+from fedjax_sim.traffic import report_shapes
+
+_TAG = 0x6C617465  # of the key: no number that an algorithm would fold in
+
+
+class Sums(NamedTuple):
+  """Weighted sums over clients."""
+
+  update: PyTree
+  buffers: PyTree
+  statistics: PyTree
+  weight: Array  # shape=(), float32
+
+
+class StaleState(NamedTuple):
+  """A server, and what is still on its way to it."""
+
+  server: PyTree
+  late: Sums
+
+
+class _Sent(NamedTuple):
+  """A report twice; one of the two is 0."""
+
+  now: Sums
+  late: Sums
+
+
+def stale(algorithm: Algorithm, probability: float) -> Algorithm:
+  """The algorithm, with reports that may come a round late.
+
+  A late report keeps its weight. A round in which nothing arrives leaves the
+  server as it is. Works with the aggregator `weighted_mean` alone.
+
+  Args:
+    algorithm: one that takes a mean.
+    probability: of being late, from 0 to 1.
+
+  Raises:
+    TypeError, ValueError: no such probability, or an algorithm that wants a
+      stack.
+  """
+  chance = validate.real(
+    "server.stale_probability", probability, least=0, most=1
+  )
+  if algorithm.stacked:
+    raise ValueError(
+      f"server.stale_probability={probability} needs sums, and algorithm.name"
+      " wants every update by itself; set it to None, or take another"
+      " algorithm."
+    )
+
+  def send(client: Client, report: Report) -> Report:
+    report = algorithm.send(client, report)
+    key = jax.random.fold_in(client.key, _TAG)
+    late = jax.random.uniform(key) < client.hparams["stale_probability"]
+    one = jnp.ones((), jnp.float32)
+    whole = Sums(report.update, report.buffers, report.statistics, one)
+    nothing = jax.tree.map(jnp.zeros_like, whole)
+    pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(late, x, y), a, b)
+    sent = _Sent(now=pick(nothing, whole), late=pick(whole, nothing))
+    return report._replace(update=sent, buffers=(), statistics=())
+
+  def init(key: Key, hparams: HParams) -> StaleState:
+    server = algorithm.init(key, hparams)
+    report = report_shapes(algorithm, server, hparams)
+    nothing = zeros_accumulator(
+      Sums(
+        report.update,
+        report.buffers,
+        report.statistics,
+        jnp.zeros((), jnp.float32),
+      )
+    )
+    return StaleState(server, nothing)
+
+  def apply(
+    state: StaleState, aggregate: Aggregate, context: Context
+  ) -> StaleState:
+    # The mean of what is 0 for some clients, times everybody's weight.
+    summed = jax.tree.map(
+      lambda x: x * aggregate.weight.astype(x.dtype), aggregate.update
+    )
+    arrived = jax.tree.map(
+      lambda x, y: x + y.astype(x.dtype), summed.now, state.late
+    )
+    some = arrived.weight > 0
+    count = jnp.where(some, arrived.weight, 1)
+    mean = jax.tree.map(lambda x: x / count.astype(x.dtype), arrived)
+    server = algorithm.apply(
+      state.server,
+      aggregate._replace(
+        update=mean.update,
+        buffers=mean.buffers,
+        statistics=mean.statistics,
+        weight=arrived.weight,
+      ),
+      context,
+    )
+    pick = lambda new, old: jnp.where(some, new, old)
+    late = jax.tree.map(lambda x, y: x.astype(y.dtype), summed.late, state.late)
+    return StaleState(jax.tree.map(pick, server, state.server), late)
+
+  on_eval, replace = algorithm.on_eval, algorithm.replace
+  return algorithm._replace(
+    init=init,
+    broadcast=lambda state: algorithm.broadcast(state.server),
+    send=send,
+    apply=apply,
+    variables=lambda state: algorithm.variables(state.server),
+    replace=replace
+    and (
+      lambda state, variables: state._replace(
+        server=replace(state.server, variables)
+      )
+    ),
+    weighted_mean=True,
+    hparams={**algorithm.hparams, "stale_probability": chance},
+    client_init=lambda state, hparams: algorithm.client_init(
+      state.server, hparams
+    ),
+    on_eval=on_eval
+    and (
+      lambda state, metrics: state._replace(
+        server=on_eval(state.server, metrics)
+      )
+    ),
+  )
