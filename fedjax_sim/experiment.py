@@ -144,7 +144,11 @@ def run(
     # A path may be another on every host; what lies there may not.
     fields.pop("data.path")
     digest = _data_digest(experiment.simulator)
-    return experiment, {**fields, **_versions(), "data": digest}
+    same = {
+      "devices of a process": jax.local_device_count(),
+      "widest float": str(jax.dtypes.canonicalize_dtype(np.float64)),
+    }
+    return experiment, {**fields, **_versions(), **same, "data": digest}
 
   experiment, facts = processes.check_same(start)
   keep = experiment.schedule.keep_checkpoints
@@ -408,7 +412,9 @@ def _versions() -> dict[str, str]:
 def _environment(simulator: Simulator) -> dict[str, str]:
   """What may change the last digits of a result."""
   devices = simulator.mesh.devices
-  kind = f"{devices.size} x {devices.flat[0].device_kind}"
+  kind = devices.flat[0].device_kind
+  if simulator.runtime.deterministic_reduction is None:
+    kind = f"{devices.size} x {kind}"
   return {"devices": kind, **_versions()}
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from fedjax_sim import cores, supervise
 
+MOST_A_CORE = 8  # processes
 _EXAMPLE = "fedjax-sim launch --processes=4 -- run --config=... --workdir=..."
 _PROGRAM = (sys.executable, "-m", "fedjax_sim")
 
@@ -139,6 +140,11 @@ def _check(processes: int, command: Sequence[str]) -> None:
   if processes < 1:
     raise ValueError(
       f"--processes={processes} is out of range; give a number >= 1."
+    )
+  if processes > (most := MOST_A_CORE * cores.count()):
+    raise ValueError(
+      f"--processes={processes} is out of range; this machine has"
+      f" {cores.count()} cores, so give at most {most}."
     )
   if not command or command[0] != "run":
     found = repr(command[0]) if command else "missing"

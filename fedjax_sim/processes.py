@@ -14,6 +14,9 @@ import itertools
 import json
 import os
 import re
+import socket
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +28,8 @@ from fedjax_sim.base import PyTree
 
 T = TypeVar("T")
 
+MOST_PORT = 2**16 - 1
+WAITING_SECONDS = 10  # at the start, before that is said
 START_SECONDS = 300  # that processes wait for each other at the start
 _LOSS = r"Gloo|NCCL|RCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination"
 
@@ -71,10 +76,16 @@ def parse(text: str) -> Address | None:
       " coordinator:port,process,count, such as 10.0.0.1:1234,0,4."
     )
   coordinator, process, count = match[1], int(match[2]), int(match[3])
+  port = int(coordinator.rpartition(":")[2])
+  if not 1 <= port <= MOST_PORT:
+    raise ValueError(
+      f"--distributed={text!r}: port {port} is out of range; give 1 to"
+      f" {MOST_PORT}."
+    )
   if process >= count:
     raise ValueError(
-      f"--distributed={text!r}: process {process} of {count}; processes are"
-      f" numbered from 0 to {count - 1}."
+      f"--distributed={text!r}: process {process} of {count}; give a count of 1"
+      " or more, and number the processes from 0 on."
     )
   return Address(coordinator, process, count)
 
@@ -107,8 +118,13 @@ def join(text: str, peer_timeout: float) -> None:
       "num_processes": address.num_processes,
       "cluster_detection_method": "deactivate",
     }
+    if address.process == 0:
+      _check_port(text, address)
   else:
     options["local_device_ids"] = _all_local_gpus()
+  waiting = threading.Timer(WAITING_SECONDS, _tell_waiting, (text, address))
+  waiting.daemon = True
+  waiting.start()
   try:
     jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as error:
@@ -118,6 +134,42 @@ def join(text: str, peer_timeout: float) -> None:
       " JAX knows; otherwise give coordinator:port,process,count, the same"
       " coordinator and count everywhere."
     ) from error
+  finally:
+    waiting.cancel()
+  if address is not None and jax.process_count() != address.num_processes:
+    raise ValueError(
+      f"--distributed={text}: the others say that there are"
+      f" {jax.process_count()} processes; give the same count everywhere."
+    )
+
+
+def _check_port(text: str, address: Address) -> None:
+  """Refuses a port that another program listens on; JAX would crash on it.
+
+  Raises:
+    ValueError: it is in use.
+  """
+  port = int(address.coordinator.rpartition(":")[2])
+  with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    # As JAX's server: who keeps the port for it sets this, too.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+      probe.bind(("", port))
+    except OSError as error:
+      raise ValueError(
+        f"--distributed={text}: port {port} of this host cannot be used"
+        f" ({error.strerror}); give a free one to all processes."
+      ) from error
+
+
+def _tell_waiting(text: str, address: Address | None) -> None:
+  where = "" if address is None else f" at {address.coordinator}"
+  print(  # noqa: T201
+    f"fedjax-sim: --distributed={text}: waiting for the other processes{where},"
+    f" {START_SECONDS} s at most.",
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 def _all_local_gpus() -> list[int] | None:

@@ -250,6 +250,7 @@ def test_arguments(arguments):
     ("--processes=1.5 run", ["--processes=1.5", "whole number >= 1"]),
     ("--processes=² run", ["--processes=²", "whole number >= 1"]),
     ("--processes=0 -- run", ["--processes=0", "number >= 1"]),
+    ("--processes=100000 -- run", ["--processes=100000", "at most"]),
     ("--processes=2", ["command is missing", "-- run"]),
     ("--processes=2 -- describe --a", ["'describe'", "'run'"]),
     ("--processes=2 run --distributed=auto", ["'--distributed=auto'", "leave"]),

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -285,12 +286,56 @@ def test_another_config_is_refused(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+  ("variable", "values", "match"),
+  [
+    ("FEDJAX_SIM_CPU_DEVICES", "12", "devices of a process: 1 -> 2"),
+    ("JAX_ENABLE_X64", "01", "widest float: 'float32' -> 'float64'"),
+  ],
+)
+def test_other_devices_and_floats_are_refused(
+  tmp_path, variable, values, match
+):
+  port = free_port()
+  both = [
+    begin(
+      [*command(tmp_path / "run"), f"--distributed=127.0.0.1:{port},{rank},2"],
+      **{"FEDJAX_SIM_CPU_DEVICES": "1", variable: value},
+    )
+    for rank, value in enumerate(values)
+  ]
+  for code, told in map(finish, both):
+    assert code == 2
+    assert f"Process 1 differs from process 0: {match}." in told
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_port_in_use_is_refused(tmp_path):
+  with socket.socket() as other:
+    other.bind(("", 0))
+    other.listen()
+    port = other.getsockname()[1]
+    where = f"--distributed=127.0.0.1:{port},0,2"
+    code, told = finish(begin([*command(tmp_path / "run"), where]))
+  assert code == 2
+  assert f"port {port} of this host cannot be used" in told
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
   ("text", "match"),
   [
     ("host", "neither 'auto', 'off' nor"),
     ("host:1,2", "neither 'auto', 'off' nor"),
-    ("host:1,2,2", "process 2 of 2; processes are numbered from 0 to 1"),
+    ("host:1,2,2", "process 2 of 2; give a count of 1 or more, and number"),
+    ("host:0,0,1", "port 0 is out of range; give 1 to 65535"),
+    ("host:65536,0,1", "port 65536 is out of range"),
   ],
 )
 def test_addresses_that_are_refused(text, match):
