@@ -1,0 +1,98 @@
+"""Data that a server has itself, and labels that are random."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedjax_sim.data import (
+  load_digits,
+  make_dataset,
+  with_random_labels,
+  with_server_data,
+)
+from problems import blobs, quadratic_data
+
+
+def server_of(data):
+  assert data.server is not None
+  return data.server
+
+
+def rows(examples):
+  return sorted(map(tuple, examples["x"].reshape(len(examples["x"]), -1)))
+
+
+@given(
+  st.lists(st.integers(1, 6), min_size=2, max_size=9),
+  st.integers(1, 8),
+  st.integers(0, 3),
+)
+def test_the_servers_examples_are_those_of_whole_clients(sizes, amount, seed):
+  data = blobs(sizes)
+  if amount >= len(sizes):
+    with pytest.raises(ValueError, match=r"data\.server_clients"):
+      with_server_data(data, amount, seed)
+    return
+  found = with_server_data(data, amount, seed)
+  assert found.train.num_clients == len(sizes) - amount
+  both = rows(found.train.examples) + rows(server_of(found))
+  assert sorted(both) == rows(data.train.examples)
+  again = with_server_data(data, amount, seed)
+  np.testing.assert_array_equal(server_of(again)["x"], server_of(found)["x"])
+
+
+def test_seeds_give_the_server_other_clients():
+  data = blobs([3] * 20)
+  one, other = (server_of(with_server_data(data, 5, seed)) for seed in (0, 1))
+  assert not np.array_equal(one["x"], other["x"])
+
+
+def test_the_server_takes_no_clients_of_aligned_sets():
+  base = blobs([5, 5, 5])
+  data = make_dataset("b", base.train, num_classes=3, heldout_fraction=0.4)
+  with pytest.raises(ValueError, match=r"data\.server_clients=1 does not go"):
+    with_server_data(data, 1)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=9), st.floats(0, 1))
+def test_only_the_labels_of_the_chosen_change(sizes, fraction):
+  data = blobs(sizes)
+  found, chosen = with_random_labels(data, fraction, 1)
+  assert len(chosen) == round(fraction * len(sizes))
+  np.testing.assert_array_equal(
+    found.train.examples["x"], data.train.examples["x"]
+  )
+  for i in range(len(sizes)):
+    before, after = data.train.client(i)["y"], found.train.client(i)["y"]
+    assert after.dtype == before.dtype
+    if i not in chosen:
+      np.testing.assert_array_equal(before, after)
+
+
+def test_the_chosen_get_labels_of_all_classes():
+  data = load_digits(num_clients=10)
+  found, chosen = with_random_labels(data, 0.5)
+  hit = np.concatenate([found.train.client(i)["y"] for i in chosen])
+  true = np.concatenate([data.train.client(i)["y"] for i in chosen])
+  counts = np.bincount(hit, minlength=10)
+  assert counts.min() > 0.6 * len(hit) / 10
+  assert 0.05 < np.mean(hit == true) < 0.16
+  assert not np.array_equal(chosen, np.arange(5))
+
+
+def test_random_labels_are_refused():
+  with pytest.raises(ValueError, match=r"data\.random_label_clients=1\.5"):
+    with_random_labels(blobs([3]), 1.5)
+  lines = dataclasses.replace(quadratic_data(np.ones((2, 1))))
+  with pytest.raises(ValueError, match="are no classes"):
+    with_random_labels(lines, 0.5)
+
+
+def test_a_server_set_has_to_fit():
+  data = blobs([3, 3])
+  wrong = {"x": np.zeros((2, 5), np.float32), "y": np.zeros(2, np.int32)}
+  with pytest.raises(ValueError, match="server"):
+    dataclasses.replace(data, server=wrong)
