@@ -7,6 +7,7 @@ before anything is compiled, placed on a device or written.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from typing import Any
 
@@ -33,7 +34,7 @@ from fedjax_sim.data import (
   with_server_data,
 )
 from fedjax_sim.models import MODELS
-from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, optimizer
+from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, clipped, optimizer
 from fedjax_sim.preflight import DataError, ModelError
 from fedjax_sim.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.simulator import Simulator
@@ -150,7 +151,9 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
 def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
   name = config[section].optimizer
   make = validate.lookup(f"{section}.optimizer", name, OPTIMIZERS)
-  arguments = _given(config[section], "optimizer", *without)
+  norm = config[section].max_grad_norm
+  without += ("optimizer", "max_grad_norm")
+  arguments = _given(config[section], *without)
   validate.real(
     f"{section}.learning_rate", config[section].learning_rate, least=0
   )
@@ -167,7 +170,10 @@ def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
       validate.real(field, value, least=0, most=1)
       if value == 1:
         raise ValueError(f"{field}={value} is out of range; give less than 1.")
-  return optimizer(name, **arguments)
+  made = optimizer(name, **arguments)
+  if norm is None:
+    return made
+  return clipped(made, norm, f"{section}.max_grad_norm")
 
 
 _WORK = [field.name for field in dataclasses.fields(LocalWork)]
@@ -180,6 +186,7 @@ _MEANT = {  # papers' names for FedAvg with another server optimizer
 _SERVER = (
   "rounds",
   "clients_per_round",
+  "least_clients_per_round",
   "sampling",
   "aggregator",
   "eval_every",
@@ -260,6 +267,14 @@ def build(config: ConfigDict) -> Experiment:
   sampler = validate.lookup(
     "server.sampling", server.sampling, sampling.SAMPLERS
   )
+  least = server.least_clients_per_round
+  if least is not None:
+    if server.sampling != "uniform":
+      raise ValueError(
+        f"server.least_clients_per_round={least} does not go with"
+        f" server.sampling={server.sampling!r}; unset one of them."
+      )
+    sampler = functools.partial(sampler, least=least)
   chain = {k: _given(v) for k, v in config.transforms.items()}
   chain = {name: arguments for name, arguments in chain.items() if arguments}
 
@@ -271,7 +286,7 @@ def build(config: ConfigDict) -> Experiment:
     task=task,
     algorithm=algorithm,
     data=data,
-    sampler=sampler(*(1, 1) if algorithm.pooled else clients),
+    sampler=(sampling.uniform(1, 1) if algorithm.pooled else sampler(*clients)),
     work=work,
     aggregator=aggregator,
     transforms=transforms.from_config(chain),

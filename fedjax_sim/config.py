@@ -66,6 +66,7 @@ def default_config() -> ConfigDict:
   config.client.b1 = placeholder(float)
   config.client.b2 = placeholder(float)
   config.client.eps = placeholder(float)
+  config.client.max_grad_norm = placeholder(float)
   config.client.batch_size = 32
   config.client.epochs = 1
   config.client.steps = placeholder(int)  # instead of epochs
@@ -81,8 +82,10 @@ def default_config() -> ConfigDict:
   config.server.b1 = placeholder(float)
   config.server.b2 = placeholder(float)
   config.server.eps = placeholder(float)
+  config.server.max_grad_norm = placeholder(float)
   config.server.rounds = 100
   config.server.clients_per_round = 10
+  config.server.least_clients_per_round = placeholder(int)
   config.server.sampling = "uniform"
   config.server.aggregator = "weighted_mean"
   config.server.stale_probability = placeholder(float)
@@ -94,6 +97,7 @@ def default_config() -> ConfigDict:
   config.replay.learning_rate = 0.01
   config.replay.momentum = placeholder(float)
   config.replay.weight_decay = placeholder(float)
+  config.replay.max_grad_norm = placeholder(float)
   config.replay.batch_size = 32
 
   config.transforms = ConfigDict()  # in this order; None leaves one out

@@ -85,6 +85,29 @@ def optimizer(
   return Optimizer(build=build, hparams=numeric)
 
 
+def clipped(inner: Optimizer, norm: float, field: str = "norm") -> Optimizer:
+  """The optimiser on gradients whose global L2 norm is at most `norm`.
+
+  Args:
+    inner: the optimiser.
+    norm: longer gradients are scaled down to it; the hyper-parameter
+      `max_grad_norm`.
+    field: what messages call it.
+
+  Raises:
+    TypeError, ValueError: no positive number.
+  """
+  norm = validate.real(field, norm, above=0)
+
+  def build(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
+    rest = {k: v for k, v in hparams.items() if k != "max_grad_norm"}
+    return optax.chain(
+      optax.clip_by_global_norm(hparams["max_grad_norm"]), inner.build(rest)
+    )
+
+  return Optimizer(build, {**inner.hparams, "max_grad_norm": norm})
+
+
 def check(field: str, value: Optimizer) -> Optimizer:
   """`value`, if it is an `Optimizer`.
 

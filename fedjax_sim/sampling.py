@@ -48,11 +48,20 @@ def _without_replacement(
   return np.sort(rng.choice(num_clients, size, replace=False, shuffle=False))
 
 
-def uniform(num_clients: int, clients_per_round: int) -> Sampler:
-  """A fixed number of clients a round, uniformly, without replacement.
+def uniform(
+  num_clients: int, clients_per_round: int, least: int | None = None
+) -> Sampler:
+  """A number of clients a round, uniformly, without replacement.
+
+  Args:
+    num_clients: the population.
+    clients_per_round: how many; or the most, with `least`.
+    least: every round draws how many, from `least` to `clients_per_round`,
+      all as likely; None: always `clients_per_round`.
 
   Raises:
-    TypeError, ValueError: clients_per_round is not within 1..num_clients.
+    TypeError, ValueError: clients_per_round is not within 1..num_clients, or
+      least not within 1..clients_per_round.
   """
   num_clients = validate.whole("num_clients", num_clients)
   size = validate.whole("server.clients_per_round", clients_per_round)
@@ -61,13 +70,15 @@ def uniform(num_clients: int, clients_per_round: int) -> Sampler:
       f"server.clients_per_round={size} exceeds the {num_clients} training"
       f" clients; give at most {num_clients}."
     )
-  return Sampler(
-    sample=lambda seed, round_: _without_replacement(
-      _generator(seed, round_), num_clients, size
-    ),
-    sizes=(size,),
-    expected=float(size),
-  )
+  field = "server.least_clients_per_round"
+  lowest = size if least is None else validate.whole(field, least, most=size)
+
+  def sample(seed: int, round_: int) -> np.ndarray:
+    rng = _generator(seed, round_)
+    count = size if lowest == size else int(rng.integers(lowest, size + 1))
+    return _without_replacement(rng, num_clients, count)
+
+  return Sampler(sample=sample, sizes=(size,), expected=(lowest + size) / 2)
 
 
 def poisson(num_clients: int, clients_per_round: float) -> Sampler:
@@ -107,4 +118,7 @@ def poisson(num_clients: int, clients_per_round: float) -> Sampler:
   return Sampler(sample=sample, sizes=tuple(sizes), expected=expected)
 
 
-SAMPLERS = {"uniform": uniform, "poisson": poisson}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+  "uniform": uniform,
+  "poisson": poisson,
+}

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from fedjax_sim import validate
-from fedjax_sim.optimizers import OPTIMIZERS, descend, optimizer
+from fedjax_sim.optimizers import OPTIMIZERS, clipped, descend, optimizer
 
 # Values other than the defaults, and arguments that switch a branch on.
 NUMBERS = {
@@ -191,3 +191,28 @@ def test_a_schedule_counts_the_steps():
   for expected in (-1.0, -1.75, -2.25, -2.5, -2.5):
     params, state = descend(kind.build({}), jnp.ones(()), state, params)
     assert params == expected
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_long_gradients_are_scaled_down(scale):
+  made = clipped(optimizer("sgd", learning_rate=0.5), 2.0)
+  assert made.hparams == {"learning_rate": 0.5, "max_grad_norm": 2.0}
+  gradient = {"a": scale * jnp.asarray([3.0, 0.0]), "b": scale * jnp.ones(1)}
+  params = jax.tree.map(jnp.zeros_like, gradient)
+
+  @jax.jit
+  def step(hparams):
+    rule = made.build(hparams)
+    return descend(rule, gradient, rule.init(params), params)[0]
+
+  for norm in (2.0, 0.5):
+    found = step({**made.hparams, "max_grad_norm": norm})
+    length = scale * np.sqrt(10)
+    expected = -0.5 * scale * min(1, norm / length) * np.array([3.0, 0.0, 1.0])
+    both = np.concatenate([found["a"], found["b"]])
+    np.testing.assert_allclose(both, expected, rtol=1e-6)
+
+
+def test_a_norm_to_clip_to_is_positive():
+  with pytest.raises(ValueError, match=r"client\.max_grad_norm=0"):
+    clipped(optimizer("sgd", learning_rate=0.5), 0, "client.max_grad_norm")

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,32 @@ def test_uniform_refuses(num_clients, size, error, match):
 
 
 # --- poisson ------------------------------------------------------------------
+
+
+def test_uniform_draws_every_size_as_often():
+  sampler = uniform(9, 6, least=3)
+  assert sampler.sizes == (6,)
+  assert sampler.expected == 4.5
+  rounds = 4000
+  taken = included(sampler, 9, rounds)
+  counts = np.bincount(taken.sum(1), minlength=10)
+  assert not counts[:3].any()
+  assert not counts[7:].any()
+  share = rounds / 4
+  assert spread(counts[3:7], share, share) < 0.999
+  every = taken.sum(0)
+  assert np.all(np.abs(every - rounds * 4.5 / 9) < 5 * np.sqrt(rounds / 4))
+
+
+def test_uniform_refuses_a_least_beyond_the_most():
+  wrong: list[tuple[Any, type]] = [
+    (0, ValueError),
+    (7, ValueError),
+    (2.5, TypeError),
+  ]
+  for least, error in wrong:
+    with pytest.raises(error, match=r"server\.least_clients_per_round"):
+      uniform(9, 6, least=least)
 
 
 def test_poisson_cohorts_are_binomial():
