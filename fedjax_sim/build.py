@@ -33,6 +33,7 @@ from fedjax_sim.data import (
   with_random_labels,
   with_server_data,
 )
+from fedjax_sim.freezing import with_frozen
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, clipped, optimizer
 from fedjax_sim.preflight import DataError, ModelError
@@ -135,11 +136,13 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
       " numbers, or data.num_classes is 0. Give integer labels from 0, and"
       " leave data.num_classes out."
     )
-  arguments = _given(section, "name")
+  arguments = _given(section, "name", "frozen")
   fixed = ("example_shape", "num_classes")
   owner = f"model.name={section.name!r}"
   validate.arguments(owner, arguments, make, hidden=fixed, section="model")
   task = make(data.example_shape, data.num_classes, **arguments)
+  if section.frozen is not None:
+    task = with_frozen(task, section.frozen)
   dtype = validate.lookup(
     "runtime.compute_dtype", config.runtime.compute_dtype, COMPUTE_DTYPES
   )

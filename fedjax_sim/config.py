@@ -45,11 +45,15 @@ def default_config() -> ConfigDict:
   config.model = ConfigDict()
   config.model.name = "logistic_regression"
   config.model.hidden_sizes = placeholder(tuple)
+  config.model.frozen = placeholder(tuple)  # patterns
 
   config.algorithm = ConfigDict()
   config.algorithm.name = "fedavg"
   config.algorithm.weighting = placeholder(str)
   config.algorithm.mu = placeholder(float)
+  config.algorithm.alpha = placeholder(float)
+  config.algorithm.alpha_rate = placeholder(float)
+  config.algorithm.inner_rate = placeholder(float)
   config.algorithm.statistic = placeholder(str)
   config.algorithm.beta = placeholder(float)
   config.algorithm.metric = placeholder(str)
