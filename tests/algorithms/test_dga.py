@@ -149,7 +149,7 @@ def test_the_learned_weights_find_the_best_mixture():
   updates, _ = local_round(np.zeros(2))
   wanted = 0.3 * updates[0] + 0.7 * updates[3]
   make = lambda *args: learned_weights(
-    *args, weight_steps=3000, weight_rate=0.05
+    *args, weight_steps=3000, weight_rate=0.05, weight_pull=0.0
   )
   simulator, state = quadratic_run(
     make, 1, server=target(wanted), aggregator=aggregators.stack()
@@ -169,6 +169,24 @@ def test_no_steps_on_the_weights_are_fedavg():
   np.testing.assert_allclose(
     params_of(*one)["w"], params_of(*other)["w"], rtol=1e-5
   )
+
+
+def test_a_strong_pull_keeps_the_first_weights():
+  """The server's example is far away, and would take one client alone."""
+  free, held = (
+    params_of(
+      *quadratic_run(
+        lambda *args, pull=pull: learned_weights(*args, weight_pull=pull),
+        1,
+        server=target([0.0, 40.0]),
+        aggregator=aggregators.stack(),
+      )
+    )["w"]
+    for pull in (0.0, 1e4)
+  )
+  plain = params_of(*quadratic_run(fedavg, 1))["w"]
+  assert np.abs(free - plain).max() > 1.0
+  assert np.abs(held - plain).max() < 0.3
 
 
 def classes(make, corrupted, rounds=15, devices=1, **options):
@@ -290,6 +308,7 @@ def test_they_need_a_stack_and_the_servers_examples(make):
     (dga_rl, {"memory_rounds": 0}, r"algorithm\.memory_rounds"),
     (learned_weights, {"weight_steps": 0}, r"algorithm\.weight_steps"),
     (learned_weights, {"weight_rate": -1.0}, r"algorithm\.weight_rate"),
+    (learned_weights, {"weight_pull": -1.0}, r"algorithm\.weight_pull"),
   ],
 )
 def test_options_out_of_range(make, options, field):
