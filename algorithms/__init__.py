@@ -12,9 +12,13 @@ from fedjax_sim.algorithms import (
   dga,
   dga_rl,
   fedavg,
+  fedlabels,
   fedprox,
   fedsgd,
   learned_weights,
+  per_fedavg,
+  personalized,
+  reptile,
 )
 from fedjax_sim.base import Algorithm
 
@@ -23,7 +27,11 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
   "dga": dga.dga,
   "dga_rl": dga_rl.dga_rl,
   "fedavg": fedavg.fedavg,
+  "fedlabels": fedlabels.fedlabels,
   "fedprox": fedprox.fedprox,
   "fedsgd": fedsgd.fedsgd,
   "learned_weights": learned_weights.learned_weights,
+  "per_fedavg": per_fedavg.per_fedavg,
+  "personalized": personalized.personalized,
+  "reptile": reptile.reptile,
 }

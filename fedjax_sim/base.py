@@ -124,12 +124,15 @@ class Task(NamedTuple):
     check: examples as they are stored, field -> numpy (examples, ...), -> None;
       raises ValueError for values that the model cannot take, such as ids that
       it does not know. Shapes and dtypes need no check.
+    logits: (variables, examples) -> what the model says before any softmax,
+      (batch, classes) of a classifier; evaluation mode. None: it is not told.
   """
 
   init: Callable[[Key], Variables]
   loss: Callable[[Variables, Examples, Key], Loss]
   metrics: Callable[[Variables, Examples], dict[str, Metric]]
   check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None
+  logits: Callable[[Variables, Examples], Array] | None = None
 
 
 def mean_loss(

@@ -30,6 +30,7 @@ from fedjax_sim.data import (
   DATASETS,
   PARTITIONERS,
   FederatedDataset,
+  with_few_labels,
   with_random_labels,
   with_server_data,
 )
@@ -92,7 +93,11 @@ def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
   }
 
 
-_CHANGES = ("server_clients", "random_label_clients")  # of any data set
+_CHANGES = (  # of any data set
+  "server_clients",
+  "random_label_clients",
+  "labelled_fraction",
+)
 
 
 def build_data(config: ConfigDict) -> FederatedDataset:
@@ -111,6 +116,8 @@ def build_data(config: ConfigDict) -> FederatedDataset:
     if section.random_label_clients is not None:
       fraction = section.random_label_clients
       data, _ = with_random_labels(data, fraction, section.seed)
+    if section.labelled_fraction is not None:
+      data = with_few_labels(data, section.labelled_fraction, section.seed)
     return data
   except (TypeError, ValueError) as error:
     raise type(error)(_of_data(config, error)) from error

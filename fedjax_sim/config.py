@@ -41,6 +41,7 @@ def default_config() -> ConfigDict:
   config.data.unseen_clients = placeholder(object)  # number or fraction
   config.data.server_clients = placeholder(object)  # the same
   config.data.random_label_clients = placeholder(float)
+  config.data.labelled_fraction = placeholder(float)
 
   config.model = ConfigDict()
   config.model.name = "logistic_regression"

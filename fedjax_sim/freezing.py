@@ -114,4 +114,13 @@ def with_frozen(task: Task, patterns: Sequence[str]) -> Task:
   def metrics(variables: Variables, examples: Examples) -> dict[str, Metric]:
     return task.metrics(whole(variables), examples)
 
-  return task._replace(init=init, loss=loss, metrics=metrics)
+  def logits(variables: Variables, examples: Examples) -> Array:
+    assert task.logits is not None
+    return task.logits(whole(variables), examples)
+
+  return task._replace(
+    init=init,
+    loss=loss,
+    metrics=metrics,
+    logits=None if task.logits is None else logits,
+  )

@@ -125,7 +125,13 @@ class Simulator:
     if len(set(names)) < len(names):
       raise ValueError(f"transforms={names} has a name twice; name them apart.")
     for p in self.algorithm.passes:
-      validate.known("Pass.split", p.split, self.data.all_splits)
+      if p.split not in self.data.all_splits:
+        raise validate.UnknownNameError(
+          f"The algorithm walks over the split {p.split!r}; the data has"
+          f" {', '.join(sorted(self.data.all_splits))}. Set"
+          " data.labelled_fraction for 'labelled' and 'unlabelled', or give"
+          " FederatedDataset.splits."
+        )
     sizes = self.sampler.sizes
     if not sizes or any(a >= b for a, b in itertools.pairwise(sizes)):
       raise ValueError(f"Sampler.sizes={sizes}: give increasing numbers.")

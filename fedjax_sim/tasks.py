@@ -213,13 +213,17 @@ def nnx_task(
     _, *states = nnx.split(module, *filters)
     return Loss(value, weight, states[3])
 
+  def task_logits(variables: Variables, examples: Examples) -> Array:
+    module = module_of(evaluating, variables, jax.random.key(0))
+    logits: Array = module(inputs(examples))
+    return logits
+
   def task_metrics(
     variables: Variables, examples: Examples
   ) -> dict[str, Metric]:
-    module = module_of(evaluating, variables, jax.random.key(0))
-    return metrics(module(inputs(examples)), examples)
+    return metrics(task_logits(variables, examples), examples)
 
-  return Task(init, task_loss, task_metrics, check)
+  return Task(init, task_loss, task_metrics, check, task_logits)
 
 
 def linen_task(
@@ -263,17 +267,20 @@ def linen_task(
     )
     return Loss(*loss(outputs, examples), buffers=dict(buffers))
 
-  def task_metrics(
-    variables: Variables, examples: Examples
-  ) -> dict[str, Metric]:
-    outputs = module.apply(
+  def task_logits(variables: Variables, examples: Examples) -> Array:
+    logits: Array = module.apply(
       {"params": variables.params, **variables.buffers},
       inputs(examples),
       **mode(False),
     )
-    return metrics(outputs, examples)
+    return logits
 
-  return Task(init, task_loss, task_metrics)
+  def task_metrics(
+    variables: Variables, examples: Examples
+  ) -> dict[str, Metric]:
+    return metrics(task_logits(variables, examples), examples)
+
+  return Task(init, task_loss, task_metrics, logits=task_logits)
 
 
 def function_task(
@@ -349,9 +356,15 @@ def with_compute_dtype(
       _float32, task.metrics(lower(variables), inputs(examples))
     )
 
-  return task._replace(loss=loss, metrics=metrics)
+  def logits(variables: Variables, examples: Examples) -> Array:
+    assert task.logits is not None
+    return _float32(task.logits(lower(variables), inputs(examples)))
+
+  task_logits = None if task.logits is None else logits
+  return task._replace(loss=loss, metrics=metrics, logits=task_logits)
 
 
 def with_remat(task: Task) -> Task:
   """The task with its activations recomputed in the backward pass."""
-  return task._replace(loss=jax.checkpoint(task.loss))
+  logits = None if task.logits is None else jax.checkpoint(task.logits)
+  return task._replace(loss=jax.checkpoint(task.loss), logits=logits)

@@ -31,6 +31,10 @@ def with_field(field, value):
     source[field.split(".")[0]].optimizer = "adamw"
   if field == "algorithm.mu":
     source.algorithm.name = "fedprox"
+  if field.startswith("algorithm.alpha"):
+    source.algorithm.name = "personalized"
+  if field == "algorithm.inner_rate":
+    source.algorithm.name = "per_fedavg"
   if key == "exponent":
     source.data.partition = "power_law"
   if key == "shards_per_client":
@@ -77,6 +81,9 @@ ZERO = {
   "data.heldout_fraction",
   "data.random_label_clients",
   "algorithm.mu",
+  "algorithm.alpha",
+  "algorithm.alpha_rate",
+  "algorithm.inner_rate",
   "algorithm.beta",
   "algorithm.weight_pull",
   "algorithm.weight_rate",

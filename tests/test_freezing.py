@@ -47,6 +47,15 @@ def test_what_is_frozen_stays_and_the_rest_trains(make, devices):
     assert np.abs(value - by_path(before.params)[path]).max() > 1e-3
 
 
+def test_logits_take_what_is_frozen_too():
+  data = blobs([9])
+  task = mlp(data.example_shape, data.num_classes, (8,))
+  frozen = with_frozen(task, ("layers/0/",))
+  key, examples = jax.random.key(0), data.train.examples
+  of = lambda task: jax.jit(task.logits)(task.init(key), examples)
+  np.testing.assert_array_equal(of(frozen), of(task))
+
+
 def test_a_frozen_bias_is_a_model_without_one():
   """The bias begins at 0 and stays there."""
   data = blobs([9, 5, 7])

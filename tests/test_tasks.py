@@ -636,6 +636,30 @@ def test_a_run_in_bfloat16_keeps_float32_and_learns_the_same():
 
 
 @pytest.mark.parametrize("net", NETS)
+def test_logits_are_those_of_evaluation_whatever_is_around_the_task(net):
+  full, variables, examples = NETS[net], variables_of(net), batch_of()
+  of = lambda task: jax.jit(task.logits)(variables, examples)
+  logits = of(full)
+  assert logits.shape == (4, CLASSES)
+  expected = full.metrics(variables, examples)["loss"].total
+  value, _ = tasks.cross_entropy(logits, examples)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  remade = of(with_remat(full))
+  np.testing.assert_allclose(remade, logits, rtol=1e-5, atol=1e-6)
+  lowered = of(with_compute_dtype(full, jnp.bfloat16))
+  assert lowered.dtype == np.float32
+  np.testing.assert_allclose(lowered, logits, rtol=0.05, atol=0.05)
+  assert not np.array_equal(lowered, logits)
+
+
+def test_a_task_without_logits_stays_one():
+  task = function_task(lambda key: jnp.zeros(2), lambda params, e: e["x"])
+  assert task.logits is None
+  assert with_remat(task).logits is None
+  assert with_compute_dtype(task, jnp.float16).logits is None
+
+
+@pytest.mark.parametrize("net", NETS)
 def test_remat_gives_the_same_and_recomputes(net):
   full, variables, examples = NETS[net], variables_of(net), batch_of()
   plain = mean_of(full, examples)[1]

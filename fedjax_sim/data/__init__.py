@@ -34,6 +34,7 @@ from fedjax_sim.data.splits import (
   make_dataset,
   split_clients,
   split_off_clients,
+  with_few_labels,
   with_random_labels,
   with_server_data,
 )
@@ -74,6 +75,7 @@ __all__ = [
   "make_dataset",
   "split_clients",
   "split_off_clients",
+  "with_few_labels",
   "with_random_labels",
   "with_server_data",
 ]

@@ -21,6 +21,7 @@ class Stream(enum.IntEnum):
   UNSEEN = 3
   SERVER = 4
   LABELS = 5
+  FEW_LABELS = 6
 
 
 def generator(seed: int, stream: Stream) -> np.random.Generator:

@@ -47,20 +47,38 @@ def split_clients(
       f"data.heldout_fraction={fraction} holds out nothing; the largest "
       f"client has {sizes.max()} examples. Raise it, or set it to 0."
     )
-  owner = np.repeat(np.arange(data.num_clients), sizes)
+  held, train = _divide(data, counts, seed, stream)
+  return (
+    dataclasses.replace(train, allow_empty=data.allow_empty),
+    dataclasses.replace(held, allow_empty=True),
+  )
+
+
+def _divide(
+  data: FederatedData, counts: np.ndarray, seed: int, stream: Stream
+) -> tuple[FederatedData, FederatedData]:
+  """A random choice of every client's examples, and the others.
+
+  Args:
+    data: the clients.
+    counts: shape=(num_clients,); how many of each client's to choose.
+    seed: chooses them.
+    stream: of randomness.
+  """
+  owner = np.repeat(np.arange(data.num_clients), data.sizes)
   draws = generator(seed, stream).random(data.num_examples)
   rank = np.arange(data.num_examples) - data.offsets[owner]
-  held = np.empty(data.num_examples, bool)
-  held[np.lexsort((draws, owner))] = rank < counts[owner]
+  chosen = np.empty(data.num_examples, bool)
+  chosen[np.lexsort((draws, owner))] = rank < counts[owner]
 
-  def part(mask: np.ndarray, sizes: np.ndarray, empty: bool) -> FederatedData:
+  def part(mask: np.ndarray, sizes: np.ndarray) -> FederatedData:
     examples = {field: array[mask] for field, array in data.examples.items()}
+    offsets = offsets_of(sizes)
     return dataclasses.replace(
-      data, examples=examples, offsets=offsets_of(sizes), allow_empty=empty
+      data, examples=examples, offsets=offsets, allow_empty=True
     )
 
-  train = part(~held, sizes - counts, data.allow_empty)
-  return train, part(held, counts, True)
+  return part(chosen, counts), part(~chosen, data.sizes - counts)
 
 
 def split_off_clients(
@@ -152,6 +170,45 @@ def with_random_labels(
   labels[hit] = drawn.astype(labels.dtype)
   train = dataclasses.replace(train, examples={**train.examples, "y": labels})
   return dataclasses.replace(dataset, train=train), chosen
+
+
+def with_few_labels(
+  dataset: FederatedDataset, fraction: float, seed: int = 0
+) -> FederatedDataset:
+  """Splits every training client's examples in labelled and unlabelled ones.
+
+  The two become the splits "labelled" and "unlabelled"; `train` stays. Both
+  keep the field "y", which a pass over "unlabelled" must not look at. Changes
+  of `train` come before this one.
+
+  Args:
+    dataset: of which most labels are to be hidden.
+    fraction: of each client's examples that is labelled, rounded, but at least
+      one; > 0. A client may be left without unlabelled ones.
+    seed: chooses the examples.
+
+  Raises:
+    TypeError, ValueError: no such fraction, it leaves nothing unlabelled, or
+      there are such splits already.
+  """
+  field = "data.labelled_fraction"
+  fraction = validate.real(field, fraction, above=0, most=1)
+  for name in ("labelled", "unlabelled"):
+    if name in dataset.splits:
+      raise ValueError(
+        f"{field}={fraction}: {dataset.name} has a split {name!r} already;"
+        " leave the field out."
+      )
+  sizes = dataset.train.sizes
+  counts = np.maximum(np.rint(fraction * sizes).astype(np.int64), 1)
+  if (counts == sizes).all():
+    raise ValueError(
+      f"{field}={fraction} leaves nothing unlabelled; the largest client has"
+      f" {sizes.max()} examples. Lower it, or leave it out."
+    )
+  labelled, rest = _divide(dataset.train, counts, seed, Stream.FEW_LABELS)
+  splits = {**dataset.splits, "labelled": labelled, "unlabelled": rest}
+  return dataclasses.replace(dataset, splits=splits)
 
 
 def make_dataset(

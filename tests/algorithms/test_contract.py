@@ -29,6 +29,7 @@ from fedjax_sim.base import (
   key_for,
 )
 from fedjax_sim.cohort import at_round
+from fedjax_sim.data import with_few_labels
 from fedjax_sim.optimizers import optimizer
 from fedjax_sim.work import LocalWork
 from problems import blobs, make_simulator, sgd
@@ -74,8 +75,11 @@ def task_of_everything():
     value = examples["x"] @ variables.params["w"]
     return {"x": Metric(value, jnp.ones_like(value))}
 
+  def logits(variables, examples):
+    return 2 * examples["x"] * variables.params["w"][None]
+
   arrays = lambda key: jax.tree.map(jnp.asarray, init(key))
-  return Task(arrays, loss, metrics)
+  return Task(arrays, loss, metrics, logits=logits)
 
 
 def build(name):
@@ -86,6 +90,8 @@ def build(name):
     "server_optimizer": optimizer("sgd", learning_rate=0.7, momentum=0.5),
     "rate": 0.1,
     "metric": "x",
+    "burn_in": 1,
+    "threshold": 0.42,
   }
   if name == WITH_TRANSFORM:
     return fedavg(given["task"], sgd(0.1), sgd(1.0))
@@ -99,9 +105,9 @@ def build(name):
   return factory(**{k: v for k, v in given.items() if k in parameters})
 
 
-def with_server(data):
+def with_everything(data):
   examples = {k: v[:5] for k, v in data.train.examples.items()}
-  return dataclasses.replace(data, server=examples)
+  return with_few_labels(dataclasses.replace(data, server=examples), 0.4)
 
 
 @functools.cache
@@ -111,7 +117,7 @@ def simulator_of(name, lanes):
   return make_simulator(
     task_of_everything(),
     algorithm,
-    with_server(blobs(SIZES, features=FEATURES)),
+    with_everything(blobs(SIZES, features=FEATURES)),
     aggregator=aggregators.stack() if algorithm.stacked else None,
     sampler=sampling.uniform(*(1, 1) if algorithm.pooled else (5, 3)),
     work=LocalWork(batch_size=BATCH),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedjax_sim.data import (
   load_digits,
   make_dataset,
+  with_few_labels,
   with_random_labels,
   with_server_data,
 )
@@ -22,7 +23,7 @@ def server_of(data):
 
 
 def rows(examples):
-  return sorted(map(tuple, examples["x"].reshape(len(examples["x"]), -1)))
+  return sorted(tuple(x.ravel()) for x in examples["x"])
 
 
 @given(
@@ -89,6 +90,61 @@ def test_random_labels_are_refused():
   lines = dataclasses.replace(quadratic_data(np.ones((2, 1))))
   with pytest.raises(ValueError, match="are no classes"):
     with_random_labels(lines, 0.5)
+
+
+# --- few labels ---------------------------------------------------------------
+
+
+@given(
+  st.lists(st.integers(1, 30), min_size=1, max_size=9),
+  st.floats(0.01, 1),
+  st.integers(0, 3),
+)
+def test_every_example_is_labelled_or_not(sizes, fraction, seed):
+  data = blobs(sizes)
+  wanted = [max(round(fraction * n), 1) for n in sizes]
+  if wanted == sizes:
+    with pytest.raises(ValueError, match="leaves nothing unlabelled"):
+      with_few_labels(data, fraction, seed)
+    return
+  found = with_few_labels(data, fraction, seed)
+  assert found.train is data.train
+  labelled, rest = (found.splits[k] for k in ("labelled", "unlabelled"))
+  assert labelled.sizes.tolist() == wanted
+  for i in range(len(sizes)):
+    one, two, all_ = (d.client(i) for d in (labelled, rest, data.train))
+    assert sorted(rows(one) + rows(two)) == rows(all_)
+    for field in all_:
+      assert one[field].dtype == two[field].dtype == all_[field].dtype
+    at = [np.flatnonzero((all_["x"] == x).all(1))[0] for x in one["x"]]
+    assert at == sorted(at)  # their order stays
+    np.testing.assert_array_equal(all_["y"][at], one["y"])
+  again = with_few_labels(data, fraction, seed).splits["labelled"]
+  np.testing.assert_array_equal(again.examples["x"], labelled.examples["x"])
+
+
+def test_seeds_label_other_examples():
+  data = blobs([30] * 4)
+  one, other = (with_few_labels(data, 0.3, s).splits for s in (0, 1))
+  assert rows(one["labelled"].examples) != rows(other["labelled"].examples)
+  held = make_dataset("b", data.train, num_classes=3, heldout_fraction=0.3)
+  assert held.seen is not None
+  assert not np.array_equal(
+    held.seen.examples["x"], one["labelled"].examples["x"]
+  )
+
+
+def test_few_labels_are_refused():
+  data = blobs([4, 4])
+  for fraction in (0.0, 1.5, -0.1, float("nan")):
+    with pytest.raises(ValueError, match=r"data\.labelled_fraction="):
+      with_few_labels(data, fraction)
+  with pytest.raises(ValueError, match="has a split 'labelled' already"):
+    with_few_labels(with_few_labels(data, 0.5), 0.5)
+  with pytest.raises(
+    ValueError, match=r"=1\.0 leaves .* client has 4 examples"
+  ):
+    with_few_labels(data, 1.0)
 
 
 def test_a_server_set_has_to_fit():

@@ -1,0 +1,343 @@
+"""FedLabels: clients of whose examples few are labelled.
+
+Cho, Joshi and Dimitriadis 2023, "Local or global: Selective knowledge
+assimilation for federated learning with limited labels" (arXiv 2307.08809), as
+FLUTE (arXiv 2203.13789) has it. In every round a client trains two copies of
+the model that it receives: one on its labelled examples, and then one on its
+unlabelled ones. There the received model and the client's supervised one vote;
+for each example the more certain of the two gives the pseudo label, if it is
+confident enough. A step's loss is
+
+    unsup_weight * cross-entropy(strongly augmented example, pseudo label)
+    + consistency_weight * certainty ratio * KL(supervised || unsupervised)
+    + l2 * mean squared distance to what was received
+
+where the second term is a mean over the examples that both models give the same
+label. The server takes the plain mean of the supervised models and the mean of
+the unsupervised ones by number of labelled examples, and half of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_sim import base as contract
+from fedjax_sim import validate
+from fedjax_sim.algorithms.fedavg import ServerState, fedavg
+from fedjax_sim.augment import augment
+from fedjax_sim.base import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Batch,
+  Client,
+  Context,
+  Examples,
+  HParams,
+  Key,
+  Metric,
+  Pass,
+  PyTree,
+  Report,
+  Task,
+  Variables,
+)
+from fedjax_sim.local import (
+  LocalState,
+  add_metrics,
+  difference,
+  zero_metric,
+)
+from fedjax_sim.optimizers import Optimizer, descend
+
+
+class Pair(NamedTuple):
+  """Something of the supervised model, and the same of the unsupervised one."""
+
+  supervised: PyTree
+  unsupervised: PyTree
+
+
+class Unlabelled(NamedTuple):
+  """A client's carry through its unlabelled examples."""
+
+  params: PyTree
+  buffers: PyTree
+  optimizer: PyTree
+  supervised: Variables  # what the labelled examples made
+  pseudo: Metric  # how many examples got a pseudo label, of how many
+
+
+class PseudoLabels(NamedTuple):
+  """What two models make of a batch; all shape=(batch,).
+
+  Attributes:
+    label: of the more certain model; the received one where both are alike.
+    confidence: its probability there.
+    agree: whether both models give that label.
+    ratio: the lesser certainty over the greater, 0 to 1.
+  """
+
+  label: Array
+  confidence: Array
+  agree: Array
+  ratio: Array
+
+
+def _inverse_entropy(probabilities: Array) -> Array:
+  """1 / entropy, without a division by 0."""
+  logs = jnp.log(jnp.where(probabilities > 0, probabilities, 1))
+  return 1 / (1e-5 - jnp.sum(probabilities * logs, axis=-1))
+
+
+# How certain a model is: (batch, classes) probabilities -> (batch,).
+COMPARISONS: dict[str, Callable[[Array], Array]] = {
+  "entropy": _inverse_entropy,
+  "variance": lambda probabilities: jnp.var(probabilities, axis=-1),
+}
+
+
+def pseudo_labels(
+  received: Array, supervised: Array, comparison: str = "variance"
+) -> PseudoLabels:
+  """The labels that the more certain of two models gives.
+
+  Args:
+    received: shape=(batch, classes); the received model's probabilities.
+    supervised: the same of the model that the labelled examples made.
+    comparison: a name of `COMPARISONS`.
+  """
+  certainty = COMPARISONS[comparison]
+  theirs, own = certainty(received), certainty(supervised)
+  trusted = jnp.where((own > theirs)[:, None], supervised, received)
+  greater = jnp.maximum(own, theirs)
+  return PseudoLabels(
+    label=jnp.argmax(trusted, axis=-1),
+    confidence=jnp.max(trusted, axis=-1),
+    agree=jnp.argmax(received, axis=-1) == jnp.argmax(supervised, axis=-1),
+    ratio=jnp.where(
+      greater > 0,
+      jnp.minimum(own, theirs) / jnp.where(greater > 0, greater, 1),
+      1,
+    ),
+  )
+
+
+def fedlabels(
+  task: Task,
+  client_optimizer: Optimizer,
+  server_optimizer: Optimizer,
+  *,
+  burn_in: int = 50,
+  threshold: float = 0.3,
+  temperature: float = 1.0,
+  unsup_weight: float = 1.0,
+  consistency_weight: float = 0.05,
+  l2: float = 10.0,
+  magnitude: float = 0.5,
+  comparison: str = "variance",
+  flip: bool = False,
+) -> Algorithm:
+  """FedAvg on labelled examples, and on pseudo labels of the others.
+
+  Clients walk over the splits "labelled" and "unlabelled", as
+  `data.with_few_labels` makes them. Labels of the second are never used. A
+  batch in which no example gets a pseudo label takes no step.
+
+  An update is a `Pair` of the two models' updates, of which transforms see
+  both: `clip` bounds their common norm. Only after the transforms is the
+  unsupervised one multiplied by the client's number of labelled examples, by
+  whose mean the server divides; the weights of clients are 1, so that the
+  aggregator `weighted_mean` gives both means exactly. A median would be one of
+  those products. Transforms with a state of the parameters' shape do not fit.
+
+  The consistency term takes the model in evaluation mode, FLUTE in training
+  mode; the first `burn_in` rounds take the supervised model's mean as it is,
+  FLUTE half of its way. The defaults are FLUTE's, but for the magnitude.
+
+  Args:
+    task: a classifier with `Task.logits`, whose loss takes labels "y".
+    client_optimizer: of both models; begins anew for each of them.
+    server_optimizer: sgd with learning rate 1 takes half of each mean.
+    burn_in: rounds without the unlabelled examples.
+    threshold: a pseudo label needs a probability above it; 0 to 1.
+    temperature: of all softmaxes but the cross-entropy's; > 0.
+    unsup_weight: of the cross-entropy with pseudo labels, >= 0.
+    consistency_weight: of the divergence from the supervised model, >= 0.
+    l2: of the distance to the received parameters, the mean square of every
+      array, summed over arrays; >= 0.
+    magnitude: of `augment`, 0 to 1; FLUTE's `uda: 0` is 0. Examples that are no
+      images get noise.
+    comparison: which model is more certain: the one whose class probabilities
+      have the larger `variance`, or the smaller `entropy`.
+    flip: whether mirror images have the same class.
+
+  Raises:
+    TypeError, ValueError: a task without logits, or an argument of another
+      kind or out of range.
+  """
+  validate.instance("task", task, Task, "nnx_task(make)")
+  if task.logits is None:
+    raise ValueError(
+      "algorithm.name='fedlabels' needs a task with logits, and Task.logits is"
+      " None; make the task by nnx_task or linen_task, or give that field."
+    )
+  logits_of = task.logits
+  validate.known("algorithm.comparison", comparison, COMPARISONS)
+  validate.boolean("algorithm.flip", flip)
+  real = lambda name, value, **bounds: validate.real(
+    f"algorithm.{name}", value, **bounds
+  )
+  numbers = {
+    "burn_in": float(validate.whole("algorithm.burn_in", burn_in, least=0)),
+    "threshold": real("threshold", threshold, least=0, most=1),
+    "temperature": real("temperature", temperature, above=0),
+    "unsup_weight": real("unsup_weight", unsup_weight, least=0),
+    "consistency_weight": real(
+      "consistency_weight", consistency_weight, least=0
+    ),
+    "l2": real("l2", l2, least=0),
+    "magnitude": real("magnitude", magnitude, least=0, most=1),
+  }
+  base = fedavg(task, client_optimizer, server_optimizer)
+
+  def log_softmax(
+    variables: Variables, examples: Examples, hparams: HParams
+  ) -> Array:
+    logits = logits_of(variables, examples)
+    if logits.ndim != 2:
+      raise ValueError(
+        "algorithm.name='fedlabels' gives an example one label; the model's"
+        f" logits have shape {logits.shape}, not (batch, classes)."
+      )
+    return jax.nn.log_softmax(logits / hparams["temperature"])
+
+  def start(client: Client, supervised: LocalState) -> Unlabelled:
+    params, buffers, frozen = client.message
+    optimizer = client_optimizer.build(client.hparams["client"])
+    return Unlabelled(
+      params,
+      buffers,
+      optimizer.init(params),
+      Variables(supervised.params, supervised.buffers, frozen),
+      zero_metric(),
+    )
+
+  def train(
+    client: Client, carry: Unlabelled, batch: Batch, key: Key
+  ) -> Unlabelled:
+    hparams, (received, _, frozen) = client.hparams, client.message
+    examples = batch.examples
+    theirs, own = (
+      log_softmax(variables, examples, hparams)
+      for variables in (client.message, carry.supervised)
+    )
+    pseudo = pseudo_labels(jnp.exp(theirs), jnp.exp(own), comparison)
+    labelled = batch.mask & (pseudo.confidence > hparams["threshold"])
+    same = jnp.where(labelled & pseudo.agree, pseudo.ratio, 0)
+    changed = augment(
+      jax.random.fold_in(key, 1), examples["x"], hparams["magnitude"], flip=flip
+    )
+    labels = pseudo.label.astype(examples["y"].dtype)
+    strong = Batch({**examples, "x": changed, "y": labels}, labelled)
+
+    def loss(params: PyTree) -> tuple[Array, PyTree]:
+      variables = Variables(params, carry.buffers, frozen)
+      value, (buffers, _) = contract.mean_loss(
+        task, variables, strong, jax.random.fold_in(key, 0)
+      )
+      new = log_softmax(variables, examples, hparams)
+      divergence = jnp.sum(jnp.exp(own) * (own - new), axis=-1)
+      count = jnp.sum(labelled & pseudo.agree)
+      consistency = jnp.sum(same * divergence) / jnp.maximum(count, 1)
+      squares = jax.tree.map(
+        lambda a, b: jnp.mean((a - b) ** 2), params, received
+      )
+      distance = jax.tree.reduce(jnp.add, squares)
+      total = hparams["unsup_weight"] * value
+      total += hparams["consistency_weight"] * consistency
+      return total + hparams["l2"] * distance, buffers
+
+    gradient, buffers = jax.grad(loss, has_aux=True)(carry.params)
+    params, state = descend(
+      client_optimizer.build(hparams["client"]),
+      gradient,
+      carry.optimizer,
+      carry.params,
+    )
+    trained = carry._replace(params=params, buffers=buffers, optimizer=state)
+    some = jnp.any(labelled)
+    kept = jax.tree.map(lambda a, b: jnp.where(some, a, b), trained, carry)
+    count = jnp.sum(labelled, dtype=jnp.float32)
+    pseudo_count = Metric(count, jnp.zeros_like(count))
+    return kept._replace(pseudo=add_metrics(carry.pseudo, pseudo_count))
+
+  def step(
+    client: Client, carry: Unlabelled, batch: Batch, key: Key
+  ) -> Unlabelled:
+    carry = lax.cond(
+      _begun(client.hparams, client.round),
+      lambda: train(client, carry, batch, key),
+      lambda: carry,
+    )
+    seen = jnp.sum(batch.mask, dtype=jnp.float32)
+    pseudo = add_metrics(carry.pseudo, Metric(jnp.zeros_like(seen), seen))
+    return carry._replace(pseudo=pseudo)
+
+  def finish(client: Client, first: LocalState, second: Unlabelled) -> Report:
+    report = base.finish(client, first)
+    count = client.num_examples.astype(jnp.float32)
+    unsupervised = difference(second.params, client.message.params)
+    return Report(
+      update=Pair(report.update, unsupervised),
+      weight=jnp.ones((), jnp.float32),
+      buffers=Pair(first.buffers, _times(count, second.buffers)),
+      statistics=count,
+      metrics={**report.metrics, "pseudo_labels": second.pseudo},
+    )
+
+  def send(client: Client, report: Report) -> Report:
+    supervised, unsupervised = report.update
+    count = client.num_examples.astype(jnp.float32)
+    return report._replace(update=Pair(supervised, _times(count, unsupervised)))
+
+  def apply(
+    server: ServerState, aggregate: Aggregate, context: Context
+  ) -> ServerState:
+    begun = _begun(context.hparams, context.round)
+    share = jnp.where(begun, jnp.float32(0.5), 0)
+    count = jnp.where(aggregate.statistics > 0, aggregate.statistics, 1)
+    join = lambda pair: jax.tree.map(
+      lambda s, u: (1 - share) * s + share * (u / count), *pair
+    )
+    joined = aggregate._replace(
+      update=join(aggregate.update), buffers=join(aggregate.buffers)
+    )
+    return base.apply(server, joined, context)
+
+  (labelled_pass,) = base.passes
+  return base._replace(
+    passes=(
+      labelled_pass._replace(split="labelled"),
+      Pass(start, step, split="unlabelled"),
+    ),
+    finish=finish,
+    send=send,
+    apply=apply,
+    hparams={**base.hparams, **numbers},
+  )
+
+
+def _begun(hparams: HParams, round_: Array) -> Array:
+  """Whether `burn_in` rounds came before this one, the first being 0."""
+  return round_ + 1 > hparams["burn_in"]
+
+
+def _times(count: Array, tree: PyTree) -> PyTree:
+  """`count * tree`, in float32 at least."""
+  return jax.tree.map(lambda x: count * x, tree)

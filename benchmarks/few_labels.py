@@ -1,0 +1,123 @@
+"""What do unlabelled examples help where few are labelled?
+
+    python -m benchmarks.few_labels
+
+MNIST by writer: every writer that trains keeps the labels of 10 % of the
+images. Accuracy on the writers that never train, over the seeds, as mean and
+standard error. The seed draws everything: which images are labelled, the
+parameters and the cohorts. Supervised training is FedLabels that never gets
+beyond its burn-in, which is FedAvg on the labelled images; in one row those are
+augmented as FedLabels augments the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from fedjax_sim import Runtime, Simulator, optimizer, sampling
+from fedjax_sim import setup as one_device_a_core
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.fedlabels import fedlabels
+from fedjax_sim.augment import augment
+from fedjax_sim.base import Examples, Key, Loss, Task, Variables
+from fedjax_sim.data import load_mnist_writers, with_few_labels
+from fedjax_sim.models.mlp import mlp
+from fedjax_sim.reporting import print_final_table
+from fedjax_sim.work import LocalWork
+
+SEEDS = flags.DEFINE_integer("seeds", 5, "how many seeds")
+ROUNDS = flags.DEFINE_integer("rounds", 400, "of every run")
+COHORT = flags.DEFINE_integer("clients_per_round", 20, "of every run")
+LABELLED = flags.DEFINE_float("labelled", 0.1, "of each client's images")
+RATE = flags.DEFINE_float("learning_rate", 0.3, "of the clients")
+EPOCHS = flags.DEFINE_integer("epochs", 2, "of a client in a round")
+BURN_IN = flags.DEFINE_integer("burn_in", 20, "rounds of labels alone")
+THRESHOLD = flags.DEFINE_float("threshold", 0.8, "of pseudo labels")
+MAGNITUDE = flags.DEFINE_float("magnitude", 0.5, "of the augmentation")
+L2 = flags.DEFINE_float("l2", 10.0, "of the distance to what was received")
+
+AUGMENTED = "labelled images alone, augmented"
+ALL = "FedAvg, all labels"
+
+
+def cases() -> dict[str, dict[str, Any]]:
+  """What is compared, as options of FedLabels."""
+  own = {
+    "burn_in": BURN_IN.value,
+    "threshold": THRESHOLD.value,
+    "magnitude": MAGNITUDE.value,
+    "l2": L2.value,
+  }
+  return {
+    "labelled images alone": own | {"burn_in": ROUNDS.value},
+    AUGMENTED: own | {"burn_in": ROUNDS.value},
+    "FedLabels": own,
+    "FedLabels, not augmented": own | {"magnitude": 0.0},
+    "FedLabels, smaller entropy": own | {"comparison": "entropy"},
+    ALL: {},
+  }
+
+
+def augmented(task: Task) -> Task:
+  """The task, trained on augmented images."""
+
+  def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
+    x = augment(key, examples["x"], MAGNITUDE.value)
+    return task.loss(variables, {**examples, "x": x}, key)
+
+  return task._replace(loss=loss)
+
+
+def accuracy(name: str, options: dict[str, Any], seed: int) -> float:
+  """Of the last round's model on the writers that never train."""
+  data = with_few_labels(load_mnist_writers(), LABELLED.value, seed)
+  task = mlp(data.example_shape, data.num_classes, (100,))
+  if name == AUGMENTED:
+    task = augmented(task)
+  optimizers = (
+    optimizer("sgd", learning_rate=RATE.value),
+    optimizer("sgd", learning_rate=0.5, momentum=0.9),
+  )
+  simulator = Simulator(
+    task=task,
+    algorithm=(
+      fedavg(task, *optimizers, weighting="uniform")
+      if name == ALL
+      else fedlabels(task, *optimizers, **options)
+    ),
+    data=data,
+    sampler=sampling.uniform(data.train.num_clients, COHORT.value),
+    work=LocalWork(batch_size=20, epochs=EPOCHS.value),
+    seed=seed,
+    runtime=Runtime(lanes=1),
+  )
+  state = simulator.init()
+  for out in simulator.run(state, ROUNDS.value):
+    state = out.state
+  return simulator.evaluate(state)["unseen/accuracy"]
+
+
+def told(values: list[float]) -> str:
+  """Mean and standard error."""
+  error = np.std(values, ddof=1) / np.sqrt(len(values)) if values[1:] else 0
+  return f"{np.mean(values):.4f} +- {error:.4f}"
+
+
+def main(argv: list[str]) -> None:
+  """Runs all, and prints the table."""
+  del argv
+  one_device_a_core()
+  rows: dict[str, list[float]] = {}
+  for seed in range(SEEDS.value):
+    for name, options in cases().items():
+      found = accuracy(name, options, seed)
+      rows.setdefault(name, []).append(found)
+      print(f"seed {seed}, {name}: {found:.4f}", flush=True)
+  print_final_table({}, {name: told(found) for name, found in rows.items()})
+
+
+if __name__ == "__main__":
+  app.run(main)
