@@ -126,6 +126,11 @@ class Task(NamedTuple):
       it does not know. Shapes and dtypes need no check.
     logits: (variables, examples) -> what the model says before any softmax,
       (batch, classes) of a classifier; evaluation mode. None: it is not told.
+    higher_is_better: name of a metric -> whether more of it is better; only
+      those that are in it can choose the best model or a rate.
+    hparams: name -> float; default numbers that `loss` takes. Examples that
+      are trained on have each as one more field, shape=(batch,); a schedule
+      may change them.
   """
 
   init: Callable[[Key], Variables]
@@ -133,6 +138,8 @@ class Task(NamedTuple):
   metrics: Callable[[Variables, Examples], dict[str, Metric]]
   check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None
   logits: Callable[[Variables, Examples], Array] | None = None
+  higher_is_better: Mapping[str, bool] = {"loss": False, "accuracy": True}
+  hparams: HParams = {}
 
 
 def mean_loss(

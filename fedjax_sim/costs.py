@@ -23,6 +23,7 @@ from fedjax_sim.finite import all_finite
 from fedjax_sim.runtime import MOST_ROUNDS
 from fedjax_sim.simulator import Simulator
 from fedjax_sim.traffic import first_client, nbytes
+from fedjax_sim.walk import with_numbers
 
 MEASURED_CALLS = 3
 MEASURED_SECONDS = 0.5  # of a call
@@ -161,6 +162,7 @@ def costs_of(simulator: Simulator) -> Costs:
       walked: Any = walked,
     ) -> PyTree:
       batch = batch._replace(examples=prepare(batch.examples))
+      batch = with_numbers(batch, client.hparams)
       return walked.step(client, carry, batch, key)
 
     shape: Any = lambda x, size=work.batch_size: jax.ShapeDtypeStruct(

@@ -120,6 +120,8 @@ def _row(
   row["clients_rejected"] = rejected
   row["bytes_down"] = traffic.down * (clients + rejected)
   row["bytes_up"] = traffic.up * (clients + rejected)
+  for name, value in metrics.scheduled.items():
+    row[name.replace(".", "/")] = float(value)
   for name in chain:
     aux = metrics.aux[name]
     seen = aux if isinstance(aux, Mapping) else {"aux": aux}

@@ -93,6 +93,12 @@ class ClientMetrics(NamedTuple):
     return row
 
 
+def told(metric: str, prefix: str) -> list[str]:
+  """The names under which `ClientMetrics.summary` tells a metric."""
+  one = {metric: np.ones(1)}
+  return list(ClientMetrics(one, one).summary(prefix))
+
+
 def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:
   """A central set as federated data: blocks of `size` examples."""
   count = len(next(iter(examples.values())))

@@ -6,7 +6,8 @@ of a round's order are known from shapes and client sizes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim import base, distributed, lanes, program, validate
-from fedjax_sim.base import Batch, Task, Variables
+from fedjax_sim.base import Batch, Metric, Task, Variables
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.round import RunState
+from fedjax_sim.walk import with_numbers
 from fedjax_sim.work import LocalWork
 
 MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
@@ -97,16 +99,9 @@ def check_task(
       the contract says.
   """
 
-  def batch_of(size: int) -> Batch:
-    def shape(x: np.ndarray) -> Any:
-      dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-      return jax.ShapeDtypeStruct((size, *x.shape[1:]), dtype)
-
-    fields = {field: shape(x) for field, x in stored.items()}
-    return Batch(fields, shape(np.zeros(1, bool)))
-
   def loss(variables: Variables, batch: Batch, seed: jax.Array) -> None:
     batch = batch._replace(examples=data.prepare(batch.examples))
+    batch = with_numbers(batch, {"task": task.hparams})
     base.mean_loss(task, variables, batch, jax.random.key(seed))
 
   def metrics(variables: Variables, batch: Batch) -> None:
@@ -114,6 +109,7 @@ def check_task(
     base.sum_metrics(task, variables, batch)
 
   stored = data.train.examples
+  batch_of = functools.partial(_batch, stored)
   trained = {work.batch_size for work in works}
   evaluated = {min(eval_batch_size, n) for n in _largest_evaluated(data)}
   try:
@@ -129,6 +125,35 @@ def check_task(
       f"the model does not fit the data: {text} (examples have"
       f" {', '.join(one)} and {data.num_classes:,} classes)"
     ) from error
+
+
+def metrics_of(
+  task: Task, variables: Variables, data: FederatedDataset
+) -> list[str]:
+  """The names of a task's metrics.
+
+  Args:
+    task: what is evaluated.
+    variables: shapes and dtypes.
+    data: whose examples fit it.
+  """
+
+  def metrics(variables: Variables, batch: Batch) -> dict[str, Metric]:
+    return task.metrics(variables, data.prepare(batch.examples))
+
+  one = _batch(data.train.examples, 1)
+  return list(jax.eval_shape(metrics, variables, one))
+
+
+def _batch(stored: Mapping[str, np.ndarray], size: int) -> Batch:
+  """Shapes and dtypes of so many examples as they are stored."""
+
+  def shape(x: np.ndarray) -> Any:
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.ShapeDtypeStruct((size, *x.shape[1:]), dtype)
+
+  fields = {field: shape(x) for field, x in stored.items()}
+  return Batch(fields, shape(np.zeros(1, bool)))
 
 
 def _largest_evaluated(data: FederatedDataset) -> list[int]:

@@ -38,6 +38,7 @@ def state_spec(shapes: RunState, mesh: Mesh) -> RunState:
     server=pieces(shapes.server),
     clients=distributed.in_pieces(shapes.clients, mesh, AXIS),
     shared=pieces(shapes.shared),
+    watch=pieces(shapes.watch),
   )
 
 

@@ -54,7 +54,9 @@ from fedjax_sim.distributed import (
   packed_psum,
 )
 from fedjax_sim.finite import all_finite, no_nan
+from fedjax_sim.schedules import Schedule, named, scheduled
 from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, put_wave, run_client
+from fedjax_sim.watch import Watch
 
 T = TypeVar("T")
 
@@ -69,6 +71,7 @@ class RunState(NamedTuple):
     clients: the table of what clients keep: leaves (rows, ...), a row a client
       (and padding to a multiple of the devices).
     shared: the transforms' shared states, a tuple.
+    watch: what evaluations left; see `watch.py`.
   """
 
   round: Array
@@ -76,6 +79,7 @@ class RunState(NamedTuple):
   server: PyTree
   clients: PyTree
   shared: PyTree
+  watch: Watch
 
 
 class RoundMetrics(NamedTuple):
@@ -91,6 +95,7 @@ class RoundMetrics(NamedTuple):
       metrics hold a NaN: labels beyond the model's outputs do that.
     finite: shape=(), bool; whether the global model is, afterwards.
     client_values: name -> shape=(devices, waves, lanes); `Report.values`.
+    scheduled: hyper-parameter -> its value in this round, shape=().
   """
 
   clients: Array
@@ -101,6 +106,7 @@ class RoundMetrics(NamedTuple):
   finite: Array
   nan_losses: Array
   client_values: dict[str, Array]
+  scheduled: dict[str, Array]
 
 
 def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
@@ -195,6 +201,7 @@ def make_rounds(
   prepare: Prepare = as_stored,
   sliced: bool = False,
   virtual: int | None = None,
+  schedules: Mapping[str, Schedule] = {},
 ) -> Callable[..., tuple[RunState, RoundMetrics]]:
   """The function that runs up to R rounds in one dispatch.
 
@@ -210,6 +217,7 @@ def make_rounds(
     virtual: how many virtual devices the plan deals clients to; a device does
       the work of several, one after the other, and their sums are added in
       their order. None: the plan is for the mesh's devices.
+    schedules: hyper-parameter, such as `client.learning_rate` -> its schedule.
 
   Returns:
     (state, hparams, data, cohorts, num_rounds, server_data) -> (state,
@@ -413,6 +421,9 @@ def make_rounds(
     cohort: Cohort,
     server_data: Examples | None,
   ) -> tuple[RunState, RoundMetrics]:
+    if schedules:
+      told = hparams, state.round, state.watch.schedules
+      hparams = stage(state.round, lambda: scheduled(schedules, *told))
     given = _Given(
       message=stage(state.round, lambda: algorithm.broadcast(state.server)),
       shared=state.shared,
@@ -465,7 +476,9 @@ def make_rounds(
       server=server,
       clients=_write_rows(state.clients, cohort.client, kept),
       shared=shared,
+      watch=state.watch,
     )
+    values = named(hparams)
     metrics = RoundMetrics(
       clients=clients,
       rejected=counts[_Status.REJECTED] + counts[_Status.NAN_LOSS],
@@ -475,6 +488,7 @@ def make_rounds(
       client_rejected=kept.status >= _Status.REJECTED,
       finite=all_finite(algorithm.variables(new.server)._replace(frozen=())),
       client_values=kept.values,
+      scheduled={name: values[name] for name in schedules},
     )
     return new, metrics
 

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,12 +29,14 @@ from fedjax_sim import (
   preflight,
   processes,
   sampling,
+  schedules,
   validate,
 )
 from fedjax_sim import cohort as cohorts
 from fedjax_sim import program as programs
 from fedjax_sim import residency as residencies
 from fedjax_sim import round as rounds
+from fedjax_sim import watch as watches
 from fedjax_sim.base import (
   Aggregator,
   Algorithm,
@@ -47,12 +49,19 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.dispatch import Dispatch, Planned, Row, read_metrics
-from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
+from fedjax_sim.evaluation import (
+  ClientMetrics,
+  EvaluationSet,
+  as_blocks,
+  told,
+)
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.runtime import Runtime
+from fedjax_sim.schedules import Schedule
 from fedjax_sim.traffic import Traffic, traffic
 from fedjax_sim.walk import Walk
+from fedjax_sim.watch import Best
 from fedjax_sim.work import LocalWork
 
 log = logging.getLogger(__name__)
@@ -97,6 +106,12 @@ class Simulator:
     transforms: what happens to a client's update, in order.
     seed: the run's seed, 0 to 2**32 - 1.
     runtime: how fast it goes.
+    schedules: hyper-parameter, such as `client.learning_rate` -> what
+      multiplies it: a `Schedule`, or a function of the rounds done.
+    best_metric: what an evaluation tells, such as `unseen/accuracy`; the state
+      keeps the model with the best value. None: it keeps none.
+    fall_back: after an evaluation without a better value, go on with the best
+      model.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -111,6 +126,11 @@ class Simulator:
   transforms: Sequence[Transform] = ()
   seed: int = 0
   runtime: Runtime = Runtime()
+  schedules: Mapping[str, Schedule | Callable[[Any], Any]] = dataclasses.field(
+    default_factory=dict
+  )
+  best_metric: str | None = None
+  fall_back: bool = False
 
   def __post_init__(self) -> None:
     validate.whole("seed", self.seed, least=0, most=2**32 - 1)
@@ -140,6 +160,12 @@ class Simulator:
         f"The sampler draws up to {self.sampler.sizes[-1]} clients a round;"
         f" there are {self.num_clients}. Lower server.clients_per_round."
       )
+    if self.fall_back and self.best_metric is None:
+      raise ValueError(
+        "server.fall_back=True goes back to the best model, and none is kept;"
+        " set server.best_metric, such as 'test/accuracy'."
+      )
+    _ = self._schedules
     _ = self.works  # checks that every client has a batch
     self._check_aggregator()
 
@@ -265,8 +291,15 @@ class Simulator:
   @functools.cached_property
   def hparams(self) -> HParams:
     """The run's numeric hyper-parameters at their defaults."""
-    transforms = {t.name: t.hparams for t in self.transforms}
-    return {**self.algorithm.hparams, "transforms": transforms}
+    hparams = dict(self.algorithm.hparams)
+    hparams["transforms"] = {t.name: t.hparams for t in self.transforms}
+    if self.task.hparams:
+      hparams["task"] = self.task.hparams
+    return hparams
+
+  @functools.cached_property
+  def _schedules(self) -> dict[str, Schedule]:
+    return schedules.checked(self.schedules, self.hparams)
 
   def _traced(self, hparams: HParams | None) -> PyTree:
     """Hyper-parameters as arrays of one dtype."""
@@ -306,7 +339,36 @@ class Simulator:
     preflight.check_memory(shapes, self.mesh)
     size = self.runtime.eval_batch_size
     preflight.check_task(self.task, variables, self.data, self.works, size)
+    _ = self._higher_is_better
     return True
+
+  @functools.cached_property
+  def metric_names(self) -> dict[str, str]:
+    """What `evaluate` tells -> the task's metric that it is of."""
+    data = self.data
+    variables = self.algorithm.variables(self.state_shapes.server)
+    metrics = preflight.metrics_of(self.task, variables, data)
+    names = {}
+    for name in metrics:
+      if data.test is not None:
+        names[f"test/{name}"] = name
+      for prefix, part in (("seen", data.seen), ("unseen", data.unseen)):
+        if part is not None:
+          names |= dict.fromkeys(told(name, prefix), name)
+    return names
+
+  @functools.cached_property
+  def _higher_is_better(self) -> dict[str, bool]:
+    """Of every metric that is watched."""
+    wanted = {
+      f"the metric of the schedule of {name}": schedule.metric
+      for name, schedule in self._schedules.items()
+      if schedule.metric is not None
+    }
+    if self.best_metric is not None:
+      wanted["server.best_metric"] = self.best_metric
+    names = self.metric_names if wanted else {}
+    return watches.directions(wanted, names, self.task)
 
   # --- state -----------------------------------------------------------------
 
@@ -322,7 +384,16 @@ class Simulator:
       lambda x: jnp.broadcast_to(x, (self._table_rows, *jnp.shape(x))), row
     )
     shared = tuple(t.init(params, own[t.name]) for t in self.transforms)
-    return RunState(jnp.zeros((), jnp.int32), seed, server, table, shared)
+    return RunState(
+      round=jnp.zeros((), jnp.int32),
+      seed=seed,
+      server=server,
+      clients=table,
+      shared=shared,
+      watch=watches.first(
+        self._schedules, server, self.best_metric is not None
+      ),
+    )
 
   @functools.cached_property
   def _jitted_init(self) -> Callable[..., RunState]:
@@ -443,6 +514,7 @@ class Simulator:
       mesh=self.mesh,
       sliced=self.residency.sliced,
       virtual=self.runtime.deterministic_reduction,
+      schedules=self._schedules,
     )
 
   @functools.cached_property
@@ -683,10 +755,19 @@ class Simulator:
       if part is not None
     }
 
-  def evaluate(self, state: RunState) -> Row:
-    """Metrics on the central test set, and over seen and unseen clients."""
+  def evaluate(
+    self, state: RunState, sets: Collection[str] | None = None
+  ) -> Row:
+    """Metrics on the central test set, and over seen and unseen clients.
+
+    Args:
+      state: a state.
+      sets: which of `evaluation_sets`; None: all.
+    """
     row: Row = {}
     for name, part in self.evaluation_sets.items():
+      if sets is not None and name not in sets:
+        continue
       metrics = part(state)
       if name == "test":
         row |= {f"test/{k}": v for k, v in metrics.overall().items()}
@@ -703,15 +784,49 @@ class Simulator:
     return validate.lookup("evaluation set", name, self.evaluation_sets)(state)
 
   def react(self, state: RunState, metrics: Row) -> RunState:
-    """The state after the algorithm has seen an evaluation."""
-    if self.algorithm.on_eval is None:
-      return state
-    server = self.algorithm.on_eval(state.server, metrics)
-    # A copy of its own for every leaf, so that the state can be donated.
-    server = jax.tree.map(
-      lambda new, old: jnp.array(new, dtype=old.dtype, copy=True),
-      server,
-      self.state_shapes.server,
-    )
-    server = distributed.put(server, self.mesh, self._state_spec.server)
-    return state._replace(server=server)
+    """The state after an evaluation.
+
+    The algorithm sees it, schedules may follow it, and the best model is kept,
+    or is gone back to.
+
+    Args:
+      state: what was evaluated.
+      metrics: what the evaluation told.
+    """
+    server, watch = state.server, state.watch
+    if self.algorithm.on_eval is not None:
+      server = self.algorithm.on_eval(server, metrics)
+      # A copy of its own for every leaf, so that the state can be donated.
+      server = jax.tree.map(
+        lambda new, old: jnp.array(new, dtype=old.dtype, copy=True),
+        server,
+        self.state_shapes.server,
+      )
+      server = distributed.put(server, self.mesh, self._state_spec.server)
+    if watch.schedules:
+      states = watches.after(
+        jax.device_get(watch.schedules),
+        self._schedules,
+        metrics,
+        self._higher_is_better,
+      )
+      watch = watch._replace(schedules=distributed.put(states, self.mesh, P()))
+    metric = self.best_metric
+    if metric is not None and metric in metrics:
+      value, best = metrics[metric], watch.best
+      if watches.is_better(value, best, self._higher_is_better[metric]):
+        told = np.float32(value), np.int32(jax.device_get(state.round))
+        value_, round_ = distributed.put(told, self.mesh, P())
+        best = Best(value_, round_, self._copied(server))
+        watch = watch._replace(best=best)
+      elif self.fall_back and int(best.round) >= 0:
+        server = self._copied(best.server)
+    return state._replace(server=server, watch=watch)
+
+  @functools.cached_property
+  def _copied(self) -> Callable[[PyTree], PyTree]:
+    """A server state's copy, since the one of the run may be donated."""
+    where = distributed.shardings(self.mesh, self._state_spec.server)
+    copy = lambda server: jax.tree.map(jnp.copy, server)
+    copied: Callable[[PyTree], PyTree] = jax.jit(copy, out_shardings=where)
+    return copied

@@ -22,6 +22,7 @@ from fedjax_sim.base import (
   Batch,
   Client,
   Examples,
+  HParams,
   Key,
   PyTree,
   Report,
@@ -67,6 +68,16 @@ def read_batch(
   return Batch(walk.prepare(stored), entries >= 0)
 
 
+def with_numbers(batch: Batch, hparams: HParams) -> Batch:
+  """The batch with the task's numbers, one more field each."""
+  size = batch.mask.shape
+  numbers = {
+    name: jnp.broadcast_to(value, size)
+    for name, value in hparams.get("task", {}).items()
+  }
+  return batch._replace(examples={**batch.examples, **numbers})
+
+
 def pass_key(key: Key, p: int) -> Key:
   """The key of a client's pass; fold in the step for a step's key."""
   tag = 0x70617373  # no number that an algorithm would fold in itself
@@ -101,6 +112,7 @@ def run_client(
       walk = walks[p]
       first = start[p] + i * walk.batch_size
       batch = read_batch(data[walk.source], orders[p], first, walk)
+      batch = with_numbers(batch, client.hparams)
       return walked.step(client, carry, batch, jax.random.fold_in(key, i))
 
     carry = walked.start(client, *carries)
