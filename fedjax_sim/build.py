@@ -11,12 +11,14 @@ import functools
 import inspect
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fedjax_sim import (
   aggregators,
   sampling,
+  schedules,
   tasks,
   transforms,
   validate,
@@ -36,9 +38,17 @@ from fedjax_sim.data import (
 )
 from fedjax_sim.freezing import with_frozen
 from fedjax_sim.models import MODELS
-from fedjax_sim.optimizers import OPTIMIZERS, Optimizer, clipped, optimizer
+from fedjax_sim.optimizers import (
+  OPTIMIZERS,
+  Optimizer,
+  by_layer,
+  clipped,
+  optimizer,
+)
 from fedjax_sim.preflight import DataError, ModelError
 from fedjax_sim.runtime import MOST_ROUNDS, Runtime
+from fedjax_sim.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
+from fedjax_sim.scheduled_sampling import with_scheduled_sampling
 from fedjax_sim.simulator import Simulator
 from fedjax_sim.work import LocalWork
 
@@ -52,6 +62,8 @@ class Schedule:
   Attributes:
     rounds: the last round.
     eval_every: evaluate after every so many rounds, and after the last.
+    test_every: the same for the central test set alone.
+    initial_eval: evaluate before the first round, too.
     checkpoint_every: save after every so many rounds, and after the last.
     keep_checkpoints: how many of the newest to keep, >= 2.
 
@@ -61,19 +73,36 @@ class Schedule:
 
   rounds: int
   eval_every: int
+  test_every: int
+  initial_eval: bool
   checkpoint_every: int
   keep_checkpoints: int
 
   def __post_init__(self) -> None:
     validate.whole("server.rounds", self.rounds)
     validate.whole("server.eval_every", self.eval_every)
+    validate.whole("server.test_every", self.test_every)
+    validate.boolean("server.initial_eval", self.initial_eval)
     validate.whole("runtime.checkpoint_every", self.checkpoint_every)
     validate.whole("runtime.keep_checkpoints", self.keep_checkpoints, least=2)
 
   @property
   def longest_stretch(self) -> int:
     """Rounds without anything to do in between, at most."""
-    return min(self.rounds, self.eval_every, self.checkpoint_every)
+    return min(self.rounds, *self.stops)
+
+  @property
+  def stops(self) -> tuple[int, ...]:
+    """There is something to do at every multiple of these numbers."""
+    return self.eval_every, self.test_every, self.checkpoint_every
+
+  def evaluated(self, done: int) -> list[str]:
+    """The evaluation sets that are due after so many rounds."""
+    due = lambda every: done % every == 0 or done == self.rounds
+    if done == 0 and not self.initial_eval:
+      return []
+    clients = ["seen", "unseen"] if due(self.eval_every) else []
+    return (["test"] if due(self.test_every) else []) + clients
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +111,11 @@ class Experiment:
 
   simulator: Simulator
   schedule: Schedule
+
+
+def _or(value: Any, default: Any) -> Any:
+  """The value, or what holds where it is not set."""
+  return default if value is None else value
 
 
 def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
@@ -132,6 +166,9 @@ def _of_data(config: ConfigDict, error: Exception) -> str:
   return f"data.name={config.data.name!r}{where}: {text}"
 
 
+_TASKS = ("frozen", "scheduled_sampling", "schedule")  # of any model
+
+
 def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   """The model's task, in the precision that the config asks for."""
   section = config.model
@@ -143,11 +180,13 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
       " numbers, or data.num_classes is 0. Give integer labels from 0, and"
       " leave data.num_classes out."
     )
-  arguments = _given(section, "name", "frozen")
+  arguments = _given(section, "name", *_TASKS)
   fixed = ("example_shape", "num_classes")
   owner = f"model.name={section.name!r}"
   validate.arguments(owner, arguments, make, hidden=fixed, section="model")
   task = make(data.example_shape, data.num_classes, **arguments)
+  if section.scheduled_sampling is not None:
+    task = with_scheduled_sampling(task, section.scheduled_sampling)
   if section.frozen is not None:
     task = with_frozen(task, section.frozen)
   dtype = validate.lookup(
@@ -158,11 +197,14 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   return tasks.with_remat(task) if config.runtime.remat else task
 
 
-def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
+def _optimizer(
+  config: ConfigDict, section: str, task: Task, *without: str
+) -> Optimizer:
   name = config[section].optimizer
   make = validate.lookup(f"{section}.optimizer", name, OPTIMIZERS)
   norm = config[section].max_grad_norm
-  without += ("optimizer", "max_grad_norm")
+  rates = config[section].get("layer_rates")
+  without += ("optimizer", "max_grad_norm", "layer_rates", "schedule")
   arguments = _given(config[section], *without)
   validate.real(
     f"{section}.learning_rate", config[section].learning_rate, least=0
@@ -181,9 +223,12 @@ def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
       if value == 1:
         raise ValueError(f"{field}={value} is out of range; give less than 1.")
   made = optimizer(name, **arguments)
-  if norm is None:
-    return made
-  return clipped(made, norm, f"{section}.max_grad_norm")
+  if rates is not None:
+    shapes = jax.eval_shape(task.init, jax.random.key(0)).params
+    made = by_layer(made, rates, shapes, f"{section}.layer_rates")
+  if norm is not None:
+    made = clipped(made, norm, f"{section}.max_grad_norm")
+  return made
 
 
 _WORK = [field.name for field in dataclasses.fields(LocalWork)]
@@ -200,6 +245,10 @@ _SERVER = (
   "sampling",
   "aggregator",
   "eval_every",
+  "test_every",
+  "initial_eval",
+  "best_metric",
+  "fall_back",
   "stale_probability",
 )
 
@@ -217,8 +266,8 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
     )
   make = validate.lookup("algorithm.name", section.name, ALGORITHMS)
   optimizers = {
-    "client_optimizer": _optimizer(config, "client", *_WORK),
-    "server_optimizer": _optimizer(config, "server", *_SERVER),
+    "client_optimizer": _optimizer(config, "client", task, *_WORK),
+    "server_optimizer": _optimizer(config, "server", task, *_SERVER),
   }
   taken = inspect.signature(make).parameters
   arguments = _given(section, "name")
@@ -235,11 +284,47 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
     algorithm = replay(
       algorithm,
       task,
-      _optimizer(config, "replay", *_REPLAY),
+      _optimizer(config, "replay", task, *_REPLAY),
       steps=config.replay.steps,
       batch_size=config.replay.batch_size,
     )
   return algorithm
+
+
+_SCHEDULED = {  # section -> the hyper-parameter that its schedule multiplies
+  "model": f"task.{SCHEDULED_SAMPLING}",
+  "client": "client.learning_rate",
+  "server": "server.learning_rate",
+}
+
+
+def build_schedules(
+  config: ConfigDict, algorithm: Algorithm, task: Task
+) -> dict[str, schedules.Schedule]:
+  """The schedules of a config: hyper-parameter -> schedule.
+
+  Raises:
+    TypeError, ValueError: a text that calls none, or one of what the run does
+      not have; names the field.
+  """
+  result = {}
+  there = schedules.named({**algorithm.hparams, "task": task.hparams})
+  for section, name in _SCHEDULED.items():
+    text = config[section].schedule
+    if text is None:
+      continue
+    result[name] = schedules.parse(f"{section}.schedule", text)
+    if name not in there:
+      needs = (
+        "set model.scheduled_sampling"
+        if section == "model"
+        else f"algorithm.name={config.algorithm.name!r} has no such rate"
+      )
+      raise ValueError(
+        f"{section}.schedule={text!r}: there is no {name} to multiply; {needs},"
+        f" or unset it by --config.{section}.schedule=None."
+      )
+  return result
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -254,6 +339,8 @@ def build(config: ConfigDict) -> Experiment:
   schedule = Schedule(
     rounds=server.rounds,
     eval_every=server.eval_every,
+    test_every=_or(server.test_every, server.eval_every),
+    initial_eval=server.initial_eval,
     checkpoint_every=runtime.checkpoint_every,
     keep_checkpoints=runtime.keep_checkpoints,
   )
@@ -302,6 +389,9 @@ def build(config: ConfigDict) -> Experiment:
     transforms=transforms.from_config(chain),
     seed=config.seed,
     runtime=speed,
+    schedules=build_schedules(config, algorithm, task),
+    best_metric=server.best_metric,
+    fall_back=server.fall_back,
   )
   try:
     _ = simulator.checked

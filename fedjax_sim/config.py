@@ -47,6 +47,8 @@ def default_config() -> ConfigDict:
   config.model.name = "logistic_regression"
   config.model.hidden_sizes = placeholder(tuple)
   config.model.frozen = placeholder(tuple)  # patterns
+  config.model.scheduled_sampling = placeholder(float)
+  config.model.schedule = placeholder(str)  # of scheduled_sampling
 
   config.algorithm = ConfigDict()
   config.algorithm.name = "fedavg"
@@ -71,6 +73,8 @@ def default_config() -> ConfigDict:
   config.client.b1 = placeholder(float)
   config.client.b2 = placeholder(float)
   config.client.eps = placeholder(float)
+  config.client.schedule = placeholder(str)  # of the learning rate
+  config.client.layer_rates = placeholder(tuple)  # (pattern, factor) pairs
   config.client.max_grad_norm = placeholder(float)
   config.client.batch_size = 32
   config.client.epochs = 1
@@ -87,6 +91,8 @@ def default_config() -> ConfigDict:
   config.server.b1 = placeholder(float)
   config.server.b2 = placeholder(float)
   config.server.eps = placeholder(float)
+  config.server.schedule = placeholder(str)
+  config.server.layer_rates = placeholder(tuple)
   config.server.max_grad_norm = placeholder(float)
   config.server.rounds = 100
   config.server.clients_per_round = 10
@@ -95,6 +101,10 @@ def default_config() -> ConfigDict:
   config.server.aggregator = "weighted_mean"
   config.server.stale_probability = placeholder(float)
   config.server.eval_every = 1
+  config.server.test_every = placeholder(int)  # None: eval_every
+  config.server.initial_eval = False
+  config.server.best_metric = placeholder(str)
+  config.server.fall_back = False
 
   config.replay = ConfigDict()  # after each round, on the server's examples
   config.replay.steps = placeholder(int)  # None: no replay

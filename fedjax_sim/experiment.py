@@ -247,7 +247,6 @@ def _run(
     if processes.is_first():
       _warn_of_changes(restored.facts["environment"], _environment(simulator))
   totals = dataclasses.replace(before)
-  stops = (schedule.eval_every, schedule.checkpoint_every)
 
   def count() -> Totals:
     """The totals at this moment."""
@@ -258,7 +257,7 @@ def _run(
 
   with (
     contextlib.closing(
-      simulator.run(state, schedule.rounds, stops=stops)
+      simulator.run(state, schedule.rounds, stops=schedule.stops)
     ) as dispatches,
     journal(folder, rounds=schedule.rounds, done=done) as told,
   ):
@@ -290,6 +289,10 @@ def _run(
     saved = done
     on_round(done)
     sent: RunState | None = None
+    if done == 0 and (sets := schedule.evaluated(0)):
+      evaluated = simulator.evaluate(state, sets)
+      sent = state = simulator.react(state, evaluated)
+      told.begin({"round": 0, **evaluated})
     while done < schedule.rounds:
       # A signal may reach one process alone, and all have to stop together.
       (signalled,) = processes.greatest(received[0] if received else 0)
@@ -302,9 +305,9 @@ def _run(
       totals.add(out)
       state = out.state
       eval_began = time.perf_counter()
-      due = done % schedule.eval_every == 0 or done == schedule.rounds
-      if due and out.failure is None:
-        evaluated = simulator.evaluate(state)
+      sets = schedule.evaluated(done)
+      if sets and out.failure is None:
+        evaluated = simulator.evaluate(state, sets)
         out.rows[-1].update(evaluated)
         state = simulator.react(state, evaluated)
       sent = state
@@ -349,6 +352,7 @@ def _sum_up(
   }
   params = simulator.algorithm.variables(state.server).params
   digest, rounds = tree_digest(distributed.fetch(params)), int(state.round)
+  best = simulator.best(state)
 
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
@@ -360,6 +364,7 @@ def _sum_up(
     device = simulator.mesh.devices.flat[0]
     summary = {
       **last,
+      **best,
       "params_digest": digest,
       "rounds": rounds,
       "seed": simulator.seed,
@@ -446,7 +451,7 @@ def _warn(message: str) -> None:
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
-  shown = ("train/", "test/", "seen/", "unseen/")
+  shown = ("train/", "test/", "seen/", "unseen/", "best/")
   metrics = {
     k: v
     for k, v in summary.items()

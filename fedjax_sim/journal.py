@@ -20,6 +20,9 @@ class Journal:
   def log(self, message: str, level: str = "info") -> None:
     """Tells something beside the metrics."""
 
+  def begin(self, row: Row) -> None:
+    """Writes what an evaluation before the first round told."""
+
   def write(self, done: int, out: Dispatch, eval_seconds: float) -> None:
     """Writes the rows of a dispatch.
 
@@ -40,6 +43,10 @@ class _Written(Journal):
 
   def log(self, message: str, level: str = "info") -> None:
     self._progress.log(message, level=level)
+
+  def begin(self, row: Row) -> None:
+    self._metrics.append([row])
+    self._events.write([row])
 
   def write(self, done: int, out: Dispatch, eval_seconds: float) -> None:
     self._metrics.append(out.rows)
@@ -88,7 +95,7 @@ def journal(folder: Path, *, rounds: int, done: int) -> Iterator[Journal]:
       folder / "timings.jsonl", keep_through=done, complete=False
     ) as timings,
     contextlib.closing(
-      reporting.EventFiles(folder / "events", first_round=done + 1)
+      reporting.EventFiles(folder / "events", first_round=done and done + 1)
     ) as events,
     reporting.Progress(rounds, done=done) as progress,
   ):

@@ -7,14 +7,14 @@ a schedule, a sweep or a decay on a plateau then recompiles nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from fedjax_sim import validate
+from fedjax_sim import freezing, validate
 from fedjax_sim.base import PyTree
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -106,6 +106,56 @@ def clipped(inner: Optimizer, norm: float, field: str = "norm") -> Optimizer:
     )
 
   return Optimizer(build, {**inner.hparams, "max_grad_norm": norm})
+
+
+def by_layer(
+  inner: Optimizer,
+  rates: Sequence[tuple[str, float]],
+  params: PyTree,
+  field: str = "layer_rates",
+) -> Optimizer:
+  """The optimiser with other rates for some parameters.
+
+  Args:
+    inner: the optimiser.
+    rates: (pattern, factor): a parameter whose path the pattern matches, see
+      `freezing.py`, takes steps times the factor; the first pattern counts.
+    params: the parameters, or their shapes.
+    field: what messages call the rates.
+
+  Raises:
+    TypeError, ValueError: they are no such pairs, a factor is negative, or a
+      pattern is no regular expression or matches no parameter.
+  """
+  if not isinstance(rates, list | tuple) or not all(
+    isinstance(pair, list | tuple) and len(pair) == 2 for pair in rates
+  ):
+    raise TypeError(
+      f"{field}={rates!r} holds no pairs; give (pattern, factor) each, such as"
+      " (('layers/0/', 0.1),)."
+    )
+  factors: list[float | None] = [None] * len(freezing.paths_of(params))
+  for pattern, factor in rates:
+    factor = validate.real(f"{field}: factor of {pattern!r}", factor, least=0)
+    hits = freezing.matching(field, (pattern,), params)
+    factors = [
+      factor if hit and old is None else old
+      for hit, old in zip(hits, factors, strict=True)
+    ]
+
+  def scale(updates: PyTree, params: PyTree) -> PyTree:
+    del params
+    leaves, treedef = jax.tree.flatten(updates)
+    scaled = [
+      u if factor is None else u * factor
+      for u, factor in zip(leaves, factors, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, scaled)
+
+  def build(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
+    return optax.chain(inner.build(hparams), optax.stateless(scale))
+
+  return Optimizer(build, inner.hparams)
 
 
 def check(field: str, value: Optimizer) -> Optimizer:

@@ -823,6 +823,16 @@ class Simulator:
         server = self._copied(best.server)
     return state._replace(server=server, watch=watch)
 
+  def best(self, state: RunState) -> Row:
+    """The best model's round and value, as `best/...`; empty without one."""
+    best = state.watch.best
+    if self.best_metric is None or int(best.round) < 0:
+      return {}
+    return {
+      "best/round": int(best.round),
+      f"best/{self.best_metric}": float(best.value),
+    }
+
   @functools.cached_property
   def _copied(self) -> Callable[[PyTree], PyTree]:
     """A server state's copy, since the one of the run may be donated."""

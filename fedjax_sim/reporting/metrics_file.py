@@ -2,7 +2,8 @@
 
 A run may be killed at any moment and go on from a checkpoint. The file is
 first cut back to that checkpoint's round, so that it ends up byte for byte as
-if nothing had happened: no row lost, none doubled.
+if nothing had happened: no row lost, none doubled. A row of round 0 tells what
+was before the first one; a file need not have it.
 
 JSON has no NaN and no infinities: both are written as null and read as NaN.
 """
@@ -20,6 +21,9 @@ from fedjax_sim.reporting.atomic import write_atomically
 from fedjax_sim.reporting.json_file import plain
 
 Row = Mapping[str, float]  # "round" (a whole number) and what is known of it
+
+
+_NONE = -1  # the round of the last row, where there is no row
 
 
 class MetricsFile:
@@ -52,7 +56,7 @@ class MetricsFile:
     """
     self._path = Path(path)
     self._complete = complete
-    self._last = keep_through
+    self._last = keep_through or _NONE
     content = self._path.read_bytes() if self._path.exists() else None
     kept = _kept(self._path, content or b"", keep_through, complete)
     if kept != content:
@@ -133,7 +137,7 @@ def columns(
 def _kept(path: Path, content: bytes, through: int, complete: bool) -> bytes:
   """The lines of rounds <= `through`; what follows them is not looked at."""
   kept = []
-  last = 0
+  last = _NONE if through else 0
   for number, line in enumerate(_whole_lines(content), 1):
     if last == through:
       break
@@ -143,9 +147,9 @@ def _kept(path: Path, content: bytes, through: int, complete: bool) -> bytes:
       break
     last = _following(where, row, last, complete)
     kept.append(line + b"\n")
-  if complete and last != through:
+  if complete and max(last, 0) != through:
     raise ValueError(
-      f"{path} ends with round {last}, but the checkpoint is of round"
+      f"{path} ends with round {max(last, 0)}, but the checkpoint is of round"
       f" {through}; restore the file or start in a new folder."
     )
   return b"".join(kept)
@@ -167,7 +171,7 @@ def _parse(where: str, line: bytes) -> dict[str, float]:
     row = json.loads(line)
     if not isinstance(row, dict):
       raise ValueError("no JSON object")
-    validate.whole("round", row.get("round"))
+    validate.whole("round", row.get("round"), least=0)
   except (ValueError, TypeError) as error:
     raise ValueError(
       f"{where} is damaged ({error}); restore the file or start in a new"
@@ -179,9 +183,13 @@ def _parse(where: str, line: bytes) -> dict[str, float]:
 
 def _following(where: str, row: Row, last: int, complete: bool) -> int:
   """The round of `row`, which must follow round `last`."""
-  round_ = validate.whole(f"{where}: round", row.get("round"))
-  if round_ <= last or (complete and round_ != last + 1):
-    wanted = f"round {last + 1}" if complete else f"a round after {last}"
+  round_ = validate.whole(f"{where}: round", row.get("round"), least=0)
+  following = max(last, 0) + 1
+  begins = last == _NONE and round_ == 0
+  if not begins and (round_ < following or (complete and round_ != following)):
+    wanted = (
+      f"round {following}" if complete else f"a round after {following - 1}"
+    )
     raise ValueError(
       f"{where}: a row of round {round_} stands where {wanted} belongs;"
       " restore the file or start in a new folder."
