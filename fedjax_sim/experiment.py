@@ -256,9 +256,7 @@ def _run(
     return totals
 
   with (
-    contextlib.closing(
-      simulator.run(state, schedule.rounds, stops=schedule.stops)
-    ) as dispatches,
+    contextlib.ExitStack() as stack,
     journal(folder, rounds=schedule.rounds, done=done) as told,
   ):
     if restored is not None:
@@ -291,8 +289,13 @@ def _run(
     sent: RunState | None = None
     if done == 0 and (sets := schedule.evaluated(0)):
       evaluated = simulator.evaluate(state, sets)
-      sent = state = simulator.react(state, evaluated)
+      state = simulator.react(state, evaluated)
       told.begin({"round": 0, **evaluated})
+    dispatches = stack.enter_context(
+      contextlib.closing(
+        simulator.run(state, schedule.rounds, stops=schedule.stops)
+      )
+    )
     while done < schedule.rounds:
       # A signal may reach one process alone, and all have to stop together.
       (signalled,) = processes.greatest(received[0] if received else 0)

@@ -168,6 +168,32 @@ def test_what_a_run_leaves(tmp_path, capfd):
   assert sorted(os.listdir(folder / "checkpoints"), key=int) == ["4", "8", "12"]
 
 
+def test_evaluations_of_their_own(tmp_path, fast):
+  folder = tmp_path / "run"
+  summary = experiment.run(
+    quick(
+      server__rounds="7",
+      server__eval_every="3",
+      server__test_every="2",
+      server__initial_eval="True",
+      server__best_metric="test/loss",
+    ),
+    folder,
+  )
+  rows = reporting.read_metrics(folder / "metrics.jsonl")
+  assert [row["round"] for row in rows] == list(range(8))
+  told = lambda name: [row["round"] for row in rows if name in row]
+  assert told("unseen/loss") == [0, 3, 6, 7]
+  assert told("test/loss") == [0, 2, 4, 6, 7]
+  assert told("train/loss") == list(range(1, 8))
+  best = min(
+    (r for r in rows if "test/loss" in r), key=lambda r: r["test/loss"]
+  )
+  assert summary["best/round"] == best["round"] > 0
+  assert summary["best/test/loss"] == pytest.approx(best["test/loss"])
+  assert summary["compilations"] == 1
+
+
 def test_the_same_config_gives_the_same_run(tmp_path, fast, undisturbed):
   experiment.run(quick(), tmp_path / "other")
   check_same(tmp_path / "other", undisturbed)
@@ -466,8 +492,15 @@ def test_other_software_is_told(
       "transforms__gaussian__stddev": "0.001",
       "client__max_examples": "9",
     },
+    {
+      "server__initial_eval": "True",
+      "server__best_metric": "unseen/loss",
+      "server__fall_back": "True",
+      "client__schedule": "plateau(metric='unseen/loss', factor=0.5)",
+      "server__schedule": "linear(rounds=3)",  # no better model in round 1
+    },
   ],
-  ids=["centralized", "server adam"],
+  ids=["centralized", "server adam", "watched"],
 )
 def test_from_every_checkpoint(tmp_path, fast, changes):
   changes |= {
@@ -486,9 +519,8 @@ def test_from_every_checkpoint(tmp_path, fast, changes):
       shutil.rmtree(folder / "checkpoints" / str(later))
     experiment.run(quick(**changes), folder)
     check_same(folder, whole)
-  losses = [
-    row["train/loss"] for row in reporting.read_metrics(whole / "metrics.jsonl")
-  ]
+  rows = reporting.read_metrics(whole / "metrics.jsonl")
+  losses = [row["train/loss"] for row in rows if row["round"]]
   assert np.isfinite(losses).all()
   assert len(set(losses)) == 3
 

@@ -9,7 +9,13 @@ import optax
 import pytest
 
 from fedjax_sim import validate
-from fedjax_sim.optimizers import OPTIMIZERS, clipped, descend, optimizer
+from fedjax_sim.optimizers import (
+  OPTIMIZERS,
+  by_layer,
+  clipped,
+  descend,
+  optimizer,
+)
 
 # Values other than the defaults, and arguments that switch a branch on.
 NUMBERS = {
@@ -216,3 +222,53 @@ def test_long_gradients_are_scaled_down(scale):
 def test_a_norm_to_clip_to_is_positive():
   with pytest.raises(ValueError, match=r"client\.max_grad_norm=0"):
     clipped(optimizer("sgd", learning_rate=0.5), 0, "client.max_grad_norm")
+
+
+LAYERS = {
+  "first": {"w": np.ones(2)},
+  "last": {"b": np.ones(2), "w": np.ones(2)},
+}
+
+
+def one_step(chosen):
+  """What a step with gradient 1 takes away from each parameter."""
+  params = jax.tree.map(jnp.asarray, LAYERS)
+  gradient = jax.tree.map(jnp.ones_like, params)
+  made = chosen.build(chosen.hparams)
+  after, _ = descend(made, gradient, made.init(params), params)
+  return jax.tree.map(lambda x, y: float((x - y)[0]), params, after)
+
+
+def test_rates_by_layer():
+  inner = optimizer("sgd", learning_rate=0.5)
+  rates = (("last/w", 0.1), ("last/", 0.0))  # the first one that matches
+  assert one_step(by_layer(inner, rates, LAYERS)) == {
+    "first": {"w": pytest.approx(0.5)},
+    "last": {"b": 0.0, "w": pytest.approx(0.05)},
+  }
+
+
+def test_rates_by_layer_scale_what_any_optimizer_does():
+  inner = optimizer("adamw", learning_rate=0.5, weight_decay=0.1)
+  usual = one_step(inner)
+  scaled = one_step(by_layer(inner, (("last/", 0.1),), LAYERS))
+  assert scaled["first"] == usual["first"]
+  for name, value in usual["last"].items():
+    assert scaled["last"][name] == pytest.approx(0.1 * value, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("rates", "message"),
+  [
+    ((("middle/", 0.1),), "'middle/' matches no parameter; there are first/w"),
+    ((("last/", -0.1),), "factor of 'last/'=-0.1"),
+    ((("last/", "x"),), "factor of 'last/'='x'"),
+    ((("(", 1.0),), "no regular expression"),
+    (("last/", 0.1), "holds no pairs"),
+    ("last/", "holds no pairs"),
+  ],
+)
+def test_rates_by_layer_that_are_none(rates, message):
+  inner = optimizer("sgd", learning_rate=0.5)
+  with pytest.raises((TypeError, ValueError), match=message):
+    by_layer(inner, rates, LAYERS)

@@ -1,0 +1,121 @@
+"""What the server and clients can do: on 2 devices, resumed, compiled once.
+
+pytest -m slow tests/test_features.py
+"""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from fedjax_sim import experiment, flags, reporting
+
+DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
+
+QUICK = {
+  "data.num_clients": "20",
+  "data.unseen_clients": "2",
+  "model.hidden_sizes": "(8,)",
+  "server.clients_per_round": "6",
+  "server.rounds": "6",
+  "server.eval_every": "2",
+  "client.epochs": "1",
+  "runtime.checkpoint_every": "3",
+  "runtime.lanes": "2",
+  "runtime.devices": "2",
+}
+STACKED = {
+  "server.aggregator": "stack",
+  "data.server_clients": "4",
+}
+FEATURES = {
+  "fedprox": {"algorithm.name": "fedprox"},
+  "dga": {"algorithm.name": "dga", "algorithm.beta": "2.0"},
+  "dga with variances": {
+    "algorithm.name": "dga",
+    "algorithm.statistic": "variance",
+  },
+  "dga_rl": {"algorithm.name": "dga_rl", **STACKED},
+  "learned weights": {"algorithm.name": "learned_weights", **STACKED},
+  "stale updates": {"server.stale_probability": "0.4"},
+  "replay": {"replay.steps": "2", "data.server_clients": "4"},
+  "fedlabels": {"algorithm.name": "fedlabels", "data.labelled_fraction": "0.3"},
+  "personalized": {
+    "algorithm.name": "personalized",
+    "data.heldout_fraction": "0.2",
+  },
+  "reptile": {"algorithm.name": "reptile", "data.heldout_fraction": "0.2"},
+  "per_fedavg": {"algorithm.name": "per_fedavg"},
+  "quantisation": {
+    "transforms.quantize.sparsity": "0.5",
+    "transforms.quantize.bits": "4",
+    "transforms.quantize.anneal": "0.9",
+  },
+  "frozen layers": {"model.frozen": "('layers/0/',)"},
+  "rates by layer": {"client.layer_rates": "(('layers/0/', 0.1),)"},
+  "clipped gradients": {
+    "client.max_grad_norm": "0.5",
+    "server.max_grad_norm": "0.5",
+  },
+  "cohorts of a random size": {"server.least_clients_per_round": "2"},
+  "most examples": {"client.max_examples": "9"},
+  "lamb and adamax": {
+    "client.optimizer": "adamax",
+    "client.learning_rate": "0.01",
+    "server.optimizer": "lamb",
+    "server.learning_rate": "0.05",
+  },
+  "schedules": {
+    "client.schedule": "step(every=2, factor=0.5)",
+    "server.schedule": "ramp_keep_decay(ramp=2, keep=1, decay=3)",
+  },
+  "plateau": {"client.schedule": "plateau(metric='test/accuracy')"},
+  "best model": {
+    "server.initial_eval": "True",
+    "server.best_metric": "test/accuracy",
+    "server.fall_back": "True",
+  },
+}
+
+
+def config_of(name, **more):
+  named = {field.replace("__", "."): text for field, text in more.items()}
+  return flags.load(str(DIGITS), QUICK | FEATURES[name] | named)
+
+
+def told(folder):
+  rows = reporting.read_metrics(folder / "metrics.jsonl")
+  return {
+    (row["round"], key): value for row in rows for key, value in row.items()
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEATURES)
+def test_two_devices_resumed_compiled_once(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
+  whole = tmp_path / "whole"
+  summary = experiment.run(config_of(name), whole)
+  # Every size of a cohort has a program of its own.
+  assert summary["compilations"] == 1
+
+  resumed = shutil.copytree(whole, tmp_path / "resumed")
+  (resumed / "summary.json").unlink()
+  shutil.rmtree(resumed / "checkpoints" / "6")
+  experiment.run(config_of(name), resumed)
+  for file in ("metrics.jsonl", "clients_unseen.csv"):
+    assert (resumed / file).read_bytes() == (whole / file).read_bytes()
+  again = json.loads((resumed / "summary.json").read_text())
+  assert again["params_digest"] == summary["params_digest"]
+
+  alone = tmp_path / "alone"
+  experiment.run(config_of(name, runtime__devices="1"), alone)
+  ours, theirs = told(alone), told(whole)
+  assert ours.keys() == theirs.keys()
+  for key, value in ours.items():
+    # An accuracy may differ by one example on the edge.
+    tolerance = 0.02 if "accuracy" in key[1] else 2e-3
+    assert value == pytest.approx(theirs[key], rel=2e-3, abs=tolerance), key
+  assert np.isfinite([v for (_, k), v in ours.items() if "loss" in k]).all()
