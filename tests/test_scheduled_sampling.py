@@ -33,8 +33,8 @@ def echo() -> Task:
     value = jnp.sum(examples["x"] * digits[None], axis=1).astype(float)
     return Loss(value * variables.params, jnp.ones(len(value)))
 
-  none = lambda *_: {}
-  return Task(lambda key: Variables(jnp.ones(())), loss, none, logits=logits)
+  init = lambda key: Variables(jnp.ones(()))
+  return Task(init, loss, lambda *_: {}, logits=logits)
 
 
 def read(task, chance, key=0, x=X, y=Y):
@@ -133,7 +133,7 @@ def test_the_chance_follows_its_schedule(devices):
       flat(params_of(s, state))
       for s, state in zip((start, plain), states, strict=True)
     ]
-    same.append(np.allclose(*ends, rtol=1e-5, atol=1e-7))
+    same.append(np.allclose(ends[0], ends[1], rtol=1e-5, atol=1e-7))
   np.testing.assert_allclose(chances, [0, 0, 0.4, 0.8], rtol=1e-6)
   assert same == [True, True, False, False]
   assert start.compilations == 1

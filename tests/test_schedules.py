@@ -105,7 +105,8 @@ def test_a_scheduled_run_is_one_with_other_rates_every_round(devices):
       "server.learning_rate": optax.linear_schedule(0.5, 1.0, 4),
     },
   )
-  a, b, rows = plain.init(), planned.init(), []
+  a, b = plain.init(), planned.init()
+  rows: list[dict[str, float]] = []
   for r in range(6):
     hparams = {
       **plain.hparams,
@@ -116,7 +117,7 @@ def test_a_scheduled_run_is_one_with_other_rates_every_round(devices):
     out = planned.dispatch(b, planned.plan(r, 1))
     b, rows = out.state, rows + out.rows
   ends = [flat(params_of(s, state)) for s, state in ((plain, a), (planned, b))]
-  np.testing.assert_allclose(*ends, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(ends[0], ends[1], rtol=1e-5, atol=1e-7)
   rates = [row["client/learning_rate"] for row in rows]
   np.testing.assert_allclose(rates, [0.3, 0.3, 0.15, 0.15, 0.075, 0.075], 1e-6)
   assert planned.compilations == 1

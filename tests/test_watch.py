@@ -106,7 +106,7 @@ def test_a_state_that_was_on_the_host_goes_on_the_same():
     out = simulator.dispatch(one, simulator.plan(2, 1))
     assert out.rows[0]["client/learning_rate"] == pytest.approx(0.15)
     ends.append(flat(jax.device_get(simulator.react(out.state, {METRIC: 0.2}))))
-  np.testing.assert_array_equal(*ends)
+  np.testing.assert_array_equal(ends[0], ends[1])
 
 
 def test_going_back_needs_a_metric():
