@@ -21,6 +21,7 @@ from fedjax_sim import (
   preflight,
   sampling,
   scaling,
+  schedules,
   transforms,
 )
 from fedjax_sim.algorithms import ALGORITHMS
@@ -38,6 +39,7 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   "aggregators (server.aggregator)": aggregators.AGGREGATORS,
   "samplers (server.sampling)": sampling.SAMPLERS,
   "transforms (transforms)": transforms.TRANSFORMS,
+  "schedules (client.schedule, server.schedule)": schedules.SCHEDULES,
 }
 
 
