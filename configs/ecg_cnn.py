@@ -2,8 +2,9 @@
 
 fedjax-sim run --config=configs/ecg_cnn.py --workdir=runs/ecg
 
-A minute on two CPU cores; after 150 rounds accuracy 0.9255 on beats held out
-inside clients. Its files: docs/data.md.
+A minute on two CPU cores; after 150 rounds accuracy 0.9165 on beats held out
+inside clients, and 0.9375 and 0.9293 with the seeds 1 and 2. Its files:
+docs/data.md.
 """
 
 from ml_collections import ConfigDict
