@@ -88,7 +88,10 @@ def dga(
 
   def finish(client: Client, carry: LocalState) -> Report:
     report = base.finish(client, carry)
-    values = {"loss": mean_loss(carry), **gradient_statistics(report.update)}
+    values = {
+      "loss": training_loss(carry),
+      **gradient_statistics(report.update),
+    }
     report = report._replace(values=values)
     if weighting == "uniform":
       return report
@@ -123,7 +126,7 @@ def dga(
   )
 
 
-def mean_loss(carry: LocalState) -> Array:
+def training_loss(carry: LocalState) -> Array:
   """The training loss over a client's local steps, shape=(); 0 without any."""
   total, weight = carry.loss
   return total / jnp.where(weight > 0, weight, 1)

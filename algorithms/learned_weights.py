@@ -22,13 +22,13 @@ from fedjax_sim.base import (
   Aggregate,
   Algorithm,
   Array,
-  Batch,
   Context,
   Task,
   Variables,
 )
 from fedjax_sim.optimizers import Optimizer
 from fedjax_sim.statistics import combine
+from fedjax_sim.walk import random_batch
 
 ABSENT = -1e9  # a logit; finite, as gradients of 0 * inf are not
 
@@ -77,17 +77,10 @@ def learned_weights(
     members = aggregate.members
     examples = context.server_data
     assert examples is not None
-    count = len(next(iter(examples.values())))
-    size = min(server_batch_size, count)
 
     def loss(logits: Array, key: Array) -> Array:
       chosen, own = jax.random.split(key)
-      rows = jnp.arange(count)
-      if size < count:
-        rows = jax.random.choice(chosen, count, (size,), replace=False)
-      batch = Batch(
-        jax.tree.map(lambda x: x[rows], dict(examples)), jnp.ones(size, bool)
-      )
+      batch = random_batch(examples, server_batch_size, chosen)
       mean = combine(aggregate.update, weights_of(logits))
       params = jax.tree.map(
         lambda p, u: p + u.astype(p.dtype), variables.params, mean

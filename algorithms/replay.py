@@ -7,7 +7,6 @@ what the server's examples teach, or learns it in the first place.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim import base as contract
@@ -16,13 +15,13 @@ from fedjax_sim.base import (
   Aggregate,
   Algorithm,
   Array,
-  Batch,
   Context,
   Metric,
   PyTree,
   Task,
 )
 from fedjax_sim.optimizers import Optimizer, descend
+from fedjax_sim.walk import random_batch
 
 
 def replay(
@@ -63,8 +62,6 @@ def replay(
     server = algorithm.apply(server, aggregate, context)
     examples = context.server_data
     assert examples is not None
-    count = len(next(iter(examples.values())))
-    size = min(batch_size, count)
     build = optimizer.build(context.hparams["replay"])
     params, buffers, frozen = algorithm.variables(server)
     replay_key = jax.random.fold_in(context.key, 0x7265706C)
@@ -74,10 +71,7 @@ def replay(
     ) -> tuple[PyTree, PyTree, PyTree]:
       params, buffers, state = carry
       chosen, own = jax.random.split(jax.random.fold_in(replay_key, i))
-      rows = jax.random.choice(chosen, count, (size,), replace=False)
-      batch = Batch(
-        jax.tree.map(lambda x: x[rows], dict(examples)), jnp.ones(size, bool)
-      )
+      batch = random_batch(examples, batch_size, chosen)
 
       def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
         variables = contract.Variables(params, buffers, frozen)

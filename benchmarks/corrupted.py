@@ -10,19 +10,20 @@ who is corrupted, who is the server's, the parameters and the cohorts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from absl import app, flags
 
+from benchmarks import seeds
 from fedjax_sim import Runtime, Simulator, aggregators, optimizer, sampling
 from fedjax_sim import setup as one_device_a_core
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.dga_rl import dga_rl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.learned_weights import learned_weights
-from fedjax_sim.base import Algorithm, Task
+from fedjax_sim.base import Algorithm
 from fedjax_sim.data import (
   FederatedDataset,
   load_mnist_writers,
@@ -64,9 +65,11 @@ def data_of(seed: int, corrupted: float) -> FederatedDataset:
 
 
 def accuracy(
-  make: Make, options: dict[str, Any], task: Task, data: Any, seed: int
+  corrupted: float, make: Make, options: dict[str, Any], seed: int
 ) -> float:
   """Of the last round's model on the writers that never train."""
+  data = data_of(seed, corrupted)
+  task = mlp(data.example_shape, data.num_classes, (100,))
   algorithm = make(
     task,
     optimizer("sgd", learning_rate=RATE.value),
@@ -85,35 +88,22 @@ def accuracy(
     seed=seed,
     runtime=Runtime(lanes=1),
   )
-  state = simulator.init()
-  for out in simulator.run(state, ROUNDS.value):
-    state = out.state
-  return simulator.evaluate(state)["unseen/accuracy"]
-
-
-def told(values: list[float]) -> str:
-  """Mean and standard error."""
-  error = np.std(values, ddof=1) / np.sqrt(len(values)) if values[1:] else 0
-  return f"{np.mean(values):.4f} +- {error:.4f}"
+  return seeds.trained(simulator, ROUNDS.value)["unseen/accuracy"]
 
 
 def main(argv: list[str]) -> None:
   """Runs all, and prints the table."""
   del argv
   one_device_a_core()
-  rows: dict[str, list[float]] = {}
   cases = {
-    "FedAvg, no client corrupted": (0.0, algorithms()["FedAvg"]),
-    **{k: (CORRUPTED.value, v) for k, v in algorithms().items()},
+    "FedAvg, no client corrupted": (0.0, *algorithms()["FedAvg"]),
+    **{k: (CORRUPTED.value, *v) for k, v in algorithms().items()},
   }
-  for seed in range(SEEDS.value):
-    for name, (corrupted, (make, options)) in cases.items():
-      data = data_of(seed, corrupted)
-      task = mlp(data.example_shape, data.num_classes, (100,))
-      found = accuracy(make, options, task, data, seed)
-      rows.setdefault(name, []).append(found)
-      print(f"seed {seed}, {name}: {found:.4f}", flush=True)
-  print_final_table({}, {name: told(found) for name, found in rows.items()})
+  rows = seeds.compare(
+    {name: functools.partial(accuracy, *case) for name, case in cases.items()},
+    SEEDS.value,
+  )
+  print_final_table({}, {name: seeds.told(row) for name, row in rows.items()})
 
 
 if __name__ == "__main__":

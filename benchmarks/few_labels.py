@@ -12,11 +12,12 @@ augmented as FedLabels augments the others.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-import numpy as np
 from absl import app, flags
 
+from benchmarks import seeds
 from fedjax_sim import Runtime, Simulator, optimizer, sampling
 from fedjax_sim import setup as one_device_a_core
 from fedjax_sim.algorithms.fedavg import fedavg
@@ -94,29 +95,18 @@ def accuracy(name: str, options: dict[str, Any], seed: int) -> float:
     seed=seed,
     runtime=Runtime(lanes=1),
   )
-  state = simulator.init()
-  for out in simulator.run(state, ROUNDS.value):
-    state = out.state
-  return simulator.evaluate(state)["unseen/accuracy"]
-
-
-def told(values: list[float]) -> str:
-  """Mean and standard error."""
-  error = np.std(values, ddof=1) / np.sqrt(len(values)) if values[1:] else 0
-  return f"{np.mean(values):.4f} +- {error:.4f}"
+  return seeds.trained(simulator, ROUNDS.value)["unseen/accuracy"]
 
 
 def main(argv: list[str]) -> None:
   """Runs all, and prints the table."""
   del argv
   one_device_a_core()
-  rows: dict[str, list[float]] = {}
-  for seed in range(SEEDS.value):
-    for name, options in cases().items():
-      found = accuracy(name, options, seed)
-      rows.setdefault(name, []).append(found)
-      print(f"seed {seed}, {name}: {found:.4f}", flush=True)
-  print_final_table({}, {name: told(found) for name, found in rows.items()})
+  rows = seeds.compare(
+    {k: functools.partial(accuracy, k, v) for k, v in cases().items()},
+    SEEDS.value,
+  )
+  print_final_table({}, {name: seeds.told(row) for name, row in rows.items()})
 
 
 if __name__ == "__main__":

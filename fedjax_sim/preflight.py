@@ -1,7 +1,8 @@
-"""What is refused before anything is compiled: models that do not fit.
+"""What is refused before anything is compiled: parts that do not fit.
 
-The task is traced on the shapes of the run's batches; the size of the state and
-of a round's order are known from shapes and client sizes.
+Algorithm, aggregator and data have to go with each other. The task is traced on
+the shapes of the run's batches; the size of the state and of a round's order
+are known from shapes and client sizes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim import base, distributed, lanes, program, validate
-from fedjax_sim.base import Batch, Metric, Task, Variables
+from fedjax_sim.base import (
+  Aggregator,
+  Algorithm,
+  Batch,
+  Metric,
+  Task,
+  Variables,
+)
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.round import RunState
+from fedjax_sim.runtime import Runtime
 from fedjax_sim.walk import with_numbers
 from fedjax_sim.work import LocalWork
 
@@ -31,6 +40,66 @@ class ModelError(ValueError):
 
 class DataError(ValueError):
   """The data hold values that would change on a device."""
+
+
+def check_parts(
+  algorithm: Algorithm,
+  aggregator: Aggregator,
+  data: FederatedDataset,
+  runtime: Runtime,
+) -> None:
+  """Refuses parts of an experiment that do not go with each other.
+
+  Args:
+    algorithm: how clients train and the server reacts.
+    aggregator: how updates become one.
+    data: federated data.
+    runtime: how fast it goes.
+
+  Raises:
+    ValueError: the data lack a split or server's examples that the algorithm
+      uses, or the aggregator is not what algorithm and runtime need.
+  """
+  for p in algorithm.passes:
+    if p.split not in data.all_splits:
+      raise validate.UnknownNameError(
+        f"The algorithm walks over the split {p.split!r}; the data has"
+        f" {', '.join(sorted(data.all_splits))}. Set"
+        " data.labelled_fraction for 'labelled' and 'unlabelled', or give"
+        " FederatedDataset.splits."
+      )
+  stacked = aggregator.stacked
+  if aggregator.by_coordinate and not stacked:
+    raise ValueError(
+      "Aggregator.by_coordinate is of those that are `stacked`; set both, or"
+      " neither."
+    )
+  if algorithm.stacked == aggregator.joins:
+    raise ValueError(
+      "The algorithm joins the clients' updates itself; server.aggregator has"
+      " to be 'stack', which keeps them all."
+      if algorithm.stacked
+      else "server.aggregator='stack' leaves the joining of updates to the"
+      " algorithm, and algorithm.name does not do it; take another one of"
+      " the two."
+    )
+  if algorithm.weighted_mean and not aggregator.weighted_mean:
+    raise ValueError(
+      "The algorithm, or server.stale_probability, counts on a weighted"
+      " mean; server.aggregator has to be 'weighted_mean'."
+    )
+  if algorithm.uses_server_data and data.server is None:
+    raise ValueError(
+      "The algorithm uses the server's own examples, and there are none; set"
+      " data.server_clients, or give FederatedDataset.server."
+    )
+  if stacked and runtime.deterministic_reduction is not None:
+    raise ValueError(
+      f"runtime.deterministic_reduction="
+      f"{runtime.deterministic_reduction}: server.aggregator keeps a"
+      " stack of updates, which every number of devices computes with in"
+      " another way. Unset it, or take one that sums."
+    )
 
 
 def check_values(task: Task, data: FederatedDataset) -> None:

@@ -144,14 +144,9 @@ class Simulator:
     names = [t.name for t in self.transforms]
     if len(set(names)) < len(names):
       raise ValueError(f"transforms={names} has a name twice; name them apart.")
-    for p in self.algorithm.passes:
-      if p.split not in self.data.all_splits:
-        raise validate.UnknownNameError(
-          f"The algorithm walks over the split {p.split!r}; the data has"
-          f" {', '.join(sorted(self.data.all_splits))}. Set"
-          " data.labelled_fraction for 'labelled' and 'unlabelled', or give"
-          " FederatedDataset.splits."
-        )
+    preflight.check_parts(
+      self.algorithm, self.aggregator, self.data, self.runtime
+    )
     sizes = self.sampler.sizes
     if not sizes or any(a >= b for a, b in itertools.pairwise(sizes)):
       raise ValueError(f"Sampler.sizes={sizes}: give increasing numbers.")
@@ -167,41 +162,6 @@ class Simulator:
       )
     _ = self._schedules
     _ = self.works  # checks that every client has a batch
-    self._check_aggregator()
-
-  def _check_aggregator(self) -> None:
-    stacked = self.aggregator.stacked
-    if self.aggregator.by_coordinate and not stacked:
-      raise ValueError(
-        "Aggregator.by_coordinate is of those that are `stacked`; set both, or"
-        " neither."
-      )
-    if self.algorithm.stacked == self.aggregator.joins:
-      raise ValueError(
-        "The algorithm joins the clients' updates itself; server.aggregator has"
-        " to be 'stack', which keeps them all."
-        if self.algorithm.stacked
-        else "server.aggregator='stack' leaves the joining of updates to the"
-        " algorithm, and algorithm.name does not do it; take another one of"
-        " the two."
-      )
-    if self.algorithm.weighted_mean and not self.aggregator.weighted_mean:
-      raise ValueError(
-        "The algorithm, or server.stale_probability, counts on a weighted"
-        " mean; server.aggregator has to be 'weighted_mean'."
-      )
-    if self.algorithm.uses_server_data and self.data.server is None:
-      raise ValueError(
-        "The algorithm uses the server's own examples, and there are none; set"
-        " data.server_clients, or give FederatedDataset.server."
-      )
-    if stacked and self.runtime.deterministic_reduction is not None:
-      raise ValueError(
-        f"runtime.deterministic_reduction="
-        f"{self.runtime.deterministic_reduction}: server.aggregator keeps a"
-        " stack of updates, which every number of devices computes with in"
-        " another way. Unset it, or take one that sums."
-      )
 
   # --- what follows from the arguments ---------------------------------------
 

@@ -78,6 +78,23 @@ def with_numbers(batch: Batch, hparams: HParams) -> Batch:
   return batch._replace(examples={**batch.examples, **numbers})
 
 
+def random_batch(examples: Examples, size: int, key: Key) -> Batch:
+  """Some examples, without replacement; all, in order, if there are no more.
+
+  Args:
+    examples: as the model gets them, leaves (examples, ...).
+    size: how many, at most.
+    key: chooses them.
+  """
+  count = len(next(iter(examples.values())))
+  size = min(size, count)
+  rows = jnp.arange(count)
+  if size < count:
+    rows = jax.random.choice(key, count, (size,), replace=False)
+  chosen = jax.tree.map(lambda x: x[rows], dict(examples))
+  return Batch(chosen, jnp.ones(size, bool))
+
+
 def pass_key(key: Key, p: int) -> Key:
   """The key of a client's pass; fold in the step for a step's key."""
   tag = 0x70617373  # no number that an algorithm would fold in itself

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -429,6 +430,54 @@ def test_sizes_have_the_mean_that_is_asked_for(benchmark):
   sizes = cases.sizes(cases.CASES["lr_large"])
   assert sizes.min() >= 1
   assert sizes.mean() == pytest.approx(10, rel=0.05)
+
+
+# --- several seeds ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("values", "expected"),
+  [
+    ([0.1, 0.2, 0.3], "0.2000 +- 0.0577"),  # 0.1 / sqrt(3)
+    ([0.0, 1.0], "0.5000 +- 0.5000"),  # sqrt(1/2) / sqrt(2)
+    ([0.25] * 4, "0.2500 +- 0.0000"),
+    ([0.94708], "0.9471 +- 0.0000"),
+  ],
+)
+def test_mean_and_standard_error(benchmark, values, expected):
+  assert benchmark("seeds").told(values) == expected
+
+
+def test_variants_run_with_every_seed(benchmark, capsys):
+  variants = {"a": lambda seed: seed / 2, "b": lambda seed: 1.0 - seed}
+  found = benchmark("seeds").compare(variants, 3)
+  assert found == {"a": [0.0, 0.5, 1.0], "b": [1.0, 0.0, -1.0]}
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[:2] == ["seed 0, a: 0.0000", "seed 0, b: 1.0000"]
+  assert lines[2] == "seed 1, a: 0.5000"
+  assert len(lines) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("module", "options", "rows"),
+  [("corrupted", ["--epochs=1"], 6), ("few_labels", ["--burn_in=1"], 6)],
+)
+def test_comparisons_of_seeds_run(data_folder, module, options, rows):
+  smoke = ["--seeds=2", "--rounds=2", "--clients_per_round=2", *options]
+  done = subprocess.run(
+    [sys.executable, "-m", f"benchmarks.{module}", *smoke],
+    cwd=ROOT,
+    env=os.environ | {"FEDJAX_SIM_DATA": str(data_folder)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert (
+    len(re.findall(r"^seed [01], .+: 0\.\d{4}$", done.stdout, re.M)) == 2 * rows
+  )
+  assert len(re.findall(r"0\.\d{4} \+- 0\.\d{4}", done.stdout)) == rows
 
 
 # --- other simulators ---------------------------------------------------------

@@ -9,13 +9,14 @@ import optax
 import pytest
 from flax import nnx
 
-from fedjax_sim import aggregators, lanes, sampling
+from fedjax_sim import aggregators, lanes, preflight, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, make_dataset
 from fedjax_sim.dispatch import DivergedError
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.preflight import ModelError
+from fedjax_sim.runtime import Runtime
 from fedjax_sim.simulate import simulate
 from fedjax_sim.tasks import function_task, nnx_task
 from fedjax_sim.work import LocalWork
@@ -186,3 +187,30 @@ def test_hyper_parameters_of_the_algorithm_alone():
   assert out.failure is None
   with pytest.raises(ValueError, match="does not have the structure"):
     simulator.init({**algorithm.hparams, "mu": 1.0})
+
+
+def test_parts_that_do_not_go_with_each_other():
+  algorithm = fedavg(linear(lambda p, e: e["x"] @ p["w"]), sgd(0.1), sgd(1.0))
+  mean, stack = aggregators.weighted_mean(), aggregators.stack()
+  few = (algorithm.passes[0]._replace(split="labelled"),)
+  preflight.check_parts(algorithm, mean, DATA, Runtime())
+  preflight.check_parts(
+    algorithm._replace(stacked=True), stack, DATA, Runtime()
+  )
+  for changes, aggregator, runtime, message in [
+    ({"passes": few}, mean, {}, "walks over the split 'labelled'"),
+    ({}, stack, {}, "leaves the joining of updates"),
+    ({"stacked": True}, mean, {}, "has to be 'stack'"),
+    ({"weighted_mean": True}, aggregators.mean(), {}, "'weighted_mean'"),
+    ({"uses_server_data": True}, mean, {}, r"data\.server_clients"),
+    (
+      {"stacked": True},
+      stack,
+      {"deterministic_reduction": 2, "lanes": 1},
+      "deterministic_reduction=2: server",
+    ),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      preflight.check_parts(
+        algorithm._replace(**changes), aggregator, DATA, Runtime(**runtime)
+      )

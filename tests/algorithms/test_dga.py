@@ -1,6 +1,7 @@
 """DGA, its agent and learned weights against numpy and known answers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +190,7 @@ def test_a_strong_pull_keeps_the_first_weights():
   assert np.abs(held - plain).max() < 0.3
 
 
+@functools.cache
 def classes(make, corrupted, rounds=15, devices=1, **options):
   """Accuracy on clean labels after training with corrupted clients."""
   data = with_server_data(blobs(np.full(13, 30), seed=1), 3)
