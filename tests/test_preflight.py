@@ -11,7 +11,7 @@ from flax import nnx
 
 from fedjax_sim import aggregators, lanes, preflight, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Loss, Metric, Task, Variables
+from fedjax_sim.base import Aggregator, Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, make_dataset
 from fedjax_sim.dispatch import DivergedError
 from fedjax_sim.models.logistic_regression import logistic_regression
@@ -197,20 +197,21 @@ def test_parts_that_do_not_go_with_each_other():
   preflight.check_parts(
     algorithm._replace(stacked=True), stack, DATA, Runtime()
   )
-  for changes, aggregator, runtime, message in [
-    ({"passes": few}, mean, {}, "walks over the split 'labelled'"),
-    ({}, stack, {}, "leaves the joining of updates"),
-    ({"stacked": True}, mean, {}, "has to be 'stack'"),
-    ({"weighted_mean": True}, aggregators.mean(), {}, "'weighted_mean'"),
-    ({"uses_server_data": True}, mean, {}, r"data\.server_clients"),
+  cases: list[tuple[dict[str, Any], Aggregator, Runtime, str]] = [
+    ({"passes": few}, mean, Runtime(), "walks over the split 'labelled'"),
+    ({}, stack, Runtime(), "leaves the joining of updates"),
+    ({"stacked": True}, mean, Runtime(), "has to be 'stack'"),
+    ({"weighted_mean": True}, aggregators.mean(), Runtime(), "'weighted_mean'"),
+    ({"uses_server_data": True}, mean, Runtime(), r"data\.server_clients"),
     (
       {"stacked": True},
       stack,
-      {"deterministic_reduction": 2, "lanes": 1},
+      Runtime(deterministic_reduction=2, lanes=1),
       "deterministic_reduction=2: server",
     ),
-  ]:
+  ]
+  for changes, aggregator, runtime, message in cases:
     with pytest.raises(ValueError, match=message):
       preflight.check_parts(
-        algorithm._replace(**changes), aggregator, DATA, Runtime(**runtime)
+        algorithm._replace(**changes), aggregator, DATA, runtime
       )

@@ -1,12 +1,13 @@
 """Batches of the server's own examples."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedjax_sim.walk import random_batch
 
-EXAMPLES = {"x": np.arange(12.0).reshape(6, 2), "y": np.arange(6)}
+EXAMPLES = {"x": jnp.arange(12.0).reshape(6, 2), "y": jnp.arange(6)}
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
