@@ -23,6 +23,7 @@ _ANGLE = math.pi / 6
 _SHEAR = 0.3
 _BLEND = 0.9  # factors of contrast and brightness go from 1 - this to 1 + this
 _CUT = 0.5  # of a side
+_LEAST_SIDE = 4  # pixels; what is narrower is no image
 
 _OPERATIONS = (
   "shift_rows",
@@ -57,8 +58,9 @@ def augment(
   Args:
     key: the only source of randomness; every example has a key of its own.
     x: shape=(batch, height, width, channels) or (batch, height, width), images,
-      floats. Other floats get Gaussian noise with the magnitude as standard
-      deviation. Whole numbers, such as ids, stay as they are.
+      floats. Other floats, among them those with a side below 4, such as
+      signals, shape=(batch, time, channels), get Gaussian noise with the
+      magnitude as standard deviation. Whole numbers, such as ids, stay as they are.
     magnitude: shape=(), from 0 to 1; 0 changes nothing.
     operations: how many an image gets.
     flip: whether mirror images have the same class.
@@ -68,7 +70,7 @@ def augment(
   """
   if not jnp.issubdtype(x.dtype, jnp.floating):
     return x
-  if x.ndim not in (3, 4):
+  if x.ndim not in (3, 4) or min(x.shape[1:3]) < _LEAST_SIDE:
     return x + (magnitude * jax.random.normal(key, x.shape)).astype(x.dtype)
   images = x if x.ndim == 4 else x[..., None]
   keys = jax.random.split(key, len(x))

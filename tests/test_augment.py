@@ -99,8 +99,9 @@ def test_a_shift_moves_and_repeats_the_edge():
   np.testing.assert_allclose(found[up][:, -1], 9, atol=1e-5)
 
 
-def test_other_examples_get_noise_and_ids_nothing():
-  x = np.zeros((4000, 3), np.float32)
+@pytest.mark.parametrize("shape", [(4000, 3), (60, 187, 1)])
+def test_other_examples_get_noise_and_ids_nothing(shape):
+  x = np.zeros(shape, np.float32)
   noise = changed(x, magnitude=0.3)
   assert abs(noise.std() - 0.3) < 0.01
   assert abs(noise.mean()) < 0.01
