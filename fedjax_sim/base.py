@@ -126,6 +126,8 @@ class Task(NamedTuple):
       it does not know. Shapes and dtypes need no check.
     logits: (variables, examples) -> what the model says before any softmax,
       (batch, classes) of a classifier; evaluation mode. None: it is not told.
+    higher_is_better: metric -> whether more of it is better; a metric that is
+      missing here has no direction. It may name metrics that the task lacks.
   """
 
   init: Callable[[Key], Variables]
@@ -133,6 +135,7 @@ class Task(NamedTuple):
   metrics: Callable[[Variables, Examples], dict[str, Metric]]
   check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None
   logits: Callable[[Variables, Examples], Array] | None = None
+  higher_is_better: Mapping[str, bool] = {"loss": False, "accuracy": True}
 
 
 def mean_loss(

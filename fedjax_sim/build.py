@@ -9,13 +9,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from fedjax_sim import (
   aggregators,
+  references,
   sampling,
   tasks,
   transforms,
@@ -24,8 +28,8 @@ from fedjax_sim import (
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.replay import replay
 from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import Algorithm, Task
-from fedjax_sim.config import check_fields, default_config
+from fedjax_sim.base import Aggregator, Algorithm, Task
+from fedjax_sim.config import check_fields, default_config, fields_of
 from fedjax_sim.data import (
   DATASETS,
   PARTITIONERS,
@@ -78,10 +82,17 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """What a config describes."""
+  """What a config describes.
+
+  Attributes:
+    simulator: what runs.
+    schedule: when it does what.
+    sources: `references.sources` of the config.
+  """
 
   simulator: Simulator
   schedule: Schedule
+  sources: Mapping[str, str]
 
 
 def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
@@ -103,9 +114,13 @@ _CHANGES = (  # of any data set
 def build_data(config: ConfigDict) -> FederatedDataset:
   """The federated data of a config."""
   section = config.data
-  load = validate.lookup("data.name", section.name, DATASETS)
+  load = references.lookup(
+    "data.name", section.name, DATASETS, FederatedDataset
+  )
   if section.partition is not None:
-    validate.known("data.partition", section.partition, PARTITIONERS)
+    references.lookup(
+      "data.partition", section.partition, PARTITIONERS, np.ndarray
+    )
   arguments = _given(section, "name", *_CHANGES)
   owner = f"data.name={section.name!r}"
   validate.arguments(owner, arguments, load, section="data")
@@ -135,15 +150,16 @@ def _of_data(config: ConfigDict, error: Exception) -> str:
 def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   """The model's task, in the precision that the config asks for."""
   section = config.model
-  make = validate.lookup("model.name", section.name, MODELS)
-  if not data.num_classes:
+  make = references.lookup("model.name", section.name, MODELS, Task)
+  own = references.is_reference(section.name)  # it may be no classifier
+  if not data.num_classes and not own:
     raise ValueError(
       f"model.name={section.name!r} tells classes apart, but"
       f" data.name={config.data.name!r} has none: its labels 'y' are no whole"
       " numbers, or data.num_classes is 0. Give integer labels from 0, and"
       " leave data.num_classes out."
     )
-  arguments = _given(section, "name", "frozen")
+  arguments = _given(section, "name", "frozen", "metrics")
   fixed = ("example_shape", "num_classes")
   owner = f"model.name={section.name!r}"
   validate.arguments(owner, arguments, make, hidden=fixed, section="model")
@@ -155,18 +171,23 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   )
   if dtype is not None:
     task = tasks.with_compute_dtype(task, dtype)
+  if section.metrics is not None:
+    load = functools.partial(references.load, "model.metrics")
+    task = tasks.with_metrics(task, [load(x) for x in section.metrics])
   return tasks.with_remat(task) if config.runtime.remat else task
 
 
 def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
   name = config[section].optimizer
-  make = validate.lookup(f"{section}.optimizer", name, OPTIMIZERS)
+  make = references.lookup(
+    f"{section}.optimizer", name, OPTIMIZERS, optax.GradientTransformation
+  )
   norm = config[section].max_grad_norm
   without += ("optimizer", "max_grad_norm")
   arguments = _given(config[section], *without)
-  validate.real(
-    f"{section}.learning_rate", config[section].learning_rate, least=0
-  )
+  rate = config[section].learning_rate
+  if rate is not None or not references.is_reference(name):
+    validate.real(f"{section}.learning_rate", rate, least=0)
   owner = f"{section}.optimizer={name!r}"
   fields = default_config()[section]
   validate.arguments(owner, arguments, make, section=section, fields=fields)
@@ -180,7 +201,8 @@ def _optimizer(config: ConfigDict, section: str, *without: str) -> Optimizer:
       validate.real(field, value, least=0, most=1)
       if value == 1:
         raise ValueError(f"{field}={value} is out of range; give less than 1.")
-  made = optimizer(name, **arguments)
+  made = optimizer(make, **arguments)
+  made.build(made.hparams)  # so that what is wrong with it shows now
   if norm is None:
     return made
   return clipped(made, norm, f"{section}.max_grad_norm")
@@ -215,7 +237,9 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
       f"algorithm.name={section.name!r}: give algorithm.name='fedavg' and"
       f" {_MEANT[section.name]}."
     )
-  make = validate.lookup("algorithm.name", section.name, ALGORITHMS)
+  make = references.lookup(
+    "algorithm.name", section.name, ALGORITHMS, Algorithm
+  )
   optimizers = {
     "client_optimizer": _optimizer(config, "client", *_WORK),
     "server_optimizer": _optimizer(config, "server", *_SERVER),
@@ -271,11 +295,11 @@ def build(config: ConfigDict) -> Experiment:
     most_rounds=min(MOST_ROUNDS, schedule.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,
   )
-  aggregator = validate.lookup(
-    "server.aggregator", server.aggregator, aggregators.AGGREGATORS
+  aggregator = references.lookup(
+    "server.aggregator", server.aggregator, aggregators.AGGREGATORS, Aggregator
   )()
-  sampler = validate.lookup(
-    "server.sampling", server.sampling, sampling.SAMPLERS
+  sampler = references.lookup(
+    "server.sampling", server.sampling, sampling.SAMPLERS, sampling.Sampler
   )
   least = server.least_clients_per_round
   if least is not None:
@@ -292,6 +316,8 @@ def build(config: ConfigDict) -> Experiment:
   task = build_task(config, data)
   algorithm = build_algorithm(config, task)
   clients = data.train.num_clients, server.clients_per_round
+  if "sizes" in inspect.signature(sampler).parameters:  # a user's own
+    sampler = functools.partial(sampler, sizes=data.train.sizes)
   simulator = Simulator(
     task=task,
     algorithm=algorithm,
@@ -312,4 +338,5 @@ def build(config: ConfigDict) -> Experiment:
     raise ValueError(
       f"{', '.join(model)}: {_of_data(config, error)}"
     ) from error
-  return Experiment(simulator=simulator, schedule=schedule)
+  sources = references.sources(dict(fields_of(config)))
+  return Experiment(simulator=simulator, schedule=schedule, sources=sources)

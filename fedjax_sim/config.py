@@ -47,6 +47,7 @@ def default_config() -> ConfigDict:
   config.model.name = "logistic_regression"
   config.model.hidden_sizes = placeholder(tuple)
   config.model.frozen = placeholder(tuple)  # patterns
+  config.model.metrics = placeholder(tuple)  # references
 
   config.algorithm = ConfigDict()
   config.algorithm.name = "fedavg"

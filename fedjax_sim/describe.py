@@ -53,6 +53,7 @@ def listing() -> str:
     lines.append("")
   lines.append("optimizers (client.optimizer, server.optimizer), from optax:")
   lines.append("  " + ", ".join(OPTIMIZERS))
+  lines += ["", "Or one of yours: path/to/file.py:name, package.module:name."]
   return "\n".join(lines)
 
 

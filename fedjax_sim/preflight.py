@@ -18,6 +18,7 @@ from fedjax_sim import base, distributed, lanes, program, validate
 from fedjax_sim.base import Batch, Task, Variables
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.round import RunState
+from fedjax_sim.tasks import MetricError
 from fedjax_sim.work import LocalWork
 
 MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
@@ -122,6 +123,8 @@ def check_task(
       jax.eval_shape(loss, variables, batch_of(size), seed)
     for size in sorted(evaluated or trained):
       jax.eval_shape(metrics, variables, batch_of(size))
+  except MetricError as error:
+    raise ModelError(str(error)) from error
   except Exception as error:
     text = " ".join(str(error).split()) or type(error).__name__
     one = [f"{k!r} {x.dtype} {x.shape[1:]}" for k, x in stored.items()]
