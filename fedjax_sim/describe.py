@@ -43,7 +43,7 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
 
 def listing() -> str:
   """All registries, one line an entry."""
-  lines = []
+  lines = ["A config names one of these, or yours: path/to/file.py:name.", ""]
   for title, registry in REGISTRIES.items():
     lines.append(f"{title}:")
     width = max(map(len, registry))
@@ -53,7 +53,6 @@ def listing() -> str:
     lines.append("")
   lines.append("optimizers (client.optimizer, server.optimizer), from optax:")
   lines.append("  " + ", ".join(OPTIMIZERS))
-  lines += ["", "Or one of yours: path/to/file.py:name, package.module:name."]
   return "\n".join(lines)
 
 

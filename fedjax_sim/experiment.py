@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_sim import build, distributed, processes, reporting
+from fedjax_sim import build, distributed, processes, reporting, validate
 from fedjax_sim import config as configs
 from fedjax_sim.checkpoint import Checkpoints, Restored, rounds_in, tree_digest
 from fedjax_sim.data import FederatedData
@@ -446,7 +446,7 @@ def _warn_of_changes(
   now: Mapping[str, str],
   effect: str = "Results may differ in the last digits",
 ) -> None:
-  changed = configs.differences(before, now)
+  changed = validate.differences(before, now)
   if changed:
     _warn(
       f"Since the checkpoint there changed: {'; '.join(changed)}. {effect}."

@@ -77,8 +77,11 @@ def test_the_metrics_are_numpys():
   state = simulator.init()
   found = simulator.evaluate(state)
   test = simulator.data.test
+  assert test is not None
+  assert simulator.task.logits is not None
   variables = simulator.algorithm.variables(state.server)
-  logits = np.asarray(simulator.task.logits(variables, test))
+  examples = {k: jnp.asarray(v) for k, v in test.items()}
+  logits = np.asarray(simulator.task.logits(variables, examples))
   ranks = np.argsort(-logits, axis=1)
   ones = test["y"] == 1
   np.testing.assert_allclose(
@@ -106,16 +109,16 @@ def test_the_aggregator_is_numpys(present):
   expected = short.mean(axis=0) if kept else np.zeros(flat.shape[1])
 
   # A row that nobody fills holds anything.
-  updates = {k: jnp.asarray(u, jnp.float32) for k, u in updates.items()}
-  lost = ~np.array(present)
-  updates = {k: u.at[lost].set(jnp.nan) for k, u in updates.items()}
+  for leaf in updates.values():
+    leaf[~np.array(present)] = np.nan
+  given = {k: jnp.asarray(u, jnp.float32) for k, u in updates.items()}
   aggregator = own("aggregator", "short_mean")(0.4)
-  acc = aggregator.init(jax.tree.map(lambda x: x[0], updates), 8)
+  acc = aggregator.init(jax.tree.map(lambda x: x[0], given), 8)
   for wave in (0, 2, 4):
     rows = slice(wave, wave + 2)
     acc = aggregator.add(
       acc,
-      jax.tree.map(lambda x, rows=rows: x[rows], updates),
+      jax.tree.map(lambda x, rows=rows: x[rows], given),
       jnp.ones(2),
       jnp.array(present[rows]),
       wave,
@@ -172,6 +175,7 @@ def test_the_model_is_a_convolution():
   simulator = build(config_of("model")).simulator
   assert simulator.num_parameters == 3 * 3 * 4 + 4 + 8 * 8 * 4 * 10 + 10
   variables = simulator.task.init(jax.random.key(0))
+  assert simulator.task.logits is not None
   x = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
   params = jax.tree.map(np.asarray, nnx.to_pure_dict(variables.params))
   kernel, bias = params["conv"]["kernel"], params["conv"]["bias"]
