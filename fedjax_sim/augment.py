@@ -60,7 +60,8 @@ def augment(
     x: shape=(batch, height, width, channels) or (batch, height, width), images,
       floats. Other floats, among them those with a side below 4, such as
       signals, shape=(batch, time, channels), get Gaussian noise with the
-      magnitude as standard deviation. Whole numbers, such as ids, stay as they are.
+      magnitude as standard deviation. Whole numbers, such as ids, stay as they
+      are.
     magnitude: shape=(), from 0 to 1; 0 changes nothing.
     operations: how many an image gets.
     flip: whether mirror images have the same class.

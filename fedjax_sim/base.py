@@ -126,8 +126,9 @@ class Task(NamedTuple):
       it does not know. Shapes and dtypes need no check.
     logits: (variables, examples) -> what the model says before any softmax,
       (batch, classes) of a classifier; evaluation mode. None: it is not told.
-    higher_is_better: name of a metric -> whether more of it is better; only
-      those that are in it can choose the best model or a rate.
+    higher_is_better: metric -> whether more of it is better; a metric that is
+      missing here has no direction, and cannot choose the best model or a rate.
+      It may name metrics that the task lacks.
     hparams: name -> float; default numbers that `loss` takes. Examples that
       are trained on have each as one more field, shape=(batch,); a schedule
       may change them.

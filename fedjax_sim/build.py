@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from fedjax_sim import (
   aggregators,
+  references,
   sampling,
   schedules,
   tasks,
@@ -26,8 +30,8 @@ from fedjax_sim import (
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.replay import replay
 from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import Algorithm, Task
-from fedjax_sim.config import check_fields, default_config
+from fedjax_sim.base import Aggregator, Algorithm, Task
+from fedjax_sim.config import check_fields, default_config, fields_of
 from fedjax_sim.data import (
   DATASETS,
   PARTITIONERS,
@@ -107,10 +111,17 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """What a config describes."""
+  """What a config describes.
+
+  Attributes:
+    simulator: what runs.
+    schedule: when it does what.
+    sources: `references.sources` of the config.
+  """
 
   simulator: Simulator
   schedule: Schedule
+  sources: Mapping[str, str]
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -137,9 +148,13 @@ _CHANGES = (  # of any data set
 def build_data(config: ConfigDict) -> FederatedDataset:
   """The federated data of a config."""
   section = config.data
-  load = validate.lookup("data.name", section.name, DATASETS)
+  load = references.lookup(
+    "data.name", section.name, DATASETS, FederatedDataset
+  )
   if section.partition is not None:
-    validate.known("data.partition", section.partition, PARTITIONERS)
+    references.lookup(
+      "data.partition", section.partition, PARTITIONERS, np.ndarray
+    )
   arguments = _given(section, "name", *_CHANGES)
   owner = f"data.name={section.name!r}"
   validate.arguments(owner, arguments, load, section="data")
@@ -166,14 +181,20 @@ def _of_data(config: ConfigDict, error: Exception) -> str:
   return f"data.name={config.data.name!r}{where}: {text}"
 
 
-_TASKS = ("frozen", "scheduled_sampling", "schedule")  # of any model
+_TASKS = (  # of any model
+  "frozen",
+  "scheduled_sampling",
+  "schedule",
+  "metrics",
+)
 
 
 def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   """The model's task, in the precision that the config asks for."""
   section = config.model
-  make = validate.lookup("model.name", section.name, MODELS)
-  if not data.num_classes:
+  make = references.lookup("model.name", section.name, MODELS, Task)
+  own = references.is_reference(section.name)  # it may be no classifier
+  if not data.num_classes and not own:
     raise ValueError(
       f"model.name={section.name!r} tells classes apart, but"
       f" data.name={config.data.name!r} has none: its labels 'y' are no whole"
@@ -194,6 +215,9 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   )
   if dtype is not None:
     task = tasks.with_compute_dtype(task, dtype)
+  if section.metrics is not None:
+    load = functools.partial(references.load, "model.metrics")
+    task = tasks.with_metrics(task, [load(x) for x in section.metrics])
   return tasks.with_remat(task) if config.runtime.remat else task
 
 
@@ -201,14 +225,16 @@ def _optimizer(
   config: ConfigDict, section: str, task: Task, *without: str
 ) -> Optimizer:
   name = config[section].optimizer
-  make = validate.lookup(f"{section}.optimizer", name, OPTIMIZERS)
+  make = references.lookup(
+    f"{section}.optimizer", name, OPTIMIZERS, optax.GradientTransformation
+  )
   norm = config[section].max_grad_norm
   rates = config[section].get("layer_rates")
   without += ("optimizer", "max_grad_norm", "layer_rates", "schedule")
   arguments = _given(config[section], *without)
-  validate.real(
-    f"{section}.learning_rate", config[section].learning_rate, least=0
-  )
+  rate = config[section].learning_rate
+  if rate is not None or not references.is_reference(name):
+    validate.real(f"{section}.learning_rate", rate, least=0)
   owner = f"{section}.optimizer={name!r}"
   fields = default_config()[section]
   validate.arguments(owner, arguments, make, section=section, fields=fields)
@@ -222,7 +248,8 @@ def _optimizer(
       validate.real(field, value, least=0, most=1)
       if value == 1:
         raise ValueError(f"{field}={value} is out of range; give less than 1.")
-  made = optimizer(name, **arguments)
+  made = optimizer(make, **arguments)
+  made.build(made.hparams)  # so that what is wrong with it shows now
   if rates is not None:
     shapes = jax.eval_shape(task.init, jax.random.key(0)).params
     made = by_layer(made, rates, shapes, f"{section}.layer_rates")
@@ -264,7 +291,9 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
       f"algorithm.name={section.name!r}: give algorithm.name='fedavg' and"
       f" {_MEANT[section.name]}."
     )
-  make = validate.lookup("algorithm.name", section.name, ALGORITHMS)
+  make = references.lookup(
+    "algorithm.name", section.name, ALGORITHMS, Algorithm
+  )
   optimizers = {
     "client_optimizer": _optimizer(config, "client", task, *_WORK),
     "server_optimizer": _optimizer(config, "server", task, *_SERVER),
@@ -358,11 +387,11 @@ def build(config: ConfigDict) -> Experiment:
     most_rounds=min(MOST_ROUNDS, schedule.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,
   )
-  aggregator = validate.lookup(
-    "server.aggregator", server.aggregator, aggregators.AGGREGATORS
+  aggregator = references.lookup(
+    "server.aggregator", server.aggregator, aggregators.AGGREGATORS, Aggregator
   )()
-  sampler = validate.lookup(
-    "server.sampling", server.sampling, sampling.SAMPLERS
+  sampler = references.lookup(
+    "server.sampling", server.sampling, sampling.SAMPLERS, sampling.Sampler
   )
   least = server.least_clients_per_round
   if least is not None:
@@ -379,6 +408,8 @@ def build(config: ConfigDict) -> Experiment:
   task = build_task(config, data)
   algorithm = build_algorithm(config, task)
   clients = data.train.num_clients, server.clients_per_round
+  if "sizes" in inspect.signature(sampler).parameters:  # a user's own
+    sampler = functools.partial(sampler, sizes=data.train.sizes)
   simulator = Simulator(
     task=task,
     algorithm=algorithm,
@@ -402,4 +433,5 @@ def build(config: ConfigDict) -> Experiment:
     raise ValueError(
       f"{', '.join(model)}: {_of_data(config, error)}"
     ) from error
-  return Experiment(simulator=simulator, schedule=schedule)
+  sources = references.sources(dict(fields_of(config)))
+  return Experiment(simulator=simulator, schedule=schedule, sources=sources)

@@ -49,6 +49,7 @@ def default_config() -> ConfigDict:
   config.model.frozen = placeholder(tuple)  # patterns
   config.model.scheduled_sampling = placeholder(float)
   config.model.schedule = placeholder(str)  # of scheduled_sampling
+  config.model.metrics = placeholder(tuple)  # references
 
   config.algorithm = ConfigDict()
   config.algorithm.name = "fedavg"

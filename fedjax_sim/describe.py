@@ -45,7 +45,7 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
 
 def listing() -> str:
   """All registries, one line an entry."""
-  lines = []
+  lines = ["A config names one of these, or yours: path/to/file.py:name.", ""]
   for title, registry in REGISTRIES.items():
     lines.append(f"{title}:")
     width = max(map(len, registry))

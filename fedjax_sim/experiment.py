@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_sim import build, distributed, processes, reporting
+from fedjax_sim import build, distributed, processes, reporting, validate
 from fedjax_sim import config as configs
 from fedjax_sim.checkpoint import Checkpoints, Restored, rounds_in, tree_digest
 from fedjax_sim.data import FederatedData
@@ -141,8 +141,10 @@ def run(
   def start() -> tuple[build.Experiment, dict[str, Any]]:
     experiment = build.build(config)
     fields = dict(configs.fields_of(ConfigDict(resolved)))
-    # A path may be another on every host; what lies there may not.
+    # A path may be another on every host; what lies there may not. So of
+    # references.
     fields.pop("data.path")
+    fields.update(experiment.sources)
     digest = _data_digest(experiment.simulator)
     same = {
       "devices of a process": jax.local_device_count(),
@@ -245,7 +247,13 @@ def _run(
     state = simulator.place(restored.state)
     restored = restored._replace(state=None)  # the host's copy may be large
     if processes.is_first():
-      _warn_of_changes(restored.facts["environment"], _environment(simulator))
+      facts = restored.facts
+      _warn_of_changes(facts["environment"], _environment(simulator))
+      _warn_of_changes(
+        facts.get("sources", {}),  # those of old checkpoints had none
+        experiment.sources,
+        "The rounds to come follow the new code",
+      )
   totals = dataclasses.replace(before)
 
   def count() -> Totals:
@@ -276,6 +284,7 @@ def _run(
           "totals": dataclasses.asdict(count()),
           "environment": _environment(simulator),
           "data": data_digest,
+          "sources": experiment.sources,
         }
         checkpoints.save(done, fetched, facts)
 
@@ -440,12 +449,15 @@ def _refuse_other_data(before: str, now: str) -> None:
     )
 
 
-def _warn_of_changes(before: dict[str, str], now: dict[str, str]) -> None:
-  changed = configs.differences(before, now)
+def _warn_of_changes(
+  before: Mapping[str, str],
+  now: Mapping[str, str],
+  effect: str = "Results may differ in the last digits",
+) -> None:
+  changed = validate.differences(before, now)
   if changed:
     _warn(
-      f"Since the checkpoint there changed: {'; '.join(changed)}. Results may"
-      " differ in the last digits."
+      f"Since the checkpoint there changed: {'; '.join(changed)}. {effect}."
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fedjax_sim import validate
+from fedjax_sim import references, validate
 
 T = TypeVar("T", int, float)
 
@@ -66,7 +65,7 @@ def parse(arguments: Sequence[str], *required: str, **optional: str) -> Any:
         raise ValueError(text) from error
       if isinstance(error, AttributeError | KeyError):
         raise UsageError(_no_field(arguments, error)) from error
-      raise UsageError(_one_line(error)) from error
+      raise UsageError(references.one_line(error)) from error
   if len(rest) > 1:
     raise UsageError(f"unexpected argument {rest[1]!r}")
   for name in required:
@@ -153,14 +152,9 @@ def _unset(config: ConfigDict, argument: str) -> None:
 def _of_file(path: str | None, error: BaseException | None) -> str:
   """What is wrong with the config file; nothing, if it is not to blame."""
   while error is not None:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == path]
-    text = _one_line(error)
-    if isinstance(error, SyntaxError) and error.filename == path:
-      lines, text = [error.lineno], error.msg
-    if lines:
-      kind = type(error).__name__
-      return f"--config={path}, line {lines[-1]}: {kind}: {text}"
+    text, told = references.one_line(error), references.raised(path, error)
+    if told.startswith("line "):
+      return f"--config={path}, {told}"
     if "has no attribute 'get_config'" in text:
       return f"--config={path}: it defines no get_config()"
     if "get_config() takes" in text and "Traceback" not in text:
@@ -174,7 +168,7 @@ def _no_config(path: str | None, given: Any) -> str:
   try:
     _ = given.seed  # ml_collections keeps an OSError for later
   except OSError as error:
-    return f"--config={path}: {_one_line(error)}"
+    return f"--config={path}: {references.one_line(error)}"
   except AttributeError:
     pass
   return (
@@ -185,7 +179,7 @@ def _no_config(path: str | None, given: Any) -> str:
 
 def _no_field(arguments: Sequence[str], error: BaseException) -> str:
   """Names the flag whose field the config lacks."""
-  text = _one_line(error)
+  text = references.one_line(error)
   found = re.match(r"'(\w+)'(?: (Did you mean .*\?))?", text)
   if not found:
     return text
@@ -197,9 +191,3 @@ def _no_field(arguments: Sequence[str], error: BaseException) -> str:
     f"{flag}: the config has no {name!r}."
     f" {hint or f'A config file may add it, as {field} = ...'}"
   )
-
-
-def _one_line(error: BaseException) -> str:
-  while error.args and isinstance(error.args[0], BaseException):
-    error = error.args[0]
-  return " ".join(str(error.args[0] if error.args else error).split())

@@ -28,6 +28,7 @@ from fedjax_sim.base import (
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.round import RunState
 from fedjax_sim.runtime import Runtime
+from fedjax_sim.tasks import MetricError
 from fedjax_sim.walk import with_numbers
 from fedjax_sim.work import LocalWork
 
@@ -187,6 +188,8 @@ def check_task(
       jax.eval_shape(loss, variables, batch_of(size), seed)
     for size in sorted(evaluated or trained):
       jax.eval_shape(metrics, variables, batch_of(size))
+  except MetricError as error:
+    raise ModelError(str(error)) from error
   except Exception as error:
     text = " ".join(str(error).split()) or type(error).__name__
     one = [f"{k!r} {x.dtype} {x.shape[1:]}" for k, x in stored.items()]

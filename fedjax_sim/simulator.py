@@ -283,7 +283,8 @@ class Simulator:
     Raises:
       DataError: the data hold numbers beyond the dtypes that JAX keeps.
       ModelError: the model does not fit.
-      ValueError: a round has too many examples.
+      ValueError: a round has too many examples, or the aggregator does not
+        keep to its contract.
     """
     capacity = cohorts.capacity(
       [data.sizes for data in self.splits],
@@ -297,6 +298,7 @@ class Simulator:
     shapes = self.state_shapes
     variables = self.algorithm.variables(shapes.server)
     preflight.check_memory(shapes, self.mesh)
+    aggregators.check(self.aggregator, variables.params)
     size = self.runtime.eval_batch_size
     preflight.check_task(self.task, variables, self.data, self.works, size)
     _ = self._higher_is_better

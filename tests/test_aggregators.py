@@ -199,3 +199,64 @@ def test_the_median_of_bfloat16_is_float32():
   found = aggregator.finish(acc, jnp.float32(2), jnp.int32(2))
   assert found.dtype == jnp.float32
   assert found == 257
+
+
+UPDATE = {
+  "a": jax.ShapeDtypeStruct((3,), jnp.float32),
+  "b": jax.ShapeDtypeStruct((), jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_the_aggregators_keep_to_the_contract(name):
+  aggregators.check(AGGREGATORS[name](), UPDATE)
+
+
+def in_pairs(acc, updates, weights, present, slot):
+  del acc, weights, present, slot
+  return updates
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    # It would be broadcast, to the same number for all parameters.
+    (
+      {"finish": lambda acc, w, n: jax.tree.map(jnp.sum, acc)},
+      r"finish gives \(\) at \['a'\]; let it give \(3,\), as an update has",
+    ),
+    ({"finish": lambda acc, w, n: acc["a"]}, r"finish gives nothing at \['a'"),
+    (
+      {"finish": lambda acc, w, n: acc | {"c": acc["a"]}},
+      r"finish gives \(3,\) at \['c'\]; let it give nothing",
+    ),
+    ({"add": in_pairs}, r"add gives float32\(2, 3\) at \['a'\]; let .*\(3,\)"),
+    ({"add": lambda acc, u: acc}, r"add: TypeError: .* takes 2 positional"),
+    ({"init": lambda update, n: 1 / 0}, "init: ZeroDivisionError"),
+  ],
+)
+def test_an_aggregator_that_breaks_the_contract_is_refused(changes, match):
+  broken = aggregators.mean()._replace(**changes)
+  with pytest.raises(ValueError, match=rf"^server\.aggregator: {match}"):
+    aggregators.check(broken, UPDATE)
+
+
+def test_a_simulator_checks_its_aggregator():
+  train = FederatedData(
+    examples={
+      "x": np.zeros((2, 3), np.float32),
+      "a": np.ones(2, np.float32),
+    },
+    offsets=np.array([0, 1, 2]),
+  )
+  data = FederatedDataset(
+    name="two", train=train, num_classes=0, example_shape=(3,)
+  )
+  task = quadratic(3)
+  algorithm = fedavg(task, sgd(0.1), sgd(1.0))
+  flat = lambda acc, w, n: jax.tree.map(jnp.sum, acc)
+  simulator = make_simulator(
+    task, algorithm, data, aggregator=aggregators.mean()._replace(finish=flat)
+  )
+  with pytest.raises(ValueError, match=r"finish gives \(\) at \['w'\]"):
+    _ = simulator.checked

@@ -1,5 +1,6 @@
 """Tasks: variables, modes, random streams, precision, masked means."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,13 +12,16 @@ from flax import linen, nnx
 from fedjax_sim import aggregators, base, tasks, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Batch, Loss, Metric, Task, Variables
+from fedjax_sim.freezing import with_frozen
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer
+from fedjax_sim.preflight import ModelError
 from fedjax_sim.tasks import (
   function_task,
   linen_task,
   nnx_task,
   with_compute_dtype,
+  with_metrics,
   with_remat,
 )
 from fedjax_sim.work import LocalWork
@@ -700,3 +704,145 @@ def test_cross_entropy_is_at_least_float32():
   )
   assert value.dtype == weight.dtype == jnp.float32
   np.testing.assert_allclose(value, nll, rtol=1e-6)
+
+
+# --- further metrics ----------------------------------------------------------
+
+
+def surety(logits, examples):
+  """The largest probability, (batch,)."""
+  return jnp.max(jax.nn.softmax(logits), axis=1)
+
+
+def hits_in_the_first_class(logits, examples):
+  first = (examples["y"] == 0).astype(jnp.float32)
+  return Metric((jnp.argmax(logits, axis=1) == 0) * first, first)
+
+
+A_LONG_NAME = "a" * 100
+
+
+def is_sure(logits, examples):
+  return jnp.max(logits, axis=1) > 0  # bools
+
+
+is_sure.__name__ = A_LONG_NAME
+is_sure.higher_is_better = False  # type: ignore[attr-defined]
+FURTHER = [surety, hits_in_the_first_class, is_sure]
+
+
+@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 2)])
+def test_further_metrics_are_numpys_for_every_client(lanes, devices):
+  data = blobs([5, 9, 2, 7, 1])
+  data = dataclasses.replace(data, unseen=data.train)
+  task = with_metrics(mlp((6,), 3, (8,)), FURTHER)
+  algorithm = fedavg(task, sgd(0.1), sgd(1.0))
+  simulator = make_simulator(
+    task, algorithm, data, lanes=lanes, devices=devices
+  )
+  state = train(simulator, 2)
+  found = simulator.evaluate_clients(state, "unseen").per_client()
+  examples = data.train.examples
+  variables = algorithm.variables(state.server)
+  assert task.logits is not None
+  logits = np.asarray(jax.jit(task.logits)(variables, examples), np.float64)
+  likely = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  for i in range(5):
+    rows = slice(*data.train.offsets[i : i + 2])
+    expected = likely[rows].max(axis=1).mean()
+    np.testing.assert_allclose(found["surety"][i], expected, rtol=1e-5)
+    expected = np.mean(logits[rows].max(axis=1) > 0)
+    np.testing.assert_allclose(found[A_LONG_NAME][i], expected, rtol=1e-6)
+    first = logits[rows][examples["y"][rows] == 0]
+    expected = np.mean(first.argmax(1) == 0) if len(first) else np.nan
+    np.testing.assert_allclose(found["hits_in_the_first_class"][i], expected)
+  summary = simulator.evaluate(state)
+  np.testing.assert_allclose(
+    summary["unseen/surety"], likely.max(axis=1).mean(), rtol=1e-5
+  )
+  assert f"unseen/{A_LONG_NAME}/p10" in summary
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    with_remat,
+    functools.partial(with_compute_dtype, dtype=jnp.bfloat16),
+    functools.partial(with_frozen, patterns=("layers/0/kernel",)),
+  ],
+)
+def test_changed_tasks_keep_further_metrics_and_directions(change):
+  full = mlp((6,), 3, (8,))
+  better = {"loss": False, "accuracy": True, A_LONG_NAME: False}
+  examples = {"x": jnp.ones((4, 6)), "y": jnp.zeros(4, jnp.int32)}
+  inside = change(with_metrics(full, FURTHER))
+  outside = with_metrics(change(full), FURTHER)
+  for task in (inside, outside):
+    assert dict(task.higher_is_better) == better
+    metrics = task.metrics(task.init(jax.random.key(0)), examples)
+    assert metrics.keys() == {"loss", "accuracy"} | {
+      f.__name__ for f in FURTHER
+    }
+    assert {x.dtype for x in jax.tree.leaves(metrics)} == {jnp.dtype("float32")}
+
+
+def test_directions_by_default():
+  task = mlp((6,), 3)
+  assert task.higher_is_better == {"loss": False, "accuracy": True}
+  with_metrics(task, FURTHER)
+  assert task.higher_is_better == {"loss": False, "accuracy": True}
+
+
+def check_metric_refused(function, match):
+  task = with_metrics(mlp((6,), 3), [function])
+  data = blobs([5, 5])
+  simulator = make_simulator(task, fedavg(task, sgd(0.1), sgd(1.0)), data)
+  with pytest.raises(ModelError, match=match) as caught:
+    _ = simulator.checked
+  assert str(caught.value).startswith("model.metrics: ")
+  assert isinstance(caught.value.__cause__, tasks.MetricError)
+
+
+def test_metrics_that_cannot_be():
+  def mean(logits, examples):
+    return jnp.mean(logits)
+
+  def text(logits, examples):
+    return "high"
+
+  def missing(logits, examples):
+    return examples["z"]
+
+  def accuracy(logits, examples):
+    return logits[:, 0]
+
+  def client(logits, examples):
+    return logits[:, 0]
+
+  def lopsided(logits, examples):
+    return Metric(logits[:, 0], jnp.ones(()))
+
+  check_metric_refused(mean, r"'mean' has shape \(\); give one number an exam")
+  check_metric_refused(text, "'text': TypeError: ")
+  check_metric_refused(missing, r"'missing': line \d+: KeyError: z")
+  check_metric_refused(accuracy, "the name 'accuracy' is taken")
+  check_metric_refused(client, "the name 'client' is taken")
+  check_metric_refused(lopsided, r"'lopsided' has shape \(\)")
+
+
+def test_functions_that_are_no_metrics():
+  task = mlp((6,), 3)
+  with pytest.raises(TypeError, match="lambda.* has no name"):
+    with_metrics(task, [lambda logits, examples: logits[:, 0]])
+  with pytest.raises(ValueError, match="two named 'surety'"):
+    with_metrics(task, [surety, surety])
+
+  def upwards(logits, examples):
+    return logits[:, 0]
+
+  upwards.higher_is_better = "yes"  # type: ignore[attr-defined]
+  with pytest.raises(TypeError, match=r"upwards\.higher_is_better='yes'"):
+    with_metrics(task, [upwards])
+  plain = function_task(lambda key: {}, lambda params, examples: examples["x"])
+  with pytest.raises(ValueError, match=r"model\.metrics needs .* logits"):
+    with_metrics(plain, [surety])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedjax_sim import validate
+from fedjax_sim import references, validate
 from fedjax_sim.data.federated import Examples, FederatedData
 from fedjax_sim.data.seeding import Stream, generator
 
@@ -193,7 +193,7 @@ def partition(
   """`client_of` by the partitioner of this name.
 
   Args:
-    name: of `PARTITIONERS`.
+    name: of `PARTITIONERS`, or a reference to the user's own.
     labels: shape=(num_examples,), integer.
     num_clients: how many clients.
     seed: of all draws.
@@ -203,10 +203,11 @@ def partition(
     UnknownNameError: no such partitioner, or it has no such option.
     TypeError, ValueError: it refuses a value.
   """
-  function = validate.lookup("data.partition", name, PARTITIONERS)
-  first, *_ = inspect.signature(function).parameters
+  field = "data.partition"
+  function = references.lookup(field, name, PARTITIONERS, np.ndarray)
+  first = next(iter(inspect.signature(function).parameters), "")
   fixed = (first, "num_clients", "seed")
-  owner = f"data.partition={name!r}"
+  owner = f"{field}={name!r}"
   validate.arguments(owner, options, function, hidden=fixed, section="data")
   subject = labels if first == "labels" else np.size(labels)
   return function(subject, num_clients, seed=seed, **options)

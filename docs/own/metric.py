@@ -1,0 +1,39 @@
+"""Metrics of one's own: the right class is among three; the model's surety.
+
+fedjax-sim run --config=docs/own/metric.py --workdir=runs/metric
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from fedjax_sim.base import Metric
+from fedjax_sim.config import default_config
+
+
+def top_3(logits, examples):
+  """Whether the right class is among the three likeliest, shape=(batch,)."""
+  _, best = jax.lax.top_k(logits, 3)
+  return jnp.any(best == examples["y"][:, None], axis=1)
+
+
+top_3.higher_is_better = True
+
+
+def recall_of_ones(logits, examples):
+  """The share of the digit 1 that is found: other examples weigh nothing."""
+  ones = (examples["y"] == 1).astype(logits.dtype)
+  found = jnp.argmax(logits, axis=1) == 1
+  return Metric(total=found * ones, weight=ones)
+
+
+recall_of_ones.higher_is_better = True
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The config; `arg` "smoke" is a run of two rounds."""
+  config = default_config()
+  config.model.metrics = (f"{__file__}:top_3", f"{__file__}:recall_of_ones")
+  config.data.unseen_clients = 10
+  config.server.rounds = 2 if arg == "smoke" else 50
+  return config
