@@ -25,6 +25,7 @@ fedjax-sim: federated learning, simulated.
 
   fedjax-sim run --config=FILE --workdir=DIR [--config.SECTION.FIELD=VALUE ...]
       trains; on a workdir of an unfinished run, goes on with it
+      --profile: where its time went, FLOP/s, and a trace in DIR/profile
       --distributed=auto|HOST:PORT,PROCESS,COUNT: as one process of several
   fedjax-sim launch --processes=N -- run --config=FILE --workdir=DIR ...
       trains in several processes on this machine
@@ -51,7 +52,13 @@ def _run(
 ) -> int:
   from fedjax_sim import flags
 
-  values = flags.parse(arguments, "config", "workdir", distributed="off")
+  values = flags.parse(
+    arguments,
+    "config",
+    "workdir",
+    switches=("profile",),
+    distributed="off",
+  )
   import jax
 
   from fedjax_sim import config as configs
@@ -73,7 +80,9 @@ def _run(
   if reporter is not None:
     reporter.rank = jax.process_index()
   try:
-    experiment.run(values.config, values.workdir, on_round)
+    experiment.run(
+      values.config, values.workdir, on_round, profile=values.profile
+    )
   except experiment.Interrupted as stop:
     if processes.is_first():
       print(f"fedjax-sim: {stop}", file=sys.stderr)  # noqa: T201

@@ -54,6 +54,7 @@ class Dispatch(NamedTuple):
       of no use.
     clients: clients that trained.
     waste: what was computed, and what of it in vain.
+    steps: local steps that clients took in each pass, shape=(passes,).
     seconds: what the call took, planning not counted.
     plan_seconds: what planning took; it overlaps with the call before.
     sent_bytes: that a device sent to the others in each round; None: not known.
@@ -65,6 +66,7 @@ class Dispatch(NamedTuple):
   failure: DivergedError | None
   clients: int
   waste: cohorts.Waste
+  steps: np.ndarray
   seconds: float
   plan_seconds: float
   sent_bytes: float | None

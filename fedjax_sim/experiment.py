@@ -30,7 +30,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_sim import build, distributed, processes, reporting, validate
+from fedjax_sim import (
+  build,
+  distributed,
+  processes,
+  profiling,
+  reporting,
+  validate,
+)
 from fedjax_sim import config as configs
 from fedjax_sim.checkpoint import Checkpoints, Restored, rounds_in, tree_digest
 from fedjax_sim.data import FederatedData
@@ -38,6 +45,7 @@ from fedjax_sim.dispatch import Dispatch
 from fedjax_sim.evaluation import ClientMetrics
 from fedjax_sim.journal import journal
 from fedjax_sim.lanes import Choice
+from fedjax_sim.phases import Phases
 from fedjax_sim.round import RunState
 from fedjax_sim.simulator import Simulator
 
@@ -78,6 +86,7 @@ class Totals:
   train_seconds: float = 0.0
   wall_seconds: float = 0.0
   compilations: int = 0
+  phase_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def add(self, out: Dispatch) -> None:
     """Counts a dispatch."""
@@ -97,6 +106,8 @@ def run(
   config: ConfigDict,
   workdir: str | os.PathLike[str],
   on_round: Callable[[int], None] = lambda round_: None,
+  *,
+  profile: bool = False,
 ) -> dict[str, Any]:
   """Runs a config in a workdir, or goes on with it.
 
@@ -107,6 +118,7 @@ def run(
     config: complete, as a config file returns it.
     workdir: made if it is missing.
     on_round: is told how many rounds are done.
+    profile: trace a few rounds, and print a table of where the time goes.
 
   Returns:
     The summary, as in `summary.json`.
@@ -121,7 +133,7 @@ def run(
     WriteError, CheckpointError: the disk is full or refuses.
     DivergedError: a round left no finite update, or no finite model.
   """
-  began = time.perf_counter()
+  phases = Phases()
   folder = Path(workdir)
   resolved = configs.resolved(config)
 
@@ -131,22 +143,25 @@ def run(
 
   if (finished := processes.from_first(look)) is not None:
     if processes.is_first():
+      nothing = "nothing is left to profile, and " if profile else ""
       print(  # noqa: T201
-        f"The run in {folder} is finished; for more rounds take another"
-        " --workdir."
+        f"The run in {folder} is finished; {nothing}for more rounds take"
+        " another --workdir."
       )
       _print_summary(finished, folder)
     return finished
 
   def start() -> tuple[build.Experiment, dict[str, Any]]:
-    experiment = build.build(config)
+    with phases("build"):
+      experiment = build.build(config)
+      digest = _data_digest(experiment.simulator)
     fields = dict(configs.fields_of(ConfigDict(resolved)))
     # A path may be another on every host; what lies there may not. So of
     # references.
     fields.pop("data.path")
     fields.update(experiment.sources)
-    digest = _data_digest(experiment.simulator)
     same = {
+      "--profile": profile,  # it changes the rounds of a dispatch
       "devices of a process": jax.local_device_count(),
       "widest float": str(jax.dtypes.canonicalize_dtype(np.float64)),
     }
@@ -167,20 +182,24 @@ def run(
         checkpoints = Checkpoints(saved, keep=keep)
         stack.enter_context(contextlib.closing(checkpoints))
 
-    processes.from_first(prepare)
+    with phases("checkpoint"):
+      processes.from_first(prepare)
     received = stack.enter_context(_signals())
     with _as_write_error(folder):
-      summary = _run(
+      summary, profiled = _run(
         experiment,
         folder,
         checkpoints,
         received,
-        began,
+        phases,
         facts["data"],
         on_round,
+        profile,
       )
   if processes.is_first():
     _print_summary(summary, folder)
+  if profiled is not None:
+    profiling.show(profiled)
   return summary
 
 
@@ -227,16 +246,20 @@ def _run(
   folder: Path,
   checkpoints: Checkpoints | None,
   received: list[int],
-  began: float,
+  phases: Phases,
   data_digest: str,
   on_round: Callable[[int], None],
-) -> dict[str, Any]:
-  """Restores or begins, runs to the end, and sums up."""
+  profiled: bool,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+  """Restores or begins, runs to the end, and sums up; summary and profile."""
   simulator, schedule = experiment.simulator, experiment.schedule
-  restored = _restore(checkpoints, simulator)
+  with phases("checkpoint"):
+    restored = _restore(checkpoints, simulator)
   if restored is None:
-    done, state, before = 0, simulator.init(), Totals()
-    choice = simulator.lane_choice
+    with phases("build"):
+      done, state, before = 0, simulator.init(), Totals()
+    with phases("lanes"):
+      choice = simulator.lane_choice
   else:
     _refuse_other_data(restored.facts["data"], data_digest)
     done, before = restored.round, Totals(**restored.facts["totals"])
@@ -258,15 +281,24 @@ def _run(
 
   def count() -> Totals:
     """The totals at this moment."""
-    elapsed = time.perf_counter() - began
-    totals.wall_seconds = before.wall_seconds + elapsed
+    seconds, earlier = phases.seconds(), before.phase_seconds
+    totals.phase_seconds = {
+      name: earlier.get(name, 0.0) + value for name, value in seconds.items()
+    }
+    totals.wall_seconds = before.wall_seconds + sum(seconds.values())
     totals.compilations = before.compilations + simulator.compilations
     return totals
 
   with (
+    profiling.Profile(folder / "profile", phases)
+    if profiled and processes.is_first()
+    else contextlib.nullcontext() as profile,
     contextlib.ExitStack() as stack,
-    journal(folder, rounds=schedule.rounds, done=done) as told,
   ):
+    with phases("write"):
+      told = stack.enter_context(
+        journal(folder, rounds=schedule.rounds, done=done)
+      )
     if restored is not None:
       told.log(f"Going on after round {done}.")
     lanes = "1 lane" if choice.lanes == 1 else f"{choice.lanes} lanes"
@@ -291,18 +323,27 @@ def _run(
       processes.from_first(write)
 
     if restored is None:
-      save()
-    _ = simulator.evaluation_sets  # what is wrong with them shows now
+      with phases("checkpoint"):
+        save()
+    with phases("evaluate"):
+      _ = simulator.evaluation_sets  # what is wrong with them shows now
     saved = done
     on_round(done)
     sent: RunState | None = None
     if done == 0 and (sets := schedule.evaluated(0)):
-      evaluated = simulator.evaluate(state, sets)
-      state = simulator.react(state, evaluated)
+      with phases("evaluate"):
+        evaluated = simulator.evaluate(state, sets)
+        state = simulator.react(state, evaluated)
       told.begin({"round": 0, **evaluated})
     dispatches = stack.enter_context(
       contextlib.closing(
-        simulator.run(state, schedule.rounds, stops=schedule.stops)
+        simulator.run(
+          state,
+          schedule.rounds,
+          stops=schedule.stops,
+          phases=phases,
+          singles=profiling.SINGLES if profiled else 0,
+        )
       )
     )
     while done < schedule.rounds:
@@ -310,30 +351,39 @@ def _run(
       (signalled,) = processes.greatest(received[0] if received else 0)
       if signalled:
         if saved < done:
-          save()
+          with phases("checkpoint"):
+            save()
         raise Interrupted(int(signalled), done, folder)
+      if profile is not None:
+        profile.before(schedule.rounds - done)
       out = dispatches.send(sent)
+      if profile is not None:
+        profile.after(out)
       done += len(out.rows)
       totals.add(out)
       state = out.state
       eval_began = time.perf_counter()
       sets = schedule.evaluated(done)
       if sets and out.failure is None:
-        evaluated = simulator.evaluate(state, sets)
-        out.rows[-1].update(evaluated)
-        state = simulator.react(state, evaluated)
+        with phases("evaluate"):
+          evaluated = simulator.evaluate(state, sets)
+          out.rows[-1].update(evaluated)
+          state = simulator.react(state, evaluated)
       sent = state
-      told.write(done, out, time.perf_counter() - eval_began)
+      with phases("write"):
+        told.write(done, out, time.perf_counter() - eval_began)
       for round_, ids in out.rejected:
         told.log(_rejection(simulator, round_, ids), level="warning")
       if out.failure is not None:
         raise out.failure
       if done % schedule.checkpoint_every == 0 or done == schedule.rounds:
-        save()
+        with phases("checkpoint"):
+          save()
         saved = done
       on_round(done)
 
-  return _sum_up(simulator, state, choice, count(), folder)
+  summary = _sum_up(simulator, state, choice, count, phases, folder)
+  return summary, None if profile is None else profile.write(simulator)
 
 
 def _rejection(simulator: Simulator, round_: int, ids: Any) -> str:
@@ -353,25 +403,29 @@ def _sum_up(
   simulator: Simulator,
   state: RunState,
   choice: Choice,
-  totals: Totals,
+  count: Callable[[], Totals],
+  phases: Phases,
   folder: Path,
 ) -> dict[str, Any]:
   """Writes what a finished run leaves; `summary.json` last."""
-  clients = {
-    name: simulator.evaluate_clients(state, name)
-    for name in ("seen", "unseen")
-    if name in simulator.evaluation_sets
-  }
+  with phases("evaluate"):
+    clients = {
+      name: simulator.evaluate_clients(state, name)
+      for name in ("seen", "unseen")
+      if name in simulator.evaluation_sets
+    }
   params = simulator.algorithm.variables(state.server).params
   digest, rounds = tree_digest(distributed.fetch(params)), int(state.round)
   best = simulator.best(state)
 
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
-    reporting.draw_curves(rows, folder / "curves.png", folder.name)
-    for name, metrics in clients.items():
-      data = getattr(simulator.data, name)
-      _write_clients(data, metrics, folder / f"clients_{name}.csv")
+    with phases("write"):
+      reporting.draw_curves(rows, folder / "curves.png", folder.name)
+      for name, metrics in clients.items():
+        data = getattr(simulator.data, name)
+        _write_clients(data, metrics, folder / f"clients_{name}.csv")
+    totals = count()
     last = {k: v for k, v in rows[-1].items() if k != "round"}
     device = simulator.mesh.devices.flat[0]
     summary = {
@@ -382,6 +436,7 @@ def _sum_up(
       "seed": simulator.seed,
       "parameters": simulator.num_parameters,
       "wall_seconds": totals.wall_seconds,
+      "phase_seconds": totals.phase_seconds,
       "train_seconds": totals.train_seconds,
       "clients_per_second": totals.clients_per_second,
       "examples_per_second": totals.useful / max(totals.train_seconds, 1e-9),

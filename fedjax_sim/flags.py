@@ -26,12 +26,18 @@ class UsageError(ValueError):
   """The command line is wrong."""
 
 
-def parse(arguments: Sequence[str], *required: str, **optional: str) -> Any:
+def parse(
+  arguments: Sequence[str],
+  *required: str,
+  switches: Sequence[str] = (),
+  **optional: str,
+) -> Any:
   """The flags of a command, as attributes.
 
   Args:
     arguments: what follows the command's name.
     *required: "config", and other flags that take a text; all must be there.
+    switches: flags without a value, which are there or not.
     **optional: more flags that take a text, with their defaults.
 
   Raises:
@@ -55,6 +61,11 @@ def parse(arguments: Sequence[str], *required: str, **optional: str) -> Any:
       )
     else:
       flags.DEFINE_string(name, None, name, flag_values=values)
+  for name in switches:
+    flags.DEFINE_boolean(name, False, name, flag_values=values)
+    valued = [a for a in arguments if re.match(rf"--?(no)?{name}=", a)]
+    if valued:
+      raise UsageError(f"{valued[0]}: --{name} takes no value; give it alone.")
   for name, default in optional.items():
     flags.DEFINE_string(name, default, name, flag_values=values)
   with _as_argv(arguments):

@@ -252,7 +252,8 @@ def make_rounds(
       round=round_,
       key=key_for(seed, Purpose.CLIENT, round_, ident),
     )
-    report = run_client(algorithm, client, row.start, walks, data, orders)
+    with jax.named_scope("local_training"):
+      report = run_client(algorithm, client, row.start, walks, data, orders)
     report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
     finite = all_finite(report._replace(metrics={}))
 
@@ -321,6 +322,7 @@ def make_rounds(
       )
     )
 
+    @jax.named_scope("aggregate")
     def fold(
       acc: tuple[_Joined, _Kept], out: _Outcome, w: Array
     ) -> tuple[_Joined, _Kept]:
@@ -387,10 +389,11 @@ def make_rounds(
     # As float32, exact up to 2^24 clients, they travel with the other sums.
     count = lambda status: jnp.bincount(status.ravel(), length=len(_Status))
     counts = jax.vmap(count)(kept.status).astype(jnp.float32)
-    if virtual is None:
-      sums, counts = packed_psum(at((joined, counts), 0))
-    else:
-      sums, counts = ordered_sum((joined, counts), virtual)
+    with jax.named_scope("aggregate"):
+      if virtual is None:
+        sums, counts = packed_psum(at((joined, counts), 0))
+      else:
+        sums, counts = ordered_sum((joined, counts), virtual)
     if aggregator.by_coordinate:
       clients = counts[_Status.PRESENT].astype(jnp.int32)
       finish = lambda stack: aggregator.finish(stack, sums.weight, clients)
@@ -424,8 +427,9 @@ def make_rounds(
     if schedules:
       told = hparams, state.round, state.watch.schedules
       hparams = stage(state.round, lambda: scheduled(schedules, *told))
+    broadcast = jax.named_scope("broadcast")(algorithm.broadcast)
     given = _Given(
-      message=stage(state.round, lambda: algorithm.broadcast(state.server)),
+      message=stage(state.round, lambda: broadcast(state.server)),
       shared=state.shared,
       hparams=hparams,
       round=state.round,
@@ -439,6 +443,7 @@ def make_rounds(
     divide = aggregators.divide
     members = _members(cohort, kept, mesh)
 
+    @jax.named_scope("server_step")
     def react() -> tuple[PyTree, PyTree, tuple[PyTree, ...]]:
       update = joined.update
       if not aggregator.by_coordinate:

@@ -55,6 +55,7 @@ from fedjax_sim.evaluation import (
   as_blocks,
   told,
 )
+from fedjax_sim.phases import Phases
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.runtime import Runtime
@@ -599,7 +600,11 @@ class Simulator:
     return result
 
   def dispatch(
-    self, state: RunState, planned: Planned, hparams: HParams | None = None
+    self,
+    state: RunState,
+    planned: Planned,
+    hparams: HParams | None = None,
+    phases: Phases | None = None,
   ) -> Dispatch:
     """Runs planned rounds in one call.
 
@@ -607,21 +612,26 @@ class Simulator:
       state: used up if `Runtime.donate`.
       planned: the rounds that follow it.
       hparams: numeric hyper-parameters; None: the defaults.
+      phases: measures compiling and training; None: nobody asks.
 
     Raises:
       ValueError: the plan is of other rounds.
     """
-    program = self.program(*planned.key)  # compiling is not running
+    phases = Phases() if phases is None else phases
+    with phases("compile"):
+      program = self.program(*planned.key)  # compiling is not running
     done = int(jax.device_get(state.round))
     if planned.first != done:
       raise ValueError(
         f"The plan is of round {planned.first + 1}, the state of round {done};"
         " plan the rounds that follow the state."
       )
-    began = time.perf_counter()
-    state, metrics = self._call(state, planned, hparams)
-    metrics = jax.device_get(metrics)
-    seconds = time.perf_counter() - began
+    step = jax.profiler.StepTraceAnnotation("dispatch", step_num=done)
+    with phases("train"), step:
+      began = time.perf_counter()
+      state, metrics = self._call(state, planned, hparams)
+      metrics = jax.device_get(metrics)
+      seconds = time.perf_counter() - began
     chain = [t.name for t in self.transforms]
     read = read_metrics(metrics, planned, self.traffic, chain)
     return Dispatch(
@@ -631,6 +641,7 @@ class Simulator:
       failure=read.failure,
       clients=int((planned.cohorts.client >= 0).sum()),
       waste=planned.waste,
+      steps=planned.cohorts.num_steps.sum((0, 1, 2, 3), dtype=np.int64),
       seconds=seconds,
       plan_seconds=planned.seconds,
       sent_bytes=program.sent_bytes,
@@ -643,6 +654,8 @@ class Simulator:
     *,
     stops: Sequence[int] = (),
     hparams: HParams | None = None,
+    phases: Phases | None = None,
+    singles: int = 0,
   ) -> Generator[Dispatch, RunState | None, None]:
     """Runs until round `last`, one dispatch after the other.
 
@@ -655,16 +668,21 @@ class Simulator:
       stops: a dispatch ends at every multiple of these numbers, since
         something is to be done there.
       hparams: numeric hyper-parameters; None: the defaults.
+      phases: measures waiting for plans, compiling, training.
+      singles: how many first dispatches have one round each, to be profiled.
 
     Raises:
       DivergedError: in a round no finite update, or no finite model, was left;
         after the rounds before it were yielded.
     """
-    done = int(jax.device_get(state.round))
+    done = began = int(jax.device_get(state.round))
+    phases = Phases() if phases is None else phases
     _ = self.lane_choice  # here, not in the thread that plans
     seconds_per_round = math.inf
 
     def count(done: int) -> int:
+      if done < began + singles:
+        return 1
       most = self.runtime.rounds_per_dispatch
       if most is None:
         most = max(1, int(TARGET_SECONDS / seconds_per_round))
@@ -672,14 +690,16 @@ class Simulator:
 
     if done >= last:
       return
+    plan = jax.profiler.annotate_function(self.plan, name="plan rounds")
     with ThreadPoolExecutor(1, "plan") as pool:
-      pending = pool.submit(self.plan, done, count(done))
+      pending = pool.submit(plan, done, count(done))
       while done < last:
-        planned = pending.result()
+        with phases("plan"):
+          planned = pending.result()
         done += planned.num_rounds
         if done < last:
-          pending = pool.submit(self.plan, done, count(done))
-        out = self.dispatch(state, planned, hparams)
+          pending = pool.submit(plan, done, count(done))
+        out = self.dispatch(state, planned, hparams, phases)
         # The processes have to agree how many rounds come next.
         (slowest,) = processes.greatest(out.seconds)
         seconds_per_round = slowest / planned.num_rounds

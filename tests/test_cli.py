@@ -182,7 +182,7 @@ def test_values_may_stand_apart_and_fields_anywhere(capsys):
   ],
 )
 def test_exit_codes(monkeypatch, capsys, error, code):
-  def fail(*_):
+  def fail(*_, **__):
     raise error
 
   monkeypatch.setattr(experiment, "run", fail)
@@ -195,7 +195,7 @@ def test_exit_codes(monkeypatch, capsys, error, code):
 
 
 def test_our_own_errors_show_a_traceback(monkeypatch):
-  def fail(*_):
+  def fail(*_, **__):
     raise ZeroDivisionError
 
   monkeypatch.setattr(experiment, "run", fail)
@@ -312,7 +312,11 @@ def test_the_version(capsys):
 @pytest.mark.parametrize(
   ("command", "code", "words"),
   [
-    ("fedjax_sim list | head -1; exit ${PIPESTATUS[0]}", (0, 141), "algor"),
+    (
+      "fedjax_sim list | head -1; exit ${PIPESTATUS[0]}",
+      (0, 141),
+      "A config names",
+    ),
     (
       f"JAX_PLATFORMS=cuda fedjax_sim describe {SMOKE}",
       (2,),

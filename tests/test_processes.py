@@ -316,6 +316,28 @@ def test_other_devices_and_floats_are_refused(
   assert not list(tmp_path.iterdir())
 
 
+def test_one_process_writes_the_profile(tmp_path):
+  start = ["launch", "--processes=2", "--", *command(tmp_path), "--profile"]
+  code, told = finish(begin(start))
+  assert code == 0, told
+  found = json.loads((tmp_path / "profile" / "phases.json").read_bytes())
+  assert found["rounds_traced"] == 3
+  assert found["rounds_measured"] == 27
+  assert len(list(tmp_path.glob("profile/**/*.xplane.pb"))) == 1
+
+
+def test_all_processes_profile_or_none(tmp_path):
+  port = free_port()
+  both = []
+  for rank, more in enumerate([[], ["--profile"]]):
+    where = f"--distributed=127.0.0.1:{port},{rank},2"
+    both.append(begin([*command(tmp_path / "run"), where, *more]))
+  for code, told in map(finish, both):
+    assert code == 2
+    assert "differs from process 0: --profile: False -> True." in told
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_port_in_use_is_refused(tmp_path):
   with socket.socket() as other:
     other.bind(("", 0))

@@ -10,7 +10,12 @@ from fedjax_sim.reporting.events import EventFiles
 from fedjax_sim.reporting.json_file import write_json
 from fedjax_sim.reporting.metrics_file import MetricsFile, columns, read_metrics
 from fedjax_sim.reporting.progress import Progress
-from fedjax_sim.reporting.table import final_text, print_final_table
+from fedjax_sim.reporting.table import (
+  final_text,
+  phases_text,
+  print_final_table,
+  print_phases,
+)
 
 __all__ = [
   "EventFiles",
@@ -19,7 +24,9 @@ __all__ = [
   "columns",
   "draw_curves",
   "final_text",
+  "phases_text",
   "print_final_table",
+  "print_phases",
   "read_metrics",
   "write_atomically",
   "write_json",

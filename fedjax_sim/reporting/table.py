@@ -1,4 +1,4 @@
-"""The table at the end of a run: its last metrics, then its facts."""
+"""The tables at the end of a run: metrics and facts; where its time went."""
 
 from __future__ import annotations
 
@@ -52,3 +52,58 @@ def final_text(metrics: Mapping[str, float], facts: Mapping[str, str]) -> str:
   lines = [*values.items(), *facts.items()]
   width = max((len(name) for name, _ in lines), default=0)
   return "".join(f"{name:<{width}}  {value}\n" for name, value in lines)
+
+
+def print_phases(
+  seconds: Mapping[str, float],
+  facts: Mapping[str, str],
+  *,
+  console: Console | None = None,
+) -> None:
+  """Prints where the time went, as a table to a terminal, else as lines.
+
+  Args:
+    seconds: phase -> seconds; their sum is the whole.
+    facts: name -> text, below it.
+    console: where to; None is the standard output.
+  """
+  from rich.console import Console
+  from rich.table import Table
+  from rich.text import Text
+
+  console = console or Console()
+  if not console.is_terminal:
+    console.file.write(phases_text(seconds, facts))
+    console.file.flush()
+    return
+  table = Table("phase", "seconds", "share", header_style="bold")
+  for column in table.columns[1:]:
+    column.justify = "right"
+  for i, (name, *cells) in enumerate(_phase_rows(seconds)):
+    if i == len(seconds):
+      table.add_section()
+    table.add_row(Text(name), *(Text(cell, style="cyan") for cell in cells))
+  console.print(table)
+  console.file.write(final_text({}, facts))
+  console.file.flush()
+
+
+def phases_text(seconds: Mapping[str, float], facts: Mapping[str, str]) -> str:
+  """Lines `phase  seconds  share`, then those of the facts, aligned."""
+  rows = [("phase", "seconds", "share"), *_phase_rows(seconds)]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    f"{name:<{widths[0]}}  {value:>{widths[1]}}  {share:>{widths[2]}}\n"
+    for name, value, share in rows
+  ]
+  return "".join(lines) + final_text({}, facts)
+
+
+def _phase_rows(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
+  """Name, seconds and share of each phase, and of all at last."""
+  whole = sum(seconds.values())
+  rows = [*seconds.items(), ("all", whole)]
+  share = lambda value: 100 * value / max(whole, 1e-9)
+  return [
+    (name, f"{value:.3f}", f"{share(value):.1f} %") for name, value in rows
+  ]
