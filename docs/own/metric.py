@@ -1,4 +1,4 @@
-"""Metrics of one's own: the right class is among three; the model's surety.
+"""Metrics of one's own: the right class is among three; ones that are found.
 
 fedjax-sim run --config=docs/own/metric.py --workdir=runs/metric
 """

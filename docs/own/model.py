@@ -11,16 +11,17 @@ from fedjax_sim.config import default_config
 
 
 class Network(nnx.Module):
-  """A convolution, and a linear layer that sees all of it."""
+  """A convolution, batch norm, and a linear layer that sees all of it."""
 
   def __init__(self, side, classes, channels, rngs):
     self.conv = nnx.Conv(1, channels, (3, 3), rngs=rngs)
+    self.norm = nnx.BatchNorm(channels, rngs=rngs)
     self.linear = nnx.Linear(side * side * channels, classes, rngs=rngs)
 
   def __call__(self, x):
     """Logits, shape=(batch, classes), of x, shape=(batch, side * side)."""
     side = round(x.shape[1] ** 0.5)
-    x = nnx.relu(self.conv(x.reshape(-1, side, side, 1)))
+    x = nnx.relu(self.norm(self.conv(x.reshape(-1, side, side, 1))))
     return self.linear(x.reshape(len(x), -1))
 
 
