@@ -12,7 +12,9 @@ import pytest
 
 from fedjax_sim import experiment, flags, reporting
 
-DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = ROOT / "configs" / "digits_fedavg.py"
+OWN = ROOT / "docs" / "own"
 
 QUICK = {
   "data.num_clients": "20",
@@ -72,6 +74,11 @@ FEATURES = {
     "server.schedule": "ramp_keep_decay(ramp=2, keep=1, decay=3)",
   },
   "plateau": {"client.schedule": "plateau(metric='test/accuracy')"},
+  "metrics": {"model.metrics": f"('{OWN / 'metric.py'}:top_3',)"},
+  "batch norm": {
+    "model.name": f"{OWN / 'model.py'}:small_cnn",
+    "model.hidden_sizes": "None",
+  },
   "best model": {
     "server.initial_eval": "True",
     "server.best_metric": "test/accuracy",
