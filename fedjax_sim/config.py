@@ -95,6 +95,7 @@ def default_config() -> ConfigDict:
   config.server.aggregator = "weighted_mean"
   config.server.stale_probability = placeholder(float)
   config.server.eval_every = 1
+  config.server.client_log = False  # needs pyarrow
 
   config.replay = ConfigDict()  # after each round, on the server's examples
   config.replay.steps = placeholder(int)  # None: no replay

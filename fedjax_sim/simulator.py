@@ -97,6 +97,8 @@ class Simulator:
     transforms: what happens to a client's update, in order.
     seed: the run's seed, 0 to 2**32 - 1.
     runtime: how fast it goes.
+    log_clients: fill `Dispatch.client_log`, for which devices keep the updates
+      of a round's clients.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -111,9 +113,11 @@ class Simulator:
   transforms: Sequence[Transform] = ()
   seed: int = 0
   runtime: Runtime = Runtime()
+  log_clients: bool = False
 
   def __post_init__(self) -> None:
     validate.whole("seed", self.seed, least=0, most=2**32 - 1)
+    validate.boolean("log_clients", self.log_clients)
     check_kinds(**{field: getattr(self, field) for field in _KINDS})
     if isinstance(self.transforms, Transform):  # a tuple, too
       raise TypeError("transforms is a Transform; give a list of them.")
@@ -443,6 +447,7 @@ class Simulator:
       mesh=self.mesh,
       sliced=self.residency.sliced,
       virtual=self.runtime.deterministic_reduction,
+      log_clients=self.log_clients,
     )
 
   @functools.cached_property
@@ -600,6 +605,7 @@ class Simulator:
       seconds=seconds,
       plan_seconds=planned.seconds,
       sent_bytes=program.sent_bytes,
+      client_log=read.client_log,
     )
 
   def run(
