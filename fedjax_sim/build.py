@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -277,6 +278,7 @@ _SERVER = (
   "best_metric",
   "fall_back",
   "stale_probability",
+  "client_log",
 )
 
 
@@ -374,6 +376,11 @@ def build(config: ConfigDict) -> Experiment:
     keep_checkpoints=runtime.keep_checkpoints,
   )
   validate.whole("server.clients_per_round", server.clients_per_round)
+  if server.client_log and importlib.util.find_spec("pyarrow") is None:
+    raise ImportError(
+      "server.client_log=True writes Parquet with pyarrow, which is not"
+      " installed; pip install 'fedjax_sim[parquet]', or set it to False."
+    )
   validate.real("runtime.peer_timeout", runtime.peer_timeout, least=5)
   work = LocalWork(**{name: client[name] for name in _WORK})
   at_once = runtime.rounds_per_dispatch
@@ -423,6 +430,7 @@ def build(config: ConfigDict) -> Experiment:
     schedules=build_schedules(config, algorithm, task),
     best_metric=server.best_metric,
     fall_back=server.fall_back,
+    log_clients=server.client_log,
   )
   try:
     _ = simulator.checked

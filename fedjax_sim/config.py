@@ -106,6 +106,7 @@ def default_config() -> ConfigDict:
   config.server.initial_eval = False
   config.server.best_metric = placeholder(str)
   config.server.fall_back = False
+  config.server.client_log = False  # needs pyarrow
 
   config.replay = ConfigDict()  # after each round, on the server's examples
   config.replay.steps = placeholder(int)  # None: no replay

@@ -73,6 +73,7 @@ class Costs(NamedTuple):
     update_bytes: one client's update, if a stacked aggregator keeps all of
       them; else 0.
     by_coordinate: as in `Aggregator`.
+    logged_bytes: one client's update, if devices keep all of them to log.
   """
 
   step_flops: np.ndarray
@@ -83,6 +84,7 @@ class Costs(NamedTuple):
   summed_bytes: int
   update_bytes: int
   by_coordinate: bool
+  logged_bytes: int = 0
 
 
 def cost(function: Callable[..., Any], *arguments: Any) -> Cost:
@@ -143,7 +145,10 @@ def costs_of(simulator: Simulator) -> Costs:
   ending = client, kept, carries, state.shared
   update, others, _ = jax.eval_shape(end, *ending)
   zeros = aggregators.zeros_accumulator
-  summed = jax.eval_shape(zeros, (() if aggregator.stacked else update, others))
+  logged = update if simulator.log_clients else ()
+  summed = jax.eval_shape(
+    zeros, (() if aggregator.stacked else update, others, logged)
+  )
 
   steps = []
   for walked, carry, data, work in zip(
@@ -189,6 +194,7 @@ def costs_of(simulator: Simulator) -> Costs:
     summed_bytes=nbytes(summed),
     update_bytes=nbytes(update) if aggregator.stacked else 0,
     by_coordinate=aggregator.by_coordinate,
+    logged_bytes=nbytes(logged),
   )
 
 

@@ -15,6 +15,7 @@ from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.traffic import Traffic
 
 Row = dict[str, float]
+Columns = dict[str, np.ndarray]  # all of the same length
 
 
 class DivergedError(RuntimeError):
@@ -58,6 +59,8 @@ class Dispatch(NamedTuple):
     seconds: what the call took, planning not counted.
     plan_seconds: what planning took; it overlaps with the call before.
     sent_bytes: that a device sent to the others in each round; None: not known.
+    client_log: `round`, `client`, `present` and what else is told of clients: a
+      line for every client of a cohort; empty unless they are logged.
   """
 
   state: RunState
@@ -70,6 +73,7 @@ class Dispatch(NamedTuple):
   seconds: float
   plan_seconds: float
   sent_bytes: float | None
+  client_log: Columns
 
 
 class Read(NamedTuple):
@@ -78,6 +82,7 @@ class Read(NamedTuple):
   rows: list[Row]
   rejected: list[tuple[int, np.ndarray]]
   failure: DivergedError | None
+  client_log: Columns
 
 
 def read_metrics(
@@ -96,6 +101,7 @@ def read_metrics(
   """
   rows: list[Row] = []
   rejected: list[tuple[int, np.ndarray]] = []
+  logs: list[Columns] = []
   for i in range(planned.num_rounds):
     one: RoundMetrics = jax.tree.map(lambda x, i=i: x[i], metrics)
     round_ = planned.first + i + 1
@@ -104,9 +110,39 @@ def read_metrics(
       rejected.append((round_, ids))
     failure = _failure(round_, one, ids)
     if failure is not None:
-      return Read(rows, rejected, failure)
+      return Read(rows, rejected, failure, _joined(logs))
     rows.append(_row(round_, one, traffic, chain))
-  return Read(rows, rejected, None)
+    if one.client_values:
+      logs.append(_client_lines(round_, planned.cohorts.client[i], one))
+  return Read(rows, rejected, None, _joined(logs))
+
+
+def _client_lines(
+  round_: int, client: np.ndarray, metrics: RoundMetrics
+) -> Columns:
+  """A round's lines of the clients' log, in the clients' order.
+
+  Args:
+    round_: which round it is.
+    client: shape=(devices, waves, lanes); -1 where nobody is.
+    metrics: of the round.
+  """
+  filled = np.flatnonzero(client.ravel() >= 0)
+  order = filled[np.argsort(client.ravel()[filled])]
+  pick = lambda x: np.asarray(x).ravel()[order]
+  values = {k: pick(v) for k, v in metrics.client_values.items()}
+  return {
+    "round": np.full(len(order), round_, np.int32),
+    "client": pick(client),
+    "present": ~pick(metrics.client_rejected),
+    "weight": values.pop("weight"),
+    **dict(sorted(values.items())),
+  }
+
+
+def _joined(logs: Sequence[Columns]) -> Columns:
+  names = logs[0] if logs else ()
+  return {name: np.concatenate([log[name] for log in logs]) for name in names}
 
 
 def _row(

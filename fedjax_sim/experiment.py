@@ -2,8 +2,10 @@
 
 The workdir holds `config.json`, `metrics.jsonl`, `timings.jsonl`, `events/`,
 `checkpoints/`, and at the end `summary.json`, `curves.png` and
-`clients_*.csv`. Running on the same workdir goes on where the newest whole
-checkpoint ends; the metrics are cut back to it, so no line is lost or doubled.
+`clients_*.csv`; with `server.client_log` also `client_rounds/`, which at the
+end becomes `client_rounds.parquet` and `client_rounds.png`. Running on the same
+workdir goes on where the newest whole checkpoint ends; the metrics are cut back
+to it, so no line is lost or doubled.
 """
 
 from __future__ import annotations
@@ -297,7 +299,12 @@ def _run(
   ):
     with phases("write"):
       told = stack.enter_context(
-        journal(folder, rounds=schedule.rounds, done=done)
+        journal(
+          folder,
+          rounds=schedule.rounds,
+          done=done,
+          log_clients=simulator.log_clients,
+        )
       )
     if restored is not None:
       told.log(f"Going on after round {done}.")
@@ -422,6 +429,11 @@ def _sum_up(
     rows = reporting.read_metrics(folder / "metrics.jsonl")
     with phases("write"):
       reporting.draw_curves(rows, folder / "curves.png", folder.name)
+      parts, table = folder / "client_rounds", folder / "client_rounds.parquet"
+      if simulator.log_clients:
+        reporting.join_client_rounds(parts, table)
+        image = folder / "client_rounds.png"
+        reporting.draw_client_rounds(table, image, folder.name)
       for name, metrics in clients.items():
         data = getattr(simulator.data, name)
         _write_clients(data, metrics, folder / f"clients_{name}.csv")
@@ -451,6 +463,8 @@ def _sum_up(
       "versions": _versions(),
     }
     reporting.write_json(folder / "summary.json", summary)
+    if simulator.log_clients:  # until now the run might have had to go back
+      reporting.remove_parts(parts)
     return summary
 
   return processes.from_first(write)

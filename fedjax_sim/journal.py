@@ -37,9 +37,17 @@ class Journal:
 
 
 class _Written(Journal):
-  def __init__(self, metrics: Any, timings: Any, events: Any, progress: Any):
+  def __init__(
+    self,
+    metrics: Any,
+    timings: Any,
+    events: Any,
+    progress: Any,
+    clients: reporting.ClientRounds | None,
+  ):
     self._metrics, self._timings = metrics, timings
     self._events, self._progress = events, progress
+    self._clients = clients
 
   def log(self, message: str, level: str = "info") -> None:
     self._progress.log(message, level=level)
@@ -53,6 +61,8 @@ class _Written(Journal):
     self._events.write(out.rows)
     if out.rows:
       self._timings.append([_timing(done, out, eval_seconds)])
+      if self._clients is not None:
+        self._clients.append(done, out.client_log)
     rate = out.clients / max(out.seconds, 1e-9)
     for row in out.rows:
       self._progress.update(row, clients_per_second=rate)
@@ -61,6 +71,8 @@ class _Written(Journal):
     self._metrics.sync()
     self._timings.sync()
     self._events.flush()
+    if self._clients is not None:
+      self._clients.sync()
 
 
 def _timing(done: int, out: Dispatch, eval_seconds: float) -> Row:
@@ -76,13 +88,16 @@ def _timing(done: int, out: Dispatch, eval_seconds: float) -> Row:
 
 
 @contextlib.contextmanager
-def journal(folder: Path, *, rounds: int, done: int) -> Iterator[Journal]:
+def journal(
+  folder: Path, *, rounds: int, done: int, log_clients: bool = False
+) -> Iterator[Journal]:
   """The journal of a run.
 
   Args:
     folder: the workdir.
     rounds: that the run will have.
     done: that it has; what the files say of later ones is cut off.
+    log_clients: whether there are lines of clients to write.
   """
   if not processes.is_first():
     yield Journal()
@@ -98,5 +113,14 @@ def journal(folder: Path, *, rounds: int, done: int) -> Iterator[Journal]:
       reporting.EventFiles(folder / "events", first_round=done and done + 1)
     ) as events,
     reporting.Progress(rounds, done=done) as progress,
+    contextlib.ExitStack() as stack,
   ):
-    yield _Written(metrics, timings, events, progress)
+    clients = None
+    if log_clients:
+      clients = reporting.ClientRounds(
+        folder / "client_rounds",
+        folder / "client_rounds.parquet",
+        keep_through=done,
+      )
+      stack.enter_context(contextlib.closing(clients))
+    yield _Written(metrics, timings, events, progress, clients)

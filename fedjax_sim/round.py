@@ -55,6 +55,7 @@ from fedjax_sim.distributed import (
 )
 from fedjax_sim.finite import all_finite, no_nan
 from fedjax_sim.schedules import Schedule, named, scheduled
+from fedjax_sim.statistics import cosine, gradient_statistics
 from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, put_wave, run_client
 from fedjax_sim.watch import Watch
 
@@ -94,7 +95,8 @@ class RoundMetrics(NamedTuple):
     nan_losses: shape=(), int32; clients whose update is finite, but whose
       metrics hold a NaN: labels beyond the model's outputs do that.
     finite: shape=(), bool; whether the global model is, afterwards.
-    client_values: name -> shape=(devices, waves, lanes); `Report.values`.
+    client_values: column -> shape=(devices, waves, lanes), NaN of who is not in
+      the aggregate; empty unless clients are logged.
     scheduled: hyper-parameter -> its value in this round, shape=().
   """
 
@@ -161,6 +163,13 @@ class _Status(enum.IntEnum):
   NAN_LOSS = 3  # the update is finite, a metric is NaN
 
 
+class _Log(NamedTuple):
+  """What is told of every client by itself, where that is asked for."""
+
+  update: PyTree  # as transformed, for the length of the round
+  columns: dict[str, Array]  # of numbers
+
+
 class _Outcome(NamedTuple):
   """What one client's round leaves for the aggregation."""
 
@@ -168,6 +177,7 @@ class _Outcome(NamedTuple):
   aux: tuple[PyTree, ...]
   kept: PyTree  # its new row in the table of client states
   status: Array  # shape=(), int8; a `_Status`
+  log: _Log | tuple[()] = ()
 
 
 class _Joined(NamedTuple):
@@ -179,6 +189,7 @@ class _Joined(NamedTuple):
   aux: tuple[PyTree, ...]
   metrics: dict[str, Metric]
   weight: Array
+  logged: PyTree = ()  # of the updates in the log, by weight
 
 
 class _Kept(NamedTuple):
@@ -188,6 +199,7 @@ class _Kept(NamedTuple):
   status: Array
   weight: Array
   values: dict[str, Array]
+  log: _Log | tuple[()] | dict[str, Array] = ()
 
 
 def make_rounds(
@@ -202,6 +214,7 @@ def make_rounds(
   sliced: bool = False,
   virtual: int | None = None,
   schedules: Mapping[str, Schedule] = {},
+  log_clients: bool = False,
 ) -> Callable[..., tuple[RunState, RoundMetrics]]:
   """The function that runs up to R rounds in one dispatch.
 
@@ -218,6 +231,8 @@ def make_rounds(
       the work of several, one after the other, and their sums are added in
       their order. None: the plan is for the mesh's devices.
     schedules: hyper-parameter, such as `client.learning_rate` -> its schedule.
+    log_clients: fill `RoundMetrics.client_values`. A device then keeps the
+      updates of all its clients of a round.
 
   Returns:
     (state, hparams, data, cohorts, num_rounds, server_data) -> (state,
@@ -286,6 +301,7 @@ def make_rounds(
       aux=tuple(aux),
       kept=(report.state, tuple(kept)),
       status=status.astype(jnp.int8),
+      log=_log(report, update) if log_clients else (),
     )
 
   def train_waves(
@@ -315,12 +331,9 @@ def make_rounds(
       aux=zeros(outcome.aux),
       metrics=zeros(report.metrics),
       weight=jnp.zeros((), jnp.float32),
+      logged=zeros(outcome.log.update) if outcome.log else (),
     )
-    kept = _Kept(
-      *map(
-        grid_zeros, (outcome.kept, outcome.status, report.weight, report.values)
-      )
-    )
+    kept = _Kept(*map(grid_zeros, _kept(outcome)))
 
     @jax.named_scope("aggregate")
     def fold(
@@ -339,9 +352,11 @@ def make_rounds(
         aux=total(joined.aux, out.aux, ones, present),
         metrics=total(joined.metrics, r.metrics, ones, present),
         weight=joined.weight + jnp.sum(jnp.where(present, r.weight, 0)),
+        logged=total(joined.logged, out.log.update, r.weight, present)
+        if out.log
+        else (),
       )
-      new = _Kept(out.kept, out.status, r.weight, r.values)
-      return joined, put_wave(kept, new, w)
+      return joined, put_wave(kept, _kept(out), w)
 
     return over_waves(one, grid, num_waves, fold, (joined, kept))
 
@@ -401,7 +416,18 @@ def make_rounds(
       sums = sums._replace(update=over_coordinates(finish, stack, finished))
     elif aggregator.stacked:
       sums = sums._replace(update=stack)
-    return sums, counts, kept
+    if log_clients:
+
+      def columns(i: Array | int) -> dict[str, Array]:
+        here = lambda: _columns(at(kept, i), sums.logged)
+        return here() if virtual is None else _apart(given.round, here)
+
+      if parts == 1:
+        log = jax.tree.map(lambda x: x[None], columns(0))
+      else:
+        log = lax.map(columns, jnp.arange(parts))
+      kept = kept._replace(log=log)
+    return sums._replace(logged=()), counts, kept
 
   split: Any = P(AXIS)
   whole: Any = P()
@@ -492,7 +518,7 @@ def make_rounds(
       aux={t.name: a for t, a in zip(transforms, aux, strict=True)},
       client_rejected=kept.status >= _Status.REJECTED,
       finite=all_finite(algorithm.variables(new.server)._replace(frozen=())),
-      client_values=kept.values,
+      client_values=kept.log if isinstance(kept.log, dict) else {},
       scheduled={name: values[name] for name in schedules},
     )
     return new, metrics
@@ -526,6 +552,53 @@ def make_rounds(
     return lax.fori_loop(0, num_rounds, body, (state, metrics))
 
   return rounds
+
+
+def _kept(outcome: _Outcome) -> _Kept:
+  report = outcome.report
+  return _Kept(
+    outcome.kept, outcome.status, report.weight, report.values, outcome.log
+  )
+
+
+def _log(report: Report, update: PyTree) -> _Log:
+  """What is told of a client but for what the others decide.
+
+  Args:
+    report: as it is sent.
+    update: as transformed, whatever `Algorithm.send` makes of it.
+  """
+  told = gradient_statistics(update)
+  means = {name: m.total / m.weight for name, m in report.metrics.items()}
+  return _Log(
+    update,
+    {
+      **means,
+      **{f"value/{name}": x for name, x in report.values.items()},
+      "weight": report.weight,
+      "update/norm": told["norm"],
+      "update/mean": -told["mean"],  # which is the pseudo-gradient's
+      "update/variance": told["variance"],
+    },
+  )
+
+
+def _columns(kept: _Kept, direction: PyTree) -> dict[str, Array]:
+  """The log's numbers, shape=(waves, lanes), of one (virtual) device.
+
+  Args:
+    kept: of its clients.
+    direction: the sum of all clients' updates by weight, which points where
+      their mean does.
+  """
+  assert isinstance(kept.log, _Log)
+  wave = jax.vmap(lambda update: cosine(update, direction))
+  columns = kept.log.columns | {
+    # Wave by wave, as XLA would copy all updates.
+    "update/cosine": lax.map(wave, kept.log.update)
+  }
+  present = kept.status == _Status.PRESENT
+  return {k: jnp.where(present, x, jnp.nan) for k, x in columns.items()}
 
 
 def _members(cohort: Cohort, kept: _Kept, mesh: Mesh) -> Members:

@@ -232,7 +232,8 @@ class Model:
         "sums": costs.summed_bytes * each + 2 * costs.update_bytes * slots,
         "plan": plan,
         # Of the whole cohort, as XLA gathers them on each device.
-        "kept": costs.row_bytes * slots * hardware.devices,
+        "kept": costs.row_bytes * slots * hardware.devices
+        + costs.logged_bytes * slots,
       },
     )
 

@@ -113,6 +113,8 @@ class Simulator:
       keeps the model with the best value. None: it keeps none.
     fall_back: after an evaluation without a better value, go on with the best
       model.
+    log_clients: fill `Dispatch.client_log`, for which devices keep the updates
+      of a round's clients.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -132,9 +134,11 @@ class Simulator:
   )
   best_metric: str | None = None
   fall_back: bool = False
+  log_clients: bool = False
 
   def __post_init__(self) -> None:
     validate.whole("seed", self.seed, least=0, most=2**32 - 1)
+    validate.boolean("log_clients", self.log_clients)
     check_kinds(**{field: getattr(self, field) for field in _KINDS})
     if isinstance(self.transforms, Transform):  # a tuple, too
       raise TypeError("transforms is a Transform; give a list of them.")
@@ -478,6 +482,7 @@ class Simulator:
       sliced=self.residency.sliced,
       virtual=self.runtime.deterministic_reduction,
       schedules=self._schedules,
+      log_clients=self.log_clients,
     )
 
   @functools.cached_property
@@ -645,6 +650,7 @@ class Simulator:
       seconds=seconds,
       plan_seconds=planned.seconds,
       sent_bytes=program.sent_bytes,
+      client_log=read.client_log,
     )
 
   def run(

@@ -1,4 +1,4 @@
-"""Statistics of a client's update, and how a stack of updates is joined."""
+"""Statistics of clients' updates, and how a stack of updates is joined."""
 
 from __future__ import annotations
 
@@ -36,6 +36,29 @@ def gradient_statistics(update: PyTree) -> dict[str, Array]:
     "magnitude": jnp.sqrt(squares / count),
     "variance": spread / count,
   }
+
+
+def cosine(a: PyTree, b: PyTree) -> Array:
+  """The cosine of the angle between two updates, NaN if one of them is 0.
+
+  Returns:
+    shape=(), float32 at least. No square overflows, or is lost.
+  """
+
+  def scaled(tree: PyTree) -> list[Array]:
+    leaves = [
+      x.astype(jnp.promote_types(x.dtype, jnp.float32))
+      for x in jax.tree.leaves(tree)
+    ]
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
+    return [x / jnp.where(largest > 0, largest, 1) for x in leaves]
+
+  x, y = scaled(a), scaled(b)
+  dot = lambda u, v: sum(jnp.sum(s * t) for s, t in zip(u, v, strict=True))
+  lengths = jnp.sqrt(dot(x, x)) * jnp.sqrt(dot(y, y))
+  known = lengths > 0
+  value = jnp.clip(dot(x, y) / jnp.where(known, lengths, 1), -1, 1)
+  return jnp.where(known, value, jnp.nan)
 
 
 def combine(stack: PyTree, weights: Array) -> PyTree:

@@ -232,6 +232,53 @@ def test_a_finished_run_says_so(tmp_path, undisturbed, capsys, monkeypatch):
   assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
+def test_the_clients_log_is_the_same_after_a_stop(
+  tmp_path, fast, monkeypatch, undisturbed
+):
+  """After a signal, after a crash beyond a checkpoint, and once it was done."""
+  logged = quick(server__client_log="True")
+  whole = tmp_path / "whole"
+  experiment.run(logged, whole)
+  assert (
+    summary_of(whole)["params_digest"]
+    == (summary_of(undisturbed)["params_digest"])
+  )
+  files = ("client_rounds.parquet", "client_rounds.png")
+  for name in files:
+    assert (whole / name).exists()
+  assert not (whole / "client_rounds").exists()
+
+  folder = tmp_path / "run"
+  with monkeypatch.context() as patch:
+    stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    at(patch, Simulator, "dispatch", 1, stop)
+    with pytest.raises(Interrupted):
+      experiment.run(logged, folder)
+  kept = len(list((folder / "client_rounds").iterdir()))
+  assert kept
+  with monkeypatch.context() as patch:
+
+    def crash():
+      raise RuntimeError("crashed")
+
+    at(patch, Simulator, "dispatch", 2, crash)
+    with pytest.raises(RuntimeError, match="crashed"):
+      experiment.run(logged, folder)
+  assert len(list((folder / "client_rounds").iterdir())) > kept
+  experiment.run(logged, folder)
+  check_same(folder, whole)
+  same = lambda: (
+    (folder / files[0]).read_bytes() == ((whole / files[0]).read_bytes())
+  )
+  assert same()
+
+  (folder / "summary.json").unlink()
+  shutil.rmtree(newest(folder))
+  experiment.run(logged, folder)
+  check_same(folder, whole)
+  assert same()
+
+
 def test_from_another_thread(tmp_path, fast, undisturbed):
   thread = threading.Thread(target=experiment.run, args=(quick(), tmp_path))
   thread.start()

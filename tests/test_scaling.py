@@ -242,7 +242,10 @@ def test_what_clients_keep_is_read_and_written():
 
 @pytest.mark.parametrize("residency", ["device", "host"])
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_predicted_memory_is_near_that_of_the_program(residency, lanes):
+@pytest.mark.parametrize("log_clients", [False, True])
+def test_predicted_memory_is_near_that_of_the_program(
+  residency, lanes, log_clients
+):
   simulator = simulator_of(
     [30, 20, 25] * 4,
     lambda data: mlp(data.example_shape, data.num_classes, (128,)),
@@ -253,7 +256,9 @@ def test_predicted_memory_is_near_that_of_the_program(residency, lanes):
   runtime = dataclasses.replace(
     simulator.runtime, residency=residency, donate=True
   )
-  simulator = dataclasses.replace(simulator, runtime=runtime)
+  simulator = dataclasses.replace(
+    simulator, runtime=runtime, log_clients=log_clients
+  )
   memory = model_of(simulator, devices=1, lanes=lanes).predict(6).memory
   held = sum(x.nbytes for x in simulator.data.train.examples.values())
   used = held if residency == "device" else held * (4 * 30 + 2 * 25) / 300

@@ -1,10 +1,16 @@
 """What a run leaves behind and shows: files, curves, progress, a table.
 
 Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Matplotlib,
-rich and tensorboardX are imported where they are used.
+rich, tensorboardX and pyarrow are imported where they are used.
 """
 
 from fedjax_sim.reporting.atomic import write_atomically
+from fedjax_sim.reporting.client_rounds import (
+  ClientRounds,
+  draw_client_rounds,
+  join_client_rounds,
+  remove_parts,
+)
 from fedjax_sim.reporting.curves import draw_curves
 from fedjax_sim.reporting.events import EventFiles
 from fedjax_sim.reporting.json_file import write_json
@@ -18,16 +24,20 @@ from fedjax_sim.reporting.table import (
 )
 
 __all__ = [
+  "ClientRounds",
   "EventFiles",
   "MetricsFile",
   "Progress",
   "columns",
+  "draw_client_rounds",
   "draw_curves",
   "final_text",
+  "join_client_rounds",
   "phases_text",
   "print_final_table",
   "print_phases",
   "read_metrics",
+  "remove_parts",
   "write_atomically",
   "write_json",
 ]

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-  """Makes `data` the content of `path`; a reader never sees half of it.
+  """Makes `data` the content of `path`, as `replace_atomically` does."""
+  replace_atomically(path, lambda temporary: _write(temporary, data))
+
+
+def _write(path: Path, data: bytes) -> None:
+  with path.open("wb") as file:
+    file.write(data)
+
+
+def replace_atomically(
+  path: str | os.PathLike[str], write: Callable[[Path], None]
+) -> None:
+  """Gives `path` a new content; a reader never sees half of it.
 
   The bytes go to a hidden file in the same folder, reach the disk, and then
   take the name. A kill in between leaves the old content, and the hidden file,
@@ -16,7 +29,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
   Args:
     path: the file; its folder must exist.
-    data: its whole new content.
+    write: writes the whole content to the file that it is given.
 
   Raises:
     OSError: the folder is missing or not writable, or the disk is full.
@@ -24,9 +37,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
   path = Path(path)
   temporary = path.with_name(f".{path.name}.tmp")
   try:
-    with temporary.open("wb") as file:
-      file.write(data)
-      file.flush()
+    write(temporary)
+    with temporary.open("rb+") as file:
       os.fsync(file.fileno())
     os.replace(temporary, path)
     _sync_folder(path.parent)

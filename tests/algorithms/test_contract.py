@@ -222,6 +222,23 @@ def test_lanes_and_rounds_per_dispatch_change_no_result(name):
   assert_close(run(name, 5, lanes=3)[-1], run(name, 5, lanes=1)[-1])
 
 
+@every
+def test_every_client_is_in_the_log_and_nothing_else_changes(name):
+  simulator = simulator_of(name, 1)
+  logging = dataclasses.replace(simulator, log_clients=True)
+  plain = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
+  out = logging.dispatch(logging.init(), logging.plan(0, 1))
+  assert plain.client_log == {}
+  ids = np.sort(simulator.sampler.sample(simulator.seed, 0))
+  told = out.client_log
+  np.testing.assert_array_equal(told["client"], ids)
+  assert told["present"].all()
+  assert (told["update/norm"] > 0).all()
+  assert (np.abs(told["update/cosine"]) <= 1).all()
+  assert_close(jax.device_get(plain.state), jax.device_get(out.state))
+  assert out.rows[0].keys() == plain.rows[0].keys()
+
+
 def by_hand(simulator, state):
   """One round as a plain loop over clients and steps, nothing compiled."""
   algorithm = simulator.algorithm

@@ -1,0 +1,265 @@
+"""`client_rounds.parquet`: a line for every client of every round.
+
+While the run goes the lines lie in parts below `client_rounds/`, one for each
+checkpoint, so no more than those since the last one are in memory. A run that
+goes on from a checkpoint drops the parts beyond it, and ends up with the same
+file as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.reporting.atomic import replace_atomically, write_atomically
+
+_GROUP = 2**16  # lines of a row group
+_QUANTILES = (10, 50, 90)
+_PANELS = {
+  "update/norm": "L2 norm of the update",
+  "update/cosine": "Cosine with the mean update",
+  "loss": "Training loss",
+}
+
+
+class ClientRounds:
+  """Collects the lines and writes them part by part.
+
+  A part's name tells its first and its last round, since a round may have no
+  client.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    *,
+    keep_through: int,
+  ):
+    """Drops what the folder has of rounds > `keep_through`.
+
+    Args:
+      folder: of the parts; made if missing.
+      table: the file; where the parts are gone, since it was done, they are
+        taken from there again.
+      keep_through: the round of the checkpoint to go on from; 0 starts anew.
+
+    Raises:
+      ValueError: a part that is to be kept is missing.
+      OSError: the folder cannot be written.
+    """
+    self._folder = Path(folder)
+    self._folder.mkdir(exist_ok=True)
+    last = _kept(self._folder, keep_through)
+    if last != keep_through and Path(table).exists():
+      path = self._folder / _name(1, keep_through)
+      replace_atomically(
+        path, lambda temporary: _copy([table], temporary, keep_through)
+      )
+      for other, _ in _parts(self._folder):
+        if other != path:
+          other.unlink()
+      last = keep_through
+    if last != keep_through:
+      raise ValueError(
+        f"{self._folder} has the clients of rounds up to {last}, but the"
+        f" checkpoint is of round {keep_through}; restore its files or start in"
+        " a new folder."
+      )
+    self._written = self._last = last
+    self._waiting: list[Mapping[str, np.ndarray]] = []
+
+  def append(self, last: int, columns: Mapping[str, np.ndarray]) -> None:
+    """Takes lines in.
+
+    Args:
+      last: the last round that they are of; they begin after those before.
+      columns: name -> as many values as there are lines.
+    """
+    self._waiting.append(columns)
+    self._last = last
+
+  def sync(self) -> None:
+    """Brings all lines to the disk; call it before a checkpoint commits."""
+    if self._last == self._written:
+      return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.concat_tables([pa.table(dict(c)) for c in self._waiting])
+    content = io.BytesIO()
+    parquet.write_table(table, content)
+    name = _name(self._written + 1, self._last)
+    write_atomically(self._folder / name, content.getvalue())
+    self._written, self._waiting = self._last, []
+
+  def close(self) -> None:
+    """Writes what is left: the last rounds before a failure are telling."""
+    self.sync()
+
+
+def join_client_rounds(
+  folder: str | os.PathLike[str], path: str | os.PathLike[str]
+) -> None:
+  """Makes one file of all parts; the same one however they were cut.
+
+  Args:
+    folder: of the parts, which stay.
+    path: the file; replaced atomically.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
+  parts = [part for part, _ in _parts(Path(folder))]
+  replace_atomically(path, lambda temporary: _copy(parts, temporary))
+
+
+def _copy(
+  sources: Sequence[str | os.PathLike[str]],
+  path: Path,
+  through: int | None = None,
+) -> None:
+  """Writes all lines in groups of one size, of rounds <= `through` alone.
+
+  No more than a group is in memory.
+  """
+  import pyarrow as pa
+  from pyarrow import compute, parquet
+
+  schema = parquet.read_schema(sources[0])
+  with parquet.ParquetWriter(path, schema) as writer:
+    rest = schema.empty_table()
+    for source in sources:
+      with parquet.ParquetFile(source) as file:
+        for batch in file.iter_batches(_GROUP):
+          more = pa.Table.from_batches([batch])
+          if through is not None:
+            more = more.filter(compute.field("round") <= through)
+          rest = pa.concat_tables([rest, more])
+          if len(rest) >= _GROUP:
+            writer.write_table(rest.slice(0, _GROUP))
+            rest = rest.slice(_GROUP)
+    if len(rest):
+      writer.write_table(rest)
+
+
+def remove_parts(folder: str | os.PathLike[str]) -> None:
+  """Removes the parts of a run that has its file."""
+  shutil.rmtree(folder, ignore_errors=True)
+
+
+def draw_client_rounds(
+  table: str | os.PathLike[str], path: str | os.PathLike[str], title: str
+) -> None:
+  """Draws a PNG of how norms, cosines and losses spread over the clients.
+
+  Args:
+    table: `client_rounds.parquet`.
+    path: the file; replaced atomically.
+    title: stands above the panels.
+
+  Raises:
+    OSError: a file cannot be read or written.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
+  from pyarrow import parquet
+
+  rounds, spread = [], []
+  with parquet.ParquetFile(table) as file:
+    names = [name for name in _PANELS if name in file.schema_arrow.names]
+    for round_, values in _by_round(file, names):
+      rounds.append(round_)
+      spread.append([_percentiles(values[name]) for name in names])
+  shape = (len(rounds), len(names), len(_QUANTILES))
+  bands = np.asarray(spread, float).reshape(shape)
+  figure = Figure(figsize=(1 + 5 * len(names), 4.2), dpi=120)
+  figure.set_layout_engine("constrained", wspace=0.06)
+  FigureCanvasAgg(figure)
+  figure.suptitle(title, parse_math=False)
+  axes = figure.subplots(1, len(names), sharex=True, squeeze=False)[0]
+  for i, (ax, name) in enumerate(zip(axes, names, strict=True)):
+    low, middle, high = bands[:, i].T
+    ax.fill_between(
+      rounds, low, high, alpha=0.25, linewidth=0, label="10 % to 90 %"
+    )
+    marker = "o" if len(rounds) == 1 else None
+    ax.plot(rounds, middle, linewidth=1.6, marker=marker, label="median")
+    ax.legend(frameon=False)
+    ax.set_xlim(left=0)
+    ax.set_xlabel("Round")
+    ax.set_ylabel(_PANELS[name])
+    ax.xaxis.set_major_locator(
+      MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+    )
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+  image = io.BytesIO()
+  figure.savefig(image, format="png", metadata={"Software": None})
+  write_atomically(path, image.getvalue())
+
+
+def _by_round(
+  file: Any, names: list[str]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+  """(round, column -> its values), of every round that has lines, in order."""
+  names = ["round", *names]
+  rest = {name: np.zeros(0) for name in names}
+  for batch in file.iter_batches(columns=names):
+    for name in names:
+      more = batch.column(name).to_numpy(zero_copy_only=False)
+      rest[name] = np.concatenate([rest[name], more])
+    while rest["round"].size and rest["round"][0] != rest["round"][-1]:
+      yield from _first_round(rest)
+  if rest["round"].size:
+    yield from _first_round(rest)
+
+
+def _first_round(
+  rest: dict[str, np.ndarray],
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+  """The first round of the lines, which are left without it."""
+  round_ = rest["round"][0]
+  count = np.searchsorted(rest["round"], round_, side="right")
+  yield int(round_), {name: x[:count] for name, x in rest.items()}
+  for name in rest:
+    rest[name] = rest[name][count:]
+
+
+def _percentiles(values: np.ndarray) -> np.ndarray:
+  """Without NaN; all of them NaN if nothing else is there."""
+  known = values[~np.isnan(values)]
+  if not known.size:
+    return np.full(len(_QUANTILES), np.nan)
+  return np.percentile(known, _QUANTILES)
+
+
+def _kept(folder: Path, through: int) -> int:
+  """Removes later parts; the round up to which there is one after the other."""
+  last = 0
+  for path, (first, end) in _parts(folder):
+    if end > through:
+      path.unlink()
+    elif first == last + 1:
+      last = end
+  return last
+
+
+def _name(first: int, last: int) -> str:
+  return f"{first:010d}-{last:010d}.parquet"
+
+
+def _parts(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
+  """The parts and their first and last rounds, in order."""
+  found = []
+  for path in sorted(folder.glob("[0-9]*-*.parquet")):
+    first, _, last = path.stem.partition("-")
+    found.append((path, (int(first), int(last))))
+  return found
