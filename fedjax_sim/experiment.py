@@ -303,6 +303,7 @@ def _run(
           folder,
           rounds=schedule.rounds,
           done=done,
+          begins=done == 0 and schedule.initial_eval,
           log_clients=simulator.log_clients,
         )
       )

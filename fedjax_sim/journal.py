@@ -89,7 +89,12 @@ def _timing(done: int, out: Dispatch, eval_seconds: float) -> Row:
 
 @contextlib.contextmanager
 def journal(
-  folder: Path, *, rounds: int, done: int, log_clients: bool = False
+  folder: Path,
+  *,
+  rounds: int,
+  done: int,
+  begins: bool = False,
+  log_clients: bool = False,
 ) -> Iterator[Journal]:
   """The journal of a run.
 
@@ -97,6 +102,7 @@ def journal(
     folder: the workdir.
     rounds: that the run will have.
     done: that it has; what the files say of later ones is cut off.
+    begins: whether there is a row of round 0 to write.
     log_clients: whether there are lines of clients to write.
   """
   if not processes.is_first():
@@ -110,7 +116,7 @@ def journal(
       folder / "timings.jsonl", keep_through=done, complete=False
     ) as timings,
     contextlib.closing(
-      reporting.EventFiles(folder / "events", first_round=done and done + 1)
+      reporting.EventFiles(folder / "events", first_round=done + (not begins))
     ) as events,
     reporting.Progress(rounds, done=done) as progress,
     contextlib.ExitStack() as stack,

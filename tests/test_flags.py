@@ -31,7 +31,16 @@ def written(tmp_path):
   return write
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+LONG = ("cifar10_resnet", "mnist_writers_cnn")  # large networks or data
+EACH = [
+  pytest.param(
+    path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else []
+  )
+  for path in CONFIGS
+]
+
+
+@pytest.mark.parametrize("path", EACH)
 def test_every_config_runs(path, tmp_path, capsys, request, monkeypatch):
   source = load(f"{path}:smoke", {"runtime.devices": "1"})
   if source.data.name not in ("digits", "synthetic"):

@@ -35,7 +35,9 @@ def whole(tmp_path_factory):
   return run(tmp_path_factory.mktemp("whole"), 1, 1)[1]
 
 
-@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize(
+  "processes", [1, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_a_model_in_pieces(tmp_path, whole, processes):
   pieces = {"runtime.model_devices": 2}
   summary, found = run(tmp_path, processes, 4, **pieces)

@@ -33,8 +33,9 @@ from sketches.scaffold import scaffold
 SIZES = [3, 9, 1, 14, 7, 5, 5, 12, 2, 6, 8, 4]
 
 
-@pytest.mark.parametrize("model", ["lr", "mlp"])
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize(
+  ("model", "precision"), [("lr", "float64"), ("mlp", "float32")]
+)
 def test_lanes_and_devices_do_not_change_the_result(model, precision, request):
   if precision == "float64":
     request.getfixturevalue("x64")

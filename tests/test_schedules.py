@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_sim import schedules, validate
@@ -56,6 +56,7 @@ def test_factors_of_the_round(text, expected):
   np.testing.assert_allclose(found, [expected(r) for r in range(12)], rtol=1e-5)
 
 
+@settings(max_examples=25)  # each step of a schedule is a dispatch
 @given(
   values=st.lists(st.integers(-5, 5), max_size=12),
   patience=st.integers(1, 3),

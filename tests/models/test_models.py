@@ -185,7 +185,10 @@ def test_an_lstm_learns_what_comes_next():
 
 @pytest.mark.parametrize(
   ("name", "side", "rate", "rounds"),
-  [("femnist_cnn", 8, 0.1, 20), ("resnet18", 8, 0.03, 20)],
+  [
+    ("femnist_cnn", 8, 0.1, 20),
+    pytest.param("resnet18", 8, 0.03, 20, marks=pytest.mark.slow),
+  ],
 )
 def test_a_model_of_images_learns(name, side, rate, rounds):
   flat_ = blobs([12, 9, 15, 10], features=side * side)
