@@ -55,7 +55,7 @@ def dga(
   *,
   weighting: str = "softmax",
   statistic: str = "loss",
-  beta: float = 1.0,
+  beta: float | None = None,
 ) -> Algorithm:
   """Clients are weighted by softmax(-beta s) over the cohort.
 
@@ -70,14 +70,20 @@ def dga(
     weighting: `softmax`, or `uniform`, where all clients count the same.
     statistic: s: the mean training `loss` over the local steps, or the
       `variance`, `mean` or `magnitude` of the pseudo-gradient.
-    beta: how sharply; 0 is the mean. Negative values prefer a large s.
+    beta: how sharply; None: 1 with `softmax`. 0 is the mean. Negative values
+      prefer a large s.
 
   Raises:
     TypeError, ValueError: an argument is none of these.
   """
   validate.known("algorithm.weighting", weighting, ("softmax", "uniform"))
   validate.known("algorithm.statistic", statistic, STATISTICS)
-  beta = validate.real("algorithm.beta", beta)
+  if weighting == "uniform" and beta is not None:
+    raise ValueError(
+      f"algorithm.beta={beta} does not go with algorithm.weighting='uniform';"
+      " unset one of them."
+    )
+  sharpness = validate.real("algorithm.beta", 1.0 if beta is None else beta)
   base = fedavg(
     task,
     client_optimizer,
@@ -112,7 +118,12 @@ def dga(
       reference = aggregate.statistics.astype(reference.dtype)
     return DGAState(base.apply(server.fedavg, aggregate, context), reference)
 
-  hparams = {**base.hparams, "beta": beta} if weighting == "softmax" else None
+  def log_weight(server: DGAState, hparams: HParams) -> Array:
+    return -hparams["beta"] * server.reference
+
+  hparams = (
+    {**base.hparams, "beta": sharpness} if weighting == "softmax" else None
+  )
   return base._replace(
     init=init,
     broadcast=lambda server: Message(server.fedavg.variables, server.reference),
@@ -123,6 +134,7 @@ def dga(
       fedavg=server.fedavg._replace(variables=variables)
     ),
     hparams=hparams or base.hparams,
+    log_weight=log_weight if weighting == "softmax" else None,
   )
 
 

@@ -110,6 +110,13 @@ def dga_rl(
   replace = inner.replace
   assert replace is not None
   validate.whole("algorithm.memory_rounds", memory_rounds)
+  if metric not in task.higher_is_better:
+    known = ", ".join(sorted(task.higher_is_better))
+    raise ValueError(
+      f"algorithm.metric={metric!r}: whether more of it is better is not known;"
+      f" say so in Task.higher_is_better, or take one of {known}."
+    )
+  higher_is_better = task.higher_is_better[metric]
   numbers = {
     "epsilon": validate.real("algorithm.epsilon", epsilon, least=0, most=1),
     "epsilon_decay": validate.real(
@@ -140,7 +147,7 @@ def dga_rl(
     metrics = contract.sum_metrics(task, variables, batch)
     total, weight = validate.lookup("algorithm.metric", metric, metrics)
     value = total / jnp.where(weight > 0, weight, 1)
-    return -value if metric == "loss" else value
+    return value if higher_is_better else -value
 
   def apply(server: RLState, aggregate: Aggregate, context: Context) -> RLState:
     members, memory, hparams = (
@@ -173,9 +180,11 @@ def dga_rl(
     at = memory.rounds % memory_rounds
     seen = jnp.sum(jnp.where(left_out[:, None], phi, 0), axis=0)
     seen /= jnp.maximum(aggregate.clients, 1)
+    # A reward that is no number would be all that the regression sees.
+    told = jnp.where(jnp.isfinite(reward), reward, 0)
     memory = Memory(
       memory.action.at[at].set(seen),
-      memory.reward.at[at].set(reward.astype(memory.reward.dtype)),
+      memory.reward.at[at].set(told.astype(memory.reward.dtype)),
       memory.rounds + 1,
     )
     least = hparams["epsilon_least"]

@@ -28,7 +28,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.optimizers import Optimizer
 from fedjax_sim.statistics import combine
-from fedjax_sim.walk import random_batch
+from fedjax_sim.walk import random_batch, with_numbers
 
 ABSENT = -1e9  # a logit; finite, as gradients of 0 * inf are not
 
@@ -81,6 +81,7 @@ def learned_weights(
     def loss(logits: Array, key: Array) -> Array:
       chosen, own = jax.random.split(key)
       batch = random_batch(examples, server_batch_size, chosen)
+      batch = with_numbers(batch, context.hparams)
       mean = combine(aggregate.update, weights_of(logits))
       params = jax.tree.map(
         lambda p, u: p + u.astype(p.dtype), variables.params, mean

@@ -21,7 +21,7 @@ from fedjax_sim.base import (
   Task,
 )
 from fedjax_sim.optimizers import Optimizer, descend
-from fedjax_sim.walk import random_batch
+from fedjax_sim.walk import random_batch, with_numbers
 
 
 def replay(
@@ -72,6 +72,7 @@ def replay(
       params, buffers, state = carry
       chosen, own = jax.random.split(jax.random.fold_in(replay_key, i))
       batch = random_batch(examples, batch_size, chosen)
+      batch = with_numbers(batch, context.hparams)
 
       def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
         variables = contract.Variables(params, buffers, frozen)

@@ -44,6 +44,7 @@ class StaleState(NamedTuple):
 
   server: PyTree
   late: Sums
+  log_weight: Array  # `Algorithm.log_weight` where the late ones began
 
 
 class _Sent(NamedTuple):
@@ -99,7 +100,7 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
         jnp.zeros((), jnp.float32),
       )
     )
-    return StaleState(server, nothing)
+    return StaleState(server, nothing, jnp.zeros((), jnp.float32))
 
   def apply(
     state: StaleState, aggregate: Aggregate, context: Context
@@ -108,8 +109,14 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
     summed = jax.tree.map(
       lambda x: x * aggregate.weight.astype(x.dtype), aggregate.update
     )
+    unit = jnp.zeros((), jnp.float32)
+    if algorithm.log_weight is not None:
+      unit = algorithm.log_weight(state.server, context.hparams)
+    worth = jnp.exp(state.log_weight - unit)
     arrived = jax.tree.map(
-      lambda x, y: x + y.astype(x.dtype), summed.now, state.late
+      lambda x, y: x + (y * worth.astype(y.dtype)).astype(x.dtype),
+      summed.now,
+      state.late,
     )
     some = arrived.weight > 0
     count = jnp.where(some, arrived.weight, 1)
@@ -126,7 +133,8 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
     )
     pick = lambda new, old: jnp.where(some, new, old)
     late = jax.tree.map(lambda x, y: x.astype(y.dtype), summed.late, state.late)
-    return StaleState(jax.tree.map(pick, server, state.server), late)
+    unit = unit.astype(state.log_weight.dtype)
+    return StaleState(jax.tree.map(pick, server, state.server), late, unit)
 
   on_eval, replace = algorithm.on_eval, algorithm.replace
   return algorithm._replace(
@@ -142,6 +150,7 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
       )
     ),
     weighted_mean=True,
+    log_weight=None,
     hparams={**algorithm.hparams, "stale_probability": chance},
     client_init=lambda state, hparams: algorithm.client_init(
       state.server, hparams

@@ -351,6 +351,9 @@ class Algorithm(NamedTuple):
       stack of them, leaves (slots, ...), that `aggregators.stack` gives.
     weighted_mean: `apply` counts on `Aggregate.update` being that.
     uses_server_data: `apply` cannot do without `Context.server_data`.
+    log_weight: (server state, hparams) -> shape=(); the logarithm of what a
+      weight of 1 stands for in this round, where that differs from round to
+      round; None: it does not.
   """
 
   init: Callable[[Key, HParams], PyTree]
@@ -370,6 +373,7 @@ class Algorithm(NamedTuple):
   stacked: bool = False
   weighted_mean: bool = False
   uses_server_data: bool = False
+  log_weight: Callable[[PyTree, HParams], Array] | None = None
 
 
 # --- transforms and aggregators: what happens to updates ----------------------

@@ -61,7 +61,7 @@ COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Timetable:
   """When a run evaluates, saves and ends.
 
   Attributes:
@@ -121,7 +121,7 @@ class Experiment:
   """
 
   simulator: Simulator
-  schedule: Schedule
+  timetable: Timetable
   sources: Mapping[str, str]
 
 
@@ -367,7 +367,7 @@ def build(config: ConfigDict) -> Experiment:
   """
   check_fields(config)
   client, server, runtime = config.client, config.server, config.runtime
-  schedule = Schedule(
+  timetable = Timetable(
     rounds=server.rounds,
     eval_every=server.eval_every,
     test_every=_or(server.test_every, server.eval_every),
@@ -390,8 +390,8 @@ def build(config: ConfigDict) -> Experiment:
     model_devices=runtime.model_devices,
     deterministic_reduction=runtime.deterministic_reduction,
     residency=runtime.residency,
-    rounds_per_dispatch=at_once and min(at_once, schedule.longest_stretch),
-    most_rounds=min(MOST_ROUNDS, schedule.longest_stretch),
+    rounds_per_dispatch=at_once and min(at_once, timetable.longest_stretch),
+    most_rounds=min(MOST_ROUNDS, timetable.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,
   )
   aggregator = references.lookup(
@@ -442,4 +442,4 @@ def build(config: ConfigDict) -> Experiment:
       f"{', '.join(model)}: {_of_data(config, error)}"
     ) from error
   sources = references.sources(dict(fields_of(config)))
-  return Experiment(simulator=simulator, schedule=schedule, sources=sources)
+  return Experiment(simulator=simulator, timetable=timetable, sources=sources)

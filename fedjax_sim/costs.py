@@ -143,9 +143,9 @@ def costs_of(simulator: Simulator) -> Costs:
   )
   client, kept, carries = jax.eval_shape(begin, state, hparams)
   ending = client, kept, carries, state.shared
-  update, others, _ = jax.eval_shape(end, *ending)
+  update, others, _, own_update = jax.eval_shape(end, *ending)
   zeros = aggregators.zeros_accumulator
-  logged = update if simulator.log_clients else ()
+  logged = own_update if simulator.log_clients else ()
   summed = jax.eval_shape(
     zeros, (() if aggregator.stacked else update, others, logged)
   )
@@ -204,8 +204,8 @@ def _end(
   kept: PyTree,
   carries: tuple[PyTree, ...],
   shared: PyTree,
-) -> tuple[PyTree, PyTree, Array]:
-  """Its update; what else is summed; whether all is finite."""
+) -> tuple[PyTree, PyTree, Array, PyTree]:
+  """What it sends; what else is summed; whether all is finite; its update."""
   report = simulator.algorithm.finish(client, *carries)
   update, aux = report.update, []
   for transform, common, own in zip(
@@ -214,9 +214,10 @@ def _end(
     hparams = client.hparams["transforms"][transform.name]
     update, _, seen = transform.apply(update, common, own, hparams, client.key)
     aux.append(seen)
-  others = report.buffers, report.statistics, aux, report.metrics
+  sent = simulator.algorithm.send(client, report._replace(update=update))
+  others = sent.buffers, sent.statistics, aux, sent.metrics
   finite = all_finite((report._replace(metrics={}), update))
-  return update, (others, jnp.float32(report.weight)), finite
+  return sent.update, (others, jnp.float32(sent.weight)), finite, update
 
 
 def measure(simulator: Simulator, costs: Costs) -> tuple[Speed, int]:

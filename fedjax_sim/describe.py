@@ -39,13 +39,17 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   "aggregators (server.aggregator)": aggregators.AGGREGATORS,
   "samplers (server.sampling)": sampling.SAMPLERS,
   "transforms (transforms)": transforms.TRANSFORMS,
-  "schedules (client.schedule, server.schedule)": schedules.SCHEDULES,
+  "schedules (client.schedule, and so on)": schedules.SCHEDULES,
 }
 
 
 def listing() -> str:
   """All registries, one line an entry."""
-  lines = ["A config names one of these, or yours: path/to/file.py:name.", ""]
+  lines = [
+    "A config names one of these or, but for transforms and schedules, yours:"
+    " path/to/file.py:name.",
+    "",
+  ]
   for title, registry in REGISTRIES.items():
     lines.append(f"{title}:")
     width = max(map(len, registry))
@@ -73,13 +77,13 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     experiment: from `build.build(source)`.
     source: the config.
   """
-  simulator, schedule = experiment.simulator, experiment.schedule
+  simulator, timetable = experiment.simulator, experiment.timetable
   data = simulator.data
   size, devices = simulator.sampler.sizes[0], simulator.mesh.size
   width, dealt = simulator.runtime.lanes, distributed.size(simulator.mesh)
   choices = lanes.candidates(size, dealt) if width == "auto" else [int(width)]
   down, up = simulator.bytes_per_client
-  rounds = schedule.rounds
+  rounds = timetable.rounds
   walked = zip(simulator.works, simulator.splits, strict=True)
   steps = sum(float(w.num_steps(d.sizes).mean()) for w, d in walked)
   a_round = steps * simulator.sampler.expected
@@ -89,7 +93,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "seen": data.seen and _sizes(data.seen),
     "unseen": data.unseen and _sizes(data.unseen),
     "test": data.test and f"{len(next(iter(data.test.values()))):,} examples",
-    "rounds": f"{rounds:,}, evaluated every {schedule.eval_every}",
+    "rounds": f"{rounds:,}, evaluated every {timetable.eval_every}",
     "clients a round": f"{simulator.sampler.expected:g}"
     f" ({source.server.sampling})",
     "local steps": f"about {a_round:,.0f} a round,"

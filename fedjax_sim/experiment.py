@@ -156,6 +156,7 @@ def run(
   def start() -> tuple[build.Experiment, dict[str, Any]]:
     with phases("build"):
       experiment = build.build(config)
+      experiment.simulator.trace()
       digest = _data_digest(experiment.simulator)
     fields = dict(configs.fields_of(ConfigDict(resolved)))
     # A path may be another on every host; what lies there may not. So of
@@ -170,7 +171,7 @@ def run(
     return experiment, {**fields, **_versions(), **same, "data": digest}
 
   experiment, facts = processes.check_same(start)
-  keep = experiment.schedule.keep_checkpoints
+  keep = experiment.timetable.keep_checkpoints
   saved = folder / "checkpoints"
   with contextlib.ExitStack() as stack:
     checkpoints: Checkpoints | None = None
@@ -254,7 +255,7 @@ def _run(
   profiled: bool,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
   """Restores or begins, runs to the end, and sums up; summary and profile."""
-  simulator, schedule = experiment.simulator, experiment.schedule
+  simulator, timetable = experiment.simulator, experiment.timetable
   with phases("checkpoint"):
     restored = _restore(checkpoints, simulator)
   if restored is None:
@@ -301,9 +302,9 @@ def _run(
       told = stack.enter_context(
         journal(
           folder,
-          rounds=schedule.rounds,
+          rounds=timetable.rounds,
           done=done,
-          begins=done == 0 and schedule.initial_eval,
+          begins=done == 0 and timetable.initial_eval,
           log_clients=simulator.log_clients,
         )
       )
@@ -338,7 +339,7 @@ def _run(
     saved = done
     on_round(done)
     sent: RunState | None = None
-    if done == 0 and (sets := schedule.evaluated(0)):
+    if done == 0 and (sets := timetable.evaluated(0)):
       with phases("evaluate"):
         evaluated = simulator.evaluate(state, sets)
         state = simulator.react(state, evaluated)
@@ -347,14 +348,14 @@ def _run(
       contextlib.closing(
         simulator.run(
           state,
-          schedule.rounds,
-          stops=schedule.stops,
+          timetable.rounds,
+          stops=timetable.stops,
           phases=phases,
           singles=profiling.SINGLES if profiled else 0,
         )
       )
     )
-    while done < schedule.rounds:
+    while done < timetable.rounds:
       # A signal may reach one process alone, and all have to stop together.
       (signalled,) = processes.greatest(received[0] if received else 0)
       if signalled:
@@ -363,7 +364,7 @@ def _run(
             save()
         raise Interrupted(int(signalled), done, folder)
       if profile is not None:
-        profile.before(schedule.rounds - done)
+        profile.before(timetable.rounds - done)
       out = dispatches.send(sent)
       if profile is not None:
         profile.after(out)
@@ -371,12 +372,13 @@ def _run(
       totals.add(out)
       state = out.state
       eval_began = time.perf_counter()
-      sets = schedule.evaluated(done)
+      sets = timetable.evaluated(done)
       if sets and out.failure is None:
         with phases("evaluate"):
           evaluated = simulator.evaluate(state, sets)
           out.rows[-1].update(evaluated)
-          state = simulator.react(state, evaluated)
+          ends = done == timetable.rounds
+          state = simulator.react(state, evaluated, ends=ends)
       sent = state
       with phases("write"):
         told.write(done, out, time.perf_counter() - eval_began)
@@ -384,7 +386,7 @@ def _run(
         told.log(_rejection(simulator, round_, ids), level="warning")
       if out.failure is not None:
         raise out.failure
-      if done % schedule.checkpoint_every == 0 or done == schedule.rounds:
+      if done % timetable.checkpoint_every == 0 or done == timetable.rounds:
         with phases("checkpoint"):
           save()
         saved = done

@@ -23,7 +23,7 @@ MEANING: Mapping[str, str] = {
   "lanes": "lanes tried out, what they compile included",
   "compile": "the round's program",
   "plan": "waiting for a plan; what overlaps with training is not counted",
-  "train": "calls of the compiled round",
+  "train": "calls of the compiled round; the first sends the examples, too",
   "evaluate": "evaluations; the first one compiles its programs",
   "write": "metrics, timings, events, curves; loading what writes them",
   "checkpoint": "reading and writing checkpoints",

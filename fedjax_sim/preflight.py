@@ -8,7 +8,7 @@ are known from shapes and client sizes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from fedjax_sim.base import (
   Algorithm,
   Batch,
   Metric,
+  PyTree,
   Task,
   Variables,
 )
@@ -196,6 +197,28 @@ def check_task(
     raise ModelError(
       f"the model does not fit the data: {text} (examples have"
       f" {', '.join(one)} and {data.num_classes:,} classes)"
+    ) from error
+
+
+def check_round(function: Callable[..., Any], *arguments: PyTree) -> None:
+  """Traces a round, so that what its parts refuse shows before anything runs.
+
+  Args:
+    function: as `make_rounds` gives it.
+    *arguments: its arguments, or their shapes.
+
+  Raises:
+    ValueError: a part refuses; with its message, on one line.
+  """
+  try:
+    jax.eval_shape(function, *arguments)
+  except Exception as error:
+    text = " ".join(str(error).split()) or type(error).__name__
+    own = isinstance(error, TypeError | ValueError) and "\n" not in str(error)
+    if own:
+      raise
+    raise ValueError(
+      f"the round cannot be computed: {type(error).__name__}: {text}"
     ) from error
 
 

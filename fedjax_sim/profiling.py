@@ -179,10 +179,12 @@ def _flops(
   simulator: Simulator, trained: Trained
 ) -> tuple[float | None, str | None]:
   """Operations of all steps, or why they are not known."""
+  if not trained.rounds:
+    return None, "No round was left to train."
   try:
     each = costs.costs_of(simulator).step_flops
-  except ValueError as error:
-    return None, str(error)
+  except (ValueError, RuntimeError) as error:  # the latter is XLA's
+    return None, " ".join(str(error).split())
   if not (np.isfinite(each) & (each > 0)).all():
     return None, "XLA does not count this model's operations."
   return float(trained.steps @ each), None

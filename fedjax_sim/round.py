@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import aggregators
+from fedjax_sim import aggregators, client_log
 from fedjax_sim.base import (
   Aggregate,
   Aggregator,
@@ -45,6 +45,7 @@ from fedjax_sim.base import (
   Transform,
   key_for,
 )
+from fedjax_sim.client_log import Entry
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.data import Prepare, as_stored
 from fedjax_sim.distributed import (
@@ -55,7 +56,6 @@ from fedjax_sim.distributed import (
 )
 from fedjax_sim.finite import all_finite, no_nan
 from fedjax_sim.schedules import Schedule, named, scheduled
-from fedjax_sim.statistics import cosine, gradient_statistics
 from fedjax_sim.walk import COHORT_SPEC, Walk, over_waves, put_wave, run_client
 from fedjax_sim.watch import Watch
 
@@ -163,13 +163,6 @@ class _Status(enum.IntEnum):
   NAN_LOSS = 3  # the update is finite, a metric is NaN
 
 
-class _Log(NamedTuple):
-  """What is told of every client by itself, where that is asked for."""
-
-  update: PyTree  # as transformed, for the length of the round
-  columns: dict[str, Array]  # of numbers
-
-
 class _Outcome(NamedTuple):
   """What one client's round leaves for the aggregation."""
 
@@ -177,7 +170,7 @@ class _Outcome(NamedTuple):
   aux: tuple[PyTree, ...]
   kept: PyTree  # its new row in the table of client states
   status: Array  # shape=(), int8; a `_Status`
-  log: _Log | tuple[()] = ()
+  log: Entry | tuple[()] = ()
 
 
 class _Joined(NamedTuple):
@@ -199,7 +192,7 @@ class _Kept(NamedTuple):
   status: Array
   weight: Array
   values: dict[str, Array]
-  log: _Log | tuple[()] | dict[str, Array] = ()
+  log: Entry | tuple[()] | dict[str, Array] = ()
 
 
 def make_rounds(
@@ -301,7 +294,7 @@ def make_rounds(
       aux=tuple(aux),
       kept=(report.state, tuple(kept)),
       status=status.astype(jnp.int8),
-      log=_log(report, update) if log_clients else (),
+      log=client_log.entry(report, update) if log_clients else (),
     )
 
   def train_waves(
@@ -419,7 +412,9 @@ def make_rounds(
     if log_clients:
 
       def columns(i: Array | int) -> dict[str, Array]:
-        here = lambda: _columns(at(kept, i), sums.logged)
+        mine = at(kept, i)
+        present = mine.status == _Status.PRESENT
+        here = lambda: client_log.columns(mine.log, present, sums.logged)
         return here() if virtual is None else _apart(given.round, here)
 
       if parts == 1:
@@ -559,46 +554,6 @@ def _kept(outcome: _Outcome) -> _Kept:
   return _Kept(
     outcome.kept, outcome.status, report.weight, report.values, outcome.log
   )
-
-
-def _log(report: Report, update: PyTree) -> _Log:
-  """What is told of a client but for what the others decide.
-
-  Args:
-    report: as it is sent.
-    update: as transformed, whatever `Algorithm.send` makes of it.
-  """
-  told = gradient_statistics(update)
-  means = {name: m.total / m.weight for name, m in report.metrics.items()}
-  return _Log(
-    update,
-    {
-      **means,
-      **{f"value/{name}": x for name, x in report.values.items()},
-      "weight": report.weight,
-      "update/norm": told["norm"],
-      "update/mean": -told["mean"],  # which is the pseudo-gradient's
-      "update/variance": told["variance"],
-    },
-  )
-
-
-def _columns(kept: _Kept, direction: PyTree) -> dict[str, Array]:
-  """The log's numbers, shape=(waves, lanes), of one (virtual) device.
-
-  Args:
-    kept: of its clients.
-    direction: the sum of all clients' updates by weight, which points where
-      their mean does.
-  """
-  assert isinstance(kept.log, _Log)
-  wave = jax.vmap(lambda update: cosine(update, direction))
-  columns = kept.log.columns | {
-    # Wave by wave, as XLA would copy all updates.
-    "update/cosine": lax.map(wave, kept.log.update)
-  }
-  present = kept.status == _Status.PRESENT
-  return {k: jnp.where(present, x, jnp.nan) for k, x in columns.items()}
 
 
 def _members(cohort: Cohort, kept: _Kept, mesh: Mesh) -> Members:

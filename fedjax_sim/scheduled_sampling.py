@@ -42,7 +42,7 @@ def with_scheduled_sampling(task: Task, probability: float) -> Task:
 
   def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
     given = dict(examples)
-    chance = given.pop(FIELD, jnp.zeros(()))  # the server's own have none
+    chance = given.pop(FIELD)
     x, y = given["x"], given["y"]
     logits = lax.stop_gradient(read(variables, given))
     if x.ndim != 2 or not x.shape == y.shape == logits.shape[:-1]:
@@ -52,10 +52,10 @@ def with_scheduled_sampling(task: Task, probability: float) -> Task:
         " the field."
       )
     which, what = jax.random.split(jax.random.fold_in(key, 0x73616D70))
-    predicted = jax.random.categorical(what, logits).astype(x.dtype)
+    words = logits.at[..., 0].set(-jnp.inf)  # padding is no prediction
+    predicted = jax.random.categorical(what, words).astype(x.dtype)
     before = jnp.roll(predicted, 1, axis=1)  # what is read next
-    chance = jnp.broadcast_to(chance, x.shape[:1])[:, jnp.newaxis]
-    replaced = jax.random.uniform(which, x.shape) < chance
+    replaced = jax.random.uniform(which, x.shape) < chance[:, jnp.newaxis]
     replaced &= (x != 0) & (jnp.arange(x.shape[1]) > 0)[jnp.newaxis]
     given["x"] = jnp.where(replaced, before, x)
     return task.loss(variables, given, key)

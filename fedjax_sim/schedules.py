@@ -42,7 +42,8 @@ class Schedule(NamedTuple):
 def step(every: int, factor: float = 0.1) -> Schedule:
   """Times `factor` after every so many rounds."""
   every, factor = validate.whole("every", every), _factor("factor", factor)
-  return of_round(optax.exponential_decay(1.0, every, factor, staircase=True))
+  # Whole numbers: compilers make a product of a division, and floor it wrong.
+  return of_round(lambda done: jnp.float32(factor) ** (done // every))
 
 
 def multi_step(at: Sequence[int], factor: float = 0.1) -> Schedule:
@@ -50,6 +51,8 @@ def multi_step(at: Sequence[int], factor: float = 0.1) -> Schedule:
   if not isinstance(at, list | tuple) or not at:
     raise TypeError(f"at={at!r} holds no rounds; give some, such as (50, 75).")
   rounds = [validate.whole("at", n) for n in at]
+  if len(set(rounds)) < len(rounds):
+    raise ValueError(f"at={at!r} holds a round twice; give each once.")
   factors = dict.fromkeys(rounds, _factor("factor", factor))
   return of_round(optax.piecewise_constant_schedule(1.0, factors))
 
@@ -75,25 +78,24 @@ def ramp_keep_decay(
   """A linear ramp, a plateau, an exponential decay, and a floor.
 
   Args:
-    ramp: rounds in which the factor climbs to 1: 1 / ramp in the first one.
+    ramp: rounds in which the factor climbs, from 1 / ramp in the first one to
+      1 in the last one.
     keep: rounds after them with 1.
-    decay: rounds in which it falls to `floor`, where it stays.
+    decay: rounds after those, in the last of which it has fallen to `floor`,
+      where it stays.
     floor: > 0.
   """
   ramp = validate.whole("ramp", ramp)
   keep = validate.whole("keep", keep, least=0)
   decay = validate.whole("decay", decay)
   floor = _factor("floor", floor)
-  return of_round(
-    optax.join_schedules(
-      [
-        optax.linear_schedule(1 / ramp, 1.0, max(ramp - 1, 1)),
-        optax.constant_schedule(1.0),
-        optax.exponential_decay(1.0, decay, floor, end_value=floor),
-      ],
-      [ramp, ramp + keep],
-    )
-  )
+
+  def factor(done: Array) -> Array:
+    climbed = jnp.minimum((done + 1) / ramp, 1.0)
+    fallen = jnp.clip((done + 1 - ramp - keep) / decay, 0.0, 1.0)
+    return climbed * floor**fallen
+
+  return of_round(factor)
 
 
 def plateau(
@@ -204,6 +206,11 @@ def checked(
       hyper-parameter.
   """
   names = set(named(hparams))
+  if not isinstance(schedules, Mapping):
+    raise TypeError(
+      f"schedules={schedules!r} is no dict; give hyper-parameter -> schedule,"
+      " such as {'client.learning_rate': schedules.step(every=30)}."
+    )
   result = {}
   for name, schedule in schedules.items():
     validate.known("schedules: hyper-parameter", name, names)

@@ -139,6 +139,10 @@ class Simulator:
   def __post_init__(self) -> None:
     validate.whole("seed", self.seed, least=0, most=2**32 - 1)
     validate.boolean("log_clients", self.log_clients)
+    validate.boolean("server.fall_back", self.fall_back)
+    if self.best_metric is not None:
+      example = "'test/accuracy'"
+      validate.instance("server.best_metric", self.best_metric, str, example)
     check_kinds(**{field: getattr(self, field) for field in _KINDS})
     if isinstance(self.transforms, Transform):  # a tuple, too
       raise TypeError("transforms is a Transform; give a list of them.")
@@ -308,6 +312,25 @@ class Simulator:
     preflight.check_task(self.task, variables, self.data, self.works, size)
     _ = self._higher_is_better
     return True
+
+  def trace(self) -> None:
+    """Traces a round, as compiling it does first.
+
+    Raises:
+      ValueError: the algorithm, or another part, refuses what it is given.
+    """
+    wanted = self.runtime.lanes
+    lanes = 1 if wanted == "auto" else wanted
+    shape = self._shape(lanes, self.sampler.sizes[-1])
+    preflight.check_round(
+      self.function,
+      self.state_shapes,
+      self._traced(None),
+      self.residency.shapes(shape.capacity, shape.rounds),
+      cohorts.blank(shape.capacity, shape.passes, shape.rounds),
+      np.int32(0),
+      self.data.server,
+    )
 
   @functools.cached_property
   def metric_names(self) -> dict[str, str]:
@@ -771,7 +794,9 @@ class Simulator:
     """
     return validate.lookup("evaluation set", name, self.evaluation_sets)(state)
 
-  def react(self, state: RunState, metrics: Row) -> RunState:
+  def react(
+    self, state: RunState, metrics: Row, *, ends: bool = False
+  ) -> RunState:
     """The state after an evaluation.
 
     The algorithm sees it, schedules may follow it, and the best model is kept,
@@ -780,6 +805,7 @@ class Simulator:
     Args:
       state: what was evaluated.
       metrics: what the evaluation told.
+      ends: no round follows: the model stays the one that was evaluated.
     """
     server, watch = state.server, state.watch
     if self.algorithm.on_eval is not None:
@@ -798,7 +824,9 @@ class Simulator:
         metrics,
         self._higher_is_better,
       )
-      watch = watch._replace(schedules=distributed.put(states, self.mesh, P()))
+      where = self._state_spec.watch.schedules
+      states = distributed.put(states, self.mesh, where)
+      watch = watch._replace(schedules=states)
     metric = self.best_metric
     if metric is not None and metric in metrics:
       value, best = metrics[metric], watch.best
@@ -807,7 +835,7 @@ class Simulator:
         value_, round_ = distributed.put(told, self.mesh, P())
         best = Best(value_, round_, self._copied(server))
         watch = watch._replace(best=best)
-      elif self.fall_back and int(best.round) >= 0:
+      elif self.fall_back and not ends and int(best.round) >= 0:
         server = self._copied(best.server)
     return state._replace(server=server, watch=watch)
 

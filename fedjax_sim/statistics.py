@@ -49,6 +49,7 @@ def cosine(a: PyTree, b: PyTree) -> Array:
     leaves = [
       x.astype(jnp.promote_types(x.dtype, jnp.float32))
       for x in jax.tree.leaves(tree)
+      if x.size
     ]
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
     return [x / jnp.where(largest > 0, largest, 1) for x in leaves]

@@ -233,6 +233,11 @@ def test_the_design_names_every_module():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_is_left_to_be_filled_in(path):
+  assert not re.search(r"@[A-Z]+@|TODO|FIXME", path.read_text())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
   for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
     if not target.startswith(("http://", "https://")):

@@ -358,6 +358,26 @@ def test_a_workdir_in_use_is_refused(tmp_path, undisturbed):
   assert before == after | {folder / ".lock": before[folder / ".lock"]}
 
 
+def test_what_the_round_refuses_leaves_nothing(tmp_path, monkeypatch):
+  """Found where the round is traced, not before."""
+  config_ = quick(
+    algorithm__name="dga_rl",
+    server__aggregator="stack",
+    data__server_clients="2",
+    algorithm__metric="f1",
+  )
+  higher = {"f1": True}
+  original = build.build_task
+  monkeypatch.setattr(
+    build,
+    "build_task",
+    lambda *args: original(*args)._replace(higher_is_better=higher),
+  )
+  with pytest.raises(ValueError, match=r"algorithm\.metric='f1' is unknown"):
+    experiment.run(config_, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_wrong_config_leaves_nothing(tmp_path):
   with pytest.raises(ValueError, match=r"client\.batch_size=0"):
     experiment.run(quick(client__batch_size="0"), tmp_path / "run")

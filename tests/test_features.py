@@ -73,7 +73,12 @@ FEATURES = {
     "client.schedule": "step(every=2, factor=0.5)",
     "server.schedule": "ramp_keep_decay(ramp=2, keep=1, decay=3)",
   },
-  "plateau": {"client.schedule": "plateau(metric='test/accuracy')"},
+  "plateau": {
+    "client.schedule": "plateau(metric='unseen/loss', factor=0.5)",
+    "client.learning_rate": "2.0",  # so large that the loss goes up, too
+  },
+  "test set apart": {"server.test_every": "3"},
+  "log of clients": {"server.client_log": "True"},
   "metrics": {"model.metrics": f"('{OWN / 'metric.py'}:top_3',)"},
   "batch norm": {
     "model.name": f"{OWN / 'model.py'}:small_cnn",
@@ -107,6 +112,10 @@ def test_two_devices_resumed_compiled_once(name, tmp_path, monkeypatch):
   summary = experiment.run(config_of(name), whole)
   # Every size of a cohort has a program of its own.
   assert summary["compilations"] == 1
+
+  if "schedule" in name or name == "plateau":
+    rates = {v for (_, k), v in told(whole).items() if k.endswith("_rate")}
+    assert len(rates) > 1
 
   resumed = shutil.copytree(whole, tmp_path / "resumed")
   (resumed / "summary.json").unlink()

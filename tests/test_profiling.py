@@ -107,6 +107,16 @@ def test_a_finished_run_has_nothing_to_profile(tmp_path, capsys):
   assert not (tmp_path / "profile").exists()
 
 
+def test_no_round_is_left(tmp_path, capsys):
+  """The run ended after its last checkpoint, before its summary."""
+  experiment.run(quick(server__rounds="1"), tmp_path)
+  (tmp_path / "summary.json").unlink()
+  experiment.run(quick(server__rounds="1"), tmp_path, profile=True)
+  assert "No round was left" in capsys.readouterr().out
+  assert table_of(tmp_path)["flops"] is None
+  assert summary_of(tmp_path)["rounds"] == 1
+
+
 def test_a_resumed_run(tmp_path):
   """The summary counts all that was saved; the profile this process alone."""
   folder = tmp_path / "run"

@@ -207,6 +207,17 @@ def test_what_two_devices_sum():
   assert model.predict(8).network_bytes == costs.summed_bytes
 
 
+def test_stale_updates_are_summed_twice():
+  """Those of now, and those that come late."""
+  from fedjax_sim.algorithms.stale import stale
+
+  plain = simulator_of([5, 3])
+  late = dataclasses.replace(plain, algorithm=stale(plain.algorithm, 0.3))
+  costs, more = (client_costs.costs_of(s) for s in (plain, late))
+  parameters = 4 * plain.num_parameters
+  assert more.summed_bytes - costs.summed_bytes >= parameters
+
+
 def test_a_stack_of_updates_goes_from_clients_to_coordinates():
   sizes = [12] * 16
   simulator = simulator_of(sizes, aggregator=aggregators.median())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_sim import schedules, validate
+from fedjax_sim import Runtime, sampling, schedules, validate
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Task
 from fedjax_sim.simulator import Simulator
@@ -43,17 +43,28 @@ def factors(schedule, rounds):
     ),
     (
       "ramp_keep_decay(ramp=4, keep=2, decay=3, floor=0.1)",
-      lambda r: (r + 1) / 4 if r < 4 else 0.1 ** (min(max(r - 6, 0), 3) / 3),
+      lambda r: (r + 1) / 4 if r < 4 else 0.1 ** (np.clip(r - 5, 0, 3) / 3),
     ),
     (
       "ramp_keep_decay(ramp=1, keep=0, decay=2)",
-      lambda r: 0.01 ** (min(max(r - 1, 0), 2) / 2),
+      lambda r: 0.01 ** (min(r, 2) / 2),
     ),
   ],
 )
 def test_factors_of_the_round(text, expected):
   found = factors(schedules.parse("client.schedule", text), 12)
   np.testing.assert_allclose(found, [expected(r) for r in range(12)], rtol=1e-5)
+
+
+def test_steps_come_on_time_in_a_compiled_loop():
+  for every in [*range(1, 120), 1000, 12345]:
+    schedule = schedules.step(every, 0.5)
+    compiled = jax.jit(jax.vmap(lambda r, s=schedule: s.factor(r, ())))
+    rounds = np.array([0, every - 1, every, 2 * every - 1, 2 * every])
+    found = compiled(jnp.asarray(rounds))
+    np.testing.assert_allclose(
+      found, 0.5 ** (rounds // every), 1e-6, 0, err_msg=every
+    )
 
 
 @settings(max_examples=25)  # each step of a schedule is a dispatch
@@ -156,6 +167,7 @@ def test_several_rounds_in_a_dispatch_have_several_rates():
     ("step(evry=2)", "does not take 'evry'"),
     ("multi_step(at=())", "holds no rounds"),
     ("multi_step(at=5)", "holds no rounds"),
+    ("multi_step(at=(3, 5, 3))", "holds a round twice"),
     ("linear(rounds=0)", "rounds=0 is out"),
     ("cosine(rounds=5, floor=2.0)", "floor=2.0 is out"),
     ("ramp_keep_decay(ramp=0, keep=1, decay=1)", "ramp=0 is out"),
@@ -177,6 +189,8 @@ def test_of_a_hyper_parameter_that_is_not_there():
     validate.UnknownNameError, match=r"'client\.rate' .*client\.learning_rate"
   ):
     simulator_with(schedules={"client.rate": schedules.step(1)})
+  with pytest.raises(TypeError, match="schedules=None is no dict"):
+    simulator_with(schedules=None)
   with pytest.raises(TypeError, match=r"learning_rate'\]=0\.5 is no schedule"):
     simulator_with(schedules={"client.learning_rate": 0.5})
 
@@ -209,3 +223,31 @@ def test_of_a_metric_that_is_not_there_or_has_no_direction():
       ).sampler,
       best_metric="seen/size/p10",
     ).checked
+
+
+def test_a_state_that_is_an_array_where_devices_share_a_model():
+  halving = schedules.Schedule(
+    factor=lambda round_, state: state[0],
+    init=lambda: jnp.ones(2),
+    react=lambda state, value: state / 2,
+    metric="seen/loss",
+  )
+  if jax.device_count() < 2:
+    pytest.skip("needs 2 devices")
+  data = blobs([5, 3])
+  data = dataclasses.replace(data, seen=data.train)
+  task = MODELS["lr"](data)
+  simulator = Simulator(
+    task=task,
+    algorithm=fedavg(task, sgd(0.3), sgd(1.0)),
+    data=data,
+    sampler=sampling.uniform(2, 2),
+    runtime=Runtime(lanes=1, devices=2, model_devices=2),
+    schedules={"client.learning_rate": halving},
+  )
+  state, rates = simulator.init(), []
+  for r in range(3):
+    out = simulator.dispatch(state, simulator.plan(r, 1))
+    rates.append(out.rows[0]["client/learning_rate"])
+    state = simulator.react(out.state, {"seen/loss": 1.0})
+  np.testing.assert_allclose(rates, [0.3, 0.15, 0.075], 1e-6)

@@ -88,6 +88,24 @@ def test_back_to_the_best_model(devices):
   assert simulator.compilations == 1
 
 
+def test_after_the_last_round_nothing_goes_back():
+  simulator = watching(fall_back=True)
+  state, _ = told(simulator, [0.4])
+  state = simulator.dispatch(state, simulator.plan(1, 1)).state
+  last = flat(params_of(simulator, state))
+  state = simulator.react(state, {METRIC: 0.3}, ends=True)
+  np.testing.assert_array_equal(flat(params_of(simulator, state)), last)
+  assert int(state.watch.best.round) == 1
+
+
+@pytest.mark.parametrize(
+  ("field", "value"), [("fall_back", "no"), ("metric", 3)]
+)
+def test_arguments_of_another_type(field, value):
+  with pytest.raises(TypeError, match="server"):
+    watching(**{field: value})
+
+
 def test_no_best_value_yet_to_go_back_to():
   simulator = watching(fall_back=True)
   state, models = told(simulator, [float("nan")])

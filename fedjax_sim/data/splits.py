@@ -152,7 +152,8 @@ def with_random_labels(
     The data set, and which clients those are, increasing, int64.
 
   Raises:
-    TypeError, ValueError: no such fraction, or no classes.
+    TypeError, ValueError: no such fraction, no classes, or several labels an
+      example.
   """
   field = "data.random_label_clients"
   fraction = validate.real(field, fraction, least=0, most=1)
@@ -161,12 +162,17 @@ def with_random_labels(
       f"{field}={fraction}: the labels of {dataset.name} are no classes; leave"
       " it out."
     )
+  if dataset.train.examples["y"].ndim > 1:
+    raise ValueError(
+      f"{field}={fraction}: an example of {dataset.name} has several labels, of"
+      " which some may be padding; leave it out."
+    )
   train, rng = dataset.train, generator(seed, Stream.LABELS)
   count = round(fraction * train.num_clients)
   chosen = np.sort(rng.permutation(train.num_clients)[:count])
   hit = np.isin(np.repeat(np.arange(train.num_clients), train.sizes), chosen)
   labels = train.examples["y"].copy()
-  drawn = rng.integers(0, dataset.num_classes, (hit.sum(), *labels.shape[1:]))
+  drawn = rng.integers(0, dataset.num_classes, hit.sum())
   labels[hit] = drawn.astype(labels.dtype)
   train = dataclasses.replace(train, examples={**train.examples, "y": labels})
   return dataclasses.replace(dataset, train=train), chosen

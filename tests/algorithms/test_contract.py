@@ -79,7 +79,8 @@ def task_of_everything():
     return 2 * examples["x"] * variables.params["w"][None]
 
   arrays = lambda key: jax.tree.map(jnp.asarray, init(key))
-  return Task(arrays, loss, metrics, logits=logits)
+  better = {"x": True}
+  return Task(arrays, loss, metrics, logits=logits, higher_is_better=better)
 
 
 def build(name):

@@ -286,6 +286,48 @@ def test_the_agents_reward_is_what_the_server_gains():
   assert (rewards < 0).any()
 
 
+def test_the_reward_has_the_metrics_direction():
+  """Metrics +loss and -loss, named alike, are the same to the agent."""
+
+  def run(sign, higher):
+    task = quadratic(2)
+    plain = task.metrics
+
+    def metrics(variables, examples):
+      loss = plain(variables, examples)["loss"]
+      return {"x": loss._replace(total=sign * loss.total)}
+
+    task = task._replace(metrics=metrics, higher_is_better={"x": higher})
+    agent = lambda _, *args: dga_rl(task, *args, metric="x", epsilon=1.0)
+    _, state = quadratic_run(
+      agent, 6, server=target([3.0, -2.0]), aggregator=aggregators.stack()
+    )
+    return jax.device_get(state.server.memory.reward)[:6]
+
+  one, other = run(1.0, False), run(-1.0, True)
+  assert np.abs(one).max() > 0
+  np.testing.assert_array_equal(one, other)
+
+
+def test_a_reward_that_is_no_number_is_forgotten():
+  task = quadratic(2)
+  plain = task.metrics
+
+  def metrics(variables, examples):
+    loss = plain(variables, examples)["loss"]
+    return {"loss": loss._replace(total=loss.total / 0.0 * 0.0)}
+
+  broken = task._replace(metrics=metrics)
+  agent = lambda _, *args: dga_rl(broken, *args, metric="loss", epsilon=1.0)
+  _, state = quadratic_run(
+    agent, 3, server=target([3.0, -2.0]), aggregator=aggregators.stack()
+  )
+  server = jax.device_get(state.server)
+  assert server.memory.rounds == 3
+  assert np.isfinite(server.theta).all()
+  assert not server.memory.reward.any()
+
+
 # --- refused ------------------------------------------------------------------
 
 
@@ -305,6 +347,8 @@ def test_they_need_a_stack_and_the_servers_examples(make):
     (dga, {"statistic": "losses"}, r"algorithm\.statistic"),
     (dga, {"weighting": "examples"}, r"algorithm\.weighting"),
     (dga, {"beta": float("nan")}, r"algorithm\.beta"),
+    (dga, {"beta": 1.0, "weighting": "uniform"}, r"algorithm\.beta=1\.0"),
+    (dga_rl, {"metric": "size"}, r"algorithm\.metric='size'.*higher_is_bet"),
     (dga_rl, {"epsilon": 1.5}, r"algorithm\.epsilon"),
     (dga_rl, {"ridge": 0.0}, r"algorithm\.ridge"),
     (dga_rl, {"memory_rounds": 0}, r"algorithm\.memory_rounds"),

@@ -78,3 +78,27 @@ def test_it_is_refused_where_it_makes_no_sense():
   algorithm = fedavg(task, sgd(0.5), sgd(1.0))._replace(replace=None)
   with pytest.raises(ValueError, match="no global model that can be replaced"):
     replay(algorithm, task, sgd(0.1))
+
+
+def test_the_tasks_numbers_are_there_for_the_servers_examples():
+  """A loss that a number scales: twice the number, twice the step."""
+  task = quadratic(2)
+  plain = task.loss
+
+  def loss(variables, examples, key):
+    found = plain(variables, examples, key)
+    return found._replace(value=found.value * examples["scale"])
+
+  ends = []
+  for scale in (0.1, 0.2):
+    scaled = task._replace(loss=loss, hparams={"scale": scale})
+    server = {"x": OWN[:1], "a": np.ones(1, np.float32)}
+    data = dataclasses.replace(quadratic_data(OWN[:1]), server=server)
+    simulator = make_simulator(
+      scaled,
+      replay(fedavg(scaled, sgd(0.0), sgd(1.0)), scaled, sgd(1.0), steps=1),
+      data,
+      work=LocalWork(batch_size=1),
+    )
+    ends.append(params_of(simulator, train(simulator, 1))["w"])
+  np.testing.assert_allclose(ends, np.outer([0.1, 0.2], OWN[0]), rtol=1e-5)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim import aggregators
+from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.stale import stale
 from fedjax_sim.base import Purpose, key_for
@@ -87,6 +88,32 @@ def test_what_is_late_is_joined_a_round_later(probability, lanes, devices):
   if probability == 0.3:
     assert max(on_its_way) > 0
     assert max(on_its_way) < SIZES.sum()
+
+
+def test_late_clients_of_dga_count_as_their_statistic_says():
+  """DGA's weights are told against a reference that moves every round."""
+  beta, task = 2.0, quadratic(3)
+  algorithm = stale(dga(task, sgd(RATE), sgd(1.0), beta=beta), 0.5)
+  simulator = make_simulator(
+    task, algorithm, quadratic_data(CENTRES), work=LocalWork(batch_size=1)
+  )
+  state, w = simulator.init(), np.zeros(3)
+  held: list[tuple[np.floating, np.ndarray]] = []
+  for round_, probability in enumerate((0.5, 0.5, 1.0, 0.0, 0.3)):
+    hparams = {**simulator.hparams, "stale_probability": probability}
+    state = simulator.dispatch(state, simulator.plan(round_, 1), hparams).state
+    late = late_in(round_, probability)
+    losses = 0.5 * np.sum((CENTRES - w) ** 2, axis=1)
+    sent = list(zip(np.exp(-beta * losses), RATE * (CENTRES - w), strict=True))
+    now = held + [
+      x for x, is_late in zip(sent, late, strict=True) if not is_late
+    ]
+    held = [x for x, is_late in zip(sent, late, strict=True) if is_late]
+    if now:
+      w = w + sum(s * u for s, u in now) / sum(s for s, _ in now)
+    np.testing.assert_allclose(
+      params_of(simulator, state)["w"], w, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_probability_is_a_hyper_parameter():

@@ -90,6 +90,13 @@ def test_random_labels_are_refused():
   lines = dataclasses.replace(quadratic_data(np.ones((2, 1))))
   with pytest.raises(ValueError, match="are no classes"):
     with_random_labels(lines, 0.5)
+  words = blobs([3, 2])
+  several = {**words.train.examples, "y": np.ones((5, 4), np.int32)}
+  words = dataclasses.replace(
+    words, train=dataclasses.replace(words.train, examples=several)
+  )
+  with pytest.raises(ValueError, match="several labels"):
+    with_random_labels(words, 0.5)
 
 
 # --- few labels ---------------------------------------------------------------
