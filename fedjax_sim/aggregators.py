@@ -194,6 +194,12 @@ def check(aggregator: Aggregator, update: PyTree) -> None:
   _check_alike("add", new, acc, "as init does")
   if aggregator.joins:  # of whatever float: the server casts it
     _check_alike("finish", joined, update, "as an update has", dtypes=False)
+    for leaf in jax.tree.leaves(joined):
+      if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+          f"server.aggregator: finish returns {leaf.dtype}; let it return"
+          " floats."
+        )
 
 
 def _check_alike(

@@ -311,7 +311,14 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   probability = config.server.stale_probability
   if probability is not None:
     algorithm = stale(algorithm, probability)
-  if config.replay.steps is not None:
+  if config.replay.steps is None:
+    for field in ("momentum", "weight_decay", "max_grad_norm"):
+      if config.replay[field] is not None:
+        raise ValueError(
+          f"replay.{field}={config.replay[field]}: there is no replay; set"
+          f" replay.steps, or unset it by --config.replay.{field}=None."
+        )
+  else:
     algorithm = replay(
       algorithm,
       task,
@@ -346,14 +353,18 @@ def build_schedules(
       continue
     result[name] = schedules.parse(f"{section}.schedule", text)
     if name not in there:
-      needs = (
-        "set model.scheduled_sampling"
-        if section == "model"
-        else f"algorithm.name={config.algorithm.name!r} has no such rate"
-      )
+      where = f"algorithm.name={config.algorithm.name!r} has no {name}"
+      if section == "model":
+        where = "model.scheduled_sampling is not set"
       raise ValueError(
-        f"{section}.schedule={text!r}: there is no {name} to multiply; {needs},"
-        f" or unset it by --config.{section}.schedule=None."
+        f"{section}.schedule={text!r}: {where}, which it would multiply; unset"
+        f" it by --config.{section}.schedule=None."
+      )
+    first = result[name].factor(jnp.int32(0), result[name].init())
+    if section == "model" and float(first) * there[name] > 1:
+      raise ValueError(
+        f"model.schedule={text!r} makes the probability"
+        f" {float(first) * there[name]:g}; let it be at most 1."
       )
   return result
 
@@ -376,11 +387,14 @@ def build(config: ConfigDict) -> Experiment:
     keep_checkpoints=runtime.keep_checkpoints,
   )
   validate.whole("server.clients_per_round", server.clients_per_round)
-  if server.client_log and importlib.util.find_spec("pyarrow") is None:
-    raise ImportError(
-      "server.client_log=True writes Parquet with pyarrow, which is not"
-      " installed; pip install 'fedjax_sim[parquet]', or set it to False."
-    )
+  if server.client_log:
+    try:
+      importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+      raise ImportError(
+        "server.client_log=True writes Parquet with pyarrow, which cannot be"
+        f" imported ({error}); pip install pyarrow, or set it to False."
+      ) from error
   validate.real("runtime.peer_timeout", runtime.peer_timeout, least=5)
   work = LocalWork(**{name: client[name] for name in _WORK})
   at_once = runtime.rounds_per_dispatch
@@ -417,23 +431,27 @@ def build(config: ConfigDict) -> Experiment:
   clients = data.train.num_clients, server.clients_per_round
   if "sizes" in inspect.signature(sampler).parameters:  # a user's own
     sampler = functools.partial(sampler, sizes=data.train.sizes)
-  simulator = Simulator(
-    task=task,
-    algorithm=algorithm,
-    data=data,
-    sampler=(sampling.uniform(1, 1) if algorithm.pooled else sampler(*clients)),
-    work=work,
-    aggregator=aggregator,
-    transforms=transforms.from_config(chain),
-    seed=config.seed,
-    runtime=speed,
-    schedules=build_schedules(config, algorithm, task),
-    best_metric=server.best_metric,
-    fall_back=server.fall_back,
-    log_clients=server.client_log,
-  )
+  fields = dict(fields_of(config))
+  size = (1, 1) if algorithm.pooled else clients
+  draw = sampling.uniform if algorithm.pooled else sampler
   try:
-    _ = simulator.checked
+    with references.named(fields):
+      simulator = Simulator(
+        task=task,
+        algorithm=algorithm,
+        data=data,
+        sampler=draw(*size),
+        work=work,
+        aggregator=aggregator,
+        transforms=transforms.from_config(chain),
+        seed=config.seed,
+        runtime=speed,
+        schedules=build_schedules(config, algorithm, task),
+        best_metric=server.best_metric,
+        fall_back=server.fall_back,
+        log_clients=server.client_log,
+      )
+      _ = simulator.checked
   except DataError as error:
     raise ValueError(_of_data(config, error)) from error
   except ModelError as error:
@@ -441,5 +459,5 @@ def build(config: ConfigDict) -> Experiment:
     raise ValueError(
       f"{', '.join(model)}: {_of_data(config, error)}"
     ) from error
-  sources = references.sources(dict(fields_of(config)))
+  sources = references.sources(fields)
   return Experiment(simulator=simulator, timetable=timetable, sources=sources)

@@ -17,6 +17,7 @@ import fcntl
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
 import signal
@@ -37,6 +38,7 @@ from fedjax_sim import (
   distributed,
   processes,
   profiling,
+  references,
   reporting,
   validate,
 )
@@ -156,7 +158,8 @@ def run(
   def start() -> tuple[build.Experiment, dict[str, Any]]:
     with phases("build"):
       experiment = build.build(config)
-      experiment.simulator.trace()
+      with references.named(dict(configs.fields_of(config))):
+        experiment.simulator.trace()
       digest = _data_digest(experiment.simulator)
     fields = dict(configs.fields_of(ConfigDict(resolved)))
     # A path may be another on every host; what lies there may not. So of
@@ -377,6 +380,12 @@ def _run(
         with phases("evaluate"):
           evaluated = simulator.evaluate(state, sets)
           out.rows[-1].update(evaluated)
+          for metric in simulator.watched_metrics:
+            if math.isnan(evaluated.get(metric, 0.0)):
+              told.log(
+                f"Round {done}: {metric} is NaN, which is no better value.",
+                level="warning",
+              )
           ends = done == timetable.rounds
           state = simulator.react(state, evaluated, ends=ends)
       sent = state

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -134,6 +135,7 @@ def by_layer(
       f"{field}={rates!r} holds no pairs; give (pattern, factor) each, such as"
       " (('layers/0/', 0.1),)."
     )
+  freezing.matching(field, [pattern for pattern, _ in rates], params)
   factors: list[float | None] = [None] * len(freezing.paths_of(params))
   for pattern, factor in rates:
     factor = validate.real(f"{field}: factor of {pattern!r}", factor, least=0)
@@ -182,6 +184,12 @@ def descend(
     be wider than the parameters, and would widen the state with every moment.
   """
   updates, new = transformation.update(gradient, state, params)
+  shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+  if shapes(updates) != shapes(params):  # it would be broadcast
+    raise ValueError(
+      f"The optimizer's update has the shapes {shapes(updates)}; let it have"
+      f" the parameters', {shapes(params)}."
+    )
   new = jax.tree.map(
     lambda n, s: n if n.dtype == s.dtype else n.astype(s.dtype), new, state
   )

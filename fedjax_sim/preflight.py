@@ -92,8 +92,9 @@ def check_parts(
     )
   if algorithm.uses_server_data and data.server is None:
     raise ValueError(
-      "The algorithm uses the server's own examples, and there are none; set"
-      " data.server_clients, or give FederatedDataset.server."
+      "algorithm.name, or replay.steps, asks for examples of the server's own,"
+      " and there are none; set data.server_clients, or give"
+      " FederatedDataset.server."
     )
   if stacked and runtime.deterministic_reduction is not None:
     raise ValueError(

@@ -7,6 +7,7 @@ config may refer to is in `FIELDS`; docs/extend.md says what it has to be.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -15,7 +16,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,6 +68,11 @@ def lookup(
     BadReferenceError, TypeError: as `load`.
   """
   if not is_reference(value):
+    if isinstance(value, str) and value.endswith(".py"):
+      raise BadReferenceError(
+        f"{field}={value!r} names a file and nothing in it; give"
+        f" {value + ':name'!r}."
+      )
     return validate.lookup(field, value, registry)
   function = load(field, value)
 
@@ -115,6 +121,35 @@ def load(field: str, value: str) -> Callable[..., Any]:
       " a function."
     )
   return found
+
+
+@contextlib.contextmanager
+def named(fields: Mapping[str, Any]) -> Iterator[None]:
+  """Lets errors begin with the references of a config, if there are any.
+
+  What is traced is many parts at once, and an error of the user's own does not
+  say whose it is.
+
+  Args:
+    fields: "section.field" -> value.
+
+  Raises:
+    BadReferenceError: instead of what was raised, where it names none.
+  """
+  try:
+    yield
+  except Exception as error:
+    own = {}
+    for field in FIELDS:
+      value = fields[field]
+      every = value if isinstance(value, (tuple, list)) else (value,)
+      if any(is_reference(v) for v in every):
+        own[field] = value
+    if not own or any(f"{field}=" in str(error) for field in fields):
+      raise
+    names = ", ".join(f"{field}={value!r}" for field, value in own.items())
+    kind = type(error).__name__
+    raise BadReferenceError(f"{names}: {kind}: {one_line(error)}") from error
 
 
 def sources(fields: Mapping[str, Any]) -> dict[str, str]:
@@ -200,7 +235,7 @@ def _from_file(field: str, value: str, path: Path) -> types.ModuleType:
     exec(code, vars(module))
   except BaseException as error:
     del sys.modules[key]
-    if not isinstance(error, Exception):
+    if not isinstance(error, Exception | SystemExit):
       raise
     text = raised(str(path), error)
     raise BadReferenceError(f"{field}={value!r}: {text}") from error

@@ -41,7 +41,7 @@ class Schedule(NamedTuple):
 
 def step(every: int, factor: float = 0.1) -> Schedule:
   """Times `factor` after every so many rounds."""
-  every, factor = validate.whole("every", every), _factor("factor", factor)
+  every, factor = _rounds("every", every), _factor("factor", factor)
   # Whole numbers: compilers make a product of a division, and floor it wrong.
   return of_round(lambda done: jnp.float32(factor) ** (done // every))
 
@@ -50,7 +50,7 @@ def multi_step(at: Sequence[int], factor: float = 0.1) -> Schedule:
   """Times `factor` after each of these numbers of rounds."""
   if not isinstance(at, list | tuple) or not at:
     raise TypeError(f"at={at!r} holds no rounds; give some, such as (50, 75).")
-  rounds = [validate.whole("at", n) for n in at]
+  rounds = [_rounds("at", n) for n in at]
   if len(set(rounds)) < len(rounds):
     raise ValueError(f"at={at!r} holds a round twice; give each once.")
   factors = dict.fromkeys(rounds, _factor("factor", factor))
@@ -59,15 +59,15 @@ def multi_step(at: Sequence[int], factor: float = 0.1) -> Schedule:
 
 def linear(rounds: int, start: float = 0.0, begin: int = 0) -> Schedule:
   """From `start` to 1 within so many rounds, after `begin` rounds."""
-  rounds = validate.whole("rounds", rounds)
+  rounds = _rounds("rounds", rounds)
   start = validate.real("start", start, least=0)
-  begin = validate.whole("begin", begin, least=0)
+  begin = _rounds("begin", begin, least=0)
   return of_round(optax.linear_schedule(start, 1.0, rounds, begin))
 
 
 def cosine(rounds: int, floor: float = 0.0) -> Schedule:
   """From 1 to `floor` within so many rounds, on half a cosine."""
-  rounds = validate.whole("rounds", rounds)
+  rounds = _rounds("rounds", rounds)
   floor = validate.real("floor", floor, least=0, most=1)
   return of_round(optax.cosine_decay_schedule(1.0, rounds, floor))
 
@@ -85,9 +85,9 @@ def ramp_keep_decay(
       where it stays.
     floor: > 0.
   """
-  ramp = validate.whole("ramp", ramp)
-  keep = validate.whole("keep", keep, least=0)
-  decay = validate.whole("decay", decay)
+  ramp = _rounds("ramp", ramp)
+  keep = _rounds("keep", keep, least=0)
+  decay = _rounds("decay", decay)
   floor = _factor("floor", floor)
 
   def factor(done: Array) -> Array:
@@ -113,7 +113,7 @@ def plateau(
     floor: the least factor.
   """
   validate.instance("metric", metric, str, "'test/loss'")
-  patience = validate.whole("patience", patience)
+  patience = _rounds("patience", patience)
   factor = validate.real("factor", factor, above=0)
   if factor >= 1:
     raise ValueError(f"factor={factor} is out of range; give less than 1.")
@@ -152,6 +152,10 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
+def _rounds(field: str, value: int, least: int = 1) -> int:
+  return validate.whole(field, value, least=least, most=2**31 - 1)
+
+
 def _factor(field: str, value: float) -> float:
   return validate.real(field, value, above=0, most=1)
 
@@ -175,8 +179,11 @@ def parse(field: str, text: str) -> Schedule:
       call = ast.Call(call, [], [])
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
       raise ValueError("no call")
-    if call.args or not all(k.arg for k in call.keywords):
+    names = [k.arg for k in call.keywords]
+    if call.args or not all(names):
       raise ValueError("arguments without names")
+    if len(set(names)) < len(names):
+      raise ValueError("an argument twice")
     arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
   except (SyntaxError, ValueError, TypeError) as error:
     raise ValueError(

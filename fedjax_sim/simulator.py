@@ -28,6 +28,7 @@ from fedjax_sim import (
   lanes,
   preflight,
   processes,
+  references,
   sampling,
   schedules,
   validate,
@@ -157,8 +158,18 @@ class Simulator:
       self.algorithm, self.aggregator, self.data, self.runtime
     )
     sizes = self.sampler.sizes
-    if not sizes or any(a >= b for a, b in itertools.pairwise(sizes)):
-      raise ValueError(f"Sampler.sizes={sizes}: give increasing numbers.")
+    if not isinstance(sizes, tuple) or not sizes:
+      raise TypeError(
+        f"server.sampling: Sampler.sizes={sizes!r}; give a tuple of numbers."
+      )
+    for size in sizes:
+      validate.whole("server.sampling: Sampler.sizes", size)
+    if any(a >= b for a, b in itertools.pairwise(sizes)):
+      raise ValueError(
+        f"server.sampling: Sampler.sizes={sizes}: give increasing numbers."
+      )
+    expected = self.sampler.expected
+    validate.real("server.sampling: Sampler.expected", expected, least=0)
     if self.sampler.sizes[-1] > self.num_clients:
       raise ValueError(
         f"The sampler draws up to {self.sampler.sizes[-1]} clients a round;"
@@ -227,7 +238,7 @@ class Simulator:
 
   def _probe(self, width: int) -> lanes.Probe:
     """Times a short part of a round with so many lanes."""
-    drawn = (len(self.sampler.sample(self.seed, i)) for i in range(100))
+    drawn = (len(self._sampled(i)) for i in range(100))
     first = next((i for i, count in enumerate(drawn) if count), 0)
     planned = self.plan(first, 1, width)._replace(first=0)
     program = self.program(*planned.key)
@@ -319,6 +330,7 @@ class Simulator:
     Raises:
       ValueError: the algorithm, or another part, refuses what it is given.
     """
+    _ = self._size(self._sampled(0))
     wanted = self.runtime.lanes
     lanes = 1 if wanted == "auto" else wanted
     shape = self._shape(lanes, self.sampler.sizes[-1])
@@ -351,7 +363,7 @@ class Simulator:
   def _higher_is_better(self) -> dict[str, bool]:
     """Of every metric that is watched."""
     wanted = {
-      f"the metric of the schedule of {name}": schedule.metric
+      f"schedule of {name}: metric": schedule.metric
       for name, schedule in self._schedules.items()
       if schedule.metric is not None
     }
@@ -560,13 +572,23 @@ class Simulator:
     """How often the round was compiled; lanes only tried not counted."""
     return sum(lanes == self.lane_choice.lanes for lanes, _ in self.compiled)
 
+  def _sampled(self, round_: int) -> np.ndarray:
+    """Who takes part in the round after so many."""
+    try:
+      ids = self.sampler.sample(self.seed, round_)
+      return validate.cohort(ids, self.num_clients)
+    except Exception as error:
+      raise ValueError(
+        f"server.sampling: round {round_ + 1}: {references.raised(None, error)}"
+      ) from error
+
   def _size(self, ids: np.ndarray) -> int:
     """The cohort size to compile for that holds these."""
     for size in self.sampler.sizes:
       if len(ids) <= size:
         return size
     raise ValueError(
-      f"The sampler drew {len(ids)} clients; its `sizes` say at most"
+      f"server.sampling: {len(ids)} clients were drawn; `sizes` say at most"
       f" {self.sampler.sizes[-1]}."
     )
 
@@ -580,11 +602,11 @@ class Simulator:
     """
     lanes = self.lane_choice.lanes if lanes is None else lanes
     began = time.perf_counter()
-    ids = [self.sampler.sample(self.seed, first)]
+    ids = [self._sampled(first)]
     size = self._size(ids[0])
     shape = self._shape(lanes, size)
     for i in range(1, min(most, shape.rounds)):
-      more = self.sampler.sample(self.seed, first + i)
+      more = self._sampled(first + i)
       if self._size(more) != size:
         break  # it runs in another program
       ids.append(more)
@@ -838,6 +860,11 @@ class Simulator:
       elif self.fall_back and not ends and int(best.round) >= 0:
         server = self._copied(best.server)
     return state._replace(server=server, watch=watch)
+
+  @property
+  def watched_metrics(self) -> list[str]:
+    """What the best model or a schedule goes by."""
+    return list(self._higher_is_better)
 
   def best(self, state: RunState) -> Row:
     """The best model's round and value, as `best/...`; empty without one."""

@@ -16,6 +16,12 @@ from fedjax_sim import validate
 from fedjax_sim.base import Array, PyTree, Task
 from fedjax_sim.schedules import Schedule, reacted
 
+_SETS = {  # prefix -> what gives such metrics
+  "test": "the data have no central test set",
+  "seen": "set data.heldout_fraction",
+  "unseen": "set data.unseen_clients",
+}
+
 
 class Best(NamedTuple):
   """The best model so far.
@@ -106,12 +112,18 @@ def directions(
   """
   result = {}
   for owner, metric in wanted.items():
+    prefix = metric.partition("/")[0]
+    if not any(name.startswith(f"{prefix}/") for name in names):
+      for start, fix in _SETS.items():
+        if prefix == start:
+          raise ValueError(f"{owner}={metric!r} is not evaluated; {fix}.")
     validate.known(owner, metric, names)
     base = names[metric]
     if base not in task.higher_is_better:
       raise ValueError(
         f"{owner}={metric!r}: whether more of {base!r} is better is not known;"
-        f" say so in Task.higher_is_better, {{{base!r}: True}}."
+        f" say {base}.higher_is_better = True of a function of your own, or"
+        f" Task.higher_is_better={{{base!r}: True}}."
       )
     result[metric] = task.higher_is_better[base]
   return result

@@ -196,7 +196,7 @@ def test_of_a_hyper_parameter_that_is_not_there():
 
 
 def test_of_a_metric_that_is_not_there_or_has_no_direction():
-  with pytest.raises(validate.UnknownNameError, match="'test/loss' is unknown"):
+  with pytest.raises(ValueError, match="'test/loss' is not evaluated; the dat"):
     _ = simulator_with(
       schedules={"client.learning_rate": schedules.plateau()}
     ).checked

@@ -235,7 +235,7 @@ def test_a_sampler_that_breaks_its_word_is_refused():
   simulator = make_simulator(
     task, fedavg(task, sgd(0.1), sgd(1.0)), data, sampler=liar
   )
-  with pytest.raises(ValueError, match="drew 5 clients"):
+  with pytest.raises(ValueError, match="5 clients were drawn"):
     simulator.plan(0, 1)
 
 

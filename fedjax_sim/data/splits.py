@@ -120,22 +120,28 @@ def with_server_data(
 ) -> FederatedDataset:
   """Gives the examples of some training clients to the server.
 
+  What is held out of them goes nowhere.
+
   Args:
     dataset: of which some clients train no more.
     amount: how many clients; see `split_off_clients`.
     seed: chooses them.
 
   Raises:
-    TypeError, ValueError: no such amount, or further sets that are aligned
-      with the training clients.
+    TypeError, ValueError: no such amount, or further splits.
   """
-  if dataset.seen is not None or dataset.splits:
+  if dataset.splits:
     raise ValueError(
-      f"data.server_clients={amount} does not go with data.heldout_fraction or"
-      " further splits, whose clients are the training clients; unset one."
+      f"data.server_clients={amount} does not go with further splits, whose"
+      " clients are the training clients; make them afterwards."
     )
   train, moved = split_off_clients(dataset.train, amount, seed, Stream.SERVER)
-  return dataclasses.replace(dataset, train=train, server=moved.examples)
+  seen = dataset.seen
+  if seen is not None:  # of the same clients, so that the same ones stay
+    seen, _ = split_off_clients(seen, amount, seed, Stream.SERVER)
+  return dataclasses.replace(
+    dataset, train=train, seen=seen, server=moved.examples
+  )
 
 
 def with_random_labels(

@@ -51,9 +51,24 @@ def test_seeds_give_the_server_other_clients():
   assert not np.array_equal(one["x"], other["x"])
 
 
-def test_the_server_takes_no_clients_of_aligned_sets():
-  base = blobs([5, 5, 5])
+def test_the_servers_clients_are_gone_from_the_held_out_ones_too():
+  base = blobs([5, 6, 7, 8])
   data = make_dataset("b", base.train, num_classes=3, heldout_fraction=0.4)
+  found = with_server_data(data, 2)
+  assert data.seen is not None
+  assert found.seen is not None
+  assert found.train.num_clients == found.seen.num_clients == 2
+  held = {
+    tuple(rows(data.train.client(i))): rows(data.seen.client(i))
+    for i in range(4)
+  }
+  for i in range(2):
+    own = tuple(rows(found.train.client(i)))
+    assert rows(found.seen.client(i)) == held[own]
+
+
+def test_the_server_takes_no_clients_of_splits():
+  data = with_few_labels(blobs([5, 5, 5]), 0.4)
   with pytest.raises(ValueError, match=r"data\.server_clients=1 does not go"):
     with_server_data(data, 1)
 
