@@ -75,7 +75,7 @@ FEATURES = {
   },
   "plateau": {
     "client.schedule": "plateau(metric='unseen/loss', factor=0.5)",
-    "client.learning_rate": "2.0",  # so large that the loss goes up, too
+    "server.learning_rate": "0.0",  # so the loss stays what it is
   },
   "test set apart": {"server.test_every": "3"},
   "log of clients": {"server.client_log": "True"},
