@@ -380,6 +380,7 @@ if importlib.util.find_spec("torch") is not None:
       close(p, after, 1e-3 * moved)
 
 
+@pytest.mark.slow
 def test_layers_run():
   output = run("layers", ["--scale=smoke", "--turns=1"])
   for way in ("XLA's convolutions, XLA's pooling", "one product a step"):
@@ -393,6 +394,7 @@ def test_everything_is_first_in_some_turn(benchmark):
   assert rotated("abc", 4) == ["b", "c", "a"]
 
 
+@pytest.mark.slow
 def test_scaling_writes_all_fields(tmp_path):
   written = tmp_path / "scaling.json"
   run("scaling", ["--scale=smoke", "--turns=1", f"--json={written}"])
