@@ -94,9 +94,7 @@ def undisturbed(tmp_path_factory):
   return params(folder)
 
 
-@pytest.mark.parametrize(
-  "count", [2, pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_train_the_same(tmp_path, undisturbed, count):
   # None is to be lost here, however busy the machine is.
   code, told = finish(launch(count, tmp_path, **{"runtime.peer_timeout": "60"}))
