@@ -125,11 +125,6 @@ class Experiment:
   sources: Mapping[str, str]
 
 
-def _or(value: Any, default: Any) -> Any:
-  """The value, or what holds where it is not set."""
-  return default if value is None else value
-
-
 def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
   """A section's fields that are not None, but for those named."""
   return {
@@ -381,7 +376,9 @@ def build(config: ConfigDict) -> Experiment:
   timetable = Timetable(
     rounds=server.rounds,
     eval_every=server.eval_every,
-    test_every=_or(server.test_every, server.eval_every),
+    test_every=server.eval_every
+    if server.test_every is None
+    else server.test_every,
     initial_eval=server.initial_eval,
     checkpoint_every=runtime.checkpoint_every,
     keep_checkpoints=runtime.keep_checkpoints,

@@ -8,6 +8,7 @@ the compiled round, so a rate that changes recompiles nothing.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -232,15 +233,11 @@ def checked(
   return result
 
 
-def named(hparams: HParams, prefix: str = "") -> dict[str, Any]:
+def named(hparams: HParams) -> dict[str, Any]:
   """Nested hyper-parameters by names such as `client.learning_rate`."""
-  names: dict[str, Any] = {}
-  for key, value in hparams.items():
-    if isinstance(value, Mapping):
-      names |= named(value, f"{prefix}{key}.")
-    else:
-      names[f"{prefix}{key}"] = value
-  return names
+  path = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+  leaves = jax.tree_util.tree_leaves_with_path(hparams)
+  return {path(keys): value for keys, value in leaves}
 
 
 def scheduled(

@@ -112,11 +112,9 @@ def directions(
   """
   result = {}
   for owner, metric in wanted.items():
-    prefix = metric.partition("/")[0]
-    if not any(name.startswith(f"{prefix}/") for name in names):
-      for start, fix in _SETS.items():
-        if prefix == start:
-          raise ValueError(f"{owner}={metric!r} is not evaluated; {fix}.")
+    part = metric.partition("/")[0]
+    if part in _SETS and not any(name.startswith(f"{part}/") for name in names):
+      raise ValueError(f"{owner}={metric!r} is not evaluated; {_SETS[part]}.")
     validate.known(owner, metric, names)
     base = names[metric]
     if base not in task.higher_is_better:
