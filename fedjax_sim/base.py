@@ -322,6 +322,36 @@ class Pass(NamedTuple):
   epochs: int | None = None
 
 
+class Release(NamedTuple):
+  """What a private algorithm releases in every round, told to accountants.
+
+  It is a sum of clients' contributions, none of which is longer than 1 (in L2;
+  in L1 with Laplace noise) in the unit of `multiplier`, plus noise.
+
+  Attributes:
+    noise: `gaussian`, or `laplace`.
+    multiplier: of every coordinate's noise, the standard deviation; of
+      Laplace's the scale. Of correlated noise it is that of the independent
+      noise that it is made of.
+    sensitivity: (rounds, period) -> how far one client can move the first
+      `rounds` releases together, in L2, as correlated noise sees them, if it
+      takes part at most once in `period` consecutive rounds; None: the noise of
+      every round is independent.
+    bands: of correlated noise: contributions so many rounds apart are
+      orthogonal; None: none are.
+    rounds: how many rounds the noise was made for; None: any number.
+    simulated: the (cohort, population) whose noise relative to the sum is
+      simulated with a smaller cohort; None: the noise is what it is.
+  """
+
+  noise: str
+  multiplier: float
+  sensitivity: Callable[[int, int], float] | None = None
+  bands: int | None = 1
+  rounds: int | None = None
+  simulated: tuple[float, float] | None = None
+
+
 class Algorithm(NamedTuple):
   """How clients train and the server reacts, as pure functions.
 
@@ -354,6 +384,11 @@ class Algorithm(NamedTuple):
     log_weight: (server state, hparams) -> shape=(); the logarithm of what a
       weight of 1 stands for in this round, where that differs from round to
       round; None: it does not.
+    told: (server state, hparams) -> name -> shape=(); numbers of the state that
+      every round's metrics show.
+    release: what accountants have to know of it. `apply` is called whoever is
+      left of a cohort, and takes the plain sum of the updates. None: it is not
+      private.
   """
 
   init: Callable[[Key, HParams], PyTree]
@@ -374,6 +409,10 @@ class Algorithm(NamedTuple):
   weighted_mean: bool = False
   uses_server_data: bool = False
   log_weight: Callable[[PyTree, HParams], Array] | None = None
+  told: Callable[[PyTree, HParams], dict[str, Array]] = (
+    lambda server, hparams: {}
+  )
+  release: Release | None = None
 
 
 # --- transforms and aggregators: what happens to updates ----------------------

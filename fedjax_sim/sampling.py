@@ -16,6 +16,23 @@ from fedjax_sim import validate
 from fedjax_sim.base import Purpose
 
 
+class Participation(NamedTuple):
+  """What a sampler promises of how often a client takes part.
+
+  Privacy accountants build on it.
+
+  Attributes:
+    rate: the probability that a client takes part in a round in which it may.
+    period: of so many consecutive rounds a client takes part in one at most.
+    independent: whether every client takes part or not by itself, whoever else
+      there is; otherwise a cohort's size is fixed.
+  """
+
+  rate: float
+  period: int = 1
+  independent: bool = False
+
+
 class Sampler(NamedTuple):
   """A way to draw cohorts.
 
@@ -26,6 +43,8 @@ class Sampler(NamedTuple):
     expected: the mean cohort size.
     versions: (seed, round, ids) -> which version of the broadcast each holds,
       shape=(cohort,), int64; see `Client.version`.
+    participation: what it promises; None: nothing, and no accountant can say
+      what an epsilon would be.
   """
 
   sample: Callable[[int, int], np.ndarray]
@@ -34,6 +53,7 @@ class Sampler(NamedTuple):
   versions: Callable[[int, int, np.ndarray], np.ndarray] = (
     lambda seed, round_, ids: np.zeros_like(ids)
   )
+  participation: Participation | None = None
 
 
 def _generator(seed: int, round_: int) -> np.random.Generator:
@@ -78,7 +98,13 @@ def uniform(
     count = size if lowest == size else int(rng.integers(lowest, size + 1))
     return _without_replacement(rng, num_clients, count)
 
-  return Sampler(sample=sample, sizes=(size,), expected=(lowest + size) / 2)
+  fixed = Participation(size / num_clients) if lowest == size else None
+  return Sampler(
+    sample=sample,
+    sizes=(size,),
+    expected=(lowest + size) / 2,
+    participation=fixed,
+  )
 
 
 def poisson(num_clients: int, clients_per_round: float) -> Sampler:
@@ -115,7 +141,12 @@ def poisson(num_clients: int, clients_per_round: float) -> Sampler:
       rng, num_clients, int(rng.binomial(num_clients, rate))
     )
 
-  return Sampler(sample=sample, sizes=tuple(sizes), expected=expected)
+  return Sampler(
+    sample=sample,
+    sizes=tuple(sizes),
+    expected=expected,
+    participation=Participation(rate, independent=True),
+  )
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
