@@ -409,9 +409,7 @@ class Algorithm(NamedTuple):
   weighted_mean: bool = False
   uses_server_data: bool = False
   log_weight: Callable[[PyTree, HParams], Array] | None = None
-  told: Callable[[PyTree, HParams], dict[str, Array]] = (
-    lambda server, hparams: {}
-  )
+  told: Callable[[PyTree, HParams], dict[str, Array]] = lambda *_: {}
   release: Release | None = None
 
 
