@@ -488,9 +488,12 @@ def make_rounds(
       )
       server = algorithm.apply(state.server, aggregate, context)
       aux = divide(joined.aux, clients)
+      known = aux  # to the server, where clients are not private
+      if algorithm.release is not None:
+        known = jax.tree.map(jnp.zeros_like, aux)
       shared = tuple(
         t.update(s, a, hparams["transforms"][t.name])
-        for t, s, a in zip(transforms, state.shared, aux, strict=True)
+        for t, s, a in zip(transforms, state.shared, known, strict=True)
       )
       # A cohort of which nobody is left changes nothing; but that there was
       # nobody is not to be seen where clients are private.

@@ -222,6 +222,11 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   clip = clipped_by_layer if settings.per_layer else clipped
   of_update, of_extra = settings.multipliers()
 
+  def noisy(multiplier: Array, key: Key, total: PyTree) -> PyTree:
+    if settings.noise == "laplace":
+      return noise.laplace(multiplier, key, total)
+    return noise.noised(None, multiplier, key, (), total)[0]
+
   def init(key: Key, hparams: HParams) -> PrivateState:
     server = algorithm.init(key, hparams)
     report = report_shapes(algorithm, server, hparams)
@@ -266,18 +271,17 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   ) -> PrivateState:
     numbers = context.hparams["privacy"]
     key = jax.random.fold_in(context.key, _TAG)
-    add = noise.laplace if settings.noise == "laplace" else noise.gaussian
     total: Contribution = aggregate.update
     multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
     keys = [jax.random.fold_in(key, i) for i in range(len(total))]
     if settings.strategy is None:
-      update, memory = add(of_update * multiplier, keys[0], total.update), ()
+      update, memory = noisy(of_update * multiplier, keys[0], total.update), ()
     else:
-      update, memory = noise.correlated(
+      update, memory = noise.noised(
         settings.strategy, multiplier, keys[0], state.noise, total.update
       )
     statistics, weight, below = (
-      add(of_extra * multiplier, k, part)
+      noisy(of_extra * multiplier, k, part)
       for k, part in zip(keys[1:], total[1:], strict=True)
     )
     count = numbers["denominator"].astype(jnp.float32)
