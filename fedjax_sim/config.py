@@ -136,6 +136,7 @@ def default_config() -> ConfigDict:
   config.privacy.buffers = placeholder(int)
   config.privacy.noise_cohort_size = placeholder(int)
   config.privacy.population = placeholder(int)
+  config.privacy.canaries = placeholder(int)
 
   config.transforms = ConfigDict()  # in this order; None leaves one out
   config.transforms.clip = ConfigDict({"norm": placeholder(float)})

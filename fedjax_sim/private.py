@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from fedjax_sim import validate
 from fedjax_sim.base import Algorithm
 from fedjax_sim.privacy import accounting, factorization, guard
+from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.sampling import Sampler
 
@@ -101,6 +102,7 @@ def build_privacy(
     noise_multiplier=given.get("noise_multiplier", 1.0),
     strategy=_strategy(config, name, given, sampler, simulated),
     simulated=simulated,
+    canaries=_canaries(given, sampler),
     **{"denominator": sampler.expected, **_some(given, *_CENTRAL)},
   )
   if "noise_multiplier" not in given:
@@ -113,14 +115,20 @@ def build_privacy(
       given["target_epsilon"],
       budget.accountant,
     )
-    settings = dataclasses.replace(
-      settings, noise_multiplier=fitted.multiplier
-    )
+    settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
   return central(algorithm, settings), budget
 
 
 def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:
   return {field: given[field] for field in fields if field in given}
+
+
+def _canaries(given: dict[str, Any], sampler: Sampler) -> Canaries | None:
+  if "canaries" not in given:
+    return None
+  validate.whole("privacy.canaries", given["canaries"], least=2)
+  part = sampler.participation
+  return None if part is None else Canaries(given["canaries"], part)
 
 
 def _simulated(
