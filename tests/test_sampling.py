@@ -327,8 +327,7 @@ def test_cyclic_poisson_keeps_its_rate():
     assert scipy.stats.chisquare(observed, expected).pvalue > 0.001
 
 
-def test_who_is_dealt_where_says_nothing_of_who_takes_part():
-  """A group's first turn draws from numbers that did not deal it."""
+def test_over_seeds_a_first_cohort_is_as_likely_as_its_likes():
   seeds = 4000
   sampler = cyclic_poisson(4, 1, 2)
   counts = collections.Counter(
