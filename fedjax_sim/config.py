@@ -99,6 +99,7 @@ def default_config() -> ConfigDict:
   config.server.clients_per_round = 10
   config.server.least_clients_per_round = placeholder(int)
   config.server.sampling = "uniform"
+  config.server.sampling_groups = placeholder(int)  # of cyclic_poisson
   config.server.aggregator = "weighted_mean"
   config.server.stale_probability = placeholder(float)
   config.server.eval_every = 1

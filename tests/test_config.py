@@ -267,6 +267,28 @@ def test_fields_that_nobody_takes(field, value, message):
     build(source)
 
 
+@pytest.mark.parametrize(
+  ("sampling", "groups"), [("poisson", 3), ("cyclic_poisson", None)]
+)
+def test_groups_go_with_the_sampling_that_takes_turns(sampling, groups):
+  source = default_config()
+  source.server.sampling = sampling
+  source.server.sampling_groups = groups
+  with pytest.raises(ValueError, match=rf"sampling_groups={groups} with "):
+    build(source)
+
+
+def test_cyclic_poisson_takes_its_groups():
+  source = default_config()
+  source.server.sampling = "cyclic_poisson"
+  source.server.clients_per_round = 2
+  source.server.sampling_groups = 3
+  promise = build(source).simulator.sampler.participation
+  assert promise is not None
+  assert promise.period == 3
+  assert promise.independent
+
+
 def test_alpha_for_a_loader_that_does_not_take_it(tmp_path):
   source = default_config()
   source.data.name = "npz"

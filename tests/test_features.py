@@ -67,6 +67,7 @@ FEATURES = {
     "server.max_grad_norm": "0.5",
   },
   "cohorts of a random size": {"server.least_clients_per_round": "2"},
+  "clients that take turns": {"server.sampling": "cyclic"},
   "most examples": {"client.max_examples": "9"},
   "lamb and adamax": {
     "client.optimizer": "adamax",
