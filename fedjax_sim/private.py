@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import validate
 from fedjax_sim.base import Algorithm
-from fedjax_sim.privacy import accounting, factorization, guard
+from fedjax_sim.privacy import calibration, factorization, guard
 from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.sampling import Sampler
@@ -107,7 +107,7 @@ def build_privacy(
   )
   if "noise_multiplier" not in given:
     counted = guard.ledger(settings.release, sampler, budget, num_clients)
-    fitted = accounting.calibrate(
+    fitted = calibration.calibrate(
       settings.release,
       counted.participation,
       config.server.rounds,

@@ -199,7 +199,6 @@ class Simulator:
         )
       return
     guard.check(
-      self.aggregator,
       self.transforms,
       self._schedules,
       {"server.best_metric": self.best_metric}
@@ -229,7 +228,8 @@ class Simulator:
     epsilon = math.inf if self.ledger is None else self.ledger.epsilon(rounds)
     if self.ledger is None or math.isinf(epsilon):
       return {}
-    simulated = self.ledger.release.simulated is not None
+    release = self.algorithm.release
+    simulated = release is not None and release.simulated is not None
     name = "privacy/simulated_epsilon" if simulated else "privacy/epsilon"
     return {name: epsilon}
 
