@@ -1,5 +1,7 @@
 """Central privacy: the noise, the clipping and the sensitivity of the sum."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +62,7 @@ class Cohorts:
 
 # --- the noise ----------------------------------------------------------------
 
-STRATEGIES = {
+STRATEGIES: dict[str, Any] = {
   "gaussian": dict,
   "laplace": lambda: {"noise": "laplace"},
   "banded": lambda: {"strategy": banded(8, 3)},
@@ -109,7 +111,7 @@ def test_one_and_two_devices_draw_the_same_noise():
       task, algorithm, data, work=ONE_STEP, devices=devices
     )
     results.append(flat(params_of(simulator, train(simulator, 3))))
-  np.testing.assert_allclose(*results, atol=1e-5)
+  np.testing.assert_allclose(results[0], results[1], atol=1e-5)
 
 
 def test_every_round_and_every_seed_has_noise_of_its_own():
@@ -158,7 +160,7 @@ def test_correlated_noise_is_partly_taken_back():
   task, algorithm = mover(20_000, strategy=strategy)
   data = quadratic_data(np.zeros((4, 20_000)))
   simulator = make_simulator(task, algorithm, data, work=ONE_STEP)
-  state, steps, before = simulator.init(), [], 0.0
+  state, steps, before = simulator.init(), [], np.zeros(20_000)
   for out in simulator.run(state, 6):
     after = flat(params_of(simulator, out.state))
     steps.append(after - before)
@@ -203,7 +205,7 @@ def recorded(private):
   )
 
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, Any] = {
   "fedavg": (lambda t: fedavg(t, sgd(1.0), sgd(1.0)), {}),
   "fedprox": (lambda t: fedprox(t, sgd(1.0), sgd(1.0), mu=0.1), {}),
   "fedsgd": (lambda t: fedsgd(t, sgd(1.0)), {}),
@@ -223,12 +225,12 @@ ALGORITHMS = {
     {"statistics_norm": 40.0},
   ),
 }
-WEIGHTINGS = {
+WEIGHTINGS: dict[str, Any] = {
   "all alike": {},
   "bounded weights": {"max_weight": 10.0},
   "noised weights": {"max_weight": 10.0, "noised_weight": True},
 }
-CLIPPINGS = {
+CLIPPINGS: dict[str, Any] = {
   "flat": {},
   "per layer": {"per_layer": True},
   "quantile": {"quantile": 0.5},
@@ -337,7 +339,7 @@ def test_the_number_of_clients_is_the_expected_one(ids):
   task = quadratic(3)
   inner = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
 
-  seen = {}
+  seen: dict[str, list[int]] = {}
 
   def spy(server, aggregate, context):
     jax.debug.callback(
