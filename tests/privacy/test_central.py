@@ -316,7 +316,8 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
 
   check()
   # The bound is sharp, but where weights are small for some.
-  assert farthest > (0.99 if weighting == "all alike" else 0.2)
+  half = name == "fedlabels"  # its second update comes after the burn-in
+  assert farthest > (0.99 if weighting == "all alike" and not half else 0.2)
 
 
 # --- what the algorithm inside learns -----------------------------------------
