@@ -320,6 +320,78 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
   assert farthest > (0.99 if weighting == "all alike" and not half else 0.2)
 
 
+# --- weights and quantiles ----------------------------------------------------
+
+
+def test_a_noised_weight_divides():
+  data = blobs((5, 10, 40), features=4)
+  task = MODELS["lr"](data)
+  inner = fedavg(task, sgd(0.5), sgd(1.0))
+  more: dict[str, Any] = {
+    "clip_norm": 100.0,
+    "noise_multiplier": 0.0,
+    "denominator": 3.0,
+  }
+  found = []
+  for weighted in (True, False):
+    settings_ = Central(max_weight=20.0, noised_weight=weighted, **more)
+    simulator = make_simulator(task, central(inner, settings_), data)
+    start = flat(params_of(simulator, simulator.init()))
+    found.append(flat(params_of(simulator, train(simulator, 1))) - start)
+  # 5 / 20 + 10 / 20 + 1 instead of 3 clients.
+  np.testing.assert_allclose(found[0] * 1.75, found[1] * 3, atol=1e-4)
+  plain = make_simulator(task, fedavg(task, sgd(0.5), sgd(1.0)), data)
+  start = flat(params_of(plain, plain.init()))
+  mean = flat(params_of(plain, train(plain, 1))) - start
+  assert np.abs(mean - found[0]).max() > 1e-3  # there, 40 examples count 40
+
+
+@pytest.mark.parametrize("quantile", [0.25, 0.5, 0.9])
+def test_the_clipping_norm_finds_the_quantile(quantile):
+  """Geometric updates towards the quantile (arXiv 1905.03871, section 2)."""
+  norms = np.arange(1, 41) / 10
+  centres = np.zeros((40, 3), np.float32)
+  centres[:, 0] = norms
+  task, algorithm = mover(
+    3,
+    noise_multiplier=0.0,
+    clip_norm=0.3,
+    denominator=40.0,
+    quantile=quantile,
+  )
+  still = make_simulator(
+    task, algorithm, quadratic_data(centres), work=ONE_STEP
+  )
+  hparams = jax.tree.map(lambda x: x, still.hparams)
+  hparams["server"] = {"learning_rate": 0.0}  # the norms stay what they are
+  state, expected = still.init(hparams), 0.3
+  for out in still.run(state, 60, hparams=hparams):
+    told = out.rows[0]["privacy/clip_norm"]
+    np.testing.assert_allclose(told, expected, rtol=1e-3)
+    below = np.mean(norms <= expected)
+    expected = expected * np.exp(-0.2 * (below - quantile))
+  assert abs(np.mean(norms <= expected) - quantile) <= 0.05
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "laplace"])
+@pytest.mark.parametrize("share", [0.01, 0.2])
+def test_extras_and_update_are_as_private_as_one_release(noise, share):
+  settings_ = Central(
+    clip_norm=1.0,
+    noise_multiplier=1.0,
+    denominator=1.0,
+    noise=noise,
+    share=share,
+    quantile=0.5,
+    max_weight=1.0,
+    noised_weight=True,
+  )
+  of_update, of_extra = settings_.multipliers()
+  power = 2 if noise == "gaussian" else 1
+  assert of_update**-power + 2 * of_extra**-power == pytest.approx(1.0)
+  assert of_extra**-power == pytest.approx(share)
+
+
 # --- what the algorithm inside learns -----------------------------------------
 
 
