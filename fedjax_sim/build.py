@@ -51,6 +51,7 @@ from fedjax_sim.optimizers import (
   optimizer,
 )
 from fedjax_sim.preflight import DataError, ModelError
+from fedjax_sim.private import build_privacy
 from fedjax_sim.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
 from fedjax_sim.scheduled_sampling import with_scheduled_sampling
@@ -71,6 +72,7 @@ class Timetable:
     initial_eval: evaluate before the first round, too.
     checkpoint_every: save after every so many rounds, and after the last.
     keep_checkpoints: how many of the newest to keep, >= 2.
+    wanted: rounds that were asked for, of which a budget may leave fewer.
 
   Raises:
     TypeError, ValueError: a number is not whole or too small.
@@ -82,6 +84,7 @@ class Timetable:
   initial_eval: bool
   checkpoint_every: int
   keep_checkpoints: int
+  wanted: int
 
   def __post_init__(self) -> None:
     validate.whole("server.rounds", self.rounds)
@@ -376,6 +379,7 @@ def build(config: ConfigDict) -> Experiment:
   client, server, runtime = config.client, config.server, config.runtime
   timetable = Timetable(
     rounds=server.rounds,
+    wanted=server.rounds,
     eval_every=server.eval_every,
     test_every=server.eval_every
     if server.test_every is None
@@ -443,11 +447,13 @@ def build(config: ConfigDict) -> Experiment:
   draw = sampling.uniform if algorithm.pooled else sampler
   try:
     with references.named(fields):
+      drawn = draw(*size)
+      algorithm, budget = build_privacy(config, algorithm, drawn, size[0])
       simulator = Simulator(
         task=task,
         algorithm=algorithm,
         data=data,
-        sampler=draw(*size),
+        sampler=drawn,
         work=work,
         aggregator=aggregator,
         transforms=transforms.from_config(chain),
@@ -457,8 +463,10 @@ def build(config: ConfigDict) -> Experiment:
         best_metric=server.best_metric,
         fall_back=server.fall_back,
         log_clients=server.client_log,
+        budget=budget,
       )
       _ = simulator.checked
+      allowed = simulator.allowed(timetable.rounds)
   except DataError as error:
     raise ValueError(_of_data(config, error)) from error
   except ModelError as error:
@@ -466,5 +474,11 @@ def build(config: ConfigDict) -> Experiment:
     raise ValueError(
       f"{', '.join(model)}: {_of_data(config, error)}"
     ) from error
+  if not allowed:
+    raise ValueError(
+      f"privacy.target_epsilon={config.privacy.target_epsilon}: the first round"
+      " would exceed it; raise it, or privacy.noise_multiplier."
+    )
+  timetable = dataclasses.replace(timetable, rounds=allowed)
   sources = references.sources(fields)
   return Experiment(simulator=simulator, timetable=timetable, sources=sources)

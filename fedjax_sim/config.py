@@ -118,6 +118,27 @@ def default_config() -> ConfigDict:
   config.replay.max_grad_norm = placeholder(float)
   config.replay.batch_size = 32
 
+  config.privacy = ConfigDict()  # of clients, by a trusted server's noise
+  config.privacy.mechanism = placeholder(str)  # None: no privacy
+  config.privacy.clip_norm = placeholder(float)
+  config.privacy.per_layer = placeholder(bool)
+  config.privacy.noise_multiplier = placeholder(float)
+  config.privacy.target_epsilon = placeholder(float)
+  config.privacy.delta = placeholder(float)
+  config.privacy.accountant = placeholder(str)
+  config.privacy.denominator = placeholder(float)
+  config.privacy.max_weight = placeholder(float)
+  config.privacy.noised_weight = placeholder(bool)
+  config.privacy.statistics_norm = placeholder(float)
+  config.privacy.quantile = placeholder(float)
+  config.privacy.quantile_rate = placeholder(float)
+  config.privacy.share = placeholder(float)
+  config.privacy.bands = placeholder(int)
+  config.privacy.buffers = placeholder(int)
+  config.privacy.noise_cohort_size = placeholder(int)
+  config.privacy.population = placeholder(int)
+  config.privacy.canaries = placeholder(int)
+
   config.transforms = ConfigDict()  # in this order; None leaves one out
   config.transforms.clip = ConfigDict({"norm": placeholder(float)})
   config.transforms.gaussian = ConfigDict({"stddev": placeholder(float)})

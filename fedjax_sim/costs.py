@@ -133,7 +133,7 @@ def costs_of(simulator: Simulator) -> Costs:
       "runtime.model_devices: what devices send that share a model is not"
       " predicted; unset it, by --config.runtime.model_devices=None."
     )
-  aggregator, prepare = simulator.aggregator, simulator.data.prepare
+  aggregator, prepare = simulator.joined_by, simulator.data.prepare
   begin = functools.partial(first_client, simulator.algorithm)
   end = functools.partial(_end, simulator)
   state = simulator.state_shapes

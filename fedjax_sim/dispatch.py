@@ -160,6 +160,7 @@ def _row(
   row["bytes_up"] = traffic.up * (clients + rejected)
   for name, value in metrics.scheduled.items():
     row[name.replace(".", "/")] = float(value)
+  row |= {name: float(value) for name, value in metrics.told.items()}
   for name in chain:
     aux = metrics.aux[name]
     seen = aux if isinstance(aux, Mapping) else {"aux": aux}

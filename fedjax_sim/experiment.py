@@ -283,6 +283,11 @@ def _run(
         experiment.sources,
         "The rounds to come follow the new code",
       )
+      _warn_of_changes(
+        facts.get("privacy", {}),
+        _privacy(simulator, done),
+        "The epsilon from here on is by the new account of all rounds",
+      )
   totals = dataclasses.replace(before)
 
   def count() -> Totals:
@@ -315,6 +320,11 @@ def _run(
       told.log(f"Going on after round {done}.")
     lanes = "1 lane" if choice.lanes == 1 else f"{choice.lanes} lanes"
     told.log(f"{lanes} a device: {choice.reason}.")
+    if timetable.rounds < timetable.wanted:
+      told.log(
+        f"The privacy budget ends the run after round {timetable.rounds} of"
+        f" {timetable.wanted}."
+      )
 
     def save() -> None:
       """Commits all that was done."""
@@ -329,6 +339,7 @@ def _run(
           "environment": _environment(simulator),
           "data": data_digest,
           "sources": experiment.sources,
+          "privacy": _privacy(simulator, done),
         }
         checkpoints.save(done, fetched, facts)
 
@@ -435,7 +446,7 @@ def _sum_up(
     }
   params = simulator.algorithm.variables(state.server).params
   digest, rounds = tree_digest(distributed.fetch(params)), int(state.round)
-  best = simulator.best(state)
+  best, audited = simulator.best(state), simulator.audit(state)
 
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
@@ -474,6 +485,13 @@ def _sum_up(
       "device_kind": device.device_kind,
       "versions": _versions(),
     }
+    if simulator.ledger is not None:
+      summary["privacy"] = simulator.ledger.facts(rounds)
+      summary["privacy_told"] = simulator.ledger.describe(rounds)
+    if audited is not None:
+      summary["privacy_audit"] = audited._asdict()
+    if simulator.uncovered:
+      summary["privacy_not_covered"] = simulator.uncovered
     reporting.write_json(folder / "summary.json", summary)
     if simulator.log_clients:  # until now the run might have had to go back
       reporting.remove_parts(parts)
@@ -497,7 +515,10 @@ def _write_clients(
 
 
 def _versions() -> dict[str, str]:
-  names = ("fedjax_sim", "jax", "jaxlib", "flax", "optax", "numpy")
+  names = [
+    *("fedjax_sim", "jax", "jaxlib", "flax", "optax", "numpy"),
+    *("dp-accounting", "jax-privacy"),
+  ]
   versions = {"python": platform.python_version()}
   for name in names:
     try:
@@ -530,6 +551,11 @@ def _refuse_other_data(before: str, now: str) -> None:
     )
 
 
+def _privacy(simulator: Simulator, done: int) -> dict[str, Any]:
+  """The account of so many rounds; empty without privacy."""
+  return {} if simulator.ledger is None else simulator.ledger.facts(done)
+
+
 def _warn_of_changes(
   before: Mapping[str, str],
   now: Mapping[str, str],
@@ -547,7 +573,7 @@ def _warn(message: str) -> None:
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
-  shown = ("train/", "test/", "seen/", "unseen/", "best/")
+  shown = ("train/", "test/", "seen/", "unseen/", "best/", "privacy/")
   metrics = {
     k: v
     for k, v in summary.items()
@@ -564,6 +590,17 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     "lanes": str(summary["lanes"]),
     "workdir": str(folder),
   }
+  if "privacy_told" in summary:
+    facts["privacy"] = summary["privacy_told"]
+  if "privacy_audit" in summary:
+    found = summary["privacy_audit"]
+    facts["audit"] = (
+      f"epsilon >= {max(found['one_run'], found['gaussian']):.3g} betrayed by"
+      f" {found['canaries']} canaries (95 %)"
+    )
+  if "privacy_not_covered" in summary:
+    told = ", ".join(summary["privacy_not_covered"])
+    facts["not covered by epsilon"] = told
   reporting.print_final_table(metrics, facts)
 
 

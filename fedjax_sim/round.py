@@ -98,6 +98,7 @@ class RoundMetrics(NamedTuple):
     client_values: column -> shape=(devices, waves, lanes), NaN of who is not in
       the aggregate; empty unless clients are logged.
     scheduled: hyper-parameter -> its value in this round, shape=().
+    told: `Algorithm.told`, before the server's step.
   """
 
   clients: Array
@@ -109,6 +110,7 @@ class RoundMetrics(NamedTuple):
   nan_losses: Array
   client_values: dict[str, Array]
   scheduled: dict[str, Array]
+  told: dict[str, Array]
 
 
 def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
@@ -486,12 +488,16 @@ def make_rounds(
       )
       server = algorithm.apply(state.server, aggregate, context)
       aux = divide(joined.aux, clients)
+      known = aux  # to the server, where clients are not private
+      if algorithm.release is not None:
+        known = jax.tree.map(jnp.zeros_like, aux)
       shared = tuple(
         t.update(s, a, hparams["transforms"][t.name])
-        for t, s, a in zip(transforms, state.shared, aux, strict=True)
+        for t, s, a in zip(transforms, state.shared, known, strict=True)
       )
-      # A cohort of which nobody is left changes nothing.
-      some = clients > 0
+      # A cohort of which nobody is left changes nothing; but that there was
+      # nobody is not to be seen where clients are private.
+      some = (clients > 0) | (algorithm.release is not None)
       server = choose(some, server, state.server)
       return server, choose(some, shared, state.shared), aux
 
@@ -515,6 +521,7 @@ def make_rounds(
       finite=all_finite(algorithm.variables(new.server)._replace(frozen=())),
       client_values=kept.log if isinstance(kept.log, dict) else {},
       scheduled={name: values[name] for name in schedules},
+      told=algorithm.told(state.server, hparams),
     )
     return new, metrics
 

@@ -57,6 +57,8 @@ from fedjax_sim.evaluation import (
   told,
 )
 from fedjax_sim.phases import Phases
+from fedjax_sim.privacy import accounting, guard
+from fedjax_sim.privacy import audit as audits
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.runtime import Runtime
@@ -116,6 +118,8 @@ class Simulator:
       model.
     log_clients: fill `Dispatch.client_log`, for which devices keep the updates
       of a round's clients.
+    budget: of a private algorithm, whose epsilon every round then tells; None:
+      no epsilon is told.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -136,6 +140,7 @@ class Simulator:
   best_metric: str | None = None
   fall_back: bool = False
   log_clients: bool = False
+  budget: guard.Budget | None = None
 
   def __post_init__(self) -> None:
     validate.whole("seed", self.seed, least=0, most=2**32 - 1)
@@ -181,9 +186,97 @@ class Simulator:
         " set server.best_metric, such as 'test/accuracy'."
       )
     _ = self._schedules
+    self._check_privacy()
     _ = self.works  # checks that every client has a batch
 
+  def _check_privacy(self) -> None:
+    release = self.algorithm.release
+    if release is None:
+      if self.budget is not None:
+        raise ValueError(
+          "budget is of a private algorithm, and this one is not; wrap it by"
+          " privacy.central."
+        )
+      return
+    guard.check(
+      self.transforms,
+      self._schedules,
+      {"server.best_metric": self.best_metric}
+      | {
+        f"schedule of {name}: metric": schedule.metric
+        for name, schedule in self._schedules.items()
+      },
+    )
+    if self.ledger is not None:
+      _ = self.ledger.epsilon(1)  # refuses what it cannot count
+
   # --- what follows from the arguments ---------------------------------------
+
+  @functools.cached_property
+  def ledger(self) -> accounting.Ledger | None:
+    """What counts the epsilon of a private run."""
+    release = self.algorithm.release
+    if release is None or self.budget is None:
+      return None
+    return guard.ledger(release, self.sampler, self.budget, self.num_clients)
+
+  def spent(self, rounds: int) -> Row:
+    """The epsilon after so many rounds, as a row of metrics tells it.
+
+    Empty where none holds.
+    """
+    epsilon = math.inf if self.ledger is None else self.ledger.epsilon(rounds)
+    if self.ledger is None or math.isinf(epsilon):
+      return {}
+    release = self.algorithm.release
+    simulated = release is not None and release.simulated is not None
+    name = "privacy/simulated_epsilon" if simulated else "privacy/epsilon"
+    return {name: epsilon}
+
+  def allowed(self, rounds: int) -> int:
+    """As many of so many rounds as the privacy budget allows.
+
+    Raises:
+      ValueError: the noise was made for fewer rounds.
+    """
+    release = self.algorithm.release
+    if release is not None and rounds > (release.rounds or rounds):
+      raise ValueError(
+        f"server.rounds={rounds}: the correlated noise was made for"
+        f" {release.rounds} rounds; make it for as many as there are."
+      )
+    if self.ledger is None or self.budget is None:
+      return rounds
+    if self.budget.epsilon is None:
+      return rounds
+    return self.ledger.rounds_within(self.budget.epsilon, rounds)
+
+  def audit(self, state: RunState) -> audits.Audit | None:
+    """What the canaries of a private run betray; None without any."""
+    release = self.algorithm.release
+    if release is None or release.audited is None or self.budget is None:
+      return None
+    scores, included = jax.device_get(jax.jit(release.audited)(state.server))
+    return audits.audit(scores, included, self.budget.delta)
+
+  @property
+  def uncovered(self) -> list[str]:
+    """What a private run tells that no epsilon covers."""
+    if self.algorithm.release is None:
+      return []
+    return guard.uncovered(
+      self.data,
+      self.transforms,
+      log_clients=self.log_clients,
+      measures_lanes=self.runtime.lanes == "auto",
+    )
+
+  @property
+  def joined_by(self) -> Aggregator:
+    """The aggregator in use: of a private algorithm, a plain sum."""
+    if self.algorithm.release is None:
+      return self.aggregator
+    return aggregators.sum_()
 
   @property
   def num_clients(self) -> int:
@@ -293,6 +386,8 @@ class Simulator:
     for path, value in jax.tree_util.tree_leaves_with_path(hparams):
       number = value.item() if hasattr(value, "item") else value
       validate.real(f"hparams{jax.tree_util.keystr(path)}", number)
+    if self.algorithm.release is not None:
+      guard.check_numbers(hparams, self.hparams)
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
 
@@ -318,7 +413,7 @@ class Simulator:
     shapes = self.state_shapes
     variables = self.algorithm.variables(shapes.server)
     preflight.check_memory(shapes, self.mesh)
-    aggregators.check(self.aggregator, variables.params)
+    aggregators.check(self.joined_by, variables.params)
     size = self.runtime.eval_batch_size
     preflight.check_task(self.task, variables, self.data, self.works, size)
     _ = self._higher_is_better
@@ -505,7 +600,7 @@ class Simulator:
     """The pure function of up to R rounds, as `make_rounds` describes it."""
     return rounds.make_rounds(
       self.algorithm,
-      self.aggregator,
+      self.joined_by,
       self.transforms,
       walks=[
         Walk(source, work.batch_size, self.data.prepare)
@@ -676,6 +771,12 @@ class Simulator:
         f"The plan is of round {planned.first + 1}, the state of round {done};"
         " plan the rounds that follow the state."
       )
+    last = done + planned.num_rounds
+    if self.allowed(last) < last:
+      raise ValueError(
+        f"Round {last} would exceed the privacy budget, epsilon"
+        f" {self.budget and self.budget.epsilon}; end before it."
+      )
     step = jax.profiler.StepTraceAnnotation("dispatch", step_num=done)
     with phases("train"), step:
       began = time.perf_counter()
@@ -684,6 +785,8 @@ class Simulator:
       seconds = time.perf_counter() - began
     chain = [t.name for t in self.transforms]
     read = read_metrics(metrics, planned, self.traffic, chain)
+    for row in read.rows:
+      row |= self.spent(int(row["round"]))
     return Dispatch(
       state=state,
       rows=read.rows,
@@ -712,6 +815,7 @@ class Simulator:
 
     The next dispatch is planned while the devices work on this one. It goes
     on with the state that is sent to it (`generator.send`), or with its own.
+    A private run ends where its budget does.
 
     Args:
       state: where to go on; used up if `Runtime.donate`.
@@ -729,6 +833,7 @@ class Simulator:
     done = began = int(jax.device_get(state.round))
     phases = Phases() if phases is None else phases
     _ = self.lane_choice  # here, not in the thread that plans
+    last = self.allowed(last)
     seconds_per_round = math.inf
 
     def count(done: int) -> int:
@@ -831,6 +936,10 @@ class Simulator:
     """
     server, watch = state.server, state.watch
     if self.algorithm.on_eval is not None:
+      if self.algorithm.release is not None:  # clients that train are private
+        metrics = {
+          k: v for k, v in metrics.items() if not k.startswith("seen/")
+        }
       server = self.algorithm.on_eval(server, metrics)
       # A copy of its own for every leaf, so that the state can be donated.
       server = jax.tree.map(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fedjax_sim import validate
 from fedjax_sim.base import HParams, Key, PyTree, Transform
+from fedjax_sim.norms import length
 from fedjax_sim.optimizers import Optimizer
 from fedjax_sim.quantize import quantize
 
@@ -35,23 +36,12 @@ def clip(norm: float) -> Transform:
   ) -> tuple[PyTree, PyTree, PyTree]:
     del shared, key
     bound = hparams["norm"]
-    length = _norm(update)
-    scale = jnp.minimum(1.0, bound / jnp.maximum(length, 1e-30))
+    norm = length(update)
+    scale = jnp.minimum(1.0, bound / jnp.maximum(norm, 1e-30))
     clipped = jax.tree.map(lambda u: u * scale.astype(u.dtype), update)
-    return clipped, state, (length > bound).astype(jnp.float32)
+    return clipped, state, (norm > bound).astype(jnp.float32)
 
   return Transform(name="clip", hparams={"norm": norm}, apply=apply)
-
-
-def _norm(tree: PyTree) -> jax.Array:
-  """The global L2 norm, in float32 at least; no square overflows."""
-  leaves = [
-    x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    for x in jax.tree.leaves(tree)
-  ]
-  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
-  unit = jnp.where(largest > 0, largest, 1)
-  return unit * jnp.sqrt(sum(jnp.sum((x / unit) ** 2) for x in leaves))
 
 
 def gaussian(stddev: float) -> Transform:

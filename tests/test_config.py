@@ -29,6 +29,26 @@ def with_field(field, value):
   key = field.rpartition(".")[2]
   if key in ("b1", "b2", "eps", "weight_decay"):
     source[field.split(".")[0]].optimizer = "adamw"
+  if field.startswith("privacy."):
+    privacy = source.privacy
+    privacy.mechanism = {"bands": "banded", "buffers": "blt"}.get(
+      key, "gaussian"
+    )
+    privacy.clip_norm, privacy.delta = 1.0, 1e-3
+    privacy.noise_multiplier = 1.0
+    source.server.rounds = 6
+    source.server.sampling = "cyclic" if key == "buffers" else "poisson"
+    if key == "target_epsilon":
+      privacy.noise_multiplier = None
+    if key == "noised_weight":
+      privacy.max_weight = 50.0
+    if key == "statistics_norm":
+      source.algorithm.name = "dga"
+      privacy.max_weight = 10.0
+    if key == "quantile_rate":
+      privacy.quantile = 0.5
+    if key == "population":
+      privacy.noise_cohort_size = 20
   if field == "algorithm.mu":
     source.algorithm.name = "fedprox"
   if field.startswith("algorithm.alpha"):
@@ -88,6 +108,8 @@ ZERO = {
   "algorithm.weight_pull",
   "algorithm.weight_rate",
   "server.stale_probability",
+  "privacy.noise_multiplier",
+  "privacy.quantile_rate",
   "transforms.gaussian.stddev",
   "transforms.quantize.sparsity",
   *(

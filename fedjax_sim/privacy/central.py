@@ -1,0 +1,501 @@
+"""Central differential privacy: a trusted server adds noise to a sum.
+
+Every client's weighted update is clipped, the round sums what clients send, and
+the server adds noise to the sum, divides by a number that is known beforehand,
+and takes the step of the algorithm inside (McMahan et al. 2018, "Learning
+differentially private recurrent language models", arXiv 1710.06963). What the
+algorithm learns of a round's clients is that noisy mean alone, so whatever it
+does with it is private, too.
+
+Clipping may follow a quantile of the updates' norms (Andrew et al. 2021,
+"Differentially private learning with adaptive clipping", arXiv 1905.03871).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import validate
+from fedjax_sim.base import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Client,
+  Context,
+  HParams,
+  Key,
+  Members,
+  Metric,
+  Pass,
+  PyTree,
+  Release,
+  Report,
+  Variables,
+)
+from fedjax_sim.norms import clipped, clipped_by_layer, length
+from fedjax_sim.privacy import noise
+from fedjax_sim.privacy.audit import Canaries
+from fedjax_sim.privacy.factorization import Strategy
+from fedjax_sim.traffic import report_shapes
+
+_TAG = 0x6E6F6973  # of the key: no number that an algorithm would fold in
+NOISES = ("gaussian", "laplace")
+
+
+class Contribution(NamedTuple):
+  """What a client sends: parts that are at most 1 long; () is not sent.
+
+  Attributes:
+    update: the weighted update over the clipping norm.
+    statistics: `Report.statistics` over their norm.
+    weight: shape=(), float32; over the largest weight.
+    below: shape=(), float32; twice (whether the update was below the clipping
+      norm, minus 1/2).
+  """
+
+  update: PyTree
+  statistics: PyTree
+  weight: PyTree
+  below: PyTree
+
+
+class PrivateState(NamedTuple):
+  """A server, and what the noise and the clipping keep."""
+
+  server: PyTree
+  noise: PyTree  # what correlated noise remembers
+  clip_factor: Array  # shape=(), float32; the quantile's, of the clipping norm
+  audit: PyTree  # an `AuditState`, or ()
+
+
+class Message(NamedTuple):
+  """What the server sends to every client."""
+
+  inner: PyTree
+  clip_factor: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Central:
+  """What central privacy does to clients' contributions and to their sum.
+
+  Attributes:
+    clip_norm: no weighted update is longer: L2, or L1 under Laplace noise.
+    noise_multiplier: the standard deviation of the noise over the length of a
+      contribution, both of the whole that is released; with Laplace the scale;
+      with a `strategy` that of the independent noise it is made of. 0: none.
+    denominator: what the sum is divided by: the expected number of clients.
+    noise: `gaussian` or `laplace`.
+    strategy: correlates the noise of the rounds; None: it is independent.
+    per_layer: clip every parameter array by itself, to equal shares.
+    max_weight: larger weights count as this, and this as 1; None: all clients
+      count 1, whatever weight they report.
+    noised_weight: divide by the noisy sum of the weights instead, but never by
+      less than 1.
+    statistics_norm: clip `Report.statistics` to it and release them, too.
+    quantile: let the clipping norm follow this quantile of the norms.
+    quantile_rate: how fast.
+    share: of the privacy, that each of weight, statistics and quantile takes.
+    simulated: (cohort, population) whose noise is simulated: the noise is as
+      large, relative to the sum, as `noise_multiplier` would be for that
+      cohort. The epsilon is that of a run with such a cohort.
+    canaries: clients that are made up, for an audit; None: there are none.
+
+  Raises:
+    TypeError, ValueError: names the field.
+  """
+
+  clip_norm: float
+  noise_multiplier: float
+  denominator: float
+  noise: str = "gaussian"
+  strategy: Strategy | None = None
+  per_layer: bool = False
+  max_weight: float | None = None
+  noised_weight: bool = False
+  statistics_norm: float | None = None
+  quantile: float | None = None
+  quantile_rate: float = 0.2
+  share: float = 0.01
+  simulated: tuple[float, float] | None = None
+  canaries: Canaries | None = None
+
+  def __post_init__(self) -> None:
+    validate.real("privacy.clip_norm", self.clip_norm, above=0)
+    validate.real("privacy.noise_multiplier", self.noise_multiplier, least=0)
+    validate.real("privacy.denominator", self.denominator, above=0)
+    validate.known("privacy.noise", self.noise, NOISES)
+    validate.boolean("privacy.per_layer", self.per_layer)
+    validate.boolean("privacy.noised_weight", self.noised_weight)
+    for field in ("max_weight", "statistics_norm"):
+      if getattr(self, field) is not None:
+        validate.real(f"privacy.{field}", getattr(self, field), above=0)
+    if self.quantile is not None:
+      validate.real("privacy.quantile", self.quantile, above=0)
+      validate.real("privacy.quantile", self.quantile, most=1)
+    validate.real("privacy.quantile_rate", self.quantile_rate, least=0)
+    validate.real("privacy.share", self.share, above=0)
+    if self.num_extras * self.share >= 1:
+      raise ValueError(
+        f"privacy.share={self.share}: {self.num_extras} numbers besides the"
+        " update take all of the privacy; lower it."
+      )
+    if self.noised_weight and self.max_weight is None:
+      raise ValueError(
+        "privacy.noised_weight=True, but without privacy.max_weight every"
+        " client weighs 1; set both, or neither."
+      )
+    if self.quantile is not None and self.per_layer:
+      raise ValueError(
+        f"privacy.quantile={self.quantile} follows the norm of the whole"
+        " update; it does not go with privacy.per_layer=True."
+      )
+    if self.strategy is not None and (self.noise != "gaussian" or self.extras):
+      raise ValueError(
+        "Correlated noise is Gaussian, and for the update alone:"
+        " privacy.noised_weight, privacy.statistics_norm and privacy.quantile"
+        " do not go with it."
+      )
+    if self.simulated is not None:
+      cohort, population = self.simulated
+      validate.real(
+        "privacy.noise_cohort_size", cohort, above=0, most=population
+      )
+
+  @property
+  def extras(self) -> tuple[str, ...]:
+    """What is released besides the update."""
+    wanted = {
+      "statistics": self.statistics_norm is not None,
+      "weight": self.noised_weight,
+      "below": self.quantile is not None,
+    }
+    return tuple(name for name, there in wanted.items() if there)
+
+  @property
+  def num_extras(self) -> int:
+    """How many they are."""
+    return len(self.extras)
+
+  def multipliers(self) -> tuple[float, float]:
+    """Of the noise on the update and on each extra, for a multiplier of 1.
+
+    Gaussian: parts with multipliers m_k are together as private as one part
+    with (sum of m_k^-2)^(-1/2) (arXiv 1905.03871, Theorem 1); Laplace: with
+    (sum of 1/m_k)^-1.
+    """
+    power = 0.5 if self.noise == "gaussian" else 1.0
+    rest = 1 - self.num_extras * self.share
+    return rest**-power, self.share**-power
+
+  @property
+  def release(self) -> Release:
+    """What accountants have to know."""
+    strategy = self.strategy
+    return Release(
+      noise=self.noise,
+      multiplier=self.noise_multiplier,
+      sensitivity=strategy and strategy.sensitivity,
+      bands=1 if strategy is None else strategy.bands,
+      rounds=strategy and strategy.rounds,
+      simulated=self.simulated,
+    )
+
+
+def central(algorithm: Algorithm, settings: Central) -> Algorithm:
+  """The algorithm, private for its clients.
+
+  The noise of a round is a function of the run's seed and the round alone, and
+  the same on every device. It is floating-point noise from JAX's generator:
+  right for a simulation, not for data that need protection.
+
+  Args:
+    algorithm: one that takes a mean; it gets a noisy one, and learns neither
+      how many clients there were nor which.
+    settings: what is clipped, and how much noise there is.
+
+  Raises:
+    ValueError: the algorithm needs to know more of its clients.
+  """
+  _check(algorithm, settings)
+  order = 2 if settings.noise == "gaussian" else 1
+  clip = clipped_by_layer if settings.per_layer else clipped
+  of_update, of_extra = settings.multipliers()
+  canaries = settings.canaries
+
+  def noisy(multiplier: Array, key: Key, total: PyTree) -> PyTree:
+    if settings.noise == "laplace":
+      return noise.laplace(multiplier, key, total)
+    return noise.noised(None, multiplier, key, (), total)[0]
+
+  def init(key: Key, hparams: HParams) -> PrivateState:
+    server = algorithm.init(key, hparams)
+    report = report_shapes(algorithm, server, hparams)
+    _check_report(report, settings)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), report.update)
+    return PrivateState(
+      server=server,
+      noise=noise.init(settings.strategy, zeros),
+      clip_factor=jnp.ones((), jnp.float32),
+      audit=canaries.init(jax.random.fold_in(key, _TAG)) if canaries else (),
+    )
+
+  def contribution(
+    update: PyTree,
+    statistics: PyTree,
+    weight: Array,
+    hparams: HParams,
+    factor: Array,
+  ) -> tuple[Contribution, Array]:
+    """What a client sends, and whether its update was below the norm."""
+    numbers = hparams["privacy"]
+    clip_norm = _clip_norm(hparams, factor)
+    share = jnp.ones((), jnp.float32)
+    if settings.max_weight is not None:
+      share = jnp.clip(weight / numbers["max_weight"], 0, 1)
+      share = share.astype(jnp.float32)
+    update = jax.tree.map(lambda u: share * u, update)
+    below = length(update, order) <= clip_norm
+    if "statistics" in settings.extras:
+      statistics = clipped(statistics, numbers["statistics_norm"], order)
+    sent = Contribution(
+      update=clip(update, clip_norm, order),
+      statistics=statistics,
+      weight=share if "weight" in settings.extras else (),
+      below=jnp.where(below, 1.0, -1.0) if "below" in settings.extras else (),
+    )
+    return sent, below
+
+  def send(client: Client, report: Report) -> Report:
+    report = algorithm.send(_inside(client), report)
+    sent, below = contribution(
+      report.update,
+      report.statistics,
+      report.weight,
+      client.hparams,
+      client.message.clip_factor,
+    )
+    one = jnp.ones((), jnp.float32)
+    cut = Metric(1 - below.astype(jnp.float32), one)
+    return report._replace(
+      update=sent,
+      weight=one,
+      statistics=(),
+      metrics={**report.metrics, "clipped": cut},
+    )
+
+  def planted(
+    state: PrivateState, total: Contribution, context: Context
+  ) -> Contribution:
+    """The sum, with the canaries' contributions."""
+    if canaries is None:
+      return total
+    hparams = context.hparams
+    norm = _clip_norm(hparams, state.clip_factor)
+
+    def contribute(direction: PyTree) -> Contribution:
+      update = jax.tree.map(lambda x: norm * x, direction)
+      nothing = jax.tree.map(jnp.zeros_like, total.statistics)
+      weight = jnp.asarray(hparams["privacy"].get("max_weight", 1.0))
+      return contribution(update, nothing, weight, hparams, state.clip_factor)[
+        0
+      ]
+
+    return canaries.plant(
+      state.audit, context.round, total, total.update, contribute
+    )
+
+  def apply(
+    state: PrivateState, aggregate: Aggregate, context: Context
+  ) -> PrivateState:
+    numbers = context.hparams["privacy"]
+    key = jax.random.fold_in(context.key, _TAG)
+    total = planted(state, aggregate.update, context)
+    multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
+    keys = [jax.random.fold_in(key, i) for i in range(len(total))]
+    if settings.strategy is None:
+      update, memory = noisy(of_update * multiplier, keys[0], total.update), ()
+    else:
+      update, memory = noise.noised(
+        settings.strategy, multiplier, keys[0], state.noise, total.update
+      )
+    statistics, weight, below = (
+      noisy(of_extra * multiplier, k, part)
+      for k, part in zip(keys[1:], total[1:], strict=True)
+    )
+    count = numbers["denominator"].astype(jnp.float32)
+    divisor = jnp.maximum(weight, 1) if "weight" in settings.extras else count
+    step = _clip_norm(context.hparams, state.clip_factor) / divisor
+    bound = numbers.get("statistics_norm", 0.0)
+    server = algorithm.apply(
+      state.server,
+      Aggregate(
+        update=jax.tree.map(lambda x: step * x, update),
+        buffers=aggregate.buffers,
+        statistics=jax.tree.map(lambda x: bound / count * x, statistics),
+        weight=divisor,
+        clients=jnp.round(count).astype(jnp.int32),
+        members=_nobody(aggregate.members),
+      ),
+      context,
+    )
+    factor = state.clip_factor
+    if "below" in settings.extras:
+      fraction = (below / count + 1) / 2
+      off = fraction - numbers["quantile"]
+      factor = factor * jnp.exp(-numbers["quantile_rate"] * off)
+    return PrivateState(
+      server=server,
+      noise=memory,
+      clip_factor=factor.astype(jnp.float32),
+      audit=canaries.observe(state.audit, update) if canaries else (),
+    )
+
+  def told(state: PrivateState, hparams: HParams) -> dict[str, Array]:
+    shown = algorithm.told(state.server, hparams)
+    norm = _clip_norm(hparams, state.clip_factor)
+    return {**shown, "privacy/clip_norm": norm}
+
+  return _around(algorithm)._replace(
+    init=init,
+    send=send,
+    apply=apply,
+    told=told,
+    release=settings.release._replace(
+      audited=canaries
+      and (lambda state: (state.audit.scores, canaries.included(state.audit)))
+    ),
+    weighted_mean=True,
+    log_weight=None,
+    hparams={**algorithm.hparams, "privacy": _numbers(settings)},
+  )
+
+
+def _numbers(settings: Central) -> dict[str, float]:
+  """The traced ones."""
+  scale = 1.0
+  if settings.simulated is not None:
+    scale = settings.denominator / settings.simulated[0]
+  numbers = {
+    "clip_norm": settings.clip_norm,
+    "noise_multiplier": settings.noise_multiplier,
+    "noise_scale": scale,
+    "denominator": settings.denominator,
+  }
+  if settings.max_weight is not None:
+    numbers["max_weight"] = settings.max_weight
+  if settings.statistics_norm is not None:
+    numbers["statistics_norm"] = settings.statistics_norm
+  if settings.quantile is not None:
+    numbers["quantile"] = settings.quantile
+    numbers["quantile_rate"] = settings.quantile_rate
+  return numbers
+
+
+def _clip_norm(hparams: HParams, factor: Array) -> Array:
+  norm: Array = hparams["privacy"]["clip_norm"] * factor
+  return norm.astype(jnp.float32)
+
+
+def _inside(client: Client) -> Client:
+  """The client as the algorithm inside knows it."""
+  return client._replace(message=client.message.inner)
+
+
+def _around(algorithm: Algorithm) -> Algorithm:
+  """The algorithm with `PrivateState` and `Message` around its own."""
+  personal, on_eval = algorithm.personal, algorithm.on_eval
+  replace = algorithm.replace
+
+  def outside(walk: Pass) -> Pass:
+    return walk._replace(
+      start=lambda client, *carries: walk.start(_inside(client), *carries),
+      step=lambda client, *rest: walk.step(_inside(client), *rest),
+    )
+
+  def replaced(state: PrivateState, variables: Variables) -> PrivateState:
+    assert replace is not None
+    return state._replace(server=replace(state.server, variables))
+
+  def evaluated(state: PrivateState, metrics: Any) -> PrivateState:
+    assert on_eval is not None
+    return state._replace(server=on_eval(state.server, metrics))
+
+  def personally(message: Message, own: PyTree) -> Variables:
+    assert personal is not None
+    return personal(message.inner, own)
+
+  return algorithm._replace(
+    broadcast=lambda state: Message(
+      algorithm.broadcast(state.server), state.clip_factor
+    ),
+    download=lambda message, version: Message(
+      algorithm.download(message.inner, version), message.clip_factor
+    ),
+    passes=tuple(outside(walk) for walk in algorithm.passes),
+    finish=lambda client, *carries: algorithm.finish(_inside(client), *carries),
+    variables=lambda state: algorithm.variables(state.server),
+    client_init=lambda state, hparams: algorithm.client_init(
+      state.server, hparams
+    ),
+    personal=personal and personally,
+    on_eval=on_eval and evaluated,
+    replace=replace and replaced,
+  )
+
+
+def _nobody(members: Members) -> Members:
+  """No client in any slot."""
+  empty: Members = jax.tree.map(jnp.zeros_like, members)
+  return empty._replace(id=jnp.full_like(members.id, -1))
+
+
+def _check(algorithm: Algorithm, settings: Central) -> None:
+  """Refuses an algorithm that has to see its clients."""
+  if algorithm.release is not None:
+    raise ValueError("The algorithm is private already; wrap it once.")
+  if "stale_probability" in algorithm.hparams:
+    raise ValueError(
+      "server.stale_probability: a late report can meet its client's next one"
+      " in a sum, of which privacy.mechanism does not know; unset one of them."
+    )
+  if algorithm.stacked:
+    raise ValueError(
+      "privacy.mechanism adds noise to a sum of updates, and algorithm.name"
+      " wants every client's update by itself; take another one of the two."
+    )
+  if algorithm.pooled:
+    raise ValueError(
+      "privacy.mechanism protects clients, and algorithm.name pools the data"
+      " of all; take another one of the two."
+    )
+  if algorithm.log_weight is not None and settings.max_weight is None:
+    raise ValueError(
+      "algorithm.name weighs clients by their data, without a bound; set"
+      " privacy.max_weight to bound the weights, or let all weigh the same by"
+      " algorithm.weighting='uniform'."
+    )
+
+
+def _check_report(report: Report, settings: Central) -> None:
+  """Refuses reports of which more would be released than the noisy sum."""
+  if jax.tree.leaves(report.buffers):
+    raise ValueError(
+      "privacy.mechanism: the model has buffers, such as batch statistics,"
+      " whose mean over clients would be released without noise; take a model"
+      " without, such as one with group norm, or freeze them."
+    )
+  some = bool(jax.tree.leaves(report.statistics))
+  if some != (settings.statistics_norm is not None):
+    raise ValueError(
+      "privacy.mechanism: algorithm.name lets clients report statistics, which"
+      " would be released without noise; set privacy.statistics_norm to clip"
+      " them, and noise is added."
+      if some
+      else f"privacy.statistics_norm={settings.statistics_norm}: algorithm.name"
+      " lets clients report no statistics; unset it."
+    )

@@ -1,0 +1,211 @@
+"""What a private run must not do, and what its epsilon does not cover.
+
+An epsilon holds for what is released: the noisy sums and all that is computed
+from them. Whatever else a run tells of its training clients is refused, where
+the model would depend on it, or named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import validate
+from fedjax_sim.base import (
+  HParams,
+  PyTree,
+  Release,
+  Transform,
+)
+from fedjax_sim.data import FederatedDataset
+from fedjax_sim.privacy import accounting
+from fedjax_sim.sampling import Participation, Sampler
+
+FIXED = ("noise_multiplier", "noise_scale")  # what the ledger counts on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+  """What a private run is held to.
+
+  Attributes:
+    delta: of the (epsilon, delta); below 1 over the number of clients.
+    epsilon: the run ends before it exceeds this; None: it is only told.
+    accountant: one of `accounting.ACCOUNTANTS`.
+
+  Raises:
+    TypeError, ValueError: names the field.
+  """
+
+  delta: float
+  epsilon: float | None = None
+  accountant: str = "pld"
+
+  def __post_init__(self) -> None:
+    validate.real("privacy.delta", self.delta, above=0)
+    validate.known(
+      "privacy.accountant", self.accountant, accounting.ACCOUNTANTS
+    )
+    if self.epsilon is not None:
+      validate.real("privacy.target_epsilon", self.epsilon, above=0)
+
+
+def ledger(
+  release: Release, sampler: Sampler, budget: Budget, num_clients: int
+) -> accounting.Ledger:
+  """What counts the run's epsilon.
+
+  Args:
+    release: of the algorithm.
+    sampler: who takes part.
+    budget: delta and the accountant.
+    num_clients: that may take part.
+
+  Raises:
+    ValueError: no epsilon would hold: the sampler promises nothing, delta is
+      too large, or the accountant cannot count such a release.
+  """
+  participation = sampler.participation
+  if participation is None:
+    raise ValueError(
+      "server.sampling promises nothing of how often a client takes part, so"
+      " no epsilon holds; take 'poisson' or 'uniform' with"
+      " server.least_clients_per_round=None, or give Sampler.participation."
+    )
+  if release.simulated is not None:
+    participation = simulated_participation(participation, release.simulated)
+    num_clients = int(release.simulated[1])
+  try:
+    accounting.check_delta(budget.delta, num_clients)
+    return accounting.Ledger(
+      release._replace(simulated=None),
+      participation,
+      budget.delta,
+      budget.accountant,
+    )
+  except ValueError as error:  # it begins with the field
+    raise ValueError(f"privacy.{error}") from error
+
+
+def simulated_participation(
+  participation: Participation, simulated: tuple[float, float] | None
+) -> Participation:
+  """What a sampler of this kind would promise of a larger cohort.
+
+  Args:
+    participation: of the cohort that is run.
+    simulated: (cohort, population); None: there is none.
+  """
+  if simulated is None:
+    return participation
+  cohort, population = simulated
+  _, period, independent = participation
+  if participation.rate == 1 and period > 1:  # everybody in turn
+    return Participation(1.0, int(population // cohort))
+  return Participation(period * cohort / population, period, independent)
+
+
+def check(
+  transforms: Sequence[Transform],
+  scheduled: Iterable[str],
+  watched: Mapping[str, str | None],
+) -> None:
+  """Refuses what would let more than the noisy sums into the model.
+
+  Args:
+    transforms: what happens to an update before it is clipped.
+    scheduled: hyper-parameters that schedules change.
+    watched: who follows a metric -> the metric.
+
+  Raises:
+    ValueError: names the field.
+  """
+  for name in scheduled:
+    section, _, field = name.partition(".")
+    if section == "privacy" and field in FIXED:
+      raise ValueError(
+        f"A schedule of {name} would change the noise that the accountant"
+        " counts on; leave it out. privacy.clip_norm may have one."
+      )
+  for owner, metric in watched.items():
+    if metric is not None and metric.startswith("seen/"):
+      raise ValueError(
+        f"{owner}={metric!r} is measured on clients that train, without noise;"
+        " follow a metric of 'test' or 'unseen'."
+      )
+  for transform in transforms:
+    if _learns(transform):
+      raise ValueError(
+        f"transforms.{transform.name} learns from what clients send beside"
+        " their updates, without noise; leave it out. Clipping that adapts is"
+        " privacy.quantile."
+      )
+
+
+def _learns(transform: Transform) -> bool:
+  """Whether its shared state depends on the clients' aux."""
+  params = {"w": jnp.ones((2, 2))}
+  numbers = jax.tree.map(jnp.float32, dict(transform.hparams))
+  shared = transform.init(params, numbers)
+  own = transform.client_init(params, numbers)
+  key = jax.random.key(0)
+  _, _, aux = transform.apply(params, shared, own, numbers, key)
+
+  def after(value: float) -> PyTree:
+    filled = jax.tree.map(
+      lambda x: jnp.full(jnp.shape(x), value, jnp.float32), aux
+    )
+    return transform.update(shared, filled, numbers)
+
+  one, other = (jax.tree.leaves(after(value)) for value in (0.25, 0.75))
+  return any(bool(jnp.any(a != b)) for a, b in zip(one, other, strict=True))
+
+
+def check_numbers(given: HParams, counted: HParams) -> None:
+  """Refuses hyper-parameters whose noise the ledger would not know.
+
+  Args:
+    given: of a call.
+    counted: those of the algorithm.
+
+  Raises:
+    ValueError: names the number.
+  """
+  for name in FIXED:
+    one, other = given["privacy"][name], counted["privacy"][name]
+    if float(one) != float(other):
+      raise ValueError(
+        f"hparams['privacy'][{name!r}]={one} is not {other}, which the"
+        " accountant counts on; wrap the algorithm again, with this one."
+      )
+
+
+def uncovered(
+  data: FederatedDataset,
+  transforms: Sequence[Transform],
+  *,
+  log_clients: bool,
+  measures_lanes: bool,
+) -> list[str]:
+  """What a private run tells of training clients without noise.
+
+  Args:
+    data: federated data.
+    transforms: the run's.
+    log_clients: whether every client is logged.
+    measures_lanes: whether lanes are chosen by timing clients' work.
+  """
+  told = ["train/*", "clients", "clients_rejected", "bytes_*"]
+  told += [f"{transform.name}/*" for transform in transforms]
+  if data.seen is not None:
+    told.append("seen/*")
+  if log_clients:
+    told.append("client_rounds.parquet")
+  if measures_lanes:
+    told.append("the time that clients' work takes, which chose the lanes")
+  if data.server is not None:
+    told.append("the server's examples, on which it trains")
+  return told

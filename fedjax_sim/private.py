@@ -1,0 +1,189 @@
+"""From the config's section `privacy` to a private algorithm and its budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fedjax_sim import validate
+from fedjax_sim.base import Algorithm
+from fedjax_sim.privacy import calibration, factorization, guard
+from fedjax_sim.privacy.audit import Canaries
+from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.sampling import Sampler
+
+MECHANISMS = {
+  "gaussian": "independent Gaussian noise",
+  "laplace": "independent Laplace noise; the clipping norm is L1",
+  "banded": "Gaussian noise, correlated over privacy.bands rounds",
+  "blt": "Gaussian noise, correlated over all rounds; buffered Toeplitz",
+}
+_OF = {"bands": "banded", "buffers": "blt"}  # field -> the one that takes it
+_CENTRAL = (
+  "clip_norm",
+  "per_layer",
+  "denominator",
+  "max_weight",
+  "noised_weight",
+  "statistics_norm",
+  "quantile",
+  "quantile_rate",
+  "share",
+)
+
+
+def build_privacy(
+  config: ConfigDict, algorithm: Algorithm, sampler: Sampler, num_clients: int
+) -> tuple[Algorithm, guard.Budget | None]:
+  """The algorithm, private if the config says so, and what it may spend.
+
+  Without `privacy.noise_multiplier` the noise is the least with which all of
+  the run's rounds stay below `privacy.target_epsilon`.
+
+  Args:
+    config: complete.
+    algorithm: not private yet.
+    sampler: who takes part.
+    num_clients: that may take part.
+
+  Raises:
+    TypeError, ValueError: names the field.
+    ImportError: the extra `privacy` is not installed.
+  """
+  given = {k: v for k, v in config.privacy.items() if v is not None}
+  name = given.pop("mechanism", None)
+  if name is None:
+    for field, value in given.items():
+      raise ValueError(
+        f"privacy.{field}={value!r}: there is no privacy; set"
+        " privacy.mechanism, or unset it by"
+        f" --config.privacy.{field}=None."
+      )
+    return algorithm, None
+  validate.known("privacy.mechanism", name, MECHANISMS)
+  for field, owner in _OF.items():
+    if field in given and owner != name:
+      raise ValueError(
+        f"privacy.{field}={given[field]} is of privacy.mechanism={owner!r},"
+        f" and it is {name!r}; unset one of them."
+      )
+  for field in ("clip_norm", "delta"):
+    if field not in given:
+      raise ValueError(
+        f"privacy.mechanism={name!r} needs privacy.{field};"
+        + (
+          " without clipping, a client may change the sum by any amount."
+          if field == "clip_norm"
+          else f" take one well below 1 over the {num_clients} clients."
+        )
+      )
+  if "noise_multiplier" not in given and "target_epsilon" not in given:
+    raise ValueError(
+      f"privacy.mechanism={name!r} needs privacy.noise_multiplier, or"
+      " privacy.target_epsilon, to which the noise is fitted."
+    )
+  weighting = config.algorithm.weighting
+  if weighting not in (None, "uniform") and "max_weight" not in given:
+    raise ValueError(
+      f"algorithm.weighting={weighting!r}: weights depend on clients' data; set"
+      " privacy.max_weight to bound them, or let all clients weigh the same by"
+      " algorithm.weighting='uniform'."
+    )
+  budget = guard.Budget(
+    delta=given["delta"],
+    epsilon=given.get("target_epsilon"),
+    **_some(given, "accountant"),
+  )
+  simulated = _simulated(config, given, num_clients)
+  settings = Central(
+    noise="laplace" if name == "laplace" else "gaussian",
+    noise_multiplier=given.get("noise_multiplier", 1.0),
+    strategy=_strategy(config, name, given, sampler, simulated),
+    simulated=simulated,
+    canaries=_canaries(given, sampler),
+    **{"denominator": sampler.expected, **_some(given, *_CENTRAL)},
+  )
+  if "noise_multiplier" not in given:
+    counted = guard.ledger(settings.release, sampler, budget, num_clients)
+    fitted = calibration.calibrate(
+      settings.release,
+      counted.participation,
+      config.server.rounds,
+      budget.delta,
+      given["target_epsilon"],
+      budget.accountant,
+    )
+    settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
+  return central(algorithm, settings), budget
+
+
+def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:
+  return {field: given[field] for field in fields if field in given}
+
+
+def _canaries(given: dict[str, Any], sampler: Sampler) -> Canaries | None:
+  if "canaries" not in given:
+    return None
+  validate.whole("privacy.canaries", given["canaries"], least=2)
+  part = sampler.participation
+  return None if part is None else Canaries(given["canaries"], part)
+
+
+def _simulated(
+  config: ConfigDict, given: dict[str, Any], num_clients: int
+) -> tuple[float, float] | None:
+  """The (cohort, population) whose noise is simulated."""
+  cohort = given.get("noise_cohort_size")
+  if cohort is None:
+    if "population" in given:
+      raise ValueError(
+        f"privacy.population={given['population']} is that of a simulated"
+        " cohort; set privacy.noise_cohort_size, too."
+      )
+    return None
+  least = config.server.clients_per_round
+  validate.whole("privacy.noise_cohort_size", cohort)
+  if cohort < least:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort} is below"
+      f" server.clients_per_round={least}; give the larger cohort whose noise"
+      " is to be simulated."
+    )
+  population = validate.whole(
+    "privacy.population", given.get("population", num_clients)
+  )
+  if population < cohort:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort} exceeds the population of"
+      f" {population}; set privacy.population."
+    )
+  return float(cohort), float(population)
+
+
+def _strategy(
+  config: ConfigDict,
+  name: str,
+  given: dict[str, Any],
+  sampler: Sampler,
+  simulated: tuple[float, float] | None,
+) -> factorization.Strategy | None:
+  rounds = config.server.rounds
+  if name == "banded":
+    if "bands" not in given:
+      raise ValueError(
+        "privacy.mechanism='banded' needs privacy.bands: over how many rounds"
+        " noise is correlated, at most the period of server.sampling."
+      )
+    return factorization.banded(rounds, given["bands"])
+  if name == "blt":
+    part = sampler.participation
+    if part is None or part.rate < 1:
+      raise ValueError(
+        "privacy.mechanism='blt' needs rounds between two participations of a"
+        " client; set server.sampling='cyclic'."
+      )
+    part = guard.simulated_participation(part, simulated)
+    return factorization.blt(rounds, part.period, **_some(given, "buffers"))
+  return None
