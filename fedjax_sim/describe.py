@@ -100,6 +100,8 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     f" {a_round * rounds:,.0f} in all",
     "bytes a client and round": f"{down:,} down, {up:,} up"
     + (", before transforms" if simulator.transforms else ""),
+    "privacy": _privacy(simulator, rounds),
+    "not covered by epsilon": ", ".join(simulator.uncovered),
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }
   for choice in choices:
@@ -112,6 +114,18 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     )
   lines = [json.dumps(config.resolved(source), indent=2), ""]
   return "\n".join(lines + _aligned(facts))
+
+
+def _privacy(simulator: Simulator, rounds: int) -> str:
+  """The guarantee after the last round, and the noise; "" without any."""
+  release, ledger = simulator.algorithm.release, simulator.ledger
+  if release is None or ledger is None:
+    return ""
+  simulated = "simulated: " if release.simulated is not None else ""
+  return (
+    f"{simulated}{ledger.describe(rounds)}; noise multiplier"
+    f" {release.multiplier:.4g}"
+  )
 
 
 def _aligned(facts: Mapping[str, Any]) -> list[str]:

@@ -591,7 +591,9 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     "workdir": str(folder),
   }
   if "privacy_told" in summary:
-    facts["privacy"] = summary["privacy_told"]
+    simulated = "privacy/simulated_epsilon" in summary
+    told = summary["privacy_told"]
+    facts["privacy, simulated" if simulated else "privacy"] = told
   if "privacy_audit" in summary:
     found = summary["privacy_audit"]
     facts["audit"] = (

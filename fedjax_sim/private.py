@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import validate
 from fedjax_sim.base import Algorithm
+from fedjax_sim.config import default_config
 from fedjax_sim.privacy import calibration, factorization, guard
 from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
@@ -52,6 +53,9 @@ def build_privacy(
     TypeError, ValueError: names the field.
     ImportError: the extra `privacy` is not installed.
   """
+  known = [f"privacy.{field}" for field in default_config().privacy]
+  for field in config.privacy:
+    validate.known("config: field", f"privacy.{field}", known)
   given = {k: v for k, v in config.privacy.items() if v is not None}
   name = given.pop("mechanism", None)
   if name is None:

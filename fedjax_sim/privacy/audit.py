@@ -5,9 +5,9 @@ long as the clipping norm. A coin decides for the whole run whether it takes
 part; if it does, it takes part in rounds as other clients do, and is clipped,
 summed and drowned in noise as they are. Afterwards its score, the product of
 its direction with all noisy sums, tells something of its coin, and how well it
-does is a lower bound of epsilon (Andrew et al. 2023, "One-shot empirical privacy
-estimation for federated learning", arXiv 2302.03098; Steinke et al. 2023,
-"Privacy auditing with one (1) training run", arXiv 2305.08846).
+does is a lower bound of epsilon (Andrew et al. 2023, "One-shot empirical
+privacy estimation for federated learning", arXiv 2302.03098; Steinke et al.
+2023, "Privacy auditing with one (1) training run", arXiv 2305.08846).
 
 A lower bound above the upper bound that accountants give means that the noise,
 the clipping or the account is wrong.

@@ -24,6 +24,7 @@ from fedjax_sim.data import FederatedDataset
 from fedjax_sim.privacy import accounting
 from fedjax_sim.sampling import Participation, Sampler
 
+MOST_EPSILON = 1000.0  # more is no privacy
 FIXED = ("noise_multiplier", "noise_scale")  # what the ledger counts on
 
 
@@ -50,7 +51,9 @@ class Budget:
       "privacy.accountant", self.accountant, accounting.ACCOUNTANTS
     )
     if self.epsilon is not None:
-      validate.real("privacy.target_epsilon", self.epsilon, above=0)
+      validate.real(
+        "privacy.target_epsilon", self.epsilon, above=0, most=MOST_EPSILON
+      )
 
 
 def ledger(
@@ -87,7 +90,10 @@ def ledger(
       budget.accountant,
     )
   except ValueError as error:  # it begins with the field
-    raise ValueError(f"privacy.{error}") from error
+    of = ""
+    if release.simulated is not None:
+      of = f"privacy.population={num_clients}: "
+    raise ValueError(f"{of}privacy.{error}") from error
 
 
 def simulated_participation(

@@ -1,6 +1,7 @@
 """Audits: an honest mechanism passes, one with too little noise is caught."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -18,10 +19,11 @@ DELTA = 1e-5
 EPSILON = 1.0
 
 
-def scores(mu, number, seed):
+def audited(mu, number, seed):
+  """Of Gaussian scores that are so many deviations apart."""
   rng = np.random.default_rng(seed)
   included = rng.random(number) < 0.5
-  return rng.normal(size=number) + mu * included, included
+  return audit(rng.normal(size=number) + mu * included, included, DELTA)
 
 
 def test_the_separation_is_a_bound_as_often_as_it_says():
@@ -38,7 +40,7 @@ def test_the_separation_is_a_bound_as_often_as_it_says():
 
 
 def test_nothing_is_betrayed_by_scores_that_know_nothing():
-  found = [audit(*scores(0.0, 500, seed), DELTA) for seed in range(20)]
+  found = [audited(0.0, 500, seed) for seed in range(20)]
   # Each bound may be wrong once in twenty times.
   assert sum(x.one_run > 0 for x in found) <= 4
   assert sum(x.gaussian > 0 for x in found) <= 4
@@ -55,7 +57,7 @@ def test_the_gaussian_bound_comes_close_with_many_canaries():
     0.1,
     50,
   )
-  found = audit(*scores(mu, 100_000, 0), DELTA).gaussian
+  found = audited(mu, 100_000, 0).gaussian
   assert 0.97 * exact < found < exact
 
 
@@ -71,6 +73,7 @@ def run_with_canaries(multiplier, claimed, seed, canaries=500):
   task = quadratic(dim)
   inner = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
   sampler = sampling.poisson(4, 4)
+  assert sampler.participation is not None
   private = central(
     inner,
     Central(
@@ -80,6 +83,7 @@ def run_with_canaries(multiplier, claimed, seed, canaries=500):
       canaries=Canaries(canaries, sampler.participation),
     ),
   )
+  assert private.release is not None
   release = private.release._replace(multiplier=claimed)
   simulator = Simulator(
     task=task,
@@ -91,6 +95,7 @@ def run_with_canaries(multiplier, claimed, seed, canaries=500):
     budget=Budget(delta=DELTA),
   )
   state = train(simulator, 1)
+  assert simulator.ledger is not None
   return simulator.ledger.epsilon(1), simulator.audit(state)
 
 
@@ -117,7 +122,7 @@ def test_canaries_take_part_as_the_sampler_lets_clients():
   canaries = Canaries(4000, part)
   state = canaries.init(jax.random.key(0))
   included = np.asarray(canaries.included(state))
-  present = np.stack([canaries.present(state, np.int32(r)) for r in range(8)])
+  present = np.stack([canaries.present(state, jnp.int32(r)) for r in range(8)])
   assert abs(included.mean() - 0.5) < 0.04
   assert not present[:, ~included].any()
   # Once in four rounds at most, and then with the probability.

@@ -1,0 +1,69 @@
+"""Norms and clipping, against double precision."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedjax_sim.norms import clipped, clipped_by_layer, length
+from problems import flat
+
+
+def floats(most):
+  """Of any size up to `most`; no subnormals, which the devices flush to 0."""
+  return st.floats(-most, most, width=32, allow_subnormal=False)
+
+
+def trees(most):
+  leaf = lambda shape: hnp.arrays(np.float32, shape, elements=floats(most))
+  return st.fixed_dictionaries({"b": leaf((3,)), "w": leaf((2, 4))})
+
+
+BOUNDS = st.floats(2.0**-20, 2.0**20, width=32)
+jitted_length = jax.jit(length, static_argnums=1)
+jitted = jax.jit(clipped, static_argnums=2)
+jitted_by_layer = jax.jit(clipped_by_layer, static_argnums=2)
+
+
+def exact(tree, order):
+  return np.linalg.norm(flat(tree).astype(np.float64), order)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@given(tree=trees(2.0**100))
+def test_lengths(order, tree):
+  np.testing.assert_allclose(
+    float(jitted_length(tree, order)), exact(tree, order), rtol=1e-5, atol=1e-30
+  )
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("clip", [jitted, jitted_by_layer])
+@given(tree=trees(2.0**100), bound=BOUNDS)
+def test_what_is_clipped_never_exceeds_its_bound(order, clip, tree, bound):
+  assert exact(clip(tree, bound, order), order) <= 1
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_not_with_millions_of_numbers_either(order):
+  rng = np.random.default_rng(0)
+  for tree in (np.full(4_000_000, 0.3), rng.exponential(size=4_000_000)):
+    cut = jitted({"w": tree.astype(np.float32)}, 0.5, order)
+    assert 1 - 1e-4 < exact(cut, order) <= 1
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@given(tree=trees(1.0), bound=st.floats(11.5, 2.0**20, width=32))
+def test_what_is_short_is_only_divided(order, tree, bound):
+  found = flat(jitted(tree, bound, order))
+  np.testing.assert_allclose(found * bound, flat(tree), rtol=3e-5, atol=1e-6)
+
+
+def test_layers_have_equal_shares():
+  tree = {"a": np.full(4, 100.0, np.float32), "b": np.ones(9, np.float32)}
+  for order, share in ((1, 1 / 2), (2, 2**-0.5)):
+    cut = jitted_by_layer(tree, 1.0, order)
+    for leaf in cut.values():
+      np.testing.assert_allclose(np.linalg.norm(leaf, order), share, rtol=1e-4)
