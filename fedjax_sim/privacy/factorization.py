@@ -69,9 +69,8 @@ def banded(rounds: int, bands: int) -> Strategy:
   """The banded Toeplitz strategy with the least mean squared error.
 
   Of all with so many bands it makes the noise of running totals least if a
-  client takes part once in `bands` rounds at most (arXiv 2306.08153,
-  2405.15913).
-  The noise's state is `bands` - 1 copies of the parameters.
+  client takes part once in `bands` rounds at most (arXiv 2306.08153; how it is
+  found, 2405.15913). The noise's state is `bands` - 1 copies of the parameters.
 
   Args:
     rounds: of the run.

@@ -139,11 +139,12 @@ def test_sensitivity_refuses(arguments, error, match):
 
 
 def test_the_stream_is_the_inverse(strategy):
-  n = strategy.rounds
-  with jax.numpy_rank_promotion("allow"):
-    inverse = np.asarray(strategy.noising.materialize(n))
-  assert inverse.dtype == np.float32
-  np.testing.assert_allclose(matrix(strategy) @ inverse, np.eye(n), atol=1e-6)
+  for each in (strategy, banded(64, 16), blt(64, 16)):
+    n = each.rounds
+    with jax.numpy_rank_promotion("allow"):
+      inverse = np.asarray(each.noising.materialize(n))
+    assert inverse.dtype == np.float32
+    np.testing.assert_allclose(matrix(each) @ inverse, np.eye(n), atol=1e-6)
 
 
 def test_a_run_of_one_round():
