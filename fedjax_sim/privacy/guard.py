@@ -163,9 +163,7 @@ def _learns(transform: Transform) -> bool:
     return transform.update(shared, filled, numbers)
 
   one, other = (jax.tree.leaves(after(value)) for value in (0.25, 0.75))
-  return any(
-    bool(jnp.any(a != b)) for a, b in zip(one, other, strict=True)
-  )
+  return any(bool(jnp.any(a != b)) for a, b in zip(one, other, strict=True))
 
 
 def check_numbers(given: HParams, counted: HParams) -> None:
