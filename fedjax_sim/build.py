@@ -347,7 +347,13 @@ def _with_leakage(
       f"leakage.quantile={given['quantile']} lets the server learn what no"
       " epsilon covers; unset it, or privacy.mechanism."
     )
-  validate.arguments("leakage", given, leakage, section="leakage")
+  validate.arguments(
+    "leakage",
+    given,
+    leakage,
+    hidden=("algorithm", "task"),
+    section="leakage",
+  )
   return leakage(algorithm, task, **given)
 
 

@@ -144,11 +144,6 @@ def leakage(
         f"leakage.quantile={quantile} needs a threshold for the first round;"
         " set leakage.threshold."
       )
-    if algorithm.release is not None:
-      raise ValueError(
-        f"leakage.quantile={quantile} tells of clients what no epsilon covers;"
-        " it does not go with privacy.mechanism."
-      )
   if word_threshold is not None:
     thresholds["words_recovered"] = real("word_threshold", word_threshold, 1)
     if embedding is None:
@@ -190,6 +185,11 @@ def measured(
     raise ValueError(
       f"leakage.statistic={statistic!r} measures clients, and algorithm.name"
       " pools the data of all; take another algorithm, or unset it."
+    )
+  if algorithm.release is not None:
+    raise ValueError(
+      "The algorithm is private already, and hides its clients' updates; put"
+      " the measurement inside: central(leakage(...), ...)."
     )
   leaf, size = (None, 0) if embedding is None else _find(embedding, task)
   inner = len(algorithm.passes)

@@ -60,7 +60,7 @@ def limited(
   If all are left out, the server stays as it is.
 
   Args:
-    algorithm: one that takes a weighted mean, a stack, or a private sum.
+    algorithm: one that takes a weighted mean, or a stack.
     thresholds: name of a value in `Report.values` -> the most that it may be.
     quantiles: name -> q, for some of them: after each round its threshold
       becomes the q-quantile, interpolated as `numpy.quantile` does, of what
@@ -110,7 +110,11 @@ def limited(
     for name in quantiles:
       seen = jnp.where(members.present, members.values[name], jnp.nan)
       q = context.hparams[HPARAMS]["quantiles"][name]
-      adapted[name] = jnp.nanquantile(seen, q).astype(jnp.float32)
+      found = jnp.nanquantile(seen, q).astype(jnp.float32)
+      # A private server sees nobody.
+      adapted[name] = jnp.where(
+        jnp.any(members.present), found, state.adapted[name]
+      )
     return LimitedState(
       jax.tree.map(lambda a, b: jnp.where(some, a, b), server, state.server),
       adapted,
