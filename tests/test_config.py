@@ -52,6 +52,9 @@ def with_field(field, value):
   if field.startswith("replay."):
     source.replay.steps = 2
     source.data.server_clients = 5
+  if field.startswith("leakage."):
+    source.leakage.statistic = "max"
+    source.leakage.threshold = 1.0
   section, key = section_of(source, field)
   section[key] = value
   return source
@@ -88,6 +91,8 @@ ZERO = {
   "algorithm.weight_pull",
   "algorithm.weight_rate",
   "server.stale_probability",
+  "leakage.threshold",
+  "leakage.quantile",
   "transforms.gaussian.stddev",
   "transforms.quantize.sparsity",
   *(

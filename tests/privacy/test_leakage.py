@@ -23,7 +23,8 @@ from fedjax_sim.build import build
 from fedjax_sim.config import default_config
 from fedjax_sim.data import FederatedData, FederatedDataset, with_few_labels
 from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.leakage import leakage, log_ratio
+from fedjax_sim.privacy.leakage import leakage
+from fedjax_sim.privacy.measurement import log_ratio
 from fedjax_sim.privacy.words import guessed, words_in
 from fedjax_sim.tasks import token_cross_entropy, token_metrics
 from fedjax_sim.transforms import clip, gaussian
@@ -59,14 +60,14 @@ def log_of(simulator, rounds=1, hparams=None):
 
 def only(*ids):
   """A sampler of these clients."""
-  ids = np.array(ids)
-  return sampling.Sampler(lambda seed, round_: ids, (len(ids),), len(ids))
+  chosen = np.array(ids)
+  return sampling.Sampler(lambda seed, round_: chosen, (len(ids),), len(ids))
 
 
 def by_hand(client, w, b):
   """A client's leakages after one step of softmax regression, in float64."""
   examples = DATA.train.client(client)
-  x, y = np.float64(examples["x"]), examples["y"]
+  x, y = examples["x"].astype(np.float64), examples["y"]
   hot = np.eye(DATA.num_classes)[y]
 
   def log_p(w, b):
@@ -133,9 +134,9 @@ def test_a_text_counts_by_word_and_not_its_padding():
   def metrics(variables, examples):
     return token_metrics(variables.params[examples["x"]], examples)
 
-  task = Task(None, None, metrics)
-  models = [Variables(jnp.asarray(t, jnp.float32)) for t in tables]
-  found = log_ratio(task, *models, examples)
+  task = TASK._replace(metrics=metrics)
+  before, after = [Variables(jnp.asarray(t, jnp.float32)) for t in tables]
+  found = log_ratio(task, before, after, examples)
   logs = [t - np.log(np.exp(t).sum(-1, keepdims=True)) for t in tables]
   gap = logs[1] - logs[0]
   first = [gap[1, 2] + gap[2, 3], gap[2, 2]]  # ends in 0, which is no word
