@@ -270,6 +270,7 @@ _SERVER = (
   "clients_per_round",
   "least_clients_per_round",
   "sampling",
+  "sampling_groups",
   "aggregator",
   "eval_every",
   "test_every",
@@ -453,6 +454,15 @@ def build(config: ConfigDict) -> Experiment:
         f" server.sampling={server.sampling!r}; unset one of them."
       )
     sampler = functools.partial(sampler, least=least)
+  groups = server.sampling_groups
+  if (groups is not None) != (server.sampling == "cyclic_poisson"):
+    raise ValueError(
+      f"server.sampling_groups={groups} with server.sampling="
+      f"{server.sampling!r}; 'cyclic_poisson' needs a number of groups, and no"
+      " other sampling takes one."
+    )
+  if groups is not None:
+    sampler = functools.partial(sampler, groups=groups)
   chain = {k: _given(v) for k, v in config.transforms.items()}
   chain = {name: arguments for name, arguments in chain.items() if arguments}
 

@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim run|launch|describe|plan|list`."""
+"""The command line: `fedjax-sim run|launch|describe|plan|privacy|list`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ fedjax-sim: federated learning, simulated.
       sustains F FLOP/s and sends G gigabits a second to the others
       --host-gbps=H: it gets H from its host, if that is not G
       --memory-gbps=M: it reads and writes M of its memory, if that counts
+  fedjax-sim privacy epsilon|calibrate|curve --population=N --delta=D ...
+      what --clients-per-round=C, --rounds=T and --noise-multiplier=Z cost;
+      with --epsilon=E calibrate finds the one of them that is left out;
+      curve draws both into --out=DIR
+      --sampling=poisson, --noise=gaussian, --accountant=pld: or others
   fedjax-sim list
       algorithms, aggregators, transforms, models, data sets, ...
 
@@ -148,6 +153,13 @@ def _plan(arguments: Sequence[str]) -> int:
   return 0
 
 
+def _privacy(arguments: Sequence[str]) -> int:
+  from fedjax_sim import privacy_command
+
+  print(privacy_command.run(arguments))  # noqa: T201
+  return 0
+
+
 def _list(arguments: Sequence[str]) -> int:
   from fedjax_sim import flags
 
@@ -163,6 +175,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "launch": _launch,
   "describe": _describe,
   "plan": _plan,
+  "privacy": _privacy,
   "list": _list,
 }
 

@@ -99,6 +99,7 @@ def default_config() -> ConfigDict:
   config.server.clients_per_round = 10
   config.server.least_clients_per_round = placeholder(int)
   config.server.sampling = "uniform"
+  config.server.sampling_groups = placeholder(int)  # of cyclic_poisson
   config.server.aggregator = "weighted_mean"
   config.server.stale_probability = placeholder(float)
   config.server.eval_every = 1
@@ -136,6 +137,7 @@ def default_config() -> ConfigDict:
   config.privacy.buffers = placeholder(int)
   config.privacy.noise_cohort_size = placeholder(int)
   config.privacy.population = placeholder(int)
+  config.privacy.canaries = placeholder(int)
 
   config.leakage = ConfigDict()  # what clients' updates give away
   config.leakage.statistic = placeholder(str)  # None: it is not measured

@@ -446,7 +446,7 @@ def _sum_up(
     }
   params = simulator.algorithm.variables(state.server).params
   digest, rounds = tree_digest(distributed.fetch(params)), int(state.round)
-  best = simulator.best(state)
+  best, audited = simulator.best(state), simulator.audit(state)
 
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
@@ -488,6 +488,8 @@ def _sum_up(
     if simulator.ledger is not None:
       summary["privacy"] = simulator.ledger.facts(rounds)
       summary["privacy_told"] = simulator.ledger.describe(rounds)
+    if audited is not None:
+      summary["privacy_audit"] = audited._asdict()
     if simulator.uncovered:
       summary["privacy_not_covered"] = simulator.uncovered
     reporting.write_json(folder / "summary.json", summary)
@@ -590,6 +592,12 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
   }
   if "privacy_told" in summary:
     facts["privacy"] = summary["privacy_told"]
+  if "privacy_audit" in summary:
+    found = summary["privacy_audit"]
+    facts["audit"] = (
+      f"epsilon >= {max(found['one_run'], found['gaussian']):.3g} betrayed by"
+      f" {found['canaries']} canaries (95 %)"
+    )
   if "privacy_not_covered" in summary:
     told = ", ".join(summary["privacy_not_covered"])
     facts["not covered by epsilon"] = told

@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import validate
 from fedjax_sim.base import Algorithm
-from fedjax_sim.privacy import accounting, factorization, guard
+from fedjax_sim.config import default_config
+from fedjax_sim.privacy import calibration, factorization, guard
+from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.sampling import Sampler
 
@@ -51,6 +53,9 @@ def build_privacy(
     TypeError, ValueError: names the field.
     ImportError: the extra `privacy` is not installed.
   """
+  known = [f"privacy.{field}" for field in default_config().privacy]
+  for field in config.privacy:
+    validate.known("config: field", f"privacy.{field}", known)
   given = {k: v for k, v in config.privacy.items() if v is not None}
   name = given.pop("mechanism", None)
   if name is None:
@@ -101,11 +106,12 @@ def build_privacy(
     noise_multiplier=given.get("noise_multiplier", 1.0),
     strategy=_strategy(config, name, given, sampler, simulated),
     simulated=simulated,
+    canaries=_canaries(given, sampler),
     **{"denominator": sampler.expected, **_some(given, *_CENTRAL)},
   )
   if "noise_multiplier" not in given:
     counted = guard.ledger(settings.release, sampler, budget, num_clients)
-    fitted = accounting.calibrate(
+    fitted = calibration.calibrate(
       settings.release,
       counted.participation,
       config.server.rounds,
@@ -113,14 +119,20 @@ def build_privacy(
       given["target_epsilon"],
       budget.accountant,
     )
-    settings = dataclasses.replace(
-      settings, noise_multiplier=fitted.multiplier
-    )
+    settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
   return central(algorithm, settings), budget
 
 
 def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:
   return {field: given[field] for field in fields if field in given}
+
+
+def _canaries(given: dict[str, Any], sampler: Sampler) -> Canaries | None:
+  if "canaries" not in given:
+    return None
+  validate.whole("privacy.canaries", given["canaries"], least=2)
+  part = sampler.participation
+  return None if part is None else Canaries(given["canaries"], part)
 
 
 def _simulated(

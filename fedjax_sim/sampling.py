@@ -6,6 +6,7 @@ has static shapes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -56,9 +57,9 @@ class Sampler(NamedTuple):
   participation: Participation | None = None
 
 
-def _generator(seed: int, round_: int) -> np.random.Generator:
+def _generator(seed: int, round_: int, stream: int = 0) -> np.random.Generator:
   key = np.array([seed, int(Purpose.SAMPLING)], np.uint64)
-  counter = np.array([0, 0, 0, round_], np.uint64)
+  counter = np.array([0, 0, stream, round_], np.uint64)
   return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
@@ -124,16 +125,6 @@ def poisson(num_clients: int, clients_per_round: float) -> Sampler:
     "server.clients_per_round", clients_per_round, above=0.0, most=num_clients
   )
   rate = expected / num_clients
-  deviation = math.sqrt(expected * (1 - rate))
-  # Nearly every cohort fits the first size, the second is for the rest of a
-  # lifetime, and the third is certain.
-  sizes = sorted(
-    {
-      min(num_clients, math.ceil(expected + 4 * deviation) + 1),
-      min(num_clients, math.ceil(expected + 12 * deviation) + 8),
-      num_clients,
-    }
-  )
 
   def sample(seed: int, round_: int) -> np.ndarray:
     rng = _generator(seed, round_)
@@ -143,13 +134,116 @@ def poisson(num_clients: int, clients_per_round: float) -> Sampler:
 
   return Sampler(
     sample=sample,
-    sizes=tuple(sizes),
+    sizes=_binomial_sizes(num_clients, rate),
     expected=expected,
     participation=Participation(rate, independent=True),
   )
 
 
+def _binomial_sizes(most: int, rate: float) -> tuple[int, ...]:
+  """Sizes to compile for, of cohorts that are binomial(most, rate)."""
+  mean = most * rate
+  deviation = math.sqrt(mean * (1 - rate))
+  # Nearly every cohort fits the first size, the second is for the rest of a
+  # lifetime, and the third is certain.
+  sizes = {
+    min(most, math.ceil(mean + 4 * deviation) + 1),
+    min(most, math.ceil(mean + 12 * deviation) + 8),
+    most,
+  }
+  return tuple(sorted(sizes))
+
+
+def cyclic(num_clients: int, clients_per_round: int) -> Sampler:
+  """Everybody in one order, again and again.
+
+  The seed shuffles the clients and deals them into ceil(num_clients /
+  clients_per_round) groups, whose sizes differ by one at most; groups take
+  turns. So nobody is left out, all take part equally often, and no cohort is
+  larger than clients_per_round.
+
+  Args:
+    num_clients: the population.
+    clients_per_round: the most of a round.
+
+  Raises:
+    TypeError, ValueError: clients_per_round is not within 1..num_clients.
+  """
+  num_clients = validate.whole("num_clients", num_clients)
+  size = validate.whole(
+    "server.clients_per_round", clients_per_round, most=num_clients
+  )
+  period = -(-num_clients // size)
+  group = _groups(num_clients, period)
+  return Sampler(
+    sample=group,
+    sizes=(-(-num_clients // period),),
+    expected=num_clients / period,
+    participation=Participation(rate=1.0, period=period),
+  )
+
+
+def cyclic_poisson(
+  num_clients: int, clients_per_round: float, groups: int
+) -> Sampler:
+  """Groups take turns; of the one whose turn it is, each client by itself.
+
+  What amplification of banded noise assumes (arXiv 2306.08153, algorithm 2).
+  The seed deals the clients into groups whose sizes differ by one at most. In
+  its group's turn every client takes part with the same probability,
+  clients_per_round * groups / num_clients.
+
+  Args:
+    num_clients: the population.
+    clients_per_round: the mean cohort size, over all groups.
+    groups: how many.
+
+  Raises:
+    TypeError, ValueError: groups is not within 1..num_clients, or
+      clients_per_round not within (0, num_clients / groups].
+  """
+  num_clients = validate.whole("num_clients", num_clients)
+  groups = validate.whole("server.sampling_groups", groups, most=num_clients)
+  expected = validate.real(
+    "server.clients_per_round", clients_per_round, above=0.0
+  )
+  rate = expected / (num_clients / groups)
+  if rate > 1:
+    raise ValueError(
+      f"server.clients_per_round={clients_per_round} exceeds the"
+      f" {num_clients / groups:g} of {num_clients} training clients in each of"
+      f" server.sampling_groups={groups} groups; give less, or fewer groups."
+    )
+  group = _groups(num_clients, groups)
+
+  def sample(seed: int, round_: int) -> np.ndarray:
+    rng = _generator(seed, round_)
+    members = group(seed, round_)
+    size = int(rng.binomial(len(members), rate))
+    return members[_without_replacement(rng, len(members), size)]
+
+  return Sampler(
+    sample=sample,
+    sizes=_binomial_sizes(-(-num_clients // groups), rate),
+    expected=expected,
+    participation=Participation(rate, period=groups, independent=True),
+  )
+
+
+def _groups(num_clients: int, groups: int) -> Callable[[int, int], np.ndarray]:
+  """(seed, round) -> the sorted ids of the group whose turn it is."""
+
+  @functools.lru_cache(maxsize=4)  # seeds
+  def dealt(seed: int) -> list[np.ndarray]:
+    order = _generator(seed, 0, stream=1).permutation(num_clients)
+    return [np.sort(ids) for ids in np.array_split(order, groups)]
+
+  return lambda seed, round_: dealt(seed)[round_ % groups].copy()
+
+
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
   "uniform": uniform,
   "poisson": poisson,
+  "cyclic": cyclic,
+  "cyclic_poisson": cyclic_poisson,
 }

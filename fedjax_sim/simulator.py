@@ -58,6 +58,7 @@ from fedjax_sim.evaluation import (
 )
 from fedjax_sim.phases import Phases
 from fedjax_sim.privacy import accounting, guard
+from fedjax_sim.privacy import audit as audits
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.runtime import Runtime
@@ -198,7 +199,6 @@ class Simulator:
         )
       return
     guard.check(
-      self.aggregator,
       self.transforms,
       self._schedules,
       {"server.best_metric": self.best_metric}
@@ -228,7 +228,8 @@ class Simulator:
     epsilon = math.inf if self.ledger is None else self.ledger.epsilon(rounds)
     if self.ledger is None or math.isinf(epsilon):
       return {}
-    simulated = self.ledger.release.simulated is not None
+    release = self.algorithm.release
+    simulated = release is not None and release.simulated is not None
     name = "privacy/simulated_epsilon" if simulated else "privacy/epsilon"
     return {name: epsilon}
 
@@ -239,17 +240,24 @@ class Simulator:
       ValueError: the noise was made for fewer rounds.
     """
     release = self.algorithm.release
-    if release is not None and release.rounds is not None:
-      if rounds > release.rounds:
-        raise ValueError(
-          f"server.rounds={rounds}: the correlated noise was made for"
-          f" {release.rounds} rounds; make it for as many as there are."
-        )
+    if release is not None and rounds > (release.rounds or rounds):
+      raise ValueError(
+        f"server.rounds={rounds}: the correlated noise was made for"
+        f" {release.rounds} rounds; make it for as many as there are."
+      )
     if self.ledger is None or self.budget is None:
       return rounds
     if self.budget.epsilon is None:
       return rounds
     return self.ledger.rounds_within(self.budget.epsilon, rounds)
+
+  def audit(self, state: RunState) -> audits.Audit | None:
+    """What the canaries of a private run betray; None without any."""
+    release = self.algorithm.release
+    if release is None or release.audited is None or self.budget is None:
+      return None
+    scores, included = jax.device_get(jax.jit(release.audited)(state.server))
+    return audits.audit(scores, included, self.budget.delta)
 
   @property
   def uncovered(self) -> list[str]:

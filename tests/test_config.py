@@ -29,6 +29,26 @@ def with_field(field, value):
   key = field.rpartition(".")[2]
   if key in ("b1", "b2", "eps", "weight_decay"):
     source[field.split(".")[0]].optimizer = "adamw"
+  if field.startswith("privacy."):
+    privacy = source.privacy
+    privacy.mechanism = {"bands": "banded", "buffers": "blt"}.get(
+      key, "gaussian"
+    )
+    privacy.clip_norm, privacy.delta = 1.0, 1e-3
+    privacy.noise_multiplier = 1.0
+    source.server.rounds = 6
+    source.server.sampling = "cyclic" if key == "buffers" else "poisson"
+    if key == "target_epsilon":
+      privacy.noise_multiplier = None
+    if key == "noised_weight":
+      privacy.max_weight = 50.0
+    if key == "statistics_norm":
+      source.algorithm.name = "dga"
+      privacy.max_weight = 10.0
+    if key == "quantile_rate":
+      privacy.quantile = 0.5
+    if key == "population":
+      privacy.noise_cohort_size = 20
   if field == "algorithm.mu":
     source.algorithm.name = "fedprox"
   if field.startswith("algorithm.alpha"):
@@ -93,6 +113,8 @@ ZERO = {
   "server.stale_probability",
   "leakage.threshold",
   "leakage.quantile",
+  "privacy.noise_multiplier",
+  "privacy.quantile_rate",
   "transforms.gaussian.stddev",
   "transforms.quantize.sparsity",
   *(
@@ -248,6 +270,28 @@ def test_fields_that_nobody_takes(field, value, message):
   section[key] = value
   with pytest.raises(ValueError, match=message):
     build(source)
+
+
+@pytest.mark.parametrize(
+  ("sampling", "groups"), [("poisson", 3), ("cyclic_poisson", None)]
+)
+def test_groups_go_with_the_sampling_that_takes_turns(sampling, groups):
+  source = default_config()
+  source.server.sampling = sampling
+  source.server.sampling_groups = groups
+  with pytest.raises(ValueError, match=rf"sampling_groups={groups} with "):
+    build(source)
+
+
+def test_cyclic_poisson_takes_its_groups():
+  source = default_config()
+  source.server.sampling = "cyclic_poisson"
+  source.server.clients_per_round = 2
+  source.server.sampling_groups = 3
+  promise = build(source).simulator.sampler.participation
+  assert promise is not None
+  assert promise.period == 3
+  assert promise.independent
 
 
 def test_alpha_for_a_loader_that_does_not_take_it(tmp_path):

@@ -32,6 +32,11 @@ STACKED = {
   "server.aggregator": "stack",
   "data.server_clients": "4",
 }
+PRIVATE = {
+  "privacy.clip_norm": "1.0",
+  "privacy.delta": "0.001",
+  "privacy.noise_multiplier": "0.5",
+}
 FEATURES = {
   "fedprox": {"algorithm.name": "fedprox"},
   "dga": {"algorithm.name": "dga", "algorithm.beta": "2.0"},
@@ -67,6 +72,7 @@ FEATURES = {
     "server.max_grad_norm": "0.5",
   },
   "cohorts of a random size": {"server.least_clients_per_round": "2"},
+  "clients that take turns": {"server.sampling": "cyclic"},
   "most examples": {"client.max_examples": "9"},
   "lamb and adamax": {
     "client.optimizer": "adamax",
@@ -84,6 +90,23 @@ FEATURES = {
   },
   "test set apart": {"server.test_every": "3"},
   "log of clients": {"server.client_log": "True"},
+  "privacy": {
+    "privacy.mechanism": "gaussian",
+    "privacy.quantile": "0.5",
+    "privacy.max_weight": "50.0",
+    "privacy.noised_weight": "True",
+    "privacy.canaries": "6",
+    "server.sampling": "poisson",
+    **PRIVATE,
+  },
+  "laplace": {"privacy.mechanism": "laplace", **PRIVATE},
+  "banded": {
+    "privacy.mechanism": "banded",
+    "privacy.bands": "2",
+    "server.sampling": "cyclic",
+    **PRIVATE,
+  },
+  "blt": {"privacy.mechanism": "blt", "server.sampling": "cyclic", **PRIVATE},
   "metrics": {"model.metrics": f"('{OWN / 'metric.py'}:top_3',)"},
   "batch norm": {
     "model.name": f"{OWN / 'model.py'}:small_cnn",

@@ -10,10 +10,29 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim.sampling import SAMPLERS, poisson, uniform
+from fedjax_sim.sampling import (
+  SAMPLERS,
+  Participation,
+  cyclic,
+  cyclic_poisson,
+  poisson,
+  uniform,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 ROUNDS = st.integers(0, 2**31 - 1)
+SHAPES = st.integers(1, 300).flatmap(
+  lambda n: st.tuples(st.just(n), st.integers(1, n))
+)
+MEMORYLESS = ("uniform", "poisson")  # no round knows of another
+
+
+def of_groups(num_clients, size):
+  """`cyclic_poisson` with as many groups as there can be."""
+  return cyclic_poisson(num_clients, size, num_clients // size)
+
+
+ALL = SAMPLERS | {"cyclic_poisson": of_groups}
 
 
 def included(sampler, num_clients, rounds, seed=0):
@@ -36,36 +55,30 @@ def spread(counts, expected, variance):
   return scipy.stats.chi2.cdf(statistic, len(counts))
 
 
-# --- both ---------------------------------------------------------------------
+# --- all ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@given(
-  seed=SEEDS,
-  round_=ROUNDS,
-  shape=st.integers(1, 300).flatmap(
-    lambda n: st.tuples(st.just(n), st.integers(1, n))
-  ),
-)
+@pytest.mark.parametrize("name", ALL)
+@given(seed=SEEDS, round_=ROUNDS, shape=SHAPES)
 def test_a_cohort_has_no_duplicates_and_is_reproducible(
   name, seed, round_, shape
 ):
   num_clients, size = shape
-  sampler = SAMPLERS[name](num_clients, size)
+  sampler = ALL[name](num_clients, size)
   ids = sampler.sample(seed, round_)
   assert ids.dtype == np.int64
   assert ids.shape == (len(ids),)
   assert len(np.unique(ids)) == len(ids) <= sampler.sizes[-1]
   assert np.all((ids >= 0) & (ids < num_clients))
   np.testing.assert_array_equal(
-    SAMPLERS[name](num_clients, size).sample(seed, round_), ids
+    ALL[name](num_clients, size).sample(seed, round_), ids
   )
   np.testing.assert_array_equal(
     sampler.versions(seed, round_, ids), np.zeros(len(ids))
   )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", MEMORYLESS)
 def test_cohorts_differ_over_rounds_and_seeds(name):
   sampler = SAMPLERS[name](1000, 20)
   cohorts = {
@@ -81,7 +94,7 @@ def test_cohorts_differ_over_rounds_and_seeds(name):
   assert abs(np.sum(taken & other) / 400 - 0.4) < 0.12
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", MEMORYLESS)
 def test_every_client_is_as_likely(name):
   num_clients, size, rounds = 40, 10, 4000
   taken = included(SAMPLERS[name](num_clients, size), num_clients, rounds)
@@ -223,3 +236,152 @@ def test_poisson_with_certainty_takes_everybody():
 def test_poisson_refuses(expected, error, match):
   with pytest.raises(error, match=match):
     poisson(10, expected)
+
+
+# --- groups that take turns ---------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cyclic", "cyclic_poisson"])
+@given(seed=SEEDS, first=st.integers(0, 2**30), shape=SHAPES)
+def test_nobody_takes_part_twice_within_a_period(name, seed, first, shape):
+  """From any round on, as a run that goes on begins."""
+  num_clients, size = shape
+  sampler = ALL[name](num_clients, size)
+  assert sampler.participation is not None
+  period = sampler.participation.period
+  last: dict[int, int] = {}
+  for round_ in range(first, first + min(3 * period, 60)):
+    for client in sampler.sample(seed, round_).tolist():
+      assert round_ - last.get(client, -period) >= period
+      last[client] = round_
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 1000), shape=SHAPES)
+def test_cyclic_takes_everybody_once_an_epoch(seed, epoch, shape):
+  num_clients, size = shape
+  sampler = cyclic(num_clients, size)
+  assert sampler.participation is not None
+  period = sampler.participation.period
+  assert sampler.participation == Participation(1.0, period, False)
+  assert sampler.expected == num_clients / period
+  cohorts = [
+    sampler.sample(seed, epoch * period + turn) for turn in range(period)
+  ]
+  assert sorted(np.concatenate(cohorts).tolist()) == list(range(num_clients))
+  sizes = {len(ids) for ids in cohorts}
+  assert sampler.sizes == (max(sizes),)
+  assert max(sizes) <= size
+  assert max(sizes) - min(sizes) <= 1
+  np.testing.assert_array_equal(
+    sampler.sample(seed, (epoch + 1) * period), cohorts[0]
+  )
+
+
+@pytest.mark.parametrize("name", ["cyclic", "cyclic_poisson"])
+def test_a_cohort_is_nobody_elses_to_change(name):
+  sampler = ALL[name](4, 2)
+  before = sampler.sample(0, 0).copy()
+  sampler.sample(0, 0)[:] = -1
+  np.testing.assert_array_equal(sampler.sample(0, 0), before)
+
+
+def test_the_order_is_the_seeds():
+  """Every way to split six clients in two comes as often."""
+  sampler = cyclic(6, 3)
+  counts = collections.Counter(
+    tuple(sampler.sample(seed, 0).tolist()) for seed in range(6000)
+  )
+  assert set(counts) == set(itertools.combinations(range(6), 3))
+  assert scipy.stats.chisquare(list(counts.values())).pvalue > 0.001
+
+
+def test_cyclic_poisson_with_certainty_is_cyclic():
+  for round_ in range(7):
+    np.testing.assert_array_equal(
+      cyclic_poisson(12, 4, groups=3).sample(5, round_),
+      cyclic(12, 4).sample(5, round_),
+    )
+
+
+def test_cyclic_poisson_keeps_its_rate():
+  """In its group's turn a client takes part by itself; groups are uneven."""
+  num_clients, groups, epochs = 11, 3, 4000
+  sampler = cyclic_poisson(num_clients, 2, groups)
+  rate = 2 / (num_clients / groups)
+  assert sampler.participation == Participation(rate, groups, True)
+  assert sampler.expected == 2
+  taken = included(sampler, num_clients, epochs * groups)
+  by_turn = taken.reshape(epochs, groups, num_clients)
+  turns = by_turn.any(0)
+  np.testing.assert_array_equal(turns.sum(0), np.ones(num_clients))
+  assert sorted(turns.sum(1).tolist()) == [3, 4, 4]
+  variance = epochs * rate * (1 - rate)
+  assert 0.001 < spread(taken.sum(0), epochs * rate, variance) < 0.999
+  for turn in range(groups):  # all combinations of a group, as by coins
+    members = by_turn[:, turn, turns[turn]]
+    size = members.shape[1]
+    codes = members @ (1 << np.arange(size))
+    ones = np.array([code.bit_count() for code in range(1 << size)])
+    expected = epochs * rate**ones * (1 - rate) ** (size - ones)
+    observed = np.bincount(codes, minlength=1 << size)
+    assert scipy.stats.chisquare(observed, expected).pvalue > 0.001
+
+
+def test_over_seeds_a_first_cohort_is_as_likely_as_its_likes():
+  seeds = 4000
+  sampler = cyclic_poisson(4, 1, 2)
+  counts = collections.Counter(
+    tuple(sampler.sample(seed, 0).tolist()) for seed in range(seeds)
+  )
+  # A pair is one of six with 1/4; one client, of the pair with it, with 1/4.
+  pairs = list(itertools.combinations(range(4), 2))
+  chances: dict[tuple[int, ...], float] = {(): 0.25}
+  chances |= {(i,): 1 / 8 for i in range(4)} | dict.fromkeys(pairs, 1 / 24)
+  observed = [counts[who] for who in chances]
+  assert sum(observed) == seeds
+  expected = np.array(list(chances.values())) * seeds
+  assert scipy.stats.chisquare(observed, expected).pvalue > 0.001
+
+
+@pytest.mark.parametrize(
+  ("num_clients", "expected", "groups"), [(1000, 5, 10), (203, 10.5, 4)]
+)
+def test_cyclic_poisson_compiles_for_sizes_of_a_group(
+  num_clients, expected, groups
+):
+  sampler = cyclic_poisson(num_clients, expected, groups)
+  largest = -(-num_clients // groups)
+  sizes = sampler.sizes
+  assert list(sizes) == sorted(set(sizes))
+  assert len(sizes) <= 3
+  assert sizes[-1] == largest
+  drawn = np.array([len(sampler.sample(1, r)) for r in range(5000)])
+  assert np.mean(drawn > sizes[0]) < 1e-3
+
+
+@pytest.mark.parametrize(
+  ("arguments", "error", "match"),
+  [
+    ((10, 11), ValueError, "clients_per_round=11 is out of range"),
+    ((10, 0), ValueError, "clients_per_round=0 is out of range"),
+    ((10, 2.0), TypeError, "clients_per_round=2.0 is a float"),
+  ],
+)
+def test_cyclic_refuses(arguments, error, match):
+  with pytest.raises(error, match=match):
+    cyclic(*arguments)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "error", "match"),
+  [
+    ((10, 2, 0), ValueError, "sampling_groups=0 is out of range"),
+    ((10, 2, 11), ValueError, "sampling_groups=11 .* from 1 to 10"),
+    ((10, 2, 2.0), TypeError, "sampling_groups=2.0 is a float"),
+    ((10, 0.0, 2), ValueError, r"clients_per_round=0.0 .* > 0"),
+    ((10, 4, 3), ValueError, r"clients_per_round=4 exceeds the 3.33333 of 10"),
+  ],
+)
+def test_cyclic_poisson_refuses(arguments, error, match):
+  with pytest.raises(error, match=match):
+    cyclic_poisson(*arguments)

@@ -38,6 +38,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.norms import clipped, clipped_by_layer, length
 from fedjax_sim.privacy import noise
+from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.factorization import Strategy
 from fedjax_sim.traffic import report_shapes
 
@@ -68,6 +69,7 @@ class PrivateState(NamedTuple):
   server: PyTree
   noise: PyTree  # what correlated noise remembers
   clip_factor: Array  # shape=(), float32; the quantile's, of the clipping norm
+  audit: PyTree  # an `AuditState`, or ()
 
 
 class Message(NamedTuple):
@@ -101,6 +103,7 @@ class Central:
     simulated: (cohort, population) whose noise is simulated: the noise is as
       large, relative to the sum, as `noise_multiplier` would be for that
       cohort. The epsilon is that of a run with such a cohort.
+    canaries: clients that are made up, for an audit; None: there are none.
 
   Raises:
     TypeError, ValueError: names the field.
@@ -119,6 +122,7 @@ class Central:
   quantile_rate: float = 0.2
   share: float = 0.01
   simulated: tuple[float, float] | None = None
+  canaries: Canaries | None = None
 
   def __post_init__(self) -> None:
     validate.real("privacy.clip_norm", self.clip_norm, above=0)
@@ -221,6 +225,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   order = 2 if settings.noise == "gaussian" else 1
   clip = clipped_by_layer if settings.per_layer else clipped
   of_update, of_extra = settings.multipliers()
+  canaries = settings.canaries
 
   def noisy(multiplier: Array, key: Key, total: PyTree) -> PyTree:
     if settings.noise == "laplace":
@@ -236,34 +241,72 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       server=server,
       noise=noise.init(settings.strategy, zeros),
       clip_factor=jnp.ones((), jnp.float32),
+      audit=canaries.init(jax.random.fold_in(key, _TAG)) if canaries else (),
     )
 
-  def send(client: Client, report: Report) -> Report:
-    clip_norm = _clip_norm(client.hparams, client.message.clip_factor)
-    report = algorithm.send(_inside(client), report)
-    weight = jnp.ones((), jnp.float32)
+  def contribution(
+    update: PyTree,
+    statistics: PyTree,
+    weight: Array,
+    hparams: HParams,
+    factor: Array,
+  ) -> tuple[Contribution, Array]:
+    """What a client sends, and whether its update was below the norm."""
+    numbers = hparams["privacy"]
+    clip_norm = _clip_norm(hparams, factor)
+    share = jnp.ones((), jnp.float32)
     if settings.max_weight is not None:
-      most = client.hparams["privacy"]["max_weight"]
-      weight = jnp.clip(report.weight / most, 0, 1).astype(jnp.float32)
-    update = jax.tree.map(lambda u: weight * u, report.update)
+      share = jnp.clip(weight / numbers["max_weight"], 0, 1)
+      share = share.astype(jnp.float32)
+    update = jax.tree.map(lambda u: share * u, update)
     below = length(update, order) <= clip_norm
-    statistics: PyTree = ()
     if "statistics" in settings.extras:
-      bound = client.hparams["privacy"]["statistics_norm"]
-      statistics = clipped(report.statistics, bound, order)
-    contribution = Contribution(
+      statistics = clipped(statistics, numbers["statistics_norm"], order)
+    sent = Contribution(
       update=clip(update, clip_norm, order),
       statistics=statistics,
-      weight=weight if "weight" in settings.extras else (),
+      weight=share if "weight" in settings.extras else (),
       below=jnp.where(below, 1.0, -1.0) if "below" in settings.extras else (),
+    )
+    return sent, below
+
+  def send(client: Client, report: Report) -> Report:
+    report = algorithm.send(_inside(client), report)
+    sent, below = contribution(
+      report.update,
+      report.statistics,
+      report.weight,
+      client.hparams,
+      client.message.clip_factor,
     )
     one = jnp.ones((), jnp.float32)
     cut = Metric(1 - below.astype(jnp.float32), one)
     return report._replace(
-      update=contribution,
+      update=sent,
       weight=one,
       statistics=(),
       metrics={**report.metrics, "clipped": cut},
+    )
+
+  def planted(
+    state: PrivateState, total: Contribution, context: Context
+  ) -> Contribution:
+    """The sum, with the canaries' contributions."""
+    if canaries is None:
+      return total
+    hparams = context.hparams
+    norm = _clip_norm(hparams, state.clip_factor)
+
+    def contribute(direction: PyTree) -> Contribution:
+      update = jax.tree.map(lambda x: norm * x, direction)
+      nothing = jax.tree.map(jnp.zeros_like, total.statistics)
+      weight = jnp.asarray(hparams["privacy"].get("max_weight", 1.0))
+      return contribution(update, nothing, weight, hparams, state.clip_factor)[
+        0
+      ]
+
+    return canaries.plant(
+      state.audit, context.round, total, total.update, contribute
     )
 
   def apply(
@@ -271,7 +314,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   ) -> PrivateState:
     numbers = context.hparams["privacy"]
     key = jax.random.fold_in(context.key, _TAG)
-    total: Contribution = aggregate.update
+    total = planted(state, aggregate.update, context)
     multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
     keys = [jax.random.fold_in(key, i) for i in range(len(total))]
     if settings.strategy is None:
@@ -305,7 +348,12 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       fraction = (below / count + 1) / 2
       off = fraction - numbers["quantile"]
       factor = factor * jnp.exp(-numbers["quantile_rate"] * off)
-    return PrivateState(server, memory, factor.astype(jnp.float32))
+    return PrivateState(
+      server=server,
+      noise=memory,
+      clip_factor=factor.astype(jnp.float32),
+      audit=canaries.observe(state.audit, update) if canaries else (),
+    )
 
   def told(state: PrivateState, hparams: HParams) -> dict[str, Array]:
     shown = algorithm.told(state.server, hparams)
@@ -317,7 +365,10 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     send=send,
     apply=apply,
     told=told,
-    release=settings.release,
+    release=settings.release._replace(
+      audited=canaries
+      and (lambda state: (state.audit.scores, canaries.included(state.audit)))
+    ),
     weighted_mean=True,
     log_weight=None,
     hparams={**algorithm.hparams, "privacy": _numbers(settings)},

@@ -115,7 +115,7 @@ def blt(rounds: int, period: int, buffers: int = 2) -> Strategy:
   period = validate.whole("period", period)
   buffers = validate.whole("privacy.buffers", buffers, most=10)
   module = library("jax_privacy.matrix_factorization.buffered_toeplitz")
-  with _on_the_host(), jax.enable_x64(True):
+  with _on_the_host():
     loss = module.LossFn.build_min_sep(n=rounds, error="mean", min_sep=period)
     try:
       found, _ = module.optimize_loss(loss, num_buffers=buffers)
@@ -148,9 +148,9 @@ def _checked(strategy: Strategy) -> Strategy:
 
 @contextlib.contextmanager
 def _on_the_host() -> Iterator[None]:
-  """Where the library looks for coefficients: the CPU, outside any trace.
+  """Where coefficients are looked for: on the CPU, in float64, in no trace.
 
-  The same CPU finds the same ones, bit by bit, whatever accelerator there is.
+  So they are the same whatever accelerator there is, and whoever asks.
   """
   try:
     device = jax.local_devices(backend="cpu")[0]
@@ -159,6 +159,7 @@ def _on_the_host() -> Iterator[None]:
   with (
     jax.ensure_compile_time_eval(),
     jax.default_device(device),
+    jax.enable_x64(True),
     jax.default_matmul_precision("highest"),
     jax.numpy_rank_promotion("allow"),  # the library broadcasts
   ):

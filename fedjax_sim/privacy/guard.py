@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from fedjax_sim import validate
 from fedjax_sim.base import (
-  Aggregator,
   HParams,
   PyTree,
   Release,
@@ -25,6 +24,7 @@ from fedjax_sim.data import FederatedDataset
 from fedjax_sim.privacy import accounting
 from fedjax_sim.sampling import Participation, Sampler
 
+MOST_EPSILON = 1000.0  # more is no privacy
 FIXED = ("noise_multiplier", "noise_scale")  # what the ledger counts on
 
 
@@ -51,7 +51,9 @@ class Budget:
       "privacy.accountant", self.accountant, accounting.ACCOUNTANTS
     )
     if self.epsilon is not None:
-      validate.real("privacy.target_epsilon", self.epsilon, above=0)
+      validate.real(
+        "privacy.target_epsilon", self.epsilon, above=0, most=MOST_EPSILON
+      )
 
 
 def ledger(
@@ -79,10 +81,19 @@ def ledger(
   if release.simulated is not None:
     participation = simulated_participation(participation, release.simulated)
     num_clients = int(release.simulated[1])
-  accounting.check_delta(budget.delta, num_clients)
-  return accounting.Ledger(
-    release, participation, budget.delta, budget.accountant
-  )
+  try:
+    accounting.check_delta(budget.delta, num_clients)
+    return accounting.Ledger(
+      release._replace(simulated=None),
+      participation,
+      budget.delta,
+      budget.accountant,
+    )
+  except ValueError as error:  # it begins with the field
+    of = ""
+    if release.simulated is not None:
+      of = f"privacy.population={num_clients}: "
+    raise ValueError(f"{of}privacy.{error}") from error
 
 
 def simulated_participation(
@@ -104,7 +115,6 @@ def simulated_participation(
 
 
 def check(
-  aggregator: Aggregator,
   transforms: Sequence[Transform],
   scheduled: Iterable[str],
   watched: Mapping[str, str | None],
@@ -112,7 +122,6 @@ def check(
   """Refuses what would let more than the noisy sums into the model.
 
   Args:
-    aggregator: how updates would become one without privacy.
     transforms: what happens to an update before it is clipped.
     scheduled: hyper-parameters that schedules change.
     watched: who follows a metric -> the metric.
@@ -120,11 +129,6 @@ def check(
   Raises:
     ValueError: names the field.
   """
-  if not aggregator.weighted_mean:
-    raise ValueError(
-      "privacy.mechanism adds noise to a sum; leave server.aggregator at"
-      " 'weighted_mean'."
-    )
   for name in scheduled:
     section, _, field = name.partition(".")
     if section == "privacy" and field in FIXED:

@@ -15,6 +15,11 @@ from fedjax_sim.reporting.curves import draw_curves
 from fedjax_sim.reporting.events import EventFiles
 from fedjax_sim.reporting.json_file import write_json
 from fedjax_sim.reporting.metrics_file import MetricsFile, columns, read_metrics
+from fedjax_sim.reporting.privacy_curves import (
+  Setting,
+  draw_privacy_curves,
+  write_privacy_curves,
+)
 from fedjax_sim.reporting.progress import Progress
 from fedjax_sim.reporting.table import (
   final_text,
@@ -28,9 +33,11 @@ __all__ = [
   "EventFiles",
   "MetricsFile",
   "Progress",
+  "Setting",
   "columns",
   "draw_client_rounds",
   "draw_curves",
+  "draw_privacy_curves",
   "final_text",
   "join_client_rounds",
   "phases_text",
@@ -40,4 +47,5 @@ __all__ = [
   "remove_parts",
   "write_atomically",
   "write_json",
+  "write_privacy_curves",
 ]

@@ -1,4 +1,4 @@
-"""`curves.png`: losses and accuracies against the round."""
+"""`curves.png`: losses, accuracies and epsilon against the round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 _Series = Mapping[str, tuple[list[int], list[float]]]
-_PANELS = {"loss": "Loss", "accuracy": "Accuracy"}
+_PANELS = {"loss": "Loss", "accuracy": "Accuracy", "epsilon": "Epsilon"}
 _STYLES = ("-", "--", ":", "-.")
 _FEW = 30  # points; fewer are marked one by one
 
@@ -25,7 +25,7 @@ _FEW = 30  # points; fewer are marked one by one
 def draw_curves(
   rows: Iterable[Row], path: str | os.PathLike[str], title: str
 ) -> None:
-  """Draws a PNG with a panel of losses and one of accuracies.
+  """Draws a PNG with a panel of losses, of accuracies and of epsilon.
 
   A panel holds every key whose last part, or last but `/mean`, ends with its
   word: `train/loss`, `seen/accuracy/mean`. A panel without any is left out.

@@ -21,6 +21,8 @@ _WARM_UP_SECONDS = 0.2
 class Progress:
   """A bar with round, loss, accuracy, clients per second and time left.
 
+  And with epsilon, if the rounds tell one.
+
   A context manager. It draws on the standard error, and nothing at all unless
   that is a terminal which can move its cursor: nothing into files, notebooks
   or `TERM=dumb`. Warnings are printed everywhere.
@@ -57,6 +59,7 @@ class Progress:
         completed=self._done,
         loss="-",
         accuracy="-",
+        epsilon="",
         speed="-",
         left="-",
       )
@@ -90,6 +93,7 @@ class Progress:
       completed=round_,
       loss=wording.number(row["train/loss"]) if "train/loss" in row else "-",
       accuracy=self._accuracy,
+      epsilon=_epsilon(row),
       speed=wording.number(clients_per_second),
       left=self._pace.left(round_, self._rounds),
     )
@@ -106,6 +110,15 @@ class Progress:
     elif level == "warning":
       sys.stderr.write(f"{message}\n")
       sys.stderr.flush()
+
+
+def _epsilon(row: Row) -> str:
+  """What a private run has spent, "epsilon 1.23 "; else nothing."""
+  for key in ("epsilon", "simulated_epsilon"):
+    if f"privacy/{key}" in row:
+      name = key.replace("_", " ")
+      return f"{name} {wording.number(row[f'privacy/{key}'])}  "
+  return ""
 
 
 class _Pace:
@@ -152,7 +165,7 @@ def _bar(console: Console) -> Bar:
     progress.BarColumn(bar_width=None),
     progress.TextColumn("loss {task.fields[loss]}"),
     progress.TextColumn("accuracy {task.fields[accuracy]}"),
-    progress.TextColumn("{task.fields[speed]} clients/s"),
+    progress.TextColumn("{task.fields[epsilon]}{task.fields[speed]} clients/s"),
     progress.TextColumn("{task.fields[left]}"),
     console=console,
     expand=True,

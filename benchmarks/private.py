@@ -1,0 +1,238 @@
+"""What privacy costs: accuracy for an epsilon, and time.
+
+    python -m benchmarks.private --out=DIR
+    python -m benchmarks.private --cost
+
+The first trains a logistic regression on MNIST by writer, 539 of whom train,
+with independent noise and Poisson sampling (DP-FedAvg), and with correlated
+noise and fixed turns (DP-FTRL, buffered Toeplitz), for several epsilons, both
+as they are and as with a population `--larger` times as large. Accuracy on the
+writers that never train, mean and standard error over the seeds; DIR gets the
+table as CSV and the plot as PNG. The second compares the times of rounds with
+and without privacy, taking turns.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from benchmarks import cases, seeds, turns
+from fedjax_sim import Runtime, Simulator, optimizer, sampling
+from fedjax_sim import setup as one_device_a_core
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.data import load_mnist_writers
+from fedjax_sim.models.logistic_regression import logistic_regression
+from fedjax_sim.privacy.calibration import calibrate
+from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.factorization import blt
+from fedjax_sim.privacy.guard import simulated_participation
+from fedjax_sim.reporting import print_final_table
+from fedjax_sim.work import LocalWork
+
+COST = flags.DEFINE_bool("cost", False, "times instead of accuracies")
+OUT = flags.DEFINE_string("out", "", "folder of the plot and the table")
+SEEDS = flags.DEFINE_integer("seeds", 3, "how many seeds")
+ROUNDS = flags.DEFINE_integer("rounds", 0, "of every run; 0: as tuned")
+LARGER = flags.DEFINE_integer("larger", 10, "of the simulated population")
+TURNS = flags.DEFINE_integer("turns", 15, "times that each is timed")
+SMOKE = flags.DEFINE_bool("smoke", False, "small models and few clients")
+
+EPSILONS = (1.0, 2.0, 4.0, 8.0, math.inf)
+DELTA = 1e-3  # below 1 in 539
+CLIP_NORM = 0.5
+MECHANISMS = {"DP-FedAvg": (60, 200), "DP-FTRL": (40, 134)}  # rounds, cohort
+
+
+def accuracy(mechanism: str, epsilon: float, larger: int, seed: int) -> float:
+  """Of the last round's model on the writers that never train.
+
+  Args:
+    mechanism: one of `MECHANISMS`.
+    epsilon: after all rounds; infinite: clipping alone.
+    larger: by how much the simulated population and cohort are; 1: not at all.
+    seed: of the run.
+  """
+  data = load_mnist_writers()
+  task = logistic_regression(data.example_shape, data.num_classes)
+  rounds, cohort = MECHANISMS[mechanism]
+  rounds = ROUNDS.value or rounds
+  population = data.train.num_clients
+  draw = sampling.poisson if mechanism == "DP-FedAvg" else sampling.cyclic
+  sampler = draw(population, cohort)
+  assert sampler.participation is not None
+  simulated = None
+  if larger > 1:
+    simulated = (float(larger * cohort), float(larger * population))
+  part = simulated_participation(sampler.participation, simulated)
+  settings = Central(
+    clip_norm=CLIP_NORM,
+    noise_multiplier=0.0,
+    denominator=float(cohort),
+    strategy=None if mechanism == "DP-FedAvg" else blt(rounds, part.period),
+    simulated=simulated,
+  )
+  if math.isfinite(epsilon):
+    counted = settings.release._replace(simulated=None)
+    fitted = calibrate(counted, part, rounds, DELTA / larger, epsilon)
+    settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
+  inner = fedavg(
+    task,
+    optimizer("sgd", learning_rate=0.3),
+    optimizer("sgd", learning_rate=0.5, momentum=0.9),
+    weighting="uniform",
+  )
+  simulator = Simulator(
+    task=task,
+    algorithm=central(inner, settings),
+    data=data,
+    sampler=sampler,
+    work=LocalWork(batch_size=20),
+    seed=seed,
+    runtime=Runtime(lanes=1),
+  )
+  return seeds.trained(simulator, rounds)["unseen/accuracy"]
+
+
+def accuracies() -> None:
+  """Runs all, prints the table, draws the plot."""
+  variants = {
+    f"{name}, epsilon {epsilon:g}"
+    + (f", population x {larger}" if larger > 1 else ""): functools.partial(
+      accuracy, name, epsilon, larger
+    )
+    for larger in (1, LARGER.value)
+    for name in MECHANISMS
+    for epsilon in EPSILONS
+    if larger == 1 or math.isfinite(epsilon)
+  }
+  rows = seeds.compare(variants, SEEDS.value)
+  print_final_table({}, {name: seeds.told(row) for name, row in rows.items()})
+  if OUT.value:
+    folder = pathlib.Path(OUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "privacy_accuracy.csv").open("w", newline="") as file:
+      writer = csv.writer(file, lineterminator="\n")
+      writer.writerow(["variant", *(f"seed {i}" for i in range(SEEDS.value))])
+      writer.writerows([name, *row] for name, row in rows.items())
+    draw(rows, folder / "privacy_accuracy.png")
+
+
+def draw(rows: dict[str, list[float]], path: pathlib.Path) -> None:
+  """Accuracy against epsilon, with standard errors."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+  FigureCanvasAgg(figure)
+  ax = figure.subplots()
+  finite = [e for e in EPSILONS if math.isfinite(e)]
+  for i, name in enumerate(MECHANISMS):
+    without = np.mean(rows[f"{name}, epsilon inf"])
+    ax.axhline(float(without), color=f"C{i}", ls=":", label=f"{name}, no noise")
+    for larger, style in ((1, "-"), (LARGER.value, "--")):
+      suffix = f", population x {larger}" if larger > 1 else ""
+      values = np.array(
+        [rows[f"{name}, epsilon {e:g}{suffix}"] for e in finite]
+      )
+      error = values.std(1, ddof=1) / np.sqrt(values.shape[1])
+      ax.errorbar(
+        finite,
+        values.mean(1),
+        error if values.shape[1] > 1 else None,
+        label=name + suffix,
+        color=f"C{i}",
+        ls=style,
+        marker="o",
+        capsize=3,
+      )
+  ax.set_xscale("log", base=2)
+  ax.set_xticks(finite, [f"{e:g}" for e in finite])
+  ax.set_xlabel("Epsilon")
+  ax.set_ylabel("Accuracy on writers that never train")
+  ax.set_title("MNIST by writer, logistic regression, 539 clients")
+  ax.grid(alpha=0.3)
+  ax.spines[["top", "right"]].set_visible(False)
+  ax.legend(frameon=False, fontsize=8)
+  figure.savefig(path, metadata={"Software": None})
+
+
+def variants(case: cases.Case) -> dict[str, Simulator]:
+  """The case without privacy, and with some."""
+  task = case.model(case.example_shape, case.num_classes)
+  data = cases.dataset(case)
+  plain = cases.simulator(case, task, data, devices=None)
+  horizon = 4 * case.rounds * (2 + TURNS.value)
+  settings: dict[str, dict[str, Any]] = {
+    "gaussian": {},
+    "quantile, noised weights": {
+      "quantile": 0.5,
+      "max_weight": 100.0,
+      "noised_weight": True,
+    },
+    "blt": {"strategy": blt(horizon, 100)},
+  }
+  found = {"no privacy": plain}
+  for name, more in settings.items():
+    private = Central(
+      clip_norm=1.0,
+      noise_multiplier=1.0,
+      denominator=float(case.clients_per_round),
+      **more,
+    )
+    algorithm = central(plain.algorithm, private)
+    found[name] = dataclasses.replace(plain, algorithm=algorithm)
+  return found
+
+
+def costs(name: str) -> dict[str, list[float]]:
+  """Seconds of rounds without privacy and with it, one of each a turn."""
+  case = cases.CASES[name]
+  if SMOKE.value:
+    case = cases.smoke(case)
+  simulators = variants(case)
+  states = {key: sim.init() for key, sim in simulators.items()}
+  done = dict.fromkeys(simulators, 0)
+  found: dict[str, list[float]] = {key: [] for key in simulators}
+  for turn in range(-2, TURNS.value):  # the first two warm up
+    for key in turns.rotated(simulators, turn):
+      planned = simulators[key].plan(done[key], case.rounds)
+      began = time.perf_counter()
+      out = simulators[key].dispatch(states[key], planned)
+      jax.block_until_ready(out.state)
+      if turn >= 0:
+        found[key].append(time.perf_counter() - began)
+      states[key] = out.state
+      done[key] += planned.num_rounds
+  return found
+
+
+def main(argv: list[str]) -> None:
+  """Accuracies, or times."""
+  del argv
+  one_device_a_core()
+  if not COST.value:
+    accuracies()
+    return
+  lines = {}
+  for name in ("lr", "cnn"):
+    found = {key: np.array(times) for key, times in costs(name).items()}
+    plain = found.pop("no privacy")
+    for key, times in found.items():
+      ratios = times / plain
+      low, middle, high = np.percentile(ratios, [25, 50, 75])
+      lines[f"{name}, {key}"] = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+  print_final_table({}, lines)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,254 @@
+"""What a private run has spent: epsilon after any number of rounds.
+
+A `Ledger` puts together what an algorithm releases (`base.Release`) and what a
+sampler promises (`sampling.Participation`), and says which two federations it
+cannot tell apart:
+
+- `add-or-remove`: one client is there or not. Of samplers that draw everybody
+  by itself.
+- `replace-one`: one client is another one; the sum moves twice as far. Of
+  cohorts of a fixed size, which cannot lose a client.
+- `zero-out`: one client sends nothing instead of its contributions. Of fixed
+  orders, in which nobody's turn may move; nothing is amplified.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from fedjax_sim import validate
+from fedjax_sim.base import Release
+from fedjax_sim.privacy import accountants
+from fedjax_sim.privacy.accountants import ACCOUNTANTS, Step
+from fedjax_sim.sampling import Participation
+
+NOISES = ("gaussian", "laplace")
+_MEANING = {
+  "add-or-remove": "adding or removing one client",
+  "replace-one": "replacing one client",
+  "zero-out": "leaving out what one client sends",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+  """The (epsilon, delta)-differential privacy of a run, round by round.
+
+  Independent noise: of t rounds a client takes part in t / period at most,
+  rounded up, and is in each with probability rate. Correlated noise: without
+  sampling, t rounds are one Gaussian release with the sensitivity of all of
+  them (Denisov et al. 2022, arXiv 2202.08312); with sampling, a client's
+  contributions must be orthogonal (bands <= period), and each is a sampled
+  release with the sensitivity of one (Choquette-Choo et al. 2023, arXiv
+  2306.08153).
+
+  Attributes:
+    release: what every round releases.
+    participation: how often a client takes part.
+    delta: from 0 to 1, exclusive.
+    accountant: a name in `ACCOUNTANTS`.
+
+  Raises:
+    TypeError, ValueError: a field that is out of range, or an accountant that
+      cannot do this noise or this sampling.
+  """
+
+  release: Release
+  participation: Participation
+  delta: float
+  accountant: str = "pld"
+
+  def __post_init__(self) -> None:
+    release, participation = self.release, self.participation
+    validate.instance("release", release, Release, "Algorithm.release")
+    validate.instance(
+      "participation", participation, Participation, "Sampler.participation"
+    )
+    validate.known("noise", release.noise, NOISES)
+    validate.known("accountant", self.accountant, ACCOUNTANTS)
+    validate.real("noise multiplier", release.multiplier, least=0.0)
+    validate.real("delta", self.delta, above=0.0, below=1.0)
+    validate.real("rate", participation.rate, above=0.0, most=1.0)
+    validate.whole("period", participation.period)
+    self._check_simulated()
+    self._check_correlated()
+    self._check_accountant()
+
+  def _check_simulated(self) -> None:
+    if self.release.simulated is None:
+      return
+    cohort, population = self.release.simulated
+    validate.real("simulated population", population, above=0.0)
+    validate.real("simulated cohort", cohort, above=0.0, most=population)
+    if self.adjacency == "zero-out":
+      raise ValueError(
+        f"simulated={self.release.simulated} needs sampling, and a fixed order"
+        " has none; take Poisson sampling, or simulate nothing."
+      )
+
+  def _check_correlated(self) -> None:
+    release, period = self.release, self.participation.period
+    if release.sensitivity is None:
+      return
+    if release.noise != "gaussian":
+      raise ValueError(
+        f"noise={release.noise!r} cannot be correlated; take 'gaussian', or"
+        " independent noise."
+      )
+    if self.rate == 1:
+      return
+    if release.bands is None or release.bands > period:
+      raise ValueError(
+        f"bands={release.bands} with sampling of rate {self.rate:.3g}: rounds"
+        f" {period} apart must not share noise; give bands <= {period}, or a"
+        " sampler in which everybody takes part in a fixed order."
+      )
+    if release.rounds is None:
+      raise ValueError(
+        "release.rounds=None with correlated noise and sampling; tell how many"
+        " rounds the noise is made for."
+      )
+
+  def _check_accountant(self) -> None:
+    laplace, sampled = self.release.noise == "laplace", self.rate < 1
+    if self.accountant == "rdp" and laplace and sampled:
+      raise ValueError(
+        "accountant='rdp' does not do Laplace noise with sampling; take 'pld'."
+      )
+    if self.accountant == "gdp" and (laplace or sampled):
+      what = "Laplace noise" if laplace else f"sampling of rate {self.rate:.3g}"
+      raise ValueError(
+        f"accountant='gdp' is exact only for Gaussian noise without sampling;"
+        f" with {what} it would be an approximation and no bound. Take 'pld'."
+      )
+
+  @property
+  def rate(self) -> float:
+    """The probability that a client takes part in a round in which it may."""
+    if self.release.simulated is None:
+      return self.participation.rate
+    cohort, population = self.release.simulated
+    return min(1.0, self.participation.period * cohort / population)
+
+  @property
+  def adjacency(self) -> str:
+    """Which federations are neighbours: a name from the module's docstring."""
+    if self.participation.independent:
+      return "add-or-remove"
+    fixed_order = self.participation.rate == 1 and self.participation.period > 1
+    return "zero-out" if fixed_order else "replace-one"
+
+  def epsilon(self, rounds: int) -> float:
+    """Epsilon after so many rounds; a function of nothing else.
+
+    Args:
+      rounds: 0 or more.
+
+    Returns:
+      0 for no rounds; infinity without noise.
+
+    Raises:
+      TypeError, ValueError: no such number, or more rounds than the noise was
+        made for.
+    """
+    validate.whole("rounds", rounds, least=0)
+    most = self.release.rounds
+    if most is not None and rounds > most:
+      raise ValueError(
+        f"rounds={rounds} are more than the {most} that the noise was made for;"
+        f" give at most {most}, or make noise for more."
+      )
+    if rounds == 0:
+      return 0.0
+    step, count = self._steps(rounds)
+    return accountants.epsilon(self.accountant, step, count, self.delta)
+
+  def _steps(self, rounds: int) -> tuple[Step, int]:
+    """What a client's contributions are to an accountant, and how many."""
+    release, rate = self.release, self.rate
+    count = math.ceil(rounds / self.participation.period)
+    replaced = self.adjacency == "replace-one"
+    moved = 2.0 if replaced else 1.0
+    if release.sensitivity is not None and rate == 1:
+      moved *= release.sensitivity(rounds, self.participation.period)
+      count = 1
+    elif release.sensitivity is not None:
+      assert release.rounds is not None
+      moved *= release.sensitivity(release.rounds, release.rounds)
+    multiplier = release.multiplier / moved
+    fixed = replaced and rate < 1
+    return Step(release.noise, multiplier, rate, fixed), count
+
+  def rounds_within(self, epsilon: float, most: int) -> int:
+    """The last round, up to `most`, after which no more than epsilon is spent.
+
+    Raises:
+      TypeError, ValueError: a number that is out of range.
+    """
+    validate.real("epsilon", epsilon, least=0.0)
+    validate.whole("rounds", most, least=0)
+    if self.release.rounds is not None:
+      most = min(most, self.release.rounds)
+    if self.epsilon(most) <= epsilon:
+      return most
+    low, high = 0, most
+    while high - low > 1:
+      middle = (low + high) // 2
+      if self.epsilon(middle) <= epsilon:
+        low = middle
+      else:
+        high = middle
+    return low
+
+  def describe(self, rounds: int) -> str:
+    """The guarantee after so many rounds, in a sentence for summaries."""
+    period = self.participation.period
+    if self.adjacency == "add-or-remove":
+      how = f"Poisson sampling of rate {self.rate:.3g}"
+    elif self.adjacency == "replace-one":
+      how = f"cohorts of a fixed size, rate {self.rate:.3g}"
+    else:
+      how = "a fixed order"
+    if period > 1:
+      how += f", at most once in {period} rounds"
+    return (
+      f"({self.epsilon(rounds):.3g}, {self.delta:.3g})-DP for"
+      f" {_MEANING[self.adjacency]}, by {self.accountant.upper()}, {how}"
+    )
+
+  def facts(self, rounds: int) -> dict[str, Any]:
+    """The guarantee and what it rests on, as texts and numbers.
+
+    Epsilon is infinite without noise.
+    """
+    return {
+      "rounds": rounds,
+      "epsilon": self.epsilon(rounds),
+      "delta": self.delta,
+      "adjacency": self.adjacency,
+      "accountant": self.accountant,
+      "noise": self.release.noise,
+      "noise_multiplier": self.release.multiplier,
+      "rate": self.rate,
+      "period": self.participation.period,
+    }
+
+
+def check_delta(delta: float, num_clients: int) -> float:
+  """`delta`, if it is less than one in `num_clients`.
+
+  With more, giving away one client's data at random would be private.
+
+  Raises:
+    TypeError, ValueError: it is not.
+  """
+  validate.whole("num_clients", num_clients)
+  delta = validate.real("delta", delta, above=0.0, below=1.0)
+  if delta >= 1 / num_clients:
+    raise ValueError(
+      f"delta={delta} would allow to give away one of {num_clients} clients;"
+      f" give less than 1/{num_clients} = {1 / num_clients:.3g}."
+    )
+  return delta

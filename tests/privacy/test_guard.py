@@ -1,0 +1,343 @@
+"""What a private run refuses, and what it says that it does not cover."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fedjax_sim import aggregators, flags, sampling, schedules, transforms
+from fedjax_sim.algorithms.centralized import centralized
+from fedjax_sim.algorithms.dga import dga
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.learned_weights import learned_weights
+from fedjax_sim.algorithms.stale import stale
+from fedjax_sim.base import Transform
+from fedjax_sim.build import build
+from fedjax_sim.privacy import guard
+from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.factorization import banded
+from fedjax_sim.privacy.guard import Budget
+from fedjax_sim.simulator import Simulator
+from problems import quadratic, quadratic_data, sgd
+from test_features import DIGITS
+
+TASK = quadratic(3)
+DATA = quadratic_data([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+PLAIN = fedavg(TASK, sgd(1.0), sgd(1.0))
+
+
+def settings(**more):
+  defaults = {"clip_norm": 1.0, "noise_multiplier": 1.0, "denominator": 2.0}
+  return Central(**(defaults | more))
+
+
+def simulator(algorithm=None, **more):
+  defaults: dict[str, Any] = {
+    "task": TASK,
+    "algorithm": algorithm or central(PLAIN, settings()),
+    "data": DATA,
+    "sampler": sampling.poisson(4, 2),
+    "budget": Budget(delta=1e-3),
+  }
+  return Simulator(**(defaults | more))
+
+
+def with_buffers():
+  """FedAvg of a model that keeps a count."""
+
+  def loss(variables, examples, key):
+    plain = TASK.loss(variables._replace(buffers=()), examples, key)
+    return plain._replace(buffers=variables.buffers)
+
+  def init(key):
+    return TASK.init(key)._replace(buffers={"mean": jnp.zeros(())})
+
+  return fedavg(TASK._replace(init=init, loss=loss), sgd(1.0), sgd(1.0))
+
+
+# --- algorithms ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("make", "more", "message"),
+  [
+    (lambda: stale(PLAIN, 0.1), {}, r"server.stale_probability.*unset one"),
+    (
+      lambda: learned_weights(TASK, sgd(1.0), sgd(1.0)),
+      {},
+      "every client's update by itself",
+    ),
+    (lambda: centralized(TASK, sgd(1.0)), {}, "pools the data"),
+    (
+      lambda: dga(TASK, sgd(1.0), sgd(1.0)),
+      {"statistics_norm": 1.0},
+      r"set privacy.max_weight",
+    ),
+    (lambda: central(PLAIN, settings()), {}, "private already"),
+  ],
+)
+def test_algorithms_that_see_their_clients(make, more, message):
+  with pytest.raises(ValueError, match=message):
+    central(make(), settings(**more))
+
+
+@pytest.mark.parametrize(
+  ("make", "more", "message"),
+  [
+    (with_buffers, {}, r"the model has buffers.*group norm"),
+    (
+      lambda: dga(TASK, sgd(1.0), sgd(1.0)),
+      {"max_weight": 1.0},
+      r"set privacy.statistics_norm",
+    ),
+    (
+      lambda: PLAIN,
+      {"statistics_norm": 1.0},
+      r"privacy.statistics_norm=1.0.*no statistics",
+    ),
+  ],
+)
+def test_reports_that_hold_more_than_an_update(make, more, message):
+  private = central(make(), settings(**more))
+  with pytest.raises(ValueError, match=message):
+    simulator(private).init()
+
+
+# --- settings -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("more", "message"),
+  [
+    ({"clip_norm": 0.0}, r"privacy.clip_norm=0"),
+    ({"noise_multiplier": -1.0}, r"privacy.noise_multiplier=-1"),
+    ({"denominator": 0.0}, r"privacy.denominator=0"),
+    ({"noise": "cauchy"}, r"privacy.noise='cauchy' is unknown"),
+    ({"noised_weight": True}, r"privacy.noised_weight=True.*max_weight"),
+    ({"quantile": 1.5}, r"privacy.quantile=1.5"),
+    ({"quantile": 0.5, "per_layer": True}, r"privacy.per_layer=True"),
+    ({"quantile": 0.5, "share": 1.0}, r"privacy.share=1.0.*lower it"),
+    (
+      {"quantile": 0.5, "strategy": banded(4, 2)},
+      r"Correlated noise.*privacy.quantile",
+    ),
+    ({"noise": "laplace", "strategy": banded(4, 2)}, "Correlated noise"),
+    ({"simulated": (20.0, 10.0)}, r"privacy.noise_cohort_size=20"),
+  ],
+)
+def test_settings_that_contradict_each_other(more, message):
+  with pytest.raises(ValueError, match=message):
+    settings(**more)
+
+
+# --- experiments --------------------------------------------------------------
+
+
+def learner():
+  """A transform whose shared state follows the clients' aux."""
+  return Transform(
+    name="learner",
+    hparams={},
+    apply=lambda update, shared, state, hparams, key: (
+      update,
+      state,
+      jnp.float32(1),
+    ),
+    init=lambda params, hparams: jnp.zeros(()),
+    update=lambda shared, aux, hparams: shared + aux,
+  )
+
+
+@pytest.mark.parametrize(
+  ("more", "message"),
+  [
+    ({"aggregator": aggregators.median()}, r"server.aggregator has to be"),
+    ({"transforms": [learner()]}, r"transforms.learner learns.*quantile"),
+    (
+      {"schedules": {"privacy.noise_multiplier": schedules.step(every=2)}},
+      "the accountant counts on",
+    ),
+    (
+      {"sampler": sampling.uniform(4, 2, least=1)},
+      r"server.sampling promises nothing",
+    ),
+    ({"budget": Budget(delta=0.5)}, r"privacy.delta=0.5"),
+  ],
+)
+def test_experiments_of_which_no_epsilon_would_hold(more, message):
+  with pytest.raises(ValueError, match=message):
+    simulator(**more)
+
+
+def test_what_learns_nothing_from_clients_may_stay():
+  kept = simulator(
+    transforms=[transforms.quantize(0.5), transforms.clip(1.0)],
+    schedules={"privacy.clip_norm": schedules.step(every=2)},
+  )
+  assert kept.ledger.epsilon(1) > 0
+
+
+def test_a_budget_needs_a_private_algorithm():
+  with pytest.raises(ValueError, match=r"budget is of a private algorithm"):
+    simulator(PLAIN)
+
+
+def test_numbers_that_the_ledger_does_not_know():
+  made = simulator()
+  hparams = jax.tree.map(lambda x: x, made.hparams)
+  hparams["privacy"] = hparams["privacy"] | {"noise_multiplier": 0.5}
+  with pytest.raises(ValueError, match=r"'noise_multiplier'.*=0.5 is not 1.0"):
+    made.init(hparams)
+
+
+def test_a_run_ends_at_its_budget():
+  made = simulator()
+  epsilons = [made.ledger.epsilon(r) for r in range(8)]
+  made = simulator(budget=Budget(delta=1e-3, epsilon=epsilons[3] + 1e-6))
+  rows = [row for out in made.run(made.init(), 7) for row in out.rows]
+  assert [row["round"] for row in rows] == [1, 2, 3]
+  assert [row["privacy/epsilon"] for row in rows] == epsilons[1:4]
+  state = made.init()
+  for out in made.run(state, 3):
+    state = out.state
+  with pytest.raises(ValueError, match="Round 4 would exceed the privacy"):
+    made.dispatch(state, made.plan(3, 1))
+
+
+def test_correlated_noise_is_for_so_many_rounds():
+  part = sampling.cyclic(4, 2)
+  private = central(PLAIN, settings(strategy=banded(4, 2)))
+  made = simulator(private, sampler=part)
+  with pytest.raises(ValueError, match=r"server.rounds=5.*made for 4 rounds"):
+    next(made.run(made.init(), 5))
+
+
+def test_without_noise_no_epsilon_is_told():
+  made = simulator(central(PLAIN, settings(noise_multiplier=0.0)))
+  (out,) = made.run(made.init(), 1)
+  assert "privacy/epsilon" not in out.rows[0]
+
+
+def test_a_simulated_cohort_is_called_so():
+  made = simulator(
+    central(PLAIN, settings(simulated=(200.0, 1000.0))),
+    budget=Budget(delta=1e-4),
+  )
+  (out,) = made.run(made.init(), 1)
+  assert "privacy/epsilon" not in out.rows[0]
+  larger = guard.ledger(
+    made.algorithm.release._replace(simulated=None),
+    sampling.poisson(1000, 200),
+    made.budget,
+    1000,
+  )
+  assert out.rows[0]["privacy/simulated_epsilon"] == larger.epsilon(1)
+
+
+# --- configs ------------------------------------------------------------------
+
+PRIVATE = {
+  "server.rounds": "5",
+  "privacy.mechanism": "gaussian",
+  "privacy.clip_norm": "1.0",
+  "privacy.delta": "0.001",
+  "privacy.noise_multiplier": "1.0",
+}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"privacy.mechanism": "None"}, r"privacy.clip_norm=1.0: there is no"),
+    ({"privacy.mechanism": "magic"}, r"privacy.mechanism='magic' is unknown"),
+    ({"privacy.clip_norm": "None"}, r"needs privacy.clip_norm; without clip"),
+    ({"privacy.delta": "None"}, r"needs privacy.delta; take one"),
+    (
+      {"privacy.noise_multiplier": "None"},
+      r"needs privacy.noise_multiplier, or privacy.target_epsilon",
+    ),
+    ({"privacy.delta": "0.1"}, r"privacy.delta=0.1"),
+    (
+      {"algorithm.weighting": "examples"},
+      r"algorithm.weighting='examples'.*privacy.max_weight",
+    ),
+    ({"privacy.bands": "3"}, r"privacy.bands=3 is of .*'banded'"),
+    ({"privacy.mechanism": "banded"}, r"needs privacy.bands"),
+    ({"privacy.mechanism": "blt"}, r"set server.sampling='cyclic'"),
+    (
+      {"privacy.mechanism": "banded", "privacy.bands": "3"},
+      r"privacy.bands=3",
+    ),
+    ({"privacy.population": "99"}, r"set privacy.noise_cohort_size"),
+    ({"privacy.noise_cohort_size": "2"}, r"is below server.clients_per_round"),
+    (
+      {"privacy.noise_cohort_size": "5000"},
+      r"exceeds the population of \d+; set privacy.population",
+    ),
+    (
+      {"privacy.target_epsilon": "0.00001"},
+      r"privacy.target_epsilon=1e-05: the first round",
+    ),
+    (
+      {
+        "server.best_metric": "seen/accuracy",
+        "data.heldout_fraction": "0.2",
+      },
+      r"server.best_metric='seen/accuracy' is measured on clients",
+    ),
+    (
+      {
+        "client.schedule": "plateau(metric='seen/loss')",
+        "data.heldout_fraction": "0.2",
+      },
+      r"='seen/loss' is measured on clients",
+    ),
+    ({"server.aggregator": "median"}, r"server.aggregator has to be"),
+    ({"server.least_clients_per_round": "2"}, r"server.sampling promises"),
+    ({"algorithm.name": "centralized"}, r"pools the data"),
+  ],
+)
+def test_configs_of_which_no_epsilon_would_hold(changes, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    build(flags.load(str(DIGITS), PRIVATE | changes))
+  assert "\n" not in str(caught.value)
+
+
+def test_the_noise_is_fitted_to_an_epsilon():
+  changes = {
+    "privacy.noise_multiplier": "None",
+    "privacy.target_epsilon": "2.0",
+  }
+  made = build(flags.load(str(DIGITS), PRIVATE | changes)).simulator
+  assert made.ledger is not None
+  assert 1.98 < made.ledger.epsilon(5) <= 2.0
+  assert made.allowed(5) == 5
+
+
+def test_a_budget_shortens_the_run():
+  ledger = build(flags.load(str(DIGITS), PRIVATE)).simulator.ledger
+  assert ledger is not None
+  between = (ledger.epsilon(3) + ledger.epsilon(4)) / 2
+  changes = {"privacy.target_epsilon": str(between)}
+  made = build(flags.load(str(DIGITS), PRIVATE | changes))
+  assert made.timetable.rounds == 3
+  assert made.timetable.wanted == 5
+
+
+def test_what_is_not_covered_is_named():
+  changes = {
+    "data.heldout_fraction": "0.2",
+    "data.server_clients": "4",
+    "replay.steps": "1",
+    "transforms.quantize.sparsity": "0.5",
+    "server.client_log": "True",
+    "runtime.lanes": "'auto'",
+  }
+  made = build(flags.load(str(DIGITS), PRIVATE | changes)).simulator
+  told = ", ".join(made.uncovered)
+  for name in ("train/*", "clients", "seen/*", "quantize/*", "client_rounds"):
+    assert name in told
+  assert "lanes" in told
+  assert "server's examples" in told
+  assert build(flags.load(str(DIGITS), {})).simulator.uncovered == []
