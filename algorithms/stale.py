@@ -155,6 +155,7 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
     client_init=lambda state, hparams: algorithm.client_init(
       state.server, hparams
     ),
+    told=lambda state, hparams: algorithm.told(state.server, hparams),
     on_eval=on_eval
     and (
       lambda state, metrics: state._replace(

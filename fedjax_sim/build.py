@@ -51,6 +51,7 @@ from fedjax_sim.optimizers import (
   optimizer,
 )
 from fedjax_sim.preflight import DataError, ModelError
+from fedjax_sim.privacy.leakage import leakage
 from fedjax_sim.private import build_privacy
 from fedjax_sim.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
@@ -310,6 +311,7 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   probability = config.server.stale_probability
   if probability is not None:
     algorithm = stale(algorithm, probability)
+  algorithm = _with_leakage(config, algorithm, task)
   if config.replay.steps is None:
     for field in ("momentum", "weight_decay", "max_grad_norm"):
       if config.replay[field] is not None:
@@ -326,6 +328,34 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
       batch_size=config.replay.batch_size,
     )
   return algorithm
+
+
+def _with_leakage(
+  config: ConfigDict, algorithm: Algorithm, task: Task
+) -> Algorithm:
+  """The algorithm, measuring what clients give away where that is asked for."""
+  given = _given(config.leakage)
+  if not given:
+    return algorithm
+  if "statistic" not in given:
+    field, value = next(iter(given.items()))
+    raise ValueError(
+      f"leakage.{field}={value!r}: nothing is measured; set leakage.statistic,"
+      f" or unset it by --config.leakage.{field}=None."
+    )
+  if "quantile" in given and config.privacy.mechanism is not None:
+    raise ValueError(
+      f"leakage.quantile={given['quantile']} lets the server learn what no"
+      " epsilon covers; unset it, or privacy.mechanism."
+    )
+  validate.arguments(
+    "leakage",
+    given,
+    leakage,
+    hidden=("algorithm", "task"),
+    section="leakage",
+  )
+  return leakage(algorithm, task, **given)
 
 
 _SCHEDULED = {  # section -> the hyper-parameter that its schedule multiplies

@@ -139,6 +139,13 @@ def default_config() -> ConfigDict:
   config.privacy.population = placeholder(int)
   config.privacy.canaries = placeholder(int)
 
+  config.leakage = ConfigDict()  # what clients' updates give away
+  config.leakage.statistic = placeholder(str)  # None: it is not measured
+  config.leakage.threshold = placeholder(float)
+  config.leakage.quantile = placeholder(float)
+  config.leakage.embedding = placeholder(str)  # a pattern
+  config.leakage.word_threshold = placeholder(float)
+
   config.transforms = ConfigDict()  # in this order; None leaves one out
   config.transforms.clip = ConfigDict({"norm": placeholder(float)})
   config.transforms.gaussian = ConfigDict({"stddev": placeholder(float)})

@@ -72,6 +72,9 @@ def with_field(field, value):
   if field.startswith("replay."):
     source.replay.steps = 2
     source.data.server_clients = 5
+  if field.startswith("leakage."):
+    source.leakage.statistic = "max"
+    source.leakage.threshold = 1.0
   section, key = section_of(source, field)
   section[key] = value
   return source
@@ -108,6 +111,8 @@ ZERO = {
   "algorithm.weight_pull",
   "algorithm.weight_rate",
   "server.stale_probability",
+  "leakage.threshold",
+  "leakage.quantile",
   "privacy.noise_multiplier",
   "privacy.quantile_rate",
   "transforms.gaussian.stddev",

@@ -47,6 +47,11 @@ FEATURES = {
   "dga_rl": {"algorithm.name": "dga_rl", **STACKED},
   "learned weights": {"algorithm.name": "learned_weights", **STACKED},
   "stale updates": {"server.stale_probability": "0.4"},
+  "leakage": {
+    "leakage.statistic": "max",
+    "leakage.threshold": "1.0",
+    "leakage.quantile": "0.7",
+  },
   "replay": {"replay.steps": "2", "data.server_clients": "4"},
   "fedlabels": {"algorithm.name": "fedlabels", "data.labelled_fraction": "0.3"},
   "personalized": {
