@@ -14,7 +14,7 @@ Clipping may follow a quantile of the updates' norms (Andrew et al. 2021,
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +30,13 @@ from fedjax_sim.base import (
   Key,
   Members,
   Metric,
-  Pass,
   PyTree,
   Release,
   Report,
-  Variables,
 )
 from fedjax_sim.norms import clipped, clipped_by_layer, length
 from fedjax_sim.privacy import noise
+from fedjax_sim.privacy.around import around, inside
 from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.factorization import Strategy
 from fedjax_sim.traffic import report_shapes
@@ -271,7 +270,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     return sent, below
 
   def send(client: Client, report: Report) -> Report:
-    report = algorithm.send(_inside(client), report)
+    report = algorithm.send(inside(algorithm, client), report)
     sent, below = contribution(
       report.update,
       report.statistics,
@@ -360,7 +359,10 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     norm = _clip_norm(hparams, state.clip_factor)
     return {**shown, "privacy/clip_norm": norm}
 
-  return _around(algorithm)._replace(
+  outer = around(
+    algorithm, lambda state, message: Message(message, state.clip_factor)
+  )
+  return outer._replace(
     init=init,
     send=send,
     apply=apply,
@@ -399,53 +401,6 @@ def _numbers(settings: Central) -> dict[str, float]:
 def _clip_norm(hparams: HParams, factor: Array) -> Array:
   norm: Array = hparams["privacy"]["clip_norm"] * factor
   return norm.astype(jnp.float32)
-
-
-def _inside(client: Client) -> Client:
-  """The client as the algorithm inside knows it."""
-  return client._replace(message=client.message.inner)
-
-
-def _around(algorithm: Algorithm) -> Algorithm:
-  """The algorithm with `PrivateState` and `Message` around its own."""
-  personal, on_eval = algorithm.personal, algorithm.on_eval
-  replace = algorithm.replace
-
-  def outside(walk: Pass) -> Pass:
-    return walk._replace(
-      start=lambda client, *carries: walk.start(_inside(client), *carries),
-      step=lambda client, *rest: walk.step(_inside(client), *rest),
-    )
-
-  def replaced(state: PrivateState, variables: Variables) -> PrivateState:
-    assert replace is not None
-    return state._replace(server=replace(state.server, variables))
-
-  def evaluated(state: PrivateState, metrics: Any) -> PrivateState:
-    assert on_eval is not None
-    return state._replace(server=on_eval(state.server, metrics))
-
-  def personally(message: Message, own: PyTree) -> Variables:
-    assert personal is not None
-    return personal(message.inner, own)
-
-  return algorithm._replace(
-    broadcast=lambda state: Message(
-      algorithm.broadcast(state.server), state.clip_factor
-    ),
-    download=lambda message, version: Message(
-      algorithm.download(message.inner, version), message.clip_factor
-    ),
-    passes=tuple(outside(walk) for walk in algorithm.passes),
-    finish=lambda client, *carries: algorithm.finish(_inside(client), *carries),
-    variables=lambda state: algorithm.variables(state.server),
-    client_init=lambda state, hparams: algorithm.client_init(
-      state.server, hparams
-    ),
-    personal=personal and personally,
-    on_eval=on_eval and evaluated,
-    replace=replace and replaced,
-  )
 
 
 def _nobody(members: Members) -> Members:
