@@ -25,8 +25,8 @@ import numpy as np
 from fedjax_sim.privacy import library
 
 LEAST_MULTIPLIER = 0.01  # with less, one release loses thousands: no privacy
-_POINTS = 100_000  # of a discretised loss, at most
-_FINEST, _COARSEST = 3e-6, 1e-3  # intervals of a loss
+_POINTS = 50_000  # of a discretised loss, at most
+_FINEST, _COARSEST = 3e-6, 1e-3  # its interval
 _ROUNDING = 1e-14  # mass that an FFT makes up, a composition; 9e-15 measured
 
 
@@ -138,8 +138,8 @@ def _loss_distribution(step: Step) -> Any:
   most = loss.connect_dots_bounds().epsilon_upper
   # The surplus grows with the square of interval over the loss's deviation,
   # which is rate / multiplier or more.
-  interval = np.clip(step.rate / step.multiplier / 8, _FINEST, _COARSEST)
-  interval = float(max(interval, most / _POINTS))
+  interval = min(step.rate / step.multiplier / 8, most / 500, _COARSEST)
+  interval = max(interval, most / _POINTS, _FINEST)
   if not step.fixed:
     return distribution_of(
       step.multiplier,
