@@ -1,6 +1,9 @@
 """`fedjax-sim privacy`: its answers, its files, its refusals."""
 
 import csv
+import pathlib
+import re
+import shlex
 
 import pytest
 
@@ -9,6 +12,9 @@ from fedjax_sim.base import Release
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.sampling import Participation, poisson, uniform
 
+DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "privacy_accounting.md"
+TEXT = DOCUMENT.read_text()
+COMMANDS = re.findall(r"```sh\n(.*?)```\n\n```text\n(.*?)```", TEXT, re.S)
 GIVEN = {
   "--population": "1000",
   "--clients-per-round": "50",
@@ -199,3 +205,26 @@ def test_what_is_wrong_is_named(refused, flag, value, words):
   changes = {"noise_multiplier": 1, flag: value}
   err = refused("epsilon", *words_of(changes))
   assert all(word in err for word in words), err
+
+
+# --- the document -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("command", "output"), COMMANDS)
+def test_the_commands_print_what_the_document_says(
+  command, output, capsys, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  program, *arguments = shlex.split(command.replace("\\\n", " "))
+  assert program == "fedjax-sim"
+  assert cli.main(arguments) == 0
+  assert capsys.readouterr().out == output
+
+
+def test_the_code_of_the_document_runs():
+  (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+  exec(compile(code, DOCUMENT, "exec"), {})
+
+
+def test_every_command_of_the_document_has_its_output():
+  assert len(COMMANDS) == TEXT.count("```sh\n") >= 5
