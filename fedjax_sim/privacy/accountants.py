@@ -139,7 +139,7 @@ def _losses(step: Step) -> tuple[LossDistribution, ...]:
   # The surplus grows with the square of interval over the loss's deviation,
   # which is rate / multiplier or more.
   interval = min(step.rate / step.multiplier / 8, most / 500, _COARSEST)
-  interval = max(interval, most / _POINTS, _FINEST)
+  interval = float(max(interval, most / _POINTS, _FINEST))
   if not step.fixed:
     return _discretized(removed, interval), _discretized(added, interval)
   top = math.ceil(most / interval)

@@ -69,7 +69,7 @@ class LossDistribution:
     below = below[::-1]
     too_much = np.flatnonzero(above[:-1] - below[:-1] > delta)
     least = int(too_much[-1]) + 1 if len(too_much) else 0
-    share = (above[least] - delta) / below[least]
+    share = float((above[least] - delta) / below[least])
     if share <= 0:
       return 0.0
     return max(0.0, (first + least) * self._interval + math.log(share))

@@ -494,6 +494,7 @@ def test_facts_are_json():
   ours = ledger(1.0, 0.02)
   facts = json.loads(json.dumps(json_file.plain(ours.facts(7))))
   assert facts["epsilon"] == ours.epsilon(7)
+  assert type(ours.epsilon(7)) is float
   assert facts["adjacency"] == "add-or-remove"
   assert facts["rounds"] == 7
   assert json_file.plain(ledger(0.0).facts(1))["epsilon"] is None
