@@ -9,8 +9,8 @@
 - `gdp`: Gaussian differential privacy (Dong, Roth, Su 2022, arXiv 1905.02383);
   exact, for Gaussian noise on everybody's contributions.
 
-All of them give bounds: no epsilon is less than the true one. The numbers come
-from dp-accounting.
+All of them give bounds: no epsilon is less than the true one. The divergences
+of one release, and all of `rdp`, are dp-accounting's.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.privacy import library
+from fedjax_sim.privacy.loss_distribution import LossDistribution
 
 LEAST_MULTIPLIER = 0.01  # with less, one release loses thousands: no privacy
-_POINTS = 100_000  # of a discretised loss, at most
-_FINEST, _COARSEST = 3e-6, 1e-3  # intervals of a loss
+_POINTS = 50_000  # of a discretised loss, at most
+_FINEST, _COARSEST = 3e-6, 1e-3  # its interval
 _ROUNDING = 1e-14  # mass that an FFT makes up, a composition; 9e-15 measured
 
 
@@ -73,8 +74,8 @@ def pld(step: Step, count: int, delta: float) -> float:
       f" {count} releases; give at least {10 * made_up:.1g}, or the accountant"
       " 'rdp'."
     )
-  composed = _loss_distribution(step).self_compose(count)
-  return float(composed.get_epsilon_for_delta(delta - made_up))
+  losses = _losses(step)
+  return max(loss.epsilon(count, delta - made_up) for loss in losses)
 
 
 def rdp(step: Step, count: int, delta: float) -> float:
@@ -120,43 +121,43 @@ def epsilon(accountant: str, step: Step, count: int, delta: float) -> float:
 
 
 @functools.lru_cache(maxsize=16)
-def _loss_distribution(step: Step) -> Any:
-  """The privacy loss distribution of one release."""
+def _losses(step: Step) -> tuple[LossDistribution, ...]:
+  """The losses of one release, of every order of neighbours that counts."""
   mechanisms = library("dp_accounting.pld.privacy_loss_mechanism")
-  distributions = library("dp_accounting.pld.privacy_loss_distribution")
-  loss_of, distribution_of = {
-    "gaussian": (
-      mechanisms.GaussianPrivacyLoss,
-      distributions.from_gaussian_mechanism,
-    ),
-    "laplace": (
-      mechanisms.LaplacePrivacyLoss,
-      distributions.from_laplace_mechanism,
-    ),
+  make = {
+    "gaussian": mechanisms.GaussianPrivacyLoss,
+    "laplace": mechanisms.LaplacePrivacyLoss,
   }[step.noise]
-  loss = loss_of(step.multiplier, sampling_prob=step.rate)  # of a removal
-  most = loss.connect_dots_bounds().epsilon_upper
+  removed, added = (
+    make(step.multiplier, sampling_prob=step.rate, adjacency_type=kind)
+    for kind in (
+      mechanisms.AdjacencyType.REMOVE,
+      mechanisms.AdjacencyType.ADD,
+    )
+  )
+  most = removed.connect_dots_bounds().epsilon_upper
   # The surplus grows with the square of interval over the loss's deviation,
   # which is rate / multiplier or more.
-  interval = np.clip(step.rate / step.multiplier / 8, _FINEST, _COARSEST)
-  interval = float(max(interval, most / _POINTS))
+  interval = min(step.rate / step.multiplier / 8, most / 500, _COARSEST)
+  interval = float(max(interval, most / _POINTS, _FINEST))
   if not step.fixed:
-    return distribution_of(
-      step.multiplier,
-      sampling_prob=step.rate,
-      value_discretization_interval=interval,
-    )
+    return _discretized(removed, interval), _discretized(added, interval)
   top = math.ceil(most / interval)
   epsilons = interval * np.arange(top + 1)
-  deltas = np.asarray(loss.get_delta_for_epsilon(epsilons))
-  # H(-e) of one order is 1 - exp(-e) + exp(-e) H(e) of the other.
+  deltas = np.asarray(removed.get_delta_for_epsilon(epsilons))
+  # Delta at -epsilon of one order follows from delta at epsilon of the other.
   mirrored = -np.expm1(-epsilons) + np.exp(-epsilons) * deltas
-  pmf = library(
-    "dp_accounting.pld.pld_pmf"
-  ).create_pmf_pessimistic_connect_dots_fixed_gap(
-    interval, -top, top, np.concatenate([mirrored[:0:-1], deltas])
-  )
-  return distributions.PrivacyLossDistribution(pmf)
+  both = np.concatenate([mirrored[:0:-1], deltas])
+  return (LossDistribution(interval, -top, both),)
+
+
+def _discretized(loss: Any, interval: float) -> LossDistribution:
+  bounds = loss.connect_dots_bounds()
+  lowest = math.floor(bounds.epsilon_lower / interval)
+  highest = math.ceil(bounds.epsilon_upper / interval)
+  losses = interval * np.arange(lowest, highest + 1)
+  deltas = np.asarray(loss.get_delta_for_epsilon(losses))
+  return LossDistribution(interval, lowest, deltas)
 
 
 @functools.lru_cache(maxsize=16)
