@@ -82,8 +82,7 @@ def accuracy(mechanism: str, epsilon: float, larger: int, seed: int) -> float:
     simulated=simulated,
   )
   if math.isfinite(epsilon):
-    counted = settings.release._replace(simulated=None)
-    fitted = calibrate(counted, part, rounds, DELTA / larger, epsilon)
+    fitted = calibrate(settings.release, part, rounds, DELTA / larger, epsilon)
     settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
   inner = fedavg(
     task,

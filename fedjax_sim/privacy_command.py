@@ -122,7 +122,7 @@ class _Setting:
       "noise on the mean": f"{multiplier / clients:.3g} times the clip norm",
       "guarantee": ledger.describe(rounds),
     }
-    metrics = {"epsilon": ledger.epsilon(rounds)}
+    metrics = {"epsilon": ledger.told(rounds)}
     return reporting.final_text(metrics, facts).rstrip()
 
 

@@ -225,13 +225,11 @@ class Simulator:
 
     Empty where none holds.
     """
-    epsilon = math.inf if self.ledger is None else self.ledger.epsilon(rounds)
-    if self.ledger is None or math.isinf(epsilon):
+    if self.ledger is None or math.isinf(self.ledger.told(rounds)):
       return {}
-    release = self.algorithm.release
-    simulated = release is not None and release.simulated is not None
+    simulated = self.ledger.release.simulated is not None
     name = "privacy/simulated_epsilon" if simulated else "privacy/epsilon"
-    return {name: epsilon}
+    return {name: self.ledger.told(rounds)}
 
   def allowed(self, rounds: int) -> int:
     """As many of so many rounds as the privacy budget allows.

@@ -46,7 +46,8 @@ class Ledger:
 
   Attributes:
     release: what every round releases.
-    participation: how often a client takes part.
+    participation: how often a client takes part; of a simulated cohort, how
+      often it would.
     delta: from 0 to 1, exclusive.
     accountant: a name in `ACCOUNTANTS`.
 
@@ -72,21 +73,8 @@ class Ledger:
     validate.real("delta", self.delta, above=0.0, below=1.0)
     validate.real("rate", participation.rate, above=0.0, most=1.0)
     validate.whole("period", participation.period)
-    self._check_simulated()
     self._check_correlated()
     self._check_accountant()
-
-  def _check_simulated(self) -> None:
-    if self.release.simulated is None:
-      return
-    cohort, population = self.release.simulated
-    validate.real("simulated population", population, above=0.0)
-    validate.real("simulated cohort", cohort, above=0.0, most=population)
-    if self.adjacency == "zero-out":
-      raise ValueError(
-        f"simulated={self.release.simulated} needs sampling, and a fixed order"
-        " has none; take Poisson sampling, or simulate nothing."
-      )
 
   def _check_correlated(self) -> None:
     release, period = self.release, self.participation.period
@@ -97,11 +85,12 @@ class Ledger:
         f"noise={release.noise!r} cannot be correlated; take 'gaussian', or"
         " independent noise."
       )
-    if self.rate == 1:
+    if self.participation.rate == 1:
       return
     if release.bands is None or release.bands > period:
       raise ValueError(
-        f"bands={release.bands} with sampling of rate {self.rate:.3g}: rounds"
+        f"bands={release.bands} with sampling of rate"
+        f" {self.participation.rate:.3g}: rounds"
         f" {period} apart must not share noise; give bands <= {period}, or a"
         " sampler in which everybody takes part in a fixed order."
       )
@@ -112,25 +101,24 @@ class Ledger:
       )
 
   def _check_accountant(self) -> None:
-    laplace, sampled = self.release.noise == "laplace", self.rate < 1
+    laplace, sampled = (
+      self.release.noise == "laplace",
+      self.participation.rate < 1,
+    )
     if self.accountant == "rdp" and laplace and sampled:
       raise ValueError(
         "accountant='rdp' does not do Laplace noise with sampling; take 'pld'."
       )
     if self.accountant == "gdp" and (laplace or sampled):
-      what = "Laplace noise" if laplace else f"sampling of rate {self.rate:.3g}"
+      what = (
+        "Laplace noise"
+        if laplace
+        else f"sampling of rate {self.participation.rate:.3g}"
+      )
       raise ValueError(
         f"accountant='gdp' is exact only for Gaussian noise without sampling;"
         f" with {what} it would be an approximation and no bound. Take 'pld'."
       )
-
-  @property
-  def rate(self) -> float:
-    """The probability that a client takes part in a round in which it may."""
-    if self.release.simulated is None:
-      return self.participation.rate
-    cohort, population = self.release.simulated
-    return min(1.0, self.participation.period * cohort / population)
 
   @property
   def adjacency(self) -> str:
@@ -167,7 +155,7 @@ class Ledger:
 
   def _steps(self, rounds: int) -> tuple[Step, int]:
     """What a client's contributions are to an accountant, and how many."""
-    release, rate = self.release, self.rate
+    release, rate = self.release, self.participation.rate
     count = math.ceil(rounds / self.participation.period)
     replaced = self.adjacency == "replace-one"
     moved = 2.0 if replaced else 1.0
@@ -202,36 +190,44 @@ class Ledger:
         high = middle
     return low
 
+  def told(self, rounds: int) -> float:
+    """Epsilon with four digits, rounded up, so that it holds as it is read."""
+    epsilon = self.epsilon(rounds)
+    if epsilon == 0 or math.isinf(epsilon):
+      return epsilon
+    digits = 3 - math.floor(math.log10(epsilon))
+    return round(math.ceil(epsilon * 10.0**digits) * 10.0**-digits, digits)
+
   def describe(self, rounds: int) -> str:
     """The guarantee after so many rounds, in a sentence for summaries."""
     period = self.participation.period
     if self.adjacency == "add-or-remove":
-      how = f"Poisson sampling of rate {self.rate:.3g}"
+      how = f"Poisson sampling of rate {self.participation.rate:.3g}"
     elif self.adjacency == "replace-one":
-      how = f"cohorts of a fixed size, rate {self.rate:.3g}"
+      how = f"cohorts of a fixed size, rate {self.participation.rate:.3g}"
     else:
       how = "a fixed order"
     if period > 1:
       how += f", at most once in {period} rounds"
     return (
-      f"({self.epsilon(rounds):.3g}, {self.delta:.3g})-DP for"
+      f"({self.told(rounds):g}, {self.delta:.3g})-DP for"
       f" {_MEANING[self.adjacency]}, by {self.accountant.upper()}, {how}"
     )
 
   def facts(self, rounds: int) -> dict[str, Any]:
     """The guarantee and what it rests on, as texts and numbers.
 
-    Epsilon is infinite without noise.
+    Epsilon is infinite without noise, and rounded as `told` does.
     """
     return {
       "rounds": rounds,
-      "epsilon": self.epsilon(rounds),
+      "epsilon": self.told(rounds),
       "delta": self.delta,
       "adjacency": self.adjacency,
       "accountant": self.accountant,
       "noise": self.release.noise,
       "noise_multiplier": self.release.multiplier,
-      "rate": self.rate,
+      "rate": self.participation.rate,
       "period": self.participation.period,
     }
 

@@ -84,7 +84,7 @@ def ledger(
   try:
     accounting.check_delta(budget.delta, num_clients)
     return accounting.Ledger(
-      release._replace(simulated=None),
+      release,
       participation,
       budget.delta,
       budget.accountant,
