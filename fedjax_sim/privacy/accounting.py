@@ -200,6 +200,8 @@ class Ledger:
 
   def describe(self, rounds: int) -> str:
     """The guarantee after so many rounds, in a sentence for summaries."""
+    if math.isinf(self.told(rounds)):
+      return "none: without noise no epsilon holds"
     period = self.participation.period
     if self.adjacency == "add-or-remove":
       how = f"Poisson sampling of rate {self.participation.rate:.3g}"

@@ -485,6 +485,10 @@ def test_a_sentence():
   )
 
 
+def test_a_sentence_without_noise():
+  assert ledger(0.0).describe(3) == "none: without noise no epsilon holds"
+
+
 def test_facts_are_json():
   ours = ledger(1.0, 0.02)
   facts = json.loads(json.dumps(json_file.plain(ours.facts(7))))
