@@ -13,13 +13,11 @@ Clipping may follow a quantile of the updates' norms (Andrew et al. 2021,
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import validate
 from fedjax_sim.base import (
   Aggregate,
   Algorithm,
@@ -31,18 +29,15 @@ from fedjax_sim.base import (
   Members,
   Metric,
   PyTree,
-  Release,
   Report,
 )
 from fedjax_sim.norms import clipped, clipped_by_layer, length
 from fedjax_sim.privacy import noise
 from fedjax_sim.privacy.around import around, inside
-from fedjax_sim.privacy.audit import Canaries
-from fedjax_sim.privacy.factorization import Strategy
+from fedjax_sim.privacy.settings import Central
 from fedjax_sim.traffic import report_shapes
 
 _TAG = 0x6E6F6973  # of the key: no number that an algorithm would fold in
-NOISES = ("gaussian", "laplace")
 
 
 class Contribution(NamedTuple):
@@ -76,133 +71,6 @@ class Message(NamedTuple):
 
   inner: PyTree
   clip_factor: Array
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Central:
-  """What central privacy does to clients' contributions and to their sum.
-
-  Attributes:
-    clip_norm: no weighted update is longer: L2, or L1 under Laplace noise.
-    noise_multiplier: the standard deviation of the noise over the length of a
-      contribution, both of the whole that is released; with Laplace the scale;
-      with a `strategy` that of the independent noise it is made of. 0: none.
-    denominator: what the sum is divided by: the expected number of clients.
-    noise: `gaussian` or `laplace`.
-    strategy: correlates the noise of the rounds; None: it is independent.
-    per_layer: clip every parameter array by itself, to equal shares.
-    max_weight: larger weights count as this, and this as 1; None: all clients
-      count 1, whatever weight they report.
-    noised_weight: divide by the noisy sum of the weights instead, but never by
-      less than 1.
-    statistics_norm: clip `Report.statistics` to it and release them, too.
-    quantile: let the clipping norm follow this quantile of the norms.
-    quantile_rate: how fast.
-    share: of the privacy, that each of weight, statistics and quantile takes.
-    simulated: (cohort, population) whose noise is simulated: the noise is as
-      large, relative to the sum, as `noise_multiplier` would be for that
-      cohort. The epsilon is that of a run with such a cohort.
-    canaries: clients that are made up, for an audit; None: there are none.
-
-  Raises:
-    TypeError, ValueError: names the field.
-  """
-
-  clip_norm: float
-  noise_multiplier: float
-  denominator: float
-  noise: str = "gaussian"
-  strategy: Strategy | None = None
-  per_layer: bool = False
-  max_weight: float | None = None
-  noised_weight: bool = False
-  statistics_norm: float | None = None
-  quantile: float | None = None
-  quantile_rate: float = 0.2
-  share: float = 0.01
-  simulated: tuple[float, float] | None = None
-  canaries: Canaries | None = None
-
-  def __post_init__(self) -> None:
-    validate.real("privacy.clip_norm", self.clip_norm, above=0)
-    validate.real("privacy.noise_multiplier", self.noise_multiplier, least=0)
-    validate.real("privacy.denominator", self.denominator, above=0)
-    validate.known("privacy.noise", self.noise, NOISES)
-    validate.boolean("privacy.per_layer", self.per_layer)
-    validate.boolean("privacy.noised_weight", self.noised_weight)
-    for field in ("max_weight", "statistics_norm"):
-      if getattr(self, field) is not None:
-        validate.real(f"privacy.{field}", getattr(self, field), above=0)
-    if self.quantile is not None:
-      validate.real("privacy.quantile", self.quantile, above=0)
-      validate.real("privacy.quantile", self.quantile, most=1)
-    validate.real("privacy.quantile_rate", self.quantile_rate, least=0)
-    validate.real("privacy.share", self.share, above=0)
-    if self.num_extras * self.share >= 1:
-      raise ValueError(
-        f"privacy.share={self.share}: {self.num_extras} numbers besides the"
-        " update take all of the privacy; lower it."
-      )
-    if self.noised_weight and self.max_weight is None:
-      raise ValueError(
-        "privacy.noised_weight=True, but without privacy.max_weight every"
-        " client weighs 1; set both, or neither."
-      )
-    if self.quantile is not None and self.per_layer:
-      raise ValueError(
-        f"privacy.quantile={self.quantile} follows the norm of the whole"
-        " update; it does not go with privacy.per_layer=True."
-      )
-    if self.strategy is not None and (self.noise != "gaussian" or self.extras):
-      raise ValueError(
-        "Correlated noise is Gaussian, and for the update alone:"
-        " privacy.noised_weight, privacy.statistics_norm and privacy.quantile"
-        " do not go with it."
-      )
-    if self.simulated is not None:
-      cohort, population = self.simulated
-      validate.real(
-        "privacy.noise_cohort_size", cohort, above=0, most=population
-      )
-
-  @property
-  def extras(self) -> tuple[str, ...]:
-    """What is released besides the update."""
-    wanted = {
-      "statistics": self.statistics_norm is not None,
-      "weight": self.noised_weight,
-      "below": self.quantile is not None,
-    }
-    return tuple(name for name, there in wanted.items() if there)
-
-  @property
-  def num_extras(self) -> int:
-    """How many they are."""
-    return len(self.extras)
-
-  def multipliers(self) -> tuple[float, float]:
-    """Of the noise on the update and on each extra, for a multiplier of 1.
-
-    Gaussian: parts with multipliers m_k are together as private as one part
-    with (sum of m_k^-2)^(-1/2) (arXiv 1905.03871, Theorem 1); Laplace: with
-    (sum of 1/m_k)^-1.
-    """
-    power = 0.5 if self.noise == "gaussian" else 1.0
-    rest = 1 - self.num_extras * self.share
-    return rest**-power, self.share**-power
-
-  @property
-  def release(self) -> Release:
-    """What accountants have to know."""
-    strategy = self.strategy
-    return Release(
-      noise=self.noise,
-      multiplier=self.noise_multiplier,
-      sensitivity=strategy and strategy.sensitivity,
-      bands=1 if strategy is None else strategy.bands,
-      rounds=strategy and strategy.rounds,
-      simulated=self.simulated,
-    )
 
 
 def central(algorithm: Algorithm, settings: Central) -> Algorithm:
@@ -373,29 +241,8 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     ),
     weighted_mean=True,
     log_weight=None,
-    hparams={**algorithm.hparams, "privacy": _numbers(settings)},
+    hparams={**algorithm.hparams, "privacy": settings.hparams},
   )
-
-
-def _numbers(settings: Central) -> dict[str, float]:
-  """The traced ones."""
-  scale = 1.0
-  if settings.simulated is not None:
-    scale = settings.denominator / settings.simulated[0]
-  numbers = {
-    "clip_norm": settings.clip_norm,
-    "noise_multiplier": settings.noise_multiplier,
-    "noise_scale": scale,
-    "denominator": settings.denominator,
-  }
-  if settings.max_weight is not None:
-    numbers["max_weight"] = settings.max_weight
-  if settings.statistics_norm is not None:
-    numbers["statistics_norm"] = settings.statistics_norm
-  if settings.quantile is not None:
-    numbers["quantile"] = settings.quantile
-    numbers["quantile_rate"] = settings.quantile_rate
-  return numbers
 
 
 def _clip_norm(hparams: HParams, factor: Array) -> Array:
