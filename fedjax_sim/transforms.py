@@ -35,7 +35,7 @@ def clip(norm: float) -> Transform:
   ) -> tuple[PyTree, PyTree, PyTree]:
     del shared, key
     bound = hparams["norm"]
-    length = _norm(update)
+    length = global_norm(update)
     scale = jnp.minimum(1.0, bound / jnp.maximum(length, 1e-30))
     clipped = jax.tree.map(lambda u: u * scale.astype(u.dtype), update)
     return clipped, state, (length > bound).astype(jnp.float32)
@@ -43,8 +43,8 @@ def clip(norm: float) -> Transform:
   return Transform(name="clip", hparams={"norm": norm}, apply=apply)
 
 
-def _norm(tree: PyTree) -> jax.Array:
-  """The global L2 norm, in float32 at least; no square overflows."""
+def global_norm(tree: PyTree) -> jax.Array:
+  """The global L2 norm, shape=(), in float32 at least; no square overflows."""
   leaves = [
     x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for x in jax.tree.leaves(tree)
