@@ -121,6 +121,7 @@ def point(direction: Array, law: Cap, key: Key) -> Array:
   normal = jax.random.normal(normal_key, direction.shape, direction.dtype)
   inner = jnp.vdot(normal, direction)
   across = normal - inner * direction
+  across -= jnp.vdot(across, direction) * direction  # what rounding left of it
   distance = global_norm(across)
   inside = law.edge + _latitude(
     law, jax.random.exponential(exponent_key, (), direction.dtype)
