@@ -51,7 +51,9 @@ from fedjax_sim.optimizers import (
   optimizer,
 )
 from fedjax_sim.preflight import DataError, ModelError
+from fedjax_sim.privacy import randomizers
 from fedjax_sim.privacy.leakage import leakage
+from fedjax_sim.privacy.local import local_privacy
 from fedjax_sim.private import build_privacy
 from fedjax_sim.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
@@ -308,6 +310,9 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   validate.arguments(owner, arguments, make, hidden=fixed, section="algorithm")
   chosen = {k: v for k, v in optimizers.items() if k in taken}
   algorithm = make(task, **chosen, **arguments)
+  randomizer = randomizers.from_config(config.local_privacy)
+  if randomizer is not None:  # a late report is randomised before it is late
+    algorithm = local_privacy(algorithm, randomizer)
   probability = config.server.stale_probability
   if probability is not None:
     algorithm = stale(algorithm, probability)

@@ -145,6 +145,17 @@ def default_config() -> ConfigDict:
   config.leakage.quantile = placeholder(float)
   config.leakage.embedding = placeholder(str)  # a pattern
   config.leakage.word_threshold = placeholder(float)
+  config.local_privacy = ConfigDict()  # of what a client sends, at its end
+  config.local_privacy.mechanism = placeholder(str)  # None: none
+  config.local_privacy.clip_norm = placeholder(float)
+  config.local_privacy.epsilon = placeholder(float)
+  config.local_privacy.delta = placeholder(float)
+  config.local_privacy.stddev = placeholder(float)  # instead of epsilon
+  config.local_privacy.max_weight = placeholder(float)
+  config.local_privacy.min_weight = placeholder(float)
+  config.local_privacy.weight_scale = placeholder(float)
+  config.local_privacy.norm_share = placeholder(float)
+  config.local_privacy.per_layer = placeholder(bool)
 
   config.transforms = ConfigDict()  # in this order; None leaves one out
   config.transforms.clip = ConfigDict({"norm": placeholder(float)})

@@ -29,6 +29,7 @@ from fedjax_sim.build import Experiment
 from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedData
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS
+from fedjax_sim.privacy.randomizers import RANDOMIZERS
 from fedjax_sim.simulator import Simulator
 
 REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
@@ -39,6 +40,7 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   "aggregators (server.aggregator)": aggregators.AGGREGATORS,
   "samplers (server.sampling)": sampling.SAMPLERS,
   "transforms (transforms)": transforms.TRANSFORMS,
+  "local privacy (local_privacy.mechanism)": RANDOMIZERS,
   "schedules (client.schedule, and so on)": schedules.SCHEDULES,
 }
 

@@ -69,6 +69,8 @@ def with_field(field, value):
     source.algorithm.name = "learned_weights"
     source.server.aggregator = "stack"
     source.data.server_clients = 5
+  if field.startswith("local_privacy."):
+    with_local_privacy(source.local_privacy, key)
   if field.startswith("replay."):
     source.replay.steps = 2
     source.data.server_clients = 5
@@ -78,6 +80,19 @@ def with_field(field, value):
   section, key = section_of(source, field)
   section[key] = value
   return source
+
+
+def with_local_privacy(section, key):
+  """A mechanism that takes this field."""
+  section.mechanism = "gaussian"
+  section.clip_norm = section.stddev = 1.0
+  section.delta = 1e-5
+  if key in ("min_weight", "weight_scale"):
+    section.max_weight = 1.0
+  if key in ("epsilon", "norm_share"):
+    section.mechanism = "privunit"
+    section.epsilon = 1.0
+    section.delta = section.stddev = None
 
 
 def all_fields():
@@ -227,6 +242,7 @@ def test_values_out_of_range(field, value):
     ("server.sampling", "poisson"),
     ("server.aggregator", "weighted_mean"),
     ("runtime.compute_dtype", "bfloat16"),
+    ("local_privacy.mechanism", "gaussian"),
   ],
 )
 def test_unknown_names(field, near):
@@ -262,6 +278,11 @@ def test_unknown_names(field, near):
     ("client.batchsize", 5, r"'client\.batchsize'.* 'client\.batch_size'"),
     ("data.exponent", 2.0, r"data\.partition='dirichlet'.*exponent'.*=None"),
     ("data.shards_per_client", 2, r"data\.partition='dirichlet'.*shards_per"),
+    (
+      "local_privacy.epsilon",
+      1.0,
+      r"local_privacy\.epsilon=1.0: .*set local_privacy\.mechanism.*=None",
+    ),
   ],
 )
 def test_fields_that_nobody_takes(field, value, message):

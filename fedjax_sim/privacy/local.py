@@ -1,0 +1,196 @@
+"""Local differential privacy: a client randomises what it sends.
+
+Nobody has to be trusted, neither the server nor whoever listens: whatever two
+clients hold, what they send looks much the same. A `Randomizer` acts on a
+client's update and weight after the transforms. What is guaranteed is for one
+report; a client that sends several composes them (`composed`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sim import validate
+from fedjax_sim.base import (
+  Algorithm,
+  Array,
+  Client,
+  HParams,
+  Key,
+  PyTree,
+  Report,
+)
+from fedjax_sim.privacy import library
+from fedjax_sim.traffic import report_shapes
+
+_TAG = 0x6C6F6361  # of the key: no number that an algorithm would fold in
+
+
+class Randomizer(NamedTuple):
+  """What a client does to its update and weight, and what that guarantees.
+
+  Any two reports are neighbours: whatever a client holds is covered.
+
+  Attributes:
+    name: of the mechanism.
+    hparams: its default numeric hyper-parameters. The guarantee is that of
+      these; it stays if only bounds, such as `clip_norm`, change.
+    apply: (update, weight, hparams, key) -> (update, weight) as they are sent.
+    multiplier: of Gaussian noise, its standard deviation over the longest
+      distance of two reports; None: it is another mechanism.
+    epsilon: of another mechanism, which keeps it with delta 0; None: there is
+      no guarantee.
+    delta: of one report.
+  """
+
+  name: str
+  hparams: HParams
+  apply: Callable[[PyTree, Array, HParams, Key], tuple[PyTree, Array]]
+  multiplier: float | None = None
+  epsilon: float | None = None
+  delta: float = 0.0
+
+
+def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
+  """The algorithm, with clients that randomise what they send.
+
+  The randomiser has the last word, after the transforms. `Report.values`, which
+  no randomiser sees, are not sent. `Report.metrics`, such as training losses,
+  are: they are what a simulation shows and no guarantee covers them, as little
+  as the transforms' `aux` and the log of clients.
+
+  Args:
+    algorithm: one whose clients send an update and a weight.
+    randomizer: what they do to them.
+
+  Raises:
+    ValueError: an algorithm that wants a stack or has no clients. Its `init`
+      raises it, too, if clients send buffers or statistics.
+  """
+  owner = f"local_privacy.mechanism={randomizer.name!r}"
+  unset = "set it to None, or take another"
+  if algorithm.stacked:
+    raise ValueError(
+      f"{owner} makes updates that are of use in a sum alone, and"
+      f" algorithm.name wants every update by itself; {unset} algorithm."
+    )
+  if algorithm.pooled:
+    raise ValueError(
+      f"{owner}: algorithm.name trains on everybody's data at once, and no"
+      f" client sends anything; {unset} algorithm."
+    )
+
+  def init(key: Key, hparams: HParams) -> PyTree:
+    server = algorithm.init(key, hparams)
+    report = report_shapes(algorithm, server, hparams)
+    for part, source in (
+      ("buffers", "model.name"),
+      ("statistics", "algorithm.name"),
+    ):
+      if jax.tree.leaves(getattr(report, part)):
+        raise ValueError(
+          f"{owner} covers a client's update and weight, and {source} makes it"
+          f" send {part}, too; {unset} {source.partition('.')[0]}."
+        )
+    return server
+
+  def send(client: Client, report: Report) -> Report:
+    report = algorithm.send(client, report)
+    key = jax.random.fold_in(client.key, _TAG)
+    hparams = client.hparams["local_privacy"]
+    update, weight = randomizer.apply(
+      report.update, report.weight, hparams, key
+    )
+    return report._replace(update=update, weight=weight, values={})
+
+  return algorithm._replace(
+    init=init,
+    send=send,
+    hparams={**algorithm.hparams, "local_privacy": randomizer.hparams},
+  )
+
+
+def guarantee(randomizer: Randomizer) -> tuple[float, float]:
+  """(epsilon, delta) of one report; epsilon is infinite if there is none."""
+  return composed(randomizer, 1), randomizer.delta
+
+
+def composed(
+  randomizer: Randomizer, reports: int, delta: float | None = None
+) -> float:
+  """Epsilon of several reports of one client, each chosen after the last.
+
+  Nothing is won by sampling: whoever sees reports knows who sent them.
+
+  Gaussian noise composes exactly (Balle and Wang 2018, arXiv 1805.06530, of a
+  multiplier smaller by sqrt(reports)). Other mechanisms compose as randomised
+  response does, than which none of the same epsilon is worse (Kairouz, Oh and
+  Viswanath 2015, arXiv 1311.0776); at delta 0 epsilons add up.
+
+  Args:
+    randomizer: the mechanism.
+    reports: how many reports, at least 1.
+    delta: at which delta; None: that of one report.
+
+  Returns:
+    Epsilon; infinite without a guarantee.
+
+  Raises:
+    TypeError, ValueError: a number is out of range.
+    ImportError: the extra `privacy`, which Gaussian noise needs, is missing.
+  """
+  validate.whole("reports", reports)
+  if delta is None:
+    delta = randomizer.delta
+  delta = validate.real("delta", delta, least=0, below=1)
+  if randomizer.multiplier is not None:
+    gaussian = library("dp_accounting").get_epsilon_gaussian
+    return float(gaussian(randomizer.multiplier / math.sqrt(reports), delta))
+  if randomizer.epsilon is None:
+    return math.inf
+  return _responses(randomizer.epsilon, reports, delta)
+
+
+def _responses(epsilon: float, reports: int, delta: float) -> float:
+  """Epsilon of so many randomised responses, exactly."""
+  total = reports * epsilon
+  if delta == 0:
+    return total
+  lies = np.arange(reports + 1)
+  lying = 1 / (1 + math.exp(min(epsilon, 700.0)))
+  chance = library("scipy.stats").binom.pmf(lies, reports, lying)
+  loss = (reports - 2 * lies) * epsilon
+
+  def excess(x: float) -> float:
+    beyond = -np.expm1(np.minimum(x - loss, 0))
+    return float(np.sum(chance * beyond)) - delta
+
+  if excess(0.0) <= 0:
+    return 0.0
+  return float(library("scipy.optimize").brentq(excess, 0.0, total))
+
+
+def sentence(
+  randomizer: Randomizer, reports: int, delta: float | None = None
+) -> str:
+  """What is guaranteed, in words, without a full stop.
+
+  Args:
+    randomizer: the mechanism.
+    reports: how many the client with the most of them sends.
+    delta: as for `composed`.
+  """
+  one, own = guarantee(randomizer)
+  if math.isinf(one):
+    return f"local privacy: none, {randomizer.name} alone guarantees nothing"
+  delta = own if delta is None else delta
+  many = composed(randomizer, reports, delta)
+  return (
+    f"local privacy: epsilon {one:.4g} at delta {own:g} for a report, epsilon"
+    f" {many:.4g} at delta {delta:g} for the {reports} of a client"
+  )
