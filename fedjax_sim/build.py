@@ -54,7 +54,7 @@ from fedjax_sim.preflight import DataError, ModelError
 from fedjax_sim.privacy import randomizers
 from fedjax_sim.privacy.leakage import leakage
 from fedjax_sim.privacy.local import local_privacy
-from fedjax_sim.private import build_privacy
+from fedjax_sim.private import build_privacy, local_guarantee
 from fedjax_sim.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
 from fedjax_sim.scheduled_sampling import with_scheduled_sampling
@@ -124,11 +124,13 @@ class Experiment:
     simulator: what runs.
     schedule: when it does what.
     sources: `references.sources` of the config.
+    local_guarantee: what local privacy guarantees; "" without any.
   """
 
   simulator: Simulator
   timetable: Timetable
   sources: Mapping[str, str]
+  local_guarantee: str
 
 
 def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
@@ -353,6 +355,13 @@ def _with_leakage(
       f"leakage.quantile={given['quantile']} lets the server learn what no"
       " epsilon covers; unset it, or privacy.mechanism."
     )
+  for field in ("threshold", "word_threshold"):
+    if field in given and config.local_privacy.mechanism is not None:
+      raise ValueError(
+        f"leakage.{field}={given[field]} lets the server learn what"
+        f" local_privacy.mechanism={config.local_privacy.mechanism!r} does not"
+        " cover; unset one of them."
+      )
   validate.arguments(
     "leakage",
     given,
@@ -516,4 +525,9 @@ def build(config: ConfigDict) -> Experiment:
     )
   timetable = dataclasses.replace(timetable, rounds=allowed)
   sources = references.sources(fields)
-  return Experiment(simulator=simulator, timetable=timetable, sources=sources)
+  return Experiment(
+    simulator=simulator,
+    timetable=timetable,
+    sources=sources,
+    local_guarantee=local_guarantee(config, drawn),
+  )

@@ -30,6 +30,7 @@ from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedData
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS
 from fedjax_sim.privacy.randomizers import RANDOMIZERS
+from fedjax_sim.private import MECHANISMS
 from fedjax_sim.simulator import Simulator
 
 REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
@@ -59,6 +60,10 @@ def listing() -> str:
       doc = (inspect.getdoc(entry) or "").splitlines()
       lines.append(f"  {name:<{width}}  {doc[0] if doc else ''}")
     lines.append("")
+  lines.append("privacy (privacy.mechanism):")
+  width = max(map(len, MECHANISMS))
+  lines += [f"  {name:<{width}}  {text}" for name, text in MECHANISMS.items()]
+  lines.append("")
   lines.append("optimizers (client.optimizer, server.optimizer), from optax:")
   lines.append("  " + ", ".join(OPTIMIZERS))
   return "\n".join(lines)
@@ -103,6 +108,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "bytes a client and round": f"{down:,} down, {up:,} up"
     + (", before transforms" if simulator.transforms else ""),
     "privacy": _privacy(simulator, rounds),
+    "local privacy": experiment.local_guarantee,
     "not covered by epsilon": ", ".join(simulator.uncovered),
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }

@@ -412,7 +412,7 @@ def _run(
         saved = done
       on_round(done)
 
-  summary = _sum_up(simulator, state, choice, count, phases, folder)
+  summary = _sum_up(experiment, simulator, state, choice, count, phases, folder)
   return summary, None if profile is None else profile.write(simulator)
 
 
@@ -430,6 +430,7 @@ def _rejection(simulator: Simulator, round_: int, ids: Any) -> str:
 
 
 def _sum_up(
+  experiment: build.Experiment,
   simulator: Simulator,
   state: RunState,
   choice: Choice,
@@ -490,6 +491,8 @@ def _sum_up(
       summary["privacy_told"] = simulator.ledger.describe(rounds)
     if audited is not None:
       summary["privacy_audit"] = audited._asdict()
+    if experiment.local_guarantee:
+      summary["local_privacy"] = experiment.local_guarantee
     if simulator.uncovered:
       summary["privacy_not_covered"] = simulator.uncovered
     reporting.write_json(folder / "summary.json", summary)
@@ -594,6 +597,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     simulated = "privacy/simulated_epsilon" in summary
     told = summary["privacy_told"]
     facts["privacy, simulated" if simulated else "privacy"] = told
+  if "local_privacy" in summary:
+    facts["local privacy"] = summary["local_privacy"]
   if "privacy_audit" in summary:
     found = summary["privacy_audit"]
     facts["audit"] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,7 +11,13 @@ from ml_collections import ConfigDict
 from fedjax_sim import validate
 from fedjax_sim.base import Algorithm
 from fedjax_sim.config import default_config
-from fedjax_sim.privacy import calibration, factorization, guard
+from fedjax_sim.privacy import (
+  calibration,
+  factorization,
+  guard,
+  local,
+  randomizers,
+)
 from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.sampling import Sampler
@@ -67,6 +74,12 @@ def build_privacy(
       )
     return algorithm, None
   validate.known("privacy.mechanism", name, MECHANISMS)
+  other = config.local_privacy.mechanism
+  if other is not None:
+    raise ValueError(
+      f"privacy.mechanism={name!r} trusts the server with clients' updates, and"
+      f" local_privacy.mechanism={other!r} does not; unset one of them."
+    )
   for field, owner in _OF.items():
     if field in given and owner != name:
       raise ValueError(
@@ -121,6 +134,22 @@ def build_privacy(
     )
     settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
   return central(algorithm, settings), budget
+
+
+def local_guarantee(config: ConfigDict, sampler: Sampler) -> str:
+  """What local privacy guarantees a client in all of the run; "" without it.
+
+  Args:
+    config: complete.
+    sampler: who takes part: at most once in its period, else in every round.
+  """
+  randomizer = randomizers.from_config(config.local_privacy)
+  if randomizer is None:
+    return ""
+  part = sampler.participation
+  period = 1 if part is None else part.period
+  reports = math.ceil(config.server.rounds / period)
+  return local.sentence(randomizer, reports)
 
 
 def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:

@@ -192,11 +192,7 @@ class Ledger:
 
   def told(self, rounds: int) -> float:
     """Epsilon with four digits, rounded up, so that it holds as it is read."""
-    epsilon = self.epsilon(rounds)
-    if epsilon == 0 or math.isinf(epsilon):
-      return epsilon
-    digits = 3 - math.floor(math.log10(epsilon))
-    return round(math.ceil(epsilon * 10.0**digits) * 10.0**-digits, digits)
+    return rounded_up(self.epsilon(rounds))
 
   def describe(self, rounds: int) -> str:
     """The guarantee after so many rounds, in a sentence for summaries."""
@@ -232,6 +228,19 @@ class Ledger:
       "rate": self.participation.rate,
       "period": self.participation.period,
     }
+
+
+def rounded_up(epsilon: float) -> float:
+  """Four digits of it, and no less, but for what a float's rounding adds."""
+  if epsilon == 0 or math.isinf(epsilon):
+    return epsilon
+  digits = 3 - math.floor(math.log10(epsilon))
+  shown = float(f"{epsilon:.4g}")
+  return (
+    shown
+    if shown >= epsilon * (1 - 1e-9)
+    else round(shown + 10.0**-digits, digits)
+  )
 
 
 def check_delta(delta: float, num_clients: int) -> float:

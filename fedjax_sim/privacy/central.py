@@ -180,10 +180,11 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     state: PrivateState, aggregate: Aggregate, context: Context
   ) -> PrivateState:
     numbers = context.hparams["privacy"]
-    key = jax.random.fold_in(context.key, _TAG)
     total = planted(state, aggregate.update, context)
     multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
-    keys = [jax.random.fold_in(key, i) for i in range(len(total))]
+    keys = [
+      jax.random.fold_in(context.key, _TAG + i) for i in range(len(total))
+    ]
     if settings.strategy is None:
       update, memory = noisy(of_update * multiplier, keys[0], total.update), ()
     else:

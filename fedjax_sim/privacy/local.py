@@ -26,6 +26,7 @@ from fedjax_sim.base import (
   Report,
 )
 from fedjax_sim.privacy import library
+from fedjax_sim.privacy.accounting import rounded_up
 from fedjax_sim.traffic import report_shapes
 
 _TAG = 0x6C6F6361  # of the key: no number that an algorithm would fold in
@@ -187,10 +188,10 @@ def sentence(
   """
   one, own = guarantee(randomizer)
   if math.isinf(one):
-    return f"local privacy: none, {randomizer.name} alone guarantees nothing"
+    return f"none, {randomizer.name} alone guarantees nothing"
   delta = own if delta is None else delta
   many = composed(randomizer, reports, delta)
   return (
-    f"local privacy: epsilon {one:.4g} at delta {own:g} for a report, epsilon"
-    f" {many:.4g} at delta {delta:g} for the {reports} of a client"
+    f"epsilon {rounded_up(one):g} at delta {own:g} for a report, epsilon"
+    f" {rounded_up(many):g} at delta {delta:g} for the {reports} of a client"
   )

@@ -9,13 +9,17 @@ simulations, and hides nothing from somebody who sees the sum's last bits.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from fedjax_sim.base import Array, Key, PyTree
 from fedjax_sim.privacy import library
 from fedjax_sim.privacy.factorization import Strategy
+
+MOST_AT_ONCE = 2**20
 
 
 def init(strategy: Strategy | None, params: PyTree) -> PyTree:
@@ -34,6 +38,9 @@ def init(strategy: Strategy | None, params: PyTree) -> PyTree:
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32), params
   )
+  if _few(shapes):
+    size = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    shapes = jax.ShapeDtypeStruct((size,), jnp.float32)
   return strategy.noising.init_multiply(shapes)
 
 
@@ -72,8 +79,13 @@ def noised(
     jax.default_matmul_precision("highest"),
     jax.numpy_rank_promotion("allow"),
   ):
-    noisy, (_, state) = privatizer.update(_wide(total), (key, state))
-  return noisy, state
+    wide = _wide(total)
+    if not _few(wide):
+      noisy, (_, state) = privatizer.update(wide, (key, state))
+      return noisy, state
+    flat, unflatten = ravel_pytree(wide)
+    noisy, (_, state) = privatizer.update(flat, (key, state))
+    return unflatten(noisy), state
 
 
 def laplace(scale: Array | float, key: Key, total: PyTree) -> PyTree:
@@ -88,7 +100,12 @@ def laplace(scale: Array | float, key: Key, total: PyTree) -> PyTree:
   Returns:
     The noisy sum, in float32 at least.
   """
-  leaves, treedef = jax.tree.flatten(_wide(total))
+  wide = _wide(total)
+  if _few(wide):
+    flat, unflatten = ravel_pytree(wide)
+    draw = jax.random.laplace(key, flat.shape, jnp.float32)
+    return unflatten(flat + jnp.asarray(scale, jnp.float32) * draw)
+  leaves, treedef = jax.tree.flatten(wide)
   factor = jnp.asarray(scale, jnp.float32)
   noisy = [
     leaf
@@ -97,6 +114,16 @@ def laplace(scale: Array | float, key: Key, total: PyTree) -> PyTree:
     for i, leaf in enumerate(leaves)
   ]
   return jax.tree.unflatten(treedef, noisy)
+
+
+def _few(tree: PyTree) -> bool:
+  """Whether all noise is drawn at once.
+
+  Each draw takes a fixed time besides, on a CPU about that of some thousand
+  numbers; but large arrays may be dealt over devices, and stay apart.
+  """
+  sizes = [math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree)]
+  return 0 < sum(sizes) <= MOST_AT_ONCE
 
 
 def _wide(tree: PyTree) -> PyTree:

@@ -249,7 +249,7 @@ def test_sentences():
   noisy = additive.gaussian(1.0, epsilon=2.0, delta=1e-6)
   many = local.composed(noisy, 40)
   assert local.sentence(noisy, 40) == (
-    "local privacy: epsilon 2 at delta 1e-06 for a report, epsilon"
+    "epsilon 2 at delta 1e-06 for a report, epsilon"
     f" {many:.4g} at delta 1e-06 for the 40 of a client"
   )
   clip = additive.clip_only(1.0)
