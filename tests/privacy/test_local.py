@@ -24,6 +24,7 @@ from fedjax_sim.base import Purpose, Variables, key_for
 from fedjax_sim.build import build
 from fedjax_sim.config import default_config
 from fedjax_sim.privacy import additive, local, randomizers
+from fedjax_sim.privacy.accounting import rounded_up
 from fedjax_sim.work import LocalWork
 from problems import (
   flat,
@@ -250,7 +251,7 @@ def test_sentences():
   many = local.composed(noisy, 40)
   assert local.sentence(noisy, 40) == (
     "epsilon 2 at delta 1e-06 for a report, epsilon"
-    f" {many:.4g} at delta 1e-06 for the 40 of a client"
+    f" {rounded_up(many):g} at delta 1e-06 for the 40 of a client"
   )
   clip = additive.clip_only(1.0)
   assert local.composed(clip, 5) == math.inf

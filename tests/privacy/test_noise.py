@@ -143,16 +143,37 @@ def test_another_standard_deviation_compiles_nothing(strategy):
     np.testing.assert_allclose(3 * (x - total), y - total, rtol=1e-4, atol=1e-5)
 
 
-def test_the_state_is_a_few_copies_in_float32():
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_state_is_a_few_copies_in_float32(at_once, monkeypatch):
+  if not at_once:
+    monkeypatch.setattr(noise, "MOST_AT_ONCE", 6)
   tree = {"a": jnp.zeros((2, 3), jnp.bfloat16), "b": jnp.zeros(())}
   assert noise.init(None, tree) == ()
   for strategy, copies in ((banded(12, 4), 3), (blt(12, 3), 2)):
-    state = noise.init(strategy, tree)
-    shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in state.items()}
-    assert shapes == {
-      "a": ((copies, 2, 3), jnp.float32),
-      "b": ((copies,), jnp.float32),
-    }
+    leaves = jax.tree.leaves(noise.init(strategy, tree))
+    shapes = [leaf.shape for leaf in leaves]
+    each = [(copies, 2, 3), (copies,)]
+    assert shapes == ([(copies, 7)] if at_once else each)
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace", "banded"])
+def test_large_arrays_have_noise_of_their_own(kind, monkeypatch):
+  monkeypatch.setattr(noise, "MOST_AT_ONCE", 0)
+  total = {"a": jnp.full((40, 50), 3.0), "b": jnp.zeros(2000)}
+  if kind == "laplace":
+    found = noise.laplace(2.0, key_of(0), total)
+    law = scipy.stats.laplace(scale=2.0)
+  else:
+    strategy = banded(6, 3) if kind == "banded" else None
+    state = noise.init(strategy, total)
+    found, _ = noise.noised(strategy, 2.0, key_of(0), state, total)
+    first = 1.0 if strategy is None else strategy.coefficients[0]
+    law = scipy.stats.norm(scale=2.0 / first)
+  one, other = np.ravel(found["a"]) - 3, np.ravel(found["b"])
+  for drawn in (one, other):
+    assert scipy.stats.kstest(drawn, law.cdf).pvalue > 1e-3
+  assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
 
 
 def test_products_are_exact_on_any_device(strategy):
