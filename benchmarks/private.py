@@ -50,7 +50,7 @@ SMOKE = flags.DEFINE_bool("smoke", False, "small models and few clients")
 EPSILONS = (1.0, 2.0, 4.0, 8.0, math.inf)
 DELTA = 1e-3  # below 1 in 539
 CLIP_NORM = 0.5
-MECHANISMS = {"DP-FedAvg": (60, 200), "DP-FTRL": (40, 134)}  # rounds, cohort
+MECHANISMS = {"DP-FedAvg": (60, 200), "DP-FTRL": (40, 135)}  # rounds, cohort
 
 
 def accuracy(mechanism: str, epsilon: float, larger: int, seed: int) -> float:
