@@ -133,7 +133,8 @@ def applied(counts, *, seed=0, **options):
   hparams = jax.tree.map(jnp.float32, dict(algorithm.hparams))
   counts = jnp.asarray(counts, jnp.float32)
   gaps = 0.5 * counts[:, None] * jnp.ones((1, 3))
-  nobody = Members(*(jnp.zeros(1, t) for t in (int, bool, float)), {})
+  none = jnp.zeros(1, bool)
+  nobody = Members(jnp.zeros(1, int), none, jnp.zeros(1), {})
   aggregate = Aggregate(
     update=Clusters(gaps, hparams["count_weight"] * counts),
     buffers=(),
@@ -240,7 +241,7 @@ def test_a_clients_gaps_and_counts_have_one_norm(order):
     sent = np.concatenate([np.ravel(gaps), counts]).astype(np.float64)
     length = np.linalg.norm(sent, order)
     assert length <= 1
-    longest = max(longest, length)
+    longest = max(longest, float(length))
 
   check()
   assert longest > 0.99
@@ -286,13 +287,14 @@ def test_centroids_are_better_with_a_greater_epsilon():
 def test_the_loss_is_the_squared_distance_to_the_nearest():
   task = centroids_task((2, 2), 3)
   x = np.random.default_rng(0).normal(size=(5, 2, 2)).astype(np.float32)
+  examples = {"x": jnp.asarray(x)}
   variables = task.init(jax.random.key(0))
   centroids = np.asarray(variables.params["centroids"], np.float64)
   squares = ((x.reshape(5, 1, 4) - centroids[None]) ** 2).sum(-1)
-  found = task.loss(variables, {"x": x}, jax.random.key(0)).value
+  found = task.loss(variables, examples, jax.random.key(0)).value
   np.testing.assert_allclose(found, squares.min(1), rtol=1e-6)
   assert task.logits is not None
-  logits = task.logits(variables, {"x": x})
+  logits = task.logits(variables, examples)
   np.testing.assert_allclose(logits, -squares, rtol=1e-6)
 
 
