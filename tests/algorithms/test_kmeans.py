@@ -277,7 +277,8 @@ def inertia_of(epsilon):
 
 def test_centroids_are_better_with_a_greater_epsilon():
   losses = [inertia_of(epsilon) for epsilon in (1.0, 8.0, 64.0, None)]
-  assert losses[0] > 1.2 * losses[1] > 1.4 * losses[2]
+  assert losses[0] > 1.2 * losses[1]
+  assert losses[1] > 1.05 * losses[2]
   assert losses[2] < 1.1 * losses[3]  # with little noise, nearly as without
 
 
