@@ -107,6 +107,13 @@ FEATURES = {
     **PRIVATE,
   },
   "blt": {"privacy.mechanism": "blt", "server.sampling": "cyclic", **PRIVATE},
+  "private k-means": {
+    "model.name": "kmeans",
+    "model.hidden_sizes": "None",
+    "algorithm.name": "kmeans",
+    "privacy.mechanism": "gaussian",
+    **PRIVATE,
+  },
   "metrics": {"model.metrics": f"('{OWN / 'metric.py'}:top_3',)"},
   "batch norm": {
     "model.name": f"{OWN / 'model.py'}:small_cnn",

@@ -17,10 +17,12 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
+from fedjax_sim.algorithms.kmeans import kmeans
 from fedjax_sim.algorithms.per_fedavg import per_fedavg
 from fedjax_sim.algorithms.personalized import personalized
 from fedjax_sim.algorithms.reptile import reptile
 from fedjax_sim.data import with_few_labels
+from fedjax_sim.models.kmeans import kmeans as centroids_task
 from fedjax_sim.privacy.central import Central, Contribution, central
 from fedjax_sim.privacy.factorization import banded, blt
 from fedjax_sim.work import LocalWork
@@ -224,6 +226,7 @@ ALGORITHMS: dict[str, Any] = {
     lambda t: fedlabels(t, sgd(1.0), sgd(1.0), burn_in=1),
     {"statistics_norm": 40.0},
   ),
+  "kmeans": (lambda t: kmeans(t, sgd(1.0)), {}),
 }
 WEIGHTINGS: dict[str, Any] = {
   "all alike": {},
@@ -266,10 +269,11 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
   data = blobs((1, 7, 30, 4, 2, 11), features=5)
   if name == "fedlabels":
     data = with_few_labels(data, 0.4, 0)
-  private = central(make(MODELS["lr"](data)), settings_)
+  task = centroids_task((5,), 3) if name == "kmeans" else MODELS["lr"](data)
+  private = central(make(task), settings_)
   cohorts = Cohorts(6)
   simulator = make_simulator(
-    MODELS["lr"](data),
+    task,
     recorded(private),
     data,
     sampler=cohorts.sampler,

@@ -1,0 +1,223 @@
+"""Federated k-means: Lloyd's iterations, one a round.
+
+A client assigns its examples to the nearest centroids, and reports how many
+each has got and how far they lie from it together. The server moves centroids
+to the means. With all clients that is Lloyd's algorithm on the pooled data
+(Lloyd 1982, "Least squares quantization in PCM").
+
+It is made for noise: with `privacy.central`, gaps and counts of a client are
+clipped as one vector, and noise is added to their sum over clients, as in
+DPLloyd (Su et al. 2016, "Differentially private k-means clustering", arXiv
+1504.05998), which also begins without a look at the data. There examples
+themselves are summed; gaps to the centroids are shorter, so less noise covers
+them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import base, optimizers, validate
+from fedjax_sim.base import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Batch,
+  Client,
+  Context,
+  HParams,
+  Key,
+  Metric,
+  Pass,
+  PyTree,
+  Report,
+  Task,
+  Variables,
+)
+from fedjax_sim.local import WEIGHTINGS, add_metrics, zero_metric
+from fedjax_sim.optimizers import Optimizer, descend
+
+EMPTY = ("keep", "split")
+_APART = 0.01  # of the range: how far a centroid begins from the one it joins
+_TAG = 0x73706C74  # of the key: no number that an optimiser would fold in
+
+
+class KMeansState(NamedTuple):
+  """The centroids and the server optimiser's state."""
+
+  variables: Variables
+  optimizer: PyTree
+
+
+class Clusters(NamedTuple):
+  """What examples say of every cluster.
+
+  Attributes:
+    gaps: shape=(clusters, features); the sum of example minus centroid.
+    counts: shape=(clusters,); how many examples.
+  """
+
+  gaps: Array
+  counts: Array
+
+
+def kmeans(
+  task: Task,
+  server_optimizer: Optimizer,
+  *,
+  weighting: str = "examples",
+  count_weight: float = 1.0,
+  least_share: float = 0.0,
+  empty: str = "keep",
+) -> Algorithm:
+  """Centroids move to the means of the examples that are nearest to them.
+
+  A client reports means over its examples, so its weight tells how many it
+  counts for. The server takes the way from a centroid to the mean as a negative
+  gradient; afterwards centroids are brought back into the task's range.
+
+  Args:
+    task: with centroids, as `models.kmeans` makes.
+    server_optimizer: sgd with learning rate 1 is Lloyd's algorithm.
+    weighting: as in `fedavg`; with `examples` and all clients, the means are
+      those of the pooled data.
+    count_weight: what an example counts in a report, as a distance, > 0.
+      Without noise it changes nothing; with noise, greater means that counts
+      get more of what clipping leaves, and sums less.
+    least_share: clusters with a smaller share of the examples, or none, are
+      empty; from 0 to below 1.
+    empty: what becomes of their centroids: `keep` their places, or `split` the
+      largest clusters: go next to the centroids of those.
+
+  Raises:
+    TypeError, ValueError: names the field.
+  """
+  _check(task)
+  optimizers.check("server_optimizer", server_optimizer)
+  weigh = validate.lookup("algorithm.weighting", weighting, WEIGHTINGS)
+  worth = validate.real("algorithm.count_weight", count_weight, above=0)
+  least = validate.real("algorithm.least_share", least_share, least=0, below=1)
+  validate.known("algorithm.empty", empty, EMPTY)
+  assert task.logits is not None
+  logits = task.logits
+
+  def init(key: Key, hparams: HParams) -> KMeansState:
+    variables = task.init(key)
+    optimizer = server_optimizer.build(hparams["server"])
+    return KMeansState(variables, optimizer.init(variables.params))
+
+  def start(client: Client) -> tuple[Clusters, Metric]:
+    centroids = client.message.params["centroids"]
+    counts = jnp.zeros(len(centroids), centroids.dtype)
+    return Clusters(jnp.zeros_like(centroids), counts), zero_metric()
+
+  def step(
+    client: Client, carry: tuple[Clusters, Metric], batch: Batch, key: Key
+  ) -> tuple[Clusters, Metric]:
+    clusters, total = carry
+    variables = client.message
+    _, (_, loss) = base.mean_loss(task, variables, batch, key)
+    nearest = jnp.argmax(logits(variables, batch.examples), axis=-1)
+    centroids = variables.params["centroids"]
+    own = jax.nn.one_hot(nearest, len(centroids), dtype=bool)
+    own &= batch.mask[:, None]
+    x = batch.examples["x"].reshape(len(nearest), -1)
+    gaps = x[:, None] - centroids[None]
+    gaps = jnp.sum(jnp.where(own[..., None], gaps, 0), axis=0)
+    new = Clusters(gaps, jnp.sum(own, axis=0, dtype=clusters.counts.dtype))
+    return jax.tree.map(jnp.add, clusters, new), add_metrics(total, loss)
+
+  def finish(client: Client, carry: tuple[Clusters, Metric]) -> Report:
+    (gaps, counts), total = carry
+    examples = jnp.maximum(jnp.sum(counts), 1)
+    worth = client.hparams["count_weight"].astype(counts.dtype)
+    return Report(
+      update=Clusters(gaps / examples, worth * counts / examples),
+      weight=weigh(client),
+      metrics={"loss": total},
+    )
+
+  def apply(
+    server: KMeansState, aggregate: Aggregate, context: Context
+  ) -> KMeansState:
+    params, buffers, frozen = server.variables
+    gaps, counts = aggregate.update
+    counts = counts / context.hparams["count_weight"].astype(counts.dtype)
+    total = jnp.maximum(jnp.sum(counts), 0)
+    full = counts > context.hparams["least_share"].astype(counts.dtype) * total
+    divisor = jnp.where(full, counts, 1)
+    way = jnp.where(full[:, None], gaps / divisor[:, None], 0)
+    params, state = descend(
+      server_optimizer.build(context.hparams["server"]),
+      {"centroids": -way.astype(params["centroids"].dtype)},
+      server.optimizer,
+      params,
+    )
+    centroids = params["centroids"]
+    if empty == "split":
+      key = jax.random.fold_in(context.key, _TAG)
+      width = frozen["high"] - frozen["low"]
+      centroids = _split(centroids, counts, full, _APART * width, key)
+    centroids = jnp.clip(centroids, frozen["low"], frozen["high"])
+    variables = Variables({"centroids": centroids}, buffers, frozen)
+    return KMeansState(variables, state)
+
+  return Algorithm(
+    init=init,
+    broadcast=lambda server: server.variables,
+    passes=(Pass(start, step, epochs=1),),
+    finish=finish,
+    apply=apply,
+    variables=lambda server: server.variables,
+    replace=lambda server, variables: server._replace(variables=variables),
+    hparams={
+      "server": server_optimizer.hparams,
+      "count_weight": worth,
+      "least_share": least,
+    },
+  )
+
+
+def _split(
+  centroids: Array, counts: Array, full: Array, apart: Array, key: Key
+) -> Array:
+  """Centroids of empty clusters, next to those of the largest ones.
+
+  The smallest goes to the largest, the second smallest to the second largest,
+  and so on; if most are empty, several go to the same one. If all are, they
+  stay.
+
+  Args:
+    centroids: shape=(clusters, features).
+    counts: shape=(clusters,); with noise, of any sign.
+    full: shape=(clusters,), bool; the others are empty.
+    apart: shape=(); standard deviation of every coordinate's distance.
+    key: of the directions.
+  """
+  largest_first = jnp.argsort(-counts)
+  smaller = jnp.argsort(jnp.argsort(counts))  # how many are
+  goal = largest_first[smaller % jnp.maximum(jnp.sum(full), 1)]
+  direction = jax.random.normal(key, centroids.shape, centroids.dtype)
+  moved = centroids[goal] + apart.astype(centroids.dtype) * direction
+  empty = ~full & jnp.any(full)
+  return jnp.where(empty[:, None], moved, centroids)
+
+
+def _check(task: Task) -> None:
+  """Refuses a task without centroids."""
+  validate.instance("task", task, Task, "models.kmeans.kmeans(shape, clusters)")
+  params, _, frozen = jax.eval_shape(task.init, jax.random.key(0))
+  if (
+    task.logits is None
+    or not isinstance(params, dict)
+    or set(params) != {"centroids"}
+    or not isinstance(frozen, dict)
+    or not {"low", "high"} <= set(frozen)
+  ):
+    raise ValueError(
+      "algorithm.name='kmeans' moves centroids, and the model has none that it"
+      " may move; set model.name='kmeans', and model.frozen=None."
+    )
