@@ -117,6 +117,15 @@ def default_config() -> ConfigDict:
   config.replay.max_grad_norm = placeholder(float)
   config.replay.batch_size = 32
 
+  config.secure = ConfigDict()  # of server.aggregator="secure_..."
+  config.secure.clip = placeholder(float)
+  config.secure.most_weight = placeholder(float)
+  config.secure.bits = placeholder(int)
+  config.secure.rounding = placeholder(str)
+  config.secure.neighbours = placeholder(int)
+  config.secure.dropout = placeholder(float)
+  config.secure.noise_multiplier = placeholder(float)
+
   config.transforms = ConfigDict()  # in this order; None leaves one out
   config.transforms.clip = ConfigDict({"norm": placeholder(float)})
   config.transforms.gaussian = ConfigDict({"stddev": placeholder(float)})

@@ -29,6 +29,7 @@ from fedjax_sim.build import Experiment
 from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedData
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS
+from fedjax_sim.privacy.secure_aggregators import SECURE
 from fedjax_sim.simulator import Simulator
 
 REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
@@ -36,7 +37,7 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   "models (model.name)": MODELS,
   "data sets (data.name)": DATASETS,
   "partitions (data.partition)": PARTITIONERS,
-  "aggregators (server.aggregator)": aggregators.AGGREGATORS,
+  "aggregators (server.aggregator)": {**aggregators.AGGREGATORS, **SECURE},
   "samplers (server.sampling)": sampling.SAMPLERS,
   "transforms (transforms)": transforms.TRANSFORMS,
   "schedules (client.schedule, and so on)": schedules.SCHEDULES,

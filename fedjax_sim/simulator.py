@@ -275,6 +275,8 @@ class Simulator:
     hparams["transforms"] = {t.name: t.hparams for t in self.transforms}
     if self.task.hparams:
       hparams["task"] = self.task.hparams
+    if self.aggregator.keyed:
+      hparams["aggregator"] = self.aggregator.hparams
     return hparams
 
   @functools.cached_property
