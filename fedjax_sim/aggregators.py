@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim import references
-from fedjax_sim.base import Aggregator, Array, PyTree
+from fedjax_sim.base import Aggregator, Array, PyTree, Roll
 
 
 def _accumulator_dtype(x: Array) -> Any:
@@ -181,13 +181,21 @@ def check(aggregator: Aggregator, update: PyTree) -> None:
   wave = jax.tree.map(lambda x: shape(lanes, *x.shape, dtype=x.dtype), update)
   weights, present = shape(lanes), shape(lanes, dtype=jnp.bool)
   count = shape(dtype=jnp.int32)
+  place: tuple[Any, ...] = (count,)
+  told: tuple[Any, ...] = ()
+  if aggregator.keyed:
+    hparams = jax.tree.map(lambda _: shape(), aggregator.hparams)
+    seats: Any = count
+    key: Any = jax.eval_shape(lambda: jax.random.key(0))
+    told = (Roll(key, seats, hparams),)
+    place = shape(lanes, dtype=jnp.int32), *told
   part = "init"
   try:
     acc = jax.eval_shape(lambda: aggregator.init(update, capacity))
     part = "add"
-    new = jax.eval_shape(aggregator.add, acc, wave, weights, present, count)
+    new = jax.eval_shape(aggregator.add, acc, wave, weights, present, *place)
     part = "finish"
-    joined = jax.eval_shape(aggregator.finish, acc, shape(), count)
+    joined = jax.eval_shape(aggregator.finish, acc, shape(), count, *told)
   except Exception as error:
     text = references.raised(None, error)
     raise ValueError(f"server.aggregator: {part}: {text}") from error

@@ -36,6 +36,7 @@ class Purpose(enum.IntEnum):
   TRANSFORM = 4
   SERVER = 5
   DATA = 6
+  AGGREGATION = 7
 
 
 def key_for(seed: Array | int, purpose: Purpose, *indices: Array | int) -> Key:
@@ -449,6 +450,21 @@ class Transform(NamedTuple):
   )
 
 
+class Roll(NamedTuple):
+  """What a keyed aggregator knows of a round.
+
+  Attributes:
+    key: the aggregator's key in this round.
+    seats: shape=(), int32; the clients of the cohort, whatever becomes of
+      them. In the order of their ids they have the seats 0, 1, ...
+    hparams: `Aggregator.hparams`, traced.
+  """
+
+  key: Key
+  seats: Array
+  hparams: HParams
+
+
 class Aggregator(NamedTuple):
   """How a cohort's updates become one.
 
@@ -470,12 +486,19 @@ class Aggregator(NamedTuple):
     joins: `finish` gives one update; otherwise the stack itself, leaves
       (slots, ...), for an algorithm that is `stacked`.
     weighted_mean: `finish` gives the weighted mean of the updates.
+    keyed: of a streaming one: it draws random numbers. `add` and `finish` get
+      one argument more, a `Roll`, and instead of `slot` `add` gets the lanes'
+      seats, shape=(lanes,), int32; those of empty lanes are not below
+      `Roll.seats`. Seats do not depend on lanes or devices.
+    hparams: default numeric hyper-parameters, told in the `Roll`.
   """
 
   init: Callable[[PyTree, int], PyTree]
-  add: Callable[[PyTree, PyTree, Array, Array, Array], PyTree]
-  finish: Callable[[PyTree, Array, Array], PyTree]
+  add: Callable[..., PyTree]
+  finish: Callable[..., PyTree]
   stacked: bool = False
   by_coordinate: bool = False
   joins: bool = True
   weighted_mean: bool = False
+  keyed: bool = False
+  hparams: HParams = {}

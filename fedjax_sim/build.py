@@ -54,6 +54,7 @@ from fedjax_sim.preflight import DataError, ModelError
 from fedjax_sim.privacy import randomizers
 from fedjax_sim.privacy.leakage import leakage
 from fedjax_sim.privacy.local import local_privacy
+from fedjax_sim.privacy.secure_aggregators import SECURE, fixed_cohort
 from fedjax_sim.private import build_privacy, local_guarantee
 from fedjax_sim.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
@@ -412,6 +413,38 @@ def build_schedules(
   return result
 
 
+def build_aggregator(
+  config: ConfigDict, sampler: sampling.Sampler, data: FederatedDataset
+) -> Aggregator:
+  """The aggregator; secure ones know the largest cohort."""
+  name = config.server.aggregator
+  make = references.lookup(
+    "server.aggregator",
+    name,
+    {**aggregators.AGGREGATORS, **SECURE},
+    Aggregator,
+  )
+  given = _given(config.secure)
+  if name not in SECURE:
+    for field, value in given.items():
+      raise ValueError(
+        f"secure.{field}={value!r}: server.aggregator={name!r} is not secure;"
+        f" give one of {', '.join(SECURE)}, or unset it, by"
+        f" --config.secure.{field}=None."
+      )
+    return make()
+  most = sampler.sizes[-1]
+  if "noise_multiplier" in given:
+    fixed_cohort(sampler.expected, most)
+  elif name == "secure_mean":
+    largest = float(data.train.sizes.max())
+    used = config.client.max_examples or largest
+    given.setdefault("most_weight", float(min(largest, used)))
+  owner = f"server.aggregator={name!r}"
+  validate.arguments(owner, given, make, hidden=("clients",), section="secure")
+  return make(most, **given)
+
+
 def build(config: ConfigDict) -> Experiment:
   """The experiment that a config describes; checks all of it.
 
@@ -454,9 +487,6 @@ def build(config: ConfigDict) -> Experiment:
     most_rounds=min(MOST_ROUNDS, timetable.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,
   )
-  aggregator = references.lookup(
-    "server.aggregator", server.aggregator, aggregators.AGGREGATORS, Aggregator
-  )()
   sampler = references.lookup(
     "server.sampling", server.sampling, sampling.SAMPLERS, sampling.Sampler
   )
@@ -499,7 +529,7 @@ def build(config: ConfigDict) -> Experiment:
         data=data,
         sampler=drawn,
         work=work,
-        aggregator=aggregator,
+        aggregator=build_aggregator(config, drawn, data),
         transforms=transforms.from_config(chain),
         seed=config.seed,
         runtime=speed,

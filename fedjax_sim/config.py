@@ -145,6 +145,7 @@ def default_config() -> ConfigDict:
   config.leakage.quantile = placeholder(float)
   config.leakage.embedding = placeholder(str)  # a pattern
   config.leakage.word_threshold = placeholder(float)
+
   config.local_privacy = ConfigDict()  # of what a client sends, at its end
   config.local_privacy.mechanism = placeholder(str)  # None: none
   config.local_privacy.clip_norm = placeholder(float)
@@ -156,6 +157,15 @@ def default_config() -> ConfigDict:
   config.local_privacy.weight_scale = placeholder(float)
   config.local_privacy.norm_share = placeholder(float)
   config.local_privacy.per_layer = placeholder(bool)
+
+  config.secure = ConfigDict()  # of server.aggregator="secure_..."
+  config.secure.clip = placeholder(float)
+  config.secure.most_weight = placeholder(float)
+  config.secure.bits = placeholder(int)
+  config.secure.rounding = placeholder(str)
+  config.secure.neighbours = placeholder(int)
+  config.secure.dropout = placeholder(float)
+  config.secure.noise_multiplier = placeholder(float)
 
   config.transforms = ConfigDict()  # in this order; None leaves one out
   config.transforms.clip = ConfigDict({"norm": placeholder(float)})

@@ -30,6 +30,7 @@ from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedData
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS
 from fedjax_sim.privacy.randomizers import RANDOMIZERS
+from fedjax_sim.privacy.secure_aggregators import SECURE
 from fedjax_sim.private import MECHANISMS
 from fedjax_sim.simulator import Simulator
 
@@ -38,7 +39,7 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   "models (model.name)": MODELS,
   "data sets (data.name)": DATASETS,
   "partitions (data.partition)": PARTITIONERS,
-  "aggregators (server.aggregator)": aggregators.AGGREGATORS,
+  "aggregators (server.aggregator)": {**aggregators.AGGREGATORS, **SECURE},
   "samplers (server.sampling)": sampling.SAMPLERS,
   "transforms (transforms)": transforms.TRANSFORMS,
   "local privacy (local_privacy.mechanism)": RANDOMIZERS,

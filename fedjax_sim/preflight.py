@@ -76,6 +76,10 @@ def check_parts(
       "Aggregator.by_coordinate is of those that are `stacked`; set both, or"
       " neither."
     )
+  if aggregator.keyed and stacked:
+    raise ValueError(
+      "Aggregator.keyed is of those that are not `stacked`; unset one of them."
+    )
   if algorithm.stacked == aggregator.joins:
     raise ValueError(
       "The algorithm joins the clients' updates itself; server.aggregator has"

@@ -42,6 +42,7 @@ from fedjax_sim.base import (
   Purpose,
   PyTree,
   Report,
+  Roll,
   Transform,
   key_for,
 )
@@ -143,6 +144,7 @@ class _Given(NamedTuple):
   hparams: HParams
   round: Array
   seed: Array
+  roll: Roll | tuple[()] = ()  # of a keyed aggregator
 
 
 class _Row(NamedTuple):
@@ -154,6 +156,7 @@ class _Row(NamedTuple):
   start: Array
   num_steps: Array
   state: PyTree
+  seat: Array | tuple[()] = ()  # of a keyed aggregator
 
 
 class _Status(enum.IntEnum):
@@ -173,6 +176,7 @@ class _Outcome(NamedTuple):
   kept: PyTree  # its new row in the table of client states
   status: Array  # shape=(), int8; a `_Status`
   log: Entry | tuple[()] = ()
+  seat: Array | tuple[()] = ()
 
 
 class _Joined(NamedTuple):
@@ -248,7 +252,7 @@ def make_rounds(
     data: Mapping[str, Examples],
     orders: Sequence[Array],
   ) -> _Outcome:
-    message, shared, hparams, round_, seed = given
+    message, shared, hparams, round_, seed, _ = given
     own, transform_states = row.state
     ident = jnp.maximum(row.client, 0)
     client = Client(
@@ -297,6 +301,7 @@ def make_rounds(
       kept=(report.state, tuple(kept)),
       status=status.astype(jnp.int8),
       log=client_log.entry(report, update) if log_clients else (),
+      seat=row.seat,
     )
 
   def train_waves(
@@ -304,6 +309,7 @@ def make_rounds(
     outcome: _Outcome,
     grid: _Row,
     num_waves: Array,
+    roll: Roll | tuple[()],
   ) -> tuple[_Joined, _Kept]:
     """All waves of one device, or of one virtual device.
 
@@ -312,6 +318,7 @@ def make_rounds(
       outcome: its shapes.
       grid: leaves (waves, lanes, ...).
       num_waves: waves in use.
+      roll: what a keyed aggregator knows.
     """
     report = outcome.report
     waves, lanes = grid.client.shape
@@ -338,9 +345,10 @@ def make_rounds(
       r, present = out.report, out.status == _Status.PRESENT
       ones = jnp.ones_like(r.weight)
       total = aggregators.add_weighted
+      place = (out.seat, roll) if aggregator.keyed else (w * lanes,)
       joined = _Joined(
         update=aggregator.add(
-          joined.update, r.update, r.weight, present, w * lanes
+          joined.update, r.update, r.weight, present, *place
         ),
         buffers=total(joined.buffers, r.buffers, r.weight, present),
         statistics=total(joined.statistics, r.statistics, r.weight, present),
@@ -360,6 +368,7 @@ def make_rounds(
     data: Mapping[str, Examples],
     states: PyTree,
     cohort: Cohort,
+    seat: Array | tuple[()],
   ) -> tuple[_Joined, Array, _Kept]:
     """A device's share of the cohort, whose leading axis is 1, or `virtual`'s.
 
@@ -372,6 +381,7 @@ def make_rounds(
       cohort.start,
       cohort.num_steps,
       states,
+      seat,
     )
     one = functools.partial(train_one, given=given, orders=cohort.order)
     at = lambda tree, *i: jax.tree.map(lambda x: x[i], tree)
@@ -381,7 +391,7 @@ def make_rounds(
     def train_part(i: Array | int) -> tuple[_Joined, _Kept]:
       here = functools.partial(one, data=data_of(i))
       part = lambda: train_waves(
-        here, outcome, at(grid, i), cohort.num_waves[i]
+        here, outcome, at(grid, i), cohort.num_waves[i], given.roll
       )
       return part() if virtual is None else _apart(given.round, part)
 
@@ -434,7 +444,7 @@ def make_rounds(
   train = jax.shard_map(
     train_device,
     mesh=mesh,
-    in_specs=(whole, split if sliced else whole, split, COHORT_SPEC),
+    in_specs=(whole, split if sliced else whole, split, COHORT_SPEC, split),
     out_specs=(joined_spec, whole, split),
     axis_names={AXIS},  # what goes along the axis `model` is XLA's to find out
     check_vma=False,
@@ -450,6 +460,12 @@ def make_rounds(
     if schedules:
       told = hparams, state.round, state.watch.schedules
       hparams = stage(state.round, lambda: scheduled(schedules, *told))
+    seat: Array | tuple[()] = ()
+    roll: Roll | tuple[()] = ()
+    if aggregator.keyed:
+      seat, seats = _seats(cohort, mesh)
+      key = key_for(state.seed, Purpose.AGGREGATION, state.round)
+      roll = Roll(key, seats, hparams["aggregator"])
     broadcast = jax.named_scope("broadcast")(algorithm.broadcast)
     given = _Given(
       message=stage(state.round, lambda: broadcast(state.server)),
@@ -457,10 +473,11 @@ def make_rounds(
       hparams=hparams,
       round=state.round,
       seed=state.seed,
+      roll=roll,
     )
     rows = jnp.maximum(cohort.client, 0)
     states = jax.tree.map(lambda table: table[rows], state.clients)
-    joined, counts, kept = train(given, data, states, cohort)
+    joined, counts, kept = train(given, data, states, cohort, seat)
     counts = counts.astype(jnp.int32)
     clients = counts[_Status.PRESENT]
     divide = aggregators.divide
@@ -470,7 +487,8 @@ def make_rounds(
     def react() -> tuple[PyTree, PyTree, tuple[PyTree, ...]]:
       update = joined.update
       if not aggregator.by_coordinate:
-        update = aggregator.finish(update, joined.weight, clients)
+        told = (roll,) if aggregator.keyed else ()
+        update = aggregator.finish(update, joined.weight, clients, *told)
       aggregate = Aggregate(
         update=update,
         buffers=divide(joined.buffers, joined.weight),
@@ -561,6 +579,20 @@ def _kept(outcome: _Outcome) -> _Kept:
   return _Kept(
     outcome.kept, outcome.status, report.weight, report.values, outcome.log
   )
+
+
+def _seats(cohort: Cohort, mesh: Mesh) -> tuple[Array, Array]:
+  """Every slot's client's place in the order of ids, and how many there are.
+
+  Empty slots come after them.
+  """
+  whole = NamedSharding(mesh, P())
+  client = lax.with_sharding_constraint(cohort.client, whole)
+  there = client.ravel() >= 0
+  last = jnp.iinfo(client.dtype).max
+  order = jnp.argsort(jnp.where(there, client.ravel(), last))
+  seat = jnp.argsort(order).astype(jnp.int32).reshape(client.shape)
+  return seat, jnp.sum(there, dtype=jnp.int32)
 
 
 def _members(cohort: Cohort, kept: _Kept, mesh: Mesh) -> Members:

@@ -366,6 +366,8 @@ class Simulator:
     hparams["transforms"] = {t.name: t.hparams for t in self.transforms}
     if self.task.hparams:
       hparams["task"] = self.task.hparams
+    if self.joined_by.keyed:
+      hparams["aggregator"] = self.joined_by.hparams
     return hparams
 
   @functools.cached_property

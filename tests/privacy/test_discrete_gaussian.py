@@ -1,0 +1,211 @@
+"""Discrete Gaussian noise and its accounting, against float64 and scipy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import signal, stats
+
+from fedjax_sim.privacy import discrete_gaussian, distributed_gaussian
+from fedjax_sim.privacy.distributed_gaussian import Grid
+
+DRAWS = 200_000
+
+
+def pmf(stddev, most):
+  x = np.arange(-most, most + 1)
+  weights = np.exp(-(x**2) / (2 * stddev**2))
+  return x, weights / weights.sum()
+
+
+@pytest.mark.parametrize("stddev", [0.3, 1.0, 3.7, 60.0, 1024.0])
+def test_draws_have_the_exact_law(stddev):
+  draws = np.asarray(
+    discrete_gaussian.sample(jax.random.key(1), stddev, (DRAWS,))
+  )
+  x, p = pmf(stddev, discrete_gaussian.reach(stddev))
+  counts = np.bincount(draws - x[0], minlength=len(x))
+  assert counts.sum() == DRAWS
+  # Bins of at least 20 expected draws each.
+  bins = np.minimum((np.cumsum(p) * DRAWS // 20).astype(int), DRAWS // 20 - 1)
+  found = np.bincount(bins, counts)
+  expected = np.bincount(bins, p) * DRAWS
+  full = expected > 0
+  assert stats.chisquare(found[full], expected[full]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("stddev", [0.3, 20.0])
+def test_the_table_is_the_distribution_function(stddev):
+  x, p = pmf(stddev, discrete_gaussian.reach(stddev))
+  table = discrete_gaussian.thresholds(stddev)
+  assert len(table) == len(x) - 1
+  np.testing.assert_allclose(
+    table.astype(np.float64) / 2.0**64,
+    np.cumsum(p)[:-1],
+    rtol=1e-12,
+    atol=1e-15,
+  )
+  # Entries are floors of 2^64 P(X <= x): symmetric to one step.
+  ends = [
+    int(a) + int(b) - 2**64 for a, b in zip(table, table[::-1], strict=True)
+  ]
+  assert max(map(abs, ends)) <= 2
+
+
+@pytest.mark.parametrize("stddev", [0.0, -1.0, 2000.0])
+def test_a_standard_deviation_without_a_table_is_refused(stddev):
+  with pytest.raises(ValueError, match=r"^stddev=.* is out of range"):
+    discrete_gaussian.thresholds(stddev)
+
+
+def test_a_grid_is_the_finest_that_fits():
+  made = distributed_gaussian.grid(100, 1.0, 20)
+  room = 2**19 - 1
+
+  def largest(grid):
+    return 100 * (grid.scale + discrete_gaussian.reach(grid.stddev))
+
+  assert largest(made) <= room
+  assert largest(made._replace(scale=2 * made.scale)) > room
+  wide = distributed_gaussian.grid(100, 1.0)
+  assert wide.stddev <= 1024 < 2 * wide.stddev
+
+
+def test_a_grid_that_does_not_fit_is_refused():
+  with pytest.raises(ValueError, match=r"secure\.bits=8 .* fits no grid"):
+    distributed_gaussian.grid(200, 1.0, 8)
+
+
+def test_rounding_by_chance_keeps_the_mean_and_the_bound():
+  scale, dimension = 4.0, 64
+  x = np.random.default_rng(0).normal(size=dimension)
+  x = (scale * x / np.linalg.norm(x)).astype(np.float32)
+  keys = jax.random.split(jax.random.key(0), 4000)
+  rounded = np.asarray(
+    jax.vmap(
+      lambda k: distributed_gaussian.round_by_chance(k, {"x": x}, scale)["x"]
+    )(keys),
+    np.float64,
+  )
+  assert np.all(rounded == np.round(rounded))
+  assert np.max(np.abs(rounded - x)) < 1
+  bound = distributed_gaussian.squared_sensitivity(scale, dimension)
+  squared = (rounded**2).sum(1)
+  assert squared.max() <= bound
+  # Unconditional rounding exceeds it at times, so the condition is at work.
+  noise = np.random.default_rng(1).random((4000, dimension))
+  assert (np.floor(x + noise) ** 2).sum(1).max() > bound
+  # Each rounding has a variance of at most 1/4; conditioning biases a little.
+  np.testing.assert_allclose(rounded.mean(0), x, atol=0.1)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_sum_of_all_clients_is_the_sum_with_gaussian_noise(mean):
+  clients, dimension, clip, multiplier = 20, 5000, 3.0, 0.7
+  code = distributed_gaussian.distributed_gaussian(
+    clients, clip=clip, noise_multiplier=multiplier, mean=mean
+  )
+  updates = np.random.default_rng(0).normal(size=(clients, dimension))
+  updates *= 10 / np.linalg.norm(updates, axis=1, keepdims=True)
+  hparams = {"clip": jnp.float32(clip)}
+  keys = jax.random.split(jax.random.key(3), clients)
+  messages = jax.vmap(lambda u, k: code.encode(u, 1.0, k, hparams))(
+    updates.astype(np.float32), keys
+  )
+  total = np.asarray(code.decode(messages.sum(0), hparams))
+  expected = (updates * clip / 10).sum(0)
+  if mean:
+    total = total * clients
+  noise = (total - expected) / (clip * multiplier)
+  assert stats.kstest(noise, "norm").pvalue > 1e-3
+
+
+def test_an_update_beyond_the_norm_is_scaled_down():
+  code = distributed_gaussian.distributed_gaussian(
+    1, clip=1.0, noise_multiplier=1e-3
+  )
+  hparams = {"clip": jnp.float32(1.0)}
+  message = code.encode(
+    {"w": jnp.array([300.0, 400.0])}, 1.0, jax.random.key(0), hparams
+  )
+  found = code.decode(message, hparams)["w"]
+  np.testing.assert_allclose(found, [0.6, 0.8], atol=0.01)
+
+
+def renyi(alpha, p, shift):
+  """The divergence of a law on whole numbers from its shift."""
+  p = np.append(p, np.zeros(shift)), np.append(np.zeros(shift), p)
+  both = (p[0] > 0) & (p[1] > 0)
+  terms = alpha * np.log(p[0][both]) + (1 - alpha) * np.log(p[1][both])
+  return np.log(np.exp(terms).sum()) / (alpha - 1)
+
+
+@pytest.mark.parametrize("stddev", [0.5, 0.7, 1.5])
+@pytest.mark.parametrize("clients", [2, 5, 12])
+def test_the_bound_holds_for_the_exact_law_of_a_sum(stddev, clients):
+  """What zcdp says bounds the Renyi divergence, by a convolution in float64."""
+  _, one = pmf(stddev, math.ceil(12 * stddev))
+  law = one
+  for _ in range(clients - 1):
+    law = signal.convolve(law, one, method="direct")
+  shift = 2
+  # A scale whose rounded length is the shift: (scale + 1)^2 is the least.
+  made = Grid(clients, stddev * math.sqrt(clients), 1.0)
+  assert made.stddev == pytest.approx(stddev)
+  scaled = shift / math.sqrt(distributed_gaussian.squared_sensitivity(1.0, 1))
+  rho = distributed_gaussian.zcdp(made, 1, least=clients, sensitivity=scaled)
+  for alpha in (1.5, 2, 4):
+    exact = renyi(alpha, law, shift)
+    assert exact <= rho * alpha * (1 + 1e-9)
+  # And where the grid is fine, it is the Gaussian's and not more.
+  if stddev == 1.5:
+    gaussian = shift**2 / (2 * clients * stddev**2)
+    assert rho == pytest.approx(gaussian, rel=1e-3)
+
+
+def test_the_accounting_is_the_papers_formula():
+  """Theorem 1 of arXiv 2102.06387, term by term, in other words."""
+  clip, gamma, local, n, d = 1.0, 1 / 8, 0.06, 30, 400
+  beta = math.exp(-0.5)
+  grown = min(
+    clip**2
+    + gamma**2 * d / 4
+    + math.sqrt(2 * math.log(1 / beta))
+    * gamma
+    * (clip + gamma * math.sqrt(d) / 2),
+    (clip + gamma * math.sqrt(d)) ** 2,
+  )
+  tau = 10 * sum(
+    math.exp(-2 * math.pi**2 * local**2 / gamma**2 * k / (k + 1))
+    for k in range(1, n)
+  )
+  expected = min(
+    math.sqrt(grown / (n * local**2) + tau * d / 2),
+    math.sqrt(grown) / (math.sqrt(n) * local) + tau * math.sqrt(d),
+  )
+  made = Grid(n, local * math.sqrt(n) / clip, clip / gamma)
+  rho = distributed_gaussian.zcdp(made, d, least=n)
+  assert rho == pytest.approx(expected**2 / 2, rel=1e-3)
+  assert tau * d > 1e-3  # so that tau is tested, too
+
+
+def test_fewer_survivors_and_replacement_cost_more():
+  made = distributed_gaussian.grid(100, 2.0)
+  all_ = distributed_gaussian.zcdp(made, 1000, least=100)
+  assert all_ == pytest.approx(1 / (2 * 2.0**2), rel=0.01)
+  half = distributed_gaussian.zcdp(made, 1000, least=50)
+  assert half == pytest.approx(2 * all_)
+  other = distributed_gaussian.zcdp(made, 1000, least=100, sensitivity=2)
+  assert other == pytest.approx(4 * all_)
+  with pytest.raises(ValueError, match=r"least=101 is out of range"):
+    distributed_gaussian.zcdp(made, 1000, least=101)
+
+
+def test_epsilon_is_at_most_the_simple_conversion():
+  """Bun and Steinke 2016, proposition 1.3: rho + 2 sqrt(rho log(1 / delta))."""
+  rho, delta, rounds = 0.01, 1e-5, 20
+  simple = rho * rounds + 2 * math.sqrt(rho * rounds * math.log(1 / delta))
+  found = distributed_gaussian.epsilon(rho, delta, rounds)
+  assert 0.85 * simple < found < simple
