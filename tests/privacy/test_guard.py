@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import aggregators, flags, sampling, schedules, transforms
+from fedjax_sim import (
+  aggregators,
+  describe,
+  flags,
+  sampling,
+  schedules,
+  transforms,
+)
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
@@ -298,6 +305,17 @@ PRIVATE = {
     ({"server.aggregator": "median"}, r"server.aggregator has to be"),
     ({"server.least_clients_per_round": "2"}, r"server.sampling promises"),
     ({"algorithm.name": "centralized"}, r"pools the data"),
+    (
+      {
+        "local_privacy.mechanism": "clip",
+        "local_privacy.clip_norm": "1.0",
+      },
+      r"trusts the server .* local_privacy.mechanism='clip' does not",
+    ),
+    (
+      {"server.aggregator": "secure_sum", "secure.clip": "1.0"},
+      r"server.aggregator has to be 'weighted_mean'",
+    ),
   ],
 )
 def test_configs_of_which_no_epsilon_would_hold(changes, message):
@@ -343,3 +361,44 @@ def test_what_is_not_covered_is_named():
   assert "lanes" in told
   assert "server's examples" in told
   assert build(flags.load(str(DIGITS), {})).simulator.uncovered == []
+
+
+def test_local_privacy_and_thresholds_of_leakage():
+  changes = {
+    "local_privacy.mechanism": "gaussian",
+    "local_privacy.clip_norm": "1.0",
+    "local_privacy.epsilon": "8.0",
+    "local_privacy.delta": "1e-5",
+    "leakage.statistic": "max",
+    "leakage.threshold": "1.0",
+  }
+  with pytest.raises(
+    ValueError, match=r"leakage.threshold=1.0.*does not cover"
+  ):
+    build(flags.load(str(DIGITS), changes))
+
+
+def test_local_guarantees_are_told():
+  changes = {
+    "local_privacy.mechanism": "laplace",
+    "local_privacy.clip_norm": "1.0",
+    "local_privacy.epsilon": "2.0",
+    "server.rounds": "30",
+    "server.sampling": "cyclic",
+  }
+  made = build(flags.load(str(DIGITS), changes))
+  # 90 clients in turns of 18 or 20: a client takes part once in 5 rounds.
+  assert made.local_guarantee == (
+    "epsilon 2 at delta 0 for a report, epsilon 12 at delta 0 for the 6 of a"
+    " client"
+  )
+  assert build(flags.load(str(DIGITS), {})).local_guarantee == ""
+
+
+def test_a_description_tells_the_guarantee():
+  made = build(flags.load(str(DIGITS), PRIVATE))
+  text = describe.describe(made, flags.load(str(DIGITS), PRIVATE))
+  assert made.simulator.ledger is not None
+  assert made.simulator.ledger.describe(5) in text
+  assert "noise multiplier 1\n" in text
+  assert "not covered by epsilon" in text
