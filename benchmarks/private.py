@@ -35,7 +35,7 @@ from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.privacy.calibration import calibrate
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.factorization import blt
-from fedjax_sim.privacy.guard import simulated_participation
+from fedjax_sim.privacy.guard import Budget, simulated_participation
 from fedjax_sim.reporting import print_final_table
 from fedjax_sim.work import LocalWork
 
@@ -170,7 +170,7 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
   task = case.model(case.example_shape, case.num_classes)
   data = cases.dataset(case)
   plain = cases.simulator(case, task, data, devices=None)
-  horizon = 4 * case.rounds * (2 + TURNS.value)
+  horizon = case.rounds * (2 + TURNS.value)
   settings: dict[str, dict[str, Any]] = {
     "gaussian": {},
     "quantile, noised weights": {
@@ -178,7 +178,9 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
       "max_weight": 100.0,
       "noised_weight": True,
     },
-    "blt": {"strategy": blt(horizon, 100)},
+    "blt": {
+      "strategy": blt(horizon, case.num_clients // case.clients_per_round)
+    },
   }
   found = {"no privacy": plain}
   for name, more in settings.items():
@@ -189,8 +191,18 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
       **more,
     )
     algorithm = central(plain.algorithm, private)
-    found[name] = dataclasses.replace(plain, algorithm=algorithm)
+    budget = Budget(delta=1e-6, rounds=horizon)
+    sampler = turns_or_chance(case, private.strategy is None)
+    found[name] = dataclasses.replace(
+      plain, algorithm=algorithm, budget=budget, sampler=sampler
+    )
   return found
+
+
+def turns_or_chance(case: cases.Case, chance: bool) -> sampling.Sampler:
+  """Cohorts of the case's size: drawn, as without privacy, or in turns."""
+  draw = sampling.uniform if chance else sampling.cyclic
+  return draw(case.num_clients, case.clients_per_round)
 
 
 def costs(name: str) -> dict[str, list[float]]:

@@ -111,6 +111,7 @@ def build_privacy(
   budget = guard.Budget(
     delta=given["delta"],
     epsilon=given.get("target_epsilon"),
+    rounds=config.server.rounds,
     **_some(given, "accountant"),
   )
   simulated = _simulated(config, given, num_clients)

@@ -223,13 +223,25 @@ class Simulator:
   def spent(self, rounds: int) -> Row:
     """The epsilon after so many rounds, as a row of metrics tells it.
 
-    Empty where none holds.
+    Empty where none holds. Of some later rounds it is that of one a little
+    later still (`guard.counted`).
     """
-    if self.ledger is None or math.isinf(self.ledger.told(rounds)):
+    if self.ledger is None or self.budget is None:
+      return {}
+    epsilon = self.ledger.told(guard.counted(rounds, self._last_counted))
+    if math.isinf(epsilon):
       return {}
     simulated = self.ledger.release.simulated is not None
     name = "privacy/simulated_epsilon" if simulated else "privacy/epsilon"
-    return {name: self.ledger.told(rounds)}
+    return {name: epsilon}
+
+  @functools.cached_property
+  def _last_counted(self) -> int | None:
+    """The last round that a budget, or the noise, leaves; None: not known."""
+    assert self.budget is not None
+    release = self.algorithm.release
+    wanted = self.budget.rounds or (release and release.rounds)
+    return wanted and self.allowed(wanted)
 
   def allowed(self, rounds: int) -> int:
     """As many of so many rounds as the privacy budget allows.

@@ -36,6 +36,7 @@ class Budget:
     delta: of the (epsilon, delta); below 1 over the number of clients.
     epsilon: the run ends before it exceeds this; None: it is only told.
     accountant: one of `accounting.ACCOUNTANTS`.
+    rounds: the run's last, beyond which nothing is counted; None: not known.
 
   Raises:
     TypeError, ValueError: names the field.
@@ -44,9 +45,12 @@ class Budget:
   delta: float
   epsilon: float | None = None
   accountant: str = "pld"
+  rounds: int | None = None
 
   def __post_init__(self) -> None:
     validate.real("privacy.delta", self.delta, above=0)
+    if self.rounds is not None:
+      validate.whole("server.rounds", self.rounds)
     validate.known(
       "privacy.accountant", self.accountant, accounting.ACCOUNTANTS
     )
@@ -54,6 +58,21 @@ class Budget:
       validate.real(
         "privacy.target_epsilon", self.epsilon, above=0, most=MOST_EPSILON
       )
+
+
+def counted(rounds: int, last: int | None) -> int:
+  """A round up to which to count for the row of this one; not before it.
+
+  To count takes milliseconds, so of later rounds only 32 to 64 in every
+  doubling are.
+
+  Args:
+    rounds: 1 or more.
+    last: the run's last round, which is never passed; None: not known.
+  """
+  step = max(1, 2 ** (rounds.bit_length() - 6))
+  later = -(-rounds // step) * step
+  return later if last is None else max(rounds, min(later, last))
 
 
 def ledger(

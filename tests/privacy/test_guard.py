@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedjax_sim import (
   aggregators,
@@ -212,6 +214,18 @@ def test_a_run_ends_at_its_budget():
     state = out.state
   with pytest.raises(ValueError, match="Round 4 would exceed the privacy"):
     made.dispatch(state, made.plan(3, 1))
+
+
+@given(rounds=st.integers(1, 10**6), more=st.integers(0, 10**6))
+def test_rows_are_counted_not_before_and_little_later(rounds, more):
+  last = rounds + more
+  assert guard.counted(rounds, None) >= rounds
+  assert guard.counted(rounds, None) < rounds * (1 + 1 / 32)
+  assert rounds <= guard.counted(rounds, last) <= last
+  assert guard.counted(last, last) == last
+  if rounds < 64:
+    assert guard.counted(rounds, last) == rounds
+  assert guard.counted(rounds, last) <= guard.counted(rounds + 1, last + 1)
 
 
 def test_correlated_noise_is_for_so_many_rounds():
