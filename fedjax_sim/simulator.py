@@ -198,8 +198,10 @@ class Simulator:
           " privacy.central."
         )
       return
+    shapes = self.algorithm.variables(self.state_shapes.server).params
     guard.check(
       self.transforms,
+      shapes,
       self._schedules,
       {"server.best_metric": self.best_metric}
       | {

@@ -135,6 +135,7 @@ def simulated_participation(
 
 def check(
   transforms: Sequence[Transform],
+  params: PyTree,
   scheduled: Iterable[str],
   watched: Mapping[str, str | None],
 ) -> None:
@@ -142,6 +143,7 @@ def check(
 
   Args:
     transforms: what happens to an update before it is clipped.
+    params: the model's, or their shapes.
     scheduled: hyper-parameters that schedules change.
     watched: who follows a metric -> the metric.
 
@@ -162,7 +164,7 @@ def check(
         " follow a metric of 'test' or 'unseen'."
       )
   for transform in transforms:
-    if _learns(transform):
+    if _learns(transform, params):
       raise ValueError(
         f"transforms.{transform.name} learns from what clients send beside"
         " their updates, without noise; leave it out. Clipping that adapts is"
@@ -170,23 +172,26 @@ def check(
       )
 
 
-def _learns(transform: Transform) -> bool:
-  """Whether its shared state depends on the clients' aux."""
-  params = {"w": jnp.ones((2, 2))}
-  numbers = jax.tree.map(jnp.float32, dict(transform.hparams))
-  shared = transform.init(params, numbers)
-  own = transform.client_init(params, numbers)
-  key = jax.random.key(0)
-  _, _, aux = transform.apply(params, shared, own, numbers, key)
+def _learns(transform: Transform, params: PyTree) -> bool:
+  """Whether its shared state depends on the clients' aux; nothing is run.
 
-  def after(value: float) -> PyTree:
-    filled = jax.tree.map(
-      lambda x: jnp.full(jnp.shape(x), value, jnp.float32), aux
-    )
-    return transform.update(shared, filled, numbers)
-
-  one, other = (jax.tree.leaves(after(value)) for value in (0.25, 0.75))
-  return any(bool(jnp.any(a != b)) for a, b in zip(one, other, strict=True))
+  Args:
+    transform: of the run.
+    params: the model's, or their shapes.
+  """
+  number = jax.ShapeDtypeStruct((), jnp.float32)
+  numbers = jax.tree.map(lambda _: number, dict(transform.hparams))
+  shared = jax.eval_shape(transform.init, params, numbers)
+  own = jax.eval_shape(transform.client_init, params, numbers)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  _, _, aux = jax.eval_shape(transform.apply, params, shared, own, numbers, key)
+  traced = jax.make_jaxpr(transform.update)(shared, aux, numbers).jaxpr
+  first, count = len(jax.tree.leaves(shared)), len(jax.tree.leaves(aux))
+  tainted = set(map(id, traced.invars[first : first + count]))
+  for equation in traced.eqns:
+    if any(id(x) in tainted for x in equation.invars):
+      tainted.update(map(id, equation.outvars))
+  return any(id(x) in tainted for x in traced.outvars)
 
 
 def check_numbers(given: HParams, counted: HParams) -> None:
