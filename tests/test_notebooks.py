@@ -1,4 +1,7 @@
-"""Every notebook runs from its first cell to its last, and draws."""
+"""Every notebook runs from its first cell to its last, and draws.
+
+pytest -m slow tests/test_notebooks.py
+"""
 
 import os
 import pathlib
@@ -8,10 +11,17 @@ import nbformat
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = [
+  pytest.param(
+    path,
+    marks=pytest.mark.slow if path.stem == "gradient_inversion" else (),
+    id=path.stem,
+  )
+  for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_notebook_runs(path, monkeypatch, tmp_path):
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
