@@ -111,7 +111,7 @@ def test_the_sum_of_all_clients_is_the_sum_with_gaussian_noise(mean):
   updates *= 10 / np.linalg.norm(updates, axis=1, keepdims=True)
   hparams = {"clip": jnp.float32(clip)}
   keys = jax.random.split(jax.random.key(3), clients)
-  messages = jax.vmap(lambda u, k: code.encode(u, 1.0, k, hparams))(
+  messages = jax.vmap(lambda u, k: code.encode(u, jnp.ones(()), k, hparams))(
     updates.astype(np.float32), keys
   )
   total = np.asarray(code.decode(messages.sum(0), hparams))
@@ -128,7 +128,7 @@ def test_an_update_beyond_the_norm_is_scaled_down():
   )
   hparams = {"clip": jnp.float32(1.0)}
   message = code.encode(
-    {"w": jnp.array([300.0, 400.0])}, 1.0, jax.random.key(0), hparams
+    {"w": jnp.array([300.0, 400.0])}, jnp.ones(()), jax.random.key(0), hparams
   )
   found = code.decode(message, hparams)["w"]
   np.testing.assert_allclose(found, [0.6, 0.8], atol=0.01)

@@ -171,7 +171,9 @@ def test_what_drops_out_is_recovered_bit_for_bit():
 def test_stochastic_rounding_keeps_the_mean():
   code = fixed_point(1, clip=1.0, bits=4, rounding="stochastic")
   x = jnp.full((40_000,), 0.3)
-  message = code.encode(x, 1.0, jax.random.key(0), {"clip": jnp.float32(1)})
+  message = code.encode(
+    x, jnp.ones(()), jax.random.key(0), {"clip": jnp.float32(1)}
+  )
   numbers = np.asarray(message[0])
   assert set(numbers) == {1, 2}
   mean, scale = 0.3, 2.0 ** fraction_bits(1, 4)
