@@ -329,7 +329,13 @@ def in_order_of_pytorch(name: str, params, began) -> list[np.ndarray]:
 # Not skipped without PyTorch, as `.ci/run` counts what is.
 if importlib.util.find_spec("torch") is not None:
 
-  @pytest.mark.parametrize("name", OURS)
+  @pytest.mark.parametrize(
+    "name",
+    [
+      pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ())
+      for name in OURS
+    ],
+  )
   def test_pytorch_models_compute_and_train_as_ours(benchmark, name):
     pytorch, case = benchmark("pytorch"), benchmark("cases").CASES[name]
     torch = pytorch.load()

@@ -46,6 +46,7 @@ def test_a_model_in_pieces(tmp_path, whole, processes):
   np.testing.assert_allclose(found, whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_bits_for_any_number_of_processes(tmp_path, whole):
   fixed = {"runtime.deterministic_reduction": 4}
   digests = set()

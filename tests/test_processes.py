@@ -183,7 +183,11 @@ def lose(rank, number, folder, undisturbed, rounds=6, moment=0.0):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-  ("rank", "number"), [(1, signal.SIGKILL), (0, signal.SIGSTOP)]
+  ("rank", "number"),
+  [
+    pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
+    (0, signal.SIGSTOP),
+  ],
 )
 def test_a_lost_process_ends_the_run_which_goes_on_with_fewer(
   tmp_path, undisturbed, rank, number

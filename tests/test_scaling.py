@@ -303,6 +303,7 @@ def test_models_in_pieces_are_refused():
 # --- measured rounds ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ratios_of_measured_rounds():
   """Rounds on one device take as many times as long as predicted.
 

@@ -57,7 +57,7 @@ def test_factors_of_the_round(text, expected):
 
 
 def test_steps_come_on_time_in_a_compiled_loop():
-  for every in [*range(1, 120), 1000, 12345]:
+  for every in [1, 2, 3, 7, 10, 41, 49, 107, 1000, 12345]:
     schedule = schedules.step(every, 0.5)
     compiled = jax.jit(jax.vmap(lambda r, s=schedule: s.factor(r, ())))
     rounds = np.array([0, every - 1, every, 2 * every - 1, 2 * every])

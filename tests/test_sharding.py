@@ -62,7 +62,13 @@ def fixed(devices, virtual, lanes=1, **more):
 
 @pytest.mark.parametrize(
   ("model", "virtual", "lanes"),
-  [("lr", 2, 1), ("lr", 3, 3), ("mlp", 2, 3), ("mlp", 3, 1), ("mlp", 4, 3)],
+  [
+    ("lr", 2, 1),
+    ("lr", 3, 3),
+    ("mlp", 2, 3),
+    pytest.param("mlp", 3, 1, marks=pytest.mark.slow),
+    pytest.param("mlp", 4, 3, marks=pytest.mark.slow),
+  ],
 )
 def test_the_same_bits_on_any_number_of_devices(model, virtual, lanes):
   steps = [transforms.clip(0.5), transforms.gaussian(0.01)]

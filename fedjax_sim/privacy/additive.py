@@ -94,7 +94,7 @@ def gaussian(
   if epsilon is not None:
     calibrated = library("dp_accounting").get_sigma_gaussian
     stddev = longest * calibrated(checked_epsilon(epsilon), delta)
-  stddev = validate.real("local_privacy.stddev", stddev, above=0)
+  stddev = validate.real("local_privacy.stddev", stddev, least=1e-6, most=1e6)
   return Randomizer(
     name="gaussian",
     hparams={"clip_norm": checked_norm(clip_norm), "stddev": stddev, **weights},

@@ -110,7 +110,6 @@ def test_the_broken_mechanism_is_caught_and_the_honest_one_is_not(seed):
   assert max(honest.one_run, honest.gaussian) < claimed
   _, broken = run_with_canaries(sigma / 4, sigma, seed)
   assert broken.canaries == 500
-  assert broken.one_run > claimed
   assert broken.gaussian > claimed
 
 

@@ -74,6 +74,7 @@ def test_the_masks_of_all_add_up_to_nothing(seats, half):
       assert np.asarray(leaf).any(-1 if leaf.ndim > 1 else 0).all()
 
 
+@pytest.mark.slow
 def test_one_masked_message_is_uniform():
   """The server's view of a client whose update is all ones."""
   size = 50_000
@@ -92,6 +93,7 @@ def test_one_masked_message_is_uniform():
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_a_message_has_no_more_bits_than_asked_for():
   aggregator = secure.secure(fixed_point(SEATS, clip=1.0, bits=9), neighbours=2)
   acc = received(
@@ -193,6 +195,7 @@ def test_the_largest_sum_just_fits(clients, bits):
   assert largest <= 2 ** (bits - 1) - 1 < 2 * largest
 
 
+@pytest.mark.slow
 def test_a_cohort_that_is_too_large_gives_nan():
   aggregator = secure.secure(fixed_point(2, clip=1.0), neighbours=2)
   roll = roll_of(aggregator, seats=3)
