@@ -225,10 +225,12 @@ class Simulator:
   def spent(self, rounds: int) -> Row:
     """The epsilon after so many rounds, as a row of metrics tells it.
 
-    Empty where none holds. Of some later rounds it is that of one a little
+    Empty where none holds, and beyond the rounds that the noise was made for. Of some later rounds it is that of one a little
     later still (`guard.counted`).
     """
     if self.ledger is None or self.budget is None:
+      return {}
+    if rounds > (self.ledger.release.rounds or rounds):
       return {}
     epsilon = self.ledger.told(guard.counted(rounds, self._last_counted))
     if math.isinf(epsilon):
@@ -733,6 +735,8 @@ class Simulator:
       ],
       sliced=self.residency.sliced,
     )
+    for i in range(len(ids)):  # counted here, while devices work
+      self.spent(first + i + 1)
     return Planned(
       first=first,
       num_rounds=len(ids),
