@@ -209,8 +209,7 @@ class Simulator:
         for name, schedule in self._schedules.items()
       },
     )
-    if self.ledger is not None:
-      _ = self.ledger.epsilon(1)  # refuses what it cannot count
+    _ = self.ledger  # refuses what it cannot count
 
   # --- what follows from the arguments ---------------------------------------
 

@@ -102,12 +102,15 @@ def ledger(
     num_clients = int(release.simulated[1])
   try:
     accounting.check_delta(budget.delta, num_clients)
-    return accounting.Ledger(
+    made = accounting.Ledger(
       release,
       participation,
       budget.delta,
       budget.accountant,
     )
+    last = budget.rounds or 1
+    made.epsilon(min(last, release.rounds or last))  # what it cannot count
+    return made
   except ValueError as error:  # it begins with the field
     of = ""
     if release.simulated is not None:

@@ -281,6 +281,7 @@ PRIVATE = {
       r"needs privacy.noise_multiplier, or privacy.target_epsilon",
     ),
     ({"privacy.delta": "0.1"}, r"privacy.delta=0.1"),
+    ({"privacy.delta": "1e-30"}, r"privacy.delta=1e-30 is lost in rounding"),
     (
       {"algorithm.weighting": "examples"},
       r"algorithm.weighting='examples'.*privacy.max_weight",
