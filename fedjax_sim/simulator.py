@@ -224,8 +224,9 @@ class Simulator:
   def spent(self, rounds: int) -> Row:
     """The epsilon after so many rounds, as a row of metrics tells it.
 
-    Empty where none holds, and beyond the rounds that the noise was made for. Of some later rounds it is that of one a little
-    later still (`guard.counted`).
+    Empty where none holds, and beyond the rounds that the noise was made for.
+    Of some later rounds it is that of one a little later still
+    (`guard.counted`).
     """
     if self.ledger is None or self.budget is None:
       return {}
