@@ -233,6 +233,22 @@ def test_the_design_names_every_module():
   assert named == modules - ignored
 
 
+@pytest.mark.parametrize(
+  "name",
+  [
+    "privacy.md",
+    pytest.param("privacy_local.md", marks=pytest.mark.slow),
+    pytest.param("privacy_secure.md", marks=pytest.mark.slow),
+  ],
+)
+def test_the_code_about_privacy_runs(name, tmp_path):
+  found = blocks((ROOT / "docs" / name).read_text())
+  code = [block.code for block in found if block.language == "python"]
+  assert code
+  (tmp_path / "code.py").write_text("\n".join(code))
+  assert run([sys.executable, "code.py"], tmp_path).strip()
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_nothing_is_left_to_be_filled_in(path):
   text = path.read_text()
