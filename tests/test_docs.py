@@ -245,8 +245,8 @@ def test_the_code_about_privacy_runs(name, tmp_path):
   found = blocks((ROOT / "docs" / name).read_text())
   code = [block.code for block in found if block.language == "python"]
   assert code
-  (tmp_path / "code.py").write_text("\n".join(code))
-  assert run([sys.executable, "code.py"], tmp_path).strip()
+  (tmp_path / "script.py").write_text("\n".join(code))
+  assert run([sys.executable, "script.py"], tmp_path).strip()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
