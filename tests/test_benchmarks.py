@@ -332,7 +332,7 @@ if importlib.util.find_spec("torch") is not None:
   @pytest.mark.parametrize(
     "name",
     [
-      pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ())
+      pytest.param(name, marks=() if name == "linear" else pytest.mark.slow)
       for name in OURS
     ],
   )

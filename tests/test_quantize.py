@@ -584,7 +584,7 @@ def test_the_defaults():
   update = normals()
   shared = transform.init(update, transform.hparams)
   arguments = (update, shared, (), transform.hparams, KEY)
-  out, _, aux = transform.apply(*arguments)
+  out, _, aux = jax.jit(transform.apply)(*arguments)
   expected, same = quantized(update, 0.5, 8, per_layer=True)
   np.testing.assert_allclose(flat(out), flat(expected), rtol=1e-6)
   assert float(aux["bytes"]) == same["bytes"]

@@ -351,6 +351,7 @@ def test_ratios_of_measured_rounds():
     assert ratio / 1.5 < measured < ratio * 1.5, (name, ratio, measured)
 
 
+@pytest.mark.slow
 def test_a_measured_rate_predicts_the_round_that_it_was_measured_on():
   simulator = simulator_of(
     [64] * 8,

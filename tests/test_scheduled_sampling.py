@@ -105,9 +105,8 @@ def texts(clients=4, each=3) -> FederatedDataset:
   )
 
 
-@pytest.mark.parametrize(
-  "devices", [pytest.param(1, marks=pytest.mark.slow), 2]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
 def test_the_chance_follows_its_schedule(devices):
   data = texts()
   base = char_lstm((5,), TOKENS, embedding=2, units=(4,))
