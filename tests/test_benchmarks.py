@@ -332,7 +332,7 @@ if importlib.util.find_spec("torch") is not None:
   @pytest.mark.parametrize(
     "name",
     [
-      pytest.param(name, marks=() if name == "linear" else pytest.mark.slow)
+      pytest.param(name, marks=() if name == "lr" else pytest.mark.slow)
       for name in OURS
     ],
   )
