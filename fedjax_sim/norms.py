@@ -42,11 +42,12 @@ def clipped(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
 
   Args:
     tree: arrays.
-    bound: shape=(); above 0.
+    bound: shape=(); a tree of zeros stays one even with a bound of 0.
     order: 1 or 2; of the norm.
   """
-  scale = (1 - MARGIN) / jnp.maximum(length(tree, order), bound)
-  return jax.tree.map(lambda x: x.astype(jnp.float32) * scale, tree)
+  longest = jnp.maximum(length(tree, order), bound)
+  scale = (1 - MARGIN) / jnp.maximum(longest, jnp.finfo(jnp.float32).tiny)
+  return jax.tree.map(lambda x: (x * scale).astype(jnp.float32), tree)
 
 
 def clipped_by_layer(
@@ -55,8 +56,5 @@ def clipped_by_layer(
   """As `clipped`, but every leaf by itself, to an equal share."""
   leaves, treedef = jax.tree.flatten(tree)
   share = len(leaves) ** -(1.0 / order)
-  cut = [
-    jax.tree.map(lambda x: x * share, clipped(leaf, bound * share, order))
-    for leaf in leaves
-  ]
+  cut = [clipped(leaf, bound * share, order) * share for leaf in leaves]
   return jax.tree.unflatten(treedef, cut)

@@ -160,7 +160,7 @@ def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:
 def _canaries(given: dict[str, Any], sampler: Sampler) -> Canaries | None:
   if "canaries" not in given:
     return None
-  validate.whole("privacy.canaries", given["canaries"], least=2, most=10**6)
+  validate.whole("privacy.canaries", given["canaries"], least=20, most=10**6)
   part = sampler.participation
   return None if part is None else Canaries(given["canaries"], part)
 

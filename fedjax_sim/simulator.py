@@ -208,6 +208,8 @@ class Simulator:
         f"schedule of {name}: metric": schedule.metric
         for name, schedule in self._schedules.items()
       },
+      release,
+      self.fall_back,
     )
     _ = self.ledger  # refuses what it cannot count
 

@@ -95,7 +95,7 @@ FEATURES = {
     "privacy.quantile": "0.5",
     "privacy.max_weight": "50.0",
     "privacy.noised_weight": "True",
-    "privacy.canaries": "6",
+    "privacy.canaries": "20",
     "server.sampling": "poisson",
     **PRIVATE,
   },

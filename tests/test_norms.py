@@ -67,3 +67,14 @@ def test_layers_have_equal_shares():
     cut = jitted_by_layer(tree, 1.0, order)
     for leaf in cut.values():
       np.testing.assert_allclose(np.linalg.norm(leaf, order), share, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_zeros_stay_zeros_whatever_the_bound(order):
+  for bound in (0.0, 1e-38, 1.0, np.float32(np.inf)):
+    assert not jitted({"w": np.zeros(3, np.float32)}, bound, order)["w"].any()
+
+
+def test_more_than_float32_holds(x64):
+  cut = clipped({"w": np.array([1e300, 1.0])}, 1.0)["w"]
+  np.testing.assert_allclose(cut, [1.0, 0.0], rtol=1e-4)

@@ -8,8 +8,8 @@ cannot tell apart:
   by itself.
 - `replace-one`: one client is another one; the sum moves twice as far. Of
   cohorts of a fixed size, which cannot lose a client.
-- `zero-out`: one client sends nothing instead of its contributions. Of fixed
-  orders, in which nobody's turn may move; nothing is amplified.
+- `zero-out`: one client sends nothing instead of its contributions. Of clients
+  that take turns, where adding or removing one could change the others' turns.
 """
 
 from __future__ import annotations
@@ -123,10 +123,9 @@ class Ledger:
   @property
   def adjacency(self) -> str:
     """Which federations are neighbours: a name from the module's docstring."""
-    if self.participation.independent:
-      return "add-or-remove"
-    fixed_order = self.participation.rate == 1 and self.participation.period > 1
-    return "zero-out" if fixed_order else "replace-one"
+    if self.participation.period > 1:
+      return "zero-out"
+    return "add-or-remove" if self.participation.independent else "replace-one"
 
   def epsilon(self, rounds: int) -> float:
     """Epsilon after so many rounds; a function of nothing else.
@@ -199,10 +198,11 @@ class Ledger:
     if math.isinf(self.told(rounds)):
       return "none: without noise no epsilon holds"
     period = self.participation.period
-    if self.adjacency == "add-or-remove":
-      how = f"Poisson sampling of rate {self.participation.rate:.3g}"
-    elif self.adjacency == "replace-one":
-      how = f"cohorts of a fixed size, rate {self.participation.rate:.3g}"
+    rate = self.participation.rate
+    if self.participation.independent:
+      how = f"Poisson sampling of rate {rate:.3g}"
+    elif rate < 1 or period == 1:
+      how = f"cohorts of a fixed size, rate {rate:.3g}"
     else:
       how = "a fixed order"
     if period > 1:

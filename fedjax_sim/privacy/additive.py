@@ -45,9 +45,13 @@ def bounded(update: PyTree, norm: Array, bound: Array) -> PyTree:
     update: leaves of any shape, float.
     norm: shape=(), its norm, whichever it is.
     bound: shape=().
+
+  Returns:
+    float32 at least: half precision would round beyond the bound.
   """
   scale = jnp.minimum(1, _WITHIN * bound / jnp.maximum(norm, 1e-30))
-  return jax.tree.map(lambda u: u * scale.astype(u.dtype), update)
+  wide = lambda u: u.astype(jnp.promote_types(u.dtype, jnp.float32))
+  return jax.tree.map(lambda u: wide(u) * scale, update)
 
 
 def gaussian(

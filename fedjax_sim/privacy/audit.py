@@ -128,7 +128,7 @@ def _direction(state: AuditState, i: Array, like: PyTree) -> PyTree:
 
 
 class Audit(NamedTuple):
-  """What the canaries betray, with a confidence of 95 %.
+  """What the canaries betray; both bounds hold at once with 95 % confidence.
 
   Attributes:
     canaries: how many there were.
@@ -154,20 +154,18 @@ def audit(
     scores: shape=(canaries,), float; higher if included.
     included: shape=(canaries,), bool.
     delta: of the (epsilon, delta) that is claimed.
-    significance: how often each bound may be wrong.
+    significance: how often one of the bounds may be wrong.
 
-  Raises:
-    ValueError: fewer than two canaries were included, or left out.
+  Returns:
+    Bounds of 0, which hold always, if fewer than two canaries were included, or
+    left out.
   """
   scores, included = np.asarray(scores, np.float64), np.asarray(included)
   taken, left = scores[included], scores[~included]
   if min(len(taken), len(left)) < 2:
-    raise ValueError(
-      f"privacy.canaries={len(scores)}: {len(taken)} took part and"
-      f" {len(left)} did not, and an audit compares; plant more."
-    )
+    return Audit(len(scores), len(taken), one_run=0.0, gaussian=0.0)
   auditor = library("jax_privacy.auditing").CanaryScoreAuditor(taken, left)
-  mu = separation(taken, left, significance)
+  mu = separation(taken, left, significance / 2)
   gaussian = 0.0
   if mu > 0:
     accounting = library("dp_accounting")
@@ -175,7 +173,7 @@ def audit(
   return Audit(
     canaries=len(scores),
     included=len(taken),
-    one_run=float(auditor.epsilon_one_run(significance, delta)),
+    one_run=float(auditor.epsilon_one_run(significance / 2, delta)),
     gaussian=gaussian,
   )
 
@@ -198,6 +196,8 @@ def separation(
   free = n + m - 2
   pooled = (n - 1) * taken.var(ddof=1) + (m - 1) * left.var(ddof=1)
   gap = taken.mean() - left.mean()
+  if pooled == 0:
+    return 0.0
   t = gap / (math.sqrt(pooled / free) * spread)
   stats, optimize = library("scipy.stats"), library("scipy.optimize")
   # As the parameter grows, so small a chance of at most t remains.

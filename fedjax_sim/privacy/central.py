@@ -37,6 +37,7 @@ from fedjax_sim.privacy.around import around, inside
 from fedjax_sim.privacy.settings import Central
 from fedjax_sim.traffic import report_shapes
 
+LEAST_FACTOR = 1e-6  # that a quantile may multiply the clipping norm by
 _TAG = 0x6E6F6973  # of the key: no number that an algorithm would fold in
 
 
@@ -216,6 +217,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       fraction = (below / count + 1) / 2
       off = fraction - numbers["quantile"]
       factor = factor * jnp.exp(-numbers["quantile_rate"] * off)
+      factor = jnp.clip(factor, LEAST_FACTOR, 1 / LEAST_FACTOR)
     return PrivateState(
       server=server,
       noise=memory,

@@ -141,6 +141,8 @@ def check(
   params: PyTree,
   scheduled: Iterable[str],
   watched: Mapping[str, str | None],
+  release: Release,
+  fall_back: bool,
 ) -> None:
   """Refuses what would let more than the noisy sums into the model.
 
@@ -149,6 +151,8 @@ def check(
     params: the model's, or their shapes.
     scheduled: hyper-parameters that schedules change.
     watched: who follows a metric -> the metric.
+    release: of the algorithm.
+    fall_back: whether a run goes back to its best state.
 
   Raises:
     ValueError: names the field.
@@ -166,6 +170,12 @@ def check(
         f"{owner}={metric!r} is measured on clients that train, without noise;"
         " follow a metric of 'test' or 'unseen'."
       )
+  if fall_back and (release.sensitivity or release.audited) is not None:
+    raise ValueError(
+      "server.fall_back=True goes back to an older state, and with it to what"
+      " correlated noise, or an audit, remembers of the rounds; set it to"
+      " False, or take privacy.mechanism='gaussian' without privacy.canaries."
+    )
   for transform in transforms:
     if _learns(transform, params):
       raise ValueError(
@@ -232,6 +242,7 @@ def uncovered(
     measures_lanes: whether lanes are chosen by timing clients' work.
   """
   told = ["train/*", "clients", "clients_rejected", "bytes_*"]
+  told.append("that a run ends if clients' numbers are not finite")
   told += [f"{transform.name}/*" for transform in transforms]
   if data.seen is not None:
     told.append("seen/*")

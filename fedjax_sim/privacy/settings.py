@@ -93,6 +93,12 @@ class Central:
         " privacy.noised_weight, privacy.statistics_norm and privacy.quantile"
         " do not go with it."
       )
+    if self.simulated is not None and self.canaries is not None:
+      raise ValueError(
+        "privacy.canaries audit the noise that there is, and"
+        " privacy.noise_cohort_size tells the epsilon of another; unset one of"
+        " them."
+      )
     if self.simulated is not None:
       cohort, population = self.simulated
       validate.real(

@@ -25,6 +25,7 @@ from fedjax_sim.algorithms.stale import stale
 from fedjax_sim.base import Transform
 from fedjax_sim.build import build
 from fedjax_sim.privacy import guard
+from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.factorization import banded
 from fedjax_sim.privacy.guard import Budget
@@ -134,6 +135,13 @@ def test_reports_that_hold_more_than_an_update(make, more, message):
     ),
     ({"noise": "laplace", "strategy": banded(4, 2)}, "Correlated noise"),
     ({"simulated": (20.0, 10.0)}, r"privacy.noise_cohort_size=20"),
+    (
+      {
+        "simulated": (20.0, 40.0),
+        "canaries": Canaries(20, sampling.Participation(0.5)),
+      },
+      r"privacy.canaries audit the noise that there is",
+    ),
   ],
 )
 def test_settings_that_contradict_each_other(more, message):
@@ -173,6 +181,15 @@ def learner():
       r"server.sampling promises nothing",
     ),
     ({"budget": Budget(delta=0.5)}, r"privacy.delta=0.5"),
+    (
+      {
+        "algorithm": central(PLAIN, settings(strategy=banded(4, 2))),
+        "sampler": sampling.cyclic(4, 2),
+        "best_metric": "test/loss",
+        "fall_back": True,
+      },
+      r"server.fall_back=True goes back .* correlated noise",
+    ),
   ],
 )
 def test_experiments_of_which_no_epsilon_would_hold(more, message):

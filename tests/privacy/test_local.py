@@ -490,3 +490,12 @@ def test_a_config_of_statistics_is_refused_before_anything_is_compiled():
   source.algorithm.name = "dga"
   with pytest.raises(ValueError, match="send statistics, too"):
     build(source)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_keeps_within_the_bound(dtype):
+  update = {"w": jax.random.normal(jax.random.key(0), (1000,)).astype(dtype)}
+  randomizer = additive.clip_only(1.0)
+  hparams = jax.tree.map(jnp.float32, randomizer.hparams)
+  sent, _ = randomizer.apply(update, jnp.float32(1), hparams, jax.random.key(1))
+  assert np.linalg.norm(np.asarray(sent["w"], np.float64)) <= 1
