@@ -65,7 +65,7 @@ def fixed(devices, virtual, lanes=1, **more):
   [
     ("lr", 2, 1),
     ("lr", 3, 3),
-    ("mlp", 2, 3),
+    pytest.param("mlp", 2, 3, marks=pytest.mark.slow),
     pytest.param("mlp", 3, 1, marks=pytest.mark.slow),
     pytest.param("mlp", 4, 3, marks=pytest.mark.slow),
   ],
@@ -255,6 +255,7 @@ def test_pieces_of_client_states_and_the_way_back():
   )
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_is_cut():
   data = blobs([4] * 6, features=8, classes=4)
   task = mlp(data.example_shape, data.num_classes, (1024, 1024))
