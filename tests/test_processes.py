@@ -181,6 +181,7 @@ def lose(rank, number, folder, undisturbed, rounds=6, moment=0.0):
   return seconds
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
   ("rank", "number"),

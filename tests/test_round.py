@@ -234,6 +234,7 @@ def test_weights_are_numbers_of_examples_or_uniform():
     np.testing.assert_allclose(got, [expected], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_whole_runs_can_be_vmapped_over_seeds_and_rates():
   data = blobs(SIZES)
   task = MODELS["mlp"](data)

@@ -52,6 +52,7 @@ def read(task, chance, key=0, x=X, y=Y):
   return spelt[:, None] // TOKENS ** np.arange(x.shape[1]) % TOKENS
 
 
+@pytest.mark.slow
 def test_never_and_always():
   task = with_scheduled_sampling(echo(), 0.5)
   np.testing.assert_array_equal(read(task, 0.0), X)

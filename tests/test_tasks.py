@@ -389,6 +389,7 @@ def test_a_run_with_all_of_it_depends_on_neither_lanes_nor_devices(net, layout):
   np.testing.assert_allclose(flat(other), flat(first), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_linen_without_buffers_modes_or_streams():
   x = jax.ShapeDtypeStruct((2, FEATURES), jnp.float32)
   task = linen_task(linen.Dense(CLASSES), x, streams=())
@@ -681,6 +682,7 @@ def test_remat_gives_the_same_and_recomputes(net):
   assert rematerialised & {"remat", "remat2", "checkpoint"}
 
 
+@pytest.mark.slow
 def test_remat_and_compute_dtype_together_in_a_round():
   data = blobs([3, 4, 2])
   task = with_remat(with_compute_dtype(NETS["nnx"], jnp.bfloat16))
