@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,9 +53,13 @@ from fedjax_sim.optimizers import (
 from fedjax_sim.preflight import DataError, ModelError
 from fedjax_sim.privacy import randomizers
 from fedjax_sim.privacy.leakage import leakage
-from fedjax_sim.privacy.local import local_privacy
+from fedjax_sim.privacy.local import NO_GUARANTEE, local_privacy
 from fedjax_sim.privacy.secure_aggregators import SECURE, fixed_cohort
-from fedjax_sim.private import build_privacy, local_guarantee
+from fedjax_sim.private import (
+  build_privacy,
+  check_local_delta,
+  local_guarantee,
+)
 from fedjax_sim.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
 from fedjax_sim.scheduled_sampling import with_scheduled_sampling
@@ -126,12 +130,21 @@ class Experiment:
     schedule: when it does what.
     sources: `references.sources` of the config.
     local_guarantee: what local privacy guarantees; "" without any.
+    uncovered: what a private run tells of its clients beside that; empty of
+      others.
   """
 
   simulator: Simulator
   timetable: Timetable
   sources: Mapping[str, str]
   local_guarantee: str
+  uncovered: Sequence[str]
+
+  @property
+  def budget_end(self) -> str:
+    """How a privacy budget ends the run early, in words; "" if none does."""
+    rounds, wanted = self.timetable.rounds, self.timetable.wanted
+    return f"ends the run after round {rounds} of {wanted}" * (rounds < wanted)
 
 
 def _given(section: ConfigDict, *without: str) -> dict[str, Any]:
@@ -551,13 +564,22 @@ def build(config: ConfigDict) -> Experiment:
   if not allowed:
     raise ValueError(
       f"privacy.target_epsilon={config.privacy.target_epsilon}: the first round"
-      " would exceed it; raise it, or privacy.noise_multiplier."
+      " would exceed it with"
+      f" privacy.noise_multiplier={config.privacy.noise_multiplier}; raise one"
+      " of them."
     )
+  guarantee = local_guarantee(config, drawn)
+  private = simulator.algorithm.release is not None
+  if guarantee and not guarantee.startswith(NO_GUARANTEE):
+    simulator.check_unwatched()
+    check_local_delta(config, simulator.num_clients)
+    private = True
   timetable = dataclasses.replace(timetable, rounds=allowed)
   sources = references.sources(fields)
   return Experiment(
     simulator=simulator,
     timetable=timetable,
     sources=sources,
-    local_guarantee=local_guarantee(config, drawn),
+    local_guarantee=guarantee,
+    uncovered=simulator.uncovered if private else [],
   )

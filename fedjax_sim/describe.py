@@ -109,8 +109,9 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "bytes a client and round": f"{down:,} down, {up:,} up"
     + (", before transforms" if simulator.transforms else ""),
     "privacy": _privacy(simulator, rounds),
+    "privacy budget": experiment.budget_end,
     "local privacy": experiment.local_guarantee,
-    "not covered by epsilon": ", ".join(simulator.uncovered),
+    "not covered by epsilon": ", ".join(experiment.uncovered),
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }
   for choice in choices:

@@ -268,6 +268,9 @@ def _run(
       choice = simulator.lane_choice
   else:
     _refuse_other_data(restored.facts["data"], data_digest)
+    _refuse_other_account(
+      restored.facts.get("privacy", {}), _privacy(simulator, restored.round)
+    )
     done, before = restored.round, Totals(**restored.facts["totals"])
     # The lanes were measured when the run began; its float sums follow them.
     choice = Choice(*restored.facts["lanes"])
@@ -286,7 +289,7 @@ def _run(
       _warn_of_changes(
         facts.get("privacy", {}),
         _privacy(simulator, done),
-        "The epsilon from here on is by the new account of all rounds",
+        "The accountant's libraries are other ones; both epsilons are bounds",
       )
   totals = dataclasses.replace(before)
 
@@ -320,11 +323,8 @@ def _run(
       told.log(f"Going on after round {done}.")
     lanes = "1 lane" if choice.lanes == 1 else f"{choice.lanes} lanes"
     told.log(f"{lanes} a device: {choice.reason}.")
-    if timetable.rounds < timetable.wanted:
-      told.log(
-        f"The privacy budget ends the run after round {timetable.rounds} of"
-        f" {timetable.wanted}."
-      )
+    if experiment.budget_end:
+      told.log(f"The privacy budget {experiment.budget_end}.")
 
     def save() -> None:
       """Commits all that was done."""
@@ -489,12 +489,14 @@ def _sum_up(
     if simulator.ledger is not None:
       summary["privacy"] = simulator.ledger.facts(rounds)
       summary["privacy_told"] = simulator.ledger.describe(rounds)
+    if experiment.budget_end:
+      summary["privacy_budget"] = experiment.budget_end
     if audited is not None:
       summary["privacy_audit"] = audited._asdict()
     if experiment.local_guarantee:
       summary["local_privacy"] = experiment.local_guarantee
-    if simulator.uncovered:
-      summary["privacy_not_covered"] = simulator.uncovered
+    if experiment.uncovered:
+      summary["privacy_not_covered"] = list(experiment.uncovered)
     reporting.write_json(folder / "summary.json", summary)
     if simulator.log_clients:  # until now the run might have had to go back
       reporting.remove_parts(parts)
@@ -554,6 +556,19 @@ def _refuse_other_data(before: str, now: str) -> None:
     )
 
 
+def _refuse_other_account(
+  before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+  """Refuses to go on where rounds done would be counted as they were not."""
+  told = lambda facts: {k: v for k, v in facts.items() if k != "epsilon"}
+  if changed := validate.differences(told(before), told(now)):
+    raise ConfigChangedError(
+      "What the epsilon of the rounds done rests on is not what the run began"
+      f" with: {'; '.join(changed)}. Restore your own sampler or algorithm, or"
+      " the versions of the accountant's libraries, or take another --workdir."
+    )
+
+
 def _privacy(simulator: Simulator, done: int) -> dict[str, Any]:
   """The account of so many rounds; empty without privacy."""
   return {} if simulator.ledger is None else simulator.ledger.facts(done)
@@ -597,6 +612,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     simulated = "privacy/simulated_epsilon" in summary
     told = summary["privacy_told"]
     facts["privacy, simulated" if simulated else "privacy"] = told
+  if "privacy_budget" in summary:
+    facts["privacy budget"] = summary["privacy_budget"]
   if "local_privacy" in summary:
     facts["local privacy"] = summary["local_privacy"]
   if "privacy_audit" in summary:

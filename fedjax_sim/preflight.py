@@ -89,6 +89,11 @@ def check_parts(
       " algorithm, and algorithm.name does not do it; take another one of"
       " the two."
     )
+  if algorithm.release is not None and not aggregator.weighted_mean:
+    raise ValueError(
+      "privacy.mechanism adds noise to a plain sum, in the place of"
+      " server.aggregator; leave it at 'weighted_mean'."
+    )
   if algorithm.weighted_mean and not aggregator.weighted_mean:
     raise ValueError(
       "The algorithm, or server.stale_probability, counts on a weighted"

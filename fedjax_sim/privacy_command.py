@@ -13,13 +13,20 @@ from fedjax_sim import flags, reporting, validate
 from fedjax_sim.base import Release
 from fedjax_sim.privacy import accounting, calibration
 from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.sampling import SAMPLERS, Participation
+from fedjax_sim.sampling import SAMPLERS, Participation, Sampler
 
 _CLIENTS, _ROUNDS = "clients-per-round", "rounds"
 _NOISE, _EPSILON = "noise-multiplier", "epsilon"
+_GROUPS = "sampling-groups"
 _ALWAYS = ("population", "delta")
-_KINDS = {"sampling": "poisson", "noise": "gaussian", "accountant": "pld"}
+_KINDS = {
+  "sampling": "poisson",
+  _GROUPS: "",
+  "noise": "gaussian",
+  "accountant": "pld",
+}
 _MOST = 10**12  # clients, and rounds
+_MOST_ROUNDS = 10**6  # that are looked for
 _POINTS = 40  # of the first curve
 _SIZES = 12  # of the second
 
@@ -83,9 +90,24 @@ class _Setting:
   def epsilon(self) -> float:
     return self.real(_EPSILON, above=0)
 
+  def sampler(self, clients: int) -> Sampler:
+    """Draws cohorts of so many."""
+    made: Sampler
+    if self.sampling == "cyclic_poisson":
+      groups = self.whole(_GROUPS, self.population)
+      made = SAMPLERS[self.sampling](self.population, clients, groups)
+    elif self.has(_GROUPS):
+      raise flags.UsageError(
+        f"--{_GROUPS} is of --sampling=cyclic_poisson, and it is"
+        f" {self.sampling}; leave it out."
+      )
+    else:
+      made = SAMPLERS[self.sampling](self.population, clients)
+    return made
+
   def participation(self, clients: int) -> Participation:
     """Of one client, in cohorts of so many."""
-    promised = SAMPLERS[self.sampling](self.population, clients).participation
+    promised = self.sampler(clients).participation
     if promised is None:
       raise flags.UsageError(
         f"--sampling={self.sampling} promises nothing of how often a client"
@@ -115,11 +137,12 @@ class _Setting:
 
   def answer(self, clients: int, rounds: int, multiplier: float) -> str:
     ledger = self.ledger(clients, multiplier)
+    cohort = self.sampler(clients).expected
     facts = {
       "clients a round": f"{clients:,} of {self.population:,}",
       "rounds": f"{rounds:,}",
       "noise multiplier": f"{multiplier:g} ({self.noise})",
-      "noise on the mean": f"{multiplier / clients:.3g} times the clip norm",
+      "noise on the mean": f"{multiplier / cohort:.3g} times the clip norm",
       "guarantee": ledger.describe(rounds),
     }
     metrics = {"epsilon": ledger.told(rounds)}
@@ -164,8 +187,14 @@ def _most_rounds(ledger: Ledger, epsilon: float) -> int:
       f" give a larger --{_NOISE}, or fewer --{_CLIENTS}."
     )
   most = 1
-  while most < _MOST and ledger.epsilon(2 * most) <= epsilon:
+  while ledger.epsilon(2 * most) <= epsilon:
     most *= 2
+    if most > _MOST_ROUNDS:
+      raise ValueError(
+        f"--{_EPSILON}={epsilon:g} allows more than {most:,} rounds, beyond"
+        f" which they are not counted; give less --{_NOISE}, or more"
+        f" --{_CLIENTS}."
+      )
   return ledger.rounds_within(epsilon, 2 * most)
 
 
@@ -190,6 +219,11 @@ def _curve(arguments: Sequence[str]) -> str:
     raise flags.UsageError(
       f"--{_NOISE}={multiplier:g} is no noise, and no curve; give more."
     )
+  if epsilon <= 0:
+    raise flags.UsageError(
+      f"--{_NOISE}={multiplier:g} leaves an epsilon of 0 after {rounds} rounds,"
+      " and no curve; give less."
+    )
   folder = Path(values["out"].value)
   folder.mkdir(parents=True, exist_ok=True)  # before time is spent
   by_round = [
@@ -202,6 +236,7 @@ def _curve(arguments: Sequence[str]) -> str:
       rounds, size, given.least_multiplier(size, rounds, epsilon), epsilon
     )
     for size in _whole(sizes)
+    if given.ledger(size, multiplier).adjacency == ledger.adjacency
   ]
   title = ledger.describe(rounds)
   picture, table = folder / "privacy.png", folder / "privacy.csv"

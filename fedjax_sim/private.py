@@ -12,6 +12,7 @@ from fedjax_sim import validate
 from fedjax_sim.base import Algorithm
 from fedjax_sim.config import default_config
 from fedjax_sim.privacy import (
+  accounting,
   calibration,
   factorization,
   guard,
@@ -101,6 +102,7 @@ def build_privacy(
       f"privacy.mechanism={name!r} needs privacy.noise_multiplier, or"
       " privacy.target_epsilon, to which the noise is fitted."
     )
+  _check_effect(given)
   weighting = config.algorithm.weighting
   if weighting not in (None, "uniform") and "max_weight" not in given:
     raise ValueError(
@@ -137,6 +139,27 @@ def build_privacy(
   return central(algorithm, settings), budget
 
 
+def _check_effect(given: dict[str, Any]) -> None:
+  """Refuses fields that do nothing without another."""
+  extras = ("quantile", "noised_weight", "statistics_norm")
+  for field, needed in (
+    ("quantile_rate", ("quantile",)),
+    ("share", extras),
+  ):
+    if field in given and not any(given.get(name) for name in needed):
+      others = " or ".join(f"privacy.{name}" for name in needed)
+      raise ValueError(
+        f"privacy.{field}={given[field]} does nothing without {others}; set"
+        " that, or unset it."
+      )
+  if "noise_cohort_size" in given and "denominator" in given:
+    raise ValueError(
+      f"privacy.denominator={given['denominator']}:"
+      " privacy.noise_cohort_size scales the noise to the mean over the"
+      " expected cohort; unset one of them."
+    )
+
+
 def local_guarantee(config: ConfigDict, sampler: Sampler) -> str:
   """What local privacy guarantees a client in all of the run; "" without it.
 
@@ -151,6 +174,20 @@ def local_guarantee(config: ConfigDict, sampler: Sampler) -> str:
   period = 1 if part is None else part.period
   reports = math.ceil(config.server.rounds / period)
   return local.sentence(randomizer, reports)
+
+
+def check_local_delta(config: ConfigDict, num_clients: int) -> None:
+  """Refuses a delta with which clients may give themselves away.
+
+  Raises:
+    ValueError: it is 1 over the number of clients, or more.
+  """
+  delta = config.local_privacy.delta
+  if delta:
+    try:
+      accounting.check_delta(delta, num_clients)
+    except ValueError as error:
+      raise ValueError(f"local_privacy.{error}") from error
 
 
 def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:

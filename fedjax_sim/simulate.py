@@ -49,7 +49,8 @@ def simulate(
     **arguments: more fields of `Simulator`.
 
   Returns:
-    An iterator over the state and the metrics after each round.
+    An iterator over the state and the metrics after each round. That of a
+    private run ends where its budget does.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -80,6 +81,7 @@ def _rounds(
   simulator: Simulator, rounds: int, eval_every: int, hparams: HParams | None
 ) -> Iterator[tuple[RunState, Row]]:
   """The iterator, behind a function that checks arguments when called."""
+  rounds = simulator.allowed(rounds)
   state = simulator.init(hparams)
   for done in range(rounds):
     out = simulator.dispatch(state, simulator.plan(done, 1), hparams)

@@ -191,6 +191,9 @@ class Simulator:
 
   def _check_privacy(self) -> None:
     release = self.algorithm.release
+    if self.budget is not None:
+      example = "Budget(delta=1e-5)"
+      validate.instance("budget", self.budget, guard.Budget, example)
     if release is None:
       if self.budget is not None:
         raise ValueError(
@@ -198,20 +201,28 @@ class Simulator:
           " privacy.central."
         )
       return
+    guard.check_noise(release, self.hparams, self.sampler)
     shapes = self.algorithm.variables(self.state_shapes.server).params
     guard.check(
       self.transforms,
       shapes,
       self._schedules,
-      {"server.best_metric": self.best_metric}
-      | {
-        f"schedule of {name}: metric": schedule.metric
-        for name, schedule in self._schedules.items()
-      },
       release,
       self.fall_back,
     )
+    self.check_unwatched()
     _ = self.ledger  # refuses what it cannot count
+
+  def check_unwatched(self) -> None:
+    """Refuses to follow metrics of clients that train, as privacy has to.
+
+    Raises:
+      ValueError: names who follows one.
+    """
+    watched = {"server.best_metric": self.best_metric}
+    for name, schedule in self._schedules.items():
+      watched[f"schedule of {name}: metric"] = schedule.metric
+    guard.check_watched(watched)
 
   # --- what follows from the arguments ---------------------------------------
 
@@ -277,14 +288,13 @@ class Simulator:
 
   @property
   def uncovered(self) -> list[str]:
-    """What a private run tells that no epsilon covers."""
-    if self.algorithm.release is None:
-      return []
+    """What a run tells of its clients that no epsilon would cover."""
     return guard.uncovered(
       self.data,
       self.transforms,
       log_clients=self.log_clients,
       measures_lanes=self.runtime.lanes == "auto",
+      keeps_state=bool(jax.tree.leaves(self.state_shapes.clients)),
     )
 
   @property

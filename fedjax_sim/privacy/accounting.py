@@ -25,6 +25,7 @@ from fedjax_sim.privacy.accountants import ACCOUNTANTS, Step
 from fedjax_sim.sampling import Participation
 
 NOISES = ("gaussian", "laplace")
+MOST_MULTIPLIER = 1e9  # accountants' floats do not hold the loss of more noise
 _MEANING = {
   "add-or-remove": "adding or removing one client",
   "replace-one": "replacing one client",
@@ -69,7 +70,9 @@ class Ledger:
     )
     validate.known("noise", release.noise, NOISES)
     validate.known("accountant", self.accountant, ACCOUNTANTS)
-    validate.real("noise multiplier", release.multiplier, least=0.0)
+    validate.real(
+      "noise multiplier", release.multiplier, least=0.0, most=MOST_MULTIPLIER
+    )
     validate.real("delta", self.delta, above=0.0, below=1.0)
     validate.real("rate", participation.rate, above=0.0, most=1.0)
     validate.whole("period", participation.period)
@@ -196,7 +199,10 @@ class Ledger:
   def describe(self, rounds: int) -> str:
     """The guarantee after so many rounds, in a sentence for summaries."""
     if math.isinf(self.told(rounds)):
-      return "none: without noise no epsilon holds"
+      return (
+        f"none: noise of less than {accountants.LEAST_MULTIPLIER} contributions"
+        " is not counted as any"
+      )
     period = self.participation.period
     rate = self.participation.rate
     if self.participation.independent:
@@ -208,7 +214,7 @@ class Ledger:
     if period > 1:
       how += f", at most once in {period} rounds"
     return (
-      f"({self.told(rounds):g}, {self.delta:.3g})-DP for"
+      f"({self.told(rounds):g}, {self.delta:.15g})-DP for"
       f" {_MEANING[self.adjacency]}, by {self.accountant.upper()}, {how}"
     )
 

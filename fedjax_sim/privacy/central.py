@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim import validate
 from fedjax_sim.base import (
   Aggregate,
   Algorithm,
@@ -89,6 +90,8 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   Raises:
     ValueError: the algorithm needs to know more of its clients.
   """
+  example = "Central(clip_norm=1.0, noise_multiplier=1.0, denominator=20.0)"
+  validate.instance("settings", settings, Central, example)
   _check(algorithm, settings)
   order = 2 if settings.noise == "gaussian" else 1
   clip = clipped_by_layer if settings.per_layer else clipped

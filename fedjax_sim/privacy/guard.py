@@ -131,6 +131,12 @@ def simulated_participation(
     return participation
   cohort, population = simulated
   _, period, independent = participation
+  if period * cohort > population:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort:g} exceeds the"
+      f" {population / period:g} of privacy.population={population:g} clients"
+      f" whose turn it is; give at most those."
+    )
   if participation.rate == 1 and period > 1:  # everybody in turn
     return Participation(1.0, int(population // cohort))
   return Participation(period * cohort / population, period, independent)
@@ -140,7 +146,6 @@ def check(
   transforms: Sequence[Transform],
   params: PyTree,
   scheduled: Iterable[str],
-  watched: Mapping[str, str | None],
   release: Release,
   fall_back: bool,
 ) -> None:
@@ -150,7 +155,6 @@ def check(
     transforms: what happens to an update before it is clipped.
     params: the model's, or their shapes.
     scheduled: hyper-parameters that schedules change.
-    watched: who follows a metric -> the metric.
     release: of the algorithm.
     fall_back: whether a run goes back to its best state.
 
@@ -163,12 +167,6 @@ def check(
       raise ValueError(
         f"A schedule of {name} would change the noise that the accountant"
         " counts on; leave it out. privacy.clip_norm may have one."
-      )
-  for owner, metric in watched.items():
-    if metric is not None and metric.startswith("seen/"):
-      raise ValueError(
-        f"{owner}={metric!r} is measured on clients that train, without noise;"
-        " follow a metric of 'test' or 'unseen'."
       )
   if fall_back and (release.sensitivity or release.audited) is not None:
     raise ValueError(
@@ -207,6 +205,61 @@ def _learns(transform: Transform, params: PyTree) -> bool:
   return any(id(x) in tainted for x in traced.outvars)
 
 
+def check_watched(watched: Mapping[str, str | None]) -> None:
+  """Refuses what would let metrics of training clients into the model.
+
+  Args:
+    watched: who follows a metric -> the metric.
+
+  Raises:
+    ValueError: names the field.
+  """
+  for owner, metric in watched.items():
+    if metric is not None and metric.startswith("seen/"):
+      raise ValueError(
+        f"{owner}={metric!r} is measured on clients that train, without noise;"
+        " follow a metric of 'test' or 'unseen'."
+      )
+
+
+def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
+  """Refuses noise other than what is told to the accountant.
+
+  Args:
+    release: of the algorithm.
+    hparams: of the run.
+    sampler: who takes part.
+
+  Raises:
+    ValueError: names the number.
+  """
+  numbers = hparams.get("privacy", {})
+  if (drawn := numbers.get("noise_multiplier")) not in (
+    None,
+    release.multiplier,
+  ):
+    raise ValueError(
+      f"hparams['privacy']['noise_multiplier']={drawn} is not the"
+      f" {release.multiplier} that the algorithm tells accountants; wrap it"
+      " again, with this one."
+    )
+  if release.simulated is None:
+    return
+  cohort, _ = release.simulated
+  if numbers.get("denominator") not in (None, sampler.expected):
+    raise ValueError(
+      f"privacy.denominator={numbers['denominator']} with a simulated cohort"
+      f" has to be the expected cohort, {sampler.expected:g}, to which the"
+      " noise is scaled."
+    )
+  if cohort < sampler.expected:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort:g} is below the cohort that is"
+      f" trained, {sampler.expected:g}; give the larger one whose noise is to"
+      " be simulated."
+    )
+
+
 def check_numbers(given: HParams, counted: HParams) -> None:
   """Refuses hyper-parameters whose noise the ledger would not know.
 
@@ -232,6 +285,7 @@ def uncovered(
   *,
   log_clients: bool,
   measures_lanes: bool,
+  keeps_state: bool,
 ) -> list[str]:
   """What a private run tells of training clients without noise.
 
@@ -240,9 +294,12 @@ def uncovered(
     transforms: the run's.
     log_clients: whether every client is logged.
     measures_lanes: whether lanes are chosen by timing clients' work.
+    keeps_state: whether clients keep something of their own.
   """
   told = ["train/*", "clients", "clients_rejected", "bytes_*"]
   told.append("that a run ends if clients' numbers are not finite")
+  if keeps_state:
+    told.append("what clients keep, in checkpoints")
   told += [f"{transform.name}/*" for transform in transforms]
   if data.seen is not None:
     told.append("seen/*")

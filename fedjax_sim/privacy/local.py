@@ -29,6 +29,7 @@ from fedjax_sim.privacy import library
 from fedjax_sim.privacy.accounting import rounded_up
 from fedjax_sim.traffic import report_shapes
 
+NO_GUARANTEE = "none"  # how such a sentence begins
 _TAG = 0x6C6F6361  # of the key: no number that an algorithm would fold in
 
 
@@ -79,6 +80,11 @@ def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
     raise ValueError(
       f"{owner} makes updates that are of use in a sum alone, and"
       f" algorithm.name wants every update by itself; {unset} algorithm."
+    )
+  if algorithm.release is not None:
+    raise ValueError(
+      f"{owner} acts on what the server's noise is fitted to, and its epsilon"
+      " would no longer hold; take local_privacy, or privacy.central, alone."
     )
   if algorithm.pooled:
     raise ValueError(
@@ -188,10 +194,10 @@ def sentence(
   """
   one, own = guarantee(randomizer)
   if math.isinf(one):
-    return f"none, {randomizer.name} alone guarantees nothing"
+    return f"{NO_GUARANTEE}, {randomizer.name} alone guarantees nothing"
   delta = own if delta is None else delta
   many = composed(randomizer, reports, delta)
   return (
-    f"epsilon {rounded_up(one):g} at delta {own:g} for a report, epsilon"
-    f" {rounded_up(many):g} at delta {delta:g} for the {reports} of a client"
+    f"epsilon {rounded_up(one):g} at delta {own:.15g} for a report, epsilon"
+    f" {rounded_up(many):g} at delta {delta:.15g} for the {reports} of a client"
   )

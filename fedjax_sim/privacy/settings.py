@@ -6,6 +6,7 @@ import dataclasses
 
 from fedjax_sim import validate
 from fedjax_sim.base import Release
+from fedjax_sim.privacy.accounting import MOST_MULTIPLIER
 from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.factorization import Strategy
 
@@ -59,7 +60,12 @@ class Central:
 
   def __post_init__(self) -> None:
     validate.real("privacy.clip_norm", self.clip_norm, above=0)
-    validate.real("privacy.noise_multiplier", self.noise_multiplier, least=0)
+    validate.real(
+      "privacy.noise_multiplier",
+      self.noise_multiplier,
+      least=0,
+      most=MOST_MULTIPLIER,
+    )
     validate.real("privacy.denominator", self.denominator, above=0)
     validate.known("privacy.noise", self.noise, NOISES)
     validate.boolean("privacy.per_layer", self.per_layer)
@@ -87,6 +93,14 @@ class Central:
         f"privacy.quantile={self.quantile} follows the norm of the whole"
         " update; it does not go with privacy.per_layer=True."
       )
+    for field, kind, example in (
+      ("strategy", Strategy, "factorization.banded(rounds, bands)"),
+      ("canaries", Canaries, "Canaries(1000, sampler.participation)"),
+    ):
+      if getattr(self, field) is not None:
+        validate.instance(
+          f"Central.{field}", getattr(self, field), kind, example
+        )
     if self.strategy is not None and (self.noise != "gaussian" or self.extras):
       raise ValueError(
         "Correlated noise is Gaussian, and for the update alone:"
@@ -100,6 +114,11 @@ class Central:
         " them."
       )
     if self.simulated is not None:
+      if not isinstance(self.simulated, tuple) or len(self.simulated) != 2:
+        raise TypeError(
+          f"Central.simulated={self.simulated!r}; give a tuple of two numbers,"
+          " cohort and population."
+        )
       cohort, population = self.simulated
       validate.real(
         "privacy.noise_cohort_size", cohort, above=0, most=population
