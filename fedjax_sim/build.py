@@ -51,7 +51,7 @@ from fedjax_sim.optimizers import (
   optimizer,
 )
 from fedjax_sim.preflight import DataError, ModelError
-from fedjax_sim.privacy import randomizers
+from fedjax_sim.privacy import distributed_gaussian, randomizers
 from fedjax_sim.privacy.leakage import leakage
 from fedjax_sim.privacy.local import NO_GUARANTEE, local_privacy
 from fedjax_sim.privacy.secure_aggregators import SECURE, fixed_cohort
@@ -130,6 +130,7 @@ class Experiment:
     schedule: when it does what.
     sources: `references.sources` of the config.
     local_guarantee: what local privacy guarantees; "" without any.
+    secure_noise: what the noise of secure aggregation does; "" without any.
     uncovered: what a private run tells of its clients beside that; empty of
       others.
   """
@@ -138,6 +139,7 @@ class Experiment:
   timetable: Timetable
   sources: Mapping[str, str]
   local_guarantee: str
+  secure_noise: str
   uncovered: Sequence[str]
 
   @property
@@ -568,6 +570,16 @@ def build(config: ConfigDict) -> Experiment:
       f" privacy.noise_multiplier={config.privacy.noise_multiplier}; raise one"
       " of them."
     )
+  secure_noise = ""
+  if config.secure.noise_multiplier is not None:
+    grid = distributed_gaussian.grid(
+      drawn.sizes[-1],
+      config.secure.noise_multiplier,
+      **({} if config.secure.bits is None else {"bits": config.secure.bits}),
+    )
+    secure_noise = distributed_gaussian.sentence(
+      grid, simulator.num_parameters, bool(config.secure.dropout)
+    )
   guarantee = local_guarantee(config, drawn)
   private = simulator.algorithm.release is not None
   if guarantee and not guarantee.startswith(NO_GUARANTEE):
@@ -581,5 +593,6 @@ def build(config: ConfigDict) -> Experiment:
     timetable=timetable,
     sources=sources,
     local_guarantee=guarantee,
+    secure_noise=secure_noise,
     uncovered=simulator.uncovered if private else [],
   )

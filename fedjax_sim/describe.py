@@ -111,6 +111,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "privacy": _privacy(simulator, rounds),
     "privacy budget": experiment.budget_end,
     "local privacy": experiment.local_guarantee,
+    "secure noise": experiment.secure_noise,
     "not covered by epsilon": ", ".join(experiment.uncovered),
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }

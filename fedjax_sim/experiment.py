@@ -495,6 +495,8 @@ def _sum_up(
       summary["privacy_audit"] = audited._asdict()
     if experiment.local_guarantee:
       summary["local_privacy"] = experiment.local_guarantee
+    if experiment.secure_noise:
+      summary["secure_noise"] = experiment.secure_noise
     if experiment.uncovered:
       summary["privacy_not_covered"] = list(experiment.uncovered)
     reporting.write_json(folder / "summary.json", summary)
@@ -616,6 +618,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     facts["privacy budget"] = summary["privacy_budget"]
   if "local_privacy" in summary:
     facts["local privacy"] = summary["local_privacy"]
+  if "secure_noise" in summary:
+    facts["secure noise"] = summary["secure_noise"]
   if "privacy_audit" in summary:
     found = summary["privacy_audit"]
     facts["audit"] = (

@@ -682,3 +682,44 @@ def test_other_data_under_the_same_path_are_refused(
   with pytest.raises(ConfigChangedError, match="training data are not those"):
     experiment.run(config_of(), tmp_path / "run")
   capsys.readouterr()
+
+
+def test_another_account_of_the_rounds_done_is_refused(
+  fast, tmp_path, monkeypatch
+):
+  def write(clients):
+    (tmp_path / "own.py").write_text(
+      "from fedjax_sim.sampling import poisson\n\n\n"
+      "def mine(num_clients, clients_per_round):\n"
+      f"  return poisson(num_clients, {clients})\n"
+    )
+
+  def config_of():
+    return flags.load(
+      str(DIGITS),
+      {
+        "server.rounds": "4",
+        "server.sampling": f"{tmp_path / 'own.py'}:mine",
+        "runtime.checkpoint_every": "2",
+        "privacy.mechanism": "gaussian",
+        "privacy.clip_norm": "1.0",
+        "privacy.delta": "0.001",
+        "privacy.noise_multiplier": "2.0",
+      },
+    )
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  write(20)
+  with monkeypatch.context() as patch:
+    patch.setattr(experiment, "_sum_up", stop)
+    with pytest.raises(KeyboardInterrupt):
+      experiment.run(config_of(), tmp_path / "run")
+  write(2)
+  with pytest.raises(ConfigChangedError, match=r"epsilon .*rate: 0\.2"):
+    experiment.run(config_of(), tmp_path / "run")
+  write(20)
+  experiment.run(config_of(), tmp_path / "run")
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert summary["privacy"]["rounds"] == 4

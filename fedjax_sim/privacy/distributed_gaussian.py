@@ -21,6 +21,7 @@ from fedjax_sim.base import Array, HParams, Key, PyTree
 from fedjax_sim.privacy import discrete_gaussian, library
 from fedjax_sim.privacy.secure import Code
 
+LEAST_STDDEV = 1.0  # of a client's noise, in steps: sums are Gaussian enough
 _REFUSED = math.exp(-0.5)  # the paper's beta: at most so often it rounds anew
 _SLACK = 1e-4  # relative; float32's error of a squared norm is less
 
@@ -68,8 +69,16 @@ def grid(clients: int, multiplier: float, bits: int = 32) -> Grid:
     if made.stddev > discrete_gaussian.MOST_STDDEV:
       continue
     largest = made.scale + discrete_gaussian.reach(made.stddev)
-    if clients * largest <= 2 ** (bits - 1) - 1:
-      return made
+    if clients * largest > 2 ** (bits - 1) - 1:
+      continue
+    if made.stddev < LEAST_STDDEV:
+      raise ValueError(
+        f"secure.bits={bits}: on the finest grid that holds the sum of"
+        f" {clients} clients, a client's noise of secure.noise_multiplier="
+        f"{multiplier:g} has a standard deviation of {made.stddev:.2g} steps,"
+        f" below {LEAST_STDDEV:g}, and protects little; give more bits."
+      )
+    return made
   raise ValueError(
     f"secure.bits={bits} and secure.noise_multiplier={multiplier:g}: the sum of"
     f" {clients} clients fits no grid; give more bits, or less noise."
@@ -228,6 +237,24 @@ def zcdp(
     math.sqrt(ratio) + tau * math.sqrt(dimension),
   )
   return epsilon**2 / 2
+
+
+def sentence(made: Grid, dimension: int, dropout: bool) -> str:
+  """What the noise of one round guarantees, in words, without a full stop.
+
+  Args:
+    made: the grid.
+    dimension: how many numbers an update has.
+    dropout: whether clients may drop out, and their noise with them.
+  """
+  rho = zcdp(made, dimension, least=made.clients)
+  told = (
+    f"rho {rho:.3g} for a round's sum of updates if all {made.clients} clients"
+    " add their noise; no epsilon of the run is counted"
+  )
+  if dropout:
+    told += "; who drops out takes noise along"
+  return told
 
 
 def _tau(stddev: float, clients: int) -> float:

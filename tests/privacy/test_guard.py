@@ -25,10 +25,13 @@ from fedjax_sim.algorithms.stale import stale
 from fedjax_sim.base import Transform
 from fedjax_sim.build import build
 from fedjax_sim.privacy import guard
+from fedjax_sim.privacy.additive import laplace
 from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.factorization import banded
 from fedjax_sim.privacy.guard import Budget
+from fedjax_sim.privacy.local import local_privacy
+from fedjax_sim.simulate import simulate
 from fedjax_sim.simulator import Simulator
 from problems import quadratic, quadratic_data, sgd
 from test_features import DIGITS
@@ -170,7 +173,7 @@ def learner():
 @pytest.mark.parametrize(
   ("more", "message"),
   [
-    ({"aggregator": aggregators.median()}, r"server.aggregator has to be"),
+    ({"aggregator": aggregators.median()}, r"server.aggregator; leave it"),
     ({"transforms": [learner()]}, r"transforms.learner learns.*quantile"),
     (
       {"schedules": {"privacy.noise_multiplier": schedules.step(every=2)}},
@@ -262,6 +265,7 @@ def test_without_noise_no_epsilon_is_told():
 def test_a_simulated_cohort_is_called_so():
   made = simulator(
     central(PLAIN, settings(simulated=(200.0, 1000.0))),
+    sampler=sampling.poisson(4, 2),
     budget=Budget(delta=1e-4),
   )
   (out,) = made.run(made.init(), 1)
@@ -334,7 +338,27 @@ PRIVATE = {
       },
       r"='seen/loss' is measured on clients",
     ),
-    ({"server.aggregator": "median"}, r"server.aggregator has to be"),
+    ({"server.aggregator": "median"}, r"privacy.mechanism adds noise.*plain"),
+    ({"privacy.quantile_rate": "0.5"}, r"nothing without privacy.quantile;"),
+    ({"privacy.share": "0.5"}, r"privacy.share=0.5 does nothing without"),
+    ({"privacy.noise_multiplier": "1e30"}, r"noise_multiplier=1e\+30 is out"),
+    (
+      {
+        "privacy.noise_cohort_size": "50",
+        "privacy.denominator": "1.0",
+      },
+      r"privacy.denominator=1.0: privacy.noise_cohort_size",
+    ),
+    (
+      {
+        "privacy.noise_cohort_size": "5000",
+        "privacy.population": "10000",
+        "privacy.delta": "1e-5",
+        "server.sampling": "cyclic_poisson",
+        "server.sampling_groups": "3",
+      },
+      r"noise_cohort_size=5000 exceeds the 3333.33",
+    ),
     ({"server.least_clients_per_round": "2"}, r"server.sampling promises"),
     ({"algorithm.name": "centralized"}, r"pools the data"),
     (
@@ -346,7 +370,7 @@ PRIVATE = {
     ),
     (
       {"server.aggregator": "secure_sum", "secure.clip": "1.0"},
-      r"server.aggregator has to be 'weighted_mean'",
+      r"server.aggregator; leave it at 'weighted_mean'",
     ),
   ],
 )
@@ -386,13 +410,13 @@ def test_what_is_not_covered_is_named():
     "server.client_log": "True",
     "runtime.lanes": "'auto'",
   }
-  made = build(flags.load(str(DIGITS), PRIVATE | changes)).simulator
+  made = build(flags.load(str(DIGITS), PRIVATE | changes))
   told = ", ".join(made.uncovered)
   for name in ("train/*", "clients", "seen/*", "quantize/*", "client_rounds"):
     assert name in told
   assert "lanes" in told
   assert "server's examples" in told
-  assert build(flags.load(str(DIGITS), {})).simulator.uncovered == []
+  assert build(flags.load(str(DIGITS), {})).uncovered == []
 
 
 def test_local_privacy_and_thresholds_of_leakage():
@@ -408,6 +432,107 @@ def test_local_privacy_and_thresholds_of_leakage():
     ValueError, match=r"leakage.threshold=1.0.*does not cover"
   ):
     build(flags.load(str(DIGITS), changes))
+
+
+LOCAL = {
+  "local_privacy.mechanism": "gaussian",
+  "local_privacy.clip_norm": "1.0",
+  "local_privacy.epsilon": "8.0",
+  "local_privacy.delta": "1e-5",
+}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"server.best_metric": "seen/accuracy"}, r"best_metric='seen/accuracy'"),
+    (
+      {"server.schedule": "plateau(metric='seen/loss')"},
+      r"='seen/loss' is measured on clients that train",
+    ),
+    ({"local_privacy.delta": "0.5"}, r"local_privacy.delta=0.5 would allow"),
+  ],
+)
+def test_what_local_privacy_would_not_cover(changes, message):
+  held_out = {"data.heldout_fraction": "0.2"}
+  with pytest.raises(ValueError, match=message):
+    build(flags.load(str(DIGITS), LOCAL | held_out | changes))
+  told = build(flags.load(str(DIGITS), LOCAL | held_out)).uncovered
+  assert "seen/*" in told
+
+
+def test_clipping_alone_may_follow_anything():
+  changes = {
+    "local_privacy.mechanism": "clip",
+    "local_privacy.clip_norm": "1.0",
+    "server.best_metric": "seen/accuracy",
+    "data.heldout_fraction": "0.2",
+  }
+  made = build(flags.load(str(DIGITS), changes))
+  assert made.local_guarantee.startswith("none")
+  assert made.uncovered == []
+
+
+def test_noise_other_than_what_is_told():
+  private = central(PLAIN, settings())
+  numbers = {**private.hparams["privacy"], "noise_multiplier": 0.01}
+  less = private._replace(hparams={**private.hparams, "privacy": numbers})
+  with pytest.raises(ValueError, match=r"=0.01 is not the 1.0"):
+    simulator(less)
+  simulated = settings(simulated=(200.0, 1000.0), denominator=1.0)
+  with pytest.raises(ValueError, match=r"privacy.denominator=1.0.*cohort, 2"):
+    simulator(central(PLAIN, simulated), budget=Budget(delta=1e-4))
+  with pytest.raises(ValueError, match=r"noise_cohort_size=1 is below"):
+    simulator(central(PLAIN, settings(simulated=(1.0, 10.0))))
+
+
+def test_what_is_no_such_object():
+  with pytest.raises(TypeError, match=r"settings is a dict; give.*Central"):
+    central(PLAIN, {"clip_norm": 1.0})
+  with pytest.raises(TypeError, match=r"budget is a float; give.*Budget"):
+    simulator(budget=1e-3)
+  for field, value in (
+    ("strategy", "banded"),
+    ("canaries", 100),
+    ("simulated", (5,)),
+  ):
+    with pytest.raises(TypeError, match=f"Central.{field}"):
+      settings(**{field: value})
+
+
+def test_local_noise_around_central_noise():
+  with pytest.raises(ValueError, match=r"server's noise is fitted to"):
+    local_privacy(central(PLAIN, settings()), laplace(1.0, epsilon=2.0))
+
+
+def test_simulate_ends_at_the_budget():
+  private = central(PLAIN, settings())
+  rounds = list(
+    simulate(
+      task=TASK,
+      algorithm=private,
+      data=DATA,
+      rounds=10,
+      clients_per_round=2,
+      sampler=sampling.poisson(4, 2),
+      budget=Budget(delta=1e-3, epsilon=6.0),
+    )
+  )
+  assert 0 < len(rounds) < 10
+  assert rounds[-1][1]["privacy/epsilon"] <= 6.0
+
+
+def test_the_noise_of_secure_aggregation_is_told():
+  changes = {
+    "server.aggregator": "secure_mean",
+    "secure.clip": "1.0",
+    "secure.noise_multiplier": "1.0",
+  }
+  told = build(flags.load(str(DIGITS), changes)).secure_noise
+  assert told.startswith("rho 0.5")
+  assert "no epsilon" in told
+  with pytest.raises(ValueError, match=r"secure.bits=8.*give more bits"):
+    build(flags.load(str(DIGITS), changes | {"secure.bits": "8"}))
 
 
 def test_local_guarantees_are_told():

@@ -10,7 +10,12 @@ import pytest
 from fedjax_sim import cli
 from fedjax_sim.base import Release
 from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.sampling import Participation, poisson, uniform
+from fedjax_sim.sampling import (
+  Participation,
+  cyclic_poisson,
+  poisson,
+  uniform,
+)
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "privacy_accounting.md"
 TEXT = DOCUMENT.read_text()
@@ -87,6 +92,28 @@ def test_kinds(say):
   assert told["guarantee"] == ledger.describe(30)
   told = facts(say("epsilon", noise_multiplier=0, noise="laplace"))
   assert told["epsilon"] == "inf"
+
+
+def test_samplers_of_groups(say):
+  told = facts(
+    say(
+      "epsilon",
+      noise_multiplier=1.2,
+      sampling="cyclic_poisson",
+      sampling_groups=4,
+    )
+  )
+  promise = promised(cyclic_poisson(1000, 50, 4))
+  ledger = Ledger(Release("gaussian", 1.2), promise, 1e-5)
+  assert told["guarantee"] == ledger.describe(30)
+  turns = {"sampling": "cyclic", "clients_per_round": 600}
+  told = facts(say("epsilon", noise_multiplier=1, **turns))
+  assert told["noise on the mean"] == "0.002 times the clip norm"  # 500 each
+
+
+def test_delta_is_told_in_full(say):
+  told = facts(say("epsilon", noise_multiplier=1, delta=0.00010049))
+  assert "0.00010049)-DP" in told["guarantee"]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +195,13 @@ def test_curve(say, tmp_path, given):
     (
       [
         "calibrate",
+        *words_of({"epsilon": 1, "noise_multiplier": 1e4, "rounds": None}),
+      ],
+      ["--epsilon=1 allows more than", "less --noise-multiplier"],
+    ),
+    (
+      [
+        "calibrate",
         *words_of(
           {"epsilon": 1e-3, "noise_multiplier": 1, "clients_per_round": None}
         ),
@@ -199,6 +233,9 @@ def test_what_is_missing_is_named(refused, arguments, words):
     ("accountant", "prv", ["--accountant='prv'", "gdp, pld, rdp"]),
     ("accountant", "gdp", ["accountant='gdp'", "'pld'"]),
     ("epsilon", "1", ["epsilon"]),
+    ("noise_multiplier", "1e155", ["noise multiplier=1e+155", "<= 1e+09"]),
+    ("sampling_groups", "3", ["--sampling-groups is of", "leave it out"]),
+    ("sampling", "cyclic_poisson", ["--sampling-groups"]),
   ],
 )
 def test_what_is_wrong_is_named(refused, flag, value, words):
