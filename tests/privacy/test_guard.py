@@ -488,7 +488,7 @@ def test_noise_other_than_what_is_told():
 
 def test_what_is_no_such_object():
   with pytest.raises(TypeError, match=r"settings is a dict; give.*Central"):
-    central(PLAIN, {"clip_norm": 1.0})
+    central(PLAIN, {"clip_norm": 1.0})  # type: ignore[arg-type]
   with pytest.raises(TypeError, match=r"budget is a float; give.*Budget"):
     simulator(budget=1e-3)
   for field, value in (
