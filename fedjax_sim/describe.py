@@ -113,6 +113,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "local privacy": experiment.local_guarantee,
     "secure noise": experiment.secure_noise,
     "not covered by epsilon": ", ".join(experiment.uncovered),
+    "examples": f"{simulator.residency.name} ({simulator.residency.why})",
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }
   for choice in choices:

@@ -29,7 +29,7 @@ class Planned(NamedTuple):
     first: rounds done before them.
     num_rounds: how many they are.
     cohorts: their plans behind an axis of rounds, which may be longer.
-    examples: what is sent with them; as `Residency.gather` gives it.
+    examples: the data of the call, on the devices; as `Residency.put` gives.
     key: the lanes and the cohort size that they were laid out for.
     waste: what they compute in vain.
     seconds: what planning took.

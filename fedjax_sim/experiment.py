@@ -44,7 +44,7 @@ from fedjax_sim import (
 )
 from fedjax_sim import config as configs
 from fedjax_sim.checkpoint import Checkpoints, Restored, rounds_in, tree_digest
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, StoredData
 from fedjax_sim.dispatch import Dispatch
 from fedjax_sim.evaluation import ClientMetrics
 from fedjax_sim.journal import journal
@@ -481,6 +481,8 @@ def _sum_up(
       "compilations": totals.compilations,
       "lanes": choice.lanes,
       "lanes_reason": choice.reason,
+      "residency": simulator.residency.name,
+      "residency_reason": simulator.residency.why,
       "processes": jax.process_count(),
       "devices": [str(d) for d in simulator.mesh.devices.flat],
       "device_kind": device.device_kind,
@@ -546,8 +548,14 @@ def _environment(simulator: Simulator) -> dict[str, str]:
 
 def _data_digest(simulator: Simulator) -> str:
   """Of what clients train on."""
-  parts = simulator.data.all_splits
-  return tree_digest([(d.offsets, dict(d.examples)) for d in parts.values()])
+  return tree_digest(
+    [
+      np.frombuffer(bytes.fromhex(d.digest), np.uint8)
+      if isinstance(d, StoredData)
+      else (d.offsets, dict(d.examples))
+      for d in simulator.data.all_splits.values()
+    ]
+  )
 
 
 def _refuse_other_data(before: str, now: str) -> None:

@@ -51,11 +51,11 @@ def memory_limit(device: jax.Device) -> int:
   if "bytes_limit" in stats:
     free = stats["bytes_limit"]
   else:
-    free = _available_memory() // jax.local_device_count()
+    free = available_memory() // jax.local_device_count()
   return int(MEMORY_SHARE * free)
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
   """Bytes that the machine can give without swapping."""
   try:
     for line in Path("/proc/meminfo").read_text().splitlines():

@@ -3,7 +3,8 @@
 On the devices: every device holds all examples, and a round is sent indices.
 On the host: a device is sent, with the plan of its rounds, the examples of the
 clients that it trains. Then no device needs room for all of them, and of
-several processes each sends its own devices what they need.
+several processes each sends its own devices what they need. On the disk: the
+same, out of a store (`data/store.py`), of which nothing stays in memory.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import cohort as cohorts
-from fedjax_sim import distributed
+from fedjax_sim import distributed, lanes, processes
 from fedjax_sim.base import Pass, PyTree
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, StoredData
+from fedjax_sim.data.store_writer import forget
 from fedjax_sim.distributed import AXIS
 
 Fields = Mapping[str, np.ndarray]  # field -> (examples, ...)
@@ -31,11 +33,15 @@ class Residency(Protocol):
   """What training needs to know of where its examples are.
 
   Attributes:
+    name: of `NAMES`, not "auto".
+    why: the reason for it, in words.
     sliced: as in `make_rounds`.
     spec: how the data of a call lie on the devices.
     sources: for every pass, under which name the round finds its examples.
   """
 
+  name: str
+  why: str
   sliced: bool
   spec: P
   sources: list[str]
@@ -61,6 +67,7 @@ class Residency(Protocol):
 class _OnDevices:
   """All examples on every device."""
 
+  name = "device"
   sliced = False
   spec = P()
 
@@ -69,7 +76,9 @@ class _OnDevices:
     passes: Sequence[Pass],
     splits: Sequence[FederatedData],
     mesh: Mesh,
+    why: str,
   ):
+    self.why = why
     self.sources = [p.split for p in passes]
     self._examples = _fields(self.sources, splits)
     self._mesh = mesh
@@ -100,8 +109,8 @@ class _OnDevices:
     return distributed.put(self._examples, self._mesh, self.spec)
 
 
-class _OnHost:
-  """All examples on the host; the data of a call are what its rounds need."""
+class _Sliced:
+  """Examples on the host or its disk; a call's data are what it needs."""
 
   sliced = True
   spec = P(None, AXIS)  # of (rounds, devices, examples, ...)
@@ -112,7 +121,12 @@ class _OnHost:
     splits: Sequence[FederatedData],
     mesh: Mesh,
     each: int,
+    name: str,
+    why: str,
   ):
+    self.name, self.why = name, why
+    if name == "host":
+      splits = _in_memory(splits)
     # By pass: two of them that read the same split need other slices.
     self.sources = [f"{i}:{p.split}" for i, p in enumerate(passes)]
     self._examples = _fields(self.sources, splits)
@@ -158,14 +172,19 @@ class _OnHost:
       fill = functools.partial(
         cohorts.fill, part, rounds=rounds, devices=self._own, length=length
       )
-      gathered[source] = {field: fill(x) for field, x in fields.items()}
+      gathered[source] = {
+        field: fill(np.asarray(x)) for field, x in fields.items()
+      }
+      for x in fields.values():
+        forget(x)  # or the pages of one cohort after the other would stay
     return gathered
 
   def put(self, gathered: PyTree) -> PyTree:
     return distributed.put_own(gathered, self._mesh, self.spec)
 
 
-NAMES = ("auto", "device", "host")
+NAMES = ("auto", "device", "host", "disk")
+_SHARE = 0.25  # of free memory, that "auto" lets examples take
 
 
 def residency(
@@ -178,25 +197,62 @@ def residency(
   """The residency of this name.
 
   Args:
-    name: of `NAMES`; "auto" is "device" where one process runs alone.
+    name: of `NAMES`. "auto", of examples in memory: "device" where one process
+      runs alone, else "host"; of a store: the fastest for which it is small.
     passes: the algorithm's.
     splits: for every pass, the data that it walks over.
     mesh: the devices.
     each: as in `cohort.Dealt`.
 
   Raises:
-    ValueError: "device" with several processes.
+    ValueError: "device" with several processes, or "disk" without a store.
   """
-  several = mesh.is_multi_process
-  if name == "device" and several:
+  why = "as given"
+  stored = all(isinstance(data, StoredData) for data in splits)
+  if name == "device" and mesh.is_multi_process:
     raise ValueError(
       "runtime.residency='device' does not go with several processes, each of"
       " which sends its devices the examples of their clients; give 'host' or"
       " 'auto'."
     )
-  if name == "host" or several:
-    return _OnHost(passes, splits, mesh, each)
-  return _OnDevices(passes, splits, mesh)
+  if name == "disk" and not stored:
+    raise ValueError(
+      "runtime.residency='disk' reads a store, and these examples are in"
+      " memory; write one with StoreWriter (docs/store.md) and set"
+      " data.name='store', or give 'host'."
+    )
+  if name == "auto":
+    name, why = _chosen(splits, mesh, stored)
+  if name == "device":
+    return _OnDevices(passes, splits, mesh, why)
+  return _Sliced(passes, splits, mesh, each, name, why)
+
+
+def _chosen(
+  splits: Sequence[FederatedData], mesh: Mesh, stored: bool
+) -> tuple[str, str]:
+  """What "auto" is, and why."""
+  several = mesh.is_multi_process
+  if not stored:
+    of_many = "several processes, each with its own devices"
+    return ("host", of_many) if several else ("device", "one process")
+  total = sum(x.nbytes for d in {*splits} for x in d.examples.values())
+  free = {
+    "device": lanes.memory_limit(mesh.local_devices[0]),
+    "host": lanes.available_memory(),
+  }
+  for name in ("host",) if several else ("device", "host"):
+    (negative,) = processes.greatest(-float(free[name]))
+    if total <= -_SHARE * negative:
+      room = f"{total / 1e9:.3g} GB of examples, {-negative / 1e9:.3g} GB free"
+      return name, room
+  return "disk", f"{total / 1e9:.3g} GB of examples, too many for memory"
+
+
+def _in_memory(splits: Sequence[FederatedData]) -> list[FederatedData]:
+  """The data, each set that is on the disk read once."""
+  read = {d: d.in_memory() for d in {*splits} if isinstance(d, StoredData)}
+  return [read[d] if isinstance(d, StoredData) else d for d in splits]
 
 
 def _fields(

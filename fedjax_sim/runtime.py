@@ -30,7 +30,8 @@ class Runtime:
       all virtual ones that it stands for.
     residency: where the examples are: "device", all of them on every device;
       "host", in the host's memory, and each device is sent those of the
-      clients that it trains; "auto": "device" where one process runs alone.
+      clients that it trains; "disk", the same out of a store; "auto": "device"
+      where one process runs alone, and of a store what it is small enough for.
     rounds_per_dispatch: rounds in one call of the compiled program; None: as
       many as take about a second, up to `most_rounds`.
     most_rounds: see there.
@@ -45,7 +46,7 @@ class Runtime:
   devices: int | None = None
   model_devices: int | None = None
   deterministic_reduction: int | None = None
-  residency: Literal["auto", "device", "host"] = "auto"
+  residency: Literal["auto", "device", "host", "disk"] = "auto"
   rounds_per_dispatch: int | None = None
   most_rounds: int = MOST_ROUNDS
   eval_batch_size: int = 256

@@ -753,7 +753,10 @@ class Simulator:
       first=first,
       num_rounds=len(ids),
       cohorts=planned,
-      examples=self.residency.gather(slices, shape.capacity, shape.rounds),
+      # Here, so that they travel while devices work on the call before.
+      examples=self.residency.put(
+        self.residency.gather(slices, shape.capacity, shape.rounds)
+      ),
       key=(lanes, size),
       waste=cohorts.waste(planned, self.works, self._dealt.each),
       seconds=time.perf_counter() - began,
@@ -767,7 +770,7 @@ class Simulator:
     result: tuple[RunState, RoundMetrics] = program.compiled(
       state,
       put(self._traced(hparams), specs=P()),
-      self.residency.put(planned.examples),
+      planned.examples,
       put(planned.cohorts, specs=programs.COHORTS_SPEC),
       put(np.int32(planned.num_rounds), specs=P()),
       self._server_data,

@@ -17,6 +17,7 @@ from fedjax_sim.data.federated import (
   FederatedData,
   FederatedDataset,
   Prepare,
+  StoredData,
   as_stored,
   check_labels,
   from_bytes,
@@ -38,6 +39,8 @@ from fedjax_sim.data.splits import (
   with_random_labels,
   with_server_data,
 )
+from fedjax_sim.data.store import StoreError, load_store, open_store, verify
+from fedjax_sim.data.store_writer import StoreWriter
 from fedjax_sim.data.synthetic import load_synthetic
 
 DATASETS: Mapping[str, Callable[..., FederatedDataset]] = {
@@ -50,6 +53,7 @@ DATASETS: Mapping[str, Callable[..., FederatedDataset]] = {
   "mnist_writers": load_mnist_writers,
   "npz": load_npz,
   "shakespeare": load_shakespeare,
+  "store": load_store,
   "synthetic": load_synthetic,
 }
 
@@ -59,6 +63,9 @@ __all__ = [
   "FederatedData",
   "FederatedDataset",
   "Prepare",
+  "StoreError",
+  "StoreWriter",
+  "StoredData",
   "as_stored",
   "check_labels",
   "from_bytes",
@@ -71,10 +78,13 @@ __all__ = [
   "load_mnist_writers",
   "load_npz",
   "load_shakespeare",
+  "load_store",
   "load_synthetic",
   "make_dataset",
+  "open_store",
   "split_clients",
   "split_off_clients",
+  "verify",
   "with_few_labels",
   "with_random_labels",
   "with_server_data",

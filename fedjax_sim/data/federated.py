@@ -18,6 +18,7 @@ import numpy.typing as npt
 from fedjax_sim import validate
 
 Examples = Mapping[str, np.ndarray]  # field -> (examples, ...)
+Names = Sequence[str]  # of clients
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # of a batch
 
 
@@ -59,7 +60,7 @@ class FederatedData:
 
   examples: Examples
   offsets: np.ndarray
-  names: tuple[str, ...] | None = None
+  names: Names | None = None
   allow_empty: bool = False
 
   def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class FederatedData:
     if not self.allow_empty and not self.sizes.all():
       raise _no_examples(_who(int(np.argmin(self.sizes)), self.names))
     for field, array in self.examples.items():
-      self._check_finite(field, array)
+      check_finite(field, array, self._where)
 
   @classmethod
   def from_clients(
@@ -213,11 +214,13 @@ class FederatedData:
     offsets = offsets_of(sizes)
     rows = np.arange(offsets[-1])
     rows += np.repeat(self.offsets[ids] - offsets[:-1], sizes)
-    return dataclasses.replace(
-      self,
-      examples={field: array[rows] for field, array in self.examples.items()},
+    return FederatedData(
+      examples={
+        field: np.asarray(array)[rows] for field, array in self.examples.items()
+      },
       offsets=offsets,
-      names=self.names and tuple(self.names[i] for i in ids),
+      names=self.names and tuple(self.names[i] for i in ids.tolist()),
+      allow_empty=self.allow_empty,
     )
 
   def at_least(self, n: int) -> FederatedData:
@@ -237,23 +240,54 @@ class FederatedData:
 
   def pooled(self) -> FederatedData:
     """All examples as one client's; shares the arrays."""
-    offsets = offsets_of([self.num_examples])
-    return dataclasses.replace(self, offsets=offsets, names=None)
+    return FederatedData(
+      examples=self.examples,
+      offsets=offsets_of([self.num_examples]),
+      allow_empty=self.allow_empty,
+    )
+
+  def label_range(self, field: str) -> tuple[int, int]:
+    """The least and the largest of a field of whole numbers, with examples."""
+    labels = self.examples[field]
+    return int(labels.min()), int(labels.max())
 
   def _where(self, row: int) -> str:
     i = int(self.owner_of(row))
     return f"{_who(i, self.names)}, example {row - self.offsets[i]}"
 
-  def _check_finite(self, field: str, array: np.ndarray) -> None:
-    if array.dtype.kind != "f" or not array.size:
-      return
-    with np.errstate(invalid="ignore"):  # min and max carry any NaN along
-      if np.isfinite([array.min(), array.max()]).all():
-        return
-    first = tuple(np.argwhere(~np.isfinite(array))[0])
-    raise ValueError(
-      f"field {field!r} of {self._where(int(first[0]))} holds "
-      f"{array[first]}; remove the example or fill in a finite number."
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StoredData(FederatedData):
+  """Clients whose examples were checked when they were written to the disk.
+
+  Nothing is read when it is made: the arrays are memory-mapped.
+
+  Attributes:
+    digest: SHA-256 of the checksums of all that there is, hexadecimal.
+    bounds: field -> its least and largest number, of whole numbers, one an
+      example.
+  """
+
+  digest: str
+  bounds: Mapping[str, tuple[int, int]]
+
+  def __post_init__(self) -> None:
+    num_examples = validate.arrays("a store", self.examples)
+    if self.offsets[0] != 0 or self.offsets[-1] != num_examples:
+      raise ValueError(
+        f"A store has {num_examples} examples, and offsets to"
+        f" {self.offsets[-1]}; write it again."
+      )
+
+  def label_range(self, field: str) -> tuple[int, int]:
+    """As recorded."""
+    return self.bounds.get(field) or super().label_range(field)
+
+  def in_memory(self) -> FederatedData:
+    """A copy in the host's memory."""
+    return dataclasses.replace(
+      self,
+      examples={k: np.array(values) for k, values in self.examples.items()},
     )
 
 
@@ -315,7 +349,7 @@ class FederatedDataset:
           f"{part} has {data.num_clients} clients, train "
           f"{train.num_clients}; give the same clients, names and order."
         )
-    if not train.sizes.all():
+    if not isinstance(train, StoredData) and not train.sizes.all():
       raise _no_examples(_who(int(np.argmin(train.sizes)), train.names))
     parts = {"train": train, **aligned}
     if self.seen is not None and not self.seen.num_examples:
@@ -359,8 +393,13 @@ def check_labels(
     raise TypeError(
       f"{part}: field {field!r} is {labels.dtype}; give integer labels."
     )
+  if not labels.size:
+    return
+  least, most = data.label_range(field)
+  if least >= 0 and most < num_classes:
+    return
   outside = np.argwhere((labels < 0) | (labels >= num_classes))
-  if outside.size:
+  if outside.size:  # a store's bounds may be of a damaged file
     first = tuple(outside[0])
     above = ", or raise num_classes" if labels[first] >= num_classes else ""
     raise ValueError(
@@ -369,12 +408,37 @@ def check_labels(
     )
 
 
+def check_finite(
+  field: str, array: np.ndarray, where: Callable[[int], str]
+) -> None:
+  """Refuses NaN and infinity.
+
+  Args:
+    field: what messages call the array.
+    array: (examples, ...).
+    where: row -> whose it is, for messages.
+
+  Raises:
+    ValueError: there is one; names field, client and example.
+  """
+  if array.dtype.kind != "f" or not array.size:
+    return
+  with np.errstate(invalid="ignore"):  # min and max carry any NaN along
+    if np.isfinite([array.min(), array.max()]).all():
+      return
+  first = tuple(np.argwhere(~np.isfinite(array))[0])
+  raise ValueError(
+    f"field {field!r} of {where(int(first[0]))} holds "
+    f"{array[first]}; remove the example or fill in a finite number."
+  )
+
+
 def offsets_of(sizes: npt.ArrayLike) -> np.ndarray:
   """`FederatedData.offsets`, int64, of sizes, shape=(num_clients,)."""
   return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def _who(index: int, names: tuple[str, ...] | None) -> str:
+def _who(index: int, names: Names | None) -> str:
   return f"client {index}" + (f" ({names[index]!r})" if names else "")
 
 
@@ -418,7 +482,7 @@ def _check_offsets(offsets: np.ndarray, num_examples: int) -> None:
     )
 
 
-def _check_names(names: tuple[str, ...] | None, num_clients: int) -> None:
+def _check_names(names: Names | None, num_clients: int) -> None:
   if names is None:
     return
   if len(names) != num_clients:

@@ -73,9 +73,11 @@ def _divide(
 
   def part(mask: np.ndarray, sizes: np.ndarray) -> FederatedData:
     examples = {field: array[mask] for field, array in data.examples.items()}
-    offsets = offsets_of(sizes)
-    return dataclasses.replace(
-      data, examples=examples, offsets=offsets, allow_empty=True
+    return FederatedData(
+      examples=examples,
+      offsets=offsets_of(sizes),
+      names=data.names,
+      allow_empty=True,
     )
 
   return part(chosen, counts), part(~chosen, data.sizes - counts)
@@ -180,7 +182,11 @@ def with_random_labels(
   labels = train.examples["y"].copy()
   drawn = rng.integers(0, dataset.num_classes, hit.sum())
   labels[hit] = drawn.astype(labels.dtype)
-  train = dataclasses.replace(train, examples={**train.examples, "y": labels})
+  train = FederatedData(
+    examples={**train.examples, "y": labels},
+    offsets=train.offsets,
+    names=train.names,
+  )
   return dataclasses.replace(dataset, train=train), chosen
 
 

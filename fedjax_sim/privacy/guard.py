@@ -243,7 +243,13 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
       f" {release.multiplier} that the algorithm tells accountants; wrap it"
       " again, with this one."
     )
+  scale = float(numbers.get("noise_scale", 1.0))
   if release.simulated is None:
+    if scale != 1:
+      raise ValueError(
+        f"hparams['privacy']['noise_scale']={scale} is of a simulated cohort,"
+        " and there is none; leave it at 1."
+      )
     return
   cohort, _ = release.simulated
   if numbers.get("denominator") not in (None, sampler.expected):

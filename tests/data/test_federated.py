@@ -299,7 +299,7 @@ def test_split_off_clients_moves_whole_clients(sizes, seed):
   data = of_sizes(sizes, names)
   seen, unseen = split_off_clients(data, 1, seed)
   assert unseen.num_clients == 1
-  assert sorted((seen.names or ()) + (unseen.names or ())) == sorted(names)
+  assert sorted([*(seen.names or ()), *(unseen.names or ())]) == sorted(names)
   assert sorted(rows(seen) + rows(unseen)) == rows(data)
   assert rows(seen) == sorted(rows(seen))
 

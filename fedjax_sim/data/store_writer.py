@@ -1,0 +1,475 @@
+"""Writes a client store: examples on the disk, client after client.
+
+Examples come in blocks, of whichever clients, and go to the disk at once: the
+memory that this takes is that of one block, and some hundred bytes a client.
+Clients that come back later are sorted together at the end. The store takes its
+name when it is whole; a failure leaves nothing.
+
+A store is a folder of `.npy` files, a folder a split, and `store.json`:
+
+  store.json            what there is, and SHA-256 sums
+  train/offsets.npy     int64, (clients + 1,)
+  train/names.npy       the clients' names, UTF-8, end to end
+  train/name_ends.npy   int64, (clients,); where each name ends
+  train/fields/x.npy    (examples, ...), and so on
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import mmap
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from fedjax_sim import validate
+from fedjax_sim.data.federated import check_finite, offsets_of
+
+FORMAT, VERSION = "fedjax_sim store", 1
+BLOCK = 2**24  # bytes that share a checksum
+CHUNK = 2**26  # bytes that are sorted at once
+SPLITS = ("train", "seen", "unseen", "test", "server")
+PREPARED = ("stored", "bytes", "numbers", "ids")  # see `store.PREPARE`
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")  # it names a file
+
+
+class StoreWriter:
+  """A store that is being written; a context.
+
+  Left without an exception, the store is there, whole; else nothing is.
+
+  Args:
+    path: the store's folder, which must not be there yet.
+    name: what reports call the data; None: the folder's name.
+    num_classes: of the labels "y"; None: the largest + 1, or 0 where labels are
+      no whole numbers, one an example; 0: labels are no classes.
+    prepare: how a batch becomes what the model gets: "stored", as it is;
+      "bytes", x from 0 to 255 as float32 from 0 to 1; "numbers", x as float32;
+      "ids", x as int32.
+
+  Raises:
+    FileExistsError: there is something at `path`.
+    TypeError, ValueError: an argument is out of range.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    prepare: str = "stored",
+  ):
+    self.path = Path(path)
+    if self.path.exists() or self.path.is_symlink():
+      raise FileExistsError(
+        f"{self.path} is there already; give a store another name, or remove"
+        " it."
+      )
+    if num_classes is not None:
+      validate.whole("num_classes", num_classes, least=0)
+    validate.known("prepare", prepare, PREPARED)
+    self._facts = {
+      "name": self.path.name if name is None else name,
+      "num_classes": num_classes,
+      "prepare": prepare,
+    }
+    self._folder: Path | None = None
+    self._splits: dict[str, SplitWriter] = {}
+
+  def __enter__(self) -> StoreWriter:
+    parent = self.path.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    made = tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=parent)
+    self._folder = Path(made)
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    assert self._folder is not None
+    try:
+      if kind is None:
+        self._finish(self._folder)
+    finally:
+      for split in self._splits.values():
+        split.close()
+      shutil.rmtree(self._folder, ignore_errors=True)
+
+  def split(self, name: str) -> SplitWriter:
+    """The writer of a split.
+
+    Args:
+      name: of `SPLITS`. The clients of "seen" are those of "train", which must
+        be there first; "test" and "server" have one client, the centre.
+
+    Raises:
+      UnknownNameError: no such split.
+      ValueError: outside the context, or "seen" before "train".
+    """
+    validate.known("split", name, SPLITS)
+    if self._folder is None:
+      raise ValueError("A store is written inside `with StoreWriter(...)`.")
+    if name not in self._splits:
+      like = self._splits.get("train")
+      if name == "seen" and like is None:
+        raise ValueError("split='seen' has train's clients; write train first.")
+      self._splits[name] = SplitWriter(
+        self._folder / name, self.path, name, like
+      )
+    return self._splits[name]
+
+  def _finish(self, folder: Path) -> None:
+    train = self._splits.get("train")
+    if train is None or not train.num_clients:
+      raise ValueError(
+        f"{self.path}: there is no client with examples; give at least one."
+      )
+    with _told(self.path):
+      splits = {name: split.finish() for name, split in self._splits.items()}
+      facts: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+      facts |= {"block": BLOCK, **self._facts, "splits": splits}
+      facts["sha256"] = seal(facts)
+      text = json.dumps(facts, indent=1)
+      with (folder / "store.json").open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+      folder.chmod(0o755)
+      if self.path.exists():
+        raise FileExistsError(f"{self.path} was made meanwhile; remove it.")
+      folder.rename(self.path)
+
+
+class SplitWriter:
+  """A split that is being written; made by `StoreWriter.split`."""
+
+  def __init__(
+    self, folder: Path, path: Path, name: str, like: SplitWriter | None
+  ):
+    self._folder, self._path, self._name = folder, path, name
+    self._like = like  # the split that all others take after
+    self._clients = like if name == "seen" else None
+    self._index: dict[str, int] = {}
+    self._client, self._count = array.array("q"), array.array("q")
+    self._columns: dict[str, _Column] = {}
+    self._bounds: dict[str, tuple[int, int]] = {}
+    (folder / "fields").mkdir(parents=True)
+
+  @property
+  def num_clients(self) -> int:
+    """How many clients there are so far."""
+    return len(self._clients._index if self._clients else self._index)
+
+  def append(
+    self,
+    names: Sequence[str],
+    sizes: npt.ArrayLike,
+    examples: Mapping[str, np.ndarray],
+    where: str | None = None,
+    repeats: bool = True,
+  ) -> None:
+    """Adds examples of some clients.
+
+    Args:
+      names: the clients, each once.
+      sizes: shape=(clients,); how many examples are whose; 0 leaves a client
+        out.
+      examples: field -> (examples, ...), client after client.
+      where: what messages call the source; None: the split.
+      repeats: whether a client may have examples from an earlier call.
+
+    Raises:
+      TypeError, ValueError: fields that differ from earlier ones, names or
+        sizes that do not fit, NaN; names field and client.
+      OSError: the disk is full.
+    """
+    where = f"{self._path}, {self._name}" if where is None else where
+    counts = np.asarray(sizes, np.int64)
+    total = validate.arrays(where, examples)
+    if counts.shape != (len(names),) or counts.min(initial=0) < 0:
+      raise ValueError(
+        f"{where}: sizes has shape {counts.shape} for {len(names)} clients, or"
+        " a negative number; give each its number of examples."
+      )
+    if counts.sum() != total:
+      raise ValueError(
+        f"{where}: sizes add up to {counts.sum()}, and there are {total}"
+        " examples; let both agree."
+      )
+    self._check_fields(where, examples)
+    ends = np.cumsum(counts)
+
+    def owner(row: int) -> str:
+      i = int(np.searchsorted(ends, row, side="right"))
+      return (
+        f"{where}: client {names[i]!r}, example {row - ends[i] + counts[i]}"
+      )
+
+    for field, values in examples.items():
+      check_finite(field, values, owner)
+    clients = [
+      self._number(where, name, repeats) if count else -1
+      for name, count in zip(names, counts.tolist(), strict=True)
+    ]
+    self._client.extend(c for c in clients if c >= 0)
+    self._count.extend(count for count in counts.tolist() if count)
+    with _told(self._path):
+      for field, values in examples.items():
+        self._columns[field].append(values)
+        if values.dtype.kind in "iu" and values.ndim == 1 and total:
+          low, high = int(values.min()), int(values.max())
+          least, most = self._bounds.get(field, (low, high))
+          self._bounds[field] = min(least, low), max(most, high)
+
+  def _number(self, where: str, name: str, repeats: bool) -> int:
+    if not isinstance(name, str):
+      raise TypeError(f"{where}: client {name!r} has no name; give a string.")
+    if self._clients is not None:
+      if name not in self._clients._index:
+        raise ValueError(
+          f"{where}: client {name!r} is not among those that train; give"
+          " 'seen' examples of training clients, or write 'unseen'."
+        )
+      return self._clients._index[name]
+    known = len(self._index)
+    number = self._index.setdefault(name, known)
+    if number < known and not repeats:
+      raise ValueError(
+        f"{where}: client {name!r} is there twice; give every client once."
+      )
+    if number == known:
+      try:
+        name.encode()
+      except UnicodeEncodeError as error:
+        raise ValueError(
+          f"{where}: client {name!r} has a name that is no UTF-8; give another."
+        ) from error
+    return number
+
+  def _check_fields(
+    self, where: str, examples: Mapping[str, np.ndarray]
+  ) -> None:
+    for owner, split in ((self._name, self), ("train", self._like)):
+      if split is not None and split._columns:
+        model = {k: c.example for k, c in split._columns.items()}
+        validate.alike(where, examples, f"what came before ({owner})", model)
+    if self._columns:
+      return
+    for field, values in examples.items():
+      if not _FIELD.fullmatch(field):
+        raise ValueError(
+          f"{where}: field {field!r} cannot name a file; call it by letters,"
+          " digits and _, at most 64."
+        )
+      file = self._folder / "fields" / f"{field}.npy"
+      self._columns[field] = _Column(file, values)
+
+  def finish(self) -> dict[str, Any]:
+    """Closes the split; returns what `store.json` says of it."""
+    for column in self._columns.values():
+      column.finish()
+    if not self._columns:
+      raise ValueError(
+        f"{self._path}, {self._name}: there are no examples; leave it out."
+      )
+    clients = np.frombuffer(self._client, np.int64)
+    counts = np.frombuffer(self._count, np.int64)
+    sizes = np.zeros(self.num_clients, np.int64)
+    np.add.at(sizes, clients, counts)
+    offsets = offsets_of(sizes)
+    if (np.diff(clients) < 0).any():
+      for column in self._columns.values():
+        column.reorder(_destinations(clients, counts, offsets), counts)
+    names = (self._clients or self)._index
+    encoded = [name.encode() for name in names]
+    tables = {
+      "offsets": offsets,
+      "names": np.frombuffer(b"".join(encoded), np.uint8),
+      "name_ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
+    }
+    files: dict[str, Any] = {}
+    for table, values in tables.items():
+      column = _Column(self._folder / f"{table}.npy", values)
+      column.append(values)
+      column.finish()
+      files[f"{table}.npy"] = column.facts()
+    for field, column in self._columns.items():
+      files[f"fields/{field}.npy"] = column.facts()
+    return {
+      "clients": len(sizes),
+      "examples": int(offsets[-1]),
+      "bounds": self._bounds,
+      "files": files,
+    }
+
+  def close(self) -> None:
+    """Closes what is open."""
+    for column in self._columns.values():
+      column.close()
+
+
+def _destinations(
+  clients: np.ndarray, counts: np.ndarray, offsets: np.ndarray
+) -> np.ndarray:
+  """Where each segment belongs: after those of its client that came before."""
+  order = np.argsort(clients, kind="stable")
+  before = np.cumsum(counts[order]) - counts[order]
+  destinations = np.empty_like(before)
+  destinations[order] = before  # sorted segments follow each other without gaps
+  return destinations
+
+
+class _Column:
+  """One array on the disk that grows by its first axis."""
+
+  def __init__(self, path: Path, like: np.ndarray):
+    self.path, self.example = path, like[:0].copy()
+    self._rows = 0
+    self._file: BinaryIO = path.open("wb")
+    self._sums = _Sums()
+    self._write_header()
+    self._begin = self._file.tell()
+
+  def _write_header(self) -> None:
+    shape = (self._rows, *self.example.shape[1:])
+    self._file.write(header(self.example.dtype, shape))
+
+  def append(self, values: np.ndarray) -> None:
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+    self._file.write(data)
+    self._sums.update(data)
+    self._rows += len(values)
+
+  def finish(self) -> None:
+    self._file.seek(0)
+    self._write_header()
+    assert self._file.tell() == self._begin
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self.close()
+
+  def close(self) -> None:
+    self._file.close()
+
+  def reorder(self, destinations: np.ndarray, counts: np.ndarray) -> None:
+    """Moves segments of rows, in the order in which they came."""
+    source = np.load(self.path, mmap_mode="r")
+    temporary = self.path.with_suffix(".sorted.npy")
+    target = np.lib.format.open_memmap(
+      temporary, "w+", source.dtype, source.shape
+    )
+    each = max(1, source[:1].nbytes)
+    ends = np.cumsum(counts)
+    pieces = np.searchsorted(
+      ends, np.arange(0, ends[-1], max(1, CHUNK // each))
+    )
+    edges = np.unique(np.append(pieces, len(counts)))
+    for first, last in itertools.pairwise(edges.tolist()):
+      begin, end = ends[first] - counts[first], ends[last - 1]
+      shift = destinations[first:last] - (ends - counts)[first:last]
+      rows = np.arange(begin, end) + np.repeat(shift, counts[first:last])
+      target[rows] = source[begin:end]
+      forget(source)
+      target.flush()
+      forget(target)
+    del source, target
+    with temporary.open("rb+") as file:
+      os.fsync(file.fileno())
+    temporary.replace(self.path)
+    self._sums = sums_of(self.path, self._begin)
+
+  def facts(self) -> dict[str, Any]:
+    return {
+      "dtype": self.example.dtype.str,
+      "shape": [self._rows, *self.example.shape[1:]],
+      "begin": self._begin,
+      "sha256": self._sums.digests(),
+    }
+
+
+def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+  """How a `.npy` file begins; as long however long the first axis is."""
+  text = io.BytesIO()
+  facts = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+  np.lib.format.write_array_header_1_0(text, facts)
+  return text.getvalue()
+
+
+def seal(facts: Mapping[str, Any]) -> str:
+  """SHA-256 of what `store.json` says, but for this."""
+  told = {k: v for k, v in facts.items() if k != "sha256"}
+  return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+class _Sums:
+  """SHA-256 of every `BLOCK` bytes."""
+
+  def __init__(self) -> None:
+    self._done: list[str] = []
+    self._current, self._filled = hashlib.sha256(), 0
+
+  def update(self, data: memoryview) -> None:
+    while len(data):
+      part = data[: BLOCK - self._filled]
+      self._current.update(part)
+      self._filled += len(part)
+      data = data[len(part) :]
+      if self._filled == BLOCK:
+        self._done.append(self._current.hexdigest())
+        self._current, self._filled = hashlib.sha256(), 0
+
+  def digests(self) -> list[str]:
+    last = [self._current.hexdigest()] if self._filled else []
+    return self._done + last
+
+
+def sums_of(
+  path: Path, begin: int, read: Callable[[int], None] = lambda n: None
+) -> _Sums:
+  """The sums of a file's bytes from `begin` on; tells how many were read."""
+  sums = _Sums()
+  with path.open("rb") as file:
+    file.seek(begin)
+    while data := file.read(BLOCK):
+      sums.update(memoryview(data))
+      read(len(data))
+  return sums
+
+
+def forget(values: np.ndarray) -> None:
+  """Lets a memory-mapped array's pages go; the disk has them."""
+  mapped = getattr(values, "_mmap", None)
+  if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+    mapped.madvise(mmap.MADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Any:
+  """Errors of the disk name the store."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is None:
+      raise
+    raise OSError(
+      error.errno,
+      f"cannot write {path}: {error.strerror}; give a writable folder with"
+      " space left. Nothing was kept",
+    ) from error
