@@ -31,6 +31,7 @@ from fedjax_sim import (
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.replay import replay
 from fedjax_sim.algorithms.stale import stale
+from fedjax_sim.availability import SAMPLERS
 from fedjax_sim.base import Aggregator, Algorithm, Task
 from fedjax_sim.config import check_fields, default_config, fields_of
 from fedjax_sim.data import (
@@ -291,6 +292,8 @@ _SERVER = (
   "least_clients_per_round",
   "sampling",
   "sampling_groups",
+  "trace",
+  "round_seconds",
   "aggregator",
   "eval_every",
   "test_every",
@@ -503,7 +506,7 @@ def build(config: ConfigDict) -> Experiment:
     eval_batch_size=runtime.eval_batch_size,
   )
   sampler = references.lookup(
-    "server.sampling", server.sampling, sampling.SAMPLERS, sampling.Sampler
+    "server.sampling", server.sampling, SAMPLERS, sampling.Sampler
   )
   least = server.least_clients_per_round
   if least is not None:
@@ -522,6 +525,22 @@ def build(config: ConfigDict) -> Experiment:
     )
   if groups is not None:
     sampler = functools.partial(sampler, groups=groups)
+  traced = {
+    k: server[k] for k in ("trace", "round_seconds") if server[k] is not None
+  }
+  if traced and server.sampling != "available":
+    field, value = next(iter(traced.items()))
+    raise ValueError(
+      f"server.{field}={value!r} is of server.sampling='available', and it is"
+      f" {server.sampling!r}; unset one of them."
+    )
+  if server.sampling == "available":
+    if "trace" not in traced:
+      raise ValueError(
+        "server.sampling='available' needs server.trace, an .npz file of when"
+        " devices are ready."
+      )
+    sampler = functools.partial(sampler, **traced)
   chain = {k: _given(v) for k, v in config.transforms.items()}
   chain = {name: arguments for name, arguments in chain.items() if arguments}
 

@@ -13,7 +13,7 @@ devices.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -311,6 +311,9 @@ def fill(
   rounds: int,
   devices: Sequence[int],
   length: int,
+  take: Callable[[np.ndarray, np.ndarray], np.ndarray] = (
+    lambda array, rows: array[rows]
+  ),
 ) -> np.ndarray:
   """Copies a field's examples to where the slices want them.
 
@@ -320,6 +323,7 @@ def fill(
     rounds: of the result.
     devices: which devices' slices, increasing.
     length: of one slice.
+    take: (array, rows) -> those rows of the array.
 
   Returns:
     shape=(rounds, len(devices), length, ...); zeros beyond what is in use.
@@ -327,7 +331,7 @@ def fill(
   out = np.zeros((rounds, len(devices), length, *array.shape[1:]), array.dtype)
   here = np.isin(slices.device, devices)
   round_, device, place, row = (x[here] for x in slices)
-  out[round_, np.searchsorted(devices, device), place] = array[row]
+  out[round_, np.searchsorted(devices, device), place] = take(array, row)
   return out
 
 

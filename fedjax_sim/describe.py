@@ -19,12 +19,12 @@ from fedjax_sim import (
   distributed,
   lanes,
   preflight,
-  sampling,
   scaling,
   schedules,
   transforms,
 )
 from fedjax_sim.algorithms import ALGORITHMS
+from fedjax_sim.availability import SAMPLERS
 from fedjax_sim.build import Experiment
 from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedData
 from fedjax_sim.models import MODELS
@@ -40,7 +40,7 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
   "data sets (data.name)": DATASETS,
   "partitions (data.partition)": PARTITIONERS,
   "aggregators (server.aggregator)": {**aggregators.AGGREGATORS, **SECURE},
-  "samplers (server.sampling)": sampling.SAMPLERS,
+  "samplers (server.sampling)": SAMPLERS,
   "transforms (transforms)": transforms.TRANSFORMS,
   "local privacy (local_privacy.mechanism)": RANDOMIZERS,
   "schedules (client.schedule, and so on)": schedules.SCHEDULES,

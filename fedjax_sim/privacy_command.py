@@ -27,6 +27,7 @@ _KINDS = {
 }
 _MOST = 10**12  # clients, and rounds
 _MOST_ROUNDS = 10**6  # that are looked for
+_SAMPLERS = ("poisson", "uniform", "cyclic", "cyclic_poisson")  # that promise
 _POINTS = 40  # of the first curve
 _SIZES = 12  # of the second
 
@@ -62,7 +63,7 @@ class _Setting:
       validate.known(f"--{name}", values[name].value, names)
       for name, names in (
         ("noise", accounting.NOISES),
-        ("sampling", SAMPLERS),
+        ("sampling", _SAMPLERS),
         ("accountant", accounting.ACCOUNTANTS),
       )
     )

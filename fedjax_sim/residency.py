@@ -23,7 +23,7 @@ from fedjax_sim import cohort as cohorts
 from fedjax_sim import distributed, lanes, processes
 from fedjax_sim.base import Pass, PyTree
 from fedjax_sim.data import FederatedData, StoredData
-from fedjax_sim.data.store_writer import forget
+from fedjax_sim.data.federated import forget
 from fedjax_sim.distributed import AXIS
 
 Fields = Mapping[str, np.ndarray]  # field -> (examples, ...)
@@ -170,13 +170,14 @@ class _Sliced:
       self._examples.items(), slices, capacity.examples, strict=True
     ):
       fill = functools.partial(
-        cohorts.fill, part, rounds=rounds, devices=self._own, length=length
+        cohorts.fill,
+        part,
+        rounds=rounds,
+        devices=self._own,
+        length=length,
+        take=_take,
       )
-      gathered[source] = {
-        field: fill(np.asarray(x)) for field, x in fields.items()
-      }
-      for x in fields.values():
-        forget(x)  # or the pages of one cohort after the other would stay
+      gathered[source] = {field: fill(x) for field, x in fields.items()}
     return gathered
 
   def put(self, gathered: PyTree) -> PyTree:
@@ -184,6 +185,7 @@ class _Sliced:
 
 
 NAMES = ("auto", "device", "host", "disk")
+_PIECE = 2**13  # rows
 _SHARE = 0.25  # of free memory, that "auto" lets examples take
 
 
@@ -253,6 +255,22 @@ def _in_memory(splits: Sequence[FederatedData]) -> list[FederatedData]:
   """The data, each set that is on the disk read once."""
   read = {d: d.in_memory() for d in {*splits} if isinstance(d, StoredData)}
   return [read[d] if isinstance(d, StoredData) else d for d in splits]
+
+
+def _take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """These rows; of an array on the disk without keeping its pages in memory.
+
+  The system maps many pages around each that is read, hence piece by piece.
+  """
+  if not isinstance(array, np.memmap):
+    return array[rows]
+  out = np.empty((len(rows), *array.shape[1:]), array.dtype)
+  plain = np.asarray(array)
+  for first in range(0, len(rows), _PIECE):
+    piece = slice(first, first + _PIECE)
+    out[piece] = plain[rows[piece]]
+    forget(array)
+  return out
 
 
 def _fields(

@@ -16,6 +16,9 @@ import numpy as np
 from fedjax_sim import validate
 from fedjax_sim.base import Purpose
 
+_RARE = 20  # a cohort is small if the population is so many times as large
+_TRIES = 8
+
 
 class Participation(NamedTuple):
   """What a sampler promises of how often a client takes part.
@@ -57,15 +60,23 @@ class Sampler(NamedTuple):
   participation: Participation | None = None
 
 
-def _generator(seed: int, round_: int, stream: int = 0) -> np.random.Generator:
+def generator(seed: int, round_: int, stream: int = 0) -> np.random.Generator:
+  """The generator of the draws of one round, the same on every machine.
+
+  Args:
+    seed: the run's.
+    round_: rounds done before.
+    stream: what it is for: 0, who takes part; 1, an order; 2, an assignment.
+  """
   key = np.array([seed, int(Purpose.SAMPLING)], np.uint64)
   counter = np.array([0, 0, stream, round_], np.uint64)
   return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def _without_replacement(
+def without_replacement(
   rng: np.random.Generator, num_clients: int, size: int
 ) -> np.ndarray:
+  """So many of 0..num_clients - 1, increasing, all sets as likely; int64."""
   return np.sort(rng.choice(num_clients, size, replace=False, shuffle=False))
 
 
@@ -95,9 +106,9 @@ def uniform(
   lowest = size if least is None else validate.whole(field, least, most=size)
 
   def sample(seed: int, round_: int) -> np.ndarray:
-    rng = _generator(seed, round_)
+    rng = generator(seed, round_)
     count = size if lowest == size else int(rng.integers(lowest, size + 1))
-    return _without_replacement(rng, num_clients, count)
+    return without_replacement(rng, num_clients, count)
 
   fixed = Participation(size / num_clients) if lowest == size else None
   return Sampler(
@@ -127,8 +138,8 @@ def poisson(num_clients: int, clients_per_round: float) -> Sampler:
   rate = expected / num_clients
 
   def sample(seed: int, round_: int) -> np.ndarray:
-    rng = _generator(seed, round_)
-    return _without_replacement(
+    rng = generator(seed, round_)
+    return without_replacement(
       rng, num_clients, int(rng.binomial(num_clients, rate))
     )
 
@@ -217,10 +228,10 @@ def cyclic_poisson(
   group = _groups(num_clients, groups)
 
   def sample(seed: int, round_: int) -> np.ndarray:
-    rng = _generator(seed, round_)
+    rng = generator(seed, round_)
     members = group(seed, round_)
     size = int(rng.binomial(len(members), rate))
-    return members[_without_replacement(rng, len(members), size)]
+    return members[without_replacement(rng, len(members), size)]
 
   return Sampler(
     sample=sample,
@@ -230,12 +241,95 @@ def cyclic_poisson(
   )
 
 
+def shuffled(num_clients: int, clients_per_round: int) -> Sampler:
+  """Everybody once, in an order that is another one each time.
+
+  As `cyclic`, but whenever all have taken part they are shuffled and dealt to
+  the groups anew. Nobody takes part twice before all others did once.
+
+  Args:
+    num_clients: the population.
+    clients_per_round: the most of a round.
+
+  Raises:
+    TypeError, ValueError: clients_per_round is not within 1..num_clients.
+  """
+  num_clients = validate.whole("num_clients", num_clients)
+  size = validate.whole(
+    "server.clients_per_round", clients_per_round, most=num_clients
+  )
+  period = -(-num_clients // size)
+
+  @functools.lru_cache(maxsize=4)
+  def dealt(seed: int, turn: int) -> list[np.ndarray]:
+    order = generator(seed, turn, stream=1).permutation(num_clients)
+    return [np.sort(ids) for ids in np.array_split(order, period)]
+
+  return Sampler(
+    sample=lambda seed, r: dealt(seed, r // period)[r % period].copy(),
+    sizes=(-(-num_clients // period),),
+    expected=num_clients / period,
+  )
+
+
+def by_size(
+  num_clients: int, clients_per_round: int, sizes: np.ndarray
+) -> Sampler:
+  """Clients one after the other, in proportion to their examples.
+
+  Successive sampling: of those that were not drawn yet, each is next with a
+  probability proportional to its examples. Of small cohorts a draw takes a time
+  that depends on the cohort, not on the number of clients.
+
+  Args:
+    num_clients: the population.
+    clients_per_round: how many.
+    sizes: shape=(num_clients,), integer; examples of every client.
+
+  Raises:
+    TypeError, ValueError: clients_per_round is not within 1..num_clients, or a
+      size is not 1 or more.
+  """
+  num_clients = validate.whole("num_clients", num_clients)
+  size = validate.whole(
+    "server.clients_per_round", clients_per_round, most=num_clients
+  )
+  sizes = np.asarray(sizes)
+  if sizes.shape != (num_clients,) or sizes.min() < 1:
+    raise ValueError(
+      f"sizes has shape {sizes.shape} for {num_clients} clients, or one below"
+      " 1; give every client its number of examples."
+    )
+  ends = np.cumsum(sizes, dtype=np.int64)
+
+  def rest(rng: np.random.Generator, drawn: np.ndarray) -> np.ndarray:
+    """All others, in the order of such draws (Efraimidis, Spirakis 2006)."""
+    key = rng.exponential(size=num_clients) / sizes
+    key[drawn] = np.inf
+    missing = size - len(drawn)
+    return np.argpartition(key, missing - 1)[:missing]
+
+  def sample(seed: int, round_: int) -> np.ndarray:
+    rng = generator(seed, round_)
+    drawn = np.zeros(0, np.int64)
+    for _ in range(_TRIES if size * _RARE <= num_clients else 0):
+      rows = rng.integers(0, ends[-1], 2 * (size - len(drawn)))
+      more = np.append(drawn, np.searchsorted(ends, rows, side="right"))
+      first = np.unique(more, return_index=True)[1]
+      drawn = more[np.sort(first)][:size]
+      if len(drawn) == size:
+        return np.sort(drawn)
+    return np.sort(np.append(drawn, rest(rng, drawn)))
+
+  return Sampler(sample=sample, sizes=(size,), expected=size)
+
+
 def _groups(num_clients: int, groups: int) -> Callable[[int, int], np.ndarray]:
   """(seed, round) -> the sorted ids of the group whose turn it is."""
 
   @functools.lru_cache(maxsize=4)  # seeds
   def dealt(seed: int) -> list[np.ndarray]:
-    order = _generator(seed, 0, stream=1).permutation(num_clients)
+    order = generator(seed, 0, stream=1).permutation(num_clients)
     return [np.sort(ids) for ids in np.array_split(order, groups)]
 
   return lambda seed, round_: dealt(seed)[round_ % groups].copy()
@@ -246,4 +340,6 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
   "poisson": poisson,
   "cyclic": cyclic,
   "cyclic_poisson": cyclic_poisson,
+  "shuffled": shuffled,
+  "by_size": by_size,
 }

@@ -14,6 +14,7 @@ from fedjax_sim.flags import load
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
+TRACE = pathlib.Path(__file__).parent / "trace.npz"
 
 
 def section_of(source, field):
@@ -49,6 +50,9 @@ def with_field(field, value):
       privacy.quantile = 0.5
     if key == "population":
       privacy.noise_cohort_size = 20
+  if key in ("trace", "round_seconds"):
+    source.server.sampling = "available"
+    source.server.trace = str(TRACE)
   if field == "algorithm.mu":
     source.algorithm.name = "fedprox"
   if field.startswith("algorithm.alpha"):

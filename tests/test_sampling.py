@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from fedjax_sim.sampling import (
   SAMPLERS,
   Participation,
+  by_size,
   cyclic,
   cyclic_poisson,
   poisson,
+  shuffled,
   uniform,
 )
 
@@ -32,7 +34,13 @@ def of_groups(num_clients, size):
   return cyclic_poisson(num_clients, size, num_clients // size)
 
 
-ALL = SAMPLERS | {"cyclic_poisson": of_groups}
+def of_sizes(num_clients, size):
+  """`by_size` of clients some of which have many examples."""
+  sizes = np.arange(num_clients) % 7 * 10 + 1
+  return by_size(num_clients, size, sizes)
+
+
+ALL = SAMPLERS | {"cyclic_poisson": of_groups, "by_size": of_sizes}
 
 
 def included(sampler, num_clients, rounds, seed=0):
@@ -385,3 +393,58 @@ def test_cyclic_refuses(arguments, error, match):
 def test_cyclic_poisson_refuses(arguments, error, match):
   with pytest.raises(error, match=match):
     cyclic_poisson(*arguments)
+
+
+# --- shuffled, and by size ----------------------------------------------------
+
+
+@given(seed=SEEDS, shape=SHAPES)
+def test_nobody_takes_part_twice_before_all_did_once(seed, shape):
+  num_clients, size = shape
+  sampler = shuffled(num_clients, size)
+  period = -(-num_clients // size)
+  for turn in range(3):
+    rounds = range(turn * period, (turn + 1) * period)
+    taken = np.concatenate([sampler.sample(seed, r) for r in rounds])
+    np.testing.assert_array_equal(np.sort(taken), np.arange(num_clients))
+
+
+def test_every_turn_has_an_order_of_its_own():
+  sampler = shuffled(100, 10)
+  first = [tuple(sampler.sample(0, 10 * turn)) for turn in range(5)]
+  assert len(set(first)) == 5
+
+
+@pytest.mark.parametrize("clients", [6, 60])
+def test_clients_are_drawn_in_proportion_to_their_examples(clients):
+  """Pairs follow successive sampling; both ways to draw them."""
+  sizes = np.ones(clients, np.int64)
+  sizes[:4] = clients * np.array([1, 2, 3, 9])
+  p = sizes / sizes.sum()
+  chance = np.outer(p, p) * (1 / (1 - p)[:, None] + 1 / (1 - p)[None, :])
+  sampler, rounds = by_size(clients, 2, sizes), 4000
+  pairs = [tuple(sampler.sample(0, r)) for r in range(rounds)]
+  assert all(a < b for a, b in pairs)
+  among = [(a, b) for a in range(4) for b in range(a + 1, 4)]
+  expected = np.array([chance[pair] for pair in among])
+  counts = np.array([pairs.count(pair) for pair in among])
+  counts = np.append(counts, rounds - counts.sum())
+  expected = rounds * np.append(expected, 1 - expected.sum())
+  assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_one_client_with_nearly_all_examples():
+  sizes = np.ones(1000, np.int64)
+  sizes[7] = 10**12
+  ids = by_size(1000, 20, sizes).sample(3, 5)
+  assert 7 in ids
+  assert len(np.unique(ids)) == 20
+
+
+@pytest.mark.parametrize(
+  ("sizes", "message"),
+  [([1, 2], r"shape \(2,\) for 3"), ([1, 0, 2], r"or one below 1")],
+)
+def test_sizes_that_cannot_be_drawn_by(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    by_size(3, 1, np.array(sizes))

@@ -23,12 +23,13 @@ from fedjax_sim.data.federated import (
   from_bytes,
 )
 from fedjax_sim.data.leaf import load_leaf_json
+from fedjax_sim.data.location import locate
 from fedjax_sim.data.mnist import (
   load_mnist,
   load_mnist_power_law,
   load_mnist_writers,
 )
-from fedjax_sim.data.npz import load_npz
+from fedjax_sim.data.npz import load_npz, read_npz
 from fedjax_sim.data.partition import PARTITIONERS
 from fedjax_sim.data.shakespeare import load_shakespeare
 from fedjax_sim.data.splits import (
@@ -80,8 +81,10 @@ __all__ = [
   "load_shakespeare",
   "load_store",
   "load_synthetic",
+  "locate",
   "make_dataset",
   "open_store",
+  "read_npz",
   "split_clients",
   "split_off_clients",
   "verify",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -285,10 +286,17 @@ class StoredData(FederatedData):
 
   def in_memory(self) -> FederatedData:
     """A copy in the host's memory."""
-    return dataclasses.replace(
-      self,
-      examples={k: np.array(values) for k, values in self.examples.items()},
-    )
+    examples = {k: np.array(values) for k, values in self.examples.items()}
+    for values in self.examples.values():
+      forget(values)
+    return dataclasses.replace(self, examples=examples)
+
+
+def forget(values: np.ndarray) -> None:
+  """Lets a memory-mapped array's pages go; the disk has them."""
+  mapped = getattr(values, "_mmap", None)
+  if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+    mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,12 +8,15 @@ from pathlib import Path
 VARIABLE = "FEDJAX_SIM_DATA"
 
 
-def locate(path: str | os.PathLike[str] | None) -> Path:
+def locate(
+  path: str | os.PathLike[str] | None, field: str = "data.path"
+) -> Path:
   """The file or folder that a loader reads.
 
   Args:
     path: absolute, or relative to the working folder or else to the folder
       that FEDJAX_SIM_DATA names; None: that folder (or file) itself.
+    field: what messages call it.
 
   Raises:
     FileNotFoundError: there is nothing; names what was tried.
@@ -22,11 +25,11 @@ def locate(path: str | os.PathLike[str] | None) -> Path:
   root = os.environ.get(VARIABLE)
   if path is None and not root:
     raise ValueError(
-      f"data.path is not set; give the data's path, or set {VARIABLE}."
+      f"{field} is not set; give the data's path, or set {VARIABLE}."
     )
   tried = []
   if path is not None:
-    tried.append(("data.path", Path(path).expanduser()))
+    tried.append((field, Path(path).expanduser()))
   if root:
     base = Path(root).expanduser()
     tried.append((VARIABLE, base if path is None else base / path))
@@ -35,7 +38,7 @@ def locate(path: str | os.PathLike[str] | None) -> Path:
       return place
   places = " and ".join(f"{place} (from {field})" for field, place in tried)
   raise FileNotFoundError(
-    f"There is no {places}; correct data.path or {VARIABLE}."
+    f"There is no {places}; correct {field} or {VARIABLE}."
   )
 
 

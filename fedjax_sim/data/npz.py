@@ -103,14 +103,14 @@ def _check_labels(file: Path, y: np.ndarray) -> None:
     )
 
 
-def read_npz(file: Path) -> dict[str, np.ndarray]:
-  """The arrays of an `.npz` file, by name.
+def read_npz(file: Path, field: str = "data.path") -> dict[str, np.ndarray]:
+  """The arrays of an `.npz` file, by name; messages call its path `field`.
 
   Raises:
     ValueError: it is none, is damaged, or holds objects.
   """
   if file.is_dir():
-    raise ValueError(f"{file} is a folder; let data.path name the .npz file.")
+    raise ValueError(f"{file} is a folder; let {field} name the .npz file.")
   try:
     with file.open("rb") as stream:  # np.load leaves a damaged file open
       archive = np.load(stream, allow_pickle=False)
@@ -127,7 +127,7 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
   ) as error:
     why = str(error).rstrip(".")
     raise ValueError(
-      f"{file} (from data.path) cannot be read: {why}. It is damaged, is "
+      f"{file} (from {field}) cannot be read: {why}. It is damaged, is "
       "not .npz, or holds objects, which would need unpickling; write it "
       "again with np.savez, of numeric and string arrays."
     ) from error

@@ -22,7 +22,6 @@ import hashlib
 import io
 import itertools
 import json
-import mmap
 import os
 import re
 import shutil
@@ -36,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedjax_sim import validate
-from fedjax_sim.data.federated import check_finite, offsets_of
+from fedjax_sim.data.federated import check_finite, forget, offsets_of
 
 FORMAT, VERSION = "fedjax_sim store", 1
 BLOCK = 2**24  # bytes that share a checksum
@@ -451,13 +450,6 @@ def sums_of(
       sums.update(memoryview(data))
       read(len(data))
   return sums
-
-
-def forget(values: np.ndarray) -> None:
-  """Lets a memory-mapped array's pages go; the disk has them."""
-  mapped = getattr(values, "_mmap", None)
-  if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-    mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @contextlib.contextmanager

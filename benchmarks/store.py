@@ -1,0 +1,183 @@
+"""What do a million clients on the disk cost?
+
+    python -m benchmarks.store --folder=DIR
+
+Writes stores of 100,000 and 1,000,000 clients, of 1 to 39 examples of 64 bytes,
+opens them, and trains a logistic regression in rounds of 10,000 clients, read
+from the disk. Every part runs in a process of its own, whose peak of resident
+memory is told. The two stores take turns, a few rounds each; a ratio of times
+is the median over the turns.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+FIELDS, CLASSES = 64, 10
+BLOCK = 10_000  # clients that are written at once
+
+
+def build(path: Path, clients: int) -> dict[str, float]:
+  """Writes a store; returns what that took."""
+  from fedjax_sim.data import StoreWriter
+
+  began = time.perf_counter()
+  with StoreWriter(path, prepare="bytes", num_classes=CLASSES) as store:
+    train = store.split("train")
+    for first in range(0, clients, BLOCK):
+      rng = np.random.default_rng(first)
+      count = min(BLOCK, clients - first)
+      sizes = rng.integers(1, 40, count)
+      labels = rng.integers(0, CLASSES, sizes.sum(), np.uint8)
+      x = rng.integers(0, 128, (len(labels), FIELDS), np.uint8)
+      x[np.arange(len(labels)), labels] += 100  # there is something to learn
+      names = [f"client {i}" for i in range(first, first + count)]
+      train.append(names, sizes, {"x": x, "y": labels})
+  return {"seconds": time.perf_counter() - began}
+
+
+def open_it(path: Path) -> dict[str, float]:
+  """Opens a store, the fastest of five times."""
+  from fedjax_sim.data import open_store
+
+  seconds = []
+  for _ in range(5):
+    began = time.perf_counter()
+    open_store(path)
+    seconds.append(time.perf_counter() - began)
+  return {"seconds": min(seconds)}
+
+
+def check(path: Path) -> dict[str, float]:
+  """Reads all of a store and compares its checksums."""
+  from fedjax_sim.data import verify
+
+  began = time.perf_counter()
+  verify(path)
+  return {"seconds": time.perf_counter() - began}
+
+
+def simulator_of(path: Path, cohort: int, residency: Any) -> Any:
+  """A logistic regression on the clients of a store."""
+  from fedjax_sim import LocalWork, Runtime, Simulator, optimizer, sampling
+  from fedjax_sim.algorithms.fedavg import fedavg
+  from fedjax_sim.data import open_store
+  from fedjax_sim.models.logistic_regression import logistic_regression
+
+  data = open_store(path)
+  task = logistic_regression(data.example_shape, data.num_classes)
+  sgd = optimizer("sgd", learning_rate=0.1), optimizer("sgd", learning_rate=1.0)
+  return Simulator(
+    task=task,
+    algorithm=fedavg(task, *sgd),
+    data=data,
+    sampler=sampling.uniform(data.train.num_clients, cohort),
+    work=LocalWork(batch_size=20),
+    runtime=Runtime(lanes=1, rounds_per_dispatch=1, residency=residency),
+  )
+
+
+def train(
+  paths: list[Path], cohort: int, rounds: int, residency: str
+) -> dict[str, Any]:
+  """Rounds on every store in turns; times and memory of each."""
+  from fedjax_sim import setup
+
+  setup()
+  simulators = [simulator_of(path, cohort, residency) for path in paths]
+  states = [s.init() for s in simulators]
+  seconds: list[list[float]] = [[] for _ in paths]
+  resident, losses = [], []
+  turn = max(1, rounds // 10)
+  for done in range(0, rounds, turn):
+    for i, simulator in enumerate(simulators):
+      began = time.perf_counter()
+      for out in simulator.run(states[i], min(done + turn, rounds)):
+        states[i] = out.state
+        resident.append(_resident())
+        losses.append(float(out.rows[0]["train/loss"]))
+      seconds[i].append((time.perf_counter() - began) / turn)
+  return {
+    "seconds": [times[1:] for times in seconds],  # the first one compiles
+    "resident": resident,
+    "losses": [losses[0], losses[-1]],
+  }
+
+
+def _resident() -> int:
+  pages = int(Path("/proc/self/statm").read_text().split()[1])
+  return pages * resource.getpagesize()
+
+
+def _apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
+  """Calls it in a fresh process; adds the peak of its memory, in bytes."""
+  context = multiprocessing.get_context("spawn")
+  with context.Pool(1) as pool:
+    return pool.apply(_measured, (function, *arguments))
+
+
+def _measured(
+  function: Callable[..., dict[str, Any]], *arguments: Any
+) -> dict[str, Any]:
+  result = function(*arguments)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  return {**result, "peak": peak}
+
+
+FOLDER = flags.DEFINE_string("folder", None, "Where stores are written.")
+CLIENTS = flags.DEFINE_integer("clients", 1_000_000, "Of the larger store.")
+COHORT = flags.DEFINE_integer("clients_per_round", 10_000, "Of a round.")
+ROUNDS = flags.DEFINE_integer("rounds", 100, "On each store.")
+KEEP = flags.DEFINE_boolean("keep", False, "Leave the stores there.")
+
+
+def main(argv: list[str]) -> None:
+  """Prints a table, and the numbers as JSON."""
+  del argv
+  folder = Path(FOLDER.value or ".") / "benchmark_stores"
+  sizes = {"smaller": CLIENTS.value // 10, "larger": CLIENTS.value}
+  report: dict[str, Any] = {"clients": sizes}
+  try:
+    for name, clients in sizes.items():
+      path = folder / name
+      report[f"build {name}"] = _apart(build, path, clients)
+      report[f"open {name}"] = _apart(open_it, path)
+      report[f"verify {name}"] = _apart(check, path)
+      files = (file.stat().st_size for file in path.rglob("*.npy"))
+      report[f"bytes {name}"] = sum(files)
+    both = [folder / name for name in sizes]
+    alone = _apart(train, both[1:], COHORT.value, ROUNDS.value, "disk")
+    turns = _apart(train, both, COHORT.value, ROUNDS.value, "disk")
+  finally:
+    if not KEEP.value:
+      shutil.rmtree(folder, ignore_errors=True)
+  small, large = map(np.asarray, turns["seconds"])
+  report["disk"] = {
+    "peak": alone["peak"],
+    "resident": _quartered(alone["resident"]),
+    "losses": alone["losses"],
+    "larger over smaller": np.percentile(large / small, [25, 50, 75]).tolist(),
+  }
+  for name, values in report.items():
+    print(name, json.dumps(values))
+
+
+def _quartered(values: list[int]) -> list[int]:
+  """After the first round, a quarter, half, three quarters, and the last."""
+  where = np.linspace(0, len(values) - 1, 5).astype(int)
+  return [values[i] for i in where]
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("folder")
+  app.run(main)
