@@ -5,8 +5,9 @@
 Writes stores of 100,000 and 1,000,000 clients, of 1 to 39 examples of 64 bytes,
 opens them, and trains a logistic regression in rounds of 10,000 clients, read
 from the disk. Every part runs in a process of its own, whose peak of resident
-memory is told. The two stores take turns, a few rounds each; a ratio of times
-is the median over the turns.
+memory is told. The two stores take turns, a few rounds each; ratios of times
+are quartiles over the turns. Then a CNN, in cohorts of 10 of 500 clients with
+images of 28 x 28, takes turns between the residencies.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ import numpy as np
 from absl import app, flags
 
 FIELDS, CLASSES = 64, 10
+RESIDENCIES = ["device", "host", "disk"]
 BLOCK = 10_000  # clients that are written at once
 
 
-def build(path: Path, clients: int) -> dict[str, float]:
-  """Writes a store; returns what that took."""
+def build(
+  path: Path, clients: int, shape: tuple[int, ...] = (FIELDS,)
+) -> dict[str, float]:
+  """Writes a store of examples of this shape; returns what that took."""
   from fedjax_sim.data import StoreWriter
 
   began = time.perf_counter()
@@ -39,8 +43,9 @@ def build(path: Path, clients: int) -> dict[str, float]:
       count = min(BLOCK, clients - first)
       sizes = rng.integers(1, 40, count)
       labels = rng.integers(0, CLASSES, sizes.sum(), np.uint8)
-      x = rng.integers(0, 128, (len(labels), FIELDS), np.uint8)
-      x[np.arange(len(labels)), labels] += 100  # there is something to learn
+      x = rng.integers(0, 128, (len(labels), *shape), np.uint8)
+      flat = x.reshape(len(labels), -1)
+      flat[np.arange(len(labels)), labels] += 100  # there is something to learn
       names = [f"client {i}" for i in range(first, first + count)]
       train.append(names, sizes, {"x": x, "y": labels})
   return {"seconds": time.perf_counter() - began}
@@ -67,15 +72,19 @@ def check(path: Path) -> dict[str, float]:
   return {"seconds": time.perf_counter() - began}
 
 
-def simulator_of(path: Path, cohort: int, residency: Any) -> Any:
-  """A logistic regression on the clients of a store."""
+def simulator_of(
+  path: Path, cohort: int, residency: Any, cnn: bool = False
+) -> Any:
+  """A logistic regression, or a CNN, on the clients of a store."""
   from fedjax_sim import LocalWork, Runtime, Simulator, optimizer, sampling
   from fedjax_sim.algorithms.fedavg import fedavg
   from fedjax_sim.data import open_store
+  from fedjax_sim.models.femnist_cnn import femnist_cnn
   from fedjax_sim.models.logistic_regression import logistic_regression
 
   data = open_store(path)
-  task = logistic_regression(data.example_shape, data.num_classes)
+  model = femnist_cnn if cnn else logistic_regression
+  task = model(data.example_shape, data.num_classes)
   sgd = optimizer("sgd", learning_rate=0.1), optimizer("sgd", learning_rate=1.0)
   return Simulator(
     task=task,
@@ -88,15 +97,23 @@ def simulator_of(path: Path, cohort: int, residency: Any) -> Any:
 
 
 def train(
-  paths: list[Path], cohort: int, rounds: int, residency: str
+  paths: list[Path],
+  cohort: int,
+  rounds: int,
+  residencies: list[str],
+  cnn: bool = False,
 ) -> dict[str, Any]:
-  """Rounds on every store in turns; times and memory of each."""
+  """Rounds on every store, or with every residency, in turns."""
   from fedjax_sim import setup
 
   setup()
-  simulators = [simulator_of(path, cohort, residency) for path in paths]
+  simulators = [
+    simulator_of(path, cohort, residency, cnn)
+    for path in paths
+    for residency in residencies
+  ]
   states = [s.init() for s in simulators]
-  seconds: list[list[float]] = [[] for _ in paths]
+  seconds: list[list[float]] = [[] for _ in simulators]
   resident, losses = [], []
   turn = max(1, rounds // 10)
   for done in range(0, rounds, turn):
@@ -111,7 +128,16 @@ def train(
     "seconds": [times[1:] for times in seconds],  # the first one compiles
     "resident": resident,
     "losses": [losses[0], losses[-1]],
+    "digests": [
+      _digest(s, state) for s, state in zip(simulators, states, strict=True)
+    ],
   }
+
+
+def _digest(simulator: Any, state: Any) -> str:
+  from fedjax_sim.checkpoint import tree_digest
+
+  return tree_digest(simulator.algorithm.variables(state.server).params)
 
 
 def _resident() -> int:
@@ -138,6 +164,7 @@ FOLDER = flags.DEFINE_string("folder", None, "Where stores are written.")
 CLIENTS = flags.DEFINE_integer("clients", 1_000_000, "Of the larger store.")
 COHORT = flags.DEFINE_integer("clients_per_round", 10_000, "Of a round.")
 ROUNDS = flags.DEFINE_integer("rounds", 100, "On each store.")
+IMAGES = flags.DEFINE_integer("image_clients", 500, "Of the CNN.")
 KEEP = flags.DEFINE_boolean("keep", False, "Leave the stores there.")
 
 
@@ -156,8 +183,12 @@ def main(argv: list[str]) -> None:
       files = (file.stat().st_size for file in path.rglob("*.npy"))
       report[f"bytes {name}"] = sum(files)
     both = [folder / name for name in sizes]
-    alone = _apart(train, both[1:], COHORT.value, ROUNDS.value, "disk")
-    turns = _apart(train, both, COHORT.value, ROUNDS.value, "disk")
+    alone = _apart(train, both[1:], COHORT.value, ROUNDS.value, ["disk"])
+    turns = _apart(train, both, COHORT.value, ROUNDS.value, ["disk"])
+    _apart(build, folder / "images", IMAGES.value, (28, 28, 1))
+    cnn = _apart(
+      *(train, [folder / "images"], 10, ROUNDS.value, RESIDENCIES, True)
+    )
   finally:
     if not KEEP.value:
       shutil.rmtree(folder, ignore_errors=True)
@@ -168,6 +199,12 @@ def main(argv: list[str]) -> None:
     "losses": alone["losses"],
     "larger over smaller": np.percentile(large / small, [25, 50, 75]).tolist(),
   }
+  device, *others = map(np.asarray, cnn["seconds"])
+  report["CNN, speed over device's"] = {
+    name: np.percentile(device / times, [25, 50, 75]).tolist()
+    for name, times in zip(RESIDENCIES[1:], others, strict=True)
+  }
+  report["CNN, different parameters"] = len(set(cnn["digests"])) - 1
   for name, values in report.items():
     print(name, json.dumps(values))
 

@@ -417,6 +417,17 @@ def test_scaling_writes_all_fields(tmp_path):
   assert all(seconds > 0 for seconds in report["start"].values())
 
 
+@pytest.mark.slow
+def test_stores_train_the_same_wherever_they_are(tmp_path):
+  sizes = ["--clients=200", "--image_clients=20", "--clients_per_round=10"]
+  output = run("store", [f"--folder={tmp_path}", "--rounds=10", *sizes])
+  rows = dict(line.split(" ", 1) for line in output.splitlines())
+  assert "CNN, different parameters 0" in output
+  assert json.loads(output.split("\ndisk ")[1].split("\n")[0])["peak"] > 0
+  assert "clients" in rows
+  assert not list(tmp_path.iterdir())
+
+
 def test_weak_scaling_writes_all_fields(tmp_path):
   written = tmp_path / "weak.json"
   options = ["--scale=smoke", "--turns=1", "--most-devices=2"]
