@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim run|launch|describe|plan|privacy|list`."""
+"""The command line: `fedjax-sim run|launch|describe|plan|privacy|data|list`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ fedjax-sim: federated learning, simulated.
       with --epsilon=E calibrate finds the one of them that is left out;
       curve draws both into --out=DIR
       --sampling=poisson, --noise=gaussian, --accountant=pld: or others
+  fedjax-sim data import --config=FILE --store=DIR
+      writes the config's data set as a client store
+  fedjax-sim data info --store=DIR
+      clients, examples, classes; --out=PNG draws them, --verify reads all
   fedjax-sim list
       algorithms, aggregators, transforms, models, data sets, ...
 
@@ -160,6 +164,13 @@ def _privacy(arguments: Sequence[str]) -> int:
   return 0
 
 
+def _data(arguments: Sequence[str]) -> int:
+  from fedjax_sim import data_command
+
+  print(data_command.run(arguments))  # noqa: T201
+  return 0
+
+
 def _list(arguments: Sequence[str]) -> int:
   from fedjax_sim import flags
 
@@ -176,6 +187,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "describe": _describe,
   "plan": _plan,
   "privacy": _privacy,
+  "data": _data,
   "list": _list,
 }
 

@@ -227,14 +227,19 @@ def _curve(arguments: Sequence[str]) -> str:
     )
   folder = Path(values["out"].value)
   folder.mkdir(parents=True, exist_ok=True)  # before time is spent
+  cohort = given.sampler(clients).expected
   by_round = [
-    reporting.Setting(t, clients, multiplier, ledger.epsilon(t))
+    reporting.Setting(t, clients, multiplier, ledger.epsilon(t), cohort)
     for t in _whole(np.linspace(1, math.sqrt(rounds), _POINTS) ** 2)
   ]
   sizes = np.geomspace(max(1, clients // 10), given.population, _SIZES)
   by_cohort = [
     reporting.Setting(
-      rounds, size, given.least_multiplier(size, rounds, epsilon), epsilon
+      rounds,
+      size,
+      given.least_multiplier(size, rounds, epsilon),
+      epsilon,
+      given.sampler(size).expected,
     )
     for size in _whole(sizes)
     if given.ledger(size, multiplier).adjacency == ledger.adjacency

@@ -5,6 +5,7 @@ rich, tensorboardX and pyarrow are imported where they are used.
 """
 
 from fedjax_sim.reporting.atomic import write_atomically
+from fedjax_sim.reporting.client_picture import MOST_BARS, draw_clients
 from fedjax_sim.reporting.client_rounds import (
   ClientRounds,
   draw_client_rounds,
@@ -29,6 +30,7 @@ from fedjax_sim.reporting.table import (
 )
 
 __all__ = [
+  "MOST_BARS",
   "ClientRounds",
   "EventFiles",
   "MetricsFile",
@@ -36,6 +38,7 @@ __all__ = [
   "Setting",
   "columns",
   "draw_client_rounds",
+  "draw_clients",
   "draw_curves",
   "draw_privacy_curves",
   "final_text",

@@ -21,11 +21,12 @@ class Setting(NamedTuple):
   clients_per_round: int
   noise_multiplier: float
   epsilon: float
+  mean_cohort: float
 
   @property
   def noise_std(self) -> float:
     """Of the noise on the mean update, over the clip norm."""
-    return self.noise_multiplier / self.clients_per_round
+    return self.noise_multiplier / self.mean_cohort
 
 
 def draw_privacy_curves(

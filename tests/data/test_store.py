@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import resource
 
@@ -364,3 +365,13 @@ def test_opening_reads_no_examples(tmp_path, monkeypatch):
   data = open_store(path)
   assert data.train.num_examples == rows
   assert FederatedData.client(data.train, 0)["x"].shape == (1, 3)
+
+
+def test_the_code_of_the_document_runs(tmp_path, monkeypatch, capsys):
+  document = pathlib.Path(__file__).parents[2] / "docs" / "store.md"
+  monkeypatch.chdir(tmp_path)
+  blocks = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+  assert len(blocks) == 2
+  for block in blocks:
+    exec(block, {})
+  assert capsys.readouterr().out == "300 client 0-7\n"

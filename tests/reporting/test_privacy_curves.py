@@ -11,8 +11,8 @@ from fedjax_sim.reporting import (
   write_privacy_curves,
 )
 
-BY_ROUND = [Setting(t, 20, 1.5, 0.3 * t**0.5) for t in (1, 10, 100)]
-BY_COHORT = [Setting(100, n, 0.1 * n, 3.0) for n in (10, 100, 1000)]
+BY_ROUND = [Setting(t, 20, 1.5, 0.3 * t**0.5, 20.0) for t in (1, 10, 100)]
+BY_COHORT = [Setting(100, n, 0.1 * n, 3.0, float(n)) for n in (10, 100, 1000)]
 
 
 def test_two_panels(tmp_path):

@@ -1,0 +1,98 @@
+"""`fedjax-sim data`: stores of a config's data set, and what is in them."""
+
+import numpy as np
+import pytest
+
+from fedjax_sim import cli, data_command, flags
+from fedjax_sim.build import build_data
+from fedjax_sim.data import StoreWriter, open_store
+from test_features import DIGITS
+
+IMPORT = ["data", "import", f"--config={DIGITS}"]
+MOST = {"data.heldout_fraction": "0.3", "data.server_clients": "3"}
+
+
+def said(capsys, *arguments):
+  code = cli.main(arguments)
+  out = capsys.readouterr()
+  return code, out.out, out.err
+
+
+@pytest.mark.parametrize("block", [1, 3000, 2**24])
+def test_every_split_of_a_config(tmp_path, monkeypatch, block):
+  monkeypatch.setattr(data_command, "BLOCK", block)
+  data = build_data(flags.load(str(DIGITS), MOST))
+  data_command.write(tmp_path / "s", data)
+  found = open_store(tmp_path / "s")
+  assert found.prepare is data.prepare
+  assert (found.name, found.num_classes) == (data.name, data.num_classes)
+  for name in ("train", "seen", "unseen"):
+    one, other = getattr(data, name), getattr(found, name)
+    np.testing.assert_array_equal(one.offsets, other.offsets)
+    for field, values in one.examples.items():
+      np.testing.assert_array_equal(values, other.examples[field])
+  for name in ("test", "server"):
+    one, other = getattr(data, name), getattr(found, name)
+    np.testing.assert_array_equal(one["x"], other["x"])
+
+
+def test_what_info_tells(tmp_path, capsys):
+  store, picture = tmp_path / "s", tmp_path / "clients.png"
+  code, out, err = said(capsys, *IMPORT, f"--store={store}")
+  assert (code, err) == (0, "")
+  assert "90 clients, 1,295 examples (14 to 15 a client" in out
+  more = [f"--store={store}", "--verify", f"--out={picture}"]
+  code, out, _ = said(capsys, "data", "info", *more)
+  assert code == 0
+  assert "all as written" in out
+  labels = open_store(store).train.examples["y"]
+  share = 100 * np.mean(labels == 3)
+  assert f"3: {share:.1f} %" in out
+  assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_classes_one_panel(tmp_path, capsys):
+  with StoreWriter(tmp_path / "s", num_classes=0) as store:
+    x = np.zeros((60, 2), np.float32)
+    store.split("train").append("ab", [1, 59], {"x": x})
+  picture = tmp_path / "c.png"
+  more = [f"--store={tmp_path / 's'}", f"--out={picture}"]
+  code, out, _ = said(capsys, "data", "info", *more)
+  assert code == 0
+  assert "labels of train" not in out
+  assert picture.exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["data"], "say what to do first, one of import, info"),
+    (["data", "inform"], "data='inform' is unknown. Did you mean 'info'?"),
+    (["data", "info"], "--store=... is missing"),
+    (["data", "info", "--store=nowhere"], "nowhere is no store"),
+    ([*IMPORT, "--store=."], ". is there already"),
+    (
+      [*IMPORT, "--store=new", "--config.data.labelled_fraction=0.5"],
+      "has the splits labelled, unlabelled",
+    ),
+  ],
+)
+def test_what_is_refused(tmp_path, capsys, monkeypatch, arguments, message):
+  monkeypatch.chdir(tmp_path)
+  code, out, err = said(capsys, *arguments)
+  assert (code, out) == (2, "")
+  assert message in err
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_store_is_told(tmp_path, capsys):
+  store = tmp_path / "s"
+  said(capsys, *IMPORT, f"--store={store}")
+  file = store / "unseen" / "fields" / "y.npy"
+  content = bytearray(file.read_bytes())
+  content[-1] ^= 255
+  file.write_bytes(content)
+  code, _, err = said(capsys, "data", "info", f"--store={store}", "--verify")
+  assert code == 2
+  assert "y.npy" in err
+  assert "checksum differs" in err
