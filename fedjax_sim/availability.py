@@ -7,6 +7,7 @@ heterogeneity in federated learning upon large-scale smartphone data", arXiv
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from fedjax_sim import sampling, validate
 from fedjax_sim.data import locate, read_npz
 from fedjax_sim.sampling import Sampler, generator, without_replacement
 
-_POINTS = 1000  # of the trace, at which the mean cohort is taken
+_POINTS = 1000  # random times, at which the mean cohort is taken
 
 
 class Trace(NamedTuple):
@@ -67,10 +68,10 @@ def make_trace(intervals: np.ndarray, offsets: np.ndarray) -> Trace:
     raise ValueError(
       f"intervals has shape {intervals.shape}; give (n, 2), begin and end."
     )
+  offsets = offsets.astype(np.int64).reshape(-1)
   counts = np.diff(offsets)
   if (
-    offsets.ndim != 1
-    or len(offsets) < 2
+    len(offsets) < 2
     or offsets[0] != 0
     or offsets[-1] != len(intervals)
     or (counts < 0).any()
@@ -156,19 +157,20 @@ def available(
   validate.instance("server.trace", made, Trace, "load_trace('trace.npz')")
   devices = min(made.devices, num_clients)
 
+  @functools.lru_cache(maxsize=4)  # seeds
   def places(seed: int) -> np.ndarray:
     """Which clients each device has: place, place + devices, ..."""
     order = generator(seed, 0, stream=2).permutation(made.devices)
     return np.argsort(order)
 
-  def counts_at(seed: int, round_: int) -> tuple[np.ndarray, np.ndarray]:
+  def counts_at(seed: int, time: float) -> tuple[np.ndarray, np.ndarray]:
     """The places that are ready, and how many clients have each."""
-    place = np.sort(places(seed)[made.ready(round_ * seconds)])
+    place = np.sort(places(seed)[made.ready(time)])
     place = place[place < devices]
     return place, (num_clients - place + devices - 1) // devices
 
   def sample(seed: int, round_: int) -> np.ndarray:
-    place, counts = counts_at(seed, round_)
+    place, counts = counts_at(seed, round_ * seconds)
     total = int(counts.sum())
     rng = generator(seed, round_)
     drawn = without_replacement(rng, total, min(size, total))
@@ -177,9 +179,8 @@ def available(
     nth = drawn - (ends - counts)[which]
     return np.sort(place[which] + devices * nth)
 
-  every = max(1, int(made.seconds / seconds) // _POINTS)
-  rounds = range(0, max(1, int(made.seconds / seconds)), every)
-  means = [min(size, int(counts_at(0, r)[1].sum())) for r in rounds]
+  times = generator(0, 0).uniform(0, made.seconds, _POINTS)
+  means = [min(size, int(counts_at(0, time)[1].sum())) for time in times]
   return Sampler(sample=sample, sizes=(size,), expected=float(np.mean(means)))
 
 

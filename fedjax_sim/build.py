@@ -453,7 +453,8 @@ def build_aggregator(
     return make()
   most = sampler.sizes[-1]
   if "noise_multiplier" in given:
-    fixed_cohort(sampler.expected, most)
+    promised = sampler.participation is not None
+    fixed_cohort(sampler.expected, most, promised)
   elif name == "secure_mean":
     largest = float(data.train.sizes.max())
     used = config.client.max_examples or largest

@@ -574,8 +574,9 @@ def _refuse_other_account(
   if changed := validate.differences(told(before), told(now)):
     raise ConfigChangedError(
       "What the epsilon of the rounds done rests on is not what the run began"
-      f" with: {'; '.join(changed)}. Restore your own sampler or algorithm, or"
-      " the versions of the accountant's libraries, or take another --workdir."
+      f" with: {'; '.join(changed)}. Restore your own sampler or algorithm, or,"
+      " where noise was fitted, the libraries' versions; or take another"
+      " --workdir."
     )
 
 

@@ -232,7 +232,10 @@ def _curve(arguments: Sequence[str]) -> str:
     reporting.Setting(t, clients, multiplier, ledger.epsilon(t), cohort)
     for t in _whole(np.linspace(1, math.sqrt(rounds), _POINTS) ** 2)
   ]
-  sizes = np.geomspace(max(1, clients // 10), given.population, _SIZES)
+  most = given.population
+  if given.has(_GROUPS):
+    most //= given.whole(_GROUPS)
+  sizes = np.geomspace(max(1, clients // 10), most, _SIZES)
   by_cohort = [
     reporting.Setting(
       rounds,

@@ -125,8 +125,7 @@ class _Sliced:
     why: str,
   ):
     self.name, self.why = name, why
-    if name == "host":
-      splits = _in_memory(splits)
+    self._splits = splits
     # By pass: two of them that read the same split need other slices.
     self.sources = [f"{i}:{p.split}" for i, p in enumerate(passes)]
     self._examples = _fields(self.sources, splits)
@@ -167,7 +166,7 @@ class _Sliced:
   ) -> PyTree:
     gathered: dict[str, dict[str, Any]] = {}
     for (source, fields), part, length in zip(
-      self._examples.items(), slices, capacity.examples, strict=True
+      self._sources.items(), slices, capacity.examples, strict=True
     ):
       fill = functools.partial(
         cohorts.fill,
@@ -179,6 +178,16 @@ class _Sliced:
       )
       gathered[source] = {field: fill(x) for field, x in fields.items()}
     return gathered
+
+  @functools.cached_property
+  def _sources(self) -> dict[str, dict[str, np.ndarray]]:
+    """Where examples are taken from; a store is read when it is first asked."""
+    if self.name == "disk":
+      return self._examples
+    splits = [
+      d.in_memory if isinstance(d, StoredData) else d for d in self._splits
+    ]
+    return _fields(self.sources, splits)
 
   def put(self, gathered: PyTree) -> PyTree:
     return distributed.put_own(gathered, self._mesh, self.spec)
@@ -249,12 +258,6 @@ def _chosen(
       room = f"{total / 1e9:.3g} GB of examples, {-negative / 1e9:.3g} GB free"
       return name, room
   return "disk", f"{total / 1e9:.3g} GB of examples, too many for memory"
-
-
-def _in_memory(splits: Sequence[FederatedData]) -> list[FederatedData]:
-  """The data, each set that is on the disk read once."""
-  read = {d: d.in_memory() for d in {*splits} if isinstance(d, StoredData)}
-  return [read[d] if isinstance(d, StoredData) else d for d in splits]
 
 
 def _take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

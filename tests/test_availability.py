@@ -85,6 +85,25 @@ def test_every_client_that_is_ready_is_as_likely():
   assert 1e-3 < scipy.stats.chi2.cdf(statistic, 19) < 1 - 1e-3
 
 
+@pytest.mark.parametrize("round_seconds", [1.0, 60.0, 150.0])
+def test_the_mean_cohort_whatever_a_round_lasts(round_seconds):
+  trace = trace_of([[(50, 100)]])
+  sampler = available(5, 5, trace, round_seconds)
+  assert sampler.expected == pytest.approx(2.5, abs=0.3)
+
+
+def test_a_cohort_that_varies_makes_no_share_of_noise():
+  changes = {
+    "server.sampling": "available",
+    "server.trace": str(pathlib.Path(__file__).parent / "trace.npz"),
+    "server.aggregator": "secure_mean",
+    "secure.clip": "1.0",
+    "secure.noise_multiplier": "1.0",
+  }
+  with pytest.raises(ValueError, match=r"server.sampling does not promise"):
+    build(flags.load(str(DIGITS), changes))
+
+
 def test_a_draw_depends_on_the_cohort_not_on_the_population():
   trace = trace_of([[(0, 10)], [(0, 5)]])
   ids = available(10**12, 100, trace, 1.0).sample(0, 0)
@@ -101,6 +120,8 @@ def test_a_draw_depends_on_the_cohort_not_on_the_population():
     ([[0.0, np.nan]], [0, 1], r"Device 0 is ready from 0.0 to nan"),
     ([[0, 1]], [0, 2], r"do not go from 0 to the 1 intervals"),
     ([[0, 1], [1, 2]], [0, 2, 1, 2], r"that never fall"),
+    ([[0, 1]] * 3, np.array([0, 4, 3], np.uint32), r"that never fall"),
+    ([[0, 1]], 1, r"do not go from 0"),
     ([0, 1], [0, 1], r"intervals has shape \(2,\)"),
   ],
 )

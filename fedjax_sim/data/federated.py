@@ -8,6 +8,7 @@ check themselves when they are made, so that nothing after them has to.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -284,8 +285,9 @@ class StoredData(FederatedData):
     """As recorded."""
     return self.bounds.get(field) or super().label_range(field)
 
+  @functools.cached_property
   def in_memory(self) -> FederatedData:
-    """A copy in the host's memory."""
+    """A copy in the host's memory, made once."""
     examples = {k: np.array(values) for k, values in self.examples.items()}
     for values in self.examples.values():
       forget(values)

@@ -1,7 +1,8 @@
 """Opens a client store: memory-mapped examples, checked when written.
 
-Opening looks at the sizes of files and at nothing in them, so it takes as long
-for a million clients as for a hundred. `verify` reads all of it.
+Opening looks at the sizes of files and at nothing in them, but for central
+examples and, with a split "seen", names. So it takes as long for a million
+clients as for a hundred. `verify` reads all of it.
 """
 
 from __future__ import annotations

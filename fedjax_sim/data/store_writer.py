@@ -79,7 +79,9 @@ class StoreWriter:
         " it."
       )
     if num_classes is not None:
-      validate.whole("num_classes", num_classes, least=0)
+      num_classes = validate.whole("num_classes", num_classes, least=0)
+    if name is not None:
+      validate.instance("name", name, str, "'my data'")
     validate.known("prepare", prepare, PREPARED)
     self._facts = {
       "name": self.path.name if name is None else name,
@@ -142,6 +144,7 @@ class StoreWriter:
       )
     with _told(self.path):
       splits = {name: split.finish() for name, split in self._splits.items()}
+      self._check_labels(splits)
       facts: dict[str, Any] = {"format": FORMAT, "version": VERSION}
       facts |= {"block": BLOCK, **self._facts, "splits": splits}
       facts["sha256"] = seal(facts)
@@ -154,6 +157,17 @@ class StoreWriter:
       if self.path.exists():
         raise FileExistsError(f"{self.path} was made meanwhile; remove it.")
       folder.rename(self.path)
+
+  def _check_labels(self, splits: Mapping[str, Any]) -> None:
+    classes: Any = self._facts["num_classes"]
+    for name, split in splits.items():
+      least, most = split["bounds"].get("y", (0, -1))
+      if classes and (least < 0 or most >= classes):
+        raise ValueError(
+          f"{self.path}, {name}: labels 'y' go from {least} to {most}, and"
+          f" num_classes={classes}; give labels from 0 to {classes - 1}, or"
+          " another number of classes."
+        )
 
 
 class SplitWriter:
@@ -169,6 +183,7 @@ class SplitWriter:
     self._client, self._count = array.array("q"), array.array("q")
     self._columns: dict[str, _Column] = {}
     self._bounds: dict[str, tuple[int, int]] = {}
+    self._failed = False  # a block is half written
     (folder / "fields").mkdir(parents=True)
 
   @property
@@ -200,7 +215,10 @@ class SplitWriter:
       OSError: the disk is full.
     """
     where = f"{self._path}, {self._name}" if where is None else where
-    counts = np.asarray(sizes, np.int64)
+    counts = np.asarray(sizes)
+    if counts.size and counts.dtype.kind not in "iu":
+      raise TypeError(f"{where}: sizes are {counts.dtype}; give whole numbers.")
+    counts = counts.astype(np.int64)
     total = validate.arrays(where, examples)
     if counts.shape != (len(names),) or counts.min(initial=0) < 0:
       raise ValueError(
@@ -223,6 +241,7 @@ class SplitWriter:
 
     for field, values in examples.items():
       check_finite(field, values, owner)
+    self._failed = True
     clients = [
       self._number(where, name, repeats) if count else -1
       for name, count in zip(names, counts.tolist(), strict=True)
@@ -236,6 +255,7 @@ class SplitWriter:
           low, high = int(values.min()), int(values.max())
           least, most = self._bounds.get(field, (low, high))
           self._bounds[field] = min(least, low), max(most, high)
+    self._failed = False
 
   def _number(self, where: str, name: str, repeats: bool) -> int:
     if not isinstance(name, str):
@@ -284,7 +304,12 @@ class SplitWriter:
     """Closes the split; returns what `store.json` says of it."""
     for column in self._columns.values():
       column.finish()
-    if not self._columns:
+    if self._failed:
+      raise ValueError(
+        f"{self._path}, {self._name}: an earlier block was refused half-way;"
+        " begin again."
+      )
+    if not self._count:
       raise ValueError(
         f"{self._path}, {self._name}: there are no examples; leave it out."
       )
@@ -295,7 +320,7 @@ class SplitWriter:
     offsets = offsets_of(sizes)
     if (np.diff(clients) < 0).any():
       for column in self._columns.values():
-        column.reorder(_destinations(clients, counts, offsets), counts)
+        column.reorder(_destinations(clients, counts), counts)
     names = (self._clients or self)._index
     encoded = [name.encode() for name in names]
     tables = {
@@ -324,9 +349,7 @@ class SplitWriter:
       column.close()
 
 
-def _destinations(
-  clients: np.ndarray, counts: np.ndarray, offsets: np.ndarray
-) -> np.ndarray:
+def _destinations(clients: np.ndarray, counts: np.ndarray) -> np.ndarray:
   """Where each segment belongs: after those of its client that came before."""
   order = np.argsort(clients, kind="stable")
   before = np.cumsum(counts[order]) - counts[order]
@@ -371,8 +394,12 @@ class _Column:
     """Moves segments of rows, in the order in which they came."""
     source = np.load(self.path, mmap_mode="r")
     temporary = self.path.with_suffix(".sorted.npy")
-    target = np.lib.format.open_memmap(
-      temporary, "w+", source.dtype, source.shape
+    with temporary.open("wb") as file:
+      # A full disk would be a signal, not an error, once it is mapped.
+      os.posix_fallocate(file.fileno(), 0, self.path.stat().st_size)
+      file.write(header(source.dtype, source.shape))
+    target = np.memmap(
+      *(temporary, source.dtype, "r+", self._begin, source.shape)
     )
     each = max(1, source[:1].nbytes)
     ends = np.cumsum(counts)

@@ -223,6 +223,7 @@ class Ledger:
 
     Epsilon is infinite without noise, and rounded as `told` does.
     """
+    release, period = self.release, self.participation.period
     return {
       "rounds": rounds,
       "epsilon": self.told(rounds),
@@ -232,7 +233,13 @@ class Ledger:
       "noise": self.release.noise,
       "noise_multiplier": self.release.multiplier,
       "rate": self.participation.rate,
-      "period": self.participation.period,
+      "period": period,
+      "bands": release.bands,
+      "noise_rounds": release.rounds,
+      "sensitivity": release.sensitivity(rounds, period)
+      if release.sensitivity is not None and rounds
+      else None,
+      "simulated": release.simulated and list(release.simulated),
     }
 
 

@@ -131,15 +131,16 @@ def simulated_participation(
     return participation
   cohort, population = simulated
   _, period, independent = participation
-  if period * cohort > population:
+  if participation.rate == 1 and period > 1:  # everybody in turn
+    return Participation(1.0, int(population // cohort))
+  if period * cohort > population * (1 + 1e-9):
     raise ValueError(
       f"privacy.noise_cohort_size={cohort:g} exceeds the"
       f" {population / period:g} of privacy.population={population:g} clients"
       f" whose turn it is; give at most those."
     )
-  if participation.rate == 1 and period > 1:  # everybody in turn
-    return Participation(1.0, int(population // cohort))
-  return Participation(period * cohort / population, period, independent)
+  rate = min(1.0, period * cohort / population)
+  return Participation(rate, period, independent)
 
 
 def check(

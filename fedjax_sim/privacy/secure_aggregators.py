@@ -113,16 +113,23 @@ def _without_noise(field: str, value: object) -> None:
     )
 
 
-def fixed_cohort(expected: float, most: int) -> None:
+def fixed_cohort(expected: float, most: int, promised: bool) -> None:
   """Refuses cohorts of varying size, of which every client makes a share.
 
   Args:
     expected: the mean cohort size.
     most: the largest.
+    promised: whether the sampler promises anything (`Sampler.participation`).
 
   Raises:
-    ValueError: they differ.
+    ValueError: the sizes differ, or may do so.
   """
+  if not promised:
+    raise ValueError(
+      "secure.noise_multiplier: every client of a cohort adds its share of the"
+      " noise, and server.sampling does not promise how many there are; take"
+      " 'uniform'."
+    )
   if validate.real("expected", expected) != most:
     raise ValueError(
       "secure.noise_multiplier: every client of a cohort adds its share of the"

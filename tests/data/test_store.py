@@ -1,5 +1,7 @@
 """Client stores: what is written is read, and what is damaged is refused."""
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -180,6 +182,7 @@ OBJECTS = {"x": np.array([None, 1], object)}
       r"one 'x' is float32 of shape \(3,\), in what came before.*float64",
     ),
     ([([7], [1], examples_of(1))], r"client 7 has no name"),
+    ([("ab", [1.5, 1.5], examples_of(3))], r"sizes are float64"),
     ([(["\ud800"], [1], examples_of(1))], r"name that is no UTF-8"),
   ],
 )
@@ -187,6 +190,68 @@ def test_what_cannot_be_written(tmp_path, blocks, message):
   with pytest.raises((ValueError, TypeError), match=message):
     write(tmp_path / "s", blocks)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (
+      {"num_classes": 3},
+      r"train: labels 'y' go from 0 to 3, and num_classes=3",
+    ),
+    ({"name": 3}, r"name is a int"),
+  ],
+)
+def test_what_would_not_open_is_not_written(tmp_path, options, message):
+  with pytest.raises((ValueError, TypeError), match=message):
+    write(tmp_path / "s", [("a", [4], examples_of(4))], **options)
+  assert not list(tmp_path.iterdir())
+  write(tmp_path / "s", [("a", [4], examples_of(4))], num_classes=np.int64(4))
+  assert open_store(tmp_path / "s").num_classes == 4
+
+
+def test_a_block_that_was_refused_half_way(tmp_path):
+  def write_on():
+    with StoreWriter(tmp_path / "s") as store:
+      train = store.split("train")
+      train.append("a", [1], examples_of(1))
+      with contextlib.suppress(ValueError):
+        train.append("ba", [1, 1], examples_of(2), repeats=False)
+
+  with pytest.raises(ValueError, match="an earlier block was refused half-way"):
+    write_on()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_split_without_examples(tmp_path):
+  def write_both():
+    with StoreWriter(tmp_path / "s") as store:
+      store.split("train").append("a", [1], examples_of(1))
+      store.split("test").append(["test"], [0], examples_of(0))
+
+  with pytest.raises(ValueError, match="test: there are no examples; leave it"):
+    write_both()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_when_clients_are_sorted(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, "posix_fallocate", full)
+  blocks = [("ab", [1, 1], examples_of(2)), ("a", [1], examples_of(1))]
+  with pytest.raises(OSError, match="No space left.*Nothing was kept"):
+    write(tmp_path / "s", blocks)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_store_is_read_once(tmp_path):
+  write(tmp_path / "s", [("ab", [1, 2], examples_of(3))])
+  train = open_store(tmp_path / "s").train
+  assert isinstance(train, StoredData)
+  copy = train.in_memory
+  assert copy is train.in_memory
+  assert not isinstance(copy.examples["x"], np.memmap)
 
 
 def test_names_never_become_paths(tmp_path):

@@ -486,6 +486,32 @@ def test_noise_other_than_what_is_told():
     simulator(central(PLAIN, settings(simulated=(1.0, 10.0))))
 
 
+def test_cohorts_in_turns_are_simulated():
+  changes = {
+    "server.sampling": "cyclic",
+    "privacy.noise_cohort_size": "500",
+    "privacy.population": "2000",
+    "privacy.delta": "1e-4",
+  }
+  made = build(flags.load(str(DIGITS), PRIVATE | changes)).simulator
+  assert made.ledger is not None
+  assert made.ledger.participation.period == 4
+
+
+def test_another_strategy_is_another_account():
+  one, other = (
+    guard.ledger(
+      settings(strategy=banded(8, bands)).release,
+      sampling.cyclic(4, 2),
+      Budget(delta=1e-3),
+      4,
+    ).facts(4)
+    for bands in (1, 2)
+  )
+  assert one["sensitivity"] != other["sensitivity"]
+  assert one["bands"] != other["bands"]
+
+
 def test_what_is_no_such_object():
   with pytest.raises(TypeError, match=r"settings is a dict; give.*Central"):
     central(PLAIN, {"clip_norm": 1.0})  # type: ignore[arg-type]

@@ -111,6 +111,14 @@ def test_samplers_of_groups(say):
   assert told["noise on the mean"] == "0.002 times the clip norm"  # 500 each
 
 
+def test_a_curve_of_groups(say, tmp_path):
+  groups = {"sampling": "cyclic_poisson", "sampling_groups": 10}
+  say("curve", out=tmp_path, noise_multiplier=1, **groups)
+  with (tmp_path / "privacy.csv").open(newline="") as file:
+    rows = [r for r in csv.DictReader(file) if r["curve"] == "cohorts"]
+  assert max(int(row["clients_per_round"]) for row in rows) == 100
+
+
 def test_delta_is_told_in_full(say):
   told = facts(say("epsilon", noise_multiplier=1, delta=0.00010049))
   assert "0.00010049)-DP" in told["guarantee"]
