@@ -879,7 +879,14 @@ class Simulator:
 
     if done >= last:
       return
-    plan = jax.profiler.annotate_function(self.plan, name="plan rounds")
+    # A thread has a setting of its own.
+    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+    def plan_ahead(first: int, most: int) -> Planned:
+      with jax.enable_x64(x64):
+        return self.plan(first, most)
+
+    plan = jax.profiler.annotate_function(plan_ahead, name="plan rounds")
     with ThreadPoolExecutor(1, "plan") as pool:
       pending = pool.submit(plan, done, count(done))
       while done < last:

@@ -29,7 +29,9 @@ from fedjax_sim.data import store_writer as writers
 from test_features import DIGITS
 
 FIXTURE = settings(
-  deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+  deadline=None,
+  max_examples=40,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
