@@ -428,6 +428,7 @@ def test_stores_train_the_same_wherever_they_are(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_weak_scaling_writes_all_fields(tmp_path):
   written = tmp_path / "weak.json"
   options = ["--scale=smoke", "--turns=1", "--most-devices=2"]
@@ -590,6 +591,7 @@ def test_requirements_are_of_one_version(benchmark):
     assert all("==" in requirement for requirement in peer.requirements)
 
 
+@pytest.mark.slow
 def test_our_script_for_peers_trains(benchmark, tmp_path):
   peers = benchmark("peers")
   small = {"clients": 20, "features": 6, "classes": 3}

@@ -376,7 +376,7 @@ def test_residencies_train_the_same(tmp_path):
   store = tmp_path / "store"
   write_dataset(store, data)
   digests = {}
-  for residency in ("device", "host", "disk", "auto"):
+  for residency in ("host", "disk", "auto"):
     changes = {
       "data.name": "store",
       "data.path": str(store),
