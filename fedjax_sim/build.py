@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,14 +52,15 @@ from fedjax_sim.optimizers import (
   optimizer,
 )
 from fedjax_sim.preflight import DataError, ModelError
-from fedjax_sim.privacy import distributed_gaussian, randomizers
+from fedjax_sim.privacy import randomizers
 from fedjax_sim.privacy.leakage import leakage
-from fedjax_sim.privacy.local import NO_GUARANTEE, local_privacy
+from fedjax_sim.privacy.local import local_privacy
 from fedjax_sim.privacy.secure_aggregators import SECURE, fixed_cohort
 from fedjax_sim.private import (
   build_privacy,
-  check_local_delta,
+  is_locally_private,
   local_guarantee,
+  secure_noise,
 )
 from fedjax_sim.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
@@ -464,6 +465,48 @@ def build_aggregator(
   return make(most, **given)
 
 
+def _make_sampler(config: ConfigDict) -> Callable[..., sampling.Sampler]:
+  """(clients, clients a round) -> the sampler, with its other arguments."""
+  server = config.server
+  sampler = references.lookup(
+    "server.sampling", server.sampling, SAMPLERS, sampling.Sampler
+  )
+  least = server.least_clients_per_round
+  if least is not None:
+    if server.sampling != "uniform":
+      raise ValueError(
+        f"server.least_clients_per_round={least} does not go with"
+        f" server.sampling={server.sampling!r}; unset one of them."
+      )
+    sampler = functools.partial(sampler, least=least)
+  groups = server.sampling_groups
+  if (groups is not None) != (server.sampling == "cyclic_poisson"):
+    raise ValueError(
+      f"server.sampling_groups={groups} with server.sampling="
+      f"{server.sampling!r}; 'cyclic_poisson' needs a number of groups, and no"
+      " other sampling takes one."
+    )
+  if groups is not None:
+    sampler = functools.partial(sampler, groups=groups)
+  traced = {
+    k: server[k] for k in ("trace", "round_seconds") if server[k] is not None
+  }
+  if traced and server.sampling != "available":
+    field, value = next(iter(traced.items()))
+    raise ValueError(
+      f"server.{field}={value!r} is of server.sampling='available', and it is"
+      f" {server.sampling!r}; unset one of them."
+    )
+  if server.sampling == "available":
+    if "trace" not in traced:
+      raise ValueError(
+        "server.sampling='available' needs server.trace, an .npz file of when"
+        " devices are ready."
+      )
+    sampler = functools.partial(sampler, **traced)
+  return sampler
+
+
 def build(config: ConfigDict) -> Experiment:
   """The experiment that a config describes; checks all of it.
 
@@ -506,42 +549,7 @@ def build(config: ConfigDict) -> Experiment:
     most_rounds=min(MOST_ROUNDS, timetable.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,
   )
-  sampler = references.lookup(
-    "server.sampling", server.sampling, SAMPLERS, sampling.Sampler
-  )
-  least = server.least_clients_per_round
-  if least is not None:
-    if server.sampling != "uniform":
-      raise ValueError(
-        f"server.least_clients_per_round={least} does not go with"
-        f" server.sampling={server.sampling!r}; unset one of them."
-      )
-    sampler = functools.partial(sampler, least=least)
-  groups = server.sampling_groups
-  if (groups is not None) != (server.sampling == "cyclic_poisson"):
-    raise ValueError(
-      f"server.sampling_groups={groups} with server.sampling="
-      f"{server.sampling!r}; 'cyclic_poisson' needs a number of groups, and no"
-      " other sampling takes one."
-    )
-  if groups is not None:
-    sampler = functools.partial(sampler, groups=groups)
-  traced = {
-    k: server[k] for k in ("trace", "round_seconds") if server[k] is not None
-  }
-  if traced and server.sampling != "available":
-    field, value = next(iter(traced.items()))
-    raise ValueError(
-      f"server.{field}={value!r} is of server.sampling='available', and it is"
-      f" {server.sampling!r}; unset one of them."
-    )
-  if server.sampling == "available":
-    if "trace" not in traced:
-      raise ValueError(
-        "server.sampling='available' needs server.trace, an .npz file of when"
-        " devices are ready."
-      )
-    sampler = functools.partial(sampler, **traced)
+  sampler = _make_sampler(config)
   chain = {k: _given(v) for k, v in config.transforms.items()}
   chain = {name: arguments for name, arguments in chain.items() if arguments}
 
@@ -590,21 +598,9 @@ def build(config: ConfigDict) -> Experiment:
       f" privacy.noise_multiplier={config.privacy.noise_multiplier}; raise one"
       " of them."
     )
-  secure_noise = ""
-  if config.secure.noise_multiplier is not None:
-    grid = distributed_gaussian.grid(
-      drawn.sizes[-1],
-      config.secure.noise_multiplier,
-      **({} if config.secure.bits is None else {"bits": config.secure.bits}),
-    )
-    secure_noise = distributed_gaussian.sentence(
-      grid, simulator.num_parameters, bool(config.secure.dropout)
-    )
-  guarantee = local_guarantee(config, drawn)
   private = simulator.algorithm.release is not None
-  if guarantee and not guarantee.startswith(NO_GUARANTEE):
+  if is_locally_private(config, simulator.num_clients):
     simulator.check_unwatched()
-    check_local_delta(config, simulator.num_clients)
     private = True
   timetable = dataclasses.replace(timetable, rounds=allowed)
   sources = references.sources(fields)
@@ -612,7 +608,7 @@ def build(config: ConfigDict) -> Experiment:
     simulator=simulator,
     timetable=timetable,
     sources=sources,
-    local_guarantee=guarantee,
-    secure_noise=secure_noise,
+    local_guarantee=local_guarantee(config, drawn),
+    secure_noise=secure_noise(config, drawn, simulator.num_parameters),
     uncovered=simulator.uncovered if private else [],
   )

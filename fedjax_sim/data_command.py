@@ -17,7 +17,7 @@ from fedjax_sim.data import (
   open_store,
   verify,
 )
-from fedjax_sim.data.store import PREPARE
+from fedjax_sim.data.store_writer import PREPARE
 
 BLOCK = 2**24  # bytes that are written at once
 _PIECE = 2**20  # labels that are counted at once

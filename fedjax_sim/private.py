@@ -14,6 +14,7 @@ from fedjax_sim.config import default_config
 from fedjax_sim.privacy import (
   accounting,
   calibration,
+  distributed_gaussian,
   factorization,
   guard,
   local,
@@ -176,18 +177,40 @@ def local_guarantee(config: ConfigDict, sampler: Sampler) -> str:
   return local.sentence(randomizer, reports)
 
 
-def check_local_delta(config: ConfigDict, num_clients: int) -> None:
-  """Refuses a delta with which clients may give themselves away.
+def is_locally_private(config: ConfigDict, num_clients: int) -> bool:
+  """Whether local privacy guarantees anything.
 
   Raises:
-    ValueError: it is 1 over the number of clients, or more.
+    ValueError: with a delta of 1 over the number of clients, or more, by which
+      clients may give themselves away.
   """
-  delta = config.local_privacy.delta
-  if delta:
+  randomizer = randomizers.from_config(config.local_privacy)
+  if randomizer is None or math.isinf(local.guarantee(randomizer)[0]):
+    return False
+  if randomizer.delta:
     try:
-      accounting.check_delta(delta, num_clients)
+      accounting.check_delta(randomizer.delta, num_clients)
     except ValueError as error:
       raise ValueError(f"local_privacy.{error}") from error
+  return True
+
+
+def secure_noise(config: ConfigDict, sampler: Sampler, dimension: int) -> str:
+  """What the noise of secure aggregation does; "" without any.
+
+  Args:
+    config: complete.
+    sampler: who takes part.
+    dimension: how many numbers an update has.
+  """
+  secure = config.secure
+  if secure.noise_multiplier is None:
+    return ""
+  bits = {} if secure.bits is None else {"bits": secure.bits}
+  grid = distributed_gaussian.grid(
+    sampler.sizes[-1], secure.noise_multiplier, **bits
+  )
+  return distributed_gaussian.sentence(grid, dimension, bool(secure.dropout))
 
 
 def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:

@@ -180,18 +180,7 @@ def cyclic(num_clients: int, clients_per_round: int) -> Sampler:
   Raises:
     TypeError, ValueError: clients_per_round is not within 1..num_clients.
   """
-  num_clients = validate.whole("num_clients", num_clients)
-  size = validate.whole(
-    "server.clients_per_round", clients_per_round, most=num_clients
-  )
-  period = -(-num_clients // size)
-  group = _groups(num_clients, period)
-  return Sampler(
-    sample=group,
-    sizes=(-(-num_clients // period),),
-    expected=num_clients / period,
-    participation=Participation(rate=1.0, period=period),
-  )
+  return _turns(num_clients, clients_per_round, reshuffled=False)
 
 
 def cyclic_poisson(
@@ -254,21 +243,19 @@ def shuffled(num_clients: int, clients_per_round: int) -> Sampler:
   Raises:
     TypeError, ValueError: clients_per_round is not within 1..num_clients.
   """
+  return _turns(num_clients, clients_per_round, reshuffled=True)
+
+
+def _turns(num_clients: int, most: int, *, reshuffled: bool) -> Sampler:
+  """As few groups as there can be of at most so many take turns."""
   num_clients = validate.whole("num_clients", num_clients)
-  size = validate.whole(
-    "server.clients_per_round", clients_per_round, most=num_clients
-  )
+  size = validate.whole("server.clients_per_round", most, most=num_clients)
   period = -(-num_clients // size)
-
-  @functools.lru_cache(maxsize=4)
-  def dealt(seed: int, turn: int) -> list[np.ndarray]:
-    order = generator(seed, turn, stream=1).permutation(num_clients)
-    return [np.sort(ids) for ids in np.array_split(order, period)]
-
   return Sampler(
-    sample=lambda seed, r: dealt(seed, r // period)[r % period].copy(),
+    sample=_groups(num_clients, period, reshuffled=reshuffled),
     sizes=(-(-num_clients // period),),
     expected=num_clients / period,
+    participation=None if reshuffled else Participation(1.0, period),
   )
 
 
@@ -324,15 +311,27 @@ def by_size(
   return Sampler(sample=sample, sizes=(size,), expected=size)
 
 
-def _groups(num_clients: int, groups: int) -> Callable[[int, int], np.ndarray]:
-  """(seed, round) -> the sorted ids of the group whose turn it is."""
+def _groups(
+  num_clients: int, groups: int, *, reshuffled: bool = False
+) -> Callable[[int, int], np.ndarray]:
+  """(seed, round) -> the sorted ids of the group whose turn it is.
+
+  Args:
+    num_clients: the population.
+    groups: whose sizes differ by one at most.
+    reshuffled: deal the clients anew whenever all groups had their turn.
+  """
 
   @functools.lru_cache(maxsize=4)  # seeds
-  def dealt(seed: int) -> list[np.ndarray]:
-    order = generator(seed, 0, stream=1).permutation(num_clients)
+  def dealt(seed: int, time: int) -> list[np.ndarray]:
+    order = generator(seed, time, stream=1).permutation(num_clients)
     return [np.sort(ids) for ids in np.array_split(order, groups)]
 
-  return lambda seed, round_: dealt(seed)[round_ % groups].copy()
+  def group(seed: int, round_: int) -> np.ndarray:
+    time, turn = divmod(round_, groups)
+    return dealt(seed, time if reshuffled else 0)[turn].copy()
+
+  return group
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,21 +21,11 @@ from fedjax_sim.data import store_writer
 from fedjax_sim.data.federated import (
   FederatedDataset,
   Names,
-  Prepare,
   StoredData,
-  as_stored,
-  from_bytes,
 )
-from fedjax_sim.data.leaf import prepare_ids, prepare_numbers
 from fedjax_sim.data.location import locate
 from fedjax_sim.data.splits import make_dataset
 
-PREPARE: Mapping[str, Prepare] = {
-  "stored": as_stored,
-  "bytes": from_bytes,
-  "numbers": prepare_numbers,
-  "ids": prepare_ids,
-}
 _TABLES = ("offsets", "names", "name_ends")
 
 
@@ -108,7 +98,7 @@ def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
     else (),
     seen=splits.get("seen"),
     unseen=splits.get("unseen"),
-    prepare=PREPARE[facts["prepare"]],
+    prepare=store_writer.PREPARE[facts["prepare"]],
     test=test,
     server=server,
   )
@@ -166,15 +156,11 @@ def load_store(
   return dataclasses.replace(made, unseen=unseen, server=data.server)
 
 
-def verify(
-  path: str | os.PathLike[str],
-  read: Callable[[int], None] = lambda count: None,
-) -> None:
+def verify(path: str | os.PathLike[str]) -> None:
   """Reads all of a store and compares it with its checksums.
 
   Args:
     path: the store's folder.
-    read: is told of every block how many bytes it has.
 
   Raises:
     StoreError: they differ; names the file and, of examples, the clients.
@@ -186,7 +172,7 @@ def verify(
     offsets = np.load(folder / name / "offsets.npy", mmap_mode="r")
     for file, said in split["files"].items():
       found = store_writer.sums_of(
-        folder / name / file, said["begin"], read
+        folder / name / file, said["begin"]
       ).digests()
       for i, (one, other) in enumerate(zip(found, said["sha256"], strict=True)):
         if one != other:
@@ -242,7 +228,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         said["field"], said["shape"] = Path(name).stem, tuple(said["shape"])
         _ = said["dtype"], said["begin"], said["sha256"]
     _ = facts["splits"]["train"]["files"], facts["num_classes"], facts["name"]
-    _ = PREPARE[facts["prepare"]]
+    _ = store_writer.PREPARE[facts["prepare"]]
   except StoreError:
     raise
   except (ValueError, KeyError, TypeError, AttributeError) as error:

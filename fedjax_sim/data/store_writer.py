@@ -26,7 +26,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -35,13 +35,26 @@ import numpy as np
 import numpy.typing as npt
 
 from fedjax_sim import validate
-from fedjax_sim.data.federated import check_finite, forget, offsets_of
+from fedjax_sim.data.federated import (
+  Prepare,
+  as_stored,
+  check_finite,
+  forget,
+  from_bytes,
+  offsets_of,
+)
+from fedjax_sim.data.leaf import prepare_ids, prepare_numbers
 
 FORMAT, VERSION = "fedjax_sim store", 1
 BLOCK = 2**24  # bytes that share a checksum
 CHUNK = 2**26  # bytes that are sorted at once
 SPLITS = ("train", "seen", "unseen", "test", "server")
-PREPARED = ("stored", "bytes", "numbers", "ids")  # see `store.PREPARE`
+PREPARE: Mapping[str, Prepare] = {
+  "stored": as_stored,
+  "bytes": from_bytes,
+  "numbers": prepare_numbers,
+  "ids": prepare_ids,
+}
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")  # it names a file
 
 
@@ -82,7 +95,7 @@ class StoreWriter:
       num_classes = validate.whole("num_classes", num_classes, least=0)
     if name is not None:
       validate.instance("name", name, str, "'my data'")
-    validate.known("prepare", prepare, PREPARED)
+    validate.known("prepare", prepare, PREPARE)
     self._facts = {
       "name": self.path.name if name is None else name,
       "num_classes": num_classes,
@@ -398,9 +411,7 @@ class _Column:
       # A full disk would be a signal, not an error, once it is mapped.
       os.posix_fallocate(file.fileno(), 0, self.path.stat().st_size)
       file.write(header(source.dtype, source.shape))
-    target = np.memmap(
-      *(temporary, source.dtype, "r+", self._begin, source.shape)
-    )
+    target = np.load(temporary, mmap_mode="r+")
     each = max(1, source[:1].nbytes)
     ends = np.cumsum(counts)
     pieces = np.searchsorted(
@@ -466,16 +477,13 @@ class _Sums:
     return self._done + last
 
 
-def sums_of(
-  path: Path, begin: int, read: Callable[[int], None] = lambda n: None
-) -> _Sums:
-  """The sums of a file's bytes from `begin` on; tells how many were read."""
+def sums_of(path: Path, begin: int) -> _Sums:
+  """The sums of a file's bytes from `begin` on."""
   sums = _Sums()
   with path.open("rb") as file:
     file.seek(begin)
     while data := file.read(BLOCK):
       sums.update(memoryview(data))
-      read(len(data))
   return sums
 
 

@@ -29,7 +29,6 @@ from fedjax_sim.privacy import library
 from fedjax_sim.privacy.accounting import rounded_up
 from fedjax_sim.traffic import report_shapes
 
-NO_GUARANTEE = "none"  # how such a sentence begins
 _TAG = 0x6C6F6361  # of the key: no number that an algorithm would fold in
 
 
@@ -194,7 +193,7 @@ def sentence(
   """
   one, own = guarantee(randomizer)
   if math.isinf(one):
-    return f"{NO_GUARANTEE}, {randomizer.name} alone guarantees nothing"
+    return f"none, {randomizer.name} alone guarantees nothing"
   delta = own if delta is None else delta
   many = composed(randomizer, reports, delta)
   return (
