@@ -115,7 +115,7 @@ def load_leaf_json(
     clients = {name: next_characters(ids[name], length) for name in ids}
     num_classes = _fixed(num_classes, len(vocabulary) + 1)
   elif is_text:
-    clients, letters = _labelled_text(users, length, vocabulary)
+    clients, letters = labelled_text(users, length, vocabulary)
     if letters:
       num_classes = _fixed(num_classes, letters + 1)
   else:
@@ -125,12 +125,12 @@ def load_leaf_json(
         raise ValueError(
           f"data.{option} is for text, but {place} holds numbers; unset it."
         )
-    clients = {name: {"x": _numbers(u, "x", u.x)} for name, u in users.items()}
+    clients = {name: {"x": numbers(u, "x", u.x)} for name, u in users.items()}
     _check_inputs(users, clients, inputs)
     _shrink(clients, "x", np.int32 if inputs == "ids" else np.float32)
     if _labels_in(users):
       for name, user in users.items():
-        clients[name]["y"] = _numbers(user, "y", user.y)
+        clients[name]["y"] = numbers(user, "y", user.y)
       _shrink(clients, "y", np.int32)
   if num_classes is None:
     num_classes = _count_classes(clients)
@@ -207,7 +207,9 @@ def _read(file: Path) -> dict[str, User]:
       raise ValueError(f"{where}: expected a name, a string.")
     if name in users:
       raise ValueError(f"{where} is twice in users; expected every user once.")
-    users[name] = _user(where, name, count, held["user_data"], labels)
+    users[name] = checked_user(
+      where, count, held["user_data"].get(name), labels.get(name)
+    )
   for field, held_users in (
     ("user_data", held["user_data"]),
     ("user_data_label", labels),
@@ -224,20 +226,24 @@ def _read(file: Path) -> dict[str, User]:
 _JSON = {list: "array", dict: "object"}
 
 
-def _user(
-  where: str,
-  name: str,
-  count: Any,
-  user_data: dict[str, Any],
-  user_labels: dict[str, Any],
-) -> User:
-  data = user_data.get(name)
+def checked_user(where: str, count: Any, data: Any, labels: Any) -> User:
+  """What a file says of a user, if it does not contradict itself.
+
+  Args:
+    where: file and user, for messages.
+    count: of `num_samples`.
+    data: of `user_data`.
+    labels: of `user_data_label`, or None.
+
+  Raises:
+    ValueError: something is missing, of another kind or of another length.
+  """
   if not isinstance(data, dict):
     found = "nothing" if data is None else f"a {type(data).__name__}"
     raise ValueError(
       f"{where}: expected an object in user_data, with x, found {found}."
     )
-  x, y = data.get("x"), data.get("y", user_labels.get(name))
+  x, y = data.get("x"), data.get("y", labels)
   if not isinstance(x, list):
     raise ValueError(f"{where}: x: expected an array, one entry an example.")
   if y is not None and not isinstance(y, list):
@@ -321,7 +327,7 @@ def _code_points(text: str) -> np.ndarray:
   return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def _labelled_text(
+def labelled_text(
   users: Mapping[str, User], length: int, vocabulary: str | None
 ) -> tuple[dict[str, dict[str, np.ndarray]], int]:
   """Examples of each user, and the vocabulary's size if labels are of it."""
@@ -348,7 +354,7 @@ def _labelled_text(
     x[np.arange(length) < ends[:, np.newaxis]] = ids[name][:total]
     clients[name] = {
       "x": x,
-      "y": ids[name][total:] if letters else _numbers(user, "y", y),
+      "y": ids[name][total:] if letters else numbers(user, "y", y),
     }
   if not letters:
     _shrink(clients, "y", np.int32)
@@ -389,7 +395,12 @@ def _fixed(given: int | None, classes: int) -> int:
   return classes
 
 
-def _numbers(user: User, field: str, values: Any) -> np.ndarray:
+def numbers(user: User, field: str, values: Any) -> np.ndarray:
+  """Values of a user as an array.
+
+  Raises:
+    ValueError: they are no numbers, or of several shapes.
+  """
   try:
     array = np.asarray(values)
   except (ValueError, OverflowError) as error:

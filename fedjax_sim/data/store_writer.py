@@ -63,6 +63,10 @@ class StoreWriter:
 
   Left without an exception, the store is there, whole; else nothing is.
 
+  Attributes:
+    path: the store's folder.
+    num_classes: of the labels "y"; may be set as long as the store is written.
+
   Args:
     path: the store's folder, which must not be there yet.
     name: what reports call the data; None: the folder's name.
@@ -71,6 +75,7 @@ class StoreWriter:
     prepare: how a batch becomes what the model gets: "stored", as it is;
       "bytes", x from 0 to 255 as float32 from 0 to 1; "numbers", x as float32;
       "ids", x as int32.
+    vocabulary: what ids of x stand for, if it was text; only noted.
 
   Raises:
     FileExistsError: there is something at `path`.
@@ -84,6 +89,7 @@ class StoreWriter:
     name: str | None = None,
     num_classes: int | None = None,
     prepare: str = "stored",
+    vocabulary: Sequence[str] | None = None,
   ):
     self.path = Path(path)
     if self.path.exists() or self.path.is_symlink():
@@ -96,11 +102,13 @@ class StoreWriter:
     if name is not None:
       validate.instance("name", name, str, "'my data'")
     validate.known("prepare", prepare, PREPARE)
-    self._facts = {
+    self.num_classes = num_classes
+    self._facts: dict[str, Any] = {
       "name": self.path.name if name is None else name,
-      "num_classes": num_classes,
       "prepare": prepare,
     }
+    if vocabulary is not None:
+      self._facts["vocabulary"] = list(vocabulary)
     self._folder: Path | None = None
     self._splits: dict[str, SplitWriter] = {}
 
@@ -159,7 +167,8 @@ class StoreWriter:
       splits = {name: split.finish() for name, split in self._splits.items()}
       self._check_labels(splits)
       facts: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-      facts |= {"block": BLOCK, **self._facts, "splits": splits}
+      facts |= {"num_classes": self.num_classes, "block": BLOCK}
+      facts |= {**self._facts, "splits": splits}
       facts["sha256"] = seal(facts)
       text = json.dumps(facts, indent=1)
       with (folder / "store.json").open("w") as file:
@@ -172,7 +181,7 @@ class StoreWriter:
       folder.rename(self.path)
 
   def _check_labels(self, splits: Mapping[str, Any]) -> None:
-    classes: Any = self._facts["num_classes"]
+    classes = self.num_classes
     for name, split in splits.items():
       least, most = split["bounds"].get("y", (0, -1))
       if classes and (least < 0 or most >= classes):
@@ -203,6 +212,11 @@ class SplitWriter:
   def num_clients(self) -> int:
     """How many clients there are so far."""
     return len(self._clients._index if self._clients else self._index)
+
+  @property
+  def num_examples(self) -> int:
+    """How many examples there are so far."""
+    return max((c.rows for c in self._columns.values()), default=0)
 
   def append(
     self,
@@ -376,21 +390,21 @@ class _Column:
 
   def __init__(self, path: Path, like: np.ndarray):
     self.path, self.example = path, like[:0].copy()
-    self._rows = 0
+    self.rows = 0
     self._file: BinaryIO = path.open("wb")
     self._sums = _Sums()
     self._write_header()
     self._begin = self._file.tell()
 
   def _write_header(self) -> None:
-    shape = (self._rows, *self.example.shape[1:])
+    shape = (self.rows, *self.example.shape[1:])
     self._file.write(header(self.example.dtype, shape))
 
   def append(self, values: np.ndarray) -> None:
     data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     self._file.write(data)
     self._sums.update(data)
-    self._rows += len(values)
+    self.rows += len(values)
 
   def finish(self) -> None:
     self._file.seek(0)
@@ -435,7 +449,7 @@ class _Column:
   def facts(self) -> dict[str, Any]:
     return {
       "dtype": self.example.dtype.str,
-      "shape": [self._rows, *self.example.shape[1:]],
+      "shape": [self.rows, *self.example.shape[1:]],
       "begin": self._begin,
       "sha256": self._sums.digests(),
     }

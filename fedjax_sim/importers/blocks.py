@@ -1,0 +1,197 @@
+"""What importers give: examples of some clients, a block at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import importlib
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, ParamSpec, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fedjax_sim.data.leaf import User, numbers
+
+P = ParamSpec("P")
+BLOCK = 2**24  # bytes that are read at once, about
+_GZIP = b"\x1f\x8b"
+
+
+class Block(NamedTuple):
+  """Examples of some clients, client after client.
+
+  Attributes:
+    where: file, and perhaps more, for messages.
+    names: the clients, each once.
+    sizes: how many examples are whose.
+    examples: field -> (examples, ...); text is of dtype object, `str` each.
+    whole: whether no other block has examples of these clients.
+  """
+
+  where: str
+  names: Sequence[str]
+  sizes: npt.ArrayLike
+  examples: Mapping[str, np.ndarray]
+  whole: bool = False
+
+
+class Source(Iterable[Block]):
+  """Blocks that can be read again from the beginning."""
+
+  def __init__(self, read: Callable[[], Iterator[Block]]):
+    self._read = read
+
+  def __iter__(self) -> Iterator[Block]:
+    return self._read()
+
+
+def source(read: Callable[P, Iterator[Block]]) -> Callable[P, Source]:
+  """Lets a generator function return what can be read again."""
+
+  @functools.wraps(read)
+  def made(*args: P.args, **options: P.kwargs) -> Source:
+    return Source(functools.partial(read, *args, **options))
+
+  return made
+
+
+def files_of(path: str | os.PathLike[str], *suffixes: str) -> list[Path]:
+  """The file, or all files of a folder that end so, sorted.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  place = Path(path)
+  if place.is_file():
+    return [place]
+  if not place.is_dir():
+    raise FileNotFoundError(f"There is no {place}; correct the path.")
+  found = sorted(
+    file for file in place.iterdir() if file.name.endswith(suffixes)
+  )
+  if not found:
+    raise FileNotFoundError(
+      f"{place} holds no {' or '.join(suffixes)}; name the file, or its folder."
+    )
+  return found
+
+
+def library(module: str, extra: str) -> Any:
+  """A library that only some formats need.
+
+  Raises:
+    ModuleNotFoundError: it is not installed.
+  """
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f"This format needs {module.partition('.')[0]}, which is not installed:"
+      f" pip install 'fedjax_sim[{extra}]'."
+    ) from error
+
+
+@contextlib.contextmanager
+def reading(file: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
+  """Lets a library's errors name the file.
+
+  Args:
+    file: what is read.
+    kind: what it should be.
+    *errors: what the library raises where the file is damaged.
+
+  Raises:
+    ValueError: instead of these.
+  """
+  damaged: tuple[type[Exception], ...] = (
+    *errors,
+    OSError,
+    EOFError,
+    zlib.error,
+    MemoryError,
+  )
+  try:
+    yield
+  except damaged as error:
+    why = str(error).strip().rstrip(".") or type(error).__name__
+    raise ValueError(
+      f"{file} cannot be read as {kind}: {why}. It is damaged, or of another"
+      " format; get it again, or name its format."
+    ) from error
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[IO[bytes]]:
+  """A file's bytes, decompressed if it is gzipped, whatever its name."""
+  with file.open("rb") as plain:
+    packed = plain.read(2) == _GZIP
+    plain.seek(0)
+    if not packed:
+      yield plain
+      return
+    with gzip.GzipFile(fileobj=plain) as stream:
+      yield cast(IO[bytes], stream)
+
+
+def column(where: str, field: str, values: Sequence[Any]) -> np.ndarray:
+  """Python values, one an example, as numbers or as text, dtype object.
+
+  Raises:
+    ValueError: they are neither, or of several shapes.
+  """
+  texts = sum(isinstance(value, str) for value in values)
+  if not texts:
+    return numbers(User(where, [], None), field, values)
+  if texts < len(values):
+    other = next(v for v in values if not isinstance(v, str))
+    raise ValueError(
+      f"{where}: {field}: expected text, as others are, found {other!r:.60}."
+    )
+  return np.array(values, object)
+
+
+def grouped(
+  where: str, clients: Sequence[str], examples: Mapping[str, np.ndarray]
+) -> Block:
+  """Examples in any order as a block.
+
+  Args:
+    where: for messages.
+    clients: whose each example is.
+    examples: field -> (examples, ...).
+  """
+  first: dict[str, int] = {}
+  codes = np.array([first.setdefault(c, len(first)) for c in clients], np.int64)
+  order = np.argsort(codes, kind="stable")
+  sizes = np.bincount(codes, minlength=len(first))
+  return Block(
+    where, list(first), sizes, {k: x[order] for k, x in examples.items()}
+  )
+
+
+def client_names(
+  where: str, field: str, keys: Sequence[Any], row: int = 0
+) -> list[str]:
+  """The clients' names by a table's column of keys.
+
+  Args:
+    where: for messages.
+    field: the column.
+    keys: whole numbers or texts.
+    row: the number of the first, for messages.
+
+  Raises:
+    ValueError: a key is missing, or something else; names its row.
+  """
+  for i, key in enumerate(keys):
+    if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
+      raise ValueError(
+        f"{where}: row {row + i}: {field}, which names the client, is"
+        f" {key!r:.60}; give a text or a whole number."
+      )
+  return [str(key) for key in keys]

@@ -1,0 +1,142 @@
+"""HDF5 as TensorFlow Federated and FedML have it, and as FLUTE does.
+
+TFF: `examples/<client>/<field>`, (examples, ...), as in fed_emnist,
+fed_cifar100, fed_shakespeare and stackoverflow. FLUTE: `users`, `num_samples`,
+`user_data/<user>/x` and perhaps `user_data/<user>/y` or
+`user_data_label/<user>`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.importers.blocks import (
+  Block,
+  files_of,
+  library,
+  reading,
+  source,
+)
+
+_SUFFIXES = (".h5", ".hdf5")
+
+
+@source
+def tff_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
+  """Clients of a TFF file, or of a folder of them, a client at a time.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ModuleNotFoundError: h5py is not installed.
+    ValueError: a file is damaged, or not so; names file, client and field.
+  """
+  for file, held in _files(path):
+    clients = _group(file, held, "examples")
+    for name in clients:
+      where = f"{file}: client {name!r}"
+      fields = _group(where, clients, name)
+      examples = {k: _values(where, k, fields.get(k)) for k in fields}
+      size = max(map(len, examples.values()), default=0)
+      yield Block(str(file), [name], [size], examples, whole=True)
+
+
+@source
+def flute_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
+  """Users of a FLUTE file, or of a folder of them, a user at a time.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ModuleNotFoundError: h5py is not installed.
+    ValueError: a file is damaged, or contradicts itself; names file and user.
+  """
+  for file, held in _files(path):
+    names, counts = (
+      _values(str(file), k, held.get(k)) for k in ("users", "num_samples")
+    )
+    if len(names) != len(counts) or counts.dtype.kind not in "iu":
+      raise ValueError(
+        f"{file}: num_samples: expected {len(names)} whole numbers, one a"
+        f" user, found {len(counts)} of {counts.dtype}."
+      )
+    users = _group(file, held, "user_data")
+    labels = held.get("user_data_label", {})
+    expected = {str(n): int(c) for n, c in zip(names, counts, strict=True)}
+    for other in (users, labels):
+      for name in other:
+        if name not in expected:
+          raise ValueError(
+            f"{file}: user {name!r} has examples or labels, but is not in"
+            " users; expected the same in both."
+          )
+    if len(expected) < len(names):
+      raise ValueError(f"{file}: users: expected every user once.")
+    for name, count in expected.items():
+      where = f"{file}: user {name!r}"
+      data = _group(where, users, name)
+      examples = {k: _values(where, k, data.get(k)) for k in data}
+      if name in labels:
+        examples["y"] = _values(where, "y", labels.get(name))
+      size = len(examples.get("x", ()))
+      if size != count:
+        raise ValueError(
+          f"{where}: num_samples is {count}; expected {size}, the length of x."
+        )
+      yield Block(str(file), [name], [size], examples, whole=True)
+
+
+def _files(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Any]]:
+  h5py = library("h5py", "hdf5")
+  for file in files_of(path, *_SUFFIXES):
+    # What HDF5 says of a damaged file may be any of these.
+    with (
+      reading(file, "HDF5", RuntimeError, KeyError, UnicodeError, TypeError),
+      h5py.File(file, "r") as held,
+    ):
+      yield file, held
+
+
+def _group(where: Path | str, parent: Any, name: str) -> Any:
+  """The group of this name, which is empty where there is none.
+
+  Raises:
+    ValueError: it is something else, or missing.
+  """
+  h5py = library("h5py", "hdf5")
+  if isinstance(parent.get(name, getlink=True), h5py.ExternalLink):
+    raise ValueError(f"{where}: {name} is in another file, which is not read.")
+  found = parent.get(name)
+  if not isinstance(found, h5py.Group):
+    kind = "nothing" if found is None else f"a {type(found).__name__}"
+    raise ValueError(f"{where}: {name}: expected a group, found {kind}.")
+  return found
+
+
+def _values(where: str, field: str, held: Any) -> np.ndarray:
+  """A data set, one entry an example; text as `str`.
+
+  Raises:
+    ValueError: it is none, or has neither numbers nor text.
+  """
+  h5py = library("h5py", "hdf5")
+  if not isinstance(held, h5py.Dataset) or not held.shape:
+    raise ValueError(
+      f"{where}: {field}: expected an array, one entry an example."
+    )
+  if held.external or held.is_virtual:
+    raise ValueError(
+      f"{where}: {field}: its values are in another file, which is not read;"
+      " store them in this one."
+    )
+  if h5py.check_string_dtype(held.dtype):
+    return np.asarray(held.asstr()[()], object)
+  if held.dtype.kind not in "biuf":
+    raise ValueError(
+      f"{where}: {field}: expected numbers or text, found {held.dtype}."
+    )
+  values: np.ndarray = held[()]
+  return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -1,0 +1,239 @@
+"""Tables with a row an example and a column that names its client.
+
+Parquet and CSV are read by pyarrow, JSON lines by Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.importers import blocks
+from fedjax_sim.importers.blocks import (
+  Block,
+  client_names,
+  column,
+  files_of,
+  grouped,
+  library,
+  opened,
+  reading,
+  source,
+)
+from fedjax_sim.importers.fields import chosen, columns_of
+
+
+@source
+def parquet(
+  path: str | os.PathLike[str],
+  *,
+  client: str,
+  fields: Mapping[str, str] | None = None,
+) -> Iterator[Block]:
+  """Rows of a Parquet file, or of a folder of them.
+
+  A column of lists of one length each is an array; so is one of lists of such
+  lists.
+
+  Args:
+    path: `.parquet`, or their folder.
+    client: the column that names a row's client: texts or whole numbers.
+    fields: field -> column, or a pattern such as "pixel*" of columns that
+      become one array, (examples, columns); None: all columns but `client`.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ModuleNotFoundError: pyarrow is not installed.
+    ValueError: a file is damaged, a column is missing, or holds what is no
+      number or text; names file, column and row.
+  """
+  arrow, read = (
+    library("pyarrow", "parquet"),
+    library("pyarrow.parquet", "parquet"),
+  )
+  for file in files_of(path, ".parquet"):
+    with (
+      reading(file, "Parquet", arrow.ArrowException),
+      read.ParquetFile(file) as held,
+    ):
+      wanted = columns_of(str(file), held.schema_arrow.names, client, fields)
+      rows = held.metadata.num_rows
+      size = sum(
+        held.metadata.row_group(i).total_byte_size
+        for i in range(held.metadata.num_row_groups)
+      )
+      each = max(1, int(blocks.BLOCK / max(1.0, size / max(rows, 1))))
+      batches = held.iter_batches(batch_size=each, columns=wanted)
+      yield from _of_batches(str(file), batches, client, fields)
+
+
+@source
+def csv(
+  path: str | os.PathLike[str],
+  *,
+  client: str,
+  fields: Mapping[str, str] | None = None,
+) -> Iterator[Block]:
+  """Rows of a CSV file with a header, plain or gzipped, or of a folder.
+
+  Whether a column has whole numbers, others, or text, is what its first rows
+  have.
+
+  Args:
+    path: `.csv`, `.csv.gz`, or their folder.
+    client: see `parquet`.
+    fields: see `parquet`.
+
+  Raises:
+    FileNotFoundError, ModuleNotFoundError, ValueError: as `parquet`.
+  """
+  arrow, read = library("pyarrow", "parquet"), library("pyarrow.csv", "parquet")
+  for file in files_of(path, ".csv", ".csv.gz"):
+    with (
+      reading(file, "CSV", arrow.ArrowException, UnicodeError),
+      opened(file) as stream,
+    ):
+      batches = read.open_csv(
+        stream,
+        read_options=read.ReadOptions(block_size=blocks.BLOCK),
+        convert_options=read.ConvertOptions(
+          column_types={client: arrow.string()}, strings_can_be_null=False
+        ),
+      )
+      columns_of(str(file), batches.schema.names, client, fields)
+      yield from _of_batches(str(file), batches, client, fields)
+
+
+def _of_batches(
+  where: str, batches: Any, client: str, fields: Mapping[str, str] | None
+) -> Iterator[Block]:
+  row = 0
+  for batch in batches:
+    held = dict(zip(batch.schema.names, batch.columns, strict=True))
+    wanted = columns_of(where, list(held), client, fields)
+    names = client_names(where, client, held[client].to_pylist(), row)
+    arrays = {
+      k: _array(f"{where}: column {k!r}", held[k], row)
+      for k in wanted
+      if k != client
+    }
+    yield grouped(where, names, chosen(where, arrays, fields))
+    row += len(names)
+
+
+def _array(where: str, values: Any, row: int) -> np.ndarray:
+  """An arrow array as numpy's.
+
+  Args:
+    where: for messages.
+    values: numbers, texts, or lists of one length each.
+    row: the number of the first, for messages.
+  """
+  types = library("pyarrow.types", "parquet")
+  kind = values.type
+  if values.null_count:
+    first = row + values.is_null().to_pylist().index(True)
+    raise ValueError(
+      f"{where}: row {first} has no value; fill it in, or leave the row out."
+    )
+  if types.is_fixed_size_list(kind):
+    flat = _array(where, values.flatten(), row)
+    return flat.reshape(len(values), kind.list_size, *flat.shape[1:])
+  if types.is_list(kind) or types.is_large_list(kind):
+    lengths = values.value_lengths().to_numpy()
+    length = int(lengths[0]) if len(lengths) else 0
+    if (lengths != length).any():
+      first = int(np.argmax(lengths != length))
+      raise ValueError(
+        f"{where}: row {row + first} has {lengths[first]} entries, others"
+        f" {length}; give all the same number, padded perhaps."
+      )
+    flat = _array(where, values.flatten(), row)
+    return flat.reshape(len(values), length, *flat.shape[1:])
+  if types.is_dictionary(kind):
+    return _array(where, values.dictionary_decode(), row)
+  if (
+    types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+  ):
+    array: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return array
+  if types.is_string(kind) or types.is_large_string(kind):
+    return np.array(values.to_pylist(), object)
+  raise ValueError(f"{where}: expected numbers or text, found {kind}.")
+
+
+@source
+def json_lines(
+  path: str | os.PathLike[str],
+  *,
+  client: str,
+  fields: Mapping[str, str] | None = None,
+) -> Iterator[Block]:
+  """Lines of JSON objects, an example each, plain or gzipped, or of a folder.
+
+  Args:
+    path: `.jsonl`, `.jsonl.gz`, or their folder.
+    client: the entry that names a line's client: a text or a whole number.
+    fields: field -> entry; see `parquet`.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: a file is damaged, an entry is missing, or is no number or text;
+      names file, line and entry.
+  """
+  for file in files_of(path, ".jsonl", ".jsonl.gz"):
+    with reading(file, "JSON lines"), opened(file) as stream:
+      rows: dict[int, dict[str, Any]] = {}
+      size = 0
+      for number, line in enumerate(stream, 1):
+        if line.strip():
+          rows[number] = _row(f"{file}: line {number}", line, client)
+        size += len(line)
+        if size >= blocks.BLOCK:
+          yield from _of_rows(str(file), rows, client, fields)
+          rows, size = {}, 0
+      yield from _of_rows(str(file), rows, client, fields)
+
+
+def _row(where: str, line: bytes, client: str) -> dict[str, Any]:
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{where} is no JSON: {error}.") from error
+  if not isinstance(row, dict):
+    raise ValueError(
+      f"{where}: expected an object, found a {type(row).__name__}."
+    )
+  client_names(where, client, [row.get(client)])
+  return row
+
+
+def _of_rows(
+  where: str,
+  rows: Mapping[int, Mapping[str, Any]],
+  client: str,
+  fields: Mapping[str, str] | None,
+) -> Iterator[Block]:
+  if not rows:
+    return
+  first, row = next(iter(rows.items()))
+  wanted = columns_of(f"{where}: line {first}", list(row), client, fields)
+  for number, row in rows.items():
+    for entry in wanted:
+      if row.get(entry) is None:
+        raise ValueError(
+          f"{where}: line {number}: {entry} is missing; fill it in, or leave"
+          " the line out."
+        )
+  where = f"{where}: from line {first} on"
+  names = [str(row[client]) for row in rows.values()]
+  arrays = {
+    k: column(where, k, [row[k] for row in rows.values()])
+    for k in wanted
+    if k != client
+  }
+  yield grouped(where, names, chosen(where, arrays, fields))

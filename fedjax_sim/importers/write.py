@@ -1,0 +1,202 @@
+"""Writes a client store of what importers read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim import validate
+from fedjax_sim.data import StoreWriter
+from fedjax_sim.data.store_writer import SPLITS, SplitWriter
+from fedjax_sim.importers.blocks import Block, Source
+from fedjax_sim.importers.fields import check_dtypes, chosen, converted
+from fedjax_sim.importers.text import (
+  Characters,
+  Text,
+  Words,
+  characters_in,
+  words_in,
+)
+
+Examples = Mapping[str, np.ndarray]
+Map = Callable[[str, Examples], Examples]
+TEXTS = ("characters", "words")
+_CENTRAL = ("test", "server")  # splits of one client
+
+
+def import_store(
+  path: str | os.PathLike[str],
+  sources: Mapping[str, Iterable[Block]],
+  *,
+  fields: Mapping[str, str] | None = None,
+  map: Map | None = None,
+  text: str | Text | None = None,
+  vocabulary_size: int = 10_000,
+  sequence_length: int | None = None,
+  dtypes: Mapping[str, str] | None = None,
+  name: str | None = None,
+  num_classes: int | None = None,
+  prepare: str | None = None,
+  progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+  """Writes the examples of some sources as a store, as they come.
+
+  Whole numbers are stored as they are, but int64 and unsigned ones beyond 16
+  bits as int32, float64 as float32; `dtypes` says otherwise.
+
+  Args:
+    path: the store's folder, which must not be there yet.
+    sources: split, of `SPLITS` -> what an importer returns. Clients of "test"
+      and "server" are put together.
+    fields: field of the store -> field of the sources, or a pattern such as
+      "pixel*" of several that become one array; None: all, as they are called.
+      A store's models want "x", and most "y".
+    map: what happens to examples of one client that are read together: its name
+      and field -> (n, ...) to field -> (m, ...); text is of dtype object.
+    text: how "x" becomes ids where it is text: "characters", "words", or a
+      `Text` with its vocabulary; else the sources are read twice, and the
+      vocabulary is what they have.
+    vocabulary_size: of words, at most.
+    sequence_length: ids of an example; None: 80 characters or 20 words.
+    dtypes: field -> dtype, by name.
+    name: see `StoreWriter`.
+    num_classes: see `StoreWriter`; None with text whose labels are ids: as many
+      as there are.
+    prepare: see `StoreWriter`; None: "ids" for text, else "numbers".
+    progress: is told the split, and how many clients and examples it has.
+
+  Raises:
+    FileExistsError: there is something at `path`.
+    TypeError, ValueError, OSError: a source is damaged, fields do not fit, or
+      the disk is full; then no store is there.
+  """
+  for split in sources:
+    validate.known("split", split, SPLITS)
+  if "train" not in sources:
+    raise ValueError("There is no source of the split 'train'; give one.")
+  check_dtypes(dtypes or {})
+  blocks = {
+    split: _Selected(sources[split], fields, map)
+    for split in SPLITS
+    if split in sources
+  }
+  texts = _text(text, blocks, vocabulary_size, sequence_length)
+  writer = StoreWriter(
+    path,
+    name=name,
+    num_classes=num_classes,
+    prepare=prepare or ("ids" if texts else "numbers"),
+    vocabulary=texts.vocabulary if texts else None,
+  )
+  with writer as store:
+    for split, selected in blocks.items():
+      to = store.split(split)
+      for block in selected:
+        if texts:
+          y = block.examples.get("y")
+          if num_classes is None and (y is None or y.dtype == object):
+            store.num_classes = texts.num_classes
+          block = texts(block)
+        _append(to, split, block, dtypes or {})
+        if progress:
+          progress(split, to.num_clients, to.num_examples)
+
+
+class _Selected(Iterable[Block]):
+  """A source's blocks with the fields that are wanted, mapped."""
+
+  def __init__(
+    self,
+    source: Iterable[Block],
+    fields: Mapping[str, str] | None,
+    map: Map | None,
+  ):
+    self._source, self._fields, self._map = source, fields, map
+    self.again = isinstance(source, Source)
+
+  def __iter__(self) -> Iterator[Block]:
+    for block in self._source:
+      held = chosen(block.where, block.examples, self._fields)
+      if "x" not in held:
+        raise ValueError(
+          f"{block.where}: the fields are {', '.join(held)}; name the model's"
+          " input x, and the label y: fields=x:...,y:..."
+        )
+      block = block._replace(examples=held)
+      yield _mapped(block, self._map) if self._map else block
+
+
+def _mapped(block: Block, function: Map) -> Block:
+  """A block after a user's function."""
+  ends = np.cumsum(np.asarray(block.sizes, np.int64)).tolist()
+  parts: list[Examples] = []
+  sizes = []
+  for name, begin, end in zip(block.names, [0, *ends[:-1]], ends, strict=True):
+    given = {k: v[begin:end] for k, v in block.examples.items()}
+    made = function(name, given)
+    where = f"{block.where}: client {name!r}: what map returns"
+    validate.instance(where, made, Mapping, "{'x': x, 'y': y}")
+    held = {k: np.asarray(v) for k, v in made.items()}
+    lengths = {len(v) if v.ndim else -1 for v in held.values()}
+    if len(lengths) != 1 or -1 in lengths:
+      raise ValueError(
+        f"{where} has fields of shape {[v.shape for v in held.values()]}; give"
+        " each one entry an example."
+      )
+    if parts and set(held) != set(parts[0]):
+      raise ValueError(
+        f"{where} has fields {sorted(held)}, of others {sorted(parts[0])}; give"
+        " all clients the same."
+      )
+    parts.append(held)
+    sizes.append(lengths.pop())
+  fields = list(parts[0]) if parts else []
+  examples = {k: np.concatenate([part[k] for part in parts]) for k in fields}
+  return block._replace(sizes=sizes, examples=examples)
+
+
+def _text(
+  text: str | Text | None,
+  blocks: Mapping[str, _Selected],
+  vocabulary_size: int,
+  length: int | None,
+) -> Text | None:
+  if text is None or isinstance(text, Text):
+    return text
+  validate.known("text", text, TEXTS)
+  for split, source in blocks.items():
+    if not source.again:
+      raise ValueError(
+        f"text={text!r} reads sources twice, and that of {split!r} can be read"
+        " once only; give Characters(vocabulary) or Words(vocabulary)."
+      )
+  if text == "characters":
+    found = {c for source in blocks.values() for c in characters_in(source)}
+    return Characters(sorted(found), 80 if length is None else length)
+  most = validate.whole("vocabulary_size", vocabulary_size)
+  words = words_in(blocks["train"], most)
+  return Words(words, 20 if length is None else length)
+
+
+def _append(
+  to: SplitWriter, split: str, block: Block, dtypes: Mapping[str, str]
+) -> None:
+  for field in dtypes:
+    validate.known(f"{block.where}: dtypes: field", field, block.examples)
+  examples: dict[str, Any] = {
+    field: converted(block.where, field, values, dtypes.get(field))
+    for field, values in block.examples.items()
+  }
+  names, sizes = list(block.names), np.asarray(block.sizes)
+  if split in _CENTRAL:
+    names, sizes = [split], np.array([sizes.sum()])
+  to.append(
+    names,
+    sizes,
+    examples,
+    where=block.where,
+    repeats=not block.whole or split in _CENTRAL,
+  )
