@@ -2,26 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedjax_sim import flags, reporting, validate
+from fedjax_sim import flags, references, reporting, validate
 from fedjax_sim.data import (
   FederatedData,
-  FederatedDataset,
   StoredData,
-  StoreWriter,
   open_store,
+  partition_store,
   verify,
+  vocabulary_of,
+  write_store,
 )
-from fedjax_sim.data.store_writer import PREPARE
+from fedjax_sim.data.store_writer import SPLITS
+from fedjax_sim.exporters import export
+from fedjax_sim.importers import (
+  IMPORTERS,
+  Characters,
+  Source,
+  Words,
+  import_store,
+)
+from fedjax_sim.importers.text import Text
+from fedjax_sim.importers.write import TEXTS
 
-BLOCK = 2**24  # bytes that are written at once
 _PIECE = 2**20  # labels that are counted at once
 _PERCENTILES = (0, 10, 50, 90, 100)
+_OPTIONS = (
+  "client",
+  "fields",
+  "dtypes",
+  "map",
+  "text",
+  "vocabulary",
+  "vocabulary-size",
+  "sequence-length",
+  "name",
+  "num-classes",
+  "prepare",
+)
+
+
+def _int(flag: str, text: str) -> int:
+  return flags.number(flag, text, int)
+
+
+def _real(flag: str, text: str) -> float:
+  return flags.number(flag, text, float)
+
+
+_DEAL: dict[str, Callable[[str, str], Any]] = {
+  "partition": lambda flag, text: text,
+  "num-clients": _int,
+  "alpha": _real,
+  "exponent": _real,
+  "shards-per-client": _int,
+}
+_SPLIT: dict[str, Callable[[str, str], Any]] = {
+  "heldout-fraction": _real,
+  "unseen-clients": _real,
+  "min-examples": _int,
+  "seed": _int,
+}
 
 
 def run(arguments: Sequence[str]) -> str:
@@ -42,6 +90,126 @@ def run(arguments: Sequence[str]) -> str:
 
 
 def _import(arguments: Sequence[str]) -> str:
+  if any(a.partition("=")[0].lstrip("-") == "config" for a in arguments):
+    return _import_config(arguments)
+  sources: dict[str, str] = dict.fromkeys(SPLITS, "")
+  values = flags.parse(
+    arguments, "store", "format", **sources, **dict.fromkeys(_OPTIONS, "")
+  )
+  format = values["format"].value
+  importer = validate.lookup("--format", format, IMPORTERS)
+  text = {name: values[name].value for name in _OPTIONS}
+  fields, dtypes = (_pairs(f"--{k}", text[k]) for k in ("fields", "dtypes"))
+  given: dict[str, Any] = {}
+  if "client" in inspect.signature(importer).parameters:
+    given["client"] = text["client"] or "client"
+    given["fields"] = fields
+    fields = None  # the importer reads no others, and names them
+  elif text["client"]:
+    raise flags.UsageError(
+      f"--client={text['client']} is for tables; --format={format} says itself"
+      " whose examples are whose."
+    )
+  for split in SPLITS:
+    sources[split] = values[split].value
+  if not sources["train"]:
+    raise flags.UsageError("--train=... is missing: the source of the clients")
+  read = {
+    split: _source(importer, source, given)
+    for split, source in sources.items()
+    if source
+  }
+  path = Path(values["store"].value)
+  with reporting.Written() as line:
+    import_store(
+      path,
+      read,
+      fields=fields,
+      map=references.load("--map", text["map"]) if text["map"] else None,
+      text=_text(text),
+      vocabulary_size=_whole(text, "vocabulary-size") or 10_000,
+      sequence_length=_whole(text, "sequence-length"),
+      dtypes=dtypes,
+      name=text["name"] or None,
+      num_classes=_whole(text, "num-classes", least=0),
+      prepare=text["prepare"] or None,
+      progress=line.update,
+    )
+  return described(path)
+
+
+def _source(
+  importer: Callable[..., Source], source: str, given: Mapping[str, Any]
+) -> Source:
+  if importer is IMPORTERS["datasets"]:
+    name, colon, split = source.rpartition(":")
+    if colon:
+      return importer(name, split=split, **given)
+  return importer(source, **given)
+
+
+def _pairs(flag: str, text: str) -> dict[str, str] | None:
+  """`a:b,c:d` as a dict; nothing is None."""
+  if not text:
+    return None
+  found: dict[str, str] = {}
+  for pair in text.split(","):
+    name, colon, value = pair.partition(":")
+    if not (name and colon and value) or name in found:
+      raise flags.UsageError(
+        f"{flag}={text}: {pair!r} is no pair, or is there twice; give"
+        " field:value,field:value."
+      )
+    found[name] = value
+  return found
+
+
+def _whole(text: Mapping[str, str], name: str, least: int = 1) -> int | None:
+  if not text[name]:
+    return None
+  value = flags.number(f"--{name}", text[name], int)
+  return validate.whole(f"--{name}", value, least=least)
+
+
+def _text(text: Mapping[str, str]) -> str | Text | None:
+  kind, vocabulary = text["text"], text["vocabulary"]
+  if not kind:
+    for name in ("vocabulary", "vocabulary-size", "sequence-length"):
+      if text[name]:
+        raise flags.UsageError(f"--{name} is for text; give --text=..., too.")
+    return None
+  validate.known("--text", kind, TEXTS)
+  if not vocabulary:
+    return kind
+  if text["vocabulary-size"]:
+    raise flags.UsageError(
+      "--vocabulary has its size, so --vocabulary-size is of no use; leave one"
+      " out."
+    )
+  entries = _vocabulary(Path(vocabulary))
+  length = _whole(text, "sequence-length")
+  if kind == "characters":
+    return Characters(entries, 80 if length is None else length)
+  return Words(entries, 20 if length is None else length)
+
+
+def _vocabulary(path: Path) -> Sequence[str]:
+  """Of a store, or of a JSON list of texts."""
+  if path.is_dir():
+    known = vocabulary_of(path)
+    if known is None:
+      raise ValueError(f"--vocabulary={path}: that store is of no text.")
+    return known
+  try:
+    held: Any = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"--vocabulary={path} is no JSON: {error}.") from error
+  if not isinstance(held, list) or not all(isinstance(w, str) for w in held):
+    raise ValueError(f"--vocabulary={path}: expected a JSON list of texts.")
+  return held
+
+
+def _import_config(arguments: Sequence[str]) -> str:
   values = flags.parse(arguments, "config", "store")
   from fedjax_sim.build import build_data
   from fedjax_sim.config import check_fields
@@ -49,65 +217,51 @@ def _import(arguments: Sequence[str]) -> str:
   check_fields(values.config)
   path = Path(values["store"].value)
   data = build_data(values.config)
-  write(path, data)
+  with reporting.Written() as line:
+    write_store(path, data, progress=line.update)
   return described(path)
 
 
-def write(path: Path, data: FederatedDataset) -> None:
-  """Writes a data set with all of its splits.
-
-  Raises:
-    FileExistsError: there is something at `path`.
-    ValueError: the data set has what a store cannot hold.
-  """
-  named = {function: name for name, function in PREPARE.items()}
-  if data.prepare not in named:
-    raise ValueError(
-      f"The data set {data.name!r} prepares its batches in a way of its own,"
-      f" which a store does not know; it knows {', '.join(PREPARE)}. Write it"
-      " with StoreWriter."
+def _partition(arguments: Sequence[str]) -> str:
+  values = flags.parse(
+    arguments, "store", "to", **dict.fromkeys((*_DEAL, *_SPLIT), "")
+  )
+  given = {
+    name.replace("-", "_"): kind(f"--{name}", values[name].value)
+    for name, kind in (_DEAL | _SPLIT).items()
+    if values[name].value
+  }
+  source, path = Path(values["store"].value), Path(values["to"].value)
+  if not set(given) - {"seed"}:
+    raise flags.UsageError(
+      "data partition: say what is to be other; give --partition=... with"
+      " --num-clients=..., or a split such as --heldout-fraction=..."
     )
-  if data.splits:
-    raise ValueError(
-      f"The data set {data.name!r} has the splits {', '.join(data.splits)},"
-      " which a store does not hold; unset data.labelled_fraction, and set it"
-      " when the store is read."
+  given["name"] = given.pop("partition", None)
+  with reporting.Written() as line:
+    partition_store(
+      path,
+      open_store(source),
+      vocabulary=vocabulary_of(source),
+      progress=line.update,
+      **given,
     )
-  with StoreWriter(
-    path,
-    name=data.name,
-    num_classes=data.num_classes,
-    prepare=named[data.prepare],
-  ) as store:
-    for name in ("train", "seen", "unseen"):
-      part: FederatedData | None = getattr(data, name)
-      if part is not None:
-        split = store.split(name)
-        for first, last in _blocks(part):
-          begin, end = part.offsets[first], part.offsets[last]
-          split.append(
-            [part.client_name(i) for i in range(first, last)],
-            part.sizes[first:last],
-            {k: np.asarray(x[begin:end]) for k, x in part.examples.items()},
-          )
-    for name in ("test", "server"):
-      examples = getattr(data, name)
-      if examples is not None:
-        size = len(next(iter(examples.values())))
-        store.split(name).append([name], [size], examples)
+  return described(path)
 
 
-def _blocks(part: FederatedData) -> Iterator[tuple[int, int]]:
-  """Clients in a row, first and one past the last, of about `BLOCK` bytes."""
-  each = sum(x.nbytes for x in part.examples.values()) / part.num_examples
-  rows = max(1, int(BLOCK / max(each, 1)))
-  first = 0
-  while first < part.num_clients:
-    end = part.offsets[first] + rows
-    last = int(np.searchsorted(part.offsets, end, side="right")) - 1
-    last = min(max(last, first + 1), part.num_clients)
-    yield first, last
-    first = last
+def _export(arguments: Sequence[str]) -> str:
+  values = flags.parse(arguments, "store", "format", "to", split="train")
+  store, path = Path(values["store"].value), Path(values["to"].value)
+  data, split = open_store(store), values["split"].value
+  clients = {
+    name: getattr(data, name)
+    for name in ("train", "seen", "unseen")
+    if getattr(data, name) is not None
+  }
+  part = validate.lookup("--split", split, clients)
+  with reporting.Written() as line:
+    export(part, path, values["format"].value, line.update)
+  return f"{path}  {_sizes(part)}"
 
 
 def _info(arguments: Sequence[str]) -> str:
@@ -138,6 +292,8 @@ def described(path: Path) -> str:
       facts[name] = f"{len(next(iter(examples.values()))):,} examples"
   for field, values in train.examples.items():
     facts[f"field {field}"] = f"{values.dtype} of shape {values.shape[1:]}"
+  if words := vocabulary_of(path):
+    facts["vocabulary"] = f"{len(words):,} entries"
   size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
   facts["bytes"] = f"{size:,}"
   if data.num_classes and "y" in train.examples:
@@ -194,6 +350,8 @@ def draw(path: Path, picture: Path) -> None:
 
 
 _ACTIONS: dict[str, Callable[[Sequence[str]], str]] = {
+  "export": _export,
   "import": _import,
   "info": _info,
+  "partition": _partition,
 }

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fedjax_sim import cli, data_command, flags
+from fedjax_sim import cli, flags
 from fedjax_sim.build import build_data
-from fedjax_sim.data import StoreWriter, open_store
+from fedjax_sim.data import StoreWriter, open_store, store_copy, write_store
 from test_features import DIGITS
 
 IMPORT = ["data", "import", f"--config={DIGITS}"]
@@ -20,9 +20,9 @@ def said(capsys, *arguments):
 
 @pytest.mark.parametrize("block", [1, 3000, 2**24])
 def test_every_split_of_a_config(tmp_path, monkeypatch, block):
-  monkeypatch.setattr(data_command, "BLOCK", block)
+  monkeypatch.setattr(store_copy, "BLOCK", block)
   data = build_data(flags.load(str(DIGITS), MOST))
-  data_command.write(tmp_path / "s", data)
+  write_store(tmp_path / "s", data)
   found = open_store(tmp_path / "s")
   assert found.prepare is data.prepare
   assert (found.name, found.num_classes) == (data.name, data.num_classes)

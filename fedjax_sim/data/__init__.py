@@ -40,7 +40,14 @@ from fedjax_sim.data.splits import (
   with_random_labels,
   with_server_data,
 )
-from fedjax_sim.data.store import StoreError, load_store, open_store, verify
+from fedjax_sim.data.store import (
+  StoreError,
+  load_store,
+  open_store,
+  verify,
+  vocabulary_of,
+)
+from fedjax_sim.data.store_copy import partition_store, write_store
 from fedjax_sim.data.store_writer import StoreWriter
 from fedjax_sim.data.synthetic import load_synthetic
 
@@ -84,11 +91,14 @@ __all__ = [
   "locate",
   "make_dataset",
   "open_store",
+  "partition_store",
   "read_npz",
   "split_clients",
   "split_off_clients",
   "verify",
+  "vocabulary_of",
   "with_few_labels",
   "with_random_labels",
   "with_server_data",
+  "write_store",
 ]

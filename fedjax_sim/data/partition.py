@@ -209,7 +209,7 @@ def partition(
   fixed = (first, "num_clients", "seed")
   owner = f"{field}={name!r}"
   validate.arguments(owner, options, function, hidden=fixed, section="data")
-  subject = labels if first == "labels" else np.size(labels)
+  subject = labels if first == "labels" else len(np.asarray(labels))
   return function(subject, num_clients, seed=seed, **options)
 
 

@@ -104,6 +104,17 @@ def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
   )
 
 
+def vocabulary_of(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
+  """What the ids of a store of text stand for; see `importers.text`.
+
+  Raises:
+    FileNotFoundError: there is no store.
+    StoreError: it is of another version, or damaged.
+  """
+  held = _facts(Path(path)).get("vocabulary")
+  return None if held is None else tuple(held)
+
+
 def load_store(
   *,
   path: str | os.PathLike[str] | None = None,

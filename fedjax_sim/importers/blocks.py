@@ -175,7 +175,7 @@ def grouped(
 
 
 def client_names(
-  where: str, field: str, keys: Sequence[Any], row: int = 0
+  where: str, field: str, keys: Sequence[Any], row: int | None = 0
 ) -> list[str]:
   """The clients' names by a table's column of keys.
 
@@ -183,15 +183,16 @@ def client_names(
     where: for messages.
     field: the column.
     keys: whole numbers or texts.
-    row: the number of the first, for messages.
+    row: the number of the first, for messages; None: `where` says it.
 
   Raises:
     ValueError: a key is missing, or something else; names its row.
   """
   for i, key in enumerate(keys):
     if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
+      at = where if row is None else f"{where}: row {row + i}"
       raise ValueError(
-        f"{where}: row {row + i}: {field}, which names the client, is"
+        f"{at}: {field}, which names the client, is"
         f" {key!r:.60}; give a text or a whole number."
       )
   return [str(key) for key in keys]

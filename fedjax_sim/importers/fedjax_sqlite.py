@@ -60,7 +60,10 @@ def _block(file: Path, client: Any, data: Any, count: Any) -> Block:
       f"{where}: expected client_id and data of bytes, found"
       f" {type(client).__name__} and {type(data).__name__}."
     )
-  name = client if isinstance(client, str) else client.decode()
+  try:
+    name = client if isinstance(client, str) else client.decode()
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{where} has a name that is no UTF-8.") from error
   examples = _decoded(where, data)
   size = max(map(len, examples.values()), default=0)
   if size != count:

@@ -40,7 +40,7 @@ def tff_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
     for name in clients:
       where = f"{file}: client {name!r}"
       fields = _group(where, clients, name)
-      examples = {k: _values(where, k, fields.get(k)) for k in fields}
+      examples = {k: _values(where, k, fields) for k in fields}
       size = max(map(len, examples.values()), default=0)
       yield Block(str(file), [name], [size], examples, whole=True)
 
@@ -56,7 +56,7 @@ def flute_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
   """
   for file, held in _files(path):
     names, counts = (
-      _values(str(file), k, held.get(k)) for k in ("users", "num_samples")
+      _values(str(file), k, held) for k in ("users", "num_samples")
     )
     if len(names) != len(counts) or counts.dtype.kind not in "iu":
       raise ValueError(
@@ -64,7 +64,8 @@ def flute_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
         f" user, found {len(counts)} of {counts.dtype}."
       )
     users = _group(file, held, "user_data")
-    labels = held.get("user_data_label", {})
+    has_labels = "user_data_label" in held
+    labels = _group(file, held, "user_data_label") if has_labels else {}
     expected = {str(n): int(c) for n, c in zip(names, counts, strict=True)}
     for other in (users, labels):
       for name in other:
@@ -78,9 +79,9 @@ def flute_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
     for name, count in expected.items():
       where = f"{file}: user {name!r}"
       data = _group(where, users, name)
-      examples = {k: _values(where, k, data.get(k)) for k in data}
+      examples = {k: _values(where, k, data) for k in data}
       if name in labels:
-        examples["y"] = _values(where, "y", labels.get(name))
+        examples["y"] = _values(where, name, labels)
       size = len(examples.get("x", ()))
       if size != count:
         raise ValueError(
@@ -100,6 +101,14 @@ def _files(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Any]]:
       yield file, held
 
 
+def _get(where: Path | str, parent: Any, name: str) -> Any:
+  """What a group holds by this name, if it is in the same file; or None."""
+  h5py = library("h5py", "hdf5")
+  if isinstance(parent.get(name, getlink=True), h5py.ExternalLink):
+    raise ValueError(f"{where}: {name} is in another file, which is not read.")
+  return parent.get(name)
+
+
 def _group(where: Path | str, parent: Any, name: str) -> Any:
   """The group of this name, which is empty where there is none.
 
@@ -107,22 +116,21 @@ def _group(where: Path | str, parent: Any, name: str) -> Any:
     ValueError: it is something else, or missing.
   """
   h5py = library("h5py", "hdf5")
-  if isinstance(parent.get(name, getlink=True), h5py.ExternalLink):
-    raise ValueError(f"{where}: {name} is in another file, which is not read.")
-  found = parent.get(name)
+  found = _get(where, parent, name)
   if not isinstance(found, h5py.Group):
     kind = "nothing" if found is None else f"a {type(found).__name__}"
     raise ValueError(f"{where}: {name}: expected a group, found {kind}.")
   return found
 
 
-def _values(where: str, field: str, held: Any) -> np.ndarray:
-  """A data set, one entry an example; text as `str`.
+def _values(where: str, field: str, parent: Any) -> np.ndarray:
+  """A group's data set, one entry an example; text as `str`.
 
   Raises:
     ValueError: it is none, or has neither numbers nor text.
   """
   h5py = library("h5py", "hdf5")
+  held = _get(where, parent, field)
   if not isinstance(held, h5py.Dataset) or not held.shape:
     raise ValueError(
       f"{where}: {field}: expected an array, one entry an example."

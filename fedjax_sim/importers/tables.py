@@ -208,7 +208,8 @@ def _row(where: str, line: bytes, client: str) -> dict[str, Any]:
     raise ValueError(
       f"{where}: expected an object, found a {type(row).__name__}."
     )
-  client_names(where, client, [row.get(client)])
+  columns_of(where, list(row), client, None)  # the client's is there
+  client_names(where, client, [row[client]], row=None)
   return row
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -48,21 +48,9 @@ class Text(abc.ABC):
       ValueError: "x" is no text, or a label is neither a number nor, with
         characters, one of them.
     """
-    x = block.examples.get("x")
-    if x is None or x.dtype != object:
-      raise ValueError(
-        f"{block.where}: x is no text; let text be None, or call the field with"
-        " the text x."
-      )
     parts, sizes = [], []
-    ends = np.cumsum(np.asarray(block.sizes, np.int64))
-    for name, begin, end in zip(
-      block.names, [0, *ends[:-1].tolist()], ends.tolist(), strict=True
-    ):
-      part = {k: v[begin:end] for k, v in block.examples.items()}
-      y = part["y"].tolist() if "y" in part else None
-      where = f"{block.where}: client {name!r}"
-      ids = self._of_client(User(where, part["x"].tolist(), y))
+    for user in _users(block):
+      ids = self._of_client(user)
       parts.append({k: v.astype(np.int32) for k, v in ids.items()})
       sizes.append(len(ids["x"]))
     fields = parts[0] if parts else {}
@@ -145,17 +133,34 @@ class Words(Text):
     return ids
 
 
+def _users(block: Block) -> Iterator[User]:
+  """Each client's x, if that is text, and y."""
+  x = block.examples.get("x")
+  if x is None or x.dtype != object:
+    raise ValueError(
+      f"{block.where}: x is no text; let text be None, or call the field with"
+      " the text x."
+    )
+  ends = np.cumsum(np.asarray(block.sizes, np.int64)).tolist()
+  begins = [0, *ends[:-1]]
+  for name, begin, end in zip(block.names, begins, ends, strict=True):
+    y = block.examples.get("y")
+    yield User(
+      f"{block.where}: client {name!r}",
+      x[begin:end].tolist(),
+      None if y is None else y[begin:end].tolist(),
+    )
+
+
 def characters_in(blocks: Iterable[Block]) -> list[str]:
-  """All characters of "x", and of labels that are text, sorted."""
+  """All characters of "x" that have ids, and of labels that are, sorted."""
   found: set[str] = set()
   for block in blocks:
-    joins = False
-    for field, values in block.examples.items():
-      if field in ("x", "y") and values.dtype == object:
-        found.update(*values.tolist())
-    joins = "y" not in block.examples and len(block.examples["x"]) > 1
-    if joins:
-      found.add("\n")
+    for user in _users(block):
+      if user.y is not None:
+        found.update(*user.x, *(y for y in user.y if isinstance(y, str)))
+      elif len(text := "\n".join(user.x)) >= 2:
+        found.update(text)
   return sorted(found)
 
 
@@ -168,7 +173,8 @@ def words_in(blocks: Iterable[Block], most: int) -> list[str]:
   """
   counts: collections.Counter[str] = collections.Counter()
   for block in blocks:
-    for text in block.examples["x"].tolist():
-      counts.update(str(text).split())
+    for user in _users(block):
+      for text in user.x:
+        counts.update(text.split())
   ranked = sorted(counts, key=lambda word: (-counts[word], word))
   return ranked[:most]

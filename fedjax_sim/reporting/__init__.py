@@ -4,7 +4,10 @@ Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Matplotlib,
 rich, tensorboardX and pyarrow are imported where they are used.
 """
 
-from fedjax_sim.reporting.atomic import write_atomically
+from fedjax_sim.reporting.atomic import (
+  replace_atomically,
+  write_atomically,
+)
 from fedjax_sim.reporting.client_picture import MOST_BARS, draw_clients
 from fedjax_sim.reporting.client_rounds import (
   ClientRounds,
@@ -28,6 +31,7 @@ from fedjax_sim.reporting.table import (
   print_final_table,
   print_phases,
 )
+from fedjax_sim.reporting.written import Written
 
 __all__ = [
   "MOST_BARS",
@@ -36,6 +40,7 @@ __all__ = [
   "MetricsFile",
   "Progress",
   "Setting",
+  "Written",
   "columns",
   "draw_client_rounds",
   "draw_clients",
@@ -48,6 +53,7 @@ __all__ = [
   "print_phases",
   "read_metrics",
   "remove_parts",
+  "replace_atomically",
   "write_atomically",
   "write_json",
   "write_privacy_curves",

@@ -42,9 +42,11 @@ def replace_atomically(
       os.fsync(file.fileno())
     os.replace(temporary, path)
     _sync_folder(path.parent)
-  except OSError as error:
+  except BaseException as error:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
+    if not isinstance(error, OSError):
+      raise
     raise OSError(
       error.errno,
       f"cannot write {path}: {error.strerror}; give an existing, writable"

@@ -50,7 +50,7 @@ class Progress:
     self._pace = _Pace()
 
   def __enter__(self) -> Progress:
-    console = self._console or _stderr()
+    console = self._console or stderr()
     if console.is_interactive:
       self._bar = _bar(console)
       self._bar.add_task(
@@ -148,7 +148,8 @@ class _Pace:
     return str(datetime.timedelta(seconds=round(each * (rounds - round_))))
 
 
-def _stderr() -> Console:
+def stderr() -> Console:
+  """The standard error, interactive if that is a terminal."""
   from rich.console import Console
 
   # FORCE_COLOR asks for colours in a log file, not for a moving bar.

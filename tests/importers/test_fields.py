@@ -1,0 +1,107 @@
+"""Which fields a store gets: chosen, mapped, and of which dtype."""
+
+import numpy as np
+import pytest
+
+from fedjax_sim.data import open_store
+from fedjax_sim.importers import examples, import_store
+
+PAIRS = [
+  ("a", {"p1": 1, "p2": 2, "label": 3, "note": "n"}),
+  ("b", {"p1": 4, "p2": 5, "label": 6, "note": "n"}),
+  ("a", {"p1": 7, "p2": 8, "label": 9, "note": "n"}),
+]
+FIELDS = {"x": "p?", "y": "label"}
+
+
+def stored(path, pairs=PAIRS, **options):
+  import_store(path, {"train": examples(pairs)}, **options)
+  return open_store(path)
+
+
+def test_several_become_one(tmp_path):
+  found = stored(tmp_path / "s", fields=FIELDS).train.examples
+  assert {k: v.dtype for k, v in found.items()} == {"x": "int32", "y": "int32"}
+  np.testing.assert_array_equal(found["x"], [[1, 2], [7, 8], [4, 5]])
+  np.testing.assert_array_equal(found["y"], [3, 9, 6])
+
+
+def test_a_map_sees_each_client(tmp_path):
+  seen = []
+
+  def double(client, held):
+    seen.append(client)
+    keep = held["label"] != 3
+    return {"x": 0.5 * held["p1"][keep], "y": held["label"][keep]}
+
+  pairs = [(c, {**e, "x": 0}) for c, e in PAIRS]
+  data = stored(tmp_path / "s", pairs, map=double)
+  assert seen == ["a", "b"]
+  np.testing.assert_array_equal(data.train.examples["x"], [3.5, 2.0])
+  assert data.train.examples["x"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  ("dtype", "value", "told"),
+  [
+    ("uint8", 256, "holds 256, which is no uint8.*dtypes=x:int64"),
+    ("uint8", -1, "holds -1, which is no uint8"),
+    ("int32", 0.5, "holds 0.5, which is no int32.*dtypes=x:float32"),
+    ("int32", float("nan"), "holds nan, which is no int32"),
+    ("bool", 2, "holds 2, which is no bool"),
+    (None, 2**31, "holds 2147483648, which is no int32"),
+    ("float16", 1e6, "field 'x' of .*client 'a', example 0 holds inf"),
+    ("object", 1, "dtypes: x='object' is unknown"),
+  ],
+)
+def test_dtypes_that_do_not_fit(tmp_path, dtype, value, told):
+  dtypes = {"x": dtype} if dtype else None
+  with pytest.raises(ValueError, match=told):
+    stored(tmp_path / "s", [("a", {"x": value})], dtypes=dtypes)
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("given", "stored_as"),
+  [
+    (np.float64(0.1), "float32"),
+    (np.float16(0.5), "float16"),
+    (np.uint8(3), "uint8"),
+    (np.uint32(3), "int32"),
+    (np.int64(-3), "int32"),
+    (np.bool_(True), "bool"),
+  ],
+)
+def test_what_devices_compute_with(tmp_path, given, stored_as):
+  data = stored(tmp_path / "s", [("a", {"x": given})])
+  found = data.train.examples["x"]
+  assert found.dtype == stored_as
+  assert found[0] == given.astype(stored_as)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"fields": {"x": "q"}}, "no field 'q'; there are p1, p2, label, note"),
+    ({"fields": {"y": "p1"}}, "the fields are y; name the model's input x"),
+    ({"fields": {"x": "[pn]*"}}, "names p1, p2, note, which are no numbers"),
+    ({"fields": FIELDS, "dtypes": {"z": "int8"}}, "dtypes: field='z' is unkn"),
+    ({"fields": FIELDS, "prepare": "no"}, "prepare='no' is unknown"),
+    ({"fields": FIELDS, "num_classes": 5}, "labels 'y' go from 3 to 9"),
+    ({"fields": FIELDS, "map": lambda c, e: {}}, "has fields of shape"),
+    ({"fields": FIELDS, "map": lambda c, e: {"x": 3}}, "has fields of shape"),
+    (
+      {"fields": FIELDS, "map": lambda c, e: {"x": e["x"], c: e["x"]}},
+      "client 'b': what map returns has fields",
+    ),
+  ],
+)
+def test_what_is_refused(tmp_path, options, message):
+  with pytest.raises(ValueError, match=message):
+    stored(tmp_path / "s", **options)
+  assert not any(tmp_path.iterdir())
+
+
+def test_no_train(tmp_path):
+  with pytest.raises(ValueError, match="no source of the split 'train'"):
+    import_store(tmp_path / "s", {"seen": examples(PAIRS)})

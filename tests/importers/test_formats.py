@@ -1,0 +1,471 @@
+"""Every importer, on files that another library has written.
+
+`pytest -m slow -s tests/importers/test_formats.py` tells rows and users of real
+data in every format.
+"""
+
+import gzip
+import json
+import sqlite3
+import sys
+from typing import Any
+
+import datasets as hub
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import writers
+
+from fedjax_sim import importers
+from fedjax_sim.data import load_leaf_json, open_store, verify
+from fedjax_sim.importers import blocks, import_store
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (40, 3, 2), np.uint8)
+Y = RNG.integers(0, 5, 40).astype(np.int64)
+OWNER = np.array([f"user {i} é" for i in RNG.integers(0, 6, 40)])
+DTYPES = {"x": "uint8", "y": "uint8"}
+
+
+def stored(source, path, **options):
+  import_store(path, {"train": source}, **options)
+  verify(path)
+  return open_store(path)
+
+
+def same(data, x, y, owner):
+  """Whether the clients and their examples, in order, are those."""
+  names = [data.client_name(i) for i in range(data.num_clients)]
+  assert names == list(dict.fromkeys(owner))
+  for i, name in enumerate(names):
+    found = data.client(i)
+    np.testing.assert_array_equal(
+      found["x"].reshape(len(found["x"]), -1),
+      x[owner == name].reshape((owner == name).sum(), -1),
+    )
+    np.testing.assert_array_equal(found["y"], y[owner == name])
+
+
+@pytest.mark.parametrize("block", [256, 2**24])
+@pytest.mark.parametrize("format", writers.WRITERS)
+def test_what_others_write(tmp_path, monkeypatch, format, block):
+  monkeypatch.setattr(blocks, "BLOCK", block)
+  name, _, write, apart = writers.WRITERS[format]
+  order = np.arange(40) if apart else np.argsort(OWNER, kind="stable")
+  x, y, owner = X[order], Y[order], OWNER[order]
+  data = stored(
+    write(tmp_path / name, x, y, owner), tmp_path / "s", dtypes=DTYPES
+  )
+  same(data.train, x, y, owner)
+  assert data.num_classes == y.max() + 1
+  assert data.train.examples["x"].dtype == np.uint8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", writers.WRITERS)
+def test_real_digits(tmp_path, data_folder, format):
+  with np.load(data_folder / "mnist_writers" / "mnist_100writers.npz") as held:
+    x, y = held["train_x"], held["train_y"].astype(np.int64)
+    owner = held["train_writer"].astype(str)
+  name, library, write, _ = writers.WRITERS[format]
+  data = stored(
+    write(tmp_path / name, x, y, owner), tmp_path / "s", dtypes=DTYPES
+  )
+  same(data.train, x, y, owner)
+  rows, users = data.train.num_examples, data.train.num_clients
+  print(f"| `{format}` | {library} | {rows:,} | {users} |")
+
+
+def test_the_same_as_the_loader_of_leaf(tmp_path):
+  """Text: one store and one data set in memory of the same file."""
+  texts = {"a": ["To be, or not", "to be"], "b": ["x"], "c": ["that is"]}
+  held = {
+    "users": list(texts),
+    "num_samples": [len(t) for t in texts.values()],
+    "user_data": {name: {"x": text} for name, text in texts.items()},
+  }
+  file = tmp_path / "a.json"
+  file.write_text(json.dumps(held))
+  loaded = load_leaf_json(path=file, sequence_length=7)
+  data = stored(
+    importers.leaf_json(file),
+    tmp_path / "s",
+    text="characters",
+    sequence_length=7,
+  )
+  assert data.num_classes == loaded.num_classes
+  assert data.prepare is loaded.prepare
+  assert data.train.num_clients == 2  # one character has no next one
+  for field, values in loaded.train.examples.items():
+    np.testing.assert_array_equal(data.train.examples[field], values)
+
+
+def test_bytes_as_tff_writes_text(tmp_path):
+  with h5py.File(tmp_path / "a.h5", "w") as out:
+    out["examples/a/tokens"] = [b"the cat sat", b"the dog"]
+    out["examples/b/tokens"] = ["the cat"]
+  data = stored(
+    importers.tff_hdf5(tmp_path / "a.h5"),
+    tmp_path / "s",
+    fields={"x": "tokens"},
+    text="words",
+    sequence_length=4,
+    vocabulary_size=2,
+  )
+  # cat is 5, the 4; begin 2, end 3, unknown 1
+  assert data.num_classes == 6
+  x = [[2, 4, 5, 1], [2, 4, 1, 0], [2, 4, 5, 0]]
+  np.testing.assert_array_equal(data.train.examples["x"], x)
+  y = [[4, 5, 1, 3], [4, 1, 3, 0], [4, 5, 3, 0]]
+  np.testing.assert_array_equal(data.train.examples["y"], y)
+
+
+def test_images_of_datasets(tmp_path):
+  x = RNG.integers(0, 256, (5, 8, 6), np.uint8)
+  features = hub.Features(image=hub.Image(), user=hub.Value("int64"))
+  held = hub.Dataset.from_dict(
+    {"image": list(x), "user": [3, 1, 3, 1, 1]}, features=features
+  )
+  held.save_to_disk(tmp_path / "saved")
+  source = importers.datasets(
+    tmp_path / "saved", client="user", fields={"x": "image"}
+  )
+  data = stored(source, tmp_path / "s")
+  assert [data.train.client_name(i) for i in range(2)] == ["3", "1"]
+  np.testing.assert_array_equal(data.train.examples["x"], x[[0, 2, 1, 3, 4]])
+
+
+def test_a_folder_of_files_and_every_split(tmp_path):
+  for i in range(2):
+    rows = slice(20 * i, 20 * (i + 1))
+    pq.write_table(
+      writers.table(X[rows], Y[rows], OWNER[rows]), tmp_path / f"{i}.parquet"
+    )
+  source = importers.parquet(tmp_path, client="user")
+  import_store(
+    tmp_path / "s",
+    {"test": source, "seen": source, "train": source},
+    dtypes=DTYPES,
+  )
+  data = open_store(tmp_path / "s")
+  same(data.train, X, Y, OWNER)
+  same(data.seen, X, Y, OWNER)
+  assert data.test is not None
+  assert data.test["x"].shape == X.shape
+
+
+# --- what is refused ----------------------------------------------------------
+
+
+def changed(held, *path, to):
+  held = json.loads(json.dumps(held))
+  part = held
+  for key in path[:-1]:
+    part = part[key]
+  if to is None:
+    del part[path[-1]]
+  else:
+    part[path[-1]] = to
+  return held
+
+
+LEAF = {
+  "users": ["a", "b"],
+  "num_samples": [2, 1],
+  "user_data": {
+    "a": {"x": [[1], [2]], "y": [0, 1]},
+    "b": {"x": [[3]], "y": [1]},
+  },
+}
+TWICE = json.dumps(LEAF).replace('"b": {"x"', '"a": {"x"')
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (
+      json.dumps(LEAF)[:60],
+      r"cannot be read as JSON|num_samples: expected a JSON",
+    ),
+    (changed(LEAF, "users", to=None), "users: expected a JSON array"),
+    (changed(LEAF, "users", to=["a", "a"]), "user 'a' is twice in users"),
+    (changed(LEAF, "users", to=["a", 3]), "user 3: expected a name"),
+    (changed(LEAF, "num_samples", to=[2]), "num_samples: expected 2, one a"),
+    (
+      changed(LEAF, "num_samples", to=[2, 2]),
+      "'b': num_samples is 2; expected 1",
+    ),
+    (changed(LEAF, "user_data", "b", to=None), "user 'b': expected an object"),
+    (
+      changed(LEAF, "user_data", "c", to={}),
+      "user 'c' is in user_data, but not",
+    ),
+    (TWICE, "user 'a' is in user_data, but not in users, or is there twice"),
+    (
+      changed(LEAF, "user_data", "a", "y", to=[0]),
+      "y has 1 entries; expected 2",
+    ),
+    (
+      changed(LEAF, "user_data", "a", "x", to=[[1], [2, 3]]),
+      "user 'a': x: expected entries of one shape",
+    ),
+    (
+      changed(LEAF, "user_data", "a", "x", to=["q", 1]),
+      "user 'a': x: expected text, as others are, found 1",
+    ),
+    (changed(LEAF, "user_data", "b", "x", to=["q"]), "field 'x' holds text"),
+    (changed(LEAF, "user_data", "b", "x", to=[[0.5]]), "float32 of shape"),
+    (
+      {**LEAF, "user_data_label": {"z": [1]}},
+      "user 'z' is in user_data_label, but not in user_data",
+    ),
+  ],
+)
+def test_wrong_json(tmp_path, text, message):
+  file = tmp_path / "a.json"
+  file.write_text(text if isinstance(text, str) else json.dumps(text))
+  refused(importers.leaf_json(file), tmp_path, message)
+
+
+def refused(source, tmp_path, message, error=ValueError, **options):
+  """Whether nothing is written, and the message names the file."""
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(error, match=message) as caught:
+    import_store(tmp_path / "s", {"train": source}, **options)
+  assert sorted(tmp_path.iterdir()) == before
+  return str(caught.value)
+
+
+def test_a_user_in_two_files(tmp_path):
+  for name in "ab":
+    (tmp_path / f"{name}.json").write_text(json.dumps(LEAF))
+  message = r"b.json: client 'a' is there twice"
+  refused(importers.leaf_json(tmp_path), tmp_path, message)
+
+
+def test_a_truncated_gzip(tmp_path):
+  file = tmp_path / "a.json.gz"
+  file.write_bytes(gzip.compress(json.dumps(LEAF).encode())[:-20])
+  refused(importers.leaf_json(file), tmp_path, "cannot be read as JSON")
+
+
+def hdf5(tmp_path, **held):
+  with h5py.File(tmp_path / "a.h5", "w") as out:
+    for name, values in held.items():
+      out[name.replace("__", "/")] = values
+  return tmp_path / "a.h5"
+
+
+@pytest.mark.parametrize(
+  ("held", "message"),
+  [
+    ({"other": [1]}, "examples: expected a group, found nothing"),
+    ({"examples": [1]}, "examples: expected a group, found a Dataset"),
+    ({"examples__a": [1]}, "client 'a': a: expected a group, found a Dataset"),
+    ({"examples__a__x": 3.0}, "client 'a': x: expected an array"),
+    ({"examples__a__x": [1j]}, "client 'a': x: expected numbers or text"),
+    (
+      {"examples__a__x": [1, 2], "examples__a__y": [1]},
+      "field 'x' has 2 examples, field 'y' 1",
+    ),
+    ({"examples__a__z": [1]}, "the fields are z; name the model's input x"),
+    ({"examples__a__x": [1.0, np.nan]}, "client 'a', example 1 holds nan"),
+    ({"examples__a__x": [2**40]}, "holds 1099511627776, which is no int32"),
+  ],
+)
+def test_wrong_tff_hdf5(tmp_path, held, message):
+  file = hdf5(tmp_path, **held)
+  assert str(file) in refused(importers.tff_hdf5(file), tmp_path, message)
+
+
+def test_hdf5_does_not_read_other_files(tmp_path):
+  secret = tmp_path / "secret"
+  secret.write_bytes(bytes(16))
+  with h5py.File(tmp_path / "other.h5", "w") as out:
+    out["x"] = [1]
+  with h5py.File(tmp_path / "a.h5", "w") as out:
+    out.create_group("examples/a").create_dataset(
+      "x", (2,), np.int64, external=[(str(secret), 0, 16)]
+    )
+  source = importers.tff_hdf5(tmp_path / "a.h5")
+  refused(source, tmp_path, "its values are in another file")
+  with h5py.File(tmp_path / "a.h5", "w") as out:
+    out["examples/a/x"] = h5py.ExternalLink("other.h5", "x")
+  refused(source, tmp_path, "is in another file, which is not read")
+
+
+@pytest.mark.parametrize(
+  ("held", "message"),
+  [
+    ({"users": ["a"], "num_samples": [1, 2]}, "expected 1 whole numbers"),
+    ({"users": ["a"], "num_samples": [2]}, "'a': num_samples is 2; expected 1"),
+    ({"users": ["b"], "num_samples": [1]}, "user 'a' has examples or labels"),
+    ({"users": ["a", "a"], "num_samples": [1, 1]}, "every user once"),
+    ({"num_samples": [1]}, "users: expected an array"),
+  ],
+)
+def test_wrong_flute_hdf5(tmp_path, held, message):
+  file = hdf5(tmp_path, user_data__a__x=[[1.0]], **held)
+  refused(importers.flute_hdf5(file), tmp_path, message)
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    ((b"a", b"junk", 1), "client b'a': data is no zlib-compressed msgpack"),
+    ((b"\xff", b"", 1), "has a name that is no UTF-8"),
+    ((7, b"", 1), "expected client_id and data of bytes"),
+  ],
+)
+def test_wrong_sqlite(tmp_path, row, message):
+  file = tmp_path / "a.sqlite"
+  connection = sqlite3.connect(file)
+  connection.execute(
+    "CREATE TABLE federated_data (client_id, data, num_examples)"
+  )
+  connection.execute("INSERT INTO federated_data VALUES (?, ?, ?)", row)
+  connection.commit()
+  connection.close()
+  refused(importers.fedjax_sqlite(file), tmp_path, message)
+
+
+def test_sqlite_of_something_else(tmp_path):
+  sqlite3.connect(tmp_path / "a.sqlite").close()
+  message = "cannot be read as SQLite: no such table: federated_data"
+  refused(importers.fedjax_sqlite(tmp_path / "a.sqlite"), tmp_path, message)
+
+
+@pytest.mark.parametrize(
+  ("columns", "message"),
+  [
+    ({"x": [1.0]}, "there is no column 'user' to name the client; there are x"),
+    ({"user": [None, "b"], "x": [1, 2]}, "row 0: user, which names the client"),
+    ({"user": [0.5], "x": [1]}, "row 0: user, which names the client, is 0.5"),
+    ({"user": ["a"] * 3, "x": [1, None, 2]}, "column 'x': row 1 has no value"),
+    ({"user": ["a"] * 2, "x": [[1], [1, 2]]}, "row 1 has 2 entries, others 1"),
+    (
+      {"user": ["a"], "x": [{"b": 1}]},
+      "expected numbers or text, found struct",
+    ),
+    ({"user": ["a"], "z": [1]}, "the fields are z; name the model's input x"),
+  ],
+)
+def test_wrong_parquet(tmp_path, columns, message):
+  pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+  source = importers.parquet(tmp_path / "a.parquet", client="user")
+  refused(source, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("user,x\na,1\nb\n", "cannot be read as CSV"),
+    ("user,x\na,b\n", "field 'x' holds text"),
+    ("user,x\na,\n", "column 'x': row 0 has no value"),
+    ("user,x\na,inf\n", "client 'a', example 0 holds inf"),
+    ("", "cannot be read as CSV"),
+    ("user,y\na,1\n", "there is no field 'x'; there are y"),
+  ],
+)
+def test_wrong_csv(tmp_path, text, message):
+  file = tmp_path / "a.csv"
+  file.write_text(text)
+  source = importers.csv(file, client="user", fields={"x": "x"})
+  refused(source, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ('{"user": 1, "x": 1}\n{"user"', "line 2 is no JSON"),
+    ('{"user": 1, "x": 1}\n\n[1]', "line 3: expected an object, found a list"),
+    ('{"user": true, "x": 1}', "line 1: user, which names the client, is True"),
+    ('{"user": 1, "x": 1}\n{"user": 1}', "line 2: x is missing"),
+    ('{"x": 1}', "line 1: there is no column 'user'"),
+    ('{"user": 1, "x": NaN}', "client '1', example 0 holds nan"),
+    ('{"user": 1, "x": 99999999999999999999}', "x: expected numbers"),
+    ("", "there is no client with examples"),
+  ],
+)
+def test_wrong_json_lines(tmp_path, text, message):
+  file = tmp_path / "a.jsonl"
+  file.write_text(text)
+  refused(importers.json_lines(file, client="user"), tmp_path, message)
+
+
+@pytest.mark.parametrize(
+  ("arrays", "message"),
+  [
+    ({"x": X}, "there is no column 'client' to name the client"),
+    ({"x": X, "client": OWNER[:3]}, "array 'x' has 40 rows, and 'client' 3"),
+    (
+      {"x": X, "client": np.array([None] * 40)},
+      "array 'client' has dtype object; give numbers, or text, that need no",
+    ),
+    ({"x": X, "client": X}, "array 'client' has shape"),
+    ({"x": np.asfortranarray(X), "client": OWNER}, "in Fortran order"),
+    ({"x": X, "client": np.zeros(40)}, "row 0: client, which names"),
+  ],
+)
+def test_wrong_npz(tmp_path, arrays, message):
+  np.savez(tmp_path / "a.npz", **arrays)
+  refused(importers.npz(tmp_path / "a.npz"), tmp_path, message)
+
+
+def test_wrong_examples(tmp_path):
+  given: Any = {"x": 1.0}
+  pairs: Any
+  for pairs, error, message in (
+    ([("a", given), "b"], TypeError, "example 1 is a str; give a client"),
+    ([("a", 3)], TypeError, "example 0"),
+    (
+      [(None, given)],
+      ValueError,
+      "the client, which names the client, is None",
+    ),
+    (
+      [("a", given), ("a", {"y": 1})],
+      ValueError,
+      r"example 1 has fields \['y'",
+    ),
+    ([("a", given), ("a", {"x": [1]})], ValueError, "entries of one shape"),
+  ):
+    refused(importers.examples(pairs), tmp_path, message, error)
+
+
+def test_wrong_datasets(tmp_path):
+  (tmp_path / "empty").mkdir()
+  source = importers.datasets(tmp_path / "empty", client="user")
+  refused(source, tmp_path, "cannot be read, after 0 rows, as a data set")
+  pq.write_table(pa.table({"user": [1]}), tmp_path / "empty" / "train.parquet")
+  source = importers.datasets(
+    tmp_path / "empty", client="user", split="validation"
+  )
+  refused(source, tmp_path, "validation")
+
+
+def test_no_file(tmp_path):
+  refused(
+    importers.leaf_json(tmp_path / "no"),
+    tmp_path,
+    "There is no",
+    FileNotFoundError,
+  )
+  refused(
+    importers.leaf_json(tmp_path),
+    tmp_path,
+    "holds no .json or .json.gz",
+    FileNotFoundError,
+  )
+
+
+def test_without_the_library(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "h5py", None)
+  refused(
+    importers.tff_hdf5(tmp_path),
+    tmp_path,
+    r"needs h5py, which is not installed: pip install 'fedjax_sim\[hdf5\]'",
+    ModuleNotFoundError,
+  )

@@ -1,0 +1,110 @@
+"""Text as ids, against examples worked out by hand."""
+
+import numpy as np
+import pytest
+
+from fedjax_sim.data import open_store
+from fedjax_sim.importers import Characters, Words, examples, import_store
+
+
+def stored(path, pairs, **options):
+  import_store(path, {"train": examples(pairs)}, **options)
+  return open_store(path)
+
+
+def test_characters_and_the_next_one(tmp_path):
+  pairs = [("a", {"x": "abc"}), ("a", {"x": "ba"}), ("b", {"x": "c"})]
+  data = stored(tmp_path / "s", pairs, text=Characters("\nabc", 4))
+  assert data.num_classes == 5
+  assert data.train.num_clients == 1  # of "b" there is no next one
+  # abc\nba
+  np.testing.assert_array_equal(
+    data.train.examples["x"], [[2, 3, 4, 1], [3, 0, 0, 0]]
+  )
+  np.testing.assert_array_equal(
+    data.train.examples["y"], [[3, 4, 1, 3], [2, 0, 0, 0]]
+  )
+
+
+def test_characters_with_characters_as_labels(tmp_path):
+  pairs = [("a", {"x": "abcd", "y": "e"}), ("b", {"x": "d", "y": "a"})]
+  data = stored(tmp_path / "s", pairs, text="characters", sequence_length=3)
+  assert data.num_classes == 6
+  np.testing.assert_array_equal(
+    data.train.examples["x"], [[1, 2, 3], [4, 0, 0]]
+  )
+  np.testing.assert_array_equal(data.train.examples["y"], [5, 1])
+
+
+@pytest.mark.parametrize("text", ["characters", "words"])
+def test_text_with_numbers_as_labels(tmp_path, text):
+  pairs = [("a", {"x": "b a", "y": 2}), ("a", {"x": "b", "y": 0})]
+  data = stored(tmp_path / "s", pairs, text=text, sequence_length=4)
+  assert data.num_classes == 3
+  x = {
+    "characters": [[3, 1, 2, 0], [3, 0, 0, 0]],
+    "words": [[4, 5, 0, 0], [4, 0, 0, 0]],
+  }
+  np.testing.assert_array_equal(data.train.examples["x"], x[text])
+  np.testing.assert_array_equal(data.train.examples["y"], [2, 0])
+
+
+def test_no_more_words_than_asked_for(tmp_path):
+  pairs = [("a", {"x": "b a a c"}), ("b", {"x": ""})]
+  data = stored(
+    tmp_path / "s", pairs, text="words", vocabulary_size=1, sequence_length=6
+  )
+  assert data.num_classes == 5
+  assert data.train.num_clients == 1
+  np.testing.assert_array_equal(data.train.examples["x"], [[2, 1, 4, 4, 1, 0]])
+  np.testing.assert_array_equal(data.train.examples["y"], [[1, 4, 4, 1, 3, 0]])
+
+
+@pytest.mark.parametrize(
+  ("pair", "options", "message"),
+  [
+    ({"x": "a"}, {"text": "letters"}, "text='letters' is unknown"),
+    ({"x": 1}, {"text": "characters"}, "x is no text"),
+    ({"x": 1}, {"text": "words"}, "x is no text"),
+    ({"x": "ab"}, {"text": Characters("a")}, "character 'b', which"),
+    ({"x": "a", "y": "bc"}, {"text": Characters("abc")}, "y holds 'bc'"),
+    ({"x": "a", "y": "b"}, {"text": Words(["a"])}, "y holds text; give labels"),
+    ({"x": "a"}, {}, "field 'x' holds text; turn it into numbers"),
+    (
+      {"x": "a"},
+      {"text": "words", "vocabulary_size": 0},
+      "vocabulary_size=0",
+    ),
+    (
+      {"x": "a"},
+      {"text": "words", "sequence_length": 0},
+      "sequence_length=0",
+    ),
+  ],
+)
+def test_what_is_refused(tmp_path, pair, options, message):
+  with pytest.raises(ValueError, match=message):
+    stored(tmp_path / "s", [("a", pair)], **options)
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda: Words(["a", "a"]), "holds a word twice"),
+    (lambda: Characters(["ab"]), "no single character"),
+  ],
+)
+def test_wrong_vocabularies(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_an_iterator_is_read_once(tmp_path):
+  from fedjax_sim.importers.blocks import Block
+
+  block = Block("here", ["a"], [1], {"x": np.array(["ab"], object)})
+  with pytest.raises(ValueError, match="of 'train' can be read once only"):
+    import_store(tmp_path / "s", {"train": iter([block])}, text="words")
+  import_store(tmp_path / "s", {"train": iter([block])}, text=Words(["ab"]))
+  assert open_store(tmp_path / "s").num_classes == 5
