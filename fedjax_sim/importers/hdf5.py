@@ -9,7 +9,7 @@ fed_cifar100, fed_shakespeare and stackoverflow. FLUTE: `users`, `num_samples`,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,7 @@ def tff_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
     ModuleNotFoundError: h5py is not installed.
     ValueError: a file is damaged, or not so; names file, client and field.
   """
-  for file, held in _files(path):
-    clients = _group(file, held, "examples")
-    for name in clients:
-      where = f"{file}: client {name!r}"
-      fields = _group(where, clients, name)
-      examples = {k: _values(where, k, fields) for k in fields}
-      size = max(map(len, examples.values()), default=0)
-      yield Block(str(file), [name], [size], examples, whole=True)
+  yield from _blocks(path, _tff)
 
 
 @source
@@ -54,43 +47,13 @@ def flute_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
     ModuleNotFoundError: h5py is not installed.
     ValueError: a file is damaged, or contradicts itself; names file and user.
   """
-  for file, held in _files(path):
-    names, counts = (
-      _values(str(file), k, held) for k in ("users", "num_samples")
-    )
-    if len(names) != len(counts) or counts.dtype.kind not in "iu":
-      raise ValueError(
-        f"{file}: num_samples: expected {len(names)} whole numbers, one a"
-        f" user, found {len(counts)} of {counts.dtype}."
-      )
-    users = _group(file, held, "user_data")
-    has_labels = "user_data_label" in held
-    labels = _group(file, held, "user_data_label") if has_labels else {}
-    expected = {str(n): int(c) for n, c in zip(names, counts, strict=True)}
-    for other in (users, labels):
-      for name in other:
-        if name not in expected:
-          raise ValueError(
-            f"{file}: user {name!r} has examples or labels, but is not in"
-            " users; expected the same in both."
-          )
-    if len(expected) < len(names):
-      raise ValueError(f"{file}: users: expected every user once.")
-    for name, count in expected.items():
-      where = f"{file}: user {name!r}"
-      data = _group(where, users, name)
-      examples = {k: _values(where, k, data) for k in data}
-      if name in labels:
-        examples["y"] = _values(where, name, labels)
-      size = len(examples.get("x", ()))
-      if size != count:
-        raise ValueError(
-          f"{where}: num_samples is {count}; expected {size}, the length of x."
-        )
-      yield Block(str(file), [name], [size], examples, whole=True)
+  yield from _blocks(path, _flute)
 
 
-def _files(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Any]]:
+def _blocks(
+  path: str | os.PathLike[str],
+  blocks_of: Callable[[Path, Any], Iterator[Block]],
+) -> Iterator[Block]:
   h5py = library("h5py", "hdf5")
   for file in files_of(path, *_SUFFIXES):
     # What HDF5 says of a damaged file may be any of these.
@@ -98,7 +61,53 @@ def _files(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Any]]:
       reading(file, "HDF5", RuntimeError, KeyError, UnicodeError, TypeError),
       h5py.File(file, "r") as held,
     ):
-      yield file, held
+      yield from blocks_of(file, held)
+
+
+def _tff(file: Path, held: Any) -> Iterator[Block]:
+  clients = _group(file, held, "examples")
+  for name in clients:
+    where = f"{file}: client {name!r}"
+    fields = _group(where, clients, name)
+    examples = {k: _values(where, k, fields) for k in fields}
+    size = max(map(len, examples.values()), default=0)
+    yield Block(str(file), [name], [size], examples, whole=True)
+
+
+def _flute(file: Path, held: Any) -> Iterator[Block]:
+  names, counts = (
+    _values(str(file), k, held) for k in ("users", "num_samples")
+  )
+  if len(names) != len(counts) or counts.dtype.kind not in "iu":
+    raise ValueError(
+      f"{file}: num_samples: expected {len(names)} whole numbers, one a"
+      f" user, found {len(counts)} of {counts.dtype}."
+    )
+  users = _group(file, held, "user_data")
+  has_labels = "user_data_label" in held
+  labels = _group(file, held, "user_data_label") if has_labels else {}
+  expected = {str(n): int(c) for n, c in zip(names, counts, strict=True)}
+  for other in (users, labels):
+    for name in other:
+      if name not in expected:
+        raise ValueError(
+          f"{file}: user {name!r} has examples or labels, but is not in"
+          " users; expected the same in both."
+        )
+  if len(expected) < len(names):
+    raise ValueError(f"{file}: users: expected every user once.")
+  for name, count in expected.items():
+    where = f"{file}: user {name!r}"
+    data = _group(where, users, name)
+    examples = {k: _values(where, k, data) for k in data}
+    if name in labels:
+      examples["y"] = _values(where, name, labels)
+    size = len(examples.get("x", ()))
+    if size != count:
+      raise ValueError(
+        f"{where}: num_samples is {count}; expected {size}, the length of x."
+      )
+    yield Block(str(file), [name], [size], examples, whole=True)
 
 
 def _get(where: Path | str, parent: Any, name: str) -> Any:
