@@ -43,10 +43,16 @@ def run(arguments: Sequence[str]) -> str:
 
 def _import(arguments: Sequence[str]) -> str:
   values = flags.parse(arguments, "config", "store")
-  from fedjax_sim.build import build_data
+  from fedjax_sim.build import build_data, preprocessing
   from fedjax_sim.config import check_fields
 
   check_fields(values.config)
+  for key, value in preprocessing(values.config).items():
+    raise ValueError(
+      f"data.{key}={value!r}: a store holds examples as they are before"
+      " anything is done to a batch; unset it here, and set it for runs on the"
+      " store."
+    )
   path = Path(values["store"].value)
   data = build_data(values.config)
   write(path, data)
@@ -61,7 +67,7 @@ def write(path: Path, data: FederatedDataset) -> None:
     ValueError: the data set has what a store cannot hold.
   """
   named = {function: name for name, function in PREPARE.items()}
-  if data.prepare not in named:
+  if data.prepare not in named or data.augment is not None:
     raise ValueError(
       f"The data set {data.name!r} prepares its batches in a way of its own,"
       f" which a store does not know; it knows {', '.join(PREPARE)}. Write it"
