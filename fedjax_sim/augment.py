@@ -23,7 +23,7 @@ _ANGLE = math.pi / 6
 _SHEAR = 0.3
 _BLEND = 0.9  # factors of contrast and brightness go from 1 - this to 1 + this
 _CUT = 0.5  # of a side
-_LEAST_SIDE = 4  # pixels; what is narrower is no image
+LEAST_SIDE = 4  # pixels; what is narrower is no image
 
 _OPERATIONS = (
   "shift_rows",
@@ -71,7 +71,7 @@ def augment(
   """
   if not jnp.issubdtype(x.dtype, jnp.floating):
     return x
-  if x.ndim not in (3, 4) or min(x.shape[1:3]) < _LEAST_SIDE:
+  if x.ndim not in (3, 4) or min(x.shape[1:3]) < LEAST_SIDE:
     return x + (magnitude * jax.random.normal(key, x.shape)).astype(x.dtype)
   images = x if x.ndim == 4 else x[..., None]
   keys = jax.random.split(key, len(x))

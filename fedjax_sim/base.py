@@ -124,7 +124,8 @@ class Task(NamedTuple):
       (already multiplied by their weights); evaluation mode.
     check: examples as they are stored, field -> numpy (examples, ...), -> None;
       raises ValueError for values that the model cannot take, such as ids that
-      it does not know. Shapes and dtypes need no check.
+      it does not know. Shapes and dtypes need no check. Of a field that is
+      looked up in a table it gets the table.
     logits: (variables, examples) -> what the model says before any softmax,
       (batch, classes) of a classifier; evaluation mode. None: it is not told.
     higher_is_better: metric -> whether more of it is better; a metric that is
@@ -315,12 +316,15 @@ class Pass(NamedTuple):
     split: which of the federated data sets it walks over.
     epochs: epochs over all of it whatever the run's `LocalWork` says, e.g. 1
       for a full-batch gradient; None takes the run's.
+    augmented: whether its batches are changed at random as the data set says;
+      False of a pass that measures.
   """
 
   start: Callable[..., PyTree]
   step: Callable[[Client, PyTree, Batch, Key], PyTree]
   split: str = "train"
   epochs: int | None = None
+  augmented: bool = True
 
 
 class Release(NamedTuple):

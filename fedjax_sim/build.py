@@ -38,6 +38,7 @@ from fedjax_sim.data import (
   DATASETS,
   PARTITIONERS,
   FederatedDataset,
+  preprocess,
   with_few_labels,
   with_random_labels,
   with_server_data,
@@ -165,6 +166,15 @@ _CHANGES = (  # of any data set
   "random_label_clients",
   "labelled_fraction",
 )
+AUGMENTATION = ("crop", "crop_fill", "flip")  # of training batches
+_PREPROCESSING = (  # of all batches, on the device
+  "reshape",
+  "lookup",
+  "label_lookup",
+  "normalize",
+  "pad",
+  *AUGMENTATION,
+)
 
 
 def build_data(config: ConfigDict) -> FederatedDataset:
@@ -177,7 +187,7 @@ def build_data(config: ConfigDict) -> FederatedDataset:
     references.lookup(
       "data.partition", section.partition, PARTITIONERS, np.ndarray
     )
-  arguments = _given(section, "name", *_CHANGES)
+  arguments = _given(section, "name", *_CHANGES, *_PREPROCESSING)
   owner = f"data.name={section.name!r}"
   validate.arguments(owner, arguments, load, section="data")
   try:
@@ -189,9 +199,49 @@ def build_data(config: ConfigDict) -> FederatedDataset:
       data, _ = with_random_labels(data, fraction, section.seed)
     if section.labelled_fraction is not None:
       data = with_few_labels(data, section.labelled_fraction, section.seed)
-    return data
+    return _preprocessed(section, data)
   except (TypeError, ValueError) as error:
     raise type(error)(_of_data(config, error)) from error
+
+
+def preprocessing(config: ConfigDict) -> dict[str, Any]:
+  """The fields of `data` that are set of those that change batches."""
+  section = config.data
+  return {
+    key: section[key]
+    for key in _PREPROCESSING
+    if section[key] is not None and section[key] is not False
+  }
+
+
+def _preprocessed(
+  section: ConfigDict, data: FederatedDataset
+) -> FederatedDataset:
+  """The data with what the section's fields do to a batch."""
+  if section.reshape is not None:
+    data = preprocess.with_reshape(data, section.reshape)
+  if section.lookup is not None:
+    data = preprocess.with_lookup(data, section.lookup, "x")
+  if section.label_lookup is not None:
+    data = preprocess.with_lookup(data, section.label_lookup, "y")
+  if section.normalize is not None:
+    if len(section.normalize) != 2:
+      raise ValueError(
+        f"data.normalize={section.normalize!r}: give two, the mean and the"
+        " standard deviation; each a number, or one a channel."
+      )
+    data = preprocess.with_normalization(data, *section.normalize)
+  if section.pad is not None:
+    data = preprocess.with_padding(data, section.pad)
+  if section.crop is not None:
+    fill = {"fill": section.crop_fill} if section.crop_fill is not None else {}
+    data = preprocess.with_crop(data, section.crop, **fill)
+  elif section.crop_fill is not None:
+    raise ValueError(
+      f"data.crop_fill={section.crop_fill!r}: nothing is cropped; set"
+      " data.crop, or unset it by --config.data.crop_fill=None."
+    )
+  return preprocess.with_flip(data) if section.flip else data
 
 
 def _of_data(config: ConfigDict, error: Exception) -> str:

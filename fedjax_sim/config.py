@@ -42,6 +42,14 @@ def default_config() -> ConfigDict:
   config.data.server_clients = placeholder(object)  # the same
   config.data.random_label_clients = placeholder(float)
   config.data.labelled_fraction = placeholder(float)
+  config.data.reshape = placeholder(tuple)  # what is done to a batch, in order
+  config.data.lookup = placeholder(str)  # an .npy file
+  config.data.label_lookup = placeholder(str)
+  config.data.normalize = placeholder(tuple)  # (mean, standard deviation)
+  config.data.pad = placeholder(object)  # a length, or (height, width)
+  config.data.crop = placeholder(int)  # pixels; from here on in training alone
+  config.data.crop_fill = placeholder(str)
+  config.data.flip = False
 
   config.model = ConfigDict()
   config.model.name = "logistic_regression"

@@ -23,7 +23,7 @@ from fedjax_sim.finite import all_finite
 from fedjax_sim.runtime import MOST_ROUNDS
 from fedjax_sim.simulator import Simulator
 from fedjax_sim.traffic import first_client, nbytes
-from fedjax_sim.walk import with_numbers
+from fedjax_sim.walk import augmented, with_numbers
 
 MEASURED_CALLS = 3
 MEASURED_SECONDS = 0.5  # of a call
@@ -133,7 +133,8 @@ def costs_of(simulator: Simulator) -> Costs:
       "runtime.model_devices: what devices send that share a model is not"
       " predicted; unset it, by --config.runtime.model_devices=None."
     )
-  aggregator, prepare = simulator.joined_by, simulator.data.prepare
+  aggregator = simulator.joined_by
+  prepare, augment = simulator.data.prepare, simulator.data.augment
   begin = functools.partial(first_client, simulator.algorithm)
   end = functools.partial(_end, simulator)
   state = simulator.state_shapes
@@ -167,6 +168,7 @@ def costs_of(simulator: Simulator) -> Costs:
       walked: Any = walked,
     ) -> PyTree:
       batch = batch._replace(examples=prepare(batch.examples))
+      batch = augmented(batch, augment if walked.augmented else None, key)
       batch = with_numbers(batch, client.hparams)
       return walked.step(client, carry, batch, key)
 

@@ -211,10 +211,16 @@ def _vocabulary(path: Path) -> Sequence[str]:
 
 def _import_config(arguments: Sequence[str]) -> str:
   values = flags.parse(arguments, "config", "store")
-  from fedjax_sim.build import build_data
+  from fedjax_sim.build import build_data, preprocessing
   from fedjax_sim.config import check_fields
 
   check_fields(values.config)
+  for key, value in preprocessing(values.config).items():
+    raise ValueError(
+      f"data.{key}={value!r}: a store holds examples as they are before"
+      " anything is done to a batch; unset it here, and set it for runs on the"
+      " store."
+    )
   path = Path(values["store"].value)
   data = build_data(values.config)
   with reporting.Written() as line:

@@ -25,7 +25,7 @@ from fedjax_sim import (
 )
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.availability import SAMPLERS
-from fedjax_sim.build import Experiment
+from fedjax_sim.build import AUGMENTATION, Experiment, preprocessing
 from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedData
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import OPTIMIZERS
@@ -101,6 +101,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "seen": data.seen and _sizes(data.seen),
     "unseen": data.unseen and _sizes(data.unseen),
     "test": data.test and f"{len(next(iter(data.test.values()))):,} examples",
+    "preprocessing": _preprocessing(source),
     "rounds": f"{rounds:,}, evaluated every {timetable.eval_every}",
     "clients a round": f"{simulator.sampler.expected:g}"
     f" ({source.server.sampling})",
@@ -126,6 +127,17 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     )
   lines = [json.dumps(config.resolved(source), indent=2), ""]
   return "\n".join(lines + _aligned(facts))
+
+
+def _preprocessing(source: ConfigDict) -> str:
+  """What is done to batches, by field; "" if nothing is."""
+  given = preprocessing(source)
+  told = lambda keys: ", ".join(f"{key}={given[key]!r}" for key in keys)
+  always = told(key for key in given if key not in AUGMENTATION)
+  training = told(key for key in given if key in AUGMENTATION)
+  return "; ".join(
+    filter(None, [always, training and f"in training alone {training}"])
+  )
 
 
 def _privacy(simulator: Simulator, rounds: int) -> str:

@@ -548,6 +548,7 @@ def _environment(simulator: Simulator) -> dict[str, str]:
 
 def _data_digest(simulator: Simulator) -> str:
   """Of what clients train on."""
+  tables = dict(simulator.data.tables)
   return tree_digest(
     [
       np.frombuffer(bytes.fromhex(d.digest), np.uint8)
@@ -555,6 +556,7 @@ def _data_digest(simulator: Simulator) -> str:
       else (d.offsets, dict(d.examples))
       for d in simulator.data.all_splits.values()
     ]
+    + [tables] * bool(tables)
   )
 
 

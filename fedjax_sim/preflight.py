@@ -26,11 +26,11 @@ from fedjax_sim.base import (
   Task,
   Variables,
 )
-from fedjax_sim.data import FederatedDataset
+from fedjax_sim.data import FederatedDataset, prepared_shapes
 from fedjax_sim.round import RunState
 from fedjax_sim.runtime import Runtime
 from fedjax_sim.tasks import MetricError
-from fedjax_sim.walk import with_numbers
+from fedjax_sim.walk import augmented, with_numbers
 from fedjax_sim.work import LocalWork
 
 MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
@@ -137,9 +137,34 @@ def check_values(task: Task, data: FederatedDataset) -> None:
       except ValueError as error:
         raise DataError(str(error)) from error
     try:
-      task.check(examples)
+      task.check({**examples, **data.tables})
     except ValueError as error:
       raise ModelError(f"{name}: {error}") from error
+
+
+def check_augment(data: FederatedDataset) -> None:
+  """Refuses an `augment` that makes other shapes of a batch.
+
+  Raises:
+    DataError: it fails, or fields, shapes or dtypes are not as they were.
+  """
+  if data.augment is None:
+    return
+  before = prepared_shapes(data.prepare, data.train.examples)
+  try:
+    after = dict(jax.eval_shape(data.augment, jax.random.key(0), before))
+  except Exception as error:
+    text = " ".join(str(error).split())
+    raise DataError(f"augment fails: {type(error).__name__}: {text}") from error
+  told = lambda x: f"{x.dtype} {x.shape}"
+  if changed := validate.differences(
+    {field: told(x) for field, x in before.items()},
+    {field: told(x) for field, x in after.items()},
+  ):
+    raise DataError(
+      f"augment changes {'; '.join(changed)}; let it keep fields, shapes and"
+      " dtypes, since models are evaluated on batches as they were."
+    )
 
 
 def check_order(examples: int, work: LocalWork) -> None:
@@ -181,9 +206,11 @@ def check_task(
   """
 
   def loss(variables: Variables, batch: Batch, seed: jax.Array) -> None:
+    key = jax.random.key(seed)
     batch = batch._replace(examples=data.prepare(batch.examples))
+    batch = augmented(batch, data.augment, key)
     batch = with_numbers(batch, {"task": task.hparams})
-    base.mean_loss(task, variables, batch, jax.random.key(seed))
+    base.mean_loss(task, variables, batch, key)
 
   def metrics(variables: Variables, batch: Batch) -> None:
     batch = batch._replace(examples=data.prepare(batch.examples))

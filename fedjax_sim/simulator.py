@@ -438,6 +438,7 @@ class Simulator:
     )
     preflight.check_order(max(capacity.order), self.work)
     preflight.check_values(self.task, self.data)
+    preflight.check_augment(self.data)
     shapes = self.state_shapes
     variables = self.algorithm.variables(shapes.server)
     preflight.check_memory(shapes, self.mesh)
@@ -631,8 +632,18 @@ class Simulator:
       self.joined_by,
       self.transforms,
       walks=[
-        Walk(source, work.batch_size, self.data.prepare)
-        for source, work in zip(self.residency.sources, self.works, strict=True)
+        Walk(
+          source,
+          work.batch_size,
+          self.data.prepare,
+          self.data.augment if walked.augmented else None,
+        )
+        for walked, source, work in zip(
+          self.algorithm.passes,
+          self.residency.sources,
+          self.works,
+          strict=True,
+        )
       ],
       num_clients=self.num_clients,
       prepare=self.data.prepare,

@@ -28,7 +28,7 @@ from fedjax_sim.base import (
   Report,
 )
 from fedjax_sim.cohort import Cohort
-from fedjax_sim.data import Prepare
+from fedjax_sim.data import Augment, Prepare
 from fedjax_sim.distributed import AXIS
 
 # A plan's grids are dealt over the devices; every device reads all of `order`.
@@ -50,11 +50,13 @@ class Walk(NamedTuple):
     source: whose examples, a key of the data.
     batch_size: examples of a batch.
     prepare: what is done to a batch before the algorithm sees it.
+    augment: what is done to it then, at random; None: nothing.
   """
 
   source: str
   batch_size: int
   prepare: Prepare
+  augment: Augment | None = None
 
 
 def read_batch(
@@ -66,6 +68,21 @@ def read_batch(
   take = lambda x: x.at[rows].get(mode="promise_in_bounds")
   stored = jax.tree.map(take, dict(examples))
   return Batch(walk.prepare(stored), entries >= 0)
+
+
+def augmented(batch: Batch, augment: Augment | None, key: Key) -> Batch:
+  """The batch, changed at random if there is something to do it.
+
+  Args:
+    batch: as `prepare` leaves it.
+    augment: see `FederatedDataset`.
+    key: of the client's step, which gets the same key as without.
+  """
+  if augment is None:
+    return batch
+  tag = 0x6175676D  # no number that an algorithm would fold in itself
+  key = jax.random.fold_in(key, tag)
+  return batch._replace(examples=augment(key, batch.examples))
 
 
 def with_numbers(batch: Batch, hparams: HParams) -> Batch:
@@ -129,8 +146,10 @@ def run_client(
       walk = walks[p]
       first = start[p] + i * walk.batch_size
       batch = read_batch(data[walk.source], orders[p], first, walk)
+      key = jax.random.fold_in(key, i)
+      batch = augmented(batch, walk.augment, key)
       batch = with_numbers(batch, client.hparams)
-      return walked.step(client, carry, batch, jax.random.fold_in(key, i))
+      return walked.step(client, carry, batch, key)
 
     carry = walked.start(client, *carries)
     carry = lax.fori_loop(0, client.num_steps[p], step, carry)

@@ -53,6 +53,9 @@ def with_field(field, value):
   if key in ("trace", "round_seconds"):
     source.server.sampling = "available"
     source.server.trace = str(TRACE)
+  if field.startswith("data.crop"):
+    source.data.reshape = (8, 8)
+    source.data.crop = 1
   if field == "algorithm.mu":
     source.algorithm.name = "fedprox"
   if field.startswith("algorithm.alpha"):
@@ -219,6 +222,30 @@ def test_neither_true_nor_false(field):
     ("data.seed", -1),
     ("data.unseen_clients", 2.5),
     ("data.unseen_clients", "some"),
+    ("data.reshape", (8, 9)),
+    ("data.reshape", (64, 0)),
+    ("data.reshape", (-8, -8)),
+    ("data.reshape", (8.0, 8)),
+    ("data.reshape", ()),
+    ("data.normalize", ()),
+    ("data.normalize", (0.5,)),
+    ("data.normalize", (0.5, 0)),
+    ("data.normalize", (0.5, -1.0)),
+    ("data.normalize", (float("nan"), 1.0)),
+    ("data.normalize", (0.5, float("inf"))),
+    ("data.normalize", (1e39, 1.0)),
+    ("data.normalize", (0.5, 1e-60)),
+    ("data.normalize", ("0.5", 1.0)),
+    ("data.normalize", ((0.5, 0.5), 1.0)),
+    ("data.normalize", (True, 1.0)),
+    ("data.pad", 63),
+    ("data.pad", 0),
+    ("data.pad", 64.0),
+    ("data.pad", "64"),
+    ("data.pad", True),
+    ("data.pad", (64, 64)),
+    ("data.pad", (64,)),
+    ("data.crop", 8),
     ("runtime.devices", 1000),
     ("server.clients_per_round", 101),
     ("data.num_clients", 2000),
@@ -239,6 +266,7 @@ def test_values_out_of_range(field, value):
     ("data.name", "digits"),
     ("data.partition", "dirichlet"),
     ("model.name", "mlp"),
+    ("data.crop_fill", "reflect"),
     ("algorithm.name", "fedavg"),
     ("algorithm.weighting", "uniform"),
     ("client.optimizer", "sgd"),
@@ -282,6 +310,13 @@ def test_unknown_names(field, near):
     ("client.batchsize", 5, r"'client\.batchsize'.* 'client\.batch_size'"),
     ("data.exponent", 2.0, r"data\.partition='dirichlet'.*exponent'.*=None"),
     ("data.shards_per_client", 2, r"data\.partition='dirichlet'.*shards_per"),
+    (
+      "data.crop_fill",
+      "zeros",
+      r"data\.crop_fill='zeros': .*data\.crop.*=None",
+    ),
+    ("data.crop", 1, r"data\.crop=1 is for images.*\(64,\).*data\.reshape"),
+    ("data.flip", True, r"data\.flip=True is for images.*\(64,\)"),
     (
       "local_privacy.epsilon",
       1.0,

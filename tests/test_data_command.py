@@ -1,11 +1,19 @@
 """`fedjax-sim data`: stores of a config's data set, and what is in them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from fedjax_sim import cli, flags
 from fedjax_sim.build import build_data
-from fedjax_sim.data import StoreWriter, open_store, store_copy, write_store
+from fedjax_sim.data import (
+  StoreWriter,
+  open_store,
+  preprocess,
+  store_copy,
+  write_store,
+)
 from test_features import DIGITS
 
 IMPORT = ["data", "import", f"--config={DIGITS}"]
@@ -34,6 +42,36 @@ def test_every_split_of_a_config(tmp_path, monkeypatch, block):
   for name in ("test", "server"):
     one, other = getattr(data, name), getattr(found, name)
     np.testing.assert_array_equal(one["x"], other["x"])
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("reshape", "(8, 8)"),
+    ("label_lookup", "no.npy"),
+    ("normalize", "(0.5, 0.25)"),
+    ("pad", "80"),
+    ("crop", "1"),
+    ("flip", "True"),
+  ],
+)
+def test_what_is_done_to_batches_is_no_part_of_a_store(
+  tmp_path, capsys, field, value
+):
+  flag = f"--config.data.{field}={value}"
+  code, _, err = said(capsys, *IMPORT, f"--store={tmp_path / 's'}", flag)
+  assert code == 2
+  told = repr(value) if field == "label_lookup" else value
+  assert f"data.{field}={told}: a store holds examples as they are" in err
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_data_set_that_changes_training_batches_is_refused(tmp_path):
+  data = build_data(flags.load(str(DIGITS)))
+  data = preprocess.with_flip(preprocess.with_reshape(data, (8, 8)))
+  for changed in (data, dataclasses.replace(data, augment=None)):
+    with pytest.raises(ValueError, match="in a way of its own"):
+      write_store(tmp_path / "s", changed)
 
 
 def test_what_info_tells(tmp_path, capsys):

@@ -36,7 +36,7 @@ def test_what_would_run():
     f"90 clients, {data.train.num_examples:,} examples ("
   )
   assert facts["unseen"].startswith("10 clients, ")
-  assert "seen" not in facts
+  assert not {"seen", "preprocessing"} & facts.keys()
   assert facts["test"] == f"{len(data.test['y']):,} examples"
   assert facts["rounds"] == "200, evaluated every 5"
   assert facts["clients a round"] == "20 (uniform)"
@@ -46,6 +46,20 @@ def test_what_would_run():
   assert down == 4 * 4810
   assert facts["bytes a client and round"] == f"{down:,} down, {up:,} up"
   assert facts["devices"] == f"{DEVICES} x {jax.devices()[0].device_kind}"
+
+
+def test_what_is_done_to_batches():
+  _, facts = described(
+    **LINEAR,
+    data__reshape="(8, 8)",
+    data__normalize="(0.5, 0.25)",
+    data__crop="2",
+    data__flip="True",
+    runtime__devices="1",
+  )
+  assert facts["preprocessing"] == (
+    "reshape=(8, 8), normalize=(0.5, 0.25); in training alone crop=2, flip=True"
+  )
 
 
 def test_predicted_memory_is_that_of_the_program():

@@ -249,6 +249,14 @@ def test_the_code_about_privacy_runs(name, tmp_path):
   assert run([sys.executable, "script.py"], tmp_path).strip()
 
 
+def test_preprocessing_can_be_followed(tmp_path):
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  path = ROOT / "docs" / "preprocessing.md"
+  follow(section(path, "Tables"), tmp_path)
+  code = [block.code for block in blocks(section(path, "In Python"))]
+  run([sys.executable, "-c", "\n".join(code)], tmp_path)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_nothing_is_left_to_be_filled_in(path):
   text = path.read_text()

@@ -14,6 +14,7 @@ from fedjax_sim.data.cifar10 import load_cifar10
 from fedjax_sim.data.digits import load_digits
 from fedjax_sim.data.ecg import load_ecg
 from fedjax_sim.data.federated import (
+  Augment,
   FederatedData,
   FederatedDataset,
   Prepare,
@@ -21,6 +22,7 @@ from fedjax_sim.data.federated import (
   as_stored,
   check_labels,
   from_bytes,
+  prepared_shapes,
 )
 from fedjax_sim.data.leaf import load_leaf_json
 from fedjax_sim.data.location import locate
@@ -68,6 +70,7 @@ DATASETS: Mapping[str, Callable[..., FederatedDataset]] = {
 __all__ = [
   "DATASETS",
   "PARTITIONERS",
+  "Augment",
   "FederatedData",
   "FederatedDataset",
   "Prepare",
@@ -92,6 +95,7 @@ __all__ = [
   "make_dataset",
   "open_store",
   "partition_store",
+  "prepared_shapes",
   "read_npz",
   "split_clients",
   "split_off_clients",

@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data.federated import FederatedDataset, prepared
+from fedjax_sim.data.federated import (
+  FederatedDataset,
+  from_bytes,
+  normalize,
+)
 from fedjax_sim.data.idx import read_fields
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import deal
@@ -22,16 +26,14 @@ from fedjax_sim.data.splits import make_dataset
 CLASSES = 10
 ROWS = 1000  # images of a full sprite
 FIRST_TEST_SPRITE = 50
-# Of the 50,000 training images. Four dimensions, as a batch has: JAX can be
-# told to refuse others.
-MEAN = np.array([[[[0.4914, 0.4822, 0.4465]]]], np.float32)
-STDDEV = np.array([[[[0.2470, 0.2435, 0.2616]]]], np.float32)
+# Of the 50,000 training images.
+MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32)
+STDDEV = np.array([0.2470, 0.2435, 0.2616], np.float32)
 
 
 def prepare(examples: Mapping[str, Any]) -> dict[str, Any]:
   """Pixels as float32 of mean 0 and variance 1 a channel, labels as int32."""
-  x = (examples["x"].astype(np.float32) / 255 - MEAN) / STDDEV
-  return prepared(examples, x)
+  return normalize(from_bytes(examples), mean=MEAN, stddev=STDDEV)
 
 
 def load_cifar10(

@@ -22,6 +22,8 @@ from fedjax_sim import validate
 Examples = Mapping[str, np.ndarray]  # field -> (examples, ...)
 Names = Sequence[str]  # of clients
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # of a batch
+# (key, examples of a batch as `prepare` leaves them) -> the same, changed
+Augment = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def as_stored(examples: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -37,9 +39,69 @@ def prepared(examples: Mapping[str, Any], x: Any) -> dict[str, Any]:
   return out
 
 
+def prepared_shapes(prepare: Prepare, examples: Examples) -> dict[str, Any]:
+  """What `prepare` makes of one example, traced.
+
+  Args:
+    prepare: see `FederatedDataset`.
+    examples: field -> (examples, ...), as they are stored.
+
+  Returns:
+    field -> `jax.ShapeDtypeStruct`, shape=(1, ...).
+
+  Raises:
+    ValueError: it cannot be traced.
+  """
+  import jax  # here, as data that are stored as they are do without
+
+  one = {
+    field: jax.ShapeDtypeStruct(
+      (1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
+    )
+    for field, x in examples.items()
+  }
+  try:
+    return dict(jax.eval_shape(prepare, one))
+  except Exception as error:
+    text = " ".join(str(error).split())
+    raise ValueError(
+      f"prepare fails on a batch of one example: {type(error).__name__}: {text}"
+    ) from error
+
+
+def input_shape(prepare: Prepare, examples: Examples) -> tuple[int, ...]:
+  """`FederatedDataset.example_shape`; () where there is no field "x"."""
+  if "x" not in examples:
+    return ()
+  if prepare is as_stored:
+    return examples["x"].shape[1:]
+  x = prepared_shapes(prepare, examples).get("x")
+  return () if x is None else tuple(x.shape[1:])
+
+
 def from_bytes(examples: Mapping[str, Any]) -> dict[str, Any]:
   """`x`, bytes, as float32 from 0 to 1, and whole labels as int32."""
   return prepared(examples, examples["x"].astype(np.float32) / 255)
+
+
+def normalize(
+  examples: Mapping[str, Any], *, mean: np.ndarray, stddev: np.ndarray
+) -> dict[str, Any]:
+  """`x` becomes (x - mean) / stddev, in its dtype if that is a float's.
+
+  Args:
+    examples: with "x", (batch, ..., channels); whole numbers become float32.
+    mean: shape=() or (channels,), float32.
+    stddev: the same, > 0.
+  """
+  x = examples["x"]
+  if x.dtype.kind != "f":
+    x = x.astype(np.float32)
+  # As many dimensions as a batch has: JAX can be told to refuse others.
+  of_batch = lambda a: a.astype(x.dtype).reshape(
+    (1,) * (x.ndim - a.ndim) + a.shape
+  )
+  return {**examples, "x": (x - of_batch(mean)) / of_batch(stddev)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -308,8 +370,9 @@ class FederatedDataset:
   Attributes:
     name: what reports call it.
     train: the clients that train.
-    num_classes: of the labels "y"; 0 if they are no classes.
-    example_shape: shape of one "x"; `prepare` keeps it.
+    num_classes: of the labels "y" that the model gets; 0 if they are no
+      classes.
+    example_shape: shape of one "x" that the model gets.
     seen: held-out examples of the training clients; client i is train's.
     unseen: clients that never train.
     test: central test examples, field -> (examples, ...).
@@ -321,10 +384,16 @@ class FederatedDataset:
       gets; on the device, in every step, so that images can be stored as the
       small integers that they are. Pure, traced, row by row; a module's own
       function, not a lambda, where the data set is to be pickled.
+    augment: (key, what `prepare` gives) -> the same fields, shapes and dtypes;
+      on the device, in local steps alone, with another key in each. Pure,
+      traced. None: nothing. See `preprocess.py` for both.
+    tables: field -> shape=(n,), int32; where `prepare` replaces the field's
+      numbers by entries of a table. Labels "y" are then numbers of entries, and
+      the classes are what the table gives.
 
   Raises:
     TypeError, ValueError: a part does not fit to train, or a label is outside
-      0..num_classes - 1.
+      0..num_classes - 1, or outside its table.
   """
 
   name: str
@@ -337,12 +406,14 @@ class FederatedDataset:
   server: Examples | None = None
   splits: Mapping[str, FederatedData] = dataclasses.field(default_factory=dict)
   prepare: Prepare = as_stored
+  augment: Augment | None = None
+  tables: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     validate.whole("num_classes", self.num_classes, least=0)
     train = self.train
     if "x" in train.examples:
-      shape = train.examples["x"].shape[1:]
+      shape = input_shape(self.prepare, train.examples)
       if shape != self.example_shape:
         raise ValueError(
           f"example_shape={self.example_shape} but one 'x' of train has "
@@ -361,20 +432,34 @@ class FederatedDataset:
         )
     if not isinstance(train, StoredData) and not train.sizes.all():
       raise _no_examples(_who(int(np.argmin(train.sizes)), train.names))
-    parts = {"train": train, **aligned}
     if self.seen is not None and not self.seen.num_examples:
       raise ValueError("seen has no examples; give None instead.")
-    if self.unseen is not None:
-      parts["unseen"] = self.unseen
+    for part, data in self.parts.items():
+      validate.alike(part, data.examples, "train", train.examples)
+      labels = data.examples.get("y")
+      if self.stored_classes and labels is not None:
+        check_labels(data, "y", self.stored_classes, part)
+
+  @property
+  def stored_classes(self) -> int:
+    """Above all labels "y" as they are stored; 0 if they are no classes."""
+    return len(self.tables["y"]) if "y" in self.tables else self.num_classes
+
+  @property
+  def parts(self) -> dict[str, FederatedData]:
+    """Every set that there is; central ones as one client's."""
+    splits = {f"splits[{name!r}]": data for name, data in self.splits.items()}
+    parts = {"train": self.train, **splits}
+    parts |= {
+      name: data
+      for name, data in (("seen", self.seen), ("unseen", self.unseen))
+      if data is not None
+    }
     for part, examples in (("test", self.test), ("server", self.server)):
       if examples is not None:
         offsets = offsets_of([validate.arrays(part, examples)])
         parts[part] = FederatedData(examples=examples, offsets=offsets)
-    for part, data in parts.items():
-      validate.alike(part, data.examples, "train", train.examples)
-      labels = data.examples.get("y")
-      if self.num_classes and labels is not None:
-        check_labels(data, "y", self.num_classes, part)
+    return parts
 
   @property
   def all_splits(self) -> dict[str, FederatedData]:

@@ -13,6 +13,7 @@ from fedjax_sim.data.federated import (
   FederatedDataset,
   Prepare,
   as_stored,
+  input_shape,
   offsets_of,
 )
 from fedjax_sim.data.seeding import MOST_SEED, Stream, generator
@@ -165,7 +166,7 @@ def with_random_labels(
   """
   field = "data.random_label_clients"
   fraction = validate.real(field, fraction, least=0, most=1)
-  if not dataset.num_classes:
+  if not dataset.stored_classes:
     raise ValueError(
       f"{field}={fraction}: the labels of {dataset.name} are no classes; leave"
       " it out."
@@ -180,7 +181,7 @@ def with_random_labels(
   chosen = np.sort(rng.permutation(train.num_clients)[:count])
   hit = np.isin(np.repeat(np.arange(train.num_clients), train.sizes), chosen)
   labels = train.examples["y"].copy()
-  drawn = rng.integers(0, dataset.num_classes, hit.sum())
+  drawn = rng.integers(0, dataset.stored_classes, hit.sum())
   labels[hit] = drawn.astype(labels.dtype)
   train = FederatedData(
     examples={**train.examples, "y": labels},
@@ -276,7 +277,7 @@ def make_dataset(
     name=name,
     train=train,
     num_classes=num_classes,
-    example_shape=train.examples["x"].shape[1:],
+    example_shape=input_shape(prepare, train.examples),
     seen=seen,
     unseen=unseen,
     test=test,

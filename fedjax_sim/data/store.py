@@ -22,6 +22,7 @@ from fedjax_sim.data.federated import (
   FederatedDataset,
   Names,
   StoredData,
+  input_shape,
 )
 from fedjax_sim.data.location import locate
 from fedjax_sim.data.splits import make_dataset
@@ -86,6 +87,7 @@ def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
     for name in ("test", "server")
   )
   num_classes = facts["num_classes"]
+  prepare = store_writer.PREPARE[facts["prepare"]]
   if num_classes is None:
     tops = [s.bounds["y"][1] for s in splits.values() if "y" in s.bounds]
     num_classes = 1 + max(tops, default=-1)
@@ -93,12 +95,10 @@ def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
     name=facts["name"],
     train=train,
     num_classes=num_classes,
-    example_shape=train.examples["x"].shape[1:]
-    if "x" in train.examples
-    else (),
+    example_shape=input_shape(prepare, train.examples),
     seen=splits.get("seen"),
     unseen=splits.get("unseen"),
-    prepare=store_writer.PREPARE[facts["prepare"]],
+    prepare=prepare,
     test=test,
     server=server,
   )

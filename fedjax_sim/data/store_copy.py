@@ -41,7 +41,7 @@ def write_store(
     OSError: the disk is full.
   """
   named = {function: name for name, function in PREPARE.items()}
-  if data.prepare not in named:
+  if data.prepare not in named or data.augment is not None:
     raise ValueError(
       f"The data set {data.name!r} prepares its batches in a way of its own,"
       f" which a store does not know; it knows {', '.join(PREPARE)}. Write it"

@@ -203,7 +203,10 @@ def measured(
   split = algorithm.passes[0].split
   return algorithm._replace(
     init=init,
-    passes=(*algorithm.passes, Pass(start, step, split, epochs=1)),
+    passes=(
+      *algorithm.passes,
+      Pass(start, step, split, epochs=1, augmented=False),
+    ),
     finish=finish,
     send=send,
   )
