@@ -41,6 +41,27 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+SLOW = {
+  line
+  for line in (ROOT / "tests" / "slow.txt").read_text().splitlines()
+  if not line.startswith("#")
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  # LLVM's optimisations take most of a compilation, and what is compiled here
+  # runs once or twice. With the slow tests everything is as users have it.
+  if config.option.markexpr == "not slow":
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  for item in items:
+    if not SLOW.isdisjoint((item.nodeid, item.nodeid.partition("[")[0])):
+      item.add_marker(pytest.mark.slow)
+
+
 def pytest_report_header() -> str:
   return f"jax {jax.__version__}, devices: {jax.devices()}"
 

@@ -158,6 +158,7 @@ def test_configs_that_contradict(changes, message):
     build(flags.load(str(DIGITS), changes))
 
 
+@pytest.mark.slow  # of data that not every machine has
 def test_real_phones():
   """FLASH: 2,875 phones over 126 hours; more are ready at night."""
   try:
