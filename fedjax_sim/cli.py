@@ -41,10 +41,18 @@ fedjax-sim: federated learning, simulated.
       with --epsilon=E calibrate finds the one of them that is left out;
       curve draws both into --out=DIR
       --sampling=poisson, --noise=gaussian, --accountant=pld: or others
+  fedjax-sim data import --format=FORMAT --train=PATH --store=DIR
+      writes the clients of LEAF's, FLUTE's, TFF's, FedJAX's files, or of
+      tables, as a client store; docs/importing.md has all flags
   fedjax-sim data import --config=FILE --store=DIR
       writes the config's data set as a client store
   fedjax-sim data info --store=DIR
       clients, examples, classes; --out=PNG draws them, --verify reads all
+  fedjax-sim data partition --store=DIR --to=DIR
+      writes a store with other clients (--partition=dirichlet, ...,
+      --num-clients=N) or splits (--heldout-fraction, --unseen-clients)
+  fedjax-sim data export --store=DIR --format=FORMAT --to=FILE
+      writes a split of a store as a file of another format
   fedjax-sim list
       algorithms, aggregators, transforms, models, data sets, ...
 

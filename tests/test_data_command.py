@@ -1,6 +1,7 @@
 """`fedjax-sim data`: stores of a config's data set, and what is in them."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,3 +135,113 @@ def test_a_damaged_store_is_told(tmp_path, capsys):
   assert code == 2
   assert "y.npy" in err
   assert "checksum differs" in err
+
+
+def test_from_a_file_to_another(tmp_path, capsys):
+  """Import, partition, export and import again, as a user would."""
+  rng = np.random.default_rng(0)
+  np.savez(
+    tmp_path / "a.npz",
+    pixels=rng.integers(0, 256, (40, 3), np.uint8),
+    label=rng.integers(0, 4, 40),
+    user=np.repeat(["ann", "bob", "cy", "di"], 10),
+  )
+  mine = tmp_path / "mine.py"
+  mine.write_text(
+    "def evens(client, examples):\n"
+    "  keep = examples['y'] % 2 == 0\n"
+    "  return {k: v[keep] for k, v in examples.items()}\n"
+  )
+  one, two = tmp_path / "one", tmp_path / "two"
+  given = [f"--train={tmp_path / 'a.npz'}", f"--test={tmp_path / 'a.npz'}"]
+  given += ["--client=user", "--fields=x:pixels,y:label", "--dtypes=y:uint8"]
+  given += [f"--map={mine}:evens", "--num-classes=4", "--prepare=bytes"]
+  code, out, err = said(
+    capsys, "data", "import", "--format=npz", f"--store={one}", *given
+  )
+  assert (code, err) == (0, "")
+  data = open_store(one)
+  assert data.train.num_clients == 4
+  assert set(data.train.examples["y"].tolist()) == {0, 2}
+  assert data.test is not None
+  assert len(data.test["y"]) == data.train.num_examples
+  assert f"{data.train.num_examples} examples" in out
+  more = [f"--to={two}", "--unseen-clients=1", "--heldout-fraction=0.3"]
+  code, out, _ = said(capsys, "data", "partition", f"--store={one}", *more)
+  assert code == 0
+  assert "unseen           1 clients" in out
+  more = ["--format=leaf_json", f"--to={tmp_path / 'u.json'}", "--split=unseen"]
+  code, out, _ = said(capsys, "data", "export", f"--store={two}", *more)
+  assert code == 0
+  assert "u.json  1 clients" in out
+  again = ["--format=leaf_json", f"--train={tmp_path / 'u.json'}"]
+  again += [f"--store={tmp_path / 'again'}"]
+  code, _, _ = said(capsys, "data", "import", *again)
+  assert code == 0
+  found: Any
+  unseen: Any
+  found, unseen = open_store(tmp_path / "again").train, open_store(two).unseen
+  np.testing.assert_array_equal(found.examples["x"], unseen.examples["x"])
+
+
+def test_text_with_the_vocabulary_of_another_store(tmp_path, capsys):
+  (tmp_path / "a.jsonl").write_text('{"client": 1, "x": "a b a"}\n')
+  (tmp_path / "b.jsonl").write_text('{"client": 1, "x": "c b"}\n')
+  for name, more in (("a", []), ("b", [f"--vocabulary={tmp_path / 'a'}"])):
+    code, out, _ = said(
+      capsys,
+      *("data", "import", "--format=json_lines", "--text=words", *more),
+      *(f"--train={tmp_path / name}.jsonl", f"--store={tmp_path / name}"),
+    )
+    assert code == 0
+    assert "vocabulary       2 entries" in out
+  x = open_store(tmp_path / "b").train.examples["x"]
+  assert x[0, :4].tolist() == [2, 1, 5, 0]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["import"], "--store=... is missing"),
+    (["import", "--store=s"], "--format=... is missing"),
+    (["import", "--store=s", "--format=leaf"], "Did you mean 'leaf_json'?"),
+    (["import", "--store=s", "--format=npz"], "--train=... is missing"),
+    (
+      ["import", "--store=s", "--format=leaf_json", "--train=a", "--client=c"],
+      "--client=c is for tables",
+    ),
+    (
+      ["import", "--store=s", "--format=npz", "--train=a", "--fields=x"],
+      "--fields=x: 'x' is no pair",
+    ),
+    (
+      ["import", "--store=s", "--format=npz", "--train=a", "--vocabulary=b"],
+      "--vocabulary is for text",
+    ),
+    (
+      ["import", "--store=s", "--format=npz", "--train=a", "--num-classes=b"],
+      "--num-classes=b is wrong; give a whole number",
+    ),
+    (["import", "--store=s", "--format=npz", "--train=a"], "There is no a"),
+    (
+      ["import", "--store=s", "--format=npz", "--train=a", "--map=no.py:f"],
+      "--map='no.py:f'",
+    ),
+    (["partition", "--store=nowhere", "--to=s"], "say what is to be other"),
+    (["partition", "--store=nowhere", "--to=s", "--seed=1"], "say what is to"),
+    (
+      ["partition", "--store=no", "--to=s", "--unseen-clients=1"],
+      "is no store",
+    ),
+    (["export", "--store=no", "--format=npz", "--to=s"], "is no store"),
+    (["export", "--store=no", "--to=s"], "--format=... is missing"),
+  ],
+)
+def test_what_else_is_refused(
+  tmp_path, capsys, monkeypatch, arguments, message
+):
+  monkeypatch.chdir(tmp_path)
+  code, _, err = said(capsys, "data", *arguments)
+  assert code
+  assert message in err
+  assert not any(tmp_path.iterdir())

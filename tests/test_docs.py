@@ -257,6 +257,13 @@ def test_preprocessing_can_be_followed(tmp_path):
   run([sys.executable, "-c", "\n".join(code)], tmp_path)
 
 
+def test_importing_can_be_followed(tmp_path):
+  path = ROOT / "docs" / "importing.md"
+  for part in ("In Python", "Other clients, other splits", "To other formats"):
+    follow(section(path, part), tmp_path)
+  assert (tmp_path / "runs" / "mine.h5").is_file()
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_nothing_is_left_to_be_filled_in(path):
   text = path.read_text()
