@@ -145,7 +145,7 @@ def _resident() -> int:
   return pages * resource.getpagesize()
 
 
-def _apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
+def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
   """Calls it in a fresh process; adds the peak of its memory, in bytes."""
   context = multiprocessing.get_context("spawn")
   with context.Pool(1) as pool:
@@ -177,16 +177,16 @@ def main(argv: list[str]) -> None:
   try:
     for name, clients in sizes.items():
       path = folder / name
-      report[f"build {name}"] = _apart(build, path, clients)
-      report[f"open {name}"] = _apart(open_it, path)
-      report[f"verify {name}"] = _apart(check, path)
+      report[f"build {name}"] = apart(build, path, clients)
+      report[f"open {name}"] = apart(open_it, path)
+      report[f"verify {name}"] = apart(check, path)
       files = (file.stat().st_size for file in path.rglob("*.npy"))
       report[f"bytes {name}"] = sum(files)
     both = [folder / name for name in sizes]
-    alone = _apart(train, both[1:], COHORT.value, ROUNDS.value, ["disk"])
-    turns = _apart(train, both, COHORT.value, ROUNDS.value, ["disk"])
-    _apart(build, folder / "images", IMAGES.value, (28, 28, 1))
-    cnn = _apart(
+    alone = apart(train, both[1:], COHORT.value, ROUNDS.value, ["disk"])
+    turns = apart(train, both, COHORT.value, ROUNDS.value, ["disk"])
+    apart(build, folder / "images", IMAGES.value, (28, 28, 1))
+    cnn = apart(
       *(train, [folder / "images"], 10, ROUNDS.value, RESIDENCIES, True)
     )
   finally:

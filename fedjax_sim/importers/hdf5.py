@@ -8,6 +8,7 @@ fed_cifar100, fed_shakespeare and stackoverflow. FLUTE: `users`, `num_samples`,
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,6 +150,7 @@ def _values(where: str, field: str, parent: Any) -> np.ndarray:
       f"{where}: {field}: its values are in another file, which is not read;"
       " store them in this one."
     )
+  _check_storage(where, field, held)
   if h5py.check_string_dtype(held.dtype):
     return np.asarray(held.asstr()[()], object)
   if held.dtype.kind not in "biuf":
@@ -157,3 +159,22 @@ def _values(where: str, field: str, parent: Any) -> np.ndarray:
     )
   values: np.ndarray = held[()]
   return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _check_storage(where: str, field: str, held: Any) -> None:
+  """Refuses what claims to be larger than the file has of it.
+
+  HDF5 would fill it in, for hours and in any amount of memory.
+  """
+  if held.chunks is None:
+    expected, found = held.nbytes, held.id.get_storage_size()
+  else:
+    sides = zip(held.shape, held.chunks, strict=True)
+    expected = math.prod(-(-length // chunk) for length, chunk in sides)
+    found = held.id.get_num_chunks()
+  if found < expected:
+    unit = "bytes" if held.chunks is None else "chunks"
+    raise ValueError(
+      f"{where}: {field}: expected {expected:,} {unit}, and the file has"
+      f" {found:,}; it is damaged, or was never filled."
+    )
