@@ -82,6 +82,15 @@ def data_folder() -> pathlib.Path:
 
 
 @pytest.fixture
+def optimized() -> Iterator[None]:
+  """All of LLVM's optimisations, for a test that computes for long."""
+  before = jax.config.values["jax_disable_most_optimizations"]
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def x64() -> Iterator[None]:
   """Double precision while the test runs."""
   with jax.enable_x64(True):

@@ -333,6 +333,7 @@ def as_images(data):
   )
 
 
+@pytest.mark.usefixtures("optimized")
 def test_pseudo_labels_help_where_labels_are_few():
   digits = as_images(load_digits(num_clients=20, partition="iid"))
   task = mlp(digits.example_shape, digits.num_classes, (32,))

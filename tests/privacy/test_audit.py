@@ -111,6 +111,7 @@ SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.usefixtures("optimized")
 def test_the_broken_mechanism_is_caught_and_the_honest_one_is_not(seed):
   sigma = 3.7304  # epsilon 1 at delta 1e-5, Balle and Wang 2018
   claimed, honest = run_with_canaries(sigma, sigma, seed)
