@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks.store import apart, build
+from benchmarks.apart import apart, build
 
 SUFFIXES = {
   "npz": "npz",

@@ -175,7 +175,14 @@ def _privacy(arguments: Sequence[str]) -> int:
 def _data(arguments: Sequence[str]) -> int:
   from fedjax_sim import data_command
 
-  print(data_command.run(arguments))  # noqa: T201
+  if threading.current_thread() is threading.main_thread():
+    # As an exception, which removes what is half written.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    print(data_command.run(arguments))  # noqa: T201
+  except KeyboardInterrupt:
+    print("fedjax-sim: interrupted", file=sys.stderr)  # noqa: T201
+    return 128 + signal.SIGINT
   return 0
 
 

@@ -14,6 +14,7 @@ from fedjax_sim import flags, references, reporting, validate
 from fedjax_sim.data import (
   FederatedData,
   StoredData,
+  locate,
   open_store,
   partition_store,
   verify,
@@ -223,8 +224,10 @@ def _import_config(arguments: Sequence[str]) -> str:
     )
   path = Path(values["store"].value)
   data = build_data(values.config)
+  given = values.config.data
+  words = vocabulary_of(locate(given.path)) if given.name == "store" else None
   with reporting.Written() as line:
-    write_store(path, data, progress=line.update)
+    write_store(path, data, vocabulary=words, progress=line.update)
   return described(path)
 
 

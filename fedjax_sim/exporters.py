@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import sqlite3
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def export(
     ValueError: no such format, or it does not hold such clients.
   """
   write = validate.lookup("format", format, EXPORTERS)
+  if format in _TABLES and "client" in data.examples:
+    raise ValueError(
+      f"The field 'client' would be in the place of the clients' names in"
+      f" {format}; give another format."
+    )
   if path.exists() or path.is_symlink():
     raise FileExistsError(f"{path} is there already; give another name.")
   if not path.parent.is_dir():
@@ -89,7 +95,8 @@ def _tff_hdf5(
 ) -> None:
   """TFF's and FedML's HDF5: `examples/<client>/<field>`."""
   h5py = library("h5py", "hdf5")
-  with h5py.File(file, "w") as out:
+  # Of a full disk HDF5 itself does not tell.
+  with file.open("w+b") as plain, h5py.File(plain, "w") as out:
     for name, examples in _clients(data, told):
       group = out.create_group(f"examples/{_node(name)}")
       for field, values in examples.items():
@@ -101,7 +108,7 @@ def _flute_hdf5(
 ) -> None:
   """FLUTE's HDF5: `user_data/<user>/x`, and the labels apart."""
   h5py = library("h5py", "hdf5")
-  with h5py.File(file, "w") as out:
+  with file.open("w+b") as plain, h5py.File(plain, "w") as out:
     out["users"] = [data.client_name(i) for i in range(data.num_clients)]
     out["num_samples"] = data.sizes
     for name, examples in _clients(data, told):
@@ -130,7 +137,7 @@ def _fedjax_sqlite(
     return msgpack.ExtType(1, msgpack.packb(held))
 
   file.unlink(missing_ok=True)
-  with closing(sqlite3.connect(file)) as out, out:
+  with _as_os_error(), contextlib.closing(sqlite3.connect(file)) as out, out:
     out.execute(
       "CREATE TABLE federated_data (client_id BLOB NOT NULL PRIMARY KEY,"
       " data BLOB NOT NULL, num_examples INTEGER NOT NULL)"
@@ -142,6 +149,14 @@ def _fedjax_sqlite(
         "INSERT INTO federated_data VALUES (?, ?, ?)",
         (name.encode(), zlib.compress(held), size),
       )
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+  try:
+    yield
+  except sqlite3.OperationalError as error:  # the disk is full, say
+    raise OSError(errno.EIO, str(error)) from error
 
 
 def _parquet(
@@ -198,6 +213,8 @@ def _npz(data: FederatedData, file: Path, told: Callable[[int], None]) -> None:
           member.write(np.ascontiguousarray(values[begin:end]).tobytes())
   told(data.num_clients - 1)
 
+
+_TABLES = ("npz", "parquet")  # which name clients in a column
 
 EXPORTERS: Mapping[
   str, Callable[[FederatedData, Path, Callable[[int], None]], None]

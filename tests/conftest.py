@@ -56,10 +56,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+  config: pytest.Config, items: list[pytest.Item]
+) -> None:
+  left = set(SLOW)
   for item in items:
-    if not SLOW.isdisjoint((item.nodeid, item.nodeid.partition("[")[0])):
+    names = {item.nodeid, item.nodeid.partition("[")[0]}
+    if names & SLOW:
       item.add_marker(pytest.mark.slow)
+      left -= names
+  if left and config.args == config.getini("testpaths"):
+    raise pytest.UsageError(f"tests/slow.txt names no test: {min(left)}")
 
 
 def pytest_report_header() -> str:

@@ -1,6 +1,8 @@
 """Exported files: what importers read of them, and what other libraries do."""
 
 import json
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -74,6 +76,32 @@ def test_flute_finds_labels_where_it_looks(tmp_path):
     assert held["user_data/b/x"].shape == (1, 2, 3)
 
 
+@pytest.mark.parametrize("format", exporters.EXPORTERS)
+def test_a_full_disk(tmp_path, format):
+  """In a process of its own: no file may be larger than some bytes."""
+  code = f"""
+import pathlib, resource, signal
+import numpy as np
+from fedjax_sim.data import FederatedData
+from fedjax_sim.exporters import export
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+x = np.random.default_rng(0).normal(size=(9, 20, 64))
+clients = {{f"c{{i}}": {{"x": x[i]}} for i in range(9)}}
+data = FederatedData.from_clients(clients)
+try:
+  export(data, pathlib.Path("a"), {format!r})
+except OSError as error:
+  print(error)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert "cannot write a: " in done.stdout
+  assert not any(tmp_path.iterdir())
+
+
 def test_what_is_refused(tmp_path):
   file = tmp_path / "a"
   with pytest.raises(ValueError, match="format='tff' is unknown. Did you mean"):
@@ -87,6 +115,11 @@ def test_what_is_refused(tmp_path):
   odd = FederatedData.from_clients({"a": {"z": np.zeros(1)}})
   with pytest.raises(ValueError, match="holds x and y, and there are z"):
     exporters.export(odd, file, "leaf_json")
+  assert not any(tmp_path.iterdir())
+  names = FederatedData.from_clients({"a": {"client": np.zeros(1)}})
+  for format in ("npz", "parquet"):
+    with pytest.raises(ValueError, match="The field 'client' would be in the"):
+      exporters.export(names, file, format)
   assert not any(tmp_path.iterdir())
   file.write_text("mine")
   with pytest.raises(FileExistsError, match="is there already"):

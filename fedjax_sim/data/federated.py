@@ -94,14 +94,19 @@ def normalize(
     mean: shape=() or (channels,), float32.
     stddev: the same, > 0.
   """
-  x = examples["x"]
-  if x.dtype.kind != "f":
-    x = x.astype(np.float32)
+  import jax.numpy as jnp
+
+  given = examples["x"].dtype
+  floats = jnp.issubdtype(given, jnp.floating)
+  x = examples["x"].astype(
+    jnp.promote_types(given, np.float32) if floats else np.float32
+  )
   # As many dimensions as a batch has: JAX can be told to refuse others.
   of_batch = lambda a: a.astype(x.dtype).reshape(
     (1,) * (x.ndim - a.ndim) + a.shape
   )
-  return {**examples, "x": (x - of_batch(mean)) / of_batch(stddev)}
+  x = (x - of_batch(mean)) / of_batch(stddev)
+  return {**examples, "x": x.astype(given) if floats else x}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

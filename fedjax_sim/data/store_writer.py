@@ -218,6 +218,13 @@ class SplitWriter:
     """How many examples there are so far."""
     return max((c.rows for c in self._columns.values()), default=0)
 
+  def dtype_of(self, field: str) -> np.dtype[Any] | None:
+    """The dtype of a field in this split or in the first; None: not there."""
+    for split in (self, self._like):
+      if split is not None and field in split._columns:
+        return split._columns[field].example.dtype
+    return None
+
   def append(
     self,
     names: Sequence[str],
@@ -262,9 +269,7 @@ class SplitWriter:
 
     def owner(row: int) -> str:
       i = int(np.searchsorted(ends, row, side="right"))
-      return (
-        f"{where}: client {names[i]!r}, example {row - ends[i] + counts[i]}"
-      )
+      return f"{_whose(where, names[i])}, example {row - ends[i] + counts[i]}"
 
     for field, values in examples.items():
       check_finite(field, values, owner)
@@ -286,11 +291,11 @@ class SplitWriter:
 
   def _number(self, where: str, name: str, repeats: bool) -> int:
     if not isinstance(name, str):
-      raise TypeError(f"{where}: client {name!r} has no name; give a string.")
+      raise TypeError(f"{_whose(where, name)} has no name; give a string.")
     if self._clients is not None:
       if name not in self._clients._index:
         raise ValueError(
-          f"{where}: client {name!r} is not among those that train; give"
+          f"{_whose(where, name)} is not among those that train; give"
           " 'seen' examples of training clients, or write 'unseen'."
         )
       return self._clients._index[name]
@@ -298,14 +303,14 @@ class SplitWriter:
     number = self._index.setdefault(name, known)
     if number < known and not repeats:
       raise ValueError(
-        f"{where}: client {name!r} is there twice; give every client once."
+        f"{_whose(where, name)} is there twice; give every client once."
       )
     if number == known:
       try:
         name.encode()
       except UnicodeEncodeError as error:
         raise ValueError(
-          f"{where}: client {name!r} has a name that is no UTF-8; give another."
+          f"{_whose(where, name)} has a name that is no UTF-8; give another."
         ) from error
     return number
 
@@ -374,6 +379,12 @@ class SplitWriter:
     """Closes what is open."""
     for column in self._columns.values():
       column.close()
+
+
+def _whose(where: str, name: Any) -> str:
+  """The client's source, which may name the client already."""
+  told = f"client {name!r}"
+  return where if where.endswith(told) else f"{where}: {told}"
 
 
 def _destinations(clients: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ import functools
 import gzip
 import importlib
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, ParamSpec, cast
@@ -97,27 +96,24 @@ def library(module: str, extra: str) -> Any:
 
 
 @contextlib.contextmanager
-def reading(file: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
-  """Lets a library's errors name the file.
+def reading(file: Path | str, kind: str) -> Iterator[None]:
+  """Lets every error name the file, whatever a library raises.
 
   Args:
     file: what is read.
     kind: what it should be.
-    *errors: what the library raises where the file is damaged.
 
   Raises:
-    ValueError: instead of these.
+    ModuleNotFoundError: the library is missing.
+    ValueError: anything else that does not name the file already.
   """
-  damaged: tuple[type[Exception], ...] = (
-    *errors,
-    OSError,
-    EOFError,
-    zlib.error,
-    MemoryError,
-  )
   try:
     yield
-  except damaged as error:
+  except ModuleNotFoundError:
+    raise
+  except Exception as error:
+    if isinstance(error, ValueError) and str(file) in str(error):
+      raise
     why = str(error).strip().rstrip(".") or type(error).__name__
     raise ValueError(
       f"{file} cannot be read as {kind}: {why}. It is damaged, or of another"

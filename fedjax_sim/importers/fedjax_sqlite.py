@@ -44,9 +44,16 @@ def fedjax_sqlite(path: str | os.PathLike[str]) -> Iterator[Block]:
     ValueError: a file is damaged, or not so; names file, client and field.
   """
   for file in files_of(path, ".sqlite", ".sqlite3", ".db"):
+    for journal in ("wal", "journal"):
+      beside = file.with_name(f"{file.name}-{journal}")
+      if beside.exists() and beside.stat().st_size:
+        raise ValueError(
+          f"{file} is not all of it: {beside.name} has what was not written to"
+          " it yet. Open and close it with sqlite3 once, or leave that out."
+        )
     address = f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1"
     with (
-      reading(file, "SQLite", sqlite3.Error, OverflowError, UnicodeError),
+      reading(file, "SQLite"),
       contextlib.closing(sqlite3.connect(address, uri=True)) as connection,
     ):
       for client, data, count in connection.execute(_ROWS):
@@ -77,15 +84,7 @@ def _decoded(where: str, data: bytes) -> dict[str, np.ndarray]:
   msgpack = library("msgpack", "sqlite")
   try:
     held = msgpack.unpackb(zlib.decompress(data), ext_hook=_array, raw=False)
-  except (
-    zlib.error,
-    msgpack.UnpackException,
-    msgpack.StackError,
-    ValueError,
-    TypeError,  # an unhashable key, or what is no dtype
-    OverflowError,
-    MemoryError,
-  ) as error:
+  except Exception as error:  # msgpack, zlib and numpy have many
     raise ValueError(
       f"{where}: data is no zlib-compressed msgpack of arrays:"
       f" {str(error).rstrip('.') or type(error).__name__}."

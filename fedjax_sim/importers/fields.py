@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,32 @@ def columns_of(
       f"{where}: there is no column {client!r} to name the client; there are"
       f" {_few(columns)}."
     )
+  twice = sorted({c for c in columns if columns.count(c) > 1})
+  if twice:
+    raise ValueError(
+      f"{where}: there are several columns {twice[0]!r}; give each a name of"
+      " its own."
+    )
   others = [c for c in columns if c != client]
-  if fields is None:
-    return [client, *others]
+  wanted = others if fields is None else wanted_of(where, others, fields)
+  return [client, *wanted]
+
+
+def wanted_of(
+  where: str, names: Iterable[str], fields: Mapping[str, str]
+) -> list[str]:
+  """Those of a source's fields that `fields` asks for, each once.
+
+  Raises:
+    ValueError: one is missing; names those that there are.
+  """
+  names = list(names)
   wanted = [
-    c for pattern in fields.values() for c in _matching(where, others, pattern)
+    name
+    for pattern in fields.values()
+    for name in _matching(where, names, pattern)
   ]
-  return [client, *dict.fromkeys(wanted)]
+  return list(dict.fromkeys(wanted))
 
 
 def chosen(
@@ -106,6 +126,9 @@ def converted(
     dtype: "uint8", say; None: float32 for float64, int32 for int64 and for
       unsigned ones beyond 16 bits, else as it is.
 
+  Returns:
+    The same numbers; fractions are rounded to what the dtype has.
+
   Raises:
     ValueError: it is no number, or does not fit; names the field and a value.
   """
@@ -114,25 +137,42 @@ def converted(
       f"{where}: field {field!r} holds text; turn it into numbers with text="
       "'characters' or 'words', or a map of your own, or leave it out."
     )
-  target = np.dtype(dtype or _NARROW.get(values.dtype.name, values.dtype.name))
-  if target == values.dtype:
-    return values
-  if target.kind in "biu" and values.size:
-    low, high = (
-      (0, 1)
-      if target.kind == "b"
-      else (np.iinfo(target).min, np.iinfo(target).max)
+  name = dtype or _NARROW.get(values.dtype.name, values.dtype.name)
+  validate.known(f"{where}: field {field!r}: dtype", name, DTYPES)
+  target = np.dtype(name)
+  wrong = _changed(values, target)
+  if wrong.any():
+    told = values[wrong].flat[0]
+    raise ValueError(
+      f"{where}: field {field!r} holds {told}, which is no {target}; give the"
+      " field another dtype, such as"
+      f" dtypes={field}:{_wider(values.dtype, target)}."
     )
-    wrong = ~((values >= low) & (values <= high) & (values == np.rint(values)))
-    if wrong.any():
-      told = values[wrong].flat[0]
-      raise ValueError(
-        f"{where}: field {field!r} holds {told}, which is no {target}; give"
-        f" the field another dtype, such as dtypes={field}:"
-        f"{'int64' if told == np.rint(told) else 'float32'}."
-      )
   with np.errstate(over="ignore"):  # infinity is refused when it is written
-    return values.astype(target)
+    return values.astype(target, copy=False)
+
+
+def _changed(values: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
+  """Which numbers would not be the same, but for rounded fractions."""
+  given = values.dtype.kind
+  if target == values.dtype or given == "b" or (given + target.kind) == "ff":
+    return np.zeros(values.shape, bool)
+  if target.kind == "b":
+    return ~np.isin(values, (0, 1))
+  if target.kind == "f":
+    most = 2 ** (np.finfo(target).nmant + 1)  # up to here a float has them all
+    return (values > most) | (values < -most)
+  limits = np.iinfo(target)
+  if given in "iu":
+    return (values < limits.min) | (values > limits.max)
+  fits = (values >= float(limits.min)) & (values < float(limits.max + 1))
+  return ~(fits & (values == np.rint(values)))
+
+
+def _wider(given: np.dtype[Any], target: np.dtype[Any]) -> str:
+  if given.kind == "f":
+    return "float32"
+  return "float64" if target.kind == "f" else "int64"
 
 
 def check_dtypes(dtypes: Mapping[str, str]) -> None:

@@ -8,9 +8,10 @@ fed_cifar100, fed_shakespeare and stackoverflow. FLUTE: `users`, `num_samples`,
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,27 @@ from fedjax_sim.importers.blocks import (
   reading,
   source,
 )
+from fedjax_sim.importers.fields import chosen, wanted_of
 
 _SUFFIXES = (".h5", ".hdf5")
 
 
 @source
-def tff_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
+def tff_hdf5(
+  path: str | os.PathLike[str], *, fields: Mapping[str, str] | None = None
+) -> Iterator[Block]:
   """Clients of a TFF file, or of a folder of them, a client at a time.
+
+  Args:
+    path: `.h5` or `.hdf5`, or their folder.
+    fields: field -> the file's; see `tables.parquet`; None: all.
 
   Raises:
     FileNotFoundError: there is no such file.
     ModuleNotFoundError: h5py is not installed.
     ValueError: a file is damaged, or not so; names file, client and field.
   """
-  yield from _blocks(path, _tff)
+  yield from _blocks(path, functools.partial(_tff, fields))
 
 
 @source
@@ -59,18 +67,22 @@ def _blocks(
   for file in files_of(path, *_SUFFIXES):
     # What HDF5 says of a damaged file may be any of these.
     with (
-      reading(file, "HDF5", RuntimeError, KeyError, UnicodeError, TypeError),
+      reading(file, "HDF5"),
       h5py.File(file, "r") as held,
     ):
       yield from blocks_of(file, held)
 
 
-def _tff(file: Path, held: Any) -> Iterator[Block]:
-  clients = _group(file, held, "examples")
+def _tff(
+  fields: Mapping[str, str] | None, file: Path, whole: Any
+) -> Iterator[Block]:
+  clients = _group(file, whole, "examples")
   for name in clients:
     where = f"{file}: client {name!r}"
-    fields = _group(where, clients, name)
-    examples = {k: _values(where, k, fields) for k in fields}
+    held = _group(where, clients, name)
+    wanted = list(held) if fields is None else wanted_of(where, held, fields)
+    examples = {k: _values(where, k, held) for k in wanted}
+    examples = chosen(where, examples, fields)
     size = max(map(len, examples.values()), default=0)
     yield Block(str(file), [name], [size], examples, whole=True)
 
@@ -112,10 +124,15 @@ def _flute(file: Path, held: Any) -> Iterator[Block]:
 
 
 def _get(where: Path | str, parent: Any, name: str) -> Any:
-  """What a group holds by this name, if it is in the same file; or None."""
+  """What a group holds by this name, or None."""
   h5py = library("h5py", "hdf5")
-  if isinstance(parent.get(name, getlink=True), h5py.ExternalLink):
-    raise ValueError(f"{where}: {name} is in another file, which is not read.")
+  if "/" in name or not isinstance(
+    parent.get(name, getlink=True, default=None), h5py.HardLink | None
+  ):
+    raise ValueError(
+      f"{where}: {name!r} leads elsewhere, perhaps to another file, which is"
+      " not read; store it in its place."
+    )
   return parent.get(name)
 
 

@@ -15,6 +15,7 @@ from fedjax_sim.importers.blocks import (
   column,
   grouped,
   library,
+  reading,
   source,
 )
 from fedjax_sim.importers.fields import chosen, columns_of
@@ -61,10 +62,10 @@ def _batches(
   """The number of the first row, and column -> values of the next rows."""
   hub = library("datasets", "datasets")
   first = 0
-  try:
-    if (Path(path) / "state.json").is_file() or (
-      Path(path) / "dataset_dict.json"
-    ).is_file():
+  folder = Path(path)
+  with reading(where, "a data set"):
+    saved = ("state.json", "dataset_dict.json")
+    if any((folder / name).is_file() for name in saved):
       held = hub.load_from_disk(str(path))
       if isinstance(held, hub.DatasetDict):
         held = held[split]
@@ -73,14 +74,6 @@ def _batches(
     for rows in held.iter(batch_size=_ROWS):
       yield first, rows
       first += len(next(iter(rows.values())))
-  except Exception as error:
-    if isinstance(error, MemoryError):
-      raise
-    raise ValueError(
-      f"{where} cannot be read, after {first} rows, as a data set:"
-      f" {str(error).rstrip('.') or type(error).__name__}. Give the name of one"
-      " on the hub or a folder, and a split of it."
-    ) from error
 
 
 def _array(where: str, field: str, values: list[Any], row: int) -> np.ndarray:
@@ -91,5 +84,8 @@ def _array(where: str, field: str, values: list[Any], row: int) -> np.ndarray:
         " row out."
       )
   if hasattr(values[0], "getbands"):  # an image of PIL
-    values = [np.asarray(value) for value in values]
+    values = [
+      np.asarray(value.convert("RGB") if value.mode == "P" else value)
+      for value in values
+    ]
   return column(f"{where}: from row {row}", field, values)

@@ -36,9 +36,7 @@ def leaf_json(path: str | os.PathLike[str]) -> Iterator[Block]:
   """
   ijson = library("ijson", "json")
   for file in files_of(path, ".json", ".json.gz"):
-    with reading(
-      file, "JSON", ijson.JSONError, UnicodeDecodeError, RecursionError
-    ):
+    with reading(file, "JSON"):
       yield from _users(ijson, file)
 
 

@@ -46,7 +46,7 @@ def npz(
       lengths; names file and array.
   """
   for file in files_of(path, ".npz"):
-    with reading(file, ".npz", zipfile.BadZipFile, RuntimeError, KeyError):
+    with reading(file, ".npz"):
       yield from _file(file, client, fields)
 
 

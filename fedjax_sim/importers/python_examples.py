@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -9,22 +10,32 @@ import numpy as np
 
 from fedjax_sim import validate
 from fedjax_sim.importers import blocks
-from fedjax_sim.importers.blocks import Block, client_names, column, source
+from fedjax_sim.importers.blocks import Block, Source, client_names, column
 
 
-@source
 def examples(
   pairs: Iterable[tuple[str | int, Mapping[str, Any]]],
-) -> Iterator[Block]:
+) -> Iterable[Block]:
   """Examples one by one, of clients in any order.
 
   Args:
     pairs: client, a name or a whole number, and its example: field -> number,
       text or array. All examples have the same fields, of one shape each.
 
+  Returns:
+    What can be read again if `pairs` can.
+
   Raises:
     TypeError, ValueError: a pair is something else; names its place.
   """
+  if iter(pairs) is pairs:
+    return _blocks(pairs)
+  return Source(functools.partial(_blocks, pairs))
+
+
+def _blocks(
+  pairs: Iterable[tuple[str | int, Mapping[str, Any]]],
+) -> Iterator[Block]:
   held: list[tuple[str, Mapping[str, Any]]] = []
   size, first = 0, 0
   for number, pair in enumerate(pairs):
@@ -45,11 +56,22 @@ def _checked(where: str, pair: Any) -> tuple[str, Mapping[str, Any]]:
     )
   client, example = pair
   validate.instance(where, example, Mapping, "{'x': ..., 'y': ...}")
-  return client_names(where, "the client", [client])[0], example
+  name = client_names(where, "the client", [client], row=None)[0]
+  return name, {k: _compact(v) for k, v in example.items()}
+
+
+def _compact(value: Any) -> Any:
+  """Lists as arrays, which are smaller, and whose bytes are known."""
+  try:
+    return np.asarray(value) if isinstance(value, list | tuple) else value
+  except ValueError:  # of several shapes: told of with its field
+    return value
 
 
 def _bytes(value: Any) -> int:
-  return value.nbytes if isinstance(value, np.ndarray) else 64
+  if isinstance(value, np.ndarray):
+    return value.nbytes + 100  # the object
+  return 4 * len(value) if isinstance(value, str) else 64
 
 
 def _block(first: int, held: list[tuple[str, Mapping[str, Any]]]) -> Block:

@@ -24,15 +24,16 @@ from fedjax_sim.data.leaf import (
 from fedjax_sim.importers.blocks import Block
 
 UNKNOWN, BEGIN, END = 1, 2, 3  # words' ids go on from these
+Ids = tuple[np.ndarray, np.ndarray | None]  # x, and y where it is ids, too
 
 
 class Text(abc.ABC):
-  """How the text "x" of a block becomes ids, of dtype int32.
+  """How the text "x" of blocks becomes ids.
 
   Attributes:
     vocabulary: what has ids of its own.
     length: ids of an example; what is shorter is padded with 0.
-    num_classes: of ids that are labels, with padding and others.
+    num_classes: of labels that are ids: those, padding and others.
   """
 
   vocabulary: tuple[str, ...]
@@ -41,25 +42,32 @@ class Text(abc.ABC):
   def __init__(self, length: int):
     self.length = validate.whole("sequence_length", length)
 
-  def __call__(self, block: Block) -> Block:
-    """The block with ids instead of text.
+  def blocks(self, given: Iterable[Block]) -> Iterator[Block]:
+    """The blocks of a split with ids, int32, instead of text.
+
+    Args:
+      given: with "x", text, and perhaps "y": numbers, which stay as they are,
+        or with `Characters` a character an example.
 
     Raises:
-      ValueError: "x" is no text, or a label is neither a number nor, with
-        characters, one of them.
+      ValueError: "x" is no text, labels are of another kind, or there are
+        fields beside the two.
     """
-    parts, sizes = [], []
-    for user in _users(block):
-      ids = self._of_client(user)
-      parts.append({k: v.astype(np.int32) for k, v in ids.items()})
-      sizes.append(len(ids["x"]))
-    fields = parts[0] if parts else {}
-    held = {k: np.concatenate([part[k] for part in parts]) for k in fields}
-    return block._replace(sizes=sizes, examples=held)
+    for block in given:
+      if not block.names:
+        continue
+      pairs = [self._ids_of(user) for user in _users(block)]
+      examples = {"x": _joined([x for x, _ in pairs])}
+      labels = [y for _, y in pairs if y is not None]
+      if labels:
+        examples["y"] = _joined(labels)
+      elif "y" in block.examples:
+        examples["y"] = block.examples["y"]
+      yield block._replace(sizes=[len(x) for x, _ in pairs], examples=examples)
 
   @abc.abstractmethod
-  def _of_client(self, user: User) -> dict[str, np.ndarray]:
-    """x, (examples, length), and y, which is as x where there is none."""
+  def _ids_of(self, user: User) -> Ids:
+    """x, (examples, length), and y unless it is numbers."""
 
 
 class Characters(Text):
@@ -80,17 +88,54 @@ class Characters(Text):
       )
     self.num_classes = len(vocabulary) + 1
 
-  def _of_client(self, user: User) -> dict[str, np.ndarray]:
-    where = {"": user.where}
-    if user.y is not None:
-      found, _ = labelled_text({"": user}, self.length, self._letters)
-      return found[""]
-    text = "\n".join(user.x)
-    if len(text) < 2:
-      empty = np.zeros((0, self.length), np.int32)
-      return {"x": empty, "y": empty}
-    ids, _ = encode({"": text}, self._letters, where)
-    return next_characters(ids[""], self.length)
+  def blocks(self, given: Iterable[Block]) -> Iterator[Block]:
+    """See `Text.blocks`.
+
+    The end of a text, less than a sequence, waits for the client's next block.
+    """
+    ends: dict[str, str] = {}
+    where = ""
+    for block in given:
+      if "y" in block.examples:
+        yield from super().blocks([block])
+        continue
+      where = block.where
+      users = dict(zip(block.names, _users(block), strict=True))
+      texts = {}
+      for name, user in users.items():
+        text = "\n".join([*([ends.pop(name)] if name in ends else []), *user.x])
+        if block.whole:
+          texts[name] = text
+          continue
+        # The last character of a sequence is the first of the next one.
+        rows = (len(text) - 1) // self.length
+        texts[name] = text[: rows * self.length + 1] if rows else ""
+        ends[name] = text[rows * self.length :] if rows else text
+      yield self._of_texts(block, texts)
+    if ends:
+      empty: dict[str, np.ndarray] = {}
+      yield self._of_texts(Block(where, [], [], empty), ends)
+
+  def _of_texts(self, block: Block, texts: dict[str, str]) -> Block:
+    texts = {name: text for name, text in texts.items() if len(text) > 1}
+    told = {name: f"{block.where}: client {name!r}" for name in texts}
+    ids, _ = encode(texts, self._letters, told)
+    made = [next_characters(ids[name], self.length) for name in texts]
+    none = np.zeros((0, self.length), np.int32)
+    return block._replace(
+      names=list(texts),
+      sizes=[len(held["x"]) for held in made],
+      examples={
+        k: _joined([none, *(held[k] for held in made)]) for k in ("x", "y")
+      },
+    )
+
+  def _ids_of(self, user: User) -> Ids:
+    y = user.y or []
+    letters = any(isinstance(label, str) for label in y)
+    user = user._replace(y=y if letters else [0] * len(y))
+    found, _ = labelled_text({"": user}, self.length, self._letters)
+    return found[""]["x"], found[""]["y"] if letters else None
 
 
 class Words(Text):
@@ -109,7 +154,7 @@ class Words(Text):
       raise ValueError("vocabulary holds a word twice; give each once.")
     self.num_classes = len(vocabulary) + END + 1
 
-  def _of_client(self, user: User) -> dict[str, np.ndarray]:
+  def _ids_of(self, user: User) -> Ids:
     rows = [
       [self._ids.get(word, UNKNOWN) for word in text.split()] for text in user.x
     ]
@@ -119,12 +164,12 @@ class Words(Text):
           f"{user.where}: y holds text; give labels that are numbers, or a map"
           " that makes them."
         )
-      return {"x": self._padded(rows), "y": np.array(user.y)}
+      return self._padded(rows), None
     rows = [[BEGIN, *row, END] for row in rows if row]
-    return {
-      "x": self._padded([row[:-1] for row in rows]),
-      "y": self._padded([row[1:] for row in rows]),
-    }
+    return (
+      self._padded([row[:-1] for row in rows]),
+      self._padded([row[1:] for row in rows]),
+    )
 
   def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
     ids = np.full((len(rows), self.length), PADDING, np.int32)
@@ -133,18 +178,26 @@ class Words(Text):
     return ids
 
 
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+  return np.concatenate(parts).astype(np.int32)
+
+
 def _users(block: Block) -> Iterator[User]:
   """Each client's x, if that is text, and y."""
-  x = block.examples.get("x")
-  if x is None or x.dtype != object:
+  x, y = (block.examples.get(field) for field in ("x", "y"))
+  if x is None or x.dtype != object or x.ndim != 1:
     raise ValueError(
-      f"{block.where}: x is no text; let text be None, or call the field with"
-      " the text x."
+      f"{block.where}: x is no text, one an example; let text be None, or call"
+      " the field with the text x."
+    )
+  if others := sorted(set(block.examples) - {"x", "y"}):
+    raise ValueError(
+      f"{block.where}: field {others[0]!r} is there beside x and y, all that a"
+      " store of text has; name those two in fields."
     )
   ends = np.cumsum(np.asarray(block.sizes, np.int64)).tolist()
   begins = [0, *ends[:-1]]
   for name, begin, end in zip(block.names, begins, ends, strict=True):
-    y = block.examples.get("y")
     yield User(
       f"{block.where}: client {name!r}",
       x[begin:end].tolist(),
@@ -159,7 +212,9 @@ def characters_in(blocks: Iterable[Block]) -> list[str]:
     for user in _users(block):
       if user.y is not None:
         found.update(*user.x, *(y for y in user.y if isinstance(y, str)))
-      elif len(text := "\n".join(user.x)) >= 2:
+      elif not block.whole:  # a line break goes before the next block's texts
+        found.update("\n", *user.x)
+      elif len(text := "\n".join(user.x)) > 1:
         found.update(text)
   return sorted(found)
 

@@ -92,17 +92,46 @@ def import_store(
     vocabulary=texts.vocabulary if texts else None,
   )
   with writer as store:
+    kinds: dict[str, np.dtype[Any]] = {}
     for split, selected in blocks.items():
       to = store.split(split)
-      for block in selected:
-        if texts:
-          y = block.examples.get("y")
-          if num_classes is None and (y is None or y.dtype == object):
-            store.num_classes = texts.num_classes
-          block = texts(block)
+      checked = _alike(selected, kinds)
+      for block in texts.blocks(checked) if texts else checked:
+        if texts and num_classes is None and _ids_as_labels(kinds):
+          store.num_classes = texts.num_classes
         _append(to, split, block, dtypes or {})
         if progress:
           progress(split, to.num_clients, to.num_examples)
+
+
+def _ids_as_labels(kinds: Mapping[str, np.dtype[Any]]) -> bool:
+  """Whether the labels of text are ids, as they are text or not there."""
+  return "y" not in kinds or kinds["y"].hasobject
+
+
+def _alike(
+  blocks: Iterable[Block], kinds: dict[str, np.dtype[Any]]
+) -> Iterator[Block]:
+  """The blocks, unless a field is text in some and numbers in others."""
+  for block in blocks:
+    for field, values in block.examples.items():
+      known = kinds.setdefault(field, values.dtype)
+      if known.hasobject != values.dtype.hasobject:
+        one, other = (
+          "text" if dtype.hasobject else "numbers"
+          for dtype in (values.dtype, known)
+        )
+        raise ValueError(
+          f"{_where(block)}: field {field!r} holds {one}, and {other} before;"
+          " give all of one kind."
+        )
+    yield block
+
+
+def _where(block: Block) -> str:
+  """The block's source, and its client if that is one."""
+  one = len(block.names) == 1
+  return f"{block.where}: client {block.names[0]!r}" if one else block.where
 
 
 class _Selected(Iterable[Block]):
@@ -122,7 +151,7 @@ class _Selected(Iterable[Block]):
       held = chosen(block.where, block.examples, self._fields)
       if "x" not in held:
         raise ValueError(
-          f"{block.where}: the fields are {', '.join(held)}; name the model's"
+          f"{_where(block)}: the fields are {', '.join(held)}; name the model's"
           " input x, and the label y: fields=x:...,y:..."
         )
       block = block._replace(examples=held)
@@ -136,8 +165,14 @@ def _mapped(block: Block, function: Map) -> Block:
   sizes = []
   for name, begin, end in zip(block.names, [0, *ends[:-1]], ends, strict=True):
     given = {k: v[begin:end] for k, v in block.examples.items()}
-    made = function(name, given)
     where = f"{block.where}: client {name!r}: what map returns"
+    try:
+      made = function(name, given)
+    except Exception as error:
+      raise ValueError(
+        f"{block.where}: client {name!r}: map raised {type(error).__name__}:"
+        f" {error}"
+      ) from error
     validate.instance(where, made, Mapping, "{'x': x, 'y': y}")
     held = {k: np.asarray(v) for k, v in made.items()}
     lengths = {len(v) if v.ndim else -1 for v in held.values()}
@@ -184,12 +219,19 @@ def _text(
 def _append(
   to: SplitWriter, split: str, block: Block, dtypes: Mapping[str, str]
 ) -> None:
+  where = _where(block)
   for field in dtypes:
-    validate.known(f"{block.where}: dtypes: field", field, block.examples)
-  examples: dict[str, Any] = {
-    field: converted(block.where, field, values, dtypes.get(field))
-    for field, values in block.examples.items()
-  }
+    validate.known(f"{where}: dtypes: field", field, block.examples)
+  examples: dict[str, Any] = {}
+  for field, values in block.examples.items():
+    made = converted(where, field, values, dtypes.get(field))
+    known = to.dtype_of(field)
+    if known not in (None, made.dtype):
+      raise ValueError(
+        f"{where}: field {field!r} is {made.dtype}, and {known} before; give it"
+        f" one, such as dtypes={field}:float32."
+      )
+    examples[field] = made
   names, sizes = list(block.names), np.asarray(block.sizes)
   if split in _CENTRAL:
     names, sizes = [split], np.array([sizes.sum()])
@@ -197,6 +239,6 @@ def _append(
     names,
     sizes,
     examples,
-    where=block.where,
+    where=where,
     repeats=not block.whole or split in _CENTRAL,
   )

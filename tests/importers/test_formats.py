@@ -4,15 +4,21 @@
 data in every format.
 """
 
+import csv
 import gzip
 import json
+import re
 import sqlite3
 import sys
+import zipfile
+import zlib
 from typing import Any
 
 import datasets as hub
 import h5py
+import msgpack
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -216,7 +222,10 @@ TWICE = json.dumps(LEAF).replace('"b": {"x"', '"a": {"x"')
       "user 'a': x: expected text, as others are, found 1",
     ),
     (changed(LEAF, "user_data", "b", "x", to=["q"]), "field 'x' holds text"),
-    (changed(LEAF, "user_data", "b", "x", to=[[0.5]]), "float32 of shape"),
+    (
+      changed(LEAF, "user_data", "b", "x", to=[[0.5]]),
+      "is float32, and int32 before; give it",
+    ),
     (
       {**LEAF, "user_data_label": {"z": [1]}},
       "user 'z' is in user_data_label, but not in user_data",
@@ -291,9 +300,31 @@ def test_hdf5_does_not_read_other_files(tmp_path):
     )
   source = importers.tff_hdf5(tmp_path / "a.h5")
   refused(source, tmp_path, "its values are in another file")
+  for link in (h5py.ExternalLink("other.h5", "x"), h5py.SoftLink("/out/x")):
+    with h5py.File(tmp_path / "a.h5", "w") as out:
+      out["out"] = h5py.ExternalLink("other.h5", "/")
+      out["examples/a/x"] = link
+    refused(source, tmp_path, "leads elsewhere, perhaps to another file")
   with h5py.File(tmp_path / "a.h5", "w") as out:
-    out["examples/a/x"] = h5py.ExternalLink("other.h5", "x")
-  refused(source, tmp_path, "is in another file, which is not read")
+    out["out"] = h5py.ExternalLink("other.h5", "/")
+    out["users"], out["num_samples"] = ["/out"], [1]
+    out.create_group("user_data")
+  source = importers.flute_hdf5(tmp_path / "a.h5")
+  refused(source, tmp_path, "leads elsewhere, perhaps to another file")
+
+
+def test_hdf5_that_claims_more_than_it_has(tmp_path):
+  for chunks in (None, (10,)):
+    with h5py.File(tmp_path / "a.h5", "w") as out:
+      out.create_dataset("examples/a/x", (10**12,), np.uint8, chunks=chunks)
+    source = importers.tff_hdf5(tmp_path / "a.h5")
+    refused(source, tmp_path, "'a': x: expected [0-9,]+ (bytes|chunks), and")
+
+
+def test_only_the_fields_that_are_asked_for(tmp_path):
+  file = hdf5(tmp_path, examples__a__x=[1], examples__a__z=[1j])
+  source = importers.tff_hdf5(file, fields={"x": "x"})
+  assert list(stored(source, tmp_path / "s").train.examples) == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -331,6 +362,26 @@ def test_wrong_sqlite(tmp_path, row, message):
   refused(importers.fedjax_sqlite(file), tmp_path, message)
 
 
+def test_sqlite_whose_dtype_is_none(tmp_path):
+  for dtype in (7, "(1,", "O"):
+    array = msgpack.packb(((1,), dtype, b"1"))
+    data = msgpack.packb({"x": msgpack.ExtType(1, array)})
+    test_wrong_sqlite(
+      tmp_path,
+      (b"a", zlib.compress(data), 1),
+      "client b'a': data is no zlib-compressed msgpack of arrays",
+    )
+    (tmp_path / "a.sqlite").unlink()
+
+
+def test_sqlite_that_is_not_finished(tmp_path):
+  file = tmp_path / "a.sqlite"
+  writers.fedjax_sqlite(file, X, Y, OWNER)
+  (tmp_path / "a.sqlite-wal").write_bytes(b"more")
+  message = "is not all of it: a.sqlite-wal has what was not written"
+  refused(importers.fedjax_sqlite(file), tmp_path, message)
+
+
 def test_sqlite_of_something_else(tmp_path):
   sqlite3.connect(tmp_path / "a.sqlite").close()
   message = "cannot be read as SQLite: no such table: federated_data"
@@ -364,6 +415,7 @@ def test_wrong_parquet(tmp_path, columns, message):
     ("user,x\na,1\nb\n", "cannot be read as CSV"),
     ("user,x\na,b\n", "field 'x' holds text"),
     ("user,x\na,\n", "column 'x': row 0 has no value"),
+    ("user,x,x\na,1,2\n", "there are several columns 'x'"),
     ("user,x\na,inf\n", "client 'a', example 0 holds inf"),
     ("", "cannot be read as CSV"),
     ("user,y\na,1\n", "there is no field 'x'; there are y"),
@@ -383,6 +435,10 @@ def test_wrong_csv(tmp_path, text, message):
     ('{"user": 1, "x": 1}\n\n[1]', "line 3: expected an object, found a list"),
     ('{"user": true, "x": 1}', "line 1: user, which names the client, is True"),
     ('{"user": 1, "x": 1}\n{"user": 1}', "line 2: x is missing"),
+    (
+      '{"user": 1, "x": 1}\n{"user": 1, "x": 1, "y": 2}',
+      "line 2 has 'y', line",
+    ),
     ('{"x": 1}', "line 1: there is no column 'user'"),
     ('{"user": 1, "x": NaN}', "client '1', example 0 holds nan"),
     ('{"user": 1, "x": 99999999999999999999}', "x: expected numbers"),
@@ -414,6 +470,50 @@ def test_wrong_npz(tmp_path, arrays, message):
   refused(importers.npz(tmp_path / "a.npz"), tmp_path, message)
 
 
+def test_a_damaged_header_of_npz(tmp_path):
+  np.savez(tmp_path / "a.npz", x=X, client=OWNER)
+  with zipfile.ZipFile(tmp_path / "a.npz") as held:
+    members = {name: held.read(name) for name in held.namelist()}
+  for old in (b"(40, 3, 2)", b"'descr'", b"}"):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as out:
+      for name, data in members.items():
+        out.writestr(name, data.replace(old, b"(" * len(old), 1))
+    message = re.escape(f"{tmp_path / 'a.npz'} cannot be read as .npz")
+    refused(importers.npz(tmp_path / "a.npz"), tmp_path, message)
+
+
+def test_parquet_in_blocks_by_what_it_takes_in_memory(tmp_path, monkeypatch):
+  x = np.zeros((3000, 784), np.uint8)  # next to nothing in the file
+  pq.write_table(
+    writers.table(x, np.zeros(3000, int), np.repeat("a", 3000)),
+    tmp_path / "a.parquet",
+  )
+  monkeypatch.setattr(blocks, "BLOCK", 2**16)
+  source = importers.parquet(tmp_path / "a.parquet", client="user")
+  assert max(len(block.examples["x"]) for block in source) <= 2**16 // 784
+
+
+def test_csv_with_line_breaks_in_quotes(tmp_path, monkeypatch):
+  monkeypatch.setattr(blocks, "BLOCK", 64)
+  texts = [f"one\n{i}\n\ntwo" for i in range(50)]
+  with (tmp_path / "a.csv").open("w", newline="") as out:
+    csv.writer(out).writerows([("user", "x"), *((1, text) for text in texts)])
+  source = importers.csv(tmp_path / "a.csv", client="user")
+  assert [t for b in source for t in b.examples["x"].tolist()] == texts
+
+
+def test_images_with_a_palette(tmp_path):
+  image = PIL.Image.new("RGB", (4, 2), (10, 200, 30)).convert("P")
+  features = hub.Features(image=hub.Image(), user=hub.Value("int64"))
+  held = hub.Dataset.from_dict({"image": [image], "user": [1]}, features)
+  held.save_to_disk(tmp_path / "saved")
+  source = importers.datasets(
+    tmp_path / "saved", client="user", fields={"x": "image"}
+  )
+  [block] = source
+  assert block.examples["x"].shape == (1, 2, 4, 3)
+
+
 def test_wrong_examples(tmp_path):
   given: Any = {"x": 1.0}
   pairs: Any
@@ -438,7 +538,7 @@ def test_wrong_examples(tmp_path):
 def test_wrong_datasets(tmp_path):
   (tmp_path / "empty").mkdir()
   source = importers.datasets(tmp_path / "empty", client="user")
-  refused(source, tmp_path, "cannot be read, after 0 rows, as a data set")
+  refused(source, tmp_path, "cannot be read as a data set")
   pq.write_table(pa.table({"user": [1]}), tmp_path / "empty" / "train.parquet")
   source = importers.datasets(
     tmp_path / "empty", client="user", split="validation"

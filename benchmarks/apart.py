@@ -1,0 +1,53 @@
+"""What benchmarks of stores share: a store, and processes to measure in."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FIELDS, CLASSES = 64, 10
+BLOCK = 10_000  # clients that are written at once
+
+
+def build(
+  path: Path, clients: int, shape: tuple[int, ...] = (FIELDS,)
+) -> dict[str, float]:
+  """Writes a store of examples of this shape; returns what that took."""
+  from fedjax_sim.data import StoreWriter
+
+  began = time.perf_counter()
+  with StoreWriter(path, prepare="bytes", num_classes=CLASSES) as store:
+    train = store.split("train")
+    for first in range(0, clients, BLOCK):
+      rng = np.random.default_rng(first)
+      count = min(BLOCK, clients - first)
+      sizes = rng.integers(1, 40, count)
+      labels = rng.integers(0, CLASSES, sizes.sum(), np.uint8)
+      x = rng.integers(0, 128, (len(labels), *shape), np.uint8)
+      flat = x.reshape(len(labels), -1)
+      flat[np.arange(len(labels)), labels] += 100  # there is something to learn
+      names = [f"client {i}" for i in range(first, first + count)]
+      train.append(names, sizes, {"x": x, "y": labels})
+  return {"seconds": time.perf_counter() - began}
+
+
+def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
+  """Calls it in a fresh process; adds the peak of its memory, in bytes."""
+  context = multiprocessing.get_context("spawn")
+  with context.Pool(1) as pool:
+    return pool.apply(_measured, (function, *arguments))
+
+
+def _measured(
+  function: Callable[..., dict[str, Any]], *arguments: Any
+) -> dict[str, Any]:
+  result = function(*arguments)
+  status = Path("/proc/self/status").read_text()
+  peak = int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) * 1024
+  return {**result, "peak": peak}
