@@ -7,6 +7,7 @@ import math
 import pickle
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -25,6 +26,7 @@ from fedjax_sim.data import (
   open_store,
   with_random_labels,
 )
+from fedjax_sim.data.federated import normalize
 from fedjax_sim.data.preprocess import (
   random_crop,
   random_flip,
@@ -476,3 +478,18 @@ def test_a_missing_table_is_named(tmp_path):
   config = characters(tmp_path, label_lookup="no.npy")
   with pytest.raises(FileNotFoundError, match=r"no.npy \(from data.label_loo"):
     build(config)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_normalized_in_single(dtype):
+  """And stays half precision, with a deviation that it cannot hold itself."""
+  x = jnp.array([[[1e-8], [3e-8]]], dtype)
+  out = normalize(
+    {"x": x}, mean=np.float32(1e-8)[None], stddev=np.float32(1e-9)[None]
+  )["x"]
+  assert out.dtype == dtype
+  expected = (np.asarray(x, np.float64) - 1e-8) / 1e-9
+  eps = float(jnp.finfo(dtype).eps)
+  np.testing.assert_allclose(
+    np.asarray(out, float), expected, rtol=4 * eps, atol=4 * eps
+  )
