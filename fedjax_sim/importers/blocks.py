@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fedjax_sim.data.leaf import User, numbers
 
 P = ParamSpec("P")
-BLOCK = 2**24  # bytes that are read at once, about
+BLOCK = 2**22  # bytes that are read at once, about
 _GZIP = b"\x1f\x8b"
 
 

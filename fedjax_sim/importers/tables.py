@@ -189,7 +189,7 @@ def json_lines(
         if line.strip():
           rows[number] = _row(f"{file}: line {number}", line, client)
         size += len(line)
-        if size >= blocks.BLOCK / 4:  # as objects of Python they are larger
+        if size >= blocks.BLOCK:
           yield from _of_rows(str(file), rows, client, fields)
           rows, size = {}, 0
       yield from _of_rows(str(file), rows, client, fields)

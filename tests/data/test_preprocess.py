@@ -485,7 +485,7 @@ def test_half_precision_is_normalized_in_single(dtype):
   """And stays half precision, with a deviation that it cannot hold itself."""
   x = jnp.array([[[1e-8], [3e-8]]], dtype)
   out = normalize(
-    {"x": x}, mean=np.float32(1e-8)[None], stddev=np.float32(1e-9)[None]
+    {"x": x}, mean=np.array([1e-8], "f4"), stddev=np.array([1e-9], "f4")
   )["x"]
   assert out.dtype == dtype
   expected = (np.asarray(x, np.float64) - 1e-8) / 1e-9
