@@ -2,7 +2,7 @@
 
     python -m benchmarks.importing --folder=DIR
 
-Exports stores of 10,000 and 100,000 clients, of 1 to 39 examples of 64 bytes,
+Exports stores of 3,000 and 30,000 clients, of 1 to 39 examples of 64 bytes,
 in every format, and imports the files again. Every import runs in a process of
 its own, whose peak of resident memory is told, and must give the same examples
 as the store has. Times are ratios to that of `npz`.
@@ -90,7 +90,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 FOLDER = flags.DEFINE_string("folder", None, "Where files are written.")
-CLIENTS = flags.DEFINE_integer("clients", 100_000, "Of the larger store.")
+CLIENTS = flags.DEFINE_integer("clients", 30_000, "Of the larger store.")
 
 
 def main(argv: list[str]) -> None:
