@@ -175,11 +175,9 @@ def _privacy(arguments: Sequence[str]) -> int:
 def _data(arguments: Sequence[str]) -> int:
   from fedjax_sim import data_command
 
-  if threading.current_thread() is threading.main_thread():
-    # As an exception, which removes what is half written.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
-    print(data_command.run(arguments))  # noqa: T201
+    with _interrupts_as_exceptions():
+      print(data_command.run(arguments))  # noqa: T201
   except KeyboardInterrupt:
     print("fedjax-sim: interrupted", file=sys.stderr)  # noqa: T201
     return 128 + signal.SIGINT
@@ -313,6 +311,21 @@ def _execute(
       raise
     print(f"fedjax-sim: error: {error}", file=sys.stderr)  # noqa: T201
     return code
+
+
+@contextlib.contextmanager
+def _interrupts_as_exceptions() -> Iterator[None]:
+  """Ctrl-C and SIGTERM raise, so that what is half written is removed."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  before = [signal.signal(n, signal.default_int_handler) for n in numbers]
+  try:
+    yield
+  finally:
+    for number, handler in zip(numbers, before, strict=True):
+      signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from fedjax_sim import flags, references, reporting, validate
 from fedjax_sim.data import (
   FederatedData,
   StoredData,
+  StoreError,
   locate,
   open_store,
   partition_store,
@@ -21,7 +22,7 @@ from fedjax_sim.data import (
   vocabulary_of,
   write_store,
 )
-from fedjax_sim.data.store_writer import SPLITS
+from fedjax_sim.data.store_writer import PREPARE, SPLITS
 from fedjax_sim.exporters import export
 from fedjax_sim.importers import (
   IMPORTERS,
@@ -34,6 +35,7 @@ from fedjax_sim.importers.text import Text
 from fedjax_sim.importers.write import TEXTS
 
 _PIECE = 2**20  # labels that are counted at once
+_MOST_CLASSES = 2**20  # whose shares are told
 _PERCENTILES = (0, 10, 50, 90, 100)
 _OPTIONS = (
   "client",
@@ -115,38 +117,40 @@ def _import(arguments: Sequence[str]) -> str:
     sources[split] = values[split].value
   if not sources["train"]:
     raise flags.UsageError("--train=... is missing: the source of the clients")
+  options: dict[str, Any] = {
+    "fields": fields,
+    "dtypes": dtypes,
+    "text": _text(text),
+    "vocabulary_size": _whole(text, "vocabulary-size") or 10_000,
+    "sequence_length": _whole(text, "sequence-length"),
+    "num_classes": _whole(text, "num-classes", least=0),
+    "name": text["name"] or None,
+    "prepare": text["prepare"] or None,
+    "map": references.load("--map", text["map"]) if text["map"] else None,
+  }
   read = {
-    split: _source(importer, source, given)
+    split: _source(importer, source, f"--{split}", given)
     for split, source in sources.items()
     if source
   }
   path = Path(values["store"].value)
   with reporting.Written() as line:
-    import_store(
-      path,
-      read,
-      fields=fields,
-      map=references.load("--map", text["map"]) if text["map"] else None,
-      text=_text(text),
-      vocabulary_size=_whole(text, "vocabulary-size") or 10_000,
-      sequence_length=_whole(text, "sequence-length"),
-      dtypes=dtypes,
-      name=text["name"] or None,
-      num_classes=_whole(text, "num-classes", least=0),
-      prepare=text["prepare"] or None,
-      progress=line.update,
-    )
+    import_store(path, read, progress=line.update, **options)
   return described(path)
 
 
 def _source(
-  importer: Callable[..., Source], source: str, given: Mapping[str, Any]
+  importer: Callable[..., Source],
+  source: str,
+  flag: str,
+  given: Mapping[str, Any],
 ) -> Source:
   if importer is IMPORTERS["datasets"]:
     name, colon, split = source.rpartition(":")
-    if colon:
+    if colon and not Path(source).exists():
       return importer(name, split=split, **given)
-  return importer(source, **given)
+    return importer(source, **given)
+  return importer(locate(source, flag), **given)
 
 
 def _pairs(flag: str, text: str) -> dict[str, str] | None:
@@ -246,6 +250,7 @@ def _partition(arguments: Sequence[str]) -> str:
       "data partition: say what is to be other; give --partition=... with"
       " --num-clients=..., or a split such as --heldout-fraction=..."
     )
+  _check_outside(source, path)
   given["name"] = given.pop("partition", None)
   with reporting.Written() as line:
     partition_store(
@@ -258,10 +263,16 @@ def _partition(arguments: Sequence[str]) -> str:
   return described(path)
 
 
+def _check_outside(store: Path, path: Path) -> None:
+  if path.resolve().is_relative_to(store.resolve()):
+    raise ValueError(f"--to={path} is inside of {store}; give another place.")
+
+
 def _export(arguments: Sequence[str]) -> str:
   values = flags.parse(arguments, "store", "format", "to", split="train")
   store, path = Path(values["store"].value), Path(values["to"].value)
   data, split = open_store(store), values["split"].value
+  _check_outside(store, path)
   clients = {
     name: getattr(data, name)
     for name in ("train", "seen", "unseen")
@@ -276,9 +287,10 @@ def _export(arguments: Sequence[str]) -> str:
 def _info(arguments: Sequence[str]) -> str:
   values = flags.parse(arguments, "store", switches=("verify",), out="")
   path = Path(values["store"].value)
-  told = described(path)
   if values.verify:
     verify(path)
+  told = described(path)
+  if values.verify:
     told += "\nchecksums  all as written"
   if picture := values["out"].value:
     draw(path, Path(picture))
@@ -305,13 +317,15 @@ def described(path: Path) -> str:
     facts["vocabulary"] = f"{len(words):,} entries"
   size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
   facts["bytes"] = f"{size:,}"
+  facts["prepare"] = next(k for k, f in PREPARE.items() if f is data.prepare)
   if data.num_classes and "y" in train.examples:
-    counts = _classes(train, data.num_classes)
-    shares = 100 * counts / max(counts.sum(), 1)
-    told = [f"{i}: {share:.1f} %" for i, share in enumerate(shares.tolist())]
     facts["classes"] = f"{data.num_classes}"
-    shown = told if len(told) <= 20 else [*told[:20], "..."]
-    facts["labels of train"] = ", ".join(shown)
+    if data.num_classes <= _MOST_CLASSES:
+      counts = _classes(train, data.num_classes)
+      shares = (100 * counts / max(counts.sum(), 1))[:20].tolist()
+      shown = [f"{i}: {share:.1f} %" for i, share in enumerate(shares)]
+      more = ["..."] if data.num_classes > len(shown) else []
+      facts["labels of train"] = ", ".join([*shown, *more])
   return reporting.final_text({}, facts).rstrip()
 
 
@@ -331,6 +345,11 @@ def _classes(part: FederatedData, num_classes: int) -> np.ndarray:
   counts = np.zeros(num_classes, np.int64)
   for first in range(0, len(labels), _PIECE):
     piece = np.asarray(labels[first : first + _PIECE]).ravel()
+    if piece.max(initial=0) >= num_classes or piece.min(initial=0) < 0:
+      raise StoreError(
+        f"field 'y' holds labels from {piece.min()} to {piece.max()}, and there"
+        f" are {num_classes} classes; it is damaged, --verify tells where."
+      )
     counts += np.bincount(piece, minlength=num_classes)
   return counts
 
@@ -349,7 +368,7 @@ def draw(path: Path, picture: Path) -> None:
     np.linspace(0, train.num_clients - 1, most).round().astype(int)
   )
   counts = None
-  if data.num_classes and "y" in train.examples:
+  if 0 < data.num_classes <= _MOST_CLASSES and "y" in train.examples:
     labels = [np.asarray(train.client(int(i))["y"]).ravel() for i in shown]
     counts = np.stack(
       [np.bincount(y, minlength=data.num_classes) for y in labels]

@@ -119,7 +119,7 @@ def _flute_hdf5(
 
 
 def _node(name: str) -> str:
-  if "/" in name or name in ("", "."):
+  if "/" in name or "\0" in name or name in ("", "."):
     raise ValueError(
       f"Client {name!r} cannot name a group of HDF5; give another format."
     )
@@ -178,7 +178,7 @@ def _parquet(
     for first, last in client_blocks(data, each):
       begin, end = data.offsets[first], data.offsets[last]
       names = [data.client_name(i) for i in range(first, last)]
-      owners = np.repeat(names, data.sizes[first:last])
+      owners = np.repeat(np.array(names, object), data.sizes[first:last])
       columns = {"client": arrow.array(owners, arrow.string())}
       for field, values in data.examples.items():
         columns[field] = array(np.ascontiguousarray(values[begin:end]))
@@ -194,6 +194,11 @@ def _parquet(
 def _npz(data: FederatedData, file: Path, told: Callable[[int], None]) -> None:
   """Arrays of all examples, and `client`, the name of each one's."""
   names = [data.client_name(i) for i in range(data.num_clients)]
+  for name in names:
+    if name.endswith("\0"):
+      raise ValueError(
+        f"Client {name!r} ends in what .npz cuts off; give another format."
+      )
   width = max(map(len, names))
   each = sum(x[:1].nbytes for x in data.examples.values()) + 4 * width
   blocks = list(client_blocks(data, each))

@@ -245,3 +245,24 @@ def test_what_else_is_refused(
   assert code
   assert message in err
   assert not any(tmp_path.iterdir())
+
+
+def test_damaged_labels_are_found_by_checksums_first(tmp_path, capsys):
+  with StoreWriter(tmp_path / "s", num_classes=4) as store:
+    y = np.arange(3, dtype=np.uint8)
+    examples: Any = {"x": np.zeros(3, np.float32), "y": y}
+    store.split("train").append("ab", [1, 2], examples)
+  file = tmp_path / "s" / "train" / "fields" / "y.npy"
+  file.write_bytes(file.read_bytes()[:-1] + b"\xc8")
+  code, _, err = said(capsys, "data", "info", f"--store={tmp_path / 's'}")
+  assert code
+  assert "field 'y' holds labels from 0 to 200, and there are 4 classes" in err
+  more = [f"--store={tmp_path / 's'}", "--verify"]
+  code, _, err = said(capsys, "data", "info", *more)
+  assert code
+  assert "y.npy" in err
+  more = [f"--store={tmp_path / 's'}", "--unseen-clients=1"]
+  inside = f"--to={tmp_path / 's' / 'train' / 'two'}"
+  code, _, err = said(capsys, "data", "partition", *more, inside)
+  assert code
+  assert "is inside of" in err

@@ -116,6 +116,10 @@ def test_what_is_refused(tmp_path):
   with pytest.raises(ValueError, match="holds x and y, and there are z"):
     exporters.export(odd, file, "leaf_json")
   assert not any(tmp_path.iterdir())
+  zeros = FederatedData.from_clients({"a\0": DATA.client(0)})
+  for format in ("npz", "tff_hdf5"):
+    with pytest.raises(ValueError, match=r"Client 'a\\x00'"):
+      exporters.export(zeros, file, format)
   names = FederatedData.from_clients({"a": {"client": np.zeros(1)}})
   for format in ("npz", "parquet"):
     with pytest.raises(ValueError, match="The field 'client' would be in the"):

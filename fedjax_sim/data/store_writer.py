@@ -98,7 +98,9 @@ class StoreWriter:
         " it."
       )
     if num_classes is not None:
-      num_classes = validate.whole("num_classes", num_classes, least=0)
+      num_classes = validate.whole(
+        "num_classes", num_classes, least=0, most=2**31 - 1
+      )
     if name is not None:
       validate.instance("name", name, str, "'my data'")
     validate.known("prepare", prepare, PREPARE)
@@ -114,8 +116,9 @@ class StoreWriter:
 
   def __enter__(self) -> StoreWriter:
     parent = self.path.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    made = tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=parent)
+    with _told(self.path):
+      parent.mkdir(parents=True, exist_ok=True)
+      made = tempfile.mkdtemp(prefix=f".{self.path.name[:40]}.", dir=parent)
     self._folder = Path(made)
     return self
 
@@ -131,7 +134,8 @@ class StoreWriter:
         self._finish(self._folder)
     finally:
       for split in self._splits.values():
-        split.close()
+        with contextlib.suppress(OSError):  # of a full disk, once more
+          split.close()
       shutil.rmtree(self._folder, ignore_errors=True)
 
   def split(self, name: str) -> SplitWriter:
@@ -166,6 +170,7 @@ class StoreWriter:
     with _told(self.path):
       splits = {name: split.finish() for name, split in self._splits.items()}
       self._check_labels(splits)
+      self._check_bytes(splits)
       facts: dict[str, Any] = {"format": FORMAT, "version": VERSION}
       facts |= {"num_classes": self.num_classes, "block": BLOCK}
       facts |= {**self._facts, "splits": splits}
@@ -184,12 +189,25 @@ class StoreWriter:
     classes = self.num_classes
     for name, split in splits.items():
       least, most = split["bounds"].get("y", (0, -1))
+      if classes is None and least < 0:
+        raise ValueError(
+          f"{self.path}, {name}: labels 'y' go down to {least}; give labels"
+          " from 0 on, or num_classes=0 if they are no classes."
+        )
       if classes and (least < 0 or most >= classes):
         raise ValueError(
           f"{self.path}, {name}: labels 'y' go from {least} to {most}, and"
           f" num_classes={classes}; give labels from 0 to {classes - 1}, or"
           " another number of classes."
         )
+
+  def _check_bytes(self, splits: Mapping[str, Any]) -> None:
+    x = splits["train"]["files"].get("fields/x.npy")
+    if self._facts["prepare"] == "bytes" and x and x["dtype"] != "|u1":
+      raise ValueError(
+        f"{self.path}: prepare='bytes' is for x from 0 to 255, uint8, and it is"
+        f" {np.dtype(x['dtype'])}; give another, such as 'numbers'."
+      )
 
 
 class SplitWriter:
@@ -217,6 +235,10 @@ class SplitWriter:
   def num_examples(self) -> int:
     """How many examples there are so far."""
     return max((c.rows for c in self._columns.values()), default=0)
+
+  def has(self, name: str) -> bool:
+    """Whether there is a client of this name so far."""
+    return name in (self._clients or self)._index
 
   def dtype_of(self, field: str) -> np.dtype[Any] | None:
     """The dtype of a field in this split or in the first; None: not there."""

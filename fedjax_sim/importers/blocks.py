@@ -71,7 +71,9 @@ def files_of(path: str | os.PathLike[str], *suffixes: str) -> list[Path]:
   if not place.is_dir():
     raise FileNotFoundError(f"There is no {place}; correct the path.")
   found = sorted(
-    file for file in place.iterdir() if file.name.endswith(suffixes)
+    file
+    for file in place.iterdir()
+    if file.name.endswith(suffixes) and file.is_file() and file.name[0] != "."
   )
   if not found:
     raise FileNotFoundError(
@@ -114,7 +116,7 @@ def reading(file: Path | str, kind: str) -> Iterator[None]:
   except Exception as error:
     if isinstance(error, ValueError) and str(file) in str(error):
       raise
-    why = str(error).strip().rstrip(".") or type(error).__name__
+    why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     raise ValueError(
       f"{file} cannot be read as {kind}: {why}. It is damaged, or of another"
       " format; get it again, or name its format."
@@ -185,7 +187,8 @@ def client_names(
     ValueError: a key is missing, or something else; names its row.
   """
   for i, key in enumerate(keys):
-    if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
+    good = isinstance(key, (str, int, np.integer)) and key != ""
+    if isinstance(key, bool) or not good:
       at = where if row is None else f"{where}: row {row + i}"
       raise ValueError(
         f"{at}: {field}, which names the client, is"

@@ -44,14 +44,15 @@ def fedjax_sqlite(path: str | os.PathLike[str]) -> Iterator[Block]:
     ValueError: a file is damaged, or not so; names file, client and field.
   """
   for file in files_of(path, ".sqlite", ".sqlite3", ".db"):
+    whole = file.resolve()
     for journal in ("wal", "journal"):
-      beside = file.with_name(f"{file.name}-{journal}")
+      beside = whole.with_name(f"{whole.name}-{journal}")
       if beside.exists() and beside.stat().st_size:
         raise ValueError(
           f"{file} is not all of it: {beside.name} has what was not written to"
           " it yet. Open and close it with sqlite3 once, or leave that out."
         )
-    address = f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1"
+    address = f"file:{quote(str(whole))}?mode=ro&immutable=1"
     with (
       reading(file, "SQLite"),
       contextlib.closing(sqlite3.connect(address, uri=True)) as connection,

@@ -155,8 +155,13 @@ def converted(
 def _changed(values: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
   """Which numbers would not be the same, but for rounded fractions."""
   given = values.dtype.kind
-  if target == values.dtype or given == "b" or (given + target.kind) == "ff":
+  if target == values.dtype or given == "b":
     return np.zeros(values.shape, bool)
+  if given + target.kind == "ff":
+    # Beyond 2**53 every number is whole, by rounding.
+    whole = (np.abs(values) < 2.0**53) & (values == np.rint(values))
+    with np.errstate(over="ignore", invalid="ignore"):
+      return whole & (values.astype(target).astype(values.dtype) != values)
   if target.kind == "b":
     return ~np.isin(values, (0, 1))
   if target.kind == "f":
@@ -170,9 +175,9 @@ def _changed(values: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
 
 
 def _wider(given: np.dtype[Any], target: np.dtype[Any]) -> str:
-  if given.kind == "f":
-    return "float32"
-  return "float64" if target.kind == "f" else "int64"
+  if target.kind == "f":
+    return "float64"
+  return "float32" if given.kind == "f" else "int64"
 
 
 def check_dtypes(dtypes: Mapping[str, str]) -> None:

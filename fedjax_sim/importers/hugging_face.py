@@ -69,6 +69,14 @@ def _batches(
       held = hub.load_from_disk(str(path))
       if isinstance(held, hub.DatasetDict):
         held = held[split]
+      elif split != (known := str(held.split or "train")):
+        raise ValueError(
+          f"{where}: the folder is of one split, {known!r}; give that one."
+        )
+    elif folder.is_file():
+      raise ValueError(
+        f"{where}: that is a file; give its folder, or the format of the file."
+      )
     else:
       held = hub.load_dataset(str(path), split=split, streaming=True)
     for rows in held.iter(batch_size=_ROWS):

@@ -121,23 +121,24 @@ def _of_batches(
     row += len(names)
 
 
-def _array(where: str, values: Any, row: int) -> np.ndarray:
+def _array(where: str, values: Any, row: int, unit: str = "row") -> np.ndarray:
   """An arrow array as numpy's.
 
   Args:
     where: for messages.
     values: numbers, texts, or lists of one length each.
     row: the number of the first, for messages.
+    unit: what is counted.
   """
   types = library("pyarrow.types", "parquet")
   kind = values.type
   if values.null_count:
     first = row + values.is_null().to_pylist().index(True)
     raise ValueError(
-      f"{where}: row {first} has no value; fill it in, or leave the row out."
+      f"{where}: {unit} {first} has no value; fill it in, or leave the row out."
     )
   if types.is_fixed_size_list(kind):
-    flat = _array(where, values.flatten(), row)
+    flat = _array(where, values.flatten(), 0, "in its lists, entry")
     return flat.reshape(len(values), kind.list_size, *flat.shape[1:])
   if types.is_list(kind) or types.is_large_list(kind):
     lengths = values.value_lengths().to_numpy()
@@ -148,7 +149,7 @@ def _array(where: str, values: Any, row: int) -> np.ndarray:
         f"{where}: row {row + first} has {lengths[first]} entries, others"
         f" {length}; give all the same number, padded perhaps."
       )
-    flat = _array(where, values.flatten(), row)
+    flat = _array(where, values.flatten(), 0, "in its lists, entry")
     return flat.reshape(len(values), length, *flat.shape[1:])
   if types.is_dictionary(kind):
     return _array(where, values.dictionary_decode(), row)

@@ -40,7 +40,7 @@ class Text(abc.ABC):
   num_classes: int
 
   def __init__(self, length: int):
-    self.length = validate.whole("sequence_length", length)
+    self.length = validate.whole("sequence_length", length, most=2**16)
 
   def blocks(self, given: Iterable[Block]) -> Iterator[Block]:
     """The blocks of a split with ids, int32, instead of text.

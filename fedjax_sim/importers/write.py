@@ -99,9 +99,20 @@ def import_store(
       for block in texts.blocks(checked) if texts else checked:
         if texts and num_classes is None and _ids_as_labels(kinds):
           store.num_classes = texts.num_classes
+        if split == "unseen":
+          _check_unseen(store.split("train"), block)
         _append(to, split, block, dtypes or {})
         if progress:
           progress(split, to.num_clients, to.num_examples)
+
+
+def _check_unseen(train: SplitWriter, block: Block) -> None:
+  for name in block.names:
+    if train.has(name):
+      raise ValueError(
+        f"{block.where}: client {name!r} is among those that train, and clients"
+        " of 'unseen' never do; leave it out of one."
+      )
 
 
 def _ids_as_labels(kinds: Mapping[str, np.dtype[Any]]) -> bool:
@@ -148,6 +159,8 @@ class _Selected(Iterable[Block]):
 
   def __iter__(self) -> Iterator[Block]:
     for block in self._source:
+      if not np.sum(block.sizes):
+        continue  # of clients without examples
       held = chosen(block.where, block.examples, self._fields)
       if "x" not in held:
         raise ValueError(

@@ -442,3 +442,26 @@ def test_the_code_of_the_document_runs(tmp_path, monkeypatch, capsys):
   for block in blocks:
     exec(block, {})
   assert capsys.readouterr().out == "300 client 0-7\n"
+
+
+def test_a_disk_that_stays_full(tmp_path, monkeypatch):
+  """What closes the files fails again, and nothing is left all the same."""
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  close = writers._Column.close
+
+  def write():
+    with StoreWriter(tmp_path / "s") as store:
+      split = store.split("train")
+      split.append(["a"], [1], {"x": np.zeros(1)})
+      monkeypatch.setattr(writers._Column, "append", full)
+      monkeypatch.setattr(
+        writers._Column, "close", lambda column: full(close(column))
+      )
+      split.append(["b"], [1], {"x": np.zeros(1)})
+
+  with pytest.raises(OSError, match="cannot write .*with space left"):
+    write()
+  assert not any(tmp_path.iterdir())

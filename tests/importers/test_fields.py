@@ -56,7 +56,9 @@ def test_a_map_sees_each_client(tmp_path):
     ("float32", 2**24 + 1, "holds 16777217, which is no float32.*x:float64"),
     ("float16", 2049, "holds 2049, which is no float16"),
     (None, np.longdouble(1), "dtype='float128' is unknown"),
-    ("float16", 1e6, "field 'x' of .*client 'a', example 0 holds inf"),
+    ("float16", 1e6, "holds 1000000.0, which is no float16.*x:float64"),
+    ("float16", 1e6 + 0.5, "field 'x' of .*client 'a', example 0 holds inf"),
+    (None, 123456789.0, "holds 123456789.0, which is no float32"),
     ("object", 1, "dtypes: x='object' is unknown"),
   ],
 )

@@ -247,6 +247,37 @@ def refused(source, tmp_path, message, error=ValueError, **options):
   return str(caught.value)
 
 
+def test_a_user_without_examples_is_left_out(tmp_path):
+  held = changed(LEAF, "user_data", "b", to={"x": [], "y": []})
+  held["num_samples"] = [2, 0]
+  (tmp_path / "a.json").write_text(json.dumps(held))
+  (tmp_path / ".b.json").write_text("not read")
+  (tmp_path / "c.json").mkdir()
+  data = stored(importers.leaf_json(tmp_path), tmp_path / "s")
+  assert [data.train.client_name(i) for i in range(1)] == ["a"]
+  assert data.train.num_clients == 1
+
+
+def test_clients_that_never_train(tmp_path):
+  (tmp_path / "a.json").write_text(json.dumps(LEAF))
+  source = importers.leaf_json(tmp_path / "a.json")
+  with pytest.raises(ValueError, match="'a' is among those that train"):
+    import_store(tmp_path / "s", {"train": source, "unseen": source})
+  assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({}, "labels 'y' go down to -1; give labels from 0 on, or num_classes=0"),
+    ({"num_classes": 0, "prepare": "bytes"}, "is for x from 0 to 255, uint8"),
+  ],
+)
+def test_what_a_model_could_not_use(tmp_path, options, message):
+  pairs = [("a", {"x": 0.5, "y": -1}), ("b", {"x": 0.5, "y": 1})]
+  refused(importers.examples(pairs), tmp_path, message, **options)
+
+
 def test_a_user_in_two_files(tmp_path):
   for name in "ab":
     (tmp_path / f"{name}.json").write_text(json.dumps(LEAF))
@@ -382,6 +413,15 @@ def test_sqlite_that_is_not_finished(tmp_path):
   refused(importers.fedjax_sqlite(file), tmp_path, message)
 
 
+def test_a_link_to_sqlite_that_is_not_finished(tmp_path):
+  (tmp_path / "real").mkdir()
+  writers.fedjax_sqlite(tmp_path / "real" / "a.db", X, Y, OWNER)
+  (tmp_path / "real" / "a.db-wal").write_bytes(b"more")
+  (tmp_path / "link.db").symlink_to(tmp_path / "real" / "a.db")
+  source = importers.fedjax_sqlite(tmp_path / "link.db")
+  refused(source, tmp_path, "is not all of it")
+
+
 def test_sqlite_of_something_else(tmp_path):
   sqlite3.connect(tmp_path / "a.sqlite").close()
   message = "cannot be read as SQLite: no such table: federated_data"
@@ -414,6 +454,7 @@ def test_wrong_parquet(tmp_path, columns, message):
   [
     ("user,x\na,1\nb\n", "cannot be read as CSV"),
     ("user,x\na,b\n", "field 'x' holds text"),
+    ("user,x\na,1\n,2\n", "row 1: user, which names the client, is ''"),
     ("user,x\na,\n", "column 'x': row 0 has no value"),
     ("user,x,x\na,1,2\n", "there are several columns 'x'"),
     ("user,x\na,inf\n", "client 'a', example 0 holds inf"),
@@ -544,6 +585,15 @@ def test_wrong_datasets(tmp_path):
     tmp_path / "empty", client="user", split="validation"
   )
   refused(source, tmp_path, "validation")
+
+
+def test_a_saved_data_set_of_another_split(tmp_path):
+  writers.saved_dataset(tmp_path / "saved", X, Y, OWNER)
+  source = importers.datasets(tmp_path / "saved", client="user", split="test")
+  refused(source, tmp_path, "the folder is of one split, 'train'")
+  (tmp_path / "a.parquet").write_bytes(b"")
+  source = importers.datasets(tmp_path / "a.parquet", client="user")
+  refused(source, tmp_path, "that is a file; give its folder")
 
 
 def test_no_file(tmp_path):
