@@ -104,10 +104,11 @@ def _import(arguments: Sequence[str]) -> str:
   text = {name: values[name].value for name in _OPTIONS}
   fields, dtypes = (_pairs(f"--{k}", text[k]) for k in ("fields", "dtypes"))
   given: dict[str, Any] = {}
-  if "client" in inspect.signature(importer).parameters:
+  takes = inspect.signature(importer).parameters
+  if "fields" in takes:  # it reads no others, and names them
+    given["fields"], fields = fields, None
+  if "client" in takes:
     given["client"] = text["client"] or "client"
-    given["fields"] = fields
-    fields = None  # the importer reads no others, and names them
   elif text["client"]:
     raise flags.UsageError(
       f"--client={text['client']} is for tables; --format={format} says itself"

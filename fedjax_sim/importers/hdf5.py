@@ -65,11 +65,7 @@ def _blocks(
 ) -> Iterator[Block]:
   h5py = library("h5py", "hdf5")
   for file in files_of(path, *_SUFFIXES):
-    # What HDF5 says of a damaged file may be any of these.
-    with (
-      reading(file, "HDF5"),
-      h5py.File(file, "r") as held,
-    ):
+    with reading(file, "HDF5"), h5py.File(file, "r") as held:
       yield from blocks_of(file, held)
 
 
@@ -137,7 +133,7 @@ def _get(where: Path | str, parent: Any, name: str) -> Any:
 
 
 def _group(where: Path | str, parent: Any, name: str) -> Any:
-  """The group of this name, which is empty where there is none.
+  """The group of this name.
 
   Raises:
     ValueError: it is something else, or missing.

@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_sim import validate
 from fedjax_sim.data import StoreWriter
 from fedjax_sim.data.store_writer import SPLITS, SplitWriter
-from fedjax_sim.importers.blocks import Block, Source
+from fedjax_sim.importers.blocks import Block
 from fedjax_sim.importers.fields import check_dtypes, chosen, converted
 from fedjax_sim.importers.text import (
   Characters,
@@ -155,7 +155,7 @@ class _Selected(Iterable[Block]):
     map: Map | None,
   ):
     self._source, self._fields, self._map = source, fields, map
-    self.again = isinstance(source, Source)
+    self.again = iter(source) is not source
 
   def __iter__(self) -> Iterator[Block]:
     for block in self._source:
