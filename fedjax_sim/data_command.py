@@ -24,15 +24,8 @@ from fedjax_sim.data import (
 )
 from fedjax_sim.data.store_writer import PREPARE, SPLITS
 from fedjax_sim.exporters import export
-from fedjax_sim.importers import (
-  IMPORTERS,
-  Characters,
-  Source,
-  Words,
-  import_store,
-)
-from fedjax_sim.importers.text import Text
-from fedjax_sim.importers.write import TEXTS
+from fedjax_sim.importers import IMPORTERS, Source, import_store
+from fedjax_sim.importers.text import TEXTS, Text
 
 _PIECE = 2**20  # labels that are counted at once
 _MOST_CLASSES = 2**20  # whose shares are told
@@ -122,7 +115,7 @@ def _import(arguments: Sequence[str]) -> str:
     "fields": fields,
     "dtypes": dtypes,
     "text": _text(text),
-    "vocabulary_size": _whole(text, "vocabulary-size") or 10_000,
+    "vocabulary_size": _whole(text, "vocabulary-size"),
     "sequence_length": _whole(text, "sequence-length"),
     "num_classes": _whole(text, "num-classes", least=0),
     "name": text["name"] or None,
@@ -135,8 +128,9 @@ def _import(arguments: Sequence[str]) -> str:
     if source
   }
   path = Path(values["store"].value)
-  with reporting.Written() as line:
-    import_store(path, read, progress=line.update, **options)
+  with reporting.written() as told:
+    given = {k: v for k, v in options.items() if v is not None}
+    import_store(path, read, progress=told, **given)
   return described(path)
 
 
@@ -193,10 +187,7 @@ def _text(text: Mapping[str, str]) -> str | Text | None:
       " out."
     )
   entries = _vocabulary(Path(vocabulary))
-  length = _whole(text, "sequence-length")
-  if kind == "characters":
-    return Characters(entries, 80 if length is None else length)
-  return Words(entries, 20 if length is None else length)
+  return TEXTS[kind](entries, _whole(text, "sequence-length"))
 
 
 def _vocabulary(path: Path) -> Sequence[str]:
@@ -231,8 +222,8 @@ def _import_config(arguments: Sequence[str]) -> str:
   data = build_data(values.config)
   given = values.config.data
   words = vocabulary_of(locate(given.path)) if given.name == "store" else None
-  with reporting.Written() as line:
-    write_store(path, data, vocabulary=words, progress=line.update)
+  with reporting.written() as told:
+    write_store(path, data, vocabulary=words, progress=told)
   return described(path)
 
 
@@ -253,12 +244,12 @@ def _partition(arguments: Sequence[str]) -> str:
     )
   _check_outside(source, path)
   given["name"] = given.pop("partition", None)
-  with reporting.Written() as line:
+  with reporting.written() as told:
     partition_store(
       path,
       open_store(source),
       vocabulary=vocabulary_of(source),
-      progress=line.update,
+      progress=told,
       **given,
     )
   return described(path)
@@ -280,8 +271,8 @@ def _export(arguments: Sequence[str]) -> str:
     if getattr(data, name) is not None
   }
   part = validate.lookup("--split", split, clients)
-  with reporting.Written() as line:
-    export(part, path, values["format"].value, line.update)
+  with reporting.written() as told:
+    export(part, path, values["format"].value, told)
   return f"{path}  {_sizes(part)}"
 
 

@@ -51,6 +51,7 @@ from fedjax_sim.data.location import locate
 FILLS = {"zeros": "constant", "reflect": "reflect"}
 MOST_ID = 2**31 - 1
 
+_SEVERAL = (Sequence, np.ndarray)
 Numbers = float | Sequence[float] | np.ndarray  # one, or one a channel
 
 # --- steps of every batch -----------------------------------------------------
@@ -330,10 +331,8 @@ def with_normalization(
   least = {"mean": -limit, "standard deviation": float(np.finfo("f4").tiny)}
   made = []
   for kind, given in zip(least, (mean, stddev), strict=True):
-    several = isinstance(given, Sequence | np.ndarray)
-    numbers = (
-      list(given) if isinstance(given, Sequence | np.ndarray) else [given]
-    )
+    several = isinstance(given, _SEVERAL)
+    numbers: list[Any] = [*given] if isinstance(given, _SEVERAL) else [given]
     for number in numbers:
       try:
         validate.real("number", number, least=least[kind], most=limit)

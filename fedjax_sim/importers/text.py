@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -33,14 +33,21 @@ class Text(abc.ABC):
   Attributes:
     vocabulary: what has ids of its own.
     length: ids of an example; what is shorter is padded with 0.
+    usual_length: what it is if it is not given.
     num_classes: of labels that are ids: those, padding and others.
   """
 
   vocabulary: tuple[str, ...]
   num_classes: int
+  usual_length: int
 
-  def __init__(self, length: int):
-    self.length = validate.whole("sequence_length", length, most=2**16)
+  def __init__(self, vocabulary: Sequence[str], length: int | None = None):
+    self.vocabulary = tuple(vocabulary)
+    self.length = validate.whole(
+      "sequence_length",
+      self.usual_length if length is None else length,
+      most=2**16,
+    )
 
   def blocks(self, given: Iterable[Block]) -> Iterator[Block]:
     """The blocks of a split with ids, int32, instead of text.
@@ -78,9 +85,10 @@ class Characters(Text):
   or characters.
   """
 
-  def __init__(self, vocabulary: Sequence[str], length: int = 80):
-    super().__init__(length)
-    self.vocabulary = tuple(vocabulary)
+  usual_length = 80
+
+  def __init__(self, vocabulary: Sequence[str], length: int | None = None):
+    super().__init__(vocabulary, length)
     self._letters = "".join(vocabulary)
     if len(self._letters) != len(self.vocabulary):
       raise ValueError(
@@ -146,9 +154,10 @@ class Words(Text):
   left out.
   """
 
-  def __init__(self, vocabulary: Sequence[str], length: int = 20):
-    super().__init__(length)
-    self.vocabulary = tuple(vocabulary)
+  usual_length = 20
+
+  def __init__(self, vocabulary: Sequence[str], length: int | None = None):
+    super().__init__(vocabulary, length)
     self._ids = {word: i for i, word in enumerate(vocabulary, END + 1)}
     if len(self._ids) < len(self.vocabulary):
       raise ValueError("vocabulary holds a word twice; give each once.")
@@ -176,6 +185,9 @@ class Words(Text):
     for i, row in enumerate(rows):
       ids[i, : min(len(row), self.length)] = row[: self.length]
     return ids
+
+
+TEXTS: Mapping[str, type[Text]] = {"characters": Characters, "words": Words}
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -10,10 +10,12 @@ import numpy as np
 
 from fedjax_sim import validate
 from fedjax_sim.data import StoreWriter
+from fedjax_sim.data.store_copy import Told
 from fedjax_sim.data.store_writer import SPLITS, SplitWriter
 from fedjax_sim.importers.blocks import Block
 from fedjax_sim.importers.fields import check_dtypes, chosen, converted
 from fedjax_sim.importers.text import (
+  TEXTS,
   Characters,
   Text,
   Words,
@@ -23,7 +25,6 @@ from fedjax_sim.importers.text import (
 
 Examples = Mapping[str, np.ndarray]
 Map = Callable[[str, Examples], Examples]
-TEXTS = ("characters", "words")
 _CENTRAL = ("test", "server")  # splits of one client
 
 
@@ -40,7 +41,7 @@ def import_store(
   name: str | None = None,
   num_classes: int | None = None,
   prepare: str | None = None,
-  progress: Callable[[str, int, int], None] | None = None,
+  progress: Told | None = None,
 ) -> None:
   """Writes the examples of some sources as a store, as they come.
 
@@ -223,10 +224,10 @@ def _text(
       )
   if text == "characters":
     found = {c for source in blocks.values() for c in characters_in(source)}
-    return Characters(sorted(found), 80 if length is None else length)
+    return Characters(sorted(found), length)
   most = validate.whole("vocabulary_size", vocabulary_size)
   words = words_in(blocks["train"], most)
-  return Words(words, 20 if length is None else length)
+  return Words(words, length)
 
 
 def _append(

@@ -31,7 +31,7 @@ from fedjax_sim.reporting.table import (
   print_final_table,
   print_phases,
 )
-from fedjax_sim.reporting.written import Written
+from fedjax_sim.reporting.written import written
 
 __all__ = [
   "MOST_BARS",
@@ -40,7 +40,6 @@ __all__ = [
   "MetricsFile",
   "Progress",
   "Setting",
-  "Written",
   "columns",
   "draw_client_rounds",
   "draw_clients",
@@ -57,4 +56,5 @@ __all__ = [
   "write_atomically",
   "write_json",
   "write_privacy_curves",
+  "written",
 ]

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
-from rich.progress import Progress as Bar
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+import contextlib
+from collections.abc import Callable, Iterator
 
 from fedjax_sim.reporting.progress import stderr
 
 
-class Written:
-  """What is written, clients and examples; a context manager.
+@contextlib.contextmanager
+def written() -> Iterator[Callable[[str, int, int], None]]:
+  """Draws on the standard error, where `Progress` does.
 
-  It draws on the standard error, where `Progress` does.
+  Yields:
+    what is told of a split, say, and how many clients and examples it has.
   """
+  from rich import progress
 
-  def __enter__(self) -> Written:
-    console = stderr()
-    self._bar = Bar(
-      SpinnerColumn("line"),
-      TextColumn("{task.description}"),
-      TimeElapsedColumn(),
-      console=console,
-      disable=not console.is_interactive,
-      transient=True,
-    )
-    self._task = self._bar.add_task("reading")
-    self._bar.start()
-    return self
+  console = stderr()
+  with progress.Progress(
+    progress.SpinnerColumn("line"),
+    progress.TextColumn("{task.description}"),
+    progress.TimeElapsedColumn(),
+    console=console,
+    disable=not console.is_interactive,
+    transient=True,
+  ) as bar:
+    task = bar.add_task("reading")
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    self._bar.stop()
+    def told(what: str, clients: int, examples: int) -> None:
+      text = f"{what}  {clients:,} clients  {examples:,} examples"
+      bar.update(task, description=text)
 
-  def update(self, what: str, clients: int, examples: int) -> None:
-    """Shows how far it is.
-
-    Args:
-      what: a split's name, say.
-      clients: of it, so far.
-      examples: of it, so far.
-    """
-    told = f"{what}  {clients:,} clients  {examples:,} examples"
-    self._bar.update(self._task, description=told)
+    yield told
