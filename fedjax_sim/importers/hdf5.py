@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.importers.apart import apart
 from fedjax_sim.importers.blocks import (
   Block,
   files_of,
@@ -63,10 +64,17 @@ def _blocks(
   path: str | os.PathLike[str],
   blocks_of: Callable[[Path, Any], Iterator[Block]],
 ) -> Iterator[Block]:
-  h5py = library("h5py", "hdf5")
+  library("h5py", "hdf5")
   for file in files_of(path, *_SUFFIXES):
-    with reading(file, "HDF5"), h5py.File(file, "r") as held:
-      yield from blocks_of(file, held)
+    yield from apart(file, "HDF5", functools.partial(_read, blocks_of))
+
+
+def _read(
+  blocks_of: Callable[[Path, Any], Iterator[Block]], file: Path
+) -> Iterator[Block]:
+  h5py = library("h5py", "hdf5")
+  with reading(file, "HDF5"), h5py.File(file, "r") as held:
+    yield from blocks_of(file, held)
 
 
 def _tff(

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedjax_sim.data import open_store, verify
-from fedjax_sim.importers import import_store
+from fedjax_sim.importers import apart, import_store
 
 FILES = {
   name: writer
@@ -35,6 +35,14 @@ def rows(count):
 
 
 datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience():
+  """Seconds that the library of HDF5 may compute, of so small a file."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(apart, "LIMIT", 5.0)
+    yield
 
 
 @pytest.fixture(scope="module")
