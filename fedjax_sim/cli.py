@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import itertools
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -43,7 +45,12 @@ fedjax-sim: federated learning, simulated.
       --sampling=poisson, --noise=gaussian, --accountant=pld: or others
   fedjax-sim data import --format=FORMAT --train=PATH --store=DIR
       writes the clients of LEAF's, FLUTE's, TFF's, FedJAX's files, or of
-      tables, as a client store; docs/importing.md has all flags
+      tables, as a client store; docs/importing.md tells more of the flags
+      --client=COLUMN of a table; --fields=x:FROM,y:FROM, --dtypes=x:uint8
+      --text=characters|words: what x is; --vocabulary=STORE|JSON,
+      --vocabulary-size=N, --sequence-length=N
+      --map=FILE.py:FUNCTION, --prepare=bytes, --num-classes=N, --name=NAME
+      --seen, --unseen, --test, --server: paths of more splits
   fedjax-sim data import --config=FILE --store=DIR
       writes the config's data set as a client store
   fedjax-sim data info --store=DIR
@@ -51,8 +58,9 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim data partition --store=DIR --to=DIR
       writes a store with other clients (--partition=dirichlet, ...,
       --num-clients=N) or splits (--heldout-fraction, --unseen-clients)
+      --alpha, --exponent, --shards-per-client, --min-examples, --seed
   fedjax-sim data export --store=DIR --format=FORMAT --to=FILE
-      writes a split of a store as a file of another format
+      writes a split of a store (--split=train) as a file of another format
   fedjax-sim list
       algorithms, aggregators, transforms, models, data sets, ...
 
@@ -280,18 +288,19 @@ def _execute(
   debug = _DEBUG in arguments
   arguments = [a for a in arguments if a != _DEBUG]
   first = arguments[:1]
-  if not arguments or first[0] in _HELP or {"-h", "--help"} & set(arguments):
-    print(USAGE)  # noqa: T201
-    return 0 if arguments else 2
-  if first[0] == "--version":
-    print(importlib.metadata.version("fedjax_sim"))  # noqa: T201
-    return 0
   # Orbax tells every step of a checkpoint, and adds tracebacks to what it
   # raises; we say what matters ourselves.
   for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
     with _prompt_interrupts():
+      if not arguments or first[0] in _HELP or {"-h", "--help"} & {*arguments}:
+        print(_usage(arguments), flush=True)  # noqa: T201
+        return 0 if arguments else 2
+      if first[0] == "--version":
+        version = importlib.metadata.version("fedjax_sim")
+        print(version, flush=True)  # noqa: T201
+        return 0
       from fedjax_sim import validate
 
       command = validate.lookup("command", arguments[0], COMMANDS)
@@ -311,6 +320,18 @@ def _execute(
       raise
     print(f"fedjax-sim: error: {error}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def _usage(arguments: Sequence[str]) -> str:
+  """How the command that stands before --help is used, or every one."""
+  words = list(itertools.takewhile(str.isalpha, arguments))
+  entries = re.split(r"^(?=  fedjax-sim )", USAGE, flags=re.MULTILINE)
+  for count in range(len(words), 0, -1):
+    name = " ".join(["  fedjax-sim", *words[:count]])
+    found = [e for e in entries if re.match(rf"{name}\b", e)]
+    if found:
+      return "".join(found).partition("\n\n")[0].rstrip()
+  return USAGE
 
 
 @contextlib.contextmanager

@@ -100,6 +100,12 @@ def _import(arguments: Sequence[str]) -> str:
   takes = inspect.signature(importer).parameters
   if "fields" in takes:  # it reads no others, and names them
     given["fields"], fields = fields, None
+  if "dtypes" in takes:
+    given["dtypes"] = {
+      **(dtypes or {}),
+      **({"x": "text"} if text["text"] else {}),
+    }
+    dtypes = {k: v for k, v in (dtypes or {}).items() if v != "text"}
   if "client" in takes:
     given["client"] = text["client"] or "client"
   elif text["client"]:
@@ -265,15 +271,25 @@ def _export(arguments: Sequence[str]) -> str:
   store, path = Path(values["store"].value), Path(values["to"].value)
   data, split = open_store(store), values["split"].value
   _check_outside(store, path)
-  clients = {
-    name: getattr(data, name)
-    for name in ("train", "seen", "unseen")
+  parts = {
+    name: _part(name, getattr(data, name))
+    for name in SPLITS
     if getattr(data, name) is not None
   }
-  part = validate.lookup("--split", split, clients)
+  part = validate.lookup("--split", split, parts)
   with reporting.written() as told:
     export(part, path, values["format"].value, told)
   return f"{path}  {_sizes(part)}"
+
+
+def _part(
+  name: str, held: FederatedData | Mapping[str, np.ndarray]
+) -> FederatedData:
+  """A split; central examples are those of one client, called as it is."""
+  if isinstance(held, FederatedData):
+    return held
+  offsets = np.array([0, len(next(iter(held.values())))], np.int64)
+  return FederatedData(examples=held, offsets=offsets, names=[name])
 
 
 def _info(arguments: Sequence[str]) -> str:

@@ -210,12 +210,33 @@ def test_debug_shows_a_traceback():
 
 
 @pytest.mark.parametrize(
-  "arguments", [["help"], ["-h"], ["--help"], ["run", "--help"]]
+  "arguments",
+  [["help"], ["-h"], ["--help"], ["runs", "--help"], ["--help", "x"]],
 )
 def test_help(capsys, arguments):
   assert cli.main(arguments) == 0
   out = capsys.readouterr().out
   assert all(f"fedjax-sim {name}" in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "uses"),
+  [
+    (["run", "-h"], 1),
+    (["run", "--config=no.py", "--help"], 1),
+    (["privacy", "curve", "--help"], 1),
+    (["data", "import", "--help"], 2),
+    (["data", "import", "--help", "--nothing"], 2),
+    (["data", "--help"], 5),
+    (["list", "--help"], 1),
+  ],
+)
+def test_help_for_one_command(capsys, arguments, uses):
+  assert cli.main(arguments) == 0
+  out = capsys.readouterr().out
+  assert out.count("  fedjax-sim ") == uses
+  assert out.startswith(f"  fedjax-sim {arguments[0]}")
+  assert "--version" not in out
 
 
 def test_no_command_shows_help_and_fails(capsys):

@@ -15,6 +15,7 @@ from fedjax_sim.data import (
   store_copy,
   write_store,
 )
+from fedjax_sim.importers import blocks
 from test_features import DIGITS
 
 IMPORT = ["data", "import", f"--config={DIGITS}"]
@@ -182,6 +183,39 @@ def test_from_a_file_to_another(tmp_path, capsys):
   unseen: Any
   found, unseen = open_store(tmp_path / "again").train, open_store(two).unseen
   np.testing.assert_array_equal(found.examples["x"], unseen.examples["x"])
+  more = ["--format=npz", f"--to={tmp_path / 'test.npz'}", "--split=test"]
+  assert said(capsys, "data", "export", f"--store={two}", *more)[0] == 0
+  test: Any = open_store(two).test
+  with np.load(tmp_path / "test.npz") as held:
+    np.testing.assert_array_equal(held["x"], test["x"])
+    assert set(held["client"]) == {"test"}
+
+
+@pytest.mark.parametrize(
+  ("first", "last", "flag", "dtype"),
+  [
+    ("1,7", "1.5,8", "--dtypes=x:float32", "float32"),
+    ("7,1", "x y,1", "--text=words", "int32"),
+  ],
+)
+def test_kinds_of_columns_that_come_late(
+  tmp_path, capsys, monkeypatch, first, last, flag, dtype
+):
+  """Of a CSV file, whose first rows decide unless a flag does."""
+  monkeypatch.setattr(blocks, "BLOCK", 256)
+  file = tmp_path / "a.csv"
+  rows = ["client,x,y", *[f"a,{first}"] * 99, f"b,{last}", ""]
+  file.write_text("\n".join(rows))
+  given = ["--format=csv", f"--train={file}", f"--store={tmp_path / 's'}"]
+  code, _, err = said(capsys, "data", "import", *given)
+  assert code == 2
+  assert f"invalid value '{last.partition(',')[0]}'" in err
+  assert "dtypes=x:float32" in err
+  assert list(tmp_path.iterdir()) == [file]
+  assert said(capsys, "data", "import", *given, flag)[0] == 0
+  train = open_store(tmp_path / "s").train
+  assert train.examples["x"].dtype == dtype
+  assert train.sizes.tolist() == [99, 1]
 
 
 def test_text_with_the_vocabulary_of_another_store(tmp_path, capsys):

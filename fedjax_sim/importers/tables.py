@@ -5,10 +5,11 @@ Parquet and CSV are read by pyarrow, JSON lines by Python.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -72,36 +73,69 @@ def csv(
   *,
   client: str,
   fields: Mapping[str, str] | None = None,
+  dtypes: Mapping[str, str] | None = None,
 ) -> Iterator[Block]:
   """Rows of a CSV file with a header, plain or gzipped, or of a folder.
-
-  Whether a column has whole numbers, others, or text, is what its first rows
-  have.
 
   Args:
     path: `.csv`, `.csv.gz`, or their folder.
     client: see `parquet`.
     fields: see `parquet`.
+    dtypes: field -> "text" or a dtype, by name: what has columns that are text
+      or fractions, though their first rows look like whole numbers.
 
   Raises:
     FileNotFoundError, ModuleNotFoundError, ValueError: as `parquet`.
   """
-  arrow, read = library("pyarrow", "parquet"), library("pyarrow.csv", "parquet")
+  invalid = library("pyarrow", "parquet").ArrowInvalid
   for file in files_of(path, ".csv", ".csv.gz"):
-    with (
-      reading(file, "CSV"),
-      opened(file) as stream,
-    ):
-      batches = read.open_csv(
-        stream,
-        read_options=read.ReadOptions(block_size=blocks.BLOCK),
-        parse_options=read.ParseOptions(newlines_in_values=True),
-        convert_options=read.ConvertOptions(
-          column_types={client: arrow.string()}, strings_can_be_null=False
-        ),
-      )
-      columns_of(str(file), batches.schema.names, client, fields)
-      yield from _of_batches(str(file), batches, client, fields)
+    with reading(file, "CSV"):
+      with opened(file) as stream:
+        columns = _rows_of_csv(stream, client, {}).schema.names
+      named = columns_of(str(file), columns, client, fields)
+      kinds: dict[str, str] = {}
+      for field, kind in (dtypes or {}).items():
+        pattern = (fields or {}).get(field, field)
+        asked = [name for name in named if fnmatch.fnmatchcase(name, pattern)]
+        kinds |= dict.fromkeys(asked, kind)
+      with opened(file) as stream:
+        batches = _rows_of_csv(stream, client, kinds)
+        try:
+          yield from _of_batches(str(file), batches, client, fields)
+        except invalid as error:
+          if "conversion error" not in str(error):
+            raise
+          raise ValueError(
+            f"{file}: {error}. What a column holds is taken from its first"
+            " rows, unless dtypes says it: dtypes=x:float32, or x:text."
+          ) from error
+
+
+def _rows_of_csv(
+  stream: IO[bytes], client: str, dtypes: Mapping[str, str]
+) -> Any:
+  """What reads batches of rows.
+
+  Args:
+    stream: the file.
+    client: its column, which is text.
+    dtypes: column -> "text" or a dtype, by name.
+  """
+  arrow, read = library("pyarrow", "parquet"), library("pyarrow.csv", "parquet")
+  types = {client: arrow.string()}
+  for name, dtype in dtypes.items():
+    if dtype == "text":
+      types[name] = arrow.string()
+    elif dtype.startswith("float"):  # a whole number may have been "3.0"
+      types[name] = arrow.float64()
+  return read.open_csv(
+    stream,
+    read_options=read.ReadOptions(block_size=blocks.BLOCK),
+    parse_options=read.ParseOptions(newlines_in_values=True),
+    convert_options=read.ConvertOptions(
+      column_types=types, strings_can_be_null=False
+    ),
+  )
 
 
 def _of_batches(
