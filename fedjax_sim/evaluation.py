@@ -8,6 +8,8 @@ client is evaluated with the parameters that it would use itself.
 
 from __future__ import annotations
 
+import bisect
+import collections
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -33,6 +35,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.cohort import Cohort
 from fedjax_sim.data import FederatedData, Prepare, as_stored
+from fedjax_sim.data.federated import take
 from fedjax_sim.round import RunState
 from fedjax_sim.walk import (
   COHORT_SPEC,
@@ -41,6 +44,7 @@ from fedjax_sim.walk import (
   put_wave,
   read_batch,
 )
+from fedjax_sim.work import LocalWork
 
 PERCENTILES = (10, 50, 90)
 
@@ -192,9 +196,11 @@ def _client_metrics(
 
 
 class EvaluationSet:
-  """A set of clients on the devices, with its plan and compiled program.
+  """A set of clients, with its plan and compiled program.
 
-  The plan is the same at every evaluation, so it is made and sent once.
+  A set that has room on the devices is sent once, with its plan, which is the
+  same at every evaluation. A larger one is sent at every evaluation, some
+  clients at a time.
 
   Args:
     task: what is evaluated.
@@ -206,6 +212,7 @@ class EvaluationSet:
     personal: the set's clients are the run's clients, in the same order, so
       each may be evaluated with its own state.
     prepare: see `FederatedDataset`.
+    room: bytes that the examples may take on a device.
 
   Raises:
     ValueError: no client has an example.
@@ -222,6 +229,7 @@ class EvaluationSet:
     batch_size: int,
     personal: bool = False,
     prepare: Prepare = as_stored,
+    room: float = math.inf,
   ):
     if not data.num_examples:
       raise ValueError(
@@ -229,39 +237,27 @@ class EvaluationSet:
         " example; leave the set out, or raise data.heldout_fraction."
       )
     self.num_clients = data.num_clients
+    self._data, self._mesh = data, mesh
     self._personal = personal and algorithm.personal is not None
-    work = cohorts.LocalWork(batch_size=batch_size, shuffle=False)
-    work = work.fitted(data.sizes)
+    work = LocalWork(batch_size=batch_size, shuffle=False)
+    self._work = work = work.fitted(data.sizes)
     ids = np.flatnonzero(data.sizes > 0)
-    shape = cohorts.capacity(
+    capacity = functools.partial(
+      cohorts.capacity,
       [data.sizes],
       [work],
-      len(ids),
       lanes=lanes,
       devices=distributed.size(mesh),
     )
-    planned, (slices,) = cohorts.plan_rounds(
-      [data.offsets],
-      [work],
-      [ids],
-      shape,
-      seed=0,
-      first=0,
-      rounds=1,
-      sliced=True,
-    )
-    plan = cohorts.at_round(planned, 0)
-    fill = functools.partial(
-      cohorts.fill,
-      slices,
-      rounds=1,
-      devices=distributed.own_devices(mesh),
-      length=int(slices.place.max()) + 1,  # the plan is the only one
-    )
-    examples = {field: fill(x)[0] for field, x in data.examples.items()}
-    self._ids = plan.client
-    self._plan = distributed.put(plan, mesh, COHORT_SPEC)
-    self._examples = distributed.put_own(examples, mesh, P(distributed.AXIS))
+    each = sum(x[:1].nbytes for x in data.examples.values())
+    size = lambda count: each * capacity(count).examples[0]
+    most = len(ids)
+    if size(most) > room:  # of two pieces one is on its way
+      most = bisect.bisect(range(1, most), room / 2, key=size) or 1
+    # As many lanes as of the whole: how metrics are rounded hangs on them.
+    lanes = capacity(len(ids)).lanes
+    self._capacity = capacity(most)._replace(lanes=lanes)
+    self.pieces = [ids[i : i + most] for i in range(0, len(ids), most)]
     evaluate = make_evaluate(
       task,
       algorithm,
@@ -284,18 +280,73 @@ class EvaluationSet:
   def __call__(self, state: RunState) -> ClientMetrics:
     """Metrics of every client of the set."""
     table = state.clients if self._personal else ()
-    out = self._program(state.server, table, self._examples, self._plan)
-    out = jax.device_get(out)
-    real = self._ids >= 0
-    place = functools.partial(self._place, self._ids[real], real)
-    return ClientMetrics(
-      total={k: place(m.total) for k, m in out.items()},
-      weight={k: place(m.weight) for k, m in out.items()},
+    zeros = functools.partial(np.zeros, self.num_clients)
+    total: dict[str, np.ndarray] = collections.defaultdict(zeros)
+    weight: dict[str, np.ndarray] = collections.defaultdict(zeros)
+
+    def read(clients: np.ndarray, out: dict[str, Metric]) -> None:
+      real = clients >= 0
+      for name, metric in jax.device_get(out).items():
+        total[name][clients[real]] = metric.total[real]
+        weight[name][clients[real]] = metric.weight[real]
+
+    # Devices work on a piece while the next is gathered.
+    waiting: list[tuple[np.ndarray, dict[str, Metric]]] = []
+    for ids in self.pieces:
+      sent = self._whole if len(self.pieces) == 1 else self._sent(ids)
+      out = self._program(state.server, table, sent.examples, sent.plan)
+      waiting.append((sent.clients, out))
+      if len(waiting) > 1:
+        read(*waiting.pop(0))
+    read(*waiting.pop())
+    return ClientMetrics(total=dict(total), weight=dict(weight))
+
+  @functools.cached_property
+  def _whole(self) -> _Sent:
+    return self._sent(*self.pieces)
+
+  def _sent(self, ids: np.ndarray) -> _Sent:
+    """Some clients' examples and plan, on the devices."""
+    planned, (slices,) = cohorts.plan_rounds(
+      [self._data.offsets],
+      [self._work],
+      [ids],
+      self._capacity,
+      seed=0,
+      first=0,
+      rounds=1,
+      sliced=True,
+    )
+    plan = cohorts.at_round(planned, 0)
+    length = self._capacity.examples[0]
+    if len(self.pieces) == 1:
+      length = int(slices.place.max()) + 1
+    fill = functools.partial(
+      cohorts.fill,
+      slices,
+      rounds=1,
+      devices=distributed.own_devices(self._mesh),
+      length=length,
+      take=take,
+    )
+    examples = {field: fill(x)[0] for field, x in self._data.examples.items()}
+    return _Sent(
+      clients=plan.client,
+      plan=distributed.put(plan, self._mesh, COHORT_SPEC),
+      examples=distributed.put_own(examples, self._mesh, P(distributed.AXIS)),
     )
 
-  def _place(
-    self, ids: np.ndarray, real: np.ndarray, values: np.ndarray
-  ) -> np.ndarray:
-    result = np.zeros(self.num_clients)
-    result[ids] = values[real]
-    return result
+
+class _Sent(NamedTuple):
+  """What a call of the program is given.
+
+  Attributes:
+    clients: shape=(devices, waves, lanes), int32; whose metrics it returns, -1
+      for nobody's.
+    plan: on the devices.
+    examples: on the devices; field -> (devices, examples, ...).
+  """
+
+  clients: np.ndarray
+  plan: Cohort
+  examples: PyTree

@@ -23,7 +23,7 @@ from fedjax_sim import cohort as cohorts
 from fedjax_sim import distributed, lanes, processes
 from fedjax_sim.base import Pass, PyTree
 from fedjax_sim.data import FederatedData, StoredData
-from fedjax_sim.data.federated import forget
+from fedjax_sim.data.federated import take
 from fedjax_sim.distributed import AXIS
 
 Fields = Mapping[str, np.ndarray]  # field -> (examples, ...)
@@ -174,7 +174,7 @@ class _Sliced:
         rounds=rounds,
         devices=self._own,
         length=length,
-        take=_take,
+        take=take,
       )
       gathered[source] = {field: fill(x) for field, x in fields.items()}
     return gathered
@@ -194,8 +194,8 @@ class _Sliced:
 
 
 NAMES = ("auto", "device", "host", "disk")
-_PIECE = 2**13  # rows
-_SHARE = 0.25  # of free memory, that "auto" lets examples take
+_SHARE = 0.25  # of free memory, that examples take unless they are told to
+_FROM_DISK = 2**28  # bytes of a set for evaluation
 
 
 def residency(
@@ -249,31 +249,38 @@ def _chosen(
     return ("host", of_many) if several else ("device", "one process")
   total = sum(x.nbytes for d in {*splits} for x in d.examples.values())
   free = {
-    "device": lanes.memory_limit(mesh.local_devices[0]),
-    "host": lanes.available_memory(),
+    "device": lambda: device_room(mesh),
+    "host": lambda: _agreed(lanes.available_memory()),
   }
   for name in ("host",) if several else ("device", "host"):
-    (negative,) = processes.greatest(-float(free[name]))
-    if total <= -_SHARE * negative:
-      room = f"{total / 1e9:.3g} GB of examples, {-negative / 1e9:.3g} GB free"
-      return name, room
+    room = free[name]()
+    if total <= room:
+      why = f"{total / 1e9:.3g} GB of examples, room for {room / 1e9:.3g} GB"
+      return name, why
   return "disk", f"{total / 1e9:.3g} GB of examples, too many for memory"
 
 
-def _take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """These rows; of an array on the disk without keeping its pages in memory.
+def device_room(mesh: Mesh) -> float:
+  """Bytes of examples that may be on a device; all processes agree on it."""
+  return _agreed(lanes.memory_limit(mesh.local_devices[0]))
 
-  The system maps many pages around each that is read, hence piece by piece.
+
+def evaluation_room(name: str, mesh: Mesh, sets: int) -> float:
+  """Bytes that examples of one of so many sets may take on a device.
+
+  Args:
+    name: where the training examples are. If that is the disk, memory is short
+      on the host, too, which gathers what it sends.
+    mesh: the devices.
+    sets: for evaluation.
   """
-  if not isinstance(array, np.memmap):
-    return array[rows]
-  out = np.empty((len(rows), *array.shape[1:]), array.dtype)
-  plain = np.asarray(array)
-  for first in range(0, len(rows), _PIECE):
-    piece = slice(first, first + _PIECE)
-    out[piece] = plain[rows[piece]]
-    forget(array)
-  return out
+  room = device_room(mesh) / sets
+  return min(room, _FROM_DISK) if name == "disk" else room
+
+
+def _agreed(free: int) -> float:
+  (negative,) = processes.greatest(-float(free))
+  return -_SHARE * negative
 
 
 def _fields(

@@ -929,6 +929,9 @@ class Simulator:
     # About as many examples at once as in training.
     examples = self.lane_choice.lanes * max(w.batch_size for w in self.works)
     width = max(1, examples // size)
+    room = residencies.evaluation_room(
+      self.residency.name, self.mesh, len(sets)
+    )
     return {
       name: EvaluationSet(
         self.task,
@@ -939,6 +942,7 @@ class Simulator:
         batch_size=size,
         personal=name == "seen",
         prepare=data.prepare,
+        room=room,
       )
       for name, part in sets.items()
       if part is not None

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_sim import residency
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Loss, Metric, Task, Variables
-from fedjax_sim.data import FederatedData
+from fedjax_sim.data import FederatedData, open_store, write_store
 from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
 from problems import MODELS, blobs, make_simulator, sgd, train
 from sketches.ditto import ditto
@@ -137,6 +138,32 @@ def test_personal_models_are_evaluated_on_their_own_clients():
   row = simulator.evaluate(state)
   loss, _ = in_numpy(params, data.test)
   assert row["test/loss"] == pytest.approx(loss.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+  ("room", "pieces"),
+  [(1, [3, 4, 12]), (700, [1, 1, 4]), (840, [1, 1, 1])],  # bytes a set
+)
+def test_what_has_no_room_on_the_devices_is_sent_in_pieces(
+  tmp_path, monkeypatch, room, pieces, devices
+):
+  data = dataclasses.replace(dataset(), unseen=part_of([1, 2, 3, 4] * 3, 4))
+  task = MODELS["lr"](data)
+  algorithm = ditto(task, 0.3, 0.1)
+  whole = simulator_of(algorithm, task, data, 2, devices)
+  state = train(whole, 2)
+  expected = whole.evaluate(state)
+  assert all(len(s.pieces) == 1 for s in whole.evaluation_sets.values())
+  write_store(tmp_path / "s", data)
+  monkeypatch.setattr(residency, "device_room", lambda mesh: 3 * room)
+  for given in (data, open_store(tmp_path / "s")):
+    parts = simulator_of(algorithm, task, given, 2, devices)
+    sets = parts.evaluation_sets.values()
+    assert parts.evaluate(state) == expected
+    assert parts.evaluate(state) == expected
+    assert [len(s.pieces) for s in sets] == pieces
+    assert [s._program._cache_size() for s in sets] == [1, 1, 1]
 
 
 def test_examples_count_by_their_weight():

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_sim import distributed, lanes, residency
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.runtime import Runtime
 from fedjax_sim.work import LocalWork
@@ -78,3 +79,12 @@ def test_a_state_goes_on_with_other_devices(name):
     *(jax.tree.leaves(out.state.server) for out in after), strict=True
   ):
     np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def test_room_for_evaluation(monkeypatch):
+  mesh = distributed.make_mesh(1)
+  monkeypatch.setattr(lanes, "memory_limit", lambda device: 12_000_000_000)
+  assert residency.evaluation_room("host", mesh, 3) == 1e9
+  assert residency.evaluation_room("disk", mesh, 3) == 2**28
+  monkeypatch.setattr(lanes, "memory_limit", lambda device: 1200)
+  assert residency.evaluation_room("disk", mesh, 3) == 100

@@ -21,6 +21,7 @@ from fedjax_sim import validate
 
 Examples = Mapping[str, np.ndarray]  # field -> (examples, ...)
 Names = Sequence[str]  # of clients
+_PIECE = 2**13  # rows that are read at once
 Prepare = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # of a batch
 # (key, examples of a batch as `prepare` leaves them) -> the same, changed
 Augment = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
@@ -366,6 +367,22 @@ def forget(values: np.ndarray) -> None:
   mapped = getattr(values, "_mmap", None)
   if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
     mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """These rows; of an array on the disk without keeping its pages in memory.
+
+  The system maps many pages around each that is read, hence piece by piece.
+  """
+  if not isinstance(array, np.memmap):
+    return array[rows]
+  out = np.empty((len(rows), *array.shape[1:]), array.dtype)
+  plain = np.asarray(array)
+  for first in range(0, len(rows), _PIECE):
+    piece = slice(first, first + _PIECE)
+    out[piece] = plain[rows[piece]]
+    forget(array)
+  return out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
