@@ -121,9 +121,11 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     began = time.perf_counter()
     program = simulator.program(choice, size)
     seconds = time.perf_counter() - began
+    waiting = simulator.waiting_bytes(choice, size)
     facts[f"memory a device, {choice} lanes"] = (
       f"{program.device_bytes / 1e6:,.1f} MB"
-      f" (predicted; compiled in {seconds:.1f} s)"
+      + (f" and {waiting / 1e6:,.1f} MB of the next call" if waiting else "")
+      + f" (predicted; compiled in {seconds:.1f} s)"
     )
   lines = [json.dumps(config.resolved(source), indent=2), ""]
   return "\n".join(lines + _aligned(facts))

@@ -360,15 +360,16 @@ class Simulator:
     drawn = (len(self._sampled(i)) for i in range(100))
     first = next((i for i, count in enumerate(drawn) if count), 0)
     planned = self.plan(first, 1, width)._replace(first=0)
-    program = self.program(*planned.key)
-    if program.device_bytes > self._memory_limit:
-      return lanes.Probe(math.inf, program.device_bytes)
+    bytes_ = self.program(*planned.key).device_bytes
+    bytes_ += self.waiting_bytes(*planned.key)
+    if bytes_ > self._memory_limit:
+      return lanes.Probe(math.inf, bytes_)
     whole = planned.cohorts
     short, empty = lanes.shortened(whole), lanes.emptied(whole)
     fixed = self._seconds(planned._replace(cohorts=empty))
     some = max(self._seconds(planned._replace(cohorts=short)) - fixed, 0.0)
     share = cohorts.wave_steps(whole) / max(cohorts.wave_steps(short), 1)
-    return lanes.Probe(fixed + some * share, program.device_bytes)
+    return lanes.Probe(fixed + some * share, bytes_)
 
   def _seconds(self, planned: Planned) -> float:
     """The shortest time of a few calls, after one that warms up."""
@@ -700,6 +701,11 @@ class Simulator:
         deterministic=self.runtime.deterministic_reduction is not None,
       )
     return self.compiled[lanes, size]
+
+  def waiting_bytes(self, lanes: int, size: int) -> int:
+    """What a device has of the next call while it works on one, in bytes."""
+    shape = self._shape(lanes, size)
+    return shape.rounds * self.residency.bytes_per_round(shape.capacity)
 
   @property
   def compilations(self) -> int:

@@ -73,6 +73,17 @@ def test_predicted_memory_is_that_of_the_program():
   assert program.device_bytes > held
 
 
+def test_what_the_next_call_waits_with_on_a_device():
+  fields = {"runtime__lanes": "1", "runtime__devices": "1"}
+  fields |= {"runtime__residency": "host", "runtime__rounds_per_dispatch": "3"}
+  simulator, facts = described(**LINEAR, **fields)
+  (memory,) = [v for k, v in facts.items() if k.startswith("memory")]
+  # Three rounds with all that the largest 20 clients have.
+  largest = np.sort(simulator.data.train.sizes)[-20:].sum()
+  one = sum(x[:1].nbytes for x in simulator.data.train.examples.values())
+  assert f" and {3 * largest * one / 1e6:,.1f} MB of the next call" in memory
+
+
 def test_every_choice_of_lanes():
   _, facts = described(
     **LINEAR,

@@ -53,8 +53,10 @@ def draw_clients(
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     order = np.lexsort((-shares.max(1), shares.argmax(1)))
     base = np.zeros(len(shown))
-    for label in range(counts.shape[1]):
-      color = colormaps["tab20"](label % 20)
+    classes = counts.shape[1]
+    colors = colormaps["tab20" if classes <= 20 else "turbo"].resampled(classes)
+    for label in range(classes):
+      color = colors(label)
       share = shares[order, label]
       ax.bar(np.arange(len(shown)), share, 1.0, base, color=color)
       base += share
