@@ -59,6 +59,8 @@ fedjax-sim: federated learning, simulated.
       writes a store with other clients (--partition=dirichlet, ...,
       --num-clients=N) or splits (--heldout-fraction, --unseen-clients)
       --alpha, --exponent, --shards-per-client, --min-examples, --seed
+  fedjax-sim data copy --store=URL --to=DIR
+      fetches a store from a bucket; --store=DIR --to=URL sends one
   fedjax-sim data export --store=DIR --format=FORMAT --to=FILE
       writes a split of a store (--split=train) as a file of another format
   fedjax-sim list

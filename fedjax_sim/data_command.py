@@ -15,6 +15,9 @@ from fedjax_sim.data import (
   FederatedData,
   StoredData,
   StoreError,
+  copy_store,
+  is_url,
+  local,
   locate,
   open_store,
   partition_store,
@@ -133,7 +136,7 @@ def _import(arguments: Sequence[str]) -> str:
     for split, source in sources.items()
     if source
   }
-  path = Path(values["store"].value)
+  path = local(values["store"].value)
   with reporting.written() as told:
     given = {k: v for k, v in options.items() if v is not None}
     import_store(path, read, progress=told, **given)
@@ -224,7 +227,7 @@ def _import_config(arguments: Sequence[str]) -> str:
       " anything is done to a batch; unset it here, and set it for runs on the"
       " store."
     )
-  path = Path(values["store"].value)
+  path = local(values["store"].value)
   data = build_data(values.config)
   given = values.config.data
   words = vocabulary_of(locate(given.path)) if given.name == "store" else None
@@ -242,7 +245,7 @@ def _partition(arguments: Sequence[str]) -> str:
     for name, kind in (_DEAL | _SPLIT).items()
     if values[name].value
   }
-  source, path = Path(values["store"].value), Path(values["to"].value)
+  source, path = local(values["store"].value), local(values["to"].value)
   if not set(given) - {"seed"}:
     raise flags.UsageError(
       "data partition: say what is to be other; give --partition=... with"
@@ -266,9 +269,17 @@ def _check_outside(store: Path, path: Path) -> None:
     raise ValueError(f"--to={path} is inside of {store}; give another place.")
 
 
+def _copy(arguments: Sequence[str]) -> str:
+  values = flags.parse(arguments, "store", "to")
+  source, to = values["store"].value, values["to"].value
+  with reporting.written() as told:
+    copy_store(source, to, told)
+  return f"{to}  is a store" if is_url(to) else described(Path(to))
+
+
 def _export(arguments: Sequence[str]) -> str:
   values = flags.parse(arguments, "store", "format", "to", split="train")
-  store, path = Path(values["store"].value), Path(values["to"].value)
+  store, path = local(values["store"].value), local(values["to"].value)
   data, split = open_store(store), values["split"].value
   _check_outside(store, path)
   parts = {
@@ -294,7 +305,7 @@ def _part(
 
 def _info(arguments: Sequence[str]) -> str:
   values = flags.parse(arguments, "store", switches=("verify",), out="")
-  path = Path(values["store"].value)
+  path = local(values["store"].value)
   if values.verify:
     verify(path)
   told = described(path)
@@ -386,6 +397,7 @@ def draw(path: Path, picture: Path) -> None:
 
 
 _ACTIONS: dict[str, Callable[[Sequence[str]], str]] = {
+  "copy": _copy,
   "export": _export,
   "import": _import,
   "info": _info,

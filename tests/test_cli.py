@@ -227,7 +227,7 @@ def test_help(capsys, arguments):
     (["privacy", "curve", "--help"], 1),
     (["data", "import", "--help"], 2),
     (["data", "import", "--help", "--nothing"], 2),
-    (["data", "--help"], 5),
+    (["data", "--help"], 6),
     (["list", "--help"], 1),
   ],
 )

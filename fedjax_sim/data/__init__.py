@@ -10,6 +10,7 @@ and the partitioner's options.
 
 from collections.abc import Callable, Mapping
 
+from fedjax_sim.data.bucket import copy_store
 from fedjax_sim.data.cifar10 import load_cifar10
 from fedjax_sim.data.digits import load_digits
 from fedjax_sim.data.ecg import load_ecg
@@ -25,7 +26,7 @@ from fedjax_sim.data.federated import (
   prepared_shapes,
 )
 from fedjax_sim.data.leaf import load_leaf_json
-from fedjax_sim.data.location import locate
+from fedjax_sim.data.location import is_url, local, locate
 from fedjax_sim.data.mnist import (
   load_mnist,
   load_mnist_power_law,
@@ -79,7 +80,9 @@ __all__ = [
   "StoredData",
   "as_stored",
   "check_labels",
+  "copy_store",
   "from_bytes",
+  "is_url",
   "load_cifar10",
   "load_digits",
   "load_ecg",
@@ -91,6 +94,7 @@ __all__ = [
   "load_shakespeare",
   "load_store",
   "load_synthetic",
+  "local",
   "locate",
   "make_dataset",
   "open_store",

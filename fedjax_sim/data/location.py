@@ -8,6 +8,25 @@ from pathlib import Path
 VARIABLE = "FEDJAX_SIM_DATA"
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+  """Whether a path is none of the local disk."""
+  return "://" in os.fspath(path)
+
+
+def local(path: str | os.PathLike[str]) -> Path:
+  """A path of the local disk.
+
+  Raises:
+    ValueError: it is a URL.
+  """
+  if is_url(path):
+    raise ValueError(
+      f"{path} is not on this machine's disk; copy it first, a store by"
+      f" fedjax-sim data copy --store={path} --to=DIR."
+    )
+  return Path(path)
+
+
 def locate(
   path: str | os.PathLike[str] | None, field: str = "data.path"
 ) -> Path:
@@ -20,7 +39,7 @@ def locate(
 
   Raises:
     FileNotFoundError: there is nothing; names what was tried.
-    ValueError: neither is set.
+    ValueError: neither is set, or the path is a URL.
   """
   root = os.environ.get(VARIABLE)
   if path is None and not root:
@@ -29,7 +48,7 @@ def locate(
     )
   tried = []
   if path is not None:
-    tried.append((field, Path(path).expanduser()))
+    tried.append((field, local(path).expanduser()))
   if root:
     base = Path(root).expanduser()
     tried.append((VARIABLE, base if path is None else base / path))

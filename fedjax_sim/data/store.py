@@ -17,6 +17,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from fedjax_sim import validate
 from fedjax_sim.data import store_writer
 from fedjax_sim.data.federated import (
   FederatedDataset,
@@ -24,7 +25,7 @@ from fedjax_sim.data.federated import (
   StoredData,
   input_shape,
 )
-from fedjax_sim.data.location import locate
+from fedjax_sim.data.location import local, locate
 from fedjax_sim.data.splits import make_dataset
 
 _TABLES = ("offsets", "names", "name_ends")
@@ -75,8 +76,8 @@ def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
     StoreError: it is of another version, or a file is not as it was written;
       names the file.
   """
-  folder = Path(path)
-  facts = _facts(folder)
+  folder = local(path)
+  facts = facts_of(folder)
   splits = {
     name: _split(folder / name, split)
     for name, split in facts["splits"].items()
@@ -111,7 +112,7 @@ def vocabulary_of(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
     FileNotFoundError: there is no store.
     StoreError: it is of another version, or damaged.
   """
-  held = _facts(Path(path)).get("vocabulary")
+  held = facts_of(local(path)).get("vocabulary")
   return None if held is None else tuple(held)
 
 
@@ -176,8 +177,8 @@ def verify(path: str | os.PathLike[str]) -> None:
   Raises:
     StoreError: they differ; names the file and, of examples, the clients.
   """
-  folder = Path(path)
-  facts = _facts(folder)
+  folder = local(path)
+  facts = facts_of(folder)
   for name, split in facts["splits"].items():
     _split(folder / name, split)  # all files are there, and as long
     offsets = np.load(folder / name / "offsets.npy", mmap_mode="r")
@@ -212,8 +213,13 @@ def _clients_of(
   return f" (field {said['field']!r}, clients {first} to {last})"
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-  """`store.json`, checked."""
+def facts_of(folder: Path) -> dict[str, Any]:
+  """`store.json`, checked.
+
+  Raises:
+    FileNotFoundError: there is none.
+    StoreError: it is of another version, or damaged.
+  """
   file = folder / "store.json"
   if not file.is_file():
     raise FileNotFoundError(
@@ -234,8 +240,11 @@ def _facts(folder: Path) -> dict[str, Any]:
         f"{file} is not as it was written: its checksum differs. Restore it, or"
         " write the store again."
       )
-    for split in facts["splits"].values():
+    for split_name, split in facts["splits"].items():
+      validate.known("split", split_name, store_writer.SPLITS)
       for name, said in split["files"].items():
+        if not store_writer.FILE.fullmatch(name):
+          raise StoreError(f"{file} names {name!r}, which is no store's file.")
         said["field"], said["shape"] = Path(name).stem, tuple(said["shape"])
         _ = said["dtype"], said["begin"], said["sha256"]
     _ = facts["splits"]["train"]["files"], facts["num_classes"], facts["name"]

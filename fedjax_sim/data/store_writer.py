@@ -44,6 +44,7 @@ from fedjax_sim.data.federated import (
   offsets_of,
 )
 from fedjax_sim.data.leaf import prepare_ids, prepare_numbers
+from fedjax_sim.data.location import local
 
 FORMAT, VERSION = "fedjax_sim store", 1
 BLOCK = 2**24  # bytes that share a checksum
@@ -56,6 +57,7 @@ PREPARE: Mapping[str, Prepare] = {
   "ids": prepare_ids,
 }
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")  # it names a file
+FILE = re.compile(rf"(fields/{_FIELD.pattern}|offsets|names|name_ends)\.npy")
 
 
 class StoreWriter:
@@ -91,7 +93,7 @@ class StoreWriter:
     prepare: str = "stored",
     vocabulary: Sequence[str] | None = None,
   ):
-    self.path = Path(path)
+    self.path = local(path)
     if self.path.exists() or self.path.is_symlink():
       raise FileExistsError(
         f"{self.path} is there already; give a store another name, or remove"

@@ -113,7 +113,7 @@ def test_damaged(written, format, damage):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("format", sorted({*FILES} - {HUB}))
 @settings(max_examples=2000, suppress_health_check=CHECKS)
 @given(damage=damages())
@@ -122,7 +122,7 @@ def test_damaged_often(written, format, damage):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @settings(max_examples=100, suppress_health_check=CHECKS)
 @given(damage=damages())
 def test_damaged_parts_of_a_data_set(written, damage):
