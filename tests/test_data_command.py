@@ -106,7 +106,10 @@ def test_without_classes_one_panel(tmp_path, capsys):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["data"], "say what to do first, one of copy, export, import, info, partition"),
+    (
+      ["data"],
+      "say what to do first, one of copy, export, import, info, partition",
+    ),
     (["data", "inform"], "data='inform' is unknown. Did you mean 'info'?"),
     (["data", "info"], "--store=... is missing"),
     (["data", "info", "--store=nowhere"], "nowhere is no store"),
