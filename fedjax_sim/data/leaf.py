@@ -405,8 +405,8 @@ def numbers(user: User, field: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
   except (ValueError, OverflowError) as error:
     raise ValueError(
-      f"{user.where}: {field}: expected entries of one shape:"
-      f" {str(error).rstrip('.')}."
+      f"{user.where}: {field}: expected entries of one shape,"
+      f" {_uneven(values) or str(error).rstrip('.')}."
     ) from error
   if array.dtype.kind not in "biuf":
     raise ValueError(
@@ -414,6 +414,20 @@ def numbers(user: User, field: str, values: Any) -> np.ndarray:
       f" {array.dtype}."
     )
   return array
+
+
+def _uneven(values: Any) -> str:
+  """Which entry has another shape than those before; "" if none has."""
+  first = None
+  for i, value in enumerate(values):
+    try:
+      shape = np.shape(value)
+    except ValueError:
+      return f"and within entry {i} lists have several lengths"
+    first = shape if first is None else first
+    if shape != first:
+      return f"and entry {i} has {shape}, those before {first}"
+  return ""
 
 
 def _check_inputs(
