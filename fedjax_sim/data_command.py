@@ -282,12 +282,9 @@ def _export(arguments: Sequence[str]) -> str:
   store, path = local(values["store"].value), local(values["to"].value)
   data, split = open_store(store), values["split"].value
   _check_outside(store, path)
-  parts = {
-    name: _part(name, getattr(data, name))
-    for name in SPLITS
-    if getattr(data, name) is not None
-  }
-  part = validate.lookup("--split", split, parts)
+  held = {name: getattr(data, name) for name in SPLITS}
+  held = {name: part for name, part in held.items() if part is not None}
+  part = _part(split, validate.lookup("--split", split, held))
   with reporting.written() as told:
     export(part, path, values["format"].value, told)
   return f"{path}  {_sizes(part)}"

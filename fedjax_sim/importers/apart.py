@@ -1,4 +1,4 @@
-"""A file is read in a process of its own, which may loop or crash.
+"""Files are read in a process of their own, which may loop or crash.
 
 libhdf5 does so with some damaged files, in C, where nothing can stop it.
 """
@@ -10,77 +10,111 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedjax_sim.importers.blocks import Block
 
 LIMIT = 300.0  # seconds of the processor for one block: gigabytes, if packed
+_CRASHES = {
+  signal.SIGABRT,
+  signal.SIGBUS,
+  signal.SIGFPE,
+  signal.SIGILL,
+  signal.SIGPROF,
+  signal.SIGSEGV,
+}
 _CHILD = """
 import pickle, sys
 sys.path[:] = pickle.load(sys.stdin.buffer)
 from fedjax_sim.importers import apart
-apart.serve()
+apart.serve(int(sys.argv[1]))
 """
+_FILE, _BLOCK, _ERROR, _END = range(4)  # what the other process sends
 
 
 def apart(
-  file: Path, kind: str, read: Callable[[Path], Iterator[Block]]
+  files: Sequence[Path], kind: str, read: Callable[[Path], Iterator[Block]]
 ) -> Iterator[Block]:
-  """The blocks of a file, as another process reads them.
+  """The blocks of some files, as another process reads them.
 
   Args:
-    file: what is read.
-    kind: what it should be, for messages.
-    read: what reads it; can be pickled.
+    files: what is read, one after the other.
+    kind: what they should be, for messages.
+    read: what reads one; can be pickled.
 
   Raises:
     MemoryError: the process was killed.
-    RuntimeError: the process failed for a reason that is not the file.
-    ValueError: the process crashed, or computed for `LIMIT` seconds without a
-      block; names file and the last client before.
-    Exception: what `read` raises.
+    RuntimeError: it ended for a reason that is not the file.
+    ValueError: it crashed, or computed for `LIMIT` seconds without a block;
+      names file and the last client before.
+    Exception: what `read` raises; where it was is in its notes.
   """
-  process = subprocess.Popen(
-    [sys.executable, "-c", _CHILD],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-  )
+  receives, sends = os.pipe()
+  with open(receives, "rb") as stream:
+    try:
+      # -P: a pickle.py in the working folder is none of ours.
+      process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _CHILD, str(sends)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[sends],
+        process_group=0,  # Ctrl-C is for this process, which ends the other
+      )
+    finally:
+      os.close(sends)
+    try:
+      _order(process, (LIMIT, files, read))
+      yield from _received(stream, process, files[0], kind)
+    finally:
+      process.kill()
+      process.wait()
+
+
+def _order(process: subprocess.Popen[bytes], call: Any) -> None:
   assert process.stdin
-  assert process.stdout
-  place = "before its first client"
   try:
     with process.stdin as to:
       pickle.dump(sys.path, to)
-      pickle.dump((LIMIT, read, file), to)
-    while True:
-      try:
-        found = pickle.load(process.stdout)
-      except (EOFError, pickle.UnpicklingError):
-        raise _ended(process.wait(), file, kind, place) from None
-      if found is None:
-        return
-      if isinstance(found, Exception):
-        raise found
-      yield found
-      place = f"after client {found.names[-1]!r}"
-  finally:
-    process.kill()
-    process.stdout.close()
-    process.wait()
+      pickle.dump(call, to)
+  except BrokenPipeError:
+    pass  # it has ended, and how is asked for next
+
+
+def _received(
+  stream: Any, process: subprocess.Popen[bytes], file: Path, kind: str
+) -> Iterator[Block]:
+  place = "before its first client"
+  while True:
+    try:
+      what, value = pickle.load(stream)
+    except (EOFError, pickle.UnpicklingError):
+      raise _ended(process.wait(), file, kind, place) from None
+    if what == _FILE:
+      file, place = value, "before its first client"
+    elif what == _BLOCK:
+      yield value
+      place = f"after client {value.names[-1]!r}"
+    elif what == _ERROR:
+      raise value
+    else:
+      return
 
 
 def _ended(code: int, file: Path, kind: str, place: str) -> Exception:
   """What to raise as a process ended without its last word."""
-  if code >= 0:
-    return RuntimeError(
-      f"{file}: the process that reads it ended with exit status {code}; its"
-      " error is above."
-    )
   if code == -signal.SIGKILL:
     return MemoryError(
       f"{file}: {place} the process that reads it was killed, perhaps as memory"
       " ran out; split its largest client, or use a machine with more."
+    )
+  if -code not in _CRASHES:
+    how = f"exit status {code}" if code >= 0 else f"signal {-code}"
+    return RuntimeError(
+      f"{file}: {place} the process that reads it ended with {how}; what it"
+      " said is above."
     )
   how = f"crashed with {signal.Signals(-code).name}"
   if code == -signal.SIGPROF:
@@ -91,20 +125,40 @@ def _ended(code: int, file: Path, kind: str, place: str) -> Exception:
   )
 
 
-def serve() -> None:
-  """The other process: blocks go to standard output, then None or an error."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-  to = os.fdopen(os.dup(1), "wb")
-  os.dup2(2, 1)  # whatever a library prints
-  limit, read, file = pickle.load(sys.stdin.buffer)
-  try:
-    signal.setitimer(signal.ITIMER_PROF, limit)
-    for block in read(file):
-      pickle.dump(block, to, pickle.HIGHEST_PROTOCOL)
+def serve(descriptor: int) -> None:
+  """The other process.
+
+  Args:
+    descriptor: the pipe's end into which it writes.
+  """
+  for number in (signal.SIGPROF, signal.SIGPIPE):  # it may have been ignored
+    signal.signal(number, signal.SIG_DFL)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+  limit, files, read = pickle.load(sys.stdin.buffer)
+  with open(descriptor, "wb") as to:
+
+    def send(what: int, value: Any = None) -> None:
+      pickle.dump((what, value), to, pickle.HIGHEST_PROTOCOL)
       to.flush()
       signal.setitimer(signal.ITIMER_PROF, limit)
-    last = None
-  except Exception as error:
-    last = error
-  pickle.dump(last, to)
-  to.close()
+
+    try:
+      for file in files:
+        send(_FILE, file)
+        for block in read(file):
+          send(_BLOCK, block)
+    except Exception as error:
+      send(_ERROR, _can_travel(error))
+    else:
+      send(_END)
+
+
+def _can_travel(error: Exception) -> Exception:
+  """The error, with its traceback as a note, or one that can be pickled."""
+  text = "".join(traceback.format_exception(error))
+  try:
+    pickle.loads(pickle.dumps(error))
+  except Exception:
+    error = RuntimeError(f"{type(error).__name__}: {error}")
+  error.add_note(text)
+  return error

@@ -65,8 +65,8 @@ def _blocks(
   blocks_of: Callable[[Path, Any], Iterator[Block]],
 ) -> Iterator[Block]:
   library("h5py", "hdf5")
-  for file in files_of(path, *_SUFFIXES):
-    yield from apart(file, "HDF5", functools.partial(_read, blocks_of))
+  read = functools.partial(_read, blocks_of)
+  yield from apart(files_of(path, *_SUFFIXES), "HDF5", read)
 
 
 def _read(

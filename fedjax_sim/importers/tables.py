@@ -5,10 +5,9 @@ Parquet and CSV are read by pyarrow, JSON lines by Python.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from fedjax_sim.importers.blocks import (
   reading,
   source,
 )
-from fedjax_sim.importers.fields import chosen, columns_of
+from fedjax_sim.importers.fields import chosen, columns_of, wanted_of
 
 
 @source
@@ -89,19 +88,23 @@ def csv(
   """
   invalid = library("pyarrow", "parquet").ArrowInvalid
   for file in files_of(path, ".csv", ".csv.gz"):
+    where = str(file)
     with reading(file, "CSV"):
       with opened(file) as stream:
-        columns = _rows_of_csv(stream, client, {}).schema.names
-      named = columns_of(str(file), columns, client, fields)
+        schema = _rows_of_csv(stream, client, {}).schema
+      _, *columns = columns_of(where, schema.names, client, fields)
       kinds: dict[str, str] = {}
-      for field, kind in (dtypes or {}).items():
-        pattern = (fields or {}).get(field, field)
-        asked = [name for name in named if fnmatch.fnmatchcase(name, pattern)]
-        kinds |= dict.fromkeys(asked, kind)
+      for field, dtype in (dtypes or {}).items():
+        if field in (fields or columns):  # a map may make others
+          asked = {field: (fields or {}).get(field, field)}
+          named = wanted_of(where, columns, asked)
+          kinds |= dict.fromkeys(named, dtype)
+      kinds = {k: v for k, v in kinds.items() if _misleads(schema, k, v)}
       with opened(file) as stream:
-        batches = _rows_of_csv(stream, client, kinds)
         try:
-          yield from _of_batches(str(file), batches, client, fields)
+          batches = _rows_of_csv(stream, client, kinds)
+          exact = _exact(where, batches, kinds)
+          yield from _of_batches(where, exact, client, fields)
         except invalid as error:
           if "conversion error" not in str(error):
             raise
@@ -111,31 +114,55 @@ def csv(
           ) from error
 
 
+def _misleads(schema: Any, name: str, dtype: str) -> bool:
+  """Whether a column's first rows look like another kind than its dtype."""
+  types, kind = library("pyarrow.types", "parquet"), schema.field(name).type
+  if dtype == "text":
+    return not types.is_string(kind)
+  whole = types.is_integer(kind) or types.is_null(kind)
+  return whole and dtype.startswith("float")
+
+
 def _rows_of_csv(
-  stream: IO[bytes], client: str, dtypes: Mapping[str, str]
+  stream: IO[bytes], client: str, kinds: Mapping[str, str]
 ) -> Any:
   """What reads batches of rows.
 
   Args:
     stream: the file.
     client: its column, which is text.
-    dtypes: column -> "text" or a dtype, by name.
+    kinds: column -> "text", or a dtype of fractions; of others the first rows
+      decide.
   """
   arrow, read = library("pyarrow", "parquet"), library("pyarrow.csv", "parquet")
-  types = {client: arrow.string()}
-  for name, dtype in dtypes.items():
-    if dtype == "text":
-      types[name] = arrow.string()
-    elif dtype.startswith("float"):  # a whole number may have been "3.0"
-      types[name] = arrow.float64()
+  text, real = arrow.string(), arrow.float64()
+  types = {k: text if v == "text" else real for k, v in kinds.items()}
   return read.open_csv(
     stream,
     read_options=read.ReadOptions(block_size=blocks.BLOCK),
     parse_options=read.ParseOptions(newlines_in_values=True),
     convert_options=read.ConvertOptions(
-      column_types=types, strings_can_be_null=False
+      column_types=types | {client: text}, strings_can_be_null=False
     ),
   )
+
+
+def _exact(
+  where: str, batches: Iterable[Any], kinds: Mapping[str, str]
+) -> Iterator[Any]:
+  """The batches, unless reading whole numbers as fractions changes some."""
+  for batch in batches:
+    for name in kinds:
+      if kinds[name] != "text":
+        values = batch.column(name).to_numpy(zero_copy_only=False)
+        large = np.abs(values) >= 2.0**53
+        if large.any():
+          raise ValueError(
+            f"{where}: column {name!r} holds {values[large][0]:.0f}, and from"
+            " 2**53 on float64 has not every whole number; give it as int64, or"
+            " write its first row with a decimal point."
+          )
+    yield batch
 
 
 def _of_batches(

@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import writers
 from fedjax_sim.importers import apart, import_store
 from fedjax_sim.importers.blocks import Block
 
-FILE = pathlib.Path("some.h5")
+FILE, OTHER = pathlib.Path("some.h5"), pathlib.Path("other.h5")
 
 
 def reads(last, file):
@@ -26,6 +27,15 @@ def reads(last, file):
 
 def raises():
   raise ValueError("some.h5: client 'c': no.")
+
+
+class Odd(Exception):
+  def __init__(self, one, two):
+    super().__init__(f"{one} and {two}")
+
+
+def raises_oddly():
+  raise Odd(1, 2)
 
 
 def leaves():
@@ -47,27 +57,31 @@ def dies(by):
 
 
 def blocks(last):
-  return apart.apart(FILE, "HDF5", functools.partial(reads, last))
+  return apart.apart([FILE], "HDF5", functools.partial(reads, last))
 
 
 def test_gives_what_the_reader_gives(capfd):
   found = list(blocks(prints))
-  for one, other in zip(found, reads(len, FILE), strict=False):
+  for one, other in zip(found, reads(prints, FILE), strict=False):
     assert (one.where, one.names, one.sizes) == other[:3]
     np.testing.assert_array_equal(one.examples["x"], other.examples["x"])
     assert one.examples["t"].tolist() == ["é"]
     one.examples["x"] += 1  # it may be written to, as what is read here
   assert [b.names for b in found] == [["a"], ["b"]]
-  out, err = capfd.readouterr()
-  assert not out
-  assert "a library's words" in err
+  assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
   ("last", "error", "says"),
   [
     (raises, ValueError, "some.h5: client 'c': no."),
+    (raises_oddly, RuntimeError, "Odd: 1 and 2"),
     (leaves, RuntimeError, "some.h5: .*exit status 3"),
+    (
+      functools.partial(dies, signal.SIGTERM),
+      RuntimeError,
+      "some.h5: after client 'b' .*signal 15",
+    ),
     (
       functools.partial(dies, signal.SIGSEGV),
       ValueError,
@@ -83,6 +97,55 @@ def test_gives_what_the_reader_gives(capfd):
 def test_its_end_is_an_error_of_the_file(last, error, says):
   with pytest.raises(error, match=says):
     list(blocks(last))
+
+
+def test_an_error_tells_where_it_was():
+  with pytest.raises(ValueError, match="client 'c'") as caught:
+    list(blocks(raises))
+  assert "in raises\n" in caught.value.__notes__[0]
+
+
+def crashes_in_the_second(file):
+  last = functools.partial(dies, signal.SIGSEGV) if file == OTHER else prints
+  yield from reads(last, file)
+
+
+def test_one_process_reads_all_files():
+  found = list(
+    apart.apart([FILE, FILE], "HDF5", functools.partial(reads, prints))
+  )
+  assert [b.names for b in found] == [["a"], ["b"]] * 2
+  with pytest.raises(ValueError, match="other.h5 cannot .* after client 'b'"):
+    list(apart.apart([FILE, OTHER], "HDF5", crashes_in_the_second))
+
+
+@pytest.mark.parametrize("name", ["pickle", "struct"])
+def test_takes_no_module_from_the_working_folder(tmp_path, monkeypatch, name):
+  (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
+  monkeypatch.chdir(tmp_path)
+  assert len(list(blocks(prints))) == 2
+
+
+@pytest.mark.parametrize("how", ["ignored", "blocked"])
+def test_its_time_ends_whatever_it_inherits(monkeypatch, how):
+  monkeypatch.setattr(apart, "LIMIT", 0.5)
+  before = signal.getsignal(signal.SIGPROF)
+  if how == "ignored":
+    signal.signal(signal.SIGPROF, signal.SIG_IGN)
+  else:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+  try:
+    with pytest.raises(ValueError, match="within 0.5 s"):
+      list(blocks(loops))
+  finally:
+    signal.signal(signal.SIGPROF, before)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+
+
+def test_an_interpreter_that_does_not_start(monkeypatch):
+  monkeypatch.setattr(sys, "executable", "/bin/false")
+  with pytest.raises(RuntimeError, match="some.h5: before .* exit status 1"):
+    list(blocks(prints))
 
 
 def test_ends_what_computes_for_too_long(monkeypatch):

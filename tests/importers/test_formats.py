@@ -534,6 +534,30 @@ def test_parquet_in_blocks_by_what_it_takes_in_memory(tmp_path, monkeypatch):
   assert max(len(block.examples["x"]) for block in source) <= 2**16 // 784
 
 
+@pytest.mark.parametrize(
+  ("text", "fields", "found"),
+  [
+    ("client,c1,c2\n7,1,2\n8,3,4.5\n", {"x": "c*"}, [[1, 2], [3, 4.5]]),
+    ("client,x\n7,true\n8,false\n", None, [1, 0]),
+    ("client,x[0]\n7,1\n8,1.5\n", {"x": "x[0]"}, [1, 1.5]),
+    ("client,x\n7,1.5\n8,1\n", None, [1.5, 1]),
+    ("client,x\n7,9007199254740993\n8,1\n", None, "not every whole number"),
+    ("client,x\n7,a\n8,b\n", None, "field 'x' holds text"),
+  ],
+)
+def test_csv_whose_dtypes_are_told(tmp_path, text, fields, found):
+  file = tmp_path / "a.csv"
+  file.write_text(text)
+  dtypes = {"x": "float64", "of_a_map": "uint8"}
+  source = importers.csv(file, client="client", fields=fields, dtypes=dtypes)
+  if isinstance(found, str):
+    refused(source, tmp_path, found)
+    return
+  data = stored(source, tmp_path / "s", dtypes={"x": "float64"}).train
+  np.testing.assert_array_equal(data.examples["x"], found)
+  assert [data.client_name(i) for i in range(2)] == ["7", "8"]
+
+
 def test_csv_with_line_breaks_in_quotes(tmp_path, monkeypatch):
   monkeypatch.setattr(blocks, "BLOCK", 64)
   texts = [f"one\n{i}\n\ntwo" for i in range(50)]
