@@ -104,6 +104,7 @@ def capacity(
   lanes: int,
   devices: int,
   idle: int = 0,
+  lower: bool = True,
 ) -> Capacity:
   """Shapes that hold any cohort of at most `cohort_size` clients.
 
@@ -111,11 +112,13 @@ def capacity(
     sizes: for every pass, examples of every client, shape=(num_clients,).
     works: for every pass, what a client does.
     cohort_size: clients in the largest cohort.
-    lanes: clients that a device trains at once; lowered to what it can fill.
+    lanes: clients that a device trains at once.
     devices: as in `Capacity`.
     idle: as in `Capacity`.
+    lower: lower `lanes` to what a device can fill.
   """
-  lanes = min(lanes, -(-cohort_size // devices))
+  if lower:
+    lanes = min(lanes, -(-cohort_size // devices))
   waves = -(-cohort_size // lanes)
   if devices > 1:  # dealing by steps may give one device more waves
     waves = min(waves, 2 * -(-waves // devices))

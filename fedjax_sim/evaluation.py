@@ -8,11 +8,10 @@ client is evaluated with the parameters that it would use itself.
 
 from __future__ import annotations
 
-import bisect
 import collections
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,7 +32,7 @@ from fedjax_sim.base import (
   Variables,
   sum_metrics,
 )
-from fedjax_sim.cohort import Cohort
+from fedjax_sim.cohort import Capacity, Cohort
 from fedjax_sim.data import FederatedData, Prepare, as_stored
 from fedjax_sim.data.federated import take
 from fedjax_sim.round import RunState
@@ -212,7 +211,11 @@ class EvaluationSet:
     personal: the set's clients are the run's clients, in the same order, so
       each may be evaluated with its own state.
     prepare: see `FederatedDataset`.
-    room: bytes that the examples may take on a device.
+    room: bytes that the examples may take on a device, if no client has more
+      than half of them.
+
+  Attributes:
+    pieces: the clients that are evaluated at once.
 
   Raises:
     ValueError: no client has an example.
@@ -240,28 +243,18 @@ class EvaluationSet:
     self._data, self._mesh = data, mesh
     self._personal = personal and algorithm.personal is not None
     work = LocalWork(batch_size=batch_size, shuffle=False)
-    self._work = work = work.fitted(data.sizes)
-    ids = np.flatnonzero(data.sizes > 0)
-    capacity = functools.partial(
-      cohorts.capacity,
-      [data.sizes],
-      [work],
+    self._work = work.fitted(data.sizes)
+    self.pieces, self._capacity = in_pieces(
+      data,
+      self._work,
+      room / sum(x[:1].nbytes for x in data.examples.values()),
       lanes=lanes,
       devices=distributed.size(mesh),
     )
-    each = sum(x[:1].nbytes for x in data.examples.values())
-    size = lambda count: each * capacity(count).examples[0]
-    most = len(ids)
-    if size(most) > room:  # of two pieces one is on its way
-      most = bisect.bisect(range(1, most), room / 2, key=size) or 1
-    # As many lanes as of the whole: how metrics are rounded hangs on them.
-    lanes = capacity(len(ids)).lanes
-    self._capacity = capacity(most)._replace(lanes=lanes)
-    self.pieces = [ids[i : i + most] for i in range(0, len(ids), most)]
     evaluate = make_evaluate(
       task,
       algorithm,
-      batch_size=work.batch_size,
+      batch_size=self._work.batch_size,
       mesh=mesh,
       prepare=prepare,
     )
@@ -276,6 +269,7 @@ class EvaluationSet:
 
     whole = distributed.shardings(mesh, P())
     self._program = jax.jit(program, out_shardings=whole)
+    self._kept = self._sent(*self.pieces) if len(self.pieces) == 1 else None
 
   def __call__(self, state: RunState) -> ClientMetrics:
     """Metrics of every client of the set."""
@@ -293,7 +287,7 @@ class EvaluationSet:
     # Devices work on a piece while the next is gathered.
     waiting: list[tuple[np.ndarray, dict[str, Metric]]] = []
     for ids in self.pieces:
-      sent = self._whole if len(self.pieces) == 1 else self._sent(ids)
+      sent = self._kept or self._sent(ids)
       out = self._program(state.server, table, sent.examples, sent.plan)
       waiting.append((sent.clients, out))
       if len(waiting) > 1:
@@ -301,32 +295,15 @@ class EvaluationSet:
     read(*waiting.pop())
     return ClientMetrics(total=dict(total), weight=dict(weight))
 
-  @functools.cached_property
-  def _whole(self) -> _Sent:
-    return self._sent(*self.pieces)
-
   def _sent(self, ids: np.ndarray) -> _Sent:
     """Some clients' examples and plan, on the devices."""
-    planned, (slices,) = cohorts.plan_rounds(
-      [self._data.offsets],
-      [self._work],
-      [ids],
-      self._capacity,
-      seed=0,
-      first=0,
-      rounds=1,
-      sliced=True,
-    )
-    plan = cohorts.at_round(planned, 0)
-    length = self._capacity.examples[0]
-    if len(self.pieces) == 1:
-      length = int(slices.place.max()) + 1
+    plan, slices = _planned(self._data, self._work, ids, self._capacity)
     fill = functools.partial(
       cohorts.fill,
       slices,
       rounds=1,
       devices=distributed.own_devices(self._mesh),
-      length=length,
+      length=self._capacity.examples[0],
       take=take,
     )
     examples = {field: fill(x)[0] for field, x in self._data.examples.items()}
@@ -335,6 +312,105 @@ class EvaluationSet:
       plan=distributed.put(plan, self._mesh, COHORT_SPEC),
       examples=distributed.put_own(examples, self._mesh, P(distributed.AXIS)),
     )
+
+
+def in_pieces(
+  data: FederatedData,
+  work: LocalWork,
+  most: float,
+  *,
+  lanes: int,
+  devices: int,
+) -> tuple[list[np.ndarray], Capacity]:
+  """Clients that are evaluated at once, and the shapes of every such plan.
+
+  Args:
+    data: the set.
+    work: its batches.
+    most: examples that a device has room for.
+    lanes: clients that a device evaluates at once.
+    devices: how many there are.
+
+  Returns:
+    All clients with examples, in one piece if it has room; else in pieces of
+    half of that, as one is on its way while another is evaluated.
+  """
+  ids = np.flatnonzero(data.sizes > 0)
+  # In pieces as many as of the whole: how metrics are rounded hangs on them.
+  lanes = min(lanes, -(-len(ids) // devices))
+  if data.num_examples <= most * devices:  # or it is not worth a plan
+    whole = _fitting(data, work, [ids], lanes, devices)
+    if whole.examples[0] <= most:
+      return [ids], whole
+  pieces = _cut(data.sizes, ids, most / 2, lanes, devices)
+  return pieces, _fitting(data, work, pieces, lanes, devices)
+
+
+def _cut(
+  sizes: np.ndarray, ids: np.ndarray, most: float, lanes: int, devices: int
+) -> list[np.ndarray]:
+  """Clients in a row of which a device gets at most so many examples, or one.
+
+  Args:
+    sizes: examples of every client.
+    ids: the clients, in this order.
+    most: examples on a device.
+    lanes: clients of a wave.
+    devices: to which waves are dealt, evenly.
+  """
+  begins = []
+  total = largest = 0
+  for i, size in enumerate(sizes[ids].tolist()):
+    more, wave = total + size, lanes * max(largest, size)
+    if total and min(more, more / devices + wave) > most:
+      begins.append(i)
+      total = largest = 0
+    total, largest = total + size, max(largest, size)
+  return np.split(ids, begins)
+
+
+def _fitting(
+  data: FederatedData,
+  work: LocalWork,
+  pieces: Sequence[np.ndarray],
+  lanes: int,
+  devices: int,
+) -> Capacity:
+  """Shapes into which every piece fits, with no more examples than that."""
+  capacities = [
+    cohorts.capacity(
+      [data.sizes[ids]],
+      [work],
+      len(ids),
+      lanes=lanes,
+      devices=devices,
+      lower=False,
+    )
+    for ids in pieces
+  ]
+  shape = capacities[0]._replace(
+    waves=max(c.waves for c in capacities),
+    order=(max(c.order[0] for c in capacities),),
+  )
+  slices = (_planned(data, work, ids, shape)[1] for ids in pieces)
+  return shape._replace(examples=(1 + max(int(s.place.max()) for s in slices),))
+
+
+def _planned(
+  data: FederatedData, work: LocalWork, ids: np.ndarray, shape: Capacity
+) -> tuple[Cohort, cohorts.Slices]:
+  """The plan of a piece, and which examples a device has where."""
+  planned, (slices,) = cohorts.plan_rounds(
+    [data.offsets],
+    [work],
+    [ids],
+    shape,
+    seed=0,
+    first=0,
+    rounds=1,
+    sliced=True,
+  )
+  return cohorts.at_round(planned, 0), slices
 
 
 class _Sent(NamedTuple):

@@ -194,7 +194,7 @@ class _Sliced:
 
 
 NAMES = ("auto", "device", "host", "disk")
-_SHARE = 0.25  # of free memory, that examples take unless they are told to
+_SHARE = 0.25  # of memory, that "auto" lets examples take
 _FROM_DISK = 2**28  # bytes of a set for evaluation
 
 
@@ -265,15 +265,18 @@ def device_room(mesh: Mesh) -> float:
   return _agreed(lanes.memory_limit(mesh.local_devices[0]))
 
 
-def evaluation_room(name: str, mesh: Mesh, sets: int) -> float:
+def evaluation_room(given: str, name: str, mesh: Mesh, sets: int) -> float:
   """Bytes that examples of one of so many sets may take on a device.
 
   Args:
+    given: the residency that is asked for. "device" is for them, too.
     name: where the training examples are. If that is the disk, memory is short
       on the host, too, which gathers what it sends.
     mesh: the devices.
     sets: for evaluation.
   """
+  if given == "device":
+    return math.inf
   room = device_room(mesh) / sets
   return min(room, _FROM_DISK) if name == "disk" else room
 

@@ -927,16 +927,19 @@ class Simulator:
   def evaluation_sets(self) -> dict[str, EvaluationSet]:
     """`test`, `seen` and `unseen`, as far as the data have them."""
     data, size = self.data, self.runtime.eval_batch_size
-    sets: dict[str, FederatedData | None] = {
+    given: dict[str, FederatedData | None] = {
       "test": None if data.test is None else as_blocks(data.test, size),
       "seen": data.seen,
       "unseen": data.unseen,
     }
+    sets = {name: part for name, part in given.items() if part is not None}
+    if not sets:
+      return {}
     # About as many examples at once as in training.
     examples = self.lane_choice.lanes * max(w.batch_size for w in self.works)
     width = max(1, examples // size)
     room = residencies.evaluation_room(
-      self.residency.name, self.mesh, len(sets)
+      self.runtime.residency, self.residency.name, self.mesh, len(sets)
     )
     return {
       name: EvaluationSet(
@@ -951,7 +954,6 @@ class Simulator:
         room=room,
       )
       for name, part in sets.items()
-      if part is not None
     }
 
   def evaluate(

@@ -1,17 +1,26 @@
 """Evaluation against numpy, client by client."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fedjax_sim import residency
+from fedjax_sim import evaluation, residency
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, open_store, write_store
-from fedjax_sim.evaluation import ClientMetrics, EvaluationSet, as_blocks
+from fedjax_sim.evaluation import (
+  ClientMetrics,
+  EvaluationSet,
+  as_blocks,
+  in_pieces,
+)
+from fedjax_sim.work import LocalWork
 from problems import MODELS, blobs, make_simulator, sgd, train
 from sketches.ditto import ditto
 
@@ -140,10 +149,15 @@ def test_personal_models_are_evaluated_on_their_own_clients():
   assert row["test/loss"] == pytest.approx(loss.mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize(
-  ("room", "pieces"),
-  [(1, [3, 4, 12]), (700, [1, 1, 4]), (840, [1, 1, 1])],  # bytes a set
+  ("devices", "room", "pieces"),
+  [
+    (1, 1, [3, 4, 12]),  # bytes a set; a client at a time
+    (1, 700, [1, 1, 3]),
+    (1, 840, [1, 1, 1]),
+    (2, 1, [3, 4, 12]),
+    (2, 420, [1, 1, 5]),
+  ],
 )
 def test_what_has_no_room_on_the_devices_is_sent_in_pieces(
   tmp_path, monkeypatch, room, pieces, devices
@@ -157,13 +171,57 @@ def test_what_has_no_room_on_the_devices_is_sent_in_pieces(
   assert all(len(s.pieces) == 1 for s in whole.evaluation_sets.values())
   write_store(tmp_path / "s", data)
   monkeypatch.setattr(residency, "device_room", lambda mesh: 3 * room)
-  for given in (data, open_store(tmp_path / "s")):
-    parts = simulator_of(algorithm, task, given, 2, devices)
+  for held in (data, open_store(tmp_path / "s")):
+    parts = simulator_of(algorithm, task, held, 2, devices)
     sets = parts.evaluation_sets.values()
     assert parts.evaluate(state) == expected
     assert parts.evaluate(state) == expected
     assert [len(s.pieces) for s in sets] == pieces
     assert [s._program._cache_size() for s in sets] == [1, 1, 1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+  sizes=st.lists(st.integers(0, 12), min_size=1, max_size=60).filter(any),
+  large=st.integers(0, 300),
+  devices=st.integers(1, 9),
+  lanes=st.integers(1, 9),
+  most=st.floats(0, 400),
+)
+def test_pieces_have_every_client_once_and_room(
+  sizes, large, devices, lanes, most
+):
+  sizes = np.array([*sizes, large])
+  data = FederatedData(
+    examples={"x": np.zeros(sizes.sum(), np.uint8)},
+    offsets=np.append(0, np.cumsum(sizes)),
+    allow_empty=True,
+  )
+  work = LocalWork(batch_size=BATCH, shuffle=False).fitted(sizes)
+  pieces, shape = in_pieces(data, work, most, lanes=lanes, devices=devices)
+  np.testing.assert_array_equal(np.concatenate(pieces), np.flatnonzero(sizes))
+  (held,) = shape.examples
+  if len(pieces) == 1:
+    assert held <= most or (sizes > 0).sum() == 1
+  else:
+    assert held <= max(most / 2, sizes.max())
+    # Two neighbours are one piece where all devices together have no room.
+    pairs = itertools.pairwise([int(sizes[ids].sum()) for ids in pieces])
+    assert all(one + other > most / 2 for one, other in pairs)
+  for ids in pieces:
+    plan, slices = evaluation._planned(data, work, ids, shape)
+    assert sorted(plan.client[plan.client >= 0]) == ids.tolist()
+    assert slices.place.max() < held
+    assert sorted(slices.row) == [
+      row for i in ids for row in range(*data.offsets[i : i + 2])
+    ]
+
+
+def test_a_large_client_does_not_make_pieces_small():
+  sizes = np.array([10_000] + [5] * 5_000)
+  ids = np.arange(len(sizes))
+  cut = evaluation._cut(sizes, ids, 15_000, 16, 1)
+  assert [int(sizes[i].sum()) for i in cut] == [15_000, 15_000, 5_000]
 
 
 def test_examples_count_by_their_weight():

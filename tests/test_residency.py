@@ -83,8 +83,11 @@ def test_a_state_goes_on_with_other_devices(name):
 
 def test_room_for_evaluation(monkeypatch):
   mesh = distributed.make_mesh(1)
+  room = residency.evaluation_room
   monkeypatch.setattr(lanes, "memory_limit", lambda device: 12_000_000_000)
-  assert residency.evaluation_room("host", mesh, 3) == 1e9
-  assert residency.evaluation_room("disk", mesh, 3) == 2**28
+  assert room("auto", "device", mesh, 3) == 1e9
+  assert room("host", "host", mesh, 2) == 1.5e9
+  assert room("device", "device", mesh, 3) == np.inf
+  assert room("disk", "disk", mesh, 3) == 2**28
   monkeypatch.setattr(lanes, "memory_limit", lambda device: 1200)
-  assert residency.evaluation_room("disk", mesh, 3) == 100
+  assert room("auto", "disk", mesh, 3) == 100
