@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
-import resource
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def build(
 def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
   """Calls it in a fresh process; adds the peak of its memory, in bytes.
 
-  That of the largest process which it started is part of it.
+  The peaks of processes that it starts are part of it.
   """
   context = multiprocessing.get_context("spawn")
   with context.Pool(1) as pool:
@@ -51,8 +52,27 @@ def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
 def _measured(
   function: Callable[..., dict[str, Any]], *arguments: Any
 ) -> dict[str, Any]:
-  result = function(*arguments)
-  status = Path("/proc/self/status").read_text()
-  peak = int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) * 1024
-  child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-  return {**result, "peak": peak + child}
+  peaks: dict[str, int] = {}
+  ended = threading.Event()
+
+  def watch() -> None:  # what a process had is not known once it has ended
+    while not ended.wait(0.02):
+      for tasks in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+          for child in tasks.read_text().split():
+            peaks[child] = max(peaks.get(child, 0), _peak(child))
+
+  watcher = threading.Thread(target=watch)
+  watcher.start()
+  try:
+    result = function(*arguments)
+  finally:
+    ended.set()
+    watcher.join()
+  return {**result, "peak": _peak("self") + sum(peaks.values())}
+
+
+def _peak(process: str) -> int:
+  status = Path(f"/proc/{process}/status").read_text()
+  found = re.findall(r"VmHWM:\s*(\d+) kB", status)  # none of one that has ended
+  return 1024 * int(found[0]) if found else 0

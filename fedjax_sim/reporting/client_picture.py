@@ -32,7 +32,6 @@ def draw_clients(
   Raises:
     OSError: the file cannot be written.
   """
-  from matplotlib import colormaps
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -53,10 +52,7 @@ def draw_clients(
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     order = np.lexsort((-shares.max(1), shares.argmax(1)))
     base = np.zeros(len(shown))
-    classes = counts.shape[1]
-    colors = colormaps["tab20" if classes <= 20 else "turbo"].resampled(classes)
-    for label in range(classes):
-      color = colors(label)
+    for label, color in enumerate(_colors(counts.shape[1])):
       share = shares[order, label]
       ax.bar(np.arange(len(shown)), share, 1.0, base, color=color)
       base += share
@@ -69,3 +65,11 @@ def draw_clients(
   image = io.BytesIO()
   figure.savefig(image, format="png", metadata={"Software": None})
   write_atomically(path, image.getvalue())
+
+
+def _colors(classes: int) -> np.ndarray:
+  """A colour of its own for every class, as far as 256 go; RGBA rows."""
+  from matplotlib import colormaps
+
+  name = "tab20" if classes <= 20 else "turbo"
+  return colormaps[name].resampled(classes)(np.arange(classes))
