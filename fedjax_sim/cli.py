@@ -46,6 +46,8 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim data import --format=FORMAT --train=PATH --store=DIR
       writes the clients of LEAF's, FLUTE's, TFF's, FedJAX's files, or of
       tables, as a client store; docs/importing.md tells more of the flags
+      FORMAT: csv, datasets, fedjax_sqlite, flute_hdf5, json_lines, leaf_json,
+      npz, parquet or tff_hdf5
       --client=COLUMN of a table; --fields=x:FROM,y:FROM, --dtypes=x:uint8
       --text=characters|words: what x is; --vocabulary=STORE|JSON,
       --vocabulary-size=N, --sequence-length=N
@@ -54,15 +56,18 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim data import --config=FILE --store=DIR
       writes the config's data set as a client store
   fedjax-sim data info --store=DIR
-      clients, examples, classes; --out=PNG draws them, --verify reads all
+      clients, examples, classes; --out=PNG draws them
+      --verify reads all of it and compares checksums
   fedjax-sim data partition --store=DIR --to=DIR
       writes a store with other clients (--partition=dirichlet, ...,
       --num-clients=N) or splits (--heldout-fraction, --unseen-clients)
-      --alpha, --exponent, --shards-per-client, --min-examples, --seed
+      --alpha, --exponent, --shards-per-client, --min-examples, --seed;
+      docs/config.md has the partitions
   fedjax-sim data copy --store=URL --to=DIR
       fetches a store from a bucket; --store=DIR --to=URL sends one
   fedjax-sim data export --store=DIR --format=FORMAT --to=FILE
-      writes a split of a store (--split=train) as a file of another format
+      writes a split of a store (--split=train) as a file: fedjax_sqlite,
+      flute_hdf5, leaf_json, npz, parquet or tff_hdf5
   fedjax-sim list
       algorithms, aggregators, transforms, models, data sets, ...
 
@@ -186,11 +191,11 @@ def _data(arguments: Sequence[str]) -> int:
   from fedjax_sim import data_command
 
   try:
-    with _interrupts_as_exceptions():
+    with _signals_as_exceptions():
       print(data_command.run(arguments))  # noqa: T201
-  except KeyboardInterrupt:
+  except _Stopped as stop:
     print("fedjax-sim: interrupted", file=sys.stderr)  # noqa: T201
-    return 128 + signal.SIGINT
+    return 128 + stop.number
   return 0
 
 
@@ -336,18 +341,34 @@ def _usage(arguments: Sequence[str]) -> str:
   return USAGE
 
 
+class _Stopped(KeyboardInterrupt):
+  """A signal asks the process to end."""
+
+  def __init__(self, number: int):
+    super().__init__(number)
+    self.number = number
+
+
 @contextlib.contextmanager
-def _interrupts_as_exceptions() -> Iterator[None]:
-  """Ctrl-C and SIGTERM raise, so that what is half written is removed."""
+def _signals_as_exceptions() -> Iterator[None]:
+  """Ctrl-C and the like raise, so that what is half written is removed."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  numbers = (signal.SIGINT, signal.SIGTERM)
-  before = [signal.signal(n, signal.default_int_handler) for n in numbers]
+
+  def stop(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    raise _Stopped(number)
+
+  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  before = {n: signal.getsignal(n) for n in numbers}
+  before = {n: h for n, h in before.items() if h != signal.SIG_IGN}  # nohup
+  for number in before:
+    signal.signal(number, stop)
   try:
     yield
   finally:
-    for number, handler in zip(numbers, before, strict=True):
+    for number, handler in before.items():
       signal.signal(number, handler)
 
 
@@ -381,7 +402,8 @@ def _exit_code(error: Exception) -> int | None:
 
   if isinstance(error, DivergedError | CheckpointError | WriteError):
     return 1
-  if isinstance(error, ValueError | TypeError | OSError | ImportError):
+  kinds = ValueError | TypeError | OSError | ImportError | MemoryError
+  if isinstance(error, kinds):
     return 2
   return None
 

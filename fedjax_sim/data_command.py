@@ -282,9 +282,10 @@ def _export(arguments: Sequence[str]) -> str:
   store, path = local(values["store"].value), local(values["to"].value)
   data, split = open_store(store), values["split"].value
   _check_outside(store, path)
-  held = {name: getattr(data, name) for name in SPLITS}
-  held = {name: part for name, part in held.items() if part is not None}
-  part = _part(split, validate.lookup("--split", split, held))
+  held = getattr(data, validate.known("--split", split, SPLITS))
+  if held is None:
+    raise ValueError(f"--split={split}: {store} has no such split.")
+  part = _part(split, held)
   with reporting.written() as told:
     export(part, path, values["format"].value, told)
   return f"{path}  {_sizes(part)}"

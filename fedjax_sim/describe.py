@@ -115,6 +115,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "secure noise": experiment.secure_noise,
     "not covered by epsilon": ", ".join(experiment.uncovered),
     "examples": f"{simulator.residency.name} ({simulator.residency.why})",
+    "evaluation": _evaluation(simulator),
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }
   for choice in choices:
@@ -129,6 +130,17 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     )
   lines = [json.dumps(config.resolved(source), indent=2), ""]
   return "\n".join(lines + _aligned(facts))
+
+
+def _evaluation(simulator: Simulator) -> str:
+  """How large the sets for evaluation are, and where; "" without any."""
+  told = []
+  for name, part in simulator.evaluated.items():
+    size = sum(x.nbytes for x in part.examples.values())
+    stays = size <= simulator.evaluation_room * distributed.size(simulator.mesh)
+    where = "on the devices" if stays else "sent at every evaluation"
+    told.append(f"{name} {size / 1e6:,.1f} MB, {where}")
+  return "; ".join(told)
 
 
 def _preprocessing(source: ConfigDict) -> str:

@@ -924,36 +924,44 @@ class Simulator:
   # --- evaluation ------------------------------------------------------------
 
   @functools.cached_property
-  def evaluation_sets(self) -> dict[str, EvaluationSet]:
+  def evaluated(self) -> dict[str, FederatedData]:
     """`test`, `seen` and `unseen`, as far as the data have them."""
-    data, size = self.data, self.runtime.eval_batch_size
-    given: dict[str, FederatedData | None] = {
-      "test": None if data.test is None else as_blocks(data.test, size),
-      "seen": data.seen,
-      "unseen": data.unseen,
-    }
-    sets = {name: part for name, part in given.items() if part is not None}
-    if not sets:
+    data, sets = self.data, dict[str, FederatedData]()
+    if data.test is not None:
+      sets["test"] = as_blocks(data.test, self.runtime.eval_batch_size)
+    for name, part in (("seen", data.seen), ("unseen", data.unseen)):
+      if part is not None:
+        sets[name] = part
+    return sets
+
+  @functools.cached_property
+  def evaluation_room(self) -> float:
+    """Bytes that one of `evaluated` may take on a device."""
+    given, name = self.runtime.residency, self.residency.name
+    sets = len(self.evaluated)
+    return residencies.evaluation_room(given, name, self.mesh, sets)
+
+  @functools.cached_property
+  def evaluation_sets(self) -> dict[str, EvaluationSet]:
+    """What evaluates each of `evaluated`."""
+    if not self.evaluated:
       return {}
     # About as many examples at once as in training.
     examples = self.lane_choice.lanes * max(w.batch_size for w in self.works)
-    width = max(1, examples // size)
-    room = residencies.evaluation_room(
-      self.runtime.residency, self.residency.name, self.mesh, len(sets)
-    )
+    size = self.runtime.eval_batch_size
     return {
       name: EvaluationSet(
         self.task,
         self.algorithm,
         part,
         mesh=self.mesh,
-        lanes=width,
+        lanes=max(1, examples // size),
         batch_size=size,
         personal=name == "seen",
-        prepare=data.prepare,
-        room=room,
+        prepare=self.data.prepare,
+        room=self.evaluation_room,
       )
-      for name, part in sets.items()
+      for name, part in self.evaluated.items()
     }
 
   def evaluate(

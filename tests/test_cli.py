@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -12,6 +14,8 @@ import pytest
 from fedjax_sim import cli, distributed, experiment
 from fedjax_sim.checkpoint import CheckpointError
 from fedjax_sim.dispatch import DivergedError
+from fedjax_sim.exporters import EXPORTERS
+from fedjax_sim.importers import IMPORTERS
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"
@@ -239,6 +243,13 @@ def test_help_for_one_command(capsys, arguments, uses):
   assert "--version" not in out
 
 
+def test_help_names_the_formats(capsys):
+  for action, formats in (("import", IMPORTERS), ("export", EXPORTERS)):
+    assert cli.main(["data", action, "--help"]) == 0
+    words = re.findall(r"\w+", capsys.readouterr().out)
+    assert set(formats) <= set(words)
+
+
 def test_no_command_shows_help_and_fails(capsys):
   assert cli.main([]) == 2
   assert "fedjax-sim run" in capsys.readouterr().out
@@ -380,3 +391,37 @@ def test_an_early_interrupt(seconds):
   assert result.returncode == 130
   assert result.stderr == "fedjax-sim: interrupted\n"
   assert result.stdout == ""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_in_an_import_leaves_nothing(tmp_path, number):
+  (tmp_path / "mine.py").write_text(
+    "import os, signal\n"
+    "def stops(client, examples):\n"
+    f"  os.kill(os.getpid(), signal.{number})\n"
+  )
+  (tmp_path / "a.jsonl").write_text('{"client": 1, "x": 1}')
+  given = ["--format=json_lines", "--train=a.jsonl", "--store=s"]
+  given += ["--map=mine.py:stops"]
+  result = subprocess.run(
+    [sys.executable, "-m", "fedjax_sim", "data", "import", *given],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 128 + getattr(signal, number)
+  assert result.stderr == "fedjax-sim: interrupted\n"
+  assert {f.name for f in tmp_path.iterdir()} <= {
+    *("mine.py", "a.jsonl", "here", "__pycache__")
+  }
+
+
+def test_memory_that_runs_out_is_one_line(monkeypatch, capsys):
+  def fails(arguments):
+    raise MemoryError("a.h5: memory ran out")
+
+  monkeypatch.setitem(cli.COMMANDS, "list", fails)
+  assert cli.main(["list"]) == 2
+  assert capsys.readouterr().err == "fedjax-sim: error: a.h5: memory ran out\n"

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import build, config, describe, flags
+from fedjax_sim import build, config, describe, flags, residency
 from fedjax_sim.simulator import Simulator
 
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py")
@@ -82,6 +82,21 @@ def test_what_the_next_call_waits_with_on_a_device():
   largest = np.sort(simulator.data.train.sizes)[-20:].sum()
   one = sum(x[:1].nbytes for x in simulator.data.train.examples.values())
   assert f" and {3 * largest * one / 1e6:,.1f} MB of the next call" in memory
+
+
+@pytest.mark.parametrize(
+  ("room", "where"),
+  [(1e9, "on the devices"), (10, "sent at every evaluation")],
+)
+def test_where_sets_for_evaluation_are(monkeypatch, room, where):
+  monkeypatch.setattr(residency, "device_room", lambda mesh: room)
+  simulator, facts = described(
+    **LINEAR, runtime__lanes="1", runtime__devices="1"
+  )
+  size = sum(x.nbytes for x in simulator.data.test.values()) / 1e6
+  assert f"test {size:,.1f} MB, {where}" in facts["evaluation"]
+  (pieces,) = {len(s.pieces) > 1 for s in simulator.evaluation_sets.values()}
+  assert pieces == (where != "on the devices")
 
 
 def test_every_choice_of_lanes():

@@ -146,7 +146,7 @@ def partition_store(
     if getattr(data, split) is not None:
       raise ValueError(
         f"The data set {data.name!r} has the split {split!r}, so its clients"
-        " are split already; take a store with 'train' alone."
+        " are split already; take a store without it."
       )
   train = data.train
   numbers = {"x": np.arange(train.num_examples)}

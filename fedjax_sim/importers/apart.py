@@ -17,7 +17,7 @@ from typing import Any
 
 from fedjax_sim.importers.blocks import Block
 
-LIMIT = 300.0  # seconds of the processor for one block: gigabytes, if packed
+LIMIT = 300.0  # seconds of the processor for one block, at most
 _CRASHES = {
   signal.SIGABRT,
   signal.SIGBUS,
@@ -47,9 +47,9 @@ def apart(
 
   Raises:
     MemoryError: the process was killed.
-    RuntimeError: it ended for a reason that is not the file.
-    ValueError: it crashed, or computed for `LIMIT` seconds without a block;
-      names file and the last client before.
+    ChildProcessError: it ended for a reason that is not the file.
+    ValueError: it crashed, or computed for 30 seconds, and one a megabyte of
+      the file, without a block; names file and the last client before.
     Exception: what `read` raises; where it was is in its notes.
   """
   receives, sends = os.pipe()
@@ -66,7 +66,7 @@ def apart(
     finally:
       os.close(sends)
     try:
-      _order(process, (LIMIT, files, read))
+      _order(process, (read, [(file, _limit(file)) for file in files]))
       yield from _received(stream, process, files[0], kind)
     finally:
       process.kill()
@@ -103,6 +103,12 @@ def _received(
       return
 
 
+def _limit(file: Path) -> float:
+  """Seconds of the processor for one block of a file."""
+  size = file.stat().st_size if file.exists() else 0
+  return min(LIMIT, 30 + size / 1e6)
+
+
 def _ended(code: int, file: Path, kind: str, place: str) -> Exception:
   """What to raise as a process ended without its last word."""
   if code == -signal.SIGKILL:
@@ -112,13 +118,13 @@ def _ended(code: int, file: Path, kind: str, place: str) -> Exception:
     )
   if -code not in _CRASHES:
     how = f"exit status {code}" if code >= 0 else f"signal {-code}"
-    return RuntimeError(
+    return ChildProcessError(
       f"{file}: {place} the process that reads it ended with {how}; what it"
       " said is above."
     )
   how = f"crashed with {signal.Signals(-code).name}"
   if code == -signal.SIGPROF:
-    how = f"did not end within {LIMIT:g} s of computing"
+    how = f"did not end within {_limit(file):.3g} s of computing"
   return ValueError(
     f"{file} cannot be read as {kind}: {place} the library {how}. The file is"
     " damaged; get it again."
@@ -134,23 +140,23 @@ def serve(descriptor: int) -> None:
   for number in (signal.SIGPROF, signal.SIGPIPE):  # it may have been ignored
     signal.signal(number, signal.SIG_DFL)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
-  limit, files, read = pickle.load(sys.stdin.buffer)
+  read, files = pickle.load(sys.stdin.buffer)
   with open(descriptor, "wb") as to:
 
-    def send(what: int, value: Any = None) -> None:
+    def send(limit: float, what: int, value: Any = None) -> None:
       pickle.dump((what, value), to, pickle.HIGHEST_PROTOCOL)
       to.flush()
       signal.setitimer(signal.ITIMER_PROF, limit)
 
     try:
-      for file in files:
-        send(_FILE, file)
+      for file, limit in files:
+        send(limit, _FILE, file)
         for block in read(file):
-          send(_BLOCK, block)
+          send(limit, _BLOCK, block)
     except Exception as error:
-      send(_ERROR, _can_travel(error))
+      send(0, _ERROR, _can_travel(error))
     else:
-      send(_END)
+      send(0, _END)
 
 
 def _can_travel(error: Exception) -> Exception:

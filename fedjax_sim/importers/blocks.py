@@ -106,6 +106,7 @@ def reading(file: Path | str, kind: str) -> Iterator[None]:
     kind: what it should be.
 
   Raises:
+    MemoryError: memory ran out.
     ModuleNotFoundError: the library is missing.
     ValueError: anything else that does not name the file already.
   """
@@ -114,8 +115,13 @@ def reading(file: Path | str, kind: str) -> Iterator[None]:
   except ModuleNotFoundError:
     raise
   except Exception as error:
-    if isinstance(error, ValueError) and str(file) in str(error):
+    if isinstance(error, ValueError | MemoryError) and str(file) in str(error):
       raise
+    if isinstance(error, MemoryError):
+      raise MemoryError(
+        f"{file}: memory ran out: {error}. Split its largest client, or use a"
+        " machine with more."
+      ) from error
     why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     raise ValueError(
       f"{file} cannot be read as {kind}: {why}. It is damaged, or of another"

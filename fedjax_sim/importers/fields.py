@@ -133,9 +133,10 @@ def converted(
     ValueError: it is no number, or does not fit; names the field and a value.
   """
   if values.dtype.kind not in "biuf":
+    how = "text (characters or words), or " if field == "x" else ""
     raise ValueError(
-      f"{where}: field {field!r} holds text; turn it into numbers with text="
-      "'characters' or 'words', or a map of your own, or leave it out."
+      f"{where}: field {field!r} holds text; turn it into numbers with {how}a"
+      " map of your own, or leave it out."
     )
   name = dtype or _NARROW.get(values.dtype.name, values.dtype.name)
   validate.known(f"{where}: field {field!r}: dtype", name, DTYPES)

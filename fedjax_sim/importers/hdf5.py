@@ -45,7 +45,8 @@ def tff_hdf5(
     ModuleNotFoundError: h5py is not installed.
     ValueError: a file is damaged, or not so; names file, client and field.
   """
-  yield from _blocks(path, functools.partial(_tff, fields))
+  wanted = None if fields is None else dict(fields)
+  yield from _blocks(path, functools.partial(_tff, wanted))
 
 
 @source
@@ -161,25 +162,26 @@ def _values(where: str, field: str, parent: Any) -> np.ndarray:
     ValueError: it is none, or has neither numbers nor text.
   """
   h5py = library("h5py", "hdf5")
-  held = _get(where, parent, field)
-  if not isinstance(held, h5py.Dataset) or not held.shape:
-    raise ValueError(
-      f"{where}: {field}: expected an array, one entry an example."
-    )
-  if held.external or held.is_virtual:
-    raise ValueError(
-      f"{where}: {field}: its values are in another file, which is not read;"
-      " store them in this one."
-    )
-  _check_storage(where, field, held)
-  if h5py.check_string_dtype(held.dtype):
-    return np.asarray(held.asstr()[()], object)
-  if held.dtype.kind not in "biuf":
-    raise ValueError(
-      f"{where}: {field}: expected numbers or text, found {held.dtype}."
-    )
-  values: np.ndarray = held[()]
-  return values.astype(values.dtype.newbyteorder("="), copy=False)
+  with reading(f"{where}: {field}", "HDF5"):
+    held = _get(where, parent, field)
+    if not isinstance(held, h5py.Dataset) or not held.shape:
+      raise ValueError(
+        f"{where}: {field}: expected an array, one entry an example."
+      )
+    if held.external or held.is_virtual:
+      raise ValueError(
+        f"{where}: {field}: its values are in another file, which is not read;"
+        " store them in this one."
+      )
+    _check_storage(where, field, held)
+    if h5py.check_string_dtype(held.dtype):
+      return np.asarray(held.asstr()[()], object)
+    if held.dtype.kind not in "biuf":
+      raise ValueError(
+        f"{where}: {field}: expected numbers or text, found {held.dtype}."
+      )
+    values: np.ndarray = held[()]
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _check_storage(where: str, field: str, held: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
@@ -106,11 +107,16 @@ def csv(
           exact = _exact(where, batches, kinds)
           yield from _of_batches(where, exact, client, fields)
         except invalid as error:
-          if "conversion error" not in str(error):
+          found = re.search(
+            r"column #(\d+): (.*conversion error.*)", str(error)
+          )
+          if not found:
             raise
+          name = schema.names[int(found[1])]
           raise ValueError(
-            f"{file}: {error}. What a column holds is taken from its first"
-            " rows, unless dtypes says it: dtypes=x:float32, or x:text."
+            f"{file}: column {name!r}: {found[2]}. What a column holds is"
+            " taken from its first rows, unless its field is named in dtypes as"
+            " float32, say, or text."
           ) from error
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_sim.reporting.atomic import write_atomically
 
 MOST_BARS = 60  # clients whose classes are drawn
+_NAMED = 20  # classes that a legend names
 
 
 def draw_clients(
@@ -33,7 +34,10 @@ def draw_clients(
     OSError: the file cannot be written.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.cm import ScalarMappable
+  from matplotlib.colors import ListedColormap, Normalize
   from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
 
   panels = 1 if counts is None else 2
   figure = Figure(figsize=(5.5 * panels, 4.2), dpi=120)
@@ -44,7 +48,10 @@ def draw_clients(
   most = int(sizes.max())
   bins = np.unique(np.geomspace(1, most + 1, 40).astype(int))
   left.hist(sizes, bins=bins if len(bins) > 1 else 10)
-  left.set_xscale("log" if most > 50 else "linear")
+  if most > 50:
+    left.set_xscale("log")
+  else:
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
   left.set_xlabel("Examples of a client")
   left.set_ylabel("Clients")
   for ax in right:
@@ -54,9 +61,23 @@ def draw_clients(
     base = np.zeros(len(shown))
     for label, color in enumerate(_colors(counts.shape[1])):
       share = shares[order, label]
-      ax.bar(np.arange(len(shown)), share, 1.0, base, color=color)
+      ax.bar(
+        np.arange(len(shown)), share, 1.0, base, color=color, label=str(label)
+      )
       base += share
-    ax.set_xlabel(f"{len(shown):,} clients, by their most frequent class")
+    if counts.shape[1] <= _NAMED:
+      ax.legend(
+        title="Class", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7
+      )
+    else:
+      scale = ScalarMappable(
+        Normalize(-0.5, counts.shape[1] - 0.5),
+        ListedColormap(_colors(counts.shape[1])),
+      )
+      figure.colorbar(scale, ax=ax, label="Class")
+    ax.set_xlabel(
+      f"{len(shown):,} of {len(sizes):,} clients, by their most frequent class"
+    )
     ax.set_ylabel("Share of each class")
     ax.set_xticks([])
     ax.set_ylim(0, 1)
@@ -71,5 +92,5 @@ def _colors(classes: int) -> np.ndarray:
   """A colour of its own for every class, as far as 256 go; RGBA rows."""
   from matplotlib import colormaps
 
-  name = "tab20" if classes <= 20 else "turbo"
+  name = "tab20" if classes <= _NAMED else "turbo"
   return colormaps[name].resampled(classes)(np.arange(classes))

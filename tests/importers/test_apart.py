@@ -76,10 +76,10 @@ def test_gives_what_the_reader_gives(capfd):
   [
     (raises, ValueError, "some.h5: client 'c': no."),
     (raises_oddly, RuntimeError, "Odd: 1 and 2"),
-    (leaves, RuntimeError, "some.h5: .*exit status 3"),
+    (leaves, ChildProcessError, "some.h5: .*exit status 3"),
     (
       functools.partial(dies, signal.SIGTERM),
-      RuntimeError,
+      ChildProcessError,
       "some.h5: after client 'b' .*signal 15",
     ),
     (
@@ -144,7 +144,9 @@ def test_its_time_ends_whatever_it_inherits(monkeypatch, how):
 
 def test_an_interpreter_that_does_not_start(monkeypatch):
   monkeypatch.setattr(sys, "executable", "/bin/false")
-  with pytest.raises(RuntimeError, match="some.h5: before .* exit status 1"):
+  with pytest.raises(
+    ChildProcessError, match="some.h5: before .* exit status 1"
+  ):
     list(blocks(prints))
 
 
