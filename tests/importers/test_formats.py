@@ -534,6 +534,19 @@ def test_parquet_in_blocks_by_what_it_takes_in_memory(tmp_path, monkeypatch):
   assert max(len(block.examples["x"]) for block in source) <= 2**16 // 784
 
 
+def test_damage_of_a_client_names_it_and_the_field(tmp_path):
+  x = np.arange(4000)
+  with h5py.File(tmp_path / "a.h5", "w") as out:
+    out["examples/one/x"] = x
+    out.create_dataset("examples/two/x", data=x, compression="gzip")
+    place, size = out["examples/two/x"].id.get_chunk_info(0)[2:]
+  data = bytearray((tmp_path / "a.h5").read_bytes())
+  data[place + 50 : place + size] = bytes(size - 50)
+  (tmp_path / "a.h5").write_bytes(data)
+  source = importers.tff_hdf5(tmp_path / "a.h5")
+  refused(source, tmp_path, "client 'two': x cannot be read as HDF5")
+
+
 @pytest.mark.parametrize(
   ("text", "fields", "found"),
   [
