@@ -154,8 +154,6 @@ def test_personal_models_are_evaluated_on_their_own_clients():
   [
     (1, 1, [3, 4, 12]),  # bytes a set; a client at a time
     (1, 700, [1, 1, 3]),
-    (1, 840, [1, 1, 1]),
-    (2, 1, [3, 4, 12]),
     (2, 420, [1, 1, 5]),
   ],
 )
