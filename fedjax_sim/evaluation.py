@@ -244,10 +244,11 @@ class EvaluationSet:
     self._personal = personal and algorithm.personal is not None
     work = LocalWork(batch_size=batch_size, shuffle=False)
     self._work = work.fitted(data.sizes)
+    each = sum(x[:1].nbytes for x in data.examples.values())
     self.pieces, self._capacity = in_pieces(
       data,
       self._work,
-      room / sum(x[:1].nbytes for x in data.examples.values()),
+      room / max(1, each),
       lanes=lanes,
       devices=distributed.size(mesh),
     )
