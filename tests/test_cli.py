@@ -401,10 +401,16 @@ def test_a_signal_in_an_import_leaves_nothing(tmp_path, number):
     f"  os.kill(os.getpid(), signal.{number})\n"
   )
   (tmp_path / "a.jsonl").write_text('{"client": 1, "x": 1}')
-  given = ["--format=json_lines", "--train=a.jsonl", "--store=s"]
-  given += ["--map=mine.py:stops"]
+  given = ["data", "import", "--format=json_lines", "--train=a.jsonl"]
+  given += ["--store=s", "--map=mine.py:stops"]
+  code = (
+    "import signal, sys\n"
+    f"signal.signal(signal.{number}, signal.SIG_DFL)\n"  # nohup ignores it
+    "from fedjax_sim import cli\n"
+    f"sys.exit(cli.main({given}))"
+  )
   result = subprocess.run(
-    [sys.executable, "-m", "fedjax_sim", "data", "import", *given],
+    [sys.executable, "-c", code],
     cwd=tmp_path,
     env=os.environ | {"PYTHONPATH": str(ROOT)},
     capture_output=True,
