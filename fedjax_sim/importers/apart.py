@@ -49,7 +49,8 @@ def apart(
     MemoryError: the process was killed.
     ChildProcessError: it ended for a reason that is not the file.
     ValueError: it crashed, or computed for 30 seconds, and one a megabyte of
-      the file, without a block; names file and the last client before.
+      the file, `LIMIT` at most, without a block; names file and the last client
+      before.
     Exception: what `read` raises; where it was is in its notes.
   """
   receives, sends = os.pipe()
