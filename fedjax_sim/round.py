@@ -285,6 +285,7 @@ def make_rounds(
     if transforms:
       finite &= all_finite((update, aux, kept))
     report = algorithm.send(client, report._replace(update=update))
+    finite &= all_finite(report._replace(metrics={}))
 
     status = jnp.select(
       [

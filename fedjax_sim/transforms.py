@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fedjax_sim import validate
 from fedjax_sim.base import HParams, Key, PyTree, Transform
-from fedjax_sim.norms import length
+from fedjax_sim.norms import bounded, length
 from fedjax_sim.optimizers import Optimizer
 from fedjax_sim.quantize import quantize
 
@@ -36,10 +36,10 @@ def clip(norm: float) -> Transform:
   ) -> tuple[PyTree, PyTree, PyTree]:
     del shared, key
     bound = hparams["norm"]
-    norm = length(update)
-    scale = jnp.minimum(1.0, bound / jnp.maximum(norm, 1e-30))
-    clipped = jax.tree.map(lambda u: u * scale.astype(u.dtype), update)
-    return clipped, state, (norm > bound).astype(jnp.float32)
+    cut = jax.tree.map(
+      lambda u, c: c.astype(u.dtype), update, bounded(update, bound)
+    )
+    return cut, state, (length(update) > bound).astype(jnp.float32)
 
   return Transform(name="clip", hparams={"norm": norm}, apply=apply)
 

@@ -12,16 +12,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_sim import validate
 from fedjax_sim.base import Array, HParams, Key, PyTree
-from fedjax_sim.norms import length
+from fedjax_sim.norms import bounded, checked
 from fedjax_sim.privacy import library
 from fedjax_sim.privacy.local import Randomizer
 
-# Sums are rounded: what is scaled down ends a few ulps within the bound.
-_WITHIN = 1 - 8 * float(np.finfo(np.float32).eps)
 # Beyond, float32 knows no difference from no privacy, or from noise alone.
 LEAST_EPSILON, MOST_EPSILON = 1e-3, 1e4
 
@@ -36,22 +33,6 @@ def checked_epsilon(epsilon: float) -> float:
   return validate.real(
     "local_privacy.epsilon", epsilon, least=LEAST_EPSILON, most=MOST_EPSILON
   )
-
-
-def bounded(update: PyTree, norm: Array, bound: Array) -> PyTree:
-  """The update, scaled down such that its norm does not exceed the bound.
-
-  Args:
-    update: leaves of any shape, float.
-    norm: shape=(), its norm, whichever it is.
-    bound: shape=().
-
-  Returns:
-    float32 at least: half precision would round beyond the bound.
-  """
-  scale = jnp.minimum(1, _WITHIN * bound / jnp.maximum(norm, 1e-30))
-  wide = lambda u: u.astype(jnp.promote_types(u.dtype, jnp.float32))
-  return jax.tree.map(lambda u: wide(u) * scale, update)
 
 
 def gaussian(
@@ -183,9 +164,8 @@ def _with_noise(
     update: PyTree, weight: Array, hparams: HParams, key: Key
   ) -> tuple[PyTree, Array]:
     bound, noise = hparams["clip_norm"], hparams[size]
-    leaves, treedef = jax.tree.flatten(
-      bounded(update, length(update, order), bound)
-    )
+    update = checked(bounded(update, bound, order), bound, order)
+    leaves, treedef = jax.tree.flatten(update)
     noisy = [
       leaf
       + (noise * bound).astype(leaf.dtype)
@@ -225,10 +205,9 @@ def clip_only(clip_norm: float, *, per_layer: bool = False) -> Randomizer:
     del key
     bound = hparams["clip_norm"]
     if not per_layer:
-      return bounded(update, length(update), bound), weight
+      return bounded(update, bound), weight
     share = bound / math.sqrt(len(jax.tree.leaves(update)))
-    clip = lambda leaf: bounded(leaf, length(leaf), share)
-    return jax.tree.map(clip, update), weight
+    return jax.tree.map(lambda leaf: bounded(leaf, share), update), weight
 
   hparams = {"clip_norm": checked_norm(clip_norm)}
   return Randomizer(name="clip", hparams=hparams, apply=apply)

@@ -32,7 +32,7 @@ from fedjax_sim.base import (
   PyTree,
   Report,
 )
-from fedjax_sim.norms import clipped, clipped_by_layer, length
+from fedjax_sim.norms import checked, clipped, clipped_by_layer, length
 from fedjax_sim.privacy import noise
 from fedjax_sim.privacy.around import around, inside
 from fedjax_sim.privacy.settings import Central
@@ -153,7 +153,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     one = jnp.ones((), jnp.float32)
     cut = Metric(1 - below.astype(jnp.float32), one)
     return report._replace(
-      update=sent,
+      update=Contribution(*(checked(part, 1.0, order) for part in sent)),
       weight=one,
       statistics=(),
       metrics={**report.metrics, "clipped": cut},

@@ -18,6 +18,7 @@ from jax import lax
 
 from fedjax_sim import validate
 from fedjax_sim.base import Array, HParams, Key, PyTree
+from fedjax_sim.norms import clipped, length
 from fedjax_sim.privacy import discrete_gaussian, library
 from fedjax_sim.privacy.secure import Code
 
@@ -138,9 +139,9 @@ def distributed_gaussian(
   ) -> PyTree:
     del weight
     rounding, noise = jax.random.split(key)
-    unit = _within_unit_ball(
-      jax.tree.map(lambda x: x.astype(jnp.float32) / hparams["clip"], update)
-    )
+    unit = clipped(update, hparams["clip"])
+    short = length(unit) <= 1  # else nothing is sent
+    unit = jax.tree.map(lambda x: jnp.where(short, x, 0), unit)
     steps = round_by_chance(
       rounding, jax.tree.map(lambda x: x * made.scale, unit), made.scale
     )
@@ -199,11 +200,6 @@ def round_by_chance(key: Key, tree: PyTree, scale: float) -> PyTree:
 
 def _squared(leaves: list[Array]) -> Array:
   return sum((jnp.sum(x**2) for x in leaves), jnp.zeros((), jnp.float32))
-
-
-def _within_unit_ball(tree: PyTree) -> PyTree:
-  length = jnp.sqrt(_squared(jax.tree.leaves(tree)))
-  return jax.tree.map(lambda x: x / jnp.maximum(length, 1), tree)
 
 
 def zcdp(

@@ -25,9 +25,10 @@ from jax.flatten_util import ravel_pytree
 
 from fedjax_sim import validate
 from fedjax_sim.base import Array, HParams, Key, PyTree
+from fedjax_sim.norms import MARGIN, clipped
 from fedjax_sim.norms import length as length_of
 from fedjax_sim.privacy import library, scalar
-from fedjax_sim.privacy.additive import bounded, checked_epsilon, checked_norm
+from fedjax_sim.privacy.additive import checked_epsilon, checked_norm
 from fedjax_sim.privacy.local import Randomizer
 
 _STEP = 1 / 16  # of the table's exponents
@@ -84,18 +85,16 @@ def privunit(
     update: PyTree, weight: Array, hparams: HParams, key: Key
   ) -> tuple[PyTree, Array]:
     bound = hparams["clip_norm"]
-    update = bounded(update, length_of(update), bound)
-    length = length_of(update)
-    flat, unflatten = ravel_pytree(update)
+    share_of_bound = length_of(clipped(update, bound))
+    flat, unflatten = ravel_pytree(clipped(update, 0.0))
     # Any direction will do for no update, but there has to be one.
     even = jnp.full_like(flat, 1 / math.sqrt(flat.size))
-    some = length > 0
-    direction = jnp.where(some, flat / jnp.where(some, length, 1), even)
+    direction = jnp.where(jnp.any(flat != 0), flat / (1 - MARGIN), even)
     direction_key, norm_key = jax.random.split(key)
     sent = point(
       direction, cap(flat.size, (1 - share) * epsilon), direction_key
     )
-    told = bound * scalar.randomize(length / bound, law, norm_key)
+    told = bound * scalar.randomize(share_of_bound, law, norm_key)
     return unflatten(told * sent), jnp.ones_like(weight)
 
   return Randomizer(
