@@ -29,8 +29,8 @@ def length(tree: PyTree, order: int = 2) -> Array:
   Returns:
     shape=(), float32, or wider as the tree is; infinite if it does not hold it.
   """
-  _, norm, inverse = _scaled(jax.tree.leaves(tree), order)
-  return _reciprocal(inverse) * norm
+  leaves, inverse = scaled(jax.tree.leaves(tree))
+  return _reciprocal(inverse) * _length(leaves, order)
 
 
 def clipped(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
@@ -41,12 +41,11 @@ def clipped(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
     bound: shape=(); a tree of zeros stays one even with a bound of 0.
     order: 1 or 2; of the norm.
   """
-  leaves, treedef = jax.tree.flatten(tree)
-  scaled, norm, inverse = _scaled(leaves, order)
+  near_one, inverse = scaled(tree)
+  norm = _length(jax.tree.leaves(near_one), order)
   longest = jnp.maximum(norm, bound * inverse)
   scale = (1 - MARGIN) / jnp.maximum(longest, jnp.finfo(jnp.float32).tiny)
-  cut = [(x * scale).astype(jnp.float32) for x in scaled]
-  return jax.tree.unflatten(treedef, cut)
+  return jax.tree.map(lambda x: (x * scale).astype(jnp.float32), near_one)
 
 
 def clipped_by_layer(
@@ -96,25 +95,35 @@ def checked(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
   return jax.tree.map(lambda x: jnp.where(fits, x, jnp.nan), tree)
 
 
-def _scaled(
-  leaves: list[Array], order: int
-) -> tuple[list[Array], Array, Array]:
-  """Return the leaves times a power of two, their norm then, and the power.
+def scaled(tree: PyTree) -> tuple[PyTree, Array]:
+  """Return the tree times a power of two, and that power.
 
   The largest number is below 4 afterwards, and 1 at least unless it was
-  subnormal; then all of them may be flushed to 0, as devices do.
+  subnormal; then all of them may be flushed to 0, as devices do. Squares
+  neither overflow nor get lost, and no direction changes.
+
+  Args:
+    tree: arrays.
+
+  Returns:
+    Leaves of one dtype, float32 or wider; shape=(), of that dtype.
   """
+  leaves, treedef = jax.tree.flatten(tree)
   dtype = jnp.result_type(jnp.float32, *leaves)
   leaves = [x.astype(dtype) for x in leaves]
   largest = jnp.zeros((), dtype)
   for x in leaves:
     largest = jnp.maximum(largest, jnp.max(jnp.abs(x), initial=0))
   inverse = _reciprocal(largest)
-  scaled = [x * inverse for x in leaves]
-  total = jnp.zeros((), dtype)
-  for x in scaled:
+  return jax.tree.unflatten(treedef, [x * inverse for x in leaves]), inverse
+
+
+def _length(leaves: list[Array], order: int) -> Array:
+  """Return the norm of what no square overflows of."""
+  total = jnp.zeros((), jnp.result_type(jnp.float32, *leaves))
+  for x in leaves:
     total += jnp.sum(jnp.abs(x) if order == 1 else x * x)
-  return scaled, total if order == 1 else jnp.sqrt(total), inverse
+  return total if order == 1 else jnp.sqrt(total)
 
 
 def _reciprocal(x: Array) -> Array:

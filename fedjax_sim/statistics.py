@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, PyTree
+from fedjax_sim.norms import length, scaled
 
 
 def gradient_statistics(update: PyTree) -> dict[str, Array]:
@@ -28,12 +29,12 @@ def gradient_statistics(update: PyTree) -> dict[str, Array]:
   ]
   count = sum(x.size for x in leaves)
   mean = -sum(jnp.sum(x) for x in leaves) / count
-  squares = sum(jnp.sum(x**2) for x in leaves)
+  norm = length(update)
   spread = sum(jnp.sum((-x - mean.astype(x.dtype)) ** 2) for x in leaves)
   return {
-    "norm": jnp.sqrt(squares),
+    "norm": norm,
     "mean": mean,
-    "magnitude": jnp.sqrt(squares / count),
+    "magnitude": norm / count**0.5,
     "variance": spread / count,
   }
 
@@ -44,17 +45,7 @@ def cosine(a: PyTree, b: PyTree) -> Array:
   Returns:
     shape=(), float32 at least. No square overflows, or is lost.
   """
-
-  def scaled(tree: PyTree) -> list[Array]:
-    leaves = [
-      x.astype(jnp.promote_types(x.dtype, jnp.float32))
-      for x in jax.tree.leaves(tree)
-      if x.size
-    ]
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
-    return [x / jnp.where(largest > 0, largest, 1) for x in leaves]
-
-  x, y = scaled(a), scaled(b)
+  x, y = (jax.tree.leaves(scaled(tree)[0]) for tree in (a, b))
   dot = lambda u, v: sum(jnp.sum(s * t) for s, t in zip(u, v, strict=True))
   lengths = jnp.sqrt(dot(x, x)) * jnp.sqrt(dot(y, y))
   known = lengths > 0

@@ -1,5 +1,7 @@
 """Norms and clipping, against double precision."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_sim.norms import clipped, clipped_by_layer, length
+from fedjax_sim import transforms
+from fedjax_sim.norms import bounded, clipped, clipped_by_layer, length
+from fedjax_sim.privacy.words import guessed
+from fedjax_sim.statistics import cosine, gradient_statistics
 from problems import flat
 
 
@@ -78,3 +83,59 @@ def test_zeros_stay_zeros_whatever_the_bound(order):
 def test_more_than_float32_holds(x64):
   cut = clipped({"w": np.array([1e300, 1.0])}, 1.0)["w"]
   np.testing.assert_allclose(cut, [1.0, 0.0], rtol=1e-4)
+
+
+# --- rows of a vmap, where compilers multiply by reciprocals ------------------
+
+SIZES = [1e-36, 1.0, 2.0**125, 2.0**126, 1.5e38]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_of_any_size(size):
+  """Each row of a vmap has its own size; the largest is finite."""
+  rng = np.random.default_rng(0)
+  rows = rng.uniform(0.5, 1, (3, 5)) * rng.choice([-1, 1], (3, 5))
+  tree = {"w": (size * rows).astype(np.float32)}
+  exact_ = np.linalg.norm(tree["w"].astype(np.float64), axis=1)
+  tree["w"][2] = 0
+  exact_[2] = 0
+  tiny = 1e-37  # devices may flush what is smaller
+  np.testing.assert_allclose(
+    jax.vmap(length)(tree), exact_.astype(np.float32), rtol=1e-6, atol=tiny
+  )
+  for bound in (1e-3, 1.0, 1e30):
+    short = np.minimum(exact_, bound)
+    cut = jax.jit(jax.vmap(lambda t, b=bound: bounded(t, b)))(tree)["w"]
+    found = np.linalg.norm(np.asarray(cut, np.float64), axis=1)
+    assert np.all(found <= bound)
+    np.testing.assert_allclose(found, short, rtol=1e-5, atol=tiny)
+    clip = functools.partial(
+      transforms.clip(1.0).apply,
+      shared=(),
+      state=(),
+      hparams={"norm": bound},
+      key=jax.random.key(0),
+    )
+    cut, _, _ = jax.jit(jax.vmap(clip, out_axes=(0, None, 0)))(tree)
+    found = np.asarray(cut["w"], np.float64)
+    np.testing.assert_allclose(
+      np.linalg.norm(found, axis=1), short, rtol=1e-5, atol=tiny
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_directions_of_any_size(size):
+  one, other = np.float32([[1, 0], [1, 1]]), np.float32([[1, 0], [0, 1]])
+  found = jax.jit(jax.vmap(cosine))(
+    np.float32(size) * one, np.float32(size) * other
+  )
+  np.testing.assert_allclose(found, [1, 0.5**0.5], rtol=1e-6)
+  seen = jax.jit(jax.vmap(gradient_statistics))(
+    np.float32(size) * np.float32([[1, 0], [0.5, 0.5]])
+  )
+  np.testing.assert_allclose(
+    seen["norm"], np.float32(size) * np.float32([1, 0.5**0.5]), rtol=1e-6
+  )
+  rows = np.float32(size) * np.float32([[[0, 0], [1, 0.5], [0.6, 0.6]]] * 2)
+  words = jax.jit(jax.vmap(guessed))(rows, np.array([1, 2]))
+  np.testing.assert_array_equal(words, [[0, 1, 0], [0, 1, 1]])

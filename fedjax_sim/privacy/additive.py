@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fedjax_sim import validate
 from fedjax_sim.base import Array, HParams, Key, PyTree
 from fedjax_sim.norms import bounded, checked
-from fedjax_sim.privacy import library
+from fedjax_sim.privacy import draws, library
 from fedjax_sim.privacy.local import Randomizer
 
 # Beyond, float32 knows no difference from no privacy, or from noise alone.
@@ -83,7 +83,7 @@ def gaussian(
   return Randomizer(
     name="gaussian",
     hparams={"clip_norm": checked_norm(clip_norm), "stddev": stddev, **weights},
-    apply=_with_noise("stddev", 2, jax.random.normal),
+    apply=_with_noise("stddev", 2, draws.normal),
     multiplier=stddev / longest,
     delta=delta,
   )
@@ -119,7 +119,7 @@ def laplace(
   return Randomizer(
     name="laplace",
     hparams={"clip_norm": checked_norm(clip_norm), "scale": scale, **weights},
-    apply=_with_noise("scale", 1, jax.random.laplace),
+    apply=_with_noise("scale", 1, draws.laplace),
     epsilon=epsilon,
   )
 

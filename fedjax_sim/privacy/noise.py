@@ -8,15 +8,15 @@ simulations, and hides nothing from somebody who sees the sum's last bits.
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fedjax_sim.base import Array, Key, PyTree
-from fedjax_sim.privacy import library
+from fedjax_sim.privacy import draws
 from fedjax_sim.privacy.factorization import Strategy
 
 MOST_AT_ONCE = 2**20
@@ -53,7 +53,7 @@ def noised(
 ) -> tuple[PyTree, PyTree]:
   """A round's sum with Gaussian noise: X + C^-1 Z, row by row.
 
-  By `jax_privacy.noise_addition` (arXiv 2506.08201, section 4.4).
+  C^-1 is multiplied by in a stream (arXiv 2506.08201, section 4.4).
 
   Args:
     strategy: C; None: the identity.
@@ -65,27 +65,16 @@ def noised(
   Returns:
     The noisy sum, in float32 at least, and the state for the next round.
   """
-  addition = library("jax_privacy.noise_addition")
-  make = addition.gaussian_privatizer
+  wide, restored = _at_once(total)
+  drawn = _times(stddev, _drawn(draws.normal, draws.normal_apart, key, wide))
   if strategy is not None:
-    make = functools.partial(
-      addition.matrix_factorization_privatizer, strategy.noising
-    )
-  privatizer = make(
-    stddev=jnp.asarray(stddev, jnp.float32), prng_key=key, dtype=jnp.float32
-  )
-  # In a GPU's TF32 it would not be C's inverse; and the library broadcasts.
-  with (
-    jax.default_matmul_precision("highest"),
-    jax.numpy_rank_promotion("allow"),
-  ):
-    wide = _wide(total)
-    if not _few(wide):
-      noisy, (_, state) = privatizer.update(wide, (key, state))
-      return noisy, state
-    flat, unflatten = ravel_pytree(wide)
-    noisy, (_, state) = privatizer.update(flat, (key, state))
-    return unflatten(noisy), state
+    # In a GPU's TF32 it would not be C's inverse; and the library broadcasts.
+    with (
+      jax.default_matmul_precision("highest"),
+      jax.numpy_rank_promotion("allow"),
+    ):
+      drawn, state = strategy.noising.multiply_next(drawn, state)
+  return restored(jax.tree.map(jnp.add, wide, drawn)), state
 
 
 def laplace(scale: Array | float, key: Key, total: PyTree) -> PyTree:
@@ -100,20 +89,46 @@ def laplace(scale: Array | float, key: Key, total: PyTree) -> PyTree:
   Returns:
     The noisy sum, in float32 at least.
   """
-  wide = _wide(total)
-  if _few(wide):
-    flat, unflatten = ravel_pytree(wide)
-    draw = jax.random.laplace(key, flat.shape, jnp.float32)
-    return unflatten(flat + jnp.asarray(scale, jnp.float32) * draw)
-  leaves, treedef = jax.tree.flatten(wide)
-  factor = jnp.asarray(scale, jnp.float32)
-  noisy = [
-    leaf
-    + factor
-    * jax.random.laplace(jax.random.fold_in(key, i), leaf.shape, jnp.float32)
-    for i, leaf in enumerate(leaves)
+  wide, restored = _at_once(total)
+  drawn = _times(scale, _drawn(draws.laplace, draws.laplace, key, wide))
+  return restored(jax.tree.map(jnp.add, wide, drawn))
+
+
+def _at_once(total: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+  """Return the sum as noise is added to it, and what undoes that.
+
+  Where all of it is drawn at once it is one vector.
+  """
+  wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  tree = jax.tree.map(wide, total)
+  return ravel_pytree(tree) if _few(tree) else (tree, lambda same: same)
+
+
+def _drawn(
+  draw: Callable[[Key, tuple[int, ...]], Array],
+  apart: Callable[[Key, tuple[int, ...]], Array],
+  key: Key,
+  like: PyTree,
+) -> PyTree:
+  """Return draws of the tree's shapes, each leaf by a key of its own.
+
+  Args:
+    draw: (key, shape) -> numbers.
+    apart: the same, where a leaf may be in pieces on several devices.
+    key: of all of them.
+    like: from `_at_once`.
+  """
+  leaves, treedef = jax.tree.flatten(like)
+  how = draw if _few(like) else apart
+  each = [
+    how(jax.random.fold_in(key, i), x.shape) for i, x in enumerate(leaves)
   ]
-  return jax.tree.unflatten(treedef, noisy)
+  return jax.tree.unflatten(treedef, each)
+
+
+def _times(factor: Array | float, tree: PyTree) -> PyTree:
+  factor = jnp.asarray(factor, jnp.float32)
+  return jax.tree.map(lambda x: factor * x, tree)
 
 
 def _few(tree: PyTree) -> bool:
@@ -124,8 +139,3 @@ def _few(tree: PyTree) -> bool:
   """
   sizes = [math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree)]
   return 0 < sum(sizes) <= MOST_AT_ONCE
-
-
-def _wide(tree: PyTree) -> PyTree:
-  wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  return jax.tree.map(wide, tree)

@@ -27,7 +27,7 @@ from fedjax_sim import validate
 from fedjax_sim.base import Array, HParams, Key, PyTree
 from fedjax_sim.norms import MARGIN, clipped
 from fedjax_sim.norms import length as length_of
-from fedjax_sim.privacy import library, scalar
+from fedjax_sim.privacy import draws, library, scalar
 from fedjax_sim.privacy.additive import checked_epsilon, checked_norm
 from fedjax_sim.privacy.local import Randomizer
 
@@ -117,7 +117,7 @@ def point(direction: Array, law: Cap, key: Key) -> Array:
     shape=(d,); all have the same length, 1 / `law.mean`.
   """
   normal_key, exponent_key, forget_key = jax.random.split(key, 3)
-  normal = jax.random.normal(normal_key, direction.shape, direction.dtype)
+  normal = draws.normal(normal_key, direction.shape, direction.dtype)
   inner = jnp.vdot(normal, direction)
   across = normal - inner * direction
   across -= jnp.vdot(across, direction) * direction  # what rounding left of it

@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array
+from fedjax_sim.norms import scaled
 
 
 def words_in(ids: Array, mask: Array, size: int) -> Array:
@@ -49,9 +50,7 @@ def guessed(rows: Array, count: Array) -> Array:
   Returns:
     shape=(size,), bool; fewer than `count` if fewer rows changed.
   """
-  largest = jnp.max(jnp.abs(rows))
-  scaled = rows / jnp.where(largest > 0, largest, 1)  # no square underflows
-  changed = jnp.sum(scaled.astype(jnp.float32) ** 2, axis=1).at[0].set(0)
+  changed = jnp.sum(scaled(rows)[0] ** 2, axis=1).at[0].set(0)
   order = jnp.argsort(-changed)
   rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
   return (rank < count) & (changed > 0)

@@ -18,7 +18,6 @@ from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.norms import MARGIN
 from fedjax_sim.privacy.additive import gaussian, laplace
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.distributed_gaussian import distributed_gaussian
@@ -97,7 +96,7 @@ def linear(dtype):
 
 @functools.cache
 def released(norm, lanes, dtype):
-  """A compiled round: (clients, DIM) updates -> the sum in units of the norm."""
+  """A compiled round: (clients, DIM) updates -> their sum over the norm."""
   task = linear(dtype)
   inner = recorded(fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform"))
   algorithm, aggregator = inner, aggregators.sum_()

@@ -1,0 +1,150 @@
+"""Normal and Laplace numbers with tails, from 64 random bits each.
+
+`jax.random.normal` inverts a distribution function at 23 random bits: nothing
+it gives is beyond 5.42, and `jax.random.laplace` ends at 16.6. A sum to which
+such noise is added betrays, with a probability that no delta below it allows,
+that it cannot have come from a neighbor. Here the logarithm of a uniform number
+of 64 bits, exact near 0 and near 1, gives an exponential one of up to 45: the
+radius of two normal numbers (Box and Muller 1958, "A note on the generation of
+random normal deviates"), which reach 9.49, or the magnitude of a Laplace one.
+
+What is beyond has the probability 2^-64; `gaussian_exposure` and
+`laplace_exposure` bound what it shows. The numbers are rounded to the dtype, as
+is the sum that they are added to, and whoever sees its last bits may learn from
+them (Mironov 2012, "On significance of the least significant bits for
+differential privacy"): this is noise for simulations.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.base import Array, Key
+
+BEYOND = 2.0**-64  # probability of what a radius, or a magnitude, leaves out
+MAGNITUDE = -math.log(BEYOND)  # which is beyond so many scales
+RADIUS = math.sqrt(2 * MAGNITUDE)  # or beyond so many standard deviations
+
+
+def normal(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+  """Return independent standard normal numbers.
+
+  Args:
+    key: of these draws.
+    shape: of the result.
+    dtype: float32 or wider.
+  """
+  size = math.prod(shape)
+  both = _normal_pair(key, ((size + 1) // 2,), dtype)
+  return jnp.concatenate(both)[:size].reshape(shape)
+
+
+def normal_apart(
+  key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> Array:
+  """Return the same from twice as many bits, and reshape nothing.
+
+  So an array in pieces, on several devices, stays in pieces.
+  """
+  return _normal_pair(key, shape, dtype)[0]
+
+
+def _normal_pair(
+  key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> tuple[Array, Array]:
+  """Return two arrays of independent standard normal numbers."""
+  high, low, turn = jax.random.bits(key, (3, *shape), jnp.uint32)
+  radius = jnp.sqrt(2 * exponential(high, low, dtype))
+  # An eighth of a turn, where both series end early and lose no digits near 0;
+  # the three upper bits say which eighth.
+  angle = (turn & (2**29 - 1)).astype(dtype) * (math.pi / 4 * 2.0**-29)
+  square = angle * angle
+  sine, cosine = angle * _series(square, 1), _series(square, 0)
+  swapped = (turn >> 29) & 1 == 1
+  one, other = (
+    jnp.where(swapped, sine, cosine),
+    jnp.where(swapped, cosine, sine),
+  )
+  sign = lambda bit: jnp.where((turn >> bit) & 1 == 1, -radius, radius)
+  return sign(30) * one, sign(31) * other
+
+
+def laplace(
+  key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> Array:
+  """Return independent Laplace numbers of scale 1.
+
+  Args:
+    key: of these draws.
+    shape: of the result.
+    dtype: float32 or wider.
+  """
+  high, low, coin = jax.random.bits(key, (3, *shape), jnp.uint32)
+  magnitude = exponential(high, low, dtype)
+  return jnp.where(coin >> 31 == 1, -magnitude, magnitude)
+
+
+def exponential(high: Array, low: Array, dtype: Any = jnp.float32) -> Array:
+  """Return -log((bits + 1/2) / 2^64), with all digits that the dtype has.
+
+  Args:
+    high: uint32, the upper half of 64 random bits.
+    low: uint32, the lower half.
+    dtype: float32 or wider.
+
+  Returns:
+    From 2^-65 to 65 log 2.
+  """
+  upper = high >> 31 == 1  # then 1 - u is what can be told exactly
+  high, low = (jnp.where(upper, ~x, x) for x in (high, low))
+  u = high.astype(dtype) * 2.0**-32 + (low.astype(dtype) + 0.5) * 2.0**-64
+  return -jnp.where(upper, jnp.log1p(-u), jnp.log(u))
+
+
+def _series(square: Array, first: int) -> Array:
+  """Return cos x, or sin(x) / x if `first` is 1, for x^2 up to (pi / 4)^2."""
+  terms = 6 if square.dtype == jnp.float32 else 11
+  result = jnp.ones_like(square)
+  for i in range(2 * terms + first, first, -2):
+    result = 1 - square / (i * (i - 1)) * result
+  return result
+
+
+def gaussian_exposure(sensitivity: float, coordinates: int) -> float:
+  """Return a bound of how often Gaussian noise betrays a client by its end.
+
+  Of the pairs of coordinates that are moved by a_p, in standard deviations,
+  each is told by a chance of exp(-(R - a_p)^2 / 2) at most to be beyond the
+  `RADIUS` R that a neighbor's noise would have had. Pairs with R a_p <= 1 add
+  e 2^-64 each; of others there are at most (R `sensitivity`)^2.
+
+  Args:
+    sensitivity: how far one client can move all of the release, in L2 and in
+      standard deviations of the noise.
+    coordinates: of the release.
+  """
+  if sensitivity >= RADIUS:
+    return 1.0
+  many = math.e * BEYOND * (coordinates + 1) / 2
+  far = math.exp(-((RADIUS - sensitivity) ** 2) / 2)
+  return min(1.0, many + (RADIUS * sensitivity) ** 2 * far)
+
+
+def laplace_exposure(sensitivity: float, coordinates: int) -> float:
+  """Return the same bound of Laplace noise.
+
+  Each coordinate that is moved by a_i scales is told by a chance of
+  2^-64 exp(a_i), which is convex.
+
+  Args:
+    sensitivity: how far one client can move all of the release, in L1 and in
+      scales of the noise.
+    coordinates: of the release.
+  """
+  if sensitivity >= MAGNITUDE:
+    return 1.0
+  return min(1.0, BEYOND * (coordinates - 1 + math.exp(sensitivity)))
