@@ -187,7 +187,7 @@ def check(aggregator: Aggregator, update: PyTree) -> None:
     hparams = jax.tree.map(lambda _: shape(), aggregator.hparams)
     seats: Any = count
     key: Any = jax.eval_shape(lambda: jax.random.key(0))
-    told = (Roll(key, seats, hparams),)
+    told = (Roll(key, seats, hparams, key),)
     place = shape(lanes, dtype=jnp.int32), *told
   part = "init"
   try:

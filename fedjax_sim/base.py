@@ -47,8 +47,25 @@ def key_for(seed: Array | int, purpose: Purpose, *indices: Array | int) -> Key:
     purpose: what the key is for.
     *indices: shape=() integers, such as the round and the client's id.
   """
-  key = jax.random.fold_in(jax.random.key(seed), int(purpose))
-  for index in indices:
+  return _folded(jax.random.key(seed), purpose, *indices)
+
+
+def noise_key_for(
+  noise_seed: Array, purpose: Purpose, *indices: Array | int
+) -> Key:
+  """Return the key of private noise, which no seed of the run determines.
+
+  Args:
+    noise_seed: shape=(2,), uint32; 64 random bits.
+    purpose: who draws the noise: `SERVER`, `CLIENT` or `AGGREGATION`.
+    *indices: as of `key_for`.
+  """
+  root = jax.random.wrap_key_data(noise_seed, impl="threefry2x32")
+  return _folded(root, purpose, *indices)
+
+
+def _folded(key: Key, purpose: Purpose, *indices: Array | int) -> Key:
+  for index in (int(purpose), *indices):
     key = jax.random.fold_in(key, index)
   return key
 
@@ -212,6 +229,7 @@ class Client(NamedTuple):
     num_steps: shape=(passes,), int32; local steps of each pass.
     round: shape=(), int32.
     key: its own key in this round; the keys of steps are derived from it.
+    noise_key: its own key of private noise in this round (`noise_key_for`).
   """
 
   message: PyTree
@@ -223,6 +241,7 @@ class Client(NamedTuple):
   num_steps: Array
   round: Array
   key: Key
+  noise_key: Key
 
 
 class Report(NamedTuple):
@@ -295,6 +314,7 @@ class Context(NamedTuple):
     hparams: as in `Client`.
     round: shape=(), int32.
     key: the server's key in this round.
+    noise_key: its key of private noise in this round (`noise_key_for`).
     num_clients: the population's size.
     server_data: the server's own examples, field -> (examples, ...), as the
       model gets them; None: it has none.
@@ -303,6 +323,7 @@ class Context(NamedTuple):
   hparams: HParams
   round: Array
   key: Key
+  noise_key: Key
   num_clients: int
   server_data: Examples | None = None
 
@@ -394,6 +415,7 @@ class Algorithm(NamedTuple):
       round; None: it does not.
     told: (server state, hparams) -> name -> shape=(); numbers of the state that
       every round's metrics show.
+    draws_noise: private noise is drawn from a `noise_key`.
     release: what accountants have to know of it. `apply` is called whoever is
       left of a cohort, and takes the plain sum of the updates. None: it is not
       private.
@@ -418,6 +440,7 @@ class Algorithm(NamedTuple):
   uses_server_data: bool = False
   log_weight: Callable[[PyTree, HParams], Array] | None = None
   told: Callable[[PyTree, HParams], dict[str, Array]] = lambda *_: {}
+  draws_noise: bool = False
   release: Release | None = None
 
 
@@ -462,11 +485,13 @@ class Roll(NamedTuple):
     seats: shape=(), int32; the clients of the cohort, whatever becomes of
       them. In the order of their ids they have the seats 0, 1, ...
     hparams: `Aggregator.hparams`, traced.
+    noise_key: the aggregator's key of private noise (`noise_key_for`).
   """
 
   key: Key
   seats: Array
   hparams: HParams
+  noise_key: Key
 
 
 class Aggregator(NamedTuple):
@@ -495,6 +520,7 @@ class Aggregator(NamedTuple):
       seats, shape=(lanes,), int32; those of empty lanes are not below
       `Roll.seats`. Seats do not depend on lanes or devices.
     hparams: default numeric hyper-parameters, told in the `Roll`.
+    draws_noise: private noise is drawn from `Roll.noise_key`.
   """
 
   init: Callable[[PyTree, int], PyTree]
@@ -506,3 +532,4 @@ class Aggregator(NamedTuple):
   weighted_mean: bool = False
   keyed: bool = False
   hparams: HParams = {}
+  draws_noise: bool = False

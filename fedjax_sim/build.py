@@ -625,6 +625,7 @@ def build(config: ConfigDict) -> Experiment:
         aggregator=build_aggregator(config, drawn, data),
         transforms=transforms.from_config(chain),
         seed=config.seed,
+        noise_seed=config.privacy.noise_seed,
         runtime=speed,
         schedules=build_schedules(config, algorithm, task),
         best_metric=server.best_metric,

@@ -148,6 +148,7 @@ def default_config() -> ConfigDict:
   config.privacy.noise_cohort_size = placeholder(int)
   config.privacy.population = placeholder(int)
   config.privacy.canaries = placeholder(int)
+  config.privacy.noise_seed = placeholder(int)  # None: fresh entropy
 
   config.leakage = ConfigDict()  # what clients' updates give away
   config.leakage.statistic = placeholder(str)  # None: it is not measured
@@ -240,7 +241,11 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
   return validate.differences(x, y)
 
 
-_SEEDS = ("seed", "data.seed")  # they have bounds of their own
+_SEEDS = (
+  "seed",
+  "data.seed",
+  "privacy.noise_seed",
+)  # they have bounds of their own
 MOST_WHOLE = 2**31 - 1
 
 

@@ -110,6 +110,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "bytes a client and round": f"{down:,} down, {up:,} up"
     + (", before transforms" if simulator.transforms else ""),
     "privacy": _privacy(simulator, rounds),
+    "noise": simulator.noise_origin,
     "privacy budget": experiment.budget_end,
     "local privacy": experiment.local_guarantee,
     "secure noise": experiment.secure_noise,

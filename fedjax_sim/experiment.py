@@ -470,6 +470,7 @@ def _sum_up(
       "params_digest": digest,
       "rounds": rounds,
       "seed": simulator.seed,
+      "noise_seed": simulator.noise_seed,
       "parameters": simulator.num_parameters,
       "wall_seconds": totals.wall_seconds,
       "phase_seconds": totals.phase_seconds,
@@ -491,6 +492,8 @@ def _sum_up(
     if simulator.ledger is not None:
       summary["privacy"] = simulator.ledger.facts(rounds)
       summary["privacy_told"] = simulator.ledger.describe(rounds)
+    if simulator.noise_origin:
+      summary["privacy_noise"] = simulator.noise_origin
     if experiment.budget_end:
       summary["privacy_budget"] = experiment.budget_end
     if audited is not None:
@@ -625,6 +628,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     simulated = "privacy/simulated_epsilon" in summary
     told = summary["privacy_told"]
     facts["privacy, simulated" if simulated else "privacy"] = told
+  if "privacy_noise" in summary:
+    facts["noise"] = summary["privacy_noise"]
   if "privacy_budget" in summary:
     facts["privacy budget"] = summary["privacy_budget"]
   if "local_privacy" in summary:

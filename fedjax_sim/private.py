@@ -67,6 +67,7 @@ def build_privacy(
     validate.known("config: field", f"privacy.{field}", known)
   given = {k: v for k, v in config.privacy.items() if v is not None}
   name = given.pop("mechanism", None)
+  _check_noise_seed(config, name, given.pop("noise_seed", None))
   if name is None:
     for field, value in given.items():
       raise ValueError(
@@ -138,6 +139,19 @@ def build_privacy(
     )
     settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
   return central(algorithm, settings), budget
+
+
+def _check_noise_seed(
+  config: ConfigDict, mechanism: str | None, seed: int | None
+) -> None:
+  """Refuses a seed of noise that nobody draws."""
+  others = config.local_privacy.mechanism, config.secure.noise_multiplier
+  if seed is not None and not any([mechanism, *others]):
+    raise ValueError(
+      f"privacy.noise_seed={seed}: there is no noise; set privacy.mechanism,"
+      " local_privacy.mechanism or secure.noise_multiplier, or unset it by"
+      " --config.privacy.noise_seed=None."
+    )
 
 
 def _check_effect(given: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ def state_spec(shapes: RunState, mesh: Mesh) -> RunState:
   return RunState(
     round=whole,
     seed=whole,
+    noise_seed=whole,
     server=pieces(shapes.server),
     clients=distributed.in_pieces(shapes.clients, mesh, AXIS),
     shared=pieces(shapes.shared),

@@ -45,6 +45,7 @@ from fedjax_sim.base import (
   Roll,
   Transform,
   key_for,
+  noise_key_for,
 )
 from fedjax_sim.client_log import Entry
 from fedjax_sim.cohort import Cohort
@@ -69,6 +70,7 @@ class RunState(NamedTuple):
   Attributes:
     round: shape=(), int32; rounds done.
     seed: shape=(), uint32.
+    noise_seed: shape=(2,), uint32; the 64 bits that private noise comes from.
     server: the algorithm's server state.
     clients: the table of what clients keep: leaves (rows, ...), a row a client
       (and padding to a multiple of the devices).
@@ -78,6 +80,7 @@ class RunState(NamedTuple):
 
   round: Array
   seed: Array
+  noise_seed: Array
   server: PyTree
   clients: PyTree
   shared: PyTree
@@ -144,6 +147,7 @@ class _Given(NamedTuple):
   hparams: HParams
   round: Array
   seed: Array
+  noise_seed: Array
   roll: Roll | tuple[()] = ()  # of a keyed aggregator
 
 
@@ -252,7 +256,7 @@ def make_rounds(
     data: Mapping[str, Examples],
     orders: Sequence[Array],
   ) -> _Outcome:
-    message, shared, hparams, round_, seed, _ = given
+    message, shared, hparams, round_, seed, noise_seed, _ = given
     own, transform_states = row.state
     ident = jnp.maximum(row.client, 0)
     client = Client(
@@ -265,6 +269,7 @@ def make_rounds(
       num_steps=row.num_steps,
       round=round_,
       key=key_for(seed, Purpose.CLIENT, round_, ident),
+      noise_key=noise_key_for(noise_seed, Purpose.CLIENT, round_, ident),
     )
     with jax.named_scope("local_training"):
       report = run_client(algorithm, client, row.start, walks, data, orders)
@@ -466,7 +471,8 @@ def make_rounds(
     if aggregator.keyed:
       seat, seats = _seats(cohort, mesh)
       key = key_for(state.seed, Purpose.AGGREGATION, state.round)
-      roll = Roll(key, seats, hparams["aggregator"])
+      noise = noise_key_for(state.noise_seed, Purpose.AGGREGATION, state.round)
+      roll = Roll(key, seats, hparams["aggregator"], noise)
     broadcast = jax.named_scope("broadcast")(algorithm.broadcast)
     given = _Given(
       message=stage(state.round, lambda: broadcast(state.server)),
@@ -474,6 +480,7 @@ def make_rounds(
       hparams=hparams,
       round=state.round,
       seed=state.seed,
+      noise_seed=state.noise_seed,
       roll=roll,
     )
     rows = jnp.maximum(cohort.client, 0)
@@ -502,6 +509,7 @@ def make_rounds(
         hparams=hparams,
         round=state.round,
         key=key_for(state.seed, Purpose.SERVER, state.round),
+        noise_key=noise_key_for(state.noise_seed, Purpose.SERVER, state.round),
         num_clients=num_clients,
         server_data=None if server_data is None else prepare(server_data),
       )
@@ -524,6 +532,7 @@ def make_rounds(
     new = RunState(
       round=state.round + 1,
       seed=state.seed,
+      noise_seed=state.noise_seed,
       server=server,
       clients=_write_rows(state.clients, cohort.client, kept),
       shared=shared,

@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,6 +110,9 @@ class Simulator:
     aggregator: how updates become one.
     transforms: what happens to a client's update, in order.
     seed: the run's seed, 0 to 2**32 - 1.
+    noise_seed: what private noise comes from, 0 to 2**32 - 1. Who knows it can
+      take the noise off: fix it in simulations alone. None: 64 bits of the
+      operating system's entropy, new for every `init`, which the state keeps.
     runtime: how fast it goes.
     schedules: hyper-parameter, such as `client.learning_rate` -> what
       multiplies it: a `Schedule`, or a function of the rounds done.
@@ -133,6 +137,7 @@ class Simulator:
   aggregator: Aggregator = aggregators.weighted_mean()
   transforms: Sequence[Transform] = ()
   seed: int = 0
+  noise_seed: int | None = None
   runtime: Runtime = Runtime()
   schedules: Mapping[str, Schedule | Callable[[Any], Any]] = dataclasses.field(
     default_factory=dict
@@ -144,6 +149,8 @@ class Simulator:
 
   def __post_init__(self) -> None:
     validate.whole("seed", self.seed, least=0, most=2**32 - 1)
+    if self.noise_seed is not None:
+      validate.whole("noise_seed", self.noise_seed, least=0, most=2**32 - 1)
     validate.boolean("log_clients", self.log_clients)
     validate.boolean("server.fall_back", self.fall_back)
     if self.best_metric is not None:
@@ -499,7 +506,9 @@ class Simulator:
 
   # --- state -----------------------------------------------------------------
 
-  def _init(self, seed: jax.Array, hparams: HParams) -> RunState:
+  def _init(
+    self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
+  ) -> RunState:
     server = self.algorithm.init(key_for(seed, Purpose.INIT), hparams)
     params = self.algorithm.variables(server).params
     own = hparams["transforms"]
@@ -514,6 +523,7 @@ class Simulator:
     return RunState(
       round=jnp.zeros((), jnp.int32),
       seed=seed,
+      noise_seed=noise_seed,
       server=server,
       clients=table,
       shared=shared,
@@ -535,7 +545,36 @@ class Simulator:
       ValueError: `checked` refuses something.
     """
     _ = self.checked
-    return self._jitted_init(np.uint32(self.seed), self._traced(hparams))
+    return self._jitted_init(
+      np.uint32(self.seed), self._noise_words(), self._traced(hparams)
+    )
+
+  @property
+  def draws_noise(self) -> bool:
+    """Whether any private noise is drawn."""
+    return self.algorithm.draws_noise or self.joined_by.draws_noise
+
+  @property
+  def noise_origin(self) -> str:
+    """Where private noise comes from, for summaries; "" without any."""
+    if not self.draws_noise:
+      return ""
+    if self.noise_seed is None:
+      return (
+        "from fresh entropy, which the checkpoints keep: who has them can"
+        " take the noise off"
+      )
+    return (
+      f"simulation only: whoever knows noise_seed={self.noise_seed} can take"
+      " the noise off"
+    )
+
+  def _noise_words(self) -> np.ndarray:
+    """`RunState.noise_seed` of a run that begins; 0 where nothing draws it."""
+    bits = self.noise_seed or 0
+    if self.noise_seed is None and self.draws_noise:
+      bits = processes.from_first(lambda: secrets.randbits(64))
+    return np.array([bits >> 32, bits & 0xFFFFFFFF], np.uint32)
 
   @property
   def _table_rows(self) -> int:
@@ -580,7 +619,10 @@ class Simulator:
   def state_shapes(self) -> RunState:
     """Shapes and dtypes of a state."""
     shapes: RunState = jax.eval_shape(
-      self._init, np.uint32(self.seed), self._traced(None)
+      self._init,
+      np.uint32(self.seed),
+      np.zeros(2, np.uint32),
+      self._traced(None),
     )
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
       if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):

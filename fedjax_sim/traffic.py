@@ -16,6 +16,7 @@ from fedjax_sim.base import (
   PyTree,
   Report,
   key_for,
+  noise_key_for,
 )
 from fedjax_sim.round import RunState
 
@@ -64,6 +65,7 @@ def _begin(
     num_steps=jnp.zeros((len(algorithm.passes),), jnp.int32),
     round=zero,
     key=key_for(0, Purpose.CLIENT),
+    noise_key=noise_key_for(jnp.zeros(2, jnp.uint32), Purpose.CLIENT),
   )
   carries: tuple[PyTree, ...] = ()
   for walked in algorithm.passes:

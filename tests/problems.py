@@ -99,6 +99,7 @@ def make_simulator(
     aggregator=aggregator or aggregators.weighted_mean(),
     transforms=transforms,
     seed=seed,
+    noise_seed=seed,
     runtime=Runtime(
       lanes=lanes,
       devices=devices,

@@ -7,6 +7,7 @@ as large as the longest distance of two such vectors asks for.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -21,6 +22,8 @@ from fedjax_sim.privacy.local import Randomizer
 
 # Beyond, float32 knows no difference from no privacy, or from noise alone.
 LEAST_EPSILON, MOST_EPSILON = 1e-3, 1e4
+# With more, the ends of Laplace noise betray more often than that.
+MOST_LAPLACE, LAPLACE_DELTA = 18.0, 1e-11
 
 
 def checked_norm(clip_norm: float) -> float:
@@ -78,7 +81,7 @@ def gaussian(
     )
   if epsilon is not None:
     calibrated = library("dp_accounting").get_sigma_gaussian
-    stddev = longest * calibrated(checked_epsilon(epsilon), delta)
+    stddev = longest * calibrated(checked_epsilon(epsilon), draws.KEPT * delta)
   stddev = validate.real("local_privacy.stddev", stddev, least=1e-6, most=1e6)
   return Randomizer(
     name="gaussian",
@@ -86,6 +89,7 @@ def gaussian(
     apply=_with_noise("stddev", 2, draws.normal),
     multiplier=stddev / longest,
     delta=delta,
+    exposure=functools.partial(draws.gaussian_exposure, longest / stddev),
   )
 
 
@@ -100,11 +104,12 @@ def laplace(
   """Laplace noise on the update, clipped in L1, and on the weight.
 
   Two reports are at most 2 + `weight_scale` apart in L1; noise of that over
-  epsilon gives epsilon with delta 0 (Dwork et al. 2006).
+  epsilon gives epsilon with delta 0 (Dwork et al. 2006). No generator has noise
+  without an end: that of `draws` costs a delta of `LAPLACE_DELTA` a report.
 
   Args:
     clip_norm: longest L1 norm of an update.
-    epsilon: of a report.
+    epsilon: of a report, at most `MOST_LAPLACE`.
     max_weight: as of `gaussian`, as are the next two.
     min_weight: least weight that is sent.
     weight_scale: how much the weight counts.
@@ -113,7 +118,9 @@ def laplace(
     TypeError, ValueError: a number is out of range, or a weight's field is
       given without `max_weight`.
   """
-  epsilon = checked_epsilon(epsilon)
+  epsilon = validate.real(
+    "local_privacy.epsilon", epsilon, least=LEAST_EPSILON, most=MOST_LAPLACE
+  )
   weights = _weights(max_weight, min_weight, weight_scale)
   scale = (2 + weights.get("weight_scale", 0)) / epsilon
   return Randomizer(
@@ -121,6 +128,8 @@ def laplace(
     hparams={"clip_norm": checked_norm(clip_norm), "scale": scale, **weights},
     apply=_with_noise("scale", 1, draws.laplace),
     epsilon=epsilon,
+    delta=LAPLACE_DELTA,
+    exposure=functools.partial(draws.laplace_exposure, epsilon),
   )
 
 

@@ -78,8 +78,8 @@ class Message(NamedTuple):
 def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   """The algorithm, private for its clients.
 
-  The noise of a round is a function of the run's seed and the round alone, and
-  the same on every device. It is floating-point noise from JAX's generator:
+  The noise of a round is a function of the run's noise seed and the round
+  alone, and the same on every device. It is floating-point noise (`draws`):
   right for a simulation, not for data that need protection.
 
   Args:
@@ -186,9 +186,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     numbers = context.hparams["privacy"]
     total = planted(state, aggregate.update, context)
     multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
-    keys = [
-      jax.random.fold_in(context.key, _TAG + i) for i in range(len(total))
-    ]
+    keys = [jax.random.fold_in(context.noise_key, i) for i in range(len(total))]
     if settings.strategy is None:
       update, memory = noisy(of_update * multiplier, keys[0], total.update), ()
     else:
@@ -245,6 +243,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       audited=canaries
       and (lambda state: (state.audit.scores, canaries.included(state.audit)))
     ),
+    draws_noise=True,
     weighted_mean=True,
     log_weight=None,
     hparams={**algorithm.hparams, "privacy": settings.hparams},

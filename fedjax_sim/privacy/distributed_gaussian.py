@@ -159,7 +159,7 @@ def distributed_gaussian(
     step = hparams["clip"] / (made.scale * (clients if mean else 1))
     return jax.tree.map(lambda x: x.astype(jnp.float32) * step, sums)
 
-  return Code(made.clients, bits, encode, decode, {"clip": norm})
+  return Code(made.clients, bits, encode, decode, {"clip": norm}, True)
 
 
 def round_by_chance(key: Key, tree: PyTree, scale: float) -> PyTree:

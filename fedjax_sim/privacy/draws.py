@@ -24,7 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.base import Array, Key
+from fedjax_sim.privacy import library
 
+KEPT = 0.999  # of a delta, for mechanisms; a thousandth is the generator's
 BEYOND = 2.0**-64  # probability of what a radius, or a magnitude, leaves out
 MAGNITUDE = -math.log(BEYOND)  # which is beyond so many scales
 RADIUS = math.sqrt(2 * MAGNITUDE)  # or beyond so many standard deviations
@@ -117,21 +119,25 @@ def _series(square: Array, first: int) -> Array:
 def gaussian_exposure(sensitivity: float, coordinates: int) -> float:
   """Return a bound of how often Gaussian noise betrays a client by its end.
 
-  Of the pairs of coordinates that are moved by a_p, in standard deviations,
-  each is told by a chance of exp(-(R - a_p)^2 / 2) at most to be beyond the
-  `RADIUS` R that a neighbor's noise would have had. Pairs with R a_p <= 1 add
-  e 2^-64 each; of others there are at most (R `sensitivity`)^2.
+  A pair of coordinates that a client moves by a, in standard deviations, is
+  beyond the `RADIUS` that a neighbor's noise would have had with the tail of a
+  noncentral chi-squared law. That is convex in a^2 (each of the central laws
+  of which it is a Poisson mixture adds more than the one before, far out in
+  the tail), so a client betrays most if it moves one pair alone.
 
   Args:
     sensitivity: how far one client can move all of the release, in L2 and in
       standard deviations of the noise.
     coordinates: of the release.
+
+  Raises:
+    ImportError: the extra `privacy` is missing.
   """
-  if sensitivity >= RADIUS:
+  if sensitivity >= 6:  # no noise to speak of; not convex for ever
     return 1.0
-  many = math.e * BEYOND * (coordinates + 1) / 2
-  far = math.exp(-((RADIUS - sensitivity) ** 2) / 2)
-  return min(1.0, many + (RADIUS * sensitivity) ** 2 * far)
+  law = library("scipy.stats").ncx2
+  moved = float(law.sf(RADIUS**2, 2, sensitivity**2)) if sensitivity else BEYOND
+  return min(1.0, moved + BEYOND * (coordinates - 1) / 2)
 
 
 def laplace_exposure(sensitivity: float, coordinates: int) -> float:

@@ -25,11 +25,9 @@ from fedjax_sim.base import (
   PyTree,
   Report,
 )
-from fedjax_sim.privacy import library
+from fedjax_sim.privacy import draws, library
 from fedjax_sim.privacy.accounting import rounded_up
 from fedjax_sim.traffic import report_shapes
-
-_TAG = 0x6C6F6361  # of the key: no number that an algorithm would fold in
 
 
 class Randomizer(NamedTuple):
@@ -44,9 +42,12 @@ class Randomizer(NamedTuple):
     apply: (update, weight, hparams, key) -> (update, weight) as they are sent.
     multiplier: of Gaussian noise, its standard deviation over the longest
       distance of two reports; None: it is another mechanism.
-    epsilon: of another mechanism, which keeps it with delta 0; None: there is
-      no guarantee.
-    delta: of one report.
+    epsilon: of another mechanism, which keeps it with delta 0 but for the ends
+      of its noise; None: there is no guarantee.
+    delta: of one report. A thousandth of that of Gaussian noise, and all that
+      another mechanism has, is for the ends of the noise.
+    exposure: numbers of a report -> how often its noise betrays by its end what
+      no neighbor would have sent (`draws`); None: it has no end.
   """
 
   name: str
@@ -55,6 +56,7 @@ class Randomizer(NamedTuple):
   multiplier: float | None = None
   epsilon: float | None = None
   delta: float = 0.0
+  exposure: Callable[[int], float] | None = None
 
 
 def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
@@ -103,22 +105,39 @@ def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
           f"{owner} covers a client's update and weight, and {source} makes it"
           f" send {part}, too; {unset} {source.partition('.')[0]}."
         )
+    _check_ends(randomizer, report.update)
     return server
 
   def send(client: Client, report: Report) -> Report:
     report = algorithm.send(client, report)
-    key = jax.random.fold_in(client.key, _TAG)
     hparams = client.hparams["local_privacy"]
     update, weight = randomizer.apply(
-      report.update, report.weight, hparams, key
+      report.update, report.weight, hparams, client.noise_key
     )
     return report._replace(update=update, weight=weight, values={})
 
   return algorithm._replace(
     init=init,
     send=send,
+    draws_noise=True,
     hparams={**algorithm.hparams, "local_privacy": randomizer.hparams},
   )
+
+
+def _check_ends(randomizer: Randomizer, update: PyTree) -> None:
+  """Refuses a delta that is too small for the ends of the noise."""
+  if randomizer.exposure is None:
+    return
+  numbers = 1 + sum(math.prod(x.shape) for x in jax.tree.leaves(update))
+  needed = randomizer.exposure(numbers)
+  if randomizer.multiplier is not None:
+    needed /= 1 - draws.KEPT
+  if needed > randomizer.delta:
+    raise ValueError(
+      f"local_privacy.delta={randomizer.delta:g}: noise on {numbers} numbers"
+      " that is made of finitely many bits betrays by its end more often than"
+      f" that; give at least {needed:.2g}, or more noise."
+    )
 
 
 def guarantee(randomizer: Randomizer) -> tuple[float, float]:
@@ -144,7 +163,8 @@ def composed(
     delta: at which delta; None: that of one report.
 
   Returns:
-    Epsilon; infinite without a guarantee.
+    Epsilon; infinite without a guarantee, and at a delta that is too small for
+    the ends of the noise.
 
   Raises:
     TypeError, ValueError: a number is out of range.
@@ -152,14 +172,28 @@ def composed(
   """
   validate.whole("reports", reports)
   if delta is None:
-    delta = randomizer.delta
+    delta = default_delta(randomizer, reports)
   delta = validate.real("delta", delta, least=0, below=1)
   if randomizer.multiplier is not None:
     gaussian = library("dp_accounting").get_epsilon_gaussian
-    return float(gaussian(randomizer.multiplier / math.sqrt(reports), delta))
+    multiplier = randomizer.multiplier / math.sqrt(reports)
+    return float(gaussian(multiplier, draws.KEPT * delta))
   if randomizer.epsilon is None:
     return math.inf
-  return _responses(randomizer.epsilon, reports, delta)
+  left = delta - reports * randomizer.delta
+  if left < 0:
+    return math.inf
+  return _responses(randomizer.epsilon, reports, left)
+
+
+def default_delta(randomizer: Randomizer, reports: int) -> float:
+  """Return the delta at which so many reports are told, if no other is given.
+
+  That of one report; but the ends of noise without another delta add up.
+  """
+  if randomizer.multiplier is not None:
+    return randomizer.delta
+  return reports * randomizer.delta
 
 
 def _responses(epsilon: float, reports: int, delta: float) -> float:
@@ -194,7 +228,7 @@ def sentence(
   one, own = guarantee(randomizer)
   if math.isinf(one):
     return f"none, {randomizer.name} alone guarantees nothing"
-  delta = own if delta is None else delta
+  delta = default_delta(randomizer, reports) if delta is None else delta
   many = composed(randomizer, reports, delta)
   return (
     f"epsilon {rounded_up(one):g} at delta {own:.15g} for a report, epsilon"

@@ -38,6 +38,7 @@ class Code(NamedTuple):
       absent client gives may be anything.
     decode: (sum of messages, leaves int32, hparams) -> update, in float32.
     hparams: default numeric hyper-parameters.
+    draws_noise: `encode` adds private noise.
   """
 
   clients: int
@@ -45,6 +46,7 @@ class Code(NamedTuple):
   encode: Callable[[PyTree, Array, Key, HParams], PyTree]
   decode: Callable[[PyTree, HParams], PyTree]
   hparams: HParams
+  draws_noise: bool = False
 
 
 class Received(NamedTuple):
@@ -89,7 +91,8 @@ def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
   validate.real("secure.dropout", dropout, least=0, most=1)
 
   def encode(update: PyTree, weight: Array, seat: Array, roll: Roll) -> PyTree:
-    key = jax.random.fold_in(jax.random.fold_in(roll.key, _ENCODE), seat)
+    key = roll.noise_key if code.draws_noise else roll.key
+    key = jax.random.fold_in(jax.random.fold_in(key, _ENCODE), seat)
     return code.encode(update, weight, key, roll.hparams)
 
   def init(update: PyTree, capacity: int) -> Received:
@@ -144,6 +147,7 @@ def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
     finish,
     keyed=True,
     hparams={**code.hparams, "dropout": float(dropout)},
+    draws_noise=code.draws_noise,
   )
 
 

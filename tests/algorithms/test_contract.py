@@ -27,6 +27,7 @@ from fedjax_sim.base import (
   Task,
   Variables,
   key_for,
+  noise_key_for,
 )
 from fedjax_sim.cohort import at_round
 from fedjax_sim.data import with_few_labels
@@ -280,6 +281,7 @@ def by_hand(simulator, state):
       num_steps=jnp.asarray(plan.num_steps[where]),
       round=jnp.int32(0),
       key=key_for(simulator.seed, Purpose.CLIENT, 0, ident),
+      noise_key=noise_key_for(state.noise_seed, Purpose.CLIENT, 0, ident),
     )
     carries: tuple[Any, ...] = ()
     for p, walked in enumerate(algorithm.passes):
@@ -322,6 +324,7 @@ def by_hand(simulator, state):
     hparams=hparams,
     round=jnp.int32(0),
     key=key_for(simulator.seed, Purpose.SERVER, 0),
+    noise_key=noise_key_for(state.noise_seed, Purpose.SERVER, 0),
     num_clients=simulator.num_clients,
     server_data=jax.tree.map(jnp.asarray, simulator.data.server),
   )

@@ -143,7 +143,8 @@ def applied(counts, *, seed=0, **options):
     clients=jnp.int32(1),
     members=nobody,
   )
-  context = Context(hparams, jnp.int32(0), jax.random.key(seed), 1)
+  key = jax.random.key(seed)
+  context = Context(hparams, jnp.int32(0), key, key, 1)
   server = algorithm.init(jax.random.key(0), hparams)
   after = algorithm.apply(server, aggregate, context)
   return start, np.asarray(after.variables.params["centroids"])

@@ -100,6 +100,7 @@ def run_with_canaries(multiplier, claimed, seed, canaries=500):
     sampler=sampler,
     work=LocalWork(batch_size=1),
     seed=seed,
+    noise_seed=seed,
     budget=Budget(delta=DELTA),
   )
   state = train(simulator, 1)

@@ -137,9 +137,9 @@ def test_vmapped_seeds_get_different_noise():
   data = quadratic_data(np.zeros((4, 500)))
   simulator = make_simulator(task, algorithm, data, work=ONE_STEP)
   planned = simulator.plan(0, 1)
-  states = jax.vmap(lambda seed: simulator.init()._replace(seed=seed))(
-    jnp.arange(2, dtype=jnp.uint32)
-  )
+  states = jax.vmap(
+    lambda noise_seed: simulator.init()._replace(noise_seed=noise_seed)
+  )(jnp.array([[0, 0], [0, 1]], jnp.uint32))
   traced = simulator._traced(None)
 
   def after(state):

@@ -41,6 +41,7 @@ def roll_of(aggregator, seats=SEATS, key=0, **hparams):
     jax.random.key(key),
     jnp.int32(seats),
     jax.tree.map(jnp.float32, numbers),
+    jax.random.key(key),
   )
 
 
@@ -62,7 +63,7 @@ def received(aggregator, rows, weights, present, roll):
 @pytest.mark.parametrize("seats", [1, 2, 3, 7, 40])
 @pytest.mark.parametrize("half", [1, 2, 4])
 def test_the_masks_of_all_add_up_to_nothing(seats, half):
-  roll = Roll(jax.random.key(0), jnp.int32(seats), {})
+  roll = Roll(jax.random.key(0), jnp.int32(seats), {}, jax.random.key(0))
   like = {"w": jnp.zeros((SIZE,)), "b": jnp.zeros(())}
   mask = lambda seat: secure.client_mask(roll, like, seat, half)
   masks = jax.vmap(mask)(jnp.arange(seats, dtype=jnp.int32))
