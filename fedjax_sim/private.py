@@ -145,8 +145,11 @@ def _check_noise_seed(
   config: ConfigDict, mechanism: str | None, seed: int | None
 ) -> None:
   """Refuses a seed of noise that nobody draws."""
+  if seed is None:
+    return
+  validate.whole("privacy.noise_seed", seed, least=0, most=2**32 - 1)
   others = config.local_privacy.mechanism, config.secure.noise_multiplier
-  if seed is not None and not any([mechanism, *others]):
+  if not any([mechanism, *others]):
     raise ValueError(
       f"privacy.noise_seed={seed}: there is no noise; set privacy.mechanism,"
       " local_privacy.mechanism or secure.noise_multiplier, or unset it by"

@@ -122,6 +122,7 @@ BOOL = [
 ZERO = {
   "seed",
   "data.seed",
+  "privacy.noise_seed",
   "data.unseen_clients",
   "data.heldout_fraction",
   "data.random_label_clients",
