@@ -151,8 +151,8 @@ def mean_loss(
   """The masked mean loss of a batch, ready for `jax.value_and_grad`.
 
   Returns:
-    The loss, shape=(), and (buffers, `Metric` of the summed loss). A batch
-    without weight has loss 0, not NaN.
+    The loss, shape=(), and (buffers, `Metric` of the summed loss), in float32
+    at least. A batch without weight has loss 0, not NaN.
   """
   value, weight, buffers = task.loss(variables, batch.examples, key)
   _check_per_example("Task.loss: value", value, batch.mask)
@@ -162,6 +162,7 @@ def mean_loss(
       f"Task.loss: value has dtype {jnp.result_type(value)}, which has no"
       " gradient; give floats."
     )
+  value, weight = in_float32((value, weight))
   weight = jnp.where(batch.mask, weight, 0)
   total = jnp.sum(jnp.where(weight > 0, value * weight, 0))
   count = jnp.sum(weight)
@@ -175,13 +176,28 @@ def sum_metrics(
   """The task's metrics, summed over a batch without its padding.
 
   Returns:
-    name -> `Metric`, shape=().
+    name -> `Metric`, shape=(), float32 at least.
   """
   metrics = task.metrics(variables, batch.examples)
   for name, metric in metrics.items():
     for part, array in metric._asdict().items():
       _check_per_example(f"Task.metrics: {part} of {name!r}", array, batch.mask)
-  return jax.tree.map(lambda x: jnp.sum(jnp.where(batch.mask, x, 0)), metrics)
+  return jax.tree.map(
+    lambda x: jnp.sum(jnp.where(batch.mask, x, 0)), in_float32(metrics)
+  )
+
+
+def in_float32(tree: PyTree) -> PyTree:
+  """Return the arrays in float32 at least, since sums in less lose too much.
+
+  float16 ends at 65,504, bfloat16 has 8 bits, and int32 wraps around.
+  """
+  return jax.tree.map(
+    lambda x: jnp.asarray(
+      x, jnp.promote_types(jnp.result_type(x), jnp.float32)
+    ),
+    tree,
+  )
 
 
 def _check_per_example(what: str, array: Array, mask: Array) -> None:
