@@ -36,6 +36,7 @@ from fedjax_sim.cohort import Capacity, Cohort
 from fedjax_sim.compensated import Total
 from fedjax_sim.data import FederatedData, Prepare, as_stored
 from fedjax_sim.data.federated import take
+from fedjax_sim.returned import PERCENTILES
 from fedjax_sim.round import RunState
 from fedjax_sim.walk import (
   COHORT_SPEC,
@@ -45,8 +46,6 @@ from fedjax_sim.walk import (
   read_batch,
 )
 from fedjax_sim.work import LocalWork
-
-PERCENTILES = (10, 50, 90)
 
 
 class ClientMetrics(NamedTuple):

@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import aggregators, client_log, compensated
+from fedjax_sim import aggregators, client_log, compensated, returned
 from fedjax_sim.base import (
   Aggregate,
   Aggregator,
@@ -269,6 +269,7 @@ def make_rounds(
     )
     with jax.named_scope("local_training"):
       report = run_client(algorithm, client, row.start, walks, data, orders)
+    returned.metrics("Report.metrics", report.metrics)
     report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
     finite = all_finite(report._replace(metrics={}))
 
