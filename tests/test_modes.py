@@ -1,4 +1,4 @@
-"""Training modes, and parameters that are not trained, of every kind of task."""
+"""Training modes, and parameters that are not trained, of all tasks."""
 
 import warnings
 
