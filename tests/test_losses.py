@@ -295,6 +295,17 @@ def test_names_of_what_clients_report_are_refused_too():
     simulator.trace()
 
 
+def test_numbers_of_an_algorithm_replace_no_others():
+  task = made("nnx", CLASSES)
+  plain = fedavg(task, sgd(0.1), sgd(1.0))
+  named = plain._replace(
+    told=lambda server, hparams: {"train/loss": jnp.ones(())}
+  )
+  simulator = make_simulator(task, named, DATA)
+  with pytest.raises(ValueError, match=r"Algorithm\.told .*'train/loss'"):
+    simulator.dispatch(simulator.init(), simulator.plan(0, 1))
+
+
 @pytest.mark.parametrize(
   ("dtype", "text"),
   [("int32", "model.frozen=('table',)"), ("complex64", "w[0] + 1j * w[1]")],
