@@ -26,7 +26,7 @@ from fedjax_sim.base import (
   Task,
   Variables,
 )
-from fedjax_sim.local import LocalState
+from fedjax_sim.local import LocalState, metric
 from fedjax_sim.optimizers import Optimizer
 from fedjax_sim.statistics import gradient_statistics
 
@@ -140,5 +140,5 @@ def dga(
 
 def training_loss(carry: LocalState) -> Array:
   """The training loss over a client's local steps, shape=(); 0 without any."""
-  total, weight = carry.loss
+  total, weight = metric(carry.loss)
   return total / jnp.where(weight > 0, weight, 1)

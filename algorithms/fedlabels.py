@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim import base as contract
-from fedjax_sim import validate
+from fedjax_sim import compensated, validate
 from fedjax_sim.algorithms.fedavg import ServerState, fedavg
 from fedjax_sim.augment import augment
 from fedjax_sim.base import (
@@ -47,12 +47,8 @@ from fedjax_sim.base import (
   Task,
   Variables,
 )
-from fedjax_sim.local import (
-  LocalState,
-  add_metrics,
-  difference,
-  zero_metric,
-)
+from fedjax_sim.compensated import Total
+from fedjax_sim.local import LocalState, difference, metric, zero_metric
 from fedjax_sim.optimizers import Optimizer, descend
 
 
@@ -70,7 +66,7 @@ class Unlabelled(NamedTuple):
   buffers: PyTree
   optimizer: PyTree
   supervised: Variables  # what the labelled examples made
-  pseudo: Metric  # how many examples got a pseudo label, of how many
+  pseudo: Total  # how many examples got a pseudo label, of how many
 
 
 class PseudoLabels(NamedTuple):
@@ -256,7 +252,9 @@ def fedlabels(
       count = jnp.sum(labelled & pseudo.agree)
       consistency = jnp.sum(same * divergence) / jnp.maximum(count, 1)
       squares = jax.tree.map(
-        lambda a, b: jnp.mean((a - b) ** 2), params, received
+        lambda a, b: jnp.mean(contract.in_float32(a - b) ** 2),
+        params,
+        received,
       )
       distance = jax.tree.reduce(jnp.add, squares)
       total = hparams["unsup_weight"] * value
@@ -275,7 +273,7 @@ def fedlabels(
     kept = jax.tree.map(lambda a, b: jnp.where(some, a, b), trained, carry)
     count = jnp.sum(labelled, dtype=jnp.float32)
     pseudo_count = Metric(count, jnp.zeros_like(count))
-    return kept._replace(pseudo=add_metrics(carry.pseudo, pseudo_count))
+    return kept._replace(pseudo=compensated.add(carry.pseudo, pseudo_count))
 
   def step(
     client: Client, carry: Unlabelled, batch: Batch, key: Key
@@ -286,7 +284,8 @@ def fedlabels(
       lambda: carry,
     )
     seen = jnp.sum(batch.mask, dtype=jnp.float32)
-    pseudo = add_metrics(carry.pseudo, Metric(jnp.zeros_like(seen), seen))
+    shown = Metric(jnp.zeros_like(seen), seen)
+    pseudo = compensated.add(carry.pseudo, shown)
     return carry._replace(pseudo=pseudo)
 
   def finish(client: Client, first: LocalState, second: Unlabelled) -> Report:
@@ -298,7 +297,7 @@ def fedlabels(
       weight=jnp.ones((), jnp.float32),
       buffers=Pair(first.buffers, _times(count, second.buffers)),
       statistics=count,
-      metrics={**report.metrics, "pseudo_labels": second.pseudo},
+      metrics={**report.metrics, "pseudo_labels": metric(second.pseudo)},
     )
 
   def send(client: Client, report: Report) -> Report:

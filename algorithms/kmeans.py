@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import base, optimizers, validate
+from fedjax_sim import base, compensated, optimizers, validate
 from fedjax_sim.base import (
   Aggregate,
   Algorithm,
@@ -30,14 +30,14 @@ from fedjax_sim.base import (
   Context,
   HParams,
   Key,
-  Metric,
   Pass,
   PyTree,
   Report,
   Task,
   Variables,
 )
-from fedjax_sim.local import WEIGHTINGS, add_metrics, zero_metric
+from fedjax_sim.compensated import Total
+from fedjax_sim.local import WEIGHTINGS, metric, zero_metric
 from fedjax_sim.optimizers import Optimizer, descend
 
 EMPTY = ("keep", "split")
@@ -109,14 +109,14 @@ def kmeans(
     optimizer = server_optimizer.build(hparams["server"])
     return KMeansState(variables, optimizer.init(variables.params))
 
-  def start(client: Client) -> tuple[Clusters, Metric]:
+  def start(client: Client) -> tuple[Total, Total]:
     centroids = client.message.params["centroids"]
-    counts = jnp.zeros(len(centroids), centroids.dtype)
-    return Clusters(jnp.zeros_like(centroids), counts), zero_metric()
+    clusters = Clusters(centroids, centroids[:, 0])
+    return compensated.zeros(clusters), zero_metric()
 
   def step(
-    client: Client, carry: tuple[Clusters, Metric], batch: Batch, key: Key
-  ) -> tuple[Clusters, Metric]:
+    client: Client, carry: tuple[Total, Total], batch: Batch, key: Key
+  ) -> tuple[Total, Total]:
     clusters, total = carry
     variables = client.message
     _, (_, loss) = base.mean_loss(task, variables, batch, key)
@@ -126,18 +126,18 @@ def kmeans(
     own &= batch.mask[:, None]
     x = batch.examples["x"].reshape(len(nearest), -1)
     gaps = x[:, None] - centroids[None]
-    gaps = jnp.sum(jnp.where(own[..., None], gaps, 0), axis=0)
-    new = Clusters(gaps, jnp.sum(own, axis=0, dtype=clusters.counts.dtype))
-    return jax.tree.map(jnp.add, clusters, new), add_metrics(total, loss)
+    gaps = base.in_float32(jnp.where(own[..., None], gaps, 0))
+    new = Clusters(jnp.sum(gaps, axis=0), jnp.sum(own, axis=0))
+    return compensated.add(clusters, new), compensated.add(total, loss)
 
-  def finish(client: Client, carry: tuple[Clusters, Metric]) -> Report:
-    (gaps, counts), total = carry
+  def finish(client: Client, carry: tuple[Total, Total]) -> Report:
+    gaps, counts = compensated.rounded(carry[0])
     examples = jnp.maximum(jnp.sum(counts), 1)
     worth = client.hparams["count_weight"].astype(counts.dtype)
     return Report(
       update=Clusters(gaps / examples, worth * counts / examples),
       weight=weigh(client),
-      metrics={"loss": total},
+      metrics={"loss": metric(carry[1])},
     )
 
   def apply(

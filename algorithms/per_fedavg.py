@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import base as contract
-from fedjax_sim import validate
+from fedjax_sim import compensated, validate
 from fedjax_sim.algorithms.fedavg import ServerState, fedavg
 from fedjax_sim.base import (
   Algorithm,
@@ -36,7 +36,7 @@ from fedjax_sim.base import (
   Task,
   Variables,
 )
-from fedjax_sim.local import LocalState, add_metrics
+from fedjax_sim.local import LocalState
 from fedjax_sim.optimizers import Optimizer, descend
 
 
@@ -125,7 +125,7 @@ def per_fedavg(
     params, state = descend(
       client_optimizer.build(client.hparams["client"]), slope, state, params
     )
-    shared = LocalState(params, buffers, state, add_metrics(total, seen))
+    shared = LocalState(params, buffers, state, compensated.add(total, seen))
     return Carry(shared, kept, jnp.zeros((), bool))
 
   def finish(client: Client, carry: Carry) -> Report:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
   from fedjax_sim.data import FederatedData, FederatedDataset, make_dataset
   from fedjax_sim.distributed import setup
   from fedjax_sim.optimizers import Optimizer, optimizer
+  from fedjax_sim.prediction import predict
   from fedjax_sim.round import RunState
   from fedjax_sim.runtime import Runtime
   from fedjax_sim.sampling import Sampler
@@ -55,6 +56,7 @@ __all__ = [
   "make_dataset",
   "nnx_task",
   "optimizer",
+  "predict",
   "setup",
 ]
 
@@ -79,6 +81,7 @@ _HOME = {
   "make_dataset": "fedjax_sim.data",
   "nnx_task": "fedjax_sim.tasks",
   "optimizer": "fedjax_sim.optimizers",
+  "predict": "fedjax_sim.prediction",
   "setup": "fedjax_sim.distributed",
 }
 

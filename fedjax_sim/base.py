@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim import returned
+
 PyTree = Any
 Array = jax.Array
 Key = jax.Array  # a typed key, shape=()
@@ -148,9 +150,9 @@ class Task(NamedTuple):
     higher_is_better: metric -> whether more of it is better; a metric that is
       missing here has no direction, and cannot choose the best model or a rate.
       It may name metrics that the task lacks.
-    hparams: name -> float; default numbers that `loss` takes. Examples that
-      are trained on have each as one more field, shape=(batch,); a schedule
-      may change them.
+    hparams: name -> float; default numbers that `loss` takes. Examples have
+      each as one more field, shape=(batch,); in training a schedule may change
+      them.
   """
 
   init: Callable[[Key], Variables]
@@ -168,17 +170,13 @@ def mean_loss(
   """The masked mean loss of a batch, ready for `jax.value_and_grad`.
 
   Returns:
-    The loss, shape=(), and (buffers, `Metric` of the summed loss). A batch
-    without weight has loss 0, not NaN.
+    The loss, shape=(), and (buffers, `Metric` of the summed loss), in float32
+    at least. A batch without weight has loss 0, not NaN.
   """
-  value, weight, buffers = task.loss(variables, batch.examples, key)
-  _check_per_example("Task.loss: value", value, batch.mask)
-  _check_per_example("Task.loss: weight", weight, batch.mask)
-  if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-    raise TypeError(
-      f"Task.loss: value has dtype {jnp.result_type(value)}, which has no"
-      " gradient; give floats."
-    )
+  made = task.loss(variables, batch.examples, key)
+  size, before = batch.mask.shape, variables.buffers
+  value, weight, buffers = returned.loss(made, size, before)
+  value, weight = in_float32((value, weight))
   weight = jnp.where(batch.mask, weight, 0)
   total = jnp.sum(jnp.where(weight > 0, value * weight, 0))
   count = jnp.sum(weight)
@@ -192,22 +190,22 @@ def sum_metrics(
   """The task's metrics, summed over a batch without its padding.
 
   Returns:
-    name -> `Metric`, shape=().
+    name -> `Metric`, shape=(), float32 at least.
   """
-  metrics = task.metrics(variables, batch.examples)
-  for name, metric in metrics.items():
-    for part, array in metric._asdict().items():
-      _check_per_example(f"Task.metrics: {part} of {name!r}", array, batch.mask)
+  size = batch.mask.shape
+  numbers = {k: jnp.full(size, x) for k, x in task.hparams.items()}
+  made = task.metrics(variables, {**batch.examples, **numbers})
+  metrics = in_float32(returned.metrics("Task.metrics", made, size))
   return jax.tree.map(lambda x: jnp.sum(jnp.where(batch.mask, x, 0)), metrics)
 
 
-def _check_per_example(what: str, array: Array, mask: Array) -> None:
-  """Refuses what would broadcast against the mask of padding."""
-  if jnp.shape(array) != jnp.shape(mask):
-    raise ValueError(
-      f"{what} has shape {jnp.shape(array)}; give one number an example,"
-      f" shape {jnp.shape(mask)}."
-    )
+def in_float32(tree: PyTree) -> PyTree:
+  """Return the arrays in float32 at least, since sums in less lose too much.
+
+  float16 ends at 65,504, bfloat16 has 8 bits, and int32 wraps around.
+  """
+  wide = lambda x: jnp.promote_types(jnp.result_type(x), jnp.float32)
+  return jax.tree.map(lambda x: jnp.asarray(x, wide(x)), tree)
 
 
 # --- the algorithm: how clients train and the server reacts -------------------

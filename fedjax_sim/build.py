@@ -44,6 +44,7 @@ from fedjax_sim.data import (
   with_server_data,
 )
 from fedjax_sim.freezing import with_frozen
+from fedjax_sim.further_metrics import with_metrics
 from fedjax_sim.models import MODELS
 from fedjax_sim.optimizers import (
   OPTIMIZERS,
@@ -289,7 +290,7 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
     task = tasks.with_compute_dtype(task, dtype)
   if section.metrics is not None:
     load = functools.partial(references.load, "model.metrics")
-    task = tasks.with_metrics(task, [load(x) for x in section.metrics])
+    task = with_metrics(task, [load(x) for x in section.metrics])
   return tasks.with_remat(task) if config.runtime.remat else task
 
 

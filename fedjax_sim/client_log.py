@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim.base import Array, PyTree, Report
+from fedjax_sim.base import Array, PyTree, Report, in_float32
 from fedjax_sim.statistics import cosine, gradient_statistics
 
 
@@ -37,7 +37,8 @@ def entry(report: Report, update: PyTree) -> Entry:
     update: as transformed, whatever `Algorithm.send` makes of it.
   """
   seen = gradient_statistics(update)
-  means = {name: m.total / m.weight for name, m in report.metrics.items()}
+  sums = in_float32(report.metrics)
+  means = {name: m.total / m.weight for name, m in sums.items()}
   return Entry(
     update,
     {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -160,17 +160,28 @@ def _row(
   row["bytes_up"] = traffic.up * (clients + rejected)
   for name, value in metrics.scheduled.items():
     row[name.replace(".", "/")] = float(value)
-  row |= {name: float(value) for name, value in metrics.told.items()}
+  for name, value in metrics.told.items():
+    _put(row, name, value, "Algorithm.told")
   for name in chain:
     aux = metrics.aux[name]
     seen = aux if isinstance(aux, Mapping) else {"aux": aux}
     for key, value in seen.items():
       if isinstance(value, np.generic):  # a single number
-        row[f"{name}/{key}"] = float(value)
+        _put(row, f"{name}/{key}", value, f"the transform {name!r}")
     if "bytes" in seen:  # of several in the chain the last one counts
       each = traffic.up - traffic.update + float(seen["bytes"])
       row["bytes_up"] = round(each * (clients + rejected))
   return row
+
+
+def _put(row: Row, name: str, value: Any, owner: str) -> None:
+  """Adds a number to a row; none that is there already gives way to it."""
+  if not name or name in row:
+    raise ValueError(
+      f"{owner} tells a number {name!r}, and every round has one of that name,"
+      " or it is empty; rename it."
+    )
+  row[name] = float(value)
 
 
 def _failure(

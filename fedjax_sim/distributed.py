@@ -52,10 +52,20 @@ def setup(cpu_devices: int | None = None) -> None:
 
   Raises:
     ValueError: FEDJAX_SIM_CPU_DEVICES is no whole number >= 1.
+    RuntimeError: JAX has made its devices already.
   """
   if cpu_devices is None:
     cpu_devices = cores.cpu_devices()
-  jax.config.update("jax_num_cpu_devices", cpu_devices)
+  try:
+    jax.config.update("jax_num_cpu_devices", cpu_devices)
+  except RuntimeError as error:
+    raise RuntimeError(
+      f"setup() is to make {cpu_devices} CPU devices, and comes too late: JAX"
+      f" made {jax.local_device_count('cpu')} at its first operation. Call it"
+      " before anything is computed, right after the imports; in a notebook,"
+      " restart the kernel and put fedjax_sim.setup() into the first cell. Or"
+      " leave it out, and JAX stays as it is."
+    ) from error
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
     allocator = ctypes.CDLL(None).mallopt

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import cohort as cohorts
-from fedjax_sim import distributed
+from fedjax_sim import compensated, distributed
 from fedjax_sim.base import (
   Algorithm,
   Array,
@@ -33,8 +33,10 @@ from fedjax_sim.base import (
   sum_metrics,
 )
 from fedjax_sim.cohort import Capacity, Cohort
+from fedjax_sim.compensated import Total
 from fedjax_sim.data import FederatedData, Prepare, as_stored
 from fedjax_sim.data.federated import take
+from fedjax_sim.returned import PERCENTILES
 from fedjax_sim.round import RunState
 from fedjax_sim.walk import (
   COHORT_SPEC,
@@ -44,8 +46,6 @@ from fedjax_sim.walk import (
   read_batch,
 )
 from fedjax_sim.work import LocalWork
-
-PERCENTILES = (10, 50, 90)
 
 
 class ClientMetrics(NamedTuple):
@@ -116,27 +116,27 @@ def make_evaluate(
   batch_size: int,
   mesh: Mesh,
   prepare: Prepare,
-) -> Callable[[PyTree, PyTree, Examples, Cohort], dict[str, Metric]]:
+) -> Callable[[PyTree, PyTree, Examples, Cohort], Total]:
   """The function that evaluates every client of a cohort.
 
   Returns:
-    (server state, client states, examples, cohort) -> name -> `Metric`,
-    shape=(devices, waves, lanes). `examples` are field -> (devices, examples,
-    ...), each device's own; `client states` has a row for every client
-    of the plan, leaves (devices, waves, lanes, ...); None evaluates the
+    (server state, client states, examples, cohort) -> `Total` of name ->
+    `Metric`, shape=(devices, waves, lanes). `examples` are field -> (devices,
+    examples, ...), each device's own; `client states` has a row for every
+    client of the plan, leaves (devices, waves, lanes, ...); None evaluates the
     global model.
   """
   walk = Walk("eval", batch_size, prepare)
 
   def device(
     server: PyTree, states: PyTree, examples: Examples, cohort: Cohort
-  ) -> dict[str, Metric]:
+  ) -> Total:
     mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
     states, examples = jax.tree.map(lambda x: x[0], (states, examples))
     message = algorithm.broadcast(server)
     order = jnp.asarray(cohort.order[0])
 
-    def one(row: tuple[Array, Array, PyTree]) -> dict[str, Metric]:
+    def one(row: tuple[Array, Array, PyTree]) -> Total:
       start, num_steps, state = row
       if states is None or algorithm.personal is None:
         variables = algorithm.variables(server)
@@ -179,19 +179,17 @@ def _client_metrics(
   start: Array,
   num_steps: Array,
   walk: Walk,
-) -> dict[str, Metric]:
-  """One client's metrics, summed over its batches."""
+) -> Total:
+  """One client's metrics, name -> `Metric`, summed over its batches."""
 
   def batch_sums(i: Array) -> dict[str, Metric]:
     batch = read_batch(examples, order, start + i * walk.batch_size, walk)
     return sum_metrics(task, variables, batch)
 
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(batch_sums, jnp.zeros((), jnp.int32)),
-  )
-  add = lambda i, acc: jax.tree.map(jnp.add, acc, batch_sums(i))
-  return jax.lax.fori_loop(0, num_steps, add, zeros)
+  shapes = jax.eval_shape(batch_sums, jnp.zeros((), jnp.int32))
+  add = lambda i, acc: compensated.add(acc, batch_sums(i))
+  total: Total = jax.lax.fori_loop(0, num_steps, add, compensated.zeros(shapes))
+  return total
 
 
 class EvaluationSet:
@@ -262,7 +260,7 @@ class EvaluationSet:
 
     def program(
       server: PyTree, table: PyTree, examples: Examples, plan: Cohort
-    ) -> dict[str, Metric]:
+    ) -> Total:
       rows = jnp.maximum(plan.client, 0)
       own = table[0] if self._personal else None
       states = jax.tree.map(lambda x: x[rows], own)
@@ -279,14 +277,17 @@ class EvaluationSet:
     total: dict[str, np.ndarray] = collections.defaultdict(zeros)
     weight: dict[str, np.ndarray] = collections.defaultdict(zeros)
 
-    def read(clients: np.ndarray, out: dict[str, Metric]) -> None:
+    def read(clients: np.ndarray, out: Total) -> None:
       real = clients >= 0
-      for name, metric in jax.device_get(out).items():
-        total[name][clients[real]] = metric.total[real]
-        weight[name][clients[real]] = metric.weight[real]
+      value, error = jax.device_get(out)
+      for name, metric in value.items():
+        for into, x, lost in zip(
+          (total, weight), metric, error[name], strict=True
+        ):
+          into[name][clients[real]] = x[real].astype(np.float64) + lost[real]
 
     # Devices work on a piece while the next is gathered.
-    waiting: list[tuple[np.ndarray, dict[str, Metric]]] = []
+    waiting: list[tuple[np.ndarray, Total]] = []
     for ids in self.pieces:
       sent = self._kept or self._sent(ids)
       out = self._program(state.server, table, sent.examples, sent.plan)

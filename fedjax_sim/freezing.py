@@ -88,6 +88,38 @@ def with_frozen(task: Task, patterns: Sequence[str]) -> Task:
     raise ValueError(
       f"{field}={tuple(patterns)!r} freezes all parameters; leave one out."
     )
+  return _apart(task, shapes, frozen)
+
+
+def with_trainable(task: Task, patterns: Sequence[str]) -> Task:
+  """Return the task with all parameters frozen but some.
+
+  Args:
+    task: what is trained.
+    patterns: of the parameters that are not frozen.
+
+  Raises:
+    TypeError, ValueError: a pattern is none or matches no parameter, or there
+      is none.
+  """
+  shapes = jax.eval_shape(task.init, jax.random.key(0)).params
+  trained = matching("trainable", patterns, shapes)
+  if not any(trained):
+    raise ValueError(
+      f"trainable={tuple(patterns)!r} leaves nothing to train; there are"
+      f" {', '.join(paths_of(shapes))}."
+    )
+  return _apart(task, shapes, [not hit for hit in trained])
+
+
+def _apart(task: Task, shapes: PyTree, frozen: Sequence[bool]) -> Task:
+  """Return the task with some of its parameters in `Variables.frozen`.
+
+  Args:
+    task: what is trained.
+    shapes: of its parameters.
+    frozen: for every leaf of them, whether it is frozen.
+  """
   treedef = jax.tree.structure(shapes)
 
   def part(leaves: list[Array], wanted: bool) -> PyTree:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import base, optimizers, validate
+from fedjax_sim import base, compensated, optimizers, validate
+from fedjax_sim.aggregators import zeros_accumulator
 from fedjax_sim.base import (
   Array,
   Batch,
@@ -26,6 +27,7 @@ from fedjax_sim.base import (
   Task,
   Variables,
 )
+from fedjax_sim.compensated import Total
 
 Adjust = Callable[[Client, PyTree, PyTree], PyTree]
 
@@ -39,7 +41,7 @@ class LocalState(NamedTuple):
   params: PyTree
   buffers: PyTree
   optimizer: PyTree
-  loss: Metric  # summed over the steps; shape=(), dtype=float32
+  loss: Total  # of a `Metric`, summed over the steps; see `metric`
 
 
 class LocalTraining(NamedTuple):
@@ -55,14 +57,16 @@ WEIGHTINGS: dict[str, Callable[[Client], Array]] = {
 }
 
 
-def zero_metric() -> Metric:
-  """A `Metric` of nothing yet."""
-  return Metric(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+def zero_metric() -> Total:
+  """Return a `Metric` of nothing yet, to which `compensated.add` adds."""
+  zero = jnp.zeros((), jnp.float32)
+  return compensated.zeros(Metric(zero, zero))
 
 
-def add_metrics(a: Metric, b: Metric) -> Metric:
-  """The sum, in the dtype of `a`."""
-  return jax.tree.map(lambda x, y: x + y.astype(x.dtype), a, b)
+def metric(total: Total) -> Metric:
+  """Return the `Metric` that was summed, shape=(), float32 at least."""
+  summed: Metric = compensated.rounded(total)
+  return summed
 
 
 def difference(after: PyTree, before: PyTree) -> PyTree:
@@ -117,14 +121,15 @@ def local_training(
       carry.optimizer,
       carry.params,
     )
-    return LocalState(params, buffers, state, add_metrics(carry.loss, total))
+    seen = compensated.add(carry.loss, total)
+    return LocalState(params, buffers, state, seen)
 
   def finish(client: Client, carry: LocalState) -> Report:
     return Report(
       update=difference(carry.params, received(client).params),
       weight=weigh(client),
       buffers=carry.buffers,
-      metrics={"loss": carry.loss},
+      metrics={"loss": metric(carry.loss)},
     )
 
   return LocalTraining(Pass(start, step), finish)
@@ -151,30 +156,39 @@ def full_gradient(
   def start(client: Client, *earlier: PyTree) -> LocalState:
     del earlier
     params, buffers, _ = received(client)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return LocalState(zeros, buffers, (), zero_metric())
+    return LocalState(zeros_accumulator(params), buffers, (), zero_metric())
 
   def step(
     client: Client, carry: LocalState, batch: Batch, key: Key
   ) -> LocalState:
-    def total_loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
+    def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
       variables = Variables(params, carry.buffers, received(client).frozen)
-      mean, (buffers, total) = base.mean_loss(task, variables, batch, key)
-      return mean * total.weight, (buffers, total)
+      return base.mean_loss(task, variables, batch, key)
 
-    gradient, (buffers, total) = jax.grad(total_loss, has_aux=True)(
+    gradient, (buffers, total) = jax.grad(loss, has_aux=True)(
       received(client).params
     )
-    summed = jax.tree.map(jnp.add, carry.params, gradient)
-    return LocalState(summed, buffers, (), add_metrics(carry.loss, total))
+    # Not the gradient of the sum, which a model's dtype may be too short for.
+    summed = jax.tree.map(
+      lambda acc, g: acc + total.weight.astype(acc.dtype) * g.astype(acc.dtype),
+      carry.params,
+      gradient,
+    )
+    seen = compensated.add(carry.loss, total)
+    return LocalState(summed, buffers, (), seen)
 
   def finish(client: Client, carry: LocalState) -> Report:
-    weight = jnp.where(carry.loss.weight > 0, carry.loss.weight, 1)
+    loss = metric(carry.loss)
+    weight = jnp.where(loss.weight > 0, loss.weight, 1)
     return Report(
-      update=jax.tree.map(lambda g: -g / weight.astype(g.dtype), carry.params),
+      update=jax.tree.map(
+        lambda g, p: (-g / weight.astype(g.dtype)).astype(p.dtype),
+        carry.params,
+        received(client).params,
+      ),
       weight=weigh(client),
       buffers=carry.buffers,
-      metrics={"loss": carry.loss},
+      metrics={"loss": loss},
     )
 
   return LocalTraining(Pass(start, step, epochs=1), finish)

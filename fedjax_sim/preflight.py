@@ -27,9 +27,10 @@ from fedjax_sim.base import (
   Variables,
 )
 from fedjax_sim.data import FederatedDataset, prepared_shapes
+from fedjax_sim.freezing import paths_of
+from fedjax_sim.further_metrics import MetricError
 from fedjax_sim.round import RunState
 from fedjax_sim.runtime import Runtime
-from fedjax_sim.tasks import MetricError
 from fedjax_sim.walk import augmented, with_numbers
 from fedjax_sim.work import LocalWork
 
@@ -235,6 +236,39 @@ def check_task(
       f"the model does not fit the data: {text} (examples have"
       f" {', '.join(one)} and {data.num_classes:,} classes)"
     ) from error
+
+
+def check_parameters(params: PyTree) -> None:
+  """Refuses parameters that no gradient can move.
+
+  Args:
+    params: of the global model, or their shapes.
+
+  Raises:
+    ModelError: there are none, or one is not of floats.
+  """
+  paths, leaves = paths_of(params), jax.tree.leaves(params)
+  if not sum(x.size for x in leaves):
+    raise ModelError(
+      "the model has no parameters, so nothing would train; let Task.init"
+      " return Variables(params={'w': ...})."
+    )
+  for path, x in zip(paths, leaves, strict=True):
+    if jnp.issubdtype(x.dtype, jnp.floating):
+      continue
+    cure = (
+      f"freeze it, by model.frozen=('{path}',), or Variables(params,"
+      " frozen=...), or make it floats, by .astype(jnp.float32)"
+    )
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+      cure = (
+        "keep its parts, by jnp.stack([w.real, w.imag]), and put them together"
+        " in the model, by w[0] + 1j * w[1]"
+      )
+    raise ModelError(
+      f"the parameter {path!r} is {x.dtype}, and training takes real floats;"
+      f" {cure}."
+    )
 
 
 def check_round(function: Callable[..., Any], *arguments: PyTree) -> None:

@@ -260,7 +260,27 @@ def raised(path: str | None, error: BaseException) -> str:
   if isinstance(error, SyntaxError) and error.filename == path:
     lines, text = [error.lineno], error.msg
   where = f"line {lines[-1]}: " if lines else ""
-  return f"{where}{type(error).__name__}: {text}"
+  hint = "" if path is None else _neighbour(Path(path).parent, error)
+  return f"{where}{type(error).__name__}: {text}{hint}"
+
+
+def _neighbour(folder: Path, error: BaseException) -> str:
+  """How a file imports one that lies beside it, if that is what failed."""
+  if not isinstance(error, ImportError):
+    return ""
+  relative = "no known parent package" in str(error)
+  name = (error.name or "").partition(".")[0]
+  if relative:
+    found = "Such a file belongs to no package; leave out the dot, and"
+  elif name and ((folder / f"{name}.py").exists() or (folder / name).is_dir()):
+    found = f"{name} lies beside the file, where Python does not look;"
+  else:
+    return ""
+  return (
+    f". {found} set PYTHONPATH={folder} in the environment, or write before the"
+    " import: import pathlib, sys; sys.path.insert(0,"
+    " str(pathlib.Path(__file__).parent))."
+  )
 
 
 def one_line(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import aggregators, client_log
+from fedjax_sim import aggregators, client_log, compensated, returned
 from fedjax_sim.base import (
   Aggregate,
   Aggregator,
@@ -93,7 +93,8 @@ class RoundMetrics(NamedTuple):
   Attributes:
     clients: shape=(), int32; clients in the aggregate.
     rejected: shape=(), int32; clients left out, not finite.
-    metrics: name -> `Metric`, summed over the clients in the aggregate.
+    metrics: name -> `Metric`, summed over the clients in the aggregate; float32
+      at least.
     aux: name of a transform -> mean of its aux over them.
     client_rejected: shape=(devices, waves, lanes), bool.
     nan_losses: shape=(), int32; clients whose update is finite, but whose
@@ -190,8 +191,8 @@ class _Joined(NamedTuple):
   buffers: PyTree
   statistics: PyTree
   aux: tuple[PyTree, ...]
-  metrics: dict[str, Metric]
-  weight: Array
+  metrics: PyTree  # name -> `Metric`; a `compensated.Total` on a device
+  weight: PyTree  # shape=(), float32; the same
   logged: PyTree = ()  # of the updates in the log, by weight
 
 
@@ -273,6 +274,7 @@ def make_rounds(
     )
     with jax.named_scope("local_training"):
       report = run_client(algorithm, client, row.start, walks, data, orders)
+    returned.metrics("Report.metrics", report.metrics)
     report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
     finite = all_finite(report._replace(metrics={}))
 
@@ -296,7 +298,7 @@ def make_rounds(
       [
         row.client < 0,
         finite & ~no_nan(report.metrics),
-        finite & all_finite(report.metrics),
+        finite,
       ],
       [_Status.EMPTY, _Status.NAN_LOSS, _Status.PRESENT],
       _Status.REJECTED,
@@ -337,8 +339,8 @@ def make_rounds(
       buffers=zeros(report.buffers),
       statistics=zeros(report.statistics),
       aux=zeros(outcome.aux),
-      metrics=zeros(report.metrics),
-      weight=jnp.zeros((), jnp.float32),
+      metrics=compensated.zeros(report.metrics),
+      weight=compensated.zeros(report.weight),
       logged=zeros(outcome.log.update) if outcome.log else (),
     )
     kept = _Kept(*map(grid_zeros, _kept(outcome)))
@@ -359,8 +361,13 @@ def make_rounds(
         buffers=total(joined.buffers, r.buffers, r.weight, present),
         statistics=total(joined.statistics, r.statistics, r.weight, present),
         aux=total(joined.aux, out.aux, ones, present),
-        metrics=total(joined.metrics, r.metrics, ones, present),
-        weight=joined.weight + jnp.sum(jnp.where(present, r.weight, 0)),
+        metrics=compensated.add(
+          joined.metrics,
+          total(zeros(report.metrics), r.metrics, ones, present),
+        ),
+        weight=compensated.add(
+          joined.weight, jnp.sum(jnp.where(present, r.weight, 0))
+        ),
         logged=total(joined.logged, out.log.update, r.weight, present)
         if out.log
         else (),
@@ -420,6 +427,10 @@ def make_rounds(
         sums, counts = packed_psum(at((joined, counts), 0))
       else:
         sums, counts = ordered_sum((joined, counts), virtual)
+      sums = sums._replace(
+        metrics=compensated.rounded(sums.metrics),
+        weight=compensated.rounded(sums.weight),
+      )
     if aggregator.by_coordinate:
       clients = counts[_Status.PRESENT].astype(jnp.int32)
       finish = lambda stack: aggregator.finish(stack, sums.weight, clients)

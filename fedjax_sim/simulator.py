@@ -449,6 +449,7 @@ class Simulator:
     preflight.check_augment(self.data)
     shapes = self.state_shapes
     variables = self.algorithm.variables(shapes.server)
+    preflight.check_parameters(variables.params)
     preflight.check_memory(shapes, self.mesh)
     aggregators.check(self.joined_by, variables.params)
     size = self.runtime.eval_batch_size

@@ -1,11 +1,11 @@
 """Tasks from models: flax.nnx, flax.linen, or a plain pair of functions.
 
-Also what acts on any task: further metrics, lower precision and
-rematerialisation.
+Also what acts on any task: lower precision and rematerialisation.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
-from fedjax_sim import references, validate
+from fedjax_sim import losses, references, returned
 from fedjax_sim.base import (
   Array,
   Examples,
@@ -25,98 +25,13 @@ from fedjax_sim.base import (
   PyTree,
   Task,
   Variables,
+  in_float32,
 )
+from fedjax_sim.freezing import with_trainable
+from fedjax_sim.losses import ExampleLoss, ExampleMetrics, cross_entropy
 
-# (outputs, examples) -> (value, weight), both shape=(batch,).
-ExampleLoss = Callable[[PyTree, Examples], tuple[Array, Array]]
-ExampleMetrics = Callable[[PyTree, Examples], dict[str, Metric]]
-# (outputs, examples) -> per-example values, shape=(batch,) each.
-ExampleMetric = Callable[[PyTree, Examples], Metric | Array]
-
-
-class MetricError(ValueError):
-  """A metric of the user's raises, or has a name that is taken."""
-
-
-def _float32(x: Array) -> Array:
-  """At least float32: sums and softmaxes of bfloat16 lose too much."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _negative_log_likelihood(logits: Array, labels: Array) -> Array:
-  """-log softmax(logits)[label], NaN for a label that is no class.
-
-  Picks by comparing, not by indexing as optax does, which takes a gather and,
-  in the gradient, a scatter.
-
-  Args:
-    logits: shape=(..., classes).
-    labels: shape=(...,), integer.
-  """
-  logits = _float32(logits)
-  classes = logits.shape[-1]
-  hit = jax.nn.one_hot(labels, classes, dtype=bool)
-  picked = jnp.sum(jnp.where(hit, logits, 0), axis=-1)
-  value = jax.nn.logsumexp(logits, axis=-1) - picked
-  return jnp.where((labels >= 0) & (labels < classes), value, jnp.nan)
-
-
-def cross_entropy(logits: Array, examples: Examples) -> tuple[Array, Array]:
-  """Softmax cross-entropy with the integer labels in field `y`.
-
-  Args:
-    logits: shape=(batch, classes).
-    examples: with `y`, shape=(batch,), integer.
-  """
-  value = _negative_log_likelihood(logits, examples["y"])
-  return value, jnp.ones_like(value)
-
-
-def classification_metrics(
-  logits: Array, examples: Examples
-) -> dict[str, Metric]:
-  """`loss` and `accuracy` of a classifier; shapes as `cross_entropy`."""
-  value, weight = cross_entropy(logits, examples)
-  hit = jnp.argmax(logits, axis=-1) == examples["y"]
-  return {
-    "loss": Metric(value * weight, weight),
-    "accuracy": Metric(hit.astype(value.dtype) * weight, weight),
-  }
-
-
-def token_cross_entropy(
-  logits: Array, examples: Examples
-) -> tuple[Array, Array]:
-  """Mean cross-entropy over a sequence's tokens; 0 in `y` is padding.
-
-  Args:
-    logits: shape=(batch, time, tokens).
-    examples: with `y`, shape=(batch, time), integer.
-
-  Returns:
-    The mean over a sequence's tokens, and how many those are.
-  """
-  values, real = _tokens(logits, examples)
-  count = real.sum(-1)
-  return values.sum(-1) / jnp.maximum(count, 1), count
-
-
-def token_metrics(logits: Array, examples: Examples) -> dict[str, Metric]:
-  """`loss` and `accuracy` a token; shapes as `token_cross_entropy`."""
-  values, real = _tokens(logits, examples)
-  hit = (jnp.argmax(logits, axis=-1) == examples["y"]) * real
-  count = real.sum(-1)
-  return {
-    "loss": Metric(values.sum(-1), count),
-    "accuracy": Metric(hit.sum(-1), count),
-  }
-
-
-def _tokens(logits: Array, examples: Examples) -> tuple[Array, Array]:
-  """Each token's loss, and 1 where it is none of padding; (batch, time)."""
-  values = _negative_log_likelihood(logits, examples["y"])
-  real = (examples["y"] != 0).astype(values.dtype)
-  return values * real, real
+Check = Callable[[Mapping[str, np.ndarray]], None]  # see `Task.check`
+Inputs = Callable[[Examples], Array]
 
 
 def _keep_statistics(args: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
@@ -134,10 +49,10 @@ def nnx_task(
   make: Callable[[nnx.Rngs], nnx.Module],
   *,
   loss: ExampleLoss = cross_entropy,
-  metrics: ExampleMetrics = classification_metrics,
+  metrics: ExampleMetrics | None = None,
   trainable: Any = nnx.Param,
-  inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
-  check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None,
+  inputs: Inputs = lambda examples: examples["x"],
+  check: Check = lambda examples: None,
 ) -> Task:
   """A task from a `flax.nnx` module.
 
@@ -149,10 +64,16 @@ def nnx_task(
     make: `nnx.Rngs` -> the module; called as `module(inputs(examples))`. A
       module itself is a TypeError.
     loss: (outputs, examples) -> (value, weight), shape=(batch,) each.
-    metrics: (outputs, examples) -> name -> `Metric` of per-example values.
+    metrics: (outputs, examples) -> name -> `Metric` of per-example values;
+      `loss`, the one that trains, is added where it is missing. None: `loss`,
+      and `accuracy` where labels are classes; see `losses.evaluated`.
     trainable: an nnx filter, e.g. `nnx.LoRAParam`.
     inputs: examples -> the module's argument.
     check: as in `Task`.
+
+  Raises:
+    TypeError: `make` is no function.
+    ValueError: the model has parameters, and `trainable` selects none.
   """
   if isinstance(make, nnx.Module):
     raise TypeError(
@@ -161,6 +82,8 @@ def nnx_task(
     )
   frozen = nnx.All(nnx.Param, nnx.Not(trainable))
   filters = (trainable, frozen, nnx.RngState, ...)
+
+  evaluate = losses.evaluated(loss, metrics)
 
   def structure(mode: str) -> tuple[nnx.GraphDef[Any], PyTree]:
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
@@ -171,6 +94,7 @@ def nnx_task(
       ):
         part.promote_dtype = cast(Any, _keep_statistics)
     graphdef, *states = nnx.split(module, *filters)
+    _check_trained(trainable, *states[:2])
     return graphdef, states[2]
 
   training, rng_shapes = structure("train")
@@ -217,7 +141,8 @@ def nnx_task(
 
   def task_loss(variables: Variables, examples: Examples, key: Key) -> Loss:
     module = module_of(training, variables, key)
-    value, weight = loss(module(inputs(examples)), examples)
+    outputs = module(inputs(examples))
+    value, weight = losses.value_and_weight(loss, outputs, examples)
     _, *states = nnx.split(module, *filters)
     return Loss(value, weight, states[3])
 
@@ -229,9 +154,22 @@ def nnx_task(
   def task_metrics(
     variables: Variables, examples: Examples
   ) -> dict[str, Metric]:
-    return metrics(task_logits(variables, examples), examples)
+    return evaluate(task_logits(variables, examples), examples)
 
   return Task(init, task_loss, task_metrics, check, task_logits)
+
+
+def _check_trained(trainable: Any, trained: PyTree, kept: PyTree) -> None:
+  """Refuse a filter that selects none of a model's parameters."""
+  if jax.tree.leaves(trained) or not jax.tree.leaves(kept):
+    return
+  variable = lambda x: isinstance(x, nnx.Variable)
+  kinds = {type(x).__name__ for x in jax.tree.leaves(kept, is_leaf=variable)}
+  raise ValueError(
+    f"nnx_task: trainable={getattr(trainable, '__name__', trainable)} selects"
+    " none of the model's variables, so nothing would train; there are"
+    f" {', '.join(sorted(kinds))}. Give nnx.Param, or the type of some."
+  )
 
 
 def linen_task(
@@ -239,10 +177,13 @@ def linen_task(
   example_input: Any,
   *,
   loss: ExampleLoss = cross_entropy,
-  metrics: ExampleMetrics = classification_metrics,
+  metrics: ExampleMetrics | None = None,
   train_argument: str | None = None,
+  apply_kwargs: Callable[[bool], Mapping[str, Any]] | None = None,
   streams: tuple[str, ...] = ("dropout",),
-  inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
+  trainable: Sequence[str] | None = None,
+  inputs: Inputs = lambda examples: examples["x"],
+  check: Check = lambda examples: None,
 ) -> Task:
   """A task from a `flax.linen` module.
 
@@ -252,18 +193,34 @@ def linen_task(
     loss: as in `nnx_task`.
     metrics: as in `nnx_task`.
     train_argument: name of the module's boolean argument for training mode,
-      e.g. "train"; None: it has none.
+      e.g. "train"; short for `lambda train: {"train": train}`.
+    apply_kwargs: train, a bool -> the module's named arguments, e.g.
+      `lambda train: {"deterministic": not train}`.
     streams: names of the random streams it draws from in training.
+    trainable: patterns of the parameters that are trained, regular expressions
+      on their paths, as `model.frozen` has them; others are frozen. None: all
+      are trained.
     inputs: examples -> the module's argument.
-  """
+    check: as in `Task`.
 
-  def mode(training: bool) -> dict[str, bool]:
-    return {} if train_argument is None else {train_argument: training}
+  Raises:
+    TypeError, ValueError: arguments for training mode are given twice, or no
+      dictionary; the module does not take its arguments; a pattern matches no
+      parameter.
+
+  Warns:
+    UserWarning: a module with dropout or batch norm gets no argument for
+      training mode.
+  """
+  arguments = _modes(train_argument, apply_kwargs)
+  x = jax.ShapeDtypeStruct(example_input.shape, example_input.dtype)
+  _check_modes(module, x, arguments)
+  evaluate = losses.evaluated(loss, metrics)
 
   def init(key: Key) -> Variables:
-    x = jnp.zeros(example_input.shape, example_input.dtype)
-    collections = dict(module.init(key, x, **mode(False)))
-    return Variables(collections.pop("params"), collections)
+    zeros = jnp.zeros(x.shape, x.dtype)
+    collections = dict(module.init(key, zeros, **arguments[False]))
+    return Variables(collections.pop("params", {}), collections)
 
   def task_loss(variables: Variables, examples: Examples, key: Key) -> Loss:
     outputs, buffers = module.apply(
@@ -271,132 +228,152 @@ def linen_task(
       inputs(examples),
       rngs={s: jax.random.fold_in(key, i) for i, s in enumerate(streams)},
       mutable=list(variables.buffers),
-      **mode(True),
+      **arguments[True],
     )
-    return Loss(*loss(outputs, examples), buffers=dict(buffers))
+    value, weight = losses.value_and_weight(loss, outputs, examples)
+    return Loss(value, weight, dict(buffers))
 
   def task_logits(variables: Variables, examples: Examples) -> Array:
     logits: Array = module.apply(
       {"params": variables.params, **variables.buffers},
       inputs(examples),
-      **mode(False),
+      **arguments[False],
     )
     return logits
 
   def task_metrics(
     variables: Variables, examples: Examples
   ) -> dict[str, Metric]:
-    return metrics(task_logits(variables, examples), examples)
+    return evaluate(task_logits(variables, examples), examples)
 
-  return Task(init, task_loss, task_metrics, logits=task_logits)
+  task = Task(init, task_loss, task_metrics, check, task_logits)
+  return task if trainable is None else with_trainable(task, trainable)
+
+
+def _modes(
+  train_argument: str | None,
+  apply_kwargs: Callable[[bool], Mapping[str, Any]] | None,
+) -> dict[bool, dict[str, Any]]:
+  """Return training mode -> the named arguments of a linen module."""
+  if apply_kwargs is None:
+    names = () if train_argument is None else (train_argument,)
+    return {train: dict.fromkeys(names, train) for train in (False, True)}
+  if train_argument is not None:
+    raise ValueError(
+      f"linen_task: train_argument={train_argument!r} and apply_kwargs both"
+      " give arguments for training mode; leave out train_argument."
+    )
+  modes = {}
+  for train in (False, True):
+    given = apply_kwargs(train)
+    if not isinstance(given, Mapping):
+      raise TypeError(
+        f"linen_task: apply_kwargs({train}) returned"
+        f" {returned.described(given)}; let it return a dictionary, for example"
+        " lambda train: {'deterministic': not train}."
+      )
+    modes[train] = dict(given)
+  return modes
+
+
+def _check_modes(
+  module: Any,
+  x: jax.ShapeDtypeStruct,
+  arguments: Mapping[bool, Mapping[str, Any]],
+) -> None:
+  """Refuse arguments that a module does not take; warn where one is missing."""
+  from flax import linen  # here, as most models are nnx
+
+  moody = set()
+
+  def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    layer = context.module
+    rates = (getattr(layer, name, 0) for name in ("rate", "dropout_rate"))
+    drops = hasattr(layer, "deterministic") and any(rates)
+    if drops or hasattr(layer, "use_running_average"):
+      moody.add(type(layer).__name__)
+    return call(*args, **kwargs)
+
+  init = lambda key, x: module.init(key, x, **arguments[False])
+  try:
+    with linen.intercept_methods(look):
+      jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), x)
+  except Exception as error:
+    raise ValueError(
+      f"linen_task: {type(module).__name__} cannot be called with"
+      f" {returned.described(x)}, and {dict(arguments[False])} by name:"
+      f" {references.raised(None, error)}. What it takes for training mode goes"
+      " into apply_kwargs, for example lambda train: {'train': train}."
+    ) from error
+  if moody and arguments[True] == arguments[False]:
+    warnings.warn(
+      f"linen_task: {type(module).__name__} has {', '.join(sorted(moody))}, and"
+      " is called in training as it is in evaluation; give apply_kwargs, for"
+      " example lambda train: {'deterministic': not train}.",
+      stacklevel=3,
+    )
 
 
 def function_task(
   init: Callable[[Key], PyTree],
   loss: Callable[[PyTree, Examples], Array],
-  metrics: Callable[[PyTree, Examples], dict[str, Array]] | None = None,
+  metrics: Callable[[PyTree, Examples], Mapping[str, Metric | Array]]
+  | None = None,
+  *,
+  trainable: Sequence[str] | None = None,
+  check: Check = lambda examples: None,
 ) -> Task:
   """A task from a plain pair of functions.
 
   Args:
     init: key -> params.
     loss: (params, examples) -> the loss of each example, shape=(batch,).
-    metrics: (params, examples) -> name -> value of each example; `loss` is
-      added where it is missing.
+    metrics: (params, examples) -> name -> value of each example, or a `Metric`
+      of such; `loss` is added where it is missing.
+    trainable: as in `linen_task`.
+    check: as in `Task`.
+
+  Raises:
+    TypeError, ValueError: a pattern of `trainable` matches no parameter.
   """
+
+  def value_of(params: PyTree, examples: Examples) -> Array:
+    value = loss(params, examples)
+    if not hasattr(value, "shape"):
+      raise TypeError(
+        f"{returned.named('loss', loss)} returned {returned.described(value)};"
+        " let it return the loss of each example, an array of shape (batch,),"
+        " for example (predicted - examples['y']) ** 2."
+      )
+    return value
 
   def task_loss(variables: Variables, examples: Examples, key: Key) -> Loss:
     del key
-    value = loss(variables.params, examples)
+    value = value_of(variables.params, examples)
     return Loss(value, jnp.ones_like(value))
 
   def task_metrics(
     variables: Variables, examples: Examples
   ) -> dict[str, Metric]:
-    values = {"loss": loss(variables.params, examples)}
+    found: dict[str, Any] = {"loss": value_of(variables.params, examples)}
     if metrics is not None:
-      values |= metrics(variables.params, examples)
-    return {k: Metric(v, jnp.ones_like(v)) for k, v in values.items()}
-
-  return Task(lambda key: Variables(init(key)), task_loss, task_metrics)
-
-
-def with_metrics(task: Task, functions: Sequence[ExampleMetric]) -> Task:
-  """The task with further metrics, each under its function's name.
-
-  Args:
-    task: with `Task.logits`.
-    functions: (outputs, examples) -> one number an example, shape=(batch,), or
-      a `Metric` of such; outputs are what `Task.logits` gives. The attribute
-      `higher_is_better` of a function, a bool, is its direction.
-
-  Raises:
-    TypeError: a function without a name, or whose direction is no bool.
-    ValueError: the task has no logits, or two functions have the same name.
-    MetricError: when it is traced: a function raises, returns something else,
-      or has the name of a metric of the task.
-  """
-  field = "model.metrics"
-  if task.logits is None:
-    raise ValueError(
-      f"{field} needs a task that tells its logits; give it Task.logits, or"
-      " make it by nnx_task or linen_task."
-    )
-  outputs_of = task.logits
-  named: dict[str, ExampleMetric] = {}
-  directions = dict(task.higher_is_better)
-  for function in functions:
-    name = getattr(function, "__name__", "")
-    if not callable(function) or not name.isidentifier():
-      raise TypeError(
-        f"{field}: {function!r} has no name; give a function made by def."
-      )
-    if name in named:
-      raise ValueError(f"{field} has two named {name!r}; rename one.")
-    named[name] = function
-    directions.pop(name, None)  # of a metric that the task lacks
-    better = getattr(function, "higher_is_better", None)
-    if better is not None:
-      what = f"{field}: {name}.higher_is_better"
-      directions[name] = validate.boolean(what, better)
-
-  def metrics(variables: Variables, examples: Examples) -> dict[str, Metric]:
-    found = dict(task.metrics(variables, examples))
-    outputs = outputs_of(variables, examples)
-    for name, function in named.items():
-      # The last two are columns of the table of clients.
-      if name in (*found, "client", "examples"):
-        raise MetricError(
-          f"{field}: the name {name!r} is taken; rename the function."
+      further = metrics(variables.params, examples)
+      if not isinstance(further, Mapping):
+        raise TypeError(
+          f"{returned.named('metrics function', metrics)} returned"
+          f" {returned.described(further)}; let it return a dictionary, for"
+          " example {'error': value}."
         )
-      found[name] = _as_metric(name, function, outputs, examples)
-    return found
+      found |= further
+    one = lambda x: jnp.ones(jnp.shape(x), jnp.float32)
+    return {
+      name: x if isinstance(x, Metric) else Metric(x, one(x))
+      for name, x in found.items()
+    }
 
-  return task._replace(metrics=metrics, higher_is_better=directions)
-
-
-def _as_metric(
-  name: str, function: ExampleMetric, outputs: PyTree, examples: Examples
-) -> Metric:
-  """What a function says of a batch, in float32 at least."""
-  try:
-    said = function(outputs, examples)
-    if not isinstance(said, Metric):
-      value = jnp.asarray(said)
-      said = Metric(value, jnp.ones(value.shape, jnp.float32))
-    said = jax.tree.map(lambda x: _float32(jnp.asarray(x)), said)
-  except Exception as error:
-    code = getattr(function, "__code__", None)
-    text = references.raised(code and code.co_filename, error)
-    raise MetricError(f"model.metrics: {name!r}: {text}") from error
-  batch = (len(next(iter(examples.values()))),)
-  for array in said:
-    if array.shape != batch:
-      raise MetricError(
-        f"model.metrics: {name!r} has shape {array.shape}; give one number an"
-        f" example, shape {batch}."
-      )
-  return said
+  begin = lambda key: Variables(init(key))
+  task = Task(begin, task_loss, task_metrics, check)
+  return task if trainable is None else with_trainable(task, trainable)
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
@@ -435,16 +412,16 @@ def with_compute_dtype(
     buffers = jax.tree.map(
       lambda new, old: new.astype(old.dtype), buffers, variables.buffers
     )
-    return Loss(_float32(value), _float32(weight), buffers)
+    return Loss(in_float32(value), in_float32(weight), buffers)
 
   def metrics(variables: Variables, examples: Examples) -> dict[str, Metric]:
     return jax.tree.map(
-      _float32, task.metrics(lower(variables), inputs(examples))
+      in_float32, task.metrics(lower(variables), inputs(examples))
     )
 
   def logits(variables: Variables, examples: Examples) -> Array:
     assert task.logits is not None
-    return _float32(task.logits(lower(variables), inputs(examples)))
+    return in_float32(task.logits(lower(variables), inputs(examples)))
 
   task_logits = None if task.logits is None else logits
   return task._replace(loss=loss, metrics=metrics, logits=task_logits)

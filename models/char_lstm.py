@@ -13,9 +13,10 @@ from flax import nnx
 
 from fedjax_sim import validate
 from fedjax_sim.base import Task
+from fedjax_sim.losses import token_cross_entropy
 from fedjax_sim.models.layers import LSTM
 from fedjax_sim.models.options import several
-from fedjax_sim.tasks import nnx_task, token_cross_entropy, token_metrics
+from fedjax_sim.tasks import nnx_task
 
 
 class Reader(nnx.Module):
@@ -77,7 +78,6 @@ def char_lstm(
   return nnx_task(
     lambda rngs: CharLSTM(tokens, embedding, sizes, rngs),
     loss=token_cross_entropy,
-    metrics=token_metrics,
     check=lambda examples: check_ids(examples["x"], tokens),
   )
 

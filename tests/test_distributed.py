@@ -41,3 +41,11 @@ def test_packed_psum(monkeypatch, most):
   text = str(jax.make_jaxpr(summed)(jax.tree.map(jnp.asarray, tree)))
   # One for each of three dtypes, or one for each of six arrays.
   assert text.count("psum") == {0: 6, 5: 4, 10**6: 3}[most]
+
+
+def test_setup_after_the_first_operation_says_what_to_do():
+  found = jax.local_device_count("cpu")
+  text = rf"make {found + 7} CPU devices.*made {found} at.*restart the kernel"
+  with pytest.raises(RuntimeError, match=text):
+    distributed.setup(found + 7)
+  assert jax.local_device_count("cpu") == found

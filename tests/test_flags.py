@@ -1,6 +1,7 @@
 """Config files and flags: they load, and wrong ones say what is wrong."""
 
 import pathlib
+import sys
 
 import pytest
 
@@ -140,6 +141,30 @@ def test_a_wrong_file_says_where(written, text, message):
     load(path)
   assert str(caught.value).startswith(f"--config={path}")
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("line", "cause"),
+  [
+    ("from beside_it import ROUNDS", "beside_it lies beside the file"),
+    ("from .beside_it import ROUNDS", "leave out the dot, and set"),
+  ],
+)
+def test_a_file_that_imports_its_neighbour_is_told_how(
+  written, tmp_path, line, cause, monkeypatch
+):
+  (tmp_path / "beside_it.py").write_text("ROUNDS = 7\n")
+  body = START + "  config.server.rounds = ROUNDS\n  return config\n"
+  with pytest.raises(ValueError, match=f", line 1: .*{cause}") as caught:
+    load(written(line + body))
+  assert f"PYTHONPATH={tmp_path} " in str(caught.value)
+  # What it says works.
+  monkeypatch.setattr(sys, "path", [*sys.path])
+  told = str(caught.value).partition("before the import: ")[2].rstrip(".")
+  plain = line.replace("from .", "from ")
+  path = written(f"{told}\n{plain}{body}")
+  assert load(path).server.rounds == 7
+  sys.modules.pop("beside_it")
 
 
 def test_an_argument_that_no_config_knows():

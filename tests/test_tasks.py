@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from fedjax_sim import aggregators, base, tasks, transforms
+from fedjax_sim import aggregators, base, losses, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Batch, Loss, Metric, Task, Variables
 from fedjax_sim.freezing import with_frozen
+from fedjax_sim.further_metrics import MetricError, with_metrics
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.optimizers import optimizer
 from fedjax_sim.preflight import ModelError
@@ -21,7 +22,6 @@ from fedjax_sim.tasks import (
   linen_task,
   nnx_task,
   with_compute_dtype,
-  with_metrics,
   with_remat,
 )
 from fedjax_sim.work import LocalWork
@@ -647,7 +647,7 @@ def test_logits_are_those_of_evaluation_whatever_is_around_the_task(net):
   logits = of(full)
   assert logits.shape == (4, CLASSES)
   expected = full.metrics(variables, examples)["loss"].total
-  value, _ = tasks.cross_entropy(logits, examples)
+  value, _ = losses.cross_entropy(logits, examples)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   remade = of(with_remat(full))
   np.testing.assert_allclose(remade, logits, rtol=1e-5, atol=1e-6)
@@ -701,7 +701,7 @@ def test_cross_entropy_is_at_least_float32():
   logits = np.array([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
   y = np.array([1, 0])
   nll = np.log(np.exp(logits).sum(1)) - logits[[0, 1], y]
-  value, weight = tasks.cross_entropy(
+  value, weight = losses.cross_entropy(
     jnp.asarray(logits, jnp.bfloat16), {"y": jnp.asarray(y)}
   )
   assert value.dtype == weight.dtype == jnp.float32
@@ -802,7 +802,7 @@ def check_metric_refused(function, match):
   with pytest.raises(ModelError, match=match) as caught:
     _ = simulator.checked
   assert str(caught.value).startswith("model.metrics: ")
-  assert isinstance(caught.value.__cause__, tasks.MetricError)
+  assert isinstance(caught.value.__cause__, MetricError)
 
 
 def test_metrics_that_cannot_be():

@@ -23,11 +23,8 @@ from fedjax_sim import (
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Loss
 from fedjax_sim.data import load_digits
-from fedjax_sim.tasks import (
-  classification_metrics,
-  cross_entropy,
-  with_metrics,
-)
+from fedjax_sim.further_metrics import with_metrics
+from fedjax_sim.losses import classification_metrics, cross_entropy
 
 
 def linear_task(features, classes) -> Task:

@@ -404,8 +404,10 @@ class FederatedDataset:
       "labelled"; client i is train's.
     prepare: examples of one batch, field -> (batch, ...), -> what the model
       gets; on the device, in every step, so that images can be stored as the
-      small integers that they are. Pure, traced, row by row; a module's own
-      function, not a lambda, where the data set is to be pickled.
+      small integers that they are. Whoever calls the model outside of a run
+      calls it, too, as `prediction.predict` does; labels may be missing then.
+      Pure, traced, row by row; a module's own function, not a lambda, where the
+      data set is to be pickled.
     augment: (key, what `prepare` gives) -> the same fields, shapes and dtypes;
       on the device, in local steps alone, with another key in each. Pure,
       traced. None: nothing. See `preprocess.py` for both.

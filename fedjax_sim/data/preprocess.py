@@ -71,10 +71,13 @@ def look_up(
   """A field's numbers i, whole, replaced by `table[i]`.
 
   Args:
-    examples: with the field, of any shape.
+    examples: with the field, of any shape; without it nothing is done, as to
+      examples that lack labels.
     table: shape=(n,), int32; every number is below n.
     field: which one.
   """
+  if field not in examples:
+    return dict(examples)
   ids = examples[field].astype(np.int32)
   found = jnp.asarray(table).at[ids].get(mode="clip")
   return {**examples, field: found}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import validate
+from fedjax_sim import compensated, validate
 from fedjax_sim.base import (
   Algorithm,
   Array,
@@ -37,8 +37,9 @@ from fedjax_sim.base import (
   Task,
   Variables,
 )
+from fedjax_sim.compensated import Total
 from fedjax_sim.freezing import matching
-from fedjax_sim.local import add_metrics
+from fedjax_sim.local import metric, zero_metric
 from fedjax_sim.privacy.words import guessed, words_in
 from fedjax_sim.traffic import report_shapes
 
@@ -84,13 +85,13 @@ class Measured(NamedTuple):
   Attributes:
     report: what it is going to send, but for transforms.
     worst: shape=(); the largest leakage of an example so far.
-    total: of all examples so far, and how many they are.
+    total: of all examples so far, and how many they are; see `local.metric`.
     words: shape=(size,), bool; the client's words; () if nobody asks.
   """
 
   report: Report
   worst: Array
-  total: Metric
+  total: Total
   words: PyTree
 
 
@@ -147,7 +148,7 @@ def measured(
     report = algorithm.finish(inside(client), *carries)
     zero = jnp.zeros((), jnp.float32)
     words = () if leaf is None else jnp.zeros(size, bool)
-    return Measured(report, zero, Metric(zero, zero), words)
+    return Measured(report, zero, zero_metric(), words)
 
   def step(client: Client, carry: Measured, batch: Batch, key: Key) -> Measured:
     del key
@@ -165,14 +166,15 @@ def measured(
     return Measured(
       carry.report,
       jnp.maximum(carry.worst, jnp.max(gaps)),
-      add_metrics(carry.total, Metric(jnp.sum(gaps), count)),
+      compensated.add(carry.total, Metric(jnp.sum(gaps), count)),
       words,
     )
 
   def finish(client: Client, *carries: PyTree) -> Report:
     del client
     last: Measured = carries[inner]
-    mean = last.total.total / jnp.maximum(last.total.weight, 1)
+    total, weight = metric(last.total)
+    mean = total / jnp.maximum(weight, 1)
     value = last.worst if statistic == "max" else mean
     one = jnp.ones((), jnp.float32)
     return last.report._replace(

@@ -33,6 +33,7 @@ from fedjax_sim.cohort import at_round
 from fedjax_sim.data import with_few_labels
 from fedjax_sim.models.kmeans import kmeans as centroids_task
 from fedjax_sim.optimizers import optimizer
+from fedjax_sim.traffic import report_shapes
 from fedjax_sim.work import LocalWork
 from problems import blobs, flat, make_simulator, sgd
 from sketches.adaptive_clipping import adaptive_clipping
@@ -343,3 +344,22 @@ def test_the_compiled_round_does_what_a_plain_loop_does(name):
   server, table = by_hand(simulator_of(name, 1), start)
   assert_close(after.server, jax.device_get(server))
   assert_close(after.clients[0], jax.device_get(table))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_clients_report_is_float32_whatever_the_model_is(
+  name, monkeypatch
+):
+  """Metrics, weights, values and statistics of a model in bfloat16."""
+  whole = task_of(name)
+  halve = lambda x: (
+    x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x
+  )
+  half = whole._replace(init=lambda key: jax.tree.map(halve, whole.init(key)))
+  monkeypatch.setitem(globals(), "task_of", lambda name: half)
+  algorithm = build(name)
+  hparams = jax.tree.map(np.float32, algorithm.hparams)
+  server = jax.eval_shape(algorithm.init, jax.random.key(0), hparams)
+  report = report_shapes(algorithm, server, hparams)
+  told = (report.metrics, report.weight, report.values, report.statistics)
+  assert {x.dtype for x in jax.tree.leaves(told)} == {np.dtype("float32")}

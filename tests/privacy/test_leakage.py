@@ -22,11 +22,11 @@ from fedjax_sim.base import Loss, Metric, Task, Variables
 from fedjax_sim.build import build
 from fedjax_sim.config import default_config
 from fedjax_sim.data import FederatedData, FederatedDataset, with_few_labels
+from fedjax_sim.losses import token_cross_entropy, token_metrics
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.leakage import leakage
 from fedjax_sim.privacy.measurement import log_ratio
 from fedjax_sim.privacy.words import guessed, words_in
-from fedjax_sim.tasks import token_cross_entropy, token_metrics
 from fedjax_sim.transforms import clip, gaussian
 from fedjax_sim.work import LocalWork
 from problems import (

@@ -1,0 +1,194 @@
+"""What a user's functions return: described, and refused if it is another kind.
+
+Messages say which function it was, what came, and an expression of what is
+expected. All of it is traced, not run: shapes and dtypes are all that is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PERCENTILES = (10, 50, 90)  # over clients, that evaluations tell of a metric
+STATISTICS = ("mean", *(f"p{q}" for q in PERCENTILES))
+COLUMNS = ("client", "examples")  # of the tables of clients, besides metrics
+METRIC = "Metric(total=value * weight, weight=weight)"
+
+
+def named(role: str, function: Callable[..., Any]) -> str:
+  """Return what messages call a function, such as "the loss 'focal'"."""
+  name = getattr(function, "__name__", type(function).__name__)
+  return f"the {role} {name!r}"
+
+
+def described(value: Any) -> str:
+  """Return what a value is, in words."""
+  if hasattr(value, "shape") and hasattr(value, "dtype"):
+    return f"an array, {value.dtype} of shape {tuple(value.shape)}"
+  if isinstance(value, Mapping):
+    return f"a {type(value).__name__} of {', '.join(map(repr, value))}"
+  if isinstance(value, tuple | list):
+    return f"a {type(value).__name__} of {len(value)}"
+  return "None" if value is None else f"a {type(value).__name__}, {value!r}"
+
+
+def parts(
+  what: str, value: Any, names: tuple[str, ...], example: str
+) -> tuple[Any, ...]:
+  """Return a tuple's parts.
+
+  Args:
+    what: what messages call the function that returned it.
+    value: what it returned.
+    names: of the parts.
+    example: an expression of what is expected.
+
+  Raises:
+    TypeError: it is no tuple of so many, or one with other names.
+  """
+  fits = isinstance(value, tuple | list) and len(value) == len(names)
+  if not fits or getattr(value, "_fields", names) != names:
+    raise TypeError(
+      f"{what} returned {described(value)}; let it return"
+      f" {' and '.join(names)}, for example {example}."
+    )
+  return tuple(value)
+
+
+def per_example(what: str, array: Any, shape: tuple[int, ...]) -> None:
+  """Refuse what would broadcast against the mask of padding.
+
+  Raises:
+    TypeError: it is no array of real numbers.
+    ValueError: it has another shape.
+  """
+  try:
+    dtype = jnp.result_type(array)
+  except TypeError as error:
+    raise TypeError(
+      f"{what} is {described(array)}; give an array, one number an example."
+    ) from error
+  if not jnp.issubdtype(dtype, jnp.number) and dtype != jnp.bool:
+    raise TypeError(f"{what} has dtype {dtype}; give numbers.")
+  if jnp.issubdtype(dtype, jnp.complexfloating):
+    raise TypeError(
+      f"{what} has dtype {dtype}; give real numbers, for example"
+      " jnp.abs(value)."
+    )
+  if jnp.shape(array) != shape:
+    why = " The engine takes the mean itself." if not jnp.shape(array) else ""
+    raise ValueError(
+      f"{what} has shape {jnp.shape(array)}; give one number an example,"
+      f" shape {shape}.{why}"
+    )
+
+
+def alike(what: str, tree: Any, like: Any, example: str) -> None:
+  """Refuse a tree of another structure, or of other shapes or dtypes.
+
+  Raises:
+    TypeError: it is another; names the first leaf that differs.
+  """
+  found, wanted = (
+    {
+      jax.tree_util.keystr(path): f"{jnp.result_type(x)} {jnp.shape(x)}"
+      for path, x in jax.tree_util.tree_leaves_with_path(part)
+    }
+    for part in (tree, like)
+  )
+  for name in (*wanted, *found):
+    one, other = (leaves.get(name, "nothing") for leaves in (found, wanted))
+    if one != other:
+      raise TypeError(
+        f"{what} has {one} at {name or 'the top'}, and it was {other}; keep"
+        f" structure, shapes and dtypes, for example {example}."
+      )
+
+
+def loss(
+  value: Any, shape: tuple[int, ...], buffers: Any
+) -> tuple[Any, Any, Any]:
+  """Return what `Task.loss` returned: value, weight and buffers.
+
+  Args:
+    value: what it returned.
+    shape: of the mask of padding, (batch,).
+    buffers: as they were before.
+
+  Raises:
+    TypeError, ValueError: it is no `Loss` of such shapes, or not of floats.
+  """
+  value, weight, new = parts(
+    "Task.loss",
+    value,
+    ("value", "weight", "buffers"),
+    "Loss(value, jnp.ones_like(value), variables.buffers)",
+  )
+  per_example("Task.loss: value", value, shape)
+  per_example("Task.loss: weight", weight, shape)
+  if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+    raise TypeError(
+      f"Task.loss: value has dtype {jnp.result_type(value)}, which has no"
+      " gradient; give floats."
+    )
+  example = "variables.buffers where none change"
+  alike("Task.loss: buffers", new, buffers, example)
+  return value, weight, new
+
+
+def _check_name(what: str, name: Any) -> None:
+  """Refuse a metric's name that reports would mistake for another.
+
+  Raises:
+    TypeError: it is no text.
+    ValueError: it is empty, or means something else.
+  """
+  if not isinstance(name, str):
+    raise TypeError(f"{what}: the name {name!r} is no text; give one.")
+  *_, last = pieces = name.split("/")
+  if not all(piece.strip() for piece in pieces) or name != name.strip():
+    raise ValueError(
+      f"{what}: the name {name!r} is empty, or a part of it is; give one such"
+      " as 'error'."
+    )
+  if name in COLUMNS or last in STATISTICS:
+    taken = ", ".join((*COLUMNS, *(f".../{x}" for x in STATISTICS)))
+    raise ValueError(
+      f"{what}: the name {name!r} is taken, as are {taken}, which reports use"
+      " themselves; rename the metric."
+    )
+
+
+def metrics(
+  what: str, value: Any, shape: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+  """Return metrics, name -> `Metric`.
+
+  Args:
+    what: what messages call the function that returned them.
+    value: what it returned.
+    shape: of the mask of padding, (batch,); None: shapes are not looked at.
+
+  Raises:
+    TypeError, ValueError: it is no dictionary of them, of other shapes, or
+      with a name that is taken.
+  """
+  if not isinstance(value, Mapping):
+    raise TypeError(
+      f"{what} returned {described(value)}; let it return a dictionary, for"
+      f" example {{'error': {METRIC}}}."
+    )
+  for name, metric in value.items():
+    _check_name(what, name)
+    if getattr(metric, "_fields", None) != ("total", "weight"):
+      raise TypeError(
+        f"{what} returned {described(metric)} as {name!r}; give {METRIC}, with"
+        " weight = jnp.ones_like(value) where all examples count the same."
+      )
+    if shape is not None:
+      per_example(f"{what}: total of {name!r}", metric.total, shape)
+      per_example(f"{what}: weight of {name!r}", metric.weight, shape)
+  return dict(value)
