@@ -59,6 +59,7 @@ from fedjax_sim.privacy.local import local_privacy
 from fedjax_sim.privacy.secure_aggregators import SECURE, fixed_cohort
 from fedjax_sim.private import (
   build_privacy,
+  check_local_weights,
   is_locally_private,
   local_guarantee,
   secure_noise,
@@ -384,6 +385,7 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   algorithm = make(task, **chosen, **arguments)
   randomizer = randomizers.from_config(config.local_privacy)
   if randomizer is not None:  # a late report is randomised before it is late
+    check_local_weights(config, randomizer)
     algorithm = local_privacy(algorithm, randomizer)
   probability = config.server.stale_probability
   if probability is not None:

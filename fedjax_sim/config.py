@@ -68,6 +68,7 @@ def default_config() -> ConfigDict:
   config.algorithm.inner_rate = placeholder(float)
   config.algorithm.statistic = placeholder(str)
   config.algorithm.beta = placeholder(float)
+  config.algorithm.reference = placeholder(float)
   config.algorithm.metric = placeholder(str)
   config.algorithm.weight_steps = placeholder(int)
   config.algorithm.weight_rate = placeholder(float)

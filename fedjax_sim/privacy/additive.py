@@ -105,6 +105,7 @@ def gaussian(
     apply=_with_noise("stddev", 2, jax.random.normal),
     multiplier=stddev / longest,
     delta=delta,
+    weighs=max_weight is not None,
   )
 
 
@@ -140,6 +141,7 @@ def laplace(
     hparams={"clip_norm": checked_norm(clip_norm), "scale": scale, **weights},
     apply=_with_noise("scale", 1, jax.random.laplace),
     epsilon=epsilon,
+    weighs=max_weight is not None,
   )
 
 
@@ -231,4 +233,4 @@ def clip_only(clip_norm: float, *, per_layer: bool = False) -> Randomizer:
     return jax.tree.map(clip, update), weight
 
   hparams = {"clip_norm": checked_norm(clip_norm)}
-  return Randomizer(name="clip", hparams=hparams, apply=apply)
+  return Randomizer(name="clip", hparams=hparams, apply=apply, weighs=True)

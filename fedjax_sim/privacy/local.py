@@ -47,6 +47,7 @@ class Randomizer(NamedTuple):
     epsilon: of another mechanism, which keeps it with delta 0; None: there is
       no guarantee.
     delta: of one report.
+    weighs: whether a client's weight counts; otherwise all weigh 1.
   """
 
   name: str
@@ -55,6 +56,7 @@ class Randomizer(NamedTuple):
   multiplier: float | None = None
   epsilon: float | None = None
   delta: float = 0.0
+  weighs: bool = False
 
 
 def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
@@ -70,10 +72,12 @@ def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
     randomizer: what they do to them.
 
   Raises:
-    ValueError: an algorithm that wants a stack or has no clients. Its `init`
-      raises it, too, if clients send buffers or statistics.
+    ValueError: an algorithm that wants a stack, has no clients, or weighs
+      clients in a way that the randomizer drops. Its `init` raises it, too, if
+      clients send buffers or statistics.
   """
   owner = f"local_privacy.mechanism={randomizer.name!r}"
+  softmax = algorithm.log_weight is not None
   unset = "set it to None, or take another"
   if algorithm.stacked:
     raise ValueError(
@@ -90,18 +94,29 @@ def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
       f"{owner}: algorithm.name trains on everybody's data at once, and no"
       f" client sends anything; {unset} algorithm."
     )
+  if softmax and not randomizer.weighs:
+    raise ValueError(
+      f"{owner} makes every client weigh 1, and algorithm.name weighs them by"
+      " their data; with 'gaussian' or 'laplace' set local_privacy.max_weight,"
+      " or let all weigh the same by algorithm.weighting='uniform'."
+    )
+  fixed = "set algorithm.reference, such as 0.0, to send none"
 
   def init(key: Key, hparams: HParams) -> PyTree:
     server = algorithm.init(key, hparams)
     report = report_shapes(algorithm, server, hparams)
-    for part, source in (
-      ("buffers", "model.name"),
-      ("statistics", "algorithm.name"),
+    for part, source, remedy in (
+      ("buffers", "model.name", f"{unset} model"),
+      (
+        "statistics",
+        "algorithm.name",
+        fixed if softmax else f"{unset} algorithm",
+      ),
     ):
       if jax.tree.leaves(getattr(report, part)):
         raise ValueError(
           f"{owner} covers a client's update and weight, and {source} makes it"
-          f" send {part}, too; {unset} {source.partition('.')[0]}."
+          f" send {part}, too; {remedy}."
         )
     return server
 
