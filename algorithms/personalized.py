@@ -156,7 +156,7 @@ def personalized(
     return message._replace(params=params, buffers=buffers)
 
   return base._replace(
-    passes=(Pass(start, step),),
+    passes=(Pass(start, step, tokens=lambda carry: carry.shared.loss.weight),),
     finish=finish,
     client_init=client_init,
     personal=personal,

@@ -209,7 +209,9 @@ class Client(NamedTuple):
       unless the cohort's plan says otherwise.
     num_examples: shape=(), int32; its examples in the first pass's split, or
       `LocalWork.max_examples` if that is less.
-    num_steps: shape=(passes,), int32; local steps of each pass.
+    num_steps: shape=(passes,), int32; local steps of each pass. Where
+      `LocalWork.max_tokens` ends a pass, this and `num_examples` are what was
+      planned, and once it has ended what was used.
     round: shape=(), int32.
     key: its own key in this round; the keys of steps are derived from it.
   """
@@ -318,6 +320,9 @@ class Pass(NamedTuple):
       for a full-batch gradient; None takes the run's.
     augmented: whether its batches are changed at random as the data set says;
       False of a pass that measures.
+    tokens: carry -> shape=(); the sum of the loss's weights over the steps so
+      far, by which `LocalWork.max_tokens` ends the pass; None: they are not
+      counted.
   """
 
   start: Callable[..., PyTree]
@@ -325,6 +330,7 @@ class Pass(NamedTuple):
   split: str = "train"
   epochs: int | None = None
   augmented: bool = True
+  tokens: Callable[[PyTree], Array] | None = None
 
 
 class Release(NamedTuple):

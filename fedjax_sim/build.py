@@ -509,6 +509,11 @@ def build_aggregator(
     promised = sampler.participation is not None
     fixed_cohort(sampler.expected, most, promised)
   elif name == "secure_mean":
+    if config.algorithm.weighting == "tokens" and "most_weight" not in given:
+      raise ValueError(
+        "algorithm.weighting='tokens': the largest weight is not known from the"
+        " numbers of examples; set secure.most_weight."
+      )
     largest = float(data.train.sizes.max())
     used = config.client.max_examples or largest
     given.setdefault("most_weight", float(min(largest, used)))

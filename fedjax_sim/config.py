@@ -107,6 +107,7 @@ def default_config() -> ConfigDict:
   config.client.epochs = 1
   config.client.steps = placeholder(int)  # instead of epochs
   config.client.max_examples = placeholder(int)
+  config.client.max_tokens = placeholder(int)
   config.client.drop_remainder = False
   config.client.shuffle = True
 

@@ -267,7 +267,9 @@ def make_rounds(
       key=key_for(seed, Purpose.CLIENT, round_, ident),
     )
     with jax.named_scope("local_training"):
-      report = run_client(algorithm, client, row.start, walks, data, orders)
+      client, report = run_client(
+        algorithm, client, row.start, walks, data, orders
+      )
     report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
     finite = all_finite(report._replace(metrics={}))
 
