@@ -451,6 +451,7 @@ def test_no_two_clients_of_dga_are_further_apart_than_the_noise_allows():
     reports = np.column_stack([updates / clip, weights * (scale / most)])
     gaps = reports[:, None].astype(np.float64) - reports[None]
     farthest = max(farthest, np.linalg.norm(gaps, axis=-1).max())
+  assert randomizer.multiplier is not None
   assert farthest <= (1 + 1e-6) / randomizer.multiplier
   assert farthest > 1.1 * 2  # the weight is a part of it
   assert 1 / randomizer.multiplier == pytest.approx(math.hypot(2, scale))
