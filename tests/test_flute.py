@@ -232,7 +232,10 @@ def test_initial_epsilon():
   """FLUTE multiplies, and stops before it would fall below `final_epsilon`."""
   epsilon, gamma = 0.4, 0.5
   task = with_loss_metric(quadratic(2))
-  server = {"x": np.float32(CENTRES[:1]), "a": np.ones(1, np.float32)}
+  server = {
+    "x": CENTRES[:1].astype(np.float32),
+    "a": np.ones(1, np.float32),
+  }
   data = dataclasses.replace(quadratic_data(CENTRES), server=server)
   made = dga_rl(
     task,
