@@ -145,42 +145,51 @@ def run_client(
   """
   carries: tuple[PyTree, ...] = ()
   for p, (walked, walk) in enumerate(zip(algorithm.passes, walks, strict=True)):
-    key = pass_key(client.key, p)
-
-    def step(
-      i: Array,
-      carry: PyTree,
-      p: int = p,
-      walked: Pass = walked,
-      walk: Walk = walk,
-      key: Key = key,
-      client: Client = client,
-    ) -> tuple[PyTree, Array]:
-      first = start[p] + i * walk.batch_size
-      batch = read_batch(data[walk.source], orders[p], first, walk)
-      seen = jnp.sum(batch.mask, dtype=jnp.int32)
-      key = jax.random.fold_in(key, i)
-      batch = augmented(batch, walk.augment, key)
-      batch = with_numbers(batch, client.hparams)
-      return walked.step(client, carry, batch, key), seen
-
     carry = walked.start(client, *carries)
-    planned = client.num_steps[p]
-    if walk.max_tokens is None:
-      alone = lambda i, carry, step=step: step(i, carry)[0]
-      carry = lax.fori_loop(0, planned, alone, carry)
-    else:
-      assert walked.tokens is not None
-      enough = lambda carry, tokens=walked.tokens, most=walk.max_tokens: (
-        tokens(carry) >= most
-      )
-      carry, steps, seen = _until(step, enough, planned, carry)
-      client = client._replace(num_steps=client.num_steps.at[p].set(steps))
-      if p == 0:  # all examples come once before one comes twice
-        seen = jnp.minimum(client.num_examples, seen)
-        client = client._replace(num_examples=seen)
+    client, carry = _walk_once(
+      walked, walk, p, client, carry, data[walk.source], orders[p], start[p]
+    )
     carries += (carry,)
   return client, algorithm.finish(client, *carries)
+
+
+def _walk_once(
+  walked: Pass,
+  walk: Walk,
+  p: int,
+  client: Client,
+  carry: PyTree,
+  examples: Examples,
+  order: Array,
+  start: Array,
+) -> tuple[Client, PyTree]:
+  """A client's pass `p`, from its first carry to its last.
+
+  Returns:
+    The client, with what it used if tokens ended the pass, and the carry.
+  """
+  own_key = pass_key(client.key, p)
+
+  def step(i: Array, carry: PyTree) -> tuple[PyTree, Array]:
+    batch = read_batch(examples, order, start + i * walk.batch_size, walk)
+    seen = jnp.sum(batch.mask, dtype=jnp.int32)
+    key = jax.random.fold_in(own_key, i)
+    batch = augmented(batch, walk.augment, key)
+    batch = with_numbers(batch, client.hparams)
+    return walked.step(client, carry, batch, key), seen
+
+  planned, tokens = client.num_steps[p], walked.tokens
+  if walk.max_tokens is None:
+    alone = lambda i, carry: step(i, carry)[0]
+    return client, lax.fori_loop(0, planned, alone, carry)
+  assert tokens is not None
+  enough = lambda carry: tokens(carry) >= walk.max_tokens
+  carry, steps, seen = _until(step, enough, planned, carry)
+  used = client._replace(num_steps=client.num_steps.at[p].set(steps))
+  if p == 0:  # all examples come once before one comes twice
+    seen = jnp.minimum(client.num_examples, seen)
+    used = used._replace(num_examples=seen)
+  return used, carry
 
 
 def _until(

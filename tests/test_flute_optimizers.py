@@ -185,6 +185,7 @@ def test_lamb():
     other = lamb_of_flute(w, own, theirs, t, {"lr": 0.1} | numbers) - w
     gaps.append(np.abs(ours - other).max() / np.abs(other).max())
   assert gaps[0] > 0.01
+  assert gaps[round(5 / (1 - 0.6))] < 0.01
   assert gaps[-1] < 1e-5
 
 
