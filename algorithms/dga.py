@@ -22,6 +22,7 @@ from fedjax_sim.base import (
   Context,
   HParams,
   Key,
+  PyTree,
   Report,
   Task,
   Variables,
@@ -38,14 +39,14 @@ class DGAState(NamedTuple):
   """FedAvg's server, and where the softmax has its zero."""
 
   fedavg: ServerState
-  reference: Array  # shape=(), float32; last round's weighted mean of s
+  reference: PyTree  # shape=(), float32; last round's weighted mean of s, or ()
 
 
 class Message(NamedTuple):
   """What a client receives."""
 
   variables: Variables
-  reference: Array
+  reference: PyTree  # as in `DGAState`
 
 
 def dga(
@@ -56,12 +57,16 @@ def dga(
   weighting: str = "softmax",
   statistic: str = "loss",
   beta: float | None = None,
+  reference: float | None = None,
 ) -> Algorithm:
   """Clients are weighted by softmax(-beta s) over the cohort.
 
   A client cannot know the others' s, so it weighs exp(-beta (s - r)), with r
   from the round before, which the mean's denominator cancels. Exponents beyond
   60 are cut off; in the first round, where r is 0, that may happen to many.
+
+  For r, clients send s. With a fixed r they send an update and a weight alone,
+  which local privacy can cover, and central privacy with a bound on the weight.
 
   Args:
     task: what clients train.
@@ -72,18 +77,28 @@ def dga(
       `variance`, `mean` or `magnitude` of the pseudo-gradient.
     beta: how sharply; None: 1 with `softmax`. 0 is the mean. Negative values
       prefer a large s.
+    reference: a fixed r: the s of a client that weighs 1; FLUTE's is 0. None:
+      r follows the rounds.
 
   Raises:
     TypeError, ValueError: an argument is none of these.
   """
   validate.known("algorithm.weighting", weighting, ("softmax", "uniform"))
   validate.known("algorithm.statistic", statistic, STATISTICS)
-  if weighting == "uniform" and beta is not None:
-    raise ValueError(
-      f"algorithm.beta={beta} does not go with algorithm.weighting='uniform';"
-      " unset one of them."
-    )
-  sharpness = validate.real("algorithm.beta", 1.0 if beta is None else beta)
+  softmax = weighting == "softmax"
+  for name, value in (("beta", beta), ("reference", reference)):
+    if not softmax and value is not None:
+      raise ValueError(
+        f"algorithm.{name}={value} does not go with"
+        " algorithm.weighting='uniform'; unset one of them."
+      )
+  numbers = {}
+  if softmax:
+    sharpness = 1.0 if beta is None else beta
+    numbers["beta"] = validate.real("algorithm.beta", sharpness)
+  if reference is not None:
+    numbers["reference"] = validate.real("algorithm.reference", reference)
+  follows = softmax and reference is None
   base = fedavg(
     task,
     client_optimizer,
@@ -99,31 +114,33 @@ def dga(
       **gradient_statistics(report.update),
     }
     report = report._replace(values=values)
-    if weighting == "uniform":
+    if not softmax:
       return report
     s = values[statistic]
-    beta = client.hparams["beta"].astype(s.dtype)
-    exponent = -beta * (s - client.message.reference)
+    number = lambda name: client.hparams[name].astype(s.dtype)
+    r = client.message.reference if follows else number("reference")
+    exponent = -number("beta") * (s - r)
     exponent = jnp.clip(exponent, -MOST_EXPONENT, MOST_EXPONENT)
-    return report._replace(weight=jnp.exp(exponent), statistics=s)
+    return report._replace(
+      weight=jnp.exp(exponent), statistics=s if follows else ()
+    )
 
   def init(key: Key, hparams: HParams) -> DGAState:
-    return DGAState(base.init(key, hparams), jnp.zeros((), jnp.float32))
+    r = jnp.zeros((), jnp.float32) if follows else ()
+    return DGAState(base.init(key, hparams), r)
 
   def apply(
     server: DGAState, aggregate: Aggregate, context: Context
   ) -> DGAState:
-    reference = server.reference
-    if weighting == "softmax":
-      reference = aggregate.statistics.astype(reference.dtype)
-    return DGAState(base.apply(server.fedavg, aggregate, context), reference)
+    r = server.reference
+    if follows:
+      r = aggregate.statistics.astype(r.dtype)
+    return DGAState(base.apply(server.fedavg, aggregate, context), r)
 
   def log_weight(server: DGAState, hparams: HParams) -> Array:
-    return -hparams["beta"] * server.reference
+    r = server.reference if follows else hparams["reference"]
+    return -hparams["beta"] * r
 
-  hparams = (
-    {**base.hparams, "beta": sharpness} if weighting == "softmax" else None
-  )
   return base._replace(
     init=init,
     broadcast=lambda server: Message(server.fedavg.variables, server.reference),
@@ -133,8 +150,8 @@ def dga(
     replace=lambda server, variables: server._replace(
       fedavg=server.fedavg._replace(variables=variables)
     ),
-    hparams=hparams or base.hparams,
-    log_weight=log_weight if weighting == "softmax" else None,
+    hparams={**base.hparams, **numbers},
+    log_weight=log_weight if softmax else None,
   )
 
 

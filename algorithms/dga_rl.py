@@ -98,7 +98,7 @@ def dga_rl(
     epsilon_decay: by which its distance from `epsilon_least` is multiplied
       each round.
     epsilon_least: what it approaches.
-    memory_rounds: how many rounds the agent remembers.
+    memory_rounds: how many rounds the agent remembers, at most 10^6.
     ridge: the regression's penalty.
 
   Raises:
@@ -109,7 +109,7 @@ def dga_rl(
   )
   replace = inner.replace
   assert replace is not None
-  validate.whole("algorithm.memory_rounds", memory_rounds)
+  validate.whole("algorithm.memory_rounds", memory_rounds, most=10**6)
   if metric not in task.higher_is_better:
     known = ", ".join(sorted(task.higher_is_better))
     raise ValueError(

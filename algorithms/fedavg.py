@@ -50,7 +50,8 @@ def fedavg(
     task: what clients train.
     client_optimizer: begins anew in every round.
     server_optimizer: sgd with learning rate 1 is FedAvg.
-    weighting: a client's weight: its number of `examples`, or `uniform`.
+    weighting: a client's weight: its number of `examples`; its `tokens`, the
+      sum of the loss's weights over its steps; or `uniform`.
     adjust: (client, params, gradient) -> gradient, in every local step.
     received: client -> the `Variables` that it starts from, for algorithms
       that send more.

@@ -14,7 +14,9 @@ confident enough. A step's loss is
 
 where the second term is a mean over the examples that both models give the same
 label. The server takes the plain mean of the supervised models and the mean of
-the unsupervised ones by number of labelled examples, and half of each.
+the unsupervised ones by number of pseudo labels, and half of each. That weight
+is FLUTE's: as in FedAvg, a model counts by the examples that it was trained on,
+and those of the unsupervised one are the pseudo-labelled ones.
 """
 
 from __future__ import annotations
@@ -147,10 +149,11 @@ def fedlabels(
 
   An update is a `Pair` of the two models' updates, of which transforms see
   both: `clip` bounds their common norm. Only after the transforms is the
-  unsupervised one multiplied by the client's number of labelled examples, by
-  whose mean the server divides; the weights of clients are 1, so that the
-  aggregator `weighted_mean` gives both means exactly. A median would be one of
-  those products. Transforms with a state of the parameters' shape do not fit.
+  unsupervised one multiplied by the client's number of pseudo labels, over all
+  of its steps, or by 1 if there were none. By their mean the server divides;
+  the weights of clients are 1, so that the aggregator `weighted_mean` gives
+  both means exactly. A median would be one of those products. Transforms with a
+  state of the parameters' shape do not fit.
 
   The consistency term takes the model in evaluation mode, FLUTE in training
   mode; the first `burn_in` rounds take the supervised model's mean as it is,
@@ -290,7 +293,7 @@ def fedlabels(
 
   def finish(client: Client, first: LocalState, second: Unlabelled) -> Report:
     report = base.finish(client, first)
-    count = client.num_examples.astype(jnp.float32)
+    count = jnp.maximum(second.pseudo.total, 1)
     unsupervised = difference(second.params, client.message.params)
     return Report(
       update=Pair(report.update, unsupervised),
@@ -301,9 +304,10 @@ def fedlabels(
     )
 
   def send(client: Client, report: Report) -> Report:
+    del client
     supervised, unsupervised = report.update
-    count = client.num_examples.astype(jnp.float32)
-    return report._replace(update=Pair(supervised, _times(count, unsupervised)))
+    scaled = _times(report.statistics, unsupervised)
+    return report._replace(update=Pair(supervised, scaled))
 
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context

@@ -136,7 +136,7 @@ def kmeans(
     worth = client.hparams["count_weight"].astype(counts.dtype)
     return Report(
       update=Clusters(gaps / examples, worth * counts / examples),
-      weight=weigh(client),
+      weight=weigh(client, metric(carry[1])),
       metrics={"loss": metric(carry[1])},
     )
 

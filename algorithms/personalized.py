@@ -37,7 +37,7 @@ from fedjax_sim.base import (
   Task,
   Variables,
 )
-from fedjax_sim.local import LocalState
+from fedjax_sim.local import LocalState, metric
 from fedjax_sim.optimizers import Optimizer, descend
 
 
@@ -156,7 +156,9 @@ def personalized(
     return message._replace(params=params, buffers=buffers)
 
   return base._replace(
-    passes=(Pass(start, step),),
+    passes=(
+      Pass(start, step, tokens=lambda carry: metric(carry.shared.loss).weight),
+    ),
     finish=finish,
     client_init=client_init,
     personal=personal,

@@ -27,6 +27,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.traffic import report_shapes
 
+MOST_EXPONENT = 60.0  # float32 ends at 88, and weights are summed
 _TAG = 0x6C617465  # of the key: no number that an algorithm would fold in
 
 
@@ -89,6 +90,12 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
     sent = _Sent(now=pick(nothing, whole), late=pick(whole, nothing))
     return report._replace(update=sent, buffers=(), statistics=())
 
+  def unit_of(server: PyTree, hparams: HParams) -> Array:
+    """`Algorithm.log_weight`, or 0; shape=(), float32."""
+    if algorithm.log_weight is None:
+      return jnp.zeros((), jnp.float32)
+    return jnp.asarray(algorithm.log_weight(server, hparams), jnp.float32)
+
   def init(key: Key, hparams: HParams) -> StaleState:
     server = algorithm.init(key, hparams)
     report = report_shapes(algorithm, server, hparams)
@@ -100,7 +107,7 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
         jnp.zeros((), jnp.float32),
       )
     )
-    return StaleState(server, nothing, jnp.zeros((), jnp.float32))
+    return StaleState(server, nothing, unit_of(server, hparams))
 
   def apply(
     state: StaleState, aggregate: Aggregate, context: Context
@@ -109,10 +116,10 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
     summed = jax.tree.map(
       lambda x: x * aggregate.weight.astype(x.dtype), aggregate.update
     )
-    unit = jnp.zeros((), jnp.float32)
-    if algorithm.log_weight is not None:
-      unit = algorithm.log_weight(state.server, context.hparams)
-    worth = jnp.exp(state.log_weight - unit)
+    unit = unit_of(state.server, context.hparams)
+    # Bounded: nothing late, times infinity, would not be nothing.
+    gap = jnp.clip(state.log_weight - unit, -MOST_EXPONENT, MOST_EXPONENT)
+    worth = jnp.exp(gap)
     arrived = jax.tree.map(
       lambda x, y: x + (y * worth.astype(y.dtype)).astype(x.dtype),
       summed.now,
@@ -133,7 +140,6 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
     )
     pick = lambda new, old: jnp.where(some, new, old)
     late = jax.tree.map(lambda x, y: x.astype(y.dtype), summed.late, state.late)
-    unit = unit.astype(state.log_weight.dtype)
     return StaleState(jax.tree.map(pick, server, state.server), late, unit)
 
   on_eval, replace = algorithm.on_eval, algorithm.replace

@@ -224,7 +224,9 @@ class Client(NamedTuple):
       unless the cohort's plan says otherwise.
     num_examples: shape=(), int32; its examples in the first pass's split, or
       `LocalWork.max_examples` if that is less.
-    num_steps: shape=(passes,), int32; local steps of each pass.
+    num_steps: shape=(passes,), int32; local steps of each pass. Where
+      `LocalWork.max_tokens` ends a pass, this and `num_examples` are what was
+      planned, and once it has ended what was used.
     round: shape=(), int32.
     key: its own key in this round; the keys of steps are derived from it.
     noise_key: its own key of private noise in this round (`noise_key_for`).
@@ -337,6 +339,9 @@ class Pass(NamedTuple):
       for a full-batch gradient; None takes the run's.
     augmented: whether its batches are changed at random as the data set says;
       False of a pass that measures.
+    tokens: carry -> shape=(); the sum of the loss's weights over the steps so
+      far, by which `LocalWork.max_tokens` ends the pass; None: they are not
+      counted.
   """
 
   start: Callable[..., PyTree]
@@ -344,6 +349,7 @@ class Pass(NamedTuple):
   split: str = "train"
   epochs: int | None = None
   augmented: bool = True
+  tokens: Callable[[PyTree], Array] | None = None
 
 
 class Release(NamedTuple):

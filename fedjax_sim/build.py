@@ -60,6 +60,7 @@ from fedjax_sim.privacy.local import local_privacy
 from fedjax_sim.privacy.secure_aggregators import SECURE, fixed_cohort
 from fedjax_sim.private import (
   build_privacy,
+  check_local_weights,
   is_locally_private,
   local_guarantee,
   secure_noise,
@@ -385,6 +386,7 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   algorithm = make(task, **chosen, **arguments)
   randomizer = randomizers.from_config(config.local_privacy)
   if randomizer is not None:  # a late report is randomised before it is late
+    check_local_weights(config, randomizer)
     algorithm = local_privacy(algorithm, randomizer)
   probability = config.server.stale_probability
   if probability is not None:
@@ -508,6 +510,11 @@ def build_aggregator(
     promised = sampler.participation is not None
     fixed_cohort(sampler.expected, most, promised)
   elif name == "secure_mean":
+    if config.algorithm.weighting == "tokens" and "most_weight" not in given:
+      raise ValueError(
+        "algorithm.weighting='tokens': the largest weight is not known from the"
+        " numbers of examples; set secure.most_weight."
+      )
     largest = float(data.train.sizes.max())
     used = config.client.max_examples or largest
     given.setdefault("most_weight", float(min(largest, used)))

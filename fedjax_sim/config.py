@@ -68,11 +68,29 @@ def default_config() -> ConfigDict:
   config.algorithm.inner_rate = placeholder(float)
   config.algorithm.statistic = placeholder(str)
   config.algorithm.beta = placeholder(float)
+  config.algorithm.reference = placeholder(float)
   config.algorithm.metric = placeholder(str)
   config.algorithm.weight_steps = placeholder(int)
   config.algorithm.weight_rate = placeholder(float)
   config.algorithm.weight_pull = placeholder(float)
   config.algorithm.server_batch_size = placeholder(int)
+  config.algorithm.epsilon = placeholder(float)
+  config.algorithm.epsilon_decay = placeholder(float)
+  config.algorithm.epsilon_least = placeholder(float)
+  config.algorithm.memory_rounds = placeholder(int)
+  config.algorithm.ridge = placeholder(float)
+  config.algorithm.burn_in = placeholder(int)
+  config.algorithm.threshold = placeholder(float)
+  config.algorithm.temperature = placeholder(float)
+  config.algorithm.unsup_weight = placeholder(float)
+  config.algorithm.consistency_weight = placeholder(float)
+  config.algorithm.l2 = placeholder(float)
+  config.algorithm.magnitude = placeholder(float)
+  config.algorithm.comparison = placeholder(str)
+  config.algorithm.flip = placeholder(bool)
+  config.algorithm.count_weight = placeholder(float)
+  config.algorithm.least_share = placeholder(float)
+  config.algorithm.empty = placeholder(str)
 
   config.client = ConfigDict()
   config.client.optimizer = "sgd"
@@ -89,6 +107,7 @@ def default_config() -> ConfigDict:
   config.client.epochs = 1
   config.client.steps = placeholder(int)  # instead of epochs
   config.client.max_examples = placeholder(int)
+  config.client.max_tokens = placeholder(int)
   config.client.drop_remainder = False
   config.client.shuffle = True
 

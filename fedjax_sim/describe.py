@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
 
 
 def listing() -> str:
-  """All registries, one line an entry."""
+  """All registries, one line an entry, and fields below an algorithm's."""
   lines = [
     "A config names one of these or, but for transforms and schedules, yours:"
     " path/to/file.py:name.",
@@ -60,6 +61,8 @@ def listing() -> str:
     for name, entry in registry.items():
       doc = (inspect.getdoc(entry) or "").splitlines()
       lines.append(f"  {name:<{width}}  {doc[0] if doc else ''}")
+      if registry is ALGORITHMS:
+        lines += _fields_of(entry, " " * (width + 4))
     lines.append("")
   lines.append("privacy (privacy.mechanism):")
   width = max(map(len, MECHANISMS))
@@ -68,6 +71,18 @@ def listing() -> str:
   lines.append("optimizers (client.optimizer, server.optimizer), from optax:")
   lines.append("  " + ", ".join(OPTIMIZERS))
   return "\n".join(lines)
+
+
+def _fields_of(algorithm: Callable[..., Any], indent: str) -> list[str]:
+  """The fields of the section `algorithm` that it takes, as lines."""
+  section = config.default_config().algorithm
+  taken = [x for x in inspect.signature(algorithm).parameters if x in section]
+  if not taken:
+    return []
+  text = f"takes {', '.join(taken)}"
+  return textwrap.wrap(
+    text, 80, initial_indent=indent, subsequent_indent=f"{indent}  "
+  )
 
 
 def _sizes(data: FederatedData) -> str:

@@ -51,9 +51,11 @@ class LocalTraining(NamedTuple):
   finish: Callable[[Client, LocalState], Report]
 
 
-WEIGHTINGS: dict[str, Callable[[Client], Array]] = {
-  "examples": lambda client: client.num_examples.astype(jnp.float32),
-  "uniform": lambda client: jnp.ones((), jnp.float32),
+# (client, its summed loss) -> its weight in means, shape=(), float32.
+WEIGHTINGS: dict[str, Callable[[Client, Metric], Array]] = {
+  "examples": lambda client, loss: client.num_examples.astype(jnp.float32),
+  "tokens": lambda client, loss: loss.weight,
+  "uniform": lambda client, loss: jnp.ones((), jnp.float32),
 }
 
 
@@ -89,7 +91,8 @@ def local_training(
     optimizer: the client's optimiser; its state starts anew every round. Its
       hyper-parameters are read from `hparams["client"]`.
     adjust: (client, params, gradient) -> gradient, before the optimiser.
-    weighting: a client's weight: its number of `examples`, or `uniform`.
+    weighting: a client's weight: its number of `examples`; its `tokens`, the
+      sum of the loss's weights over its steps; or `uniform`.
     received: client -> the `Variables` that it starts from.
 
   Raises:
@@ -125,14 +128,17 @@ def local_training(
     return LocalState(params, buffers, state, seen)
 
   def finish(client: Client, carry: LocalState) -> Report:
+    loss = metric(carry.loss)
     return Report(
       update=difference(carry.params, received(client).params),
-      weight=weigh(client),
+      weight=weigh(client, loss),
       buffers=carry.buffers,
-      metrics={"loss": metric(carry.loss)},
+      metrics={"loss": loss},
     )
 
-  return LocalTraining(Pass(start, step), finish)
+  return LocalTraining(
+    Pass(start, step, tokens=lambda carry: metric(carry.loss).weight), finish
+  )
 
 
 def full_gradient(
@@ -186,7 +192,7 @@ def full_gradient(
         carry.params,
         received(client).params,
       ),
-      weight=weigh(client),
+      weight=weigh(client, loss),
       buffers=carry.buffers,
       metrics={"loss": loss},
     )

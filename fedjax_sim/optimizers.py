@@ -7,6 +7,8 @@ a schedule, a sweep or a decay on a plateau then recompiles nothing.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,19 +20,52 @@ import optax
 from fedjax_sim import freezing, validate
 from fedjax_sim.base import PyTree
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-  "adabelief": optax.adabelief,
-  "adagrad": optax.adagrad,
-  "adam": optax.adam,
-  "adamax": optax.adamax,
+Factory = Callable[..., optax.GradientTransformation]
+
+
+def with_l2(factory: Factory) -> Factory:
+  """Return the factory with one more argument, `weight_decay`.
+
+  Before the optimizer sees a gradient, `weight_decay` times the parameters is
+  added to it: the gradient of `weight_decay / 2 * |params|^2`. That is what
+  torch's optimizers of these names do; of adamw and its like, decay is a part
+  of the step instead.
+
+  Args:
+    factory: one of optax's without an argument of that name.
+  """
+
+  @functools.wraps(factory)
+  def make(
+    *arguments: Any, weight_decay: Any = None, **named: Any
+  ) -> optax.GradientTransformation:
+    inner = factory(*arguments, **named)
+    if weight_decay is None:
+      return inner
+    return optax.chain(optax.add_decayed_weights(weight_decay), inner)
+
+  signature = inspect.signature(factory)
+  decay = inspect.signature(make, follow_wrapped=False).parameters[
+    "weight_decay"
+  ]
+  parameters = [*signature.parameters.values(), decay]
+  make.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+  return make
+
+
+OPTIMIZERS: dict[str, Factory] = {
+  "adabelief": with_l2(optax.adabelief),
+  "adagrad": with_l2(optax.adagrad),
+  "adam": with_l2(optax.adam),
+  "adamax": with_l2(optax.adamax),
   "adamw": optax.adamw,
   "lamb": optax.lamb,
   "lars": optax.lars,
   "lion": optax.lion,
-  "radam": optax.radam,
-  "rmsprop": optax.rmsprop,
-  "sgd": optax.sgd,
-  "yogi": optax.yogi,
+  "radam": with_l2(optax.radam),
+  "rmsprop": with_l2(optax.rmsprop),
+  "sgd": with_l2(optax.sgd),
+  "yogi": with_l2(optax.yogi),
 }
 
 

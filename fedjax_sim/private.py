@@ -22,6 +22,7 @@ from fedjax_sim.privacy import (
 )
 from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.local import Randomizer
 from fedjax_sim.sampling import Sampler
 
 MECHANISMS = {
@@ -175,6 +176,26 @@ def _check_effect(given: dict[str, Any]) -> None:
       f"privacy.denominator={given['denominator']}:"
       " privacy.noise_cohort_size scales the noise to the mean over the"
       " expected cohort; unset one of them."
+    )
+
+
+def check_local_weights(config: ConfigDict, randomizer: Randomizer) -> None:
+  """Refuses weights that are asked for and that a randomizer makes 1.
+
+  Args:
+    config: complete.
+    randomizer: that of the section `local_privacy`.
+
+  Raises:
+    ValueError: names the field.
+  """
+  weighting = config.algorithm.weighting
+  if weighting not in (None, "uniform") and not randomizer.weighs:
+    raise ValueError(
+      f"algorithm.weighting={weighting!r}: with"
+      f" local_privacy.mechanism={randomizer.name!r} every client weighs 1;"
+      " take 'gaussian' or 'laplace' with local_privacy.max_weight, and weights"
+      " are sent with noise, or unset it."
     )
 
 

@@ -273,7 +273,9 @@ def make_rounds(
       noise_key=noise_key_for(noise_seed, Purpose.CLIENT, round_, ident),
     )
     with jax.named_scope("local_training"):
-      report = run_client(algorithm, client, row.start, walks, data, orders)
+      client, report = run_client(
+        algorithm, client, row.start, walks, data, orders
+      )
     returned.metrics("Report.metrics", report.metrics)
     report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
     finite = all_finite(report._replace(metrics={}))

@@ -328,6 +328,14 @@ class Simulator:
   def works(self) -> list[LocalWork]:
     """For every pass, what a client does."""
     works = []
+    most = self.work.max_tokens
+    ends = [p.tokens for p in self.algorithm.passes if p.epochs is None]
+    if most is not None and (not ends or None in ends):
+      raise ValueError(
+        f"client.max_tokens={most}: algorithm.name has local steps that do not"
+        " count tokens, or a fixed number of them; unset it by"
+        " --config.client.max_tokens=None, or take another algorithm."
+      )
     for p, data in zip(self.algorithm.passes, self.splits, strict=True):
       work = self.work
       if p.epochs is not None:
@@ -681,6 +689,7 @@ class Simulator:
           work.batch_size,
           self.data.prepare,
           self.data.augment if walked.augmented else None,
+          work.max_tokens,
         )
         for walked, source, work in zip(
           self.algorithm.passes,

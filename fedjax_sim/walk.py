@@ -24,6 +24,7 @@ from fedjax_sim.base import (
   Examples,
   HParams,
   Key,
+  Pass,
   PyTree,
   Report,
 )
@@ -51,12 +52,14 @@ class Walk(NamedTuple):
     batch_size: examples of a batch.
     prepare: what is done to a batch before the algorithm sees it.
     augment: what is done to it then, at random; None: nothing.
+    max_tokens: see `LocalWork`.
   """
 
   source: str
   batch_size: int
   prepare: Prepare
   augment: Augment | None = None
+  max_tokens: int | None = None
 
 
 def read_batch(
@@ -125,7 +128,7 @@ def run_client(
   walks: Sequence[Walk],
   data: Mapping[str, Examples],
   orders: Sequence[Array],
-) -> Report:
+) -> tuple[Client, Report]:
   """One client's round: its walks over its data, then its report.
 
   Args:
@@ -135,26 +138,86 @@ def run_client(
     walks: for every pass, how it reads.
     data: source -> examples.
     orders: for every pass, the order array.
+
+  Returns:
+    The client, with the numbers of steps and examples that it used, and its
+    report.
   """
   carries: tuple[PyTree, ...] = ()
-  for p, walked in enumerate(algorithm.passes):
-    key = pass_key(client.key, p)
-
-    def step(
-      i: Array, carry: PyTree, p: int = p, walked: Any = walked, key: Key = key
-    ) -> PyTree:
-      walk = walks[p]
-      first = start[p] + i * walk.batch_size
-      batch = read_batch(data[walk.source], orders[p], first, walk)
-      key = jax.random.fold_in(key, i)
-      batch = augmented(batch, walk.augment, key)
-      batch = with_numbers(batch, client.hparams)
-      return walked.step(client, carry, batch, key)
-
+  for p, (walked, walk) in enumerate(zip(algorithm.passes, walks, strict=True)):
     carry = walked.start(client, *carries)
-    carry = lax.fori_loop(0, client.num_steps[p], step, carry)
+    client, carry = _walk_once(
+      walked, walk, p, client, carry, data[walk.source], orders[p], start[p]
+    )
     carries += (carry,)
-  return algorithm.finish(client, *carries)
+  return client, algorithm.finish(client, *carries)
+
+
+def _walk_once(
+  walked: Pass,
+  walk: Walk,
+  p: int,
+  client: Client,
+  carry: PyTree,
+  examples: Examples,
+  order: Array,
+  start: Array,
+) -> tuple[Client, PyTree]:
+  """A client's pass `p`, from its first carry to its last.
+
+  Returns:
+    The client, with what it used if tokens ended the pass, and the carry.
+  """
+  own_key = pass_key(client.key, p)
+
+  def step(i: Array, carry: PyTree) -> tuple[PyTree, Array]:
+    batch = read_batch(examples, order, start + i * walk.batch_size, walk)
+    seen = jnp.sum(batch.mask, dtype=jnp.int32)
+    key = jax.random.fold_in(own_key, i)
+    batch = augmented(batch, walk.augment, key)
+    batch = with_numbers(batch, client.hparams)
+    return walked.step(client, carry, batch, key), seen
+
+  planned, tokens = client.num_steps[p], walked.tokens
+  if walk.max_tokens is None:
+    alone = lambda i, carry: step(i, carry)[0]
+    return client, lax.fori_loop(0, planned, alone, carry)
+  assert tokens is not None
+  enough = lambda carry: tokens(carry) >= walk.max_tokens
+  carry, steps, seen = _until(step, enough, planned, carry)
+  used = client._replace(num_steps=client.num_steps.at[p].set(steps))
+  if p == 0:  # all examples come once before one comes twice
+    seen = jnp.minimum(client.num_examples, seen)
+    used = used._replace(num_examples=seen)
+  return used, carry
+
+
+def _until(
+  step: Callable[[Array, PyTree], tuple[PyTree, Array]],
+  enough: Callable[[PyTree], Array],
+  most: Array,
+  carry: PyTree,
+) -> tuple[PyTree, Array, Array]:
+  """Takes steps until it is enough, at most so many.
+
+  Returns:
+    The carry, the number of steps, shape=(), int32, and of their examples.
+  """
+
+  def more(state: tuple[PyTree, Array, Array]) -> Array:
+    carry, i, _ = state
+    return (i < most) & ~enough(carry)
+
+  def advance(
+    state: tuple[PyTree, Array, Array],
+  ) -> tuple[PyTree, Array, Array]:
+    carry, i, total = state
+    carry, seen = step(i, carry)
+    return carry, i + 1, total + seen
+
+  return lax.while_loop(
+    more, advance, (carry, jnp.zeros_like(most), jnp.int32(0))
+  )
 
 
 def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:

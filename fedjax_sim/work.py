@@ -30,6 +30,9 @@ class LocalWork:
     max_examples: a client uses at most so many of its examples in a round: a
       new random choice every round, or its first ones without `shuffle`;
       None: all.
+    max_tokens: a client takes no further step in a round once the loss's
+      weights of its examples so far, such as tokens of a text, add up to so
+      many or more; None: it takes all.
     drop_remainder: leave out the last, partial batch of an epoch.
     shuffle: a new order every epoch; otherwise the stored one.
 
@@ -41,6 +44,7 @@ class LocalWork:
   epochs: int = 1
   steps: int | None = None
   max_examples: int | None = None
+  max_tokens: int | None = None
   drop_remainder: bool = False
   shuffle: bool = True
 
@@ -51,6 +55,9 @@ class LocalWork:
       validate.whole("client.steps", self.steps)
     if self.max_examples is not None:
       validate.whole("client.max_examples", self.max_examples)
+    if self.max_tokens is not None:
+      # Beyond, not every sum of ones in float32 grows.
+      validate.whole("client.max_tokens", self.max_tokens, most=2**24)
 
   def examples_used(self, sizes: np.ndarray) -> np.ndarray:
     """Distinct examples that clients of these sizes use in a round."""

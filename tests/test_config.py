@@ -24,6 +24,26 @@ def section_of(source, field):
   return source, key
 
 
+def fields_of_algorithm(*names):
+  return {f"algorithm.{name}" for name in names}
+
+
+OF_FEDLABELS = fields_of_algorithm(
+  "burn_in",
+  "consistency_weight",
+  "flip",
+  "l2",
+  "magnitude",
+  "temperature",
+  "threshold",
+  "unsup_weight",
+)
+OF_DGA_RL = fields_of_algorithm(
+  "epsilon", "epsilon_decay", "epsilon_least", "memory_rounds", "ridge"
+)
+OF_KMEANS = fields_of_algorithm("count_weight", "least_share")
+
+
 def with_field(field, value):
   """A quick config with this field, and what must be for it to matter."""
   source = default_config()
@@ -56,6 +76,16 @@ def with_field(field, value):
   if field.startswith("data.crop"):
     source.data.reshape = (8, 8)
     source.data.crop = 1
+  if field in OF_FEDLABELS:
+    source.algorithm.name = "fedlabels"
+    source.data.labelled_fraction = 0.5
+  if field in OF_DGA_RL:
+    source.algorithm.name = "dga_rl"
+    source.server.aggregator = "stack"
+    source.data.server_clients = 5
+  if field in OF_KMEANS:
+    source.algorithm.name = source.model.name = "kmeans"
+    source.model.clusters, source.model.low, source.model.high = 3, 0.0, 1.0
   if field == "algorithm.mu":
     source.algorithm.name = "fedprox"
   if field.startswith("algorithm.alpha"):
@@ -131,6 +161,16 @@ ZERO = {
   "algorithm.alpha_rate",
   "algorithm.inner_rate",
   "algorithm.beta",
+  "algorithm.burn_in",
+  "algorithm.threshold",
+  "algorithm.unsup_weight",
+  "algorithm.consistency_weight",
+  "algorithm.l2",
+  "algorithm.magnitude",
+  "algorithm.epsilon",
+  "algorithm.epsilon_decay",
+  "algorithm.epsilon_least",
+  "algorithm.least_share",
   "algorithm.weight_pull",
   "algorithm.weight_rate",
   "server.stale_probability",

@@ -1,13 +1,16 @@
 """`describe` and `list` tell the truth, and do nothing."""
 
+import inspect
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from fedjax_sim import build, config, describe, flags, residency
+from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.simulator import Simulator
 
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py")
@@ -135,9 +138,22 @@ def test_nothing_runs(monkeypatch):
 def test_the_listing_has_every_name_and_what_it_is():
   lines = describe.listing().splitlines()
   for title, registry in describe.REGISTRIES.items():
-    at = lines.index(f"{title}:")
-    for line, name in zip(lines[at + 1 :], registry, strict=False):
+    at = lines.index(f"{title}:") + 1
+    entries = lines[at : lines.index("", at)]
+    entries = [line for line in entries if line[2] != " "]
+    for line, name in zip(entries, registry, strict=True):
       assert line.split()[0] == name
       assert len(line.split()) > 2, f"{name} has no docstring"
       assert len(line) < 120
   assert "adam, adamax" in lines[-1]
+
+
+def test_the_listing_has_the_fields_of_every_algorithm():
+  text = describe.listing().partition("\nmodels ")[0]
+  for name, make in ALGORITHMS.items():
+    below = text.partition(f"\n  {name} ")[2]
+    below = re.split(r"\n  \b", below)[0]
+    words = set(re.findall(r"\w+", below.partition("takes ")[2]))
+    parameters = inspect.signature(make).parameters.values()
+    fields = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert words == fields - {"adjust", "received"}, name

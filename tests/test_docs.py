@@ -223,6 +223,21 @@ def test_the_config_table_is_the_default_config():
   assert typed(stated) == typed(FIELDS)
 
 
+def test_every_row_of_the_converter_has_its_test():
+  rows = table(section(ROOT / "docs" / "flute.md", "Numbers"))
+  assert len(rows) > 20
+  named = set()
+  for row in rows:
+    assert len(row) == 5, row[0]
+    file, _, test = row[4].strip("`").partition("::")
+    assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), row[0]
+    named.add((file, test))
+  for file in ("test_flute.py", "test_flute_optimizers.py"):
+    text = (ROOT / "tests" / file).read_text()
+    tests = re.findall(r"^def (test_\w+)", text, re.M)
+    assert {(file, test) for test in tests} <= named
+
+
 def test_the_design_names_every_module():
   text = (ROOT / "docs" / "design.md").read_text()
   named = set(re.findall(r"`(\w+\.py|\w+/)`", text))

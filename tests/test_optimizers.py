@@ -45,7 +45,7 @@ def numbers_of(name):
   numeric = {
     p.name
     for p in parameters.values()
-    if isinstance(p.default, float) or p.name == "momentum"
+    if isinstance(p.default, float) or p.name in ("momentum", "weight_decay")
   }
   return {k: NUMBERS[k] for k in numeric}
 
@@ -87,6 +87,98 @@ def test_traced_numbers_give_what_optax_gives_with_constants(name):
       assert np.abs(traced[key] - PARAMS[key]).max() > 1e-4
       np.testing.assert_allclose(traced[key], params[key], rtol=2e-5, atol=1e-6)
   assert len(traces) == 1
+
+
+def walked(made, clip=None):
+  """The parameters after some compiled steps."""
+  made = made if clip is None else clipped(made, clip)
+
+  @jax.jit
+  def run(hparams):
+    build = made.build(hparams)
+    params, state = PARAMS, build.init(PARAMS)
+    for step in range(STEPS):
+      params, state = descend(build, gradients(step), state, params)
+    return params
+
+  return run({k: np.float32(v) for k, v in made.hparams.items()})
+
+
+def sgd_by_hand(params, slopes, numbers):
+  """torch.optim.SGD, in float64."""
+  momentum = numbers.get("momentum", 0.0)
+  trace = {k: np.zeros_like(p) for k, p in params.items()}
+  for slope in slopes:
+    for k, p in params.items():
+      g = slope[k] + numbers["weight_decay"] * p
+      trace[k] = momentum * trace[k] + g
+      params[k] = p - numbers["learning_rate"] * trace[k]
+  return params
+
+
+def adam_by_hand(params, slopes, numbers):
+  """torch.optim.Adam, in float64."""
+  b1, b2, eps = (numbers[k] for k in ("b1", "b2", "eps"))
+  m, v = ({k: np.zeros_like(p) for k, p in params.items()} for _ in range(2))
+  for t, slope in enumerate(slopes, 1):
+    for k, p in params.items():
+      g = slope[k] + numbers["weight_decay"] * p
+      m[k] = b1 * m[k] + (1 - b1) * g
+      v[k] = b2 * v[k] + (1 - b2) * g**2
+      root = np.sqrt(v[k] / (1 - b2**t)) + eps
+      params[k] = p - numbers["learning_rate"] * m[k] / (1 - b1**t) / root
+  return params
+
+
+@pytest.mark.parametrize(
+  ("name", "by_hand", "numbers"),
+  [
+    ("sgd", sgd_by_hand, {}),
+    ("sgd", sgd_by_hand, {"momentum": 0.6}),
+    ("adam", adam_by_hand, {"b1": 0.8, "b2": 0.95, "eps": 1e-2}),
+  ],
+)
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_weight_decay_is_torchs_where_optax_has_none(
+  name, by_hand, numbers, clip
+):
+  numbers = {**numbers, "learning_rate": 0.25, "weight_decay": 0.3}
+  slopes = [gradients(step, np.float64) for step in range(STEPS)]
+  if clip is not None:  # torch clips what the loss gives, and decays later
+    norms = [np.sqrt(sum((g**2).sum() for g in s.values())) for s in slopes]
+    slopes = [
+      {k: g * min(1, clip / norm) for k, g in slope.items()}
+      for slope, norm in zip(slopes, norms, strict=True)
+    ]
+  start = {k: p.astype(np.float64) for k, p in PARAMS.items()}
+  expected = by_hand(start, slopes, numbers)
+  found = walked(optimizer(name, **numbers), clip)
+  for key, value in expected.items():
+    np.testing.assert_allclose(found[key], value, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "name", [n for n in OPTIMIZERS if not hasattr(OPTIMIZERS[n], "__wrapped__")]
+)
+def test_a_decay_of_its_own_stays_optaxs(name):
+  assert OPTIMIZERS[name] is getattr(optax, name)
+  assert "weight_decay" in inspect.signature(OPTIMIZERS[name]).parameters
+
+
+def test_weight_decay_is_added_to_the_gradient_whatever_the_optimizer():
+  decay, rate = 0.3, 0.25
+  for name, make in OPTIMIZERS.items():
+    if make is getattr(optax, name):
+      continue
+    plain = getattr(optax, name)(rate)
+    params, state = PARAMS, plain.init(PARAMS)
+    for step in range(STEPS):
+      slope = jax.tree.map(lambda g, p: g + decay * p, gradients(step), params)
+      updates, state = plain.update(slope, state, params)
+      params = optax.apply_updates(params, updates)
+    found = walked(optimizer(name, learning_rate=rate, weight_decay=decay))
+    for key in PARAMS:
+      np.testing.assert_allclose(found[key], params[key], rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -90,6 +90,7 @@ def gaussian(
     multiplier=stddev / longest,
     delta=delta,
     exposure=functools.partial(draws.gaussian_exposure, longest / stddev),
+    weighs=max_weight is not None,
   )
 
 
@@ -130,6 +131,7 @@ def laplace(
     epsilon=epsilon,
     delta=LAPLACE_DELTA,
     exposure=functools.partial(draws.laplace_exposure, epsilon),
+    weighs=max_weight is not None,
   )
 
 
@@ -219,4 +221,4 @@ def clip_only(clip_norm: float, *, per_layer: bool = False) -> Randomizer:
     return jax.tree.map(lambda leaf: bounded(leaf, share), update), weight
 
   hparams = {"clip_norm": checked_norm(clip_norm)}
-  return Randomizer(name="clip", hparams=hparams, apply=apply)
+  return Randomizer(name="clip", hparams=hparams, apply=apply, weighs=True)

@@ -48,6 +48,7 @@ class Randomizer(NamedTuple):
       another mechanism has, is for the ends of the noise.
     exposure: numbers of a report -> how often its noise betrays by its end what
       no neighbor would have sent (`draws`); None: it has no end.
+    weighs: whether a client's weight counts; otherwise all weigh 1.
   """
 
   name: str
@@ -57,6 +58,7 @@ class Randomizer(NamedTuple):
   epsilon: float | None = None
   delta: float = 0.0
   exposure: Callable[[int], float] | None = None
+  weighs: bool = False
 
 
 def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
@@ -72,10 +74,12 @@ def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
     randomizer: what they do to them.
 
   Raises:
-    ValueError: an algorithm that wants a stack or has no clients. Its `init`
-      raises it, too, if clients send buffers or statistics.
+    ValueError: an algorithm that wants a stack, has no clients, or weighs
+      clients in a way that the randomizer drops. Its `init` raises it, too, if
+      clients send buffers or statistics.
   """
   owner = f"local_privacy.mechanism={randomizer.name!r}"
+  softmax = algorithm.log_weight is not None
   unset = "set it to None, or take another"
   if algorithm.stacked:
     raise ValueError(
@@ -92,18 +96,29 @@ def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
       f"{owner}: algorithm.name trains on everybody's data at once, and no"
       f" client sends anything; {unset} algorithm."
     )
+  if softmax and not randomizer.weighs:
+    raise ValueError(
+      f"{owner} makes every client weigh 1, and algorithm.name weighs them by"
+      " their data; with 'gaussian' or 'laplace' set local_privacy.max_weight,"
+      " or let all weigh the same by algorithm.weighting='uniform'."
+    )
+  fixed = "set algorithm.reference, such as 0.0, to send none"
 
   def init(key: Key, hparams: HParams) -> PyTree:
     server = algorithm.init(key, hparams)
     report = report_shapes(algorithm, server, hparams)
-    for part, source in (
-      ("buffers", "model.name"),
-      ("statistics", "algorithm.name"),
+    for part, source, remedy in (
+      ("buffers", "model.name", f"{unset} model"),
+      (
+        "statistics",
+        "algorithm.name",
+        fixed if softmax else f"{unset} algorithm",
+      ),
     ):
       if jax.tree.leaves(getattr(report, part)):
         raise ValueError(
           f"{owner} covers a client's update and weight, and {source} makes it"
-          f" send {part}, too; {unset} {source.partition('.')[0]}."
+          f" send {part}, too; {remedy}."
         )
     _check_ends(randomizer, report.update)
     return server

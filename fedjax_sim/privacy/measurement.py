@@ -1,9 +1,9 @@
 """What a client's update gives away, as the client itself measures it.
 
-FLUTE's practical epsilon (arXiv 2203.13789). After its local work a client
-measures how far its own model has moved from the server's on the examples that
-it trained on. For an example with input x and label y, of which p is the
-probability under a model,
+After FLUTE's practical epsilon (arXiv 2203.13789), which is a ratio of
+log-probabilities instead. After its local work a client measures how far its
+own model has moved from the server's on the examples that it trained on. For an
+example with input x and label y, of which p is the probability under a model,
 
     leakage = |log p_after(y | x) - log p_before(y | x)|
 

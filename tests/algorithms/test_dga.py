@@ -100,6 +100,22 @@ def test_weights_are_the_softmax_of_the_statistic(
   )
 
 
+def test_a_fixed_zero_changes_no_mean_and_sends_no_statistic():
+  make = lambda *args: dga(*args, beta=1.5, reference=4.0)
+  simulator, state = quadratic_run(make, 3, lanes=2)
+  w = np.zeros(2)
+  for _ in range(3):
+    updates, statistics = local_round(w)
+    w = w + softmax(-1.5 * statistics["loss"]) @ updates
+  np.testing.assert_allclose(
+    params_of(simulator, state)["w"], w, rtol=2e-4, atol=1e-5
+  )
+  assert jax.tree.leaves(state.server.reference) == []
+  task = quadratic(2)
+  with pytest.raises(ValueError, match=r"reference=1\.0 does not go with"):
+    dga(task, sgd(1.0), sgd(1.0), weighting="uniform", reference=1.0)
+
+
 def test_far_apart_statistics_give_finite_weights():
   make = lambda *args: dga(*args, beta=1e4)
   simulator, state = quadratic_run(make, 6)

@@ -90,21 +90,31 @@ def test_what_is_late_is_joined_a_round_later(probability, lanes, devices):
     assert max(on_its_way) < SIZES.sum()
 
 
-def test_late_clients_of_dga_count_as_their_statistic_says():
-  """DGA's weights are told against a reference that moves every round."""
-  beta, task = 2.0, quadratic(3)
-  algorithm = stale(dga(task, sgd(RATE), sgd(1.0), beta=beta), 0.5)
+@pytest.mark.parametrize(
+  ("beta", "reference", "shift", "chances"),
+  [
+    (2.0, None, 0.0, (0.5, 0.5, 1.0, 0.0, 0.3)),
+    (1.0, 96.0, 8.0, (0.5, 0.5)),  # whose exponential no float32 holds
+  ],
+)
+def test_late_clients_of_dga_count_as_their_statistic_says(
+  beta, reference, shift, chances
+):
+  """DGA's weights are told against a reference, which may move every round."""
+  task, centres = quadratic(3), CENTRES + shift
+  made = dga(task, sgd(RATE), sgd(1.0), beta=beta, reference=reference)
+  algorithm = stale(made, 0.5)
   simulator = make_simulator(
-    task, algorithm, quadratic_data(CENTRES), work=LocalWork(batch_size=1)
+    task, algorithm, quadratic_data(centres), work=LocalWork(batch_size=1)
   )
   state, w = simulator.init(), np.zeros(3)
   held: list[tuple[np.floating, np.ndarray]] = []
-  for round_, probability in enumerate((0.5, 0.5, 1.0, 0.0, 0.3)):
+  for round_, probability in enumerate(chances):
     hparams = {**simulator.hparams, "stale_probability": probability}
     state = simulator.dispatch(state, simulator.plan(round_, 1), hparams).state
     late = late_in(round_, probability)
-    losses = 0.5 * np.sum((CENTRES - w) ** 2, axis=1)
-    sent = list(zip(np.exp(-beta * losses), RATE * (CENTRES - w), strict=True))
+    losses = 0.5 * np.sum((centres - w) ** 2, axis=1)
+    sent = list(zip(np.exp(-beta * losses), RATE * (centres - w), strict=True))
     now = held + [
       x for x, is_late in zip(sent, late, strict=True) if not is_late
     ]

@@ -215,6 +215,10 @@ ALGORITHMS: dict[str, Any] = {
     lambda t: dga(t, sgd(1.0), sgd(1.0)),
     {"statistics_norm": 5.0, "max_weight": 10.0},
   ),
+  "dga, fixed zero": (
+    lambda t: dga(t, sgd(1.0), sgd(1.0), reference=0.0),
+    {"max_weight": 10.0},
+  ),
   "dga, uniform": (
     lambda t: dga(t, sgd(1.0), sgd(1.0), weighting="uniform"),
     {},

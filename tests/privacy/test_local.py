@@ -18,15 +18,26 @@ from fedjax_sim import validate
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.fedlabels import fedlabels
 from fedjax_sim.algorithms.learned_weights import learned_weights
 from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import Purpose, Variables, noise_key_for
+from fedjax_sim.base import (
+  Batch,
+  Client,
+  Purpose,
+  Variables,
+  key_for,
+  noise_key_for,
+)
 from fedjax_sim.build import build
 from fedjax_sim.config import default_config
+from fedjax_sim.data import with_few_labels
 from fedjax_sim.privacy import additive, local, randomizers
 from fedjax_sim.privacy.accounting import rounded_up
 from fedjax_sim.work import LocalWork
 from problems import (
+  MODELS,
+  blobs,
   flat,
   make_simulator,
   params_of,
@@ -367,6 +378,112 @@ def test_bounds_and_noise_are_hyper_parameters():
   assert simulator.compilations == 1
 
 
+CURVATURES = np.array([0.9, 0.5, 0.2, 0.7])
+BETA, ZERO = 0.3, 1.5
+
+
+def softmax_of_losses(randomizer, weighting="softmax", **options):
+  """One round of DGA on a quadratic: after a step, w is a * centre."""
+  task = quadratic(2)
+  made = dga(
+    task, sgd(1.0), sgd(1.0), beta=BETA, reference=ZERO, weighting=weighting
+  )
+  return make_simulator(
+    task,
+    local.local_privacy(made, randomizer),
+    quadratic_data(CENTRES, CURVATURES),
+    work=LocalWork(batch_size=1),
+    **options,
+  )
+
+
+@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 2)])
+def test_dgas_softmax_sends_noisy_weights_and_updates(lanes, devices):
+  """As FLUTE does: noise on both, the weight within its range again."""
+  most, least = 1.4, 0.2
+  randomizer = additive.gaussian(
+    2.0, stddev=2.5, delta=1e-5, max_weight=most, min_weight=least
+  )
+  simulator = softmax_of_losses(randomizer, lanes=lanes, devices=devices)
+  start = simulator.init()
+  out = simulator.dispatch(start, simulator.plan(0, 1), simulator.hparams)
+  losses = 0.5 * CURVATURES * np.sum(CENTRES**2, axis=1)
+  exact = np.exp(-BETA * (losses - ZERO))
+  assert exact.min() < least < most < exact.max()
+  weights, updates = [], []
+  for i, centre in enumerate(CENTRES):
+    key = noise_key_for(jnp.zeros(2, jnp.uint32), Purpose.CLIENT, 0, i)
+    update, weight = randomizer.apply(
+      {"w": jnp.asarray(CURVATURES[i] * centre, jnp.float32)},
+      jnp.float32(exact[i]),
+      traced(randomizer.hparams),
+      key,
+    )
+    weights.append(float(weight))
+    updates.append(np.asarray(update["w"], np.float64))
+  np.testing.assert_allclose(
+    params_of(simulator, out.state)["w"],
+    np.array(weights) @ np.array(updates) / np.sum(weights),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  assert jax.tree.leaves(out.state.server.reference) == []
+
+
+def test_no_two_clients_of_dga_are_further_apart_than_the_noise_allows():
+  """By brute force: what clients of all sizes send, but for the noise."""
+  scale, most, clip = 1.7, 3.0, 0.5
+  randomizer = additive.gaussian(
+    clip, stddev=1.0, delta=1e-5, max_weight=most, weight_scale=scale
+  )
+  lengths = np.geomspace(1e-12, 1e12, 25)[:, None]
+  angles = np.random.default_rng(0).uniform(0, np.pi, 25)
+  centres = lengths * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+  centres = np.concatenate([centres, -centres]).astype(np.float32)
+  task = quadratic(2)
+  made = dga(task, sgd(1.0), sgd(1.0), reference=0.0)
+  made = local.local_privacy(made, randomizer)
+  server = made.init(KEY, traced(made.hparams))
+
+  @jax.jit
+  def sent(centre, hparams):
+    client = Client(
+      message=made.broadcast(server),
+      state=(),
+      hparams=hparams,
+      id=jnp.int32(0),
+      version=jnp.int32(0),
+      num_examples=jnp.int32(1),
+      num_steps=jnp.ones(1, jnp.int32),
+      round=jnp.int32(0),
+      key=KEY,
+      noise_key=KEY,
+    )
+    batch = Batch({"x": centre[None], "a": jnp.ones(1)}, jnp.ones(1, bool))
+    (walk,) = made.passes
+    report = made.finish(
+      client, walk.step(client, walk.start(client), batch, KEY)
+    )
+    report = made.send(client, report)
+    assert report.statistics == report.buffers == ()
+    assert report.values == {}
+    return report.update["w"], report.weight
+
+  farthest = 0.0
+  for beta, reference in ((0.7, 0.0), (-0.7, 0.0), (1e3, 9.0), (0.1, -50.0)):
+    hparams = traced({**made.hparams, "beta": beta, "reference": reference})
+    free = {"stddev": jnp.float32(0), "min_weight": jnp.float32(0)}
+    hparams["local_privacy"] |= free
+    updates, weights = jax.vmap(sent, in_axes=(0, None))(centres, hparams)
+    reports = np.column_stack([updates / clip, weights * (scale / most)])
+    gaps = reports[:, None].astype(np.float64) - reports[None]
+    farthest = max(farthest, np.linalg.norm(gaps, axis=-1).max())
+  assert randomizer.multiplier is not None
+  assert farthest <= (1 + 1e-6) / randomizer.multiplier
+  assert farthest > 1.1 * 2  # the weight is a part of it
+  assert 1 / randomizer.multiplier == pytest.approx(math.hypot(2, scale))
+
+
 def test_algorithms_that_send_more_are_refused():
   task = quadratic(2)
   clip = additive.clip_only(1.0)
@@ -376,8 +493,19 @@ def test_algorithms_that_send_more_are_refused():
     local.local_privacy(centralized(task, sgd(1.0)), clip)
   data = quadratic_data(CENTRES)
   algorithm = local.local_privacy(dga(task, sgd(1.0), sgd(1.0)), clip)
-  with pytest.raises(ValueError, match=r"algorithm\.name .* send statistics"):
+  with pytest.raises(
+    ValueError, match=r"send statistics, too; set .*reference"
+  ):
     make_simulator(task, algorithm, data).init()
+  with pytest.raises(ValueError, match=r"weigh 1, and .* set .*max_weight"):
+    local.local_privacy(
+      dga(task, sgd(1.0), sgd(1.0)), additive.laplace(1.0, epsilon=1.0)
+    )
+  few = blobs([3, 4], 4, 3)
+  labelled = MODELS["lr"](few)
+  algorithm = local.local_privacy(fedlabels(labelled, sgd(1.0), sgd(1.0)), clip)
+  with pytest.raises(ValueError, match=r"send statistics, too; set it to None"):
+    make_simulator(labelled, algorithm, with_few_labels(few, 0.5)).init()
 
   def init(key):
     return Variables({"w": jnp.zeros(2)}, buffers={"mean": jnp.zeros(2)})
@@ -430,6 +558,27 @@ def test_digits_on_two_devices(name):
   assert simulator.compilations == 1
   assert np.isfinite(flat(after)).all()
   assert np.abs(flat(after) - flat(before)).max() > 0
+
+
+def test_weights_by_data_are_sent_or_refused():
+  own = {"mechanism": "gaussian", "clip_norm": 1.0, "epsilon": 8.0}
+  source = digits(**own, delta=1e-5)
+  source.algorithm.weighting = "examples"
+  with pytest.raises(ValueError, match=r"weighting='examples': .* weighs 1"):
+    build(source)
+  source.algorithm.weighting = "uniform"
+  assert build(source).local_guarantee
+  source.algorithm.name, source.algorithm.weighting = "dga", None
+  with pytest.raises(ValueError, match=r"weigh 1, .*set .*max_weight"):
+    build(source)
+  source.local_privacy.max_weight = 1.0
+  with pytest.raises(
+    ValueError, match=r"too; set algorithm\.reference, such as"
+  ):
+    build(source)
+  source.algorithm.reference = 0.0
+  report = additive.gaussian(1.0, epsilon=8.0, delta=1e-5, max_weight=1.0)
+  assert build(source).local_guarantee == local.sentence(report, 100)
 
 
 @pytest.mark.parametrize(
