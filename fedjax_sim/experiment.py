@@ -323,6 +323,8 @@ def _run(
       told.log(f"Going on after round {done}.")
     lanes = "1 lane" if choice.lanes == 1 else f"{choice.lanes} lanes"
     told.log(f"{lanes} a device: {choice.reason}.")
+    for slow in simulator.slow_layers:
+      told.log(f"Slow: {slow}.", level="warning")
     if experiment.budget_end:
       told.log(f"The privacy budget {experiment.budget_end}.")
 

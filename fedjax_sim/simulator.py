@@ -449,6 +449,12 @@ class Simulator:
     _ = self._higher_is_better
     return True
 
+  @property
+  def slow_layers(self) -> list[str]:
+    """What of the model is slow here and what mends it, in words."""
+    variables = self.algorithm.variables(self.state_shapes.server)
+    return preflight.slow_layers(self.task, variables, self.data, self.works)
+
   def trace(self) -> None:
     """Traces a round, as compiling it does first.
 

@@ -26,6 +26,7 @@ from fedjax_sim.base import (
   Task,
   Variables,
 )
+from fedjax_sim.fast_layers import with_fast_layers
 
 # (outputs, examples) -> (value, weight), both shape=(batch,).
 ExampleLoss = Callable[[PyTree, Examples], tuple[Array, Array]]
@@ -138,6 +139,7 @@ def nnx_task(
   trainable: Any = nnx.Param,
   inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
   check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None,
+  fast_layers: bool | None = None,
 ) -> Task:
   """A task from a `flax.nnx` module.
 
@@ -153,6 +155,8 @@ def nnx_task(
     trainable: an nnx filter, e.g. `nnx.LoRAParam`.
     inputs: examples -> the module's argument.
     check: as in `Task`.
+    fast_layers: compute convolution and pooling as `fast_layers.py` does; None:
+      on a CPU.
   """
   if isinstance(make, nnx.Module):
     raise TypeError(
@@ -231,7 +235,8 @@ def nnx_task(
   ) -> dict[str, Metric]:
     return metrics(task_logits(variables, examples), examples)
 
-  return Task(init, task_loss, task_metrics, check, task_logits)
+  task = Task(init, task_loss, task_metrics, check, task_logits)
+  return with_fast_layers(task, fast_layers)
 
 
 def linen_task(
@@ -243,6 +248,7 @@ def linen_task(
   train_argument: str | None = None,
   streams: tuple[str, ...] = ("dropout",),
   inputs: Callable[[Examples], Array] = lambda examples: examples["x"],
+  fast_layers: bool | None = None,
 ) -> Task:
   """A task from a `flax.linen` module.
 
@@ -255,6 +261,7 @@ def linen_task(
       e.g. "train"; None: it has none.
     streams: names of the random streams it draws from in training.
     inputs: examples -> the module's argument.
+    fast_layers: as in `nnx_task`.
   """
 
   def mode(training: bool) -> dict[str, bool]:
@@ -288,13 +295,16 @@ def linen_task(
   ) -> dict[str, Metric]:
     return metrics(task_logits(variables, examples), examples)
 
-  return Task(init, task_loss, task_metrics, logits=task_logits)
+  task = Task(init, task_loss, task_metrics, logits=task_logits)
+  return with_fast_layers(task, fast_layers)
 
 
 def function_task(
   init: Callable[[Key], PyTree],
   loss: Callable[[PyTree, Examples], Array],
   metrics: Callable[[PyTree, Examples], dict[str, Array]] | None = None,
+  *,
+  fast_layers: bool | None = None,
 ) -> Task:
   """A task from a plain pair of functions.
 
@@ -303,6 +313,7 @@ def function_task(
     loss: (params, examples) -> the loss of each example, shape=(batch,).
     metrics: (params, examples) -> name -> value of each example; `loss` is
       added where it is missing.
+    fast_layers: as in `nnx_task`.
   """
 
   def task_loss(variables: Variables, examples: Examples, key: Key) -> Loss:
@@ -318,7 +329,8 @@ def function_task(
       values |= metrics(variables.params, examples)
     return {k: Metric(v, jnp.ones_like(v)) for k, v in values.items()}
 
-  return Task(lambda key: Variables(init(key)), task_loss, task_metrics)
+  task = Task(lambda key: Variables(init(key)), task_loss, task_metrics)
+  return with_fast_layers(task, fast_layers)
 
 
 def with_metrics(task: Task, functions: Sequence[ExampleMetric]) -> Task:
