@@ -264,8 +264,7 @@ def _run(
   if restored is None:
     with phases("build"):
       done, state, before = 0, simulator.init(), Totals()
-    with phases("lanes"):
-      choice = simulator.lane_choice
+    choice = simulator.choose_lanes(timetable.rounds, phases)
   else:
     _refuse_other_data(restored.facts["data"], data_digest)
     _refuse_other_account(
