@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.turns import rotated
-from fedjax_sim.models.layers import lstm, max_pool, patches, winograd
+from fedjax_sim.convolution import patches, winograd
+from fedjax_sim.models.layers import lstm, max_pool
 
 STEPS = 5  # of one call
 
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       "XLA's convolutions, XLA's pooling": cnn(xla, xla, window_pool),
       "patches, XLA's pooling": cnn(patches, patches, window_pool),
       "patches": cnn(patches, patches, max_pool),
-      # Of one channel, patches are faster; `layers.convolve` chooses so, too.
+      # Of one channel, patches are faster; `convolve` chooses so, too.
       "patches first, Winograd second": cnn(patches, winograd, max_pool),
     },
     params,

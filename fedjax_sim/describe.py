@@ -132,6 +132,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "not covered by epsilon": ", ".join(experiment.uncovered),
     "examples": f"{simulator.residency.name} ({simulator.residency.why})",
     "evaluation": _evaluation(simulator),
+    "slow layers": "; ".join(simulator.slow_layers),
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
   }
   for choice in choices:

@@ -264,8 +264,7 @@ def _run(
   if restored is None:
     with phases("build"):
       done, state, before = 0, simulator.init(), Totals()
-    with phases("lanes"):
-      choice = simulator.lane_choice
+    choice = simulator.choose_lanes(timetable.rounds, phases)
   else:
     _refuse_other_data(restored.facts["data"], data_digest)
     _refuse_other_account(
@@ -323,6 +322,8 @@ def _run(
       told.log(f"Going on after round {done}.")
     lanes = "1 lane" if choice.lanes == 1 else f"{choice.lanes} lanes"
     told.log(f"{lanes} a device: {choice.reason}.")
+    for slow in simulator.slow_layers:
+      told.log(f"Slow: {slow}.", level="warning")
     if experiment.budget_end:
       told.log(f"The privacy budget {experiment.budget_end}.")
 

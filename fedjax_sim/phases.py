@@ -20,7 +20,7 @@ import jax
 
 MEANING: Mapping[str, str] = {
   "build": "data, model, first state",
-  "lanes": "lanes tried out, what they compile included",
+  "lanes": "lanes tried out, what more than one compiles included",
   "compile": "the round's program",
   "plan": "waiting for a plan; what overlaps with training is not counted",
   "train": "calls of the compiled round; the first sends the examples, too",

@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_sim import base, distributed, lanes, program, validate
+from fedjax_sim import (
+  base,
+  distributed,
+  fast_layers,
+  lanes,
+  program,
+  validate,
+)
 from fedjax_sim.base import (
   Aggregator,
   Algorithm,
@@ -206,13 +213,6 @@ def check_task(
       the contract says.
   """
 
-  def loss(variables: Variables, batch: Batch, seed: jax.Array) -> None:
-    key = jax.random.key(seed)
-    batch = batch._replace(examples=data.prepare(batch.examples))
-    batch = augmented(batch, data.augment, key)
-    batch = with_numbers(batch, {"task": task.hparams})
-    base.mean_loss(task, variables, batch, key)
-
   def metrics(variables: Variables, batch: Batch) -> None:
     batch = batch._replace(examples=data.prepare(batch.examples))
     base.sum_metrics(task, variables, batch)
@@ -222,9 +222,8 @@ def check_task(
   trained = {work.batch_size for work in works}
   evaluated = {min(eval_batch_size, n) for n in _largest_evaluated(data)}
   try:
-    seed = jax.ShapeDtypeStruct((), jnp.uint32)
     for size in sorted(trained):
-      jax.eval_shape(loss, variables, batch_of(size), seed)
+      jax.eval_shape(_loss(task, data), variables, batch_of(size), _SEED)
     for size in sorted(evaluated or trained):
       jax.eval_shape(metrics, variables, batch_of(size))
   except MetricError as error:
@@ -269,6 +268,61 @@ def check_parameters(params: PyTree) -> None:
       f"the parameter {path!r} is {x.dtype}, and training takes real floats;"
       f" {cure}."
     )
+
+
+_SEED = jax.ShapeDtypeStruct((), jnp.uint32)
+
+
+def _loss(task: Task, data: FederatedDataset) -> Callable[..., jax.Array]:
+  """(variables, batch as stored, seed) -> the loss of a local step."""
+
+  def loss(variables: Variables, batch: Batch, seed: jax.Array) -> jax.Array:
+    key = jax.random.key(seed)
+    batch = batch._replace(examples=data.prepare(batch.examples))
+    batch = augmented(batch, data.augment, key)
+    batch = with_numbers(batch, {"task": task.hparams})
+    return base.mean_loss(task, variables, batch, key)[0]
+
+  return loss
+
+
+def slow_layers(
+  task: Task,
+  variables: Variables,
+  data: FederatedDataset,
+  works: Sequence[LocalWork],
+) -> list[str]:
+  """What of the loss is slow on this backend and what mends it, in words.
+
+  Args:
+    task: what is trained.
+    variables: shapes and dtypes.
+    data: what it is trained on.
+    works: for every pass, what a client does; fitted to the clients.
+  """
+  if jax.default_backend() != "cpu":
+    return []
+  batch = _batch(data.train.examples, works[0].batch_size)
+  loss, arguments = _loss(task, data), (variables, batch, _SEED)
+  slow = fast_layers.slow_layers(loss, *arguments)
+  if not slow:
+    return []
+  left = fast_layers.slow_layers(fast_layers.fast(loss), *arguments)
+  mended = [text for text in slow if text not in left]
+  few = lambda texts: ", ".join(texts[:5]) + ", ..." * (len(texts) > 5)
+  told = []
+  if mended:
+    told.append(
+      f"{few(mended)}: XLA's own, which in a client's loop on a CPU is many"
+      " times slower; mend it by task ="
+      " fedjax_sim.fast_layers.with_fast_layers(task)"
+    )
+  if left:
+    told.append(
+      f"{few(left)}: XLA's own, which in a client's loop on a CPU is slow; it"
+      " has no faster form here"
+    )
+  return told
 
 
 def check_round(function: Callable[..., Any], *arguments: PyTree) -> None:

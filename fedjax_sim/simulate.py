@@ -82,6 +82,7 @@ def _rounds(
 ) -> Iterator[tuple[RunState, Row]]:
   """The iterator, behind a function that checks arguments when called."""
   rounds = simulator.allowed(rounds)
+  simulator.choose_lanes(rounds)
   state = simulator.init(hparams)
   for done in range(rounds):
     out = simulator.dispatch(state, simulator.plan(done, 1), hparams)

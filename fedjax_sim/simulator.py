@@ -357,51 +357,48 @@ class Simulator:
     virtual = self.runtime.deterministic_reduction
     return cohorts.dealt(distributed.size(self.mesh), virtual)
 
-  @functools.cached_property
+  @property
   def lane_choice(self) -> lanes.Choice:
     """How many clients a device trains at once, and why."""
+    return self.choose_lanes()
+
+  def choose_lanes(
+    self, rounds: float = math.inf, phases: Phases | None = None
+  ) -> lanes.Choice:
+    """The same; with "auto" the first call measures.
+
+    Args:
+      rounds: of the run, of whose time choosing takes a small share on a CPU;
+        infinite: not known.
+      phases: measures it; None: nobody asks.
+    """
+    phases = Phases() if phases is None else phases
+    if not self._choices:
+      with phases("lanes"):
+        self._choices.append(self._choose(rounds, phases))
+    return self._choices[0]
+
+  @functools.cached_property
+  def _choices(self) -> list[lanes.Choice]:
+    return []
+
+  def _choose(self, rounds: float, phases: Phases) -> lanes.Choice:
     if self.runtime.lanes != "auto":
       return lanes.Choice(self.runtime.lanes, "as given")
     size = self.sampler.sizes[0]
     sizes = lanes.candidates(size, distributed.size(self.mesh))
     if len(sizes) == 1:
       return lanes.Choice(sizes[0], "a device has no more clients a round")
-    choice = lanes.choose(self._probe, sizes, self._memory_limit)
+    own = self.mesh.local_devices[0]
+    if own.platform != "cpu":
+      rounds = math.inf  # there many lanes are worth the time
+    (negative,) = processes.greatest(-lanes.memory_limit(own))
+    probe = functools.partial(
+      lanes.probe, self, rounds=rounds, limit=-negative, phases=phases
+    )
+    choice = lanes.choose(probe, sizes, -negative, rounds)
     log.info("%d lanes a device: %s", *choice)
     return choice
-
-  def _probe(self, width: int) -> lanes.Probe:
-    """Times a short part of a round with so many lanes."""
-    drawn = (len(self._sampled(i)) for i in range(100))
-    first = next((i for i, count in enumerate(drawn) if count), 0)
-    planned = self.plan(first, 1, width)._replace(first=0)
-    bytes_ = self.program(*planned.key).device_bytes
-    bytes_ += self.waiting_bytes(*planned.key)
-    if bytes_ > self._memory_limit:
-      return lanes.Probe(math.inf, bytes_)
-    whole = planned.cohorts
-    short, empty = lanes.shortened(whole), lanes.emptied(whole)
-    fixed = self._seconds(planned._replace(cohorts=empty))
-    some = max(self._seconds(planned._replace(cohorts=short)) - fixed, 0.0)
-    share = cohorts.wave_steps(whole) / max(cohorts.wave_steps(short), 1)
-    return lanes.Probe(fixed + some * share, bytes_)
-
-  def _seconds(self, planned: Planned) -> float:
-    """The shortest time of a few calls, after one that warms up."""
-    times = []
-    for _ in range(4):
-      state = jax.block_until_ready(self.init())
-      began = time.perf_counter()
-      jax.block_until_ready(self._call(state, planned, None))
-      times.append(time.perf_counter() - began)
-    (slowest,) = processes.greatest(min(times[1:]))
-    return slowest
-
-  @functools.cached_property
-  def _memory_limit(self) -> float:
-    own = self.mesh.local_devices[0]
-    (negative,) = processes.greatest(-lanes.memory_limit(own))
-    return -negative
 
   @functools.cached_property
   def hparams(self) -> HParams:
@@ -464,6 +461,12 @@ class Simulator:
     preflight.check_task(self.task, variables, self.data, self.works, size)
     _ = self._higher_is_better
     return True
+
+  @property
+  def slow_layers(self) -> list[str]:
+    """What of the model is slow here and what mends it, in words."""
+    variables = self.algorithm.variables(self.state_shapes.server)
+    return preflight.slow_layers(self.task, variables, self.data, self.works)
 
   def trace(self) -> None:
     """Traces a round, as compiling it does first.
@@ -934,8 +937,9 @@ class Simulator:
     """
     done = began = int(jax.device_get(state.round))
     phases = Phases() if phases is None else phases
-    _ = self.lane_choice  # here, not in the thread that plans
     last = self.allowed(last)
+    # Here, not in the thread that plans.
+    self.choose_lanes(last - done, phases)
     seconds_per_round = math.inf
 
     def count(done: int) -> int:

@@ -27,6 +27,7 @@ from fedjax_sim.base import (
   Variables,
   in_float32,
 )
+from fedjax_sim.fast_layers import with_fast_layers
 from fedjax_sim.freezing import with_trainable
 from fedjax_sim.losses import ExampleLoss, ExampleMetrics, cross_entropy
 
@@ -53,6 +54,7 @@ def nnx_task(
   trainable: Any = nnx.Param,
   inputs: Inputs = lambda examples: examples["x"],
   check: Check = lambda examples: None,
+  fast_layers: bool | None = None,
 ) -> Task:
   """A task from a `flax.nnx` module.
 
@@ -70,6 +72,8 @@ def nnx_task(
     trainable: an nnx filter, e.g. `nnx.LoRAParam`.
     inputs: examples -> the module's argument.
     check: as in `Task`.
+    fast_layers: compute convolution and pooling as `fast_layers.py` does; None:
+      on a CPU.
 
   Raises:
     TypeError: `make` is no function.
@@ -156,7 +160,8 @@ def nnx_task(
   ) -> dict[str, Metric]:
     return evaluate(task_logits(variables, examples), examples)
 
-  return Task(init, task_loss, task_metrics, check, task_logits)
+  task = Task(init, task_loss, task_metrics, check, task_logits)
+  return with_fast_layers(task, fast_layers)
 
 
 def _check_trained(trainable: Any, trained: PyTree, kept: PyTree) -> None:
@@ -184,6 +189,7 @@ def linen_task(
   trainable: Sequence[str] | None = None,
   inputs: Inputs = lambda examples: examples["x"],
   check: Check = lambda examples: None,
+  fast_layers: bool | None = None,
 ) -> Task:
   """A task from a `flax.linen` module.
 
@@ -202,6 +208,7 @@ def linen_task(
       are trained.
     inputs: examples -> the module's argument.
     check: as in `Task`.
+    fast_layers: as in `nnx_task`.
 
   Raises:
     TypeError, ValueError: arguments for training mode are given twice, or no
@@ -247,7 +254,9 @@ def linen_task(
     return evaluate(task_logits(variables, examples), examples)
 
   task = Task(init, task_loss, task_metrics, check, task_logits)
-  return task if trainable is None else with_trainable(task, trainable)
+  if trainable is not None:
+    task = with_trainable(task, trainable)
+  return with_fast_layers(task, fast_layers)
 
 
 def _modes(
@@ -322,6 +331,7 @@ def function_task(
   *,
   trainable: Sequence[str] | None = None,
   check: Check = lambda examples: None,
+  fast_layers: bool | None = None,
 ) -> Task:
   """A task from a plain pair of functions.
 
@@ -332,6 +342,7 @@ def function_task(
       of such; `loss` is added where it is missing.
     trainable: as in `linen_task`.
     check: as in `Task`.
+    fast_layers: as in `nnx_task`.
 
   Raises:
     TypeError, ValueError: a pattern of `trainable` matches no parameter.
@@ -373,7 +384,9 @@ def function_task(
 
   begin = lambda key: Variables(init(key))
   task = Task(begin, task_loss, task_metrics, check)
-  return task if trainable is None else with_trainable(task, trainable)
+  if trainable is not None:
+    task = with_trainable(task, trainable)
+  return with_fast_layers(task, fast_layers)
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:

@@ -1,16 +1,12 @@
-"""Convolution, pooling and recurrence that are fast where clients train.
+"""Layers that are fast where clients train, on every backend.
 
-Clients train inside compiled loops and, in lanes, with a kernel each. There
-XLA's own convolution is slow: on a CPU it leaves its fast path inside a loop,
-and with a kernel per lane it becomes a grouped one everywhere. As matrix
-products it is neither. `docs/performance.md` has the measurements.
+`docs/performance.md` has the measurements. On a CPU tasks compute convolution
+and pooling of any model in this way (`fast_layers.py`).
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,10 +15,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from fedjax_sim.convolution import convolve
+from fedjax_sim.pooling import maximum
+
 Array = jax.Array
 
 
-# --- convolution --------------------------------------------------------------
+# --- convolution and pooling --------------------------------------------------
 
 
 def conv(
@@ -48,229 +47,17 @@ def conv(
   )
 
 
-def convolve(
-  inputs: Array,
-  kernel: Array,
-  window_strides: Sequence[int],
-  padding: str | Sequence[tuple[int, int]],
-  lhs_dilation: Sequence[int] | None = None,
-  rhs_dilation: Sequence[int] | None = None,
-  dimension_numbers: Any = None,
-  feature_group_count: int = 1,
-  precision: Any = None,
-  preferred_element_type: Any = None,
-  out_sharding: Any = None,
-) -> Array:
-  """`jax.lax.conv_general_dilated` as matrix products.
-
-  What is asked for beyond a plain convolution, channels last, is left to XLA.
-
-  Args:
-    inputs: shape=(batch, *space, features_in).
-    kernel: shape=(*window, features_in, features_out).
-    window_strides: one a dimension of space.
-    padding: "SAME", "VALID", or (before, after) for each dimension of space.
-    lhs_dilation: not None nor 1: left to XLA.
-    rhs_dilation: not None nor 1: left to XLA.
-    dimension_numbers: None: channels last, as above and as `nnx.Conv` has
-      them; others are left to XLA.
-    feature_group_count: not 1: left to XLA.
-    precision: of the products.
-    preferred_element_type: not None nor the inputs' dtype: left to XLA.
-    out_sharding: not None: left to XLA.
-
-  Returns:
-    shape=(batch, *space, features_out).
-  """
-  last, space = inputs.ndim - 1, range(1, inputs.ndim - 1)
-  channels_last = lax.ConvDimensionNumbers(
-    lhs_spec=(0, last, *space),
-    rhs_spec=(last, last - 1, *range(last - 1)),
-    out_spec=(0, last, *space),
-  )
-  if dimension_numbers is None:
-    dimension_numbers = channels_last
-  dilations = (*(lhs_dilation or ()), *(rhs_dilation or ()))
-  plain = (
-    lax.conv_dimension_numbers(inputs.shape, kernel.shape, dimension_numbers)
-    == channels_last
-    and feature_group_count == 1
-    and all(d == 1 for d in dilations)
-    and preferred_element_type in (None, inputs.dtype)
-    and out_sharding is None
-  )
-  if not plain:
-    return lax.conv_general_dilated(
-      inputs,
-      kernel,
-      window_strides,
-      padding,
-      lhs_dilation=lhs_dilation,
-      rhs_dilation=rhs_dilation,
-      dimension_numbers=dimension_numbers,
-      feature_group_count=feature_group_count,
-      precision=precision,
-      preferred_element_type=preferred_element_type,
-      out_sharding=out_sharding,
-    )
-  window = kernel.shape[:-2]
-  if isinstance(padding, str):
-    padding = lax.padtype_to_pads(
-      inputs.shape[1:-1], window, window_strides, padding
-    )
-  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-  method = _method(window, window_strides, kernel.shape[-2], padded, kernel)
-  return method(padded, kernel, window_strides, precision)
-
-
-def _method(
-  window: Sequence[int],
-  strides: Sequence[int],
-  features_in: int,
-  *operands: Array,
-) -> Callable[..., Array]:
-  """The faster way: fewer products where products are what costs."""
-  small = features_in < 8  # then the sums of `winograd` cost more
-  fits = tuple(window) == (3, 3) and all(s == 1 for s in strides)
-  on_cpu = jax.default_backend() == "cpu"
-  # Its sums and halves lose too many of the few digits of bfloat16, and all
-  # fractions of integers.
-  precise = all(
-    jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32
-    for x in operands
-  )
-  if fits and on_cpu and precise and not small:
-    return winograd
-  return patches
-
-
-def patches(
-  padded: Array, kernel: Array, strides: Sequence[int], precision: Any = None
-) -> Array:
-  """Convolution as one product: all shifts of the input, side by side.
-
-  The shifts are kept for the backward pass: as many times the input as the
-  window has places, 9 for 3 x 3.
-
-  Args:
-    padded: shape=(batch, *space, features_in), already padded.
-    kernel: shape=(*window, features_in, features_out).
-    strides: one a dimension of space.
-    precision: of the product.
-  """
-  *window, features_in, features_out = kernel.shape
-  out = [
-    max((n - k) // s + 1, 0)
-    for n, k, s in zip(padded.shape[1:-1], window, strides, strict=True)
-  ]
-
-  def shifted(offset: tuple[int, ...]) -> Array:
-    cuts = (
-      slice(first, first + n * s, s)
-      for first, n, s in zip(offset, out, strides, strict=True)
-    )
-    return padded[(slice(None), *cuts)]
-
-  shifts = [shifted(o) for o in itertools.product(*map(range, window))]
-  wide = jnp.concatenate(shifts, axis=-1)
-  flat = kernel.reshape(math.prod(window) * features_in, features_out)
-  return jnp.matmul(wide, flat, precision=precision)
-
-
-# Winograd's F(2 x 2, 3 x 3): Lavin and Gray 2016 (arXiv 1509.09308), eq. 7.
-_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
-
-Grid = Sequence[Sequence[Array]]
-
-
-def winograd(
-  padded: Array, kernel: Array, strides: Sequence[int], precision: Any = None
-) -> Array:
-  """A 3 x 3 convolution of stride 1 by 16 products for every 2 x 2 outputs.
-
-  Patches take 36. The price are sums before and after, and rounding errors a
-  few times those of the plain sum, which float32 can afford. A tile's 16 places
-  are 16 arrays, so that the sums are elementwise and each product is one matrix
-  product.
-
-  Args:
-    padded: shape=(batch, height, width, features_in), already padded.
-    kernel: shape=(3, 3, features_in, features_out).
-    strides: (1, 1).
-    precision: of the products.
-  """
-  del strides
-  batch, height, width, features = padded.shape
-  # Tiles; the last may be odd, and a side below 3 has none.
-  tall, wide = max(height - 1, 0) // 2, max(width - 1, 0) // 2
-  extra = (2 * tall + 2 - height, 2 * wide + 2 - width)
-  padded = jnp.pad(padded, ((0, 0), (0, extra[0]), (0, extra[1]), (0, 0)))
-
-  def tile(i: int, j: int) -> Array:
-    rows = slice(i, i + 2 * tall, 2)
-    columns = slice(j, j + 2 * wide, 2)
-    return padded[:, rows, columns].reshape(-1, features)
-
-  tiles = [[tile(i, j) for j in range(4)] for i in range(4)]
-  taps = [[kernel[i, j] for j in range(3)] for i in range(3)]
-  products = [
-    [jnp.matmul(x, k, precision=precision) for x, k in zip(*row, strict=True)]
-    for row in zip(_both(_INPUT, tiles), _both(_KERNEL, taps), strict=True)
-  ]
-  shape = (batch, tall, wide, kernel.shape[-1])
-  outputs = [
-    jnp.stack([x.reshape(shape) for x in row], axis=3)
-    for row in _both(_OUTPUT, products)
-  ]
-  whole = jnp.stack(outputs, axis=2).reshape(
-    batch, 2 * tall, 2 * wide, kernel.shape[-1]
-  )
-  return whole[:, : max(height - 2, 0), : max(width - 2, 0)]
-
-
-def _both(matrix: np.ndarray, grid: Grid) -> list[list[Array]]:
-  """`matrix @ grid @ matrix.T`, for a grid of arrays."""
-  rows = [
-    [_combine(weights, column) for column in zip(*grid, strict=True)]
-    for weights in matrix
-  ]
-  return [[_combine(weights, row) for weights in matrix] for row in rows]
-
-
-def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
-  """The weighted sum of those arrays whose weight is not 0."""
-  terms = [
-    x if w == 1 else -x if w == -1 else float(w) * x
-    for w, x in zip(weights, arrays, strict=True)
-    if w
-  ]
-  return sum(terms[1:], start=terms[0])
-
-
 def max_pool(x: Array, size: int = 2) -> Array:
   """Maxima over windows of `size` in every dimension of space.
 
-  XLA's own window has a slow gradient. What does not fill a window is left
-  out. Where maxima are equal, their gradient is split among them; XLA and
-  PyTorch give all of it to one.
+  What does not fill a window is left out.
 
   Args:
     x: shape=(batch, *space, features).
     size: of the window, and its stride.
   """
-  for axis in range(1, x.ndim - 1):
-    n = x.shape[axis] // size * size
-    parts = [
-      lax.slice_in_dim(x, min(i, n), n, stride=size, axis=axis)
-      for i in range(size)
-    ]
-    whole = parts[0]
-    for part in parts[1:]:
-      whole = jnp.maximum(whole, part)
-    x = whole
-  return x
+  window = (1, *(size,) * (x.ndim - 2), 1)
+  return maximum(x, window, window)
 
 
 # --- recurrence ---------------------------------------------------------------

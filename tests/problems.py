@@ -128,3 +128,24 @@ MODELS = {
   "lr": lambda data: logistic_regression(data.example_shape, data.num_classes),
   "mlp": lambda data: mlp(data.example_shape, data.num_classes, (8,)),
 }
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def check_same(one, other, *arguments, tolerance=1e-12):
+  """Both functions' values, and their gradients of a sum of sines."""
+
+  def of(function):
+    def value(*a):
+      out = function(*a)
+      return jnp.sum(jnp.sin(out)), out
+
+    numbers = tuple(range(len(arguments)))
+    return jax.jit(jax.grad(value, numbers, has_aux=True))(*arguments)
+
+  for a, b in zip(*map(jax.tree.leaves, (of(one), of(other))), strict=True):
+    assert a.shape == b.shape
+    atol = tolerance * (1 + abs(b).max(initial=0))
+    np.testing.assert_allclose(a, b, rtol=0, atol=atol)

@@ -394,6 +394,13 @@ def test_layers_run():
   assert "1.00" in output
 
 
+@pytest.mark.slow
+def test_fast_layers_run():
+  output = run("fast_layers", ["--scale=smoke", "--turns=1"])
+  for way in ("nnx, models.layers", "linen, fast forms", "strided, padded"):
+    assert way in output
+
+
 def test_everything_is_first_in_some_turn(benchmark):
   rotated = benchmark("turns").rotated
   assert rotated({"a": 1, "b": 2, "c": 3}, 0) == ["a", "b", "c"]

@@ -1,6 +1,8 @@
 """The choice of lanes: as logic, on plans, and in a real run."""
 
 import itertools
+import math
+import types
 
 import jax
 import numpy as np
@@ -18,15 +20,15 @@ from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
 GB = 10**9
 
 
-def choose(probes, limit=GB):
-  """The choice, and what was tried; probes: lanes -> (seconds, bytes)."""
+def choose(probes, limit=GB, rounds=math.inf):
+  """The choice, and what was tried; probes: lanes -> fields of `Probe`."""
   tried = []
 
   def probe(size):
     tried.append(size)
-    return Probe(*probes[size])
+    return probes[size] and Probe(*probes[size])
 
-  return lanes.choose(probe, sorted(probes), limit), tried
+  return lanes.choose(probe, sorted(probes), limit, rounds), tried
 
 
 # --- the decision -------------------------------------------------------------
@@ -79,6 +81,58 @@ def test_the_reason_names_what_was_measured():
   assert choice.reason == (
     "predicted time of a round by lanes: 1: 12.3 ms, 4: 500 ms"
   )
+
+
+def test_a_short_run_is_not_spent_on_choosing():
+  """Of three rounds of 3 s choosing takes no second compilation of 4 s."""
+  probes = {1: (3.0, 1, 4.0, 0.2), 4: (0.5, 1, 4.0, 0.2), 16: (0.1, 1, 4, 0.2)}
+  choice, tried = choose(probes, rounds=3)
+  assert (choice.lanes, tried) == (1, [1])
+  assert choice.reason.endswith("3e+03 ms, 4: not tried in a run this short")
+  # The next is tried from the round on where it takes a tenth: (0.2 + 1.5 *
+  # 4.2) / 0.3 = 21.7; the one after, (4.4 + 1.5 * 4.2) / 0.05 = 214, as it is
+  # a tenth of faster rounds, and 4 lanes were compiled for a use.
+  assert choose(probes, rounds=21)[1] == [1]
+  assert choose(probes, rounds=22)[1] == [1, 4]
+  assert choose(probes, rounds=213)[1] == [1, 4]
+  assert choose(probes, rounds=215)[1] == [1, 4, 16]
+  nothing, tried = choose({1: None, 4: (0.1, 1)}, rounds=1)
+  assert (nothing.lanes, tried) == (1, [1])
+  assert nothing.reason == "the run is too short to measure others"
+
+
+@given(
+  seconds=st.lists(st.floats(1e-3, 10), min_size=5, max_size=5),
+  compiling=st.floats(0.1, 10),
+  measuring=st.floats(0.0, 0.1),
+  rounds=st.integers(1, 1000),
+)
+def test_what_is_tried_takes_a_tenth_of_the_run(
+  seconds, compiling, measuring, rounds
+):
+  probes = {
+    4**i: (x, 1, compiling * (1 + i / 10), measuring)
+    for i, x in enumerate(seconds)
+  }
+  choice, tried = choose(probes, rounds=rounds)
+  for i in range(1, len(tried)):
+    # All that is in vain when a size has been tried, if it is not taken.
+    before = min(probes[size][0] for size in tried[:i])
+    spent = sum(probes[size][2] + probes[size][3] for size in tried[: i + 1])
+    kept = max(probes[size][2] for size in tried[:i])
+    assert spent - kept <= 0.1 * rounds * before + 1e-9
+  assert choice.lanes in tried
+
+
+@given(run=st.floats(0, 1e6))
+def test_what_is_timed_takes_half_of_the_share(run):
+  steps = lanes.probe_steps(run)
+  assert 0 <= steps <= lanes.PROBE_STEPS
+  assert lanes.PROBE_CALLS * steps <= 0.05 * run
+  assert steps == lanes.PROBE_STEPS or lanes.PROBE_CALLS * (steps + 1) > (
+    0.05 * run * (1 - 1e-12)
+  )
+  assert lanes.probe_steps(math.inf) == lanes.PROBE_STEPS
 
 
 @given(size=st.integers(1, 10**6), devices=st.integers(1, 64))
@@ -135,9 +189,9 @@ def steps_run(plan):
   return totals
 
 
-@given(plan=plans())
-def test_a_shortened_plan_is_the_beginning_of_the_plan(plan):
-  short = lanes.shortened(plan)
+@given(plan=plans(), most=st.sampled_from([1, 7, lanes.PROBE_STEPS]))
+def test_a_shortened_plan_is_the_beginning_of_the_plan(plan, most):
+  short = lanes.shortened(plan, most)
   assert np.all(short.num_waves <= plan.num_waves)
   assert np.all(short.num_steps <= plan.num_steps)
   np.testing.assert_array_equal(short.num_waves > 0, plan.num_waves > 0)
@@ -147,15 +201,15 @@ def test_a_shortened_plan_is_the_beginning_of_the_plan(plan):
     if isinstance(old, np.ndarray):
       assert new.shape == old.shape
       assert new.dtype == old.dtype
-  # About PROBE_STEPS steps, and no more than the last wave above it.
+  # About so many steps, and no more than the last wave above it.
   passes = plan.num_steps.shape[-1]
   for device, (full, some) in enumerate(
     zip(steps_run(plan), steps_run(short), strict=True)
   ):
-    assert some <= lanes.PROBE_STEPS * (1 + passes)
+    assert some <= most * (1 + passes)
     longest = plan.num_steps[device].max(initial=0)
-    if longest <= lanes.PROBE_STEPS:
-      assert some >= min(full, lanes.PROBE_STEPS)
+    if longest <= most:
+      assert some >= min(full, most)
   # What predicts the whole round from it counts the steps that are run.
   assert cohorts.wave_steps(short) == max(steps_run(short))
   assert cohorts.wave_steps(plan) == max(steps_run(plan))
@@ -176,6 +230,7 @@ def test_auto_takes_a_candidate_and_changes_no_result():
       clients_per_round=5,
       lanes=width,
     )
+    simulator.choose_lanes()  # as for a long run
     return simulator, flat(params_of(simulator, train(simulator, 3)))
 
   auto, params = run("auto")
@@ -186,6 +241,63 @@ def test_auto_takes_a_candidate_and_changes_no_result():
   given_, same = run(choice.lanes)
   assert given_.lane_choice == (choice.lanes, "as given")
   np.testing.assert_array_equal(params, same)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU alone")
+def test_a_run_of_few_steps_is_not_measured():
+  data = blobs([3, 5, 2, 4, 6, 1])
+  task = MODELS["lr"](data)
+  simulator = make_simulator(
+    task,
+    fedavg(task, sgd(0.2), sgd(1.0)),
+    data,
+    clients_per_round=5,
+    lanes="auto",
+  )
+  train(simulator, 2)  # at most 10 clients of at most 2 steps
+  assert simulator.lane_choice == (1, "the run is too short to measure others")
+  assert simulator.compilations == len(simulator.compiled) == 1
+
+
+@pytest.mark.parametrize(("rounds", "measured"), [(100, [1]), (10**5, [1, 2])])
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU alone")
+def test_time_that_choosing_takes(monkeypatch, rounds, measured):
+  """By a clock that counts compiling as 5 s and a step as 1 ms."""
+  data = blobs([3, 5])  # 1 and 2 steps
+  task = MODELS["lr"](data)
+  simulator = make_simulator(
+    task,
+    fedavg(task, sgd(0.2), sgd(1.0)),
+    data,
+    lanes="auto",
+  )
+  now, tried = 0.0, []
+
+  def program(self, width, size):
+    nonlocal now
+    now += 5.0
+    tried.append(width)
+    return types.SimpleNamespace(device_bytes=1)
+
+  def dispatch(self, state, planned):
+    nonlocal now
+    seconds = 0.001 * cohorts.wave_steps(planned.cohorts)
+    now += seconds
+    return types.SimpleNamespace(seconds=seconds)
+
+  monkeypatch.setattr(type(simulator), "program", program)
+  monkeypatch.setattr(type(simulator), "dispatch", dispatch)
+  clock = types.SimpleNamespace(perf_counter=lambda: now)
+  monkeypatch.setattr(lanes, "time", clock)
+  choice = simulator.choose_lanes(rounds)
+  assert tried == measured
+  run = 0.003 * rounds
+  assert now - 5.0 <= 0.1 * run
+  # Both clients at once take the 2 steps of the longer one.
+  assert choice.lanes == measured[-1]
+  assert choice.reason.startswith(
+    "predicted time of a round by lanes: 1: 3 ms, 2: "
+  )
 
 
 def test_auto_measures_nothing_where_there_is_no_choice(monkeypatch):

@@ -26,7 +26,6 @@ from fedjax_sim.base import (
   Client,
   Purpose,
   Variables,
-  key_for,
   noise_key_for,
 )
 from fedjax_sim.build import build

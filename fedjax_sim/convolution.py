@@ -1,0 +1,294 @@
+"""Convolution that is fast where clients train.
+
+Clients train inside compiled loops and, in lanes, with a kernel each. There
+XLA's own convolution is slow: on a CPU it leaves its fast path inside a loop,
+and with a kernel per lane it becomes a grouped one everywhere. As matrix
+products it is neither. `docs/performance.md` has the measurements.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Array = jax.Array
+
+MOST_PLACES = 128  # of a window; each is a copy of the input
+
+
+def convolve(
+  inputs: Array,
+  kernel: Array,
+  window_strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  lhs_dilation: Sequence[int] | None = None,
+  rhs_dilation: Sequence[int] | None = None,
+  dimension_numbers: Any = None,
+  feature_group_count: int = 1,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+  out_sharding: Any = None,
+  batch_group_count: int = 1,
+) -> Array:
+  """`jax.lax.conv_general_dilated` as matrix products.
+
+  Left to XLA are windows of more than `MOST_PLACES` places, groups of the
+  batch, and outputs of a given sharding.
+
+  Args:
+    inputs: shape=(batch, *space, features_in), unless `dimension_numbers` says
+      otherwise.
+    kernel: shape=(*window, features_in / groups, features_out), likewise.
+    window_strides: one a dimension of space.
+    padding: "SAME", "VALID", or (before, after) for each dimension of space.
+    lhs_dilation: of the inputs, one a dimension of space; None: 1.
+    rhs_dilation: of the window, likewise.
+    dimension_numbers: as in JAX; None: channels last, as `nnx.Conv` has them.
+    feature_group_count: groups of the features.
+    precision: of the products.
+    preferred_element_type: the outputs' dtype; None: as the inputs.
+    out_sharding: not None: left to XLA.
+    batch_group_count: not 1: left to XLA.
+
+  Returns:
+    shape=(batch, *space, features_out), unless `dimension_numbers` says
+    otherwise.
+  """
+  last, space = inputs.ndim - 1, range(1, inputs.ndim - 1)
+  if dimension_numbers is None:
+    dimension_numbers = lax.ConvDimensionNumbers(
+      lhs_spec=(0, last, *space),
+      rhs_spec=(last, last - 1, *range(last - 1)),
+      out_spec=(0, last, *space),
+    )
+  of_inputs, of_kernel, of_outputs = lax.conv_dimension_numbers(
+    inputs.shape, kernel.shape, dimension_numbers
+  )
+  window = [kernel.shape[i] for i in of_kernel[2:]]
+  if (
+    math.prod(window) > MOST_PLACES
+    or batch_group_count != 1
+    or out_sharding is not None
+  ):
+    return lax.conv_general_dilated(
+      inputs,
+      kernel,
+      window_strides,
+      padding,
+      lhs_dilation=lhs_dilation,
+      rhs_dilation=rhs_dilation,
+      dimension_numbers=dimension_numbers,
+      feature_group_count=feature_group_count,
+      batch_group_count=batch_group_count,
+      precision=precision,
+      preferred_element_type=preferred_element_type,
+      out_sharding=out_sharding,
+    )
+  inputs = jnp.transpose(inputs, _channels_last(of_inputs))
+  kernel = jnp.transpose(kernel, (*of_kernel[2:], of_kernel[1], of_kernel[0]))
+  dilation = tuple(rhs_dilation or (1,) * len(window))
+  if isinstance(padding, str):
+    spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    padding = lax.padtype_to_pads(
+      inputs.shape[1:-1], spans, window_strides, padding
+    )
+  gaps = [d - 1 for d in lhs_dilation or (1,) * len(window)]
+  sides = [(*pads, gap) for pads, gap in zip(padding, gaps, strict=True)]
+  zero = jnp.zeros((), inputs.dtype)
+  padded = lax.pad(inputs, zero, [(0, 0, 0), *sides, (0, 0, 0)])
+  options = {
+    "strides": tuple(window_strides),
+    "dilation": dilation,
+    "precision": precision,
+    "preferred_element_type": preferred_element_type,
+  }
+  method = functools.partial(patches, **options)
+  if _suits_winograd(kernel, inputs.dtype, **options):
+    method = functools.partial(winograd, **options)
+  outputs = _grouped(method, padded, kernel, feature_group_count)
+  places = _channels_last(of_outputs)
+  return jnp.transpose(outputs, [places.index(i) for i in range(last + 1)])
+
+
+def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
+  """Where batch, space and features are, of (batch, features, *space)."""
+  return (spec[0], *spec[2:], spec[1])
+
+
+def _grouped(
+  method: Callable[[Array, Array], Array],
+  padded: Array,
+  kernel: Array,
+  groups: int,
+) -> Array:
+  """The method for each group of features by itself, side by side."""
+  if groups == 1:
+    return method(padded, kernel)
+  cut = lambda x: x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+  outputs = jax.vmap(method, in_axes=(-2, -2), out_axes=-2)(
+    cut(padded), cut(kernel)
+  )
+  return outputs.reshape(*outputs.shape[:-2], kernel.shape[-1])
+
+
+def _suits_winograd(
+  kernel: Array,
+  dtype: Any,
+  *,
+  strides: tuple[int, ...],
+  dilation: tuple[int, ...],
+  precision: Any,
+  preferred_element_type: Any,
+) -> bool:
+  """Whether its fewer products are the faster way."""
+  del precision
+  *window, features_in, _ = kernel.shape
+  small = features_in < 8  # then its sums cost more
+  fits = window == [3, 3] and set(strides + dilation) == {1}
+  on_cpu = jax.default_backend() == "cpu"
+  # Its sums and halves lose too many of the few digits of bfloat16, and all
+  # fractions of integers.
+  precise = all(
+    jnp.issubdtype(x, jnp.inexact) and jnp.finfo(x).bits >= 32
+    for x in (dtype, kernel.dtype, preferred_element_type or dtype)
+  )
+  return fits and on_cpu and precise and not small
+
+
+def patches(
+  padded: Array,
+  kernel: Array,
+  strides: Sequence[int],
+  dilation: Sequence[int] | None = None,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+) -> Array:
+  """Convolution as one product: all shifts of the input, side by side.
+
+  The shifts are kept for the backward pass: as many times the input as the
+  window has places, 9 for 3 x 3.
+
+  Args:
+    padded: shape=(batch, *space, features_in), already padded.
+    kernel: shape=(*window, features_in, features_out).
+    strides: one a dimension of space.
+    dilation: of the window, one a dimension of space; None: 1.
+    precision: of the product.
+    preferred_element_type: of the product; None: as the inputs.
+  """
+  *window, features_in, features_out = kernel.shape
+  dilation = dilation or (1,) * len(window)
+  spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+  out = [
+    max((n - k) // s + 1, 0)
+    for n, k, s in zip(padded.shape[1:-1], spans, strides, strict=True)
+  ]
+
+  def shifted(place: tuple[int, ...]) -> Array:
+    cuts = (
+      slice(i * d, i * d + n * s, s)
+      for i, d, n, s in zip(place, dilation, out, strides, strict=True)
+    )
+    return padded[(slice(None), *cuts)]
+
+  shifts = [shifted(place) for place in itertools.product(*map(range, window))]
+  wide = jnp.concatenate(shifts, axis=-1)
+  flat = kernel.reshape(math.prod(window) * features_in, features_out)
+  return jnp.matmul(
+    wide,
+    flat,
+    precision=precision,
+    preferred_element_type=preferred_element_type,
+  )
+
+
+# Winograd's F(2 x 2, 3 x 3): Lavin and Gray 2016 (arXiv 1509.09308), eq. 7.
+_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+
+Grid = Sequence[Sequence[Array]]
+
+
+def winograd(
+  padded: Array,
+  kernel: Array,
+  strides: Sequence[int],
+  dilation: Sequence[int] | None = None,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+) -> Array:
+  """A 3 x 3 convolution of stride 1 by 16 products for every 2 x 2 outputs.
+
+  Patches take 36. The price are sums before and after, and rounding errors a
+  few times those of the plain sum, which float32 can afford. A tile's 16 places
+  are 16 arrays, so that the sums are elementwise and each product is one matrix
+  product.
+
+  Args:
+    padded: shape=(batch, height, width, features_in), already padded.
+    kernel: shape=(3, 3, features_in, features_out).
+    strides: (1, 1).
+    dilation: (1, 1), or None.
+    precision: of the products.
+    preferred_element_type: of the products; None: as the inputs.
+  """
+  del strides, dilation
+  product = functools.partial(
+    jnp.matmul,
+    precision=precision,
+    preferred_element_type=preferred_element_type,
+  )
+  batch, height, width, features = padded.shape
+  # Tiles; the last may be odd, and a side below 3 has none.
+  tall, wide = max(height - 1, 0) // 2, max(width - 1, 0) // 2
+  extra = (2 * tall + 2 - height, 2 * wide + 2 - width)
+  padded = jnp.pad(padded, ((0, 0), (0, extra[0]), (0, extra[1]), (0, 0)))
+
+  def tile(i: int, j: int) -> Array:
+    rows = slice(i, i + 2 * tall, 2)
+    columns = slice(j, j + 2 * wide, 2)
+    return padded[:, rows, columns].reshape(-1, features)
+
+  tiles = [[tile(i, j) for j in range(4)] for i in range(4)]
+  taps = [[kernel[i, j] for j in range(3)] for i in range(3)]
+  products = [
+    [product(x, k) for x, k in zip(*row, strict=True)]
+    for row in zip(_both(_INPUT, tiles), _both(_KERNEL, taps), strict=True)
+  ]
+  shape = (batch, tall, wide, kernel.shape[-1])
+  outputs = [
+    jnp.stack([x.reshape(shape) for x in row], axis=3)
+    for row in _both(_OUTPUT, products)
+  ]
+  whole = jnp.stack(outputs, axis=2).reshape(
+    batch, 2 * tall, 2 * wide, kernel.shape[-1]
+  )
+  return whole[:, : max(height - 2, 0), : max(width - 2, 0)]
+
+
+def _both(matrix: np.ndarray, grid: Grid) -> list[list[Array]]:
+  """`matrix @ grid @ matrix.T`, for a grid of arrays."""
+  rows = [
+    [_combine(weights, column) for column in zip(*grid, strict=True)]
+    for weights in matrix
+  ]
+  return [[_combine(weights, row) for weights in matrix] for row in rows]
+
+
+def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
+  """The weighted sum of those arrays whose weight is not 0."""
+  terms = [
+    x if w == 1 else -x if w == -1 else float(w) * x
+    for w, x in zip(weights, arrays, strict=True)
+    if w
+  ]
+  return sum(terms[1:], start=terms[0])
