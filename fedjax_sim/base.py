@@ -295,7 +295,8 @@ class Context(NamedTuple):
     hparams: as in `Client`.
     round: shape=(), int32.
     key: the server's key in this round.
-    num_clients: the population's size.
+    num_clients: the population's size; what it was chosen to count as, where
+      adding or removing a client must not show.
     server_data: the server's own examples, field -> (examples, ...), as the
       model gets them; None: it has none.
   """

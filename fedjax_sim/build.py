@@ -343,6 +343,7 @@ _SERVER = (
   "least_clients_per_round",
   "sampling",
   "sampling_groups",
+  "sampling_population",
   "trace",
   "round_seconds",
   "aggregator",
@@ -538,6 +539,15 @@ def _make_sampler(config: ConfigDict) -> Callable[..., sampling.Sampler]:
     )
   if groups is not None:
     sampler = functools.partial(sampler, groups=groups)
+  population = server.sampling_population
+  if population is not None:
+    if server.sampling != "poisson":
+      raise ValueError(
+        f"server.sampling_population={population} is of"
+        f" server.sampling='poisson', and it is {server.sampling!r}; unset one"
+        " of them."
+      )
+    sampler = functools.partial(sampler, population=population)
   traced = {
     k: server[k] for k in ("trace", "round_seconds") if server[k] is not None
   }

@@ -124,7 +124,10 @@ def build_privacy(
     strategy=_strategy(config, name, given, sampler, simulated),
     simulated=simulated,
     canaries=_canaries(given, sampler),
-    **{"denominator": sampler.expected, **_some(given, *_CENTRAL)},
+    **{
+      "denominator": _denominator(config, sampler),
+      **_some(given, *_CENTRAL),
+    },
   )
   if "noise_multiplier" not in given:
     counted = guard.ledger(settings.release, sampler, budget, num_clients)
@@ -138,6 +141,17 @@ def build_privacy(
     )
     settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
   return central(algorithm, settings), budget
+
+
+def _denominator(config: ConfigDict, sampler: Sampler) -> float:
+  """The expected cohort; of the population chosen in advance, if there is one.
+
+  Since nothing released may depend on how many clients there are, then.
+  """
+  part = sampler.participation
+  if part is None or part.population is None:
+    return sampler.expected
+  return float(config.server.clients_per_round)
 
 
 def _check_effect(given: dict[str, Any]) -> None:
@@ -239,6 +253,12 @@ def _simulated(
     return None
   least = config.server.clients_per_round
   validate.whole("privacy.noise_cohort_size", cohort)
+  if config.server.sampling_population is not None:
+    raise ValueError(
+      f"server.sampling_population={config.server.sampling_population} is of"
+      f" the cohort that is trained, and privacy.noise_cohort_size={cohort}"
+      " tells the epsilon of another; unset one of them."
+    )
   if cohort < least:
     raise ValueError(
       f"privacy.noise_cohort_size={cohort} is below"

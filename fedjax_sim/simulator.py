@@ -309,6 +309,17 @@ class Simulator:
     """Clients that may train."""
     return 1 if self.algorithm.pooled else self.data.train.num_clients
 
+  @property
+  def _told_clients(self) -> int:
+    """How many clients the algorithm is told there are.
+
+    Where adding or removing one must not show, the number chosen in advance.
+    """
+    part = self.sampler.participation
+    if self.algorithm.release is None or part is None:
+      return self.num_clients
+    return part.population or self.num_clients
+
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
     """For every pass of the algorithm, the data that it walks over."""
@@ -646,7 +657,7 @@ class Simulator:
           strict=True,
         )
       ],
-      num_clients=self.num_clients,
+      num_clients=self._told_clients,
       prepare=self.data.prepare,
       mesh=self.mesh,
       sliced=self.residency.sliced,

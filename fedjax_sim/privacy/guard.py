@@ -8,6 +8,7 @@ the model would depend on it, or named.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -100,6 +101,7 @@ def ledger(
   if release.simulated is not None:
     participation = simulated_participation(participation, release.simulated)
     num_clients = int(release.simulated[1])
+  num_clients = max(num_clients, participation.population or 0)
   try:
     accounting.check_delta(budget.delta, num_clients)
     made = accounting.Ledger(
@@ -130,7 +132,7 @@ def simulated_participation(
   if simulated is None:
     return participation
   cohort, population = simulated
-  _, period, independent = participation
+  _, period, independent, _ = participation
   if participation.rate == 1 and period > 1:  # everybody in turn
     return Participation(1.0, int(population // cohort))
   if period * cohort > population * (1 + 1e-9):
@@ -244,6 +246,7 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
       f" {release.multiplier} that the algorithm tells accountants; wrap it"
       " again, with this one."
     )
+  _check_denominator(numbers.get("denominator"), sampler)
   scale = float(numbers.get("noise_scale", 1.0))
   if release.simulated is None:
     if scale != 1:
@@ -264,6 +267,27 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
       f"privacy.noise_cohort_size={cohort:g} is below the cohort that is"
       f" trained, {sampler.expected:g}; give the larger one whose noise is to"
       " be simulated."
+    )
+
+
+def _check_denominator(denominator: float | None, sampler: Sampler) -> None:
+  """Refuses one that tells how many clients there are, where that is private.
+
+  Args:
+    denominator: what sums are divided by; None: something else.
+    sampler: who takes part.
+  """
+  part = sampler.participation
+  if part is None or part.population is None or denominator is None:
+    return
+  chosen = part.rate * part.population
+  there = sampler.expected
+  if math.isclose(denominator, there) and not math.isclose(denominator, chosen):
+    raise ValueError(
+      f"privacy.denominator={denominator:g} is the mean cohort of the clients"
+      f" that there are, whose number server.sampling_population="
+      f"{part.population} keeps private; give one chosen in advance, such as"
+      f" {chosen:g}."
     )
 
 
