@@ -59,6 +59,7 @@ from fedjax_sim.privacy.local import local_privacy
 from fedjax_sim.privacy.secure_aggregators import SECURE, fixed_cohort
 from fedjax_sim.private import (
   build_privacy,
+  check_promise,
   is_locally_private,
   local_guarantee,
   secure_noise,
@@ -625,6 +626,7 @@ def build(config: ConfigDict) -> Experiment:
   try:
     with references.named(fields):
       drawn = draw(*size)
+      check_promise(config, draw, drawn, size)
       algorithm, budget = build_privacy(config, algorithm, drawn, size[0])
       simulator = Simulator(
         task=task,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -141,6 +143,46 @@ def build_privacy(
     )
     settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
   return central(algorithm, settings), budget
+
+
+def check_promise(
+  config: ConfigDict,
+  draw: Callable[..., Sampler],
+  sampler: Sampler,
+  sizes: tuple[int, int],
+) -> None:
+  """Refuses promises of a sampler that follow from what is private.
+
+  Args:
+    config: complete.
+    draw: (clients, clients a round) -> the sampler.
+    sampler: the one of these sizes.
+    sizes: clients, and clients a round.
+
+  Raises:
+    ValueError: the run is private, and the promise depends on how much data
+      clients have, or a rate chosen in advance on how many clients there are.
+  """
+  promised = sampler.participation
+  if promised is None or config.privacy.mechanism is None:
+    return
+  name = config.server.sampling
+  if "sizes" in inspect.signature(draw).parameters:
+    raise ValueError(
+      f"server.sampling={name!r} is told how many examples clients have, on"
+      " which no privacy accountant can count; leave its argument 'sizes' out,"
+      " or let Sampler.participation be None."
+    )
+  if promised.population is not None:
+    clients, wanted = sizes
+    more = draw(clients + 1, wanted).participation
+    if more != promised:
+      raise ValueError(
+        f"server.sampling={name!r}: Sampler.participation promises a rate that"
+        f" was chosen in advance, for population={promised.population}; of"
+        f" {clients} clients it is {promised}, of one more {more}. Let it not"
+        " depend on their number, or leave population None."
+      )
 
 
 def _denominator(config: ConfigDict, sampler: Sampler) -> float:

@@ -57,7 +57,7 @@ from fedjax_sim.evaluation import (
   told,
 )
 from fedjax_sim.phases import Phases
-from fedjax_sim.privacy import accounting, guard
+from fedjax_sim.privacy import accounting, guard, promises
 from fedjax_sim.privacy import audit as audits
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
@@ -71,6 +71,7 @@ from fedjax_sim.work import LocalWork
 log = logging.getLogger(__name__)
 
 TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
+DRAWN_ROUNDS = 1000  # up to which a promise is tested, of a run without an end
 
 
 # Of every field its type, and an expression that gives one.
@@ -211,7 +212,10 @@ class Simulator:
       self.fall_back,
     )
     self.check_unwatched()
-    _ = self.ledger  # refuses what it cannot count
+    if self.ledger is not None:  # which refuses what it cannot count
+      assert self.budget is not None
+      rounds = self.budget.rounds or release.rounds or DRAWN_ROUNDS
+      promises.check_draws(self.sampler, self.num_clients, rounds)
 
   def check_unwatched(self) -> None:
     """Refuses to follow metrics of clients that train, as privacy has to.
@@ -733,6 +737,13 @@ class Simulator:
         f"server.sampling: round {round_ + 1}: {references.raised(None, error)}"
       ) from error
 
+  @functools.cached_property
+  def _witness(self) -> promises.Witness | None:
+    """What holds rounds against the sampler's promise; None: it has none."""
+    if self.sampler.participation is None:
+      return None
+    return promises.Witness(self.sampler, self.num_clients, self.seed)
+
   def _size(self, ids: np.ndarray) -> int:
     """The cohort size to compile for that holds these."""
     for size in self.sampler.sizes:
@@ -761,6 +772,9 @@ class Simulator:
       if self._size(more) != size:
         break  # it runs in another program
       ids.append(more)
+    if self._witness is not None:
+      for i, cohort in enumerate(ids):
+        self._witness.check(first + i, cohort)
     planned, slices = cohorts.plan_rounds(
       [data.offsets for data in self.splits],
       self.works,
