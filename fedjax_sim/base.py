@@ -350,6 +350,8 @@ class Release(NamedTuple):
       simulated with a smaller cohort; None: the noise is what it is.
     audited: server state -> the scores of planted canaries, shape=(canaries,),
       float32, and whether each took part, bool; None: there are none.
+    proven: the algorithm that it was proven for, without this; None: nobody
+      has proven anything, and the engine refuses it (`privacy.seal`).
   """
 
   noise: str
@@ -359,6 +361,7 @@ class Release(NamedTuple):
   rounds: int | None = None
   simulated: tuple[float, float] | None = None
   audited: Callable[[PyTree], tuple[Array, Array]] | None = None
+  proven: Any = None
 
 
 class Algorithm(NamedTuple):

@@ -57,7 +57,7 @@ from fedjax_sim.evaluation import (
   told,
 )
 from fedjax_sim.phases import Phases
-from fedjax_sim.privacy import accounting, guard, promises
+from fedjax_sim.privacy import accounting, guard, promises, seal
 from fedjax_sim.privacy import audit as audits
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
@@ -202,6 +202,8 @@ class Simulator:
           " privacy.central."
         )
       return
+    if self.budget is not None:  # an epsilon is told
+      seal.check(self.algorithm)
     guard.check_noise(release, self.hparams, self.sampler)
     shapes = self.algorithm.variables(self.state_shapes.server).params
     guard.check(
