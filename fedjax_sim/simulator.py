@@ -59,6 +59,7 @@ from fedjax_sim.evaluation import (
 from fedjax_sim.phases import Phases
 from fedjax_sim.privacy import accounting, guard, promises, seal
 from fedjax_sim.privacy import audit as audits
+from fedjax_sim.privacy.uncovered import uncovered
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.runtime import Runtime
@@ -295,11 +296,15 @@ class Simulator:
   @property
   def uncovered(self) -> list[str]:
     """What a run tells of its clients that no epsilon would cover."""
-    return guard.uncovered(
+    return uncovered(
       self.data,
       self.transforms,
       log_clients=self.log_clients,
-      measures_lanes=self.runtime.lanes == "auto",
+      measured=[
+        name
+        for name in ("lanes", "residency")
+        if getattr(self.runtime, name) == "auto"
+      ],
       keeps_state=bool(jax.tree.leaves(self.state_shapes.clients)),
     )
 

@@ -1,8 +1,8 @@
-"""What a private run must not do, and what its epsilon does not cover.
+"""What a private run must not do.
 
 An epsilon holds for what is released: the noisy sums and all that is computed
-from them. Whatever else a run tells of its training clients is refused, where
-the model would depend on it, or named.
+from them. Whatever else a run learns of its training clients is refused, where
+the model would depend on it; what it tells of them is named (`uncovered.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from fedjax_sim.base import (
   Release,
   Transform,
 )
-from fedjax_sim.data import FederatedDataset
 from fedjax_sim.privacy import accounting
 from fedjax_sim.sampling import Participation, Sampler
 
@@ -308,36 +307,3 @@ def check_numbers(given: HParams, counted: HParams) -> None:
         f"hparams['privacy'][{name!r}]={one} is not {other}, which the"
         " accountant counts on; wrap the algorithm again, with this one."
       )
-
-
-def uncovered(
-  data: FederatedDataset,
-  transforms: Sequence[Transform],
-  *,
-  log_clients: bool,
-  measures_lanes: bool,
-  keeps_state: bool,
-) -> list[str]:
-  """What a private run tells of training clients without noise.
-
-  Args:
-    data: federated data.
-    transforms: the run's.
-    log_clients: whether every client is logged.
-    measures_lanes: whether lanes are chosen by timing clients' work.
-    keeps_state: whether clients keep something of their own.
-  """
-  told = ["train/*", "clients", "clients_rejected", "bytes_*"]
-  told.append("that a run ends if clients' numbers are not finite")
-  if keeps_state:
-    told.append("what clients keep, in checkpoints")
-  told += [f"{transform.name}/*" for transform in transforms]
-  if data.seen is not None:
-    told.append("seen/*")
-  if log_clients:
-    told.append("client_rounds.parquet")
-  if measures_lanes:
-    told.append("the time that clients' work takes, which chose the lanes")
-  if data.server is not None:
-    told.append("the server's examples, on which it trains")
-  return told
