@@ -16,6 +16,7 @@ from fedjax_sim.config import default_config
 from fedjax_sim.privacy import (
   accounting,
   calibration,
+  composition,
   distributed_gaussian,
   factorization,
   guard,
@@ -25,6 +26,7 @@ from fedjax_sim.privacy import (
 from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.sampling import Sampler
+from fedjax_sim.simulator import Simulator
 
 MECHANISMS = {
   "gaussian": "independent Gaussian noise",
@@ -143,6 +145,38 @@ def build_privacy(
     )
     settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
   return central(algorithm, settings), budget
+
+
+_DRAWS = (  # of `server`: what, with the seed, decides who takes part
+  "sampling",
+  "clients_per_round",
+  "least_clients_per_round",
+  "sampling_groups",
+  "sampling_population",
+  "trace",
+  "round_seconds",
+)
+
+
+def account(
+  config: ConfigDict, simulator: Simulator, rounds: int
+) -> dict[str, Any] | None:
+  """What a private run keeps in its workdir, to be composed with others.
+
+  Args:
+    config: complete.
+    simulator: what it describes.
+    rounds: of the run.
+
+  Returns:
+    As `composition.facts`; None: no epsilon is told.
+  """
+  if simulator.ledger is None:
+    return None
+  draws = {field: config.server[field] for field in _DRAWS}
+  draws |= {"seed": simulator.seed, "clients": simulator.num_clients}
+  noise_seed = config.privacy.get("noise_seed")
+  return composition.facts(simulator.ledger, rounds, draws, noise_seed)
 
 
 def check_promise(

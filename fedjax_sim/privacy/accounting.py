@@ -29,7 +29,7 @@ from fedjax_sim.sampling import Participation
 
 NOISES = ("gaussian", "laplace")
 MOST_MULTIPLIER = 1e9  # accountants' floats do not hold the loss of more noise
-_MEANING = {
+MEANING = {
   "add-or-remove": "adding or removing one client",
   "replace-one": "replacing one client",
   "zero-out": "leaving out what one client sends, the number of clients public",
@@ -167,11 +167,15 @@ class Ledger:
       )
     if rounds == 0:
       return 0.0
-    step, count = self._steps(rounds)
+    step, count = self.steps(rounds)
     return accountants.epsilon(self.accountant, step, count, self.delta)
 
-  def _steps(self, rounds: int) -> tuple[Step, int]:
-    """What a client's contributions are to an accountant, and how many."""
+  def steps(self, rounds: int) -> tuple[Step, int]:
+    """What a client's contributions are to an accountant, and how many.
+
+    Args:
+      rounds: 1 or more.
+    """
     release, rate = self.release, self.participation.rate
     count = math.ceil(rounds / self.participation.period)
     replaced = self.adjacency == "replace-one"
@@ -230,7 +234,7 @@ class Ledger:
       how += f", at most once in {period} rounds"
     return (
       f"({self.told(rounds):g}, {self.delta:.15g})-DP for"
-      f" {_MEANING[self.adjacency]}, by {self.accountant.upper()}, {how}"
+      f" {MEANING[self.adjacency]}, by {self.accountant.upper()}, {how}"
     )
 
   def facts(self, rounds: int) -> dict[str, Any]:
@@ -255,6 +259,9 @@ class Ledger:
       if release.sensitivity is not None and rounds
       else None,
       "simulated": release.simulated and list(release.simulated),
+      "steps": [list(self.steps(rounds)[0]), self.steps(rounds)[1]]
+      if rounds
+      else None,
     }
 
 

@@ -251,7 +251,7 @@ def test_fixed_size_dominates_any_order_of_neighbours(noise):
 def test_the_loss_of_a_fixed_size_is_as_likely_either_way():
   step = Step("gaussian", 1.0, 0.1, fixed=True)
   (loss,) = accountants._losses(step)
-  first, masses = loss._composed(3)
+  _, first, masses, _ = loss.composed(3)
   losses = loss._interval * (first + np.arange(len(masses)))
   chance = dict(zip(losses.round(9), masses, strict=True))
   for epsilon in (0.1, 0.5, 2.0):
@@ -338,7 +338,7 @@ def test_adjacency():
     for participation in participations:
       ours = Ledger(release(), participation, 1e-5)
       assert ours.adjacency == name
-      assert accounting._MEANING[name] in ours.describe(3)
+      assert accounting.MEANING[name] in ours.describe(3)
 
 
 def test_replacing_is_adding_and_removing():

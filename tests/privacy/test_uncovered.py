@@ -19,7 +19,15 @@ COVERED = [
   *("privacy/*", "privacy", "privacy_told", "privacy_audit"),
   *("privacy_not_covered", "privacy budget", "not covered by epsilon"),
   # The config, and what follows from it; the number of clients is public.
-  *("config.json", "round", "rounds", "parameters", "client/*", "server/*"),
+  *(
+    "config.json",
+    "privacy.json",
+    "round",
+    "rounds",
+    "parameters",
+    "client/*",
+    "server/*",
+  ),
   *("lanes", "lanes_reason", "residency", "residency_reason"),
   *("clients a round", "bytes a client and round", "examples"),
   *("unseen", "test", "evaluation", "memory a device, * lanes"),
