@@ -31,7 +31,7 @@ class Account(NamedTuple):
   Attributes:
     name: of the run, for messages.
     step: one release.
-    count: how many.
+    releases: how many.
     adjacency: as `Ledger.adjacency`.
     draws: what decides who takes part, with the seed as `seed`: runs in which
       it is equal have the same cohorts.
@@ -40,7 +40,7 @@ class Account(NamedTuple):
 
   name: str
   step: Step
-  count: int
+  releases: int
   adjacency: str
   draws: Mapping[str, Any]
   noise_seed: int | None = None
@@ -82,7 +82,7 @@ def read(workdir: Path) -> Account:
     account = Account(
       name=str(workdir),
       step=Step(str(noise), float(multiplier), float(rate), bool(fixed)),
-      count=int(count),
+      releases=int(count),
       adjacency=told["adjacency"],
       draws=told["draws"],
       noise_seed=told["noise_seed"],
@@ -134,14 +134,14 @@ def epsilon(accounts: Sequence[Account], delta: float) -> float:
         " No epsilon holds for both; leave the seed unset."
       )
   least = accountants.LEAST_MULTIPLIER
-  if any(a.count and a.step.multiplier < least for a in accounts):
+  if any(a.releases and a.step.multiplier < least for a in accounts):
     return math.inf
   return accountants.together(_drawn_apart(accounts), delta)
 
 
 def _drawn_apart(accounts: Sequence[Account]) -> list[tuple[Step, int]]:
   """Steps that are drawn independently of one another."""
-  steps = [(a.step, a.count) for a in accounts if a.step.rate == 1]
+  steps = [(a.step, a.releases) for a in accounts if a.step.rate == 1]
   sampled = [a for a in accounts if a.step.rate < 1]
   by_seed: dict[int, list[Account]] = {}
   for account in sampled:
@@ -175,8 +175,8 @@ def _drawn_together(accounts: Sequence[Account]) -> list[tuple[Step, int]]:
   """
   steps = []
   done = 0
-  for count in sorted({account.count for account in accounts}):
-    running = [a.step for a in accounts if a.count >= count]
+  for count in sorted({account.releases for account in accounts}):
+    running = [a.step for a in accounts if a.releases >= count]
     power = 2 if running[0].noise == "gaussian" else 1
     longer = math.fsum(step.multiplier**-power for step in running)
     multiplier = longer ** (-1 / power)

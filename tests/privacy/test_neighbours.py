@@ -20,6 +20,11 @@ from fedjax_sim.sampling import Participation, poisson
 _X = np.linspace(-60.0, 60.0, 240_001)
 
 
+def promised(sampler) -> Participation:
+  assert sampler.participation is not None
+  return sampler.participation
+
+
 def density(chances, spread, noise="gaussian", x=_X):
   """Of a sum with so much noise; `chances`: sum without noise -> chance."""
   draws = {"gaussian": stats.norm.pdf, "laplace": stats.laplace.pdf}[noise]
@@ -115,8 +120,8 @@ def test_no_bound_of_a_fixed_size_is_below_what_is_betrayed(
 ):
   """One client is replaced by another; all sums of cohorts are enumerated."""
   spread, delta = 4.0, 1e-4
-  promised = Participation(size / clients, period)
-  ours = Ledger(Release(noise, spread), promised, delta)
+  part = Participation(size / clients, period)
+  ours = Ledger(Release(noise, spread), part, delta)
   assert ours.adjacency == "replace-one"
   others = [-1.0] * (clients - 1)
   p, q = (
@@ -169,7 +174,7 @@ def test_one_more_client_changes_the_rates_of_all():
   """45 of 90 are drawn, or 45 of 91 of whom the last sends the opposite."""
   rounds, spread, delta = 1000, 20.0, 1e-3
   release = Release("gaussian", spread)
-  follows = Ledger(release, poisson(90, 45).participation, delta)
+  follows = Ledger(release, promised(poisson(90, 45)), delta)
   claimed = follows.epsilon(rounds)
   assert claimed == pytest.approx(2.36, abs=0.005)
 
@@ -193,8 +198,8 @@ def test_a_rate_that_was_fixed_in_advance_is_nobody_elses():
   """Then one client more or less betrays no more than is claimed."""
   rounds, spread, delta = 1000, 20.0, 1e-3
   for clients in (90, 91):  # neighbours are told the same
-    promised = poisson(clients, 45, population=90).participation
-    ours = Ledger(Release("gaussian", spread), promised, delta)
+    part = promised(poisson(clients, 45, population=90))
+    ours = Ledger(Release("gaussian", spread), part, delta)
     assert ours.adjacency == "add-or-remove"
     assert ours.epsilon(rounds) == pytest.approx(2.36, abs=0.005)
     assert "adding or removing one client," in ours.describe(rounds)
