@@ -127,6 +127,9 @@ def simulated_participation(
   Args:
     participation: of the cohort that is run.
     simulated: (cohort, population); None: there is none.
+
+  Raises:
+    ValueError: nothing follows for a larger cohort.
   """
   if simulated is None:
     return participation
@@ -134,6 +137,13 @@ def simulated_participation(
   _, period, independent, _ = participation
   if participation.rate == 1 and period > 1:  # everybody in turn
     return Participation(1.0, int(population // cohort))
+  if participation.rate == 1 and not independent and cohort < population:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort:g} of"
+      f" privacy.population={population:g}, where everybody takes part in every"
+      " round: that does not say how so many would be drawn, or take turns;"
+      " lower server.clients_per_round, or take server.sampling='poisson'."
+    )
   if period * cohort > population * (1 + 1e-9):
     raise ValueError(
       f"privacy.noise_cohort_size={cohort:g} exceeds the"

@@ -192,8 +192,8 @@ def _counted(sampler: Sampler, num_clients: int, rounds: int) -> _Counts:
   for trial, (seed, begin) in enumerate(zip(seeds, begins, strict=True)):
     witness = Witness(sampler, num_clients, seed)
     before = np.zeros(0, np.int64)
+    _check_repeats(sampler, seed, begin)
     for draw in (2 * trial, 2 * trial + 1):
-      _check_repeats(sampler, seed, begin)
       parts = []
       for round_ in range(begin, begin + period):
         cohort = validate.cohort(sampler.sample(seed, round_), num_clients)
@@ -274,9 +274,16 @@ def _least(count: int, trials: int) -> float:
 
 def _associated(one: np.ndarray, other: np.ndarray) -> float:
   """Fisher's exact test of whether two counts are large in the same draws."""
-  large, larger = one > np.median(one), other > np.median(other)
+  large, larger = _large(one), _large(other)
   table = [
     [int((large & larger).sum()), int((large & ~larger).sum())],
     [int((~large & larger).sum()), int((~large & ~larger).sum())],
   ]
   return float(library("scipy.stats").fisher_exact(table)[1])
+
+
+def _large(counts: np.ndarray) -> np.ndarray:
+  """Which counts are above a limit, which about half of them are."""
+  limits = np.unique(counts)
+  shares = (counts[None] > limits[:, None]).mean(axis=1)
+  return counts > limits[np.abs(shares - 0.5).argmin()]

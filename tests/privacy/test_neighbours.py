@@ -31,11 +31,11 @@ def density(chances, spread, noise="gaussian", x=_X):
   return sum(c * draws(x, loc=s, scale=spread) for s, c in chances.items())
 
 
-def attained(p, q, delta, rounds=1, x=_X):
+def attained(p, q, delta, rounds=1, x=_X, interval=None):
   """The epsilon that the likelihood ratio betrays after so many rounds."""
   kept = (p > 1e-290) & (q > 1e-290)
   mass = p[kept] * (x[1] - x[0])
-  interval = 1e-4 if rounds < 100 else 2e-5
+  interval = interval or (1e-4 if rounds < 100 else 2e-5)
   loss = np.floor(np.log(p[kept] / q[kept]) / interval).astype(int)
   first = loss.min()
   masses = np.bincount(loss - first, mass)

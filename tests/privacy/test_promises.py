@@ -106,6 +106,15 @@ def held(sampler, clients, seed=0, rounds=range(20)):
       ),
       "how many of one half of the clients",
     ),
+    *(
+      (
+        sampling.uniform(90, few)._replace(
+          participation=Participation(few / 90, 1, True)
+        ),
+        "how many of one half of the clients",
+      )
+      for few in (1, 89)
+    ),
     (
       sampling.poisson(90, 20)._replace(participation=Participation(20 / 90)),
       r"clients take part and not 20, where the size should be fixed",
