@@ -21,6 +21,7 @@ from fedjax_sim.base import (
   Task,
 )
 from fedjax_sim.optimizers import Optimizer, descend
+from fedjax_sim.privacy.seal import check_open
 from fedjax_sim.walk import random_batch, with_numbers
 
 
@@ -46,11 +47,12 @@ def replay(
 
   Raises:
     TypeError, ValueError: a number is not whole or < 1, or an algorithm whose
-      model cannot be replaced.
+      model cannot be replaced, or that is private already.
   """
   validate.whole("replay.steps", steps)
   validate.whole("replay.batch_size", batch_size)
   optimizers.check("optimizer", optimizer)
+  check_open(algorithm, "replay")
   replace = algorithm.replace
   if replace is None:
     raise ValueError(

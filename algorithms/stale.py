@@ -67,7 +67,7 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
 
   Raises:
     TypeError, ValueError: no such probability, or an algorithm that wants a
-      stack.
+      stack, or is private.
   """
   chance = validate.real(
     "server.stale_probability", probability, least=0, most=1
@@ -77,6 +77,13 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
       f"server.stale_probability={probability} needs sums, and algorithm.name"
       " wants every update by itself; set it to None, or take another"
       " algorithm."
+    )
+
+  if algorithm.release is not None:
+    raise ValueError(
+      f"server.stale_probability={probability}: a late report can meet its"
+      " client's next one in a sum, which then moves farther than"
+      " privacy.central counts on; unset one of them."
     )
 
   def send(client: Client, report: Report) -> Report:

@@ -315,7 +315,8 @@ class Context(NamedTuple):
     round: shape=(), int32.
     key: the server's key in this round.
     noise_key: its key of private noise in this round (`noise_key_for`).
-    num_clients: the population's size.
+    num_clients: the population's size; what it was chosen to count as, where
+      adding or removing a client must not show.
     server_data: the server's own examples, field -> (examples, ...), as the
       model gets them; None: it has none.
   """
@@ -374,6 +375,8 @@ class Release(NamedTuple):
       simulated with a smaller cohort; None: the noise is what it is.
     audited: server state -> the scores of planted canaries, shape=(canaries,),
       float32, and whether each took part, bool; None: there are none.
+    proven: the algorithm that it was proven for, without this; None: nobody
+      has proven anything, and the engine refuses it (`privacy.seal`).
   """
 
   noise: str
@@ -383,6 +386,7 @@ class Release(NamedTuple):
   rounds: int | None = None
   simulated: tuple[float, float] | None = None
   audited: Callable[[PyTree], tuple[Array, Array]] | None = None
+  proven: Any = None
 
 
 class Algorithm(NamedTuple):

@@ -61,6 +61,7 @@ from fedjax_sim.privacy.secure_aggregators import SECURE, fixed_cohort
 from fedjax_sim.private import (
   build_privacy,
   check_local_weights,
+  check_promise,
   is_locally_private,
   local_guarantee,
   secure_noise,
@@ -345,6 +346,7 @@ _SERVER = (
   "least_clients_per_round",
   "sampling",
   "sampling_groups",
+  "sampling_population",
   "trace",
   "round_seconds",
   "aggregator",
@@ -546,6 +548,15 @@ def _make_sampler(config: ConfigDict) -> Callable[..., sampling.Sampler]:
     )
   if groups is not None:
     sampler = functools.partial(sampler, groups=groups)
+  population = server.sampling_population
+  if population is not None:
+    if server.sampling != "poisson":
+      raise ValueError(
+        f"server.sampling_population={population} is of"
+        f" server.sampling='poisson', and it is {server.sampling!r}; unset one"
+        " of them."
+      )
+    sampler = functools.partial(sampler, population=population)
   traced = {
     k: server[k] for k in ("trace", "round_seconds") if server[k] is not None
   }
@@ -623,6 +634,7 @@ def build(config: ConfigDict) -> Experiment:
   try:
     with references.named(fields):
       drawn = draw(*size)
+      check_promise(config, draw, drawn, size)
       algorithm, budget = build_privacy(config, algorithm, drawn, size[0])
       simulator = Simulator(
         task=task,

@@ -43,6 +43,8 @@ fedjax-sim: federated learning, simulated.
       with --epsilon=E calibrate finds the one of them that is left out;
       curve draws both into --out=DIR
       --sampling=poisson, --noise=gaussian, --accountant=pld: or others
+  fedjax-sim privacy compose DIR DIR ... --delta=D
+      what the private runs in these workdirs, on the same data, cost together
   fedjax-sim data import --format=FORMAT --train=PATH --store=DIR
       writes the clients of LEAF's, FLUTE's, TFF's, FedJAX's files, or of
       tables, as a client store; docs/importing.md tells more of the flags

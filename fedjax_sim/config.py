@@ -127,6 +127,7 @@ def default_config() -> ConfigDict:
   config.server.least_clients_per_round = placeholder(int)
   config.server.sampling = "uniform"
   config.server.sampling_groups = placeholder(int)  # of cyclic_poisson
+  config.server.sampling_population = placeholder(int)  # of poisson
   config.server.trace = placeholder(str)  # of available
   config.server.round_seconds = placeholder(float)
   config.server.aggregator = "weighted_mean"

@@ -1,11 +1,11 @@
 """A run in a workdir: resume, train, evaluate, log, checkpoint, sum up.
 
 The workdir holds `config.json`, `metrics.jsonl`, `timings.jsonl`, `events/`,
-`checkpoints/`, and at the end `summary.json`, `curves.png` and
-`clients_*.csv`; with `server.client_log` also `client_rounds/`, which at the
-end becomes `client_rounds.parquet` and `client_rounds.png`. Running on the same
-workdir goes on where the newest whole checkpoint ends; the metrics are cut back
-to it, so no line is lost or doubled.
+`checkpoints/`, of a private run `privacy.json`, and at the end `summary.json`,
+`curves.png` and `clients_*.csv`; with `server.client_log` also
+`client_rounds/`, which at the end becomes `client_rounds.parquet` and
+`client_rounds.png`. Running on the same workdir goes on where the newest whole
+checkpoint ends; the metrics are cut back to it, so no line is lost or doubled.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 from fedjax_sim import (
   build,
   distributed,
+  private,
   processes,
   profiling,
   references,
@@ -50,6 +51,7 @@ from fedjax_sim.evaluation import ClientMetrics
 from fedjax_sim.journal import journal
 from fedjax_sim.lanes import Choice
 from fedjax_sim.phases import Phases
+from fedjax_sim.privacy import composition
 from fedjax_sim.round import RunState
 from fedjax_sim.simulator import Simulator
 
@@ -185,6 +187,10 @@ def run(
       _refuse_other_config(folder, resolved)  # nobody can change it any more
       with _as_write_error(folder):
         reporting.write_json(folder / "config.json", resolved)
+        rounds = experiment.timetable.rounds
+        told = private.account(config, experiment.simulator, rounds)
+        if told is not None:
+          reporting.write_json(folder / composition.FILE, told)
         checkpoints = Checkpoints(saved, keep=keep)
         stack.enter_context(contextlib.closing(checkpoints))
 

@@ -1,4 +1,7 @@
-"""`fedjax-sim privacy`: what noise, cohorts and rounds cost, before a run."""
+"""`fedjax-sim privacy`: what noise, cohorts and rounds cost.
+
+Before a run, and after several on the same clients.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 
 from fedjax_sim import flags, reporting, validate
 from fedjax_sim.base import Release
-from fedjax_sim.privacy import accounting, calibration
+from fedjax_sim.privacy import accounting, calibration, composition
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.sampling import SAMPLERS, Participation, Sampler
 
@@ -259,8 +262,38 @@ def _whole(values: np.ndarray) -> list[int]:
   return sorted({round(value) for value in values.tolist()})
 
 
+def _compose(arguments: Sequence[str]) -> str:
+  workdirs = [Path(a) for a in arguments if not a.startswith("-")]
+  flagged = [a for a in arguments if a.startswith("-")]
+  values = flags.parse(flagged, "delta")
+  delta = flags.number("--delta", values.delta, float)
+  validate.real("--delta", delta, above=0, below=1)
+  if not workdirs:
+    raise flags.UsageError("privacy compose: name the runs' workdirs.")
+  if len({path.resolve() for path in workdirs}) < len(workdirs):
+    raise flags.UsageError("privacy compose: name every workdir once.")
+  accounts = [composition.read(path) for path in workdirs]
+  accounting.check_delta(delta, max(a.draws["clients"] for a in accounts))
+  alone = [composition.epsilon([one], delta) for one in accounts]
+  spent = composition.epsilon(accounts, delta)
+  facts = {
+    account.name: f"epsilon {accounting.rounded_up(epsilon):g} alone"
+    for account, epsilon in zip(accounts, alone, strict=True)
+  }
+  told = accounting.rounded_up(spent)
+  neighbours = accounting.MEANING[composition.adjacency(accounts)]
+  facts["guarantee"] = (
+    "none: a run has no noise"
+    if math.isinf(told)
+    else f"({told:g}, {delta:.15g})-DP for {neighbours}, by PLD, of all"
+    f" {len(accounts)} runs together"
+  )
+  return reporting.final_text({"epsilon": told}, facts).rstrip()
+
+
 _ACTIONS: dict[str, Callable[[Sequence[str]], str]] = {
   "epsilon": _epsilon,
   "calibrate": _calibrate,
   "curve": _curve,
+  "compose": _compose,
 }

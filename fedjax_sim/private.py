@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,6 +16,7 @@ from fedjax_sim.config import default_config
 from fedjax_sim.privacy import (
   accounting,
   calibration,
+  composition,
   distributed_gaussian,
   factorization,
   guard,
@@ -24,6 +27,7 @@ from fedjax_sim.privacy.audit import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.local import Randomizer
 from fedjax_sim.sampling import Sampler
+from fedjax_sim.simulator import Simulator
 
 MECHANISMS = {
   "gaussian": "independent Gaussian noise",
@@ -126,7 +130,10 @@ def build_privacy(
     strategy=_strategy(config, name, given, sampler, simulated),
     simulated=simulated,
     canaries=_canaries(given, sampler),
-    **{"denominator": sampler.expected, **_some(given, *_CENTRAL)},
+    **{
+      "denominator": _denominator(config, sampler),
+      **_some(given, *_CENTRAL),
+    },
   )
   if "noise_multiplier" not in given:
     counted = guard.ledger(settings.release, sampler, budget, num_clients)
@@ -156,6 +163,89 @@ def _check_noise_seed(
       " local_privacy.mechanism or secure.noise_multiplier, or unset it by"
       " --config.privacy.noise_seed=None."
     )
+
+
+_DRAWS = (  # of `server`: what, with the seed, decides who takes part
+  "sampling",
+  "clients_per_round",
+  "least_clients_per_round",
+  "sampling_groups",
+  "sampling_population",
+  "trace",
+  "round_seconds",
+)
+
+
+def account(
+  config: ConfigDict, simulator: Simulator, rounds: int
+) -> dict[str, Any] | None:
+  """What a private run keeps in its workdir, to be composed with others.
+
+  Args:
+    config: complete.
+    simulator: what it describes.
+    rounds: of the run.
+
+  Returns:
+    As `composition.facts`; None: no epsilon is told.
+  """
+  if simulator.ledger is None:
+    return None
+  draws = {field: config.server[field] for field in _DRAWS}
+  draws |= {"seed": simulator.seed, "clients": simulator.num_clients}
+  noise_seed = config.privacy.noise_seed
+  return composition.facts(simulator.ledger, rounds, draws, noise_seed)
+
+
+def check_promise(
+  config: ConfigDict,
+  draw: Callable[..., Sampler],
+  sampler: Sampler,
+  sizes: tuple[int, int],
+) -> None:
+  """Refuses promises of a sampler that follow from what is private.
+
+  Args:
+    config: complete.
+    draw: (clients, clients a round) -> the sampler.
+    sampler: the one of these sizes.
+    sizes: clients, and clients a round.
+
+  Raises:
+    ValueError: the run is private, and the promise depends on how much data
+      clients have, or a rate chosen in advance on how many clients there are.
+  """
+  promised = sampler.participation
+  if promised is None or config.privacy.mechanism is None:
+    return
+  name = config.server.sampling
+  if "sizes" in inspect.signature(draw).parameters:
+    raise ValueError(
+      f"server.sampling={name!r} is told how many examples clients have, on"
+      " which no privacy accountant can count; leave its argument 'sizes' out,"
+      " or let Sampler.participation be None."
+    )
+  if promised.population is not None:
+    clients, wanted = sizes
+    more = draw(clients + 1, wanted).participation
+    if more != promised:
+      raise ValueError(
+        f"server.sampling={name!r}: Sampler.participation promises a rate that"
+        f" was chosen in advance, for population={promised.population}; of"
+        f" {clients} clients it is {promised}, of one more {more}. Let it not"
+        " depend on their number, or leave population None."
+      )
+
+
+def _denominator(config: ConfigDict, sampler: Sampler) -> float:
+  """The expected cohort; of the population chosen in advance, if there is one.
+
+  Since nothing released may depend on how many clients there are, then.
+  """
+  part = sampler.participation
+  if part is None or part.population is None:
+    return sampler.expected
+  return float(config.server.clients_per_round)
 
 
 def _check_effect(given: dict[str, Any]) -> None:
@@ -277,6 +367,12 @@ def _simulated(
     return None
   least = config.server.clients_per_round
   validate.whole("privacy.noise_cohort_size", cohort)
+  if config.server.sampling_population is not None:
+    raise ValueError(
+      f"server.sampling_population={config.server.sampling_population} is of"
+      f" the cohort that is trained, and privacy.noise_cohort_size={cohort}"
+      " tells the epsilon of another; unset one of them."
+    )
   if cohort < least:
     raise ValueError(
       f"privacy.noise_cohort_size={cohort} is below"

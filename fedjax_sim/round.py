@@ -227,7 +227,7 @@ def make_rounds(
     aggregator: how updates become one.
     transforms: what happens to an update, in order.
     walks: for every pass of the algorithm, how it reads.
-    num_clients: the population.
+    num_clients: how many the algorithm is told there are.
     mesh: devices on the axis `clients`.
     prepare: what is done to the server's examples.
     sliced: a device has only the examples that it needs in a round.

@@ -23,18 +23,26 @@ _TRIES = 8
 class Participation(NamedTuple):
   """What a sampler promises of how often a client takes part.
 
-  Privacy accountants build on it.
+  Privacy accountants build on it, so a private run holds it against what is
+  drawn (`privacy.promises`). Who takes part depends on the seed, the round and
+  the number of clients alone, never on what clients hold.
 
   Attributes:
-    rate: the probability that a client takes part in a round in which it may.
+    rate: the probability that a client takes part in its turn, drawn anew in
+      every turn; 1: it may take part in all of them, or in fewer.
     period: of so many consecutive rounds a client takes part in one at most.
+      With a rate below 1, its turns are fixed: one round in so many.
     independent: whether every client takes part or not by itself, whoever else
-      there is; otherwise a cohort's size is fixed.
+      there is; otherwise, with a rate below 1, a cohort is drawn uniformly
+      among those whose turn it is, and has a fixed size.
+    population: how many clients `rate` was chosen for, in advance, however many
+      there are; None: it follows from their number, which counts as public.
   """
 
   rate: float
   period: int = 1
   independent: bool = False
+  population: int | None = None
 
 
 class Sampler(NamedTuple):
@@ -119,23 +127,31 @@ def uniform(
   )
 
 
-def poisson(num_clients: int, clients_per_round: float) -> Sampler:
-  """Every client by itself, with probability clients_per_round / num_clients.
+def poisson(
+  num_clients: int, clients_per_round: float, population: int | None = None
+) -> Sampler:
+  """Every client by itself, with probability clients_per_round / population.
 
   What amplification by subsampling assumes. A cohort varies, and may be empty.
 
   Args:
-    num_clients: the population.
-    clients_per_round: the mean cohort size.
+    num_clients: how many clients there are.
+    clients_per_round: the mean cohort size of such a population.
+    population: a number chosen in advance, without regard to how many clients
+      there are: then one client more or less changes nobody else's
+      probability. None: `num_clients`.
 
   Raises:
-    TypeError, ValueError: clients_per_round is not within (0, num_clients].
+    TypeError, ValueError: clients_per_round is not within (0, population].
   """
   num_clients = validate.whole("num_clients", num_clients)
-  expected = validate.real(
-    "server.clients_per_round", clients_per_round, above=0.0, most=num_clients
+  of = num_clients
+  if population is not None:
+    of = validate.whole("server.sampling_population", population)
+  wanted = validate.real(
+    "server.clients_per_round", clients_per_round, above=0.0, most=of
   )
-  rate = expected / num_clients
+  rate = wanted / of
 
   def sample(seed: int, round_: int) -> np.ndarray:
     rng = generator(seed, round_)
@@ -146,8 +162,8 @@ def poisson(num_clients: int, clients_per_round: float) -> Sampler:
   return Sampler(
     sample=sample,
     sizes=_binomial_sizes(num_clients, rate),
-    expected=expected,
-    participation=Participation(rate, independent=True),
+    expected=wanted if population is None else num_clients * rate,
+    participation=Participation(rate, 1, True, population),
   )
 
 

@@ -58,8 +58,9 @@ from fedjax_sim.evaluation import (
   told,
 )
 from fedjax_sim.phases import Phases
-from fedjax_sim.privacy import accounting, guard
+from fedjax_sim.privacy import accounting, guard, promises, seal
 from fedjax_sim.privacy import audit as audits
+from fedjax_sim.privacy.uncovered import uncovered
 from fedjax_sim.program import Program
 from fedjax_sim.round import RoundMetrics, RunState
 from fedjax_sim.runtime import Runtime
@@ -72,6 +73,7 @@ from fedjax_sim.work import LocalWork
 log = logging.getLogger(__name__)
 
 TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
+DRAWN_ROUNDS = 1000  # up to which a promise is tested, of a run without an end
 
 
 # Of every field its type, and an expression that gives one.
@@ -208,6 +210,8 @@ class Simulator:
           " privacy.central."
         )
       return
+    if self.budget is not None:  # an epsilon is told
+      seal.check(self.algorithm)
     guard.check_noise(release, self.hparams, self.sampler)
     shapes = self.algorithm.variables(self.state_shapes.server).params
     guard.check(
@@ -218,7 +222,10 @@ class Simulator:
       self.fall_back,
     )
     self.check_unwatched()
-    _ = self.ledger  # refuses what it cannot count
+    if self.ledger is not None:  # which refuses what it cannot count
+      assert self.budget is not None
+      rounds = self.budget.rounds or release.rounds or DRAWN_ROUNDS
+      promises.check_draws(self.sampler, self.num_clients, rounds)
 
   def check_unwatched(self) -> None:
     """Refuses to follow metrics of clients that train, as privacy has to.
@@ -296,11 +303,15 @@ class Simulator:
   @property
   def uncovered(self) -> list[str]:
     """What a run tells of its clients that no epsilon would cover."""
-    return guard.uncovered(
+    return uncovered(
       self.data,
       self.transforms,
       log_clients=self.log_clients,
-      measures_lanes=self.runtime.lanes == "auto",
+      measured=[
+        name
+        for name in ("lanes", "residency")
+        if getattr(self.runtime, name) == "auto"
+      ],
       keeps_state=bool(jax.tree.leaves(self.state_shapes.clients)),
     )
 
@@ -315,6 +326,17 @@ class Simulator:
   def num_clients(self) -> int:
     """Clients that may train."""
     return 1 if self.algorithm.pooled else self.data.train.num_clients
+
+  @property
+  def _told_clients(self) -> int:
+    """How many clients the algorithm is told there are.
+
+    Where adding or removing one must not show, the number chosen in advance.
+    """
+    part = self.sampler.participation
+    if self.algorithm.release is None or part is None:
+      return self.num_clients
+    return part.population or self.num_clients
 
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
@@ -701,7 +723,7 @@ class Simulator:
           strict=True,
         )
       ],
-      num_clients=self.num_clients,
+      num_clients=self._told_clients,
       prepare=self.data.prepare,
       mesh=self.mesh,
       sliced=self.residency.sliced,
@@ -777,6 +799,13 @@ class Simulator:
         f"server.sampling: round {round_ + 1}: {references.raised(None, error)}"
       ) from error
 
+  @functools.cached_property
+  def _witness(self) -> promises.Witness | None:
+    """What holds rounds against the sampler's promise; None: it has none."""
+    if self.sampler.participation is None:
+      return None
+    return promises.Witness(self.sampler, self.num_clients, self.seed)
+
   def _size(self, ids: np.ndarray) -> int:
     """The cohort size to compile for that holds these."""
     for size in self.sampler.sizes:
@@ -805,6 +834,9 @@ class Simulator:
       if self._size(more) != size:
         break  # it runs in another program
       ids.append(more)
+    if self._witness is not None:
+      for i, cohort in enumerate(ids):
+        self._witness.check(first + i, cohort)
     planned, slices = cohorts.plan_rounds(
       [data.offsets for data in self.splits],
       self.works,

@@ -448,3 +448,15 @@ def test_one_client_with_nearly_all_examples():
 def test_sizes_that_cannot_be_drawn_by(sizes, message):
   with pytest.raises(ValueError, match=message):
     by_size(3, 1, np.array(sizes))
+
+
+def test_a_population_chosen_in_advance():
+  """The rate is that of the population, however many clients there are."""
+  for clients in (90, 91):
+    sampler = poisson(clients, 45, population=90)
+    assert sampler.participation == Participation(0.5, 1, True, 90)
+    assert sampler.expected == clients / 2
+    drawn = [len(sampler.sample(0, r)) for r in range(400)]
+    assert abs(np.mean(drawn) - clients / 2) < 5 * np.sqrt(clients / 4 / 400)
+  with pytest.raises(ValueError, match=r"server.clients_per_round=45"):
+    poisson(90, 45, population=40)

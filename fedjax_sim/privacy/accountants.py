@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.privacy import library
-from fedjax_sim.privacy.loss_distribution import LossDistribution
+from fedjax_sim.privacy.loss_distribution import (
+  Composition,
+  LossDistribution,
+)
 
 LEAST_MULTIPLIER = 0.01  # with less, one release loses thousands: no privacy
 _POINTS = 50_000  # of a discretised loss, at most
@@ -67,6 +70,58 @@ def pld(step: Step, count: int, delta: float) -> float:
   """
   if step.noise == "gaussian" and step.rate == 1:
     return gdp(step, count, delta)
+  made_up = _check_rounding(count, delta)
+  losses = _losses(step)
+  return max(loss.epsilon(count, delta - made_up) for loss in losses)
+
+
+def together(steps: Sequence[tuple[Step, int]], delta: float) -> float:
+  """Epsilon of releases of several kinds, by their privacy loss distribution.
+
+  Args:
+    steps: each kind, and how many; drawn independently of one another. Later
+      ones may follow from what earlier ones released; which kinds there are and
+      how many of each was settled before.
+    delta: of (epsilon, delta)-differential privacy.
+
+  Raises:
+    ValueError: a delta so small that rounding errors would count.
+  """
+  precision = 0.0  # Gaussian noise on everybody's contributions is one release
+  kinds: dict[Step, int] = {}
+  for step, count in steps:
+    if count and step.multiplier < LEAST_MULTIPLIER:
+      return math.inf
+    if step.noise == "gaussian" and step.rate == 1:
+      precision += count / step.multiplier**2
+    elif count:
+      kinds[step] = kinds.get(step, 0) + count
+  if precision:
+    kinds[Step("gaussian", precision**-0.5)] = 1
+  if len(kinds) < 2:
+    return max([pld(*one, delta) for one in kinds.items()], default=0.0)
+  count = sum(kinds.values()) + len(kinds)
+  made_up = _check_rounding(count, delta)
+  wanted, most = zip(*map(_grid, kinds), strict=True)
+  interval = max(min(wanted), max(most) / (4 * _POINTS))
+  losses = [_losses(step, interval) for step in kinds]
+  found = []
+  for order in (0, 1):  # of the two federations
+    parts = [
+      loss[order % len(loss)].composed(count)
+      for loss, count in zip(losses, kinds.values(), strict=True)
+    ]
+    whole = functools.reduce(Composition.joined, parts)
+    found.append(whole.epsilon(delta - made_up))
+  return max(found)
+
+
+def _check_rounding(count: int, delta: float) -> float:
+  """Mass that so many compositions may make up.
+
+  Raises:
+    ValueError: it is not far below delta.
+  """
   made_up = _ROUNDING * count
   if delta <= 10 * made_up:
     raise ValueError(
@@ -74,8 +129,7 @@ def pld(step: Step, count: int, delta: float) -> float:
       f" {count} releases; give at least {10 * made_up:.1g}, or the accountant"
       " 'rdp'."
     )
-  losses = _losses(step)
-  return max(loss.epsilon(count, delta - made_up) for loss in losses)
+  return made_up
 
 
 def rdp(step: Step, count: int, delta: float) -> float:
@@ -120,26 +174,38 @@ def epsilon(accountant: str, step: Step, count: int, delta: float) -> float:
   return ACCOUNTANTS[accountant](step, count, delta)
 
 
-@functools.lru_cache(maxsize=16)
-def _losses(step: Step) -> tuple[LossDistribution, ...]:
-  """The losses of one release, of every order of neighbours that counts."""
+def _loss(step: Step, added: bool) -> Any:
+  """The library's loss of one release, for one order of neighbours."""
   mechanisms = library("dp_accounting.pld.privacy_loss_mechanism")
   make = {
     "gaussian": mechanisms.GaussianPrivacyLoss,
     "laplace": mechanisms.LaplacePrivacyLoss,
   }[step.noise]
-  removed, added = (
-    make(step.multiplier, sampling_prob=step.rate, adjacency_type=kind)
-    for kind in (
-      mechanisms.AdjacencyType.REMOVE,
-      mechanisms.AdjacencyType.ADD,
-    )
+  kinds = mechanisms.AdjacencyType
+  return make(
+    step.multiplier,
+    sampling_prob=step.rate,
+    adjacency_type=kinds.ADD if added else kinds.REMOVE,
   )
-  most = removed.connect_dots_bounds().epsilon_upper
+
+
+def _grid(step: Step) -> tuple[float, float]:
+  """The interval of its discretised loss, and the largest loss."""
+  most = float(_loss(step, added=False).connect_dots_bounds().epsilon_upper)
   # The surplus grows with the square of interval over the loss's deviation,
   # which is rate / multiplier or more.
   interval = min(step.rate / step.multiplier / 8, most / 500, _COARSEST)
-  interval = float(max(interval, most / _POINTS, _FINEST))
+  return max(interval, most / _POINTS, _FINEST), most
+
+
+@functools.lru_cache(maxsize=16)
+def _losses(
+  step: Step, interval: float | None = None
+) -> tuple[LossDistribution, ...]:
+  """The losses of one release, of every order of neighbours that counts."""
+  fitting, most = _grid(step)
+  interval = fitting if interval is None else interval
+  removed, added = (_loss(step, added) for added in (False, True))
   if not step.fixed:
     return _discretized(removed, interval), _discretized(added, interval)
   top = math.ceil(most / interval)

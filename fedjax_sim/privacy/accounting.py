@@ -4,12 +4,15 @@ A `Ledger` puts together what an algorithm releases (`base.Release`) and what a
 sampler promises (`sampling.Participation`), and says which two federations it
 cannot tell apart:
 
+- `zero-out`: one client sends nothing instead of its contributions; how many
+  clients there are is public. Of samplers that draw everybody by itself, with a
+  rate that follows from that number, and of clients that take turns: there, to
+  add or remove one would change the others' rates or turns.
 - `add-or-remove`: one client is there or not. Of samplers that draw everybody
-  by itself.
+  by itself, with a rate that was fixed in advance.
 - `replace-one`: one client is another one; the sum moves twice as far. Of
-  cohorts of a fixed size, which cannot lose a client.
-- `zero-out`: one client sends nothing instead of its contributions. Of clients
-  that take turns, where adding or removing one could change the others' turns.
+  cohorts of a fixed size, in which another client takes the place of one that
+  is not drawn.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ from fedjax_sim.sampling import Participation
 
 NOISES = ("gaussian", "laplace")
 MOST_MULTIPLIER = 1e9  # accountants' floats do not hold the loss of more noise
-_MEANING = {
+MEANING = {
   "add-or-remove": "adding or removing one client",
   "replace-one": "replacing one client",
-  "zero-out": "leaving out what one client sends",
+  "zero-out": "leaving out what one client sends, the number of clients public",
 }
 
 
@@ -37,10 +40,10 @@ _MEANING = {
 class Ledger:
   """The (epsilon, delta)-differential privacy of a run, round by round.
 
-  Independent noise: of t rounds a client takes part in t / period at most,
-  rounded up, and is in each with probability rate. Correlated noise: without
-  sampling, t rounds are one Gaussian release with the sensitivity of all of
-  them (Denisov et al. 2022, arXiv 2202.08312); with sampling, a client's
+  Independent noise: of t rounds a client has a turn in t / period at most,
+  rounded up, and takes part in each with probability rate. Correlated noise:
+  without sampling, t rounds are one Gaussian release with the sensitivity of
+  all of them (Denisov et al. 2022, arXiv 2202.08312); with sampling, a client's
   contributions must be orthogonal (bands <= period), and each is a sampled
   release with the sensitivity of one (Choquette-Choo et al. 2023, arXiv
   2306.08153).
@@ -76,6 +79,15 @@ class Ledger:
     validate.real("delta", self.delta, above=0.0, below=1.0)
     validate.real("rate", participation.rate, above=0.0, most=1.0)
     validate.whole("period", participation.period)
+    if participation.population is not None and (
+      participation.period > 1 or not participation.independent
+    ):
+      raise ValueError(
+        f"population={participation.population} with"
+        f" period={participation.period} and"
+        f" independent={participation.independent}: turns, and places in a"
+        " cohort, depend on how many clients there are; leave it None."
+      )
     self._check_correlated()
     self._check_accountant()
 
@@ -126,9 +138,12 @@ class Ledger:
   @property
   def adjacency(self) -> str:
     """Which federations are neighbours: a name from the module's docstring."""
-    if self.participation.period > 1:
+    rate, period, independent, population = self.participation
+    if population is not None:
+      return "add-or-remove"
+    if independent or (rate == 1 and period > 1):
       return "zero-out"
-    return "add-or-remove" if self.participation.independent else "replace-one"
+    return "replace-one"
 
   def epsilon(self, rounds: int) -> float:
     """Epsilon after so many rounds; a function of nothing else.
@@ -152,11 +167,15 @@ class Ledger:
       )
     if rounds == 0:
       return 0.0
-    step, count = self._steps(rounds)
+    step, count = self.steps(rounds)
     return accountants.epsilon(self.accountant, step, count, self.delta)
 
-  def _steps(self, rounds: int) -> tuple[Step, int]:
-    """What a client's contributions are to an accountant, and how many."""
+  def steps(self, rounds: int) -> tuple[Step, int]:
+    """What a client's contributions are to an accountant, and how many.
+
+    Args:
+      rounds: 1 or more.
+    """
     release, rate = self.release, self.participation.rate
     count = math.ceil(rounds / self.participation.period)
     replaced = self.adjacency == "replace-one"
@@ -215,7 +234,7 @@ class Ledger:
       how += f", at most once in {period} rounds"
     return (
       f"({self.told(rounds):g}, {self.delta:.15g})-DP for"
-      f" {_MEANING[self.adjacency]}, by {self.accountant.upper()}, {how}"
+      f" {MEANING[self.adjacency]}, by {self.accountant.upper()}, {how}"
     )
 
   def facts(self, rounds: int) -> dict[str, Any]:
@@ -240,6 +259,9 @@ class Ledger:
       if release.sensitivity is not None and rounds
       else None,
       "simulated": release.simulated and list(release.simulated),
+      "steps": [list(self.steps(rounds)[0]), self.steps(rounds)[1]]
+      if rounds
+      else None,
     }
 
 

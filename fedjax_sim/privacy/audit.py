@@ -67,7 +67,7 @@ class Canaries(NamedTuple):
 
   def present(self, state: AuditState, round_: Array) -> Array:
     """Who takes part in a round, shape=(canaries,), bool."""
-    rate, period, _ = self.participation
+    rate, period = self.participation[:2]
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 1)
     drawn = jax.random.bernoulli(
       jax.random.fold_in(key, round_), rate, (self.size,)

@@ -35,6 +35,7 @@ from fedjax_sim.base import (
 from fedjax_sim.norms import checked, clipped, clipped_by_layer, length
 from fedjax_sim.privacy import noise
 from fedjax_sim.privacy.around import around, inside
+from fedjax_sim.privacy.seal import sealed
 from fedjax_sim.privacy.settings import Central
 from fedjax_sim.traffic import report_shapes
 
@@ -234,20 +235,20 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   outer = around(
     algorithm, lambda state, message: Message(message, state.clip_factor)
   )
-  return outer._replace(
+  private = outer._replace(
     init=init,
     send=send,
     apply=apply,
     told=told,
-    release=settings.release._replace(
-      audited=canaries
-      and (lambda state: (state.audit.scores, canaries.included(state.audit)))
-    ),
     draws_noise=True,
     weighted_mean=True,
     log_weight=None,
     hparams={**algorithm.hparams, "privacy": settings.hparams},
   )
+  audited = canaries and (
+    lambda state: (state.audit.scores, canaries.included(state.audit))
+  )
+  return sealed(private, settings.release._replace(audited=audited))
 
 
 def _clip_norm(hparams: HParams, factor: Array) -> Array:

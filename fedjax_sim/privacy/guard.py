@@ -1,13 +1,14 @@
-"""What a private run must not do, and what its epsilon does not cover.
+"""What a private run must not do.
 
 An epsilon holds for what is released: the noisy sums and all that is computed
-from them. Whatever else a run tells of its training clients is refused, where
-the model would depend on it, or named.
+from them. Whatever else a run learns of its training clients is refused, where
+the model would depend on it; what it tells of them is named (`uncovered.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -20,7 +21,6 @@ from fedjax_sim.base import (
   Release,
   Transform,
 )
-from fedjax_sim.data import FederatedDataset
 from fedjax_sim.privacy import accounting
 from fedjax_sim.sampling import Participation, Sampler
 
@@ -100,6 +100,7 @@ def ledger(
   if release.simulated is not None:
     participation = simulated_participation(participation, release.simulated)
     num_clients = int(release.simulated[1])
+  num_clients = max(num_clients, participation.population or 0)
   try:
     accounting.check_delta(budget.delta, num_clients)
     made = accounting.Ledger(
@@ -126,13 +127,23 @@ def simulated_participation(
   Args:
     participation: of the cohort that is run.
     simulated: (cohort, population); None: there is none.
+
+  Raises:
+    ValueError: nothing follows for a larger cohort.
   """
   if simulated is None:
     return participation
   cohort, population = simulated
-  _, period, independent = participation
+  _, period, independent, _ = participation
   if participation.rate == 1 and period > 1:  # everybody in turn
     return Participation(1.0, int(population // cohort))
+  if participation.rate == 1 and not independent and cohort < population:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort:g} of"
+      f" privacy.population={population:g}, where everybody takes part in every"
+      " round: that does not say how so many would be drawn, or take turns;"
+      " lower server.clients_per_round, or take server.sampling='poisson'."
+    )
   if period * cohort > population * (1 + 1e-9):
     raise ValueError(
       f"privacy.noise_cohort_size={cohort:g} exceeds the"
@@ -244,6 +255,7 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
       f" {release.multiplier} that the algorithm tells accountants; wrap it"
       " again, with this one."
     )
+  _check_denominator(numbers.get("denominator"), sampler)
   scale = float(numbers.get("noise_scale", 1.0))
   if release.simulated is None:
     if scale != 1:
@@ -267,6 +279,27 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
     )
 
 
+def _check_denominator(denominator: float | None, sampler: Sampler) -> None:
+  """Refuses one that tells how many clients there are, where that is private.
+
+  Args:
+    denominator: what sums are divided by; None: something else.
+    sampler: who takes part.
+  """
+  part = sampler.participation
+  if part is None or part.population is None or denominator is None:
+    return
+  chosen = part.rate * part.population
+  there = sampler.expected
+  if math.isclose(denominator, there) and not math.isclose(denominator, chosen):
+    raise ValueError(
+      f"privacy.denominator={denominator:g} is the mean cohort of the clients"
+      f" that there are, whose number server.sampling_population="
+      f"{part.population} keeps private; give one chosen in advance, such as"
+      f" {chosen:g}."
+    )
+
+
 def check_numbers(given: HParams, counted: HParams) -> None:
   """Refuses hyper-parameters whose noise the ledger would not know.
 
@@ -284,36 +317,3 @@ def check_numbers(given: HParams, counted: HParams) -> None:
         f"hparams['privacy'][{name!r}]={one} is not {other}, which the"
         " accountant counts on; wrap the algorithm again, with this one."
       )
-
-
-def uncovered(
-  data: FederatedDataset,
-  transforms: Sequence[Transform],
-  *,
-  log_clients: bool,
-  measures_lanes: bool,
-  keeps_state: bool,
-) -> list[str]:
-  """What a private run tells of training clients without noise.
-
-  Args:
-    data: federated data.
-    transforms: the run's.
-    log_clients: whether every client is logged.
-    measures_lanes: whether lanes are chosen by timing clients' work.
-    keeps_state: whether clients keep something of their own.
-  """
-  told = ["train/*", "clients", "clients_rejected", "bytes_*"]
-  told.append("that a run ends if clients' numbers are not finite")
-  if keeps_state:
-    told.append("what clients keep, in checkpoints")
-  told += [f"{transform.name}/*" for transform in transforms]
-  if data.seen is not None:
-    told.append("seen/*")
-  if log_clients:
-    told.append("client_rounds.parquet")
-  if measures_lanes:
-    told.append("the time that clients' work takes, which chose the lanes")
-  if data.server is not None:
-    told.append("the server's examples, on which it trains")
-  return told

@@ -26,6 +26,7 @@ from fedjax_sim.base import (
   Report,
 )
 from fedjax_sim.privacy.around import around, inside
+from fedjax_sim.privacy.seal import check_open
 
 HPARAMS = "limits"  # the section of the thresholds
 
@@ -65,7 +66,11 @@ def limited(
     quantiles: name -> q, for some of them: after each round its threshold
       becomes the q-quantile, interpolated as `numpy.quantile` does, of what
       clients reported, those left out included.
+
+  Raises:
+    ValueError: the algorithm is private already.
   """
+  check_open(algorithm, "limited")
 
   def limits(hparams: HParams, adapted: dict[str, Array]) -> dict[str, Array]:
     return {**hparams[HPARAMS]["thresholds"], **adapted}

@@ -8,6 +8,7 @@ depend on that number is kept, so that a run can ask after every round.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,27 +56,15 @@ class LossDistribution:
 
   def epsilon(self, count: int, delta: float) -> float:
     """The least epsilon >= 0 of `count` releases that has at most `delta`."""
-    infinite = _TRUNCATED - math.expm1(count * math.log1p(-self._infinite))
-    if infinite > delta:
+    if self._infinite_after(count) > delta:
       return math.inf
-    first, masses = self._composed(count)
-    nonnegative = max(0, -first)
-    first, masses = first + nonnegative, masses[nonnegative:]
-    # above[i]: of the losses from i on; below[i]: the same of the other
-    # federation, times exp(loss i); their difference is delta at loss i.
-    above = infinite + np.cumsum(masses[::-1])[::-1]
-    decay = math.exp(-self._interval)
-    below = library("scipy.signal").lfilter([1], [1, -decay], masses[::-1])
-    below = below[::-1]
-    too_much = np.flatnonzero(above[:-1] - below[:-1] > delta)
-    least = int(too_much[-1]) + 1 if len(too_much) else 0
-    share = float((above[least] - delta) / below[least])
-    if share <= 0:
-      return 0.0
-    return max(0.0, (first + least) * self._interval + math.log(share))
+    return self.composed(count).epsilon(delta)
 
-  def _composed(self, count: int) -> tuple[int, np.ndarray]:
-    """The first loss over the interval, and the masses from there on."""
+  def _infinite_after(self, count: int) -> float:
+    return _TRUNCATED - math.expm1(count * math.log1p(-self._infinite))
+
+  def composed(self, count: int) -> Composition:
+    """The losses of `count` releases together."""
     size = len(self._masses)
     bounds = (
       count * self._log_moments + math.log(2 / _TRUNCATED)
@@ -91,4 +80,56 @@ class LossDistribution:
       self._spectra[points] = fft.rfft(self._masses, points)
     around = fft.irfft(self._spectra[points] ** count, points)
     masses = np.roll(around, -start)[:length]  # places are modulo `points`
-    return count * self._lowest + start, np.maximum(masses, 0)
+    return Composition(
+      interval=self._interval,
+      first=count * self._lowest + start,
+      masses=np.maximum(masses, 0),
+      infinite=self._infinite_after(count),
+    )
+
+
+class Composition(NamedTuple):
+  """The losses of several releases together.
+
+  Attributes:
+    interval: between two losses.
+    first: the first of them, over the interval.
+    masses: shape=(losses,), float64; their chances.
+    infinite: the chance of an infinite loss.
+  """
+
+  interval: float
+  first: int
+  masses: np.ndarray
+  infinite: float
+
+  def joined(self, other: Composition) -> Composition:
+    """With those of releases of another kind, of the same interval."""
+    masses = library("scipy.signal").fftconvolve(self.masses, other.masses)
+    return Composition(
+      interval=self.interval,
+      first=self.first + other.first,
+      masses=np.maximum(masses, 0),
+      infinite=self.infinite + other.infinite,
+    )
+
+  def epsilon(self, delta: float) -> float:
+    """The least epsilon >= 0 that has at most `delta`."""
+    if self.infinite > delta:
+      return math.inf
+    nonnegative = max(0, -self.first)
+    first, masses = self.first + nonnegative, self.masses[nonnegative:]
+    if not len(masses):
+      return 0.0
+    # above[i]: of the losses from i on; below[i]: the same of the other
+    # federation, times exp(loss i); their difference is delta at loss i.
+    above = self.infinite + np.cumsum(masses[::-1])[::-1]
+    decay = math.exp(-self.interval)
+    below = library("scipy.signal").lfilter([1], [1, -decay], masses[::-1])
+    below = below[::-1]
+    too_much = np.flatnonzero(above[:-1] - below[:-1] > delta)
+    least = int(too_much[-1]) + 1 if len(too_much) else 0
+    share = float((above[least] - delta) / below[least])
+    if share <= 0:
+      return 0.0
+    return max(0.0, (first + least) * self.interval + math.log(share))

@@ -39,11 +39,12 @@ def ledger(
   noise="gaussian",
   period=1,
   independent=True,
+  population=None,
   **fields,
 ):
   return Ledger(
     release(multiplier, noise, **fields),
-    Participation(rate, period, independent),
+    Participation(rate, period, independent, population),
     delta,
     accountant,
   )
@@ -250,7 +251,7 @@ def test_fixed_size_dominates_any_order_of_neighbours(noise):
 def test_the_loss_of_a_fixed_size_is_as_likely_either_way():
   step = Step("gaussian", 1.0, 0.1, fixed=True)
   (loss,) = accountants._losses(step)
-  first, masses = loss._composed(3)
+  _, first, masses, _ = loss.composed(3)
   losses = loss._interval * (first + np.arange(len(masses)))
   chance = dict(zip(losses.round(9), masses, strict=True))
   for epsilon in (0.1, 0.5, 2.0):
@@ -320,15 +321,15 @@ def test_epsilon_does_not_depend_on_what_was_asked_before():
 
 def test_adjacency():
   cases: dict[str, list[Participation]] = {
-    "add-or-remove": [
-      promised(poisson(100, 10)),
-      promised(poisson(100, 100)),
-    ],
+    "add-or-remove": [promised(poisson(90, 10, population=100))],
     "replace-one": [
       promised(uniform(100, 10)),
       promised(uniform(100, 100)),
+      Participation(0.1, 5),
     ],
     "zero-out": [
+      promised(poisson(100, 10)),
+      promised(poisson(100, 100)),
       Participation(1.0, 10),
       Participation(0.1, 5, independent=True),
     ],
@@ -337,7 +338,7 @@ def test_adjacency():
     for participation in participations:
       ours = Ledger(release(), participation, 1e-5)
       assert ours.adjacency == name
-      assert accounting._MEANING[name] in ours.describe(3)
+      assert accounting.MEANING[name] in ours.describe(3)
 
 
 def test_replacing_is_adding_and_removing():
@@ -437,6 +438,8 @@ def test_banded_noise_is_amplified():
       {"sensitivity": column_norms, "bands": 3, "period": 2},
       "bands=3 .* give bands <= 2",
     ),
+    ({"period": 2, "population": 9}, r"population=9 with period=2 .* None"),
+    ({"independent": False, "population": 9}, r"population=9 .*=False: turns"),
     (
       {"sensitivity": column_norms, "bands": 2, "period": 2},
       "release.rounds=None",
@@ -482,8 +485,9 @@ def test_a_sentence():
   text = ledger(1.0, 0.02, period=3).describe(30)
   epsilon = ledger(1.0, 0.02, period=3).told(30)
   assert text == (
-    f"({epsilon:g}, 1e-05)-DP for leaving out what one client sends, by PLD,"
-    " Poisson sampling of rate 0.02, at most once in 3 rounds"
+    f"({epsilon:g}, 1e-05)-DP for leaving out what one client sends, the number"
+    " of clients public, by PLD, Poisson sampling of rate 0.02, at most once in"
+    " 3 rounds"
   )
 
 
@@ -497,6 +501,6 @@ def test_facts_are_json():
   facts = json.loads(json.dumps(json_file.plain(ours.facts(7))))
   assert facts["epsilon"] == ours.told(7)
   assert type(ours.epsilon(7)) is float
-  assert facts["adjacency"] == "add-or-remove"
+  assert facts["adjacency"] == "zero-out"
   assert facts["rounds"] == 7
   assert json_file.plain(ledger(0.0).facts(1))["epsilon"] is None

@@ -585,3 +585,45 @@ def test_a_description_tells_the_guarantee():
   assert made.simulator.ledger.describe(5) in text
   assert "noise multiplier 1\n" in text
   assert "not covered by epsilon" in text
+
+
+# --- how many clients there are -----------------------------------------------
+
+IN_ADVANCE = {
+  "server.sampling": "poisson",
+  "server.sampling_population": "100",
+}
+
+
+def test_what_may_not_depend_on_how_many_clients_there_are():
+  """The digits have 90: rate, noise, mean and context are those of 100."""
+  made = build(flags.load(str(DIGITS), PRIVATE | IN_ADVANCE)).simulator
+  assert made.ledger is not None
+  assert made.ledger.adjacency == "add-or-remove"
+  assert made.ledger.participation.rate == 0.2
+  assert made.sampler.expected == 18
+  assert made.hparams["privacy"]["denominator"] == 20
+  assert made._told_clients == 100
+  public = build(
+    flags.load(str(DIGITS), PRIVATE | {"server.sampling": "poisson"})
+  ).simulator
+  assert public.ledger is not None
+  assert public.ledger.adjacency == "zero-out"
+  assert public._told_clients == 90
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"server.sampling": "uniform"}, r"sampling_population=100 is of .*'pois"),
+    ({"privacy.denominator": "18.0"}, r"denominator=18 is the mean .* as 20"),
+    ({"server.sampling_population": "10"}, r"server.clients_per_round=20"),
+    (
+      {"privacy.noise_cohort_size": "50", "privacy.delta": "1e-4"},
+      r"sampling_population=100 is of the cohort that is trained",
+    ),
+  ],
+)
+def test_what_would_tell_how_many_clients_there_are(changes, message):
+  with pytest.raises(ValueError, match=message):
+    build(flags.load(str(DIGITS), PRIVATE | IN_ADVANCE | changes))

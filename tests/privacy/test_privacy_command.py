@@ -171,7 +171,7 @@ def test_curve(say, tmp_path, given):
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
-    ([], ["say what to do first", "calibrate, curve, epsilon"]),
+    ([], ["say what to do first", "calibrate, compose, curve, epsilon"]),
     (["--rounds=3"], ["say what to do first"]),
     (["epsilom"], ["privacy='epsilom' is unknown", "'epsilon'"]),
     (["epsilon"], ["--population=... is missing"]),

@@ -1,0 +1,126 @@
+"""All that a private run leaves is covered by its epsilon, or named."""
+
+import fnmatch
+import json
+
+import pytest
+
+from fedjax_sim import describe, experiment, flags
+from fedjax_sim.build import build
+from fedjax_sim.checkpoint import Checkpoints
+from test_features import DIGITS
+
+# What takes nothing from training clients but noisy sums. Before a name is
+# added here, think of what it is computed from.
+COVERED = [
+  # The noisy model, on data of nobody who trains.
+  *("test/*", "unseen/*", "best/*", "clients_unseen.csv", "params_digest"),
+  # The account, and what canaries, who are nobody's data, betray.
+  *("privacy/*", "privacy", "privacy_told", "privacy_audit"),
+  *("privacy_not_covered", "privacy budget", "not covered by epsilon"),
+  # The config, and what follows from it; the number of clients is public.
+  *(
+    "config.json",
+    "privacy.json",
+    "round",
+    "rounds",
+    "parameters",
+    "client/*",
+    "server/*",
+  ),
+  *("lanes", "lanes_reason", "residency", "residency_reason"),
+  *("clients a round", "bytes a client and round", "examples"),
+  *("unseen", "test", "evaluation", "memory a device, * lanes"),
+  # The machine and the software.
+  *("processes", "devices", "device_kind", "versions"),
+  # What holds the rest: rows and fields are looked at one by one.
+  *("metrics.jsonl", "summary.json", ".lock"),
+]
+CHECKPOINTED = {  # facts beside the state; `checkpoints` is named as a whole
+  *("lanes", "totals", "environment", "data", "sources", "privacy"),
+}
+PRIVATE = {
+  "server.rounds": "2",
+  "server.eval_every": "2",
+  "server.sampling": "poisson",
+  "privacy.mechanism": "gaussian",
+  "privacy.clip_norm": "1.0",
+  "privacy.delta": "0.001",
+  "privacy.noise_multiplier": "1.0",
+}
+EVERYTHING = {  # that tells something more
+  "data.heldout_fraction": "0.2",
+  "data.unseen_clients": "4",
+  "data.server_clients": "4",
+  "client.schedule": "step(every=1)",
+  "replay.steps": "1",
+  "leakage.statistic": "max",
+  "privacy.canaries": "20",
+  "privacy.quantile": "0.5",
+  "server.best_metric": "test/loss",
+  "server.client_log": "True",
+  "transforms.quantize.sparsity": "0.5",
+}
+
+
+def names_of(folder):
+  """Of metrics, fields of the summary, and files."""
+  rows = (folder / "metrics.jsonl").read_text().splitlines()
+  names = {name for row in rows for name in json.loads(row)}
+  names |= set(json.loads((folder / "summary.json").read_text()))
+  return names | {path.name for path in folder.iterdir()}
+
+
+def described(config):
+  """The names of lines."""
+  text = describe.describe(build(config), config)
+  facts = text[text.index("\n}\n") + 3 :].strip().splitlines()
+  return {line.split("  ")[0].strip() for line in facts}
+
+
+def patterns(uncovered):
+  """Those of the list, without what explains them."""
+  return [told.split(" (")[0] for told in uncovered]
+
+
+@pytest.mark.parametrize(
+  "more", [pytest.param({}, marks=pytest.mark.slow), EVERYTHING]
+)
+def test_nothing_that_a_run_leaves_is_neither_covered_nor_named(more, tmp_path):
+  config = flags.load(str(DIGITS), PRIVATE | more | {"runtime.lanes": "1"})
+  summary = experiment.run(config, tmp_path / "run")
+  named = patterns(summary["privacy_not_covered"])
+  match = lambda name, given: any(fnmatch.fnmatch(name, p) for p in given)
+  left = names_of(tmp_path / "run")
+  if not more:  # which compiles anew
+    left |= described(config)
+  assert len(left) > 40
+  odd = [name for name in left if not match(name, [*COVERED, *named])]
+  assert not odd, f"neither covered nor named: {odd}"
+  for name in ("train/loss", "padding_waste", "device_idle", "timings.jsonl"):
+    assert name in left
+    assert match(name, named)
+    assert not match(name, COVERED)
+  assert bool(more) == match("seen/loss", named)
+  facts = record(config, tmp_path / "run")
+  assert set(facts) == CHECKPOINTED
+  assert any("data's digest" in told for told in summary["privacy_not_covered"])
+
+
+def record(config, folder):
+  """The facts of the newest checkpoint."""
+  kept = Checkpoints(folder / "checkpoints", keep=2)
+  restored = kept.restore(build(config).simulator.fetched_shapes, print)
+  kept.close()
+  assert restored is not None
+  return restored.facts
+
+
+def test_what_is_measured_is_named():
+  measured = build(flags.load(str(DIGITS), PRIVATE)).simulator
+  named = patterns(measured.uncovered)
+  assert ("lanes*" in named) == (measured.runtime.lanes == "auto")
+  assert ("residency*" in named) == (measured.runtime.residency == "auto")
+  fixed = {"runtime.lanes": "1", "runtime.residency": "device"}
+  named = patterns(build(flags.load(str(DIGITS), PRIVATE | fixed)).uncovered)
+  assert not {"lanes*", "residency*"} & set(named)
