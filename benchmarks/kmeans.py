@@ -5,11 +5,11 @@
 
 Ten centroids, from random points of the range, never from the data. All clients
 take part in every round, and the accountant is told of Poisson sampling with
-rate 1, that is, of leaving out what one client sends. Inertia is the mean squared
-distance to the nearest centroid, accuracy the share of examples whose label is
-the most frequent one of their cluster; both on the test set of the digits, and
-on the writers that never train. Mean and standard error over the seeds, which
-draw first centroids and noise.
+rate 1, that is, of leaving out what one client sends. Inertia is the mean
+squared distance to the nearest centroid, accuracy the share of examples whose
+label is the most frequent one of their cluster; both on the test set of the
+digits, and on the writers that never train. Mean and standard error over the
+seeds, which draw first centroids and noise.
 
 Sums of examples are what DPLloyd adds up (Su et al. 2016, arXiv 1504.05998),
 instead of the gaps between examples and centroids.

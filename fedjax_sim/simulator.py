@@ -226,6 +226,8 @@ class Simulator:
       assert self.budget is not None
       rounds = self.budget.rounds or release.rounds or DRAWN_ROUNDS
       promises.check_draws(self.sampler, self.num_clients, rounds)
+      # Besides the update perhaps as many statistics, a weight and a bit.
+      guard.check_ends(self.ledger, rounds, 2 * self.num_parameters + 2)
 
   def check_unwatched(self) -> None:
     """Refuses to follow metrics of clients that train, as privacy has to.

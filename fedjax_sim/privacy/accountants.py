@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.privacy import library
+from fedjax_sim.privacy import draws, library
 from fedjax_sim.privacy.loss_distribution import (
   Composition,
   LossDistribution,
@@ -125,9 +125,9 @@ def _check_rounding(count: int, delta: float) -> float:
   made_up = _ROUNDING * count
   if delta <= 10 * made_up:
     raise ValueError(
-      f"delta={delta} is lost in rounding errors of the accountant 'pld' after"
-      f" {count} releases; give at least {10 * made_up:.1g}, or the accountant"
-      " 'rdp'."
+      f"delta={delta / draws.KEPT:g} is lost in rounding errors of the"
+      f" accountant 'pld' after {count} releases; give at least"
+      f" {10 * made_up:.1g}, or the accountant 'rdp'."
     )
   return made_up
 

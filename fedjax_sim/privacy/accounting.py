@@ -23,7 +23,7 @@ from typing import Any
 
 from fedjax_sim import validate
 from fedjax_sim.base import Release
-from fedjax_sim.privacy import accountants
+from fedjax_sim.privacy import accountants, draws
 from fedjax_sim.privacy.accountants import ACCOUNTANTS, Step
 from fedjax_sim.sampling import Participation
 
@@ -52,7 +52,8 @@ class Ledger:
     release: what every round releases.
     participation: how often a client takes part; of a simulated cohort, how
       often it would.
-    delta: from 0 to 1, exclusive.
+    delta: from 0 to 1, exclusive; a thousandth of it is for the ends of the
+      noise (`exposure`).
     accountant: a name in `ACCOUNTANTS`.
 
   Raises:
@@ -168,7 +169,30 @@ class Ledger:
     if rounds == 0:
       return 0.0
     step, count = self.steps(rounds)
-    return accountants.epsilon(self.accountant, step, count, self.delta)
+    kept = draws.KEPT * self.delta
+    return accountants.epsilon(self.accountant, step, count, kept)
+
+  def exposure(self, rounds: int, coordinates: int) -> float:
+    """Return a bound of how often the noise betrays a client by its end.
+
+    The rest of delta, beyond `draws.KEPT`, has to cover it: a release that no
+    neighbor could have made has no epsilon.
+
+    Args:
+      rounds: 1 or more.
+      coordinates: numbers that a round releases.
+    """
+    step, count = self.steps(rounds)
+    if step.multiplier < accountants.LEAST_MULTIPLIER:
+      return 0.0  # no epsilon is told
+    together = 1 if self.release.sensitivity is None else rounds
+    bound = (
+      draws.laplace_exposure
+      if step.noise == "laplace"
+      else draws.gaussian_exposure
+    )
+    each = bound(1 / step.multiplier, coordinates * together)
+    return min(1.0, count * step.rate * each)
 
   def steps(self, rounds: int) -> tuple[Step, int]:
     """What a client's contributions are to an accountant, and how many.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_sim import validate
-from fedjax_sim.privacy import accountants
+from fedjax_sim.privacy import accountants, draws
 from fedjax_sim.privacy.accountants import Step
 from fedjax_sim.privacy.accounting import MEANING, Ledger
 
@@ -136,7 +136,8 @@ def epsilon(accounts: Sequence[Account], delta: float) -> float:
   least = accountants.LEAST_MULTIPLIER
   if any(a.releases and a.step.multiplier < least for a in accounts):
     return math.inf
-  return accountants.together(_drawn_apart(accounts), delta)
+  # The rest is for the ends of the noise, as in a run's own ledger.
+  return accountants.together(_drawn_apart(accounts), draws.KEPT * delta)
 
 
 def _drawn_apart(accounts: Sequence[Account]) -> list[tuple[Step, int]]:

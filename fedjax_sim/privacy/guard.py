@@ -21,7 +21,7 @@ from fedjax_sim.base import (
   Release,
   Transform,
 )
-from fedjax_sim.privacy import accounting
+from fedjax_sim.privacy import accounting, draws
 from fedjax_sim.sampling import Participation, Sampler
 
 MOST_EPSILON = 1000.0  # more is no privacy
@@ -117,6 +117,29 @@ def ledger(
     if release.simulated is not None:
       of = f"privacy.population={num_clients}: "
     raise ValueError(f"{of}privacy.{error}") from error
+
+
+def check_ends(
+  ledger: accounting.Ledger, rounds: int, coordinates: int
+) -> None:
+  """Refuses a delta that is too small for the ends of the noise.
+
+  Args:
+    ledger: of the run.
+    rounds: that it may have.
+    coordinates: numbers that a round releases.
+
+  Raises:
+    ValueError: names delta, and what would do.
+  """
+  needed = ledger.exposure(rounds, coordinates) / (1 - draws.KEPT)
+  if needed > ledger.delta:
+    raise ValueError(
+      f"privacy.delta={ledger.delta:g}: noise of finitely many bits on"
+      f" {coordinates:,} numbers in {rounds:,} rounds betrays by its end more"
+      f" often than a thousandth of that; give at least {needed:.2g}, or a"
+      " larger privacy.noise_multiplier."
+    )
 
 
 def simulated_participation(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
 from fedjax_sim.base import Release
-from fedjax_sim.privacy import accountants, accounting
+from fedjax_sim.privacy import accountants, accounting, draws, guard
 from fedjax_sim.privacy.accountants import Step
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.reporting import json_file
@@ -30,11 +30,14 @@ def release(multiplier=1.0, noise="gaussian", **fields):
   return Release(noise, multiplier, **fields)
 
 
+EXACT = 1e-5 / draws.KEPT  # of which mechanisms have 1e-5
+
+
 def ledger(
   multiplier=1.0,
   rate=0.02,
   *,
-  delta=1e-5,
+  delta=EXACT,
   accountant="pld",
   noise="gaussian",
   period=1,
@@ -107,7 +110,7 @@ def test_tensorflow_privacy_by_rdp(
   ours = Ledger(
     release(multiplier),
     promised(poisson(population, cohort)),
-    delta,
+    delta / draws.KEPT,
     "rdp",
   )
   assert ours.epsilon(rounds) == pytest.approx(published, abs=1e-7)
@@ -470,6 +473,27 @@ def test_a_delta_below_rounding_errors():
   assert 0 < ledger(delta=1e-12, accountant="rdp").epsilon(100) < math.inf
 
 
+def test_the_ends_of_noise_are_counted():
+  """By the chance of one pair's tail; a delta that is too small is refused."""
+  tail = stats.ncx2.sf(draws.RADIUS**2, 2, 1.0)
+  ours = ledger(1.0, 0.1)
+  assert ours.exposure(50, 1) == pytest.approx(5 * tail)
+  assert ours.exposure(50, 1_000_001) == pytest.approx(
+    5 * (tail + 500_000 * 2.0**-64)
+  )
+  # A whole run of correlated noise is one release of all of its numbers.
+  whole = ledger(1.0, 1.0, period=5, sensitivity=lambda n, period: 2.0)
+  further = stats.ncx2.sf(draws.RADIUS**2, 2, 4.0)
+  assert whole.exposure(20, 11) == pytest.approx(further, rel=1e-6)
+  pure = ledger(2.0, 1.0, noise="laplace")
+  assert pure.exposure(3, 1) == pytest.approx(3 * math.exp(0.5) * 2.0**-64)
+  guard.check_ends(ours, 50, 10**6)
+  with pytest.raises(
+    ValueError, match=r"privacy.delta=1e-09: .* at least 2.*-06"
+  ):
+    guard.check_ends(ledger(0.4, 1.0, delta=1e-9), 1000, 100)
+
+
 def test_check_delta():
   assert accounting.check_delta(1e-3, 999) == 1e-3
   with pytest.raises(ValueError, match="give less than 1/1000 = 0.001"):
@@ -482,8 +506,8 @@ def test_check_delta():
 
 
 def test_a_sentence():
-  text = ledger(1.0, 0.02, period=3).describe(30)
-  epsilon = ledger(1.0, 0.02, period=3).told(30)
+  text = ledger(1.0, 0.02, period=3, delta=1e-5).describe(30)
+  epsilon = ledger(1.0, 0.02, period=3, delta=1e-5).told(30)
   assert text == (
     f"({epsilon:g}, 1e-05)-DP for leaving out what one client sends, the number"
     " of clients public, by PLD, Poisson sampling of rate 0.02, at most once in"

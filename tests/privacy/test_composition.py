@@ -78,7 +78,7 @@ def test_gaussian_noise_for_everybody_is_in_closed_form():
   epsilon = composition.epsilon(runs, 1e-5)
   low, high = mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu
   delta = stats.norm.cdf(low) - math.exp(epsilon) * stats.norm.cdf(high)
-  assert delta == pytest.approx(1e-5, rel=1e-6)
+  assert delta == pytest.approx(0.999e-5, rel=1e-6)  # the rest is for ends
 
 
 def test_nothing_and_no_noise():

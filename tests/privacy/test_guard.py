@@ -572,8 +572,8 @@ def test_local_guarantees_are_told():
   made = build(flags.load(str(DIGITS), changes))
   # 90 clients in turns of 18 or 20: a client takes part once in 5 rounds.
   assert made.local_guarantee == (
-    "epsilon 2 at delta 0 for a report, epsilon 12 at delta 0 for the 6 of a"
-    " client"
+    "epsilon 2 at delta 1e-11 for a report, epsilon 12 at delta 6e-11 for the 6"
+    " of a client"
   )
   assert build(flags.load(str(DIGITS), {})).local_guarantee == ""
 
