@@ -28,6 +28,7 @@ from fedjax_sim.data import (
 from fedjax_sim.data.store_writer import PREPARE, SPLITS
 from fedjax_sim.exporters import export
 from fedjax_sim.importers import IMPORTERS, Source, import_store
+from fedjax_sim.importers.fields import few
 from fedjax_sim.importers.text import TEXTS, Text
 
 _PIECE = 2**20  # labels that are counted at once
@@ -139,8 +140,8 @@ def _import(arguments: Sequence[str]) -> str:
   path = local(values["store"].value)
   with reporting.written() as told:
     given = {k: v for k, v in options.items() if v is not None}
-    import_store(path, read, progress=told, **given)
-  return described(path)
+    columns = import_store(path, read, progress=told, **given)
+  return described(path, columns)
 
 
 def _source(
@@ -315,8 +316,16 @@ def _info(arguments: Sequence[str]) -> str:
   return told
 
 
-def described(path: Path) -> str:
-  """What a store holds, some lines."""
+def described(
+  path: Path, columns: Mapping[str, Sequence[str]] | None = None
+) -> str:
+  """What a store holds, some lines.
+
+  Args:
+    path: the store's folder.
+    columns: field -> what of the source it was made of, where that was asked
+      for.
+  """
   data = open_store(path)
   train = data.train
   facts: dict[str, Any] = {"name": data.name, "store": str(path)}
@@ -330,6 +339,9 @@ def described(path: Path) -> str:
       facts[name] = f"{len(next(iter(examples.values()))):,} examples"
   for field, values in train.examples.items():
     facts[f"field {field}"] = f"{values.dtype} of shape {values.shape[1:]}"
+  for field, names in (columns or {}).items():
+    count = f"{len(names)}: " if len(names) > 1 else ""
+    facts[f"made {field} of"] = f"{count}{few(names)}"
   if words := vocabulary_of(path):
     facts["vocabulary"] = f"{len(words):,} entries"
   size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -76,6 +76,19 @@ def test_a_data_set_that_changes_training_batches_is_refused(tmp_path):
       write_store(tmp_path / "s", changed)
 
 
+def test_an_import_tells_which_columns_went_where(tmp_path, capsys):
+  file = tmp_path / "a.csv"
+  file.write_text("client,r1,r2,label,age\na,1,2,0,3\nb,4,5,1,6\n")
+  given = ["--format=csv", f"--train={file}", f"--store={tmp_path / 's'}"]
+  fields = "--fields=x:r*+*,y:label"
+  code, out, err = said(capsys, "data", "import", *given, fields)
+  assert (code, err) == (0, "")
+  assert "made x of        3: r1, r2, age\n" in out
+  assert "made y of        label\n" in out
+  x = open_store(tmp_path / "s").train.examples["x"]
+  np.testing.assert_array_equal(x, [[1, 2, 3], [4, 5, 6]])
+
+
 def test_what_info_tells(tmp_path, capsys):
   store, picture = tmp_path / "s", tmp_path / "clients.png"
   code, out, err = said(capsys, *IMPORT, f"--store={store}")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedjax_sim.data.leaf import User, numbers
+from fedjax_sim.importers.fields import assigned, chosen
 
 P = ParamSpec("P")
 BLOCK = 2**22  # bytes that are read at once, about
@@ -30,6 +31,8 @@ class Block(NamedTuple):
     sizes: how many examples are whose.
     examples: field -> (examples, ...); text is of dtype object, `str` each.
     whole: whether no other block has examples of these clients.
+    columns: field -> the source's fields that it is made of, where the importer
+      was asked for some; None: they are called as in the source.
   """
 
   where: str
@@ -37,6 +40,7 @@ class Block(NamedTuple):
   sizes: npt.ArrayLike
   examples: Mapping[str, np.ndarray]
   whole: bool = False
+  columns: Mapping[str, Sequence[str]] | None = None
 
 
 class Source(Iterable[Block]):
@@ -160,21 +164,35 @@ def column(where: str, field: str, values: Sequence[Any]) -> np.ndarray:
 
 
 def grouped(
-  where: str, clients: Sequence[str], examples: Mapping[str, np.ndarray]
+  where: str,
+  clients: Sequence[str],
+  examples: Mapping[str, np.ndarray],
+  fields: Mapping[str, str] | None = None,
+  row: int | None = None,
 ) -> Block:
   """Examples in any order as a block.
 
   Args:
     where: for messages.
     clients: whose each example is.
-    examples: field -> (examples, ...).
+    examples: the source's field -> (examples, ...).
+    fields: see `fields.assigned`; None: all of them.
+    row: the number of the first, for messages.
+
+  Raises:
+    ValueError: fields are missing, or do not fit together.
   """
+  held = chosen(where, examples, fields, row)
   first: dict[str, int] = {}
   codes = np.array([first.setdefault(c, len(first)) for c in clients], np.int64)
   order = np.argsort(codes, kind="stable")
   sizes = np.bincount(codes, minlength=len(first))
   return Block(
-    where, list(first), sizes, {k: x[order] for k, x in examples.items()}
+    where,
+    list(first),
+    sizes,
+    {k: x[order] for k, x in held.items()},
+    columns=fields and assigned(where, list(examples), fields),
   )
 
 

@@ -25,7 +25,7 @@ from fedjax_sim.importers.blocks import (
   reading,
   source,
 )
-from fedjax_sim.importers.fields import chosen, wanted_of
+from fedjax_sim.importers.fields import assigned, chosen, wanted_of
 
 _SUFFIXES = (".h5", ".hdf5")
 
@@ -87,9 +87,10 @@ def _tff(
     held = _group(where, clients, name)
     wanted = list(held) if fields is None else wanted_of(where, held, fields)
     examples = {k: _values(where, k, held) for k in wanted}
+    columns = fields and assigned(where, list(examples), fields)
     examples = chosen(where, examples, fields)
     size = max(map(len, examples.values()), default=0)
-    yield Block(str(file), [name], [size], examples, whole=True)
+    yield Block(str(file), [name], [size], examples, True, columns)
 
 
 def _flute(file: Path, held: Any) -> Iterator[Block]:

@@ -20,7 +20,7 @@ from fedjax_sim.importers.blocks import (
   reading,
   source,
 )
-from fedjax_sim.importers.fields import chosen, columns_of
+from fedjax_sim.importers.fields import columns_of
 
 
 @source
@@ -86,7 +86,7 @@ def _file(
           " name an example."
         )
       names = client_names(str(file), client, keys.tolist(), first)
-      yield grouped(str(file), names, chosen(str(file), part, fields))
+      yield grouped(str(file), names, part, fields, first)
 
 
 class _Array:

@@ -25,7 +25,7 @@ from fedjax_sim.importers.blocks import (
   reading,
   source,
 )
-from fedjax_sim.importers.fields import chosen, columns_of, wanted_of
+from fedjax_sim.importers.fields import assigned, columns_of
 
 
 @source
@@ -94,12 +94,13 @@ def csv(
       with opened(file) as stream:
         schema = _rows_of_csv(stream, client, {}).schema
       _, *columns = columns_of(where, schema.names, client, fields)
+      if fields is None:
+        made_of = {column: [column] for column in columns}
+      else:
+        made_of = assigned(where, columns, fields)
       kinds: dict[str, str] = {}
       for field, dtype in (dtypes or {}).items():
-        if field in (fields or columns):  # a map may make others
-          asked = {field: (fields or {}).get(field, field)}
-          named = wanted_of(where, columns, asked)
-          kinds |= dict.fromkeys(named, dtype)
+        kinds |= dict.fromkeys(made_of.get(field, ()), dtype)
       kinds = {k: v for k, v in kinds.items() if _misleads(schema, k, v)}
       with opened(file) as stream:
         try:
@@ -184,7 +185,7 @@ def _of_batches(
       for k in wanted
       if k != client
     }
-    yield grouped(where, names, chosen(where, arrays, fields))
+    yield grouped(where, names, arrays, fields, row)
     row += len(names)
 
 
@@ -307,4 +308,4 @@ def _of_rows(
     for k in wanted
     if k != client
   }
-  yield grouped(where, names, chosen(where, arrays, fields))
+  yield grouped(where, names, arrays, fields)

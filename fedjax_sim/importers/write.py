@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,12 @@ from fedjax_sim.data import StoreWriter
 from fedjax_sim.data.store_copy import Told
 from fedjax_sim.data.store_writer import SPLITS, SplitWriter
 from fedjax_sim.importers.blocks import Block
-from fedjax_sim.importers.fields import check_dtypes, chosen, converted
+from fedjax_sim.importers.fields import (
+  assigned,
+  check_dtypes,
+  chosen,
+  converted,
+)
 from fedjax_sim.importers.text import (
   TEXTS,
   Characters,
@@ -42,7 +47,7 @@ def import_store(
   num_classes: int | None = None,
   prepare: str | None = None,
   progress: Told | None = None,
-) -> None:
+) -> dict[str, Sequence[str]]:
   """Writes the examples of some sources as a store, as they come.
 
   Whole numbers are stored as they are, but int64 and unsigned ones beyond 16
@@ -52,9 +57,9 @@ def import_store(
     path: the store's folder, which must not be there yet.
     sources: split, of `SPLITS` -> what an importer returns. Clients of "test"
       and "server" are put together.
-    fields: field of the store -> field of the sources, or a pattern such as
-      "pixel*" of several that become one array; None: all, as they are called.
-      A store's models want "x", and most "y".
+    fields: field of the store -> field of the sources, or several that become
+      one array, see `fields.assigned`; None: all, as they are called. A store's
+      models want "x", and most "y".
     map: what happens to examples of one client that are read together: its name
       and field -> (n, ...) to field -> (m, ...); text is of dtype object.
     text: how "x" becomes ids where it is text: "characters", "words", or a
@@ -68,6 +73,10 @@ def import_store(
       as there are.
     prepare: see `StoreWriter`; None: "ids" for text, else "numbers".
     progress: is told the split, and how many clients and examples it has.
+
+  Returns:
+    field -> the training source's fields that it is made of, of those that were
+    asked for, here or of the importer; what a map is given, if there is one.
 
   Raises:
     FileExistsError: there is something at `path`.
@@ -105,6 +114,7 @@ def import_store(
         _append(to, split, block, dtypes or {})
         if progress:
           progress(split, to.num_clients, to.num_examples)
+  return blocks["train"].columns
 
 
 def _check_unseen(train: SplitWriter, block: Block) -> None:
@@ -157,6 +167,7 @@ class _Selected(Iterable[Block]):
   ):
     self._source, self._fields, self._map = source, fields, map
     self.again = iter(source) is not source
+    self.columns: dict[str, Sequence[str]] = {}  # of what was read last
 
   def __iter__(self) -> Iterator[Block]:
     for block in self._source:
@@ -168,6 +179,13 @@ class _Selected(Iterable[Block]):
           f"{_where(block)}: the fields are {', '.join(held)}; name the model's"
           " input x, and the label y: fields=x:...,y:..."
         )
+      self.columns = dict(block.columns or {})
+      if self._fields is not None:
+        made_of = assigned(block.where, list(block.examples), self._fields)
+        self.columns = {
+          field: [n for name in names for n in self.columns.get(name, [name])]
+          for field, names in made_of.items()
+        }
       block = block._replace(examples=held)
       yield _mapped(block, self._map) if self._map else block
 
