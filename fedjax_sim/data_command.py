@@ -36,6 +36,8 @@ _MOST_CLASSES = 2**20  # whose shares are told
 _PERCENTILES = (0, 10, 50, 90, 100)
 _OPTIONS = (
   "client",
+  "delimiter",
+  "decimal",
   "fields",
   "dtypes",
   "map",
@@ -110,6 +112,8 @@ def _import(arguments: Sequence[str]) -> str:
       **({"x": "text"} if text["text"] else {}),
     }
     dtypes = {k: v for k, v in (dtypes or {}).items() if v != "text"}
+  if "raw" in takes:  # what is odd is the map's affair
+    given["raw"] = bool(text["map"])
   if "client" in takes:
     given["client"] = text["client"] or "client"
   elif text["client"]:
@@ -117,6 +121,13 @@ def _import(arguments: Sequence[str]) -> str:
       f"--client={text['client']} is for tables; --format={format} says itself"
       " whose examples are whose."
     )
+  for name in ("delimiter", "decimal"):
+    if text[name] and name not in takes:
+      raise flags.UsageError(
+        f"--{name}={text[name]} is for csv, and not for {format}; leave it out."
+      )
+    if text[name]:
+      given[name] = "\t" if text[name] in ("tab", r"\t") else text[name]
   for split in SPLITS:
     sources[split] = values[split].value
   if not sources["train"]:

@@ -226,7 +226,7 @@ def test_kinds_of_columns_that_come_late(
   code, _, err = said(capsys, "data", "import", *given)
   assert code == 2
   assert f"invalid value '{last.partition(',')[0]}'" in err
-  assert "column 'x'" in err
+  assert "column 'x': row 99: " in err
   assert "named in dtypes as float32" in err
   assert list(tmp_path.iterdir()) == [file]
   assert said(capsys, "data", "import", *given, flag)[0] == 0

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import gzip
 import importlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, ParamSpec, cast
+from typing import IO, Any, NamedTuple, ParamSpec
 
 import numpy as np
 import numpy.typing as npt
 
-from fedjax_sim.data.leaf import User, numbers
+from fedjax_sim.data.leaf_users import numbers
 from fedjax_sim.importers.fields import assigned, chosen
 
 P = ParamSpec("P")
@@ -33,6 +35,8 @@ class Block(NamedTuple):
     whole: whether no other block has examples of these clients.
     columns: field -> the source's fields that it is made of, where the importer
       was asked for some; None: they are called as in the source.
+    rows: the number of each example in the source, for messages; None: there
+      are no rows.
   """
 
   where: str
@@ -41,6 +45,17 @@ class Block(NamedTuple):
   examples: Mapping[str, np.ndarray]
   whole: bool = False
   columns: Mapping[str, Sequence[str]] | None = None
+  rows: npt.NDArray[np.int64] | None = None
+
+  def place(self, example: int) -> str:
+    """Return whose an example is, and its row if there is one."""
+    ends = np.cumsum(np.asarray(self.sizes, np.int64))
+    i = int(np.searchsorted(ends, example, side="right"))
+    first = 0 if i == 0 else int(ends[i - 1])
+    told = f"client {self.names[i]!r}, example {example - first}"
+    if self.rows is None:
+      return told
+    return f"row {self.rows[example]} ({told})"
 
 
 class Source(Iterable[Block]):
@@ -135,26 +150,44 @@ def reading(file: Path | str, kind: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[IO[bytes]]:
-  """A file's bytes, decompressed if it is gzipped, whatever its name."""
-  with file.open("rb") as plain:
-    packed = plain.read(2) == _GZIP
-    plain.seek(0)
-    if not packed:
-      yield plain
-      return
-    with gzip.GzipFile(fileobj=plain) as stream:
-      yield cast(IO[bytes], stream)
+  """A text file's bytes, in UTF-8 without a byte order mark.
+
+  They are decompressed if the file is gzipped, whatever its name. A file in
+  UTF-16, which its mark tells, is held in memory.
+  """
+  with contextlib.ExitStack() as stack:
+    stream: Any = stack.enter_context(file.open("rb"))
+    if stream.peek(2)[:2] == _GZIP:
+      stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
+    mark = stream.peek(3)[:3]
+    if mark[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+      stream = io.BytesIO(stream.read().decode("utf-16").encode())
+    elif mark == codecs.BOM_UTF8:
+      stream.read(3)
+    yield stream
 
 
-def column(where: str, field: str, values: Sequence[Any]) -> np.ndarray:
+def column(
+  where: str, field: str, values: Sequence[Any], raw: bool = False
+) -> np.ndarray:
   """Python values, one an example, as numbers or as text, dtype object.
 
+  Args:
+    where: for messages.
+    field: for messages.
+    values: what there is.
+    raw: whether values that are neither come as they are, of dtype object.
+
   Raises:
-    ValueError: they are neither, or of several shapes.
+    ValueError: they are neither, or of several shapes, unless `raw`.
   """
+  if raw:
+    with contextlib.suppress(ValueError):
+      return column(where, field, values)
+    return np.fromiter(values, object, len(values))
   texts = sum(isinstance(value, str) for value in values)
   if not texts:
-    return numbers(User(where, [], None), field, values)
+    return numbers(where, field, values)
   if texts < len(values):
     other = next(v for v in values if not isinstance(v, str))
     raise ValueError(
@@ -193,6 +226,7 @@ def grouped(
     sizes,
     {k: x[order] for k, x in held.items()},
     columns=fields and assigned(where, list(examples), fields),
+    rows=None if row is None else order + row,
   )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,13 +172,14 @@ def not_a_number(values: np.ndarray) -> tuple[int, Any]:
   """Return the first of some texts that is no number, and its place.
 
   Args:
-    values: (n, ...), of dtype object; if all are numbers, the first counts.
+    values: (n, ...), of dtype object; if all are numbers, with a point or a
+      comma, the first counts.
   """
   flat = values.reshape(len(values), -1)
   for i, row in enumerate(flat.tolist()):
     for value in row:
       try:
-        float(value)
+        float(value.replace(",", ".") if isinstance(value, str) else value)
       except (TypeError, ValueError):
         return i, value
   return 0, flat[0, 0] if flat.size else ""
@@ -199,7 +200,11 @@ def few(names: Sequence[str], most: int = 20) -> str:
 
 
 def converted(
-  where: str, field: str, values: np.ndarray, dtype: str | None
+  where: str,
+  field: str,
+  values: np.ndarray,
+  dtype: str | None,
+  place: Callable[[int], str],
 ) -> np.ndarray:
   """Numbers of another dtype, unless that would change whole numbers.
 
@@ -209,6 +214,7 @@ def converted(
     values: numbers, (examples, ...).
     dtype: "uint8", say; None: float32 for float64, int32 for int64 and for
       unsigned ones beyond 16 bits, else as it is.
+    place: number of an example -> whose it is, for messages.
 
   Returns:
     The same numbers; fractions are rounded to what the dtype has.
@@ -216,11 +222,18 @@ def converted(
   Raises:
     ValueError: it is no number, or does not fit; names the field and a value.
   """
-  if values.dtype.kind not in "biuf":
+  if values.dtype.hasobject:
+    at, value = not_a_number(values)
     how = "text (characters or words), or " if field == "x" else ""
     raise ValueError(
-      f"{where}: field {field!r} holds text; turn it into numbers with {how}a"
-      " map of your own, or leave it out."
+      f"{where}: field {field!r} holds text, first {value!r:.60} in"
+      f" {place(at)}; fill in a number, turn text into numbers with {how}a map"
+      " of your own, or leave the field out."
+    )
+  if values.dtype.kind not in "biuf":
+    raise ValueError(
+      f"{where}: field {field!r} holds {values.dtype}, such as"
+      f" {values.flat[0]} in {place(0)}; give numbers that are real."
     )
   name = dtype or _NARROW.get(values.dtype.name, values.dtype.name)
   validate.known(f"{where}: field {field!r}: dtype", name, DTYPES)

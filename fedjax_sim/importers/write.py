@@ -12,7 +12,7 @@ from fedjax_sim import validate
 from fedjax_sim.data import StoreWriter
 from fedjax_sim.data.store_copy import Told
 from fedjax_sim.data.store_writer import SPLITS, SplitWriter
-from fedjax_sim.importers.blocks import Block
+from fedjax_sim.importers.blocks import Block, column
 from fedjax_sim.importers.fields import (
   assigned,
   check_dtypes,
@@ -51,7 +51,9 @@ def import_store(
   """Writes the examples of some sources as a store, as they come.
 
   Whole numbers are stored as they are, but int64 and unsigned ones beyond 16
-  bits as int32, float64 as float32; `dtypes` says otherwise.
+  bits as int32, float64 as float32; `dtypes` says otherwise. A field of whole
+  numbers and of fractions is float32: where fractions come late, the sources
+  are read again.
 
   Args:
     path: the store's folder, which must not be there yet.
@@ -87,34 +89,71 @@ def import_store(
     validate.known("split", split, SPLITS)
   if "train" not in sources:
     raise ValueError("There is no source of the split 'train'; give one.")
-  check_dtypes(dtypes or {})
+  dtypes = dict(dtypes or {})
+  check_dtypes(dtypes)
   blocks = {
     split: _Selected(sources[split], fields, map)
     for split in SPLITS
     if split in sources
   }
   texts = _text(text, blocks, vocabulary_size, sequence_length)
-  writer = StoreWriter(
-    path,
-    name=name,
-    num_classes=num_classes,
-    prepare=prepare or ("ids" if texts else "numbers"),
-    vocabulary=texts.vocabulary if texts else None,
-  )
+  while True:
+    try:
+      _write(
+        StoreWriter(
+          path,
+          name=name,
+          num_classes=num_classes,
+          prepare=prepare or ("ids" if texts else "numbers"),
+          vocabulary=texts.vocabulary if texts else None,
+        ),
+        blocks,
+        texts,
+        dtypes,
+        progress,
+      )
+    except _Fractions as late:
+      dtypes[late.field] = late.dtype
+    else:
+      return blocks["train"].columns
+
+
+class _Fractions(Exception):
+  """A field that had whole numbers alone has others, too."""
+
+  def __init__(self, field: str, dtype: str):
+    super().__init__(field)
+    self.field, self.dtype = field, dtype
+
+
+def _write(
+  writer: StoreWriter,
+  blocks: Mapping[str, _Selected],
+  texts: Text | None,
+  dtypes: Mapping[str, str],
+  progress: Told | None,
+) -> None:
+  """Writes all splits; see `import_store`.
+
+  Raises:
+    _Fractions: of a field whose dtype is not told, if the sources can be read
+      again.
+  """
+  again = all(selected.again for selected in blocks.values())
+  own_classes = writer.num_classes is None
   with writer as store:
     kinds: dict[str, np.dtype[Any]] = {}
     for split, selected in blocks.items():
       to = store.split(split)
       checked = _alike(selected, kinds)
       for block in texts.blocks(checked) if texts else checked:
-        if texts and num_classes is None and _ids_as_labels(kinds):
+        if texts and own_classes and _ids_as_labels(kinds):
           store.num_classes = texts.num_classes
         if split == "unseen":
           _check_unseen(store.split("train"), block)
-        _append(to, split, block, dtypes or {})
+        _append(to, split, block, dtypes, again)
         if progress:
           progress(split, to.num_clients, to.num_examples)
-  return blocks["train"].columns
 
 
 def _check_unseen(train: SplitWriter, block: Block) -> None:
@@ -186,7 +225,7 @@ class _Selected(Iterable[Block]):
           field: [n for name in names for n in self.columns.get(name, [name])]
           for field, names in made_of.items()
         }
-      block = block._replace(examples=held)
+      block = block._replace(examples=held, columns=self.columns)
       yield _mapped(block, self._map) if self._map else block
 
 
@@ -206,7 +245,7 @@ def _mapped(block: Block, function: Map) -> Block:
         f" {error}"
       ) from error
     validate.instance(where, made, Mapping, "{'x': x, 'y': y}")
-    held = {k: np.asarray(v) for k, v in made.items()}
+    held = {k: _as_array(where, k, v) for k, v in made.items()}
     lengths = {len(v) if v.ndim else -1 for v in held.values()}
     if len(lengths) != 1 or -1 in lengths:
       raise ValueError(
@@ -220,9 +259,32 @@ def _mapped(block: Block, function: Map) -> Block:
       )
     parts.append(held)
     sizes.append(lengths.pop())
+  for name, part in zip(block.names, parts, strict=True):
+    for k, values in part.items():
+      if values.shape[1:] != parts[0][k].shape[1:]:
+        raise ValueError(
+          f"{block.where}: client {name!r}: what map returns has {k} of shape"
+          f" {values.shape[1:]} an example, others {parts[0][k].shape[1:]};"
+          " give all one shape."
+        )
   fields = list(parts[0]) if parts else []
   examples = {k: np.concatenate([part[k] for part in parts]) for k in fields}
-  return block._replace(sizes=sizes, examples=examples)
+  return block._replace(sizes=sizes, examples=examples, rows=None)
+
+
+def _as_array(where: str, field: str, values: Any) -> np.ndarray:
+  """What a map returns as numbers, or as text of dtype object.
+
+  Raises:
+    ValueError: it is neither, or of several shapes.
+  """
+  if not isinstance(values, np.ndarray):
+    values = (
+      list(values) if isinstance(values, Sequence) else np.asarray(values)
+    )
+  if isinstance(values, list) or (values.dtype.kind in "OU" and values.ndim):
+    return column(where, field, list(values))
+  return values
 
 
 def _text(
@@ -249,16 +311,26 @@ def _text(
 
 
 def _append(
-  to: SplitWriter, split: str, block: Block, dtypes: Mapping[str, str]
+  to: SplitWriter,
+  split: str,
+  block: Block,
+  dtypes: Mapping[str, str],
+  again: bool,
 ) -> None:
   where = _where(block)
   for field in dtypes:
     validate.known(f"{where}: dtypes: field", field, block.examples)
   examples: dict[str, Any] = {}
   for field, values in block.examples.items():
-    made = converted(where, field, values, dtypes.get(field))
+    told, column_of = where, (block.columns or {}).get(field, [])
+    if len(column_of) == 1 and column_of != [field]:
+      told = f"{where}: column {column_of[0]!r}"
+    made = converted(told, field, values, dtypes.get(field), block.place)
     known = to.dtype_of(field)
     if known not in (None, made.dtype):
+      real = [d.name for d in (known, made.dtype) if d.kind == "f"]
+      if again and len(real) == 1 and field not in dtypes:
+        raise _Fractions(field, real[0])
       raise ValueError(
         f"{where}: field {field!r} is {made.dtype}, and {known} before; give it"
         f" one, such as dtypes={field}:float32."

@@ -204,7 +204,7 @@ def test_what_devices_compute_with(tmp_path, given, stored_as):
     ({"fields": {"y": "p1"}}, "the fields are y; name the model's input x"),
     (
       {"fields": {"x": "[pn]*"}},
-      "'note', which is among those of x, holds 'n' in entry 0, which is no num",
+      "'note', which is among those of x, holds .n. in entry 0, which is no",
     ),
     (
       {"fields": {"x": "p*", "y": "*1"}},
