@@ -59,6 +59,14 @@ def _real(flag: str, text: str) -> float:
   return flags.number(flag, text, float)
 
 
+def _clients(flag: str, text: str) -> float | list[str]:
+  """How many clients, what share of them, or their names."""
+  try:
+    return float(text)
+  except ValueError:
+    return [name for name in text.split(",") if name]
+
+
 _DEAL: dict[str, Callable[[str, str], Any]] = {
   "partition": lambda flag, text: text,
   "num-clients": _int,
@@ -68,7 +76,7 @@ _DEAL: dict[str, Callable[[str, str], Any]] = {
 }
 _SPLIT: dict[str, Callable[[str, str], Any]] = {
   "heldout-fraction": _real,
-  "unseen-clients": _real,
+  "unseen-clients": _clients,
   "min-examples": _int,
   "seed": _int,
 }
@@ -344,6 +352,8 @@ def described(
     part = getattr(data, name)
     if part is not None:
       facts[name] = _sizes(part)
+      if part.num_clients <= reporting.MOST_NAMES:
+        facts[f"clients of {name}"] = _listed(part)
   for name in ("test", "server"):
     examples = getattr(data, name)
     if examples is not None:
@@ -367,6 +377,13 @@ def described(
       more = ["..."] if data.num_classes > len(shown) else []
       facts["labels of train"] = ", ".join([*shown, *more])
   return reporting.final_text({}, facts).rstrip()
+
+
+def _listed(part: FederatedData) -> str:
+  """Every client and its number of examples."""
+  names = map(part.client_name, range(part.num_clients))
+  sizes = zip(names, part.sizes.tolist(), strict=True)
+  return ", ".join(f"{name}: {size:,}" for name, size in sizes)
 
 
 def _sizes(part: FederatedData) -> str:
@@ -414,7 +431,9 @@ def draw(path: Path, picture: Path) -> None:
       [np.bincount(y, minlength=data.num_classes) for y in labels]
     )
   title = f"{data.name}: {train.num_clients:,} training clients"
-  reporting.draw_clients(train.sizes, shown, counts, picture, title)
+  few = train.num_clients <= reporting.MOST_NAMES
+  names = [train.client_name(int(i)) for i in shown] if few else None
+  reporting.draw_clients(train.sizes, shown, counts, picture, title, names)
 
 
 _ACTIONS: dict[str, Callable[[Sequence[str]], str]] = {

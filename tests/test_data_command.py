@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedjax_sim import cli, flags
+from fedjax_sim import cli, flags, reporting
 from fedjax_sim.build import build_data
 from fedjax_sim.data import (
   StoreWriter,
@@ -83,8 +83,8 @@ def test_an_import_tells_which_columns_went_where(tmp_path, capsys):
   fields = "--fields=x:r*+*,y:label"
   code, out, err = said(capsys, "data", "import", *given, fields)
   assert (code, err) == (0, "")
-  assert "made x of        3: r1, r2, age\n" in out
-  assert "made y of        label\n" in out
+  out = " ".join(out.split())
+  assert "made x of 3: r1, r2, age made y of label bytes" in out
   x = open_store(tmp_path / "s").train.examples["x"]
   np.testing.assert_array_equal(x, [[1, 2, 3], [4, 5, 6]])
 
@@ -102,6 +102,60 @@ def test_what_info_tells(tmp_path, capsys):
   share = 100 * np.mean(labels == 3)
   assert f"3: {share:.1f} %" in out
   assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_few_clients_are_listed_and_named(tmp_path, capsys, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(
+    reporting, "draw_clients", lambda *given: drawn.append(given)
+  )
+  file = tmp_path / "a.csv"
+  for count, listed in ((4, True), (17, False)):
+    rows = [f"h{i},{j},0" for i in range(count) for j in range(i + 1)]
+    file.write_text("\n".join(["client,x,y", *rows, ""]))
+    store = tmp_path / f"s{count}"
+    given = ["--format=csv", f"--train={file}", f"--store={store}"]
+    assert said(capsys, "data", "import", *given)[0] == 0
+    _, out, _ = said(capsys, "data", "info", f"--store={store}", "--out=p.png")
+    assert ("clients of train  h0: 1, h1: 2, h2: 3, h3: 4\n" in out) == listed
+    names = [f"h{i}" for i in range(4)]
+    assert drawn.pop()[-1] == (names if listed else None)
+
+
+def test_clients_who_never_train_by_name(tmp_path, capsys):
+  file = tmp_path / "a.csv"
+  rows = [f"{h},{i},0" for i in range(3) for h in ("ann", "bob", "7")]
+  file.write_text("\n".join(["client,x,y", *rows, ""]))
+  store = f"--store={tmp_path / 's'}"
+  given = ["--format=csv", f"--train={file}", store]
+  assert said(capsys, "data", "import", *given)[0] == 0
+  for i, (text, unseen) in enumerate(
+    {"bob": ["bob"], "7,ann": ["ann", "7"], "7,": ["7"]}.items()
+  ):
+    to = tmp_path / f"t{i}"
+    code, _, err = said(
+      capsys,
+      "data",
+      "partition",
+      store,
+      f"--to={to}",
+      f"--unseen-clients={text}",
+    )
+    assert (code, err) == (0, "")
+    found = open_store(to)
+    assert found.unseen is not None
+    assert list(found.unseen.names) == unseen
+    assert {*found.train.names} == {"ann", "bob", "7"} - {*unseen}
+  code, _, err = said(
+    capsys,
+    "data",
+    "partition",
+    store,
+    f"--to={tmp_path / 'u'}",
+    "--unseen-clients=bop",
+  )
+  assert code == 2
+  assert "names 'bop', and there is no such client. Did you mean 'bob'?" in err
 
 
 def test_without_classes_one_panel(tmp_path, capsys):
@@ -186,7 +240,7 @@ def test_from_a_file_to_another(tmp_path, capsys):
   more = [f"--to={two}", "--unseen-clients=1", "--heldout-fraction=0.3"]
   code, out, _ = said(capsys, "data", "partition", f"--store={one}", *more)
   assert code == 0
-  assert "unseen           1 clients" in out
+  assert "unseen 1 clients" in " ".join(out.split())
   more = ["--format=leaf_json", f"--to={tmp_path / 'u.json'}", "--split=unseen"]
   code, out, _ = said(capsys, "data", "export", f"--store={two}", *more)
   assert code == 0
@@ -245,7 +299,7 @@ def test_text_with_the_vocabulary_of_another_store(tmp_path, capsys):
       *(f"--train={tmp_path / name}.jsonl", f"--store={tmp_path / name}"),
     )
     assert code == 0
-    assert "vocabulary       2 entries" in out
+    assert "vocabulary 2 entries" in " ".join(out.split())
   x = open_store(tmp_path / "b").train.examples["x"]
   assert x[0, :4].tolist() == [2, 1, 5, 0]
 

@@ -32,7 +32,7 @@ from fedjax_sim.data.leaf_users import (
   without_twins,
 )
 from fedjax_sim.data.location import locate
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 PADDING = 0  # the id of no character; characters have 1, 2 and so on
 INPUTS = ("numbers", "ids")  # what whole numbers of x may be
@@ -56,7 +56,7 @@ def load_leaf_json(
   sequence_length: int | None = None,
   vocabulary: str | None = None,
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:

@@ -21,7 +21,7 @@ from fedjax_sim import validate
 from fedjax_sim.data.federated import FederatedData, FederatedDataset
 from fedjax_sim.data.location import locate
 from fedjax_sim.data.partition import by_key
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 _REQUIRED = ("x", "y", "client")
 _TEST = ("test_x", "test_y")
@@ -33,7 +33,7 @@ def load_npz(
   path: str | os.PathLike[str] | None = None,
   num_classes: int | None = None,
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:

@@ -26,7 +26,7 @@ from fedjax_sim.data.federated import (
   input_shape,
 )
 from fedjax_sim.data.location import local, locate
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 _TABLES = ("offsets", "names", "name_ends")
 
@@ -120,7 +120,7 @@ def load_store(
   *,
   path: str | os.PathLike[str] | None = None,
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:

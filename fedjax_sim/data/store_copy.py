@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_sim.data.federated import FederatedData, FederatedDataset
 from fedjax_sim.data.partition import partition
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 from fedjax_sim.data.store_writer import PREPARE, StoreWriter
 
 Told = Callable[[str, int, int], None]  # split, its clients and examples so far
@@ -111,7 +111,7 @@ def partition_store(
   name: str | None = None,
   num_clients: int | None = None,
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
   vocabulary: Sequence[str] | None = None,

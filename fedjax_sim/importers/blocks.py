@@ -231,7 +231,11 @@ def grouped(
 
 
 def client_names(
-  where: str, field: str, keys: Sequence[Any], row: int | None = 0
+  where: str,
+  field: str,
+  keys: Sequence[Any],
+  row: int | None = 0,
+  blank: bool = True,
 ) -> list[str]:
   """The clients' names by a table's column of keys.
 
@@ -240,12 +244,13 @@ def client_names(
     field: the column.
     keys: whole numbers or texts.
     row: the number of the first, for messages; None: `where` says it.
+    blank: whether "" is a name; where it is what is missing, it is not.
 
   Raises:
     ValueError: a key is missing, or something else; names its row.
   """
   for i, key in enumerate(keys):
-    good = isinstance(key, (str, int, np.integer)) and key != ""
+    good = isinstance(key, (str, int, np.integer)) and (blank or key != "")
     if isinstance(key, bool) or not good:
       at = where if row is None else f"{where}: row {row + i}"
       raise ValueError(

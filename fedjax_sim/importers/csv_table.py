@@ -114,7 +114,7 @@ def csv(
         try:
           batches = _rows(stream, client, kinds, layout)
           exact = _exact(where, batches, kinds)
-          yield from of_batches(where, exact, client, fields)
+          yield from of_batches(where, exact, client, fields, blank=False)
         except invalid as error:
           found = re.search(
             r"column #(\d+): (.*conversion error.*)", str(error)

@@ -71,13 +71,14 @@ def of_batches(
   batches: Iterable[Any],
   client: str,
   fields: Mapping[str, str] | None,
+  blank: bool = True,
 ) -> Iterator[Block]:
-  """Blocks of arrow's batches of rows."""
+  """Blocks of arrow's batches of rows; see `client_names` for `blank`."""
   row = 0
   for batch in batches:
     held = dict(zip(batch.schema.names, batch.columns, strict=True))
     wanted = columns_of(where, list(held), client, fields)
-    names = client_names(where, client, held[client].to_pylist(), row)
+    names = client_names(where, client, held[client].to_pylist(), row, blank)
     arrays = {
       k: _array(f"{where}: column {k!r}", held[k], row)
       for k in wanted
