@@ -206,6 +206,8 @@ class Member:
     data = self._stream.read(size)
     if len(data) != size:
       raise ValueError(f"{self._where} ends before its last row.")
+    if not self._dtype.itemsize:  # of texts without a letter
+      return np.zeros(count, self._dtype)
     values = np.frombuffer(data, self._dtype)
     if self._dtype.kind == "S":
       values = np.strings.decode(values, "utf-8")
