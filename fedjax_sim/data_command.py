@@ -383,7 +383,7 @@ def _listed(part: FederatedData) -> str:
   """Every client and its number of examples."""
   names = map(part.client_name, range(part.num_clients))
   sizes = zip(names, part.sizes.tolist(), strict=True)
-  return ", ".join(f"{name}: {size:,}" for name, size in sizes)
+  return ", ".join(f"{name or repr(name)}: {size:,}" for name, size in sizes)
 
 
 def _sizes(part: FederatedData) -> str:

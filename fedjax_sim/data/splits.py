@@ -114,21 +114,23 @@ def split_off_clients(
   field, total = f"data.{stream.name.lower()}_clients", data.num_clients
   if total < 2:
     raise ValueError(f"{field}={amount} needs 2 clients or more; set it to 0.")
-  if isinstance(amount, int | float | np.number):
+  if isinstance(amount, Sequence):
+    chosen: Any = _named(field, data, amount)
+  else:
     if 0 < validate.real(field, amount, above=0) < 1:
       amount = max(1, round(amount * total))
     if isinstance(amount, float) and amount.is_integer():
       amount = int(amount)
     count = validate.whole(field, amount, most=total - 1)
     chosen = generator(seed, stream).permutation(total)[:count]
-  else:
-    chosen = _named(field, data, amount)
   moved = np.zeros(total, bool)
   moved[chosen] = True
   return data.select(np.flatnonzero(~moved)), data.select(np.flatnonzero(moved))
 
 
-def _named(field: str, data: FederatedData, names: Any) -> list[int]:
+def _named(
+  field: str, data: FederatedData, names: str | Sequence[str]
+) -> list[int]:
   """Return the clients of these names.
 
   Raises:
@@ -304,7 +306,7 @@ def make_dataset(
     )
   validate.whole("data.seed", seed, least=0, most=MOST_SEED)
   validate.real("data.heldout_fraction", heldout_fraction, least=0, most=1)
-  if isinstance(unseen_clients, int | float):
+  if not isinstance(unseen_clients, Sequence):
     validate.real("data.unseen_clients", unseen_clients, least=0)
   train = data.at_least(min_examples)
   unseen = seen = None

@@ -191,6 +191,13 @@ class StoreWriter:
     classes = self.num_classes
     for name, split in splits.items():
       least, most = split["bounds"].get("y", (0, -1))
+      y = split["files"].get("fields/y.npy")
+      if classes and y and np.dtype(y["dtype"]).kind not in "iu":
+        raise ValueError(
+          f"{self.path}, {name}: labels 'y' are {np.dtype(y['dtype'])}, and"
+          f" num_classes={classes}; give whole numbers, or num_classes=0 if"
+          " they are no classes."
+        )
       if classes is None and least < 0:
         raise ValueError(
           f"{self.path}, {name}: labels 'y' go down to {least}; give labels"

@@ -399,6 +399,53 @@ def test_residencies_train_the_same(tmp_path):
   assert len(set(digests.values())) == 1
 
 
+@pytest.mark.parametrize(
+  ("field", "value", "remedy"),
+  [
+    ("heldout_fraction", "0.2", "data partition --heldout-fraction=..."),
+    ("unseen_clients", "1", "data partition --unseen-clients=..."),
+    ("unseen_clients", "('c0',)", "data partition --unseen-clients=..."),
+    ("min_examples", "2", "data partition --min-examples=..."),
+    ("server_clients", "1", "leave it out, or give runtime.residency='host'"),
+    ("random_label_clients", "0.5", "leave it out, or give"),
+  ],
+)
+def test_what_takes_a_store_off_the_disk(tmp_path, field, value, remedy):
+  """The field that does it is named, and not the store."""
+  with StoreWriter(tmp_path / "s") as store:
+    x, y = np.zeros((8, 64), np.float32), np.arange(8, dtype=np.uint8)
+    store.split("train").append(["c0", "c1"], [5, 3], {"x": x, "y": y})
+  unset = ("num_clients", "partition", "alpha", "unseen_clients")
+  changes = dict.fromkeys((f"data.{k}" for k in unset), "None")
+  changes |= {
+    "data.name": "store",
+    "data.path": str(tmp_path / "s"),
+    "runtime.residency": "disk",
+    "server.clients_per_round": "1",
+  }
+  assert build(flags.load(str(DIGITS), changes)).simulator.residency
+  changes[f"data.{field}"] = value
+  with pytest.raises(ValueError) as caught:  # noqa: PT011
+    build(flags.load(str(DIGITS), changes))
+  assert str(caught.value).startswith(f"data.{field}={value} copies a store's")
+  assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("y", [np.eye(3, dtype=np.float32), np.ones(3, bool)])
+def test_labels_that_are_no_classes(tmp_path, y):
+  """Refused when written, with the way out, which works."""
+  examples = {"x": np.zeros((3, 2), np.float32), "y": y}
+  with (
+    pytest.raises(ValueError, match=r"num_classes=3; .* or num_classes=0 if"),
+    StoreWriter(tmp_path / "s", num_classes=3) as store,
+  ):
+    store.split("train").append(["a"], [3], examples)
+  assert not (tmp_path / "s").exists()
+  with StoreWriter(tmp_path / "s", num_classes=0) as store:
+    store.split("train").append(["a"], [3], examples)
+  assert open_store(tmp_path / "s").num_classes == 0
+
+
 def test_the_disk_is_of_stores():
   changes = {"runtime.residency": "disk"}
   with pytest.raises(ValueError, match=r"residency='disk' reads a store"):
