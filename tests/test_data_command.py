@@ -144,6 +144,8 @@ def test_clients_who_never_train_by_name(tmp_path, capsys):
     assert (code, err) == (0, "")
     found = open_store(to)
     assert found.unseen is not None
+    assert found.unseen.names is not None
+    assert found.train.names is not None
     assert list(found.unseen.names) == unseen
     assert {*found.train.names} == {"ann", "bob", "7"} - {*unseen}
   code, _, err = said(

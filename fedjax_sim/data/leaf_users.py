@@ -162,6 +162,8 @@ def checked_user(
   Raises:
     ValueError: something is missing, of another kind or of another length.
   """
+  x: Any
+  y: Any
   if isinstance(data, list):
     x, y = data, labels
   elif isinstance(data, dict):

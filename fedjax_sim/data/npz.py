@@ -177,7 +177,8 @@ class Member:
       )
     each = int(np.prod(self.shape[1:], dtype=object))
     self.row = self._dtype.itemsize * each
-    self._done, self._whole = 0, None
+    self._done = 0
+    self._whole: np.ndarray | None = None
 
   def read(self, rows: int | None) -> np.ndarray:
     """Return the next rows, in native bytes and C order, or None: all.

@@ -124,7 +124,7 @@ def _draw_histogram(ax: Axes, sizes: np.ndarray) -> None:
 
   most = int(sizes.max())
   bins = np.unique(np.geomspace(1, most + 1, 40).astype(int))
-  ax.hist(sizes, bins=bins if len(bins) > 1 else 10)
+  ax.hist(sizes, bins=bins.tolist() if len(bins) > 1 else 10)
   if most > 50:
     ax.set_xscale("log")
   else:
@@ -140,14 +140,10 @@ def _name(ax: Axes, names: Sequence[str]) -> None:
     name if len(name) <= _LONGEST else f"{name[:half]}...{name[-half:]}"
     for name in names
   ]
-  aslant = sum(map(len, told)) > _ACROSS
-  ax.set_xticks(
-    np.arange(len(told)),
-    told,
-    parse_math=False,
-    fontsize=8,
-    **({"rotation": 35, "ha": "right"} if aslant else {}),
-  )
+  ax.set_xticks(np.arange(len(told)), told, parse_math=False, fontsize=8)
+  if sum(map(len, told)) > _ACROSS:
+    for label in ax.get_xticklabels():
+      label.set(rotation=35, horizontalalignment="right")
 
 
 def _colors(classes: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Data that a server has itself, and labels that are random."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,7 @@ def test_clients_by_name():
   """Those who are named move, in the data's order, whatever the seed."""
   data = blobs([4, 5, 6])
   named = dataclasses.replace(data.train, names=("ann", "bob", "7"))
+  names: Any
   for names in (("7", "ann"), ["ann", "7", "ann"]):
     left, moved = split_off_clients(named, names, 3)
     assert (left.names, moved.names) == (("bob",), ("ann", "7"))
@@ -81,7 +83,7 @@ def test_clients_by_name():
     )
   assert split_off_clients(named, "bob", 0)[1].names == ("bob",)
   whole = dataclasses.replace(data, train=named)
-  assert len(with_server_data(whole, ("bob",)).server["x"]) == 5
+  assert len(server_of(with_server_data(whole, ("bob",)))["x"]) == 5
   unnamed = data.train
   assert split_off_clients(unnamed, "client 1", 0)[1].num_examples == 5
   for names, error, told in (

@@ -423,7 +423,8 @@ def test_what_takes_a_store_off_the_disk(tmp_path, field, value, remedy):
     "runtime.residency": "disk",
     "server.clients_per_round": "1",
   }
-  assert build(flags.load(str(DIGITS), changes)).simulator.residency
+  simulator = build(flags.load(str(DIGITS), changes)).simulator
+  assert simulator.residency.name == "disk"
   changes[f"data.{field}"] = value
   with pytest.raises(ValueError) as caught:  # noqa: PT011
     build(flags.load(str(DIGITS), changes))

@@ -6,6 +6,7 @@ or both refuse.
 
 import json
 import warnings
+from typing import Any
 
 import h5py
 import jax.numpy as jnp
@@ -66,7 +67,10 @@ def leaf(data, counts=None, **more):
 
 
 TWEET = ["1467810672", "Mon Apr 06", "NO_QUERY", "scotthamilton"]
-TWO = {"a": {"x": [[1], [2]], "y": [0, 1]}, "b": {"x": [[3]], "y": [1]}}
+TWO: dict[str, dict[str, list[Any]]] = {
+  "a": {"x": [[1], [2]], "y": [0, 1]},
+  "b": {"x": [[3]], "y": [1]},
+}
 PLAIN = {
   "a": {"x": ("float32", [[1], [2]]), "y": ("int32", [0, 1])},
   "b": {"x": ("float32", [[3]]), "y": ("int32", [1])},
@@ -77,10 +81,10 @@ COUNT = (
 EMPTY = "there are no examples, and who has none is left out."
 LISTS = {name: held["x"] for name, held in TWO.items()}
 LABELS = {name: held["y"] for name, held in TWO.items()}
-NONE = {"x": [], "y": []}
+NONE: dict[str, list[Any]] = {"x": [], "y": []}
 
 # name -> the file, what the clients are, what is told, options
-JSON = {
+JSON: dict[str, tuple[Any, Any, list[str]]] = {
   "leaf's test split counts more than it has": (
     leaf(TWO, [81, 80]),
     PLAIN,
@@ -310,7 +314,7 @@ def test_flute_in_hdf5(tmp_path):
         out[f"user_data_label/{i:04d}{'/x' * inner}"] = [i, 1]
     with pytest.warns(UserWarning, match="num_samples has more entries than"):
       data = imported(flute_hdf5(file), tmp_path / f"{inner}")
-    x = ("float32", np.float32([[0.5, 1], [2, -0.3]]).tolist())
+    x = ("float32", np.array([[0.5, 1], [2, -0.3]], np.float32).tolist())
     assert batches(data) == {
       f"{i:04d}": {"x": x, "y": ("int32", [i, 1])} for i in range(2)
     }
@@ -318,7 +322,8 @@ def test_flute_in_hdf5(tmp_path):
 
 X = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
 OWNER = np.array(["b", "a", "b", "c", "a"])
-ARRAYS = {
+BASE: dict[str, Any] = {"x": X, "y": np.arange(5), "client": OWNER}
+ARRAYS: dict[str, dict[str, Any]] = {
   "plain": {},
   "in Fortran order": {"x": np.asfortranarray(X)},
   "big-endian": {"x": X.astype(">f4"), "y": np.arange(5, dtype=">i8")},
@@ -331,7 +336,9 @@ ARRAYS = {
 
 @pytest.mark.parametrize("case", ARRAYS)
 def test_npz(tmp_path, case):
-  given = {"x": X, "y": np.arange(5), "client": OWNER} | ARRAYS[case]
+  given: dict[str, Any] = {"x": X, "y": np.arange(5), "client": OWNER} | ARRAYS[
+    case
+  ]
   np.savez(tmp_path / "a.npz", **given)
   source = npz(tmp_path / "a.npz", client="client")
   load = lambda: load_npz(path=tmp_path / "a.npz")
@@ -346,7 +353,7 @@ def test_npz(tmp_path, case):
   }
 
 
-NPZ_REFUSED = {
+NPZ_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
   "objects": ({"x": np.array([None] * 5)}, "unpickl"),
   "names of fractions": ({"client": np.arange(5.0)}, "client|Client"),
   "complex": ({"x": X + 1j}, "complex"),
@@ -358,7 +365,7 @@ NPZ_REFUSED = {
 def test_npz_that_both_refuse(tmp_path, case):
   changes, message = NPZ_REFUSED[case]
   file = tmp_path / "a.npz"
-  np.savez(file, **({"x": X, "y": np.arange(5), "client": OWNER} | changes))
+  np.savez(file, **(BASE | changes))
   with pytest.raises((TypeError, ValueError), match=message):
     load_npz(path=file)
   with pytest.raises((TypeError, ValueError), match=message):

@@ -1,6 +1,7 @@
 """Which fields a store gets: chosen, mapped, and of which dtype."""
 
 import json
+from typing import Any
 
 import datasets
 import h5py
@@ -34,7 +35,7 @@ def test_several_become_one(tmp_path):
   np.testing.assert_array_equal(found["y"], [3, 9, 6])
 
 
-TABLE = {
+TABLE: dict[str, list[Any]] = {
   "client": ["a", "b", "a"],
   "mean 1": [1, 4, 7],
   "label": [3, 6, 9],
@@ -63,7 +64,8 @@ def as_parquet(file):
 
 def as_npz(file):
   with file.open("wb") as out:
-    np.savez(out, **{k: np.array(v) for k, v in TABLE.items()})
+    arrays: dict[str, Any] = {k: np.array(v) for k, v in TABLE.items()}
+    np.savez(out, **arrays)
   return importers.npz
 
 

@@ -468,7 +468,7 @@ def test_wrong_parquet(tmp_path, columns, message):
 def test_the_row_of_a_null_in_a_long_file(tmp_path, monkeypatch):
   """Of several blocks; the row is known, as it was put there."""
   monkeypatch.setattr(blocks, "BLOCK", 256)
-  x = [[float(i), 1.0] for i in range(1000)]
+  x: list[Any] = [[float(i), 1.0] for i in range(1000)]
   x[700][1] = None
   pq.write_table(
     pa.table({"user": ["a"] * 1000, "x": x}), tmp_path / "a.parquet"
@@ -539,7 +539,7 @@ def test_a_question_mark_in_a_csv(tmp_path, fields):
 
 def test_fractions_that_come_late(tmp_path):
   """Of sources that can be read again, float32; of others, refused."""
-  pairs = [("a", {"x": 1, "y": 0}), ("b", {"x": 0.5, "y": 1})]
+  pairs: list[Any] = [("a", {"x": 1, "y": 0}), ("b", {"x": 0.5, "y": 1})]
   source = [next(iter(importers.examples([pair]))) for pair in pairs]
   message = "field 'x' is float32, and int32 before; give it one"
   refused(iter(source), tmp_path, message)

@@ -92,8 +92,9 @@ def test_equal_content(format, data):
     source = importers.IMPORTERS[format](file, **given)
     dtypes = {k: v.dtype.name for k, v in data.examples.items()}
     store = pathlib.Path(folder) / "s"
-    classes = {} if "y" not in dtypes else {"num_classes": 0}
-    importers.import_store(store, {"train": source}, dtypes=dtypes, **classes)
+    importers.import_store(
+      store, {"train": source}, dtypes=dtypes, num_classes=0
+    )
     found = open_store(store).train
     places = {found.client_name(i): i for i in range(found.num_clients)}
     assert {*places} == {*data.names}

@@ -1,5 +1,7 @@
 """The picture of clients: every class has a colour of its own."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from matplotlib import image
@@ -22,12 +24,13 @@ def test_few_clients_have_bars_of_their_own():
   told = ["ann", "a clinic wi...ar too long", "$c$"]
   figure = clients_figure(sizes, np.arange(3), counts, "title", names)
   figure.draw_without_rendering()
+  ax: Any
   for ax in figure.axes:
     assert [label.get_text() for label in ax.get_xticklabels()] == told
     bars = ax.patches[:3]
     ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars]
     assert all(ends[i][1] < ends[i + 1][0] for i in range(2))
-  left, right = figure.axes
+  left, right = (cast(Any, ax) for ax in figure.axes)
   assert [bar.get_height() for bar in left.patches] == [3, 1, 2]
   heights = [bar.get_height() for bar in right.patches[:3]]
   np.testing.assert_allclose(heights, [1 / 3, 1, 0])
