@@ -54,7 +54,8 @@ fedjax-sim: federated learning, simulated.
       --text=characters|words: what x is; --vocabulary=STORE|JSON,
       --vocabulary-size=N, --sequence-length=N
       --map=FILE.py:FUNCTION, --prepare=bytes, --num-classes=N, --name=NAME
-      --seen, --unseen, --test, --server: paths of more splits
+      --seen, --unseen, --labelled, --unlabelled, --test, --server: paths of
+      more splits
   fedjax-sim data import --config=FILE --store=DIR
       writes the config's data set as a client store
   fedjax-sim data info --store=DIR

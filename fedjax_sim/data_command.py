@@ -25,7 +25,7 @@ from fedjax_sim.data import (
   vocabulary_of,
   write_store,
 )
-from fedjax_sim.data.store_writer import PREPARE, SPLITS
+from fedjax_sim.data.store_writer import FURTHER, PREPARE, SPLITS
 from fedjax_sim.exporters import export
 from fedjax_sim.importers import IMPORTERS, Source, import_store
 from fedjax_sim.importers.fields import few
@@ -302,7 +302,9 @@ def _export(arguments: Sequence[str]) -> str:
   store, path = local(values["store"].value), local(values["to"].value)
   data, split = open_store(store), values["split"].value
   _check_outside(store, path)
-  held = getattr(data, validate.known("--split", split, SPLITS))
+  validate.known("--split", split, SPLITS)
+  further = data.splits.get(split)
+  held = further if split in FURTHER else getattr(data, split)
   if held is None:
     raise ValueError(f"--split={split}: {store} has no such split.")
   part = _part(split, held)
@@ -348,8 +350,8 @@ def described(
   data = open_store(path)
   train = data.train
   facts: dict[str, Any] = {"name": data.name, "store": str(path)}
-  for name in ("train", "seen", "unseen"):
-    part = getattr(data, name)
+  parts = {"train": train, "seen": data.seen, "unseen": data.unseen}
+  for name, part in (parts | dict(data.splits)).items():
     if part is not None:
       facts[name] = _sizes(part)
       if part.num_clients <= reporting.MOST_NAMES:

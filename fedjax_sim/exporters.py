@@ -16,8 +16,8 @@ import numpy as np
 
 from fedjax_sim import reporting, validate
 from fedjax_sim.data import FederatedData
+from fedjax_sim.data.store_column import header
 from fedjax_sim.data.store_copy import Told, client_blocks
-from fedjax_sim.data.store_writer import header
 from fedjax_sim.importers.blocks import library
 
 Examples = Mapping[str, np.ndarray]

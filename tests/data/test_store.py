@@ -23,6 +23,7 @@ from fedjax_sim.data import (
   load_digits,
   load_store,
   open_store,
+  store_column,
   verify,
 )
 from fedjax_sim.data import store_writer as writers
@@ -86,8 +87,8 @@ def test_examples_come_back_by_client(pieces, chunk, tmp_path_factory):
     names = [f"ä{client}" for client, _ in piece]
     blocks.append((names, sizes, examples_of(total, first - total)))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(writers, "CHUNK", chunk)
-    patch.setattr(writers, "BLOCK", 64)
+    patch.setattr(store_column, "CHUNK", chunk)
+    patch.setattr(store_column, "BLOCK", 64)
     if not expected:
       with pytest.raises(ValueError, match="no client with examples"):
         write(path, blocks)
@@ -333,7 +334,7 @@ def test_another_version(tmp_path):
 def test_every_flipped_byte_is_found(data, tmp_path_factory):
   path = tmp_path_factory.mktemp("store") / "s"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(writers, "BLOCK", 64)
+    patch.setattr(store_column, "BLOCK", 64)
     write(path, [("abc", [4, 9, 2], examples_of(15))])
   files = sorted(p for p in path.rglob("*") if p.is_file())
   file = data.draw(st.sampled_from(files))
@@ -343,7 +344,7 @@ def test_every_flipped_byte_is_found(data, tmp_path_factory):
   content[where] ^= flip
   file.write_bytes(content)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(writers, "BLOCK", 64)
+    patch.setattr(store_column, "BLOCK", 64)
     if file.name == "store.json" and _sealed(content):
       verify(path)  # another space in the text, or the like
     else:
@@ -459,12 +460,12 @@ def test_opening_reads_no_examples(tmp_path, monkeypatch):
   write(path, [("ab", [1, 2], examples_of(3))])
   file = path / "train" / "fields" / "x.npy"
   rows = 10**11
-  head = writers.header(np.dtype(np.float32), (rows, 3))
+  head = store_column.header(np.dtype(np.float32), (rows, 3))
   facts = json.loads((path / "store.json").read_text())
   for name in ("x", "y"):
     said = facts["splits"]["train"]["files"][f"fields/{name}.npy"]
     said["shape"][0] = rows
-    head = writers.header(np.dtype(said["dtype"]), tuple(said["shape"]))
+    head = store_column.header(np.dtype(said["dtype"]), tuple(said["shape"]))
     file = path / "train" / "fields" / f"{name}.npy"
     size = np.dtype(said["dtype"]).itemsize * int(np.prod(said["shape"]))
     with file.open("wb") as opened:
@@ -498,15 +499,15 @@ def test_a_disk_that_stays_full(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  close = writers._Column.close
+  close = store_column.Column.close
 
   def write():
     with StoreWriter(tmp_path / "s") as store:
       split = store.split("train")
       split.append(["a"], [1], {"x": np.zeros(1)})
-      monkeypatch.setattr(writers._Column, "append", full)
+      monkeypatch.setattr(store_column.Column, "append", full)
       monkeypatch.setattr(
-        writers._Column, "close", lambda column: full(close(column))
+        store_column.Column, "close", lambda column: full(close(column))
       )
       split.append(["b"], [1], {"x": np.zeros(1)})
 
