@@ -293,14 +293,15 @@ def fedlabels(
 
   def finish(client: Client, first: LocalState, second: Unlabelled) -> Report:
     report = base.finish(client, first)
-    count = jnp.maximum(second.pseudo.total, 1)
+    pseudo = metric(second.pseudo)
+    count = jnp.maximum(pseudo.total, 1)
     unsupervised = difference(second.params, client.message.params)
     return Report(
       update=Pair(report.update, unsupervised),
       weight=jnp.ones((), jnp.float32),
       buffers=Pair(first.buffers, _times(count, second.buffers)),
       statistics=count,
-      metrics={**report.metrics, "pseudo_labels": metric(second.pseudo)},
+      metrics={**report.metrics, "pseudo_labels": pseudo},
     )
 
   def send(client: Client, report: Report) -> Report:

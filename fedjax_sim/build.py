@@ -28,6 +28,7 @@ from fedjax_sim import (
   transforms,
   validate,
 )
+from fedjax_sim import residency as residencies
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.replay import replay
 from fedjax_sim.algorithms.stale import stale
@@ -585,6 +586,8 @@ def build(config: ConfigDict) -> Experiment:
   """
   check_fields(config)
   client, server, runtime = config.client, config.server, config.runtime
+  if runtime.residency == "disk" and config.data.name == "store":
+    residencies.check_on_disk(config.data)
   timetable = Timetable(
     rounds=server.rounds,
     wanted=server.rounds,

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -51,10 +52,12 @@ fedjax-sim: federated learning, simulated.
       FORMAT: csv, datasets, fedjax_sqlite, flute_hdf5, json_lines, leaf_json,
       npz, parquet or tff_hdf5
       --client=COLUMN of a table; --fields=x:FROM,y:FROM, --dtypes=x:uint8
+      --delimiter=";", --decimal=, of csv
       --text=characters|words: what x is; --vocabulary=STORE|JSON,
       --vocabulary-size=N, --sequence-length=N
       --map=FILE.py:FUNCTION, --prepare=bytes, --num-classes=N, --name=NAME
-      --seen, --unseen, --test, --server: paths of more splits
+      --seen, --unseen, --labelled, --unlabelled, --test, --server: paths of
+      more splits
   fedjax-sim data import --config=FILE --store=DIR
       writes the config's data set as a client store
   fedjax-sim data info --store=DIR
@@ -302,7 +305,7 @@ def _execute(
   for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
-    with _prompt_interrupts():
+    with _prompt_interrupts(), _short_warnings():
       if not arguments or first[0] in _HELP or {"-h", "--help"} & {*arguments}:
         print(_usage(arguments), flush=True)  # noqa: T201
         return 0 if arguments else 2
@@ -394,6 +397,29 @@ def _prompt_interrupts() -> Iterator[None]:
     yield
   finally:
     signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _short_warnings() -> Iterator[None]:
+  """What users are warned of is a line, without that of the source."""
+  before = warnings.formatwarning
+
+  def short(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+  ) -> str:
+    if category is UserWarning:
+      return f"fedjax-sim: warning: {message}\n"
+    return before(message, category, filename, lineno, line)
+
+  warnings.formatwarning = short
+  try:
+    yield
+  finally:
+    warnings.formatwarning = before
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -38,7 +38,7 @@ def default_config() -> ConfigDict:
   config.data.exponent = placeholder(float)
   config.data.min_examples = placeholder(int)
   config.data.heldout_fraction = placeholder(float)
-  config.data.unseen_clients = placeholder(object)  # number or fraction
+  config.data.unseen_clients = placeholder(object)  # number, share, or names
   config.data.server_clients = placeholder(object)  # the same
   config.data.random_label_clients = placeholder(float)
   config.data.labelled_fraction = placeholder(float)

@@ -25,9 +25,10 @@ from fedjax_sim.data import (
   vocabulary_of,
   write_store,
 )
-from fedjax_sim.data.store_writer import PREPARE, SPLITS
+from fedjax_sim.data.store_writer import FURTHER, PREPARE, SPLITS
 from fedjax_sim.exporters import export
 from fedjax_sim.importers import IMPORTERS, Source, import_store
+from fedjax_sim.importers.fields import few
 from fedjax_sim.importers.text import TEXTS, Text
 
 _PIECE = 2**20  # labels that are counted at once
@@ -35,6 +36,8 @@ _MOST_CLASSES = 2**20  # whose shares are told
 _PERCENTILES = (0, 10, 50, 90, 100)
 _OPTIONS = (
   "client",
+  "delimiter",
+  "decimal",
   "fields",
   "dtypes",
   "map",
@@ -56,6 +59,14 @@ def _real(flag: str, text: str) -> float:
   return flags.number(flag, text, float)
 
 
+def _clients(flag: str, text: str) -> float | list[str]:
+  """How many clients, what share of them, or their names."""
+  try:
+    return float(text)
+  except ValueError:
+    return [name for name in text.split(",") if name]
+
+
 _DEAL: dict[str, Callable[[str, str], Any]] = {
   "partition": lambda flag, text: text,
   "num-clients": _int,
@@ -65,7 +76,7 @@ _DEAL: dict[str, Callable[[str, str], Any]] = {
 }
 _SPLIT: dict[str, Callable[[str, str], Any]] = {
   "heldout-fraction": _real,
-  "unseen-clients": _real,
+  "unseen-clients": _clients,
   "min-examples": _int,
   "seed": _int,
 }
@@ -109,6 +120,8 @@ def _import(arguments: Sequence[str]) -> str:
       **({"x": "text"} if text["text"] else {}),
     }
     dtypes = {k: v for k, v in (dtypes or {}).items() if v != "text"}
+  if "raw" in takes:  # what is odd is the map's affair
+    given["raw"] = bool(text["map"])
   if "client" in takes:
     given["client"] = text["client"] or "client"
   elif text["client"]:
@@ -116,6 +129,13 @@ def _import(arguments: Sequence[str]) -> str:
       f"--client={text['client']} is for tables; --format={format} says itself"
       " whose examples are whose."
     )
+  for name in ("delimiter", "decimal"):
+    if text[name] and name not in takes:
+      raise flags.UsageError(
+        f"--{name}={text[name]} is for csv, and not for {format}; leave it out."
+      )
+    if text[name]:
+      given[name] = "\t" if text[name] in ("tab", r"\t") else text[name]
   for split in SPLITS:
     sources[split] = values[split].value
   if not sources["train"]:
@@ -139,8 +159,8 @@ def _import(arguments: Sequence[str]) -> str:
   path = local(values["store"].value)
   with reporting.written() as told:
     given = {k: v for k, v in options.items() if v is not None}
-    import_store(path, read, progress=told, **given)
-  return described(path)
+    columns = import_store(path, read, progress=told, **given)
+  return described(path, columns)
 
 
 def _source(
@@ -282,7 +302,9 @@ def _export(arguments: Sequence[str]) -> str:
   store, path = local(values["store"].value), local(values["to"].value)
   data, split = open_store(store), values["split"].value
   _check_outside(store, path)
-  held = getattr(data, validate.known("--split", split, SPLITS))
+  validate.known("--split", split, SPLITS)
+  further = data.splits.get(split)
+  held = further if split in FURTHER else getattr(data, split)
   if held is None:
     raise ValueError(f"--split={split}: {store} has no such split.")
   part = _part(split, held)
@@ -315,21 +337,34 @@ def _info(arguments: Sequence[str]) -> str:
   return told
 
 
-def described(path: Path) -> str:
-  """What a store holds, some lines."""
+def described(
+  path: Path, columns: Mapping[str, Sequence[str]] | None = None
+) -> str:
+  """What a store holds, some lines.
+
+  Args:
+    path: the store's folder.
+    columns: field -> what of the source it was made of, where that was asked
+      for.
+  """
   data = open_store(path)
   train = data.train
   facts: dict[str, Any] = {"name": data.name, "store": str(path)}
-  for name in ("train", "seen", "unseen"):
-    part = getattr(data, name)
+  parts = {"train": train, "seen": data.seen, "unseen": data.unseen}
+  for name, part in (parts | dict(data.splits)).items():
     if part is not None:
       facts[name] = _sizes(part)
+      if part.num_clients <= reporting.MOST_NAMES:
+        facts[f"clients of {name}"] = _listed(part)
   for name in ("test", "server"):
     examples = getattr(data, name)
     if examples is not None:
       facts[name] = f"{len(next(iter(examples.values()))):,} examples"
   for field, values in train.examples.items():
     facts[f"field {field}"] = f"{values.dtype} of shape {values.shape[1:]}"
+  for field, names in (columns or {}).items():
+    count = f"{len(names)}: " if len(names) > 1 else ""
+    facts[f"made {field} of"] = f"{count}{few(names)}"
   if words := vocabulary_of(path):
     facts["vocabulary"] = f"{len(words):,} entries"
   size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -344,6 +379,13 @@ def described(path: Path) -> str:
       more = ["..."] if data.num_classes > len(shown) else []
       facts["labels of train"] = ", ".join([*shown, *more])
   return reporting.final_text({}, facts).rstrip()
+
+
+def _listed(part: FederatedData) -> str:
+  """Every client and its number of examples."""
+  names = map(part.client_name, range(part.num_clients))
+  sizes = zip(names, part.sizes.tolist(), strict=True)
+  return ", ".join(f"{name or repr(name)}: {size:,}" for name, size in sizes)
 
 
 def _sizes(part: FederatedData) -> str:
@@ -391,7 +433,9 @@ def draw(path: Path, picture: Path) -> None:
       [np.bincount(y, minlength=data.num_classes) for y in labels]
     )
   title = f"{data.name}: {train.num_clients:,} training clients"
-  reporting.draw_clients(train.sizes, shown, counts, picture, title)
+  few = train.num_clients <= reporting.MOST_NAMES
+  names = [train.client_name(int(i)) for i in shown] if few else None
+  reporting.draw_clients(train.sizes, shown, counts, picture, title, names)
 
 
 _ACTIONS: dict[str, Callable[[Sequence[str]], str]] = {

@@ -322,6 +322,9 @@ def _run(
           done=done,
           begins=done == 0 and timetable.initial_eval,
           log_clients=simulator.log_clients,
+          name_of=simulator.data.train.client_name
+          if not simulator.algorithm.pooled
+          else lambda _: "all clients",
         )
       )
     if restored is not None:

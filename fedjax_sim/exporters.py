@@ -16,8 +16,8 @@ import numpy as np
 
 from fedjax_sim import reporting, validate
 from fedjax_sim.data import FederatedData
+from fedjax_sim.data.store_column import header
 from fedjax_sim.data.store_copy import Told, client_blocks
-from fedjax_sim.data.store_writer import header
 from fedjax_sim.importers.blocks import library
 
 Examples = Mapping[str, np.ndarray]
@@ -95,10 +95,11 @@ def _tff_hdf5(
 ) -> None:
   """TFF's and FedML's HDF5: `examples/<client>/<field>`."""
   h5py = library("h5py", "hdf5")
+  _check_nodes(data)
   # Of a full disk HDF5 itself does not tell.
   with file.open("w+b") as plain, h5py.File(plain, "w") as out:
     for name, examples in _clients(data, told):
-      group = out.create_group(f"examples/{_node(name)}")
+      group = out.create_group(f"examples/{name}")
       for field, values in examples.items():
         group.create_dataset(field, data=values)
 
@@ -108,22 +109,24 @@ def _flute_hdf5(
 ) -> None:
   """FLUTE's HDF5: `user_data/<user>/x`, and the labels apart."""
   h5py = library("h5py", "hdf5")
+  _check_nodes(data)
   with file.open("w+b") as plain, h5py.File(plain, "w") as out:
     out["users"] = [data.client_name(i) for i in range(data.num_clients)]
     out["num_samples"] = data.sizes
     for name, examples in _clients(data, told):
       for field, values in examples.items():
-        node = _node(name)
-        where = f"user_data/{node}/{field}"
-        out[f"user_data_label/{node}" if field == "y" else where] = values
+        where = f"user_data/{name}/{field}"
+        out[f"user_data_label/{name}" if field == "y" else where] = values
 
 
-def _node(name: str) -> str:
-  if "/" in name or "\0" in name or name in ("", "."):
-    raise ValueError(
-      f"Client {name!r} cannot name a group of HDF5; give another format."
-    )
-  return name
+def _check_nodes(data: FederatedData) -> None:
+  """Refuses clients whose names cannot be those of groups."""
+  for i in range(data.num_clients):
+    name = data.client_name(i)
+    if "/" in name or "\0" in name or name in ("", "."):
+      raise ValueError(
+        f"Client {name!r} cannot name a group of HDF5; give another format."
+      )
 
 
 def _fedjax_sqlite(
@@ -199,7 +202,7 @@ def _npz(data: FederatedData, file: Path, told: Callable[[int], None]) -> None:
       raise ValueError(
         f"Client {name!r} ends in what .npz cuts off; give another format."
       )
-  width = max(map(len, names))
+  width = max(1, *map(len, names))
   each = sum(x[:1].nbytes for x in data.examples.values()) + 4 * width
   blocks = list(client_blocks(data, each))
   with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:

@@ -6,12 +6,12 @@ With several processes only the first one writes; the others keep silent.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim import processes, reporting
-from fedjax_sim.dispatch import Dispatch, Row
+from fedjax_sim.dispatch import Columns, Dispatch, Row
 
 
 class Journal:
@@ -44,10 +44,11 @@ class _Written(Journal):
     events: Any,
     progress: Any,
     clients: reporting.ClientRounds | None,
+    name_of: Callable[[int], str],
   ):
     self._metrics, self._timings = metrics, timings
     self._events, self._progress = events, progress
-    self._clients = clients
+    self._clients, self._name_of = clients, name_of
 
   def log(self, message: str, level: str = "info") -> None:
     self._progress.log(message, level=level)
@@ -62,10 +63,19 @@ class _Written(Journal):
     if out.rows:
       self._timings.append([_timing(done, out, eval_seconds)])
       if self._clients is not None:
-        self._clients.append(done, out.client_log)
+        self._clients.append(done, self._named(out.client_log))
     rate = out.clients / max(out.seconds, 1e-9)
     for row in out.rows:
       self._progress.update(row, clients_per_second=rate)
+
+  def _named(self, log: Columns) -> dict[str, Any]:
+    """The lines of clients, with their names beside their indices."""
+    found: dict[str, Any] = {}
+    for column, values in log.items():
+      found[column] = values
+      if column == "client":
+        found["name"] = [self._name_of(i) for i in values.tolist()]
+    return found
 
   def sync(self) -> None:
     self._metrics.sync()
@@ -95,6 +105,7 @@ def journal(
   done: int,
   begins: bool = False,
   log_clients: bool = False,
+  name_of: Callable[[int], str] = str,
 ) -> Iterator[Journal]:
   """The journal of a run.
 
@@ -104,6 +115,7 @@ def journal(
     done: that it has; what the files say of later ones is cut off.
     begins: whether there is a row of round 0 to write.
     log_clients: whether there are lines of clients to write.
+    name_of: a client's index -> its name.
   """
   if not processes.is_first():
     yield Journal()
@@ -129,4 +141,4 @@ def journal(
         keep_through=done,
       )
       stack.enter_context(contextlib.closing(clients))
-    yield _Written(metrics, timings, events, progress, clients)
+    yield _Written(metrics, timings, events, progress, clients, name_of)

@@ -239,6 +239,31 @@ def residency(
   return _Sliced(passes, splits, mesh, each, name, why)
 
 
+def check_on_disk(given: Mapping[str, Any]) -> None:
+  """Refuses options of a store that copy its examples into memory.
+
+  Args:
+    given: option of `data` -> its value; None: not given.
+
+  Raises:
+    ValueError: one does; names it.
+  """
+  partition = "make a store of such clients, by fedjax-sim data partition"
+  for option, without, remedy in (
+    ("heldout_fraction", 0, f"{partition} --heldout-fraction=..."),
+    ("unseen_clients", 0, f"{partition} --unseen-clients=..."),
+    ("min_examples", 1, f"{partition} --min-examples=..."),
+    ("server_clients", None, "leave it out"),
+    ("random_label_clients", None, "leave it out"),
+  ):
+    if given[option] not in (None, without):
+      raise ValueError(
+        f"data.{option}={given[option]!r} copies a store's examples into"
+        " memory, and runtime.residency='disk' is to leave them on the disk;"
+        f" {remedy}, or give runtime.residency='host'."
+      )
+
+
 def _chosen(
   splits: Sequence[FederatedData], mesh: Mesh, stored: bool
 ) -> tuple[str, str]:

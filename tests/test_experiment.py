@@ -13,6 +13,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from fedjax_sim import (
   build,
@@ -237,6 +238,7 @@ def test_the_clients_log_is_the_same_after_a_stop(
 ):
   """After a signal, after a crash beyond a checkpoint, and once it was done."""
   logged = quick(server__client_log="True")
+  names = build.build_data(logged).train.client_name
   whole = tmp_path / "whole"
   experiment.run(logged, whole)
   assert (
@@ -246,6 +248,8 @@ def test_the_clients_log_is_the_same_after_a_stop(
   files = ("client_rounds.parquet", "client_rounds.png")
   for name in files:
     assert (whole / name).exists()
+  held = parquet.read_table(whole / files[0]).to_pydict()
+  assert held["name"] == list(map(names, held["client"]))
   assert not (whole / "client_rounds").exists()
 
   folder = tmp_path / "run"

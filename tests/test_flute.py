@@ -170,6 +170,7 @@ def test_convex_model_interp():
       num_steps=jnp.ones(1, jnp.int32),
       round=jnp.int32(1),
       key=KEY,
+      noise_key=KEY,
     )
     (walk,) = made.passes
     example = {"x": jnp.asarray(centre, jnp.float32)[None], "a": jnp.ones(1)}

@@ -1,7 +1,5 @@
 """Norms and clipping, against double precision."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -109,14 +107,9 @@ def test_rows_of_any_size(size):
     found = np.linalg.norm(np.asarray(cut, np.float64), axis=1)
     assert np.all(found <= bound)
     np.testing.assert_allclose(found, short, rtol=1e-5, atol=tiny)
-    clip = functools.partial(
-      transforms.clip(1.0).apply,
-      shared=(),
-      state=(),
-      hparams={"norm": bound},
-      key=jax.random.key(0),
-    )
-    cut, _, _ = jax.jit(jax.vmap(clip, out_axes=(0, None, 0)))(tree)
+    clip, key = transforms.clip(1.0).apply, jax.random.key(0)
+    rows = jax.vmap(clip, (0, None, None, None, None), (0, None, 0))
+    cut, _, _ = jax.jit(rows)(tree, (), (), {"norm": bound}, key)
     found = np.asarray(cut["w"], np.float64)
     np.testing.assert_allclose(
       np.linalg.norm(found, axis=1), short, rtol=1e-5, atol=tiny
@@ -125,17 +118,13 @@ def test_rows_of_any_size(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_directions_of_any_size(size):
-  one, other = np.float32([[1, 0], [1, 1]]), np.float32([[1, 0], [0, 1]])
+  times = lambda numbers: np.array(size * np.array(numbers), np.float32)
   found = jax.jit(jax.vmap(cosine))(
-    np.float32(size) * one, np.float32(size) * other
+    times([[1, 0], [1, 1]]), times([[1, 0], [0, 1]])
   )
   np.testing.assert_allclose(found, [1, 0.5**0.5], rtol=1e-6)
-  seen = jax.jit(jax.vmap(gradient_statistics))(
-    np.float32(size) * np.float32([[1, 0], [0.5, 0.5]])
-  )
-  np.testing.assert_allclose(
-    seen["norm"], np.float32(size) * np.float32([1, 0.5**0.5]), rtol=1e-6
-  )
-  rows = np.float32(size) * np.float32([[[0, 0], [1, 0.5], [0.6, 0.6]]] * 2)
+  seen = jax.jit(jax.vmap(gradient_statistics))(times([[1, 0], [0.5, 0.5]]))
+  np.testing.assert_allclose(seen["norm"], times([1, 0.5**0.5]), rtol=1e-6)
+  rows = times([[[0, 0], [1, 0.5], [0.6, 0.6]]] * 2)
   words = jax.jit(jax.vmap(guessed))(rows, np.array([1, 2]))
   np.testing.assert_array_equal(words, [[0, 1, 0], [0, 1, 1]])

@@ -21,7 +21,7 @@ from fedjax_sim.data.federated import (
 from fedjax_sim.data.idx import read_fields
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import deal
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 CLASSES = 10
 ROWS = 1000  # images of a full sprite
@@ -42,7 +42,7 @@ def load_cifar10(
   num_clients: int = 20,
   partition: str = "dirichlet",
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
   **options: Any,

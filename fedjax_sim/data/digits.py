@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_sim.data.federated import FederatedData, FederatedDataset
 from fedjax_sim.data.partition import deal
 from fedjax_sim.data.seeding import Stream
-from fedjax_sim.data.splits import make_dataset, split_clients
+from fedjax_sim.data.splits import Clients, make_dataset, split_clients
 
 TEST_FRACTION = 0.2
 
@@ -25,7 +25,7 @@ def load_digits(
   num_clients: int = 100,
   partition: str = "dirichlet",
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
   **options: Any,

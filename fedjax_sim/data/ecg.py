@@ -19,7 +19,7 @@ from fedjax_sim.data.federated import (
 from fedjax_sim.data.idx import read_fields
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import by_key
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 SAMPLES = 187  # of a beat
 CLASSES = 5
@@ -29,7 +29,7 @@ def load_ecg(
   *,
   path: str | os.PathLike[str] | None = None,
   heldout_fraction: float = 0.2,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:

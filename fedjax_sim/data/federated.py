@@ -510,7 +510,8 @@ def check_labels(
   labels = data.examples[field]
   if labels.dtype.kind not in "iu":
     raise TypeError(
-      f"{part}: field {field!r} is {labels.dtype}; give integer labels."
+      f"{part}: field {field!r} is {labels.dtype}; give integer labels, or"
+      f" num_classes=0 instead of {num_classes} if they are no classes."
     )
   if not labels.size:
     return

@@ -2,7 +2,8 @@
 
 Caldas et al. (2018, "LEAF: a benchmark for federated settings", arXiv
 1812.01097). A file holds `users`, `num_samples` and `user_data`, with `x` and
-perhaps `y` of each user; FLUTE has the labels in `user_data_label`.
+perhaps `y` of each user; FLUTE has the labels in `user_data_label`. What else
+there may be is told in `leaf_users.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,25 +23,19 @@ from fedjax_sim.data.federated import (
   prepared,
 )
 from fedjax_sim.data.idx import contents
+from fedjax_sim.data.leaf_users import (
+  Notes,
+  User,
+  numbers,
+  texts_of_tweets,
+  users_of,
+  without_twins,
+)
 from fedjax_sim.data.location import locate
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 PADDING = 0  # the id of no character; characters have 1, 2 and so on
 INPUTS = ("numbers", "ids")  # what whole numbers of x may be
-
-
-class User(NamedTuple):
-  """What a file says of a user.
-
-  Attributes:
-    where: file and user, for messages.
-    x: one an example.
-    y: one an example, or None.
-  """
-
-  where: str
-  x: list[Any]
-  y: list[Any] | None
 
 
 def prepare_numbers(examples: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +56,7 @@ def load_leaf_json(
   sequence_length: int | None = None,
   vocabulary: str | None = None,
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
@@ -125,12 +120,14 @@ def load_leaf_json(
         raise ValueError(
           f"data.{option} is for text, but {place} holds numbers; unset it."
         )
-    clients = {name: {"x": numbers(u, "x", u.x)} for name, u in users.items()}
+    clients = {
+      name: {"x": numbers(u.where, "x", u.x)} for name, u in users.items()
+    }
     _check_inputs(users, clients, inputs)
     _shrink(clients, "x", np.int32 if inputs == "ids" else np.float32)
     if _labels_in(users):
       for name, user in users.items():
-        clients[name]["y"] = numbers(user, "y", user.y)
+        clients[name]["y"] = numbers(user.where, "y", user.y)
       _shrink(clients, "y", np.int32)
   if num_classes is None:
     num_classes = _count_classes(clients)
@@ -150,7 +147,7 @@ def load_leaf_json(
 
 
 def read_users(place: Path) -> dict[str, User]:
-  """Users, in the order of the files, by name.
+  """Users who have examples, in the order of the files, by name.
 
   Args:
     place: a file, plain or gzipped, or a folder of `.json` and `.json.gz`.
@@ -168,20 +165,22 @@ def read_users(place: Path) -> dict[str, User]:
         " its folder."
       )
   users: dict[str, User] = {}
+  notes = Notes()
   for file in files:
-    for name, user in _read(file).items():
+    for name, user in _read(file, notes).items():
       if name in users:
         raise ValueError(
           f"{user.where} is there already, as {users[name].where}; expected"
           " every user once."
         )
-      users[name] = user
+      users[name] = user._replace(x=list(texts_of_tweets(user.x)))
+  notes.warn()
   return users
 
 
-def _read(file: Path) -> dict[str, User]:
+def _read(file: Path, notes: Notes) -> dict[str, User]:
   try:
-    held = json.loads(contents(file))
+    held = json.loads(contents(file), object_pairs_hook=without_twins)
   except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError
     raise ValueError(
       f"{file} cannot be read as JSON: {str(error).rstrip('.')}. Give a LEAF"
@@ -191,72 +190,23 @@ def _read(file: Path) -> dict[str, User]:
   for field, kind in kinds.items():
     if not isinstance(held, dict) or not isinstance(held.get(field), kind):
       raise ValueError(f"{file}: {field}: expected a JSON {_JSON[kind]}.")
-  names, counts = held["users"], held["num_samples"]
-  if len(names) != len(counts):
-    raise ValueError(
-      f"{file}: num_samples: expected {len(names)}, one a user, found"
-      f" {len(counts)}."
-    )
   labels = held.get("user_data_label", {})
   if not isinstance(labels, dict):
     raise ValueError(f"{file}: user_data_label: expected a JSON object.")
-  users: dict[str, User] = {}
-  for name, count in zip(names, counts, strict=True):
-    where = f"{file}: user {name!r}"
-    if not isinstance(name, str):
-      raise ValueError(f"{where}: expected a name, a string.")
-    if name in users:
-      raise ValueError(f"{where} is twice in users; expected every user once.")
-    users[name] = checked_user(
-      where, count, held["user_data"].get(name), labels.get(name)
+  users = dict(
+    users_of(
+      str(file),
+      held["users"],
+      held["num_samples"],
+      held["user_data"].items(),
+      labels.items(),
+      notes,
     )
-  for field, held_users in (
-    ("user_data", held["user_data"]),
-    ("user_data_label", labels),
-  ):
-    for name in held_users:
-      if name not in users:
-        raise ValueError(
-          f"{file}: user {name!r} is in {field}, but not in users; expected"
-          " the same in both."
-        )
-  return users
+  )
+  return {name: users[name] for name in held["users"] if name in users}
 
 
 _JSON = {list: "array", dict: "object"}
-
-
-def checked_user(where: str, count: Any, data: Any, labels: Any) -> User:
-  """What a file says of a user, if it does not contradict itself.
-
-  Args:
-    where: file and user, for messages.
-    count: of `num_samples`.
-    data: of `user_data`.
-    labels: of `user_data_label`, or None.
-
-  Raises:
-    ValueError: something is missing, of another kind or of another length.
-  """
-  if not isinstance(data, dict):
-    found = "nothing" if data is None else f"a {type(data).__name__}"
-    raise ValueError(
-      f"{where}: expected an object in user_data, with x, found {found}."
-    )
-  x, y = data.get("x"), data.get("y", labels)
-  if not isinstance(x, list):
-    raise ValueError(f"{where}: x: expected an array, one entry an example.")
-  if y is not None and not isinstance(y, list):
-    raise ValueError(f"{where}: y: expected an array, one entry an example.")
-  if count != len(x):
-    raise ValueError(
-      f"{where}: num_samples is {count}; expected {len(x)}, the length of x."
-    )
-  if y is not None and len(y) != len(x):
-    raise ValueError(
-      f"{where}: y has {len(y)} entries; expected {len(x)}, as x."
-    )
-  return User(where, x, y)
 
 
 # --- text ---------------------------------------------------------------------
@@ -354,7 +304,7 @@ def labelled_text(
     x[np.arange(length) < ends[:, np.newaxis]] = ids[name][:total]
     clients[name] = {
       "x": x,
-      "y": ids[name][total:] if letters else numbers(user, "y", y),
+      "y": ids[name][total:] if letters else numbers(user.where, "y", y),
     }
   if not letters:
     _shrink(clients, "y", np.int32)
@@ -393,41 +343,6 @@ def _fixed(given: int | None, classes: int) -> int:
       f" padding; unset it, or give {classes}."
     )
   return classes
-
-
-def numbers(user: User, field: str, values: Any) -> np.ndarray:
-  """Values of a user as an array.
-
-  Raises:
-    ValueError: they are no numbers, or of several shapes.
-  """
-  try:
-    array = np.asarray(values)
-  except (ValueError, OverflowError) as error:
-    raise ValueError(
-      f"{user.where}: {field}: expected entries of one shape,"
-      f" {_uneven(values) or str(error).rstrip('.')}."
-    ) from error
-  if array.dtype.kind not in "biuf":
-    raise ValueError(
-      f"{user.where}: {field}: expected numbers, or for x text, found"
-      f" {array.dtype}."
-    )
-  return array
-
-
-def _uneven(values: Any) -> str:
-  """Which entry has another shape than those before; "" if none has."""
-  first = None
-  for i, value in enumerate(values):
-    try:
-      shape = np.shape(value)
-    except ValueError:
-      return f"and within entry {i} lists have several lengths"
-    first = shape if first is None else first
-    if shape != first:
-      return f"and entry {i} has {shape}, those before {first}"
-  return ""
 
 
 def _check_inputs(

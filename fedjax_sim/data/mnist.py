@@ -23,7 +23,7 @@ from fedjax_sim.data.idx import read_fields, read_idx
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import by_key, deal
 from fedjax_sim.data.seeding import Stream, generator
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 CLASSES = 10
 FIRST_EXAMPLES = 5  # of each of its two digits that a power-law client has
@@ -35,7 +35,7 @@ def load_mnist(
   num_clients: int = 100,
   partition: str = "dirichlet",
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
   **options: Any,
@@ -80,7 +80,7 @@ def load_mnist_power_law(
   path: str | os.PathLike[str] | None = None,
   num_clients: int = 1000,
   heldout_fraction: float = 0.1,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:

@@ -17,7 +17,7 @@ from fedjax_sim.data.leaf import (
   read_users,
 )
 from fedjax_sim.data.location import find, locate
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 
 def load_shakespeare(
@@ -27,7 +27,7 @@ def load_shakespeare(
   vocabulary: str | None = None,
   min_characters: int = 500,
   heldout_fraction: float = 0.2,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +21,8 @@ from fedjax_sim.data.federated import (
   offsets_of,
 )
 from fedjax_sim.data.seeding import MOST_SEED, Stream, generator
+
+Clients = int | float | str | Sequence[str]  # how many, what share, or which
 
 
 def split_clients(
@@ -86,7 +92,7 @@ def _divide(
 
 def split_off_clients(
   data: FederatedData,
-  amount: int | float,
+  amount: Clients,
   seed: int,
   stream: Stream = Stream.UNSEEN,
 ) -> tuple[FederatedData, FederatedData]:
@@ -95,31 +101,65 @@ def split_off_clients(
   Args:
     data: the clients.
     amount: how many, or below 1 what fraction, rounded, but at least one
-      client.
-    seed: chooses the clients.
+      client; or a client's name, or those of several.
+    seed: chooses the clients, unless they are named.
     stream: of randomness; it also says which field messages name.
 
   Returns:
     (those left, those moved away), both in data's order.
 
   Raises:
-    TypeError, ValueError: no such amount, or no client would be left.
+    TypeError, ValueError: no such amount or name, or no client would be left.
   """
   field, total = f"data.{stream.name.lower()}_clients", data.num_clients
   if total < 2:
     raise ValueError(f"{field}={amount} needs 2 clients or more; set it to 0.")
-  if 0 < validate.real(field, amount, above=0) < 1:
-    amount = max(1, round(amount * total))
-  if isinstance(amount, float) and amount.is_integer():
-    amount = int(amount)
-  count = validate.whole(field, amount, most=total - 1)
-  order = generator(seed, stream).permutation(total)
-  unseen, seen = np.sort(order[:count]), np.sort(order[count:])
-  return data.select(seen), data.select(unseen)
+  if isinstance(amount, Sequence):
+    chosen: Any = _named(field, data, amount)
+  else:
+    if 0 < validate.real(field, amount, above=0) < 1:
+      amount = max(1, round(amount * total))
+    if isinstance(amount, float) and amount.is_integer():
+      amount = int(amount)
+    count = validate.whole(field, amount, most=total - 1)
+    chosen = generator(seed, stream).permutation(total)[:count]
+  moved = np.zeros(total, bool)
+  moved[chosen] = True
+  return data.select(np.flatnonzero(~moved)), data.select(np.flatnonzero(moved))
+
+
+def _named(
+  field: str, data: FederatedData, names: str | Sequence[str]
+) -> list[int]:
+  """Return the clients of these names.
+
+  Raises:
+    TypeError, ValueError: there is none of a name, or all are named.
+  """
+  names = [names] if isinstance(names, str) else list(names)
+  numbers = {data.client_name(i): i for i in range(data.num_clients)}
+  for name in names:
+    validate.instance(field, name, str, "0.2, 3 or ('ann', 'bob')")
+    if name not in numbers:
+      near = difflib.get_close_matches(name, numbers, n=1, cutoff=0.5)
+      hint = f" Did you mean {near[0]!r}?" if near else ""
+      few = ", ".join(map(repr, itertools.islice(numbers, 10)))
+      more = ", ..." if len(numbers) > 10 else ""
+      raise ValueError(
+        f"{field} names {name!r}, and there is no such client.{hint} There are"
+        f" {few}{more}."
+      )
+  found = [numbers[name] for name in names]
+  if len({*found}) == data.num_clients:
+    raise ValueError(
+      f"{field} names all {data.num_clients} clients, and none is left to"
+      " train; leave one out."
+    )
+  return found
 
 
 def with_server_data(
-  dataset: FederatedDataset, amount: int | float, seed: int = 0
+  dataset: FederatedDataset, amount: Clients, seed: int = 0
 ) -> FederatedDataset:
   """Gives the examples of some training clients to the server.
 
@@ -127,7 +167,7 @@ def with_server_data(
 
   Args:
     dataset: of which some clients train no more.
-    amount: how many clients; see `split_off_clients`.
+    amount: how many clients, or which; see `split_off_clients`.
     seed: chooses them.
 
   Raises:
@@ -237,7 +277,7 @@ def make_dataset(
   num_classes: int,
   test: Examples | None = None,
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
   prepare: Prepare = as_stored,
@@ -266,7 +306,8 @@ def make_dataset(
     )
   validate.whole("data.seed", seed, least=0, most=MOST_SEED)
   validate.real("data.heldout_fraction", heldout_fraction, least=0, most=1)
-  validate.real("data.unseen_clients", unseen_clients, least=0)
+  if not isinstance(unseen_clients, Sequence):
+    validate.real("data.unseen_clients", unseen_clients, least=0)
   train = data.at_least(min_examples)
   unseen = seen = None
   if unseen_clients:

@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from fedjax_sim import validate
-from fedjax_sim.data import store_writer
+from fedjax_sim.data import store_column, store_writer
 from fedjax_sim.data.federated import (
   FederatedDataset,
   Names,
@@ -26,7 +26,7 @@ from fedjax_sim.data.federated import (
   input_shape,
 )
 from fedjax_sim.data.location import local, locate
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 _TABLES = ("offsets", "names", "name_ends")
 
@@ -98,6 +98,7 @@ def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
     num_classes=num_classes,
     example_shape=input_shape(prepare, train.examples),
     seen=splits.get("seen"),
+    splits={k: splits[k] for k in store_writer.FURTHER if k in splits},
     unseen=splits.get("unseen"),
     prepare=prepare,
     test=test,
@@ -120,7 +121,7 @@ def load_store(
   *,
   path: str | os.PathLike[str] | None = None,
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
@@ -130,8 +131,8 @@ def load_store(
 
   Args:
     path: the store's folder; see `locate`.
-    heldout_fraction: see `make_dataset`; not where the store has a split
-      "seen".
+    heldout_fraction: see `make_dataset`; not where the store has a split of
+      train's clients.
     unseen_clients: see `make_dataset`; not where the store has "unseen".
     min_examples: clients with fewer are left out.
     seed: of the splits.
@@ -143,10 +144,11 @@ def load_store(
   data = open_store(locate(path))
   if not (heldout_fraction or unseen_clients or min_examples != 1):
     return data
+  aligned = [data.seen, *data.splits.values()]
   for field, wanted, parts in (
-    ("heldout_fraction", heldout_fraction, (data.seen,)),
-    ("unseen_clients", unseen_clients, (data.seen, data.unseen)),
-    ("min_examples", min_examples != 1, (data.seen,)),
+    ("heldout_fraction", heldout_fraction, aligned),
+    ("unseen_clients", unseen_clients, [*aligned, data.unseen]),
+    ("min_examples", min_examples != 1, aligned),
   ):
     if wanted and any(part is not None for part in parts):
       raise ValueError(
@@ -183,7 +185,7 @@ def verify(path: str | os.PathLike[str]) -> None:
     _split(folder / name, split)  # all files are there, and as long
     offsets = np.load(folder / name / "offsets.npy", mmap_mode="r")
     for file, said in split["files"].items():
-      found = store_writer.sums_of(
+      found = store_column.sums_of(
         folder / name / file, said["begin"]
       ).digests()
       for i, (one, other) in enumerate(zip(found, said["sha256"], strict=True)):
@@ -294,7 +296,7 @@ def _mapped(file: Path, said: Mapping[str, Any]) -> np.ndarray:
         " short, or is another file. Restore it, or write the store again."
       )
     with file.open("rb") as opened:
-      if opened.read(said["begin"]) != store_writer.header(dtype, shape):
+      if opened.read(said["begin"]) != store_column.header(dtype, shape):
         raise StoreError(
           f"{file} begins with another header than was written; restore it, or"
           " write the store again."

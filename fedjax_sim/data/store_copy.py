@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim import validate
 from fedjax_sim.data.federated import FederatedData, FederatedDataset
 from fedjax_sim.data.partition import partition
-from fedjax_sim.data.splits import make_dataset
-from fedjax_sim.data.store_writer import PREPARE, StoreWriter
+from fedjax_sim.data.splits import Clients, make_dataset
+from fedjax_sim.data.store_writer import FURTHER, PREPARE, StoreWriter
 
 Told = Callable[[str, int, int], None]  # split, its clients and examples so far
 BLOCK = 2**24  # bytes that are written at once
@@ -47,12 +48,8 @@ def write_store(
       f" which a store does not know; it knows {', '.join(PREPARE)}. Write it"
       " with StoreWriter."
     )
-  if data.splits:
-    raise ValueError(
-      f"The data set {data.name!r} has the splits {', '.join(data.splits)},"
-      " which a store does not hold; unset data.labelled_fraction, and set it"
-      " when the store is read."
-    )
+  for name in data.splits:
+    validate.known(f"The data set {data.name!r}: split", name, FURTHER)
   with StoreWriter(
     path,
     name=data.name,
@@ -60,8 +57,14 @@ def write_store(
     prepare=named[data.prepare],
     vocabulary=vocabulary,
   ) as store:
-    for name in ("train", "seen", "unseen"):
-      part: FederatedData | None = getattr(rows or data, name)
+    of_clients = rows or data
+    parts = {
+      "train": of_clients.train,
+      "seen": of_clients.seen,
+      "unseen": of_clients.unseen,
+      **of_clients.splits,
+    }
+    for name, part in parts.items():
       if part is None:
         continue
       split = store.split(name)
@@ -111,7 +114,7 @@ def partition_store(
   name: str | None = None,
   num_clients: int | None = None,
   heldout_fraction: float = 0.0,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
   vocabulary: Sequence[str] | None = None,
@@ -142,8 +145,9 @@ def partition_store(
     TypeError, ValueError: an option is refused, or the data set has splits of
       clients already.
   """
-  for split in ("seen", "unseen"):
-    if getattr(data, split) is not None:
+  present = {"seen": data.seen, "unseen": data.unseen, **data.splits}
+  for split, held in present.items():
+    if held is not None:
       raise ValueError(
         f"The data set {data.name!r} has the split {split!r}, so its clients"
         " are split already; take a store without it."

@@ -19,8 +19,6 @@ from __future__ import annotations
 import array
 import contextlib
 import hashlib
-import io
-import itertools
 import json
 import os
 import re
@@ -29,27 +27,28 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedjax_sim import validate
+from fedjax_sim.data import store_column
 from fedjax_sim.data.federated import (
   Prepare,
   as_stored,
   check_finite,
-  forget,
   from_bytes,
   offsets_of,
 )
 from fedjax_sim.data.leaf import prepare_ids, prepare_numbers
 from fedjax_sim.data.location import local
+from fedjax_sim.data.store_column import Column
 
 FORMAT, VERSION = "fedjax_sim store", 1
-BLOCK = 2**24  # bytes that share a checksum
-CHUNK = 2**26  # bytes that are sorted at once
-SPLITS = ("train", "seen", "unseen", "test", "server")
+FURTHER = ("labelled", "unlabelled")  # of train's clients, for some algorithms
+OF_TRAIN = ("seen", *FURTHER)  # splits whose clients are those of train
+SPLITS = ("train", "seen", "unseen", *FURTHER, "test", "server")
 PREPARE: Mapping[str, Prepare] = {
   "stored": as_stored,
   "bytes": from_bytes,
@@ -144,20 +143,22 @@ class StoreWriter:
     """The writer of a split.
 
     Args:
-      name: of `SPLITS`. The clients of "seen" are those of "train", which must
-        be there first; "test" and "server" have one client, the centre.
+      name: of `SPLITS`. The clients of `OF_TRAIN` are those of "train", which
+        must be there first; "test" and "server" have one client, the centre.
 
     Raises:
       UnknownNameError: no such split.
-      ValueError: outside the context, or "seen" before "train".
+      ValueError: outside the context, or one of `OF_TRAIN` before "train".
     """
     validate.known("split", name, SPLITS)
     if self._folder is None:
       raise ValueError("A store is written inside `with StoreWriter(...)`.")
     if name not in self._splits:
       like = self._splits.get("train")
-      if name == "seen" and like is None:
-        raise ValueError("split='seen' has train's clients; write train first.")
+      if name in OF_TRAIN and like is None:
+        raise ValueError(
+          f"split={name!r} has train's clients; write train first."
+        )
       self._splits[name] = SplitWriter(
         self._folder / name, self.path, name, like
       )
@@ -174,7 +175,7 @@ class StoreWriter:
       self._check_labels(splits)
       self._check_bytes(splits)
       facts: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-      facts |= {"num_classes": self.num_classes, "block": BLOCK}
+      facts |= {"num_classes": self.num_classes, "block": store_column.BLOCK}
       facts |= {**self._facts, "splits": splits}
       facts["sha256"] = seal(facts)
       text = json.dumps(facts, indent=1)
@@ -191,6 +192,13 @@ class StoreWriter:
     classes = self.num_classes
     for name, split in splits.items():
       least, most = split["bounds"].get("y", (0, -1))
+      y = split["files"].get("fields/y.npy")
+      if classes and y and np.dtype(y["dtype"]).kind not in "iu":
+        raise ValueError(
+          f"{self.path}, {name}: labels 'y' are {np.dtype(y['dtype'])}, and"
+          f" num_classes={classes}; give whole numbers, or num_classes=0 if"
+          " they are no classes."
+        )
       if classes is None and least < 0:
         raise ValueError(
           f"{self.path}, {name}: labels 'y' go down to {least}; give labels"
@@ -220,10 +228,10 @@ class SplitWriter:
   ):
     self._folder, self._path, self._name = folder, path, name
     self._like = like  # the split that all others take after
-    self._clients = like if name == "seen" else None
+    self._clients = like if name in OF_TRAIN else None
     self._index: dict[str, int] = {}
     self._client, self._count = array.array("q"), array.array("q")
-    self._columns: dict[str, _Column] = {}
+    self._columns: dict[str, Column] = {}
     self._bounds: dict[str, tuple[int, int]] = {}
     self._failed = False  # a block is half written
     (folder / "fields").mkdir(parents=True)
@@ -320,7 +328,7 @@ class SplitWriter:
       if name not in self._clients._index:
         raise ValueError(
           f"{_whose(where, name)} is not among those that train; give"
-          " 'seen' examples of training clients, or write 'unseen'."
+          f" {self._name!r} examples of training clients, or write 'unseen'."
         )
       return self._clients._index[name]
     known = len(self._index)
@@ -354,7 +362,7 @@ class SplitWriter:
           " digits and _, at most 64."
         )
       file = self._folder / "fields" / f"{field}.npy"
-      self._columns[field] = _Column(file, values)
+      self._columns[field] = Column(file, values)
 
   def finish(self) -> dict[str, Any]:
     """Closes the split; returns what `store.json` says of it."""
@@ -386,7 +394,7 @@ class SplitWriter:
     }
     files: dict[str, Any] = {}
     for table, values in tables.items():
-      column = _Column(self._folder / f"{table}.npy", values)
+      column = Column(self._folder / f"{table}.npy", values)
       column.append(values)
       column.finish()
       files[f"{table}.npy"] = column.facts()
@@ -420,120 +428,10 @@ def _destinations(clients: np.ndarray, counts: np.ndarray) -> np.ndarray:
   return destinations
 
 
-class _Column:
-  """One array on the disk that grows by its first axis."""
-
-  def __init__(self, path: Path, like: np.ndarray):
-    self.path, self.example = path, like[:0].copy()
-    self.rows = 0
-    self._file: BinaryIO = path.open("wb")
-    self._sums = _Sums()
-    self._write_header()
-    self._begin = self._file.tell()
-
-  def _write_header(self) -> None:
-    shape = (self.rows, *self.example.shape[1:])
-    self._file.write(header(self.example.dtype, shape))
-
-  def append(self, values: np.ndarray) -> None:
-    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-    self._file.write(data)
-    self._sums.update(data)
-    self.rows += len(values)
-
-  def finish(self) -> None:
-    self._file.seek(0)
-    self._write_header()
-    assert self._file.tell() == self._begin
-    self._file.flush()
-    os.fsync(self._file.fileno())
-    self.close()
-
-  def close(self) -> None:
-    self._file.close()
-
-  def reorder(self, destinations: np.ndarray, counts: np.ndarray) -> None:
-    """Moves segments of rows, in the order in which they came."""
-    source = np.load(self.path, mmap_mode="r")
-    temporary = self.path.with_suffix(".sorted.npy")
-    with temporary.open("wb") as file:
-      # A full disk would be a signal, not an error, once it is mapped.
-      os.posix_fallocate(file.fileno(), 0, self.path.stat().st_size)
-      file.write(header(source.dtype, source.shape))
-    target = np.load(temporary, mmap_mode="r+")
-    each = max(1, source[:1].nbytes)
-    ends = np.cumsum(counts)
-    pieces = np.searchsorted(
-      ends, np.arange(0, ends[-1], max(1, CHUNK // each))
-    )
-    edges = np.unique(np.append(pieces, len(counts)))
-    for first, last in itertools.pairwise(edges.tolist()):
-      begin, end = ends[first] - counts[first], ends[last - 1]
-      shift = destinations[first:last] - (ends - counts)[first:last]
-      rows = np.arange(begin, end) + np.repeat(shift, counts[first:last])
-      target[rows] = source[begin:end]
-      forget(source)
-      target.flush()
-      forget(target)
-    del source, target
-    with temporary.open("rb+") as file:
-      os.fsync(file.fileno())
-    temporary.replace(self.path)
-    self._sums = sums_of(self.path, self._begin)
-
-  def facts(self) -> dict[str, Any]:
-    return {
-      "dtype": self.example.dtype.str,
-      "shape": [self.rows, *self.example.shape[1:]],
-      "begin": self._begin,
-      "sha256": self._sums.digests(),
-    }
-
-
-def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-  """How a `.npy` file begins; as long however long the first axis is."""
-  text = io.BytesIO()
-  facts = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-  np.lib.format.write_array_header_1_0(text, facts)
-  return text.getvalue()
-
-
 def seal(facts: Mapping[str, Any]) -> str:
   """SHA-256 of what `store.json` says, but for this."""
   told = {k: v for k, v in facts.items() if k != "sha256"}
   return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-class _Sums:
-  """SHA-256 of every `BLOCK` bytes."""
-
-  def __init__(self) -> None:
-    self._done: list[str] = []
-    self._current, self._filled = hashlib.sha256(), 0
-
-  def update(self, data: memoryview) -> None:
-    while len(data):
-      part = data[: BLOCK - self._filled]
-      self._current.update(part)
-      self._filled += len(part)
-      data = data[len(part) :]
-      if self._filled == BLOCK:
-        self._done.append(self._current.hexdigest())
-        self._current, self._filled = hashlib.sha256(), 0
-
-  def digests(self) -> list[str]:
-    last = [self._current.hexdigest()] if self._filled else []
-    return self._done + last
-
-
-def sums_of(path: Path, begin: int) -> _Sums:
-  """The sums of a file's bytes from `begin` on."""
-  sums = _Sums()
-  with path.open("rb") as file:
-    file.seek(begin)
-    while data := file.read(BLOCK):
-      sums.update(memoryview(data))
-  return sums
 
 
 @contextlib.contextmanager

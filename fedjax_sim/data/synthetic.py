@@ -17,7 +17,7 @@ from fedjax_sim.data.federated import (
   offsets_of,
 )
 from fedjax_sim.data.seeding import Stream, generator
-from fedjax_sim.data.splits import make_dataset
+from fedjax_sim.data.splits import Clients, make_dataset
 
 FEATURES = 60
 CLASSES = 10
@@ -32,7 +32,7 @@ def load_synthetic(
   beta: float | None = None,
   iid: bool = False,
   heldout_fraction: float = 0.2,
-  unseen_clients: int | float = 0,
+  unseen_clients: Clients = 0,
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:

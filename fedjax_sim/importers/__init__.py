@@ -8,13 +8,14 @@ block or a client, not the file.
 from collections.abc import Callable, Mapping
 
 from fedjax_sim.importers.blocks import Block, Source, source
+from fedjax_sim.importers.csv_table import csv
 from fedjax_sim.importers.fedjax_sqlite import fedjax_sqlite
 from fedjax_sim.importers.hdf5 import flute_hdf5, tff_hdf5
 from fedjax_sim.importers.hugging_face import datasets
 from fedjax_sim.importers.leaf_json import leaf_json
 from fedjax_sim.importers.npz_arrays import npz
 from fedjax_sim.importers.python_examples import examples
-from fedjax_sim.importers.tables import csv, json_lines, parquet
+from fedjax_sim.importers.tables import json_lines, parquet
 from fedjax_sim.importers.text import Characters, Words
 from fedjax_sim.importers.write import import_store
 

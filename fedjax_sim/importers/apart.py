@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ sys.path[:] = pickle.load(sys.stdin.buffer)
 from fedjax_sim.importers import apart
 apart.serve(int(sys.argv[1]))
 """
-_FILE, _BLOCK, _ERROR, _END = range(4)  # what the other process sends
+_FILE, _BLOCK, _WARNING, _ERROR, _END = range(5)  # what the other process sends
 
 
 def apart(
@@ -98,6 +99,8 @@ def _received(
     elif what == _BLOCK:
       yield value
       place = f"after client {value.names[-1]!r}"
+    elif what == _WARNING:
+      warnings.warn(value, stacklevel=2)
     elif what == _ERROR:
       raise value
     else:
@@ -150,10 +153,15 @@ def serve(descriptor: int) -> None:
       signal.setitimer(signal.ITIMER_PROF, limit)
 
     try:
-      for file, limit in files:
-        send(limit, _FILE, file)
-        for block in read(file):
-          send(limit, _BLOCK, block)
+      with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for file, limit in files:
+          send(limit, _FILE, file)
+          for block in read(file):
+            send(limit, _BLOCK, block)
+          for warning in said:
+            send(limit, _WARNING, str(warning.message))
+          said.clear()
     except Exception as error:
       send(0, _ERROR, _can_travel(error))
     else:

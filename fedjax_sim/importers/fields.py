@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def columns_of(
   if client not in columns:
     raise ValueError(
       f"{where}: there is no column {client!r} to name the client; there are"
-      f" {_few(columns)}."
+      f" {few(columns)}."
     )
   twice = sorted({c for c in columns if columns.count(c) > 1})
   if twice:
@@ -52,29 +53,80 @@ def wanted_of(
   """Those of a source's fields that `fields` asks for, each once.
 
   Raises:
-    ValueError: one is missing; names those that there are.
+    ValueError: see `assigned`.
   """
-  names = list(names)
-  wanted = [
-    name
-    for pattern in fields.values()
-    for name in _matching(where, names, pattern)
-  ]
-  return list(dict.fromkeys(wanted))
+  found = assigned(where, list(names), fields).values()
+  return list(dict.fromkeys(name for parts in found for name in parts))
+
+
+def assigned(
+  where: str, names: Sequence[str], fields: Mapping[str, str]
+) -> dict[str, list[str]]:
+  """Return which of a source's fields each field of a store is made of.
+
+  A pattern takes nothing that another field asks for by name, so that no label
+  gets among the inputs; "*" is whatever no other field takes.
+
+  Args:
+    where: for messages.
+    names: the source's fields.
+    fields: field -> a name, or several joined by "+", each a name or a pattern
+      such as "pixel*".
+
+  Raises:
+    ValueError: a name is missing, a pattern finds nothing, or patterns of two
+      fields find the same; names those that there are.
+  """
+  parts = {
+    field: [value] if value in names else value.split("+")
+    for field, value in fields.items()
+  }
+  strength: dict[str, int] = {}  # of what takes each name: the less, the more
+  for part in itertools.chain(*parts.values()):
+    for name in _matching(where, names, part):
+      strength[name] = min(strength.get(name, 2), _strength(part, names))
+  found: dict[str, list[str]] = {}
+  owner: dict[str, str] = {}
+  for field, patterns in parts.items():
+    own: dict[str, None] = {}
+    for part in patterns:
+      level = _strength(part, names)
+      matching = _matching(where, names, part)
+      left = [name for name in matching if strength[name] == level]
+      if not left and not set(matching) & set(own):
+        raise ValueError(
+          f"{where}: other fields take all that {part!r} finds,"
+          f" {few(matching)}; leave {field} out, or name others for it."
+        )
+      for name in left:
+        if level and owner.setdefault(name, field) != field:
+          raise ValueError(
+            f"{where}: {name!r} is in a pattern of {owner[name]} and in one of"
+            f" {field}; name it in one of them, or make one narrower."
+          )
+      own |= dict.fromkeys(left)
+    found[field] = list(own)
+  return found
+
+
+def _strength(part: str, names: Sequence[str]) -> int:
+  return 0 if part in names else 2 if part == "*" else 1
 
 
 def chosen(
   where: str,
   examples: Mapping[str, np.ndarray],
   fields: Mapping[str, str] | None,
+  row: int | None = None,
 ) -> dict[str, np.ndarray]:
   """The fields of a store.
 
   Args:
     where: for messages.
     examples: the source's fields, (examples, ...) each.
-    fields: field -> the source's, or a pattern of several that become one
-      array, (examples, ..., fields); None: all of them.
+    fields: see `assigned`; several become one array, (examples, ..., fields);
+      None: all of them.
+    row: the number of the first example in the source, for messages.
 
   Raises:
     ValueError: one is missing, or several do not fit together.
@@ -82,40 +134,77 @@ def chosen(
   if fields is None:
     return dict(examples)
   found = {}
-  for field, pattern in fields.items():
-    names = _matching(where, list(examples), pattern)
+  for field, names in assigned(where, list(examples), fields).items():
     parts = [examples[name] for name in names]
-    if names == [pattern]:
+    if names == [fields[field]]:
       found[field] = parts[0]
       continue
-    if any(
-      p.dtype.kind not in "biuf" or p.shape != parts[0].shape for p in parts
-    ):
-      raise ValueError(
-        f"{where}: {pattern!r} names {_few(names)}, which are no numbers of one"
-        f" shape; name others as {field}."
-      )
+    _check_parts(where, field, dict(zip(names, parts, strict=True)), row)
     found[field] = np.stack(parts, axis=-1)
   return found
 
 
-def _matching(where: str, names: Sequence[str], pattern: str) -> list[str]:
-  if pattern in names:
-    return [pattern]
-  found = fnmatch.filter(names, pattern)
+def _check_parts(
+  where: str,
+  field: str,
+  parts: Mapping[str, np.ndarray],
+  row: int | None,
+) -> None:
+  """Refuses what cannot be one array, and tells where that shows first."""
+  shape = next(iter(parts.values())).shape
+  for name, part in parts.items():
+    if part.dtype.kind not in "biuf":
+      at, value = not_a_number(part)
+      place = f"row {row + at}" if row is not None else f"entry {at}"
+      raise ValueError(
+        f"{where}: {name!r}, which is among those of {field}, holds"
+        f" {value!r:.60} in {place}, which is no number; fill it in, leave that"
+        f" out, or name for {field} others alone."
+      )
+    if part.shape != shape:
+      raise ValueError(
+        f"{where}: {name!r}, which is among those of {field}, has shape"
+        f" {part.shape}, others {shape}; name those of one shape."
+      )
+
+
+def not_a_number(values: np.ndarray) -> tuple[int, Any]:
+  """Return the first of some texts that is no number, and its place.
+
+  Args:
+    values: (n, ...), of dtype object; if all are numbers, with a point or a
+      comma, the first counts.
+  """
+  flat = values.reshape(len(values), -1)
+  for i, row in enumerate(flat.tolist()):
+    for value in row:
+      try:
+        float(value.replace(",", ".") if isinstance(value, str) else value)
+      except (TypeError, ValueError):
+        return i, value
+  return 0, flat[0, 0] if flat.size else ""
+
+
+def _matching(where: str, names: Sequence[str], part: str) -> list[str]:
+  found = [part] if part in names else fnmatch.filter(names, part)
   if not found:
     raise ValueError(
-      f"{where}: there is no field {pattern!r}; there are {_few(names)}."
+      f"{where}: there is no field {part!r}; there are {few(names)}."
     )
   return found
 
 
-def _few(names: Sequence[str], most: int = 20) -> str:
+def few(names: Sequence[str], most: int = 20) -> str:
+  """Return names in words, the first ones if there are many."""
   return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def converted(
-  where: str, field: str, values: np.ndarray, dtype: str | None
+  where: str,
+  field: str,
+  values: np.ndarray,
+  dtype: str | None,
+  place: Callable[[int], str],
 ) -> np.ndarray:
   """Numbers of another dtype, unless that would change whole numbers.
 
@@ -125,6 +214,7 @@ def converted(
     values: numbers, (examples, ...).
     dtype: "uint8", say; None: float32 for float64, int32 for int64 and for
       unsigned ones beyond 16 bits, else as it is.
+    place: number of an example -> whose it is, for messages.
 
   Returns:
     The same numbers; fractions are rounded to what the dtype has.
@@ -132,11 +222,18 @@ def converted(
   Raises:
     ValueError: it is no number, or does not fit; names the field and a value.
   """
-  if values.dtype.kind not in "biuf":
+  if values.dtype.hasobject:
+    at, value = not_a_number(values)
     how = "text (characters or words), or " if field == "x" else ""
     raise ValueError(
-      f"{where}: field {field!r} holds text; turn it into numbers with {how}a"
-      " map of your own, or leave it out."
+      f"{where}: field {field!r} holds text, first {value!r:.60} in"
+      f" {place(at)}; fill in a number, turn text into numbers with {how}a map"
+      " of your own, or leave the field out."
+    )
+  if values.dtype.kind not in "biuf":
+    raise ValueError(
+      f"{where}: field {field!r} holds {values.dtype}, such as"
+      f" {values.flat[0]} in {place(0)}; give numbers that are real."
     )
   name = dtype or _NARROW.get(values.dtype.name, values.dtype.name)
   validate.known(f"{where}: field {field!r}: dtype", name, DTYPES)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.data.leaf_users import Notes, counts_of, has_examples, numbers
 from fedjax_sim.importers.apart import apart
 from fedjax_sim.importers.blocks import (
   Block,
@@ -25,7 +26,7 @@ from fedjax_sim.importers.blocks import (
   reading,
   source,
 )
-from fedjax_sim.importers.fields import chosen, wanted_of
+from fedjax_sim.importers.fields import assigned, chosen, wanted_of
 
 _SUFFIXES = (".h5", ".hdf5")
 
@@ -87,24 +88,27 @@ def _tff(
     held = _group(where, clients, name)
     wanted = list(held) if fields is None else wanted_of(where, held, fields)
     examples = {k: _values(where, k, held) for k in wanted}
+    columns = fields and assigned(where, list(examples), fields)
     examples = chosen(where, examples, fields)
     size = max(map(len, examples.values()), default=0)
-    yield Block(str(file), [name], [size], examples, whole=True)
+    yield Block(str(file), [name], [size], examples, True, columns)
 
 
 def _flute(file: Path, held: Any) -> Iterator[Block]:
+  h5py = library("h5py", "hdf5")
   names, counts = (
     _values(str(file), k, held) for k in ("users", "num_samples")
   )
-  if len(names) != len(counts) or counts.dtype.kind not in "iu":
+  if counts.dtype.kind not in "iu":
     raise ValueError(
-      f"{file}: num_samples: expected {len(names)} whole numbers, one a"
-      f" user, found {len(counts)} of {counts.dtype}."
+      f"{file}: num_samples: expected whole numbers, one a user, found"
+      f" {counts.dtype}."
     )
+  notes = Notes()
+  expected = counts_of(str(file), list(map(str, names)), counts.tolist(), notes)
   users = _group(file, held, "user_data")
   has_labels = "user_data_label" in held
   labels = _group(file, held, "user_data_label") if has_labels else {}
-  expected = {str(n): int(c) for n, c in zip(names, counts, strict=True)}
   for other in (users, labels):
     for name in other:
       if name not in expected:
@@ -112,20 +116,18 @@ def _flute(file: Path, held: Any) -> Iterator[Block]:
           f"{file}: user {name!r} has examples or labels, but is not in"
           " users; expected the same in both."
         )
-  if len(expected) < len(names):
-    raise ValueError(f"{file}: users: expected every user once.")
   for name, count in expected.items():
     where = f"{file}: user {name!r}"
     data = _group(where, users, name)
     examples = {k: _values(where, k, data) for k in data}
     if name in labels:
-      examples["y"] = _values(where, name, labels)
-    size = len(examples.get("x", ()))
-    if size != count:
-      raise ValueError(
-        f"{where}: num_samples is {count}; expected {size}, the length of x."
-      )
-    yield Block(str(file), [name], [size], examples, whole=True)
+      inner = isinstance(_get(where, labels, name), h5py.Group)
+      parent = _group(where, labels, name) if inner else labels
+      examples["y"] = _values(where, "x" if inner else name, parent)
+    size, y = len(examples.get("x", ())), examples.get("y")
+    if has_examples(where, count, size, None if y is None else len(y), notes):
+      yield Block(str(file), [name], [size], examples, whole=True)
+  notes.warn()
 
 
 def _get(where: Path | str, parent: Any, name: str) -> Any:
@@ -175,7 +177,9 @@ def _values(where: str, field: str, parent: Any) -> np.ndarray:
       )
     _check_storage(where, field, held)
     if h5py.check_string_dtype(held.dtype):
-      return np.asarray(held.asstr()[()], object)
+      texts = np.asarray(held.asstr()[()], object)
+      # Features that are written as texts, several an example.
+      return texts if texts.ndim < 2 else numbers(where, field, texts.tolist())
     if held.dtype.kind not in "biuf":
       raise ValueError(
         f"{where}: {field}: expected numbers or text, found {held.dtype}."

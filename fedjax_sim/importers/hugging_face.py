@@ -18,7 +18,7 @@ from fedjax_sim.importers.blocks import (
   reading,
   source,
 )
-from fedjax_sim.importers.fields import chosen, columns_of
+from fedjax_sim.importers.fields import columns_of
 
 _ROWS = 1000  # read at once; there is no telling how large they are
 
@@ -53,7 +53,7 @@ def datasets(
     arrays = {
       k: _array(where, k, rows[k], first) for k in wanted if k != client
     }
-    yield grouped(where, names, chosen(where, arrays, fields))
+    yield grouped(where, names, arrays, fields, first)
 
 
 def _batches(

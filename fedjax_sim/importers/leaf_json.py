@@ -1,6 +1,7 @@
 """LEAF's and FLUTE's JSON, a user at a time.
 
-The layout is that of `fedjax_sim.data.leaf`, whose loader reads whole files.
+The layout is that of `fedjax_sim.data.leaf`, whose loader reads whole files;
+`leaf_users.py` checks what both read.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedjax_sim.data.leaf import checked_user
+import numpy as np
+
+from fedjax_sim.data.leaf_users import Notes, texts_of_tweets, users_of
 from fedjax_sim.importers.blocks import (
   Block,
   column,
@@ -23,11 +26,21 @@ from fedjax_sim.importers.blocks import (
 
 
 @source
-def leaf_json(path: str | os.PathLike[str]) -> Iterator[Block]:
+def leaf_json(
+  path: str | os.PathLike[str], *, raw: bool = False
+) -> Iterator[Block]:
   """Users of a LEAF or FLUTE file, plain or gzipped, or of a folder of them.
 
   The memory that this takes is that of the users' names and of one user; and
   of the labels, where `user_data_label` has another order than `user_data`.
+  Labels that are all whole numbers are integers, however they are written.
+
+  Args:
+    path: `.json`, `.json.gz`, or their folder.
+    raw: whether rows that are neither numbers of one shape nor texts come as
+      they are, of dtype object, (examples,), for a map to make something of.
+      Else they are refused, but of Sent140's rows, which are id, date, query,
+      user and text, x is the text.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -35,87 +48,39 @@ def leaf_json(path: str | os.PathLike[str]) -> Iterator[Block]:
     ValueError: a file is damaged or contradicts itself; names file and user.
   """
   ijson = library("ijson", "json")
+  notes = Notes()
   for file in files_of(path, ".json", ".json.gz"):
     with reading(file, "JSON"):
-      yield from _users(ijson, file)
+      yield from _users(ijson, file, raw, notes)
+  notes.warn()
 
 
-def _users(ijson: Any, file: Path) -> Iterator[Block]:
-  counts = _counts(ijson, file)
+def _users(ijson: Any, file: Path, raw: bool, notes: Notes) -> Iterator[Block]:
+  names, counts = (_items(ijson, file, k) for k in ("users", "num_samples"))
   with opened(file) as one, opened(file) as other:
     data = ijson.kvitems(one, "user_data", use_float=True)
-    labels = _Labels(ijson.kvitems(other, "user_data_label", use_float=True))
-    for name, held in data:
-      where = f"{file}: user {name!r}"
-      if name not in counts:
-        raise ValueError(
-          f"{where} is in user_data, but not in users, or is there twice;"
-          " expected every user once in both."
-        )
-      label = labels.of(name)
-      user = checked_user(where, counts.pop(name), held, label)
-      examples = {"x": column(where, "x", user.x)}
+    labels = ijson.kvitems(other, "user_data_label", use_float=True)
+    users = users_of(str(file), names, counts, data, labels, notes)
+    for name, user in users:
+      x = user.x if raw else texts_of_tweets(user.x)
+      examples = {"x": column(user.where, "x", x, raw)}
       if user.y is not None:
-        examples["y"] = column(where, "y", user.y)
-      yield Block(str(file), [name], [len(user.x)], examples, whole=True)
-    for name in labels.others():
-      raise ValueError(
-        f"{file}: user {name!r} is in user_data_label, but not in user_data;"
-        " expected the same in both."
-      )
-  for name in counts:
+        examples["y"] = _whole(column(user.where, "y", user.y, raw))
+      yield Block(str(file), [name], [len(x)], examples, whole=True)
+
+
+def _items(ijson: Any, file: Path, field: str) -> list[Any]:
+  with opened(file) as stream:
+    found = list(ijson.items(stream, f"{field}.item", use_float=True))
+  if not found:
     raise ValueError(
-      f"{file}: user {name!r}: expected an object in user_data, with x, found"
-      " nothing."
+      f"{file}: {field}: expected a JSON array, one entry a user."
     )
+  return found
 
 
-def _counts(ijson: Any, file: Path) -> dict[str, Any]:
-  """User -> what the file says is the number of examples."""
-
-  def items(field: str) -> list[Any]:
-    with opened(file) as stream:
-      found = list(ijson.items(stream, f"{field}.item", use_float=True))
-    if not found:
-      raise ValueError(
-        f"{file}: {field}: expected a JSON array, one entry a user."
-      )
-    return found
-
-  names, sizes = items("users"), items("num_samples")
-  if len(names) != len(sizes):
-    raise ValueError(
-      f"{file}: num_samples: expected {len(names)}, one a user, found"
-      f" {len(sizes)}."
-    )
-  counts: dict[str, Any] = {}
-  for name, size in zip(names, sizes, strict=True):
-    if not isinstance(name, str):
-      raise ValueError(f"{file}: user {name!r}: expected a name, a string.")
-    if name in counts:
-      raise ValueError(
-        f"{file}: user {name!r} is twice in users; expected every user once."
-      )
-    counts[name] = size
-  return counts
-
-
-class _Labels:
-  """Labels of users, kept until they are asked for."""
-
-  def __init__(self, pairs: Iterator[tuple[str, Any]]):
-    self._pairs, self._kept = pairs, dict[str, Any]()
-
-  def of(self, name: str) -> Any:
-    """The user's labels, or None."""
-    if name not in self._kept:
-      for other, labels in self._pairs:
-        self._kept[other] = labels
-        if other == name:
-          break
-    return self._kept.pop(name, None)
-
-  def others(self) -> Iterator[str]:
-    """Users whose labels nobody asked for."""
-    yield from self._kept
-    yield from (name for name, _ in self._pairs)
+def _whole(labels: np.ndarray) -> np.ndarray:
+  """The labels as integers if all are whole; 0 and 0.0 are one in JSON."""
+  if labels.dtype.kind != "f" or (labels != np.rint(labels)).any():
+    return labels
+  return labels.astype(np.int64) if (np.abs(labels) < 2**53).all() else labels

@@ -1,15 +1,14 @@
 """Tables with a row an example and a column that names its client.
 
-Parquet and CSV are read by pyarrow, JSON lines by Python.
+Parquet is read by pyarrow, JSON lines by Python; `csv_table.py` has CSV.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from fedjax_sim.importers.blocks import (
   reading,
   source,
 )
-from fedjax_sim.importers.fields import chosen, columns_of, wanted_of
+from fedjax_sim.importers.fields import columns_of
 
 
 @source
@@ -64,170 +63,85 @@ def parquet(
       bytes_ = first.nbytes if first is not None else 0  # as it is in memory
       each = max(1, blocks.BLOCK * min(64, rows) // max(bytes_, 1))
       batches = held.iter_batches(batch_size=each, columns=wanted)
-      yield from _of_batches(str(file), batches, client, fields)
+      yield from of_batches(str(file), batches, client, fields)
 
 
-@source
-def csv(
-  path: str | os.PathLike[str],
-  *,
+def of_batches(
+  where: str,
+  batches: Iterable[Any],
   client: str,
-  fields: Mapping[str, str] | None = None,
-  dtypes: Mapping[str, str] | None = None,
+  fields: Mapping[str, str] | None,
+  blank: bool = True,
 ) -> Iterator[Block]:
-  """Rows of a CSV file with a header, plain or gzipped, or of a folder.
-
-  Args:
-    path: `.csv`, `.csv.gz`, or their folder.
-    client: see `parquet`.
-    fields: see `parquet`.
-    dtypes: field -> "text" or a dtype, by name: what has columns that are text
-      or fractions, though their first rows look like whole numbers.
-
-  Raises:
-    FileNotFoundError, ModuleNotFoundError, ValueError: as `parquet`.
-  """
-  invalid = library("pyarrow", "parquet").ArrowInvalid
-  for file in files_of(path, ".csv", ".csv.gz"):
-    where = str(file)
-    with reading(file, "CSV"):
-      with opened(file) as stream:
-        schema = _rows_of_csv(stream, client, {}).schema
-      _, *columns = columns_of(where, schema.names, client, fields)
-      kinds: dict[str, str] = {}
-      for field, dtype in (dtypes or {}).items():
-        if field in (fields or columns):  # a map may make others
-          asked = {field: (fields or {}).get(field, field)}
-          named = wanted_of(where, columns, asked)
-          kinds |= dict.fromkeys(named, dtype)
-      kinds = {k: v for k, v in kinds.items() if _misleads(schema, k, v)}
-      with opened(file) as stream:
-        try:
-          batches = _rows_of_csv(stream, client, kinds)
-          exact = _exact(where, batches, kinds)
-          yield from _of_batches(where, exact, client, fields)
-        except invalid as error:
-          found = re.search(
-            r"column #(\d+): (.*conversion error.*)", str(error)
-          )
-          if not found:
-            raise
-          name = schema.names[int(found[1])]
-          raise ValueError(
-            f"{file}: column {name!r}: {found[2]}. What a column holds is"
-            " taken from its first rows, unless its field is named in dtypes as"
-            " float32, say, or text."
-          ) from error
-
-
-def _misleads(schema: Any, name: str, dtype: str) -> bool:
-  """Whether a column's first rows look like another kind than its dtype."""
-  types, kind = library("pyarrow.types", "parquet"), schema.field(name).type
-  if dtype == "text":
-    return not types.is_string(kind)
-  whole = types.is_integer(kind) or types.is_null(kind)
-  return whole and dtype.startswith("float")
-
-
-def _rows_of_csv(
-  stream: IO[bytes], client: str, kinds: Mapping[str, str]
-) -> Any:
-  """What reads batches of rows.
-
-  Args:
-    stream: the file.
-    client: its column, which is text.
-    kinds: column -> "text", or a dtype of fractions; of others the first rows
-      decide.
-  """
-  arrow, read = library("pyarrow", "parquet"), library("pyarrow.csv", "parquet")
-  text, real = arrow.string(), arrow.float64()
-  types = {k: text if v == "text" else real for k, v in kinds.items()}
-  return read.open_csv(
-    stream,
-    read_options=read.ReadOptions(block_size=blocks.BLOCK),
-    parse_options=read.ParseOptions(newlines_in_values=True),
-    convert_options=read.ConvertOptions(
-      column_types=types | {client: text}, strings_can_be_null=False
-    ),
-  )
-
-
-def _exact(
-  where: str, batches: Iterable[Any], kinds: Mapping[str, str]
-) -> Iterator[Any]:
-  """The batches, unless reading whole numbers as fractions changes some."""
-  for batch in batches:
-    for name in kinds:
-      if kinds[name] != "text":
-        values = batch.column(name).to_numpy(zero_copy_only=False)
-        large = np.abs(values) >= 2.0**53
-        if large.any():
-          raise ValueError(
-            f"{where}: column {name!r} holds {values[large][0]:.0f}, and from"
-            " 2**53 on float64 has not every whole number; give it as int64, or"
-            " write its first row with a decimal point."
-          )
-    yield batch
-
-
-def _of_batches(
-  where: str, batches: Any, client: str, fields: Mapping[str, str] | None
-) -> Iterator[Block]:
+  """Blocks of arrow's batches of rows; see `client_names` for `blank`."""
   row = 0
   for batch in batches:
     held = dict(zip(batch.schema.names, batch.columns, strict=True))
     wanted = columns_of(where, list(held), client, fields)
-    names = client_names(where, client, held[client].to_pylist(), row)
+    names = client_names(where, client, held[client].to_pylist(), row, blank)
     arrays = {
       k: _array(f"{where}: column {k!r}", held[k], row)
       for k in wanted
       if k != client
     }
-    yield grouped(where, names, chosen(where, arrays, fields))
+    yield grouped(where, names, arrays, fields, row)
     row += len(names)
 
 
-def _array(where: str, values: Any, row: int, unit: str = "row") -> np.ndarray:
+def _array(where: str, values: Any, row: int, each: int = 1) -> np.ndarray:
   """An arrow array as numpy's.
 
   Args:
     where: for messages.
     values: numbers, texts, or lists of one length each.
     row: the number of the first, for messages.
-    unit: what is counted.
+    each: how many of the values are in a row, in its lists.
   """
   types = library("pyarrow.types", "parquet")
   kind = values.type
+
+  def place(i: int) -> str:
+    told = f"{where}: row {row + i // each}"
+    return told if each == 1 else f"{told}, entry {i % each} of its lists,"
+
   if values.null_count:
-    first = row + values.is_null().to_pylist().index(True)
     raise ValueError(
-      f"{where}: {unit} {first} has no value; fill it in, or leave the row out."
+      f"{place(values.is_null().to_pylist().index(True))} has no value; fill it"
+      " in, or leave the row out."
     )
-  if types.is_fixed_size_list(kind):
-    flat = _array(where, values.flatten(), 0, "in its lists, entry")
-    return flat.reshape(len(values), kind.list_size, *flat.shape[1:])
   if types.is_list(kind) or types.is_large_list(kind):
     lengths = values.value_lengths().to_numpy()
     length = int(lengths[0]) if len(lengths) else 0
     if (lengths != length).any():
       first = int(np.argmax(lengths != length))
       raise ValueError(
-        f"{where}: row {row + first} has {lengths[first]} entries, others"
-        f" {length}; give all the same number, padded perhaps."
+        f"{place(first)} has {lengths[first]} entries, others {length}; give"
+        " all the same number, padded perhaps."
       )
-    flat = _array(where, values.flatten(), 0, "in its lists, entry")
-    return flat.reshape(len(values), length, *flat.shape[1:])
-  if types.is_dictionary(kind):
-    return _array(where, values.dictionary_decode(), row)
-  if (
-    types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+  elif types.is_fixed_size_list(kind):
+    length = kind.list_size
+  elif types.is_dictionary(kind):
+    return _array(where, values.dictionary_decode(), row, each)
+  elif types.is_decimal(kind):
+    return _array(where, values.cast("float64"), row, each)
+  elif any(
+    is_number(kind)
+    for is_number in (types.is_integer, types.is_floating, types.is_boolean)
   ):
-    array: np.ndarray = values.to_numpy(zero_copy_only=False)
-    return array
-  if types.is_string(kind) or types.is_large_string(kind):
+    return np.asarray(values.to_numpy(zero_copy_only=False))
+  elif any(is_text(kind) for is_text in _texts(types)):
     return np.array(values.to_pylist(), object)
-  raise ValueError(f"{where}: expected numbers or text, found {kind}.")
+  else:
+    raise ValueError(f"{where}: expected numbers or text, found {kind}.")
+  flat = _array(where, values.flatten(), row, each * max(length, 1))
+  return flat.reshape(len(values), length, *flat.shape[1:])
+
+
+def _texts(types: Any) -> Iterator[Callable[[Any], bool]]:
+  """Tests of an arrow type for text; Polars writes views of strings."""
+  for name in ("is_string", "is_large_string", "is_string_view"):
+    if hasattr(types, name):  # old releases know no views
+      yield getattr(types, name)
 
 
 @source
@@ -236,6 +150,7 @@ def json_lines(
   *,
   client: str,
   fields: Mapping[str, str] | None = None,
+  raw: bool = False,
 ) -> Iterator[Block]:
   """Lines of JSON objects, an example each, plain or gzipped, or of a folder.
 
@@ -243,6 +158,8 @@ def json_lines(
     path: `.jsonl`, `.jsonl.gz`, or their folder.
     client: the entry that names a line's client: a text or a whole number.
     fields: field -> entry; see `parquet`.
+    raw: whether entries that are neither numbers of one shape nor texts come as
+      they are, of dtype object, for a map to make something of.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -258,9 +175,9 @@ def json_lines(
           rows[number] = _row(f"{file}: line {number}", line, client)
         size += len(line)
         if size >= blocks.BLOCK:
-          yield from _of_rows(str(file), rows, client, fields)
+          yield from _of_rows(str(file), rows, client, fields, raw)
           rows, size = {}, 0
-      yield from _of_rows(str(file), rows, client, fields)
+      yield from _of_rows(str(file), rows, client, fields, raw)
 
 
 def _row(where: str, line: bytes, client: str) -> dict[str, Any]:
@@ -282,6 +199,7 @@ def _of_rows(
   rows: Mapping[int, Mapping[str, Any]],
   client: str,
   fields: Mapping[str, str] | None,
+  raw: bool,
 ) -> Iterator[Block]:
   if not rows:
     return
@@ -303,8 +221,8 @@ def _of_rows(
   where = f"{where}: from line {first} on"
   names = [str(row[client]) for row in rows.values()]
   arrays = {
-    k: column(where, k, [row[k] for row in rows.values()])
+    k: column(where, k, [row[k] for row in rows.values()], raw)
     for k in wanted
     if k != client
   }
-  yield grouped(where, names, chosen(where, arrays, fields))
+  yield grouped(where, names, arrays, fields)

@@ -16,11 +16,11 @@ import numpy as np
 from fedjax_sim import validate
 from fedjax_sim.data.leaf import (
   PADDING,
-  User,
   encode,
   labelled_text,
   next_characters,
 )
+from fedjax_sim.data.leaf_users import User
 from fedjax_sim.importers.blocks import Block
 
 UNKNOWN, BEGIN, END = 1, 2, 3  # words' ids go on from these
@@ -70,7 +70,9 @@ class Text(abc.ABC):
         examples["y"] = _joined(labels)
       elif "y" in block.examples:
         examples["y"] = block.examples["y"]
-      yield block._replace(sizes=[len(x) for x, _ in pairs], examples=examples)
+      yield block._replace(
+        sizes=[len(x) for x, _ in pairs], examples=examples, rows=None
+      )
 
   @abc.abstractmethod
   def _ids_of(self, user: User) -> Ids:
@@ -131,6 +133,7 @@ class Characters(Text):
     made = [next_characters(ids[name], self.length) for name in texts]
     none = np.zeros((0, self.length), np.int32)
     return block._replace(
+      rows=None,
       names=list(texts),
       sizes=[len(held["x"]) for held in made],
       examples={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,13 @@ from fedjax_sim import validate
 from fedjax_sim.data import StoreWriter
 from fedjax_sim.data.store_copy import Told
 from fedjax_sim.data.store_writer import SPLITS, SplitWriter
-from fedjax_sim.importers.blocks import Block
-from fedjax_sim.importers.fields import check_dtypes, chosen, converted
+from fedjax_sim.importers.blocks import Block, column
+from fedjax_sim.importers.fields import (
+  assigned,
+  check_dtypes,
+  chosen,
+  converted,
+)
 from fedjax_sim.importers.text import (
   TEXTS,
   Characters,
@@ -42,19 +47,21 @@ def import_store(
   num_classes: int | None = None,
   prepare: str | None = None,
   progress: Told | None = None,
-) -> None:
+) -> dict[str, Sequence[str]]:
   """Writes the examples of some sources as a store, as they come.
 
   Whole numbers are stored as they are, but int64 and unsigned ones beyond 16
-  bits as int32, float64 as float32; `dtypes` says otherwise.
+  bits as int32, float64 as float32; `dtypes` says otherwise. A field of whole
+  numbers and of fractions is float32: where fractions come late, the sources
+  are read again.
 
   Args:
     path: the store's folder, which must not be there yet.
     sources: split, of `SPLITS` -> what an importer returns. Clients of "test"
       and "server" are put together.
-    fields: field of the store -> field of the sources, or a pattern such as
-      "pixel*" of several that become one array; None: all, as they are called.
-      A store's models want "x", and most "y".
+    fields: field of the store -> field of the sources, or several that become
+      one array, see `fields.assigned`; None: all, as they are called. A store's
+      models want "x", and most "y".
     map: what happens to examples of one client that are read together: its name
       and field -> (n, ...) to field -> (m, ...); text is of dtype object.
     text: how "x" becomes ids where it is text: "characters", "words", or a
@@ -69,6 +76,10 @@ def import_store(
     prepare: see `StoreWriter`; None: "ids" for text, else "numbers".
     progress: is told the split, and how many clients and examples it has.
 
+  Returns:
+    field -> the training source's fields that it is made of, of those that were
+    asked for, here or of the importer; what a map is given, if there is one.
+
   Raises:
     FileExistsError: there is something at `path`.
     TypeError, ValueError, OSError: a source is damaged, fields do not fit, or
@@ -78,31 +89,69 @@ def import_store(
     validate.known("split", split, SPLITS)
   if "train" not in sources:
     raise ValueError("There is no source of the split 'train'; give one.")
-  check_dtypes(dtypes or {})
+  dtypes = dict(dtypes or {})
+  check_dtypes(dtypes)
   blocks = {
     split: _Selected(sources[split], fields, map)
     for split in SPLITS
     if split in sources
   }
   texts = _text(text, blocks, vocabulary_size, sequence_length)
-  writer = StoreWriter(
-    path,
-    name=name,
-    num_classes=num_classes,
-    prepare=prepare or ("ids" if texts else "numbers"),
-    vocabulary=texts.vocabulary if texts else None,
-  )
+  while True:
+    try:
+      _write(
+        StoreWriter(
+          path,
+          name=name,
+          num_classes=num_classes,
+          prepare=prepare or ("ids" if texts else "numbers"),
+          vocabulary=texts.vocabulary if texts else None,
+        ),
+        blocks,
+        texts,
+        dtypes,
+        progress,
+      )
+    except _Fractions as late:
+      dtypes[late.field] = late.dtype
+    else:
+      return blocks["train"].columns
+
+
+class _Fractions(Exception):
+  """A field that had whole numbers alone has others, too."""
+
+  def __init__(self, field: str, dtype: str):
+    super().__init__(field)
+    self.field, self.dtype = field, dtype
+
+
+def _write(
+  writer: StoreWriter,
+  blocks: Mapping[str, _Selected],
+  texts: Text | None,
+  dtypes: Mapping[str, str],
+  progress: Told | None,
+) -> None:
+  """Writes all splits; see `import_store`.
+
+  Raises:
+    _Fractions: of a field whose dtype is not told, if the sources can be read
+      again.
+  """
+  again = all(selected.again for selected in blocks.values())
+  own_classes = writer.num_classes is None
   with writer as store:
     kinds: dict[str, np.dtype[Any]] = {}
     for split, selected in blocks.items():
       to = store.split(split)
       checked = _alike(selected, kinds)
       for block in texts.blocks(checked) if texts else checked:
-        if texts and num_classes is None and _ids_as_labels(kinds):
+        if texts and own_classes and _ids_as_labels(kinds):
           store.num_classes = texts.num_classes
         if split == "unseen":
           _check_unseen(store.split("train"), block)
-        _append(to, split, block, dtypes or {})
+        _append(to, split, block, dtypes, again)
         if progress:
           progress(split, to.num_clients, to.num_examples)
 
@@ -157,6 +206,7 @@ class _Selected(Iterable[Block]):
   ):
     self._source, self._fields, self._map = source, fields, map
     self.again = iter(source) is not source
+    self.columns: dict[str, Sequence[str]] = {}  # of what was read last
 
   def __iter__(self) -> Iterator[Block]:
     for block in self._source:
@@ -168,7 +218,14 @@ class _Selected(Iterable[Block]):
           f"{_where(block)}: the fields are {', '.join(held)}; name the model's"
           " input x, and the label y: fields=x:...,y:..."
         )
-      block = block._replace(examples=held)
+      self.columns = dict(block.columns or {})
+      if self._fields is not None:
+        made_of = assigned(block.where, list(block.examples), self._fields)
+        self.columns = {
+          field: [n for name in names for n in self.columns.get(name, [name])]
+          for field, names in made_of.items()
+        }
+      block = block._replace(examples=held, columns=self.columns)
       yield _mapped(block, self._map) if self._map else block
 
 
@@ -188,7 +245,7 @@ def _mapped(block: Block, function: Map) -> Block:
         f" {error}"
       ) from error
     validate.instance(where, made, Mapping, "{'x': x, 'y': y}")
-    held = {k: np.asarray(v) for k, v in made.items()}
+    held = {k: _as_array(where, k, v) for k, v in made.items()}
     lengths = {len(v) if v.ndim else -1 for v in held.values()}
     if len(lengths) != 1 or -1 in lengths:
       raise ValueError(
@@ -202,9 +259,32 @@ def _mapped(block: Block, function: Map) -> Block:
       )
     parts.append(held)
     sizes.append(lengths.pop())
+  for name, part in zip(block.names, parts, strict=True):
+    for k, values in part.items():
+      if values.shape[1:] != parts[0][k].shape[1:]:
+        raise ValueError(
+          f"{block.where}: client {name!r}: what map returns has {k} of shape"
+          f" {values.shape[1:]} an example, others {parts[0][k].shape[1:]};"
+          " give all one shape."
+        )
   fields = list(parts[0]) if parts else []
   examples = {k: np.concatenate([part[k] for part in parts]) for k in fields}
-  return block._replace(sizes=sizes, examples=examples)
+  return block._replace(sizes=sizes, examples=examples, rows=None)
+
+
+def _as_array(where: str, field: str, values: Any) -> np.ndarray:
+  """What a map returns as numbers, or as text of dtype object.
+
+  Raises:
+    ValueError: it is neither, or of several shapes.
+  """
+  if not isinstance(values, np.ndarray):
+    values = (
+      list(values) if isinstance(values, Sequence) else np.asarray(values)
+    )
+  if isinstance(values, list) or (values.dtype.kind in "OU" and values.ndim):
+    return column(where, field, list(values))
+  return values
 
 
 def _text(
@@ -231,16 +311,26 @@ def _text(
 
 
 def _append(
-  to: SplitWriter, split: str, block: Block, dtypes: Mapping[str, str]
+  to: SplitWriter,
+  split: str,
+  block: Block,
+  dtypes: Mapping[str, str],
+  again: bool,
 ) -> None:
   where = _where(block)
   for field in dtypes:
     validate.known(f"{where}: dtypes: field", field, block.examples)
   examples: dict[str, Any] = {}
   for field, values in block.examples.items():
-    made = converted(where, field, values, dtypes.get(field))
+    told, column_of = where, (block.columns or {}).get(field, [])
+    if len(column_of) == 1 and column_of != [field]:
+      told = f"{where}: column {column_of[0]!r}"
+    made = converted(told, field, values, dtypes.get(field), block.place)
     known = to.dtype_of(field)
     if known not in (None, made.dtype):
+      real = [d.name for d in (known, made.dtype) if d.kind == "f"]
+      if again and len(real) == 1 and field not in dtypes:
+        raise _Fractions(field, real[0])
       raise ValueError(
         f"{where}: field {field!r} is {made.dtype}, and {known} before; give it"
         f" one, such as dtypes={field}:float32."

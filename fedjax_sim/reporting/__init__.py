@@ -8,7 +8,11 @@ from fedjax_sim.reporting.atomic import (
   replace_atomically,
   write_atomically,
 )
-from fedjax_sim.reporting.client_picture import MOST_BARS, draw_clients
+from fedjax_sim.reporting.client_picture import (
+  MOST_BARS,
+  MOST_NAMES,
+  draw_clients,
+)
 from fedjax_sim.reporting.client_rounds import (
   ClientRounds,
   draw_client_rounds,
@@ -35,6 +39,7 @@ from fedjax_sim.reporting.written import written
 
 __all__ = [
   "MOST_BARS",
+  "MOST_NAMES",
   "ClientRounds",
   "EventFiles",
   "MetricsFile",

@@ -239,7 +239,7 @@ def test_check_labels():
   match = r"'y' of client 1 \('b'\), example 0 holds label 2; .* from 0 to 1"
   with pytest.raises(ValueError, match=match):
     check_labels(data, "y", 2)
-  with pytest.raises(TypeError, match="'x' is float32; give integer labels"):
+  with pytest.raises(TypeError, match="'x' is float32; give .* or num_cl"):
     check_labels(data, "x", 2)
   with pytest.raises(ValueError, match="field='z' is unknown"):
     check_labels(data, "z", 2)
@@ -320,7 +320,9 @@ def test_split_off_a_fraction():
     (3.0, ValueError, "from 1 to 2"),
     (-0.5, ValueError, "data.unseen_clients=-0.5"),
     (True, TypeError, "is a bool"),
-    ("2", TypeError, "is a str"),
+    ("2", ValueError, "names '2', and there is no such client"),
+    (None, TypeError, "data.unseen_clients"),
+    ((1,), TypeError, "data.unseen_clients"),
   ],
 )
 def test_split_off_refuses(amount, error, match):

@@ -170,6 +170,11 @@ def test_npz_counts_classes_only_of_integers(save):
       "x has no examples",
     ),
     ({"x": np.float32(1)}, ValueError, "'x' is a single number"),
+    (
+      {"y": np.eye(6), "num_classes": 6},
+      TypeError,
+      "'y' is float64; give integer labels, or num_classes=0 instead of 6",
+    ),
     ({"client": np.int64(1)}, TypeError, r"int64 and shape \(\)"),
     ({"x": np.zeros(5)}, ValueError, "'x' has 5 examples, field 'y' 6"),
     ({"client": np.zeros(5, int)}, ValueError, r"shape \(5,\) for 6 examples"),
@@ -182,8 +187,10 @@ def test_npz_counts_classes_only_of_integers(save):
   ],
 )
 def test_npz_refuses(save, changes, error, match):
+  options = {k: v for k, v in changes.items() if k == "num_classes"}
+  arrays = {k: v for k, v in changes.items() if k not in options}
   with pytest.raises(error, match=match):
-    load_npz(path=save(**changes))
+    load_npz(path=save(**arrays), **options)
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.99])

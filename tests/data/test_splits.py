@@ -1,6 +1,7 @@
 """Data that a server has itself, and labels that are random."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from fedjax_sim.data import (
   load_digits,
   make_dataset,
+  split_off_clients,
   with_few_labels,
   with_random_labels,
   with_server_data,
@@ -65,6 +67,32 @@ def test_the_servers_clients_are_gone_from_the_held_out_ones_too():
   for i in range(2):
     own = tuple(rows(found.train.client(i)))
     assert rows(found.seen.client(i)) == held[own]
+
+
+def test_clients_by_name():
+  """Those who are named move, in the data's order, whatever the seed."""
+  data = blobs([4, 5, 6])
+  named = dataclasses.replace(data.train, names=("ann", "bob", "7"))
+  names: Any
+  for names in (("7", "ann"), ["ann", "7", "ann"]):
+    left, moved = split_off_clients(named, names, 3)
+    assert (left.names, moved.names) == (("bob",), ("ann", "7"))
+    np.testing.assert_array_equal(
+      moved.examples["x"],
+      np.concatenate([named.client(i)["x"] for i in (0, 2)]),
+    )
+  assert split_off_clients(named, "bob", 0)[1].names == ("bob",)
+  whole = dataclasses.replace(data, train=named)
+  assert len(server_of(with_server_data(whole, ("bob",)))["x"]) == 5
+  unnamed = data.train
+  assert split_off_clients(unnamed, "client 1", 0)[1].num_examples == 5
+  for names, error, told in (
+    (("ann", "bob", "7"), ValueError, "names all 3 clients"),
+    (("bop",), ValueError, "'bop'.* no such client. Did you mean 'bob'"),
+    ((7,), TypeError, "data.unseen_clients"),
+  ):
+    with pytest.raises(error, match=told):
+      split_off_clients(named, names, 0)
 
 
 def test_the_server_takes_no_clients_of_splits():

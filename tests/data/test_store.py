@@ -23,6 +23,7 @@ from fedjax_sim.data import (
   load_digits,
   load_store,
   open_store,
+  store_column,
   verify,
 )
 from fedjax_sim.data import store_writer as writers
@@ -86,8 +87,8 @@ def test_examples_come_back_by_client(pieces, chunk, tmp_path_factory):
     names = [f"ä{client}" for client, _ in piece]
     blocks.append((names, sizes, examples_of(total, first - total)))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(writers, "CHUNK", chunk)
-    patch.setattr(writers, "BLOCK", 64)
+    patch.setattr(store_column, "CHUNK", chunk)
+    patch.setattr(store_column, "BLOCK", 64)
     if not expected:
       with pytest.raises(ValueError, match="no client with examples"):
         write(path, blocks)
@@ -333,7 +334,7 @@ def test_another_version(tmp_path):
 def test_every_flipped_byte_is_found(data, tmp_path_factory):
   path = tmp_path_factory.mktemp("store") / "s"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(writers, "BLOCK", 64)
+    patch.setattr(store_column, "BLOCK", 64)
     write(path, [("abc", [4, 9, 2], examples_of(15))])
   files = sorted(p for p in path.rglob("*") if p.is_file())
   file = data.draw(st.sampled_from(files))
@@ -343,7 +344,7 @@ def test_every_flipped_byte_is_found(data, tmp_path_factory):
   content[where] ^= flip
   file.write_bytes(content)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(writers, "BLOCK", 64)
+    patch.setattr(store_column, "BLOCK", 64)
     if file.name == "store.json" and _sealed(content):
       verify(path)  # another space in the text, or the like
     else:
@@ -399,6 +400,54 @@ def test_residencies_train_the_same(tmp_path):
   assert len(set(digests.values())) == 1
 
 
+@pytest.mark.parametrize(
+  ("field", "value", "remedy"),
+  [
+    ("heldout_fraction", "0.2", "data partition --heldout-fraction=..."),
+    ("unseen_clients", "1", "data partition --unseen-clients=..."),
+    ("unseen_clients", "('c0',)", "data partition --unseen-clients=..."),
+    ("min_examples", "2", "data partition --min-examples=..."),
+    ("server_clients", "1", "leave it out, or give runtime.residency='host'"),
+    ("random_label_clients", "0.5", "leave it out, or give"),
+  ],
+)
+def test_what_takes_a_store_off_the_disk(tmp_path, field, value, remedy):
+  """The field that does it is named, and not the store."""
+  with StoreWriter(tmp_path / "s") as store:
+    x, y = np.zeros((8, 64), np.float32), np.arange(8, dtype=np.uint8)
+    store.split("train").append(["c0", "c1"], [5, 3], {"x": x, "y": y})
+  unset = ("num_clients", "partition", "alpha", "unseen_clients")
+  changes = dict.fromkeys((f"data.{k}" for k in unset), "None")
+  changes |= {
+    "data.name": "store",
+    "data.path": str(tmp_path / "s"),
+    "runtime.residency": "disk",
+    "server.clients_per_round": "1",
+  }
+  simulator = build(flags.load(str(DIGITS), changes)).simulator
+  assert simulator.residency.name == "disk"
+  changes[f"data.{field}"] = value
+  with pytest.raises(ValueError) as caught:  # noqa: PT011
+    build(flags.load(str(DIGITS), changes))
+  assert str(caught.value).startswith(f"data.{field}={value} copies a store's")
+  assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("y", [np.eye(3, dtype=np.float32), np.ones(3, bool)])
+def test_labels_that_are_no_classes(tmp_path, y):
+  """Refused when written, with the way out, which works."""
+  examples = {"x": np.zeros((3, 2), np.float32), "y": y}
+  with (
+    pytest.raises(ValueError, match=r"num_classes=3; .* or num_classes=0 if"),
+    StoreWriter(tmp_path / "s", num_classes=3) as store,
+  ):
+    store.split("train").append(["a"], [3], examples)
+  assert not (tmp_path / "s").exists()
+  with StoreWriter(tmp_path / "s", num_classes=0) as store:
+    store.split("train").append(["a"], [3], examples)
+  assert open_store(tmp_path / "s").num_classes == 0
+
+
 def test_the_disk_is_of_stores():
   changes = {"runtime.residency": "disk"}
   with pytest.raises(ValueError, match=r"residency='disk' reads a store"):
@@ -411,12 +460,12 @@ def test_opening_reads_no_examples(tmp_path, monkeypatch):
   write(path, [("ab", [1, 2], examples_of(3))])
   file = path / "train" / "fields" / "x.npy"
   rows = 10**11
-  head = writers.header(np.dtype(np.float32), (rows, 3))
+  head = store_column.header(np.dtype(np.float32), (rows, 3))
   facts = json.loads((path / "store.json").read_text())
   for name in ("x", "y"):
     said = facts["splits"]["train"]["files"][f"fields/{name}.npy"]
     said["shape"][0] = rows
-    head = writers.header(np.dtype(said["dtype"]), tuple(said["shape"]))
+    head = store_column.header(np.dtype(said["dtype"]), tuple(said["shape"]))
     file = path / "train" / "fields" / f"{name}.npy"
     size = np.dtype(said["dtype"]).itemsize * int(np.prod(said["shape"]))
     with file.open("wb") as opened:
@@ -450,15 +499,15 @@ def test_a_disk_that_stays_full(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  close = writers._Column.close
+  close = store_column.Column.close
 
   def write():
     with StoreWriter(tmp_path / "s") as store:
       split = store.split("train")
       split.append(["a"], [1], {"x": np.zeros(1)})
-      monkeypatch.setattr(writers._Column, "append", full)
+      monkeypatch.setattr(store_column.Column, "append", full)
       monkeypatch.setattr(
-        writers._Column, "close", lambda column: full(close(column))
+        store_column.Column, "close", lambda column: full(close(column))
       )
       split.append(["b"], [1], {"x": np.zeros(1)})
 

@@ -1,10 +1,19 @@
 """Which fields a store gets: chosen, mapped, and of which dtype."""
 
+import json
+from typing import Any
+
+import datasets
+import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from fedjax_sim import importers
 from fedjax_sim.data import open_store
 from fedjax_sim.importers import examples, import_store
+from fedjax_sim.importers.fields import assigned
 
 PAIRS = [
   ("a", {"p1": 1, "p2": 2, "label": 3, "note": "n"}),
@@ -24,6 +33,109 @@ def test_several_become_one(tmp_path):
   assert {k: v.dtype for k, v in found.items()} == {"x": "int32", "y": "int32"}
   np.testing.assert_array_equal(found["x"], [[1, 2], [7, 8], [4, 5]])
   np.testing.assert_array_equal(found["y"], [3, 9, 6])
+
+
+TABLE: dict[str, list[Any]] = {
+  "client": ["a", "b", "a"],
+  "mean 1": [1, 4, 7],
+  "label": [3, 6, 9],
+  "worst 1": [2, 5, 8],
+}
+KEPT = {k: TABLE[k] for k in ("mean 1", "label", "worst 1")}
+
+
+def as_csv(file):
+  rows = [TABLE, *zip(*TABLE.values(), strict=True)]
+  file.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+  return importers.csv
+
+
+def as_json_lines(file):
+  rows = zip(*TABLE.values(), strict=True)
+  lines = [json.dumps(dict(zip(TABLE, row, strict=True))) for row in rows]
+  file.write_text("\n".join(lines))
+  return importers.json_lines
+
+
+def as_parquet(file):
+  pq.write_table(pa.table(TABLE), file)
+  return importers.parquet
+
+
+def as_npz(file):
+  with file.open("wb") as out:
+    arrays: dict[str, Any] = {k: np.array(v) for k, v in TABLE.items()}
+    np.savez(out, **arrays)
+  return importers.npz
+
+
+def as_datasets(file):
+  datasets.Dataset.from_dict(TABLE).save_to_disk(file)
+  return importers.datasets
+
+
+def as_tff_hdf5(file):
+  with h5py.File(file, "w") as out:
+    for client, rows in {"a": [0, 2], "b": [1]}.items():
+      for k, v in KEPT.items():
+        out[f"examples/{client}/{k}"] = np.array(v)[rows]
+  return lambda path, client, fields: importers.tff_hdf5(path, fields=fields)
+
+
+def as_examples(file):
+  pairs = [
+    (client, {k: v[i] for k, v in KEPT.items()})
+    for i, client in enumerate(TABLE["client"])
+  ]
+  del file
+  return lambda path, client, fields: examples(pairs)
+
+
+@pytest.mark.parametrize(
+  "write",
+  [
+    as_csv,
+    as_datasets,
+    as_examples,
+    as_json_lines,
+    as_npz,
+    as_parquet,
+    as_tff_hdf5,
+  ],
+)
+@pytest.mark.parametrize("pattern", ["*", "mean*+worst*"])
+def test_no_label_is_among_the_inputs(tmp_path, write, pattern):
+  """Against the table; in every format that has fields by name."""
+  fields = {"x": pattern, "y": "label"}
+  source = write(tmp_path / "a")(tmp_path / "a", client="client", fields=fields)
+  given = fields if write is as_examples else None
+  made_of = import_store(tmp_path / "s", {"train": source}, fields=given)
+  found = open_store(tmp_path / "s").train.examples
+  np.testing.assert_array_equal(found["x"], [[1, 2], [7, 8], [4, 5]])
+  np.testing.assert_array_equal(found["y"], [3, 9, 6])
+  assert made_of == {"x": ["mean 1", "worst 1"], "y": ["label"]}
+
+
+@pytest.mark.parametrize(
+  ("fields", "expected"),
+  [
+    ({"y": "c", "x": "*"}, {"y": ["c"], "x": ["a1", "a2", "b", "d+e"]}),
+    ({"x": "*", "y": "a*"}, {"x": ["b", "c", "d+e"], "y": ["a1", "a2"]}),
+    ({"x": "c+b"}, {"x": ["c", "b"]}),
+    ({"x": "a2+a*+a?"}, {"x": ["a2", "a1"]}),
+    ({"x": "d+e+c"}, None),  # no "d", and no "e"
+    ({"x": "d+e"}, {"x": ["d+e"]}),
+    ({"x": "b", "y": "b"}, {"x": ["b"], "y": ["b"]}),
+    ({"x": "b+*", "y": "c"}, {"x": ["b", "a1", "a2", "d+e"], "y": ["c"]}),
+  ],
+)
+def test_which_field_takes_what(fields, expected):
+  names = ["a1", "a2", "b", "c", "d+e"]
+  if expected is None:
+    with pytest.raises(ValueError, match="no field 'd'; there are a1, a2"):
+      assigned("t", names, fields)
+  else:
+    assert assigned("t", names, fields) == expected
 
 
 def test_a_map_sees_each_client(tmp_path):
@@ -92,7 +204,18 @@ def test_what_devices_compute_with(tmp_path, given, stored_as):
   [
     ({"fields": {"x": "q"}}, "no field 'q'; there are p1, p2, label, note"),
     ({"fields": {"y": "p1"}}, "the fields are y; name the model's input x"),
-    ({"fields": {"x": "[pn]*"}}, "names p1, p2, note, which are no numbers"),
+    (
+      {"fields": {"x": "[pn]*"}},
+      "'note', which is among those of x, holds .n. in entry 0, which is no",
+    ),
+    (
+      {"fields": {"x": "p*", "y": "*1"}},
+      "'p1' is in a pattern of x and in one of y; name it in one",
+    ),
+    (
+      {"fields": {"x": "lab*", "y": "label"}},
+      r"other fields take all that 'lab\*' finds, label; leave x out",
+    ),
     ({"fields": FIELDS, "dtypes": {"z": "int8"}}, "dtypes: field='z' is unkn"),
     ({"fields": FIELDS, "prepare": "no"}, "prepare='no' is unknown"),
     ({"fields": FIELDS, "num_classes": 5}, "labels 'y' go from 3 to 9"),

@@ -86,7 +86,7 @@ def test_no_more_words_than_asked_for(tmp_path):
       "x: expected numbers, or for x text",
     ),
     ({"x": "a", "w": 1}, {"text": "words"}, "field 'w' is there beside x and"),
-    ({"x": "a"}, {}, "field 'x' holds text; turn it into numbers"),
+    ({"x": "a"}, {}, "field 'x' holds text, first 'a'"),
     (
       {"x": "a"},
       {"text": "words", "vocabulary_size": 0},

@@ -33,8 +33,10 @@ def simulator_of(kind, clip_norm=1.0, seed=0):
   algorithm = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
   aggregator = None
   if kind == "central":
-    settings = {"noise_multiplier": 1.0, "denominator": 2.0}
-    algorithm = central(algorithm, Central(clip_norm=clip_norm, **settings))
+    settings = Central(
+      clip_norm=clip_norm, noise_multiplier=1.0, denominator=2.0
+    )
+    algorithm = central(algorithm, settings)
   elif kind == "local":
     noise = gaussian(clip_norm, stddev=1.0, delta=1e-3)
     algorithm = local_privacy(algorithm, noise)

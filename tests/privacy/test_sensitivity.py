@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.base import Aggregator, Algorithm
 from fedjax_sim.privacy.additive import gaussian, laplace
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.distributed_gaussian import distributed_gaussian
@@ -99,7 +100,8 @@ def released(norm, lanes, dtype):
   """A compiled round: (clients, DIM) updates -> their sum over the norm."""
   task = linear(dtype)
   inner = recorded(fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform"))
-  algorithm, aggregator = inner, aggregators.sum_()
+  algorithm: Algorithm = inner
+  aggregator: Aggregator | None = aggregators.sum_()
   if norm in NORMS:
     aggregator = None
     algorithm = central(
@@ -145,10 +147,10 @@ def clip(update, norm):
   update = np.where(np.abs(update) < np.finfo(np.float32).tiny, 0, update)
   order = 1 if norm.startswith("l1") else 2
   if "layers" in norm:
-    parts = update[: DIM - 3], update[DIM - 3 :]
+    parts = [update[: DIM - 3], update[DIM - 3 :]]
     share = 2.0 ** (-1 / order)
   else:
-    parts, share = (update,), 1.0
+    parts, share = [update], 1.0
   cut = []
   for part in parts:
     size = np.linalg.norm(part, order)
