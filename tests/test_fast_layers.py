@@ -260,6 +260,17 @@ def test_a_function_without_layers_is_called_itself():
   assert fast(of)(jnp.ones(3))["of"] == 3
 
 
+def test_a_form_is_traced_once():
+  x, k = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4))
+  calls = [
+    equation.params["jaxpr"]
+    for _ in range(2)
+    for equation in jax.make_jaxpr(fast(lambda x, k: conv(x, k)))(x, k).eqns
+  ]
+  assert len(calls) == 2
+  assert calls[0] is calls[1]  # and so it is compiled once
+
+
 def test_it_can_be_switched(monkeypatch):
   key = jax.random.key(0)
   examples = {k: v[0] for k, v in EXAMPLES.items()}
