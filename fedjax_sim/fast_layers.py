@@ -147,6 +147,7 @@ def _replaced(equation: Any, form: Callable[..., jax.Array]) -> Any:
 _SLOW = {
   primitives.conv_general_dilated_p: "convolution",
   primitives.reduce_window_p: "pooling",
+  primitives.select_and_scatter_add_p: "the gradient of pooling",
   **dict.fromkeys(_POOLS, "pooling"),
 }
 

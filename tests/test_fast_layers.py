@@ -222,6 +222,25 @@ def test_a_derivative_of_ones_own_is_kept():
       )
 
 
+def test_gradients_inside_a_function():
+  """Of a penalty on them: XLA's gradient of pooling is left, and told."""
+
+  def value(x, k):
+    y = lax.reduce_window(
+      conv(x, k), -np.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+    )
+    return jnp.sum(jnp.sin(y))
+
+  def penalty(x, k):
+    return jnp.sum(jax.grad(value)(x, k) ** 2)
+
+  with jax.enable_x64(True):
+    x, k = normal(0, 2, 4, 4, 3), normal(1, 3, 3, 3, 3)
+    check_same(fast(penalty), penalty, x, k)
+    (left,) = slow_layers(fast(penalty), x, k)
+    assert left.startswith("the gradient of pooling of ")
+
+
 def test_dtypes_and_scopes_stay():
   def of(x, k):
     with jax.named_scope("mine"):
