@@ -10,6 +10,7 @@ with a derivative of its own keeps that derivative, as it was written.
 from __future__ import annotations
 
 import functools
+import inspect
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -96,9 +97,9 @@ def _form(equation: Any) -> Callable[..., jax.Array] | None:
   """What computes the same; None: nothing does, or nothing has to."""
   params = equation.params
   if equation.primitive is primitives.conv_general_dilated_p:
-    return functools.partial(convolution.convolve, **params)
+    return functools.partial(_CONVOLVE, **params)
   pool = _POOLS.get(equation.primitive)
-  parts = sum(params.get("window_dimensions", ()))
+  parts = sum(size for size in params.get("window_dimensions", ()) if size > 1)
   if pool is None or parts > MOST_PARTS or set(params["base_dilation"]) != {1}:
     return None
   return functools.partial(
@@ -110,10 +111,17 @@ def _form(equation: Any) -> Callable[..., jax.Array] | None:
   )
 
 
+def _jitted(function: Callable[..., jax.Array], arrays: int) -> Any:
+  """So that a form is traced, and without a loop compiled, but once."""
+  names = list(inspect.signature(function).parameters)
+  return jax.jit(function, static_argnames=names[arrays:])
+
+
+_CONVOLVE = _jitted(convolution.convolve, 2)
 _POOLS = {
-  primitives.reduce_window_max_p: pooling.maximum,
-  primitives.reduce_window_min_p: pooling.minimum,
-  primitives.reduce_window_sum_p: pooling.total,
+  primitives.reduce_window_max_p: _jitted(pooling.maximum, 1),
+  primitives.reduce_window_min_p: _jitted(pooling.minimum, 1),
+  primitives.reduce_window_sum_p: _jitted(pooling.total, 1),
 }
 
 
@@ -122,7 +130,7 @@ def _replaced(equation: Any, form: Callable[..., jax.Array]) -> Any:
   shapes = [
     jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars
   ]
-  (call,) = jax.make_jaxpr(jax.jit(form))(*shapes).eqns
+  (call,) = jax.make_jaxpr(form)(*shapes).eqns
   left = any(e.primitive is equation.primitive for e in _equations(call))
   if left:
     return equation
@@ -139,6 +147,7 @@ def _replaced(equation: Any, form: Callable[..., jax.Array]) -> Any:
 _SLOW = {
   primitives.conv_general_dilated_p: "convolution",
   primitives.reduce_window_p: "pooling",
+  primitives.select_and_scatter_add_p: "the gradient of pooling",
   **dict.fromkeys(_POOLS, "pooling"),
 }
 

@@ -222,6 +222,25 @@ def test_a_derivative_of_ones_own_is_kept():
       )
 
 
+def test_gradients_inside_a_function():
+  """Of a penalty on them: XLA's gradient of pooling is left, and told."""
+
+  def value(x, k):
+    y = lax.reduce_window(
+      conv(x, k), -np.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+    )
+    return jnp.sum(jnp.sin(y))
+
+  def penalty(x, k):
+    return jnp.sum(jax.grad(value)(x, k) ** 2)
+
+  with jax.enable_x64(True):
+    x, k = normal(0, 2, 4, 4, 3), normal(1, 3, 3, 3, 3)
+    check_same(fast(penalty), penalty, x, k)
+    (left,) = slow_layers(fast(penalty), x, k)
+    assert left.startswith("the gradient of pooling of ")
+
+
 def test_dtypes_and_scopes_stay():
   def of(x, k):
     with jax.named_scope("mine"):
@@ -258,6 +277,17 @@ def test_a_function_without_layers_is_called_itself():
   text = str(jax.make_jaxpr(fast(of))(jnp.ones(3)))
   assert text == str(jax.make_jaxpr(of)(jnp.ones(3)))
   assert fast(of)(jnp.ones(3))["of"] == 3
+
+
+def test_a_form_is_traced_once():
+  x, k = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4))
+  calls = [
+    equation.params["jaxpr"]
+    for _ in range(2)
+    for equation in jax.make_jaxpr(fast(lambda x, k: conv(x, k)))(x, k).eqns
+  ]
+  assert len(calls) == 2
+  assert calls[0] is calls[1]  # and so it is compiled once
 
 
 def test_it_can_be_switched(monkeypatch):
