@@ -226,7 +226,7 @@ def test_clients_who_never_train_by_name(tmp_path, capsys):
     "--unseen-clients=bop",
   )
   assert code == 2
-  assert "names 'bop', and there is no such client. Did you mean 'bob'?" in err
+  assert "there is no client 'bop'. Did you mean 'bob'?" in err
 
 
 def test_without_classes_one_panel(tmp_path, capsys):
