@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 
 import pytest
@@ -253,6 +254,15 @@ def test_help_names_the_formats(capsys):
 def test_no_command_shows_help_and_fails(capsys):
   assert cli.main([]) == 2
   assert "fedjax-sim run" in capsys.readouterr().out
+
+
+def test_what_users_are_warned_of_is_a_line():
+  given = ("told", UserWarning, "file.py", 1)
+  with cli._short_warnings():
+    assert warnings.formatwarning(*given) == "fedjax-sim: warning: told\n"
+    other = warnings.formatwarning("told", DeprecationWarning, "file.py", 1)
+  assert "file.py:1: DeprecationWarning: told" in other
+  assert "file.py:1: UserWarning: told" in warnings.formatwarning(*given)
 
 
 def test_describe_leaves_nothing(capsys, tmp_path):

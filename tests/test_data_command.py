@@ -65,9 +65,9 @@ def test_labelled_and_unlabelled_examples_are_kept(tmp_path):
   found = dataclasses.replace(found, unseen=None)
   with pytest.raises(ValueError, match="has the split 'labelled', so its"):
     partition_store(tmp_path / "t", found, unseen_clients=1)
-  other = dataclasses.replace(data, splits={"mine": data.train})
+  odd = dataclasses.replace(data, splits={"mine": data.train})
   with pytest.raises(ValueError, match="split='mine' is unknown"):
-    write_store(tmp_path / "t", other)
+    write_store(tmp_path / "t", odd)
 
 
 def test_flute_s_files_of_few_labels(tmp_path, capsys):
@@ -226,7 +226,7 @@ def test_clients_who_never_train_by_name(tmp_path, capsys):
     "--unseen-clients=bop",
   )
   assert code == 2
-  assert "names 'bop', and there is no such client. Did you mean 'bob'?" in err
+  assert "there is no client 'bop'. Did you mean 'bob'?" in err
 
 
 def test_without_classes_one_panel(tmp_path, capsys):

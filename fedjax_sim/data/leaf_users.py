@@ -281,9 +281,18 @@ def numbers(where: str, field: str, values: Any) -> np.ndarray:
       return array.astype(np.float64)
   if array.dtype.kind not in "biuf":
     raise ValueError(
-      f"{where}: {field}: expected numbers, or for x text, found {array.dtype}."
+      f"{where}: {field}: expected numbers, or for x text, found"
+      f" {array.dtype}{_first_odd(values)}."
     )
   return array
+
+
+def _first_odd(values: Any) -> str:
+  """Return which entry holds what is no number."""
+  for i, value in enumerate(values):
+    if np.asarray(value).dtype.kind not in "biuf":
+      return f" as of entry {i}, {value!r:.60}"
+  return ""
 
 
 def _uneven(values: Any) -> str:

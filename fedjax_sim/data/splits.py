@@ -136,7 +136,7 @@ def _named(
   Raises:
     TypeError, ValueError: there is none of a name, or all are named.
   """
-  names = [names] if isinstance(names, str) else list(names)
+  given, names = names, [names] if isinstance(names, str) else list(names)
   numbers = {data.client_name(i): i for i in range(data.num_clients)}
   for name in names:
     validate.instance(field, name, str, "0.2, 3 or ('ann', 'bob')")
@@ -146,14 +146,14 @@ def _named(
       few = ", ".join(map(repr, itertools.islice(numbers, 10)))
       more = ", ..." if len(numbers) > 10 else ""
       raise ValueError(
-        f"{field} names {name!r}, and there is no such client.{hint} There are"
+        f"{field}={given!r}: there is no client {name!r}.{hint} There are"
         f" {few}{more}."
       )
   found = [numbers[name] for name in names]
   if len({*found}) == data.num_clients:
     raise ValueError(
-      f"{field} names all {data.num_clients} clients, and none is left to"
-      " train; leave one out."
+      f"{field}={given!r} names all clients, and none is left to train; leave"
+      " one out."
     )
   return found
 

@@ -8,6 +8,7 @@ fed_cifar100, fed_shakespeare and stackoverflow. FLUTE: `users`, `num_samples`,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -178,8 +179,10 @@ def _values(where: str, field: str, parent: Any) -> np.ndarray:
     _check_storage(where, field, held)
     if h5py.check_string_dtype(held.dtype):
       texts = np.asarray(held.asstr()[()], object)
-      # Features that are written as texts, several an example.
-      return texts if texts.ndim < 2 else numbers(where, field, texts.tolist())
+      if texts.ndim > 1:  # features that are written as texts, perhaps
+        with contextlib.suppress(ValueError):
+          return numbers(where, field, texts.tolist())
+      return texts
     if held.dtype.kind not in "biuf":
       raise ValueError(
         f"{where}: {field}: expected numbers or text, found {held.dtype}."

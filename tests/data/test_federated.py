@@ -320,7 +320,7 @@ def test_split_off_a_fraction():
     (3.0, ValueError, "from 1 to 2"),
     (-0.5, ValueError, "data.unseen_clients=-0.5"),
     (True, TypeError, "is a bool"),
-    ("2", ValueError, "names '2', and there is no such client"),
+    ("2", ValueError, "='2': there is no client '2'. There are"),
     (None, TypeError, "data.unseen_clients"),
     ((1,), TypeError, "data.unseen_clients"),
   ],

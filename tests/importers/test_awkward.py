@@ -247,6 +247,10 @@ REFUSED = {
     leaf({"a": {"x": [["1", "q"]]}}),
     "expected numbers",
   ),
+  "nobody has examples": (
+    leaf({"a": NONE}),
+    "here is no client with",
+  ),
   "of several shapes": (leaf({"a": {"x": [[1], [2, 3]]}}), "of one shape"),
   "not a number": (leaf({"a": {"x": [[float("nan")]]}}), "nan|JSON"),
 }
@@ -257,10 +261,12 @@ def test_json_that_both_refuse(tmp_path, case):
   held, message = REFUSED[case]
   file = tmp_path / "a.json"
   file.write_text(held if isinstance(held, str) else json.dumps(held))
-  with pytest.raises(ValueError, match=message):
-    load_leaf_json(path=file)
-  with pytest.raises(ValueError, match=message):
-    imported(leaf_json(file), tmp_path / "s")
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    with pytest.raises(ValueError, match=message):
+      load_leaf_json(path=file)
+    with pytest.raises(ValueError, match=message):
+      imported(leaf_json(file), tmp_path / "s")
   assert not (tmp_path / "s").exists()
 
 
@@ -301,6 +307,20 @@ def test_a_map_sees_lines_that_are_odd(tmp_path):
     map=lambda _, e: {"x": [row["b"] / 2 for row in e["x"]], "y": e["y"]},
   )
   assert data.train.examples["x"].tolist() == [0, 0.5, 1]
+
+
+def test_texts_of_hdf5_that_are_no_numbers(tmp_path):
+  """Several an example: a map makes something of them."""
+  with h5py.File(tmp_path / "a.hdf5", "w") as out:
+    out["users"], out["num_samples"] = ["u"], [2]
+    out["user_data/u/x"] = [["1", "a b"], ["2", "b"]]
+  source = flute_hdf5(tmp_path / "a.hdf5")
+  with pytest.raises(ValueError, match="first 'a b' in client 'u', example 0"):
+    imported(source, tmp_path / "s")
+  second = lambda _, e: {"x": e["x"][:, 1]}
+  data = imported(source, tmp_path / "s", map=second, text="words")
+  # b is 4 and a is 5, between the beginning and the end, 2 and 3
+  assert data.train.examples["x"][:, :3].tolist() == [[2, 5, 4], [2, 4, 0]]
 
 
 def test_flute_in_hdf5(tmp_path):

@@ -588,6 +588,10 @@ def test_wrong_csv(tmp_path, text, message):
     ),
     ('{"x": 1}', "line 1: there is no column 'user'"),
     ('{"user": 1, "x": NaN}', "client '1', example 0 holds nan"),
+    (
+      '{"user": 1, "x": [1, 2]}\n{"user": 1, "x": [3, null]}',
+      r"from line 1 on: x: expected numbers.* as of entry 1, \[3, None\]",
+    ),
     ('{"user": 1, "x": 99999999999999999999}', "x: expected numbers"),
     ("", "there is no client with examples"),
   ],
