@@ -1,180 +1,213 @@
-"""Audits: canaries planted in a run, and the epsilon that they betray.
+"""Audits: the epsilon that the canaries of a private run betray.
 
-A canary is a client that a run makes up: its update is a random direction as
-long as the clipping norm. A coin decides for the whole run whether it takes
-part; if it does, it takes part in rounds as other clients do, and is clipped,
-summed and drowned in noise as they are. Afterwards its score, the product of
-its direction with all noisy sums, tells something of its coin, and how well it
-does is a lower bound of epsilon (Andrew et al. 2023, "One-shot empirical
-privacy estimation for federated learning", arXiv 2302.03098; Steinke et al.
-2023, "Privacy auditing with one (1) training run", arXiv 2305.08846).
+Lower bounds from what `canaries` leave behind. One that is above the upper
+bound of accountants means that the noise, the clipping, the sampling or the
+account is wrong.
 
-A lower bound above the upper bound that accountants give means that the noise,
-the clipping or the account is wrong.
+Two look at the whole run: who was in, by the scores of all rounds together.
+They doubt everything, and need e^epsilon canaries and more to reach an epsilon.
+Two look at single rounds: how long a contribution was, which is no matter of
+chance, and how many deviations of the noise a canary moved a sum. They find the
+noise multiplier that there really is, from as many samples as there are
+canaries and rounds, and the ledger tells its epsilon: these trust the sampling
+and the account.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from fedjax_sim import validate
-from fedjax_sim.base import Array, Key, PyTree
 from fedjax_sim.privacy import library
-from fedjax_sim.sampling import Participation
+from fedjax_sim.privacy.accounting import MOST_MULTIPLIER, Ledger
+from fedjax_sim.privacy.canaries import KINDS, Evidence
 
-
-class AuditState(NamedTuple):
-  """What canaries leave in a run's state.
-
-  Attributes:
-    key: shape=(2,), uint32; of coins, directions and participations.
-    scores: shape=(canaries,), float32.
-  """
-
-  key: Array
-  scores: Array
-
-
-class Canaries(NamedTuple):
-  """Clients that are made up.
-
-  Attributes:
-    size: how many; a coin leaves out half of them.
-    participation: as the sampler's.
-  """
-
-  size: int
-  participation: Participation
-
-  def init(self, key: Key) -> AuditState:
-    """The state before the first round."""
-    validate.whole("privacy.canaries", self.size)
-    return AuditState(
-      jax.random.key_data(key), jnp.zeros(self.size, jnp.float32)
-    )
-
-  def included(self, state: AuditState) -> Array:
-    """The coins, shape=(canaries,), bool."""
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
-    return jax.random.bernoulli(key, shape=(self.size,))
-
-  def present(self, state: AuditState, round_: Array) -> Array:
-    """Who takes part in a round, shape=(canaries,), bool."""
-    rate, period, _ = self.participation
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 1)
-    drawn = jax.random.bernoulli(
-      jax.random.fold_in(key, round_), rate, (self.size,)
-    )
-    turn = jnp.arange(self.size) % period == round_ % period
-    return drawn & turn & self.included(state)
-
-  def plant(
-    self,
-    state: AuditState,
-    round_: Array,
-    total: PyTree,
-    like: PyTree,
-    contribute: Callable[[PyTree], PyTree],
-  ) -> PyTree:
-    """The sum of contributions, with those of the canaries.
-
-    Args:
-      state: as it is.
-      round_: shape=(), int32.
-      total: the clients' contributions, summed.
-      like: an update's shapes.
-      contribute: update -> contribution, as a client's is made.
-    """
-    present = self.present(state, round_)
-
-    def add(i: Array, total: PyTree) -> PyTree:
-      one = contribute(_direction(state, i, like))
-      return jax.tree.map(
-        lambda t, x: t + jnp.where(present[i], x, 0).astype(t.dtype), total, one
-      )
-
-    return lax.fori_loop(0, self.size, add, total)
-
-  def observe(self, state: AuditState, noisy: PyTree) -> AuditState:
-    """The state after the noisy sum of a round was seen."""
-
-    def product(i: Array) -> Array:
-      one = _direction(state, i, noisy)
-      parts = jax.tree.map(lambda x, d: jnp.sum(x * d), noisy, one)
-      return jax.tree.reduce(jnp.add, parts)
-
-    seen = lax.map(product, jnp.arange(self.size))
-    return state._replace(scores=state.scores + seen)
-
-
-def _direction(state: AuditState, i: Array, like: PyTree) -> PyTree:
-  """A canary's direction, of length 1; leaves as `like`, float32."""
-  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 2)
-  key = jax.random.fold_in(key, i)
-  leaves, treedef = jax.tree.flatten(like)
-  normal = [
-    jax.random.normal(jax.random.fold_in(key, k), x.shape)
-    for k, x in enumerate(leaves)
-  ]
-  length = jnp.sqrt(sum(jnp.sum(x**2) for x in normal))
-  return jax.tree.unflatten(treedef, [x / length for x in normal])
+SIGNIFICANCE = 0.05
+LEAST_MULTIPLIER = 0.03  # below, accountants' floats overflow
+TOLERANCE = 1e-4  # of a length; more than float32 sums are wrong by
+RESAMPLES = 200
+_TESTS = 3  # by chance: one_run, clopper_pearson, gaussian
 
 
 class Audit(NamedTuple):
-  """What the canaries betray; both bounds hold at once with 95 % confidence.
+  """What the canaries betray; all bounds hold at once, with the confidence.
 
   Attributes:
     canaries: how many there were.
     included: how many of them took part.
-    one_run: a lower bound of epsilon, whatever the noise is (arXiv 2305.08846,
-      Theorem 5.2).
-    gaussian: a closer one, if the scores are Gaussian, as those of many rounds
-      or of Gaussian noise nearly are.
+    claimed: the epsilon of the accountant.
+    epsilon: the largest of the bounds below; infinite, if a sum had what no
+      contributions of at most 1 can add up to.
+    confidence: that no bound is above the true epsilon; of an honest run that
+      it is not accused.
+    longest: a canary's longest contribution, where 1 is the most.
+    multiplier: the noise multiplier is at most this; infinite: it is not told.
+    clip: a lower bound of epsilon: of a sum with the noise that is claimed and
+      the longest contribution. No matter of chance.
+    gaussian: a lower bound, of Gaussian noise: epsilon with `multiplier`.
+    clopper_pearson: a lower bound, whatever the noise is, if the scores of
+      canaries are independent, as those without common coordinates are.
+    one_run: a lower bound, even if they are not (arXiv 2305.08846, Theorem
+      5.2).
+    bootstrap: what may be read off the scores without any confidence: the 95 %
+      interval of the estimate, by the bootstrap. No bound.
   """
 
   canaries: int
   included: int
-  one_run: float
+  claimed: float
+  epsilon: float
+  confidence: float
+  longest: float
+  multiplier: float
+  clip: float
   gaussian: float
+  clopper_pearson: float
+  one_run: float
+  bootstrap: tuple[float, float]
+
+  @property
+  def accused(self) -> bool:
+    """Whether the claim is refuted."""
+    return self.epsilon > self.claimed
+
+  def describe(self) -> str:
+    """What was found, in a sentence for summaries."""
+    told = (
+      f"epsilon >= {self.epsilon:.3g} betrayed by {self.canaries} canaries"
+      f" ({self.confidence:.0%})"
+    )
+    if not self.accused:
+      return told
+    what = (
+      f"a contribution was {self.longest:.3g} long, where 1 is the most"
+      if self.longest > 1 + TOLERANCE
+      else "the noise, the sampling or the account is wrong"
+    )
+    return f"{told}: refutes the claim of {self.claimed:.3g}; {what}"
 
 
 def audit(
-  scores: Any, included: Any, delta: float, significance: float = 0.05
+  evidence: Evidence,
+  ledger: Ledger,
+  rounds: int,
+  significance: float = SIGNIFICANCE,
 ) -> Audit:
-  """Lower bounds of epsilon from the scores of canaries.
+  """Lower bounds of epsilon from what canaries left behind.
+
+  Each of the three bounds by chance may be wrong with a third of
+  `significance`, so all hold together (Bonferroni).
 
   Args:
-    scores: shape=(canaries,), float; higher if included.
-    included: shape=(canaries,), bool.
-    delta: of the (epsilon, delta) that is claimed.
+    evidence: of the run, numpy.
+    ledger: that claims an epsilon.
+    rounds: that were run.
     significance: how often one of the bounds may be wrong.
-
-  Returns:
-    Bounds of 0, which hold always, if fewer than two canaries were included, or
-    left out.
   """
-  scores, included = np.asarray(scores, np.float64), np.asarray(included)
+  included = np.asarray(evidence.included)
+  size, each = len(included), significance / _TESTS
+  present, absent = (
+    [np.asarray(x, np.float64) for x in moments]
+    for moments in (evidence.present, evidence.absent)
+  )
+  scores = (present[1] + absent[1])[:size]
   taken, left = scores[included], scores[~included]
-  if min(len(taken), len(left)) < 2:
-    return Audit(len(scores), len(taken), one_run=0.0, gaussian=0.0)
-  auditor = library("jax_privacy.auditing").CanaryScoreAuditor(taken, left)
-  mu = separation(taken, left, significance / 2)
-  gaussian = 0.0
-  if mu > 0:
-    accounting = library("dp_accounting")
-    gaussian = float(accounting.get_epsilon_gaussian(1 / mu, delta))
+  longest = float(evidence.longest)
+  multiplier, clip = math.inf, 0.0
+  gaussian = pearson = one_run = 0.0
+  interval = (0.0, 0.0)
+  finite = all(np.isfinite(x).all() for x in (*present, *absent))
+  if not finite or math.isinf(longest):
+    gaussian = clip = math.inf  # no contributions of at most 1 can do that
+  else:
+    if longest > 1 + TOLERANCE:
+      clip = epsilon(ledger, ledger.release.multiplier / longest, rounds)
+    if ledger.release.noise == "gaussian":
+      if ledger.release.sensitivity is None:
+        apart = moved(present, absent, size, each) * float(evidence.unit)
+        if apart > 0:
+          multiplier = 1 / apart
+          gaussian = epsilon(ledger, multiplier, rounds)
+      elif ledger.participation.rate == 1:
+        gaussian = _of_separation(separation(taken, left, each), ledger.delta)
+    if min(len(taken), len(left)) >= 2:
+      auditing = library("jax_privacy.auditing")
+      auditor = auditing.CanaryScoreAuditor(taken, left)
+      pearson = float(
+        auditor.epsilon_clopper_pearson(each, ledger.delta, one_sided=False)
+      )
+      one_run = float(auditor.epsilon_one_run(each, ledger.delta))
+      low, high = auditor.epsilon_raw_counts(
+        min_count=max(1, len(left) // 20),
+        delta=ledger.delta,
+        bootstrap_params=auditing.BootstrapParams(RESAMPLES, seed=0),
+      )
+      interval = (float(low), float(high))
   return Audit(
-    canaries=len(scores),
-    included=len(taken),
-    one_run=float(auditor.epsilon_one_run(significance / 2, delta)),
+    canaries=size,
+    included=int(included.sum()),
+    claimed=ledger.epsilon(rounds),
+    epsilon=max(clip, gaussian, pearson, one_run),
+    confidence=1 - significance,
+    longest=longest,
+    multiplier=multiplier,
+    clip=clip,
     gaussian=gaussian,
+    clopper_pearson=pearson,
+    one_run=one_run,
+    bootstrap=interval,
+  )
+
+
+def epsilon(ledger: Ledger, multiplier: float, rounds: int) -> float:
+  """What the ledger would tell, were the noise so much.
+
+  Args:
+    ledger: of the run.
+    multiplier: at least; smaller ones count as a small one, so that what comes
+      out is finite, and a lower bound still.
+    rounds: that were run.
+  """
+  claimed = ledger.release.multiplier
+  if multiplier > MOST_MULTIPLIER:
+    return 0.0
+  multiplier = max(multiplier, min(LEAST_MULTIPLIER, claimed))
+  release = ledger.release._replace(multiplier=multiplier)
+  return dataclasses.replace(ledger, release=release).epsilon(rounds)
+
+
+def moved(
+  present: Any, absent: Any, size: int, significance: float
+) -> float:
+  """A lower bound of how many deviations a canary moves a sum.
+
+  The largest of those of all canaries, of each kind and of the worst case, each
+  with its share of the significance (Bonferroni). A contribution along a
+  canary's direction is at most 1, and the noise there is what it is everywhere,
+  so rounds without a canary tell of the noise for all kinds.
+
+  Args:
+    present: number, total, squares of scores, each shape=(size + 1,), float64;
+      of the rounds in which a canary took part; the worst case is the last.
+    absent: of the others.
+    size: how many canaries, the worst case apart.
+    significance: how often the bound may be wrong.
+  """
+  kind = np.arange(size) % len(KINDS)
+  groups = [np.arange(size)]
+  groups += [np.flatnonzero(kind == k) for k in range(len(KINDS))]
+  groups += [np.array([size])]
+  without = _Sample.of([x[:size] for x in absent])
+  return max(
+    _separation(
+      _Sample.of([x[group] for x in present]),
+      without,
+      significance / len(groups),
+    )
+    for group in groups
   )
 
 
@@ -183,22 +216,49 @@ def separation(
 ) -> float:
   """A lower bound of how many deviations two Gaussians are apart.
 
-  The t statistic of two samples of one variance has a noncentral t law, whose
-  parameter is the separation over (1/n + 1/m)^(1/2); 0 if it is not above 0.
-
   Args:
     taken: shape=(n,), float64; the sample with the greater mean.
     left: shape=(m,), float64.
     significance: how often the bound may be wrong.
   """
-  n, m = len(taken), len(left)
-  spread = math.sqrt(1 / n + 1 / m)
-  free = n + m - 2
-  pooled = (n - 1) * taken.var(ddof=1) + (m - 1) * left.var(ddof=1)
-  gap = taken.mean() - left.mean()
-  if pooled == 0:
+  samples = (
+    _Sample.of([np.ones(len(x)), x - left.mean(), (x - left.mean()) ** 2])
+    if len(left)
+    else _Sample(0.0, 0.0, 0.0)
+    for x in (taken, left)
+  )
+  return _separation(*samples, significance)
+
+
+class _Sample(NamedTuple):
+  """Of how many numbers, their mean, and their squared distances from it."""
+
+  number: float
+  mean: float
+  scatter: float
+
+  @classmethod
+  def of(cls, moments: Any) -> _Sample:
+    """From numbers, totals and squares of its parts."""
+    number, total, squares = (float(x.sum()) for x in moments)
+    if number == 0:
+      return cls(0.0, 0.0, 0.0)
+    mean = total / number
+    return cls(number, mean, max(squares - total * mean, 0.0))
+
+
+def _separation(taken: _Sample, left: _Sample, significance: float) -> float:
+  """A lower bound of how many deviations two Gaussians are apart.
+
+  The t statistic of two samples of one variance has a noncentral t law, whose
+  parameter is the separation over (1/n + 1/m)^(1/2); 0 if it is not above 0.
+  """
+  free = taken.number + left.number - 2
+  pooled = taken.scatter + left.scatter
+  if min(taken.number, left.number) < 1 or free < 1 or pooled == 0:
     return 0.0
-  t = gap / (math.sqrt(pooled / free) * spread)
+  spread = math.sqrt(1 / taken.number + 1 / left.number)
+  t = (taken.mean - left.mean) / (math.sqrt(pooled / free) * spread)
   stats, optimize = library("scipy.stats"), library("scipy.optimize")
   # As the parameter grows, so small a chance of at most t remains.
   beyond = lambda parameter: stats.nct.sf(t, free, parameter) - significance
@@ -206,3 +266,10 @@ def separation(
     return 0.0
   found: float = optimize.brentq(beyond, 0.0, t)
   return found * spread
+
+
+def _of_separation(apart: float, delta: float) -> float:
+  """Epsilon of two Gaussians that are so many deviations apart."""
+  if apart == 0:
+    return 0.0
+  return float(library("dp_accounting").get_epsilon_gaussian(1 / apart, delta))
