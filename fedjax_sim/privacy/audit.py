@@ -17,19 +17,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+import statistics
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_sim.privacy import library
 from fedjax_sim.privacy.accounting import MOST_MULTIPLIER, Ledger
-from fedjax_sim.privacy.canaries import KINDS, Evidence
+from fedjax_sim.privacy.canaries import KINDS, Evidence, Moments
 
 SIGNIFICANCE = 0.05
 LEAST_MULTIPLIER = 0.03  # below, accountants' floats overflow
 TOLERANCE = 1e-4  # of a length; more than float32 sums are wrong by
 RESAMPLES = 200
-_TESTS = 3  # by chance: one_run, clopper_pearson, gaussian
+# Of the noise: its standard deviation, for a multiplier of 1, and its kurtosis.
+LAWS = {"gaussian": (1.0, 3.0), "laplace": (math.sqrt(2.0), 6.0)}
+# Of the significance; together they are 1, so all bounds hold at once.
+SHARES = {"noise": 0.5, "clopper_pearson": 0.25, "one_run": 0.25}
 
 
 class Audit(NamedTuple):
@@ -47,7 +52,8 @@ class Audit(NamedTuple):
     multiplier: the noise multiplier is at most this; infinite: it is not told.
     clip: a lower bound of epsilon: of a sum with the noise that is claimed and
       the longest contribution. No matter of chance.
-    gaussian: a lower bound, of Gaussian noise: epsilon with `multiplier`.
+    noise: a lower bound: epsilon with `multiplier`. Of correlated noise, which
+      has none, that of Gaussian scores of the whole run; 0 with sampling.
     clopper_pearson: a lower bound, whatever the noise is, if the scores of
       canaries are independent, as those without common coordinates are.
     one_run: a lower bound, even if they are not (arXiv 2305.08846, Theorem
@@ -64,7 +70,7 @@ class Audit(NamedTuple):
   longest: float
   multiplier: float
   clip: float
-  gaussian: float
+  noise: float
   clopper_pearson: float
   one_run: float
   bootstrap: tuple[float, float]
@@ -95,10 +101,11 @@ def audit(
   ledger: Ledger,
   rounds: int,
   significance: float = SIGNIFICANCE,
+  resamples: int = RESAMPLES,
 ) -> Audit:
   """Lower bounds of epsilon from what canaries left behind.
 
-  Each of the three bounds by chance may be wrong with a third of
+  The bounds that are matters of chance may be wrong with their `SHARES` of
   `significance`, so all hold together (Bonferroni).
 
   Args:
@@ -106,59 +113,106 @@ def audit(
     ledger: that claims an epsilon.
     rounds: that were run.
     significance: how often one of the bounds may be wrong.
+    resamples: for the bootstrap; 0: without.
   """
   included = np.asarray(evidence.included)
-  size, each = len(included), significance / _TESTS
-  present, absent = (
-    [np.asarray(x, np.float64) for x in moments]
-    for moments in (evidence.present, evidence.absent)
-  )
-  scores = (present[1] + absent[1])[:size]
-  taken, left = scores[included], scores[~included]
   longest = float(evidence.longest)
-  multiplier, clip = math.inf, 0.0
-  gaussian = pearson = one_run = 0.0
-  interval = (0.0, 0.0)
-  finite = all(np.isfinite(x).all() for x in (*present, *absent))
-  if not finite or math.isinf(longest):
-    gaussian = clip = math.inf  # no contributions of at most 1 can do that
-  else:
-    if longest > 1 + TOLERANCE:
-      clip = epsilon(ledger, ledger.release.multiplier / longest, rounds)
-    if ledger.release.noise == "gaussian":
-      if ledger.release.sensitivity is None:
-        apart = moved(present, absent, size, each) * float(evidence.unit)
-        if apart > 0:
-          multiplier = 1 / apart
-          gaussian = epsilon(ledger, multiplier, rounds)
-      elif ledger.participation.rate == 1:
-        gaussian = _of_separation(separation(taken, left, each), ledger.delta)
-    if min(len(taken), len(left)) >= 2:
-      auditing = library("jax_privacy.auditing")
-      auditor = auditing.CanaryScoreAuditor(taken, left)
-      pearson = float(
-        auditor.epsilon_clopper_pearson(each, ledger.delta, one_sided=False)
-      )
-      one_run = float(auditor.epsilon_one_run(each, ledger.delta))
-      low, high = auditor.epsilon_raw_counts(
-        min_count=max(1, len(left) // 20),
-        delta=ledger.delta,
-        bootstrap_params=auditing.BootstrapParams(RESAMPLES, seed=0),
-      )
-      interval = (float(low), float(high))
-  return Audit(
-    canaries=size,
+  scores = np.asarray(evidence.present.total) + evidence.absent.total
+  scores = scores[:-1].astype(np.float64)
+  found = Audit(
+    canaries=len(included),
     included=int(included.sum()),
     claimed=ledger.epsilon(rounds),
-    epsilon=max(clip, gaussian, pearson, one_run),
+    epsilon=math.inf,
     confidence=1 - significance,
     longest=longest,
-    multiplier=multiplier,
-    clip=clip,
-    gaussian=gaussian,
-    clopper_pearson=pearson,
-    one_run=one_run,
-    bootstrap=interval,
+    multiplier=math.inf,
+    clip=0.0,
+    noise=0.0,
+    clopper_pearson=0.0,
+    one_run=0.0,
+    bootstrap=(0.0, 0.0),
+  )
+  moments = (longest, *evidence.present, *evidence.absent)
+  if not all(np.isfinite(x).all() for x in moments):
+    return found  # no contributions of at most 1 can do that
+  if longest > 1 + TOLERANCE:
+    shorter = ledger.release.multiplier / longest
+    found = found._replace(clip=epsilon(ledger, shorter, rounds))
+  share = {name: significance * part for name, part in SHARES.items()}
+  taken, left = scores[included], scores[~included]
+  found = _by_rounds(found, evidence, ledger, rounds, share["noise"])
+  if ledger.release.sensitivity is not None and ledger.participation.rate == 1:
+    apart = separation(taken, left, share["noise"])
+    found = found._replace(noise=_of_separation(apart, ledger.delta))
+  if min(len(taken), len(left)) >= 2:
+    found = _of_whole_run(found, taken, left, ledger.delta, share, resamples)
+  bounds = (found.clip, found.noise, found.clopper_pearson, found.one_run)
+  return found._replace(epsilon=max(bounds))
+
+
+def _by_rounds(
+  found: Audit,
+  evidence: Evidence,
+  ledger: Ledger,
+  rounds: int,
+  significance: float,
+) -> Audit:
+  """With the noise that there is, if it is independent.
+
+  Args:
+    found: so far.
+    evidence: of the run.
+    ledger: of the run.
+    rounds: that were run.
+    significance: of this bound.
+  """
+  if ledger.release.sensitivity is not None:
+    return found
+  deviation, kurtosis = LAWS[ledger.release.noise]
+  apart = moved(evidence.present, evidence.absent, significance, kurtosis)
+  if apart == 0:
+    return found
+  multiplier = 1 / (apart * deviation * float(evidence.unit))
+  return found._replace(
+    multiplier=multiplier, noise=epsilon(ledger, multiplier, rounds)
+  )
+
+
+def _of_whole_run(
+  found: Audit,
+  taken: np.ndarray,
+  left: np.ndarray,
+  delta: float,
+  share: Mapping[str, float],
+  resamples: int,
+) -> Audit:
+  """With the bounds from whole runs' scores, by `jax_privacy.auditing`.
+
+  Args:
+    found: so far.
+    taken: shape=(n,), float64; scores of canaries that took part.
+    left: shape=(m,), float64; of the others.
+    delta: of the (epsilon, delta) that is claimed.
+    share: significance of each bound.
+    resamples: as in `audit`.
+  """
+  auditing = library("jax_privacy.auditing")
+  auditor = auditing.CanaryScoreAuditor(taken, left)
+  pearson = auditor.epsilon_clopper_pearson(
+    share["clopper_pearson"], delta, one_sided=False
+  )
+  one_run = auditor.epsilon_one_run(share["one_run"], delta)
+  interval = found.bootstrap
+  if resamples:
+    low, high = auditor.epsilon_raw_counts(
+      min_count=max(1, len(left) // 20),
+      delta=delta,
+      bootstrap_params=auditing.BootstrapParams(resamples, seed=0),
+    )
+    interval = (float(low), float(high))
+  return found._replace(
+    clopper_pearson=float(pearson), one_run=float(one_run), bootstrap=interval
   )
 
 
@@ -180,35 +234,38 @@ def epsilon(ledger: Ledger, multiplier: float, rounds: int) -> float:
 
 
 def moved(
-  present: Any, absent: Any, size: int, significance: float
+  present: Moments,
+  absent: Moments,
+  significance: float,
+  kurtosis: float = 3.0,
 ) -> float:
   """A lower bound of how many deviations a canary moves a sum.
 
-  The largest of those of all canaries, of each kind and of the worst case, each
-  with its share of the significance (Bonferroni). A contribution along a
-  canary's direction is at most 1, and the noise there is what it is everywhere,
-  so rounds without a canary tell of the noise for all kinds.
+  The largest of that of all canaries, which gets half of the significance, and
+  of those of each kind and of the worst case, which share the other half
+  (Bonferroni). A contribution along a canary's direction is at most 1, and the
+  noise there is what it is everywhere, so rounds without a canary tell of the
+  noise for all kinds.
 
   Args:
-    present: number, total, squares of scores, each shape=(size + 1,), float64;
-      of the rounds in which a canary took part; the worst case is the last.
+    present: of the rounds in which a canary took part, the last of which is the
+      worst case.
     absent: of the others.
-    size: how many canaries, the worst case apart.
     significance: how often the bound may be wrong.
+    kurtosis: of the noise.
   """
+  size = len(present.number) - 1
   kind = np.arange(size) % len(KINDS)
-  groups = [np.arange(size)]
-  groups += [np.flatnonzero(kind == k) for k in range(len(KINDS))]
-  groups += [np.array([size])]
-  without = _Sample.of([x[:size] for x in absent])
-  return max(
-    _separation(
-      _Sample.of([x[group] for x in present]),
-      without,
-      significance / len(groups),
-    )
-    for group in groups
-  )
+  few = [np.flatnonzero(kind == k) for k in range(len(KINDS))]
+  few.append(np.array([size]))
+  without = _Sample.of(absent, np.arange(size))
+
+  def bound(group: np.ndarray, share: float) -> float:
+    within = _Sample.of(present, group)
+    return _separation(within, without, significance * share, kurtosis)
+
+  parts = [bound(group, 0.5 / len(few)) for group in few]
+  return max(bound(np.arange(size), 0.5), *parts)
 
 
 def separation(
@@ -222,9 +279,7 @@ def separation(
     significance: how often the bound may be wrong.
   """
   samples = (
-    _Sample.of([np.ones(len(x)), x - left.mean(), (x - left.mean()) ** 2])
-    if len(left)
-    else _Sample(0.0, 0.0, 0.0)
+    _Sample(len(x), x.mean(), len(x) * x.var()) if len(x) else _Sample(0, 0, 0)
     for x in (taken, left)
   )
   return _separation(*samples, significance)
@@ -238,20 +293,25 @@ class _Sample(NamedTuple):
   scatter: float
 
   @classmethod
-  def of(cls, moments: Any) -> _Sample:
-    """From numbers, totals and squares of its parts."""
-    number, total, squares = (float(x.sum()) for x in moments)
-    if number == 0:
-      return cls(0.0, 0.0, 0.0)
-    mean = total / number
+  def of(cls, moments: Moments, group: np.ndarray) -> _Sample:
+    """The scores of a group of canaries."""
+    number, total, squares = (
+      float(np.asarray(x, np.float64)[group].sum()) for x in moments
+    )
+    mean = total / max(number, 1)
     return cls(number, mean, max(squares - total * mean, 0.0))
 
 
-def _separation(taken: _Sample, left: _Sample, significance: float) -> float:
-  """A lower bound of how many deviations two Gaussians are apart.
+def _separation(
+  taken: _Sample, left: _Sample, significance: float, kurtosis: float = 3.0
+) -> float:
+  """A lower bound of how many deviations two samples' laws are apart.
 
-  The t statistic of two samples of one variance has a noncentral t law, whose
-  parameter is the separation over (1/n + 1/m)^(1/2); 0 if it is not above 0.
+  The t statistic of two Gaussian samples of one variance has a noncentral t
+  law, whose parameter is the separation over (1/n + 1/m)^(1/2). Its bound is
+  that of Johnson and Welch (1940, Biometrika 31, 362-389), which is exact for
+  many numbers, and too low for few. Of other laws, the sample's variance varies
+  as their kurtosis says.
   """
   free = taken.number + left.number - 2
   pooled = taken.scatter + left.scatter
@@ -259,13 +319,10 @@ def _separation(taken: _Sample, left: _Sample, significance: float) -> float:
     return 0.0
   spread = math.sqrt(1 / taken.number + 1 / left.number)
   t = (taken.mean - left.mean) / (math.sqrt(pooled / free) * spread)
-  stats, optimize = library("scipy.stats"), library("scipy.optimize")
-  # As the parameter grows, so small a chance of at most t remains.
-  beyond = lambda parameter: stats.nct.sf(t, free, parameter) - significance
-  if t <= 0 or beyond(0.0) >= 0:
-    return 0.0
-  found: float = optimize.brentq(beyond, 0.0, t)
-  return found * spread
+  deviations = statistics.NormalDist().inv_cdf(1 - significance)
+  bound = t * (1 - 1 / (4 * free))
+  bound -= deviations * math.sqrt(1 + t**2 * (kurtosis - 1) / (4 * free))
+  return max(bound, 0.0) * spread
 
 
 def _of_separation(apart: float, delta: float) -> float:

@@ -192,14 +192,14 @@ class Canaries(NamedTuple):
     ) -> tuple[PyTree, Array]:
       total, longest = planted
       one = contribute(update)
-      total = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, _held(one))
+      total = jax.tree.map(
+        lambda t, x: t + x.astype(t.dtype), total, _held(one)
+      )
       for part in one:
         longest = jnp.maximum(longest, measured(part, order))
       return total, longest
 
-    def canary(
-      i: Array, planted: tuple[PyTree, Array]
-    ) -> tuple[PyTree, Array]:
+    def canary(i: Array, planted: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
       return lax.cond(
         present[i],
         lambda so_far: add(self._update(i, everyone, clip_norm), so_far),
@@ -277,7 +277,9 @@ class Canaries(NamedTuple):
     elsewhere = jnp.where(kind == _SPIKE, SUBNORMAL, 0)
 
     def leaf(direction: Array, owner: Array) -> Array:
-      own = jnp.where(extreme, LARGEST * jnp.sign(direction), length * direction)
+      own = jnp.where(
+        extreme, LARGEST * jnp.sign(direction), length * direction
+      )
       return jnp.where((owner == i) & (direction != 0), own, elsewhere)
 
     return jax.tree.map(leaf, everyone, self._owners(everyone))
@@ -293,9 +295,7 @@ class Canaries(NamedTuple):
     that are theirs.
     """
     dimension = _dimension(like)
-    sign = jax.random.rademacher(
-      _key(state, _SIGNS), (dimension,), jnp.float32
-    )
+    sign = jax.random.rademacher(_key(state, _SIGNS), (dimension,), jnp.float32)
     place = jnp.arange(dimension)
     canary = place % self.size
     count = dimension // self.size + (canary < dimension % self.size)

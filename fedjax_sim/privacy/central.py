@@ -285,7 +285,8 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     apply=apply,
     told=told,
     release=settings.release._replace(
-      audited=canaries and (lambda state: canaries.evidence(state.audit, of_update)),
+      audited=canaries
+      and (lambda state: canaries.evidence(state.audit, of_update)),
     ),
     weighted_mean=True,
     log_weight=None,
