@@ -133,7 +133,7 @@ def audit(
     one_run=0.0,
     bootstrap=(0.0, 0.0),
   )
-  moments = (longest, *evidence.present, *evidence.absent)
+  moments = (*evidence.present, *evidence.absent)
   if not all(np.isfinite(x).all() for x in moments):
     return found  # no contributions of at most 1 can do that
   if longest > 1 + TOLERANCE:
