@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -85,14 +86,15 @@ def drawn(setting: Setting, multiplier: float, seed: int) -> Evidence:
 
   def moments(where: np.ndarray) -> Moments:
     counted = np.where(where, scores, 0)
-    return Moments(where.sum(0), counted.sum(0), (counted**2).sum(0))
+    sums = (where.sum(0), counted.sum(0), (counted**2).sum(0))
+    return Moments(*(jnp.asarray(x, jnp.float32) for x in sums))
 
   return Evidence(
-    included=included,
+    included=jnp.asarray(included),
     present=moments(present),
     absent=moments(~present),
-    longest=np.float32(1),
-    unit=np.float32(1),
+    longest=jnp.ones(()),
+    unit=jnp.ones(()),
   )
 
 

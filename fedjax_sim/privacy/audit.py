@@ -117,8 +117,8 @@ def audit(
   """
   included = np.asarray(evidence.included)
   longest = float(evidence.longest)
-  scores = np.asarray(evidence.present.total) + evidence.absent.total
-  scores = scores[:-1].astype(np.float64)
+  totals = [evidence.present.total[:-1], evidence.absent.total[:-1]]
+  scores = np.asarray(np.sum(totals, axis=0, dtype=np.float64))
   found = Audit(
     canaries=len(included),
     included=int(included.sum()),
@@ -278,11 +278,11 @@ def separation(
     left: shape=(m,), float64.
     significance: how often the bound may be wrong.
   """
-  samples = (
+  one, other = (
     _Sample(len(x), x.mean(), len(x) * x.var()) if len(x) else _Sample(0, 0, 0)
     for x in (taken, left)
   )
-  return _separation(*samples, significance)
+  return _separation(one, other, significance)
 
 
 class _Sample(NamedTuple):

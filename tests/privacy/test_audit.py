@@ -131,10 +131,14 @@ def evidence(scores, included, longest=1.0):
 
   def moments(where):
     counted = np.where(where, scores, 0)
-    return Moments(where.astype(float), counted, counted**2)
+    return Moments(*map(jnp.float32, (where, counted, counted**2)))
 
   return Evidence(
-    included, moments(where), moments(~where), np.float32(longest), jnp.ones(())
+    included=jnp.asarray(included),
+    present=moments(where),
+    absent=moments(~where),
+    longest=jnp.float32(longest),
+    unit=jnp.ones(()),
   )
 
 
