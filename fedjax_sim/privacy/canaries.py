@@ -38,15 +38,16 @@ from fedjax_sim.privacy.worst_case import (
 from fedjax_sim.sampling import Participation
 
 KINDS = (
-  "exact",  # as long as the clipping norm
+  "exact",  # as long as the clipping norm, but for what is lost in rounding
   "long",  # LONG times as long
   "huge",  # all its coordinates are the largest float32: so long none is
   "spike",  # one coordinate is, and all others are subnormal
 )
+EXACT = 1 - 1e-4  # so that it is below the norm on every device
 LONG = 1e4
 SUBNORMAL = 1e-40
 HELD = 1e3
-_EXACT, _LONG, _HUGE, _SPIKE = range(4)
+_, _LONG, _HUGE, _SPIKE = range(4)
 _COINS, _DRAWS, _SIGNS, _WORST = range(4)  # what keys are for
 
 Contribute = Callable[[PyTree], Any]  # raw update -> central's `Contribution`
@@ -271,7 +272,7 @@ class Canaries(NamedTuple):
       clip_norm: shape=().
     """
     kind = i % len(KINDS)
-    length = jnp.where(kind == _LONG, LONG * clip_norm, clip_norm)
+    length = clip_norm * jnp.where(kind == _LONG, LONG, EXACT)
     length = jnp.minimum(length, LARGEST)
     extreme = (kind == _HUGE) | (kind == _SPIKE)
     elsewhere = jnp.where(kind == _SPIKE, SUBNORMAL, 0)

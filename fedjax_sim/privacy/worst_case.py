@@ -25,7 +25,8 @@ from jax import lax
 from fedjax_sim.base import Array, Key, PyTree
 
 LARGEST = float(jnp.finfo(jnp.float32).max)
-SIZES = (1.0, 30.0, 1e4, math.inf)  # in clipping norms, cut to `LARGEST`
+SIZES = (30.0, 1.0, 1e4, math.inf)  # in clipping norms, cut to `LARGEST`
+CLEARLY = 1e-3
 ASCENT = 30.0  # the size at which the direction is sought
 STEPS = 30
 SQUARED = 1e15  # whose square, of 10^8 coordinates, float32 can sum
@@ -99,14 +100,15 @@ def worst(
 
   sizes = jnp.array(SIZES, jnp.float32)
 
-  def longest(direction: PyTree) -> Array:
-    return jnp.max(lax.map(lambda size: at(direction, size), sizes))
-
-  def tried(i: Array) -> Array:
-    return longest(_beginning(key, i, like))
+  def lengths(direction: PyTree) -> Array:
+    return lax.map(lambda size: at(direction, size), sizes)
 
   count = BEGINNINGS + len(jax.tree.leaves(like))
-  begin = jnp.argmax(lax.map(tried, jnp.arange(count)))
+  begin = _clearly_longest(
+    lax.map(
+      lambda i: jnp.max(lengths(_beginning(key, i, like))), jnp.arange(count)
+    )
+  )
 
   def objective(direction: PyTree) -> Array:
     sent = contribute(raw(direction, ASCENT * clip_norm))
@@ -114,29 +116,27 @@ def worst(
     found: Array = jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
     return found
 
-  def ascend(i: Array, found: Worst) -> Worst:
-    slope = jax.grad(objective)(found.direction)
+  def ascend(i: Array, direction: PyTree) -> PyTree:
+    slope = jax.grad(objective)(direction)
     slope = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), slope)
-    rate = jnp.where(i == 0, 0, 1 / i)  # first it is measured as it is
-    moved = unit(
-      jax.tree.map(lambda u, g: u + rate * g, found.direction, unit(slope))
-    )
-    length = at(moved, jnp.float32(ASCENT))
-    better = length > found.contributes
-    return Worst(
-      direction=jax.tree.map(
-        lambda a, b: jnp.where(better, a, b), moved, found.direction
-      ),
-      size=jnp.float32(ASCENT),
-      contributes=jnp.where(better, length, found.contributes),
-    )
+    rate = 1 / (1 + i.astype(jnp.float32))
+    return unit(jax.tree.map(lambda u, g: u + rate * g, direction, unit(slope)))
 
-  zero = jnp.zeros((), jnp.float32)
-  first = Worst(_beginning(key, begin, like), jnp.float32(ASCENT), zero)
-  direction = lax.fori_loop(0, STEPS, ascend, first).direction
-  lengths = lax.map(lambda size: at(direction, size), sizes)
-  best = jnp.argmax(lengths)
-  return Worst(direction, sizes[best], lengths[best])
+  first = _beginning(key, begin, like)
+  last = lax.fori_loop(0, STEPS, ascend, first)
+  both = jax.tree.map(lambda *x: jnp.stack(x), first, last)
+  tried = lax.map(lengths, both)
+  which, size = jnp.divmod(_clearly_longest(tried.ravel()), len(SIZES))
+  direction = jax.tree.map(lambda x: x[which], both)
+  return Worst(direction, sizes[size], tried[which, size])
+
+
+def _clearly_longest(lengths: Array) -> Array:
+  """Which is the longest; the first, but for more than rounding.
+
+  So that with a right clip, where all are as long, every device takes the same.
+  """
+  return jnp.argmax(jnp.where(lengths > (1 + CLEARLY) * lengths[0], lengths, 0))
 
 
 def _beginning(key: Key, i: Array, like: PyTree) -> PyTree:

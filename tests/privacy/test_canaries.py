@@ -203,7 +203,7 @@ def test_the_gradient_finds_what_random_directions_do_not(monkeypatch):
   found = seek()
   assert found.contributes > 10
   assert float(jnp.abs(dot(found.direction, blind))) > 0.99
-  monkeypatch.setattr(worst_case, "STEPS", 1)  # which measures only
+  monkeypatch.setattr(worst_case, "STEPS", 0)
   assert seek().contributes < 1.02
 
 
@@ -248,7 +248,7 @@ def test_raw_updates_of_every_kind():
       assert set(np.abs(x)) == {0, LARGEST}
     else:
       long = 2.0 if kind == "exact" else 2e4
-      np.testing.assert_allclose(np.linalg.norm(x), long, rtol=1e-6)
+      np.testing.assert_allclose(np.linalg.norm(x), long, rtol=2e-4)
     assert (x != 0).sum() == (1 if kind == "spike" else 34 if i < 10 else 33)
     seen += x != 0
   assert seen.max() == 1  # no two share a coordinate
@@ -270,8 +270,8 @@ def test_a_canary_scores_its_contribution_whatever_else_is_sent():
   scores = found.present.total / np.maximum(taken, 1)
   extreme = np.append(np.arange(size) % 4 >= KINDS.index("huge"), False)
   plain = (taken > 0) & ~extreme
-  np.testing.assert_allclose(scores[plain], 1, atol=1e-4)
-  np.testing.assert_allclose(found.present.squares[plain], taken[plain], 1e-4)
+  np.testing.assert_allclose(scores[plain], 1, atol=2e-4)
+  np.testing.assert_allclose(found.present.squares[plain], taken[plain], 1e-3)
   # A clip may make nothing of what is too long for its dtype, but no more.
   assert (found.present.total[extreme] <= taken[extreme]).all()
   np.testing.assert_allclose(found.absent.total, 0, atol=1e-4)
