@@ -56,8 +56,8 @@ class Audit(NamedTuple):
       has none, that of Gaussian scores of the whole run; 0 with sampling.
     clopper_pearson: a lower bound, whatever the noise is, if the scores of
       canaries are independent, as those without common coordinates are.
-    one_run: a lower bound, even if they are not (arXiv 2305.08846, Theorem
-      5.2).
+    one_run: a lower bound, even if they are not, as long as no score depends on
+      another canary's coin (arXiv 2305.08846, Theorem 5.2).
     bootstrap: what may be read off the scores without any confidence: the 95 %
       interval of the estimate, by the bootstrap. No bound.
   """
