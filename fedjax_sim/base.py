@@ -373,8 +373,8 @@ class Release(NamedTuple):
     rounds: how many rounds the noise was made for; None: any number.
     simulated: the (cohort, population) whose noise relative to the sum is
       simulated with a smaller cohort; None: the noise is what it is.
-    audited: server state -> the scores of planted canaries, shape=(canaries,),
-      float32, and whether each took part, bool; None: there are none.
+    audited: server state -> what planted canaries left behind, an
+      `Evidence`; None: there are none.
     proven: the algorithm that it was proven for, without this; None: nobody
       has proven anything, and the engine refuses it (`privacy.seal`).
   """
@@ -385,7 +385,7 @@ class Release(NamedTuple):
   bands: int | None = 1
   rounds: int | None = None
   simulated: tuple[float, float] | None = None
-  audited: Callable[[PyTree], tuple[Array, Array]] | None = None
+  audited: Callable[[PyTree], PyTree] | None = None
   proven: Any = None
 
 

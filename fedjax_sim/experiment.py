@@ -508,6 +508,7 @@ def _sum_up(
       summary["privacy_budget"] = experiment.budget_end
     if audited is not None:
       summary["privacy_audit"] = audited._asdict()
+      summary["privacy_audit_told"] = audited.describe()
     if experiment.local_guarantee:
       summary["local_privacy"] = experiment.local_guarantee
     if experiment.secure_noise:
@@ -646,12 +647,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     facts["local privacy"] = summary["local_privacy"]
   if "secure_noise" in summary:
     facts["secure noise"] = summary["secure_noise"]
-  if "privacy_audit" in summary:
-    found = summary["privacy_audit"]
-    facts["audit"] = (
-      f"epsilon >= {max(found['one_run'], found['gaussian']):.3g} betrayed by"
-      f" {found['canaries']} canaries (95 %)"
-    )
+  if "privacy_audit_told" in summary:
+    facts["audit"] = summary["privacy_audit_told"]
   if "privacy_not_covered" in summary:
     told = ", ".join(summary["privacy_not_covered"])
     facts["not covered by epsilon"] = told

@@ -23,7 +23,7 @@ from fedjax_sim.privacy import (
   local,
   randomizers,
 )
-from fedjax_sim.privacy.audit import Canaries
+from fedjax_sim.privacy.canaries import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.local import Randomizer
 from fedjax_sim.sampling import Sampler

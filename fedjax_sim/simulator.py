@@ -297,10 +297,12 @@ class Simulator:
   def audit(self, state: RunState) -> audits.Audit | None:
     """What the canaries of a private run betray; None without any."""
     release = self.algorithm.release
-    if release is None or release.audited is None or self.budget is None:
+    if release is None or release.audited is None or self.ledger is None:
       return None
-    scores, included = jax.device_get(jax.jit(release.audited)(state.server))
-    return audits.audit(scores, included, self.budget.delta)
+    evidence, rounds = jax.device_get(
+      (jax.jit(release.audited)(state.server), state.round)
+    )
+    return audits.audit(evidence, self.ledger, int(rounds))
 
   @property
   def uncovered(self) -> list[str]:

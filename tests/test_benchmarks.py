@@ -514,6 +514,17 @@ def test_comparisons_of_seeds_run(data_folder, module, options, rows):
   assert len(re.findall(r"0\.\d{4} \+- 0\.\d{4}", done.stdout)) == rows
 
 
+@pytest.mark.slow
+def test_the_power_of_audits_is_told():
+  command = [sys.executable, "-m", "benchmarks.audit", "--seeds=2"]
+  done = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  rows = [row.split(" | ") for row in done.stdout.splitlines()]
+  assert len(rows) == 14
+  assert all(row[6] == "100.0%" for row in rows)
+
+
 # --- other simulators ---------------------------------------------------------
 
 

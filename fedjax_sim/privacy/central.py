@@ -13,6 +13,7 @@ Clipping may follow a quantile of the updates' norms (Andrew et al. 2021,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -37,6 +38,7 @@ from fedjax_sim.privacy import noise
 from fedjax_sim.privacy.around import around, inside
 from fedjax_sim.privacy.seal import sealed
 from fedjax_sim.privacy.settings import Central
+from fedjax_sim.privacy.worst_case import LARGEST
 from fedjax_sim.traffic import report_shapes
 
 LEAST_FACTOR = 1e-6  # that a quantile may multiply the clipping norm by
@@ -113,7 +115,21 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       server=server,
       noise=noise.init(settings.strategy, zeros),
       clip_factor=jnp.ones((), jnp.float32),
-      audit=canaries.init(jax.random.fold_in(key, _TAG)) if canaries else (),
+      audit=_audit(key, zeros, report.statistics, hparams),
+    )
+
+  def _audit(
+    key: Key, like: PyTree, statistics: PyTree, hparams: HParams
+  ) -> PyTree:
+    if canaries is None:
+      return ()
+    factor = jnp.ones((), jnp.float32)
+    return canaries.init(
+      jax.random.fold_in(key, _TAG),
+      like,
+      canary(statistics, hparams, factor),
+      _clip_norm(hparams, factor),
+      order,
     )
 
   def contribution(
@@ -160,32 +176,58 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       metrics={**report.metrics, "clipped": cut},
     )
 
+  def canary(
+    statistics: PyTree, hparams: HParams, factor: Array
+  ) -> Callable[[PyTree], Contribution]:
+    """What a canary sends of a raw update, by the code that clients run."""
+
+    def contribute(update: PyTree) -> Contribution:
+      nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), statistics)
+      weight = jnp.asarray(LARGEST, jnp.float32)
+      return contribution(update, nothing, weight, hparams, factor)[0]
+
+    return contribute
+
   def planted(
     state: PrivateState, total: Contribution, context: Context
-  ) -> Contribution:
-    """The sum, with the canaries' contributions."""
+  ) -> tuple[Contribution, PyTree]:
+    """The sum, with the canaries' contributions; and the audit's state."""
     if canaries is None:
-      return total
-    hparams = context.hparams
-    norm = _clip_norm(hparams, state.clip_factor)
-
-    def contribute(direction: PyTree) -> Contribution:
-      update = jax.tree.map(lambda x: norm * x, direction)
-      nothing = jax.tree.map(jnp.zeros_like, total.statistics)
-      weight = jnp.asarray(hparams["privacy"].get("max_weight", 1.0))
-      return contribution(update, nothing, weight, hparams, state.clip_factor)[
-        0
-      ]
-
+      return total, ()
+    hparams, factor = context.hparams, state.clip_factor
     return canaries.plant(
-      state.audit, context.round, total, total.update, contribute
+      state.audit,
+      context.round,
+      total,
+      canary(total.statistics, hparams, factor),
+      _clip_norm(hparams, factor),
+      order,
+    )
+
+  def observed(
+    state: PrivateState,
+    audit: PyTree,
+    sums: tuple[Contribution, Contribution, PyTree],
+    context: Context,
+  ) -> PyTree:
+    """The audit's state after the sum of clients, of all, and with noise."""
+    if canaries is None:
+      return ()
+    clients, everyone, noisy = sums
+    hparams, factor = context.hparams, state.clip_factor
+    return canaries.observe(
+      audit,
+      context.round,
+      (clients.update, everyone.update, noisy),
+      canary(clients.statistics, hparams, factor),
+      _clip_norm(hparams, factor),
     )
 
   def apply(
     state: PrivateState, aggregate: Aggregate, context: Context
   ) -> PrivateState:
     numbers = context.hparams["privacy"]
-    total = planted(state, aggregate.update, context)
+    total, audit = planted(state, aggregate.update, context)
     multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
     keys = [jax.random.fold_in(context.noise_key, i) for i in range(len(total))]
     if settings.strategy is None:
@@ -214,6 +256,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       ),
       context,
     )
+    sums = (aggregate.update, total, update)
     factor = state.clip_factor
     if "below" in settings.extras:
       fraction = (below / count + 1) / 2
@@ -224,7 +267,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       server=server,
       noise=memory,
       clip_factor=factor.astype(jnp.float32),
-      audit=canaries.observe(state.audit, update) if canaries else (),
+      audit=observed(state, audit, sums, context),
     )
 
   def told(state: PrivateState, hparams: HParams) -> dict[str, Array]:
@@ -246,7 +289,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     hparams={**algorithm.hparams, "privacy": settings.hparams},
   )
   audited = canaries and (
-    lambda state: (state.audit.scores, canaries.included(state.audit))
+    lambda state: canaries.evidence(state.audit, of_update)
   )
   return sealed(private, settings.release._replace(audited=audited))
 

@@ -7,7 +7,7 @@ import dataclasses
 from fedjax_sim import validate
 from fedjax_sim.base import Release
 from fedjax_sim.privacy.accounting import MOST_MULTIPLIER
-from fedjax_sim.privacy.audit import Canaries
+from fedjax_sim.privacy.canaries import Canaries
 from fedjax_sim.privacy.factorization import Strategy
 
 NOISES = ("gaussian", "laplace")

@@ -26,7 +26,7 @@ from fedjax_sim.base import Transform
 from fedjax_sim.build import build
 from fedjax_sim.privacy import guard
 from fedjax_sim.privacy.additive import laplace
-from fedjax_sim.privacy.audit import Canaries
+from fedjax_sim.privacy.canaries import Canaries
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.factorization import banded
 from fedjax_sim.privacy.guard import Budget
