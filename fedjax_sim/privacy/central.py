@@ -9,6 +9,7 @@ does with it is private, too.
 
 Clipping may follow a quantile of the updates' norms (Andrew et al. 2021,
 "Differentially private learning with adaptive clipping", arXiv 1905.03871).
+Contributions and noise may be whole numbers (`integers`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from fedjax_sim.base import (
 from fedjax_sim.norms import checked, clipped, clipped_by_layer, length
 from fedjax_sim.privacy import noise
 from fedjax_sim.privacy.around import around, inside
+from fedjax_sim.privacy.integers import size
 from fedjax_sim.privacy.settings import Central
 from fedjax_sim.traffic import report_shapes
 
@@ -46,7 +48,8 @@ class Contribution(NamedTuple):
   """What a client sends: parts that are at most 1 long; () is not sent.
 
   Attributes:
-    update: the weighted update over the clipping norm.
+    update: the weighted update over the clipping norm; with discrete noise in
+      steps of a grid, int32.
     statistics: `Report.statistics` over their norm.
     weight: shape=(), float32; over the largest weight.
     below: shape=(), float32; twice (whether the update was below the clipping
@@ -79,8 +82,9 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   """The algorithm, private for its clients.
 
   The noise of a round is a function of the run's noise seed and the round
-  alone, and the same on every device. It is floating-point noise (`draws`):
-  right for a simulation, not for data that need protection.
+  alone, and the same on every device. But for `discrete_gaussian` it is
+  floating-point noise (`draws`): right for a simulation, not for data that need
+  protection.
 
   Args:
     algorithm: one that takes a mean; it gets a noisy one, and learns neither
@@ -93,10 +97,13 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   example = "Central(clip_norm=1.0, noise_multiplier=1.0, denominator=20.0)"
   validate.instance("settings", settings, Central, example)
   _check(algorithm, settings)
-  order = 2 if settings.noise == "gaussian" else 1
+  order = 1 if settings.noise == "laplace" else 2
   clip = clipped_by_layer if settings.per_layer else clipped
   of_update, of_extra = settings.multipliers()
-  canaries = settings.canaries
+  canaries, grid = settings.canaries, settings.grid
+  distance = 0.0
+  if grid is not None:
+    distance = grid.distance(_dimension(algorithm))
 
   def noisy(multiplier: Array, key: Key, total: PyTree) -> PyTree:
     if settings.noise == "laplace":
@@ -133,8 +140,9 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     below = length(update, order) <= clip_norm
     if "statistics" in settings.extras:
       statistics = clipped(statistics, numbers["statistics_norm"], order)
+    update = clip(update, clip_norm, order)
     sent = Contribution(
-      update=clip(update, clip_norm, order),
+      update=update if grid is None else grid.rounded(update),
       statistics=statistics,
       weight=share if "weight" in settings.extras else (),
       below=jnp.where(below, 1.0, -1.0) if "below" in settings.extras else (),
@@ -152,9 +160,14 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     )
     one = jnp.ones((), jnp.float32)
     cut = Metric(1 - below.astype(jnp.float32), one)
+    weight = one
+    if grid is None:
+      sent = Contribution(*(checked(part, 1.0, order) for part in sent))
+    else:  # whole numbers cannot be NaN
+      weight = jnp.where(grid.fits(sent.update), one, jnp.nan)
     return report._replace(
-      update=Contribution(*(checked(part, 1.0, order) for part in sent)),
-      weight=one,
+      update=sent,
+      weight=weight,
       statistics=(),
       metrics={**report.metrics, "clipped": cut},
     )
@@ -187,8 +200,11 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     total = planted(state, aggregate.update, context)
     multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
     keys = [jax.random.fold_in(context.noise_key, i) for i in range(len(total))]
-    if settings.strategy is None:
-      update, memory = noisy(of_update * multiplier, keys[0], total.update), ()
+    memory: PyTree = ()
+    if grid is not None:
+      update = grid.in_units(grid.noised(keys[0], total.update))
+    elif settings.strategy is None:
+      update = noisy(of_update * multiplier, keys[0], total.update)
     else:
       update, memory = noise.noised(
         settings.strategy, multiplier, keys[0], state.noise, total.update
@@ -241,13 +257,23 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     told=told,
     release=settings.release._replace(
       audited=canaries
-      and (lambda state: (state.audit.scores, canaries.included(state.audit)))
+      and (lambda state: (state.audit.scores, canaries.included(state.audit))),
+      distance=distance,
     ),
     draws_noise=True,
     weighted_mean=True,
     log_weight=None,
     hparams={**algorithm.hparams, "privacy": settings.hparams},
   )
+
+
+def _dimension(algorithm: Algorithm) -> int:
+  """How many numbers an update has; nothing is run."""
+  server = jax.eval_shape(
+    algorithm.init, jax.random.key(0), dict(algorithm.hparams)
+  )
+  report = report_shapes(algorithm, server, algorithm.hparams)
+  return size(report.update)
 
 
 def _clip_norm(hparams: HParams, factor: Array) -> Array:
