@@ -173,6 +173,10 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
   horizon = case.rounds * (2 + TURNS.value)
   settings: dict[str, dict[str, Any]] = {
     "gaussian": {},
+    "discrete_gaussian": {
+      "noise": "discrete_gaussian",
+      "most_clients": case.clients_per_round,
+    },
     "quantile, noised weights": {
       "quantile": 0.5,
       "max_weight": 100.0,
