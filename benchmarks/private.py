@@ -195,7 +195,7 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
       **more,
     )
     algorithm = central(plain.algorithm, private)
-    budget = Budget(delta=1e-6, rounds=horizon)
+    budget = Budget(delta=1e-4, rounds=horizon)
     sampler = turns_or_chance(case, private.strategy is None)
     found[name] = dataclasses.replace(
       plain, algorithm=algorithm, budget=budget, sampler=sampler

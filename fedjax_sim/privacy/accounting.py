@@ -247,6 +247,8 @@ class Ledger:
   def describe(self, rounds: int) -> str:
     """The guarantee after so many rounds, in a sentence for summaries."""
     if math.isinf(self.told(rounds)):
+      if math.isfinite(self._counted(rounds)):
+        return f"none: draws of the noise may add more to delta={self.delta:g}"
       return (
         f"none: noise of less than {accountants.LEAST_MULTIPLIER} contributions"
         " is not counted as any"

@@ -319,6 +319,7 @@ def test_draws_are_part_of_delta():
     if not served:
       with pytest.raises(ValueError, match=r"^delta=1e-22: draws .* larger"):
         ledger.check_draws(rounds, None)
+      assert ledger.describe(rounds).startswith("none: draws of the noise")
 
 
 def test_the_usual_accountant_is_one_that_can():
