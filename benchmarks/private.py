@@ -173,6 +173,10 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
   horizon = case.rounds * (2 + TURNS.value)
   settings: dict[str, dict[str, Any]] = {
     "gaussian": {},
+    "discrete_gaussian": {
+      "noise": "discrete_gaussian",
+      "most_clients": case.clients_per_round,
+    },
     "quantile, noised weights": {
       "quantile": 0.5,
       "max_weight": 100.0,
@@ -191,7 +195,7 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
       **more,
     )
     algorithm = central(plain.algorithm, private)
-    budget = Budget(delta=1e-6, rounds=horizon)
+    budget = Budget(delta=1e-4, rounds=horizon)
     sampler = turns_or_chance(case, private.strategy is None)
     found[name] = dataclasses.replace(
       plain, algorithm=algorithm, budget=budget, sampler=sampler

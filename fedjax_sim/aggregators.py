@@ -28,6 +28,17 @@ def zeros_accumulator(update: PyTree) -> PyTree:
   )
 
 
+def exact_accumulator(update: PyTree) -> PyTree:
+  """The same for a sum, in which whole numbers stay whole, int32 at least."""
+
+  def zeros(x: Array) -> Array:
+    whole = jnp.issubdtype(x.dtype, jnp.integer)
+    dtype = jnp.promote_types(x.dtype, jnp.int32 if whole else jnp.float32)
+    return jnp.zeros(x.shape, dtype)
+
+  return jax.tree.map(zeros, update)
+
+
 def add_weighted(
   acc: PyTree, updates: PyTree, weights: Array, present: Array
 ) -> PyTree:
@@ -44,7 +55,8 @@ def add_weighted(
   def add(a: Array, u: Array) -> Array:
     shape = (-1,) + (1,) * (u.ndim - 1)
     u = u.astype(a.dtype) * weights.reshape(shape).astype(a.dtype)
-    return a + jnp.sum(jnp.where(present.reshape(shape), u, 0), axis=0)
+    here = jnp.where(present.reshape(shape), u, 0)
+    return a + jnp.sum(here, axis=0, dtype=a.dtype)
 
   return jax.tree.map(add, acc, updates)
 
@@ -77,9 +89,9 @@ def mean() -> Aggregator:
 
 
 def sum_() -> Aggregator:
-  """The plain sum of updates, whatever their weights."""
+  """The plain sum of updates, whatever their weights; whole numbers stay so."""
   return Aggregator(
-    init=lambda update, capacity: zeros_accumulator(update),
+    init=lambda update, capacity: exact_accumulator(update),
     add=lambda acc, u, w, present, slot: add_weighted(
       acc, u, jnp.ones_like(w), present
     ),

@@ -360,7 +360,7 @@ class Release(NamedTuple):
   in L1 with Laplace noise) in the unit of `multiplier`, plus noise.
 
   Attributes:
-    noise: `gaussian`, or `laplace`.
+    noise: `gaussian`, `laplace` or `discrete_gaussian`.
     multiplier: of every coordinate's noise, the standard deviation; of
       Laplace's the scale. Of correlated noise it is that of the independent
       noise that it is made of.
@@ -375,6 +375,9 @@ class Release(NamedTuple):
       simulated with a smaller cohort; None: the noise is what it is.
     audited: server state -> what planted canaries left behind, an
       `Evidence`; None: there are none.
+    most_clients: the most of a round for whom it holds; None: any number.
+    distance: of the law of a round's noise, as it is drawn, from the one that
+      accountants count, in total variation.
     proven: the algorithm that it was proven for, without this; None: nobody
       has proven anything, and the engine refuses it (`privacy.seal`).
   """
@@ -386,6 +389,8 @@ class Release(NamedTuple):
   rounds: int | None = None
   simulated: tuple[float, float] | None = None
   audited: Callable[[PyTree], PyTree] | None = None
+  most_clients: int | None = None
+  distance: float = 0.0
   proven: Any = None
 
 

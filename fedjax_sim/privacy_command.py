@@ -26,7 +26,7 @@ _KINDS = {
   "sampling": "poisson",
   _GROUPS: "",
   "noise": "gaussian",
-  "accountant": "pld",
+  "accountant": "",  # the usual one
 }
 _MOST = 10**12  # clients, and rounds
 _MOST_ROUNDS = 10**6  # that are looked for
@@ -62,13 +62,17 @@ class _Setting:
     self.population = self.whole("population")
     delta = self.real("delta", above=0, below=1)
     self.delta = accounting.check_delta(delta, self.population)
-    self.noise, self.sampling, self.accountant = (
+    self.noise, self.sampling = (
       validate.known(f"--{name}", values[name].value, names)
       for name, names in (
         ("noise", accounting.NOISES),
         ("sampling", _SAMPLERS),
-        ("accountant", accounting.ACCOUNTANTS),
       )
+    )
+    self.accountant = validate.known(
+      "--accountant",
+      values["accountant"].value or accounting.usual_accountant(self.noise),
+      accounting.ACCOUNTANTS,
     )
 
   def has(self, name: str) -> bool:

@@ -32,6 +32,7 @@ from fedjax_sim.simulator import Simulator
 MECHANISMS = {
   "gaussian": "independent Gaussian noise",
   "laplace": "independent Laplace noise; the clipping norm is L1",
+  "discrete_gaussian": "Gaussian noise on whole numbers, to the last bit",
   "banded": "Gaussian noise, correlated over privacy.bands rounds",
   "blt": "Gaussian noise, correlated over all rounds; buffered Toeplitz",
 }
@@ -125,7 +126,8 @@ def build_privacy(
   )
   simulated = _simulated(config, given, num_clients)
   settings = Central(
-    noise="laplace" if name == "laplace" else "gaussian",
+    noise="gaussian" if name in _OF.values() else name,
+    most_clients=sampler.sizes[-1] if name == "discrete_gaussian" else None,
     noise_multiplier=given.get("noise_multiplier", 1.0),
     strategy=_strategy(config, name, given, sampler, simulated),
     simulated=simulated,

@@ -189,6 +189,21 @@ def test_sums_are_at_least_float32():
   assert aggregators.divide(acc, jnp.int32(600)) == 0.5
 
 
+def test_a_sum_of_whole_numbers_is_exact():
+  """Beyond 2^24, where float32 counts by twos."""
+  rows = jnp.array([2**24, 1, 1, 2**30, -3, 7], jnp.int32)
+  present = jnp.array([True, True, True, True, True, False])
+  aggregator = aggregators.sum_()
+  acc = aggregator.init(rows[0], 6)
+  for i in (0, 3):
+    wave = slice(i, i + 3)
+    acc = aggregator.add(
+      acc, rows[wave], jnp.full(3, jnp.nan), present[wave], jnp.int32(i)
+    )
+  assert acc.dtype == jnp.int32
+  assert aggregator.finish(acc, jnp.nan, 5) == 2**30 + 2**24 - 1
+
+
 def test_the_median_of_bfloat16_is_float32():
   """257 lies between two neighbours in bfloat16."""
   rows = jnp.array([256, 258], jnp.bfloat16)

@@ -29,6 +29,7 @@ from fedjax_sim.privacy.loss_distribution import (
 )
 
 LEAST_MULTIPLIER = 0.01  # with less, one release loses thousands: no privacy
+WHOLE_ORDERS = [*range(2, 65), *range(72, 257, 8), 512, 1024]
 _POINTS = 50_000  # of a discretised loss, at most
 _FINEST, _COARSEST = 3e-6, 1e-3  # its interval
 _ROUNDING = 1e-14  # mass that an FFT makes up, a composition; 9e-15 measured
@@ -38,7 +39,7 @@ class Step(NamedTuple):
   """One release, as the client sees it that is added, removed or replaced.
 
   Attributes:
-    noise: `gaussian` or `laplace`.
+    noise: `gaussian`, `laplace` or `discrete_gaussian`.
     multiplier: the noise over how far that client can move the sum (L2; L1
       with Laplace noise).
     rate: the probability that it takes part.
@@ -133,7 +134,23 @@ def _check_rounding(count: int, delta: float) -> float:
 
 
 def rdp(step: Step, count: int, delta: float) -> float:
-  """Epsilon of `count` releases by Rényi divergences of about 160 orders."""
+  """Epsilon of `count` releases by Rényi divergences of about 160 orders.
+
+  Of discrete Gaussian noise by whole orders alone, for which it has the moments
+  of a Gaussian (Canonne, Kamath and Steinke 2020, arXiv 2004.00010). Let P be
+  N_Z(0, s^2) in every coordinate, and Q the same moved by a vector m of whole
+  numbers. Over P the mean of (Q / P)^a is, sums being over all whole vectors x,
+
+      exp((a^2 - a) |m|^2 / (2 s^2)) sum exp(-|x - a m|^2 / (2 s^2))
+                                   / sum exp(-|x|^2 / (2 s^2)).
+
+  If a is whole, x - a m runs over all whole vectors, too, and the sums are
+  equal. What is left is the moment of Gaussians. Of a sampled release the
+  binomial of ((1 - q) + q Q / P)^a has moments of whole orders only (arXiv
+  1908.10530, section 3.3), as have the bounds of fixed-size samples (arXiv
+  1808.00087); and the other order of neighbours is no worse (arXiv 1908.10530,
+  theorem 5), since x -> m - x swaps P and Q.
+  """
   orders, divergences = _renyi_divergences(step)
   compute = library("dp_accounting.rdp").compute_epsilon
   return float(compute(orders, count * divergences, delta)[0])
@@ -234,6 +251,7 @@ def _renyi_divergences(step: Step) -> tuple[np.ndarray, np.ndarray]:
   relation = relations.ADD_OR_REMOVE_ONE
   event = {
     "gaussian": accounting.GaussianDpEvent,
+    "discrete_gaussian": accounting.GaussianDpEvent,
     "laplace": accounting.LaplaceDpEvent,
   }[step.noise](step.multiplier)
   if step.fixed:
@@ -241,8 +259,9 @@ def _renyi_divergences(step: Step) -> tuple[np.ndarray, np.ndarray]:
     event = accounting.SampledWithoutReplacementDpEvent(1, step.rate, event)
   elif step.rate < 1:
     event = accounting.PoissonSampledDpEvent(step.rate, event)
+  orders = WHOLE_ORDERS if step.noise == "discrete_gaussian" else None
   accountant = library("dp_accounting.rdp").RdpAccountant(
-    neighboring_relation=relation
+    orders, neighboring_relation=relation
   )
   accountant.compose(event)
   return accountant.orders, accountant.rdp

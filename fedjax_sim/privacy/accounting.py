@@ -27,7 +27,7 @@ from fedjax_sim.privacy import accountants, draws
 from fedjax_sim.privacy.accountants import ACCOUNTANTS, Step
 from fedjax_sim.sampling import Participation
 
-NOISES = ("gaussian", "laplace")
+NOISES = ("gaussian", "laplace", "discrete_gaussian")
 MOST_MULTIPLIER = 1e9  # accountants' floats do not hold the loss of more noise
 MEANING = {
   "add-or-remove": "adding or removing one client",
@@ -117,6 +117,15 @@ class Ledger:
       )
 
   def _check_accountant(self) -> None:
+    if self.release.noise == "discrete_gaussian":
+      if self.accountant != "rdp":
+        raise ValueError(
+          f"accountant={self.accountant!r} counts on continuous noise, and on a"
+          " lattice the direction of an update counts, too; of"
+          " noise='discrete_gaussian' take 'rdp', whose moments of whole orders"
+          " are the same."
+        )
+      return
     laplace, sampled = (
       self.release.noise == "laplace",
       self.participation.rate < 1,
@@ -168,9 +177,45 @@ class Ledger:
       )
     if rounds == 0:
       return 0.0
+    spent = self._counted(rounds)
+    return spent if self._beyond(spent, rounds) <= 0 else math.inf
+
+  def _counted(self, rounds: int) -> float:
+    """Epsilon, if noise had the law that accountants count."""
     step, count = self.steps(rounds)
     kept = draws.KEPT * self.delta
     return accountants.epsilon(self.accountant, step, count, kept)
+
+  def _beyond(self, epsilon: float, rounds: int) -> float:
+    """What draws add to delta beyond the share that is kept for them.
+
+    A release whose law is off by a total variation of d may add
+    (1 + exp(epsilon)) d to delta.
+    """
+    added = 1 + math.exp(min(epsilon, 500.0))
+    kept = (1 - draws.KEPT) * self.delta
+    return added * rounds * self.release.distance - kept
+
+  def check_draws(self, rounds: int, most: float | None) -> None:
+    """Refuses a delta that the generator of the noise cannot serve.
+
+    Args:
+      rounds: of the run.
+      most: an epsilon before which it ends; None: whatever it may be.
+
+    Raises:
+      ValueError: names delta.
+    """
+    epsilon = self._counted(rounds)
+    epsilon = epsilon if most is None else min(epsilon, most)
+    if math.isfinite(epsilon) and self._beyond(epsilon, rounds) > 0:
+      added = (1 + math.exp(min(epsilon, 500.0))) * self.release.distance
+      raise ValueError(
+        f"delta={self.delta:g}: draws of noise='discrete_gaussian' that are"
+        f" made of finitely many bits add {added * rounds:.2g} to it after"
+        f" {rounds} rounds at epsilon {epsilon:.3g}, more than a thousandth;"
+        " give a larger delta, or a smaller epsilon."
+      )
 
   def exposure(self, rounds: int, coordinates: int) -> float:
     """Return a bound of how often the noise betrays a client by its end.
@@ -185,6 +230,8 @@ class Ledger:
     step, count = self.steps(rounds)
     if step.multiplier < accountants.LEAST_MULTIPLIER:
       return 0.0  # no epsilon is told
+    if step.noise == "discrete_gaussian":
+      return 0.0  # its ends are part of `Release.distance`
     together = 1 if self.release.sensitivity is None else rounds
     bound = (
       draws.laplace_exposure
@@ -242,6 +289,8 @@ class Ledger:
   def describe(self, rounds: int) -> str:
     """The guarantee after so many rounds, in a sentence for summaries."""
     if math.isinf(self.told(rounds)):
+      if math.isfinite(self._counted(rounds)):
+        return f"none: draws of the noise may add more to delta={self.delta:g}"
       return (
         f"none: noise of less than {accountants.LEAST_MULTIPLIER} contributions"
         " is not counted as any"
@@ -287,6 +336,11 @@ class Ledger:
       if rounds
       else None,
     }
+
+
+def usual_accountant(noise: str) -> str:
+  """The accountant to take where none is named; a name in `ACCOUNTANTS`."""
+  return "rdp" if noise == "discrete_gaussian" else "pld"
 
 
 def rounded_up(epsilon: float) -> float:

@@ -13,7 +13,7 @@ from fedjax_sim import validate
 from fedjax_sim.base import Release
 from fedjax_sim.privacy import library
 from fedjax_sim.privacy.accountants import LEAST_MULTIPLIER
-from fedjax_sim.privacy.accounting import Ledger
+from fedjax_sim.privacy.accounting import Ledger, usual_accountant
 from fedjax_sim.sampling import Participation
 
 _MOST_MULTIPLIER = 1e5
@@ -26,7 +26,7 @@ def calibrate(
   rounds: int,
   delta: float,
   epsilon: float,
-  accountant: str = "pld",
+  accountant: str | None = None,
 ) -> Release:
   """The release with the least noise that keeps within epsilon.
 
@@ -36,7 +36,7 @@ def calibrate(
     rounds: how many there will be.
     delta: as in `Ledger`.
     epsilon: what all rounds may spend together.
-    accountant: as in `Ledger`.
+    accountant: as in `Ledger`; None: the usual one.
 
   Returns:
     `release` with a multiplier of four significant digits, the last rounded up.
@@ -46,6 +46,7 @@ def calibrate(
   """
   validate.whole("rounds", rounds)
   validate.real("epsilon", epsilon, above=0.0)
+  accountant = accountant or usual_accountant(release.noise)
 
   def spent(multiplier: float) -> float:
     noisy = release._replace(multiplier=multiplier)
@@ -87,7 +88,7 @@ def calibrate_cohort(
   rounds: int,
   delta: float,
   epsilon: float,
-  accountant: str = "pld",
+  accountant: str | None = None,
 ) -> int:
   """The largest cohort whose privacy keeps within epsilon.
 
@@ -98,7 +99,7 @@ def calibrate_cohort(
     rounds: how many there will be.
     delta: as in `Ledger`.
     epsilon: what all rounds may spend together.
-    accountant: as in `Ledger`.
+    accountant: as in `Ledger`; None: the usual one.
 
   Raises:
     TypeError, ValueError: a number is out of range, or even one client a round
@@ -107,6 +108,7 @@ def calibrate_cohort(
   validate.whole("population", population)
   validate.whole("rounds", rounds)
   validate.real("epsilon", epsilon, above=0.0)
+  accountant = accountant or usual_accountant(release.noise)
 
   def spent(cohort: int) -> float:
     ledger = Ledger(release, participation(cohort), delta, accountant)

@@ -9,6 +9,7 @@ does with it is private, too.
 
 Clipping may follow a quantile of the updates' norms (Andrew et al. 2021,
 "Differentially private learning with adaptive clipping", arXiv 1905.03871).
+Contributions and noise may be whole numbers (`integers`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from fedjax_sim.base import (
 from fedjax_sim.norms import checked, clipped, clipped_by_layer, length
 from fedjax_sim.privacy import noise
 from fedjax_sim.privacy.around import around, inside
+from fedjax_sim.privacy.integers import size
 from fedjax_sim.privacy.seal import sealed
 from fedjax_sim.privacy.settings import Central
 from fedjax_sim.privacy.worst_case import LARGEST
@@ -49,7 +51,8 @@ class Contribution(NamedTuple):
   """What a client sends: parts that are at most 1 long; () is not sent.
 
   Attributes:
-    update: the weighted update over the clipping norm.
+    update: the weighted update over the clipping norm; with discrete noise in
+      steps of a grid, int32.
     statistics: `Report.statistics` over their norm.
     weight: shape=(), float32; over the largest weight.
     below: shape=(), float32; twice (whether the update was below the clipping
@@ -82,8 +85,9 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   """The algorithm, private for its clients.
 
   The noise of a round is a function of the run's noise seed and the round
-  alone, and the same on every device. It is floating-point noise (`draws`):
-  right for a simulation, not for data that need protection.
+  alone, and the same on every device. But for `discrete_gaussian` it is
+  floating-point noise (`draws`): right for a simulation, not for data that need
+  protection.
 
   Args:
     algorithm: one that takes a mean; it gets a noisy one, and learns neither
@@ -96,15 +100,21 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   example = "Central(clip_norm=1.0, noise_multiplier=1.0, denominator=20.0)"
   validate.instance("settings", settings, Central, example)
   _check(algorithm, settings)
-  order = 2 if settings.noise == "gaussian" else 1
+  order = 1 if settings.noise == "laplace" else 2
   clip = clipped_by_layer if settings.per_layer else clipped
   of_update, of_extra = settings.multipliers()
-  canaries = settings.canaries
+  canaries, grid = settings.canaries, settings.grid
+  distance = 0.0
+  if grid is not None:
+    distance = grid.distance(_dimension(algorithm))
 
   def noisy(multiplier: Array, key: Key, total: PyTree) -> PyTree:
     if settings.noise == "laplace":
       return noise.laplace(multiplier, key, total)
     return noise.noised(None, multiplier, key, (), total)[0]
+
+  def in_units(update: PyTree) -> PyTree:
+    return update if grid is None else grid.in_units(update)
 
   def init(key: Key, hparams: HParams) -> PrivateState:
     server = algorithm.init(key, hparams)
@@ -150,8 +160,9 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     below = length(update, order) <= clip_norm
     if "statistics" in settings.extras:
       statistics = clipped(statistics, numbers["statistics_norm"], order)
+    update = clip(update, clip_norm, order)
     sent = Contribution(
-      update=clip(update, clip_norm, order),
+      update=update if grid is None else grid.rounded(update),
       statistics=statistics,
       weight=share if "weight" in settings.extras else (),
       below=jnp.where(below, 1.0, -1.0) if "below" in settings.extras else (),
@@ -169,9 +180,14 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     )
     one = jnp.ones((), jnp.float32)
     cut = Metric(1 - below.astype(jnp.float32), one)
+    weight = one
+    if grid is None:
+      sent = Contribution(*(checked(part, 1.0, order) for part in sent))
+    else:  # whole numbers cannot be NaN
+      weight = jnp.where(grid.fits(sent.update), one, jnp.nan)
     return report._replace(
-      update=Contribution(*(checked(part, 1.0, order) for part in sent)),
-      weight=one,
+      update=sent,
+      weight=weight,
       statistics=(),
       metrics={**report.metrics, "clipped": cut},
     )
@@ -184,7 +200,8 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     def contribute(update: PyTree) -> Contribution:
       nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), statistics)
       weight = jnp.asarray(LARGEST, jnp.float32)
-      return contribution(update, nothing, weight, hparams, factor)[0]
+      sent = contribution(update, nothing, weight, hparams, factor)[0]
+      return sent._replace(update=in_units(sent.update))
 
     return contribute
 
@@ -195,14 +212,23 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     if canaries is None:
       return total, ()
     hparams, factor = context.hparams, state.clip_factor
-    return canaries.plant(
+    # Canaries' whole numbers stay exact in units: few share a coordinate.
+    start = total
+    if grid is not None:
+      start = total._replace(update=in_units(_zeros(total.update)))
+    everyone, audit = canaries.plant(
       state.audit,
       context.round,
-      total,
+      start,
       canary(total.statistics, hparams, factor),
       _clip_norm(hparams, factor),
       order,
     )
+    if grid is not None:
+      whole = grid.in_steps(everyone.update)
+      update = jax.tree.map(jnp.add, total.update, whole)
+      everyone = everyone._replace(update=update)
+    return everyone, audit
 
   def observed(
     state: PrivateState,
@@ -218,7 +244,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     return canaries.observe(
       audit,
       context.round,
-      (clients.update, everyone.update, noisy),
+      (in_units(clients.update), in_units(everyone.update), noisy),
       canary(clients.statistics, hparams, factor),
       _clip_norm(hparams, factor),
     )
@@ -230,8 +256,11 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     total, audit = planted(state, aggregate.update, context)
     multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
     keys = [jax.random.fold_in(context.noise_key, i) for i in range(len(total))]
-    if settings.strategy is None:
-      update, memory = noisy(of_update * multiplier, keys[0], total.update), ()
+    memory: PyTree = ()
+    if grid is not None:
+      update = in_units(grid.noised(keys[0], total.update))
+    elif settings.strategy is None:
+      update = noisy(of_update * multiplier, keys[0], total.update)
     else:
       update, memory = noise.noised(
         settings.strategy, multiplier, keys[0], state.noise, total.update
@@ -291,7 +320,21 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   audited = canaries and (
     lambda state: canaries.evidence(state.audit, of_update)
   )
-  return sealed(private, settings.release._replace(audited=audited))
+  release = settings.release._replace(audited=audited, distance=distance)
+  return sealed(private, release)
+
+
+def _zeros(tree: PyTree) -> PyTree:
+  return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _dimension(algorithm: Algorithm) -> int:
+  """How many numbers an update has; nothing is run."""
+  server = jax.eval_shape(
+    algorithm.init, jax.random.key(0), dict(algorithm.hparams)
+  )
+  report = report_shapes(algorithm, server, algorithm.hparams)
+  return size(report.update)
 
 
 def _clip_norm(hparams: HParams, factor: Array) -> Array:

@@ -67,7 +67,7 @@ def grid(clients: int, multiplier: float, bits: int = 32) -> Grid:
   bits = validate.whole("secure.bits", bits, least=2, most=32)
   for exponent in range(bits - 1, -1, -1):
     made = Grid(clients, multiplier, 2.0**exponent)
-    if made.stddev > discrete_gaussian.MOST_STDDEV:
+    if made.stddev > discrete_gaussian.MOST_TABLE:
       continue
     largest = made.scale + discrete_gaussian.reach(made.stddev)
     if clients * largest > 2 ** (bits - 1) - 1:

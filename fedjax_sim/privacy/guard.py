@@ -35,7 +35,7 @@ class Budget:
   Attributes:
     delta: of the (epsilon, delta); below 1 over the number of clients.
     epsilon: the run ends before it exceeds this; None: it is only told.
-    accountant: one of `accounting.ACCOUNTANTS`.
+    accountant: one of `accounting.ACCOUNTANTS`; None: the usual one.
     rounds: the run's last, beyond which nothing is counted; None: not known.
 
   Raises:
@@ -44,16 +44,17 @@ class Budget:
 
   delta: float
   epsilon: float | None = None
-  accountant: str = "pld"
+  accountant: str | None = None
   rounds: int | None = None
 
   def __post_init__(self) -> None:
     validate.real("privacy.delta", self.delta, above=0)
     if self.rounds is not None:
       validate.whole("server.rounds", self.rounds)
-    validate.known(
-      "privacy.accountant", self.accountant, accounting.ACCOUNTANTS
-    )
+    if self.accountant is not None:
+      validate.known(
+        "privacy.accountant", self.accountant, accounting.ACCOUNTANTS
+      )
     if self.epsilon is not None:
       validate.real(
         "privacy.target_epsilon", self.epsilon, above=0, most=MOST_EPSILON
@@ -107,10 +108,12 @@ def ledger(
       release,
       participation,
       budget.delta,
-      budget.accountant,
+      budget.accountant or accounting.usual_accountant(release.noise),
     )
     last = budget.rounds or 1
-    made.epsilon(min(last, release.rounds or last))  # what it cannot count
+    last = min(last, release.rounds or last)
+    made.epsilon(last)  # what it cannot count
+    made.check_draws(last, budget.epsilon)
     return made
   except ValueError as error:  # it begins with the field
     of = ""
@@ -279,6 +282,12 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
       " again, with this one."
     )
   _check_denominator(numbers.get("denominator"), sampler)
+  most = release.most_clients
+  if most is not None and sampler.sizes[-1] > most:
+    raise ValueError(
+      f"Central.most_clients={most} is below the {sampler.sizes[-1]} clients"
+      " that server.sampling may draw, whose sum could overflow; give as many."
+    )
   scale = float(numbers.get("noise_scale", 1.0))
   if release.simulated is None:
     if scale != 1:

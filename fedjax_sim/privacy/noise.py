@@ -1,9 +1,10 @@
-"""Noise on a sum: independent, correlated over rounds, Laplace's.
+"""Noise on a sum: independent, correlated over rounds, Laplace's, discrete.
 
 All noise is drawn in float32 whatever the leaf, and the noisy sum is float32 at
-least. Keys come from the caller, a new one every round; nothing is kept of
-them. Floating-point noise has gaps that a proof does not know of: this is for
-simulations, and hides nothing from somebody who sees the sum's last bits.
+least, but for `discrete`. Keys come from the caller, a new one every round;
+nothing is kept of them. Floating-point noise has gaps that a proof does not
+know of: it is for simulations, and hides nothing from somebody who sees the
+sum's last bits. Discrete noise on whole numbers has none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fedjax_sim.base import Array, Key, PyTree
-from fedjax_sim.privacy import draws
+from fedjax_sim.privacy import discrete_gaussian, draws
 from fedjax_sim.privacy.factorization import Strategy
 
 MOST_AT_ONCE = 2**20
@@ -94,12 +95,34 @@ def laplace(scale: Array | float, key: Key, total: PyTree) -> PyTree:
   return restored(jax.tree.map(jnp.add, wide, drawn))
 
 
+def discrete(stddev: float, key: Key, total: PyTree) -> PyTree:
+  """The sum with independent discrete Gaussian noise, exactly.
+
+  Args:
+    stddev: of every number's noise; not traced.
+    key: of this round.
+    total: leaves of any shape, int32; no noisy sum may exceed that.
+
+  Returns:
+    int32.
+  """
+  whole, restored = _at_once(total)
+  draw = lambda key, shape: discrete_gaussian.sample(key, stddev, shape)
+  drawn = _drawn(draw, draw, key, whole)
+  return restored(jax.tree.map(jnp.add, whole, drawn))
+
+
 def _at_once(total: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
   """Return the sum as noise is added to it, and what undoes that.
 
   Where all of it is drawn at once it is one vector.
   """
-  wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+  def wide(x: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jnp.integer):
+      return x
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
   tree = jax.tree.map(wide, total)
   return ravel_pytree(tree) if _few(tree) else (tree, lambda same: same)
 

@@ -6,11 +6,12 @@ import dataclasses
 
 from fedjax_sim import validate
 from fedjax_sim.base import Release
+from fedjax_sim.privacy import integers
 from fedjax_sim.privacy.accounting import MOST_MULTIPLIER
 from fedjax_sim.privacy.canaries import Canaries
 from fedjax_sim.privacy.factorization import Strategy
 
-NOISES = ("gaussian", "laplace")
+NOISES = ("gaussian", "laplace", "discrete_gaussian")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Central:
       contribution, both of the whole that is released; with Laplace the scale;
       with a `strategy` that of the independent noise it is made of. 0: none.
     denominator: what the sum is divided by: the expected number of clients.
-    noise: `gaussian` or `laplace`.
+    noise: `gaussian`, `laplace`, or `discrete_gaussian`: contributions and
+      noise are whole numbers, which a sum does not round.
     strategy: correlates the noise of the rounds; None: it is independent.
     per_layer: clip every parameter array by itself, to equal shares.
     max_weight: larger weights count as this, and this as 1; None: all clients
@@ -38,6 +40,8 @@ class Central:
       large, relative to the sum, as `noise_multiplier` would be for that
       cohort. The epsilon is that of a run with such a cohort.
     canaries: clients that are made up, for an audit; None: there are none.
+    most_clients: the most clients of a round, for whose sum discrete Gaussian
+      noise needs room; None with other noise.
 
   Raises:
     TypeError, ValueError: names the field.
@@ -57,6 +61,7 @@ class Central:
   share: float = 0.01
   simulated: tuple[float, float] | None = None
   canaries: Canaries | None = None
+  most_clients: int | None = None
 
   def __post_init__(self) -> None:
     validate.real("privacy.clip_norm", self.clip_norm, above=0)
@@ -107,6 +112,7 @@ class Central:
         " privacy.noised_weight, privacy.statistics_norm and privacy.quantile"
         " do not go with it."
       )
+    self._check_discrete()
     if self.simulated is not None and self.canaries is not None:
       raise ValueError(
         "privacy.canaries audit the noise that there is, and"
@@ -123,6 +129,43 @@ class Central:
       validate.real(
         "privacy.noise_cohort_size", cohort, above=0, most=population
       )
+
+  def _check_discrete(self) -> None:
+    """Refuses what discrete noise cannot do."""
+    if self.noise != "discrete_gaussian":
+      if self.most_clients is not None:
+        raise ValueError(
+          f"Central.most_clients={self.most_clients} is of"
+          f" noise='discrete_gaussian', and it is {self.noise!r}; leave it out."
+        )
+      return
+    for field, given in (
+      ("noised_weight", self.noised_weight),
+      ("statistics_norm", self.statistics_norm is not None),
+      ("quantile", self.quantile is not None),
+      ("noise_cohort_size", self.simulated is not None),
+    ):
+      if given:
+        raise ValueError(
+          f"privacy.mechanism='discrete_gaussian' adds noise to whole numbers,"
+          f" the clipped updates' alone, and as much as it is made for; unset"
+          f" privacy.{field}, or take 'gaussian'."
+        )
+    if self.most_clients is None:
+      raise ValueError(
+        "Central.most_clients=None with noise='discrete_gaussian', whose sums"
+        " need room for all; give the most clients of a round."
+      )
+    validate.whole("Central.most_clients", self.most_clients)
+    _ = self.grid
+
+  @property
+  def grid(self) -> integers.Grid | None:
+    """The whole numbers of contributions; None: they are floats."""
+    if self.most_clients is None:
+      return None
+    planted = self.canaries.size + 1 if self.canaries else 0  # the worst case
+    return integers.grid(self.most_clients + planted, self.noise_multiplier)
 
   @property
   def extras(self) -> tuple[str, ...]:
@@ -146,7 +189,7 @@ class Central:
     with (sum of m_k^-2)^(-1/2) (arXiv 1905.03871, Theorem 1); Laplace: with
     (sum of 1/m_k)^-1.
     """
-    power = 0.5 if self.noise == "gaussian" else 1.0
+    power = 1.0 if self.noise == "laplace" else 0.5
     rest = 1 - self.num_extras * self.share
     return rest**-power, self.share**-power
 
@@ -161,6 +204,7 @@ class Central:
       bands=1 if strategy is None else strategy.bands,
       rounds=strategy and strategy.rounds,
       simulated=self.simulated,
+      most_clients=self.most_clients,
     )
 
   @property

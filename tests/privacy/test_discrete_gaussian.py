@@ -1,5 +1,7 @@
 """Discrete Gaussian noise and its accounting, against float64 and scipy."""
 
+import bisect
+import decimal
 import math
 
 import jax
@@ -20,12 +22,13 @@ def pmf(stddev, most):
   return x, weights / weights.sum()
 
 
-@pytest.mark.parametrize("stddev", [0.3, 1.0, 3.7, 60.0, 1024.0])
+@pytest.mark.parametrize("stddev", [0.3, 1.0, 60.0, 1024.0, 1500.0, 2.0**19])
 def test_draws_have_the_exact_law(stddev):
   draws = np.asarray(
     discrete_gaussian.sample(jax.random.key(1), stddev, (DRAWS,))
   )
   x, p = pmf(stddev, discrete_gaussian.reach(stddev))
+  assert draws.dtype == np.int32
   counts = np.bincount(draws - x[0], minlength=len(x))
   assert counts.sum() == DRAWS
   # Bins of at least 20 expected draws each.
@@ -39,25 +42,80 @@ def test_draws_have_the_exact_law(stddev):
 @pytest.mark.parametrize("stddev", [0.3, 20.0])
 def test_the_table_is_the_distribution_function(stddev):
   x, p = pmf(stddev, discrete_gaussian.reach(stddev))
-  table = discrete_gaussian.thresholds(stddev)
+  words = discrete_gaussian.thresholds(stddev)
+  assert words.dtype == np.uint32
+  table = [int(a) << 64 | int(b) << 32 | int(c) for a, b, c in words.T]
   assert len(table) == len(x) - 1
   np.testing.assert_allclose(
-    table.astype(np.float64) / 2.0**64,
+    np.array([entry / 2**96 for entry in table]),
     np.cumsum(p)[:-1],
     rtol=1e-12,
     atol=1e-15,
   )
-  # Entries are floors of 2^64 P(X <= x): symmetric to one step.
-  ends = [
-    int(a) + int(b) - 2**64 for a, b in zip(table, table[::-1], strict=True)
-  ]
+  # Entries are floors of 2^96 P(X <= x): symmetric to one step.
+  ends = [a + b - 2**96 for a, b in zip(table, table[::-1], strict=True)]
   assert max(map(abs, ends)) <= 2
+  # What is beyond the table's end is less than a step.
+  beyond = sum(
+    decimal.Decimal(-(y**2) / (2 * stddev**2)).exp()
+    for y in range(int(x[-1]) + 1, int(20 * stddev) + 20)
+  )
+  assert beyond * 2**96 < sum(np.exp(-(x**2) / (2 * stddev**2))) / 2
 
 
-@pytest.mark.parametrize("stddev", [0.0, -1.0, 2000.0])
+@pytest.mark.parametrize("stddev", [0.0, -1.0, 2.0**19 + 1])
 def test_a_standard_deviation_without_a_table_is_refused(stddev):
-  with pytest.raises(ValueError, match=r"^stddev=.* is out of range"):
-    discrete_gaussian.thresholds(stddev)
+  for ask in (discrete_gaussian.stages, discrete_gaussian.thresholds):
+    with pytest.raises(ValueError, match=r"^stddev=.* is out of range"):
+      ask(stddev)
+
+
+def test_bits_are_looked_up_in_all_of_their_96(monkeypatch):
+  """The largest bits below a threshold, and the threshold's own."""
+  stddev = 3.0
+  words = discrete_gaussian.thresholds(stddev)
+  table = [int(a) << 64 | int(b) << 32 | int(c) for a, b, c in words.T]
+  asked = [entry - 1 for entry in table if entry] + table + [0, 2**96 - 1]
+  bits = np.array(
+    [[entry >> 32 * i & (2**32 - 1) for entry in asked] for i in (2, 1, 0)],
+    np.uint32,
+  )
+  monkeypatch.setattr(jax.random, "bits", lambda *_: jnp.asarray(bits))
+  draws = discrete_gaussian.sample(jax.random.key(0), stddev, (len(asked),))
+  expected = [bisect.bisect_right(table, entry) for entry in asked]
+  most = discrete_gaussian.reach(stddev)
+  np.testing.assert_array_equal(np.asarray(draws) + most, expected)
+
+
+@pytest.mark.parametrize(("factor", "stddev"), [(1, 1.5), (2, 2.4), (3, 3.4)])
+def test_two_draws_make_one_but_for_a_ripple(factor, stddev):
+  """The exact law of k A + B, by convolution, where the ripple can be seen."""
+  most = math.ceil(40 * stddev)
+  _, one = pmf(stddev, most)
+  spread = np.zeros(2 * factor * most + 1)
+  spread[::factor] = one
+  law = signal.convolve(spread, one, method="direct")
+  both = stddev * math.hypot(factor, 1)
+  x, exact = pmf(both, (factor + 1) * most)
+  near = np.abs(x) < 6 * both
+  ratio = law[near] / exact[near]
+  bound = discrete_gaussian.ripple(stddev**2 / both)
+  found = np.abs(ratio - 1).max()
+  assert found <= 2 * bound + 1e-13  # the sum over all x ripples, too
+  assert found > 0.4 * bound
+  assert np.abs(law - exact).sum() / 2 <= bound + 1e-13
+
+
+@pytest.mark.parametrize("stddev", [1024.5, 3000.0, 2.0**18, 2.0**19])
+def test_two_draws_have_the_variance_of_one(stddev):
+  factor, each = discrete_gaussian.stages(stddev)
+  assert factor >= 1
+  assert each <= discrete_gaussian.MOST_TABLE
+  assert each**2 >= 2 * stddev * (1 - 1e-5)  # wide enough
+  assert 1 <= each * math.hypot(factor, 1) / stddev < 1 + 1e-14
+  # What 96 bits leave is all that there is: the ripple is far less.
+  assert discrete_gaussian.distance(stddev) < 3e-25
+  assert discrete_gaussian.ripple(each**2 / stddev) < 1e-33
 
 
 def test_a_grid_is_the_finest_that_fits():

@@ -27,6 +27,7 @@ QUIET = FIELDS | {  # nobody moves, so what the model moves by is noise
 }
 MECHANISMS = {
   "gaussian": ({}, scipy.stats.norm(scale=3.0)),
+  "discrete_gaussian": ({}, scipy.stats.norm(scale=3.0)),
   "laplace": ({}, scipy.stats.laplace(scale=3.0)),
   "banded": (
     {"privacy.bands": "1"},

@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.base import Aggregator, Algorithm
+from fedjax_sim.privacy import integers
 from fedjax_sim.privacy.additive import gaussian, laplace
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.distributed_gaussian import distributed_gaussian
@@ -30,12 +31,19 @@ from problems import make_simulator, quadratic_data, sgd
 
 CLIENTS, DIM = 4, 8  # of which 3 are the leaf `b`
 CLIP = 2.0
+COARSE = 2.0**11  # noise for which the clipping norm has 256 steps
 NORMS: dict[str, dict[str, Any]] = {
   "l2": {},
   "l1": {"noise": "laplace"},
   "layers": {"per_layer": True},
   "l1 layers": {"noise": "laplace", "per_layer": True},
   "quantile": {"quantile": 0.5},
+  "integers": {"noise": "discrete_gaussian", "most_clients": CLIENTS},
+  "coarse integers": {
+    "noise": "discrete_gaussian",
+    "most_clients": CLIENTS,
+    "noise_multiplier": COARSE,  # the same noise each time
+  },
 }
 LOCAL = {  # their noise is the same whatever the updates
   "local l2": lambda: gaussian(CLIP, delta=0.1, stddev=1.0),
@@ -107,7 +115,9 @@ def released(norm, lanes, dtype):
     algorithm = central(
       inner,
       Central(
-        clip_norm=CLIP, noise_multiplier=0.0, denominator=1.0, **NORMS[norm]
+        clip_norm=CLIP,
+        denominator=1.0,
+        **{"noise_multiplier": 0.0} | NORMS[norm],
       ),
     )
   elif norm in LOCAL:
@@ -137,7 +147,11 @@ def released(norm, lanes, dtype):
     after, _ = simulator._call(state, planned._replace(examples=examples), None)
     recording = after.server if norm not in NORMS else after.server.server
     seen = recording.seen
-    return np.concatenate([seen["a"], seen["b"]]).astype(np.float64) / CLIP
+    sums = np.concatenate([seen["a"], seen["b"]]).astype(np.float64) / CLIP
+    if norm == "coarse integers":  # as they were, in units of the scale
+      grid = integers.grid(CLIENTS, COARSE)
+      sums = np.round(sums * grid.unit(DIM)) / grid.scale
+    return sums
 
   return call
 
@@ -164,7 +178,7 @@ def check(norm, lanes, dtype, updates):
   call = released(norm, lanes, dtype)
   whole = call(updates)
   assert np.isfinite(whole).all()
-  if norm in NORMS:
+  if norm in NORMS and norm != "coarse integers":
     expected = sum(clip(x, norm) for x in as_trained)
     np.testing.assert_allclose(whole, expected, rtol=0, atol=CLIENTS * 2e-5)
   for i in range(CLIENTS):
