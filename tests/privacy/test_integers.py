@@ -24,7 +24,7 @@ from fedjax_sim.privacy import (
 from fedjax_sim.privacy import library as privacy_library
 from fedjax_sim.privacy.accountants import Step
 from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.privacy.audit import Canaries
+from fedjax_sim.privacy.canaries import Canaries
 from fedjax_sim.privacy.central import Central
 from fedjax_sim.privacy.factorization import banded
 from fedjax_sim.privacy.guard import Budget
