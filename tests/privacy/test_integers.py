@@ -214,11 +214,11 @@ def test_canaries_are_summed_with_the_clients():
       noise=noise,
       most_clients=most,
       noise_multiplier=0.0,
-      canaries=Canaries(64, part),
+      canaries=Canaries(DIM, part),
     )
     made = make_simulator(TASK, central.central(PLAIN, kind), DATA)
     found[noise] = train(made, 1).server.audit.present.total
-    assert most is None or kind.grid.clients == CLIENTS + 65
+    assert most is None or kind.grid.clients == CLIENTS + DIM + 1
   assert np.abs(found["gaussian"]).max() > 0.99
   np.testing.assert_allclose(*found.values(), rtol=1e-4, atol=1e-4)
 
