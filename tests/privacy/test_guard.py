@@ -359,6 +359,15 @@ PRIVATE = {
       },
       r"noise_cohort_size=5000 exceeds the 3333.33",
     ),
+    (
+      {
+        "server.clients_per_round": "90",
+        "privacy.noise_cohort_size": "90",
+        "privacy.population": "900",
+        "privacy.delta": "1e-4",
+      },
+      r"where everybody takes part in every round: that does not say",
+    ),
     ({"server.least_clients_per_round": "2"}, r"server.sampling promises"),
     ({"algorithm.name": "centralized"}, r"pools the data"),
     (

@@ -11,10 +11,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy import fft, optimize, stats
+from scipy import fft, linalg, optimize, stats
 
 from fedjax_sim.base import Release
 from fedjax_sim.privacy.accounting import Ledger
+from fedjax_sim.privacy.factorization import banded
 from fedjax_sim.sampling import Participation, poisson
 
 _X = np.linspace(-60.0, 60.0, 240_001)
@@ -206,3 +207,41 @@ def test_a_rate_that_was_fixed_in_advance_is_nobody_elses():
   there = joined(binomial(90, 0.5), binomial(1, 0.5, -1.0))
   added = betrayed(there, binomial(90, 0.5), rounds, spread, delta)
   assert 0.9 * ours.epsilon(rounds) < added <= ours.epsilon(rounds)
+
+
+# --- correlated noise, of every way to take part ------------------------------
+
+
+@pytest.mark.parametrize(
+  ("part", "moved", "rounds_of_one", "turns"),
+  [
+    (Participation(1.0, 1, False), 2.0, [0, 1, 2, 3, 4, 5], 1),
+    (Participation(1.0, 1, True), 1.0, [0, 1, 2, 3, 4, 5], 1),
+    (Participation(1.0, 3, False), 1.0, [0, 3], 1),
+    (Participation(1.0, 3, True), 1.0, [0, 3], 1),
+    (Participation(0.25, 2, True), 1.0, [0], 3),
+    (Participation(0.25, 2, False), 2.0, [0], 3),
+    (Participation(0.25, 3, False), 2.0, [0], 2),
+  ],
+)
+def test_no_bound_of_banded_noise_is_below_what_is_betrayed(
+  part, moved, rounds_of_one, turns
+):
+  """What a client adds to six releases, through the matrix itself.
+
+  Without sampling in all of its rounds at once; with it a draw for each turn,
+  whose columns do not overlap.
+  """
+  strategy = banded(6, 2)
+  release = Release(
+    "gaussian", 3.0, strategy.sensitivity, strategy.bands, strategy.rounds
+  )
+  ours = Ledger(release, part, 1e-4)
+  matrix = linalg.toeplitz(strategy.coefficients, np.zeros(6))
+  shift = moved * float(np.linalg.norm(matrix[:, rounds_of_one].sum(axis=1)))
+  silent = density({0.0: 1.0}, 3.0)
+  sent = density({0.0: 1 - part.rate, shift: part.rate}, 3.0)
+  both = [
+    attained(*way, 1e-4, turns) for way in ((sent, silent), (silent, sent))
+  ]
+  assert 0.95 * ours.epsilon(6) <= max(both) <= ours.epsilon(6)
