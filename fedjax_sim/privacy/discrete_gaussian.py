@@ -186,13 +186,17 @@ def _looked_up(key: Key, stddev: float, shape: tuple[int, ...]) -> Array:
   high, middle, low = jax.random.bits(key, (3, *shape), jnp.uint32)
   negative, words = high >> 31 == 1, (high & (2**31 - 1), middle, low)
   wanted = _key(*words)
-  steps = size.bit_length()
-  padded = np.full(2**steps - 1, 2**32 - 1, np.uint32)  # no key is as large
-  padded[:size] = keys
-  below = jnp.zeros(shape, jnp.int32)  # so many keys are
-  for step in (2**i for i in range(steps - 1, -1, -1)):
+  halvings = size.bit_length()
+  padded = np.full(2**halvings - 1, 2**32 - 1, np.uint32)
+  padded[:size] = keys  # which are less than that
+
+  def halve(i: Array, below: Array) -> Array:
+    """Narrow down how many keys are below what is wanted."""
+    step = jnp.int32(1) << halvings - 1 - i
     more = jnp.asarray(padded)[below + step - 1] < wanted
-    below += jnp.where(more, step, 0)
+    return below + jnp.where(more, step, 0)
+
+  below = lax.fori_loop(0, halvings, halve, jnp.zeros(shape, jnp.int32))
   # Of the next entry alone the key may be the same.
   there = jnp.minimum(below, size - 1)
   above = jnp.zeros(shape, bool)
