@@ -2,8 +2,8 @@
 
 Canonne, Kamath and Steinke 2020, arXiv 2004.00010, definition 1. Their sampler
 rejects, for as long as it takes; on a device all coordinates would wait for the
-last one. Here 96 random bits are looked up in a table of the distribution
-function, which takes the same time for all.
+last one. Here 96 random bits, a sign and a number of 95, are looked up in a
+table of P(|X| > m), which takes the same time for all.
 
 Where s is too large for a table, two draws of one table make one, X = k A + B
 (Micciancio and Walter 2017, "Gaussian sampling over the integers", Crypto). Let
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import decimal
 import functools
+import itertools
 import math
 
 import jax
@@ -30,12 +31,12 @@ from jax import lax
 from fedjax_sim import validate
 from fedjax_sim.base import Array, Key
 
-MOST_TABLE = 1024.0  # largest s of a table, which has 23,000 entries then
+MOST_TABLE = 1024.0  # largest s of a table, which has 11,000 entries then
 _LEAST_WIDTH = 2.0  # w
 MOST_STDDEV = MOST_TABLE**2 / _LEAST_WIDTH  # of two draws together
-_WORDS = 3  # random words of 32 bits for a draw from a table
-_UNIT = 2.0 ** (-32 * _WORDS)
-_TAIL = 11.4  # beyond so many standard deviations there is less than 2^-96
+_BITS = 95
+_TAIL = 10.8  # beyond so many standard deviations there are 135 steps of 2^-95
+_BEYOND = 150
 
 
 def stages(stddev: float) -> tuple[int, float]:
@@ -65,8 +66,9 @@ def reach(stddev: float) -> int:
 def distance(stddev: float) -> float:
   """Return how far the law of one draw is from the exact one.
 
-  Entries of a table are rounded to 2^-96, and what lies beyond its end is left
-  out; of two draws together there is what their sum is not Gaussian by.
+  Entries of a table are rounded to 2^-95, of which each sign has a half, and
+  what lies beyond its end is left out; of two draws together there is what
+  their sum is not Gaussian by.
 
   Args:
     stddev: as for `sample`.
@@ -78,7 +80,7 @@ def distance(stddev: float) -> float:
     TypeError, ValueError: stddev is out of range.
   """
   k, t = stages(stddev)
-  table = (_reach(t) + 2) * _UNIT
+  table = (_reach(t) / 2 + _BEYOND) * 2.0**-_BITS
   return 2 * table + ripple(t**2 / stddev) if k else table
 
 
@@ -112,8 +114,8 @@ def sample(key: Key, stddev: float, shape: tuple[int, ...]) -> Array:
   k, t = stages(stddev)
   if k == 0:
     return _looked_up(key, t, shape)
-  coarse, fine = jax.random.split(key)
-  return k * _looked_up(coarse, t, shape) + _looked_up(fine, t, shape)
+  coarse, fine = _looked_up(key, t, (2, *shape))
+  return k * coarse + fine
 
 
 def _reach(stddev: float) -> int:
@@ -122,57 +124,84 @@ def _reach(stddev: float) -> int:
 
 
 @functools.lru_cache
-def thresholds(stddev: float) -> np.ndarray:
-  """Return the distribution function in units of 2^-96, rounded down.
+def thresholds(stddev: float) -> tuple[int, ...]:
+  """Return P(|X| > m) in units of 2^-95, rounded down.
 
   Args:
     stddev: the parameter s, above 0 and at most `MOST_TABLE`.
 
   Returns:
-    shape=(3, 2 reach), uint32; P(X <= x) for x from -reach to reach - 1, the
-    upper bits first.
+    For m from the largest down to 0, rising; zeros are left out.
 
   Raises:
     TypeError, ValueError: stddev is out of range.
   """
   stddev = validate.real("stddev", stddev, above=0, most=MOST_TABLE)
-  one = 1 << 32 * _WORDS
   with decimal.localcontext() as context:
     context.prec = 50
-    double = 2 * decimal.Decimal(stddev) ** 2
-    half = [
-      (-(decimal.Decimal(x) ** 2) / double).exp()
-      for x in range(_reach(stddev) + 1)
+    half = -2 * decimal.Decimal(stddev) ** 2
+    weights = [
+      2 * (decimal.Decimal(m) ** 2 / half).exp()
+      for m in range(_reach(stddev), 0, -1)
     ]
-    weights = half[:0:-1] + half
-    unit = decimal.Decimal(one) / sum(weights)
-    running, table = decimal.Decimal(0), bytearray()
-    for weight in weights[:-1]:
-      running += weight
-      table += min(int(running * unit), one - 1).to_bytes(4 * _WORDS, "big")
-  words = np.frombuffer(bytes(table), ">u4").astype(np.uint32)
-  return np.ascontiguousarray(words.reshape(-1, _WORDS).T)
+    unit = decimal.Decimal(2**_BITS) / (1 + sum(weights))
+    beyond = itertools.accumulate(weight * unit for weight in weights)
+    return tuple(entry for entry in map(int, beyond) if entry)
+
+
+@functools.lru_cache
+def _table(stddev: float) -> tuple[np.ndarray, np.ndarray]:
+  """Return the thresholds' keys, rising, and their words, (3, entries)."""
+  entries = thresholds(stddev)
+  words = np.array(
+    [[entry >> i & 0xFFFFFFFF for entry in entries] for i in (64, 32, 0)],
+    np.uint32,
+  )
+  with jax.ensure_compile_time_eval():
+    keys = np.asarray(_key(*map(jnp.asarray, words)))
+  assert np.all(keys[1:] > keys[:-1])
+  return keys, words
+
+
+def _key(high: Array, middle: Array, low: Array) -> Array:
+  """Return where a number of three words begins, and 25 bits from there.
+
+  It rises with the number, and tells the entries of any table apart, which are
+  whole numbers that grow by 1/2000 or more from each to the next.
+  """
+  skipped = jnp.where(high > 0, 0, jnp.where(middle > 0, 32, 64))
+  first = jnp.where(high > 0, high, jnp.where(middle > 0, middle, low))
+  second = jnp.where(high > 0, middle, jnp.where(middle > 0, low, 0))
+  zeros = lax.clz(first)
+  digits = lax.shift_left(first, zeros)
+  digits |= lax.shift_right_logical(second, 32 - zeros)
+  size = 96 - skipped.astype(jnp.uint32) - zeros
+  return size << 25 | (digits >> 6 & (2**25 - 1))
 
 
 def _looked_up(key: Key, stddev: float, shape: tuple[int, ...]) -> Array:
   """Return draws by a table; as `sample`."""
-  table = thresholds(stddev)
-  size = table.shape[1]
-  words = jax.random.bits(key, (_WORDS, *shape), jnp.uint32)
+  keys, entries = _table(stddev)
+  size = len(keys)
+  high, middle, low = jax.random.bits(key, (3, *shape), jnp.uint32)
+  negative, words = high >> 31 == 1, (high & (2**31 - 1), middle, low)
+  wanted = _key(*words)
+  halvings = size.bit_length()
+  padded = np.full(2**halvings - 1, 2**32 - 1, np.uint32)
+  padded[:size] = keys  # which are less than that
 
-  def narrow(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Halve [first, last], where the first threshold above the bits is."""
-    first, last = bounds
-    middle = (first + last) // 2
-    there = jnp.minimum(middle, size - 1)
-    above = jnp.zeros(shape, bool)
-    for limits, word in zip(table[::-1], words[::-1], strict=True):
-      limit = jnp.asarray(limits)[there]
-      above = (limit > word) | ((limit == word) & above)
-    found = middle == last  # nothing is left to halve
-    move = ~above & ~found
-    return jnp.where(move, middle + 1, first), jnp.where(above, middle, last)
+  def halve(i: Array, below: Array) -> Array:
+    """Narrow down how many keys are below what is wanted."""
+    step = jnp.int32(1) << halvings - 1 - i
+    more = jnp.asarray(padded)[below + step - 1] < wanted
+    return below + jnp.where(more, step, 0)
 
-  start = jnp.zeros(shape, jnp.int32), jnp.full(shape, size, jnp.int32)
-  index, _ = lax.fori_loop(0, size.bit_length(), narrow, start)
-  return index - _reach(stddev)
+  below = lax.fori_loop(0, halvings, halve, jnp.zeros(shape, jnp.int32))
+  # Of the next entry alone the key may be the same.
+  there = jnp.minimum(below, size - 1)
+  above = jnp.zeros(shape, bool)
+  for entry, word in zip(entries[::-1], words[::-1], strict=True):
+    limit = jnp.asarray(entry)[there]
+    above = (limit > word) | ((limit == word) & above)
+  magnitude = size - below - ((below < size) & ~above)
+  return jnp.where(negative, -magnitude, magnitude)
