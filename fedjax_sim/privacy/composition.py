@@ -122,7 +122,7 @@ def epsilon(accounts: Sequence[Account], delta: float) -> float:
 
   Raises:
     TypeError, ValueError: two runs have the same noise, or cohorts that depend
-      on each other in a way that no accountant knows.
+      on each other in a way that no accountant knows, or discrete noise.
   """
   delta = validate.real("delta", delta, above=0.0, below=1.0)
   noisy = [a for a in accounts if a.noise_seed is not None]
@@ -132,6 +132,14 @@ def epsilon(accounts: Sequence[Account], delta: float) -> float:
         f"{one.name} and {other.name} have the same noise, from"
         f" privacy.noise_seed={one.noise_seed}: it cancels in their difference."
         " No epsilon holds for both; leave the seed unset."
+      )
+  for account in accounts:
+    if account.step.noise == "discrete_gaussian":
+      raise ValueError(
+        f"{account.name} has noise='discrete_gaussian', which is counted by its"
+        " Renyi divergences, and runs are composed by their loss distributions;"
+        " leave it out, and add its own epsilon and delta to what the others"
+        " have."
       )
   least = accountants.LEAST_MULTIPLIER
   if any(a.releases and a.step.multiplier < least for a in accounts):

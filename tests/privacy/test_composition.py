@@ -81,6 +81,13 @@ def test_gaussian_noise_for_everybody_is_in_closed_form():
   assert delta == pytest.approx(0.999e-5, rel=1e-6)  # the rest is for ends
 
 
+def test_discrete_noise_has_no_loss_distribution_here():
+  runs = [account(Step("gaussian", 3.0), 2)]
+  runs.append(account(Step("discrete_gaussian", 3.0), 2))
+  with pytest.raises(ValueError, match="discrete_gaussian.*leave it out"):
+    composition.epsilon(runs, 1e-5)
+
+
 def test_nothing_and_no_noise():
   assert composition.epsilon([], 1e-5) == 0
   assert composition.epsilon([account(Step("gaussian", 1.0), 0)], 1e-5) == 0
