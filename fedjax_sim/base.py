@@ -52,6 +52,9 @@ def key_for(seed: Array | int, purpose: Purpose, *indices: Array | int) -> Key:
   return _folded(jax.random.key(seed), purpose, *indices)
 
 
+_NOISE = 0x6E6F6973
+
+
 def noise_key_for(
   noise_seed: Array, purpose: Purpose, *indices: Array | int
 ) -> Key:
@@ -63,7 +66,8 @@ def noise_key_for(
     *indices: as of `key_for`.
   """
   root = jax.random.wrap_key_data(noise_seed, impl="threefry2x32")
-  return _folded(root, purpose, *indices)
+  # A tag, so that no fixed seed of the noise gives the keys of a run's seed.
+  return _folded(jax.random.fold_in(root, _NOISE), purpose, *indices)
 
 
 def _folded(key: Key, purpose: Purpose, *indices: Array | int) -> Key:

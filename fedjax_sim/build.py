@@ -682,7 +682,7 @@ def build(config: ConfigDict) -> Experiment:
     simulator=simulator,
     timetable=timetable,
     sources=sources,
-    local_guarantee=local_guarantee(config, drawn),
+    local_guarantee=local_guarantee(config, drawn, simulator.num_parameters),
     secure_noise=secure_noise(config, drawn, simulator.num_parameters),
     uncovered=simulator.uncovered if private else [],
   )

@@ -125,6 +125,14 @@ def build_privacy(
     **_some(given, "accountant"),
   )
   simulated = _simulated(config, given, num_clients)
+  part = sampler.participation
+  if name == "discrete_gaussian" and part is not None and part.population:
+    raise ValueError(
+      f"server.sampling_population={part.population} hides how many clients"
+      " there are, and the whole numbers of"
+      " privacy.mechanism='discrete_gaussian' are as fine as their number"
+      " allows; unset it, or take 'gaussian'."
+    )
   settings = Central(
     noise="gaussian" if name in _OF.values() else name,
     most_clients=sampler.sizes[-1] if name == "discrete_gaussian" else None,
@@ -194,7 +202,9 @@ def account(
   if simulator.ledger is None:
     return None
   draws = {field: config.server[field] for field in _DRAWS}
-  draws |= {"seed": simulator.seed, "clients": simulator.num_clients}
+  part = simulator.sampler.participation
+  clients = (part and part.population) or simulator.num_clients
+  draws |= {"seed": simulator.seed, "clients": clients}
   noise_seed = config.privacy.noise_seed
   return composition.facts(simulator.ledger, rounds, draws, noise_seed)
 
@@ -291,12 +301,16 @@ def check_local_weights(config: ConfigDict, randomizer: Randomizer) -> None:
     )
 
 
-def local_guarantee(config: ConfigDict, sampler: Sampler) -> str:
+def local_guarantee(config: ConfigDict, sampler: Sampler, numbers: int) -> str:
   """What local privacy guarantees a client in all of the run; "" without it.
 
   Args:
     config: complete.
     sampler: who takes part: at most once in its period, else in every round.
+    numbers: of an update.
+
+  Raises:
+    ValueError: with so many reports no epsilon holds at its delta.
   """
   randomizer = randomizers.from_config(config.local_privacy)
   if randomizer is None:
@@ -304,7 +318,15 @@ def local_guarantee(config: ConfigDict, sampler: Sampler) -> str:
   part = sampler.participation
   period = 1 if part is None else part.period
   reports = math.ceil(config.server.rounds / period)
-  return local.sentence(randomizer, reports)
+  if math.isfinite(local.guarantee(randomizer)[0]) and math.isinf(
+    local.composed(randomizer, reports, numbers=numbers)
+  ):
+    raise ValueError(
+      f"local_privacy.delta={randomizer.delta:g}: the ends of noise on"
+      f" {numbers:,} numbers in {reports:,} reports betray more often than a"
+      " thousandth of that; give a larger delta, or more noise."
+    )
+  return local.sentence(randomizer, reports, numbers=numbers)
 
 
 def is_locally_private(config: ConfigDict, num_clients: int) -> bool:

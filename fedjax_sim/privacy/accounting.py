@@ -303,6 +303,8 @@ class Ledger:
       how = f"cohorts of a fixed size, rate {rate:.3g}"
     else:
       how = "a fixed order"
+    if rate < 1:
+      how += ", the seed secret"
     if period > 1:
       how += f", at most once in {period} rounds"
     return (

@@ -32,7 +32,11 @@ LEAST_MULTIPLIER = 0.03  # below, accountants' floats overflow
 TOLERANCE = 1e-4  # of a length; more than float32 sums are wrong by
 RESAMPLES = 200
 # Of the noise: its standard deviation, for a multiplier of 1, and its kurtosis.
-LAWS = {"gaussian": (1.0, 3.0), "laplace": (math.sqrt(2.0), 6.0)}
+LAWS = {
+  "gaussian": (1.0, 3.0),
+  "laplace": (math.sqrt(2.0), 6.0),
+  "discrete_gaussian": (1.0, 3.0),
+}
 # Of the significance; together they are 1, so all bounds hold at once.
 SHARES = {"noise": 0.5, "clopper_pearson": 0.25, "one_run": 0.25}
 

@@ -162,7 +162,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       statistics = clipped(statistics, numbers["statistics_norm"], order)
     update = clip(update, clip_norm, order)
     sent = Contribution(
-      update=update if grid is None else grid.rounded(update),
+      update=update if grid is None else grid.in_steps(update),
       statistics=statistics,
       weight=share if "weight" in settings.extras else (),
       below=jnp.where(below, 1.0, -1.0) if "below" in settings.extras else (),

@@ -137,11 +137,12 @@ def check_ends(
   """
   needed = ledger.exposure(rounds, coordinates) / (1 - draws.KEPT)
   if needed > ledger.delta:
+    larger = f"give at least {needed:.2g}, or " if needed < 1 else "give "
     raise ValueError(
       f"privacy.delta={ledger.delta:g}: noise of finitely many bits on"
       f" {coordinates:,} numbers in {rounds:,} rounds betrays by its end more"
-      f" often than a thousandth of that; give at least {needed:.2g}, or a"
-      " larger privacy.noise_multiplier."
+      f" often than a thousandth of that; {larger}a larger"
+      f" privacy.noise_multiplier than {ledger.release.multiplier:g}."
     )
 
 

@@ -86,24 +86,13 @@ class Grid(NamedTuple):
       return 0.0
     return dimension * discrete_gaussian.distance(self.stddev)
 
-  def rounded(self, update: PyTree) -> PyTree:
-    """Return whole numbers whose L2 norm is at most the scale.
-
-    Args:
-      update: float32, of an L2 norm of at most 1 (`norms.clipped`).
-
-    Returns:
-      int32.
-    """
-    return self.in_steps(update)
-
-  def fits(self, rounded: PyTree) -> Array:
+  def fits(self, steps: PyTree) -> Array:
     """Return whether the norm is within the scale; shape=(), bool.
 
-    `rounded` makes sure of it: this is a last look at what is released, in case
+    `in_steps` makes sure of it: this is a last look at what is released, in case
     that a device computes otherwise than clipping counts on.
     """
-    number = jax.tree.map(lambda x: x.astype(jnp.float32), rounded)
+    number = jax.tree.map(lambda x: x.astype(jnp.float32), steps)
     return length(number) <= self.scale
 
   def noised(self, key: Key, total: PyTree) -> PyTree:
@@ -122,10 +111,18 @@ class Grid(NamedTuple):
     unit = self.unit(size(total))
     return jax.tree.map(lambda x: x.astype(jnp.float32) / unit, total)
 
-  def in_steps(self, units: PyTree) -> PyTree:
-    """Return the nearest whole numbers to these in units of 1; int32."""
-    unit = self.unit(size(units))
-    return jax.tree.map(lambda x: jnp.round(x * unit).astype(jnp.int32), units)
+  def in_steps(self, update: PyTree) -> PyTree:
+    """Return the nearest whole numbers.
+
+    Args:
+      update: float32; of an L2 norm of at most 1 (`norms.clipped`), it becomes
+        one of the scale at most.
+
+    Returns:
+      int32.
+    """
+    unit = self.unit(size(update))
+    return jax.tree.map(lambda x: jnp.round(x * unit).astype(jnp.int32), update)
 
 
 def grid(clients: int, multiplier: float) -> Grid:

@@ -143,8 +143,8 @@ def _check_ends(randomizer: Randomizer, update: PyTree) -> None:
   """Refuses a delta that is too small for the ends of the noise."""
   if randomizer.exposure is None:
     return
-  numbers = 1 + sum(math.prod(x.shape) for x in jax.tree.leaves(update))
-  needed = randomizer.exposure(numbers)
+  numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(update))
+  needed = _exposure(randomizer, numbers)
   if randomizer.multiplier is not None:
     needed /= 1 - draws.KEPT
   if needed > randomizer.delta:
@@ -155,13 +155,23 @@ def _check_ends(randomizer: Randomizer, update: PyTree) -> None:
     )
 
 
+def _exposure(randomizer: Randomizer, numbers: int) -> float:
+  """Return how often a report of an update and a weight betrays by its end."""
+  return (
+    0.0 if randomizer.exposure is None else randomizer.exposure(numbers + 1)
+  )
+
+
 def guarantee(randomizer: Randomizer) -> tuple[float, float]:
   """(epsilon, delta) of one report; epsilon is infinite if there is none."""
   return composed(randomizer, 1), randomizer.delta
 
 
 def composed(
-  randomizer: Randomizer, reports: int, delta: float | None = None
+  randomizer: Randomizer,
+  reports: int,
+  delta: float | None = None,
+  numbers: int = 1,
 ) -> float:
   """Epsilon of several reports of one client, each chosen after the last.
 
@@ -176,6 +186,8 @@ def composed(
     randomizer: the mechanism.
     reports: how many reports, at least 1.
     delta: at which delta; None: that of one report.
+    numbers: of an update; more of them, and of reports, show more of the ends
+      of the noise.
 
   Returns:
     Epsilon; infinite without a guarantee, and at a delta that is too small for
@@ -192,6 +204,8 @@ def composed(
   if randomizer.multiplier is not None:
     gaussian = library("dp_accounting").get_epsilon_gaussian
     multiplier = randomizer.multiplier / math.sqrt(reports)
+    if reports * _exposure(randomizer, numbers) > (1 - draws.KEPT) * delta:
+      return math.inf
     return float(gaussian(multiplier, draws.KEPT * delta))
   if randomizer.epsilon is None:
     return math.inf
@@ -231,7 +245,10 @@ def _responses(epsilon: float, reports: int, delta: float) -> float:
 
 
 def sentence(
-  randomizer: Randomizer, reports: int, delta: float | None = None
+  randomizer: Randomizer,
+  reports: int,
+  delta: float | None = None,
+  numbers: int = 1,
 ) -> str:
   """What is guaranteed, in words, without a full stop.
 
@@ -239,12 +256,13 @@ def sentence(
     randomizer: the mechanism.
     reports: how many the client with the most of them sends.
     delta: as for `composed`.
+    numbers: as for `composed`.
   """
   one, own = guarantee(randomizer)
   if math.isinf(one):
     return f"none, {randomizer.name} alone guarantees nothing"
   delta = default_delta(randomizer, reports) if delta is None else delta
-  many = composed(randomizer, reports, delta)
+  many = composed(randomizer, reports, delta, numbers)
   return (
     f"epsilon {rounded_up(one):g} at delta {own:.15g} for a report, epsilon"
     f" {rounded_up(many):g} at delta {delta:.15g} for the {reports} of a client"

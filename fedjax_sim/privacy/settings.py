@@ -7,11 +7,9 @@ import dataclasses
 from fedjax_sim import validate
 from fedjax_sim.base import Release
 from fedjax_sim.privacy import integers
-from fedjax_sim.privacy.accounting import MOST_MULTIPLIER
+from fedjax_sim.privacy.accounting import MOST_MULTIPLIER, NOISES
 from fedjax_sim.privacy.canaries import Canaries
 from fedjax_sim.privacy.factorization import Strategy
-
-NOISES = ("gaussian", "laplace", "discrete_gaussian")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

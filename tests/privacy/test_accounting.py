@@ -510,8 +510,8 @@ def test_a_sentence():
   epsilon = ledger(1.0, 0.02, period=3, delta=1e-5).told(30)
   assert text == (
     f"({epsilon:g}, 1e-05)-DP for leaving out what one client sends, the number"
-    " of clients public, by PLD, Poisson sampling of rate 0.02, at most once in"
-    " 3 rounds"
+    " of clients public, by PLD, Poisson sampling of rate 0.02, the seed"
+    " secret, at most once in 3 rounds"
   )
 
 

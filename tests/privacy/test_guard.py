@@ -381,6 +381,17 @@ PRIVATE = {
       {"server.aggregator": "secure_sum", "secure.clip": "1.0"},
       r"server.aggregator; leave it at 'weighted_mean'",
     ),
+    (
+      {
+        "privacy.mechanism": "discrete_gaussian",
+        "server.sampling_population": "200",
+      },
+      r"server.sampling_population=200 hides .*take 'gaussian'",
+    ),
+    (
+      {"privacy.noise_multiplier": "0.1"},
+      r"privacy.delta=0.001: .*give a larger .*noise_multiplier than 0.1",
+    ),
   ],
 )
 def test_configs_of_which_no_epsilon_would_hold(changes, message):

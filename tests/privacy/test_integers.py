@@ -231,6 +231,29 @@ def test_canaries_are_summed_with_the_clients():
   )
 
 
+def test_an_audit_of_discrete_noise_is_a_bound_of_it():
+  part: Any = sampling.uniform(CLIENTS, CLIENTS).participation
+  kind = settings(
+    noise="discrete_gaussian",
+    most_clients=CLIENTS,
+    noise_multiplier=4.0,
+    canaries=Canaries(60, part),
+  )
+  task = quadratic(60)
+  algorithm = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
+  made = make_simulator(
+    task,
+    central.central(algorithm, kind),
+    quadratic_data(np.ones((CLIENTS, 60))),
+  )
+  made = dataclasses.replace(made, budget=Budget(delta=1e-3))
+  found = made.audit(train(made, 1))
+  assert found is not None
+  assert 0 < found.longest <= 1
+  assert 0 < found.multiplier < math.inf
+  assert found.noise < found.claimed
+
+
 # --- the account --------------------------------------------------------------
 
 

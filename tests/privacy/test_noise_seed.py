@@ -8,6 +8,7 @@ import pytest
 
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.base import Purpose, key_for, noise_key_for
 from fedjax_sim.privacy.additive import gaussian
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.distributed_gaussian import distributed_gaussian
@@ -100,6 +101,14 @@ def test_without_private_noise_there_is_no_entropy():
   simulator = dataclasses.replace(simulator_of("none"), noise_seed=None)
   np.testing.assert_array_equal(simulator.init().noise_seed, [0, 0])
   assert simulator.noise_origin == ""
+
+
+def test_no_fixed_seed_gives_the_keys_of_a_run():
+  for seed in (0, 7):
+    for purpose in Purpose:
+      words = np.array([0, seed], np.uint32)
+      noise, plain = noise_key_for(words, purpose, 3), key_for(seed, purpose, 3)
+      assert not np.array_equal(*map(jax.random.key_data, (noise, plain)))
 
 
 def test_what_is_told():
