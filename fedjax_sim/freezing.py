@@ -30,7 +30,7 @@ def paths_of(params: PyTree) -> list[str]:
 
   def named(path: tuple[Any, ...]) -> str:
     # A Flax variable is a node, whose one leaf is its value.
-    if isinstance(path[-1], jax.tree_util.GetAttrKey):
+    if path and isinstance(path[-1], jax.tree_util.GetAttrKey):
       path = path[:-1] if path[-1].name == "value" else path
     return jax.tree_util.keystr(path, simple=True, separator="/")
 

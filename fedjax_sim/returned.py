@@ -139,7 +139,7 @@ def loss(
   return value, weight, new
 
 
-def _check_name(what: str, name: Any) -> None:
+def check_name(what: str, name: Any) -> None:
   """Refuse a metric's name that reports would mistake for another.
 
   Raises:
@@ -182,7 +182,7 @@ def metrics(
       f" example {{'error': {METRIC}}}."
     )
   for name, metric in value.items():
-    _check_name(what, name)
+    check_name(what, name)
     if getattr(metric, "_fields", None) != ("total", "weight"):
       raise TypeError(
         f"{what} returned {described(metric)} as {name!r}; give {METRIC}, with"

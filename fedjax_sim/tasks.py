@@ -375,6 +375,8 @@ def function_task(
           f" {returned.described(further)}; let it return a dictionary, for"
           " example {'error': value}."
         )
+      for name in further:  # here, since JAX sorts names
+        returned.check_name("Task.metrics", name)
       found |= further
     one = lambda x: jnp.ones(jnp.shape(x), jnp.float32)
     return {

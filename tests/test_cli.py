@@ -229,7 +229,7 @@ def test_help(capsys, arguments):
   [
     (["run", "-h"], 1),
     (["run", "--config=no.py", "--help"], 1),
-    (["privacy", "curve", "--help"], 1),
+    (["privacy", "curve", "--help"], 2),
     (["data", "import", "--help"], 2),
     (["data", "import", "--help", "--nothing"], 2),
     (["data", "--help"], 6),

@@ -61,7 +61,7 @@ def uncovered(
     told.append("lanes* (chosen by the time that clients' work takes)")
   if "residency" in measured:
     told.append("residency* (chosen by the size of all data)")
-  told.append("seed (from which it follows who takes part)")
+  told += ["seed", "noise_seed (who takes part, and the noise, follow)"]
   kept = "the data's digest, the state of the noise"
   kept += ", what clients keep" if keeps_state else ""
   told.append(f"checkpoints ({kept})")

@@ -20,7 +20,7 @@ from fedjax_sim.sampling import (
 from fedjax_sim.tasks import function_task
 
 CLIENTS, PARTS = 40, (40, 24)
-MAGNITUDES = (1.0, 1e-3, 1e-38, 30.0, 1e4, 1e19, 1e30, 0.3, 3.0, 100.0)
+MAGNITUDES = (1.0, 1e-3, 1e-38, 1e38, 1e4, 1e19, 1e30, 0.3, 8e37, 100.0)
 TARGETS = tuple(range(0, CLIENTS, 4))
 
 

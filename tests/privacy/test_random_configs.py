@@ -304,13 +304,15 @@ def noise_of(measured, fields, multiplier, scale):
 
 def accepted(rng, correlated):
   """The next random config that is accepted."""
-  while True:
+  error: ValueError | None = None
+  for _ in range(100):  # a third is, or more
     fields = drawn(rng, correlated=correlated)
     texts = {name: str(value) for name, value in fields.items()}
     try:
       return fields, build(flags.load(FILE, texts))
-    except ValueError:
-      continue
+    except ValueError as refused:
+      error = refused
+  raise AssertionError("no config is accepted") from error
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ COVERED = [
   # The noisy model, on data of nobody who trains.
   *("test/*", "unseen/*", "best/*", "clients_unseen.csv", "params_digest"),
   # The account, and what canaries, who are nobody's data, betray.
-  *("privacy/*", "privacy", "privacy_told", "privacy_audit"),
+  *("privacy/*", "privacy", "privacy_told", "privacy_noise"),
+  *("privacy_audit", "privacy_audit_told"),
   *("privacy_not_covered", "privacy budget", "not covered by epsilon"),
   # The config, and what follows from it; the number of clients is public.
   *(
