@@ -113,8 +113,9 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       return noise.laplace(multiplier, key, total)
     return noise.noised(None, multiplier, key, (), total)[0]
 
-  def in_units(update: PyTree) -> PyTree:
-    return update if grid is None else grid.in_units(update)
+  def shares(update: PyTree) -> PyTree:
+    """A sum as canaries see it: 1 is the longest contribution."""
+    return update if grid is None else grid.shares(update)
 
   def init(key: Key, hparams: HParams) -> PrivateState:
     server = algorithm.init(key, hparams)
@@ -201,7 +202,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), statistics)
       weight = jnp.asarray(LARGEST, jnp.float32)
       sent = contribution(update, nothing, weight, hparams, factor)[0]
-      return sent._replace(update=in_units(sent.update))
+      return sent._replace(update=shares(sent.update))
 
     return contribute
 
@@ -212,10 +213,10 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     if canaries is None:
       return total, ()
     hparams, factor = context.hparams, state.clip_factor
-    # Canaries' whole numbers stay exact in units: few share a coordinate.
+    # Canaries' whole numbers stay exact as shares: few have a coordinate.
     start = total
     if grid is not None:
-      start = total._replace(update=in_units(_zeros(total.update)))
+      start = total._replace(update=shares(_zeros(total.update)))
     everyone, audit = canaries.plant(
       state.audit,
       context.round,
@@ -225,8 +226,11 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       order,
     )
     if grid is not None:
-      whole = grid.in_steps(everyone.update)
-      update = jax.tree.map(jnp.add, total.update, whole)
+      update = jax.tree.map(
+        lambda t, x: t + jnp.round(x * grid.scale).astype(t.dtype),
+        total.update,
+        everyone.update,
+      )
       everyone = everyone._replace(update=update)
     return everyone, audit
 
@@ -244,7 +248,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     return canaries.observe(
       audit,
       context.round,
-      (in_units(clients.update), in_units(everyone.update), noisy),
+      (shares(clients.update), shares(everyone.update), noisy),
       canary(clients.statistics, hparams, factor),
       _clip_norm(hparams, factor),
     )
@@ -258,7 +262,8 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     keys = [jax.random.fold_in(context.noise_key, i) for i in range(len(total))]
     memory: PyTree = ()
     if grid is not None:
-      update = in_units(grid.noised(keys[0], total.update))
+      steps = grid.noised(keys[0], total.update)
+      update, seen = grid.in_units(steps), grid.shares(steps)
     elif settings.strategy is None:
       update = noisy(of_update * multiplier, keys[0], total.update)
     else:
@@ -285,7 +290,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       ),
       context,
     )
-    sums = (aggregate.update, total, update)
+    sums = (aggregate.update, total, update if grid is None else seen)
     factor = state.clip_factor
     if "below" in settings.extras:
       fraction = (below / count + 1) / 2

@@ -89,8 +89,8 @@ class Grid(NamedTuple):
   def fits(self, steps: PyTree) -> Array:
     """Return whether the norm is within the scale; shape=(), bool.
 
-    `in_steps` makes sure of it: this is a last look at what is released, in case
-    that a device computes otherwise than clipping counts on.
+    `in_steps` makes sure of it: this is a last look at what is released, in
+    case that a device computes otherwise than clipping counts on.
     """
     number = jax.tree.map(lambda x: x.astype(jnp.float32), steps)
     return length(number) <= self.scale
@@ -110,6 +110,10 @@ class Grid(NamedTuple):
     """Return what it stands for, float32, 1 being the longest update."""
     unit = self.unit(size(total))
     return jax.tree.map(lambda x: x.astype(jnp.float32) / unit, total)
+
+  def shares(self, total: PyTree) -> PyTree:
+    """Return the same in units of the longest contribution; float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) / self.scale, total)
 
   def in_steps(self, update: PyTree) -> PyTree:
     """Return the nearest whole numbers.

@@ -384,6 +384,7 @@ PRIVATE = {
     (
       {
         "privacy.mechanism": "discrete_gaussian",
+        "server.sampling": "poisson",
         "server.sampling_population": "200",
       },
       r"server.sampling_population=200 hides .*take 'gaussian'",
