@@ -17,6 +17,7 @@ import numpy as np
 
 LAGS = 64  # cohorts that one is compared with
 ALARM = 1e-12  # of each of three tests
+_MOST = 8192  # clients of a cohort that are compared, about
 _BETS = np.array([0.8, 0.5, 0.2, 0.03])  # that a chance is rate**bet instead
 
 
@@ -31,11 +32,14 @@ class Overlaps:
 
   def __init__(self, num_clients: int, rate: float, period: int = 1):
     self._rate, self._period = rate, period
+    # Of large cohorts, the clients whose ids this divides are compared.
+    self._step = int(num_clients * rate / period / _MOST) + 1
+    some = -(-num_clients // self._step)
     self._sizes: list[int] = []
     self._times = np.zeros(num_clients, np.int32)
-    self._last = np.zeros(num_clients, np.int32)
+    self._last = np.zeros(some, np.int32)
     # Bit k: whether a client took part k turns before its last time.
-    self._history = np.zeros(num_clients, np.uint64)
+    self._history = np.zeros(some, np.uint64)
     self._common = np.zeros(LAGS)
     self._before = np.zeros(LAGS)
 
@@ -49,24 +53,27 @@ class Overlaps:
       What is not by chance; None: nothing.
     """
     now, period = len(self._sizes), self._period
-    self._sizes.append(len(ids))
     turns = now // period + 1
+    self._times[ids] += 1
+    some = ids[ids % self._step == 0] // self._step
+    self._sizes.append(len(some))
     ago = np.arange(1, min(turns - 1, LAGS) + 1)  # turns
     before = np.array([self._sizes[now - period * lag] for lag in ago], int)
-    common = self._shared(now, ids)[: len(ago)]
+    common = self._shared(now, some)[: len(ago)]
     self._common[: len(ago)] += common
     self._before[: len(ago)] += before
     if len(ids):
       most = ids[self._times[ids].argmax()]
       gain = self._gain(self._times[most], turns)
       if gain > np.log(len(self._times) / ALARM):
-        return f"client {most} takes part in {self._times[most]} of {turns}"
+        times = self._times[most]
+        return f"client {most} takes part in {times} of its {turns} turns"
     gains = self._gain(self._common, self._before)
     lag = int(gains.argmax())
     if gains[lag] > np.log(LAGS / ALARM):
       share = self._common[lag] / self._before[lag]
       return (
-        f"a client of a cohort is in the one {period * (lag + 1)} later with"
+        f"clients take part again {period * (lag + 1)} cohorts later with"
         f" probability {share:.3g}"
       )
     # The i-th cohort has 1 / (i (i + 1)) of the alarm, which is 1 in all.
@@ -74,8 +81,8 @@ class Overlaps:
     wrong = np.flatnonzero(self._surprise(common, before) > limit)
     if len(wrong):
       return (
-        f"{common[wrong[0]]} of the {before[wrong[0]]} clients of a cohort are"
-        f" in the one {period * ago[wrong[0]]} later, too"
+        f"{common[wrong[0]]} of {before[wrong[0]]} clients of a cohort take"
+        f" part again {period * ago[wrong[0]]} cohorts later"
       )
     return None
 
@@ -86,7 +93,6 @@ class Overlaps:
     history = np.where(gap <= LAGS, self._history[ids] << shift, np.uint64(0))
     self._history[ids] = (history << np.uint64(1)) | np.uint64(1)
     self._last[ids] = now
-    self._times[ids] += 1
     octets = history.astype("<u8").view(np.uint8).reshape(-1, LAGS // 8)
     bits = np.unpackbits(octets, axis=1, bitorder="little")
     return bits.sum(axis=0, dtype=np.int64)

@@ -285,8 +285,8 @@ def _counted(
         turn = begin // period if first else _FIRST
         found = turns[turn].see(ids)
         if found is not None:
-          where = f"turn {turn + 1} of runs" if first else "draws"
-          _refuse(promised, f"in {where} with other seeds {found}")
+          where = f"turn {turn + 1}" if first else "rounds"
+          _refuse(promised, f"in {where} of several seeds {found}")
       begin += period
       each[ids] += 1
       twice += len(np.intersect1d(ids, before, assume_unique=True))
