@@ -5,19 +5,19 @@ run (`Witness`) nobody may come back too soon, turns are fixed, and cohorts of a
 fixed size have it; no client may take part far too often, and no cohort have
 far too much in common with one of the 64 before it (`overlaps`).
 
-Before a run (`check_draws`) as many as 128 of its first turns are looked at in
-this way, and up to 512 draws with other seeds, a quarter of them of the first
-four turns and of seeds that follow the run's: how often each client takes part,
-in all and in each of those turns; what cohorts of other seeds have in common;
-how often clients take part twice in a row, and together with those at several
+Before a run (`check_draws`) up to 128 of its first turns are looked at in this
+way, and up to 512 draws with other seeds, half of them of the first four turns
+and some of seeds that follow the run's: how often each client takes part, in
+all and in each of those turns; what cohorts of other seeds have in common; how
+often clients take part twice in a row, and together with those at several
 distances; whether halves of independent clients have to do with each other.
 
 A sampler that keeps its promise is refused with a probability below 1e-9 a run.
-What no test of so few draws sees is the author's word: a chance that is off by
-a few per cent; a few clients' single rounds later than the first four turns;
-cycles longer than 64 turns; cohorts of few that are repeated now and then;
-small groups, in no order, that take part together; and what a sampler does for
-one seed only, as far as the run's own rounds do not show it.
+What so few draws do not show is the author's word: a chance that is off by a
+few per cent; a few clients' single rounds after the first four turns; cycles of
+more than 64 turns or 31 seeds; a few fixed cohorts that are small; small groups
+that take part together, in no order; and what a sampler does for seeds and in
+rounds that are not drawn.
 """
 
 from __future__ import annotations
