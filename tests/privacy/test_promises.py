@@ -80,7 +80,7 @@ def sticky(seed, round_):
 
 def one_often(seed, round_):
   return np.flatnonzero(
-    flip(seed, round_, np.where(np.arange(90) == 7, 0.35, 0.2))
+    flip(seed, round_, np.where(np.arange(90) == 7, 0.34, 0.2))
   )
 
 
