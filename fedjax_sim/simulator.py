@@ -225,7 +225,7 @@ class Simulator:
     if self.ledger is not None:  # which refuses what it cannot count
       assert self.budget is not None
       rounds = self.budget.rounds or release.rounds or DRAWN_ROUNDS
-      promises.check_draws(self.sampler, self.num_clients, rounds)
+      promises.check_draws(self.sampler, self.num_clients, rounds, self.seed)
       # Besides the update perhaps as many statistics, a weight and a bit.
       guard.check_ends(self.ledger, rounds, 2 * self.num_parameters + 2)
 
