@@ -4,8 +4,8 @@
 
 Each way trains the same model by SGD in one compiled `fori_loop`, as a client
 does; ways take turns, another one first in every turn, and the table holds
-medians of ratios to the first. All are on one CPU device, which uses every
-core for large products.
+medians of ratios to the first, and the bytes that XLA takes for temporaries.
+All are on one CPU device, which uses every core for large products.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.turns import rotated
-from fedjax_sim.convolution import patches, winograd
+from fedjax_sim.convolution import convolve, patches, winograd
 from fedjax_sim.models.layers import lstm, max_pool
 
 STEPS = 5  # of one call
@@ -57,6 +57,15 @@ def cnn(
     x = jax.nn.relu(second(x, params["two"], (1, 1)))
     x = pool(x).reshape(len(x), -1)
     return jnp.mean(jax.nn.logsumexp(x @ params["dense"], axis=-1))
+
+  return loss
+
+
+def one(convolution: Callable[..., Any]) -> Any:
+  """A convolution alone, with the gradient of its inputs."""
+
+  def loss(params: Mapping[str, Any], x: Any) -> Any:
+    return jnp.mean(convolution(x * params["scale"], params["kernel"]) ** 2)
 
   return loss
 
@@ -106,7 +115,7 @@ def rnn(recurrence: Callable[..., Any]) -> Any:
   return loss
 
 
-def trained(loss: Any, x: Any) -> Callable[[Any], Any]:
+def trained(loss: Any, x: Any, params: Any) -> Any:
   """Some steps of SGD, compiled."""
 
   @jax.jit
@@ -117,26 +126,27 @@ def trained(loss: Any, x: Any) -> Callable[[Any], Any]:
 
     return lax.fori_loop(0, STEPS, step, params)
 
-  return run
+  return run.lower(params).compile()
 
 
 def compare(
   title: str, ways: Mapping[str, Any], params: Any, x: Any, turns: int
 ) -> None:
-  """Prints how many times as fast as the first each way is."""
-  runs = {name: trained(loss, x) for name, loss in ways.items()}
+  """Prints how many times as fast as the first each way is, and its memory."""
+  runs = {name: trained(loss, x, params) for name, loss in ways.items()}
   times: dict[str, list[float]] = {name: [] for name in runs}
   for turn in range(turns + 1):
     for name in rotated(runs, turn):
       began = time.perf_counter()
       jax.block_until_ready(runs[name](params))
-      if turn:  # the first compiles
+      if turn:  # the first warms up
         times[name].append(time.perf_counter() - began)
   first = times[next(iter(times))]
   print(title)
   for name, taken in times.items():
     ratio = statistics.median(a / b for a, b in zip(first, taken, strict=True))
-    print(f"  {name:<45} {ratio:5.2f}")
+    memory = runs[name].memory_analysis().temp_size_in_bytes / 1e6
+    print(f"  {name:<45} {ratio:5.2f} {memory:8.1f} MB")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -170,6 +180,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     },
     params,
     normal((batch, side, side, 1)),
+    flags.turns,
+  )
+  side, batch, features, window = (8, 2, 4, 3) if small else (32, 16, 32, 7)
+  ends = (window // 2, window // 2)
+  filled = lambda x: jnp.pad(x, ((0, 0), ends, ends, (0, 0)))
+  compare(
+    f"a convolution of {window} x {window}, {features} features,"
+    f" {side} x {side} images, batch {batch}",
+    {
+      "XLA's convolution": one(lambda x, k: xla(filled(x), k, (1, 1))),
+      "patches": one(lambda x, k: patches(filled(x), k, (1, 1))),
+      "patches in pieces": one(lambda x, k: convolve(x, k, (1, 1), "SAME")),
+    },
+    {
+      "scale": jnp.ones(features),
+      "kernel": normal((window, window, features, features)) / 40,
+    },
+    normal((batch, side, side, features)),
     flags.turns,
   )
   params = {

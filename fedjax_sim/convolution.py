@@ -22,6 +22,10 @@ from jax import lax
 Array = jax.Array
 
 MOST_PLACES = 128  # of a window; each is a copy of the input
+# Of the products' inputs, in bytes; a step takes 2 or 3 times as much. Both are
+# low, since lanes multiply them and a traced call does not see lanes.
+MOST_BYTES = 2**28  # of one example
+PIECE_BYTES = 2**25  # of a part of the batch, on a CPU
 
 
 def convolve(
@@ -40,8 +44,11 @@ def convolve(
 ) -> Array:
   """`jax.lax.conv_general_dilated` as matrix products.
 
-  Left to XLA are windows of more than `MOST_PLACES` places, groups of the
-  batch, and outputs of a given sharding.
+  A batch whose patches would take more than `PIECE_BYTES` (`MOST_BYTES` off the
+  CPU) is computed in equal parts, one after the other, and the backward pass
+  computes their patches anew. Left to XLA are windows of more than
+  `MOST_PLACES` places, examples of more than `MOST_BYTES`, groups of the batch,
+  and outputs of a given sharding.
 
   Args:
     inputs: shape=(batch, *space, features_in), unless `dimension_numbers` says
@@ -73,25 +80,27 @@ def convolve(
     inputs.shape, kernel.shape, dimension_numbers
   )
   window = [kernel.shape[i] for i in of_kernel[2:]]
+  of_xla = functools.partial(
+    lax.conv_general_dilated,
+    inputs,
+    kernel,
+    window_strides,
+    padding,
+    lhs_dilation=lhs_dilation,
+    rhs_dilation=rhs_dilation,
+    dimension_numbers=dimension_numbers,
+    feature_group_count=feature_group_count,
+    batch_group_count=batch_group_count,
+    precision=precision,
+    preferred_element_type=preferred_element_type,
+    out_sharding=out_sharding,
+  )
   if (
     math.prod(window) > MOST_PLACES
     or batch_group_count != 1
     or out_sharding is not None
   ):
-    return lax.conv_general_dilated(
-      inputs,
-      kernel,
-      window_strides,
-      padding,
-      lhs_dilation=lhs_dilation,
-      rhs_dilation=rhs_dilation,
-      dimension_numbers=dimension_numbers,
-      feature_group_count=feature_group_count,
-      batch_group_count=batch_group_count,
-      precision=precision,
-      preferred_element_type=preferred_element_type,
-      out_sharding=out_sharding,
-    )
+    return of_xla()
   inputs = jnp.transpose(inputs, _channels_last(of_inputs))
   kernel = jnp.transpose(kernel, (*of_kernel[2:], of_kernel[1], of_kernel[0]))
   dilation = tuple(rhs_dilation or (1,) * len(window))
@@ -111,9 +120,20 @@ def convolve(
     "preferred_element_type": preferred_element_type,
   }
   method = functools.partial(patches, **options)
+  copies = math.prod(window)
   if _suits_winograd(kernel, inputs.dtype, **options):
     method = functools.partial(winograd, **options)
-  outputs = _grouped(method, padded, kernel, feature_group_count)
+    copies = 4  # 16 places for every 4 outputs
+  out = _outputs(padded, window, window_strides, dilation)
+  size = math.prod(out) * copies * padded.shape[-1] * padded.dtype.itemsize
+  if size > MOST_BYTES:
+    return of_xla()
+  outputs = _in_pieces(
+    lambda x, k: _grouped(method, x, k, feature_group_count),
+    padded,
+    kernel,
+    size,
+  )
   places = _channels_last(of_outputs)
   return jnp.transpose(outputs, [places.index(i) for i in range(last + 1)])
 
@@ -121,6 +141,52 @@ def convolve(
 def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
   """Where batch, space and features are, of (batch, features, *space)."""
   return (spec[0], *spec[2:], spec[1])
+
+
+def _outputs(
+  padded: Array,
+  window: Sequence[int],
+  strides: Sequence[int],
+  dilation: Sequence[int],
+) -> list[int]:
+  """The outputs' shape in space."""
+  spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+  return [
+    max((n - k) // s + 1, 0)
+    for n, k, s in zip(padded.shape[1:-1], spans, strides, strict=True)
+  ]
+
+
+def _in_pieces(
+  method: Callable[[Array, Array], Array],
+  padded: Array,
+  kernel: Array,
+  size: int,
+) -> Array:
+  """The method for equal parts of the batch, one after the other.
+
+  Args:
+    method: of (part of the batch, kernel).
+    padded: shape=(batch, ...).
+    kernel: shared by all parts.
+    size: of one example, in bytes.
+  """
+  batch = len(padded)
+  most = PIECE_BYTES if jax.default_backend() == "cpu" else MOST_BYTES
+  if batch * size <= most:
+    return method(padded, kernel)
+  pieces = math.ceil(batch / max(most // size, 1))
+  each = math.ceil(batch / pieces)
+  filled = [(0, pieces * each - batch)] + [(0, 0)] * (padded.ndim - 1)
+  parts = jnp.pad(padded, filled).reshape(pieces, each, *padded.shape[1:])
+  # The kernel's gradient is a sum over the parts, in the dtype outside.
+  dtype, wide = kernel.dtype, kernel
+  if jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits < 32:
+    wide = kernel.astype(jnp.float32)
+  # Else each part's patches were kept for the backward pass.
+  part = jax.checkpoint(lambda x: method(x, wide.astype(dtype)))
+  outputs = lax.map(part, parts)
+  return outputs.reshape(-1, *outputs.shape[2:])[:batch]
 
 
 def _grouped(
@@ -186,11 +252,7 @@ def patches(
   """
   *window, features_in, features_out = kernel.shape
   dilation = dilation or (1,) * len(window)
-  spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-  out = [
-    max((n - k) // s + 1, 0)
-    for n, k, s in zip(padded.shape[1:-1], spans, strides, strict=True)
-  ]
+  out = _outputs(padded, window, strides, dilation)
 
   def shifted(place: tuple[int, ...]) -> Array:
     cuts = (

@@ -50,14 +50,14 @@ def fast(function: F) -> F:
   """A pure function of arrays with its layers in their fast forms."""
 
   @functools.wraps(function)
-  def faster(*arguments: Any) -> Any:
+  def faster(*arguments: Any, **named: Any) -> Any:
     # A function of its own: JAX would remember what this one closes over.
-    trace = jax.make_jaxpr(lambda *a: function(*a), return_shape=True)
-    program, outputs = trace(*arguments)
+    trace = jax.make_jaxpr(lambda a, n: function(*a, **n), return_shape=True)
+    program, outputs = trace(arguments, named)
     changed = _changed(program)
     if changed is program:
-      return function(*arguments)
-    leaves = core.jaxpr_as_fun(changed)(*jax.tree.leaves(arguments))
+      return function(*arguments, **named)
+    leaves = core.jaxpr_as_fun(changed)(*jax.tree.leaves((arguments, named)))
     return jax.tree.unflatten(jax.tree.structure(outputs), leaves)
 
   return faster  # type: ignore[return-value]
@@ -152,14 +152,17 @@ _SLOW = {
 }
 
 
-def slow_layers(function: Callable[..., Any], *arguments: Any) -> list[str]:
+def slow_layers(
+  function: Callable[..., Any], *arguments: Any, **named: Any
+) -> list[str]:
   """The layers that a function leaves to XLA, each in words.
 
   Args:
     function: pure.
     *arguments: its arguments, or their shapes.
+    **named: likewise.
   """
-  program = jax.make_jaxpr(function)(*arguments)
+  program = jax.make_jaxpr(function)(*arguments, **named)
   return [
     _told(equation)
     for equation in _equations(program.jaxpr)

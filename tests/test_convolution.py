@@ -1,5 +1,6 @@
 """Convolution as matrix products against XLA's own."""
 
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,11 @@ from fedjax_sim.convolution import convolve, patches, winograd
 from problems import check_same, normal
 
 DIMENSIONS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC")}
+
+
+on_cpu = pytest.mark.skipif(
+  jax.default_backend() != "cpu", reason="pieces of a CPU's size"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -226,3 +232,78 @@ def test_the_sharding_of_outputs_is_left_to_xla(monkeypatch):
   where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   convolve(x, kernel, (1, 1), "SAME", out_sharding=where)
   assert given["out_sharding"] is where
+
+
+def temporaries(function, x, kernel):
+  """Bytes that a gradient takes, without what it reads and returns."""
+  value = lambda x, k: jnp.sum(function(x, k) ** 2)
+  compiled = jax.jit(jax.grad(value, (0, 1))).lower(x, kernel).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+@on_cpu
+@pytest.mark.parametrize(
+  ("features", "window", "dtype", "tolerance"),
+  [
+    ((3, 4), (5, 2), jnp.float64, 1e-12),
+    ((8, 4), (3, 3), jnp.float64, 1e-12),
+    ((3, 4), (5, 2), jnp.bfloat16, 2.0**-7),
+  ],
+  ids=["patches", "winograd", "half precision"],
+)
+def test_pieces_of_a_batch(monkeypatch, features, window, dtype, tolerance):
+  x = normal(0, 5, 9, 8, features[0]).astype(dtype)
+  kernel = normal(1, *window, *features).astype(dtype)
+  copies = 4 if window == (3, 3) else math.prod(window)
+  example = 9 * 8 * features[0] * copies * x.dtype.itemsize
+  for examples in (1, 2, 4):  # 5 pieces; 3, the last one filled up; 2
+    monkeypatch.setattr(convolution, "PIECE_BYTES", examples * example)
+    ours = lambda x, k: convolve(x, k, (1, 1), "SAME")  # JAX remembers others
+    text = str(jax.make_jaxpr(ours)(x, kernel))
+    assert f"length={math.ceil(5 / examples)}" in text
+    check_same(
+      ours,
+      lambda x, k: reference(x, k, (1, 1), "SAME"),
+      x,
+      kernel,
+      tolerance=tolerance,
+    )
+  clients = jnp.stack([kernel, 2 * kernel])
+  check_same(
+    jax.vmap(ours, (None, 0)),
+    jax.vmap(lambda x, k: reference(x, k, (1, 1), "SAME"), (None, 0)),
+    x,
+    clients,
+    tolerance=tolerance,
+  )
+
+
+@on_cpu
+def test_kernel_gradients_of_pieces_are_summed_in_single_precision(monkeypatch):
+  x = jnp.ones((512, 1, 1), jnp.bfloat16)
+  kernel = jnp.ones((1, 1, 1), jnp.bfloat16)
+  monkeypatch.setattr(convolution, "PIECE_BYTES", 2)  # an example of one number
+  of = lambda k: convolve(x, k, (1,), "VALID").astype(jnp.float32).sum()
+  # One by one in bfloat16 a sum of ones ends at 256.
+  assert float(jax.grad(of)(kernel)[0, 0, 0]) == 512
+
+
+@on_cpu
+def test_temporaries_are_bounded():
+  x = jax.ShapeDtypeStruct((16, 32, 32, 32), jnp.float32)
+  kernel = jax.ShapeDtypeStruct((7, 7, 32, 32), jnp.float32)
+  whole = 16 * 32 * 32 * 7 * 7 * 32 * 4
+  assert whole > 3 * convolution.PIECE_BYTES
+  ours = temporaries(lambda x, k: convolve(x, k, (1, 1), "SAME"), x, kernel)
+  assert ours < 3 * convolution.PIECE_BYTES
+
+
+def test_an_example_that_is_too_large_is_left_to_xla(monkeypatch):
+  x, kernel = normal(0, 2, 6, 6, 3), normal(1, 3, 3, 3, 4)
+  size = 6 * 6 * 9 * 3 * 8
+  for most, left in ((size, False), (size - 1, True)):
+    monkeypatch.setattr(convolution, "MOST_BYTES", most)
+    of = lambda x, k: convolve(x, k, (1, 1), "SAME")  # JAX remembers others
+    text = str(jax.make_jaxpr(of)(x, kernel))
+    assert ("conv_general_dilated" in text) == left
+    check_same(of, lambda x, k: reference(x, k, (1, 1), "SAME"), x, kernel)

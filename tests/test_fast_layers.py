@@ -11,7 +11,7 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 
-from fedjax_sim import build, describe, experiment, flags
+from fedjax_sim import build, convolution, describe, experiment, flags
 from fedjax_sim.fast_layers import fast, slow_layers
 from fedjax_sim.tasks import (
   function_task,
@@ -277,6 +277,28 @@ def test_a_function_without_layers_is_called_itself():
   text = str(jax.make_jaxpr(fast(of))(jnp.ones(3)))
   assert text == str(jax.make_jaxpr(of)(jnp.ones(3)))
   assert fast(of)(jnp.ones(3))["of"] == 3
+
+
+def test_named_arguments():
+  def of(x, *, k, scale=1.0):
+    return scale * conv(x, k)
+
+  x, k = normal(0, 2, 5, 5, 3), normal(1, 3, 3, 3, 4)
+  np.testing.assert_allclose(
+    fast(of)(x, scale=2.0, k=k), of(x, k=k, scale=2.0), atol=1e-5
+  )
+  assert len(slow_layers(of, x, k=k)) == 1
+  assert not slow_layers(fast(of), x, k=k)
+  plain = fast(lambda x, k: x + k)
+  np.testing.assert_array_equal(plain(x, k=x), 2 * x)
+
+
+def test_layers_that_are_too_large_are_told(monkeypatch):
+  monkeypatch.setattr(convolution, "MOST_BYTES", 100)
+  # Of a shape of its own: forms of others are traced already.
+  x, k = jnp.ones((2, 7, 5, 3)), jnp.ones((3, 3, 3, 4))
+  (left,) = slow_layers(fast(conv), x, k)
+  assert left.startswith("convolution of (2, 7, 5, 3) by (3, 3, 3, 4)")
 
 
 def test_a_form_is_traced_once():
