@@ -158,10 +158,14 @@ def _row(
   row["clients_rejected"] = rejected
   row["bytes_down"] = traffic.down * (clients + rejected)
   row["bytes_up"] = traffic.up * (clients + rejected)
-  for name, value in metrics.scheduled.items():
-    row[name.replace(".", "/")] = float(value)
+  scheduled = {
+    name.replace(".", "/"): float(value)
+    for name, value in metrics.scheduled.items()
+  }
   for name, value in metrics.told.items():
+    scheduled.pop(name, None)  # what became of it, such as a clipping norm
     _put(row, name, value, "Algorithm.told")
+  row |= scheduled
   for name in chain:
     aux = metrics.aux[name]
     seen = aux if isinstance(aux, Mapping) else {"aux": aux}

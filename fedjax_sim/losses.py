@@ -27,6 +27,13 @@ def _negative_log_likelihood(logits: Array, labels: Array) -> Array:
     logits: shape=(..., classes).
     labels: shape=(...,), integer.
   """
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise TypeError(
+      f"cross-entropy takes labels that are classes, whole numbers, and 'y' is"
+      f" {labels.dtype}; give a loss of your own, for example loss=lambda"
+      " outputs, examples: ((outputs[:, 0] - examples['y']) ** 2,"
+      " jnp.ones(len(outputs)))."
+    )
   logits = in_float32(logits)
   classes = logits.shape[-1]
   hit = jax.nn.one_hot(labels, classes, dtype=bool)
@@ -118,8 +125,7 @@ def evaluated(
 ) -> ExampleMetrics:
   """Return the metrics of a task that trains this loss.
 
-  `loss` is the loss that trains, unless the given metrics have one of that
-  name.
+  `loss` is the loss that trains, whatever the given metrics are.
 
   Args:
     loss: what is trained.
@@ -128,6 +134,11 @@ def evaluated(
       and outputs an array, shape=(batch, classes), of two or more; examples
       whose loss weighs nothing do not count.
   """
+  if metrics is not None and not callable(metrics):
+    raise TypeError(
+      f"metrics is {returned.described(metrics)}; give one function, (outputs,"
+      " examples) -> dictionary of metrics."
+    )
   if metrics is None and loss is cross_entropy:
     return classification_metrics
   if metrics is None and loss is token_cross_entropy:
@@ -138,8 +149,13 @@ def evaluated(
     if metrics is not None:
       what = returned.named("metrics function", metrics)
       further = returned.metrics(what, metrics(outputs, examples))
+    if metrics in (classification_metrics, token_metrics):
+      further.pop("loss")  # of another loss, perhaps
     if "loss" in further:
-      return further
+      raise ValueError(
+        f"{what} returned 'loss', which evaluation has already: the loss that"
+        " trains; rename it, for example 'error'."
+      )
     value, weight = in_float32(value_and_weight(loss, outputs, examples))
     found = {"loss": Metric(jnp.where(weight > 0, value * weight, 0), weight)}
     if metrics is None and _has_classes(outputs, examples):

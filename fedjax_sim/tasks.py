@@ -220,6 +220,12 @@ def linen_task(
       training mode.
   """
   arguments = _modes(train_argument, apply_kwargs)
+  if not hasattr(example_input, "shape"):
+    raise TypeError(
+      f"linen_task: example_input is {returned.described(example_input)}; give"
+      " a batch, for example jnp.zeros((1, 28, 28, 1)), or its"
+      " jax.ShapeDtypeStruct."
+    )
   x = jax.ShapeDtypeStruct(example_input.shape, example_input.dtype)
   _check_modes(module, x, arguments)
   evaluate = losses.evaluated(loss, metrics)
@@ -317,8 +323,9 @@ def _check_modes(
   if moody and arguments[True] == arguments[False]:
     warnings.warn(
       f"linen_task: {type(module).__name__} has {', '.join(sorted(moody))}, and"
-      " is called in training as it is in evaluation; give apply_kwargs, for"
-      " example lambda train: {'deterministic': not train}.",
+      " is called in training as it is in evaluation; give the name of its"
+      " argument for that, for example train_argument='train', or apply_kwargs,"
+      " for example lambda train: {'deterministic': not train}.",
       stacklevel=3,
     )
 

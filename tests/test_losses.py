@@ -101,9 +101,32 @@ def test_the_loss_is_added_to_metrics_that_lack_it():
     found["loss"].total, found["mae"].total ** 2, rtol=1e-5
   )
   own = made("nnx", 1, loss=squares, metrics=other)
-  told = own.metrics(variables, examples)
-  assert told.keys() == {"loss"}
-  np.testing.assert_array_equal(told["loss"].total, found["mae"].total)
+  with pytest.raises(ValueError, match="returned 'loss', which evaluation has"):
+    own.metrics(variables, examples)
+  with pytest.raises(TypeError, match="metrics is .*give one function"):
+    made("nnx", 1, loss=squares, metrics={"mae": mae})
+
+
+def test_metrics_of_another_loss_have_the_one_that_trains():
+  examples = {
+    "x": jnp.ones((2, FEATURES)),
+    "y": jnp.array([0, 1], jnp.int32),
+  }
+  task = made("nnx", CLASSES, loss=focal, metrics=losses.classification_metrics)
+  variables = task.init(KEY)
+  found = task.metrics(variables, examples)
+  assert found.keys() == {"loss", "accuracy"}
+  trained = task.loss(variables, examples, KEY)
+  np.testing.assert_allclose(found["loss"].total, trained.value, rtol=1e-6)
+
+
+def test_labels_that_are_no_classes_need_a_loss():
+  examples = {"x": jnp.ones((2, FEATURES)), "y": jnp.ones(2)}
+  task = made("nnx", CLASSES)
+  with pytest.raises(
+    TypeError, match="'y' is float32; give a loss"
+  ):
+    task.loss(task.init(KEY), examples, KEY)
 
 
 def test_a_run_tells_one_loss_in_training_and_evaluation():

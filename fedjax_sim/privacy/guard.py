@@ -98,6 +98,8 @@ def ledger(
       " no epsilon holds; take 'poisson' or 'uniform' with"
       " server.least_clients_per_round=None, or give Sampler.participation."
     )
+  rate = "server.sampling: Sampler.participation.rate"
+  validate.real(rate, participation.rate, above=0, most=1)
   if release.simulated is not None:
     participation = simulated_participation(participation, release.simulated)
     num_clients = int(release.simulated[1])

@@ -1,5 +1,6 @@
 """Central privacy: the noise, the clipping and the sensitivity of the sum."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -444,3 +445,17 @@ def test_the_number_of_clients_is_the_expected_one(ids):
   )
   train(simulator, 1)
   assert seen["numbers"] == [3, 3, 0, -1, 0]
+
+
+def test_a_scheduled_clipping_norm_is_told_as_it_is_used():
+  task, algorithm = mover(3, noise_multiplier=0.0, clip_norm=4.0)
+  simulator = make_simulator(
+    task, algorithm, quadratic_data(100 * np.ones((4, 3))), work=ONE_STEP
+  )
+  halved = dataclasses.replace(
+    simulator, schedules={"privacy.clip_norm": lambda done: 0.5}
+  )
+  (out,) = halved.run(halved.init(), 1)
+  assert out.rows[0]["privacy/clip_norm"] == 2.0
+  moved = flat(params_of(halved, out.state))
+  np.testing.assert_allclose(np.linalg.norm(moved), 2.0, rtol=1e-4)
