@@ -123,9 +123,7 @@ def test_metrics_of_another_loss_have_the_one_that_trains():
 def test_labels_that_are_no_classes_need_a_loss():
   examples = {"x": jnp.ones((2, FEATURES)), "y": jnp.ones(2)}
   task = made("nnx", CLASSES)
-  with pytest.raises(
-    TypeError, match="'y' is float32; give a loss"
-  ):
+  with pytest.raises(TypeError, match="'y' is float32; give a loss"):
     task.loss(task.init(KEY), examples, KEY)
 
 
