@@ -238,7 +238,8 @@ def temporaries(function, x, kernel):
   """Bytes that a gradient takes, without what it reads and returns."""
   value = lambda x, k: jnp.sum(function(x, k) ** 2)
   compiled = jax.jit(jax.grad(value, (0, 1))).lower(x, kernel).compile()
-  return compiled.memory_analysis().temp_size_in_bytes
+  memory: Any = compiled.memory_analysis()
+  return memory.temp_size_in_bytes
 
 
 @on_cpu
