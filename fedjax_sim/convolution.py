@@ -22,10 +22,11 @@ from jax import lax
 Array = jax.Array
 
 MOST_PLACES = 128  # of a window; each is a copy of the input
-# Of the products' inputs, in bytes; a step takes 2 or 3 times as much. Both are
+# Of the products' inputs, in bytes; a step takes 2 or 3 times as much. They are
 # low, since lanes multiply them and a traced call does not see lanes.
-MOST_BYTES = 2**28  # of one example
-PIECE_BYTES = 2**25  # of a part of the batch, on a CPU
+MOST_BYTES = 2**28  # of one example; off the CPU, of what is computed at once
+WHOLE_BYTES = 2**25  # of a batch that is computed at once on a CPU
+PIECE_BYTES = 2**23  # of each part of another one: small ones stay in caches
 
 
 def convolve(
@@ -44,7 +45,7 @@ def convolve(
 ) -> Array:
   """`jax.lax.conv_general_dilated` as matrix products.
 
-  A batch whose patches would take more than `PIECE_BYTES` (`MOST_BYTES` off the
+  A batch whose patches would take more than `WHOLE_BYTES` (`MOST_BYTES` off the
   CPU) is computed in equal parts, one after the other, and the backward pass
   computes their patches anew. Left to XLA are windows of more than
   `MOST_PLACES` places, examples of more than `MOST_BYTES`, groups of the batch,
@@ -172,10 +173,12 @@ def _in_pieces(
     size: of one example, in bytes.
   """
   batch = len(padded)
-  most = PIECE_BYTES if jax.default_backend() == "cpu" else MOST_BYTES
-  if batch * size <= most:
+  whole, piece = MOST_BYTES, MOST_BYTES
+  if jax.default_backend() == "cpu":
+    whole, piece = WHOLE_BYTES, PIECE_BYTES
+  if batch * size <= whole:
     return method(padded, kernel)
-  pieces = math.ceil(batch / max(most // size, 1))
+  pieces = math.ceil(batch / max(piece // size, 1))
   each = math.ceil(batch / pieces)
   filled = [(0, pieces * each - batch)] + [(0, 0)] * (padded.ndim - 1)
   parts = jnp.pad(padded, filled).reshape(pieces, each, *padded.shape[1:])

@@ -389,7 +389,11 @@ if importlib.util.find_spec("torch") is not None:
 @pytest.mark.slow
 def test_layers_run():
   output = run("layers", ["--scale=smoke", "--turns=1"])
-  for way in ("XLA's convolutions, XLA's pooling", "one product a step"):
+  for way in (
+    "XLA's convolutions, XLA's pooling",
+    "patches in pieces",
+    "one product a step",
+  ):
     assert f"{way} " in output
   assert "1.00" in output
 

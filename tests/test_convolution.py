@@ -238,43 +238,32 @@ def temporaries(function, x, kernel):
   """Bytes that a gradient takes, without what it reads and returns."""
   value = lambda x, k: jnp.sum(function(x, k) ** 2)
   compiled = jax.jit(jax.grad(value, (0, 1))).lower(x, kernel).compile()
-  return compiled.memory_analysis().temp_size_in_bytes
+  memory: Any = compiled.memory_analysis()
+  return memory.temp_size_in_bytes
 
 
 @on_cpu
 @pytest.mark.parametrize(
-  ("features", "window", "dtype", "tolerance"),
-  [
-    ((3, 4), (5, 2), jnp.float64, 1e-12),
-    ((8, 4), (3, 3), jnp.float64, 1e-12),
-    ((3, 4), (5, 2), jnp.bfloat16, 2.0**-7),
-  ],
-  ids=["patches", "winograd", "half precision"],
+  ("features", "window", "copies"),
+  [(3, (5, 2), 10), (8, (3, 3), 4)],
+  ids=["patches", "winograd"],
 )
-def test_pieces_of_a_batch(monkeypatch, features, window, dtype, tolerance):
-  x = normal(0, 5, 9, 8, features[0]).astype(dtype)
-  kernel = normal(1, *window, *features).astype(dtype)
-  copies = 4 if window == (3, 3) else math.prod(window)
-  example = 9 * 8 * features[0] * copies * x.dtype.itemsize
+def test_pieces_of_a_batch(monkeypatch, features, window, copies):
+  x, kernel = normal(0, 5, 9, 8, features), normal(1, *window, features, 4)
+  example = 9 * 8 * features * copies * x.dtype.itemsize
+  monkeypatch.setattr(convolution, "WHOLE_BYTES", 4 * example)
   for examples in (1, 2, 4):  # 5 pieces; 3, the last one filled up; 2
     monkeypatch.setattr(convolution, "PIECE_BYTES", examples * example)
     ours = lambda x, k: convolve(x, k, (1, 1), "SAME")  # JAX remembers others
     text = str(jax.make_jaxpr(ours)(x, kernel))
     assert f"length={math.ceil(5 / examples)}" in text
-    check_same(
-      ours,
-      lambda x, k: reference(x, k, (1, 1), "SAME"),
-      x,
-      kernel,
-      tolerance=tolerance,
-    )
+    check_same(ours, lambda x, k: reference(x, k, (1, 1), "SAME"), x, kernel)
   clients = jnp.stack([kernel, 2 * kernel])
   check_same(
     jax.vmap(ours, (None, 0)),
     jax.vmap(lambda x, k: reference(x, k, (1, 1), "SAME"), (None, 0)),
     x,
     clients,
-    tolerance=tolerance,
   )
 
 
@@ -282,20 +271,21 @@ def test_pieces_of_a_batch(monkeypatch, features, window, dtype, tolerance):
 def test_kernel_gradients_of_pieces_are_summed_in_single_precision(monkeypatch):
   x = jnp.ones((512, 1, 1), jnp.bfloat16)
   kernel = jnp.ones((1, 1, 1), jnp.bfloat16)
-  monkeypatch.setattr(convolution, "PIECE_BYTES", 2)  # an example of one number
+  monkeypatch.setattr(convolution, "WHOLE_BYTES", 2)  # an example of one number
+  monkeypatch.setattr(convolution, "PIECE_BYTES", 2)
   of = lambda k: convolve(x, k, (1,), "VALID").astype(jnp.float32).sum()
   # One by one in bfloat16 a sum of ones ends at 256.
-  assert float(jax.grad(of)(kernel)[0, 0, 0]) == 512
+  gradient = jax.grad(of)(kernel)
+  assert gradient.dtype == kernel.dtype
+  assert float(gradient[0, 0, 0]) == 512
 
 
 @on_cpu
 def test_temporaries_are_bounded():
   x = jax.ShapeDtypeStruct((16, 32, 32, 32), jnp.float32)
   kernel = jax.ShapeDtypeStruct((7, 7, 32, 32), jnp.float32)
-  whole = 16 * 32 * 32 * 7 * 7 * 32 * 4
-  assert whole > 3 * convolution.PIECE_BYTES
   ours = temporaries(lambda x, k: convolve(x, k, (1, 1), "SAME"), x, kernel)
-  assert ours < 3 * convolution.PIECE_BYTES
+  assert ours < 50e6  # 16 * 32**3 * 49 float32 are 103e6, twice
 
 
 def test_an_example_that_is_too_large_is_left_to_xla(monkeypatch):
