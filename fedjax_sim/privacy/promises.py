@@ -136,10 +136,10 @@ class _Counts(NamedTuple):
     draws: how many; one of odd place follows the one before.
     each: shape=(clients,), int64; in how many every client takes part.
     twice: clients in both of two that follow each other.
-    together: shape=(distances, 2), int64; clients so far from each other in
-    one, of two ways to pair clients.
-  pairs: shape=(distances, 2), int64; in how many pairs one can find them.
-  distances: shape=(distances,), int64; of ids.
+    together: shape=(distances, 2), int64; pairs of clients with ids so far from
+      each other in one, for two ways to make pairs.
+    pairs: shape=(distances, 2), int64; of how many pairs, in all draws.
+    distances: shape=(distances,), int64; of ids.
     halves: shape=(ways, 2, draws), int64; clients of one half, and of the
       other, for several ways to split them.
   """
@@ -236,9 +236,10 @@ def _trials(
   """Seeds and first rounds of draws; two of them, each of a period, a trial.
 
   Half of them are of the first turns of a run: of seeds that follow its own,
-  and of others.
+  and of others, which have to be others, lest the same cohort be drawn twice.
   """
-  seeds = rng.integers(0, 2**32, most).tolist()
+  others = rng.integers(most, 2**32 - most, most)
+  seeds = [(seed + int(other)) % 2**32 for other in others]
   begins = rng.integers(0, max(rounds, 1), most).tolist()
   for trial in range(most // 2):
     of, begin = divmod(trial, _FIRST // 2)
@@ -303,8 +304,8 @@ def _distances(rng: np.random.Generator, num_clients: int) -> np.ndarray:
   """Small ones, fractions of all clients, and some by chance."""
   small = np.arange(1, 9)
   random = rng.integers(1, max(num_clients, 2), 5)
-  all_ = np.unique(np.concatenate([small, num_clients // small, random]))
-  return all_[(all_ > 0) & (all_ < num_clients)]
+  distances = np.unique(np.concatenate([small, num_clients // small, random]))
+  return distances[(distances > 0) & (distances < num_clients)]
 
 
 def _alternating(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -192,13 +192,13 @@ def always(sampler, begin=0):
 
 def blocks(seed, round_):
   """A hundred clients, every tenth from a first one on."""
-  return np.arange(100) * 10 + generator(seed, round_).integers(10)
+  return np.arange(100) * 10 + generator(seed, round_, 5).integers(10)
 
 
 def shuffled_blocks(seed, round_):
   """A hundred of a thousand clients, who never take part without each other."""
   order = generator(seed, 0, stream=1).permutation(1000).reshape(10, 100)
-  return np.sort(order[generator(seed, round_).integers(10)])
+  return np.sort(order[generator(seed, round_, 5).integers(10)])
 
 
 def pairs(seed, round_):
@@ -302,6 +302,18 @@ def test_a_run_that_goes_on_draws_few_rounds_again():
 def test_our_own_are_never_refused(sampler, clients):
   for seed in (0, 1, 2, 3, 2**32 - 1):
     held(sampler, clients, seed, range(200))
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 20, 2**40, 3758767034])
+def test_no_cohort_is_drawn_twice(seed):
+  """Neither of a seed nor of two; 32 follow the run's, and four turns of it."""
+  for most, period in ((256, 1), (32, 7)):
+    trials = promises._trials(np.random.default_rng(0), most, 1, period, seed)
+    assert len(set(trials)) == most
+    first = trials[: most // 4]
+    assert first == [
+      ((seed + i // 2) % 2**32, 2 * period * (i % 2)) for i in range(most // 4)
+    ]
 
 
 @pytest.mark.parametrize("period", [1, 3])
