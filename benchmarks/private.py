@@ -190,7 +190,7 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
   for name, more in settings.items():
     private = Central(
       clip_norm=1.0,
-      noise_multiplier=1.0,
+      noise_multiplier=4.0,
       denominator=float(case.clients_per_round),
       **more,
     )

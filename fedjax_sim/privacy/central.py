@@ -183,7 +183,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     cut = Metric(1 - below.astype(jnp.float32), one)
     weight = one
     if grid is None:
-      sent = Contribution(*(checked(part, 1.0, order) for part in sent))
+      sent = Contribution(*(checked(part, order) for part in sent))
     else:  # whole numbers cannot be NaN
       weight = jnp.where(grid.fits(sent.update), one, jnp.nan)
     return report._replace(

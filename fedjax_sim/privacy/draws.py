@@ -104,7 +104,14 @@ def exponential(high: Array, low: Array, dtype: Any = jnp.float32) -> Array:
   upper = high >> 31 == 1  # then 1 - u is what can be told exactly
   high, low = (jnp.where(upper, ~x, x) for x in (high, low))
   u = high.astype(dtype) * 2.0**-32 + (low.astype(dtype) + 0.5) * 2.0**-64
-  return -jnp.where(upper, jnp.log1p(-u), jnp.log(u))
+  # One logarithm for both: log(1 - u) = log(w) u / (1 - w), of which w = 1 - u
+  # is rounded and 1 - w is not (Goldberg 1991, "What every computer scientist
+  # should know about floating-point arithmetic", theorem 4).
+  w = jnp.where(upper, 1 - u, u)
+  log, gap = jnp.log(w), 1 - w
+  some = gap > 0
+  near = jnp.where(some, log * (u / jnp.where(some, gap, 1)), -u)
+  return -jnp.where(upper, near, log)
 
 
 def _series(square: Array, first: int) -> Array:
