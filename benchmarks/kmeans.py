@@ -182,6 +182,7 @@ def trained(
     sampler=sampler,
     work=LocalWork(batch_size=64),
     seed=seed,
+    noise_seed=seed,  # a table that can be made again
     runtime=Runtime(lanes=1),
   )
   state = simulator.init()

@@ -97,6 +97,7 @@ def accuracy(mechanism: str, epsilon: float, larger: int, seed: int) -> float:
     sampler=sampler,
     work=LocalWork(batch_size=20),
     seed=seed,
+    noise_seed=seed,  # a table that can be made again
     runtime=Runtime(lanes=1),
   )
   return seeds.trained(simulator, rounds)["unseen/accuracy"]
