@@ -79,20 +79,18 @@ def bounded(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
   )
 
 
-def checked(tree: PyTree, order: int = 2) -> PyTree:
-  """Return the tree, or NaNs if its norm exceeds 1.
+def fits(tree: PyTree, order: int = 2) -> Array:
+  """Return whether the norm is at most 1; shape=(), bool; False if NaN.
 
-  Clipping leaves none that does: this is a last look at what is released, in
-  case that a device computes otherwise than clipping counts on. A round leaves
-  a client out whose report is not finite. What overflows in a square is longer
-  than 1 anyway, so nothing is scaled.
+  Clipping leaves none that is longer: this is a last look at what is released,
+  in case that a device computes otherwise than clipping counts on. What
+  overflows in a square is longer than 1 anyway, so nothing is scaled.
 
   Args:
     tree: arrays, float32 or wider.
     order: 1 or 2; of the norm.
   """
-  fits = _length(jax.tree.leaves(tree), order) <= 1
-  return jax.tree.map(lambda x: jnp.where(fits, x, jnp.nan), tree)
+  return _length(jax.tree.leaves(tree), order) <= 1
 
 
 def scaled(tree: PyTree) -> tuple[PyTree, Array]:

@@ -176,7 +176,7 @@ def _with_noise(
   ) -> tuple[PyTree, Array]:
     bound, noise = hparams["clip_norm"], hparams[size]
     update = bounded(update, bound, order)
-    # As `norms.checked`: a last look, and else a report that is left out.
+    # As `norms.fits`: a last look, and else a report that is left out.
     fits = length(update, order) <= bound
     update = jax.tree.map(lambda x: jnp.where(fits, x, jnp.nan), update)
     leaves, treedef = jax.tree.flatten(update)

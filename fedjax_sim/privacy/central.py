@@ -34,7 +34,7 @@ from fedjax_sim.base import (
   PyTree,
   Report,
 )
-from fedjax_sim.norms import checked, clipped, clipped_by_layer, length
+from fedjax_sim.norms import clipped, clipped_by_layer, fits, length
 from fedjax_sim.privacy import noise
 from fedjax_sim.privacy.around import around, inside
 from fedjax_sim.privacy.integers import size
@@ -181,14 +181,13 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     )
     one = jnp.ones((), jnp.float32)
     cut = Metric(1 - below.astype(jnp.float32), one)
-    weight = one
     if grid is None:
-      sent = Contribution(*(checked(part, order) for part in sent))
-    else:  # whole numbers cannot be NaN
-      weight = jnp.where(grid.fits(sent.update), one, jnp.nan)
+      short = jnp.array([fits(part, order) for part in sent]).all()
+    else:
+      short = grid.fits(sent.update)
     return report._replace(
       update=sent,
-      weight=weight,
+      weight=jnp.where(short, one, jnp.nan),  # a round leaves the client out
       statistics=(),
       metrics={**report.metrics, "clipped": cut},
     )

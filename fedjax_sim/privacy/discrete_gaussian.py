@@ -30,6 +30,7 @@ from jax import lax
 
 from fedjax_sim import validate
 from fedjax_sim.base import Array, Key
+from fedjax_sim.privacy import draws
 
 MOST_TABLE = 1024.0  # largest s of a table, which has 11,000 entries then
 _LEAST_WIDTH = 2.0  # w
@@ -183,7 +184,7 @@ def _looked_up(key: Key, stddev: float, shape: tuple[int, ...]) -> Array:
   """Return draws by a table; as `sample`."""
   keys, entries = _table(stddev)
   size = len(keys)
-  high, middle, low = jax.random.bits(key, (3, *shape), jnp.uint32)
+  high, middle, low = draws.words(key, 3, shape)
   negative, words = high >> 31 == 1, (high & (2**31 - 1), middle, low)
   wanted = _key(*words)
   halvings = size.bit_length()

@@ -17,11 +17,14 @@ differential privacy"): this is noise for simulations.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.extend.random import threefry2x32_p
 
 from fedjax_sim.base import Array, Key
 from fedjax_sim.privacy import library
@@ -59,7 +62,7 @@ def _normal_pair(
   key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> tuple[Array, Array]:
   """Return two arrays of independent standard normal numbers."""
-  high, low, turn = jax.random.bits(key, (3, *shape), jnp.uint32)
+  high, low, turn = words(key, 3, shape)
   radius = jnp.sqrt(2 * exponential(high, low, dtype))
   # An eighth of a turn, where both series end early and lose no digits near 0;
   # the three upper bits say which eighth.
@@ -85,9 +88,40 @@ def laplace(
     shape: of the result.
     dtype: float32 or wider.
   """
-  high, low, coin = jax.random.bits(key, (3, *shape), jnp.uint32)
+  high, low, coin = words(key, 3, shape)
   magnitude = exponential(high, low, dtype)
   return jnp.where(coin >> 31 == 1, -magnitude, magnitude)
+
+
+def words(key: Key, count: int, shape: tuple[int, ...]) -> list[Array]:
+  """Return arrays of independent random words.
+
+  A block of Threefry is two words, of which `jax.random.bits` makes one; the
+  blocks are most of what noise costs.
+
+  Args:
+    key: of these draws.
+    count: of the arrays.
+    shape: of each.
+
+  Returns:
+    uint32.
+  """
+  threefry = str(jax.random.key_impl(key)) == "threefry2x32"
+  if not threefry or math.prod(shape) > 2**32:  # a block's two numbers' end
+    return list(jax.random.bits(key, (count, *shape), jnp.uint32))
+  blocks = (count + 1) // 2
+  # Row by row of arrays that may be in pieces, which a flat count is not.
+  index, stride = jnp.zeros((blocks, *shape), jnp.uint32), 1
+  for axis in range(len(shape), 0, -1):
+    along = lax.broadcasted_iota(jnp.uint32, index.shape, axis)
+    index += along * jnp.uint32(stride)
+    stride *= shape[axis - 1]
+  # From 1: `fold_in` and `split` make keys of the blocks that begin with 0.
+  which = lax.broadcasted_iota(jnp.uint32, index.shape, 0) + 1
+  ones, others = threefry2x32_p.bind(*jax.random.key_data(key), which, index)
+  pairs = zip(ones, others, strict=True)
+  return list(itertools.chain.from_iterable(pairs))[:count]
 
 
 def exponential(high: Array, low: Array, dtype: Any = jnp.float32) -> Array:

@@ -191,7 +191,7 @@ def recorded(private):
   def init(key, hparams):
     server = private.init(key, hparams)
     shapes = jax.eval_shape(contribution, server, hparams)
-    return server, jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
+    return server, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
   return private._replace(
     init=init,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import signal, stats
 
-from fedjax_sim.privacy import discrete_gaussian, distributed_gaussian
+from fedjax_sim.privacy import discrete_gaussian, distributed_gaussian, draws
 from fedjax_sim.privacy.distributed_gaussian import Grid
 
 DRAWS = 200_000
@@ -23,12 +23,12 @@ def pmf(stddev, most):
 
 @pytest.mark.parametrize("stddev", [0.3, 1.0, 60.0, 1024.0, 1500.0, 2.0**19])
 def test_draws_have_the_exact_law(stddev):
-  draws = np.asarray(
+  drawn = np.asarray(
     discrete_gaussian.sample(jax.random.key(1), stddev, (DRAWS,))
   )
   x, p = pmf(stddev, discrete_gaussian.reach(stddev))
-  assert draws.dtype == np.int32
-  counts = np.bincount(draws - x[0], minlength=len(x))
+  assert drawn.dtype == np.int32
+  counts = np.bincount(drawn - x[0], minlength=len(x))
   assert counts.sum() == DRAWS
   # Bins of at least 20 expected draws each.
   bins = np.minimum((np.cumsum(p) * DRAWS // 20).astype(int), DRAWS // 20 - 1)
@@ -69,14 +69,14 @@ def test_bits_are_looked_up_in_all_of_their_96(stddev, monkeypatch):
     [[entry >> 32 * i & (2**32 - 1) for entry in asked] for i in (2, 1, 0)],
     np.uint32,
   )
-  monkeypatch.setattr(jax.random, "bits", lambda *_: jnp.asarray(bits))
-  draws = discrete_gaussian.sample(jax.random.key(0), stddev, (len(asked),))
+  monkeypatch.setattr(draws, "words", lambda *_: jnp.asarray(bits))
+  drawn = discrete_gaussian.sample(jax.random.key(0), stddev, (len(asked),))
   half = len(asked) // 2
   expected = [
     len(table) - bisect.bisect_right(table, entry) for entry in asked[:half]
   ]
-  np.testing.assert_array_equal(draws[:half], expected)
-  np.testing.assert_array_equal(draws[half:], np.negative(expected))
+  np.testing.assert_array_equal(drawn[:half], expected)
+  np.testing.assert_array_equal(drawn[half:], np.negative(expected))
 
 
 @pytest.mark.parametrize(("factor", "stddev"), [(1, 1.5), (2, 2.4), (3, 3.4)])

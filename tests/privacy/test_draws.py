@@ -43,6 +43,29 @@ def test_laws(name):
     assert abs(np.corrcoef(a.ravel() ** 2, b.ravel() ** 2)[0, 1]) < 0.02
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_words_are_bits_that_nothing_else_has(impl, count):
+  """Also under vmap, and apart from the keys that are made of the same key."""
+  keys = jax.random.split(jax.random.key(5, impl=impl), 2)
+  draw = functools.partial(draws.words, count=count, shape=(40, 25))
+  each = np.array([draw(key) for key in keys])
+  if impl != "rbg":  # whose draws are others under vmap
+    batched = np.stack(jax.vmap(draw)(keys), axis=1)
+    np.testing.assert_array_equal(batched, each)
+  assert each.shape == (2, count, 40, 25)
+  assert each.dtype == np.uint32
+  folded = jax.vmap(lambda i: jax.random.fold_in(keys[0], i))(np.arange(1000))
+  split = jax.random.split(keys[0], 1000)
+  made = np.array([jax.random.key_data(k)[:, :2] for k in (folded, split)])
+  # Of so few numbers of 32 bits hardly any two are the same: one in 2,000.
+  everything = np.concatenate([each.ravel(), made[0].ravel()])
+  assert len(everything) - len(np.unique(everything)) <= 2
+  assert len(np.intersect1d(each, made[1])) <= 1
+  bits = np.unpackbits(each.view(np.uint8))
+  assert abs(bits.mean() - 0.5) < 4 * 0.5 / np.sqrt(bits.size)
+
+
 def test_all_digits_at_both_ends(x64):
   """-log of 64-bit numbers, with 50 digits."""
   small = [0, 1, 2, 1000, 2**20, 2**31, 2**33 + 5, 2**40, 2**62, 2**63 - 1]

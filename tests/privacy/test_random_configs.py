@@ -55,7 +55,7 @@ def drawn(rng, *, correlated: bool) -> dict[str, Any]:
   size = lambda low, high: float(
     f"{math.exp(rng.uniform(*np.log([low, high]))):.3g}"
   )
-  noises = ["gaussian"] * 4 + ["laplace"] * 2
+  noises = ["gaussian"] * 4 + ["laplace"] * 2 + ["discrete_gaussian"]
   mechanism = pick(*noises, *["banded", "banded", "blt"] * correlated)
   fields: dict[str, Any] = {
     "privacy.mechanism": mechanism,
@@ -92,7 +92,12 @@ def drawn(rng, *, correlated: bool) -> dict[str, Any]:
     fields["privacy.target_epsilon"] = size(0.3, 20.0)
   else:
     fields["privacy.noise_multiplier"] = size(0.4, 8.0)
-  if often(0.6):
+  if mechanism == "discrete_gaussian":  # a program for each, so few
+    fields["server.clients_per_round"] = pick(2, 20)
+    fields["privacy.noise_multiplier"] = pick(0.4, 1.0, 3.0)
+    fields.pop("privacy.target_epsilon", None)
+    fields["privacy.accountant"] = "rdp"
+  elif often(0.6):
     fields["privacy.accountant"] = pick("pld", "rdp", "gdp")
   if often(0.4):
     fields["privacy.max_weight"] = pick(3.0, 12.0)
@@ -178,7 +183,7 @@ def farthest(matrix, apart):
 @functools.lru_cache(maxsize=4096)
 def betrayed(noise, multiplier, turns, rate, delta):
   """The epsilon that the two farthest federations attain."""
-  if noise == "gaussian" and rate == 1:
+  if noise != "laplace" and rate == 1:  # on whole numbers, too
     mu = math.sqrt(turns) / multiplier
     excess = lambda e: (
       stats.norm.cdf(mu / 2 - e / mu)
@@ -186,8 +191,8 @@ def betrayed(noise, multiplier, turns, rate, delta):
       - delta
     )
     return optimize.brentq(excess, 0, 600) if excess(0) > 0 else 0.0
-  law = stats.norm if noise == "gaussian" else stats.laplace
-  reach = (9 if noise == "gaussian" else 36) * multiplier
+  law = stats.laplace if noise == "laplace" else stats.norm
+  reach = (36 if noise == "laplace" else 9) * multiplier
   x = np.linspace(-reach, reach + 1, 20_001)
   silent = law.pdf(x, scale=multiplier)
   sent = (1 - rate) * silent + rate * law.pdf(x, loc=1, scale=multiplier)
@@ -227,6 +232,9 @@ class Measured:
     )
     key = [fields.get(name) for name in static]
     key += ["privacy.max_weight" in fields, "privacy.quantile" in fields]
+    if fields["privacy.mechanism"] == "discrete_gaussian":
+      key += [fields["server.clients_per_round"]]
+      key += [fields["privacy.noise_multiplier"]]
     if made.algorithm.release.sensitivity is not None:
       strategy = made.algorithm.release.sensitivity.__self__
       key += [strategy.rounds, strategy.coefficients.tobytes()]
@@ -235,14 +243,30 @@ class Measured:
     compiled, start = _COMPILED[tuple(key)]
     self.start = start._replace(seed=jnp.uint32(made.seed))
     self.simulator.__dict__["compiled"] = compiled
+    self.steps = 1.0  # of the longest contribution
+    if fields["privacy.mechanism"] == "discrete_gaussian":
+      self.steps = self.grid(fields)
+
+  def grid(self, fields):
+    """A power of 2: the steps in 1, by two rounds with the same noise."""
+    (one, model), (other, further) = self.sum_of(0), self.sum_of(1)
+    moved = np.abs(flat(model) - flat(further)).max()
+    steps = np.abs(flat(one.update) - flat(other.update)).max()
+    numbers = self.simulator.hparams["privacy"]
+    scale = steps * numbers["clip_norm"] / (moved * numbers["denominator"])
+    found = 2.0 ** np.round(np.log2(scale))
+    assert abs(scale / found - 1) < 0.01
+    return found
 
   def sum_of(self, *ids):
-    """The contributions' sum, and the change of the model."""
+    """The contributions' sum, whole numbers in steps; the model's change."""
     self.ids = sorted(ids)
     planned = self.simulator.plan(0, 1)
     state = self.simulator.dispatch(self.start, planned).state
     model = self.simulator.algorithm.variables(state.server).params
-    return jax.device_get((state.server[1], model))
+    total, model = jax.device_get((state.server[1], model))
+    update = jax.tree.map(lambda x: x / self.steps, total.update)
+    return total._replace(update=update), model
 
 
 def flat(tree):
