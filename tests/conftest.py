@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # In the environment, so that processes that a test starts have them too:
-# whatever was compiled is kept for the next run (the limit on its size makes
-# JAX lock the folder, which processes that write at once need), and several
-# processes can share a GPU.
+# what took a while to compile is kept for the next run (the limit on its size
+# makes JAX lock the folder, which processes that write at once need, and go
+# through all of its files, so there should be few), and several processes can
+# share a GPU.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   str(pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"),
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import hypothesis
