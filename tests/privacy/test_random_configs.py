@@ -93,7 +93,7 @@ def drawn(rng, *, correlated: bool) -> dict[str, Any]:
   else:
     fields["privacy.noise_multiplier"] = size(0.4, 8.0)
   if mechanism == "discrete_gaussian":  # a program for each, so few
-    fields["server.clients_per_round"] = pick(2, 20)
+    fields["server.clients_per_round"] = pick(_SIZE, 20)
     fields["privacy.noise_multiplier"] = pick(0.4, 1.0, 3.0)
     fields.pop("privacy.target_epsilon", None)
     fields["privacy.accountant"] = "rdp"
