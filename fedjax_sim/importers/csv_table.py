@@ -18,7 +18,6 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim import validate
 from fedjax_sim.importers import blocks
 from fedjax_sim.importers.blocks import (
   Block,
@@ -82,8 +81,11 @@ def csv(
       f"delimiter={delimiter!r} is no single character that may stand between"
       " columns; give ',' or ';', say."
     )
-  if decimal is not None:
-    validate.known("decimal", decimal, (".", ","))
+  if decimal not in (None, ".", ","):
+    raise ValueError(
+      f"decimal={decimal!r} is neither '.' nor ','; give the one that stands"
+      " before a fraction, or leave it out."
+    )
   invalid = library("pyarrow", "parquet").ArrowInvalid
   told: set[_Layout] = set()
   for file in files_of(path, ".csv", ".csv.gz"):

@@ -512,7 +512,7 @@ def test_text_as_polars_has_it(tmp_path):
       "delimiter=';;' is no single",
       None,
     ),
-    ("user,x1\na,1\n", {"decimal": ";"}, "decimal=';' is unknown", None),
+    ("user,x1\na,1\n", {"decimal": ";"}, "decimal=';' is neither", None),
   ],
 )
 def test_how_a_csv_is_separated(tmp_path, text, options, x, told):
