@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import transforms
-from fedjax_sim.norms import bounded, clipped, clipped_by_layer, length
+from fedjax_sim.norms import bounded, clipped, clipped_by_layer, fits, length
 from fedjax_sim.privacy.words import guessed
 from fedjax_sim.statistics import cosine, gradient_statistics
 from problems import flat
@@ -128,3 +128,21 @@ def test_directions_of_any_size(size):
   rows = times([[[0, 0], [1, 0.5], [0.6, 0.6]]] * 2)
   words = jax.jit(jax.vmap(guessed))(rows, np.array([1, 2]))
   np.testing.assert_array_equal(words, [[0, 1, 0], [0, 1, 1]])
+
+
+@pytest.mark.parametrize(
+  ("tree", "order", "expected"),
+  [
+    ((), 2, True),
+    ({"a": [0.6], "b": [0.8]}, 2, True),
+    ({"a": [0.6], "b": [0.8]}, 1, False),
+    ({"a": [0.5, -0.5]}, 1, True),
+    ({"a": [0.6, 0.81]}, 2, False),
+    ({"a": [0.0, np.nan]}, 2, False),
+    ({"a": [-np.inf]}, 1, False),
+    ({"a": [3e38, 0.0]}, 2, False),
+  ],
+)
+def test_what_fits(tree, order, expected):
+  tree = {k: np.float32(v) for k, v in dict(tree).items()}
+  assert bool(jax.jit(fits, static_argnums=1)(tree, order)) == expected

@@ -110,14 +110,16 @@ def words(key: Key, count: int, shape: tuple[int, ...]) -> list[Array]:
   threefry = str(jax.random.key_impl(key)) == "threefry2x32"
   if not threefry or math.prod(shape) > 2**32:  # a block's two numbers' end
     return list(jax.random.bits(key, (count, *shape), jnp.uint32))
+  _ = jax.random.bits(key, ())  # for JAX's check of keys that are used twice
   blocks = (count + 1) // 2
   # Row by row of arrays that may be in pieces, which a flat count is not.
   index, stride = jnp.zeros((blocks, *shape), jnp.uint32), 1
   for axis in range(len(shape), 0, -1):
     along = lax.broadcasted_iota(jnp.uint32, index.shape, axis)
-    index += along * jnp.uint32(stride)
+    index += along * jnp.uint32(stride % 2**32)
     stride *= shape[axis - 1]
-  # From 1: `fold_in` and `split` make keys of the blocks that begin with 0.
+  # From 1: `fold_in` makes keys of the blocks that begin with 0, as `split`
+  # does unless jax_threefry_partitionable is off.
   which = lax.broadcasted_iota(jnp.uint32, index.shape, 0) + 1
   ones, others = threefry2x32_p.bind(*jax.random.key_data(key), which, index)
   pairs = zip(ones, others, strict=True)

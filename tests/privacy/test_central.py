@@ -24,6 +24,7 @@ from fedjax_sim.algorithms.personalized import personalized
 from fedjax_sim.algorithms.reptile import reptile
 from fedjax_sim.data import with_few_labels
 from fedjax_sim.models.kmeans import kmeans as centroids_task
+from fedjax_sim.privacy import central as central_privacy
 from fedjax_sim.privacy.central import Central, Contribution, central
 from fedjax_sim.privacy.factorization import banded, blt
 from fedjax_sim.work import LocalWork
@@ -61,6 +62,48 @@ class Cohorts:
       expected=float(most),
       participation=sampling.Participation(1.0),
     )
+
+
+# --- the last look ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("case", "factors", "left_out"),
+  [
+    ("gaussian", {}, False),
+    ("gaussian", {"update": 2.0}, True),
+    ("laplace", {}, True),  # whose norm is L1: 1.2
+    ("laplace", {"update": 0.5}, False),
+    ("dga", {"statistics": 1.0}, False),
+    ("dga", {"statistics": 1e3}, True),
+  ],
+)
+def test_a_last_look_is_at_all_that_is_sent(
+  case, factors, left_out, monkeypatch
+):
+  """A device whose clipping fails leaves its clients out."""
+
+  def broken(tree, bound, order=2):
+    part = "update" if isinstance(tree, dict) else "statistics"
+    factor = jnp.float32(factors.get(part, 1.0))
+    return jax.tree.map(lambda x: factor * x, tree)
+
+  monkeypatch.setattr(central_privacy, "clipped", broken)
+  centres = np.full((5, 2), 0.6)
+  centres[4] = 0  # one that always fits
+  task, data = quadratic(2), quadratic_data(centres)
+  numbers: Any = {"clip_norm": 1.0, "noise_multiplier": 0.0, "denominator": 4.0}
+  inner = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
+  if case == "laplace":
+    numbers["noise"] = "laplace"
+  elif case == "dga":
+    inner = dga(task, sgd(1.0), sgd(1.0))
+    numbers |= {"statistics_norm": 5.0, "max_weight": 10.0}
+  made = make_simulator(task, central(inner, Central(**numbers)), data, lanes=2)
+  (out,) = made.run(made.init(), 1)
+  rejected = [i for _, ids in out.rejected for i in ids]
+  assert rejected == ([0, 1, 2, 3] if left_out else [])
+  assert np.any(params_of(made, out.state)["w"]) != left_out
 
 
 # --- the noise ----------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
+from jax.extend.random import threefry2x32_p
 
 from fedjax_sim.privacy import draws
 
@@ -64,6 +65,34 @@ def test_words_are_bits_that_nothing_else_has(impl, count):
   assert len(np.intersect1d(each, made[1])) <= 1
   bits = np.unpackbits(each.view(np.uint8))
   assert abs(bits.mean() - 0.5) < 4 * 0.5 / np.sqrt(bits.size)
+
+
+def test_words_are_those_of_blocks_that_are_counted_row_by_row():
+  key, shape = jax.random.key(3), (5, 2, 3)
+  found = draws.words(key, 4, shape)
+  index = jnp.arange(30, dtype=jnp.uint32).reshape(shape)
+  for block in (0, 1):
+    pair = threefry2x32_p.bind(
+      *jax.random.key_data(key), jnp.full_like(index, block + 1), index
+    )
+    np.testing.assert_array_equal(found[2 * block : 2 * block + 2], pair)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,)])
+def test_words_of_few(shape):
+  assert [w.shape for w in draws.words(jax.random.key(0), 3, shape)] == [
+    shape
+  ] * 3
+
+
+def test_a_key_that_noise_was_drawn_with_is_used():
+  """To JAX's own check of keys that are used twice."""
+  draw = jax.jit(lambda key: draws.normal(key, (3,)))
+  twice = jax.jit(lambda key: draws.laplace(key, (3,)) + draw(key))
+  with jax.debug_key_reuse(True):
+    draw(jax.random.key(1))
+    with pytest.raises(jax.errors.KeyReuseError):
+      twice(jax.random.key(1))
 
 
 def test_all_digits_at_both_ends(x64):
