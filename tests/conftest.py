@@ -30,9 +30,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Compilation, or a busy machine, is no failure.
-hypothesis.settings.register_profile("project", deadline=None)
-hypothesis.settings.load_profile("project")
+# Compilation, or a busy machine, is no failure. With the slow tests there are
+# as many examples as hypothesis has by itself.
+hypothesis.settings.register_profile("slow", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=30)
 
 jax.config.update("jax_num_cpu_devices", 2)
 # With it, one run in a few hangs in a collective of several CPU devices.
@@ -52,8 +53,9 @@ SLOW = {
 def pytest_configure(config: pytest.Config) -> None:
   # LLVM's optimisations take most of a compilation, and what is compiled here
   # runs once or twice. With the slow tests everything is as users have it.
-  if config.option.markexpr == "not slow":
-    jax.config.update("jax_disable_most_optimizations", True)
+  quick = config.option.markexpr == "not slow"
+  jax.config.update("jax_disable_most_optimizations", quick)
+  hypothesis.settings.load_profile("quick" if quick else "slow")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
