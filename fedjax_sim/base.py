@@ -433,6 +433,8 @@ class Algorithm(NamedTuple):
     told: (server state, hparams) -> name -> shape=(); numbers of the state that
       every round's metrics show.
     draws_noise: private noise is drawn from a `noise_key`.
+    checks_updates: `send` gives a weight of NaN where an update is not finite,
+      so the round need not look at updates itself.
     release: what accountants have to know of it. `apply` is called whoever is
       left of a cohort, and takes the plain sum of the updates. None: it is not
       private.
@@ -458,6 +460,7 @@ class Algorithm(NamedTuple):
   log_weight: Callable[[PyTree, HParams], Array] | None = None
   told: Callable[[PyTree, HParams], dict[str, Array]] = lambda *_: {}
   draws_noise: bool = False
+  checks_updates: bool = False
   release: Release | None = None
 
 

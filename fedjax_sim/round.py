@@ -278,7 +278,9 @@ def make_rounds(
       )
     returned.metrics("Report.metrics", report.metrics)
     report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
-    finite = all_finite(report._replace(metrics={}))
+    # What transforms get is looked at whoever else does.
+    looks = bool(transforms) or not algorithm.checks_updates
+    finite = _finite_report(report, looks)
 
     update, aux, kept = report.update, [], []
     for i, transform in enumerate(transforms):
@@ -294,7 +296,7 @@ def make_rounds(
     if transforms:
       finite &= all_finite((update, aux, kept))
     report = algorithm.send(client, report._replace(update=update))
-    finite &= all_finite(report._replace(metrics={}))
+    finite &= _finite_report(report, not algorithm.checks_updates)
 
     status = jnp.select(
       [
@@ -595,6 +597,12 @@ def make_rounds(
     return lax.fori_loop(0, num_rounds, body, (state, metrics))
 
   return rounds
+
+
+def _finite_report(report: Report, with_update: bool) -> Array:
+  """Return whether all but metrics is finite; shape=(), bool."""
+  report = report._replace(metrics={})
+  return all_finite(report if with_update else report._replace(update=()))
 
 
 def _kept(outcome: _Outcome) -> _Kept:

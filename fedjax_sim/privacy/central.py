@@ -34,6 +34,7 @@ from fedjax_sim.base import (
   PyTree,
   Report,
 )
+from fedjax_sim.finite import all_finite
 from fedjax_sim.norms import clipped, clipped_by_layer, fits, length
 from fedjax_sim.privacy import noise
 from fedjax_sim.privacy.around import around, inside
@@ -149,8 +150,12 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     weight: Array,
     hparams: HParams,
     factor: Array,
-  ) -> tuple[Contribution, Array]:
-    """What a client sends, and whether its update was below the norm."""
+  ) -> tuple[Contribution, Array, Array]:
+    """What a client sends; whether its update was below the norm, and is fit.
+
+    Clipping leaves none that is not fit, but for what is not finite: a last
+    look at what is released.
+    """
     numbers = hparams["privacy"]
     clip_norm = _clip_norm(hparams, factor)
     share = jnp.ones((), jnp.float32)
@@ -168,11 +173,15 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       weight=share if "weight" in settings.extras else (),
       below=jnp.where(below, 1.0, -1.0) if "below" in settings.extras else (),
     )
-    return sent, below
+    if grid is None:
+      fit = jnp.array([fits(part, order) for part in sent]).all()
+    else:  # whole numbers cannot be NaN
+      fit = all_finite(update) & grid.fits(sent.update)
+    return sent, below, fit
 
   def send(client: Client, report: Report) -> Report:
     report = algorithm.send(inside(algorithm, client), report)
-    sent, below = contribution(
+    sent, below, fit = contribution(
       report.update,
       report.statistics,
       report.weight,
@@ -181,13 +190,9 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     )
     one = jnp.ones((), jnp.float32)
     cut = Metric(1 - below.astype(jnp.float32), one)
-    if grid is None:
-      short = jnp.array([fits(part, order) for part in sent]).all()
-    else:
-      short = grid.fits(sent.update)
     return report._replace(
       update=sent,
-      weight=jnp.where(short, one, jnp.nan),  # a round leaves the client out
+      weight=jnp.where(fit, one, jnp.nan),  # a round leaves the client out
       statistics=(),
       metrics={**report.metrics, "clipped": cut},
     )
@@ -317,6 +322,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     apply=apply,
     told=told,
     draws_noise=True,
+    checks_updates=algorithm.send is Algorithm._field_defaults["send"],
     weighted_mean=True,
     log_weight=None,
     hparams={**algorithm.hparams, "privacy": settings.hparams},

@@ -106,6 +106,25 @@ def test_a_last_look_is_at_all_that_is_sent(
   assert np.any(params_of(made, out.state)["w"]) != left_out
 
 
+@pytest.mark.parametrize("noise", ["gaussian", "laplace", "discrete_gaussian"])
+def test_who_is_not_finite_is_left_out(noise):
+  task, centres, curvatures = quadratic(2), np.full((5, 2), 0.6), np.ones(5)
+  centres[1], curvatures[1] = (1e5, 0), 3e38  # whose product is infinite
+  numbers: Any = {"clip_norm": 1.0, "noise_multiplier": 0.0, "denominator": 4.0}
+  if noise == "discrete_gaussian":
+    numbers["most_clients"] = 5
+  inner = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
+  private = central(inner, Central(noise=noise, **numbers))
+  made = make_simulator(
+    task, private, quadratic_data(centres, curvatures), lanes=2
+  )
+  (out,) = made.run(made.init(), 1)
+  assert [list(ids) for _, ids in out.rejected] == [[1]]
+  length = 1.2 if noise == "laplace" else 0.6 * 2**0.5
+  expected = 0.6 / max(length, 1)  # of four, over a denominator of 4
+  np.testing.assert_allclose(params_of(made, out.state)["w"], expected, 1e-5)
+
+
 # --- the noise ----------------------------------------------------------------
 
 STRATEGIES: dict[str, Any] = {
