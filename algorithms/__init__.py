@@ -21,7 +21,7 @@ from fedjax_sim.algorithms import (
   personalized,
   reptile,
 )
-from fedjax_sim.base import Algorithm
+from fedjax_sim.core import Algorithm
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
   "centralized": centralized.centralized,

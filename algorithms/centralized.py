@@ -8,9 +8,9 @@ from round to round, so this is ordinary mini-batch training; a round is
 from __future__ import annotations
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Algorithm, Client, Report, Task
-from fedjax_sim.local import LocalState
-from fedjax_sim.optimizers import Optimizer, optimizer
+from fedjax_sim.core import Algorithm, Client, Report, Task
+from fedjax_sim.training.local import LocalState
+from fedjax_sim.training.optimizers import Optimizer, optimizer
 
 
 def centralized(task: Task, client_optimizer: Optimizer) -> Algorithm:

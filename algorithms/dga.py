@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from fedjax_sim import validate
 from fedjax_sim.algorithms.fedavg import ServerState, fedavg
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Aggregate,
   Algorithm,
   Array,
@@ -26,10 +25,11 @@ from fedjax_sim.base import (
   Report,
   Task,
   Variables,
+  validate,
 )
-from fedjax_sim.local import LocalState, metric
-from fedjax_sim.optimizers import Optimizer
-from fedjax_sim.statistics import gradient_statistics
+from fedjax_sim.engine.statistics import gradient_statistics
+from fedjax_sim.training.local import LocalState, metric
+from fedjax_sim.training.optimizers import Optimizer
 
 STATISTICS = ("loss", "variance", "mean", "magnitude")
 MOST_EXPONENT = 60.0  # float32 ends at 88, and weights are summed

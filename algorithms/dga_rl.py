@@ -20,10 +20,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import base as contract
-from fedjax_sim import validate
+from fedjax_sim import core
 from fedjax_sim.algorithms.dga import DGAState, dga
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Aggregate,
   Algorithm,
   Array,
@@ -34,10 +33,11 @@ from fedjax_sim.base import (
   Members,
   Task,
   Variables,
+  validate,
 )
-from fedjax_sim.optimizers import Optimizer
-from fedjax_sim.round import choose
-from fedjax_sim.statistics import combine
+from fedjax_sim.engine.round import choose
+from fedjax_sim.engine.statistics import combine
+from fedjax_sim.training.optimizers import Optimizer
 
 SEEN = ("loss", "norm", "mean", "variance")  # of a client, by the policy
 FEATURES = 1 + 2 * len(SEEN)
@@ -144,7 +144,7 @@ def dga_rl(
     assert examples is not None
     count = len(next(iter(examples.values())))
     batch = Batch(examples, jnp.ones(count, bool))
-    metrics = contract.sum_metrics(task, variables, batch)
+    metrics = core.sum_metrics(task, variables, batch)
     total, weight = validate.lookup("algorithm.metric", metric, metrics)
     value = total / jnp.where(weight > 0, weight, 1)
     return value if higher_is_better else -value

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import jax
 
-from fedjax_sim import optimizers
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Aggregate,
   Algorithm,
   Context,
@@ -24,8 +23,9 @@ from fedjax_sim.base import (
   Task,
   Variables,
 )
-from fedjax_sim.local import Adjust, Received, local_training
-from fedjax_sim.optimizers import Optimizer, descend
+from fedjax_sim.training import optimizers
+from fedjax_sim.training.local import Adjust, Received, local_training
+from fedjax_sim.training.optimizers import Optimizer, descend
 
 
 class ServerState(NamedTuple):

@@ -28,11 +28,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim import base as contract
-from fedjax_sim import compensated, validate
+from fedjax_sim import core
 from fedjax_sim.algorithms.fedavg import ServerState, fedavg
-from fedjax_sim.augment import augment
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Aggregate,
   Algorithm,
   Array,
@@ -48,10 +46,18 @@ from fedjax_sim.base import (
   Report,
   Task,
   Variables,
+  compensated,
+  validate,
 )
-from fedjax_sim.compensated import Total
-from fedjax_sim.local import LocalState, difference, metric, zero_metric
-from fedjax_sim.optimizers import Optimizer, descend
+from fedjax_sim.core.compensated import Total
+from fedjax_sim.data.augment import augment
+from fedjax_sim.training.local import (
+  LocalState,
+  difference,
+  metric,
+  zero_metric,
+)
+from fedjax_sim.training.optimizers import Optimizer, descend
 
 
 class Pair(NamedTuple):
@@ -247,7 +253,7 @@ def fedlabels(
 
     def loss(params: PyTree) -> tuple[Array, PyTree]:
       variables = Variables(params, carry.buffers, frozen)
-      value, (buffers, _) = contract.mean_loss(
+      value, (buffers, _) = core.mean_loss(
         task, variables, strong, jax.random.fold_in(key, 0)
       )
       new = log_softmax(variables, examples, hparams)
@@ -255,7 +261,7 @@ def fedlabels(
       count = jnp.sum(labelled & pseudo.agree)
       consistency = jnp.sum(same * divergence) / jnp.maximum(count, 1)
       squares = jax.tree.map(
-        lambda a, b: jnp.mean(contract.in_float32(a - b) ** 2),
+        lambda a, b: jnp.mean(core.in_float32(a - b) ** 2),
         params,
         received,
       )

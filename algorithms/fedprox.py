@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import jax
 
-from fedjax_sim import validate
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Algorithm, Client, PyTree, Task
-from fedjax_sim.optimizers import Optimizer
+from fedjax_sim.core import Algorithm, Client, PyTree, Task, validate
+from fedjax_sim.training.optimizers import Optimizer
 
 
 def fedprox(

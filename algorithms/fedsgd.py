@@ -7,9 +7,9 @@ do not train; they send the mean gradient at the server's parameters.
 from __future__ import annotations
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Algorithm, Task
-from fedjax_sim.local import full_gradient
-from fedjax_sim.optimizers import Optimizer
+from fedjax_sim.core import Algorithm, Task
+from fedjax_sim.training.local import full_gradient
+from fedjax_sim.training.optimizers import Optimizer
 
 
 def fedsgd(

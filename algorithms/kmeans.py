@@ -20,8 +20,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import base, compensated, optimizers, validate
-from fedjax_sim.base import (
+from fedjax_sim import core
+from fedjax_sim.core import (
   Aggregate,
   Algorithm,
   Array,
@@ -35,10 +35,13 @@ from fedjax_sim.base import (
   Report,
   Task,
   Variables,
+  compensated,
+  validate,
 )
-from fedjax_sim.compensated import Total
-from fedjax_sim.local import WEIGHTINGS, metric, zero_metric
-from fedjax_sim.optimizers import Optimizer, descend
+from fedjax_sim.core.compensated import Total
+from fedjax_sim.training import optimizers
+from fedjax_sim.training.local import WEIGHTINGS, metric, zero_metric
+from fedjax_sim.training.optimizers import Optimizer, descend
 
 EMPTY = ("keep", "split")
 _APART = 0.01  # of the range: how far a centroid begins from the one it joins
@@ -119,14 +122,14 @@ def kmeans(
   ) -> tuple[Total, Total]:
     clusters, total = carry
     variables = client.message
-    _, (_, loss) = base.mean_loss(task, variables, batch, key)
+    _, (_, loss) = core.mean_loss(task, variables, batch, key)
     nearest = jnp.argmax(logits(variables, batch.examples), axis=-1)
     centroids = variables.params["centroids"]
     own = jax.nn.one_hot(nearest, len(centroids), dtype=bool)
     own &= batch.mask[:, None]
     x = batch.examples["x"].reshape(len(nearest), -1)
     gaps = x[:, None] - centroids[None]
-    gaps = base.in_float32(jnp.where(own[..., None], gaps, 0))
+    gaps = core.in_float32(jnp.where(own[..., None], gaps, 0))
     new = Clusters(jnp.sum(gaps, axis=0), jnp.sum(own, axis=0))
     return compensated.add(clusters, new), compensated.add(total, loss)
 

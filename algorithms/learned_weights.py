@@ -15,20 +15,20 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fedjax_sim import base as contract
-from fedjax_sim import validate
+from fedjax_sim import core
 from fedjax_sim.algorithms.fedavg import ServerState, fedavg
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Aggregate,
   Algorithm,
   Array,
   Context,
   Task,
   Variables,
+  validate,
 )
-from fedjax_sim.optimizers import Optimizer
-from fedjax_sim.statistics import combine
-from fedjax_sim.walk import random_batch, with_numbers
+from fedjax_sim.engine.client_loop import random_batch, with_numbers
+from fedjax_sim.engine.statistics import combine
+from fedjax_sim.training.optimizers import Optimizer
 
 ABSENT = -1e9  # a logit; finite, as gradients of 0 * inf are not
 
@@ -86,7 +86,7 @@ def learned_weights(
       params = jax.tree.map(
         lambda p, u: p + u.astype(p.dtype), variables.params, mean
       )
-      value, _ = contract.mean_loss(
+      value, _ = core.mean_loss(
         task, variables._replace(params=params), batch, own
       )
       return value + context.hparams["weight_pull"] * divergence(logits)

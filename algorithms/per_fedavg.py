@@ -19,10 +19,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import base as contract
-from fedjax_sim import compensated, validate
+from fedjax_sim import core
 from fedjax_sim.algorithms.fedavg import ServerState, fedavg
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Algorithm,
   Array,
   Batch,
@@ -35,9 +34,11 @@ from fedjax_sim.base import (
   Report,
   Task,
   Variables,
+  compensated,
+  validate,
 )
-from fedjax_sim.local import LocalState
-from fedjax_sim.optimizers import Optimizer, descend
+from fedjax_sim.training.local import LocalState
+from fedjax_sim.training.optimizers import Optimizer, descend
 
 
 class Adapted(NamedTuple):
@@ -109,7 +110,7 @@ def per_fedavg(
     def gradient(at: PyTree, half: Batch, key: Key) -> tuple[PyTree, PyTree]:
       def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
         variables = Variables(params, buffers, client.message.frozen)
-        return contract.mean_loss(task, variables, half, key)
+        return core.mean_loss(task, variables, half, key)
 
       return jax.grad(loss, has_aux=True)(at)
 

@@ -20,10 +20,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import base as contract
-from fedjax_sim import validate
+from fedjax_sim import core
 from fedjax_sim.algorithms.fedavg import ServerState, fedavg
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Algorithm,
   Array,
   Batch,
@@ -36,9 +35,10 @@ from fedjax_sim.base import (
   Report,
   Task,
   Variables,
+  validate,
 )
-from fedjax_sim.local import LocalState, metric
-from fedjax_sim.optimizers import Optimizer, descend
+from fedjax_sim.training.local import LocalState, metric
+from fedjax_sim.training.optimizers import Optimizer, descend
 
 
 class Own(NamedTuple):
@@ -116,7 +116,7 @@ def personalized(
 
     def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
       variables = Variables(params, own.buffers, client.message.frozen)
-      return contract.mean_loss(task, variables, batch, key)
+      return core.mean_loss(task, variables, batch, key)
 
     mixture = mix(own.alpha, own.params, w)
     gradient, (buffers, _) = jax.grad(loss, has_aux=True)(mixture)

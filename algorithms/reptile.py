@@ -9,8 +9,8 @@ What is learned is a point from which a few local steps lead far.
 from __future__ import annotations
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Algorithm, Task
-from fedjax_sim.optimizers import Optimizer
+from fedjax_sim.core import Algorithm, Task
+from fedjax_sim.training.optimizers import Optimizer
 
 
 def reptile(

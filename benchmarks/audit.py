@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from fedjax_sim.base import Release
+from fedjax_sim.core import Release
 from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.privacy.audit import audit
-from fedjax_sim.privacy.calibration import calibrate
-from fedjax_sim.privacy.canaries import Evidence, Moments
+from fedjax_sim.privacy.accounting.calibration import calibrate
+from fedjax_sim.privacy.central.audit import audit
+from fedjax_sim.privacy.central.canaries import Evidence, Moments
 from fedjax_sim.sampling import Participation
 
 SEEDS = flags.DEFINE_integer("seeds", 1000, "how many audits of each")

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_sim.base import PyTree, Task, Variables
-from fedjax_sim.cohort import Cohort
-from fedjax_sim.costs import cost
+from fedjax_sim.core import PyTree, Task, Variables
 from fedjax_sim.data import Prepare, as_stored
+from fedjax_sim.engine.plan import Cohort
+from fedjax_sim.simulation.costs import cost
 
 
 def rows_of(plans: list[Cohort], batch_size: int) -> np.ndarray:

@@ -12,21 +12,21 @@ import numpy as np
 
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Task
+from fedjax_sim.core import Task
 from fedjax_sim.data import (
   FederatedData,
   FederatedDataset,
   as_stored,
   from_bytes,
 )
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.char_lstm import char_lstm
 from fedjax_sim.models.femnist_cnn import femnist_cnn
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.resnet18 import resnet18
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.simulator import Simulator
-from fedjax_sim.work import LocalWork
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training.optimizers import optimizer
 
 LEARNING_RATE = 0.01
 

@@ -23,16 +23,16 @@ from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.dga_rl import dga_rl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.learned_weights import learned_weights
-from fedjax_sim.base import Algorithm
+from fedjax_sim.core import Algorithm
 from fedjax_sim.data import (
   FederatedDataset,
   load_mnist_writers,
   with_random_labels,
   with_server_data,
 )
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.reporting import print_final_table
-from fedjax_sim.work import LocalWork
 
 SEEDS = flags.DEFINE_integer("seeds", 5, "how many seeds")
 ROUNDS = flags.DEFINE_integer("rounds", 100, "of every run")

@@ -33,11 +33,11 @@ from benchmarks import cases, machine, pytorch, show
 from benchmarks.bare import Bare, rows_of
 from benchmarks.cases import LEARNING_RATE, Case
 from benchmarks.turns import rotated
-from fedjax_sim import cores
-from fedjax_sim.cohort import Cohort, Waste, at_round
+from fedjax_sim.core.json_file import write_json
 from fedjax_sim.data import FederatedDataset
-from fedjax_sim.reporting.json_file import write_json
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.distributed import cpu
+from fedjax_sim.engine.plan import Cohort, Waste, at_round
+from fedjax_sim.simulation.simulator import Simulator
 
 # Name -> devices; None: as many as there are. Each may use every core.
 ENGINES = {"one": 1, "all": None}
@@ -304,8 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if flags.cores is not None:
     if not hasattr(os, "sched_setaffinity"):
       parser.error("--cores: this system cannot keep a process to some cores")
-    if not 1 <= flags.cores <= cores.count():
-      parser.error(f"--cores: give 1 to {cores.count()}")
+    if not 1 <= flags.cores <= cpu.count():
+      parser.error(f"--cores: give 1 to {cpu.count()}")
     machine.pin(flags.cores)
   fedjax_sim.setup()
   engines = MODES[flags.devices]

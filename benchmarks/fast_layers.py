@@ -23,7 +23,7 @@ import fedjax_sim
 from benchmarks import cases
 from benchmarks.engine import Engine
 from benchmarks.turns import rotated
-from fedjax_sim.base import Task
+from fedjax_sim.core import Task
 from fedjax_sim.models.layers import conv, max_pool
 from fedjax_sim.tasks import linen_task, nnx_task
 

@@ -22,12 +22,12 @@ from fedjax_sim import Runtime, Simulator, optimizer, sampling
 from fedjax_sim import setup as one_device_a_core
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
-from fedjax_sim.augment import augment
-from fedjax_sim.base import Examples, Key, Loss, Task, Variables
+from fedjax_sim.core import Examples, Key, Loss, Task, Variables
 from fedjax_sim.data import load_mnist_writers, with_few_labels
+from fedjax_sim.data.augment import augment
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.reporting import print_final_table
-from fedjax_sim.work import LocalWork
 
 SEEDS = flags.DEFINE_integer("seeds", 5, "how many seeds")
 ROUNDS = flags.DEFINE_integer("rounds", 400, "of every run")

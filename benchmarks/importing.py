@@ -36,7 +36,7 @@ DTYPES = {"x": "uint8", "y": "uint8"}
 def write(store: Path, file: Path, format: str) -> dict[str, float]:
   """Exports a store; CSV and JSON lines are written here."""
   from fedjax_sim.data import open_store
-  from fedjax_sim.exporters import EXPORTERS, export
+  from fedjax_sim.data.exporters import EXPORTERS, export
 
   data = open_store(store).train
   if format in EXPORTERS:
@@ -59,7 +59,7 @@ def write(store: Path, file: Path, format: str) -> dict[str, float]:
 
 def read(file: Path, store: Path, format: str) -> dict[str, float]:
   """Imports a file; returns the seconds that this took."""
-  from fedjax_sim.importers import IMPORTERS, import_store
+  from fedjax_sim.data.importers import IMPORTERS, import_store
 
   options: Any = {}
   if format in ("npz", "parquet", "csv", "json_lines"):

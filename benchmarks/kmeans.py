@@ -30,7 +30,7 @@ from benchmarks import seeds
 from fedjax_sim import Runtime, Simulator, optimizer, sampling
 from fedjax_sim import setup as one_device_a_core
 from fedjax_sim.algorithms import kmeans as federated
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Aggregate,
   Algorithm,
   Client,
@@ -39,12 +39,12 @@ from fedjax_sim.base import (
   Report,
 )
 from fedjax_sim.data import FederatedDataset, load_digits, load_mnist_writers
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models import kmeans as centroids
-from fedjax_sim.privacy.calibration import calibrate
+from fedjax_sim.privacy.accounting.calibration import calibrate
 from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.guard import simulated_participation
+from fedjax_sim.privacy.central.guard import simulated_participation
 from fedjax_sim.reporting import print_final_table
-from fedjax_sim.work import LocalWork
 
 
 class Setting(NamedTuple):

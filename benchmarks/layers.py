@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.turns import rotated
-from fedjax_sim.convolution import convolve, patches, winograd
 from fedjax_sim.models.layers import lstm, max_pool
+from fedjax_sim.tasks.convolution import convolve, patches, winograd
 
 STEPS = 5  # of one call
 

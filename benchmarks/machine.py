@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim import cores
+from fedjax_sim.distributed import cpu
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "optax", "torch")
 
@@ -42,7 +42,7 @@ def describe() -> dict[str, Any]:
   device = jax.devices()[0]
   return {
     "processor": processor(),
-    "cpu_count": cores.count(),
+    "cpu_count": cpu.count(),
     "backend": jax.default_backend(),
     "device_kind": device.device_kind,
     "devices": jax.device_count(),

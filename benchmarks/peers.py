@@ -40,8 +40,8 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.turns import rotated
-from fedjax_sim import cores
-from fedjax_sim.reporting.json_file import write_json
+from fedjax_sim.core.json_file import write_json
+from fedjax_sim.distributed import cpu
 
 WARMUP = 3  # rounds that do not count
 DATA: Mapping[str, Any] = {
@@ -376,7 +376,7 @@ def our_runners(env: Mapping[str, str]) -> dict[str, Runner]:
   """This simulator, on one CPU device and on one for every core."""
   path = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
   # Without setup() JAX has one CPU device, which uses every core by itself.
-  number = cores.count()
+  number = cpu.count()
   devices = {OURS: 1}
   if number > 1:
     devices[f"{OURS}, {number} devices"] = number
@@ -507,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
   report = {
     "processor": machine.processor(),
-    "cores": cores.count(),
+    "cores": cpu.count(),
     "python": platform.python_version(),
     "case": args.case,
     "rounds": args.rounds,

@@ -31,13 +31,13 @@ from fedjax_sim import Runtime, Simulator, optimizer, sampling
 from fedjax_sim import setup as one_device_a_core
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.data import load_mnist_writers
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.privacy.calibration import calibrate
+from fedjax_sim.privacy.accounting.calibration import calibrate
 from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.factorization import blt
-from fedjax_sim.privacy.guard import Budget, simulated_participation
+from fedjax_sim.privacy.central.factorization import blt
+from fedjax_sim.privacy.central.guard import Budget, simulated_participation
 from fedjax_sim.reporting import print_final_table
-from fedjax_sim.work import LocalWork
 
 COST = flags.DEFINE_bool("cost", False, "times instead of accuracies")
 OUT = flags.DEFINE_string("out", "", "folder of the plot and the table")

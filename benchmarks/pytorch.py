@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim import cores
+from fedjax_sim.distributed import cpu
 
 MISSING = "PyTorch is not installed: pip install 'fedjax_sim[benchmarks]'"
 
@@ -98,7 +98,7 @@ class Loop:
       few = batches[:FEW]
       self.tried = {
         n: min(self._seconds(few, n) for _ in range(3))
-        for n in threads_to_try(cores.count())
+        for n in threads_to_try(cpu.count())
       }
       self.threads = min(self.tried, key=self.tried.__getitem__)
     return self._seconds(batches, self.threads)

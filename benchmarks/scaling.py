@@ -23,11 +23,11 @@ import fedjax_sim
 from benchmarks import cases, machine, show
 from benchmarks.engine import Engine
 from benchmarks.turns import rotated
-from fedjax_sim import cohort as cohorts
-from fedjax_sim.cohort import Waste
-from fedjax_sim.reporting.json_file import write_json
-from fedjax_sim.runtime import MOST_ROUNDS
-from fedjax_sim.work import LocalWork
+from fedjax_sim.core.json_file import write_json
+from fedjax_sim.engine import plan as plans
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.plan import Waste
+from fedjax_sim.simulation.runtime import MOST_ROUNDS
 
 SIZES = (100, 316, 1000, 3162, 10_000)
 TURN = 10_000  # clients that are timed at once, about
@@ -113,13 +113,13 @@ def step_waste(
   sizes = cases.sizes(case)
   offsets = np.concatenate([[0], np.cumsum(sizes)])
   work = LocalWork(batch_size=case.batch_size)
-  shape = cohorts.capacity([sizes], [work], cohort, lanes=lanes, devices=1)
+  shape = plans.capacity([sizes], [work], cohort, lanes=lanes, devices=1)
   total = Waste()
   for round_ in range(5):
     rng = np.random.default_rng(round_)
     ids = rng.choice(num_clients, cohort, replace=False)
-    plan = cohorts.plan([offsets], [work], ids, shape, seed=0, round_=round_)
-    total += cohorts.waste(plan, [work])
+    plan = plans.plan([offsets], [work], ids, shape, seed=0, round_=round_)
+    total += plans.waste(plan, [work])
   return total.step / total.computed
 
 

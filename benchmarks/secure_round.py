@@ -12,8 +12,8 @@ import time
 
 import jax
 
-from fedjax_sim.build import build
 from fedjax_sim.config import default_config
+from fedjax_sim.config.build import build
 
 ROUNDS, REPEATS = 20, 5
 

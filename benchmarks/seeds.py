@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fedjax_sim import Simulator
-from fedjax_sim.dispatch import Row
+from fedjax_sim.simulation.dispatch import Row
 
 
 def compare(

@@ -21,8 +21,8 @@ import fedjax_sim
 from benchmarks import cases, machine, show
 from benchmarks.engine import Engine
 from benchmarks.turns import rotated
-from fedjax_sim import cores
-from fedjax_sim.reporting.json_file import write_json
+from fedjax_sim.core.json_file import write_json
+from fedjax_sim.distributed import cpu
 
 CASES = ("lr", "cnn", "lstm")
 EACH = 10  # clients a device and round
@@ -63,7 +63,7 @@ def weak_scaling(
     simulator = engines[count].simulator
     lanes = simulator.lane_choice.lanes
     ratios = [a / b for a, b in zip(times[count], times[1], strict=True)]
-    each = -(-count // cores.count()) if on_cpu else 1
+    each = -(-count // cpu.count()) if on_cpu else 1
     rows.append(
       {
         "case": name,

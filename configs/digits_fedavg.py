@@ -7,8 +7,8 @@ Seconds on two CPU cores; test accuracy 0.9638 after 200 rounds.
 
 from ml_collections import ConfigDict
 
-from fedjax_sim import validate
 from fedjax_sim.config import default_config
+from fedjax_sim.core import validate
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -10,8 +10,8 @@ fedjax-sim run --config=configs/digits_kmeans.py:private --workdir=runs/dp
 
 from ml_collections import ConfigDict
 
-from fedjax_sim import validate
 from fedjax_sim.config import default_config
+from fedjax_sim.core import validate
 
 
 def get_config(arg: str = "") -> ConfigDict:

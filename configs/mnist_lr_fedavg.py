@@ -8,8 +8,8 @@ and 0.830 on examples held out inside clients. Its files: docs/data.md.
 
 from ml_collections import ConfigDict
 
-from fedjax_sim import validate
 from fedjax_sim.config import default_config
+from fedjax_sim.core import validate
 
 
 def get_config(arg: str = "") -> ConfigDict:

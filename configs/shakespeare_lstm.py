@@ -9,8 +9,8 @@ A quarter of an hour on two busy CPU cores; after 100 rounds a held-out loss of
 
 from ml_collections import ConfigDict
 
-from fedjax_sim import validate
 from fedjax_sim.config import default_config
+from fedjax_sim.core import validate
 
 
 def get_config(arg: str = "") -> ConfigDict:

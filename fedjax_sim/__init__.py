@@ -1,21 +1,21 @@
 """A federated-learning simulator in JAX: a round is one compiled pure function.
 
-What a script needs, but for `fedjax_sim.simulate.simulate`, the loop over
-rounds, which lives in the module of its name:
+What a script needs, but for `fedjax_sim.simulation.simulate.simulate`, the loop
+over rounds, which lives in the module of its name:
 
-    from fedjax_sim.simulate import simulate
+    from fedjax_sim.simulation.simulate import simulate
 
     for state, metrics in simulate(task=..., algorithm=..., data=..., ...):
       print(metrics["round"], metrics["test/accuracy"])
 
-Whoever writes an algorithm finds the rest of the contract in `fedjax_sim.base`.
+Whoever writes an algorithm finds the rest of the contract in `fedjax_sim.core`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from fedjax_sim.base import (
+  from fedjax_sim.core import (
     Aggregator,
     Algorithm,
     Pass,
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
   )
   from fedjax_sim.data import FederatedData, FederatedDataset, make_dataset
   from fedjax_sim.distributed import setup
-  from fedjax_sim.optimizers import Optimizer, optimizer
-  from fedjax_sim.prediction import predict
-  from fedjax_sim.round import RunState
-  from fedjax_sim.runtime import Runtime
+  from fedjax_sim.engine.batching import LocalWork
+  from fedjax_sim.engine.round import RunState
   from fedjax_sim.sampling import Sampler
-  from fedjax_sim.simulator import Simulator
+  from fedjax_sim.simulation.runtime import Runtime
+  from fedjax_sim.simulation.simulator import Simulator
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
-  from fedjax_sim.work import LocalWork
+  from fedjax_sim.tasks.prediction import predict
+  from fedjax_sim.training.optimizers import Optimizer, optimizer
 
 __all__ = [
   "Aggregator",
@@ -61,27 +61,27 @@ __all__ = [
 ]
 
 _HOME = {
-  "Aggregator": "fedjax_sim.base",
-  "Algorithm": "fedjax_sim.base",
+  "Aggregator": "fedjax_sim.core",
+  "Algorithm": "fedjax_sim.core",
   "FederatedData": "fedjax_sim.data",
   "FederatedDataset": "fedjax_sim.data",
-  "LocalWork": "fedjax_sim.work",
-  "Optimizer": "fedjax_sim.optimizers",
-  "Pass": "fedjax_sim.base",
-  "Report": "fedjax_sim.base",
-  "RunState": "fedjax_sim.round",
-  "Runtime": "fedjax_sim.runtime",
+  "LocalWork": "fedjax_sim.engine.batching",
+  "Optimizer": "fedjax_sim.training.optimizers",
+  "Pass": "fedjax_sim.core",
+  "Report": "fedjax_sim.core",
+  "RunState": "fedjax_sim.engine.round",
+  "Runtime": "fedjax_sim.simulation.runtime",
   "Sampler": "fedjax_sim.sampling",
-  "Simulator": "fedjax_sim.simulator",
-  "Task": "fedjax_sim.base",
-  "Transform": "fedjax_sim.base",
-  "Variables": "fedjax_sim.base",
+  "Simulator": "fedjax_sim.simulation.simulator",
+  "Task": "fedjax_sim.core",
+  "Transform": "fedjax_sim.core",
+  "Variables": "fedjax_sim.core",
   "function_task": "fedjax_sim.tasks",
   "linen_task": "fedjax_sim.tasks",
   "make_dataset": "fedjax_sim.data",
   "nnx_task": "fedjax_sim.tasks",
-  "optimizer": "fedjax_sim.optimizers",
-  "predict": "fedjax_sim.prediction",
+  "optimizer": "fedjax_sim.training.optimizers",
+  "predict": "fedjax_sim.tasks.prediction",
   "setup": "fedjax_sim.distributed",
 }
 

@@ -6,7 +6,7 @@ of its own, which returns a `Task`.
 
 from collections.abc import Callable
 
-from fedjax_sim.base import Task
+from fedjax_sim.core import Task
 from fedjax_sim.models import (
   char_lstm,
   ecg_cnn,

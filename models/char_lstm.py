@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedjax_sim import validate
-from fedjax_sim.base import Task
-from fedjax_sim.losses import token_cross_entropy
+from fedjax_sim.core import Task, validate
 from fedjax_sim.models.layers import LSTM
 from fedjax_sim.models.options import several
 from fedjax_sim.tasks import nnx_task
+from fedjax_sim.tasks.losses import token_cross_entropy
 
 
 class Reader(nnx.Module):

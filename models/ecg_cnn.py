@@ -5,8 +5,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from fedjax_sim import validate
-from fedjax_sim.base import Task
+from fedjax_sim.core import Task, validate
 from fedjax_sim.models.layers import conv, max_pool
 from fedjax_sim.tasks import nnx_task
 

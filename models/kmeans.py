@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim import validate
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Array,
   Examples,
   Key,
@@ -23,6 +22,7 @@ from fedjax_sim.base import (
   Metric,
   Task,
   Variables,
+  validate,
 )
 
 _TRIES = 100  # random points for a place among the others, before giving up

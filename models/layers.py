@@ -1,7 +1,7 @@
 """Layers that are fast where clients train, on every backend.
 
 `docs/performance.md` has the measurements. On a CPU tasks compute convolution
-and pooling of any model in this way (`fast_layers.py`).
+and pooling of any model in this way (`tasks/fast_layers.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from fedjax_sim.convolution import convolve
-from fedjax_sim.pooling import maximum
+from fedjax_sim.tasks.convolution import convolve
+from fedjax_sim.tasks.pooling import maximum
 
 Array = jax.Array
 

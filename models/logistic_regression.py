@@ -7,8 +7,7 @@ import math
 import jax
 from flax import nnx
 
-from fedjax_sim import validate
-from fedjax_sim.base import Task
+from fedjax_sim.core import Task, validate
 from fedjax_sim.tasks import nnx_task
 
 

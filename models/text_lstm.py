@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedjax_sim import validate
-from fedjax_sim.base import Task
+from fedjax_sim.core import Task, validate
 from fedjax_sim.models.char_lstm import (
   Reader,
   check_ids,

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from fedjax_sim import aggregators, sampling
-from fedjax_sim.base import Algorithm, Task
+from fedjax_sim.core import Algorithm, Task
 from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.round import RunState
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.round import RunState
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.tasks import function_task
-from fedjax_sim.work import LocalWork
+from fedjax_sim.training.optimizers import optimizer
 
 
 def sgd(rate):

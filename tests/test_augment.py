@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim.augment import augment
+from fedjax_sim.data.augment import augment
 
 KEY = jax.random.key(0)
 

@@ -8,10 +8,10 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim import flags
-from fedjax_sim.availability import available, load_trace, make_trace
-from fedjax_sim.build import build
+from fedjax_sim.config import flags
+from fedjax_sim.config.build import build
 from fedjax_sim.data import locate
+from fedjax_sim.sampling import available, load_trace, make_trace
 from test_features import DIGITS
 
 INTERVALS = st.lists(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim.checkpoint import (
+from fedjax_sim.run.checkpoint import (
   CheckpointError,
   Checkpoints,
   StateChangedError,
@@ -295,8 +295,8 @@ def test_a_kill_while_saving(open_checkpoints, monkeypatch, when):
   checkpoints.save(1, state_of(1), {"round": 1})
   where = {
     "orbax": "orbax.checkpoint.Checkpointer.save",
-    "sums": "fedjax_sim.checkpoint.write_json",
-    "rename": "fedjax_sim.checkpoint.os.rename",
+    "sums": "fedjax_sim.run.checkpoint.write_json",
+    "rename": "fedjax_sim.run.checkpoint.os.rename",
   }
   with monkeypatch.context() as patch:
     patch.setattr(where[when], killed)

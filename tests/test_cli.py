@@ -12,11 +12,13 @@ from importlib.metadata import version
 
 import pytest
 
-from fedjax_sim import cli, distributed, experiment
-from fedjax_sim.checkpoint import CheckpointError
-from fedjax_sim.dispatch import DivergedError
-from fedjax_sim.exporters import EXPORTERS
-from fedjax_sim.importers import IMPORTERS
+from fedjax_sim.cli.main import COMMANDS, _short_warnings, main
+from fedjax_sim.data.exporters import EXPORTERS
+from fedjax_sim.data.importers import IMPORTERS
+from fedjax_sim.distributed import mesh
+from fedjax_sim.run import experiment
+from fedjax_sim.run.checkpoint import CheckpointError
+from fedjax_sim.simulation.dispatch import DivergedError
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"
@@ -26,7 +28,7 @@ SMOKE = f"--config={DIGITS}:smoke"
 @pytest.fixture(autouse=True)
 def prepared(monkeypatch, tmp_path):
   """JAX is in use already, and the working folder is an empty one."""
-  monkeypatch.setattr(distributed, "setup", lambda: None)
+  monkeypatch.setattr(mesh, "setup", lambda: None)
   (tmp_path / "here").mkdir()
   monkeypatch.chdir(tmp_path / "here")
 
@@ -37,7 +39,7 @@ def refused(capsys, tmp_path):
 
   def call(*arguments):
     before = sorted(tmp_path.rglob("*"))
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("fedjax-sim: error: ")
@@ -159,7 +161,7 @@ def test_values_may_stand_apart_and_fields_anywhere(capsys):
     *("run", "--config", f"{DIGITS}:smoke", "--config.seed", "3"),
     *("--config.runtime.devices=1", "--workdir", "run"),
   ]
-  assert cli.main(arguments) == 0
+  assert main(arguments) == 0
   out, err = capsys.readouterr()
   assert err == ""
   assert "test/accuracy" in out
@@ -167,9 +169,9 @@ def test_values_may_stand_apart_and_fields_anywhere(capsys):
   assert summary["seed"] == 3
   assert summary["rounds"] == 2
   # The same once more, and with another field.
-  assert cli.main(arguments) == 0
+  assert main(arguments) == 0
   assert "is finished" in capsys.readouterr().out
-  assert cli.main([*arguments, "--config.seed=4"]) == 2
+  assert main([*arguments, "--config.seed=4"]) == 2
   assert "seed: 3 -> 4" in capsys.readouterr().err
 
 
@@ -191,7 +193,7 @@ def test_exit_codes(monkeypatch, capsys, error, code):
     raise error
 
   monkeypatch.setattr(experiment, "run", fail)
-  assert cli.main(["run", SMOKE, "--workdir=run"]) == code
+  assert main(["run", SMOKE, "--workdir=run"]) == code
   out, err = capsys.readouterr()
   assert out == ""
   assert err.startswith("fedjax-sim: ")
@@ -205,13 +207,13 @@ def test_our_own_errors_show_a_traceback(monkeypatch):
 
   monkeypatch.setattr(experiment, "run", fail)
   with pytest.raises(ZeroDivisionError):
-    cli.main(["run", SMOKE, "--workdir=run"])
+    main(["run", SMOKE, "--workdir=run"])
 
 
 def test_debug_shows_a_traceback():
   wrong = "--config.client.batch_size=0"
   with pytest.raises(ValueError, match=r"client\.batch_size=0"):
-    cli.main(["--debug", "run", SMOKE, "--workdir=run", wrong])
+    main(["--debug", "run", SMOKE, "--workdir=run", wrong])
 
 
 @pytest.mark.parametrize(
@@ -219,9 +221,9 @@ def test_debug_shows_a_traceback():
   [["help"], ["-h"], ["--help"], ["runs", "--help"], ["--help", "x"]],
 )
 def test_help(capsys, arguments):
-  assert cli.main(arguments) == 0
+  assert main(arguments) == 0
   out = capsys.readouterr().out
-  assert all(f"fedjax-sim {name}" in out for name in cli.COMMANDS)
+  assert all(f"fedjax-sim {name}" in out for name in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_help(capsys, arguments):
   ],
 )
 def test_help_for_one_command(capsys, arguments, uses):
-  assert cli.main(arguments) == 0
+  assert main(arguments) == 0
   out = capsys.readouterr().out
   assert out.count("  fedjax-sim ") == uses
   assert out.startswith(f"  fedjax-sim {arguments[0]}")
@@ -246,19 +248,19 @@ def test_help_for_one_command(capsys, arguments, uses):
 
 def test_help_names_the_formats(capsys):
   for action, formats in (("import", IMPORTERS), ("export", EXPORTERS)):
-    assert cli.main(["data", action, "--help"]) == 0
+    assert main(["data", action, "--help"]) == 0
     words = re.findall(r"\w+", capsys.readouterr().out)
     assert set(formats) <= set(words)
 
 
 def test_no_command_shows_help_and_fails(capsys):
-  assert cli.main([]) == 2
+  assert main([]) == 2
   assert "fedjax-sim run" in capsys.readouterr().out
 
 
 def test_what_users_are_warned_of_is_a_line():
   given = ("told", UserWarning, "file.py", 1)
-  with cli._short_warnings():
+  with _short_warnings():
     assert warnings.formatwarning(*given) == "fedjax-sim: warning: told\n"
     other = warnings.formatwarning("told", DeprecationWarning, "file.py", 1)
   assert "file.py:1: DeprecationWarning: told" in other
@@ -269,7 +271,7 @@ def test_describe_leaves_nothing(capsys, tmp_path):
   fields = ["--config.model.name=logistic_regression"]
   fields += ["--config.model.hidden_sizes=None", "--config.runtime.devices=1"]
   before = sorted(tmp_path.rglob("*"))
-  assert cli.main(["describe", SMOKE, *fields]) == 0
+  assert main(["describe", SMOKE, *fields]) == 0
   out, err = capsys.readouterr()
   assert err == ""
   assert "650" in out
@@ -286,7 +288,7 @@ LINEAR = (
 def test_a_plan(capsys, tmp_path):
   before = sorted(tmp_path.rglob("*"))
   given = [f"{k}={v}" for k, v in PLAN.items()] + ["--host-gbps=100"]
-  assert cli.main(["plan", SMOKE, *LINEAR, *given]) == 0
+  assert main(["plan", SMOKE, *LINEAR, *given]) == 0
   out, err = capsys.readouterr()
   assert err == ""
   assert sorted(tmp_path.rglob("*")) == before
@@ -311,7 +313,7 @@ def test_a_plan(capsys, tmp_path):
 def test_a_plan_by_rounds_that_are_measured(capsys):
   given = [f"{k}={v}" for k, v in {**PLAN, "--flops": "measure"}.items()]
   lanes = "--config.runtime.lanes=auto"
-  assert cli.main(["plan", SMOKE, *LINEAR, lanes, *given]) == 0
+  assert main(["plan", SMOKE, *LINEAR, lanes, *given]) == 0
   out, err = capsys.readouterr()
   assert err == ""
   assert "Gbit/s with its memory" in out
@@ -321,7 +323,7 @@ def test_a_plan_by_rounds_that_are_measured(capsys):
 def test_a_plan_that_no_run_could_do(capsys):
   given = [f"{k}={v}" for k, v in PLAN.items()]
   epochs = "--config.client.epochs=1000"
-  assert cli.main(["plan", SMOKE, *LINEAR, epochs, *given]) == 0
+  assert main(["plan", SMOKE, *LINEAR, epochs, *given]) == 0
   assert "From 200,000 clients on a round has more" in capsys.readouterr().out
 
 
@@ -347,7 +349,7 @@ def test_from_a_shell(tmp_path):
 
 
 def test_the_version(capsys):
-  assert cli.main(["--version"]) == 0
+  assert main(["--version"]) == 0
   assert capsys.readouterr().out == f"{version('fedjax_sim')}\n"
 
 
@@ -386,7 +388,7 @@ def test_an_early_interrupt(seconds):
   """While the first imports run an exception could get lost."""
   code = (
     "import os, signal, threading\n"
-    "from fedjax_sim import cli\n"
+    "from fedjax_sim.cli import main as cli\n"
     "kill = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
     f"threading.Timer({seconds}, kill).start()\n"
     f"cli.main(['describe', {SMOKE!r}])\n"
@@ -416,7 +418,7 @@ def test_a_signal_in_an_import_leaves_nothing(tmp_path, number):
   code = (
     "import signal, sys\n"
     f"signal.signal(signal.{number}, signal.SIG_DFL)\n"  # nohup ignores it
-    "from fedjax_sim import cli\n"
+    "from fedjax_sim.cli import main as cli\n"
     f"sys.exit(cli.main({given}))"
   )
   result = subprocess.run(
@@ -438,6 +440,6 @@ def test_memory_that_runs_out_is_one_line(monkeypatch, capsys):
   def fails(arguments):
     raise MemoryError("a.h5: memory ran out")
 
-  monkeypatch.setitem(cli.COMMANDS, "list", fails)
-  assert cli.main(["list"]) == 2
+  monkeypatch.setitem(COMMANDS, "list", fails)
+  assert main(["list"]) == 2
   assert capsys.readouterr().err == "fedjax-sim: error: a.h5: memory ran out\n"

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import aggregators, build, flags, sampling, transforms
+from fedjax_sim import aggregators, sampling, transforms
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.stale import stale
+from fedjax_sim.config import build, flags
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.statistics import combine
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.statistics import combine
+from fedjax_sim.training.stale import stale
 from problems import MODELS, blobs, make_simulator, quadratic, sgd
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"

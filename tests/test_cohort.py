@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_sim import cohort
-from fedjax_sim import work as drawing
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine import batching
+from fedjax_sim.engine import plan as plan_
+from fedjax_sim.engine.batching import LocalWork
 
 works = st.builds(
   LocalWork,
@@ -63,10 +63,10 @@ def test_every_example_is_visited_exactly_once_an_epoch(
   work = work.fitted(sizes)
   ids = data.draw(st.permutations(range(len(sizes))))
   ids = np.array(ids[: data.draw(st.integers(1, len(sizes)))])
-  shape = cohort.capacity(
+  shape = plan_.capacity(
     [sizes], [work], len(ids), lanes=lanes, devices=devices
   )
-  plan = cohort.plan([offsets], [work], ids, shape, seed=seed, round_=3)
+  plan = plan_.plan([offsets], [work], ids, shape, seed=seed, round_=3)
   batches = read(plan, work)
   assert sorted(batches) == sorted(ids.tolist())
 
@@ -104,11 +104,11 @@ def test_a_clients_batches_do_not_depend_on_the_layout(sizes, work, seed):
   everyone = np.arange(len(sizes))
 
   def plan(ids, lanes, devices):
-    shape = cohort.capacity(
+    shape = plan_.capacity(
       [sizes], [work], len(ids), lanes=lanes, devices=devices
     )
     return read(
-      cohort.plan([offsets], [work], ids, shape, seed=seed, round_=7), work
+      plan_.plan([offsets], [work], ids, shape, seed=seed, round_=7), work
     )
 
   together = plan(everyone, 3, 2)
@@ -130,13 +130,11 @@ def test_the_capacity_holds_any_cohort(sizes, size, lanes, devices, work, seed):
   sizes = np.array(sizes)
   size = min(size, len(sizes))
   work = work.fitted(sizes)
-  shape = cohort.capacity([sizes], [work], size, lanes=lanes, devices=devices)
+  shape = plan_.capacity([sizes], [work], size, lanes=lanes, devices=devices)
   largest = np.argsort(-work.order_length(sizes), kind="stable")[:size]
   rng = np.random.default_rng(seed)
   for ids in (largest, rng.choice(len(sizes), size, replace=False)):
-    plan = cohort.plan(
-      [offsets_of(sizes)], [work], ids, shape, seed=0, round_=0
-    )
+    plan = plan_.plan([offsets_of(sizes)], [work], ids, shape, seed=0, round_=0)
     assert plan.client.shape == (devices, shape.waves, shape.lanes)
     assert (plan.client >= 0).sum() == size
 
@@ -144,9 +142,9 @@ def test_the_capacity_holds_any_cohort(sizes, size, lanes, devices, work, seed):
 def test_epochs_and_rounds_have_their_own_order():
   offsets = offsets_of([64])
   work = LocalWork(batch_size=64, epochs=2)
-  shape = cohort.capacity([np.array([64])], [work], 1, lanes=1, devices=1)
+  shape = plan_.capacity([np.array([64])], [work], 1, lanes=1, devices=1)
   plans = [
-    cohort.plan([offsets], [work], np.array([0]), shape, seed=0, round_=r)
+    plan_.plan([offsets], [work], np.array([0]), shape, seed=0, round_=r)
     for r in range(2)
   ]
   orders = np.concatenate([p.order[0].reshape(2, 64) for p in plans])
@@ -160,7 +158,7 @@ def test_shuffling_is_uniform():
   count, n = 4800, 4
   offsets = offsets_of(np.full(count, n))
   work = LocalWork(batch_size=n)
-  order = drawing.batches(
+  order = batching.batches(
     offsets, np.arange(count), work, seed=0, round_=0
   ).order()
   local = order.reshape(count, n) - offsets[:-1, None]
@@ -174,7 +172,7 @@ def test_max_examples_draws_every_example_alike():
   count = 3000
   offsets = offsets_of(np.full(count, 5))
   work = LocalWork(batch_size=2, max_examples=2)
-  order = drawing.batches(
+  order = batching.batches(
     offsets, np.arange(count), work, seed=1, round_=0
   ).order()
   found = np.bincount(order % 5, minlength=5)
@@ -187,8 +185,8 @@ def test_devices_get_about_the_same_number_of_steps():
   sizes = rng.lognormal(3, 1, 1000).astype(int) + 1
   work = LocalWork(batch_size=10)
   for lanes, most in ((1, 0.01), (10, 0.05)):
-    shape = cohort.capacity([sizes], [work], 1000, lanes=lanes, devices=4)
-    plan = cohort.plan(
+    shape = plan_.capacity([sizes], [work], 1000, lanes=lanes, devices=4)
+    plan = plan_.plan(
       [offsets_of(sizes)], [work], np.arange(1000), shape, seed=0, round_=0
     )
     loads = plan.num_steps.max(axis=2).sum(axis=(1, 2))
@@ -198,25 +196,25 @@ def test_devices_get_about_the_same_number_of_steps():
 def test_waste_counts_what_is_computed_in_vain():
   sizes = np.array([5, 3, 8])
   work = LocalWork(batch_size=4)
-  shape = cohort.capacity([sizes], [work], 3, lanes=2, devices=1)
-  plan = cohort.plan(
+  shape = plan_.capacity([sizes], [work], 3, lanes=2, devices=1)
+  plan = plan_.plan(
     [offsets_of(sizes)], [work], np.arange(3), shape, seed=0, round_=0
   )
   # Steps 2, 1, 2: waves (0, 2) and (1, nobody); rows 8 + 8 and 4 + 4.
-  waste = cohort.waste(plan, [work])
-  assert waste == cohort.Waste(useful=16, batch=4, step=4, idle=0)
+  waste = plan_.waste(plan, [work])
+  assert waste == plan_.Waste(useful=16, batch=4, step=4, idle=0)
   assert waste.computed == 24
-  assert cohort.wave_steps(plan) == 3
+  assert plan_.wave_steps(plan) == 3
 
 
 def test_waste_of_steps_that_end_within_an_epoch():
   sizes = np.array([5, 5])
   work = LocalWork(batch_size=2, steps=4)  # 2 + 2 + 1, then 2
-  shape = cohort.capacity([sizes], [work], 2, lanes=1, devices=2)
-  plan = cohort.plan(
+  shape = plan_.capacity([sizes], [work], 2, lanes=1, devices=2)
+  plan = plan_.plan(
     [offsets_of(sizes)], [work], np.arange(2), shape, seed=0, round_=0
   )
-  assert cohort.waste(plan, [work]) == cohort.Waste(
+  assert plan_.waste(plan, [work]) == plan_.Waste(
     useful=14, batch=2, step=0, idle=0
   )
 
@@ -224,8 +222,8 @@ def test_waste_of_steps_that_end_within_an_epoch():
 def test_drop_remainder_leaves_out_partial_batches():
   sizes = np.array([7, 4])
   work = LocalWork(batch_size=3, drop_remainder=True).fitted(sizes)
-  shape = cohort.capacity([sizes], [work], 2, lanes=1, devices=1)
-  plan = cohort.plan(
+  shape = plan_.capacity([sizes], [work], 2, lanes=1, devices=1)
+  plan = plan_.plan(
     [offsets_of(sizes)], [work], np.arange(2), shape, seed=0, round_=0
   )
   rows = read(plan, work)
@@ -267,9 +265,9 @@ def test_numbers_below_one_are_refused(arguments, message):
 def test_bad_cohorts_are_refused(ids, message):
   sizes = np.array([2, 2, 2])
   work = LocalWork(batch_size=2)
-  shape = cohort.capacity([sizes], [work], 3, lanes=1, devices=1)
+  shape = plan_.capacity([sizes], [work], 3, lanes=1, devices=1)
   with pytest.raises(ValueError, match=message):
-    cohort.plan(
+    plan_.plan(
       [offsets_of(sizes)], [work], np.array(ids), shape, seed=0, round_=0
     )
 
@@ -277,9 +275,9 @@ def test_bad_cohorts_are_refused(ids, message):
 def test_a_cohort_beyond_the_capacity_is_refused():
   sizes = np.array([2, 2, 2])
   work = LocalWork(batch_size=2)
-  shape = cohort.capacity([sizes], [work], 1, lanes=1, devices=1)
+  shape = plan_.capacity([sizes], [work], 1, lanes=1, devices=1)
   with pytest.raises(ValueError, match="exceeds"):
-    cohort.plan(
+    plan_.plan(
       [offsets_of(sizes)], [work], np.arange(3), shape, seed=0, round_=0
     )
 
@@ -297,8 +295,8 @@ def test_a_client_never_reads_anothers_examples(sizes, work, drop, lanes):
   offsets = offsets_of(sizes)
   work = dataclasses.replace(work, drop_remainder=drop)
   ids = np.arange(len(sizes))
-  shape = cohort.capacity([sizes], [work], len(ids), lanes=lanes, devices=2)
-  plan = cohort.plan([offsets], [work], ids, shape, seed=0, round_=0)
+  shape = plan_.capacity([sizes], [work], len(ids), lanes=lanes, devices=2)
+  plan = plan_.plan([offsets], [work], ids, shape, seed=0, round_=0)
   for client, rows in read(plan, work).items():
     for row in rows:
       filled = np.where(row < 0, ~row, row)
@@ -327,11 +325,11 @@ def test_rounds_planned_together_are_the_rounds_planned_alone(
     st.lists(st.sets(st.integers(0, len(sizes) - 1)), min_size=1, max_size=4)
   )
   cohorts = [np.array(sorted(ids), np.int64) for ids in drawn]
-  shape = cohort.capacity(
+  shape = plan_.capacity(
     [sizes] * 2, both, len(sizes), lanes=lanes, devices=devices
   )
   planned = functools.partial(
-    cohort.plan_rounds,
+    plan_.plan_rounds,
     [offsets] * 2,
     both,
     cohorts,
@@ -343,19 +341,19 @@ def test_rounds_planned_together_are_the_rounds_planned_alone(
   together, nothing = planned()
   assert nothing == []
   alone = [
-    cohort.plan([offsets] * 2, both, ids, shape, seed=5, round_=3 + r)
+    plan_.plan([offsets] * 2, both, ids, shape, seed=5, round_=3 + r)
     for r, ids in enumerate(cohorts)
   ]
-  nobody = cohort.blank(shape, 2)
+  nobody = plan_.blank(shape, 2)
   for r in range(5):
     expected = alone[r] if r < len(cohorts) else nobody
-    got = cohort.at_round(together, r)
+    got = plan_.at_round(together, r)
     for one, other in zip(expected[:-1], got[:-1], strict=True):
       np.testing.assert_array_equal(one, other)
     for one, other in zip(expected.order, got.order, strict=True):
       np.testing.assert_array_equal(one, other)
-  wastes = [cohort.waste(plan, both) for plan in alone]
-  assert sum(wastes, cohort.Waste()) == cohort.waste(together, both)
+  wastes = [plan_.waste(plan, both) for plan in alone]
+  assert sum(wastes, plan_.Waste()) == plan_.waste(together, both)
 
   # The same examples, but where each device finds its own.
   sliced, slices = planned(sliced=True)
@@ -363,12 +361,12 @@ def test_rounds_planned_together_are_the_rounds_planned_alone(
     np.testing.assert_array_equal(one, other)
   rows = np.arange(offsets[-1]) + 1  # 0 is where nothing lies
   for p, (part, length) in enumerate(zip(slices, shape.examples, strict=True)):
-    fill = functools.partial(cohort.fill, part, rows, rounds=5, length=length)
+    fill = functools.partial(plan_.fill, part, rows, rounds=5, length=length)
     held = fill(devices=range(devices))
     for d in range(devices):
       np.testing.assert_array_equal(fill(devices=[d])[:, 0], held[:, d])
     for r in range(len(cohorts)):
-      here = cohort.at_round(sliced, r)
+      here = plan_.at_round(sliced, r)
       found = read(here, both[p], p)
       for where in np.argwhere(here.client >= 0):
         client = int(here.client[tuple(where)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedjax_sim.collectives import sent_bytes
+from fedjax_sim.engine.hlo_traffic import sent_bytes
 
 IN_LOOP = "%body (x: f32[4]) -> f32[4] {{\n  {}\n}}\n\nENTRY %main (x) {{\n}}\n"
 IN_ENTRY = (

@@ -8,13 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import base, client_log, compensated
+from fedjax_sim import core
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedsgd import fedsgd
-from fedjax_sim.base import Batch, Loss, Metric, Report, Task, Variables
+from fedjax_sim.core import (
+  Batch,
+  Loss,
+  Metric,
+  Report,
+  Task,
+  Variables,
+  compensated,
+)
 from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.engine import client_log
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.tasks import function_task
-from fedjax_sim.work import LocalWork
 from problems import make_simulator, params_of, sgd, train
 
 U = 2.0**-24  # half the distance from 1 to the next number of float32
@@ -73,7 +82,7 @@ def test_metrics_of_a_batch_are_summed_in_float32(dtype, value):
 
   task = Task(lambda key: Variables(()), nothing, metrics)
   batch = Batch({}, jnp.arange(512) < 500)
-  summed = jax.jit(lambda: base.sum_metrics(task, Variables(()), batch))()
+  summed = jax.jit(lambda: core.sum_metrics(task, Variables(()), batch))()
   exact = 500 * float(np.asarray(value, jnp.dtype(dtype)))
   np.testing.assert_allclose(summed["it"].total, exact, rtol=512 * U)
   assert summed["it"].weight == 500
@@ -94,7 +103,7 @@ def test_the_loss_of_a_batch_is_summed_in_float32(dtype, value):
   @jax.value_and_grad
   def mean(w):
     batch = Batch({}, jnp.ones(512, bool))
-    return base.mean_loss(task, Variables(w), batch, jax.random.key(0))[0]
+    return core.mean_loss(task, Variables(w), batch, jax.random.key(0))[0]
 
   w = jnp.asarray(value, dtype)
   found, slope = mean(w)

@@ -8,9 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from fedjax_sim import config
-from fedjax_sim.build import build
 from fedjax_sim.config import default_config
-from fedjax_sim.flags import load
+from fedjax_sim.config.build import build
+from fedjax_sim.config.flags import load
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")

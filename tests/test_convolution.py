@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fedjax_sim import convolution
-from fedjax_sim.convolution import convolve, patches, winograd
+from fedjax_sim.tasks import convolution
+from fedjax_sim.tasks.convolution import convolve, patches, winograd
 from problems import check_same, normal
 
 DIMENSIONS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC")}

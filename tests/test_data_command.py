@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedjax_sim import cli, flags, reporting
-from fedjax_sim.build import build, build_data
+from fedjax_sim import reporting
+from fedjax_sim.cli.main import main
+from fedjax_sim.config import flags
+from fedjax_sim.config.build import build, build_data
 from fedjax_sim.data import (
   StoreWriter,
   load_store,
   open_store,
   partition_store,
   preprocess,
-  store_copy,
   write_store,
 )
-from fedjax_sim.importers import blocks
+from fedjax_sim.data.importers import blocks
+from fedjax_sim.data.store import rewrite
 from test_features import DIGITS
 
 IMPORT = ["data", "import", f"--config={DIGITS}"]
@@ -26,14 +28,14 @@ MOST = {"data.heldout_fraction": "0.3", "data.server_clients": "3"}
 
 
 def said(capsys, *arguments):
-  code = cli.main(arguments)
+  code = main(arguments)
   out = capsys.readouterr()
   return code, out.out, out.err
 
 
 @pytest.mark.parametrize("block", [1, 3000, 2**24])
 def test_every_split_of_a_config(tmp_path, monkeypatch, block):
-  monkeypatch.setattr(store_copy, "BLOCK", block)
+  monkeypatch.setattr(rewrite, "BLOCK", block)
   data = build_data(flags.load(str(DIGITS), MOST))
   write_store(tmp_path / "s", data)
   found = open_store(tmp_path / "s")

@@ -9,9 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import build, config, describe, flags, residency
+from fedjax_sim import config
 from fedjax_sim.algorithms import ALGORITHMS
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.cli import describe
+from fedjax_sim.config import build, flags
+from fedjax_sim.engine import residency
+from fedjax_sim.simulation.simulator import Simulator
 
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py")
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_sim import evaluation, residency
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Loss, Metric, Task, Variables
+from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, open_store, write_store
-from fedjax_sim.evaluation import (
+from fedjax_sim.engine import evaluation, residency
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.evaluation import (
   ClientMetrics,
   EvaluationSet,
   as_blocks,
   in_pieces,
 )
-from fedjax_sim.work import LocalWork
 from problems import MODELS, blobs, make_simulator, sgd, train
 from sketches.ditto import ditto
 

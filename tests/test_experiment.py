@@ -15,23 +15,20 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from fedjax_sim import (
-  build,
-  checkpoint,
-  config,
-  experiment,
-  flags,
-  lanes,
-  reporting,
-)
-from fedjax_sim.dispatch import DivergedError
-from fedjax_sim.experiment import (
+from fedjax_sim import config, reporting
+from fedjax_sim.config import build, flags
+from fedjax_sim.config.build import experiment as experiment_builder
+from fedjax_sim.core import json_file
+from fedjax_sim.run import checkpoint, experiment
+from fedjax_sim.run.experiment import (
   ConfigChangedError,
   Interrupted,
   WorkdirError,
   WriteError,
 )
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.simulation import lanes
+from fedjax_sim.simulation.dispatch import DivergedError
+from fedjax_sim.simulation.simulator import Simulator
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 
@@ -136,7 +133,7 @@ def test_what_a_run_leaves(tmp_path, capfd):
     "clients_unseen.csv",
   }
   summary = summary_of(folder)
-  assert summary == reporting.json_file.plain(returned)
+  assert summary == json_file.plain(returned)
   rows = reporting.read_metrics(folder / "metrics.jsonl")
   assert [row["round"] for row in rows] == list(range(1, 13))
   evaluated = [row["round"] for row in rows if "test/accuracy" in row]
@@ -373,7 +370,7 @@ def test_what_the_round_refuses_leaves_nothing(tmp_path, monkeypatch):
   higher = {"f1": True}
   original = build.build_task
   monkeypatch.setattr(
-    build,
+    experiment_builder,
     "build_task",
     lambda *args: original(*args)._replace(higher_is_better=higher),
   )

@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from fedjax_sim import exporters, importers
-from fedjax_sim.data import FederatedData, open_store, store_copy
+from fedjax_sim.data import FederatedData, exporters, importers, open_store
+from fedjax_sim.data.store import rewrite
 
 RNG = np.random.default_rng(0)
 SIZES = [3, 1, 5]
@@ -40,7 +40,7 @@ SUFFIXES = {
 @pytest.mark.parametrize("block", [1, 2**24])
 @pytest.mark.parametrize("format", exporters.EXPORTERS)
 def test_there_and_back(tmp_path, monkeypatch, format, block):
-  monkeypatch.setattr(store_copy, "BLOCK", block)
+  monkeypatch.setattr(rewrite, "BLOCK", block)
   file, told = tmp_path / f"a.{SUFFIXES[format]}", []
   exporters.export(DATA, file, format, lambda *so_far: told.append(so_far))
   assert told[-1] == (format, 3, 9)
@@ -83,7 +83,7 @@ def test_a_full_disk(tmp_path, format):
 import pathlib, resource, signal
 import numpy as np
 from fedjax_sim.data import FederatedData
-from fedjax_sim.exporters import export
+from fedjax_sim.data.exporters import export
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 x = np.random.default_rng(0).normal(size=(9, 20, 64))

@@ -11,14 +11,17 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 
-from fedjax_sim import build, convolution, describe, experiment, flags
-from fedjax_sim.fast_layers import fast, slow_layers
+from fedjax_sim.cli import describe
+from fedjax_sim.config import build, flags
+from fedjax_sim.run import experiment
 from fedjax_sim.tasks import (
+  convolution,
   function_task,
   linen_task,
   nnx_task,
   with_compute_dtype,
 )
+from fedjax_sim.tasks.fast_layers import fast, slow_layers
 from problems import check_same, normal
 
 CLASSES, SIDE, BATCH, CLIENTS = 3, 9, 4, 3
@@ -338,7 +341,7 @@ def test_it_can_be_switched(monkeypatch):
 MODEL = """
 import jax
 from jax import lax
-from fedjax_sim.fast_layers import with_fast_layers
+from fedjax_sim.tasks.fast_layers import with_fast_layers
 from fedjax_sim.tasks import function_task
 
 def make(example_shape, num_classes):

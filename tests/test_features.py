@@ -10,7 +10,9 @@ import shutil
 import numpy as np
 import pytest
 
-from fedjax_sim import experiment, flags, reporting
+from fedjax_sim import reporting
+from fedjax_sim.config import flags
+from fedjax_sim.run import experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from fedjax_sim.build import build
-from fedjax_sim.experiment import run
-from fedjax_sim.flags import UsageError, load, number, parse
+from fedjax_sim.config.build import build
+from fedjax_sim.config.flags import UsageError, load, number, parse
+from fedjax_sim.run.experiment import run
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")

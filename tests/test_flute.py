@@ -19,15 +19,16 @@ from fedjax_sim.algorithms.dga_rl import dga_rl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.personalized import Own, personalized
-from fedjax_sim.algorithms.replay import replay
-from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import Batch, Client, Loss, Metric, Task, Variables
-from fedjax_sim.privacy import additive, local
+from fedjax_sim.core import Batch, Client, Loss, Metric, Task, Variables
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.privacy import local
 from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.measurement import log_ratio
-from fedjax_sim.quantize import quantize
+from fedjax_sim.privacy.leakage.measurement import log_ratio
+from fedjax_sim.privacy.local import additive
 from fedjax_sim.tasks import function_task
-from fedjax_sim.work import LocalWork
+from fedjax_sim.training.replay import replay
+from fedjax_sim.training.stale import stale
+from fedjax_sim.transforms import quantize
 from problems import (
   flat,
   make_simulator,

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_sim import schedules
-from fedjax_sim.optimizers import descend, optimizer
+from fedjax_sim.training import schedules
+from fedjax_sim.training.optimizers import descend, optimizer
 
 
 def traced(hparams):

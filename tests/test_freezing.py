@@ -4,15 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import build
 from fedjax_sim.algorithms import fedavg, fedprox
-from fedjax_sim.config import default_config
+from fedjax_sim.config import build, default_config
 from fedjax_sim.data import load_digits
-from fedjax_sim.freezing import paths_of, with_frozen
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.work import LocalWork
+from fedjax_sim.tasks.freezing import paths_of, with_frozen
+from fedjax_sim.training.optimizers import optimizer
 from problems import blobs, flat, make_simulator, sgd, train
 
 

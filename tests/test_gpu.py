@@ -9,8 +9,8 @@ from jax.sharding import AxisType
 
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.distributed import AXIS
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
 
 pytestmark = pytest.mark.gpu

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim import cohort as cohorts
-from fedjax_sim import lanes
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.lanes import Probe
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine import plan as cohorts
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.simulation import lanes
+from fedjax_sim.simulation.lanes import Probe
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
 
 GB = 10**9

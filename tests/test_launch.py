@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from fedjax_sim import cores, launch
+from fedjax_sim.distributed import cpu, launcher
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENDS = 60  # seconds, on a busy machine, for what takes a moment
 
 LAUNCHER = """\
 import sys
-from fedjax_sim.launch import launch
+from fedjax_sim.distributed.launcher import launch
 sys.exit(launch(int(sys.argv[1]), ["run", "--a=1", "--b"], grace=0.5,
                 program=[sys.executable, "-c", sys.argv[2]]))
 """
@@ -78,7 +78,7 @@ def test_all_end_well(start):
     "print('output', rank)\n"
     "say(os.environ['FEDJAX_SIM_CPU_DEVICES'])\n",
   )
-  share = max(1, cores.count() // 3)
+  share = max(1, cpu.count() // 3)
   code, out, err = finish(process)
   assert (code, out) == (0, "output 0\n")
   assert err == [f"{rank} {share}" for rank in range(3)]
@@ -183,7 +183,7 @@ def test_workers_do_not_outlive_the_launcher(start):
   """Whose parents have sessions of their own and go on without it."""
   worker = (
     "import os, signal, sys, time\n"
-    "from fedjax_sim.supervise import Reporter\n"
+    "from fedjax_sim.distributed.supervisor import Reporter\n"
     "reporter, rank = Reporter.from_environment(), sys.argv[1]\n"
     "def save(*_):\n"
     "  os.write(2, f'{rank} saved\\n'.encode())\n"
@@ -194,7 +194,7 @@ def test_workers_do_not_outlive_the_launcher(start):
   )
   process = start(
     2,
-    "from fedjax_sim.supervise import supervise\n"
+    "from fedjax_sim.distributed.supervisor import supervise\n"
     f"command = [sys.executable, '-c', {worker!r}, str(rank)]\n"
     "sys.exit(supervise(command, timeout=60.0, rank=str(rank)))\n",
     follow="",
@@ -207,7 +207,7 @@ def test_workers_do_not_outlive_the_launcher(start):
 def test_a_program_that_does_not_start(tmp_path):
   missing = str(tmp_path / "missing")
   with pytest.raises(FileNotFoundError, match="missing"):
-    launch.launch(2, ["run"], program=[missing])
+    launcher.launch(2, ["run"], program=[missing])
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_program_that_does_not_start(tmp_path):
 )
 def test_ends_at_the_same_time(statuses, code):
   """What can be corrected comes before what the others then have."""
-  assert launch._first(statuses) == code
+  assert launcher._first(statuses) == code
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_ends_at_the_same_time(statuses, code):
   ],
 )
 def test_arguments(arguments):
-  assert launch.parse(arguments) == (4, ("run", "--config=a", "--"))
+  assert launcher.parse(arguments) == (4, ("run", "--config=a", "--"))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_arguments(arguments):
 )
 def test_wrong_arguments(arguments, words):
   with pytest.raises(ValueError, match="give|Give|leave") as caught:
-    launch.parse(arguments.split())
+    launcher.parse(arguments.split())
   text = str(caught.value)
   assert all(word in text for word in words), text
   assert "\n" not in text
@@ -268,6 +268,6 @@ def test_wrong_arguments(arguments, words):
 
 def test_wrong_calls():
   with pytest.raises(ValueError, match="--processes=0"):
-    launch.launch(0, ["run"])
+    launcher.launch(0, ["run"])
   with pytest.raises(ValueError, match="'list'"):
-    launch.launch(2, ["list"])
+    launcher.launch(2, ["list"])

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from fedjax_sim import base, losses
+from fedjax_sim import core
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Batch, Loss, Metric, Task, Variables
-from fedjax_sim.preflight import ModelError
-from fedjax_sim.tasks import function_task, linen_task, nnx_task
+from fedjax_sim.core import Batch, Loss, Metric, Task, Variables
+from fedjax_sim.simulation.preflight import ModelError
+from fedjax_sim.tasks import function_task, linen_task, losses, nnx_task
 from problems import blobs, make_simulator, sgd
 
 FEATURES, CLASSES, GAMMA = 6, 3, 2.0
@@ -149,7 +149,7 @@ def test_evaluation_has_the_numbers_of_a_loss():
   variables = task.init(KEY)
   batch = Batch(examples_of(np.ones(4, np.float32)), jnp.ones(4, bool))
   totals = [
-    base.sum_metrics(t, variables, batch)["loss"] for t in (task, plain)
+    core.sum_metrics(t, variables, batch)["loss"] for t in (task, plain)
   ]
   np.testing.assert_allclose(totals[0].total, 3 * totals[1].total, rtol=1e-6)
 

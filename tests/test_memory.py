@@ -12,12 +12,12 @@ import fedjax_sim
 fedjax_sim.setup(2)
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.data import load_digits
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.training.optimizers import optimizer
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.simulator import Simulator
 
 size, rounds, width = map(int, sys.argv[1:])
 data = load_digits(num_clients=1000, partition="iid")

@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.preflight import ModelError
+from fedjax_sim.simulation.preflight import ModelError
 from fedjax_sim.tasks import function_task, linen_task, nnx_task
 from problems import blobs, flat, make_simulator, sgd, train
 

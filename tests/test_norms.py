@@ -8,9 +8,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import transforms
-from fedjax_sim.norms import bounded, clipped, clipped_by_layer, fits, length
-from fedjax_sim.privacy.words import guessed
-from fedjax_sim.statistics import cosine, gradient_statistics
+from fedjax_sim.core.tree import (
+  bounded,
+  clipped,
+  clipped_by_layer,
+  fits,
+  length,
+)
+from fedjax_sim.engine.statistics import cosine, gradient_statistics
+from fedjax_sim.privacy.leakage.words import guessed
 from problems import flat
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_sim import validate
-from fedjax_sim.optimizers import (
+from fedjax_sim.core import validate
+from fedjax_sim.training.optimizers import (
   OPTIMIZERS,
   by_layer,
   clipped,

@@ -13,12 +13,13 @@ import scipy.signal
 import scipy.stats
 from flax import nnx
 
-from fedjax_sim import experiment, references
-from fedjax_sim.build import build
+from fedjax_sim.config.build import build
+from fedjax_sim.config.flags import load
+from fedjax_sim.core import references
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.flags import load
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.run import experiment
+from fedjax_sim.training.optimizers import optimizer
 from problems import make_simulator, quadratic, sgd, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

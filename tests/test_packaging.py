@@ -94,7 +94,7 @@ def test_wheel_has_metadata(unpacked: pathlib.Path) -> None:
   assert "License-Expression: Apache-2.0" in metadata
   assert (info / "licenses" / "LICENSE").is_file()
   scripts = (info / "entry_points.txt").read_text()
-  assert "fedjax-sim = fedjax_sim.cli:main" in scripts
+  assert "fedjax-sim = fedjax_sim.cli.main:main" in scripts
 
 
 def test_wheel_imports_elsewhere(unpacked: pathlib.Path) -> None:

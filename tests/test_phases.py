@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedjax_sim.phases import MEANING, Phases
+from fedjax_sim.simulation.timing import MEANING, Phases
 
 
 class Clock:

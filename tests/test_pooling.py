@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fedjax_sim import pooling
+from fedjax_sim.tasks import pooling
 from problems import check_same, normal
 
 

@@ -9,17 +9,18 @@ import optax
 import pytest
 from flax import nnx
 
-from fedjax_sim import aggregators, lanes, preflight, sampling
+from fedjax_sim import aggregators, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Aggregator, Loss, Metric, Task, Variables
+from fedjax_sim.core import Aggregator, Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, make_dataset
-from fedjax_sim.dispatch import DivergedError
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.preflight import ModelError
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.simulate import simulate
+from fedjax_sim.simulation import lanes, preflight
+from fedjax_sim.simulation.dispatch import DivergedError
+from fedjax_sim.simulation.preflight import ModelError
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.simulate import simulate
 from fedjax_sim.tasks import function_task, nnx_task
-from fedjax_sim.work import LocalWork
 from problems import MODELS, blobs, make_simulator, sgd
 
 DATA = blobs([5, 8, 6])

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import build, flags, processes
-from fedjax_sim.checkpoint import Checkpoints
+from fedjax_sim.config import build, flags
+from fedjax_sim.distributed import processes
+from fedjax_sim.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/digits_fedavg.py"

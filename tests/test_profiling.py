@@ -9,12 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import cli, experiment, profiling, reporting
+from fedjax_sim import reporting
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.cli.main import main
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.phases import MEANING, Phases
-from fedjax_sim.profiling import Profile, Trained
-from fedjax_sim.work import LocalWork
+from fedjax_sim.run import experiment, profiling
+from fedjax_sim.run.profiling import Profile, Trained
+from fedjax_sim.simulation import simulator as simulators
+from fedjax_sim.simulation.timing import MEANING, Phases
 from problems import blobs, make_simulator, sgd
 from test_experiment import at, no_curves, quick, summary_of
 
@@ -163,7 +166,7 @@ def test_an_error_ends_the_trace(tmp_path, monkeypatch):
   def fail():
     raise ZeroDivisionError
 
-  at(monkeypatch, experiment.Simulator, "dispatch", 2, fail)
+  at(monkeypatch, simulators.Simulator, "dispatch", 2, fail)
   with pytest.raises(ZeroDivisionError):
     experiment.run(quick(), tmp_path, profile=True)
   with jax.profiler.trace(str(tmp_path / "another")):
@@ -254,7 +257,7 @@ SMOKE = f"--config={Path(__file__).parents[1]}/configs/digits_fedavg.py:smoke"
 def test_wrong_flags(tmp_path, monkeypatch, capsys, arguments, words):
   monkeypatch.chdir(tmp_path)
   command, *rest = arguments
-  assert cli.main([command, SMOKE, *rest]) == 2
+  assert main([command, SMOKE, *rest]) == 2
   out, err = capsys.readouterr()
   assert out == ""
   assert err.startswith("fedjax-sim: error: ")
@@ -264,7 +267,7 @@ def test_wrong_flags(tmp_path, monkeypatch, capsys, arguments, words):
 
 
 def test_list_has_no_profile(capsys):
-  assert cli.main(["list", "--profile"]) == 2
+  assert main(["list", "--profile"]) == 2
   assert "profile" in capsys.readouterr().err
 
 

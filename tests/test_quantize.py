@@ -12,14 +12,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_sim import build, describe, flags, transforms, validate
+from fedjax_sim import transforms
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Transform
-from fedjax_sim.dispatch import Row
-from fedjax_sim.quantize import quantize
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.simulator import Simulator
-from fedjax_sim.work import LocalWork
+from fedjax_sim.cli import describe
+from fedjax_sim.config import build, flags
+from fedjax_sim.core import Transform, validate
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.simulation.dispatch import Row
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.transforms import quantize
 from problems import (
   MODELS,
   blobs,

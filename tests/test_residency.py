@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import distributed, lanes, residency
+from fedjax_sim import distributed
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine import residency
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.simulation import lanes
+from fedjax_sim.simulation.runtime import Runtime
 from problems import MODELS, blobs, make_simulator, sgd
 from sketches.ditto import ditto
 from sketches.mimelite import mimelite

@@ -12,11 +12,11 @@ from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
-from fedjax_sim.base import Metric, Task, key_for
+from fedjax_sim.core import Metric, Task, key_for
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.dispatch import DivergedError
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.simulation.dispatch import DivergedError
+from fedjax_sim.training.optimizers import optimizer
 from problems import (
   MODELS,
   blobs,
@@ -524,7 +524,7 @@ def test_clients_have_their_own_keys():
 
 
 def test_keys_of_different_purposes_differ():
-  from fedjax_sim.base import Purpose
+  from fedjax_sim.core import Purpose
 
   keys = {
     tuple(jax.random.key_data(key_for(0, p, i)).tolist())

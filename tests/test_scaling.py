@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fedjax_sim import aggregators, cohort, scaling
-from fedjax_sim import costs as client_costs
+from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.costs import Costs, Speed
+from fedjax_sim.engine import plan
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.scaling import Hardware, Model
-from fedjax_sim.work import LocalWork
+from fedjax_sim.simulation import costs as client_costs
+from fedjax_sim.simulation import scaling
+from fedjax_sim.simulation.costs import Costs, Speed
+from fedjax_sim.simulation.scaling import Hardware, Model
+from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator
 from sketches.scaffold import scaffold
 
@@ -79,10 +81,8 @@ def test_the_layout_is_that_of_the_plan(count, devices, lanes, virtual):
   offsets = np.concatenate([[0], np.cumsum(sizes)])
   works = [LocalWork(batch_size=3, epochs=2), LocalWork(batch_size=3)]
   ids = rng.choice(50, count, replace=False)
-  shape = cohort.capacity(
-    [sizes] * 2, works, count, lanes=lanes, devices=devices
-  )
-  planned = cohort.plan(
+  shape = plan.capacity([sizes] * 2, works, count, lanes=lanes, devices=devices)
+  planned = plan.plan(
     [offsets] * 2, works, ids, shape, seed=0, round_=0
   ).num_steps
   steps = np.stack([work.num_steps(sizes[ids]) for work in works], -1)
@@ -209,7 +209,7 @@ def test_what_two_devices_sum():
 
 def test_stale_updates_are_summed_twice():
   """Those of now, and those that come late."""
-  from fedjax_sim.algorithms.stale import stale
+  from fedjax_sim.training.stale import stale
 
   plain = simulator_of([5, 3])
   late = dataclasses.replace(plain, algorithm=stale(plain.algorithm, 0.3))

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import schedules
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Loss, Task, Variables
+from fedjax_sim.core import Loss, Task, Variables
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.models.char_lstm import char_lstm
-from fedjax_sim.scheduled_sampling import with_scheduled_sampling
+from fedjax_sim.tasks.scheduled_sampling import with_scheduled_sampling
+from fedjax_sim.training import schedules
 from problems import flat, make_simulator, params_of, sgd
 
 TOKENS = 7

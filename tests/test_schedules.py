@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_sim import Runtime, sampling, schedules, validate
+from fedjax_sim import Runtime, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Task
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.core import Task, validate
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training import schedules
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd
 
 

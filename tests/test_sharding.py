@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import aggregators, distributed, sampling, traffic, transforms
+from fedjax_sim import aggregators, distributed, sampling, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.distributed import AXIS, MODEL
+from fedjax_sim.engine import traffic
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.simulator import Simulator
-from fedjax_sim.work import LocalWork
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training.optimizers import optimizer
 from problems import (
   MODELS,
   blobs,

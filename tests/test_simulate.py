@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import sampling, validate
+from fedjax_sim import sampling
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Metric, Pass
+from fedjax_sim.core import Metric, Pass, validate
 from fedjax_sim.data import FederatedData, FederatedDataset, load_digits
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.simulate import simulate
-from fedjax_sim.simulator import Simulator
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.simulate import simulate
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training.optimizers import optimizer
 from problems import (
   MODELS,
   blobs,

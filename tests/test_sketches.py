@@ -12,8 +12,8 @@ import pytest
 
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.training.optimizers import optimizer
 from problems import (
   make_simulator,
   params_of,

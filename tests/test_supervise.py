@@ -9,21 +9,21 @@ import sys
 
 import pytest
 
-from fedjax_sim import supervise
+from fedjax_sim.distributed import supervisor
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENDS = 60  # seconds, on a busy machine, for what takes a moment
 
 PARENT = """\
 import sys
-from fedjax_sim.supervise import supervise
+from fedjax_sim.distributed.supervisor import supervise
 sys.exit(supervise(sys.argv[1:], timeout=60.0, rank="2"))
 """
 WORKER = """\
 import json, os, resource, signal, subprocess, sys, time
-from fedjax_sim import supervise
+from fedjax_sim.distributed import supervisor
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-reporter = supervise.Reporter.from_environment(every=0.1)
+reporter = supervisor.Reporter.from_environment(every=0.1)
 assert reporter is not None
 """
 
@@ -176,7 +176,7 @@ def test_a_full_pipe_does_not_stop_the_worker(start):
 @pytest.mark.parametrize(
   ("before", "after"),
   [
-    ("supervise._die_with_parent = lambda: None\n", ""),
+    ("supervisor._die_with_parent = lambda: None\n", ""),
     ("", ""),
     pytest.param(
       *("", "os.kill(os.getpid(), signal.SIGSTOP)\n"),
@@ -272,7 +272,7 @@ def test_garbage_in_the_pipe(start):
 
 def test_what_a_worker_starts_is_no_worker(start):
   program = (
-    "import os, sys; from fedjax_sim.supervise import Reporter\n"
+    "import os, sys; from fedjax_sim.distributed.supervisor import Reporter\n"
     "assert Reporter.from_environment() is None\n"
     "try: os.fstat(int(sys.argv[1]))\n"
     "except OSError: sys.exit(9)\n"
@@ -332,13 +332,13 @@ def test_a_line_of_its_own_in_a_terminal(start, monkeypatch):
 
 
 def test_no_reporter_without_a_parent(monkeypatch, tmp_path):
-  monkeypatch.delenv(supervise.REPORT_FD, raising=False)
-  assert supervise.Reporter.from_environment() is None
+  monkeypatch.delenv(supervisor.REPORT_FD, raising=False)
+  assert supervisor.Reporter.from_environment() is None
   with (tmp_path / "file").open("w") as file:
     for text in ("", "x", "-1", "1" * 30, str(file.fileno())):
-      monkeypatch.setenv(supervise.REPORT_FD, text)
-      assert supervise.Reporter.from_environment() is None
-      assert supervise.REPORT_FD not in os.environ
+      monkeypatch.setenv(supervisor.REPORT_FD, text)
+      assert supervisor.Reporter.from_environment() is None
+      assert supervisor.REPORT_FD not in os.environ
     file.write("whose number it is by chance")
 
 
@@ -346,7 +346,7 @@ def test_a_command_that_does_not_start(tmp_path):
   handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
   missing = str(tmp_path / "missing")
   with pytest.raises(FileNotFoundError, match="missing"):
-    supervise.supervise([missing], timeout=60.0, rank="0")
+    supervisor.supervise([missing], timeout=60.0, rank="0")
   assert handlers == [
     signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)
   ]
@@ -356,11 +356,11 @@ def test_nothing_but_the_standard_library():
   code = (
     "import sys\n"
     "before = set(sys.modules)\n"
-    "from fedjax_sim import launch, supervise\n"
-    "worker = 'from fedjax_sim.supervise import Reporter as R;'\n"
+    "from fedjax_sim.distributed import launcher, supervisor\n"
+    "worker = 'from fedjax_sim.distributed.supervisor import Reporter as R;'\n"
     "worker += 'R.from_environment().done(0)'\n"
     "command = [sys.executable, '-c', worker]\n"
-    "assert supervise.supervise(command, timeout=60.0, rank='0') == 0\n"
+    "assert supervisor.supervise(command, timeout=60.0, rank='0') == 0\n"
     "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
     "assert new - sys.stdlib_module_names == {'fedjax_sim'}, new\n"
     "assert not {'jax', 'numpy'} & set(sys.modules)\n"

@@ -9,22 +9,23 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from fedjax_sim import aggregators, base, losses, transforms
+from fedjax_sim import aggregators, core, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Batch, Loss, Metric, Task, Variables
-from fedjax_sim.freezing import with_frozen
-from fedjax_sim.further_metrics import MetricError, with_metrics
+from fedjax_sim.core import Batch, Loss, Metric, Task, Variables
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.preflight import ModelError
+from fedjax_sim.simulation.preflight import ModelError
 from fedjax_sim.tasks import (
   function_task,
   linen_task,
+  losses,
   nnx_task,
   with_compute_dtype,
   with_remat,
 )
-from fedjax_sim.work import LocalWork
+from fedjax_sim.tasks.freezing import with_frozen
+from fedjax_sim.tasks.metrics import MetricError, with_metrics
+from fedjax_sim.training.optimizers import optimizer
 from problems import blobs, flat, make_simulator, params_of, sgd, train
 
 FEATURES, HIDDEN, CLASSES = 6, 5, 3
@@ -476,7 +477,7 @@ def value_and_gradient(x, n, mask, w=0.5):
       {"x": jnp.asarray(x, jnp.float32), "n": jnp.asarray(n, jnp.float32)},
       jnp.asarray(mask),
     )
-    return base.mean_loss(weighted_task(), Variables(w), batch, KEY)
+    return core.mean_loss(weighted_task(), Variables(w), batch, KEY)
 
   return jax.jit(jax.value_and_grad(value, has_aux=True))(jnp.float32(w))
 
@@ -574,7 +575,7 @@ def mean_of(task, examples):
   batch = Batch(examples, jnp.array([True, True, True, False]))
 
   def mean(variables):
-    return base.mean_loss(task, variables, batch, KEY)
+    return core.mean_loss(task, variables, batch, KEY)
 
   def both(variables):
     by_params = lambda params: mean(variables._replace(params=params))

@@ -12,11 +12,11 @@ from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
 from fedjax_sim.algorithms.per_fedavg import per_fedavg
 from fedjax_sim.algorithms.personalized import personalized
-from fedjax_sim.base import Loss, Task, Variables
-from fedjax_sim.build import build
 from fedjax_sim.config import default_config
+from fedjax_sim.config.build import build
+from fedjax_sim.core import Loss, Task, Variables
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
 from problems import make_simulator, params_of, sgd, train
 
 SIZES = [7, 3, 5, 1]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fedjax_sim import aggregators, sampling, transforms
-from fedjax_sim import simulator as simulators
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.simulation import simulator as simulators
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.simulator import Simulator
 from problems import MODELS, blobs, flat, params_of, sgd
 
 

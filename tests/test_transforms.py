@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_sim import aggregators, sampling, transforms, validate
+from fedjax_sim import aggregators, sampling, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.work import LocalWork
+from fedjax_sim.core import validate
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.training.optimizers import optimizer
 from problems import (
   flat,
   make_simulator,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim import validate
-from fedjax_sim.validate import UnknownNameError
+from fedjax_sim.core import validate
+from fedjax_sim.core.validate import UnknownNameError
 
 
 def message(function, *arguments, **options):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim.walk import random_batch
+from fedjax_sim.engine.client_loop import random_batch
 
 EXAMPLES = {"x": jnp.arange(12.0).reshape(6, 2), "y": jnp.arange(6)}
 

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import schedules
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training import schedules
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd
 
 METRIC = "seen/accuracy"

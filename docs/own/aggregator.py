@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from ml_collections import ConfigDict
 
-from fedjax_sim.base import Aggregator
 from fedjax_sim.config import default_config
+from fedjax_sim.core import Aggregator
 
 
 def short_mean(fraction: float = 0.3) -> Aggregator:

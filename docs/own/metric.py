@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fedjax_sim.base import Metric
 from fedjax_sim.config import default_config
+from fedjax_sim.core import Metric
 
 
 def top_3(logits, examples):

@@ -21,10 +21,10 @@ from fedjax_sim import (
   optimizer,
 )
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Loss
+from fedjax_sim.core import Loss
 from fedjax_sim.data import load_digits
-from fedjax_sim.further_metrics import with_metrics
-from fedjax_sim.losses import classification_metrics, cross_entropy
+from fedjax_sim.tasks.losses import classification_metrics, cross_entropy
+from fedjax_sim.tasks.metrics import with_metrics
 
 
 def linear_task(features, classes) -> Task:

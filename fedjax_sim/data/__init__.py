@@ -10,10 +10,6 @@ and the partitioner's options.
 
 from collections.abc import Callable, Mapping
 
-from fedjax_sim.data.bucket import copy_store
-from fedjax_sim.data.cifar10 import load_cifar10
-from fedjax_sim.data.digits import load_digits
-from fedjax_sim.data.ecg import load_ecg
 from fedjax_sim.data.federated import (
   Augment,
   FederatedData,
@@ -25,16 +21,20 @@ from fedjax_sim.data.federated import (
   from_bytes,
   prepared_shapes,
 )
-from fedjax_sim.data.leaf import load_leaf_json
-from fedjax_sim.data.location import is_url, local, locate
-from fedjax_sim.data.mnist import (
+from fedjax_sim.data.loaders.cifar10 import load_cifar10
+from fedjax_sim.data.loaders.digits import load_digits
+from fedjax_sim.data.loaders.ecg import load_ecg
+from fedjax_sim.data.loaders.leaf import load_leaf_json
+from fedjax_sim.data.loaders.mnist import (
   load_mnist,
   load_mnist_power_law,
   load_mnist_writers,
 )
-from fedjax_sim.data.npz import load_npz, read_npz
+from fedjax_sim.data.loaders.npz import load_npz, read_npz
+from fedjax_sim.data.loaders.shakespeare import load_shakespeare
+from fedjax_sim.data.loaders.synthetic import load_synthetic
+from fedjax_sim.data.location import is_url, local, locate
 from fedjax_sim.data.partition import PARTITIONERS
-from fedjax_sim.data.shakespeare import load_shakespeare
 from fedjax_sim.data.splits import (
   make_dataset,
   split_clients,
@@ -50,9 +50,9 @@ from fedjax_sim.data.store import (
   verify,
   vocabulary_of,
 )
-from fedjax_sim.data.store_copy import partition_store, write_store
-from fedjax_sim.data.store_writer import StoreWriter
-from fedjax_sim.data.synthetic import load_synthetic
+from fedjax_sim.data.store.bucket import copy_store
+from fedjax_sim.data.store.rewrite import partition_store, write_store
+from fedjax_sim.data.store.writer import StoreWriter
 
 DATASETS: Mapping[str, Callable[..., FederatedDataset]] = {
   "cifar10": load_cifar10,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedjax_sim import validate
+from fedjax_sim.core import validate
 
 Examples = Mapping[str, np.ndarray]  # field -> (examples, ...)
 Names = Sequence[str]  # of clients

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedjax_sim import references, validate
+from fedjax_sim.core import references, validate
 from fedjax_sim.data.federated import Examples, FederatedData
 from fedjax_sim.data.seeding import Stream, generator
 

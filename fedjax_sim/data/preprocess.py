@@ -33,9 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_sim import validate
-from fedjax_sim.augment import LEAST_SIDE
-from fedjax_sim.base import Array, Key
+from fedjax_sim.core import Array, Key, validate
+from fedjax_sim.data.augment import LEAST_SIDE
 from fedjax_sim.data.federated import (
   Augment,
   FederatedDataset,

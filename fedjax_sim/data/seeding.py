@@ -6,7 +6,7 @@ import enum
 
 import numpy as np
 
-from fedjax_sim import validate
+from fedjax_sim.core import validate
 
 MOST_SEED = 2**64 - 1
 _DATA = 6 << 32  # `base.Purpose.DATA`: apart from the engine's own streams

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim import validate
+from fedjax_sim.core import validate
 from fedjax_sim.data.federated import (
   Examples,
   FederatedData,

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
-from fedjax_sim.base import Array, Key
+from fedjax_sim.core import Array, Key
 from fedjax_sim.privacy import library
 
 KEPT = 0.999  # of a delta, for mechanisms; a thousandth is the generator's

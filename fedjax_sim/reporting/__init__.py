@@ -4,30 +4,28 @@ Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Matplotlib,
 rich, tensorboardX and pyarrow are imported where they are used.
 """
 
-from fedjax_sim.reporting.atomic import (
-  replace_atomically,
-  write_atomically,
-)
-from fedjax_sim.reporting.client_picture import (
-  MOST_BARS,
-  MOST_NAMES,
-  draw_clients,
-)
+from fedjax_sim.core.files import replace_atomically, write_atomically
+from fedjax_sim.core.json_file import write_json
 from fedjax_sim.reporting.client_rounds import (
   ClientRounds,
   draw_client_rounds,
   join_client_rounds,
   remove_parts,
 )
-from fedjax_sim.reporting.curves import draw_curves
 from fedjax_sim.reporting.events import EventFiles
-from fedjax_sim.reporting.json_file import write_json
-from fedjax_sim.reporting.metrics_file import MetricsFile, columns, read_metrics
-from fedjax_sim.reporting.privacy_curves import (
+from fedjax_sim.reporting.figures.client_picture import (
+  MOST_BARS,
+  MOST_NAMES,
+  draw_clients,
+)
+from fedjax_sim.reporting.figures.curves import draw_curves
+from fedjax_sim.reporting.figures.privacy_curves import (
   Setting,
   draw_privacy_curves,
   write_privacy_curves,
 )
+from fedjax_sim.reporting.import_progress import written
+from fedjax_sim.reporting.metrics_file import MetricsFile, columns, read_metrics
 from fedjax_sim.reporting.progress import Progress
 from fedjax_sim.reporting.table import (
   final_text,
@@ -35,7 +33,6 @@ from fedjax_sim.reporting.table import (
   print_final_table,
   print_phases,
 )
-from fedjax_sim.reporting.written import written
 
 __all__ = [
   "MOST_BARS",

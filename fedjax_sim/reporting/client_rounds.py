@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.reporting.atomic import replace_atomically, write_atomically
+from fedjax_sim.core.files import replace_atomically, write_atomically
 
 _GROUP = 2**16  # lines of a row group
 _QUANTILES = (10, 50, 90)

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from fedjax_sim import validate
-from fedjax_sim.reporting.atomic import write_atomically
-from fedjax_sim.reporting.json_file import plain
+from fedjax_sim.core import validate
+from fedjax_sim.core.files import write_atomically
+from fedjax_sim.core.json_file import plain
 
 Row = Mapping[str, float]  # "round" (a whole number) and what is known of it
 

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from fedjax_sim.reporting import wording
+from fedjax_sim.reporting import formatting
 from fedjax_sim.reporting.metrics_file import Row
 
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ class Progress:
       return
     round_ = int(row["round"])
     if "test/accuracy" in row:
-      self._accuracy = wording.number(row["test/accuracy"])
+      self._accuracy = formatting.number(row["test/accuracy"])
     self._bar.update(
       self._bar.task_ids[0],
       completed=round_,
-      loss=wording.number(row["train/loss"]) if "train/loss" in row else "-",
+      loss=formatting.number(row["train/loss"]) if "train/loss" in row else "-",
       accuracy=self._accuracy,
       epsilon=_epsilon(row),
-      speed=wording.number(clients_per_second),
+      speed=formatting.number(clients_per_second),
       left=self._pace.left(round_, self._rounds),
     )
 
@@ -117,7 +117,7 @@ def _epsilon(row: Row) -> str:
   for key in ("epsilon", "simulated_epsilon"):
     if f"privacy/{key}" in row:
       name = key.replace("_", " ")
-      return f"{name} {wording.number(row[f'privacy/{key}'])}  "
+      return f"{name} {formatting.number(row[f'privacy/{key}'])}  "
   return ""
 
 

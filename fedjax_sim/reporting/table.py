@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fedjax_sim.reporting import wording
+from fedjax_sim.reporting import formatting
 
 if TYPE_CHECKING:
   from rich.console import Console
@@ -37,7 +37,9 @@ def print_final_table(
   table.add_column(style="bold")
   table.add_column(overflow="fold")
   for name, value in metrics.items():
-    table.add_row(Text(name), Text(wording.metric(name, value), style="cyan"))
+    table.add_row(
+      Text(name), Text(formatting.metric(name, value), style="cyan")
+    )
   table.add_section()
   for name, text in facts.items():
     table.add_row(Text(name), Text(text))
@@ -47,7 +49,7 @@ def print_final_table(
 def final_text(metrics: Mapping[str, float], facts: Mapping[str, str]) -> str:
   """Lines `name  value`, aligned; the arguments of `print_final_table`."""
   values = {
-    name: wording.metric(name, value) for name, value in metrics.items()
+    name: formatting.metric(name, value) for name, value in metrics.items()
   }
   lines = [*values.items(), *facts.items()]
   width = max((len(name) for name, _ in lines), default=0)

@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import aggregators, sampling, walk
+from fedjax_sim import aggregators, sampling
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.replay import replay
-from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import (
+from fedjax_sim.core import (
   Aggregate,
   Batch,
   Client,
@@ -29,12 +27,15 @@ from fedjax_sim.base import (
   key_for,
   noise_key_for,
 )
-from fedjax_sim.cohort import at_round
 from fedjax_sim.data import with_few_labels
+from fedjax_sim.engine import client_loop
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.plan import at_round
+from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.models.kmeans import kmeans as centroids_task
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.traffic import report_shapes
-from fedjax_sim.work import LocalWork
+from fedjax_sim.training.optimizers import optimizer
+from fedjax_sim.training.replay import replay
+from fedjax_sim.training.stale import stale
 from problems import blobs, flat, make_simulator, sgd
 from sketches.adaptive_clipping import adaptive_clipping
 from sketches.ditto import ditto
@@ -286,7 +287,7 @@ def by_hand(simulator, state):
     )
     carries: tuple[Any, ...] = ()
     for p, walked in enumerate(algorithm.passes):
-      key = walk.pass_key(client.key, p)
+      key = client_loop.pass_key(client.key, p)
       carry = walked.start(client, *carries)
       for i in range(plan.num_steps[where][p]):
         first = plan.start[where][p] + i * simulator.works[p].batch_size

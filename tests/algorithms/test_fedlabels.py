@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim import transforms, validate
+from fedjax_sim import transforms
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels, pseudo_labels
-from fedjax_sim.base import Loss, Metric, Task, Variables
+from fedjax_sim.core import Loss, Metric, Task, Variables, validate
 from fedjax_sim.data import FederatedData, load_digits, with_few_labels
-from fedjax_sim.losses import cross_entropy
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.char_lstm import char_lstm
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.optimizers import optimizer
 from fedjax_sim.tasks import function_task
-from fedjax_sim.work import LocalWork
+from fedjax_sim.tasks.losses import cross_entropy
+from fedjax_sim.training.optimizers import optimizer
 from problems import blobs, make_simulator, params_of, sgd, train
 
 FEATURES, CLASSES = 4, 3

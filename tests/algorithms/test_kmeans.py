@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedjax_sim import sampling, traffic
+from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.kmeans import Clusters, kmeans
-from fedjax_sim.base import Aggregate, Batch, Context, Members, Release
+from fedjax_sim.core import Aggregate, Batch, Context, Members, Release
 from fedjax_sim.data import load_digits
+from fedjax_sim.engine import traffic
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.kmeans import kmeans as centroids_task
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.privacy.calibration import calibrate
+from fedjax_sim.privacy.accounting.calibration import calibrate
 from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.work import LocalWork
 from problems import blobs, make_simulator, params_of, sgd, train
 
 SIZES = [3, 17, 8, 1, 30, 6]

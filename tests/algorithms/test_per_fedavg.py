@@ -10,9 +10,9 @@ import pytest
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.per_fedavg import halves, per_fedavg
-from fedjax_sim.base import Batch
+from fedjax_sim.core import Batch
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
 from problems import (
   make_simulator,
   params_of,

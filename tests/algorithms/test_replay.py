@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.replay import replay
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.training.replay import replay
 from problems import (
   make_simulator,
   params_of,

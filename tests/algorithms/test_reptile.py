@@ -5,11 +5,11 @@ import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.reptile import reptile
-from fedjax_sim.build import build
 from fedjax_sim.config import default_config
+from fedjax_sim.config.build import build
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.optimizers import optimizer
-from fedjax_sim.work import LocalWork
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.training.optimizers import optimizer
 from problems import make_simulator, params_of, quadratic, sgd, train
 
 CENTRES = np.array([[4.0, 0.0], [-2.0, 1.0], [1.0, 3.0]])

@@ -7,9 +7,9 @@ import pytest
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import Purpose, key_for
-from fedjax_sim.work import LocalWork
+from fedjax_sim.core import Purpose, key_for
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.training.stale import stale
 from problems import (
   make_simulator,
   params_of,

@@ -10,18 +10,18 @@ import fsspec
 import numpy as np
 import pytest
 
-from fedjax_sim import cli
+from fedjax_sim.cli.main import main
 from fedjax_sim.data import (
   StoreError,
   StoreWriter,
-  bucket,
   copy_store,
   load_store,
   open_store,
-  store_writer,
   verify,
   vocabulary_of,
 )
+from fedjax_sim.data.store import bucket
+from fedjax_sim.data.store import writer as writers
 
 RNG = np.random.default_rng(0)
 
@@ -77,9 +77,9 @@ def test_from_a_server(store, tmp_path, capsys):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}"
     given = ["data", "copy", f"--to={tmp_path / 'copy'}"]
-    assert cli.main([*given, f"--store={base}/store"]) == 0
+    assert main([*given, f"--store={base}/store"]) == 0
     assert "3 clients" in capsys.readouterr().out
-    assert cli.main([*given[:2], f"--store={base}/no", "--to=x"]) == 2
+    assert main([*given[:2], f"--store={base}/no", "--to=x"]) == 2
     assert "/no is no store" in capsys.readouterr().err
     server.shutdown()
   assert bytes_of(tmp_path / "copy") == bytes_of(store)
@@ -111,7 +111,7 @@ def test_no_file_leaves_the_folder(store, url, tmp_path, name):
   facts = json.loads(memory.cat(f"{url}/store.json"))
   files = facts["splits"]["train"]["files"]
   files[name] = files["fields/x.npy"]
-  facts["sha256"] = store_writer.seal(facts)
+  facts["sha256"] = writers.seal(facts)
   memory.pipe(f"{url}/store.json", json.dumps(facts).encode())
   with pytest.raises(StoreError, match="which is no store's file"):
     copy_store(url, str(tmp_path / "copy"))

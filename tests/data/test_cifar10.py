@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedjax_sim.data import cifar10, load_cifar10
+from fedjax_sim.data import load_cifar10
+from fedjax_sim.data.loaders import cifar10
 
 TRAIN, TEST = 1_100, 12
 

@@ -11,13 +11,12 @@ from fedjax_sim.data import (
   FederatedData,
   FederatedDataset,
   check_labels,
-  cifar10,
   from_bytes,
-  leaf,
   make_dataset,
   split_clients,
   split_off_clients,
 )
+from fedjax_sim.data.loaders import cifar10, leaf
 
 
 def of_sizes(sizes, names=None, allow_empty=False):

@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from fedjax_sim.data.idx import read_fields, read_idx
+from fedjax_sim.data.array_files import read_fields, read_idx
 from fedjax_sim.data.location import find
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)

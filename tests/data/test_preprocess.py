@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fedjax_sim import experiment
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Purpose, key_for
-from fedjax_sim.build import build
 from fedjax_sim.config import default_config
+from fedjax_sim.config.build import build
+from fedjax_sim.core import Purpose, key_for
 from fedjax_sim.data import (
   FederatedData,
   FederatedDataset,
@@ -37,10 +36,11 @@ from fedjax_sim.data.preprocess import (
   with_padding,
   with_reshape,
 )
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.client_loop import pass_key
 from fedjax_sim.privacy.leakage import leakage
-from fedjax_sim.runtime import Runtime
-from fedjax_sim.walk import pass_key
-from fedjax_sim.work import LocalWork
+from fedjax_sim.run import experiment
+from fedjax_sim.simulation.runtime import Runtime
 from problems import (
   MODELS,
   flat,

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedjax_sim import experiment, flags
-from fedjax_sim.build import build
+from fedjax_sim.config import flags
+from fedjax_sim.config.build import build
 from fedjax_sim.data import (
   FederatedData,
   StoredData,
@@ -23,10 +23,11 @@ from fedjax_sim.data import (
   load_digits,
   load_store,
   open_store,
-  store_column,
   verify,
 )
-from fedjax_sim.data import store_writer as writers
+from fedjax_sim.data.store import column as columns
+from fedjax_sim.data.store import writer
+from fedjax_sim.run import experiment
 from test_features import DIGITS
 
 FIXTURE = settings(
@@ -87,8 +88,8 @@ def test_examples_come_back_by_client(pieces, chunk, tmp_path_factory):
     names = [f"ä{client}" for client, _ in piece]
     blocks.append((names, sizes, examples_of(total, first - total)))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(store_column, "CHUNK", chunk)
-    patch.setattr(store_column, "BLOCK", 64)
+    patch.setattr(columns, "CHUNK", chunk)
+    patch.setattr(columns, "BLOCK", 64)
     if not expected:
       with pytest.raises(ValueError, match="no client with examples"):
         write(path, blocks)
@@ -334,7 +335,7 @@ def test_another_version(tmp_path):
 def test_every_flipped_byte_is_found(data, tmp_path_factory):
   path = tmp_path_factory.mktemp("store") / "s"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(store_column, "BLOCK", 64)
+    patch.setattr(columns, "BLOCK", 64)
     write(path, [("abc", [4, 9, 2], examples_of(15))])
   files = sorted(p for p in path.rglob("*") if p.is_file())
   file = data.draw(st.sampled_from(files))
@@ -344,7 +345,7 @@ def test_every_flipped_byte_is_found(data, tmp_path_factory):
   content[where] ^= flip
   file.write_bytes(content)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(store_column, "BLOCK", 64)
+    patch.setattr(columns, "BLOCK", 64)
     if file.name == "store.json" and _sealed(content):
       verify(path)  # another space in the text, or the like
     else:
@@ -355,7 +356,7 @@ def test_every_flipped_byte_is_found(data, tmp_path_factory):
 def _sealed(text):
   try:
     facts = json.loads(text)
-    return facts["sha256"] == writers.seal(facts)
+    return facts["sha256"] == writer.seal(facts)
   except (ValueError, KeyError, TypeError):
     return False
 
@@ -460,12 +461,12 @@ def test_opening_reads_no_examples(tmp_path, monkeypatch):
   write(path, [("ab", [1, 2], examples_of(3))])
   file = path / "train" / "fields" / "x.npy"
   rows = 10**11
-  head = store_column.header(np.dtype(np.float32), (rows, 3))
+  head = columns.header(np.dtype(np.float32), (rows, 3))
   facts = json.loads((path / "store.json").read_text())
   for name in ("x", "y"):
     said = facts["splits"]["train"]["files"][f"fields/{name}.npy"]
     said["shape"][0] = rows
-    head = store_column.header(np.dtype(said["dtype"]), tuple(said["shape"]))
+    head = columns.header(np.dtype(said["dtype"]), tuple(said["shape"]))
     file = path / "train" / "fields" / f"{name}.npy"
     size = np.dtype(said["dtype"]).itemsize * int(np.prod(said["shape"]))
     with file.open("wb") as opened:
@@ -476,7 +477,7 @@ def test_opening_reads_no_examples(tmp_path, monkeypatch):
         pytest.skip("this file system has no such large files")
   offsets = np.array([0, 1, rows])
   np.save(path / "train" / "offsets.npy", offsets)
-  facts["sha256"] = writers.seal(facts)
+  facts["sha256"] = writer.seal(facts)
   (path / "store.json").write_text(json.dumps(facts))
   data = open_store(path)
   assert data.train.num_examples == rows
@@ -499,15 +500,15 @@ def test_a_disk_that_stays_full(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  close = store_column.Column.close
+  close = columns.Column.close
 
   def write():
     with StoreWriter(tmp_path / "s") as store:
       split = store.split("train")
       split.append(["a"], [1], {"x": np.zeros(1)})
-      monkeypatch.setattr(store_column.Column, "append", full)
+      monkeypatch.setattr(columns.Column, "append", full)
       monkeypatch.setattr(
-        store_column.Column, "close", lambda column: full(close(column))
+        columns.Column, "close", lambda column: full(close(column))
       )
       split.append(["b"], [1], {"x": np.zeros(1)})
 

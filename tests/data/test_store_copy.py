@@ -8,11 +8,11 @@ from fedjax_sim.data import (
   make_dataset,
   open_store,
   partition_store,
-  store_copy,
   verify,
   write_store,
 )
 from fedjax_sim.data.partition import deal
+from fedjax_sim.data.store import rewrite
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 2)).astype(np.float32)
@@ -58,7 +58,7 @@ def same(found, expected):
   ],
 )
 def test_splits(tmp_path, monkeypatch, store, options, block):
-  monkeypatch.setattr(store_copy, "BLOCK", block)
+  monkeypatch.setattr(rewrite, "BLOCK", block)
   told = []
   partition_store(
     tmp_path / "two",

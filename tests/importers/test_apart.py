@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import writers
 
-from fedjax_sim.importers import apart, import_store
-from fedjax_sim.importers.blocks import Block
+from fedjax_sim.data.importers import import_store, isolated
+from fedjax_sim.data.importers.blocks import Block
 
 FILE, OTHER = pathlib.Path("some.h5"), pathlib.Path("other.h5")
 
@@ -57,7 +57,7 @@ def dies(by):
 
 
 def blocks(last):
-  return apart.apart([FILE], "HDF5", functools.partial(reads, last))
+  return isolated.apart([FILE], "HDF5", functools.partial(reads, last))
 
 
 def test_gives_what_the_reader_gives(capfd):
@@ -112,11 +112,11 @@ def crashes_in_the_second(file):
 
 def test_one_process_reads_all_files():
   found = list(
-    apart.apart([FILE, FILE], "HDF5", functools.partial(reads, prints))
+    isolated.apart([FILE, FILE], "HDF5", functools.partial(reads, prints))
   )
   assert [b.names for b in found] == [["a"], ["b"]] * 2
   with pytest.raises(ValueError, match="other.h5 cannot .* after client 'b'"):
-    list(apart.apart([FILE, OTHER], "HDF5", crashes_in_the_second))
+    list(isolated.apart([FILE, OTHER], "HDF5", crashes_in_the_second))
 
 
 @pytest.mark.parametrize("name", ["pickle", "struct"])
@@ -128,7 +128,7 @@ def test_takes_no_module_from_the_working_folder(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("how", ["ignored", "blocked"])
 def test_its_time_ends_whatever_it_inherits(monkeypatch, how):
-  monkeypatch.setattr(apart, "LIMIT", 0.5)
+  monkeypatch.setattr(isolated, "LIMIT", 0.5)
   before = signal.getsignal(signal.SIGPROF)
   if how == "ignored":
     signal.signal(signal.SIGPROF, signal.SIG_IGN)
@@ -151,20 +151,20 @@ def test_an_interpreter_that_does_not_start(monkeypatch):
 
 
 def test_ends_what_computes_for_too_long(monkeypatch):
-  monkeypatch.setattr(apart, "LIMIT", 0.5)
+  monkeypatch.setattr(isolated, "LIMIT", 0.5)
   with pytest.raises(ValueError, match="after client 'b' .* within 0.5 s"):
     list(blocks(loops))
 
 
 def test_stops_with_who_asks(monkeypatch):
   started = []
-  popen = apart.subprocess.Popen
+  popen = isolated.subprocess.Popen
 
   def kept(*args, **options):
     started.append(popen(*args, **options))
     return started[-1]
 
-  monkeypatch.setattr(apart.subprocess, "Popen", kept)
+  monkeypatch.setattr(isolated.subprocess, "Popen", kept)
   read = blocks(loops)
   assert next(read).names == ["a"]
   read.close()
@@ -181,7 +181,7 @@ def test_a_library_that_loops_leaves_no_store(tmp_path, monkeypatch):
   first = data.index(b"GCOL") + 16
   data[first + 8 : first + 16] = struct.pack("<q", -16)
   file.write_bytes(data)
-  monkeypatch.setattr(apart, "LIMIT", 1.0)
+  monkeypatch.setattr(isolated, "LIMIT", 1.0)
   with pytest.raises(ValueError, match="hdf5 cannot .*before its first client"):
     import_store(tmp_path / "s", {"train": source})
   assert sorted(tmp_path.iterdir()) == [file]

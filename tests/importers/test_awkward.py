@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim.data import load_leaf_json, load_npz, open_store
-from fedjax_sim.importers import (
+from fedjax_sim.data.importers import (
   flute_hdf5,
   import_store,
   json_lines,

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedjax_sim import importers
-from fedjax_sim.data import open_store
-from fedjax_sim.importers import examples, import_store
-from fedjax_sim.importers.fields import assigned
+from fedjax_sim.data import importers, open_store
+from fedjax_sim.data.importers import examples, import_store
+from fedjax_sim.data.importers.fields import assigned
 
 PAIRS = [
   ("a", {"p1": 1, "p2": 2, "label": 3, "note": "n"}),

@@ -25,9 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 import writers
 
-from fedjax_sim import importers
-from fedjax_sim.data import load_leaf_json, open_store, verify
-from fedjax_sim.importers import blocks, import_store
+from fedjax_sim.data import importers, load_leaf_json, open_store, verify
+from fedjax_sim.data.importers import blocks, import_store
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (40, 3, 2), np.uint8)

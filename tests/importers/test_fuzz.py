@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedjax_sim.data import open_store, verify
-from fedjax_sim.importers import apart, import_store
+from fedjax_sim.data.importers import import_store, isolated
 
 FILES = {
   name: writer
@@ -41,7 +41,7 @@ datasets.disable_progress_bars()
 def patience():
   """Seconds that the library of HDF5 may compute, of so small a file."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(apart, "LIMIT", 5.0)
+    patch.setattr(isolated, "LIMIT", 5.0)
     yield
 
 

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedjax_sim.data import open_store
-from fedjax_sim.importers import (
+from fedjax_sim.data.importers import (
   Block,
   Characters,
   Words,
   examples,
   import_store,
 )
-from fedjax_sim.importers.blocks import grouped
+from fedjax_sim.data.importers.blocks import grouped
 
 
 def stored(path, pairs, **options):

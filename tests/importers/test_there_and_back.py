@@ -10,10 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_sim import exporters, importers
-from fedjax_sim.data import FederatedData, open_store
-from fedjax_sim.importers import hdf5
-from fedjax_sim.importers.fields import DTYPES
+from fedjax_sim.data import FederatedData, exporters, importers, open_store
+from fedjax_sim.data.importers import hdf5
+from fedjax_sim.data.importers.fields import DTYPES
 
 # What a store takes: any text that is UTF-8.
 NAMES = st.text(st.characters(codec="utf-8"), max_size=8)

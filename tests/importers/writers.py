@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedjax_sim import importers
+from fedjax_sim.data import importers
 
 COLUMNS = {"x": "x", "y": "y"}
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
-from fedjax_sim.base import Release
-from fedjax_sim.privacy import accountants, accounting, draws, guard
-from fedjax_sim.privacy.accountants import Step
-from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.reporting import json_file
+from fedjax_sim.core import Release, json_file
+from fedjax_sim.privacy import accounting, draws
+from fedjax_sim.privacy.accounting import Ledger, accountants
+from fedjax_sim.privacy.accounting.accountants import Step
+from fedjax_sim.privacy.central import guard
 from fedjax_sim.sampling import Participation, poisson, uniform
 
 RELATION = dp_accounting.NeighboringRelation

@@ -11,15 +11,15 @@ import scipy.stats
 
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Release
+from fedjax_sim.core import Release
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.privacy.audit import LAWS, audit, moved, separation
-from fedjax_sim.privacy.canaries import Canaries, Evidence, Moments
 from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.factorization import banded
-from fedjax_sim.privacy.guard import Budget
-from fedjax_sim.simulator import Simulator
-from fedjax_sim.work import LocalWork
+from fedjax_sim.privacy.central.audit import LAWS, audit, moved, separation
+from fedjax_sim.privacy.central.canaries import Canaries, Evidence, Moments
+from fedjax_sim.privacy.central.factorization import banded
+from fedjax_sim.privacy.central.guard import Budget
+from fedjax_sim.simulation.simulator import Simulator
 from problems import quadratic, quadratic_data, sgd, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

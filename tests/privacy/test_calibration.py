@@ -2,9 +2,12 @@
 
 import pytest
 
-from fedjax_sim.base import Release
+from fedjax_sim.core import Release
 from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.privacy.calibration import calibrate, calibrate_cohort
+from fedjax_sim.privacy.accounting.calibration import (
+  calibrate,
+  calibrate_cohort,
+)
 from fedjax_sim.sampling import Participation, poisson, uniform
 
 

@@ -8,15 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import norms, sampling
+from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Aggregate, Context, Members, Release
-from fedjax_sim.privacy import central as centrals
-from fedjax_sim.privacy import worst_case
+from fedjax_sim.core import Aggregate, Context, Members, Release
+from fedjax_sim.core import tree as trees
 from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.privacy.audit import audit
-from fedjax_sim.privacy.canaries import KINDS, AuditState, Canaries
-from fedjax_sim.privacy.central import Central, Contribution, central
+from fedjax_sim.privacy.central import (
+  Central,
+  Contribution,
+  central,
+  mechanism,
+  worst_case,
+)
+from fedjax_sim.privacy.central.audit import audit
+from fedjax_sim.privacy.central.canaries import KINDS, AuditState, Canaries
 from fedjax_sim.tasks import function_task
 from problems import sgd
 
@@ -32,7 +37,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def scaled(tree, length, bound):
-  scale = (1 - norms.MARGIN) / jnp.maximum(length, bound)
+  scale = (1 - trees.MARGIN) / jnp.maximum(length, bound)
   return jax.tree.map(lambda x: (x * scale).astype(jnp.float32), tree)
 
 
@@ -42,22 +47,22 @@ def no_clip(tree, bound, order=2):
 
 def flushed_clip(tree, bound, order=2):
   """Long updates have no length, as where the inverse is flushed to zero."""
-  length = norms.length(tree, order)
+  length = trees.length(tree, order)
   return scaled(tree, jnp.where(length >= 2.0**126, 0, length), bound)
 
 
 def layers_to_the_whole_bound(tree, bound, order=2):
-  return {name: norms.clipped(x, bound, order) for name, x in tree.items()}
+  return {name: trees.clipped(x, bound, order) for name, x in tree.items()}
 
 
 def clip_without_layer(tree, bound, order=2):
-  return scaled(tree, norms.length([tree["a"], tree["b"]], order), bound)
+  return scaled(tree, trees.length([tree["a"], tree["b"]], order), bound)
 
 
 def centred_clip(tree, bound, order=2):
   """The standard deviation instead of the root of the mean square."""
   flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
-  return scaled(tree, norms.length(flat - flat.mean(), order), bound)
+  return scaled(tree, trees.length(flat - flat.mean(), order), bound)
 
 
 BROKEN = {
@@ -154,7 +159,7 @@ def test_honest_rounds_pass_and_noise_too_small_by_four_is_caught():
 def test_a_broken_clip_is_caught(monkeypatch, name):
   per_layer = name == "whole bound by layer"
   where = "clipped_by_layer" if per_layer else "clipped"
-  monkeypatch.setattr(centrals, where, BROKEN[name])
+  monkeypatch.setattr(mechanism, where, BROKEN[name])
   run = program(private_algorithm(40, per_layer=per_layer))
   for epsilon, sigma in SIGMAS.items():
     found = judged(run(sigma, 0, LIKE), epsilon)
@@ -190,7 +195,7 @@ def test_the_gradient_finds_what_random_directions_do_not(monkeypatch):
     """Does not count what is along one direction."""
     along = dot(tree, blind)
     rest = jax.tree.map(lambda x, d: x - along * d, tree, blind)
-    return scaled(tree, norms.length(rest), 1.0)
+    return scaled(tree, trees.length(rest), 1.0)
 
   def seek() -> worst_case.Worst:
     one = jnp.float32(1)
@@ -211,10 +216,10 @@ def test_the_gradient_finds_what_random_directions_do_not(monkeypatch):
 def test_of_a_right_clip_no_worse_case_is_found():
   found = jax.jit(
     lambda key: worst_case.worst(
-      key, LIKE, functools.partial(norms.clipped, bound=0.5), jnp.float32(0.5)
+      key, LIKE, functools.partial(trees.clipped, bound=0.5), jnp.float32(0.5)
     )
   )(jax.random.key(0))
-  assert 1 - 2 * norms.MARGIN < found.contributes <= 1
+  assert 1 - 2 * trees.MARGIN < found.contributes <= 1
 
 
 # --- what canaries are --------------------------------------------------------

@@ -12,7 +12,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_sim import sampling, traffic
+from fedjax_sim import sampling
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
@@ -23,11 +23,11 @@ from fedjax_sim.algorithms.per_fedavg import per_fedavg
 from fedjax_sim.algorithms.personalized import personalized
 from fedjax_sim.algorithms.reptile import reptile
 from fedjax_sim.data import with_few_labels
+from fedjax_sim.engine import traffic
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.kmeans import kmeans as centroids_task
-from fedjax_sim.privacy import central as central_privacy
-from fedjax_sim.privacy.central import Central, Contribution, central
-from fedjax_sim.privacy.factorization import banded, blt
-from fedjax_sim.work import LocalWork
+from fedjax_sim.privacy.central import Central, Contribution, central, mechanism
+from fedjax_sim.privacy.central.factorization import banded, blt
 from problems import (
   MODELS,
   blobs,
@@ -88,7 +88,7 @@ def test_a_last_look_is_at_all_that_is_sent(
     factor = jnp.float32(factors.get(part, 1.0))
     return jax.tree.map(lambda x: factor * x, tree)
 
-  monkeypatch.setattr(central_privacy, "clipped", broken)
+  monkeypatch.setattr(mechanism, "clipped", broken)
   centres = np.full((5, 2), 0.6)
   centres[4] = 0  # one that always fits
   task, data = quadratic(2), quadratic_data(centres)

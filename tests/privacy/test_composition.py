@@ -9,10 +9,12 @@ import pytest
 from dp_accounting import pld
 from scipy import integrate, optimize, stats
 
-from fedjax_sim import cli, experiment, flags
-from fedjax_sim.privacy import accountants, composition
-from fedjax_sim.privacy.accountants import Step
-from fedjax_sim.privacy.composition import Account
+from fedjax_sim.cli.main import main
+from fedjax_sim.config import flags
+from fedjax_sim.privacy.accounting import accountants, composition
+from fedjax_sim.privacy.accounting.accountants import Step
+from fedjax_sim.privacy.accounting.composition import Account
+from fedjax_sim.run import experiment
 from test_features import DIGITS
 
 
@@ -219,7 +221,7 @@ def test_a_study_of_two_runs(tmp_path, capsys):
   assert not (tmp_path / "other" / "summary.json").exists()
   capsys.readouterr()
   folders = [str(tmp_path / name) for name in ("one", "other")]
-  assert cli.main(["privacy", "compose", *folders, "--delta=1e-3"]) == 0
+  assert main(["privacy", "compose", *folders, "--delta=1e-3"]) == 0
   out = capsys.readouterr().out
   rate = 20 / 90
   expected = accountants.together(
@@ -241,7 +243,7 @@ def test_a_study_of_two_runs(tmp_path, capsys):
     ([*folders, "--delta=0.5"], "give less than 1/90"),
     ([str(tmp_path), "--delta=1e-3"], "name the workdirs of private runs"),
   ):
-    assert cli.main(["privacy", "compose", *arguments]) != 0
+    assert main(["privacy", "compose", *arguments]) != 0
     assert words in capsys.readouterr().err
 
   path = tmp_path / "one" / "privacy.json"

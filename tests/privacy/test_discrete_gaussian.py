@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import signal, stats
 
-from fedjax_sim.privacy import discrete_gaussian, distributed_gaussian, draws
-from fedjax_sim.privacy.distributed_gaussian import Grid
+from fedjax_sim.privacy import draws
+from fedjax_sim.privacy.secure import discrete_gaussian, distributed_gaussian
+from fedjax_sim.privacy.secure.distributed_gaussian import Grid
 
 DRAWS = 200_000
 

@@ -13,8 +13,9 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim.privacy import factorization, library
-from fedjax_sim.privacy.factorization import Strategy, banded, blt
+from fedjax_sim.privacy import library
+from fedjax_sim.privacy.central import factorization
+from fedjax_sim.privacy.central.factorization import Strategy, banded, blt
 
 MADE = {
   "banded": lambda: banded(12, 4),
@@ -257,7 +258,7 @@ def test_coefficients_do_not_depend_on_who_asks(make):
 @pytest.mark.slow
 def test_another_process_finds_the_same():
   code = (
-    "from fedjax_sim.privacy.factorization import banded, blt\n"
+    "from fedjax_sim.privacy.central.factorization import banded, blt\n"
     "for strategy in (banded(12, 4), blt(12, 3)):\n"
     "  print(strategy.coefficients.tobytes().hex())"
   )

@@ -9,30 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim import (
-  aggregators,
-  describe,
-  flags,
-  sampling,
-  schedules,
-  transforms,
-)
+from fedjax_sim import aggregators, sampling, transforms
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.learned_weights import learned_weights
-from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import Transform
-from fedjax_sim.build import build
-from fedjax_sim.privacy import guard
-from fedjax_sim.privacy.additive import laplace
-from fedjax_sim.privacy.canaries import Canaries
-from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.factorization import banded
-from fedjax_sim.privacy.guard import Budget
+from fedjax_sim.cli import describe
+from fedjax_sim.config import flags
+from fedjax_sim.config.build import build
+from fedjax_sim.core import Transform
+from fedjax_sim.privacy.central import Central, central, guard
+from fedjax_sim.privacy.central.canaries import Canaries
+from fedjax_sim.privacy.central.factorization import banded
+from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.privacy.local import local_privacy
-from fedjax_sim.simulate import simulate
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.privacy.local.additive import laplace
+from fedjax_sim.simulation.simulate import simulate
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training import schedules
+from fedjax_sim.training.stale import stale
 from problems import quadratic, quadratic_data, sgd
 from test_features import DIGITS
 

@@ -11,25 +11,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedjax_sim import flags, sampling, schedules
+from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Release
-from fedjax_sim.build import build
-from fedjax_sim.privacy import (
-  accountants,
-  calibration,
-  central,
-  discrete_gaussian,
-  integers,
-)
+from fedjax_sim.config import flags
+from fedjax_sim.config.build import build
+from fedjax_sim.core import Release
+from fedjax_sim.privacy import central
 from fedjax_sim.privacy import library as privacy_library
-from fedjax_sim.privacy.accountants import Step
-from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.privacy.canaries import Canaries
-from fedjax_sim.privacy.central import Central
-from fedjax_sim.privacy.factorization import banded
-from fedjax_sim.privacy.guard import Budget
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.privacy.accounting import Ledger, accountants, calibration
+from fedjax_sim.privacy.accounting.accountants import Step
+from fedjax_sim.privacy.central import Central, integers, mechanism
+from fedjax_sim.privacy.central.canaries import Canaries
+from fedjax_sim.privacy.central.factorization import banded
+from fedjax_sim.privacy.central.guard import Budget
+from fedjax_sim.privacy.secure import discrete_gaussian
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training import schedules
 from problems import (
   flat,
   make_simulator,
@@ -192,7 +189,7 @@ def test_a_client_that_is_too_long_is_left_out(monkeypatch):
   broken = lambda update, bound, order: jax.tree.map(
     lambda x: jnp.where(jnp.abs(x).max() > 1, 1.01, 0.5) * x / 2, update
   )
-  monkeypatch.setattr(central, "clipped", broken)
+  monkeypatch.setattr(mechanism, "clipped", broken)
   centres = np.zeros((CLIENTS, DIM))
   centres[:, 0] = [1, 1, 1, 2, 2, 1, 1]  # 2 are 1.01 long
   for noise in ("discrete_gaussian", "gaussian"):

@@ -17,18 +17,18 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
 from fedjax_sim.algorithms.learned_weights import learned_weights
 from fedjax_sim.algorithms.personalized import personalized
-from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import Loss, Metric, Task, Variables
-from fedjax_sim.build import build
 from fedjax_sim.config import default_config
+from fedjax_sim.config.build import build
+from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, FederatedDataset, with_few_labels
-from fedjax_sim.losses import token_cross_entropy, token_metrics
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.leakage import leakage
-from fedjax_sim.privacy.measurement import log_ratio
-from fedjax_sim.privacy.words import guessed, words_in
+from fedjax_sim.privacy.leakage.measurement import log_ratio
+from fedjax_sim.privacy.leakage.words import guessed, words_in
+from fedjax_sim.tasks.losses import token_cross_entropy, token_metrics
+from fedjax_sim.training.stale import stale
 from fedjax_sim.transforms import clip, gaussian
-from fedjax_sim.work import LocalWork
 from problems import (
   MODELS,
   blobs,

@@ -14,26 +14,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_sim import validate
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
 from fedjax_sim.algorithms.learned_weights import learned_weights
-from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import (
+from fedjax_sim.config import default_config
+from fedjax_sim.config.build import build
+from fedjax_sim.core import (
   Batch,
   Client,
   Purpose,
   Variables,
   noise_key_for,
+  validate,
 )
-from fedjax_sim.build import build
-from fedjax_sim.config import default_config
 from fedjax_sim.data import with_few_labels
-from fedjax_sim.privacy import additive, local, randomizers
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.privacy import local
 from fedjax_sim.privacy.accounting import rounded_up
-from fedjax_sim.work import LocalWork
+from fedjax_sim.privacy.local import additive, registry
+from fedjax_sim.training.stale import stale
 from problems import (
   MODELS,
   blobs,
@@ -234,7 +235,7 @@ def test_gaussian_reports_compose_like_one_of_less_noise(reports):
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 3.0])
 @pytest.mark.parametrize("reports", [1, 2, 30])
 def test_other_reports_compose_like_randomised_responses(epsilon, reports):
-  randomizer = randomizers.RANDOMIZERS["privunit"](1.0, epsilon=epsilon)
+  randomizer = registry.RANDOMIZERS["privunit"](1.0, epsilon=epsilon)
   assert local.guarantee(randomizer) == (epsilon, 0)
   assert local.composed(randomizer, reports) == reports * epsilon
   delta = 1e-4
@@ -655,7 +656,7 @@ def test_weights_by_data_are_sent_or_refused():
 )
 def test_configs_that_are_refused(fields, error, match):
   with pytest.raises(error, match=match):
-    randomizers.from_config(fields)
+    registry.from_config(fields)
 
 
 def test_a_config_of_statistics_is_refused_before_anything_is_compiled():

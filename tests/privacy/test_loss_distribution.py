@@ -7,7 +7,7 @@ import pytest
 from dp_accounting.pld import privacy_loss_distribution, privacy_loss_mechanism
 from scipy import stats
 
-from fedjax_sim.privacy.loss_distribution import LossDistribution
+from fedjax_sim.privacy.accounting.loss_distribution import LossDistribution
 
 
 def ours(loss, interval):

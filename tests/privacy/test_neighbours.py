@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from scipy import fft, linalg, optimize, stats
 
-from fedjax_sim.base import Release
+from fedjax_sim.core import Release
 from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.privacy.factorization import banded
+from fedjax_sim.privacy.central.factorization import banded
 from fedjax_sim.sampling import Participation, poisson
 
 _X = np.linspace(-60.0, 60.0, 240_001)

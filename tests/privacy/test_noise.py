@@ -9,9 +9,9 @@ import pytest
 import scipy.linalg
 import scipy.stats
 
-from fedjax_sim.base import Purpose, key_for
-from fedjax_sim.privacy import noise
-from fedjax_sim.privacy.factorization import banded, blt
+from fedjax_sim.core import Purpose, key_for
+from fedjax_sim.privacy.central import noise
+from fedjax_sim.privacy.central.factorization import banded, blt
 
 STRATEGIES = {
   "independent": lambda: None,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fedjax_sim import build, flags
-from fedjax_sim.checkpoint import Checkpoints
-from fedjax_sim.privacy.factorization import banded, blt
+from fedjax_sim.config import build, flags
+from fedjax_sim.privacy.central.factorization import banded, blt
+from fedjax_sim.run.checkpoint import Checkpoints
 from test_processes import CONFIG, FIELDS, ROOT, begin, command, finish, launch
 
 QUIET = FIELDS | {  # nobody moves, so what the model moves by is noise

@@ -9,13 +9,13 @@ import pytest
 
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Purpose, key_for, noise_key_for
-from fedjax_sim.privacy.additive import gaussian
+from fedjax_sim.core import Purpose, key_for, noise_key_for
+from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.distributed_gaussian import distributed_gaussian
 from fedjax_sim.privacy.local import local_privacy
+from fedjax_sim.privacy.local.additive import gaussian
 from fedjax_sim.privacy.secure import secure
-from fedjax_sim.work import LocalWork
+from fedjax_sim.privacy.secure.distributed_gaussian import distributed_gaussian
 from problems import (
   flat,
   make_simulator,

@@ -7,8 +7,8 @@ import shlex
 
 import pytest
 
-from fedjax_sim import cli
-from fedjax_sim.base import Release
+from fedjax_sim.cli.main import main
+from fedjax_sim.core import Release
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.sampling import (
   Participation,
@@ -38,7 +38,7 @@ def say(capsys):
   """Runs a question; what it prints."""
 
   def call(action, **changes):
-    assert cli.main(["privacy", action, *words_of(changes)]) == 0
+    assert main(["privacy", action, *words_of(changes)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     return out
@@ -52,7 +52,7 @@ def refused(capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
 
   def call(*arguments):
-    assert cli.main(["privacy", *arguments]) == 2
+    assert main(["privacy", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("fedjax-sim: error: ")
@@ -262,7 +262,7 @@ def test_the_commands_print_what_the_document_says(
   monkeypatch.chdir(tmp_path)
   program, *arguments = shlex.split(command.replace("\\\n", " "))
   assert program == "fedjax-sim"
-  assert cli.main(arguments) == 0
+  assert main(arguments) == 0
   assert capsys.readouterr().out == output
 
 

@@ -10,7 +10,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from fedjax_sim.privacy import privunit, scalar
+from fedjax_sim.privacy.local import privunit, scalar_dp
 
 KEY = jax.random.key(7)
 DIMENSIONS = [2, 3, 5, 20, 1000, 10**6]
@@ -162,7 +162,7 @@ def told(law, number):
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.5, 1.0, 4.0, 12.0])
 def test_scalar_is_private_and_unbiased(epsilon):
-  law = scalar.levels(epsilon)
+  law = scalar_dp.levels(epsilon)
   numbers = np.linspace(0, 1, 2 * law.top + 1)[:1001]
   chances = []
   for number in [*numbers, 0.123, 1.0]:
@@ -182,8 +182,8 @@ def test_scalar_is_private_and_unbiased(epsilon):
 
 @pytest.mark.parametrize("number", [0.0, 0.37, 1.0])
 def test_scalar_draws(number):
-  law, draws = scalar.levels(3.5), 20_000
-  draw = lambda key: scalar.randomize(jnp.float32(number), law, key)
+  law, draws = scalar_dp.levels(3.5), 20_000
+  draw = lambda key: scalar_dp.randomize(jnp.float32(number), law, key)
   sent = jax.jit(jax.vmap(draw))(jax.random.split(KEY, draws))
   values, chance = told(law, number)
   gaps = np.abs(np.asarray(sent)[:, None] - values[None])
@@ -194,14 +194,14 @@ def test_scalar_draws(number):
 
 @pytest.mark.parametrize("epsilon", [5e3, 1e4])
 def test_very_large_epsilons_say_the_truth(epsilon):
-  law = scalar.levels(epsilon)
+  law = scalar_dp.levels(epsilon)
   near = privunit.cap(100, epsilon)
   direction = jnp.eye(100)[3]
 
   @jax.jit
   def sent(number):
     point = privunit.point(direction, near, KEY)
-    return scalar.randomize(number, law, KEY), point
+    return scalar_dp.randomize(number, law, KEY), point
 
   number, point = sent(0.3)
   assert float(number) == pytest.approx(0.3, abs=2 / law.top)

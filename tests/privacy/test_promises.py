@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedjax_sim import flags, sampling
+from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.build import build
-from fedjax_sim.privacy import overlaps, promises
+from fedjax_sim.config import flags
+from fedjax_sim.config.build import build
+from fedjax_sim.privacy.accounting import overlaps, promises
 from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.guard import Budget
+from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.sampling import Participation, Sampler, generator
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.simulation.simulator import Simulator
 from problems import quadratic, quadratic_data, sgd
 from test_features import DIGITS
 

@@ -31,10 +31,11 @@ from scipy import linalg, optimize, stats
 from test_central import recorded
 from test_neighbours import attained
 
-from fedjax_sim import flags, sampling
-from fedjax_sim.build import build
+from fedjax_sim import sampling
+from fedjax_sim.config import flags
+from fedjax_sim.config.build import build
 from fedjax_sim.privacy.central import Contribution
-from fedjax_sim.runtime import Runtime
+from fedjax_sim.simulation.runtime import Runtime
 
 FILE = str(pathlib.Path(adversaries.__file__))
 CLIENTS, TARGETS = adversaries.CLIENTS, adversaries.TARGETS

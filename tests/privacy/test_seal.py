@@ -8,14 +8,14 @@ import pytest
 
 from fedjax_sim import sampling, tasks
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.replay import replay
-from fedjax_sim.algorithms.stale import stale
-from fedjax_sim.base import Algorithm, Release
+from fedjax_sim.core import Algorithm, Release
 from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.guard import Budget
+from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.privacy.leakage import leakage
-from fedjax_sim.privacy.limits import limited
-from fedjax_sim.simulator import Simulator
+from fedjax_sim.privacy.leakage.limits import limited
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training.replay import replay
+from fedjax_sim.training.stale import stale
 from problems import quadratic, quadratic_data, sgd
 
 TASK = quadratic(2)

@@ -13,13 +13,13 @@ from scipy import stats
 
 from fedjax_sim import aggregators, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Roll
-from fedjax_sim.build import build
 from fedjax_sim.config import default_config
+from fedjax_sim.config.build import build
+from fedjax_sim.core import Roll
 from fedjax_sim.distributed import make_mesh, ordered_sum, packed_psum
 from fedjax_sim.privacy import secure
-from fedjax_sim.privacy.fixed_point import fixed_point, fraction_bits
-from fedjax_sim.privacy.secure_aggregators import secure_mean, secure_sum
+from fedjax_sim.privacy.secure.aggregators import secure_mean, secure_sum
+from fedjax_sim.privacy.secure.fixed_point import fixed_point, fraction_bits
 from problems import (
   MODELS,
   blobs,

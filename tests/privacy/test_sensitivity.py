@@ -18,15 +18,14 @@ from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.base import Aggregator, Algorithm
-from fedjax_sim.privacy import integers
-from fedjax_sim.privacy.additive import gaussian, laplace
-from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.distributed_gaussian import distributed_gaussian
+from fedjax_sim.core import Aggregator, Algorithm
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.privacy.central import Central, central, integers
 from fedjax_sim.privacy.local import local_privacy
+from fedjax_sim.privacy.local.additive import gaussian, laplace
 from fedjax_sim.privacy.secure import secure
+from fedjax_sim.privacy.secure.distributed_gaussian import distributed_gaussian
 from fedjax_sim.tasks import function_task
-from fedjax_sim.work import LocalWork
 from problems import make_simulator, quadratic_data, sgd
 
 CLIENTS, DIM = 4, 8  # of which 3 are the leaf `b`

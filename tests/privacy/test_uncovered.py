@@ -5,9 +5,11 @@ import json
 
 import pytest
 
-from fedjax_sim import describe, experiment, flags
-from fedjax_sim.build import build
-from fedjax_sim.checkpoint import Checkpoints
+from fedjax_sim.cli import describe
+from fedjax_sim.config import flags
+from fedjax_sim.config.build import build
+from fedjax_sim.run import experiment
+from fedjax_sim.run.checkpoint import Checkpoints
 from test_features import DIGITS
 
 # What takes nothing from training clients but noisy sums. Before a name is

@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image
 
 from fedjax_sim.reporting import draw_clients
-from fedjax_sim.reporting.client_picture import _colors, clients_figure
+from fedjax_sim.reporting.figures.client_picture import _colors, clients_figure
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 20, 21, 62, 256])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedjax_sim.reporting import wording
+from fedjax_sim.reporting import formatting
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from fedjax_sim.reporting import wording
   ],
 )
 def test_number(value, text):
-  assert wording.number(value) == text
+  assert formatting.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_number(value, text):
   ],
 )
 def test_size(count, text):
-  assert wording.size(count) == text
+  assert formatting.size(count) == text
 
 
 def test_metrics_of_bytes_are_sizes():
-  assert wording.metric("bytes_down", 2000) == "2.000 kB"
-  assert wording.metric("total/bytes", 2000) == "2.000 kB"
-  assert wording.metric("bytesize", 2000) == "2,000"
+  assert formatting.metric("bytes_down", 2000) == "2.000 kB"
+  assert formatting.metric("total/bytes", 2000) == "2.000 kB"
+  assert formatting.metric("bytesize", 2000) == "2,000"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.base import Transform
+from fedjax_sim.core import Transform
 
 
 def adaptive_clipping(quantile, rate=0.2, initial=1.0):

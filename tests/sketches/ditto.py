@@ -3,8 +3,8 @@
 import jax
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.local import local_training
-from fedjax_sim.optimizers import optimizer
+from fedjax_sim.training.local import local_training
+from fedjax_sim.training.optimizers import optimizer
 
 
 def ditto(task, rate, strength=0.1):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.optimizers import optimizer
+from fedjax_sim.training.optimizers import optimizer
 
 
 def fedbuff(task, rate, server_rate=1.0):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.local import full_gradient
-from fedjax_sim.optimizers import optimizer
+from fedjax_sim.training.local import full_gradient
+from fedjax_sim.training.optimizers import optimizer
 
 
 def mimelite(task, rate, beta=0.9):

@@ -1,0 +1,19 @@
+"""Configs: default fields, command-line flags, and checks of fields."""
+
+from fedjax_sim.config.defaults import (
+  MOST_WHOLE,
+  check_fields,
+  default_config,
+  differences,
+  fields_of,
+  resolved,
+)
+
+__all__ = [
+  "MOST_WHOLE",
+  "check_fields",
+  "default_config",
+  "differences",
+  "fields_of",
+  "resolved",
+]

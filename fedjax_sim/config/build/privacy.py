@@ -1,0 +1,433 @@
+"""From the config's section `privacy` to a private algorithm and its budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fedjax_sim.config.defaults import default_config
+from fedjax_sim.core import Algorithm, validate
+from fedjax_sim.privacy import accounting, local
+from fedjax_sim.privacy.accounting import calibration, composition
+from fedjax_sim.privacy.central import Central, central, factorization, guard
+from fedjax_sim.privacy.central.canaries import Canaries
+from fedjax_sim.privacy.local import Randomizer, registry
+from fedjax_sim.privacy.secure import distributed_gaussian
+from fedjax_sim.sampling import Sampler
+from fedjax_sim.simulation.simulator import Simulator
+
+MECHANISMS = {
+  "gaussian": "independent Gaussian noise",
+  "laplace": "independent Laplace noise; the clipping norm is L1",
+  "discrete_gaussian": "Gaussian noise on whole numbers, to the last bit",
+  "banded": "Gaussian noise, correlated over privacy.bands rounds",
+  "blt": "Gaussian noise, correlated over all rounds; buffered Toeplitz",
+}
+_OF = {"bands": "banded", "buffers": "blt"}  # field -> the one that takes it
+_CENTRAL = (
+  "clip_norm",
+  "per_layer",
+  "denominator",
+  "max_weight",
+  "noised_weight",
+  "statistics_norm",
+  "quantile",
+  "quantile_rate",
+  "share",
+)
+
+
+def build_privacy(
+  config: ConfigDict, algorithm: Algorithm, sampler: Sampler, num_clients: int
+) -> tuple[Algorithm, guard.Budget | None]:
+  """The algorithm, private if the config says so, and what it may spend.
+
+  Without `privacy.noise_multiplier` the noise is the least with which all of
+  the run's rounds stay below `privacy.target_epsilon`.
+
+  Args:
+    config: complete.
+    algorithm: not private yet.
+    sampler: who takes part.
+    num_clients: that may take part.
+
+  Raises:
+    TypeError, ValueError: names the field.
+    ImportError: the extra `privacy` is not installed.
+  """
+  known = [f"privacy.{field}" for field in default_config().privacy]
+  for field in config.privacy:
+    validate.known("config: field", f"privacy.{field}", known)
+  given = {k: v for k, v in config.privacy.items() if v is not None}
+  name = given.pop("mechanism", None)
+  _check_noise_seed(config, name, given.pop("noise_seed", None))
+  if name is None:
+    for field, value in given.items():
+      raise ValueError(
+        f"privacy.{field}={value!r}: there is no privacy; set"
+        " privacy.mechanism, or unset it by"
+        f" --config.privacy.{field}=None."
+      )
+    return algorithm, None
+  validate.known("privacy.mechanism", name, MECHANISMS)
+  other = config.local_privacy.mechanism
+  if other is not None:
+    raise ValueError(
+      f"privacy.mechanism={name!r} trusts the server with clients' updates, and"
+      f" local_privacy.mechanism={other!r} does not; unset one of them."
+    )
+  for field, owner in _OF.items():
+    if field in given and owner != name:
+      raise ValueError(
+        f"privacy.{field}={given[field]} is of privacy.mechanism={owner!r},"
+        f" and it is {name!r}; unset one of them."
+      )
+  for field in ("clip_norm", "delta"):
+    if field not in given:
+      raise ValueError(
+        f"privacy.mechanism={name!r} needs privacy.{field};"
+        + (
+          " without clipping, a client may change the sum by any amount."
+          if field == "clip_norm"
+          else f" take one well below 1 over the {num_clients} clients."
+        )
+      )
+  if "noise_multiplier" not in given and "target_epsilon" not in given:
+    raise ValueError(
+      f"privacy.mechanism={name!r} needs privacy.noise_multiplier, or"
+      " privacy.target_epsilon, to which the noise is fitted."
+    )
+  _check_effect(given)
+  weighting = config.algorithm.weighting
+  if weighting not in (None, "uniform") and "max_weight" not in given:
+    raise ValueError(
+      f"algorithm.weighting={weighting!r}: weights depend on clients' data; set"
+      " privacy.max_weight to bound them, or let all clients weigh the same by"
+      " algorithm.weighting='uniform'."
+    )
+  budget = guard.Budget(
+    delta=given["delta"],
+    epsilon=given.get("target_epsilon"),
+    rounds=config.server.rounds,
+    **_some(given, "accountant"),
+  )
+  simulated = _simulated(config, given, num_clients)
+  part = sampler.participation
+  if name == "discrete_gaussian" and part is not None and part.population:
+    raise ValueError(
+      f"server.sampling_population={part.population} hides how many clients"
+      " there are, and the whole numbers of"
+      " privacy.mechanism='discrete_gaussian' are as fine as their number"
+      " allows; unset it, or take 'gaussian'."
+    )
+  settings = Central(
+    noise="gaussian" if name in _OF.values() else name,
+    most_clients=sampler.sizes[-1] if name == "discrete_gaussian" else None,
+    noise_multiplier=given.get("noise_multiplier", 1.0),
+    strategy=_strategy(config, name, given, sampler, simulated),
+    simulated=simulated,
+    canaries=_canaries(given, sampler),
+    **{
+      "denominator": _denominator(config, sampler),
+      **_some(given, *_CENTRAL),
+    },
+  )
+  if "noise_multiplier" not in given:
+    counted = guard.ledger(settings.release, sampler, budget, num_clients)
+    fitted = calibration.calibrate(
+      settings.release,
+      counted.participation,
+      config.server.rounds,
+      budget.delta,
+      given["target_epsilon"],
+      budget.accountant,
+    )
+    settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
+  return central(algorithm, settings), budget
+
+
+def _check_noise_seed(
+  config: ConfigDict, mechanism: str | None, seed: int | None
+) -> None:
+  """Refuses a seed of noise that nobody draws."""
+  if seed is None:
+    return
+  validate.whole("privacy.noise_seed", seed, least=0, most=2**32 - 1)
+  others = config.local_privacy.mechanism, config.secure.noise_multiplier
+  if not any([mechanism, *others]):
+    raise ValueError(
+      f"privacy.noise_seed={seed}: there is no noise; set privacy.mechanism,"
+      " local_privacy.mechanism or secure.noise_multiplier, or unset it by"
+      " --config.privacy.noise_seed=None."
+    )
+
+
+_DRAWS = (  # of `server`: what, with the seed, decides who takes part
+  "sampling",
+  "clients_per_round",
+  "least_clients_per_round",
+  "sampling_groups",
+  "sampling_population",
+  "trace",
+  "round_seconds",
+)
+
+
+def account(
+  config: ConfigDict, simulator: Simulator, rounds: int
+) -> dict[str, Any] | None:
+  """What a private run keeps in its workdir, to be composed with others.
+
+  Args:
+    config: complete.
+    simulator: what it describes.
+    rounds: of the run.
+
+  Returns:
+    As `composition.facts`; None: no epsilon is told.
+  """
+  if simulator.ledger is None:
+    return None
+  draws = {field: config.server[field] for field in _DRAWS}
+  part = simulator.sampler.participation
+  clients = (part and part.population) or simulator.num_clients
+  draws |= {"seed": simulator.seed, "clients": clients}
+  noise_seed = config.privacy.noise_seed
+  return composition.facts(simulator.ledger, rounds, draws, noise_seed)
+
+
+def check_promise(
+  config: ConfigDict,
+  draw: Callable[..., Sampler],
+  sampler: Sampler,
+  sizes: tuple[int, int],
+) -> None:
+  """Refuses promises of a sampler that follow from what is private.
+
+  Args:
+    config: complete.
+    draw: (clients, clients a round) -> the sampler.
+    sampler: the one of these sizes.
+    sizes: clients, and clients a round.
+
+  Raises:
+    ValueError: the run is private, and the promise depends on how much data
+      clients have, or a rate chosen in advance on how many clients there are.
+  """
+  promised = sampler.participation
+  if promised is None or config.privacy.mechanism is None:
+    return
+  name = config.server.sampling
+  if "sizes" in inspect.signature(draw).parameters:
+    raise ValueError(
+      f"server.sampling={name!r} is told how many examples clients have, on"
+      " which no privacy accountant can count; leave its argument 'sizes' out,"
+      " or let Sampler.participation be None."
+    )
+  if promised.population is not None:
+    clients, wanted = sizes
+    more = draw(clients + 1, wanted).participation
+    if more != promised:
+      raise ValueError(
+        f"server.sampling={name!r}: Sampler.participation promises a rate that"
+        f" was chosen in advance, for population={promised.population}; of"
+        f" {clients} clients it is {promised}, of one more {more}. Let it not"
+        " depend on their number, or leave population None."
+      )
+
+
+def _denominator(config: ConfigDict, sampler: Sampler) -> float:
+  """The expected cohort; of the population chosen in advance, if there is one.
+
+  Since nothing released may depend on how many clients there are, then.
+  """
+  part = sampler.participation
+  if part is None or part.population is None:
+    return sampler.expected
+  return float(config.server.clients_per_round)
+
+
+def _check_effect(given: dict[str, Any]) -> None:
+  """Refuses fields that do nothing without another."""
+  extras = ("quantile", "noised_weight", "statistics_norm")
+  for field, needed in (
+    ("quantile_rate", ("quantile",)),
+    ("share", extras),
+  ):
+    if field in given and not any(given.get(name) for name in needed):
+      others = " or ".join(f"privacy.{name}" for name in needed)
+      raise ValueError(
+        f"privacy.{field}={given[field]} does nothing without {others}; set"
+        " that, or unset it."
+      )
+  if "noise_cohort_size" in given and "denominator" in given:
+    raise ValueError(
+      f"privacy.denominator={given['denominator']}:"
+      " privacy.noise_cohort_size scales the noise to the mean over the"
+      " expected cohort; unset one of them."
+    )
+
+
+def check_local_weights(config: ConfigDict, randomizer: Randomizer) -> None:
+  """Refuses weights that are asked for and that a randomizer makes 1.
+
+  Args:
+    config: complete.
+    randomizer: that of the section `local_privacy`.
+
+  Raises:
+    ValueError: names the field.
+  """
+  weighting = config.algorithm.weighting
+  if weighting not in (None, "uniform") and not randomizer.weighs:
+    raise ValueError(
+      f"algorithm.weighting={weighting!r}: with"
+      f" local_privacy.mechanism={randomizer.name!r} every client weighs 1;"
+      " take 'gaussian' or 'laplace' with local_privacy.max_weight, and weights"
+      " are sent with noise, or unset it."
+    )
+
+
+def local_guarantee(config: ConfigDict, sampler: Sampler, numbers: int) -> str:
+  """What local privacy guarantees a client in all of the run; "" without it.
+
+  Args:
+    config: complete.
+    sampler: who takes part: at most once in its period, else in every round.
+    numbers: of an update.
+
+  Raises:
+    ValueError: with so many reports no epsilon holds at its delta.
+  """
+  randomizer = registry.from_config(config.local_privacy)
+  if randomizer is None:
+    return ""
+  part = sampler.participation
+  period = 1 if part is None else part.period
+  reports = math.ceil(config.server.rounds / period)
+  if math.isfinite(local.guarantee(randomizer)[0]) and math.isinf(
+    local.composed(randomizer, reports, numbers=numbers)
+  ):
+    raise ValueError(
+      f"local_privacy.delta={randomizer.delta:g}: the ends of noise on"
+      f" {numbers:,} numbers in {reports:,} reports betray more often than a"
+      " thousandth of that; give a larger delta, or more noise."
+    )
+  return local.sentence(randomizer, reports, numbers=numbers)
+
+
+def is_locally_private(config: ConfigDict, num_clients: int) -> bool:
+  """Whether local privacy guarantees anything.
+
+  Raises:
+    ValueError: with a delta of 1 over the number of clients, or more, by which
+      clients may give themselves away.
+  """
+  randomizer = registry.from_config(config.local_privacy)
+  if randomizer is None or math.isinf(local.guarantee(randomizer)[0]):
+    return False
+  if randomizer.delta:
+    try:
+      accounting.check_delta(randomizer.delta, num_clients)
+    except ValueError as error:
+      raise ValueError(f"local_privacy.{error}") from error
+  return True
+
+
+def secure_noise(config: ConfigDict, sampler: Sampler, dimension: int) -> str:
+  """What the noise of secure aggregation does; "" without any.
+
+  Args:
+    config: complete.
+    sampler: who takes part.
+    dimension: how many numbers an update has.
+  """
+  secure = config.secure
+  if secure.noise_multiplier is None:
+    return ""
+  bits = {} if secure.bits is None else {"bits": secure.bits}
+  grid = distributed_gaussian.grid(
+    sampler.sizes[-1], secure.noise_multiplier, **bits
+  )
+  return distributed_gaussian.sentence(grid, dimension, bool(secure.dropout))
+
+
+def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:
+  return {field: given[field] for field in fields if field in given}
+
+
+def _canaries(given: dict[str, Any], sampler: Sampler) -> Canaries | None:
+  if "canaries" not in given:
+    return None
+  validate.whole("privacy.canaries", given["canaries"], least=20, most=10**6)
+  part = sampler.participation
+  return None if part is None else Canaries(given["canaries"], part)
+
+
+def _simulated(
+  config: ConfigDict, given: dict[str, Any], num_clients: int
+) -> tuple[float, float] | None:
+  """The (cohort, population) whose noise is simulated."""
+  cohort = given.get("noise_cohort_size")
+  if cohort is None:
+    if "population" in given:
+      raise ValueError(
+        f"privacy.population={given['population']} is that of a simulated"
+        " cohort; set privacy.noise_cohort_size, too."
+      )
+    return None
+  least = config.server.clients_per_round
+  validate.whole("privacy.noise_cohort_size", cohort)
+  if config.server.sampling_population is not None:
+    raise ValueError(
+      f"server.sampling_population={config.server.sampling_population} is of"
+      f" the cohort that is trained, and privacy.noise_cohort_size={cohort}"
+      " tells the epsilon of another; unset one of them."
+    )
+  if cohort < least:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort} is below"
+      f" server.clients_per_round={least}; give the larger cohort whose noise"
+      " is to be simulated."
+    )
+  population = validate.whole(
+    "privacy.population", given.get("population", num_clients)
+  )
+  if population < cohort:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort} exceeds the population of"
+      f" {population}; set privacy.population."
+    )
+  return float(cohort), float(population)
+
+
+def _strategy(
+  config: ConfigDict,
+  name: str,
+  given: dict[str, Any],
+  sampler: Sampler,
+  simulated: tuple[float, float] | None,
+) -> factorization.Strategy | None:
+  rounds = config.server.rounds
+  if name == "banded":
+    if "bands" not in given:
+      raise ValueError(
+        "privacy.mechanism='banded' needs privacy.bands: over how many rounds"
+        " noise is correlated, at most the period of server.sampling."
+      )
+    return factorization.banded(rounds, given["bands"])
+  if name == "blt":
+    part = sampler.participation
+    if part is None or part.rate < 1:
+      raise ValueError(
+        "privacy.mechanism='blt' needs rounds between two participations of a"
+        " client; set server.sampling='cyclic'."
+      )
+    part = guard.simulated_participation(part, simulated)
+    return factorization.blt(rounds, part.period, **_some(given, "buffers"))
+  return None

@@ -1,0 +1,204 @@
+"""The command line's flags: absl parses them, ml_collections the config's.
+
+`--config=FILE` or `FILE:ARG` loads a config, `--config.SECTION.FIELD=VALUE`
+changes a field, and the value None unsets one. Their errors become one line
+each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from fedjax_sim.core import references, validate
+
+T = TypeVar("T", int, float)
+
+
+class UsageError(ValueError):
+  """The command line is wrong."""
+
+
+def parse(
+  arguments: Sequence[str],
+  *required: str,
+  switches: Sequence[str] = (),
+  **optional: str,
+) -> Any:
+  """The flags of a command, as attributes.
+
+  Args:
+    arguments: what follows the command's name.
+    *required: "config", and other flags that take a text; all must be there.
+    switches: flags without a value, which are there or not.
+    **optional: more flags that take a text, with their defaults.
+
+  Raises:
+    UsageError: a flag or a field is unknown, missing or has a wrong value.
+    OSError: the config file cannot be read.
+    ValueError: the config file raises, or returns no ConfigDict.
+  """
+  last = {a.partition("=")[0]: a for a in arguments}  # the last of a field wins
+  unset = [a for a in last.values() if _unsets(a)]
+  arguments = [a for a in arguments if not _unsets(a)]
+  path = _config_path(arguments)
+  if path is not None and not Path(path).exists():
+    raise FileNotFoundError(f"--config={path}: there is no such file")
+  if path and Path(path).is_dir():
+    raise IsADirectoryError(f"--config={path}: Is a directory")
+  values = flags.FlagValues()
+  for name in required:
+    if name == "config":
+      config_flags.DEFINE_config_file(
+        "config", None, "The config.", flag_values=values, lock_config=True
+      )
+    else:
+      flags.DEFINE_string(name, None, name, flag_values=values)
+  for name in switches:
+    flags.DEFINE_boolean(name, False, name, flag_values=values)
+    valued = [a for a in arguments if re.match(rf"--?(no)?{name}=", a)]
+    if valued:
+      raise UsageError(f"{valued[0]}: --{name} takes no value; give it alone.")
+  for name, default in optional.items():
+    flags.DEFINE_string(name, default, name, flag_values=values)
+  with _as_argv(arguments):
+    try:
+      rest = values(["", *arguments])
+    except (Exception, SystemExit) as error:
+      if text := _of_file(path, error):
+        raise ValueError(text) from error
+      if isinstance(error, AttributeError | KeyError):
+        raise UsageError(_no_field(arguments, error)) from error
+      raise UsageError(references.one_line(error)) from error
+  if len(rest) > 1:
+    raise UsageError(f"unexpected argument {rest[1]!r}")
+  for name in required:
+    if not values[name].value and not (name == "config" and path):
+      raise UsageError(f"--{name}=... is missing")
+  if "config" in required:
+    if not isinstance(values.config, ConfigDict):
+      raise ValueError(_no_config(path, values.config))
+    for argument in unset:
+      _unset(values.config, argument)
+  return values
+
+
+def number(flag: str, text: str, kind: type[T], other: str = "") -> T:
+  """A flag's text as a number.
+
+  Args:
+    flag: its name, with the dashes.
+    text: its value.
+    kind: int or float.
+    other: what else it may be, for the message.
+
+  Raises:
+    UsageError: it is no such number.
+  """
+  try:
+    return kind(text)
+  except ValueError:
+    wanted = "a whole number" if kind is int else "a number"
+    raise UsageError(f"{flag}={text} is wrong; give {wanted}{other}.") from None
+
+
+def load(spec: str, fields: Mapping[str, str] | None = None) -> ConfigDict:
+  """The config of a file, locked: for notebooks and scripts.
+
+  Args:
+    spec: the file, or `file:arg` for `get_config(arg)`.
+    fields: "section.field" -> its value as text, as on the command line.
+
+  Raises:
+    UsageError, OSError, ValueError: as `parse`.
+  """
+  changes = [f"--config.{k}={v}" for k, v in (fields or {}).items()]
+  config: ConfigDict = parse([f"--config={spec}", *changes], "config").config
+  return config
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+  """The config file, whether its name stands apart or not."""
+  for i, argument in enumerate(arguments):
+    if argument == "--config" and i + 1 < len(arguments):
+      return arguments[i + 1].partition(":")[0]
+    if argument.startswith("--config="):
+      return argument.removeprefix("--config=").partition(":")[0]
+  return None
+
+
+@contextlib.contextmanager
+def _as_argv(arguments: Sequence[str]) -> Iterator[None]:
+  """ml_collections looks for fields in sys.argv; it imports the config."""
+  before = sys.argv, sys.dont_write_bytecode
+  sys.argv, sys.dont_write_bytecode = ["", *arguments], True
+  sys.modules.pop("config_config", None)  # what it called the last config
+  try:
+    yield
+  finally:
+    sys.argv, sys.dont_write_bytecode = before
+
+
+def _unsets(argument: str) -> bool:
+  name, _, value = argument.partition("=")
+  return name.startswith("--config.") and value == "None"
+
+
+def _unset(config: ConfigDict, argument: str) -> None:
+  flag = argument.partition("=")[0]
+  *sections, key = flag.split(".")[1:]
+  section: Any = config
+  for name in sections:
+    section = section[validate.known(f"{flag}: section", name, section)]
+  section[validate.known(f"{flag}: field", key, section)] = None
+
+
+def _of_file(path: str | None, error: BaseException | None) -> str:
+  """What is wrong with the config file; nothing, if it is not to blame."""
+  while error is not None:
+    text, told = references.one_line(error), references.raised(path, error)
+    if told.startswith("line "):
+      return f"--config={path}, {told}"
+    if "has no attribute 'get_config'" in text:
+      return f"--config={path}: it defines no get_config()"
+    if "get_config() takes" in text and "Traceback" not in text:
+      return f"--config={path}: {text}"
+    error = error.__cause__ or error.__context__
+  return ""
+
+
+def _no_config(path: str | None, given: Any) -> str:
+  """Why there is no ConfigDict."""
+  try:
+    _ = given.seed  # ml_collections keeps an OSError for later
+  except OSError as error:
+    return f"--config={path}: {references.one_line(error)}"
+  except AttributeError:
+    pass
+  return (
+    f"--config={path}: get_config() returned a {type(given).__name__}; return"
+    " what default_config() gives, with changes"
+  )
+
+
+def _no_field(arguments: Sequence[str], error: BaseException) -> str:
+  """Names the flag whose field the config lacks."""
+  text = references.one_line(error)
+  found = re.match(r"'(\w+)'(?: (Did you mean .*\?))?", text)
+  if not found:
+    return text
+  name, hint = found.groups()
+  named = [a for a in arguments if f".{name}" in a.partition("=")[0]]
+  flag = named[0].partition("=")[0] if named else f"--config.{name}"
+  field = flag.removeprefix("--")
+  return (
+    f"{flag}: the config has no {name!r}."
+    f" {hint or f'A config file may add it, as {field} = ...'}"
+  )

@@ -1,0 +1,290 @@
+"""A user's own objects, which a config names as it names ours.
+
+A reference is a text, `path/to/file.py:name` or `package.module:name`: the
+object of that name. A relative path is one from the working folder. What a
+config may refer to is in `FIELDS`; docs/extend.md says what it has to be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import importlib
+import re
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedjax_sim.core import validate
+
+T = TypeVar("T")
+
+FIELDS = (
+  "data.name",
+  "data.partition",
+  "model.name",
+  "model.metrics",
+  "algorithm.name",
+  "client.optimizer",
+  "server.optimizer",
+  "server.sampling",
+  "server.aggregator",
+  "replay.optimizer",
+)
+_FORM = "give path/to/file.py:name or package.module:name"
+
+
+class BadReferenceError(ValueError):
+  """A reference leads nowhere, or its code raises."""
+
+
+def is_reference(value: Any) -> bool:
+  """Whether a field's value is a reference, and no name in a table."""
+  return isinstance(value, str) and ":" in value
+
+
+def lookup(
+  field: str, value: str, registry: Mapping[str, Callable[..., T]], kind: type
+) -> Callable[..., T]:
+  """`registry[value]`, or the function that a reference leads to.
+
+  Args:
+    field: of the config; what messages call it.
+    value: a name in the registry, or a reference.
+    registry: what there is by name.
+    kind: what the function has to return.
+
+  Returns:
+    The function. Of a user's own, an error says where it was raised, and
+    something else than a `kind` is one.
+
+  Raises:
+    UnknownNameError: no such name.
+    BadReferenceError, TypeError: as `load`.
+  """
+  if not is_reference(value):
+    if isinstance(value, str) and value.endswith(".py"):
+      raise BadReferenceError(
+        f"{field}={value!r} names a file and nothing in it; give"
+        f" {value + ':name'!r}."
+      )
+    return validate.lookup(field, value, registry)
+  function = load(field, value)
+
+  @functools.wraps(function)
+  def checked(*args: Any, **options: Any) -> T:
+    try:
+      made: T = function(*args, **options)
+    except Exception as error:
+      text = raised(_code_file(function), error)
+      raise BadReferenceError(f"{field}={value!r}: {text}") from error
+    if not isinstance(made, kind):
+      raise TypeError(
+        f"{field}={value!r} returned something of type {type(made).__name__};"
+        f" let it return one of type {kind.__name__}."
+      )
+    return made
+
+  return checked
+
+
+def load(field: str, value: str) -> Callable[..., Any]:
+  """The function that a reference leads to.
+
+  A file runs once in a process as long as it is the same.
+
+  Raises:
+    BadReferenceError: no such file, module or name, or an error inside of it.
+    TypeError: it is no reference, or leads to what cannot be called.
+  """
+  if not is_reference(value):
+    raise TypeError(f"{field}={value!r} is no reference; {_FORM}.")
+  name = value.rpartition(":")[2]
+  module = _module(field, value)
+  if not hasattr(module, name):
+    names = [n for n in vars(module) if not n.startswith("_")]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise BadReferenceError(
+      f"{field}={value!r}: there is no {name!r} in it.{hint}"
+    )
+  found: Callable[..., Any] = getattr(module, name)
+  if not callable(found):
+    kind = type(found).__name__
+    raise TypeError(
+      f"{field}={value!r} is no function, but of type {kind}; give the name of"
+      " a function."
+    )
+  return found
+
+
+@contextlib.contextmanager
+def named(fields: Mapping[str, Any]) -> Iterator[None]:
+  """Lets errors begin with the references of a config, if there are any.
+
+  What is traced is many parts at once, and an error of the user's own does not
+  say whose it is.
+
+  Args:
+    fields: "section.field" -> value.
+
+  Raises:
+    BadReferenceError: instead of what was raised, where it names none.
+  """
+  try:
+    yield
+  except Exception as error:
+    own = {}
+    for field in FIELDS:
+      value = fields[field]
+      every = value if isinstance(value, (tuple, list)) else (value,)
+      if any(is_reference(v) for v in every):
+        own[field] = value
+    if not own or any(f"{field}=" in str(error) for field in fields):
+      raise
+    names = ", ".join(f"{field}={value!r}" for field, value in own.items())
+    kind = type(error).__name__
+    raise BadReferenceError(f"{names}: {kind}: {one_line(error)}") from error
+
+
+def sources(fields: Mapping[str, Any]) -> dict[str, str]:
+  """What the references of a config lead to, by name and content.
+
+  Args:
+    fields: "section.field" -> value.
+
+  Returns:
+    "section.field" -> text; the same wherever the file lies.
+
+  Raises:
+    BadReferenceError: as `load`.
+  """
+  found = {}
+  for field in FIELDS:
+    value = fields[field]
+    every = value if isinstance(value, (tuple, list)) else (value,)
+    texts = [_source(field, v) for v in every if is_reference(v)]
+    if texts:
+      found[field] = "; ".join(texts)
+  return found
+
+
+def _source(field: str, value: str) -> str:
+  path = _module(field, value).__file__
+  digest = _digest(Path(path).read_bytes()) if path else "no file"
+  return f"{value.rpartition(':')[2]} (SHA-256 {digest})"
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _module(field: str, value: str) -> types.ModuleType:
+  source, _, name = value.rpartition(":")
+  if not name.isidentifier():
+    raise BadReferenceError(f"{field}={value!r} names nothing; {_FORM}.")
+  if source.endswith(".py"):
+    return _from_file(field, value, Path(source).resolve())
+  if not all(part.isidentifier() for part in source.split(".")):
+    raise BadReferenceError(
+      f"{field}={value!r}: {source!r} is neither a .py file nor a module;"
+      f" {_FORM}."
+    )
+  try:
+    return importlib.import_module(source)
+  except Exception as error:
+    text = raised(None, error)
+    missing = (isinstance(error, ModuleNotFoundError) and error.name) or ""
+    if missing and f"{source}.".startswith(f"{missing}."):
+      text = (
+        f"there is no module {missing!r}; install it, or give a file by its"
+        " path, as path/to/file.py:name."
+      )
+    raise BadReferenceError(f"{field}={value!r}: {text}") from error
+
+
+def _from_file(field: str, value: str, path: Path) -> types.ModuleType:
+  """The module of a file, from `sys.modules` if it has run already."""
+  try:
+    content = path.read_bytes()
+  except FileNotFoundError as error:
+    raise BadReferenceError(
+      f"{field}={value!r}: there is no file {path}; give its path, relative to"
+      f" {Path.cwd()} or absolute."
+    ) from error
+  except OSError as error:
+    raise BadReferenceError(
+      f"{field}={value!r}: {path}: {error.strerror}."
+    ) from error
+  # No module that is imported has such a name. An edited file is another
+  # module, so that a notebook does not go on with what it was.
+  stem = re.sub(r"\W", "_", path.stem)
+  key = f"{stem}@{_digest(bytes(path) + b'|' + content)}"
+  if key in sys.modules:
+    return sys.modules[key]
+  module = types.ModuleType(key)
+  module.__file__ = str(path)
+  sys.modules[key] = module  # before it runs: dataclasses look there
+  try:
+    code = compile(content, path, "exec", dont_inherit=True)
+    exec(code, vars(module))
+  except BaseException as error:
+    del sys.modules[key]
+    if not isinstance(error, Exception | SystemExit):
+      raise
+    text = raised(str(path), error)
+    raise BadReferenceError(f"{field}={value!r}: {text}") from error
+  return module
+
+
+def _code_file(function: Callable[..., Any]) -> str | None:
+  code = getattr(function, "__code__", None)
+  return None if code is None else code.co_filename
+
+
+def raised(path: str | None, error: BaseException) -> str:
+  """An error on one line, with the line of the file if it comes of it.
+
+  Args:
+    path: the file, as tracebacks name it; None: it does not matter.
+    error: what was raised.
+  """
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == path]
+  text = one_line(error)
+  if isinstance(error, SyntaxError) and error.filename == path:
+    lines, text = [error.lineno], error.msg
+  where = f"line {lines[-1]}: " if lines else ""
+  hint = "" if path is None else _neighbour(Path(path).parent, error)
+  return f"{where}{type(error).__name__}: {text}{hint}"
+
+
+def _neighbour(folder: Path, error: BaseException) -> str:
+  """How a file imports one that lies beside it, if that is what failed."""
+  if not isinstance(error, ImportError):
+    return ""
+  relative = "no known parent package" in str(error)
+  name = (error.name or "").partition(".")[0]
+  if relative:
+    found = "Such a file belongs to no package; leave out the dot, and"
+  elif name and ((folder / f"{name}.py").exists() or (folder / name).is_dir()):
+    found = f"{name} lies beside the file, where Python does not look;"
+  else:
+    return ""
+  return (
+    f". {found} set PYTHONPATH={folder} in the environment, or write before the"
+    " import: import pathlib, sys; sys.path.insert(0,"
+    " str(pathlib.Path(__file__).parent))."
+  )
+
+
+def one_line(error: BaseException) -> str:
+  """An error's text without its line breaks."""
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  return " ".join(str(error.args[0] if error.args else error).split())

@@ -1,0 +1,250 @@
+"""Text as ids, at import: characters or words, with what follows each.
+
+Without labels a text becomes sequences to predict the next id of, as in McMahan
+et al. (2017, arXiv 1602.05629; characters of Shakespeare) and Reddi et al.
+(2021, arXiv 2003.00295; words of Stack Overflow).
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from fedjax_sim.core import validate
+from fedjax_sim.data.importers.blocks import Block
+from fedjax_sim.data.leaf_format import User
+from fedjax_sim.data.loaders.leaf import (
+  PADDING,
+  encode,
+  labelled_text,
+  next_characters,
+)
+
+UNKNOWN, BEGIN, END = 1, 2, 3  # words' ids go on from these
+Ids = tuple[np.ndarray, np.ndarray | None]  # x, and y where it is ids, too
+
+
+class Text(abc.ABC):
+  """How the text "x" of blocks becomes ids.
+
+  Attributes:
+    vocabulary: what has ids of its own.
+    length: ids of an example; what is shorter is padded with 0.
+    usual_length: what it is if it is not given.
+    num_classes: of labels that are ids: those, padding and others.
+  """
+
+  vocabulary: tuple[str, ...]
+  num_classes: int
+  usual_length: int
+
+  def __init__(self, vocabulary: Sequence[str], length: int | None = None):
+    self.vocabulary = tuple(vocabulary)
+    self.length = validate.whole(
+      "sequence_length",
+      self.usual_length if length is None else length,
+      most=2**16,
+    )
+
+  def blocks(self, given: Iterable[Block]) -> Iterator[Block]:
+    """The blocks of a split with ids, int32, instead of text.
+
+    Args:
+      given: with "x", text, and perhaps "y": numbers, which stay as they are,
+        or with `Characters` a character an example.
+
+    Raises:
+      ValueError: "x" is no text, labels are of another kind, or there are
+        fields beside the two.
+    """
+    for block in given:
+      if not block.names:
+        continue
+      pairs = [self._ids_of(user) for user in _users(block)]
+      examples = {"x": _joined([x for x, _ in pairs])}
+      labels = [y for _, y in pairs if y is not None]
+      if labels:
+        examples["y"] = _joined(labels)
+      elif "y" in block.examples:
+        examples["y"] = block.examples["y"]
+      yield block._replace(
+        sizes=[len(x) for x, _ in pairs], examples=examples, rows=None
+      )
+
+  @abc.abstractmethod
+  def _ids_of(self, user: User) -> Ids:
+    """x, (examples, length), and y unless it is numbers."""
+
+
+class Characters(Text):
+  """Ids of characters: 1 for the first of the vocabulary, and so on.
+
+  Without labels a client's texts are joined by line breaks and cut into
+  sequences. Else an example is the beginning of a text, and labels are numbers,
+  or characters.
+  """
+
+  usual_length = 80
+
+  def __init__(self, vocabulary: Sequence[str], length: int | None = None):
+    super().__init__(vocabulary, length)
+    self._letters = "".join(vocabulary)
+    if len(self._letters) != len(self.vocabulary):
+      raise ValueError(
+        "vocabulary holds what is no single character; give a list of them."
+      )
+    self.num_classes = len(vocabulary) + 1
+
+  def blocks(self, given: Iterable[Block]) -> Iterator[Block]:
+    """See `Text.blocks`.
+
+    The end of a text, less than a sequence, waits for the client's next block.
+    """
+    ends: dict[str, str] = {}
+    where = ""
+    for block in given:
+      if "y" in block.examples:
+        yield from super().blocks([block])
+        continue
+      where = block.where
+      users = dict(zip(block.names, _users(block), strict=True))
+      texts = {}
+      for name, user in users.items():
+        text = "\n".join([*([ends.pop(name)] if name in ends else []), *user.x])
+        if block.whole:
+          texts[name] = text
+          continue
+        # The last character of a sequence is the first of the next one.
+        rows = (len(text) - 1) // self.length
+        texts[name] = text[: rows * self.length + 1] if rows else ""
+        ends[name] = text[rows * self.length :] if rows else text
+      yield self._of_texts(block, texts)
+    if ends:
+      empty: dict[str, np.ndarray] = {}
+      yield self._of_texts(Block(where, [], [], empty), ends)
+
+  def _of_texts(self, block: Block, texts: dict[str, str]) -> Block:
+    texts = {name: text for name, text in texts.items() if len(text) > 1}
+    told = {name: f"{block.where}: client {name!r}" for name in texts}
+    ids, _ = encode(texts, self._letters, told)
+    made = [next_characters(ids[name], self.length) for name in texts]
+    none = np.zeros((0, self.length), np.int32)
+    return block._replace(
+      rows=None,
+      names=list(texts),
+      sizes=[len(held["x"]) for held in made],
+      examples={
+        k: _joined([none, *(held[k] for held in made)]) for k in ("x", "y")
+      },
+    )
+
+  def _ids_of(self, user: User) -> Ids:
+    y = user.y or []
+    letters = any(isinstance(label, str) for label in y)
+    user = user._replace(y=y if letters else [0] * len(y))
+    found, _ = labelled_text({"": user}, self.length, self._letters)
+    return found[""]["x"], found[""]["y"] if letters else None
+
+
+class Words(Text):
+  """Ids of words, between spaces: 4 for the first of the vocabulary, and so on.
+
+  1 is any other word, 2 begins and 3 ends a text. Without labels an example is
+  a text, from its beginning on, and y the next word; a text without words is
+  left out.
+  """
+
+  usual_length = 20
+
+  def __init__(self, vocabulary: Sequence[str], length: int | None = None):
+    super().__init__(vocabulary, length)
+    self._ids = {word: i for i, word in enumerate(vocabulary, END + 1)}
+    if len(self._ids) < len(self.vocabulary):
+      raise ValueError("vocabulary holds a word twice; give each once.")
+    self.num_classes = len(vocabulary) + END + 1
+
+  def _ids_of(self, user: User) -> Ids:
+    rows = [
+      [self._ids.get(word, UNKNOWN) for word in text.split()] for text in user.x
+    ]
+    if user.y is not None:
+      if any(isinstance(label, str) for label in user.y):
+        raise ValueError(
+          f"{user.where}: y holds text; give labels that are numbers, or a map"
+          " that makes them."
+        )
+      return self._padded(rows), None
+    rows = [[BEGIN, *row, END] for row in rows if row]
+    return (
+      self._padded([row[:-1] for row in rows]),
+      self._padded([row[1:] for row in rows]),
+    )
+
+  def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    ids = np.full((len(rows), self.length), PADDING, np.int32)
+    for i, row in enumerate(rows):
+      ids[i, : min(len(row), self.length)] = row[: self.length]
+    return ids
+
+
+TEXTS: Mapping[str, type[Text]] = {"characters": Characters, "words": Words}
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+  return np.concatenate(parts).astype(np.int32)
+
+
+def _users(block: Block) -> Iterator[User]:
+  """Each client's x, if that is text, and y."""
+  x, y = (block.examples.get(field) for field in ("x", "y"))
+  if x is None or x.dtype != object or x.ndim != 1:
+    raise ValueError(
+      f"{block.where}: x is no text, one an example; let text be None, or call"
+      " the field with the text x."
+    )
+  if others := sorted(set(block.examples) - {"x", "y"}):
+    raise ValueError(
+      f"{block.where}: field {others[0]!r} is there beside x and y, all that a"
+      " store of text has; name those two in fields."
+    )
+  ends = np.cumsum(np.asarray(block.sizes, np.int64)).tolist()
+  begins = [0, *ends[:-1]]
+  for name, begin, end in zip(block.names, begins, ends, strict=True):
+    yield User(
+      f"{block.where}: client {name!r}",
+      x[begin:end].tolist(),
+      None if y is None else y[begin:end].tolist(),
+    )
+
+
+def characters_in(blocks: Iterable[Block]) -> list[str]:
+  """All characters of "x" that have ids, and of labels that are, sorted."""
+  found: set[str] = set()
+  for block in blocks:
+    for user in _users(block):
+      if user.y is not None:
+        found.update(*user.x, *(y for y in user.y if isinstance(y, str)))
+      elif not block.whole:  # a line break goes before the next block's texts
+        found.update("\n", *user.x)
+      elif len(text := "\n".join(user.x)) > 1:
+        found.update(text)
+  return sorted(found)
+
+
+def words_in(blocks: Iterable[Block], most: int) -> list[str]:
+  """The most frequent words of "x"; among equals the alphabet decides.
+
+  Args:
+    blocks: of text.
+    most: how many.
+  """
+  counts: collections.Counter[str] = collections.Counter()
+  for block in blocks:
+    for user in _users(block):
+      for text in user.x:
+        counts.update(text.split())
+  ranked = sorted(counts, key=lambda word: (-counts[word], word))
+  return ranked[:most]

@@ -1,0 +1,358 @@
+"""Devices: the mesh axes `clients` and `model`, and where arrays live on them.
+
+Clients are dealt over `clients`. Along `model`, which only a run with
+`runtime.model_devices` has, arrays of the model's shapes are cut in pieces, and
+XLA's partitioner adds what a computation on pieces has to send.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import itertools
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim.core import PyTree, validate
+from fedjax_sim.distributed import cpu
+
+AXIS = "clients"
+MODEL = "model"
+MOST_PACKED = 2**17  # numbers of an array that is summed together with others
+
+
+# Of mallopt. Left alone, the second grows to 32 MiB as arrays are freed, and
+# arrays below it leave gaps: 12 MB a round of 10,000 clients were measured.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGE = 2**20  # bytes
+
+
+def setup(cpu_devices: int | None = None) -> None:
+  """Prepares JAX for a run; must come before its first use.
+
+  On the CPU: one device for every core, and synchronous dispatch (with
+  asynchronous dispatch all-reduces over CPU devices were seen to hang). With
+  glibc, large arrays that are freed go back to the system, or the memory of
+  round after round piles up. The command line calls this; in a script it is
+  yours to call, or to leave.
+
+  Args:
+    cpu_devices: how many CPU devices; None: what FEDJAX_SIM_CPU_DEVICES says,
+      or one for every core that this process may use.
+
+  Raises:
+    ValueError: FEDJAX_SIM_CPU_DEVICES is no whole number >= 1.
+    RuntimeError: JAX has made its devices already.
+  """
+  if cpu_devices is None:
+    cpu_devices = cpu.cpu_devices()
+  try:
+    jax.config.update("jax_num_cpu_devices", cpu_devices)
+  except RuntimeError as error:
+    raise RuntimeError(
+      f"setup() is to make {cpu_devices} CPU devices, and comes too late: JAX"
+      f" made {jax.local_device_count('cpu')} at its first operation. Call it"
+      " before anything is computed, right after the imports; in a notebook,"
+      " restart the kernel and put fedjax_sim.setup() into the first cell. Or"
+      " leave it out, and JAX stays as it is."
+    ) from error
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
+  with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
+    allocator = ctypes.CDLL(None).mallopt
+    allocator(_MMAP_THRESHOLD, _LARGE)
+    allocator(_TRIM_THRESHOLD, _LARGE)
+
+
+def devices() -> list[jax.Device]:
+  """The devices that JAX finds.
+
+  Raises:
+    ValueError: none of the kind that JAX_PLATFORMS asks for.
+  """
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    why = " ".join(str(error).split()) or "no reason given"
+    raise ValueError(
+      f"JAX_PLATFORMS={platforms!r}: JAX finds no such device ({why}); unset"
+      " it, or install what it needs."
+    ) from error
+
+
+def make_mesh(
+  num_devices: int | None = None, model_devices: int | None = None
+) -> Mesh:
+  """A mesh over the first `num_devices` devices; None: all.
+
+  Args:
+    num_devices: how many.
+    model_devices: how many of them share a model; None or 1: each has all of
+      it, and there is no axis `model`.
+
+  Raises:
+    ValueError: more devices than there are, or no multiple of `model_devices`.
+  """
+  found = devices()
+  if num_devices is not None and jax.process_count() > 1:
+    raise ValueError(
+      f"runtime.devices={num_devices}: several processes use all of their"
+      " devices; set it to None."
+    )
+  if num_devices is None:
+    num_devices = len(found)
+  validate.whole("runtime.devices", num_devices, most=len(found))
+  shape: tuple[int, ...] = (num_devices,)
+  axes: tuple[str, ...] = (AXIS,)
+  if model_devices is not None and model_devices > 1:
+    if num_devices % model_devices:
+      raise ValueError(
+        f"runtime.model_devices={model_devices}: {num_devices} devices cannot"
+        " be cut into groups of so many; give a divisor."
+      )
+    shape, axes = (num_devices // model_devices, model_devices), (AXIS, MODEL)
+  return jax.make_mesh(
+    shape,
+    axes,
+    axis_types=(AxisType.Auto,) * len(axes),
+    devices=found[:num_devices],
+  )
+
+
+def size(mesh: Mesh) -> int:
+  """How many devices, or groups of them, clients are dealt to."""
+  return int(mesh.shape[AXIS])
+
+
+def in_pieces(tree: PyTree, mesh: Mesh, *leading: str) -> PyTree:
+  """Specs of arrays of the model's shapes: each array's longest axis is cut.
+
+  Args:
+    tree: arrays, or their shapes.
+    mesh: the devices; without an axis `model` nothing is cut.
+    *leading: mesh axes of the arrays' first axes.
+  """
+  pieces = mesh.shape.get(MODEL, 1)
+
+  def spec(x: Any) -> P:
+    sizes = x.shape[len(leading) :]
+    fit = [i for i, n in enumerate(sizes) if n and n % pieces == 0]
+    if pieces == 1 or not fit:
+      return P(*leading)
+    longest = max(fit, key=lambda i: sizes[i])
+    return P(*leading, *[None] * longest, MODEL)
+
+  return jax.tree.map(spec, tree)
+
+
+def packed_psum(tree: PyTree) -> PyTree:
+  """`psum` over the devices, small arrays of one dtype as one array.
+
+  Inside `shard_map`. On the CPU devices meet anew for every array, which takes
+  longer than to add a small one. Pieces of arrays are added one by one, as they
+  would have to be put together first.
+  """
+  if lax.axis_size(AXIS) == 1:  # which XLA's partitioner does not take
+    return tree
+  if MODEL in jax.sharding.get_abstract_mesh().axis_names:
+    apart: PyTree = jax.tree.map(lambda x: lax.psum(x, AXIS), tree)
+    return apart
+  one_row = jax.tree.map(lambda x: x[None], tree)
+  return _packed(lambda rows: lax.psum(rows[0], AXIS), one_row)
+
+
+def ordered_sum(tree: PyTree, count: int) -> PyTree:
+  """The sum over shards in their order, the same bits on any number of devices.
+
+  Inside `shard_map`. Every device adds a share of the coordinates.
+
+  Args:
+    tree: leaves (shards of this device, ...); devices have equally many.
+    count: how many shards there are, the first ones; the rest are left out.
+
+  Returns:
+    The sums, leaves (...).
+  """
+
+  def add(rows: jax.Array) -> jax.Array:
+    total = functools.reduce(jnp.add, _scatter(rows)[:count])
+    return _gather(total)[: rows.shape[1]]
+
+  return _packed(add, tree)
+
+
+def _packed(join: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
+  """`join` of every leaf, the small ones of a dtype side by side as one.
+
+  Args:
+    join: (rows, n) -> (n,), each coordinate by itself.
+    tree: leaves (rows, ...).
+
+  Returns:
+    Leaves (...).
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  packs: dict[object, list[int]] = {}
+  for i, leaf in enumerate(leaves):
+    small = math.prod(leaf.shape[1:]) <= MOST_PACKED
+    packs.setdefault(leaf.dtype if small else i, []).append(i)
+  for members in packs.values():
+    parts = [leaves[i].reshape(len(leaves[i]), -1) for i in members]
+    joined = join(jnp.concatenate(parts, axis=1))
+    ends = list(itertools.accumulate(x.shape[1] for x in parts))
+    for i, part in zip(members, jnp.split(joined, ends[:-1]), strict=True):
+      leaves[i] = part.reshape(leaves[i].shape[1:])
+  result: PyTree = jax.tree.unflatten(structure, leaves)
+  return result
+
+
+def over_coordinates(
+  function: Callable[[PyTree], PyTree], stack: PyTree, like: PyTree
+) -> PyTree:
+  """function(stack of all devices), each device doing a share of it.
+
+  Inside `shard_map`. Never has a device more than its own part of the stack,
+  and as much again.
+
+  Args:
+    function: of leaves (rows of all devices, coordinates); its result's leaves
+      are (coordinates,), or () of a stack's leaf (rows,).
+    stack: leaves (rows of this device, ...); those of one dimension reach
+      `function` whole.
+    like: the result's shapes.
+  """
+
+  def spread(x: jax.Array) -> jax.Array:
+    if x.ndim == 1:
+      return _gather(x)
+    return _scatter(x.reshape(len(x), -1))
+
+  def gather(x: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    if not shape.shape:
+      return x
+    return _gather(x)[: math.prod(shape.shape)].reshape(shape.shape)
+
+  result: PyTree = jax.tree.map(
+    gather, function(jax.tree.map(spread, stack)), like
+  )
+  return result
+
+
+def _gather(x: jax.Array) -> jax.Array:
+  """The devices' shares, end to end."""
+  if lax.axis_size(AXIS) == 1:
+    return x
+  whole: jax.Array = lax.all_gather(x, AXIS, tiled=True)
+  return whole
+
+
+def _scatter(x: jax.Array) -> jax.Array:
+  """(rows, n) -> (rows of all devices, this device's share of n, padded)."""
+  if lax.axis_size(AXIS) == 1:
+    return x
+  missing = -x.shape[1] % lax.axis_size(AXIS)
+  padded = jnp.pad(x, ((0, 0), (0, missing)))
+  return lax.all_to_all(padded, AXIS, split_axis=1, concat_axis=0, tiled=True)
+
+
+def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
+  """Where arrays with these specs live; a tree, or a prefix of one."""
+  return jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec),
+    specs,
+    is_leaf=lambda x: isinstance(x, P),
+  )
+
+
+def _with_shardings(
+  function: Callable[[Any, NamedSharding], Any],
+  tree: PyTree,
+  mesh: Mesh,
+  specs: PyTree,
+) -> PyTree:
+  """function(leaf, sharding) for every leaf; `specs` may be a prefix."""
+  return jax.tree.map(
+    lambda sharding, part: jax.tree.map(lambda x: function(x, sharding), part),
+    shardings(mesh, specs),
+    tree,
+    is_leaf=lambda x: isinstance(x, NamedSharding),
+  )
+
+
+def shard_nbytes(tree: PyTree, mesh: Mesh, specs: PyTree) -> int:
+  """Bytes of what one device has of these arrays."""
+  size = lambda x, sharding: (
+    math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  )
+  return sum(jax.tree.leaves(_with_shardings(size, tree, mesh, specs)))
+
+
+def put(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
+  """The tree's arrays on the devices; `specs` may be a prefix of the tree.
+
+  With several processes all of them have to give the same.
+  """
+  if not mesh.is_multi_process:
+    # No alias: who changes an array on the host changes nothing here.
+    return jax.device_put(tree, shardings(mesh, specs), may_alias=False)
+
+  def place(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, sharding)
+    x = np.asarray(x)
+    x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return _with_shardings(place, tree, mesh, specs)
+
+
+def put_own(tree: PyTree, mesh: Mesh, spec: P) -> PyTree:
+  """Arrays of which every process has the part of its own devices."""
+  sharding = NamedSharding(mesh, spec)
+  place = functools.partial(jax.make_array_from_process_local_data, sharding)
+  return jax.tree.map(place, tree)
+
+
+def own_devices(mesh: Mesh) -> list[int]:
+  """Which places on the axis `clients` this process has devices at."""
+  here = jax.process_index()
+  groups = mesh.devices.reshape(size(mesh), -1)
+  return [
+    i
+    for i, group in enumerate(groups)
+    if any(d.process_index == here for d in group)
+  ]
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """The whole of every array as numpy, on every process that calls it."""
+  from jax.experimental import multihost_utils
+
+  def whole(x: Any) -> Any:
+    if x.is_fully_addressable or x.is_fully_replicated:
+      return x
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.device_get(jax.tree.map(whole, tree))
+
+
+def abstract(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
+  """Shapes, dtypes and shardings of what `put` would give."""
+  return _with_shardings(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding
+    ),
+    tree,
+    mesh,
+    specs,
+  )

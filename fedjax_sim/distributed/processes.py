@@ -1,0 +1,339 @@
+"""Several processes as one run: how they meet, and how they agree.
+
+All processes run the same program on the same config and make every decision
+in the same way. What only one of them can know (a file in the workdir, a
+signal, a measured time) goes through the functions here. With one process all
+of them are trivial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import itertools
+import json
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from fedjax_sim.core import PyTree, validate
+
+T = TypeVar("T")
+
+MOST_PORT = 2**16 - 1
+WAITING_SECONDS = 10  # at the start, before that is said
+START_SECONDS = 300  # that processes wait for each other at the start
+_LOSS = r"Gloo|NCCL|RCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination"
+
+# All processes come here in the same order, so a number names an occasion.
+_occasions = itertools.count()
+
+
+class Address(NamedTuple):
+  """Where processes meet.
+
+  Attributes:
+    coordinator: host:port of process 0.
+    process: which one this is, from 0.
+    num_processes: how many there are.
+  """
+
+  coordinator: str
+  process: int
+  num_processes: int
+
+
+class PeerError(ValueError):
+  """Another process refuses, or takes part in another run."""
+
+
+def parse(text: str) -> Address | None:
+  """What `--distributed` names.
+
+  Args:
+    text: "coordinator:port,process,count", or "auto".
+
+  Returns:
+    None for "auto".
+
+  Raises:
+    ValueError: it is neither.
+  """
+  if text == "auto":
+    return None
+  match = re.fullmatch(r"(\S+:\d+),(\d+),(\d+)", text)
+  if match is None:
+    raise ValueError(
+      f"--distributed={text!r} is neither 'auto', 'off' nor"
+      " coordinator:port,process,count, such as 10.0.0.1:1234,0,4."
+    )
+  coordinator, process, count = match[1], int(match[2]), int(match[3])
+  port = int(coordinator.rpartition(":")[2])
+  if not 1 <= port <= MOST_PORT:
+    raise ValueError(
+      f"--distributed={text!r}: port {port} is out of range; give 1 to"
+      f" {MOST_PORT}."
+    )
+  if process >= count:
+    raise ValueError(
+      f"--distributed={text!r}: process {process} of {count}; give a count of 1"
+      " or more, and number the processes from 0 on."
+    )
+  return Address(coordinator, process, count)
+
+
+def join(text: str, peer_timeout: float) -> None:
+  """Meets the other processes; before JAX's first use.
+
+  Args:
+    text: "off", or as in `parse`. "auto" asks the cluster: SLURM, Open MPI,
+      Kubernetes, Cloud TPU, as JAX knows them.
+    peer_timeout: seconds after which a silent process counts as lost.
+
+  Raises:
+    ValueError: no such address, no cluster, or processes that do not come.
+  """
+  if text == "off":
+    return
+  address = parse(text)
+  timeout = validate.real("runtime.peer_timeout", peer_timeout, least=5)
+  options: dict[str, Any] = {
+    # The rest of the time is for what follows: the abort, and the message.
+    "heartbeat_timeout_seconds": max(2, int(0.7 * timeout)),
+    "initialization_timeout": START_SECONDS,
+    "shutdown_timeout_seconds": max(2, int(timeout)),
+  }
+  if address is not None:
+    options |= {
+      "coordinator_address": address.coordinator,
+      "process_id": address.process,
+      "num_processes": address.num_processes,
+      "cluster_detection_method": "deactivate",
+    }
+    if address.process == 0:
+      _check_port(text, address)
+  else:
+    options["local_device_ids"] = _all_local_gpus()
+  waiting = threading.Timer(WAITING_SECONDS, _tell_waiting, (text, address))
+  waiting.daemon = True
+  waiting.start()
+  try:
+    jax.distributed.initialize(**options)
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(
+      f"--distributed={text}: the processes did not meet"
+      f" ({' '.join(str(error).split())[:300]}). 'auto' needs a cluster that"
+      " JAX knows; otherwise give coordinator:port,process,count, the same"
+      " coordinator and count everywhere."
+    ) from error
+  finally:
+    waiting.cancel()
+  if address is not None and jax.process_count() != address.num_processes:
+    raise ValueError(
+      f"--distributed={text}: the others say that there are"
+      f" {jax.process_count()} processes; give the same count everywhere."
+    )
+
+
+def _check_port(text: str, address: Address) -> None:
+  """Refuses a port that another program listens on; JAX would crash on it.
+
+  Raises:
+    ValueError: it is in use.
+  """
+  port = int(address.coordinator.rpartition(":")[2])
+  with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    # As JAX's server: who keeps the port for it sets this, too.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+      probe.bind(("", port))
+    except OSError as error:
+      raise ValueError(
+        f"--distributed={text}: port {port} of this host cannot be used"
+        f" ({error.strerror}); give a free one to all processes."
+      ) from error
+
+
+def _tell_waiting(text: str, address: Address | None) -> None:
+  where = "" if address is None else f" at {address.coordinator}"
+  print(  # noqa: T201
+    f"fedjax-sim: --distributed={text}: waiting for the other processes{where},"
+    f" {START_SECONDS} s at most.",
+    file=sys.stderr,
+    flush=True,
+  )
+
+
+def _all_local_gpus() -> list[int] | None:
+  """Every GPU of this host, where one process has the host to itself.
+
+  Under SLURM and Open MPI JAX takes one GPU for each process otherwise.
+  """
+  # "1(x4)": one on each of four; "1(x3),2": two on the last, maybe this one.
+  slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
+  alone = (
+    re.fullmatch(r"1(\(x\d+\))?", slurm) is not None
+    and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
+  )
+  visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+  if visible is not None:
+    count = len([x for x in visible.split(",") if x.strip()])
+  else:
+    count = len(glob.glob("/dev/nvidia[0-9]*"))
+  return list(range(count)) if alone and count else None
+
+
+def is_loss(error: BaseException) -> bool:
+  """Whether an error comes of another process that is gone.
+
+  JAX raises such errors in several types; what they share is their text.
+  """
+  if jax.process_count() == 1 or isinstance(error, PeerError):
+    return False
+  return re.search(_LOSS, str(error)) is not None
+
+
+def leave(last_word: Callable[[], None], seconds: float = 20.0) -> None:
+  """Says the last word once all processes are about to leave.
+
+  Process 0 holds what the others still read, so it says its own, and goes,
+  after theirs. When it is gone JAX may abort the others, who must have said
+  it by then. A process that is not leaving does not come; the last word is
+  then said after `seconds`.
+
+  Args:
+    last_word: called at least once; the first call counts.
+    seconds: how long to wait for the others.
+  """
+  if jax.process_count() > 1:
+    client, wait = _client(), int(1000 * seconds)
+    with contextlib.suppress(Exception):
+      client.wait_at_barrier("fedjax_sim/leaving", wait)
+      if not is_first():
+        last_word()
+      client.wait_at_barrier("fedjax_sim/left", wait)
+  last_word()
+
+
+def is_first() -> bool:
+  """Whether this is process 0, which alone writes."""
+  return jax.process_index() == 0
+
+
+def _client() -> Any:
+  """The key-value store that all processes reach."""
+  from jax._src import distributed  # it has no public name
+
+  return distributed.global_state.client
+
+
+def _occasion() -> str:
+  """A key that all processes have in common, and nobody has used."""
+  return f"fedjax_sim/{next(_occasions)}"
+
+
+def check_same(make: Callable[[], tuple[T, dict[str, Any]]]) -> tuple[T, Any]:
+  """Refuses to start unless all processes say the same.
+
+  Args:
+    make: gives what a process starts with, and what it says, which JSON holds;
+      an error that it raises is told to the others.
+
+  Raises:
+    PeerError: another process says something else, or cannot start.
+    Exception: what `make` raises.
+  """
+  if jax.process_count() == 1:
+    return make()
+  here, client, key = jax.process_index(), _client(), _occasion()
+  told: dict[str, Any] = {}
+  try:
+    made, said = make()
+    told = {"said": said}
+  except Exception as error:
+    told = {"error": str(error)}
+    raise
+  finally:
+    client.key_value_set(f"{key}/{here}", json.dumps(told))
+    client.wait_at_barrier(f"{key}/told", START_SECONDS * 1000)
+  every = {
+    int(name.rpartition("/")[2]): json.loads(value)
+    for name, value in client.key_value_dir_get(key)
+  }
+  for process, other in sorted(every.items()):
+    if "error" in other:
+      raise PeerError(f"Process {process} cannot start: {other['error']}")
+  for process, other in sorted(every.items()):
+    odd = validate.differences(every[0]["said"], other["said"])
+    if odd:
+      raise PeerError(
+        f"Process {process} differs from process 0: {'; '.join(odd[:5])}. Start"
+        " all with the same command, software and data."
+      )
+  return made, said
+
+
+def from_first(make: Callable[[], T]) -> T:
+  """What process 0 makes, on all; for what is small.
+
+  Args:
+    make: called by process 0 alone; returns what JSON holds.
+
+  Raises:
+    Exception: in process 0, what `make` raises.
+    PeerError: in the others, if it raised.
+  """
+  if jax.process_count() == 1:
+    return make()
+  key = _occasion()
+  if is_first():
+    try:
+      value = make()
+    except Exception as error:
+      _client().key_value_set(key, json.dumps({"error": str(error)}))
+      raise
+    _client().key_value_set(key, json.dumps({"value": value}))
+    return value
+  # However long it takes: whether process 0 lives, JAX's heartbeats tell.
+  told = json.loads(_client().blocking_key_value_get(key, 24 * 3600 * 1000))
+  if "error" in told:
+    raise PeerError(f"Process 0: {told['error']}")
+  found: T = told["value"]
+  return found
+
+
+def arrays_from_first(tree: PyTree) -> PyTree:
+  """Process 0's arrays, bit by bit, on all.
+
+  Args:
+    tree: numpy arrays; on the other processes only shapes and dtypes count.
+  """
+  if jax.process_count() == 1:
+    return tree
+  from jax.experimental import multihost_utils
+
+  # As bytes: a sum of floats, which is how they travel, loses the sign of -0.
+  as_bytes = lambda x: np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+  told = multihost_utils.broadcast_one_to_all(jax.tree.map(as_bytes, tree))
+  return jax.tree.map(
+    lambda x, like: np.asarray(x).view(like.dtype).reshape(like.shape),
+    told,
+    tree,
+  )
+
+
+def greatest(*values: float) -> list[float]:
+  """The largest of each value over all processes; float32."""
+  if jax.process_count() == 1:
+    return list(values)
+  from jax.experimental import multihost_utils
+
+  every = multihost_utils.process_allgather(np.array(values, np.float32))
+  return [float(x) for x in np.max(every, axis=0)]

@@ -1,0 +1,1 @@
+"""One compiled round: plan, client loop, aggregation, program, evaluation."""

@@ -1,0 +1,260 @@
+"""How clients walk over their data: batch by batch, in lanes and waves.
+
+The loops that training and evaluation share. Trip counts are traced, so
+nothing recompiles when a cohort changes. A lane that has done its steps waits
+for the longest of its wave: `vmap` of a loop keeps its carry as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim.core import (
+  Algorithm,
+  Array,
+  Batch,
+  Client,
+  Examples,
+  HParams,
+  Key,
+  Pass,
+  PyTree,
+  Report,
+)
+from fedjax_sim.data import Augment, Prepare
+from fedjax_sim.distributed import AXIS
+from fedjax_sim.engine.plan import Cohort
+
+# A plan's grids are dealt over the devices; every device reads all of `order`.
+COHORT_SPEC = Cohort(
+  client=P(AXIS),
+  version=P(AXIS),
+  num_examples=P(AXIS),
+  start=P(AXIS),
+  num_steps=P(AXIS),
+  num_waves=P(AXIS),
+  order=P(),
+)
+
+
+class Walk(NamedTuple):
+  """How a pass reads its batches: constants of the compiled round.
+
+  Attributes:
+    source: whose examples, a key of the data.
+    batch_size: examples of a batch.
+    prepare: what is done to a batch before the algorithm sees it.
+    augment: what is done to it then, at random; None: nothing.
+    max_tokens: see `LocalWork`.
+  """
+
+  source: str
+  batch_size: int
+  prepare: Prepare
+  augment: Augment | None = None
+  max_tokens: int | None = None
+
+
+def read_batch(
+  examples: Examples, order: Array, first: Array, walk: Walk
+) -> Batch:
+  """The batch whose entries of `order` begin at `first`."""
+  entries = lax.dynamic_slice(order, (first,), (walk.batch_size,))
+  rows = jnp.where(entries < 0, ~entries, entries)
+  take = lambda x: x.at[rows].get(mode="promise_in_bounds")
+  stored = jax.tree.map(take, dict(examples))
+  return Batch(walk.prepare(stored), entries >= 0)
+
+
+def augmented(batch: Batch, augment: Augment | None, key: Key) -> Batch:
+  """The batch, changed at random if there is something to do it.
+
+  Args:
+    batch: as `prepare` leaves it.
+    augment: see `FederatedDataset`.
+    key: of the client's step, which gets the same key as without.
+  """
+  if augment is None:
+    return batch
+  tag = 0x6175676D  # no number that an algorithm would fold in itself
+  key = jax.random.fold_in(key, tag)
+  return batch._replace(examples=augment(key, batch.examples))
+
+
+def with_numbers(batch: Batch, hparams: HParams) -> Batch:
+  """The batch with the task's numbers, one more field each."""
+  size = batch.mask.shape
+  numbers = {
+    name: jnp.broadcast_to(value, size)
+    for name, value in hparams.get("task", {}).items()
+  }
+  return batch._replace(examples={**batch.examples, **numbers})
+
+
+def random_batch(examples: Examples, size: int, key: Key) -> Batch:
+  """Some examples, without replacement; all, in order, if there are no more.
+
+  Args:
+    examples: as the model gets them, leaves (examples, ...).
+    size: how many, at most.
+    key: chooses them.
+  """
+  count = len(next(iter(examples.values())))
+  size = min(size, count)
+  rows = jnp.arange(count)
+  if size < count:
+    rows = jax.random.choice(key, count, (size,), replace=False)
+  chosen = jax.tree.map(lambda x: x[rows], dict(examples))
+  return Batch(chosen, jnp.ones(size, bool))
+
+
+def pass_key(key: Key, p: int) -> Key:
+  """The key of a client's pass; fold in the step for a step's key."""
+  tag = 0x70617373  # no number that an algorithm would fold in itself
+  return jax.random.fold_in(jax.random.fold_in(key, tag), p)
+
+
+def run_client(
+  algorithm: Algorithm,
+  client: Client,
+  start: Array,
+  walks: Sequence[Walk],
+  data: Mapping[str, Examples],
+  orders: Sequence[Array],
+) -> tuple[Client, Report]:
+  """One client's round: its walks over its data, then its report.
+
+  Args:
+    algorithm: what it does.
+    client: what it knows.
+    start: shape=(passes,), int32; where its batches begin in each order.
+    walks: for every pass, how it reads.
+    data: source -> examples.
+    orders: for every pass, the order array.
+
+  Returns:
+    The client, with the numbers of steps and examples that it used, and its
+    report.
+  """
+  carries: tuple[PyTree, ...] = ()
+  for p, (walked, walk) in enumerate(zip(algorithm.passes, walks, strict=True)):
+    carry = walked.start(client, *carries)
+    client, carry = _walk_once(
+      walked, walk, p, client, carry, data[walk.source], orders[p], start[p]
+    )
+    carries += (carry,)
+  return client, algorithm.finish(client, *carries)
+
+
+def _walk_once(
+  walked: Pass,
+  walk: Walk,
+  p: int,
+  client: Client,
+  carry: PyTree,
+  examples: Examples,
+  order: Array,
+  start: Array,
+) -> tuple[Client, PyTree]:
+  """A client's pass `p`, from its first carry to its last.
+
+  Returns:
+    The client, with what it used if tokens ended the pass, and the carry.
+  """
+  own_key = pass_key(client.key, p)
+
+  def step(i: Array, carry: PyTree) -> tuple[PyTree, Array]:
+    batch = read_batch(examples, order, start + i * walk.batch_size, walk)
+    seen = jnp.sum(batch.mask, dtype=jnp.int32)
+    key = jax.random.fold_in(own_key, i)
+    batch = augmented(batch, walk.augment, key)
+    batch = with_numbers(batch, client.hparams)
+    return walked.step(client, carry, batch, key), seen
+
+  planned, tokens = client.num_steps[p], walked.tokens
+  if walk.max_tokens is None:
+    alone = lambda i, carry: step(i, carry)[0]
+    return client, lax.fori_loop(0, planned, alone, carry)
+  assert tokens is not None
+  enough = lambda carry: tokens(carry) >= walk.max_tokens
+  carry, steps, seen = _until(step, enough, planned, carry)
+  used = client._replace(num_steps=client.num_steps.at[p].set(steps))
+  if p == 0:  # all examples come once before one comes twice
+    seen = jnp.minimum(client.num_examples, seen)
+    used = used._replace(num_examples=seen)
+  return used, carry
+
+
+def _until(
+  step: Callable[[Array, PyTree], tuple[PyTree, Array]],
+  enough: Callable[[PyTree], Array],
+  most: Array,
+  carry: PyTree,
+) -> tuple[PyTree, Array, Array]:
+  """Takes steps until it is enough, at most so many.
+
+  Returns:
+    The carry, the number of steps, shape=(), int32, and of their examples.
+  """
+
+  def more(state: tuple[PyTree, Array, Array]) -> Array:
+    carry, i, _ = state
+    return (i < most) & ~enough(carry)
+
+  def advance(
+    state: tuple[PyTree, Array, Array],
+  ) -> tuple[PyTree, Array, Array]:
+    carry, i, total = state
+    carry, seen = step(i, carry)
+    return carry, i + 1, total + seen
+
+  return lax.while_loop(
+    more, advance, (carry, jnp.zeros_like(most), jnp.int32(0))
+  )
+
+
+def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:
+  """`one` for every lane; a single lane is spared the vmap."""
+  if lanes > 1:
+    return jax.vmap(one)(rows)
+  row = jax.tree.map(lambda x: x[0], rows)
+  return jax.tree.map(lambda x: x[None], one(row))
+
+
+def put_wave(grid: PyTree, outputs: PyTree, w: Array) -> PyTree:
+  """The grid, leaves (waves, lanes, ...), with wave `w` set to the outputs."""
+  put = functools.partial(lax.dynamic_update_index_in_dim, index=w, axis=0)
+  return jax.tree.map(put, grid, outputs)
+
+
+def over_waves(
+  one: Callable[[Any], PyTree],
+  grid: PyTree,
+  num_waves: Array,
+  fold: Callable[[PyTree, PyTree, Array], PyTree],
+  acc: PyTree,
+) -> PyTree:
+  """Runs `one` on every client of the grid and folds wave after wave.
+
+  Args:
+    one: row -> outputs, for one client.
+    grid: leaves (waves, lanes, ...).
+    num_waves: shape=(), int32; waves in use.
+    fold: (acc, outputs with a lane axis, wave) -> acc.
+    acc: the first accumulator.
+  """
+  lanes = jax.tree.leaves(grid)[0].shape[1]
+
+  def wave(w: Array, acc: PyTree) -> PyTree:
+    take = functools.partial(lax.dynamic_index_in_dim, index=w, keepdims=False)
+    rows = jax.tree.map(take, grid)
+    return fold(acc, over_lanes(one, rows, lanes), w)
+
+  return lax.fori_loop(0, num_waves, wave, acc)

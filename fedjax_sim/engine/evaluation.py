@@ -1,0 +1,431 @@
+"""Evaluation: of the global model on a central set, and client by client.
+
+Both are one program: every client of the set walks over its examples once, in
+the waves and lanes of a cohort, and its metrics are summed. A central set is
+cut into blocks that play the clients' part. With `Algorithm.personal` each
+client is evaluated with the parameters that it would use itself.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim import distributed
+from fedjax_sim.core import (
+  Algorithm,
+  Array,
+  Examples,
+  Metric,
+  PyTree,
+  Task,
+  Variables,
+  compensated,
+  sum_metrics,
+)
+from fedjax_sim.core.compensated import Total
+from fedjax_sim.core.returned import PERCENTILES
+from fedjax_sim.data import FederatedData, Prepare, as_stored
+from fedjax_sim.data.federated import take
+from fedjax_sim.engine import plan as plans
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.client_loop import (
+  COHORT_SPEC,
+  Walk,
+  over_waves,
+  put_wave,
+  read_batch,
+)
+from fedjax_sim.engine.plan import Capacity, Cohort
+from fedjax_sim.engine.round import RunState
+
+
+class ClientMetrics(NamedTuple):
+  """Metrics of every client of a set.
+
+  Attributes:
+    total: name -> shape=(num_clients,), float64; summed over its examples.
+    weight: name -> shape=(num_clients,), float64.
+  """
+
+  total: dict[str, np.ndarray]
+  weight: dict[str, np.ndarray]
+
+  def per_client(self) -> dict[str, np.ndarray]:
+    """Each client's mean; NaN for a client without examples."""
+    means = {}
+    for name, total in self.total.items():
+      weight = self.weight[name]
+      some = weight > 0
+      means[name] = np.where(some, total / np.where(some, weight, 1), np.nan)
+    return means
+
+  def overall(self) -> dict[str, float]:
+    """The mean over all examples; NaN if none has weight."""
+    means = {}
+    for name, total in self.total.items():
+      weight = self.weight[name].sum()
+      means[name] = float(total.sum() / weight) if weight > 0 else math.nan
+    return means
+
+  def summary(self, prefix: str) -> dict[str, float]:
+    """Overall means, and mean and percentiles over clients.
+
+    Args:
+      prefix: e.g. "seen" gives `seen/accuracy` (over examples),
+        `seen/accuracy/mean` (over clients), `seen/accuracy/p10`, ...
+    """
+    row = {}
+    overall = self.overall()
+    for name, values in self.per_client().items():
+      row[f"{prefix}/{name}"] = overall[name]
+      values = values[self.weight[name] > 0]
+      if not len(values):
+        values = np.array([np.nan])
+      row[f"{prefix}/{name}/mean"] = float(values.mean())
+      for q in PERCENTILES:
+        row[f"{prefix}/{name}/p{q}"] = float(np.percentile(values, q))
+    return row
+
+
+def told(metric: str, prefix: str) -> list[str]:
+  """The names under which `ClientMetrics.summary` tells a metric."""
+  one = {metric: np.ones(1)}
+  return list(ClientMetrics(one, one).summary(prefix))
+
+
+def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:
+  """A central set as federated data: blocks of `size` examples."""
+  count = len(next(iter(examples.values())))
+  offsets = np.append(np.arange(0, count, size), count)
+  return FederatedData(examples=examples, offsets=offsets)
+
+
+def make_evaluate(
+  task: Task,
+  algorithm: Algorithm,
+  *,
+  batch_size: int,
+  mesh: Mesh,
+  prepare: Prepare,
+) -> Callable[[PyTree, PyTree, Examples, Cohort], Total]:
+  """The function that evaluates every client of a cohort.
+
+  Returns:
+    (server state, client states, examples, cohort) -> `Total` of name ->
+    `Metric`, shape=(devices, waves, lanes). `examples` are field -> (devices,
+    examples, ...), each device's own; `client states` has a row for every
+    client of the plan, leaves (devices, waves, lanes, ...); None evaluates the
+    global model.
+  """
+  walk = Walk("eval", batch_size, prepare)
+
+  def device(
+    server: PyTree, states: PyTree, examples: Examples, cohort: Cohort
+  ) -> Total:
+    mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
+    states, examples = jax.tree.map(lambda x: x[0], (states, examples))
+    message = algorithm.broadcast(server)
+    order = jnp.asarray(cohort.order[0])
+
+    def one(row: tuple[Array, Array, PyTree]) -> Total:
+      start, num_steps, state = row
+      if states is None or algorithm.personal is None:
+        variables = algorithm.variables(server)
+      else:
+        variables = algorithm.personal(message, state)
+      return _client_metrics(
+        task, variables, examples, order, start, num_steps, walk
+      )
+
+    grid = (mine.start[..., 0], mine.num_steps[..., 0], states)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0, 0], grid))
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros((*mine.client.shape, *x.shape), x.dtype), shapes
+    )
+    out = over_waves(
+      one,
+      grid,
+      mine.num_waves,
+      put_wave,
+      zeros,
+    )
+    return jax.tree.map(lambda x: x[None], out)
+
+  split, whole = P(distributed.AXIS), P()
+  return jax.shard_map(
+    device,
+    mesh=mesh,
+    in_specs=(whole, split, split, COHORT_SPEC),
+    out_specs=split,
+    axis_names={distributed.AXIS},
+    check_vma=False,
+  )
+
+
+def _client_metrics(
+  task: Task,
+  variables: Variables,
+  examples: Examples,
+  order: Array,
+  start: Array,
+  num_steps: Array,
+  walk: Walk,
+) -> Total:
+  """One client's metrics, name -> `Metric`, summed over its batches."""
+
+  def batch_sums(i: Array) -> dict[str, Metric]:
+    batch = read_batch(examples, order, start + i * walk.batch_size, walk)
+    return sum_metrics(task, variables, batch)
+
+  shapes = jax.eval_shape(batch_sums, jnp.zeros((), jnp.int32))
+  add = lambda i, acc: compensated.add(acc, batch_sums(i))
+  total: Total = jax.lax.fori_loop(0, num_steps, add, compensated.zeros(shapes))
+  return total
+
+
+class EvaluationSet:
+  """A set of clients, with its plan and compiled program.
+
+  A set that has room on the devices is sent once, with its plan, which is the
+  same at every evaluation. A larger one is sent at every evaluation, some
+  clients at a time.
+
+  Args:
+    task: what is evaluated.
+    algorithm: whose server state and client states are evaluated.
+    data: the set; clients may lack examples.
+    mesh: the devices.
+    lanes: clients that a device evaluates at once.
+    batch_size: examples of a client that go through the model at once.
+    personal: the set's clients are the run's clients, in the same order, so
+      each may be evaluated with its own state.
+    prepare: see `FederatedDataset`.
+    room: bytes that the examples may take on a device, if no client has more
+      than half of them.
+
+  Attributes:
+    pieces: the clients that are evaluated at once.
+
+  Raises:
+    ValueError: no client has an example.
+  """
+
+  def __init__(
+    self,
+    task: Task,
+    algorithm: Algorithm,
+    data: FederatedData,
+    *,
+    mesh: Mesh,
+    lanes: int,
+    batch_size: int,
+    personal: bool = False,
+    prepare: Prepare = as_stored,
+    room: float = math.inf,
+  ):
+    if not data.num_examples:
+      raise ValueError(
+        f"None of the {data.num_clients} clients to be evaluated has an"
+        " example; leave the set out, or raise data.heldout_fraction."
+      )
+    self.num_clients = data.num_clients
+    self._data, self._mesh = data, mesh
+    self._personal = personal and algorithm.personal is not None
+    work = LocalWork(batch_size=batch_size, shuffle=False)
+    self._work = work.fitted(data.sizes)
+    each = sum(x[:1].nbytes for x in data.examples.values())
+    self.pieces, self._capacity = in_pieces(
+      data,
+      self._work,
+      room / max(1, each),
+      lanes=lanes,
+      devices=distributed.size(mesh),
+    )
+    evaluate = make_evaluate(
+      task,
+      algorithm,
+      batch_size=self._work.batch_size,
+      mesh=mesh,
+      prepare=prepare,
+    )
+
+    def program(
+      server: PyTree, table: PyTree, examples: Examples, plan: Cohort
+    ) -> Total:
+      rows = jnp.maximum(plan.client, 0)
+      own = table[0] if self._personal else None
+      states = jax.tree.map(lambda x: x[rows], own)
+      return evaluate(server, states, examples, plan)
+
+    whole = distributed.shardings(mesh, P())
+    self._program = jax.jit(program, out_shardings=whole)
+    self._kept = self._sent(*self.pieces) if len(self.pieces) == 1 else None
+
+  def __call__(self, state: RunState) -> ClientMetrics:
+    """Metrics of every client of the set."""
+    table = state.clients if self._personal else ()
+    zeros = functools.partial(np.zeros, self.num_clients)
+    total: dict[str, np.ndarray] = collections.defaultdict(zeros)
+    weight: dict[str, np.ndarray] = collections.defaultdict(zeros)
+
+    def read(clients: np.ndarray, out: Total) -> None:
+      real = clients >= 0
+      value, error = jax.device_get(out)
+      for name, metric in value.items():
+        for into, x, lost in zip(
+          (total, weight), metric, error[name], strict=True
+        ):
+          into[name][clients[real]] = x[real].astype(np.float64) + lost[real]
+
+    # Devices work on a piece while the next is gathered.
+    waiting: list[tuple[np.ndarray, Total]] = []
+    for ids in self.pieces:
+      sent = self._kept or self._sent(ids)
+      out = self._program(state.server, table, sent.examples, sent.plan)
+      waiting.append((sent.clients, out))
+      if len(waiting) > 1:
+        read(*waiting.pop(0))
+    read(*waiting.pop())
+    return ClientMetrics(total=dict(total), weight=dict(weight))
+
+  def _sent(self, ids: np.ndarray) -> _Sent:
+    """Some clients' examples and plan, on the devices."""
+    plan, slices = _planned(self._data, self._work, ids, self._capacity)
+    fill = functools.partial(
+      plans.fill,
+      slices,
+      rounds=1,
+      devices=distributed.own_devices(self._mesh),
+      length=self._capacity.examples[0],
+      take=take,
+    )
+    examples = {field: fill(x)[0] for field, x in self._data.examples.items()}
+    return _Sent(
+      clients=plan.client,
+      plan=distributed.put(plan, self._mesh, COHORT_SPEC),
+      examples=distributed.put_own(examples, self._mesh, P(distributed.AXIS)),
+    )
+
+
+def in_pieces(
+  data: FederatedData,
+  work: LocalWork,
+  most: float,
+  *,
+  lanes: int,
+  devices: int,
+) -> tuple[list[np.ndarray], Capacity]:
+  """Clients that are evaluated at once, and the shapes of every such plan.
+
+  Args:
+    data: the set.
+    work: its batches.
+    most: examples that a device has room for.
+    lanes: clients that a device evaluates at once.
+    devices: how many there are.
+
+  Returns:
+    All clients with examples, in one piece if it has room; else in pieces of
+    half of that, as one is on its way while another is evaluated.
+  """
+  ids = np.flatnonzero(data.sizes > 0)
+  # In pieces as many as of the whole: how metrics are rounded hangs on them.
+  lanes = min(lanes, -(-len(ids) // devices))
+  if data.num_examples <= most * devices:  # or it is not worth a plan
+    whole = _fitting(data, work, [ids], lanes, devices)
+    if whole.examples[0] <= most:
+      return [ids], whole
+  pieces = _cut(data.sizes, ids, most / 2, lanes, devices)
+  return pieces, _fitting(data, work, pieces, lanes, devices)
+
+
+def _cut(
+  sizes: np.ndarray, ids: np.ndarray, most: float, lanes: int, devices: int
+) -> list[np.ndarray]:
+  """Clients in a row of which a device gets at most so many examples, or one.
+
+  Args:
+    sizes: examples of every client.
+    ids: the clients, in this order.
+    most: examples on a device.
+    lanes: clients of a wave.
+    devices: to which waves are dealt, evenly.
+  """
+  begins = []
+  total = largest = 0
+  for i, size in enumerate(sizes[ids].tolist()):
+    more, wave = total + size, lanes * max(largest, size)
+    if total and min(more, more / devices + wave) > most:
+      begins.append(i)
+      total = largest = 0
+    total, largest = total + size, max(largest, size)
+  return np.split(ids, begins)
+
+
+def _fitting(
+  data: FederatedData,
+  work: LocalWork,
+  pieces: Sequence[np.ndarray],
+  lanes: int,
+  devices: int,
+) -> Capacity:
+  """Shapes into which every piece fits, with no more examples than that."""
+  capacities = [
+    plans.capacity(
+      [data.sizes[ids]],
+      [work],
+      len(ids),
+      lanes=lanes,
+      devices=devices,
+      lower=False,
+    )
+    for ids in pieces
+  ]
+  shape = capacities[0]._replace(
+    waves=max(c.waves for c in capacities),
+    order=(max(c.order[0] for c in capacities),),
+  )
+  slices = (_planned(data, work, ids, shape)[1] for ids in pieces)
+  return shape._replace(examples=(1 + max(int(s.place.max()) for s in slices),))
+
+
+def _planned(
+  data: FederatedData, work: LocalWork, ids: np.ndarray, shape: Capacity
+) -> tuple[Cohort, plans.Slices]:
+  """The plan of a piece, and which examples a device has where."""
+  planned, (slices,) = plans.plan_rounds(
+    [data.offsets],
+    [work],
+    [ids],
+    shape,
+    seed=0,
+    first=0,
+    rounds=1,
+    sliced=True,
+  )
+  return plans.at_round(planned, 0), slices
+
+
+class _Sent(NamedTuple):
+  """What a call of the program is given.
+
+  Attributes:
+    clients: shape=(devices, waves, lanes), int32; whose metrics it returns, -1
+      for nobody's.
+    plan: on the devices.
+    examples: on the devices; field -> (devices, examples, ...).
+  """
+
+  clients: np.ndarray
+  plan: Cohort
+  examples: PyTree

@@ -1,0 +1,186 @@
+"""Compiled rounds: ahead of time, from shapes alone.
+
+Compiling before any data is placed tells a run's memory beforehand, and makes
+the number of compilations a fact and not a hope.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from fedjax_sim import distributed
+from fedjax_sim.core import PyTree
+from fedjax_sim.distributed import AXIS
+from fedjax_sim.engine import hlo_traffic
+from fedjax_sim.engine import plan as plans
+from fedjax_sim.engine.client_loop import COHORT_SPEC
+from fedjax_sim.engine.round import RunState
+from fedjax_sim.engine.traffic import nbytes
+
+
+def state_spec(shapes: RunState, mesh: Mesh) -> RunState:
+  """How a state lies on the devices.
+
+  The clients' table is dealt over them, and the rest is on every one; but along
+  the axis `model`, if there is one, each has a piece.
+  """
+  whole: Any = P()
+  pieces = functools.partial(distributed.in_pieces, mesh=mesh)
+  return RunState(
+    round=whole,
+    seed=whole,
+    noise_seed=whole,
+    server=pieces(shapes.server),
+    clients=distributed.in_pieces(shapes.clients, mesh, AXIS),
+    shared=pieces(shapes.shared),
+    watch=pieces(shapes.watch),
+  )
+
+
+# The same as COHORT_SPEC behind a leading axis of rounds.
+COHORTS_SPEC = jax.tree.map(
+  lambda spec: P(None, *spec), COHORT_SPEC, is_leaf=lambda x: isinstance(x, P)
+)
+
+MOST_PLAN_BYTES = 2**22
+MOST_SLICE_BYTES = 2**28
+
+
+class Shape(NamedTuple):
+  """What a program's plans look like.
+
+  Attributes:
+    capacity: a cohort's shapes.
+    passes: the algorithm's passes.
+    rounds: rounds that one call can run.
+  """
+
+  capacity: plans.Capacity
+  passes: int
+  rounds: int
+
+
+def shape_of(
+  capacity: plans.Capacity,
+  passes: int,
+  rounds: int | None,
+  most: int,
+  slice_bytes: int = 0,
+) -> Shape:
+  """The shape for this capacity.
+
+  Args:
+    capacity: a cohort's shapes.
+    passes: the algorithm's passes.
+    rounds: rounds in one call; None: as many as have plans that are small
+      beside the rest.
+    most: so many at most, where `rounds` is None.
+    slice_bytes: of a round's examples on one device, if they are sent.
+  """
+  if rounds is None:
+    plan = nbytes(plans.blank(capacity, passes))
+    fit = MOST_PLAN_BYTES // plan
+    if slice_bytes:
+      fit = min(fit, MOST_SLICE_BYTES // slice_bytes)
+    rounds = max(1, min(most, fit))
+  return Shape(capacity, passes, rounds)
+
+
+class Program(NamedTuple):
+  """A compiled round and the shapes that it was compiled for.
+
+  Attributes:
+    compiled: as `make_rounds` describes it.
+    shape: what its plans look like.
+    sent_bytes: that a device sends to the others in a round; None: not known,
+      as where devices share a model and send in every local step.
+  """
+
+  compiled: Any
+  shape: Shape
+  sent_bytes: float | None
+
+  @property
+  def device_bytes(self) -> int:
+    """Memory that a call needs on one device, arguments included, in bytes."""
+    memory = self.compiled.memory_analysis()
+    return int(
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes
+      - memory.alias_size_in_bytes
+    )
+
+
+def compile_rounds(
+  function: Callable[..., Any],
+  shape: Shape,
+  *,
+  state: PyTree,
+  hparams: PyTree,
+  data: PyTree,
+  data_spec: PyTree,
+  server_data: PyTree,
+  mesh: Mesh,
+  donate: bool,
+  deterministic: bool = False,
+) -> Program:
+  """Compiles a function from `make_rounds`.
+
+  Args:
+    function: the function.
+    shape: what its plans look like.
+    state: a state's shapes.
+    hparams: the hyper-parameters' shapes.
+    data: the examples' shapes.
+    data_spec: how they lie on the devices.
+    server_data: the server's own examples' shapes; None: it has none.
+    mesh: the devices.
+    donate: the state passed in is used up.
+    deterministic: floats are rounded the same on any number of devices.
+  """
+  spec = state_spec(state, mesh)
+  stacked = plans.blank(shape.capacity, shape.passes, shape.rounds)
+  jitted = jax.jit(
+    function,
+    donate_argnums=(0,) if donate else (),
+    out_shardings=distributed.shardings(mesh, (spec, P())),
+  )
+  compiled = jitted.lower(
+    distributed.abstract(state, mesh, spec),
+    distributed.abstract(hparams, mesh, P()),
+    distributed.abstract(data, mesh, data_spec),
+    distributed.abstract(stacked, mesh, COHORTS_SPEC),
+    distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
+    distributed.abstract(server_data, mesh, P()),
+  ).compile(compiler_options=_options(mesh, deterministic))
+  sent, text = None, compiled.as_text()
+  if text is not None and distributed.MODEL not in mesh.axis_names:
+    devices = distributed.size(mesh)
+    sent = hlo_traffic.sent_bytes(text, devices, shape.rounds)
+  return Program(compiled, shape, sent)
+
+
+def _options(mesh: Mesh, deterministic: bool) -> dict[str, str | bool]:
+  """How XLA compiles for the CPU; elsewhere as it likes.
+
+  By default it orders a device's operations so that more of them can run at
+  the same time, for which they need more memory at once. But several devices
+  of one CPU share its cores already. Its simplifier turns some divisions into
+  products with a reciprocal, other ones for one device than for several.
+  """
+  options: dict[str, str | bool] = {}
+  if jax.default_backend() == "cpu":
+    if len(mesh.local_devices) > 1:
+      order = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+      options["xla_cpu_scheduler_type"] = order
+    if deterministic:
+      options["xla_disable_hlo_passes"] = "algsimp"
+  return options

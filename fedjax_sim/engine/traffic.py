@@ -1,0 +1,118 @@
+"""What travels between server and clients, in bytes, before transforms."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core import (
+  Algorithm,
+  Client,
+  HParams,
+  Purpose,
+  PyTree,
+  Report,
+  key_for,
+  noise_key_for,
+)
+from fedjax_sim.engine.round import RunState
+
+
+class Traffic(NamedTuple):
+  """Bytes between the server and one client in a round.
+
+  Attributes:
+    down: that the client receives.
+    up: that it sends.
+    update: those of `up` that are the update's.
+  """
+
+  down: int
+  up: int
+  update: int
+
+
+def first_client(
+  algorithm: Algorithm, state: RunState, hparams: HParams
+) -> tuple[Client, PyTree, tuple[PyTree, ...]]:
+  """Client 0 before any step; its transforms' own states; its carries.
+
+  Args:
+    algorithm: what it does.
+    state: a state.
+    hparams: the hyper-parameters.
+  """
+  own, transforms = jax.tree.map(lambda x: x[0], state.clients)
+  client, carries = _begin(algorithm, state.server, own, hparams)
+  return client, transforms, carries
+
+
+def _begin(
+  algorithm: Algorithm, server: PyTree, own: PyTree, hparams: HParams
+) -> tuple[Client, tuple[PyTree, ...]]:
+  """A client that keeps `own`, before any step; its carries."""
+  zero = jnp.zeros((), jnp.int32)
+  client = Client(
+    message=algorithm.download(algorithm.broadcast(server), zero),
+    state=own,
+    hparams=hparams,
+    id=zero,
+    version=zero,
+    num_examples=zero,
+    num_steps=jnp.zeros((len(algorithm.passes),), jnp.int32),
+    round=zero,
+    key=key_for(0, Purpose.CLIENT),
+    noise_key=noise_key_for(jnp.zeros(2, jnp.uint32), Purpose.CLIENT),
+  )
+  carries: tuple[PyTree, ...] = ()
+  for walked in algorithm.passes:
+    carries += (walked.start(client, *carries),)
+  return client, carries
+
+
+def report_shapes(
+  algorithm: Algorithm, server: PyTree, hparams: HParams
+) -> Report:
+  """Shapes and dtypes of what a client reports.
+
+  Args:
+    algorithm: what it does.
+    server: a server state, or its shapes.
+    hparams: the hyper-parameters, or their shapes.
+  """
+
+  def visit(server: PyTree, hparams: HParams) -> Report:
+    own = algorithm.client_init(server, hparams)
+    client, carries = _begin(algorithm, server, own, hparams)
+    return algorithm.finish(client, *carries)
+
+  shapes: Report = jax.eval_shape(visit, server, hparams)
+  return shapes
+
+
+def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
+  """What one client receives and sends in a round, before transforms.
+
+  Args:
+    algorithm: what it does.
+    state: a state, or its shapes.
+    hparams: the hyper-parameters, or their shapes.
+  """
+
+  def visit(state: RunState, hparams: HParams) -> tuple[PyTree, Report]:
+    client, _, carries = first_client(algorithm, state, hparams)
+    report = algorithm.finish(client, *carries)
+    return client.message, report._replace(state=(), metrics={})
+
+  message, report = jax.eval_shape(visit, state, hparams)
+  return Traffic(nbytes(message), nbytes(report), nbytes(report.update))
+
+
+def nbytes(tree: PyTree) -> int:
+  """Bytes of all arrays, or of all shapes, in the tree."""
+  return sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )

@@ -1,0 +1,349 @@
+"""What a private run must not do.
+
+An epsilon holds for what is released: the noisy sums and all that is computed
+from them. Whatever else a run learns of its training clients is refused, where
+the model would depend on it; what it tells of them is named (`uncovered.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core import HParams, PyTree, Release, Transform, validate
+from fedjax_sim.privacy import accounting, draws
+from fedjax_sim.privacy.accounting import accountants
+from fedjax_sim.sampling import Participation, Sampler
+
+MOST_EPSILON = 1000.0  # more is no privacy
+FIXED = ("noise_multiplier", "noise_scale")  # what the ledger counts on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+  """What a private run is held to.
+
+  Attributes:
+    delta: of the (epsilon, delta); below 1 over the number of clients.
+    epsilon: the run ends before it exceeds this; None: it is only told.
+    accountant: one of `accounting.ACCOUNTANTS`; None: the usual one.
+    rounds: the run's last, beyond which nothing is counted; None: not known.
+
+  Raises:
+    TypeError, ValueError: names the field.
+  """
+
+  delta: float
+  epsilon: float | None = None
+  accountant: str | None = None
+  rounds: int | None = None
+
+  def __post_init__(self) -> None:
+    validate.real("privacy.delta", self.delta, above=0)
+    if self.rounds is not None:
+      validate.whole("server.rounds", self.rounds)
+    if self.accountant is not None:
+      validate.known(
+        "privacy.accountant", self.accountant, accountants.ACCOUNTANTS
+      )
+    if self.epsilon is not None:
+      validate.real(
+        "privacy.target_epsilon", self.epsilon, above=0, most=MOST_EPSILON
+      )
+
+
+def counted(rounds: int, last: int | None) -> int:
+  """A round up to which to count for the row of this one; not before it.
+
+  To count takes milliseconds, so of later rounds only 32 to 64 in every
+  doubling are.
+
+  Args:
+    rounds: 1 or more.
+    last: the run's last round, which is never passed; None: not known.
+  """
+  step = max(1, 2 ** (rounds.bit_length() - 6))
+  later = -(-rounds // step) * step
+  return later if last is None else max(rounds, min(later, last))
+
+
+def ledger(
+  release: Release, sampler: Sampler, budget: Budget, num_clients: int
+) -> accounting.Ledger:
+  """What counts the run's epsilon.
+
+  Args:
+    release: of the algorithm.
+    sampler: who takes part.
+    budget: delta and the accountant.
+    num_clients: that may take part.
+
+  Raises:
+    ValueError: no epsilon would hold: the sampler promises nothing, delta is
+      too large, or the accountant cannot count such a release.
+  """
+  participation = sampler.participation
+  if participation is None:
+    raise ValueError(
+      "server.sampling promises nothing of how often a client takes part, so"
+      " no epsilon holds; take 'poisson' or 'uniform' with"
+      " server.least_clients_per_round=None, or give Sampler.participation."
+    )
+  rate = "server.sampling: Sampler.participation.rate"
+  validate.real(rate, participation.rate, above=0, most=1)
+  if release.simulated is not None:
+    participation = simulated_participation(participation, release.simulated)
+    num_clients = int(release.simulated[1])
+  num_clients = max(num_clients, participation.population or 0)
+  try:
+    accounting.check_delta(budget.delta, num_clients)
+    made = accounting.Ledger(
+      release,
+      participation,
+      budget.delta,
+      budget.accountant or accounting.usual_accountant(release.noise),
+    )
+    last = budget.rounds or 1
+    last = min(last, release.rounds or last)
+    made.epsilon(last)  # what it cannot count
+    made.check_draws(last, budget.epsilon)
+    return made
+  except ValueError as error:  # it begins with the field
+    of = ""
+    if release.simulated is not None:
+      of = f"privacy.population={num_clients}: "
+    raise ValueError(f"{of}privacy.{error}") from error
+
+
+def check_ends(
+  ledger: accounting.Ledger, rounds: int, coordinates: int
+) -> None:
+  """Refuses a delta that is too small for the ends of the noise.
+
+  Args:
+    ledger: of the run.
+    rounds: that it may have.
+    coordinates: numbers that a round releases.
+
+  Raises:
+    ValueError: names delta, and what would do.
+  """
+  needed = ledger.exposure(rounds, coordinates) / (1 - draws.KEPT)
+  if needed > ledger.delta:
+    larger = f"give at least {needed:.2g}, or " if needed < 1 else "give "
+    raise ValueError(
+      f"privacy.delta={ledger.delta:g}: noise of finitely many bits on"
+      f" {coordinates:,} numbers in {rounds:,} rounds betrays by its end more"
+      f" often than a thousandth of that; {larger}a larger"
+      f" privacy.noise_multiplier than {ledger.release.multiplier:g}."
+    )
+
+
+def simulated_participation(
+  participation: Participation, simulated: tuple[float, float] | None
+) -> Participation:
+  """What a sampler of this kind would promise of a larger cohort.
+
+  Args:
+    participation: of the cohort that is run.
+    simulated: (cohort, population); None: there is none.
+
+  Raises:
+    ValueError: nothing follows for a larger cohort.
+  """
+  if simulated is None:
+    return participation
+  cohort, population = simulated
+  _, period, independent, _ = participation
+  if participation.rate == 1 and period > 1:  # everybody in turn
+    return Participation(1.0, int(population // cohort))
+  if participation.rate == 1 and not independent and cohort < population:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort:g} of"
+      f" privacy.population={population:g}, where everybody takes part in every"
+      " round: that does not say how so many would be drawn, or take turns;"
+      " lower server.clients_per_round, or take server.sampling='poisson'."
+    )
+  if period * cohort > population * (1 + 1e-9):
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort:g} exceeds the"
+      f" {population / period:g} of privacy.population={population:g} clients"
+      f" whose turn it is; give at most those."
+    )
+  rate = min(1.0, period * cohort / population)
+  return Participation(rate, period, independent)
+
+
+def check(
+  transforms: Sequence[Transform],
+  params: PyTree,
+  scheduled: Iterable[str],
+  release: Release,
+  fall_back: bool,
+) -> None:
+  """Refuses what would let more than the noisy sums into the model.
+
+  Args:
+    transforms: what happens to an update before it is clipped.
+    params: the model's, or their shapes.
+    scheduled: hyper-parameters that schedules change.
+    release: of the algorithm.
+    fall_back: whether a run goes back to its best state.
+
+  Raises:
+    ValueError: names the field.
+  """
+  for name in scheduled:
+    section, _, field = name.partition(".")
+    if section == "privacy" and field in FIXED:
+      raise ValueError(
+        f"A schedule of {name} would change the noise that the accountant"
+        " counts on; leave it out. privacy.clip_norm may have one."
+      )
+  if fall_back and (release.sensitivity or release.audited) is not None:
+    raise ValueError(
+      "server.fall_back=True goes back to an older state, and with it to what"
+      " correlated noise, or an audit, remembers of the rounds; set it to"
+      " False, or take privacy.mechanism='gaussian' without privacy.canaries."
+    )
+  for transform in transforms:
+    if _learns(transform, params):
+      raise ValueError(
+        f"transforms.{transform.name} learns from what clients send beside"
+        " their updates, without noise; leave it out. Clipping that adapts is"
+        " privacy.quantile."
+      )
+
+
+def _learns(transform: Transform, params: PyTree) -> bool:
+  """Whether its shared state depends on the clients' aux; nothing is run.
+
+  Args:
+    transform: of the run.
+    params: the model's, or their shapes.
+  """
+  number = jax.ShapeDtypeStruct((), jnp.float32)
+  numbers = jax.tree.map(lambda _: number, dict(transform.hparams))
+  shared = jax.eval_shape(transform.init, params, numbers)
+  own = jax.eval_shape(transform.client_init, params, numbers)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  _, _, aux = jax.eval_shape(transform.apply, params, shared, own, numbers, key)
+  traced = jax.make_jaxpr(transform.update)(shared, aux, numbers).jaxpr
+  first, count = len(jax.tree.leaves(shared)), len(jax.tree.leaves(aux))
+  tainted = set(map(id, traced.invars[first : first + count]))
+  for equation in traced.eqns:
+    if any(id(x) in tainted for x in equation.invars):
+      tainted.update(map(id, equation.outvars))
+  return any(id(x) in tainted for x in traced.outvars)
+
+
+def check_watched(watched: Mapping[str, str | None]) -> None:
+  """Refuses what would let metrics of training clients into the model.
+
+  Args:
+    watched: who follows a metric -> the metric.
+
+  Raises:
+    ValueError: names the field.
+  """
+  for owner, metric in watched.items():
+    if metric is not None and metric.startswith("seen/"):
+      raise ValueError(
+        f"{owner}={metric!r} is measured on clients that train, without noise;"
+        " follow a metric of 'test' or 'unseen'."
+      )
+
+
+def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
+  """Refuses noise other than what is told to the accountant.
+
+  Args:
+    release: of the algorithm.
+    hparams: of the run.
+    sampler: who takes part.
+
+  Raises:
+    ValueError: names the number.
+  """
+  numbers = hparams.get("privacy", {})
+  if (drawn := numbers.get("noise_multiplier")) not in (
+    None,
+    release.multiplier,
+  ):
+    raise ValueError(
+      f"hparams['privacy']['noise_multiplier']={drawn} is not the"
+      f" {release.multiplier} that the algorithm tells accountants; wrap it"
+      " again, with this one."
+    )
+  _check_denominator(numbers.get("denominator"), sampler)
+  most = release.most_clients
+  if most is not None and sampler.sizes[-1] > most:
+    raise ValueError(
+      f"Central.most_clients={most} is below the {sampler.sizes[-1]} clients"
+      " that server.sampling may draw, whose sum could overflow; give as many."
+    )
+  scale = float(numbers.get("noise_scale", 1.0))
+  if release.simulated is None:
+    if scale != 1:
+      raise ValueError(
+        f"hparams['privacy']['noise_scale']={scale} is of a simulated cohort,"
+        " and there is none; leave it at 1."
+      )
+    return
+  cohort, _ = release.simulated
+  if numbers.get("denominator") not in (None, sampler.expected):
+    raise ValueError(
+      f"privacy.denominator={numbers['denominator']} with a simulated cohort"
+      f" has to be the expected cohort, {sampler.expected:g}, to which the"
+      " noise is scaled."
+    )
+  if cohort < sampler.expected:
+    raise ValueError(
+      f"privacy.noise_cohort_size={cohort:g} is below the cohort that is"
+      f" trained, {sampler.expected:g}; give the larger one whose noise is to"
+      " be simulated."
+    )
+
+
+def _check_denominator(denominator: float | None, sampler: Sampler) -> None:
+  """Refuses one that tells how many clients there are, where that is private.
+
+  Args:
+    denominator: what sums are divided by; None: something else.
+    sampler: who takes part.
+  """
+  part = sampler.participation
+  if part is None or part.population is None or denominator is None:
+    return
+  chosen = part.rate * part.population
+  there = sampler.expected
+  if math.isclose(denominator, there) and not math.isclose(denominator, chosen):
+    raise ValueError(
+      f"privacy.denominator={denominator:g} is the mean cohort of the clients"
+      f" that there are, whose number server.sampling_population="
+      f"{part.population} keeps private; give one chosen in advance, such as"
+      f" {chosen:g}."
+    )
+
+
+def check_numbers(given: HParams, counted: HParams) -> None:
+  """Refuses hyper-parameters whose noise the ledger would not know.
+
+  Args:
+    given: of a call.
+    counted: those of the algorithm.
+
+  Raises:
+    ValueError: names the number.
+  """
+  for name in FIXED:
+    one, other = given["privacy"][name], counted["privacy"][name]
+    if float(one) != float(other):
+      raise ValueError(
+        f"hparams['privacy'][{name!r}]={one} is not {other}, which the"
+        " accountant counts on; wrap the algorithm again, with this one."
+      )

@@ -1,0 +1,143 @@
+"""The secure aggregators that a config names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedjax_sim.core import Aggregator, validate
+from fedjax_sim.privacy.secure.distributed_gaussian import distributed_gaussian
+from fedjax_sim.privacy.secure.fixed_point import fixed_point
+from fedjax_sim.privacy.secure.masking import secure
+
+
+def secure_sum(
+  clients: int,
+  *,
+  clip: float,
+  bits: int = 32,
+  rounding: str | None = None,
+  neighbours: int = 8,
+  dropout: float = 0.0,
+  noise_multiplier: float | None = None,
+) -> Aggregator:
+  """The plain sum of updates by secure aggregation, simulated.
+
+  Args:
+    clients: the most clients of a round.
+    clip: the largest coordinate of an update; with noise its largest L2 norm.
+    bits: of a number that a client sends, from 2 to 32.
+    rounding: `nearest` (the default) or `stochastic`; with noise always the
+      latter.
+    neighbours: as `masking.secure` takes it.
+    dropout: as `masking.secure` takes it.
+    noise_multiplier: of distributed discrete Gaussian noise, the standard
+      deviation of the sum's noise in units of `clip`; None: no noise.
+
+  Raises:
+    TypeError, ValueError: an argument is out of range, or does not go with
+      another.
+  """
+  if noise_multiplier is None:
+    code = fixed_point(
+      clients, clip=clip, bits=bits, rounding=rounding or "nearest"
+    )
+  else:
+    _without_noise("rounding", rounding)
+    code = distributed_gaussian(
+      clients, clip=clip, noise_multiplier=noise_multiplier, bits=bits
+    )
+  return secure(code, neighbours=neighbours, dropout=dropout)
+
+
+def secure_mean(
+  clients: int,
+  *,
+  clip: float,
+  most_weight: float | None = None,
+  bits: int = 32,
+  rounding: str | None = None,
+  neighbours: int = 8,
+  dropout: float = 0.0,
+  noise_multiplier: float | None = None,
+) -> Aggregator:
+  """The weighted mean of updates by secure aggregation, simulated.
+
+  With noise, the sum of updates, whatever their weights, over `clients`.
+
+  Args:
+    clients: as for `secure_sum`, and so on.
+    clip: the same.
+    most_weight: without noise, the largest weight; a greater one counts as
+      this.
+    bits: the same.
+    rounding: the same.
+    neighbours: the same.
+    dropout: the same.
+    noise_multiplier: the same.
+
+  Raises:
+    TypeError, ValueError: an argument is out of range, or does not go with
+      another.
+  """
+  if noise_multiplier is None:
+    if most_weight is None:
+      raise ValueError(
+        "secure.most_weight is missing; give the largest weight of a client."
+      )
+    code = fixed_point(
+      clients,
+      clip=clip,
+      most_weight=most_weight,
+      bits=bits,
+      rounding=rounding or "nearest",
+    )
+  else:
+    _without_noise("rounding", rounding)
+    _without_noise("most_weight", most_weight)
+    code = distributed_gaussian(
+      clients,
+      clip=clip,
+      noise_multiplier=noise_multiplier,
+      bits=bits,
+      mean=True,
+    )
+  return secure(code, neighbours=neighbours, dropout=dropout)
+
+
+def _without_noise(field: str, value: object) -> None:
+  if value is not None:
+    raise ValueError(
+      f"secure.{field}={value!r} does not go with secure.noise_multiplier;"
+      " unset one of them."
+    )
+
+
+def fixed_cohort(expected: float, most: int, promised: bool) -> None:
+  """Refuses cohorts of varying size, of which every client makes a share.
+
+  Args:
+    expected: the mean cohort size.
+    most: the largest.
+    promised: whether the sampler promises anything (`Sampler.participation`).
+
+  Raises:
+    ValueError: the sizes differ, or may do so.
+  """
+  if not promised:
+    raise ValueError(
+      "secure.noise_multiplier: every client of a cohort adds its share of the"
+      " noise, and server.sampling does not promise how many there are; take"
+      " 'uniform'."
+    )
+  if validate.real("expected", expected) != most:
+    raise ValueError(
+      "secure.noise_multiplier: every client of a cohort adds its share of the"
+      f" noise, and here a cohort has {expected:g} clients on average, but up"
+      f" to {most}; let server.sampling draw always as many."
+    )
+
+
+SECURE: dict[str, Callable[..., Aggregator]] = {
+  "secure_sum": secure_sum,
+  "secure_mean": secure_mean,
+}

@@ -1,0 +1,154 @@
+"""`clients.png`: how many examples clients have, and of which classes."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedjax_sim.core.files import write_atomically
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+MOST_BARS = 60  # clients whose classes are drawn
+MOST_NAMES = 16  # clients who have bars of their own, with their names
+_NAMED = 20  # classes that a legend names
+_APART = 0.7  # width of bars that do not touch
+_LONGEST = 24  # letters of a name that are shown
+_ACROSS = 40  # letters that fit below a panel
+
+
+def draw_clients(
+  sizes: np.ndarray,
+  shown: np.ndarray,
+  counts: np.ndarray | None,
+  path: str | os.PathLike[str],
+  title: str,
+  names: Sequence[str] | None = None,
+) -> None:
+  """Draws a PNG of clients' sizes, and of the classes of some of them.
+
+  Args:
+    sizes: shape=(clients,), integer; examples of every client.
+    shown: shape=(n,); the clients of the right panel, at most `MOST_BARS`.
+    counts: shape=(n, classes); their examples of each class; None: there are no
+      classes, and no right panel.
+    path: the file; replaced atomically.
+    title: stands above the panels.
+    names: of all clients, where each is to have a bar of its own, with its name
+      below; None: they are too many for that.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
+  image = io.BytesIO()
+  figure = clients_figure(sizes, shown, counts, title, names)
+  figure.savefig(image, format="png", metadata={"Software": None})
+  write_atomically(path, image.getvalue())
+
+
+def clients_figure(
+  sizes: np.ndarray,
+  shown: np.ndarray,
+  counts: np.ndarray | None,
+  title: str,
+  names: Sequence[str] | None = None,
+) -> Figure:
+  """Return what `draw_clients` draws; its arguments."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.cm import ScalarMappable
+  from matplotlib.colors import ListedColormap, Normalize
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
+
+  panels = 1 if counts is None else 2
+  figure = Figure(figsize=(5.5 * panels, 4.2), dpi=120)
+  figure.set_layout_engine("constrained", wspace=0.06)
+  FigureCanvasAgg(figure)
+  figure.suptitle(title, parse_math=False, fontsize=10)
+  left, *right = np.atleast_1d(figure.subplots(1, panels)).tolist()
+  if names is None:
+    _draw_histogram(left, sizes)
+  else:
+    left.bar(np.arange(len(sizes)), sizes, _APART)
+    left.set_ylabel("Examples")
+    _name(left, names)
+  left.yaxis.set_major_locator(MaxNLocator(integer=True))
+  for ax in right:
+    assert counts is not None
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    order = np.lexsort((-shares.max(1), shares.argmax(1)))
+    if names is not None:  # as on the left
+      order = np.arange(len(shown))
+    base = np.zeros(len(shown))
+    width = 1.0 if names is None else _APART
+    for label, color in enumerate(_colors(counts.shape[1])):
+      share = shares[order, label]
+      ax.bar(
+        np.arange(len(shown)), share, width, base, color=color, label=str(label)
+      )
+      base += share
+    if counts.shape[1] <= _NAMED:
+      ax.legend(
+        title="Class", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7
+      )
+    else:
+      scale = ScalarMappable(
+        Normalize(-0.5, counts.shape[1] - 0.5),
+        ListedColormap(_colors(counts.shape[1])),
+      )
+      figure.colorbar(scale, ax=ax, label="Class")
+    if names is None:
+      ax.set_xlabel(
+        f"{len(shown):,} of {len(sizes):,} clients, by their most frequent"
+        " class"
+      )
+      ax.set_xticks([])
+    else:
+      _name(ax, names)
+    ax.set_ylabel("Share of each class")
+    ax.set_ylim(0, 1)
+  for ax in (left, *right):
+    ax.spines[["top", "right"]].set_visible(False)
+  return figure
+
+
+def _draw_histogram(ax: Axes, sizes: np.ndarray) -> None:
+  """Draws how many clients have how many examples."""
+  from matplotlib.ticker import MaxNLocator
+
+  most = int(sizes.max())
+  bins = np.unique(np.geomspace(1, most + 1, 40).astype(int))
+  ax.hist(sizes, bins=bins.tolist() if len(bins) > 1 else 10)
+  if most > 50:
+    ax.set_xscale("log")
+  else:
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+  ax.set_xlabel("Examples of a client")
+  ax.set_ylabel("Clients")
+
+
+def _name(ax: Axes, names: Sequence[str]) -> None:
+  """Writes a name below each bar, aslant if they would not fit."""
+  half = _LONGEST // 2 - 1
+  told = [
+    name if len(name) <= _LONGEST else f"{name[:half]}...{name[-half:]}"
+    for name in names
+  ]
+  ax.set_xticks(np.arange(len(told)), told, parse_math=False, fontsize=8)
+  if sum(map(len, told)) > _ACROSS:
+    for label in ax.get_xticklabels():
+      label.set(rotation=35, horizontalalignment="right")
+
+
+def _colors(classes: int) -> np.ndarray:
+  """A colour of its own for every class, as far as 256 go; RGBA rows."""
+  from matplotlib import colormaps
+
+  name = "tab20" if classes <= _NAMED else "turbo"
+  return colormaps[name].resampled(classes)(np.arange(classes))

@@ -1,0 +1,1 @@
+"""Runs in a workdir: training loop, checkpoints, tracking, summary."""

@@ -1,0 +1,145 @@
+"""What a run tells while it goes: metrics, timings, events, progress.
+
+With several processes only the first one writes; the others keep silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim import reporting
+from fedjax_sim.distributed import processes
+from fedjax_sim.simulation.dispatch import Columns, Dispatch, Row
+
+
+class Journal:
+  """The silent journal, and what every journal can do."""
+
+  def log(self, message: str, level: str = "info") -> None:
+    """Tells something beside the metrics."""
+
+  def begin(self, row: Row) -> None:
+    """Writes what an evaluation before the first round told."""
+
+  def write(self, done: int, out: Dispatch, eval_seconds: float) -> None:
+    """Writes the rows of a dispatch.
+
+    Args:
+      done: rounds done with it.
+      out: the dispatch.
+      eval_seconds: what the evaluation after it took.
+    """
+
+  def sync(self) -> None:
+    """Returns when all that was written is on the disk."""
+
+
+class _Written(Journal):
+  def __init__(
+    self,
+    metrics: Any,
+    timings: Any,
+    events: Any,
+    progress: Any,
+    clients: reporting.ClientRounds | None,
+    name_of: Callable[[int], str],
+  ):
+    self._metrics, self._timings = metrics, timings
+    self._events, self._progress = events, progress
+    self._clients, self._name_of = clients, name_of
+
+  def log(self, message: str, level: str = "info") -> None:
+    self._progress.log(message, level=level)
+
+  def begin(self, row: Row) -> None:
+    self._metrics.append([row])
+    self._events.write([row])
+
+  def write(self, done: int, out: Dispatch, eval_seconds: float) -> None:
+    self._metrics.append(out.rows)
+    self._events.write(out.rows)
+    if out.rows:
+      self._timings.append([_timing(done, out, eval_seconds)])
+      if self._clients is not None:
+        self._clients.append(done, self._named(out.client_log))
+    rate = out.clients / max(out.seconds, 1e-9)
+    for row in out.rows:
+      self._progress.update(row, clients_per_second=rate)
+
+  def _named(self, log: Columns) -> dict[str, Any]:
+    """The lines of clients, with their names beside their indices."""
+    found: dict[str, Any] = {}
+    for column, values in log.items():
+      found[column] = values
+      if column == "client":
+        found["name"] = [self._name_of(i) for i in values.tolist()]
+    return found
+
+  def sync(self) -> None:
+    self._metrics.sync()
+    self._timings.sync()
+    self._events.flush()
+    if self._clients is not None:
+      self._clients.sync()
+
+
+def _timing(done: int, out: Dispatch, eval_seconds: float) -> Row:
+  sent = {} if out.sent_bytes is None else {"sent_bytes": out.sent_bytes}
+  return {
+    "round": done,
+    "rounds": len(out.rows),
+    "train_seconds": out.seconds,
+    "plan_seconds": out.plan_seconds,
+    "eval_seconds": eval_seconds,
+    **sent,
+  }
+
+
+@contextlib.contextmanager
+def journal(
+  folder: Path,
+  *,
+  rounds: int,
+  done: int,
+  begins: bool = False,
+  log_clients: bool = False,
+  name_of: Callable[[int], str] = str,
+) -> Iterator[Journal]:
+  """The journal of a run.
+
+  Args:
+    folder: the workdir.
+    rounds: that the run will have.
+    done: that it has; what the files say of later ones is cut off.
+    begins: whether there is a row of round 0 to write.
+    log_clients: whether there are lines of clients to write.
+    name_of: a client's index -> its name.
+  """
+  if not processes.is_first():
+    yield Journal()
+    return
+  with (
+    reporting.MetricsFile(
+      folder / "metrics.jsonl", keep_through=done
+    ) as metrics,
+    reporting.MetricsFile(
+      folder / "timings.jsonl", keep_through=done, complete=False
+    ) as timings,
+    contextlib.closing(
+      reporting.EventFiles(folder / "events", first_round=done + (not begins))
+    ) as events,
+    reporting.Progress(rounds, done=done) as progress,
+    contextlib.ExitStack() as stack,
+  ):
+    clients = None
+    if log_clients:
+      clients = reporting.ClientRounds(
+        folder / "client_rounds",
+        folder / "client_rounds.parquet",
+        keep_through=done,
+      )
+      stack.enter_context(contextlib.closing(clients))
+    yield _Written(metrics, timings, events, progress, clients, name_of)

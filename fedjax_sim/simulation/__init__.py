@@ -1,0 +1,1 @@
+"""The simulator: planning, dispatch, checks before a run, costs."""

@@ -1,0 +1,218 @@
+"""What a call of the compiled round is given, and what it leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sim.core import PyTree
+from fedjax_sim.engine import plan
+from fedjax_sim.engine.round import RoundMetrics, RunState
+from fedjax_sim.engine.traffic import Traffic
+
+Row = dict[str, float]
+Columns = dict[str, np.ndarray]  # all of the same length
+
+
+class DivergedError(RuntimeError):
+  """A round left no client, or no global model, with finite numbers."""
+
+
+class Planned(NamedTuple):
+  """Rounds laid out on the host, ready to be sent.
+
+  Attributes:
+    first: rounds done before them.
+    num_rounds: how many they are.
+    cohorts: their plans behind an axis of rounds, which may be longer.
+    examples: the data of the call, on the devices; as `Residency.put` gives.
+    key: the lanes and the cohort size that they were laid out for.
+    waste: what they compute in vain.
+    seconds: what planning took.
+  """
+
+  first: int
+  num_rounds: int
+  cohorts: plan.Cohort
+  examples: PyTree
+  key: tuple[int, int]
+  waste: plan.Waste
+  seconds: float
+
+
+class Dispatch(NamedTuple):
+  """What one call of the compiled program left.
+
+  Attributes:
+    state: the run's state after it.
+    rows: one row of metrics a round, up to a failure.
+    rejected: (round, client ids) of updates that were not finite.
+    failure: the error of the round after them, if it failed; then `state` is
+      of no use.
+    clients: clients that trained.
+    waste: what was computed, and what of it in vain.
+    steps: local steps that clients took in each pass, shape=(passes,).
+    seconds: what the call took, planning not counted.
+    plan_seconds: what planning took; it overlaps with the call before.
+    sent_bytes: that a device sent to the others in each round; None: not known.
+    client_log: `round`, `client`, `present` and what else is told of clients: a
+      line for every client of a cohort; empty unless they are logged.
+  """
+
+  state: RunState
+  rows: list[Row]
+  rejected: list[tuple[int, np.ndarray]]
+  failure: DivergedError | None
+  clients: int
+  waste: plan.Waste
+  steps: np.ndarray
+  seconds: float
+  plan_seconds: float
+  sent_bytes: float | None
+  client_log: Columns
+
+
+class Read(NamedTuple):
+  """Metrics of several rounds, read on the host; fields as in `Dispatch`."""
+
+  rows: list[Row]
+  rejected: list[tuple[int, np.ndarray]]
+  failure: DivergedError | None
+  client_log: Columns
+
+
+def read_metrics(
+  metrics: RoundMetrics,
+  planned: Planned,
+  traffic: Traffic,
+  chain: Sequence[str],
+) -> Read:
+  """Reads the metrics of a call, up to the first round that failed.
+
+  Args:
+    metrics: on the host, with a leading axis of rounds.
+    planned: the rounds that it ran.
+    traffic: what a client receives and sends in a round.
+    chain: the transforms' names, in their order.
+  """
+  rows: list[Row] = []
+  rejected: list[tuple[int, np.ndarray]] = []
+  logs: list[Columns] = []
+  for i in range(planned.num_rounds):
+    one: RoundMetrics = jax.tree.map(lambda x, i=i: x[i], metrics)
+    round_ = planned.first + i + 1
+    ids = np.sort(planned.cohorts.client[i][one.client_rejected])
+    if one.rejected:
+      rejected.append((round_, ids))
+    failure = _failure(round_, one, ids)
+    if failure is not None:
+      return Read(rows, rejected, failure, _joined(logs))
+    rows.append(_row(round_, one, traffic, chain))
+    if one.client_values:
+      logs.append(_client_lines(round_, planned.cohorts.client[i], one))
+  return Read(rows, rejected, None, _joined(logs))
+
+
+def _client_lines(
+  round_: int, client: np.ndarray, metrics: RoundMetrics
+) -> Columns:
+  """A round's lines of the clients' log, in the clients' order.
+
+  Args:
+    round_: which round it is.
+    client: shape=(devices, waves, lanes); -1 where nobody is.
+    metrics: of the round.
+  """
+  filled = np.flatnonzero(client.ravel() >= 0)
+  order = filled[np.argsort(client.ravel()[filled])]
+  pick = lambda x: np.asarray(x).ravel()[order]
+  values = {k: pick(v) for k, v in metrics.client_values.items()}
+  return {
+    "round": np.full(len(order), round_, np.int32),
+    "client": pick(client),
+    "present": ~pick(metrics.client_rejected),
+    "weight": values.pop("weight"),
+    **dict(sorted(values.items())),
+  }
+
+
+def _joined(logs: Sequence[Columns]) -> Columns:
+  names = logs[0] if logs else ()
+  return {name: np.concatenate([log[name] for log in logs]) for name in names}
+
+
+def _row(
+  round_: int, metrics: RoundMetrics, traffic: Traffic, chain: Sequence[str]
+) -> Row:
+  clients, rejected = int(metrics.clients), int(metrics.rejected)
+  row: Row = {"round": round_}
+  for name, m in metrics.metrics.items():
+    row[f"train/{name}"] = (
+      float(m.total) / float(m.weight) if m.weight else math.nan
+    )
+  row["clients"] = clients
+  row["clients_rejected"] = rejected
+  row["bytes_down"] = traffic.down * (clients + rejected)
+  row["bytes_up"] = traffic.up * (clients + rejected)
+  scheduled = {
+    name.replace(".", "/"): float(value)
+    for name, value in metrics.scheduled.items()
+  }
+  for name, value in metrics.told.items():
+    scheduled.pop(name, None)  # what became of it, such as a clipping norm
+    _put(row, name, value, "Algorithm.told")
+  row |= scheduled
+  for name in chain:
+    aux = metrics.aux[name]
+    seen = aux if isinstance(aux, Mapping) else {"aux": aux}
+    for key, value in seen.items():
+      if isinstance(value, np.generic):  # a single number
+        _put(row, f"{name}/{key}", value, f"the transform {name!r}")
+    if "bytes" in seen:  # of several in the chain the last one counts
+      each = traffic.up - traffic.update + float(seen["bytes"])
+      row["bytes_up"] = round(each * (clients + rejected))
+  return row
+
+
+def _put(row: Row, name: str, value: Any, owner: str) -> None:
+  """Adds a number to a row; none that is there already gives way to it."""
+  if not name or name in row:
+    raise ValueError(
+      f"{owner} tells a number {name!r}, and every round has one of that name,"
+      " or it is empty; rename it."
+    )
+  row[name] = float(value)
+
+
+def _failure(
+  round_: int, metrics: RoundMetrics, rejected: np.ndarray
+) -> DivergedError | None:
+  """What ends the run after this round, if anything does."""
+  if metrics.nan_losses:
+    return DivergedError(
+      f"Round {round_}: clients ({named(rejected)}) have finite updates, but a"
+      " loss or metric that is NaN. Has the model as many outputs as there are"
+      " classes?"
+    )
+  if metrics.rejected and not metrics.clients:
+    return DivergedError(
+      f"Round {round_}: the updates of all {metrics.rejected} clients"
+      f" ({named(rejected)}) are not finite; lower client.learning_rate, or"
+      " clip."
+    )
+  if not metrics.finite:
+    return DivergedError(
+      f"Round {round_}: the global model is not finite after the server's"
+      " step; lower server.learning_rate."
+    )
+  return None
+
+
+def named(ids: np.ndarray, most: int = 10) -> str:
+  """Clients' ids for a message, not all if there are many."""
+  listed = ", ".join(str(i) for i in ids[:most])
+  return listed + (", ..." if len(ids) > most else "")

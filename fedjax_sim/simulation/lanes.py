@@ -1,0 +1,219 @@
+"""How many clients a device trains at once: measured, not guessed.
+
+On a CPU one lane is often the fastest, on a GPU many lanes fill the chip. For
+a few choices the compiled round runs a short part of a real plan; the time of
+one wave step, times the steps that a whole round has with that many lanes,
+predicts the round, lanes that wait for the longest of their wave included. On a
+CPU, where it gains the least, it takes no more than a tenth of the run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sim.distributed import processes
+from fedjax_sim.engine.plan import Cohort, wave_steps
+
+if TYPE_CHECKING:
+  from fedjax_sim.simulation.dispatch import Planned
+  from fedjax_sim.simulation.simulator import Simulator
+  from fedjax_sim.simulation.timing import Phases
+
+WORTH = 1.1  # more lanes must be faster by this factor
+MEMORY_SHARE = 0.8
+PROBE_STEPS = 64
+PROBE_CALLS = 4  # of each plan; the first warms up
+SHARE = 0.1  # of the run's rounds, which choosing may take
+CAUTION = 1.5  # the next size may take so many times as long as the last
+
+
+class Choice(NamedTuple):
+  """How many lanes, and in words why so many."""
+
+  lanes: int
+  reason: str
+
+
+class Probe(NamedTuple):
+  """What was measured with so many lanes.
+
+  Attributes:
+    seconds: predicted, of a round.
+    device_bytes: memory on one device.
+    compiling: seconds that compiling took, which are no loss if this is chosen.
+    measuring: seconds of all else.
+  """
+
+  seconds: float
+  device_bytes: int
+  compiling: float = 0.0
+  measuring: float = 0.0
+
+
+def memory_limit(device: jax.Device) -> int:
+  """Bytes of the device's memory that a round may take.
+
+  CPU devices share what the machine has left.
+  """
+  stats = device.memory_stats() or {}
+  if "bytes_limit" in stats:
+    free = stats["bytes_limit"]
+  else:
+    free = available_memory() // jax.local_device_count()
+  return int(MEMORY_SHARE * free)
+
+
+def available_memory() -> int:
+  """Bytes that the machine can give without swapping."""
+  try:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+      if line.startswith("MemAvailable:"):
+        return 1024 * int(line.split()[1])
+  except OSError:
+    pass  # not Linux
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def candidates(cohort_size: int, devices: int) -> list[int]:
+  """1, 4, 16, ... and at last the whole cohort's share of one device."""
+  most = max(1, -(-cohort_size // devices))
+  powers = [4**i for i in range(12) if 4**i < most]
+  return [*powers, most]
+
+
+def probe_steps(run: float) -> int:
+  """How many steps to time of a run of so many, infinite where not known.
+
+  Half of the share is for them; 0: it is too small for a single one.
+  """
+  return int(min(PROBE_STEPS, SHARE / 2 * run / PROBE_CALLS))
+
+
+def shortened(plan: Cohort, most: int = PROBE_STEPS) -> Cohort:
+  """The plan's first waves, about so many steps a device, no more.
+
+  Waves that are left out have no steps, so `wave_steps` counts what is run.
+  """
+  steps = plan.num_steps.max(axis=-2).sum(axis=-1)  # (..., devices, waves)
+  before = np.cumsum(steps, axis=-1) - steps
+  waves = np.minimum(plan.num_waves, (before < most).sum(axis=-1))
+  run = np.arange(steps.shape[-1]) < waves[..., None]
+  steps_of_run = np.where(run[..., None, None], plan.num_steps, 0)
+  return plan._replace(
+    num_waves=waves.astype(np.int32),
+    num_steps=np.minimum(steps_of_run, most),
+  )
+
+
+def emptied(plan: Cohort) -> Cohort:
+  """The plan without any wave: what a call costs that trains nobody."""
+  return plan._replace(
+    num_waves=np.zeros_like(plan.num_waves),
+    num_steps=np.zeros_like(plan.num_steps),
+  )
+
+
+def probe(
+  simulator: Simulator,
+  size: int,
+  *,
+  rounds: float,
+  limit: float,
+  phases: Phases,
+) -> Probe | None:
+  """Times a short part of a round.
+
+  Args:
+    simulator: of the run.
+    size: lanes.
+    rounds: of the run; infinite: not known.
+    limit: bytes that fit on a device; what needs more is not run.
+    phases: measures compiling for one lane, which most runs go on with.
+
+  Returns:
+    None: too few steps are in such a run to time one.
+  """
+  began = time.perf_counter()
+  plans = (simulator.plan(i, 1, size) for i in range(100))
+  trains = lambda planned: (planned.cohorts.client >= 0).any()
+  planned = next(filter(trains, plans), None) or simulator.plan(0, 1, size)
+  planned = planned._replace(first=0)
+  whole = planned.cohorts
+  steps = probe_steps(rounds * max(wave_steps(whole), 1))
+  if not steps:
+    return None
+  before = time.perf_counter()
+  with phases("compile" if size == 1 else "lanes"):
+    device_bytes = simulator.program(*planned.key).device_bytes
+  device_bytes += simulator.waiting_bytes(*planned.key)
+  after, seconds = time.perf_counter(), math.inf
+  if device_bytes <= limit:
+    short = shortened(whole, steps)
+    fixed = _seconds(simulator, planned._replace(cohorts=emptied(whole)))
+    some = _seconds(simulator, planned._replace(cohorts=short)) - fixed
+    share = wave_steps(whole) / max(wave_steps(short), 1)
+    seconds = fixed + max(some, 0.0) * share
+  spent = time.perf_counter() - began
+  compiling, spent = processes.greatest(after - before, spent)
+  return Probe(seconds, device_bytes, compiling, spent - compiling)
+
+
+def _seconds(simulator: Simulator, planned: Planned) -> float:
+  """The shortest time of a few calls, after one that warms up."""
+  times = []
+  for _ in range(PROBE_CALLS):
+    state = jax.block_until_ready(simulator.init())
+    times.append(simulator.dispatch(state, planned).seconds)
+  (slowest,) = processes.greatest(min(times[1:]))
+  return slowest
+
+
+def choose(
+  probe: Callable[[int], Probe | None],
+  sizes: list[int],
+  limit: float,
+  rounds: float = math.inf,
+) -> Choice:
+  """The number of lanes with the shortest predicted round.
+
+  Goes up the sizes until one is clearly slower than the best or does not fit,
+  or until the next would take more than `SHARE` of the run's rounds, with what
+  was spent before; the first is taken even if it does not fit.
+
+  Args:
+    probe: lanes -> what was measured; None: the run is too short for it.
+    sizes: increasing.
+    limit: bytes that fit on a device.
+    rounds: of the run; infinite: choosing may take as long as it does.
+  """
+  best, seconds = sizes[0], math.inf
+  spent = needed = 0.0  # what compiles the best is needed anyway
+  tried: list[str] = []
+  cost = 0.0
+  for size in sizes:
+    if tried and spent - needed + CAUTION * cost > SHARE * rounds * seconds:
+      tried.append(f"{size}: not tried in a run this short")
+      break
+    measured = probe(size)
+    if measured is None:
+      return Choice(best, "the run is too short to measure others")
+    cost = measured.compiling + measured.measuring
+    spent += cost
+    if measured.device_bytes > limit:
+      tried.append(f"{size}: too large, {measured.device_bytes / 1e6:.0f} MB")
+      break
+    tried.append(f"{size}: {1e3 * measured.seconds:.3g} ms")
+    if measured.seconds * WORTH < seconds:
+      best, seconds = size, measured.seconds
+      needed = measured.compiling
+    elif measured.seconds > WORTH * seconds:
+      break
+  return Choice(best, "predicted time of a round by lanes: " + ", ".join(tried))

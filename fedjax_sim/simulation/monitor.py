@@ -1,0 +1,126 @@
+"""What evaluations leave in a run's state: rates on a plateau, the best model.
+
+It is part of the state, so a run that is resumed goes on as it would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core import Array, PyTree, Task, validate
+from fedjax_sim.training.schedules import Schedule, reacted
+
+_SETS = {  # prefix -> what gives such metrics
+  "test": "the data have no central test set",
+  "seen": "set data.heldout_fraction",
+  "unseen": "set data.unseen_clients",
+}
+
+
+class Best(NamedTuple):
+  """The best model so far.
+
+  Attributes:
+    value: shape=(), float32; of the metric.
+    round: shape=(), int32; rounds done then; -1: there is none yet.
+    server: the algorithm's server state then.
+  """
+
+  value: Array
+  round: Array
+  server: PyTree
+
+
+class Watch(NamedTuple):
+  """What evaluations left.
+
+  Attributes:
+    schedules: hyper-parameter -> its schedule's state.
+    best: a `Best`, or () if nobody asks for it.
+  """
+
+  schedules: dict[str, PyTree]
+  best: PyTree
+
+
+def first(
+  schedules: Mapping[str, Schedule], server: PyTree, keeps_best: bool
+) -> Watch:
+  """What there is before any evaluation.
+
+  Args:
+    schedules: hyper-parameter -> its schedule.
+    server: a server state.
+    keeps_best: whether the best model is kept.
+  """
+  best: PyTree = ()
+  if keeps_best:
+    zeros = jax.tree.map(jnp.zeros_like, server)
+    best = Best(jnp.float32(jnp.nan), jnp.int32(-1), zeros)
+  return Watch({name: s.init() for name, s in schedules.items()}, best)
+
+
+def after(
+  states: Mapping[str, PyTree],
+  schedules: Mapping[str, Schedule],
+  metrics: Mapping[str, float],
+  higher_is_better: Mapping[str, bool],
+) -> dict[str, PyTree]:
+  """The schedules' states after an evaluation; on the host.
+
+  Args:
+    states: hyper-parameter -> its schedule's state.
+    schedules: hyper-parameter -> its schedule.
+    metrics: what the evaluation told; those that it left out change nothing.
+    higher_is_better: of every metric.
+  """
+  new = dict(states)
+  for name, schedule in schedules.items():
+    metric = schedule.metric
+    if metric is not None and metric in metrics:
+      higher = higher_is_better[metric]
+      new[name] = reacted(schedule, states[name], metrics[metric], higher)
+  return new
+
+
+def is_better(value: float, best: Best, higher_is_better: bool) -> bool:
+  """Whether a value beats the best one; NaN never does."""
+  if np.isnan(value) or int(best.round) < 0:
+    return not np.isnan(value)
+  one, other = np.float32(value), np.float32(best.value)
+  return bool(one > other if higher_is_better else one < other)
+
+
+def directions(
+  wanted: Mapping[str, str], names: Mapping[str, str], task: Task
+) -> dict[str, bool]:
+  """Of every metric that is watched, whether higher is better.
+
+  Args:
+    wanted: who watches, such as `server.best_metric` -> the metric.
+    names: what an evaluation tells -> the task's metric that it is of.
+    task: what is evaluated.
+
+  Raises:
+    ValueError: an evaluation does not tell it, or the task does not say.
+  """
+  result = {}
+  for owner, metric in wanted.items():
+    part = metric.partition("/")[0]
+    if part in _SETS and not any(name.startswith(f"{part}/") for name in names):
+      raise ValueError(f"{owner}={metric!r} is not evaluated; {_SETS[part]}.")
+    validate.known(owner, metric, names)
+    base = names[metric]
+    if base not in task.higher_is_better:
+      raise ValueError(
+        f"{owner}={metric!r}: whether more of {base!r} is better is not known;"
+        f" say {base}.higher_is_better = True of a function of your own, or"
+        f" Task.higher_is_better={{{base!r}: True}}."
+      )
+    result[metric] = task.higher_is_better[base]
+  return result

@@ -1,0 +1,402 @@
+"""What is refused before anything is compiled: parts that do not fit.
+
+Algorithm, aggregator and data have to go with each other. The task is traced on
+the shapes of the run's batches; the size of the state and of a round's order
+are known from shapes and client sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fedjax_sim import core, distributed
+from fedjax_sim.core import (
+  Aggregator,
+  Algorithm,
+  Batch,
+  Metric,
+  PyTree,
+  Task,
+  Variables,
+  validate,
+)
+from fedjax_sim.data import FederatedDataset, prepared_shapes
+from fedjax_sim.engine import program
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.client_loop import augmented, with_numbers
+from fedjax_sim.engine.round import RunState
+from fedjax_sim.simulation import lanes
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.tasks import fast_layers
+from fedjax_sim.tasks.freezing import paths_of
+from fedjax_sim.tasks.metrics import MetricError
+
+MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
+
+
+class ModelError(ValueError):
+  """The model fits neither the data nor the devices."""
+
+
+class DataError(ValueError):
+  """The data hold values that would change on a device."""
+
+
+def check_parts(
+  algorithm: Algorithm,
+  aggregator: Aggregator,
+  data: FederatedDataset,
+  runtime: Runtime,
+) -> None:
+  """Refuses parts of an experiment that do not go with each other.
+
+  Args:
+    algorithm: how clients train and the server reacts.
+    aggregator: how updates become one.
+    data: federated data.
+    runtime: how fast it goes.
+
+  Raises:
+    ValueError: the data lack a split or server's examples that the algorithm
+      uses, or the aggregator is not what algorithm and runtime need.
+  """
+  for p in algorithm.passes:
+    if p.split not in data.all_splits:
+      raise validate.UnknownNameError(
+        f"The algorithm walks over the split {p.split!r}; the data has"
+        f" {', '.join(sorted(data.all_splits))}. Set"
+        " data.labelled_fraction for 'labelled' and 'unlabelled', or give"
+        " FederatedDataset.splits."
+      )
+  stacked = aggregator.stacked
+  if aggregator.by_coordinate and not stacked:
+    raise ValueError(
+      "Aggregator.by_coordinate is of those that are `stacked`; set both, or"
+      " neither."
+    )
+  if aggregator.keyed and stacked:
+    raise ValueError(
+      "Aggregator.keyed is of those that are not `stacked`; unset one of them."
+    )
+  if algorithm.stacked == aggregator.joins:
+    raise ValueError(
+      "The algorithm joins the clients' updates itself; server.aggregator has"
+      " to be 'stack', which keeps them all."
+      if algorithm.stacked
+      else "server.aggregator='stack' leaves the joining of updates to the"
+      " algorithm, and algorithm.name does not do it; take another one of"
+      " the two."
+    )
+  if algorithm.release is not None and not aggregator.weighted_mean:
+    raise ValueError(
+      "privacy.mechanism adds noise to a plain sum, in the place of"
+      " server.aggregator; leave it at 'weighted_mean'."
+    )
+  if algorithm.weighted_mean and not aggregator.weighted_mean:
+    raise ValueError(
+      "The algorithm, or server.stale_probability, counts on a weighted"
+      " mean; server.aggregator has to be 'weighted_mean'."
+    )
+  if algorithm.uses_server_data and data.server is None:
+    raise ValueError(
+      "algorithm.name, or replay.steps, asks for examples of the server's own,"
+      " and there are none; set data.server_clients, or give"
+      " FederatedDataset.server."
+    )
+  if stacked and runtime.deterministic_reduction is not None:
+    raise ValueError(
+      f"runtime.deterministic_reduction="
+      f"{runtime.deterministic_reduction}: server.aggregator keeps a"
+      " stack of updates, which every number of devices computes with in"
+      " another way. Unset it, or take one that sums."
+    )
+
+
+def check_values(task: Task, data: FederatedDataset) -> None:
+  """Refuses values that JAX does not keep, or that the model cannot take.
+
+  Args:
+    task: what is trained.
+    data: what it is trained and evaluated on.
+
+  Raises:
+    DataError: numbers beyond the dtype that JAX keeps.
+    ModelError: `Task.check` refuses them.
+  """
+  sets = {**data.all_splits, "seen": data.seen, "unseen": data.unseen}
+  parts = {name: part.examples for name, part in sets.items() if part}
+  if data.test is not None:
+    parts["test"] = data.test
+  for name, examples in parts.items():
+    for field, array in examples.items():
+      kept = jax.dtypes.canonicalize_dtype(array.dtype)
+      try:
+        validate.fits(f"field {field!r} of {name}", array, kept)
+      except ValueError as error:
+        raise DataError(str(error)) from error
+    try:
+      task.check({**examples, **data.tables})
+    except ValueError as error:
+      raise ModelError(f"{name}: {error}") from error
+
+
+def check_augment(data: FederatedDataset) -> None:
+  """Refuses an `augment` that makes other shapes of a batch.
+
+  Raises:
+    DataError: it fails, or fields, shapes or dtypes are not as they were.
+  """
+  if data.augment is None:
+    return
+  before = prepared_shapes(data.prepare, data.train.examples)
+  try:
+    after = dict(jax.eval_shape(data.augment, jax.random.key(0), before))
+  except Exception as error:
+    text = " ".join(str(error).split())
+    raise DataError(f"augment fails: {type(error).__name__}: {text}") from error
+  told = lambda x: f"{x.dtype} {x.shape}"
+  if changed := validate.differences(
+    {field: told(x) for field, x in before.items()},
+    {field: told(x) for field, x in after.items()},
+  ):
+    raise DataError(
+      f"augment changes {'; '.join(changed)}; let it keep fields, shapes and"
+      " dtypes, since models are evaluated on batches as they were."
+    )
+
+
+def check_order(examples: int, work: LocalWork) -> None:
+  """Refuses a round whose examples no int32 counts.
+
+  Args:
+    examples: of the largest round, padding included.
+    work: what a client does.
+
+  Raises:
+    ValueError: there are too many.
+  """
+  if examples > MOST_EXAMPLES:
+    raise ValueError(
+      f"client.epochs={work.epochs}, client.steps={work.steps}: a round has"
+      f" {examples:,} examples, more than {MOST_EXAMPLES:,}; lower one of them."
+    )
+
+
+def check_task(
+  task: Task,
+  variables: Variables,
+  data: FederatedDataset,
+  works: Sequence[LocalWork],
+  eval_batch_size: int,
+) -> None:
+  """Traces the task's loss and metrics on batches as large as the run's.
+
+  Args:
+    task: what is trained.
+    variables: shapes and dtypes.
+    data: what it is trained and evaluated on.
+    works: for every pass, what a client does; fitted to the clients.
+    eval_batch_size: examples that are evaluated at once, at most.
+
+  Raises:
+    ModelError: it refuses the batch, or returns another shape or dtype than
+      the contract says.
+  """
+
+  def metrics(variables: Variables, batch: Batch) -> None:
+    batch = batch._replace(examples=data.prepare(batch.examples))
+    core.sum_metrics(task, variables, batch)
+
+  stored = data.train.examples
+  batch_of = functools.partial(_batch, stored)
+  trained = {work.batch_size for work in works}
+  evaluated = {min(eval_batch_size, n) for n in _largest_evaluated(data)}
+  try:
+    for size in sorted(trained):
+      jax.eval_shape(_loss(task, data), variables, batch_of(size), _SEED)
+    for size in sorted(evaluated or trained):
+      jax.eval_shape(metrics, variables, batch_of(size))
+  except MetricError as error:
+    raise ModelError(str(error)) from error
+  except Exception as error:
+    text = " ".join(str(error).split()) or type(error).__name__
+    one = [f"{k!r} {x.dtype} {x.shape[1:]}" for k, x in stored.items()]
+    raise ModelError(
+      f"the model does not fit the data: {text} (examples have"
+      f" {', '.join(one)} and {data.num_classes:,} classes)"
+    ) from error
+
+
+def check_parameters(params: PyTree) -> None:
+  """Refuses parameters that no gradient can move.
+
+  Args:
+    params: of the global model, or their shapes.
+
+  Raises:
+    ModelError: there are none, or one is not of floats.
+  """
+  paths, leaves = paths_of(params), jax.tree.leaves(params)
+  if not sum(x.size for x in leaves):
+    raise ModelError(
+      "the model has no parameters, so nothing would train; let Task.init"
+      " return Variables(params={'w': ...})."
+    )
+  for path, x in zip(paths, leaves, strict=True):
+    if jnp.issubdtype(x.dtype, jnp.floating):
+      continue
+    cure = (
+      f"freeze it, by model.frozen=('{path}',), or Variables(params,"
+      " frozen=...), or make it floats, by .astype(jnp.float32)"
+    )
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+      cure = (
+        "keep its parts, by jnp.stack([w.real, w.imag]), and put them together"
+        " in the model, by w[0] + 1j * w[1]"
+      )
+    raise ModelError(
+      f"the parameter {path!r} is {x.dtype}, and training takes real floats;"
+      f" {cure}."
+    )
+
+
+_SEED = jax.ShapeDtypeStruct((), jnp.uint32)
+
+
+def _loss(task: Task, data: FederatedDataset) -> Callable[..., jax.Array]:
+  """(variables, batch as stored, seed) -> the loss of a local step."""
+
+  def loss(variables: Variables, batch: Batch, seed: jax.Array) -> jax.Array:
+    key = jax.random.key(seed)
+    batch = batch._replace(examples=data.prepare(batch.examples))
+    batch = augmented(batch, data.augment, key)
+    batch = with_numbers(batch, {"task": task.hparams})
+    return core.mean_loss(task, variables, batch, key)[0]
+
+  return loss
+
+
+def slow_layers(
+  task: Task,
+  variables: Variables,
+  data: FederatedDataset,
+  works: Sequence[LocalWork],
+) -> list[str]:
+  """What of the loss is slow on this backend and what mends it, in words.
+
+  Args:
+    task: what is trained.
+    variables: shapes and dtypes.
+    data: what it is trained on.
+    works: for every pass, what a client does; fitted to the clients.
+  """
+  if jax.default_backend() != "cpu":
+    return []
+  batch = _batch(data.train.examples, works[0].batch_size)
+  loss, arguments = _loss(task, data), (variables, batch, _SEED)
+  slow = fast_layers.slow_layers(loss, *arguments)
+  if not slow:
+    return []
+  left = fast_layers.slow_layers(fast_layers.fast(loss), *arguments)
+  mended = [text for text in slow if text not in left]
+  few = lambda texts: ", ".join(texts[:5]) + ", ..." * (len(texts) > 5)
+  told = []
+  if mended:
+    told.append(
+      f"{few(mended)}: XLA's own, which in a client's loop on a CPU is many"
+      " times slower; mend it by task ="
+      " fedjax_sim.tasks.fast_layers.with_fast_layers(task)"
+    )
+  if left:
+    told.append(
+      f"{few(left)}: XLA's own, which in a client's loop on a CPU is slow; it"
+      " has no faster form here"
+    )
+  return told
+
+
+def check_round(function: Callable[..., Any], *arguments: PyTree) -> None:
+  """Traces a round, so that what its parts refuse shows before anything runs.
+
+  Args:
+    function: as `make_rounds` gives it.
+    *arguments: its arguments, or their shapes.
+
+  Raises:
+    ValueError: a part refuses; with its message, on one line.
+  """
+  try:
+    jax.eval_shape(function, *arguments)
+  except Exception as error:
+    text = " ".join(str(error).split()) or type(error).__name__
+    own = isinstance(error, TypeError | ValueError) and "\n" not in str(error)
+    if own:
+      raise
+    raise ValueError(
+      f"the round cannot be computed: {type(error).__name__}: {text}"
+    ) from error
+
+
+def metrics_of(
+  task: Task, variables: Variables, data: FederatedDataset
+) -> list[str]:
+  """The names of a task's metrics.
+
+  Args:
+    task: what is evaluated.
+    variables: shapes and dtypes.
+    data: whose examples fit it.
+  """
+
+  def metrics(variables: Variables, batch: Batch) -> dict[str, Metric]:
+    return task.metrics(variables, data.prepare(batch.examples))
+
+  one = _batch(data.train.examples, 1)
+  return list(jax.eval_shape(metrics, variables, one))
+
+
+def _batch(stored: Mapping[str, np.ndarray], size: int) -> Batch:
+  """Shapes and dtypes of so many examples as they are stored."""
+
+  def shape(x: np.ndarray) -> Any:
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.ShapeDtypeStruct((size, *x.shape[1:]), dtype)
+
+  fields = {field: shape(x) for field, x in stored.items()}
+  return Batch(fields, shape(np.zeros(1, bool)))
+
+
+def _largest_evaluated(data: FederatedDataset) -> list[int]:
+  """The most examples that can be evaluated at once, of every set."""
+  sets = [part for part in (data.seen, data.unseen) if part is not None]
+  largest = [int(part.sizes.max()) for part in sets]
+  if data.test is not None:
+    largest.append(len(next(iter(data.test.values()))))
+  return largest
+
+
+def check_memory(state: RunState, mesh: Mesh) -> None:
+  """Refuses a state that no device can hold.
+
+  Args:
+    state: shapes and dtypes.
+    mesh: the devices, over which the table of client states is dealt.
+
+  Raises:
+    ModelError: it is too large.
+  """
+  size = distributed.shard_nbytes(state, mesh, program.state_spec(state, mesh))
+  limit = lanes.memory_limit(mesh.local_devices[0])
+  if size > limit:
+    raise ModelError(
+      f"the model's parameters and what the algorithm keeps take"
+      f" {size / 1e6:,.0f} MB; a device has {limit / 1e6:,.0f} MB to give. Make"
+      " the model smaller, or look for a label that is too large."
+    )

@@ -1,0 +1,91 @@
+"""How fast a run goes: lanes, devices, where examples are, rounds a call."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from fedjax_sim.core import validate
+from fedjax_sim.engine import residency as residencies
+
+# Of one dispatch. Two CPU devices take some milliseconds to get up to speed, so
+# a few short rounds are too few.
+MOST_ROUNDS = 64
+MOST_VIRTUAL = 1024  # additions in the compiled round
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runtime:
+  """How fast a run goes; beyond the order of float sums it changes no result.
+
+  Attributes:
+    lanes: clients that a device trains at once; "auto" measures a few choices.
+    devices: devices of the mesh; None: all.
+    model_devices: how many devices share a model, each with a piece of every
+      large array; None: each has all of it.
+    deterministic_reduction: None: devices add their sums in any order.
+      Otherwise so many virtual devices stand for the real ones, and their sums
+      are added in a fixed order: parameters have the same bits on any number
+      of CPU devices (on others it was not tried). A device holds the sums of
+      all virtual ones that it stands for.
+    residency: where the examples are: "device", all of them on every device;
+      "host", in the host's memory, and each device is sent those of the
+      clients that it trains; "disk", the same out of a store; "auto": "device"
+      where one process runs alone, and of a store what it is small enough for.
+    rounds_per_dispatch: rounds in one call of the compiled program; None: as
+      many as take about a second, up to `most_rounds`.
+    most_rounds: see there.
+    eval_batch_size: examples of a client that are evaluated at once.
+    donate: a state passed in is used up, and its memory used again.
+
+  Raises:
+    TypeError, ValueError: a number is not whole or < 1.
+  """
+
+  lanes: int | Literal["auto"] = "auto"
+  devices: int | None = None
+  model_devices: int | None = None
+  deterministic_reduction: int | None = None
+  residency: Literal["auto", "device", "host", "disk"] = "auto"
+  rounds_per_dispatch: int | None = None
+  most_rounds: int = MOST_ROUNDS
+  eval_batch_size: int = 256
+  donate: bool = True
+
+  def __post_init__(self) -> None:
+    if self.lanes != "auto":
+      if isinstance(self.lanes, str):
+        raise validate.UnknownNameError(
+          f"runtime.lanes={self.lanes!r} is neither 'auto' nor a whole number."
+        )
+      validate.whole("runtime.lanes", self.lanes)
+    if self.devices is not None:
+      validate.whole("runtime.devices", self.devices)
+    if self.model_devices is not None:
+      validate.whole("runtime.model_devices", self.model_devices)
+    if self.deterministic_reduction is not None:
+      validate.whole(
+        "runtime.deterministic_reduction",
+        self.deterministic_reduction,
+        most=MOST_VIRTUAL,
+      )
+      self._check_deterministic()
+    validate.known("runtime.residency", self.residency, residencies.NAMES)
+    if self.rounds_per_dispatch is not None:
+      validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
+    validate.whole("Runtime.most_rounds", self.most_rounds)
+    validate.whole("runtime.eval_batch_size", self.eval_batch_size)
+
+  def _check_deterministic(self) -> None:
+    if self.lanes == "auto":
+      raise ValueError(
+        "runtime.lanes='auto' is measured anew on every machine, and other"
+        " lanes give other bits; with runtime.deterministic_reduction give a"
+        " number."
+      )
+    if self.model_devices is not None:
+      raise ValueError(
+        "runtime.model_devices does not go with"
+        " runtime.deterministic_reduction: sums over a model's pieces have no"
+        " fixed order. Unset one of them."
+      )

@@ -1,0 +1,158 @@
+"""Frozen parameters: patterns on their paths say which nobody trains.
+
+A path is the parameter's place in the tree, joined by slashes, such as
+`layers/0/kernel`; a pattern is a regular expression that matches its beginning.
+What is frozen is one copy a device, is not sent back and takes no optimiser.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from fedjax_sim.core import (
+  Array,
+  Examples,
+  Key,
+  Loss,
+  Metric,
+  PyTree,
+  Task,
+  Variables,
+)
+
+
+def paths_of(params: PyTree) -> list[str]:
+  """The path of every parameter, in the order of the tree's leaves."""
+
+  def named(path: tuple[Any, ...]) -> str:
+    # A Flax variable is a node, whose one leaf is its value.
+    if path and isinstance(path[-1], jax.tree_util.GetAttrKey):
+      path = path[:-1] if path[-1].name == "value" else path
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return [named(path) for path, _ in leaves]
+
+
+def matching(field: str, patterns: Sequence[str], params: PyTree) -> list[bool]:
+  """For every parameter, whether a pattern matches its path.
+
+  Args:
+    field: what messages call the patterns.
+    patterns: regular expressions.
+    params: the parameters, or their shapes.
+
+  Raises:
+    TypeError, ValueError: a pattern is none, or matches no parameter.
+  """
+  if isinstance(patterns, str):
+    raise TypeError(f"{field}={patterns!r} is a text; give a tuple of them.")
+  paths = paths_of(params)
+  hits = [False] * len(paths)
+  for pattern in patterns:
+    try:
+      found = [re.match(pattern, path) is not None for path in paths]
+    except (TypeError, re.error) as error:
+      raise ValueError(
+        f"{field}={tuple(patterns)!r}: {pattern!r} is no regular expression"
+        f" ({error})."
+      ) from error
+    if not any(found):
+      raise ValueError(
+        f"{field}={tuple(patterns)!r}: {pattern!r} matches no parameter; there"
+        f" are {', '.join(paths)}."
+      )
+    hits = [a or b for a, b in zip(hits, found, strict=True)]
+  return hits
+
+
+def with_frozen(task: Task, patterns: Sequence[str]) -> Task:
+  """The task with some of its parameters frozen as they begin.
+
+  Args:
+    task: what is trained.
+    patterns: of the parameters that are frozen.
+
+  Raises:
+    TypeError, ValueError: a pattern is none or matches no parameter, or all
+      parameters are frozen.
+  """
+  field = "model.frozen"
+  shapes = jax.eval_shape(task.init, jax.random.key(0)).params
+  frozen = matching(field, patterns, shapes)
+  if all(frozen):
+    raise ValueError(
+      f"{field}={tuple(patterns)!r} freezes all parameters; leave one out."
+    )
+  return _apart(task, shapes, frozen)
+
+
+def with_trainable(task: Task, patterns: Sequence[str]) -> Task:
+  """Return the task with all parameters frozen but some.
+
+  Args:
+    task: what is trained.
+    patterns: of the parameters that are not frozen.
+
+  Raises:
+    TypeError, ValueError: a pattern is none or matches no parameter, or there
+      is none.
+  """
+  shapes = jax.eval_shape(task.init, jax.random.key(0)).params
+  trained = matching("trainable", patterns, shapes)
+  if not any(trained):
+    raise ValueError(
+      f"trainable={tuple(patterns)!r} leaves nothing to train; there are"
+      f" {', '.join(paths_of(shapes))}."
+    )
+  return _apart(task, shapes, [not hit for hit in trained])
+
+
+def _apart(task: Task, shapes: PyTree, frozen: Sequence[bool]) -> Task:
+  """Return the task with some of its parameters in `Variables.frozen`.
+
+  Args:
+    task: what is trained.
+    shapes: of its parameters.
+    frozen: for every leaf of them, whether it is frozen.
+  """
+  treedef = jax.tree.structure(shapes)
+
+  def part(leaves: list[Array], wanted: bool) -> PyTree:
+    kept = [
+      x if hit == wanted else None
+      for x, hit in zip(leaves, frozen, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, kept)
+
+  def init(key: Key) -> Variables:
+    params, buffers, rest = task.init(key)
+    leaves = jax.tree.leaves(params)
+    return Variables(part(leaves, False), buffers, (part(leaves, True), rest))
+
+  def whole(variables: Variables) -> Variables:
+    params, buffers, (kept, rest) = variables
+    pair = [iter(jax.tree.leaves(kept)), iter(jax.tree.leaves(params))]
+    leaves = [next(pair[0] if hit else pair[1]) for hit in frozen]
+    return Variables(jax.tree.unflatten(treedef, leaves), buffers, rest)
+
+  def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
+    return task.loss(whole(variables), examples, key)
+
+  def metrics(variables: Variables, examples: Examples) -> dict[str, Metric]:
+    return task.metrics(whole(variables), examples)
+
+  def logits(variables: Variables, examples: Examples) -> Array:
+    assert task.logits is not None
+    return task.logits(whole(variables), examples)
+
+  return task._replace(
+    init=init,
+    loss=loss,
+    metrics=metrics,
+    logits=None if task.logits is None else logits,
+  )

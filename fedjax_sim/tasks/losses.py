@@ -1,0 +1,185 @@
+"""Losses and metrics of what a model says of a batch, example by example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core import (
+  Array,
+  Examples,
+  Metric,
+  PyTree,
+  in_float32,
+  returned,
+)
+
+# (outputs, examples) -> (value, weight), both shape=(batch,).
+ExampleLoss = Callable[[PyTree, Examples], tuple[Array, Array]]
+# (outputs, examples) -> name -> `Metric` of per-example values.
+ExampleMetrics = Callable[[PyTree, Examples], dict[str, Metric]]
+
+
+def _negative_log_likelihood(logits: Array, labels: Array) -> Array:
+  """-log softmax(logits)[label], NaN for a label that is no class.
+
+  Picks by comparing, not by indexing as optax does, which takes a gather and,
+  in the gradient, a scatter.
+
+  Args:
+    logits: shape=(..., classes).
+    labels: shape=(...,), integer.
+  """
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise TypeError(
+      f"cross-entropy takes labels that are classes, whole numbers, and 'y' is"
+      f" {labels.dtype}; give a loss of your own, for example loss=lambda"
+      " outputs, examples: ((outputs[:, 0] - examples['y']) ** 2,"
+      " jnp.ones(len(outputs)))."
+    )
+  logits = in_float32(logits)
+  classes = logits.shape[-1]
+  hit = jax.nn.one_hot(labels, classes, dtype=bool)
+  picked = jnp.sum(jnp.where(hit, logits, 0), axis=-1)
+  value = jax.nn.logsumexp(logits, axis=-1) - picked
+  return jnp.where((labels >= 0) & (labels < classes), value, jnp.nan)
+
+
+def cross_entropy(logits: Array, examples: Examples) -> tuple[Array, Array]:
+  """Softmax cross-entropy with the integer labels in field `y`.
+
+  Args:
+    logits: shape=(batch, classes).
+    examples: with `y`, shape=(batch,), integer.
+  """
+  value = _negative_log_likelihood(logits, examples["y"])
+  return value, jnp.ones_like(value)
+
+
+def classification_metrics(
+  logits: Array, examples: Examples
+) -> dict[str, Metric]:
+  """`loss` and `accuracy` of a classifier; shapes as `cross_entropy`."""
+  value, weight = cross_entropy(logits, examples)
+  hit = jnp.argmax(logits, axis=-1) == examples["y"]
+  return {
+    "loss": Metric(value * weight, weight),
+    "accuracy": Metric(hit.astype(value.dtype) * weight, weight),
+  }
+
+
+def token_cross_entropy(
+  logits: Array, examples: Examples
+) -> tuple[Array, Array]:
+  """Mean cross-entropy over a sequence's tokens; 0 in `y` is padding.
+
+  Args:
+    logits: shape=(batch, time, tokens).
+    examples: with `y`, shape=(batch, time), integer.
+
+  Returns:
+    The mean over a sequence's tokens, and how many those are.
+  """
+  values, real = _tokens(logits, examples)
+  count = real.sum(-1)
+  return values.sum(-1) / jnp.maximum(count, 1), count
+
+
+def token_metrics(logits: Array, examples: Examples) -> dict[str, Metric]:
+  """`loss` and `accuracy` a token; shapes as `token_cross_entropy`."""
+  values, real = _tokens(logits, examples)
+  hit = (jnp.argmax(logits, axis=-1) == examples["y"]) * real
+  count = real.sum(-1)
+  return {
+    "loss": Metric(values.sum(-1), count),
+    "accuracy": Metric(hit.sum(-1), count),
+  }
+
+
+def _tokens(logits: Array, examples: Examples) -> tuple[Array, Array]:
+  """Each token's loss, and 1 where it is none of padding; (batch, time)."""
+  values = _negative_log_likelihood(logits, examples["y"])
+  real = (examples["y"] != 0).astype(values.dtype)
+  return values * real, real
+
+
+# --- a user's own -------------------------------------------------------------
+
+
+def value_and_weight(
+  loss: ExampleLoss, outputs: PyTree, examples: Examples
+) -> tuple[Array, Array]:
+  """Return a loss's value and weight, shape=(batch,) each.
+
+  Raises:
+    TypeError: it returned something else.
+  """
+  value, weight = returned.parts(
+    returned.named("loss", loss),
+    loss(outputs, examples),
+    ("value", "weight"),
+    "value, jnp.ones_like(value)",
+  )
+  return value, weight
+
+
+def evaluated(
+  loss: ExampleLoss, metrics: ExampleMetrics | None
+) -> ExampleMetrics:
+  """Return the metrics of a task that trains this loss.
+
+  `loss` is the loss that trains, whatever the given metrics are.
+
+  Args:
+    loss: what is trained.
+    metrics: further ones. None: `accuracy` where there are classes. Of a loss
+      of one's own these are there if labels "y" are integers, shape=(batch,),
+      and outputs an array, shape=(batch, classes), of two or more; examples
+      whose loss weighs nothing do not count.
+  """
+  if metrics is not None and not callable(metrics):
+    raise TypeError(
+      f"metrics is {returned.described(metrics)}; give one function, (outputs,"
+      " examples) -> dictionary of metrics."
+    )
+  if metrics is None and loss is cross_entropy:
+    return classification_metrics
+  if metrics is None and loss is token_cross_entropy:
+    return token_metrics
+
+  def of_both(outputs: PyTree, examples: Examples) -> dict[str, Metric]:
+    further = {}
+    if metrics is not None:
+      what = returned.named("metrics function", metrics)
+      further = returned.metrics(what, metrics(outputs, examples))
+    if metrics in (classification_metrics, token_metrics):
+      further.pop("loss")  # of another loss, perhaps
+    if "loss" in further:
+      raise ValueError(
+        f"{what} returned 'loss', which evaluation has already: the loss that"
+        " trains; rename it, for example 'error'."
+      )
+    value, weight = in_float32(value_and_weight(loss, outputs, examples))
+    found = {"loss": Metric(jnp.where(weight > 0, value * weight, 0), weight)}
+    if metrics is None and _has_classes(outputs, examples):
+      hit = jnp.argmax(outputs, axis=-1) == examples["y"]
+      counts = in_float32(weight > 0)
+      found["accuracy"] = Metric(hit * counts, counts)
+    return {**found, **further}
+
+  return of_both
+
+
+def _has_classes(outputs: Any, examples: Examples) -> bool:
+  """Whether outputs are scores of classes, and labels "y" say which."""
+  y = examples.get("y")
+  return (
+    y is not None
+    and jnp.issubdtype(y.dtype, jnp.integer)
+    and y.ndim == 1
+    and getattr(outputs, "shape", ())[:-1] == y.shape
+    and outputs.shape[-1] > 1
+  )

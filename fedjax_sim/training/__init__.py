@@ -1,0 +1,1 @@
+"""Parts of algorithms: local training, optimizers, schedules, wrappers."""

@@ -1,0 +1,203 @@
+"""Local training: what a client does with its own data in most algorithms.
+
+Several steps of an optimiser on mini-batches, starting from the server's
+parameters (McMahan et al. 2017, arXiv 1602.05629, `ClientUpdate`). Algorithms
+that differ in the gradient alone pass `adjust`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import core
+from fedjax_sim.aggregators import zeros_accumulator
+from fedjax_sim.core import (
+  Array,
+  Batch,
+  Client,
+  Key,
+  Metric,
+  Pass,
+  PyTree,
+  Report,
+  Task,
+  Variables,
+  compensated,
+  validate,
+)
+from fedjax_sim.core.compensated import Total
+from fedjax_sim.training import optimizers
+
+Adjust = Callable[[Client, PyTree, PyTree], PyTree]
+
+
+Received = Callable[[Client], Variables]
+
+
+class LocalState(NamedTuple):
+  """A client's carry through its local steps."""
+
+  params: PyTree
+  buffers: PyTree
+  optimizer: PyTree
+  loss: Total  # of a `Metric`, summed over the steps; see `metric`
+
+
+class LocalTraining(NamedTuple):
+  """The client's part of an `Algorithm`: one pass, and its report."""
+
+  local_pass: Pass
+  finish: Callable[[Client, LocalState], Report]
+
+
+# (client, its summed loss) -> its weight in means, shape=(), float32.
+WEIGHTINGS: dict[str, Callable[[Client, Metric], Array]] = {
+  "examples": lambda client, loss: client.num_examples.astype(jnp.float32),
+  "tokens": lambda client, loss: loss.weight,
+  "uniform": lambda client, loss: jnp.ones((), jnp.float32),
+}
+
+
+def zero_metric() -> Total:
+  """Return a `Metric` of nothing yet, to which `compensated.add` adds."""
+  zero = jnp.zeros((), jnp.float32)
+  return compensated.zeros(Metric(zero, zero))
+
+
+def metric(total: Total) -> Metric:
+  """Return the `Metric` that was summed, shape=(), float32 at least."""
+  summed: Metric = compensated.rounded(total)
+  return summed
+
+
+def difference(after: PyTree, before: PyTree) -> PyTree:
+  """`after - before`, leaf by leaf: a client's update."""
+  return jax.tree.map(jnp.subtract, after, before)
+
+
+def local_training(
+  task: Task,
+  optimizer: optimizers.Optimizer,
+  *,
+  adjust: Adjust | None = None,
+  weighting: str = "examples",
+  received: Callable[[Client], Variables] = lambda client: client.message,
+) -> LocalTraining:
+  """Mini-batch training from the server's parameters.
+
+  Args:
+    task: what is trained.
+    optimizer: the client's optimiser; its state starts anew every round. Its
+      hyper-parameters are read from `hparams["client"]`.
+    adjust: (client, params, gradient) -> gradient, before the optimiser.
+    weighting: a client's weight: its number of `examples`; its `tokens`, the
+      sum of the loss's weights over its steps; or `uniform`.
+    received: client -> the `Variables` that it starts from.
+
+  Raises:
+    UnknownNameError: no such weighting.
+  """
+  weigh = validate.lookup("algorithm.weighting", weighting, WEIGHTINGS)
+  validate.instance("task", task, Task, "function_task(init, loss)")
+  optimizers.check("client_optimizer", optimizer)
+
+  def start(client: Client, *earlier: PyTree) -> LocalState:
+    del earlier
+    params, buffers, _ = received(client)
+    state = optimizer.build(client.hparams["client"]).init(params)
+    return LocalState(params, buffers, state, zero_metric())
+
+  def step(
+    client: Client, carry: LocalState, batch: Batch, key: Key
+  ) -> LocalState:
+    def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
+      variables = Variables(params, carry.buffers, received(client).frozen)
+      return core.mean_loss(task, variables, batch, key)
+
+    gradient, (buffers, total) = jax.grad(loss, has_aux=True)(carry.params)
+    if adjust is not None:
+      gradient = adjust(client, carry.params, gradient)
+    params, state = optimizers.descend(
+      optimizer.build(client.hparams["client"]),
+      gradient,
+      carry.optimizer,
+      carry.params,
+    )
+    seen = compensated.add(carry.loss, total)
+    return LocalState(params, buffers, state, seen)
+
+  def finish(client: Client, carry: LocalState) -> Report:
+    loss = metric(carry.loss)
+    return Report(
+      update=difference(carry.params, received(client).params),
+      weight=weigh(client, loss),
+      buffers=carry.buffers,
+      metrics={"loss": loss},
+    )
+
+  return LocalTraining(
+    Pass(start, step, tokens=lambda carry: metric(carry.loss).weight), finish
+  )
+
+
+def full_gradient(
+  task: Task,
+  *,
+  weighting: str = "examples",
+  received: Received = lambda client: client.message,
+) -> LocalTraining:
+  """The mean gradient over all of a client's data, at what it received.
+
+  The batch size only bounds memory. The report's update is the negative
+  gradient, so that a server optimiser sees the gradient.
+
+  Args:
+    task: what is differentiated.
+    weighting: as in `local_training`.
+    received: as in `local_training`.
+  """
+  weigh = validate.lookup("algorithm.weighting", weighting, WEIGHTINGS)
+
+  def start(client: Client, *earlier: PyTree) -> LocalState:
+    del earlier
+    params, buffers, _ = received(client)
+    return LocalState(zeros_accumulator(params), buffers, (), zero_metric())
+
+  def step(
+    client: Client, carry: LocalState, batch: Batch, key: Key
+  ) -> LocalState:
+    def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
+      variables = Variables(params, carry.buffers, received(client).frozen)
+      return core.mean_loss(task, variables, batch, key)
+
+    gradient, (buffers, total) = jax.grad(loss, has_aux=True)(
+      received(client).params
+    )
+    # Not the gradient of the sum, which a model's dtype may be too short for.
+    summed = jax.tree.map(
+      lambda acc, g: acc + total.weight.astype(acc.dtype) * g.astype(acc.dtype),
+      carry.params,
+      gradient,
+    )
+    seen = compensated.add(carry.loss, total)
+    return LocalState(summed, buffers, (), seen)
+
+  def finish(client: Client, carry: LocalState) -> Report:
+    loss = metric(carry.loss)
+    weight = jnp.where(loss.weight > 0, loss.weight, 1)
+    return Report(
+      update=jax.tree.map(
+        lambda g, p: (-g / weight.astype(g.dtype)).astype(p.dtype),
+        carry.params,
+        received(client).params,
+      ),
+      weight=weigh(client, loss),
+      buffers=carry.buffers,
+      metrics={"loss": loss},
+    )
+
+  return LocalTraining(Pass(start, step, epochs=1), finish)

@@ -1,0 +1,97 @@
+"""Server replay: after each round the server trains on examples of its own.
+
+FLUTE's `server_replay_config`: rehearsal, so that the model does not forget
+what the server's examples teach, or learns it in the first place.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax import lax
+
+from fedjax_sim import core
+from fedjax_sim.core import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Context,
+  Metric,
+  PyTree,
+  Task,
+  validate,
+)
+from fedjax_sim.engine.client_loop import random_batch, with_numbers
+from fedjax_sim.training import optimizers
+from fedjax_sim.training.optimizers import Optimizer, descend
+from fedjax_sim.training.seal import check_open
+
+
+def replay(
+  algorithm: Algorithm,
+  task: Task,
+  optimizer: Optimizer,
+  *,
+  steps: int = 1,
+  batch_size: int = 32,
+) -> Algorithm:
+  """The algorithm, and some steps on the server's examples after each round.
+
+  Needs `Context.server_data`.
+
+  Args:
+    algorithm: whose global model goes on training.
+    task: what is trained.
+    optimizer: of the server's steps; begins anew in every round.
+    steps: how many in a round.
+    batch_size: examples of a step, drawn without replacement; if there are no
+      more, all of them.
+
+  Raises:
+    TypeError, ValueError: a number is not whole or < 1, or an algorithm whose
+      model cannot be replaced, or that is private already.
+  """
+  validate.whole("replay.steps", steps)
+  validate.whole("replay.batch_size", batch_size)
+  optimizers.check("optimizer", optimizer)
+  check_open(algorithm, "replay")
+  replace = algorithm.replace
+  if replace is None:
+    raise ValueError(
+      f"replay.steps={steps}: algorithm.name has no global model that can be"
+      " replaced; leave replay out, or give the algorithm a `replace`."
+    )
+
+  def apply(server: PyTree, aggregate: Aggregate, context: Context) -> PyTree:
+    server = algorithm.apply(server, aggregate, context)
+    examples = context.server_data
+    assert examples is not None
+    build = optimizer.build(context.hparams["replay"])
+    params, buffers, frozen = algorithm.variables(server)
+    replay_key = jax.random.fold_in(context.key, 0x7265706C)
+
+    def step(
+      i: Array, carry: tuple[PyTree, PyTree, PyTree]
+    ) -> tuple[PyTree, PyTree, PyTree]:
+      params, buffers, state = carry
+      chosen, own = jax.random.split(jax.random.fold_in(replay_key, i))
+      batch = random_batch(examples, batch_size, chosen)
+      batch = with_numbers(batch, context.hparams)
+
+      def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
+        variables = core.Variables(params, buffers, frozen)
+        return core.mean_loss(task, variables, batch, own)
+
+      gradient, (buffers, _) = jax.grad(loss, has_aux=True)(params)
+      params, state = descend(build, gradient, state, params)
+      return params, buffers, state
+
+    params, buffers, _ = lax.fori_loop(
+      0, steps, step, (params, buffers, build.init(params))
+    )
+    return replace(server, core.Variables(params, buffers, frozen))
+
+  return algorithm._replace(
+    apply=apply,
+    hparams={**algorithm.hparams, "replay": optimizer.hparams},
+    uses_server_data=True,
+  )

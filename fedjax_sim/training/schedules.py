@@ -1,0 +1,274 @@
+"""Schedules: what multiplies a hyper-parameter from round to round.
+
+A schedule of optax, a function of the round, is one; `plateau` also looks at a
+metric, and keeps what it has seen in the run's state. Factors are computed in
+the compiled round, so a rate that changes recompiles nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_sim.core import Array, HParams, PyTree, validate
+
+_LEAST_CHANGE = 1e-9  # optax wants one that is not 0
+
+
+class Schedule(NamedTuple):
+  """A factor that changes from round to round.
+
+  Attributes:
+    factor: (rounds done, state) -> shape=(), float.
+    init: () -> state, arrays.
+    react: (state, value of `metric`, less is better) -> state, after an
+      evaluation; on the host.
+    metric: its name, such as `unseen/loss`; None: it looks at the round alone.
+  """
+
+  factor: Callable[[Array, PyTree], Array]
+  init: Callable[[], PyTree] = lambda: ()
+  react: Callable[[PyTree, float], PyTree] = lambda state, value: state
+  metric: str | None = None
+
+
+def step(every: int, factor: float = 0.1) -> Schedule:
+  """Times `factor` after every so many rounds."""
+  every, factor = _rounds("every", every), _factor("factor", factor)
+  # Whole numbers: compilers make a product of a division, and floor it wrong.
+  return of_round(lambda done: jnp.float32(factor) ** (done // every))
+
+
+def multi_step(at: Sequence[int], factor: float = 0.1) -> Schedule:
+  """Times `factor` after each of these numbers of rounds."""
+  if not isinstance(at, list | tuple) or not at:
+    raise TypeError(f"at={at!r} holds no rounds; give some, such as (50, 75).")
+  rounds = [_rounds("at", n) for n in at]
+  if len(set(rounds)) < len(rounds):
+    raise ValueError(f"at={at!r} holds a round twice; give each once.")
+  factors = dict.fromkeys(rounds, _factor("factor", factor))
+  return of_round(optax.piecewise_constant_schedule(1.0, factors))
+
+
+def linear(rounds: int, start: float = 0.0, begin: int = 0) -> Schedule:
+  """From `start` to 1 within so many rounds, after `begin` rounds."""
+  rounds = _rounds("rounds", rounds)
+  start = validate.real("start", start, least=0)
+  begin = _rounds("begin", begin, least=0)
+  return of_round(optax.linear_schedule(start, 1.0, rounds, begin))
+
+
+def cosine(rounds: int, floor: float = 0.0) -> Schedule:
+  """From 1 to `floor` within so many rounds, on half a cosine."""
+  rounds = _rounds("rounds", rounds)
+  floor = validate.real("floor", floor, least=0, most=1)
+  return of_round(optax.cosine_decay_schedule(1.0, rounds, floor))
+
+
+def ramp_keep_decay(
+  ramp: int, keep: int, decay: int, floor: float = 0.01
+) -> Schedule:
+  """A linear ramp, a plateau, an exponential decay, and a floor.
+
+  Args:
+    ramp: rounds in which the factor climbs, from 1 / ramp in the first one to
+      1 in the last one.
+    keep: rounds after them with 1.
+    decay: rounds after those, in the last of which it has fallen to `floor`,
+      where it stays.
+    floor: > 0.
+  """
+  ramp = _rounds("ramp", ramp)
+  keep = _rounds("keep", keep, least=0)
+  decay = _rounds("decay", decay)
+  floor = _factor("floor", floor)
+
+  def factor(done: Array) -> Array:
+    climbed = jnp.minimum((done + 1) / ramp, 1.0)
+    fallen = jnp.clip((done + 1 - ramp - keep) / decay, 0.0, 1.0)
+    return climbed * floor**fallen
+
+  return of_round(factor)
+
+
+def plateau(
+  metric: str = "test/loss",
+  patience: int = 1,
+  factor: float = 0.1,
+  floor: float = 0.0,
+) -> Schedule:
+  """Times `factor` where a metric has stopped to improve.
+
+  Args:
+    metric: looked at after each evaluation that tells it.
+    patience: so many evaluations in a row without a new best value.
+    factor: above 0 and below 1.
+    floor: the least factor.
+  """
+  validate.instance("metric", metric, str, "'test/loss'")
+  patience = _rounds("patience", patience)
+  factor = validate.real("factor", factor, above=0)
+  if factor >= 1:
+    raise ValueError(f"factor={factor} is out of range; give less than 1.")
+  floor = validate.real("floor", floor, least=0, most=1)
+  rule = optax.contrib.reduce_on_plateau(
+    factor=factor,
+    patience=patience,
+    rtol=0.0,
+    atol=_LEAST_CHANGE,
+    min_scale=floor,
+  )
+
+  def react(state: PyTree, value: float) -> PyTree:
+    return rule.update((), state, value=jnp.float32(value))[1]
+
+  return Schedule(
+    factor=lambda round_, state: state.scale,
+    init=lambda: rule.init(jnp.zeros((), jnp.float32)),
+    react=react,
+    metric=metric,
+  )
+
+
+def of_round(function: Callable[[Array], Any]) -> Schedule:
+  """A schedule from a function of the rounds done, such as optax's."""
+  return Schedule(lambda round_, state: jnp.asarray(function(round_)))
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+  "cosine": cosine,
+  "linear": linear,
+  "multi_step": multi_step,
+  "plateau": plateau,
+  "ramp_keep_decay": ramp_keep_decay,
+  "step": step,
+}
+
+
+def _rounds(field: str, value: int, least: int = 1) -> int:
+  return validate.whole(field, value, least=least, most=2**31 - 1)
+
+
+def _factor(field: str, value: float) -> float:
+  return validate.real(field, value, above=0, most=1)
+
+
+def parse(field: str, text: str) -> Schedule:
+  """The schedule that a text calls, such as `step(every=30, factor=0.5)`.
+
+  Args:
+    field: what messages call the text.
+    text: a name in `SCHEDULES`, and its arguments by name.
+
+  Raises:
+    TypeError, ValueError: it calls none, or with other arguments; names the
+      field.
+  """
+  validate.instance(field, text, str, "'step(every=30, factor=0.5)'")
+  given = f"{field}={text!r}"
+  try:
+    call = ast.parse(text.strip(), mode="eval").body
+    if isinstance(call, ast.Name):
+      call = ast.Call(call, [], [])
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+      raise ValueError("no call")
+    names = [k.arg for k in call.keywords]
+    if call.args or not all(names):
+      raise ValueError("arguments without names")
+    if len(set(names)) < len(names):
+      raise ValueError("an argument twice")
+    arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+  except (SyntaxError, ValueError, TypeError) as error:
+    raise ValueError(
+      f"{given} calls no schedule ({error}); give one such as"
+      " 'step(every=30, factor=0.5)'."
+    ) from error
+  make = validate.lookup(field, call.func.id, SCHEDULES)
+  validate.arguments(f"{field}={call.func.id!r}", arguments, make)
+  try:
+    return make(**arguments)
+  except (TypeError, ValueError) as error:
+    raise type(error)(f"{given}: {error}") from error
+
+
+def checked(
+  schedules: Mapping[str, Schedule | Callable[[Array], Any]], hparams: HParams
+) -> dict[str, Schedule]:
+  """Every value as a `Schedule`, if the hyper-parameters are there.
+
+  Args:
+    schedules: hyper-parameter, such as `client.learning_rate` -> its schedule,
+      or a function of the rounds done.
+    hparams: the run's.
+
+  Raises:
+    TypeError, UnknownNameError: a value is no schedule, or the run has no such
+      hyper-parameter.
+  """
+  names = set(named(hparams))
+  if not isinstance(schedules, Mapping):
+    raise TypeError(
+      f"schedules={schedules!r} is no dict; give hyper-parameter -> schedule,"
+      " such as {'client.learning_rate': schedules.step(every=30)}."
+    )
+  result = {}
+  for name, schedule in schedules.items():
+    validate.known("schedules: hyper-parameter", name, names)
+    if not isinstance(schedule, Schedule):
+      if not callable(schedule):
+        raise TypeError(
+          f"schedules[{name!r}]={schedule!r} is no schedule; give one such as"
+          " schedules.step(every=30), or a function of the round."
+        )
+      schedule = of_round(schedule)
+    result[name] = schedule
+  return result
+
+
+def named(hparams: HParams) -> dict[str, Any]:
+  """Nested hyper-parameters by names such as `client.learning_rate`."""
+  path = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+  leaves = jax.tree_util.tree_leaves_with_path(hparams)
+  return {path(keys): value for keys, value in leaves}
+
+
+def scheduled(
+  schedules: Mapping[str, Schedule],
+  hparams: HParams,
+  round_: Array,
+  states: Mapping[str, PyTree],
+) -> HParams:
+  """The hyper-parameters of a round.
+
+  Args:
+    schedules: hyper-parameter -> its schedule.
+    hparams: the run's, arrays.
+    round_: shape=(), int32; rounds done.
+    states: hyper-parameter -> its schedule's state.
+  """
+
+  def scale(tree: HParams, name: str, schedule: Schedule) -> HParams:
+    key, _, rest = name.partition(".")
+    if rest:
+      return {**tree, key: scale(tree[key], rest, schedule)}
+    factor = schedule.factor(round_, states[whole])
+    return {**tree, key: tree[key] * factor.astype(tree[key].dtype)}
+
+  for whole, schedule in schedules.items():
+    hparams = scale(hparams, whole, schedule)
+  return hparams
+
+
+def reacted(
+  schedule: Schedule, state: PyTree, value: float, higher_is_better: bool
+) -> PyTree:
+  """A schedule's state after its metric was told; on the host."""
+  new = schedule.react(state, -value if higher_is_better else value)
+  return jax.tree.map(lambda n, s: np.asarray(n, s.dtype), new, state)

@@ -1,0 +1,178 @@
+"""Stale updates: some clients' reports arrive a round late.
+
+FLUTE's `stale_prob`: every client's report is late with the same probability,
+by itself. The server joins what is late with the reports of the next round; a
+sum is kept, so nothing is lost and nothing counts twice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.aggregators import zeros_accumulator
+from fedjax_sim.core import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Client,
+  Context,
+  HParams,
+  Key,
+  PyTree,
+  Report,
+  validate,
+)
+from fedjax_sim.engine.traffic import report_shapes
+
+MOST_EXPONENT = 60.0  # float32 ends at 88, and weights are summed
+_TAG = 0x6C617465  # of the key: no number that an algorithm would fold in
+
+
+class Sums(NamedTuple):
+  """Weighted sums over clients."""
+
+  update: PyTree
+  buffers: PyTree
+  statistics: PyTree
+  weight: Array  # shape=(), float32
+
+
+class StaleState(NamedTuple):
+  """A server, and what is still on its way to it."""
+
+  server: PyTree
+  late: Sums
+  log_weight: Array  # `Algorithm.log_weight` where the late ones began
+
+
+class _Sent(NamedTuple):
+  """A report twice; one of the two is 0."""
+
+  now: Sums
+  late: Sums
+
+
+def stale(algorithm: Algorithm, probability: float) -> Algorithm:
+  """The algorithm, with reports that may come a round late.
+
+  A late report keeps its weight. A round in which nothing arrives leaves the
+  server as it is. Works with the aggregator `weighted_mean` alone.
+
+  Args:
+    algorithm: one that takes a mean.
+    probability: of being late, from 0 to 1.
+
+  Raises:
+    TypeError, ValueError: no such probability, or an algorithm that wants a
+      stack, or is private.
+  """
+  chance = validate.real(
+    "server.stale_probability", probability, least=0, most=1
+  )
+  if algorithm.stacked:
+    raise ValueError(
+      f"server.stale_probability={probability} needs sums, and algorithm.name"
+      " wants every update by itself; set it to None, or take another"
+      " algorithm."
+    )
+
+  if algorithm.release is not None:
+    raise ValueError(
+      f"server.stale_probability={probability}: a late report can meet its"
+      " client's next one in a sum, which then moves farther than"
+      " privacy.central counts on; unset one of them."
+    )
+
+  def send(client: Client, report: Report) -> Report:
+    report = algorithm.send(client, report)
+    key = jax.random.fold_in(client.key, _TAG)
+    late = jax.random.uniform(key) < client.hparams["stale_probability"]
+    one = jnp.ones((), jnp.float32)
+    whole = Sums(report.update, report.buffers, report.statistics, one)
+    nothing = jax.tree.map(jnp.zeros_like, whole)
+    pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(late, x, y), a, b)
+    sent = _Sent(now=pick(nothing, whole), late=pick(whole, nothing))
+    return report._replace(update=sent, buffers=(), statistics=())
+
+  def unit_of(server: PyTree, hparams: HParams) -> Array:
+    """`Algorithm.log_weight`, or 0; shape=(), float32."""
+    if algorithm.log_weight is None:
+      return jnp.zeros((), jnp.float32)
+    return jnp.asarray(algorithm.log_weight(server, hparams), jnp.float32)
+
+  def init(key: Key, hparams: HParams) -> StaleState:
+    server = algorithm.init(key, hparams)
+    report = report_shapes(algorithm, server, hparams)
+    nothing = zeros_accumulator(
+      Sums(
+        report.update,
+        report.buffers,
+        report.statistics,
+        jnp.zeros((), jnp.float32),
+      )
+    )
+    return StaleState(server, nothing, unit_of(server, hparams))
+
+  def apply(
+    state: StaleState, aggregate: Aggregate, context: Context
+  ) -> StaleState:
+    # The mean of what is 0 for some clients, times everybody's weight.
+    summed = jax.tree.map(
+      lambda x: x * aggregate.weight.astype(x.dtype), aggregate.update
+    )
+    unit = unit_of(state.server, context.hparams)
+    # Bounded: nothing late, times infinity, would not be nothing.
+    gap = jnp.clip(state.log_weight - unit, -MOST_EXPONENT, MOST_EXPONENT)
+    worth = jnp.exp(gap)
+    arrived = jax.tree.map(
+      lambda x, y: x + (y * worth.astype(y.dtype)).astype(x.dtype),
+      summed.now,
+      state.late,
+    )
+    some = arrived.weight > 0
+    count = jnp.where(some, arrived.weight, 1)
+    mean = jax.tree.map(lambda x: x / count.astype(x.dtype), arrived)
+    server = algorithm.apply(
+      state.server,
+      aggregate._replace(
+        update=mean.update,
+        buffers=mean.buffers,
+        statistics=mean.statistics,
+        weight=arrived.weight,
+      ),
+      context,
+    )
+    pick = lambda new, old: jnp.where(some, new, old)
+    late = jax.tree.map(lambda x, y: x.astype(y.dtype), summed.late, state.late)
+    return StaleState(jax.tree.map(pick, server, state.server), late, unit)
+
+  on_eval, replace = algorithm.on_eval, algorithm.replace
+  return algorithm._replace(
+    init=init,
+    broadcast=lambda state: algorithm.broadcast(state.server),
+    send=send,
+    apply=apply,
+    variables=lambda state: algorithm.variables(state.server),
+    replace=replace
+    and (
+      lambda state, variables: state._replace(
+        server=replace(state.server, variables)
+      )
+    ),
+    weighted_mean=True,
+    log_weight=None,
+    hparams={**algorithm.hparams, "stale_probability": chance},
+    client_init=lambda state, hparams: algorithm.client_init(
+      state.server, hparams
+    ),
+    told=lambda state, hparams: algorithm.told(state.server, hparams),
+    on_eval=on_eval
+    and (
+      lambda state, metrics: state._replace(
+        server=on_eval(state.server, metrics)
+      )
+    ),
+  )

@@ -1,0 +1,119 @@
+"""What happens to a client's update before it leaves the client.
+
+Each transform is one `Transform`; the engine applies a run's transforms in
+order, once per client, inside the round. Any optax transformation can be
+lifted into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core import HParams, Key, PyTree, Transform, validate
+from fedjax_sim.core.tree import bounded, length
+from fedjax_sim.training.optimizers import Optimizer
+from fedjax_sim.transforms.quantize import quantize
+
+
+def clip(norm: float) -> Transform:
+  """Scales an update whose global L2 norm exceeds `norm` down to it.
+
+  `aux` is 1 for a clipped update and 0 else; its mean over the cohort is the
+  metric `clip/aux`.
+
+  Raises:
+    ValueError: a norm that is not positive.
+  """
+  norm = validate.real("transforms.clip.norm", norm, above=0.0)
+
+  def apply(
+    update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
+  ) -> tuple[PyTree, PyTree, PyTree]:
+    del shared, key
+    bound = hparams["norm"]
+    cut = jax.tree.map(
+      lambda u, c: c.astype(u.dtype), update, bounded(update, bound)
+    )
+    return cut, state, (length(update) > bound).astype(jnp.float32)
+
+  return Transform(name="clip", hparams={"norm": norm}, apply=apply)
+
+
+def gaussian(stddev: float) -> Transform:
+  """Adds independent Gaussian noise of `stddev` to every coordinate.
+
+  A mechanism, not a guarantee: nothing here accounts for privacy.
+
+  Raises:
+    ValueError: a negative standard deviation.
+  """
+  stddev = validate.real("transforms.gaussian.stddev", stddev, least=0.0)
+
+  def apply(
+    update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
+  ) -> tuple[PyTree, PyTree, PyTree]:
+    del shared
+    leaves, treedef = jax.tree.flatten(update)
+    noisy = [
+      leaf
+      + hparams["stddev"].astype(leaf.dtype)
+      * jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
+      for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, noisy), state, ()
+
+  return Transform(name="gaussian", hparams={"stddev": stddev}, apply=apply)
+
+
+def lift(name: str, optimizer: Optimizer) -> Transform:
+  """An optax transformation as a client transform.
+
+  Its state is the client's own and lasts from round to round.
+
+  Args:
+    name: its section in the run's hyper-parameters.
+    optimizer: from `optimizers.optimizer`, with any optax factory.
+  """
+
+  def apply(
+    update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
+  ) -> tuple[PyTree, PyTree, PyTree]:
+    del shared, key
+    update, state = optimizer.build(hparams).update(update, state)
+    return update, state, ()
+
+  return Transform(
+    name=name,
+    hparams=optimizer.hparams,
+    apply=apply,
+    client_init=lambda params, hparams: optimizer.build(hparams).init(params),
+  )
+
+
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+  "clip": clip,
+  "gaussian": gaussian,
+  "quantize": quantize,
+}
+
+
+def from_config(sections: Mapping[str, Mapping[str, Any]]) -> list[Transform]:
+  """The transforms of a config, in its order.
+
+  Args:
+    sections: name of a transform -> its arguments.
+
+  Raises:
+    UnknownNameError: no such transform, or no such argument.
+    TypeError, ValueError: an argument is missing or out of range.
+  """
+  transforms = []
+  for name, arguments in sections.items():
+    factory = validate.lookup("transforms", name, TRANSFORMS)
+    validate.arguments(f"transforms.{name}", arguments, factory)
+    transforms.append(factory(**arguments))
+  return transforms
