@@ -27,7 +27,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.engine.statistics import gradient_statistics
+from fedjax_sim.engine.client_log import gradient_statistics
 from fedjax_sim.training.local import LocalState, metric
 from fedjax_sim.training.optimizers import Optimizer
 

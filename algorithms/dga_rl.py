@@ -35,8 +35,8 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.engine.round import choose
-from fedjax_sim.engine.statistics import combine
+from fedjax_sim.core.tree import choose
+from fedjax_sim.engine.client_log import combine
 from fedjax_sim.training.optimizers import Optimizer
 
 SEEN = ("loss", "norm", "mean", "variance")  # of a client, by the policy

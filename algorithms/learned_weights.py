@@ -26,8 +26,8 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
+from fedjax_sim.engine.client_log import combine
 from fedjax_sim.engine.client_loop import random_batch, with_numbers
-from fedjax_sim.engine.statistics import combine
 from fedjax_sim.training.optimizers import Optimizer
 
 ABSENT = -1e9  # a logit; finite, as gradients of 0 * inf are not

@@ -33,7 +33,7 @@ from benchmarks import cases, machine, pytorch, show
 from benchmarks.bare import Bare, rows_of
 from benchmarks.cases import LEARNING_RATE, Case
 from benchmarks.turns import rotated
-from fedjax_sim.core.json_file import write_json
+from fedjax_sim.core.files import write_json
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.distributed import cpu
 from fedjax_sim.engine.plan import Cohort, Waste, at_round

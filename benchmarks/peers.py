@@ -40,7 +40,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.turns import rotated
-from fedjax_sim.core.json_file import write_json
+from fedjax_sim.core.files import write_json
 from fedjax_sim.distributed import cpu
 
 WARMUP = 3  # rounds that do not count

@@ -23,7 +23,7 @@ import fedjax_sim
 from benchmarks import cases, machine, show
 from benchmarks.engine import Engine
 from benchmarks.turns import rotated
-from fedjax_sim.core.json_file import write_json
+from fedjax_sim.core.files import write_json
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.plan import Waste

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Algorithm,
     Pass,
     Report,
+    Sampler,
     Task,
     Transform,
     Variables,
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
   from fedjax_sim.data import FederatedData, FederatedDataset, make_dataset
   from fedjax_sim.distributed import setup
   from fedjax_sim.engine.batching import LocalWork
-  from fedjax_sim.engine.round import RunState
-  from fedjax_sim.sampling import Sampler
+  from fedjax_sim.engine.state import RunState
   from fedjax_sim.simulation.runtime import Runtime
   from fedjax_sim.simulation.simulator import Simulator
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
@@ -69,9 +69,9 @@ _HOME = {
   "Optimizer": "fedjax_sim.training.optimizers",
   "Pass": "fedjax_sim.core",
   "Report": "fedjax_sim.core",
-  "RunState": "fedjax_sim.engine.round",
+  "RunState": "fedjax_sim.engine.state",
   "Runtime": "fedjax_sim.simulation.runtime",
-  "Sampler": "fedjax_sim.sampling",
+  "Sampler": "fedjax_sim.core",
   "Simulator": "fedjax_sim.simulation.simulator",
   "Task": "fedjax_sim.core",
   "Transform": "fedjax_sim.core",

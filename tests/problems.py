@@ -9,7 +9,7 @@ from fedjax_sim import aggregators, sampling
 from fedjax_sim.core import Algorithm, Task
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.round import RunState
+from fedjax_sim.engine.state import RunState
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.simulation.runtime import Runtime

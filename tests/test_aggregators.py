@@ -13,7 +13,7 @@ from fedjax_sim.aggregators import AGGREGATORS
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.statistics import combine
+from fedjax_sim.engine.client_log import combine
 from problems import make_simulator, params_of, quadratic, sgd
 
 # Client k has SIZES[k] copies of CENTRES[k], so its update is exactly that, and

@@ -16,7 +16,8 @@ from fedjax_sim.cli.main import COMMANDS, _short_warnings, main
 from fedjax_sim.data.exporters import EXPORTERS
 from fedjax_sim.data.importers import IMPORTERS
 from fedjax_sim.distributed import mesh
-from fedjax_sim.run import experiment
+from fedjax_sim.run import experiment, signals
+from fedjax_sim.run import workdir as workdirs
 from fedjax_sim.run.checkpoint import CheckpointError
 from fedjax_sim.simulation.dispatch import DivergedError
 
@@ -180,11 +181,11 @@ def test_values_may_stand_apart_and_fields_anywhere(capsys):
   [
     (DivergedError("all gone"), 1),
     (CheckpointError("disk full"), 1),
-    (experiment.WriteError("disk full"), 1),
-    (experiment.WorkdirError("in use"), 2),
-    (experiment.ConfigChangedError("other"), 2),
-    (experiment.Interrupted(15, 3, pathlib.Path("run")), 143),
-    (experiment.Interrupted(2, 3, pathlib.Path("run")), 130),
+    (workdirs.WriteError("disk full"), 1),
+    (workdirs.WorkdirError("in use"), 2),
+    (workdirs.ConfigChangedError("other"), 2),
+    (signals.Interrupted(15, 3, pathlib.Path("run")), 143),
+    (signals.Interrupted(2, 3, pathlib.Path("run")), 130),
     (ImportError("install scikit-learn"), 2),
   ],
 )

@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.config import build, flags
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.statistics import combine
+from fedjax_sim.engine.client_log import combine
 from fedjax_sim.training.stale import stale
 from problems import MODELS, blobs, make_simulator, quadratic, sgd
 

@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_sim import config
 from fedjax_sim.algorithms import ALGORITHMS
-from fedjax_sim.cli import describe
+from fedjax_sim.cli import describe, listing
 from fedjax_sim.config import build, flags
 from fedjax_sim.engine import residency
 from fedjax_sim.simulation.simulator import Simulator
@@ -139,8 +139,8 @@ def test_nothing_runs(monkeypatch):
 
 
 def test_the_listing_has_every_name_and_what_it_is():
-  lines = describe.listing().splitlines()
-  for title, registry in describe.REGISTRIES.items():
+  lines = listing.listing().splitlines()
+  for title, registry in listing.REGISTRIES.items():
     at = lines.index(f"{title}:") + 1
     entries = lines[at : lines.index("", at)]
     entries = [line for line in entries if line[2] != " "]
@@ -152,7 +152,7 @@ def test_the_listing_has_every_name_and_what_it_is():
 
 
 def test_the_listing_has_the_fields_of_every_algorithm():
-  text = describe.listing().partition("\nmodels ")[0]
+  text = listing.listing().partition("\nmodels ")[0]
   for name, make in ALGORITHMS.items():
     below = text.partition(f"\n  {name} ")[2]
     below = re.split(r"\n  \b", below)[0]

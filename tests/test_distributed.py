@@ -7,12 +7,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import distributed
-from fedjax_sim.distributed import AXIS, make_mesh, mesh, packed_psum
+from fedjax_sim.distributed import AXIS, make_mesh, packed_psum, reductions
 
 
 @pytest.mark.parametrize("most", [0, 5, 10**6])
 def test_packed_psum(monkeypatch, most):
-  monkeypatch.setattr(mesh, "MOST_PACKED", most)
+  monkeypatch.setattr(reductions, "MOST_PACKED", most)
   rng = np.random.default_rng(0)
   tree = {
     "kernel": rng.normal(size=(2, 3, 4)).astype(np.float32),

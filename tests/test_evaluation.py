@@ -15,12 +15,8 @@ from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, open_store, write_store
 from fedjax_sim.engine import evaluation, residency
 from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.evaluation import (
-  ClientMetrics,
-  EvaluationSet,
-  as_blocks,
-  in_pieces,
-)
+from fedjax_sim.engine.client_metrics import ClientMetrics
+from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks, in_pieces
 from problems import MODELS, blobs, make_simulator, sgd, train
 from sketches.ditto import ditto
 

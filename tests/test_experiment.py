@@ -18,14 +18,10 @@ from pyarrow import parquet
 from fedjax_sim import config, reporting
 from fedjax_sim.config import build, flags
 from fedjax_sim.config.build import experiment as experiment_builder
-from fedjax_sim.core import json_file
-from fedjax_sim.run import checkpoint, experiment
-from fedjax_sim.run.experiment import (
-  ConfigChangedError,
-  Interrupted,
-  WorkdirError,
-  WriteError,
-)
+from fedjax_sim.core.files import plain
+from fedjax_sim.run import checkpoint, experiment, resume
+from fedjax_sim.run.signals import Interrupted
+from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError, WriteError
 from fedjax_sim.simulation import lanes
 from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.simulation.simulator import Simulator
@@ -133,7 +129,7 @@ def test_what_a_run_leaves(tmp_path, capfd):
     "clients_unseen.csv",
   }
   summary = summary_of(folder)
-  assert summary == json_file.plain(returned)
+  assert summary == plain(returned)
   rows = reporting.read_metrics(folder / "metrics.jsonl")
   assert [row["round"] for row in rows] == list(range(1, 13))
   evaluated = [row["round"] for row in rows if "test/accuracy" in row]
@@ -544,8 +540,8 @@ def test_other_software_is_told(
 ):
   folder = shutil.copytree(undisturbed, tmp_path / "run")
   (folder / "summary.json").unlink()
-  versions = experiment._versions() | {"jax": "99.0"}
-  monkeypatch.setattr(experiment, "_versions", lambda: versions)
+  versions = resume.versions() | {"jax": "99.0"}
+  monkeypatch.setattr(resume, "versions", lambda: versions)
   experiment.run(quick(), folder)
   err = capfd.readouterr().err
   assert "jax: " in err
@@ -676,7 +672,7 @@ def test_other_data_under_the_same_path_are_refused(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(experiment, "_sum_up", stop)
+    patch.setattr(experiment, "sum_up", stop)
     with pytest.raises(KeyboardInterrupt):
       experiment.run(config_of(), tmp_path / "run")
   write(2.0)
@@ -714,7 +710,7 @@ def test_another_account_of_the_rounds_done_is_refused(
 
   write(20)
   with monkeypatch.context() as patch:
-    patch.setattr(experiment, "_sum_up", stop)
+    patch.setattr(experiment, "sum_up", stop)
     with pytest.raises(KeyboardInterrupt):
       experiment.run(config_of(), tmp_path / "run")
   write(2)

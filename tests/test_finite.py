@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedjax_sim.core.finite import all_finite, no_nan
+from fedjax_sim.core.tree import all_finite, no_nan
 
 FLOATS = [np.float32, np.float16, ml_dtypes.bfloat16]
 

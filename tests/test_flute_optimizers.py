@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from fedjax_sim.engine import hparams as engine_hparams
 from fedjax_sim.training import schedules
 from fedjax_sim.training.optimizers import descend, optimizer
 
@@ -252,7 +253,9 @@ def test_patience(patience):
     best, bad = (loss, 0) if loss < best else (best, bad + 1)
     if bad > patience:
       rate, bad = rate * factor, 0
-    state = schedules.reacted(schedule, state, loss, higher_is_better=False)
+    state = engine_hparams.reacted(
+      schedule, state, loss, higher_is_better=False
+    )
     assert float(schedule.factor(jnp.int32(0), state)) == rate
   assert rate < 1
 

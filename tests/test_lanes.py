@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.distributed import memory
 from fedjax_sim.engine import plan as cohorts
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.simulation import lanes
@@ -154,7 +155,7 @@ def test_candidates():
 
 
 def test_the_memory_limit_leaves_some():
-  limit = lanes.memory_limit(jax.devices()[0])
+  limit = memory.memory_limit(jax.devices()[0])
   assert 2**20 < limit < 2**50
 
 

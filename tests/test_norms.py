@@ -15,7 +15,7 @@ from fedjax_sim.core.tree import (
   fits,
   length,
 )
-from fedjax_sim.engine.statistics import cosine, gradient_statistics
+from fedjax_sim.engine.client_log import cosine, gradient_statistics
 from fedjax_sim.privacy.leakage.words import guessed
 from problems import flat
 

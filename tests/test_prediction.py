@@ -10,7 +10,7 @@ import pytest
 from fedjax_sim import predict
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.data import FederatedData, make_dataset
-from fedjax_sim.data.federated import from_bytes
+from fedjax_sim.data.batch_steps import from_bytes
 from fedjax_sim.data.preprocess import (
   with_lookup,
   with_normalization,

@@ -13,9 +13,10 @@ from fedjax_sim import aggregators, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Aggregator, Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, make_dataset
+from fedjax_sim.distributed import memory
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.simulation import lanes, preflight
+from fedjax_sim.simulation import preflight
 from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.simulation.preflight import ModelError
 from fedjax_sim.simulation.runtime import Runtime
@@ -120,7 +121,7 @@ def test_metrics_of_another_shape(part):
 
 
 def test_a_model_that_no_device_can_hold(monkeypatch):
-  monkeypatch.setattr(lanes, "memory_limit", lambda device: 10)
+  monkeypatch.setattr(memory, "memory_limit", lambda device: 10)
   with pytest.raises(ModelError, match=r"take 0 MB; .* Make the model smaller"):
     begin(MODELS["lr"](DATA))
 

@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cli.main import main
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.run import experiment, profiling
+from fedjax_sim.run import experiment, profiling, signals
 from fedjax_sim.run.profiling import Profile, Trained
 from fedjax_sim.simulation import simulator as simulators
 from fedjax_sim.simulation.timing import MEANING, Phases
@@ -128,7 +128,7 @@ def test_a_resumed_run(tmp_path):
     if done == 2:
       signal.raise_signal(signal.SIGTERM)
 
-  with pytest.raises(experiment.Interrupted):  # in the middle of a trace
+  with pytest.raises(signals.Interrupted):  # in the middle of a trace
     experiment.run(quick(), folder, stop, profile=True)
   assert len(traces(folder)) == 1
   assert not (folder / "profile" / "phases.json").exists()

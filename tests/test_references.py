@@ -14,7 +14,7 @@ from fedjax_sim import aggregators
 from fedjax_sim.config import build, default_config
 from fedjax_sim.config.flags import load
 from fedjax_sim.core import references
-from fedjax_sim.core.references import BadReferenceError
+from fedjax_sim.core.errors import BadReferenceError
 from fedjax_sim.run import experiment
 
 # Each name is right for one field, and wrong for the others.

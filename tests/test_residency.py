@@ -8,9 +8,9 @@ import pytest
 
 from fedjax_sim import distributed
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.distributed import memory
 from fedjax_sim.engine import residency
 from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.simulation import lanes
 from fedjax_sim.simulation.runtime import Runtime
 from problems import MODELS, blobs, make_simulator, sgd
 from sketches.ditto import ditto
@@ -86,10 +86,10 @@ def test_a_state_goes_on_with_other_devices(name):
 def test_room_for_evaluation(monkeypatch):
   mesh = distributed.make_mesh(1)
   room = residency.evaluation_room
-  monkeypatch.setattr(lanes, "memory_limit", lambda device: 12_000_000_000)
+  monkeypatch.setattr(memory, "memory_limit", lambda device: 12_000_000_000)
   assert room("auto", "device", mesh, 3) == 1e9
   assert room("host", "host", mesh, 2) == 1.5e9
   assert room("device", "device", mesh, 3) == np.inf
   assert room("disk", "disk", mesh, 3) == 2**28
-  monkeypatch.setattr(lanes, "memory_limit", lambda device: 1200)
+  monkeypatch.setattr(memory, "memory_limit", lambda device: 1200)
   assert room("auto", "disk", mesh, 3) == 100

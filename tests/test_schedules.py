@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fedjax_sim import Runtime, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Task, validate
+from fedjax_sim.engine import hparams as engine_hparams
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd
@@ -81,7 +82,7 @@ def test_a_plateau_counts_evaluations_without_a_better_value(
   state = jax.device_get(schedule.init())
   best, bad, factor = -np.inf, 0, 1.0
   for value in values:
-    state = schedules.reacted(schedule, state, float(value), higher)
+    state = engine_hparams.reacted(schedule, state, float(value), higher)
     good = value if higher else -value
     best, bad = (good, 0) if good > best else (best, bad + 1)
     if bad == patience:
@@ -91,7 +92,7 @@ def test_a_plateau_counts_evaluations_without_a_better_value(
 
 def test_nan_is_no_better_value():
   schedule = schedules.plateau("x", factor=0.5)
-  state = schedules.reacted(schedule, schedule.init(), float("nan"), True)
+  state = engine_hparams.reacted(schedule, schedule.init(), float("nan"), True)
   assert float(schedule.factor(jnp.int32(0), state)) == 0.5
 
 
@@ -227,7 +228,7 @@ def test_of_a_metric_that_is_not_there_or_has_no_direction():
 
 
 def test_a_state_that_is_an_array_where_devices_share_a_model():
-  halving = schedules.Schedule(
+  halving = engine_hparams.Schedule(
     factor=lambda round_, state: state[0],
     init=lambda: jnp.ones(2),
     react=lambda state, value: state / 2,

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import aggregators, distributed, sampling, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.core import tree as trees
 from fedjax_sim.distributed import AXIS, MODEL
-from fedjax_sim.engine import traffic
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.simulation.runtime import Runtime
@@ -124,7 +124,7 @@ def test_bytes_of_virtual_devices():
   simulator = simulator_of(runtime=fixed(1, 4, residency="host"))
   capacity = simulator.program(1, 9).shape.capacity
   residency = simulator.residency
-  expected = traffic.nbytes(residency.shapes(capacity, 1))
+  expected = trees.nbytes(residency.shapes(capacity, 1))
   assert residency.bytes_per_round(capacity) == expected
 
 

@@ -31,7 +31,7 @@ from fedjax_sim.data.exporters import export
 from fedjax_sim.data.importers import IMPORTERS, Source, import_store
 from fedjax_sim.data.importers.fields import few
 from fedjax_sim.data.importers.text import TEXTS, Text
-from fedjax_sim.data.store.writer import FURTHER, PREPARE, SPLITS
+from fedjax_sim.data.store.format import FURTHER, PREPARE, SPLITS
 
 _PIECE = 2**20  # labels that are counted at once
 _MOST_CLASSES = 2**20  # whose shares are told

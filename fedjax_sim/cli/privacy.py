@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_sim import reporting
 from fedjax_sim.config import flags
-from fedjax_sim.core import Release, validate
+from fedjax_sim.core import Participation, Release, Sampler, validate
 from fedjax_sim.privacy import accounting
 from fedjax_sim.privacy.accounting import (
   Ledger,
@@ -22,7 +22,7 @@ from fedjax_sim.privacy.accounting import (
   calibration,
   composition,
 )
-from fedjax_sim.sampling import SAMPLERS, Participation, Sampler
+from fedjax_sim.sampling import SAMPLERS
 
 _CLIENTS, _ROUNDS = "clients-per-round", "rounds"
 _NOISE, _EPSILON = "noise-multiplier", "epsilon"

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fedjax_sim.core import references, validate
+from fedjax_sim.core import errors, validate
 
 T = TypeVar("T", int, float)
 
@@ -76,7 +76,7 @@ def parse(
         raise ValueError(text) from error
       if isinstance(error, AttributeError | KeyError):
         raise UsageError(_no_field(arguments, error)) from error
-      raise UsageError(references.one_line(error)) from error
+      raise UsageError(errors.one_line(error)) from error
   if len(rest) > 1:
     raise UsageError(f"unexpected argument {rest[1]!r}")
   for name in required:
@@ -163,7 +163,7 @@ def _unset(config: ConfigDict, argument: str) -> None:
 def _of_file(path: str | None, error: BaseException | None) -> str:
   """What is wrong with the config file; nothing, if it is not to blame."""
   while error is not None:
-    text, told = references.one_line(error), references.raised(path, error)
+    text, told = errors.one_line(error), errors.raised(path, error)
     if told.startswith("line "):
       return f"--config={path}, {told}"
     if "has no attribute 'get_config'" in text:
@@ -179,7 +179,7 @@ def _no_config(path: str | None, given: Any) -> str:
   try:
     _ = given.seed  # ml_collections keeps an OSError for later
   except OSError as error:
-    return f"--config={path}: {references.one_line(error)}"
+    return f"--config={path}: {errors.one_line(error)}"
   except AttributeError:
     pass
   return (
@@ -190,7 +190,7 @@ def _no_config(path: str | None, given: Any) -> str:
 
 def _no_field(arguments: Sequence[str], error: BaseException) -> str:
   """Names the flag whose field the config lacks."""
-  text = references.one_line(error)
+  text = errors.one_line(error)
   found = re.match(r"'(\w+)'(?: (Did you mean .*\?))?", text)
   if not found:
     return text

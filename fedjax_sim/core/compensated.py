@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.algorithm import Array, PyTree
+from fedjax_sim.core.types import Array, PyTree
 
 
 class Total(NamedTuple):

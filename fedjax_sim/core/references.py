@@ -14,13 +14,18 @@ import hashlib
 import importlib
 import re
 import sys
-import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedjax_sim.core import validate
+from fedjax_sim.core.errors import (
+  BadReferenceError,
+  code_file,
+  one_line,
+  raised,
+)
 
 T = TypeVar("T")
 
@@ -37,10 +42,6 @@ FIELDS = (
   "replay.optimizer",
 )
 _FORM = "give path/to/file.py:name or package.module:name"
-
-
-class BadReferenceError(ValueError):
-  """A reference leads nowhere, or its code raises."""
 
 
 def is_reference(value: Any) -> bool:
@@ -81,7 +82,7 @@ def lookup(
     try:
       made: T = function(*args, **options)
     except Exception as error:
-      text = raised(_code_file(function), error)
+      text = raised(code_file(function), error)
       raise BadReferenceError(f"{field}={value!r}: {text}") from error
     if not isinstance(made, kind):
       raise TypeError(
@@ -240,51 +241,3 @@ def _from_file(field: str, value: str, path: Path) -> types.ModuleType:
     text = raised(str(path), error)
     raise BadReferenceError(f"{field}={value!r}: {text}") from error
   return module
-
-
-def _code_file(function: Callable[..., Any]) -> str | None:
-  code = getattr(function, "__code__", None)
-  return None if code is None else code.co_filename
-
-
-def raised(path: str | None, error: BaseException) -> str:
-  """An error on one line, with the line of the file if it comes of it.
-
-  Args:
-    path: the file, as tracebacks name it; None: it does not matter.
-    error: what was raised.
-  """
-  frames = traceback.extract_tb(error.__traceback__)
-  lines = [frame.lineno for frame in frames if frame.filename == path]
-  text = one_line(error)
-  if isinstance(error, SyntaxError) and error.filename == path:
-    lines, text = [error.lineno], error.msg
-  where = f"line {lines[-1]}: " if lines else ""
-  hint = "" if path is None else _neighbour(Path(path).parent, error)
-  return f"{where}{type(error).__name__}: {text}{hint}"
-
-
-def _neighbour(folder: Path, error: BaseException) -> str:
-  """How a file imports one that lies beside it, if that is what failed."""
-  if not isinstance(error, ImportError):
-    return ""
-  relative = "no known parent package" in str(error)
-  name = (error.name or "").partition(".")[0]
-  if relative:
-    found = "Such a file belongs to no package; leave out the dot, and"
-  elif name and ((folder / f"{name}.py").exists() or (folder / name).is_dir()):
-    found = f"{name} lies beside the file, where Python does not look;"
-  else:
-    return ""
-  return (
-    f". {found} set PYTHONPATH={folder} in the environment, or write before the"
-    " import: import pathlib, sys; sys.path.insert(0,"
-    " str(pathlib.Path(__file__).parent))."
-  )
-
-
-def one_line(error: BaseException) -> str:
-  """An error's text without its line breaks."""
-  while error.args and isinstance(error.args[0], BaseException):
-    error = error.args[0]
-  return " ".join(str(error.args[0] if error.args else error).split())

@@ -1,20 +1,24 @@
-"""Norms of whole trees, and clipping to them.
+"""Maths on whole trees: norms, clipping, finiteness, weighted sums.
 
-In float32 or wider, and so that no square overflows: a tree is first divided by
-a power of two near its largest number. That division is a product whose factor
-is put together bit by bit: compilers turn x / y into x * (1 / y), and a device
-that has no subnormal numbers takes 1 / y for 0 from y = 2^126 on.
+Norms are in float32 or wider, and so that no square overflows: a tree is first
+divided by a power of two near its largest number. That division is a product
+whose factor is put together bit by bit: compilers turn x / y into x * (1 / y),
+and a device that has no subnormal numbers takes 1 / y for 0 from y = 2^126 on.
 
 What is clipped never exceeds its bound, whatever is rounded.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim.core.algorithm import Array, PyTree
+from fedjax_sim.core.types import Array, PyTree
 
 MARGIN = 4e-6  # relative; more than float32 sums are wrong by
 
@@ -142,3 +146,113 @@ def _reciprocal(x: Array) -> Array:
 
 def _wide(x: Array) -> Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+_SMALL = 2**16
+
+
+def all_finite(tree: PyTree) -> Array:
+  """Whether every number in the tree is finite; shape=(), bool."""
+  finite = jnp.ones((), bool)
+  for leaf in jax.tree.leaves(tree):
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+      finite &= all_finite((leaf.real, leaf.imag))
+    elif jnp.issubdtype(leaf.dtype, jnp.floating):
+      finite &= _finite(leaf)
+  return finite
+
+
+def _finite(x: Array) -> Array:
+  """all(isfinite(x)), by which compilers make no vector code for a CPU.
+
+  The bits of |x| are ordered as the numbers are. What is added takes those of
+  infinity, and of the NaNs above it, to the sign bit, which is counted: sums
+  are what devices that share an array can join. A small array is faster flat;
+  a large one may be in pieces, which flattening would put together.
+  """
+  size = 8 * x.dtype.itemsize
+  int_ = jnp.dtype(f"int{size}")
+  most = jnp.iinfo(int_).max
+  bits = functools.partial(lax.bitcast_convert_type, new_dtype=int_)
+  carry = most - bits(jnp.array(jnp.inf, x.dtype)) + 1
+  magnitude = bits(x.ravel() if x.size <= _SMALL else x) & most
+  sign = lax.shift_right_logical(magnitude + carry, int_.type(size - 1))
+  return jnp.sum(sign, dtype=jnp.int32) == 0
+
+
+def no_nan(tree: PyTree) -> Array:
+  """Whether no number in the tree is NaN; shape=(), bool."""
+  nans = [jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(tree)]
+  return ~jnp.any(jnp.array([False, *nans]))
+
+
+def in_float32(tree: PyTree) -> PyTree:
+  """Return the arrays in float32 at least, since sums in less lose too much.
+
+  float16 ends at 65,504, bfloat16 has 8 bits, and int32 wraps around.
+  """
+  wide = lambda x: jnp.promote_types(jnp.result_type(x), jnp.float32)
+  return jax.tree.map(lambda x: jnp.asarray(x, wide(x)), tree)
+
+
+def accumulator_dtype(x: Array) -> Any:
+  """Return the dtype of a sum of such numbers."""
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def zeros_accumulator(update: PyTree) -> PyTree:
+  """Zeros of the update's shapes, in float32 at least."""
+  return jax.tree.map(
+    lambda x: jnp.zeros(x.shape, accumulator_dtype(x)), update
+  )
+
+
+def exact_accumulator(update: PyTree) -> PyTree:
+  """The same for a sum, in which whole numbers stay whole, int32 at least."""
+
+  def zeros(x: Array) -> Array:
+    whole = jnp.issubdtype(x.dtype, jnp.integer)
+    dtype = jnp.promote_types(x.dtype, jnp.int32 if whole else jnp.float32)
+    return jnp.zeros(x.shape, dtype)
+
+  return jax.tree.map(zeros, update)
+
+
+def add_weighted(
+  acc: PyTree, updates: PyTree, weights: Array, present: Array
+) -> PyTree:
+  """Adds sum over lanes of `weight * update`; absent lanes add exactly 0.
+
+  Args:
+    acc: accumulator as `zeros_accumulator` makes it.
+    updates: leaves (lanes, ...).
+    weights: shape=(lanes,), float.
+    present: shape=(lanes,), bool. `where` and not a product, since an absent
+      lane may hold NaN.
+  """
+
+  def add(a: Array, u: Array) -> Array:
+    shape = (-1,) + (1,) * (u.ndim - 1)
+    u = u.astype(a.dtype) * weights.reshape(shape).astype(a.dtype)
+    here = jnp.where(present.reshape(shape), u, 0)
+    return a + jnp.sum(here, axis=0, dtype=a.dtype)
+
+  return jax.tree.map(add, acc, updates)
+
+
+def divide(acc: PyTree, count: Array) -> PyTree:
+  """`acc / count`, and 0 where count is 0."""
+  safe = jnp.where(count > 0, count, 1)
+  return jax.tree.map(lambda a: a / safe.astype(a.dtype), acc)
+
+
+def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+  """`new` where the condition holds, else `old`."""
+  return jax.tree.map(functools.partial(jnp.where, condition), new, old)
+
+
+def nbytes(tree: PyTree) -> int:
+  """Bytes of all arrays, or of all shapes, in the tree."""
+  return sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )

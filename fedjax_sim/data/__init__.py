@@ -10,17 +10,16 @@ and the partitioner's options.
 
 from collections.abc import Callable, Mapping
 
-from fedjax_sim.data.federated import (
+from fedjax_sim.data.array_files import read_npz
+from fedjax_sim.data.batch_steps import (
   Augment,
-  FederatedData,
-  FederatedDataset,
   Prepare,
-  StoredData,
   as_stored,
-  check_labels,
   from_bytes,
   prepared_shapes,
 )
+from fedjax_sim.data.dataset import FederatedDataset, check_labels
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.loaders.cifar10 import load_cifar10
 from fedjax_sim.data.loaders.digits import load_digits
 from fedjax_sim.data.loaders.ecg import load_ecg
@@ -30,7 +29,7 @@ from fedjax_sim.data.loaders.mnist import (
   load_mnist_power_law,
   load_mnist_writers,
 )
-from fedjax_sim.data.loaders.npz import load_npz, read_npz
+from fedjax_sim.data.loaders.npz import load_npz
 from fedjax_sim.data.loaders.shakespeare import load_shakespeare
 from fedjax_sim.data.loaders.synthetic import load_synthetic
 from fedjax_sim.data.location import is_url, local, locate
@@ -53,6 +52,7 @@ from fedjax_sim.data.store import (
 from fedjax_sim.data.store.bucket import copy_store
 from fedjax_sim.data.store.rewrite import partition_store, write_store
 from fedjax_sim.data.store.writer import StoreWriter
+from fedjax_sim.data.stored import StoredData
 
 DATASETS: Mapping[str, Callable[..., FederatedDataset]] = {
   "cifar10": load_cifar10,

@@ -16,11 +16,16 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from fedjax_sim.core import validate
+from fedjax_sim.data.array_files import contents
 
 _SENT140 = 5  # id, date, query, user, text
 
@@ -321,3 +326,90 @@ def without_twins(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
     twice = next(name for name in names if names.count(name) > 1)
     raise ValueError(f"an object has {twice!r} twice")
   return held
+
+
+def read_users(place: Path) -> dict[str, User]:
+  """Users who have examples, in the order of the files, by name.
+
+  Args:
+    place: a file, plain or gzipped, or a folder of `.json` and `.json.gz`.
+
+  Raises:
+    ValueError: no such files, or one is damaged or contradicts itself; names
+      file, user and what was expected.
+  """
+  files = [place]
+  if place.is_dir():
+    files = sorted([*place.glob("*.json"), *place.glob("*.json.gz")])
+    if not files:
+      raise ValueError(
+        f"{place} holds no .json or .json.gz; let data.path name the file or"
+        " its folder."
+      )
+  users: dict[str, User] = {}
+  notes = Notes()
+  for file in files:
+    for name, user in _read(file, notes).items():
+      if name in users:
+        raise ValueError(
+          f"{user.where} is there already, as {users[name].where}; expected"
+          " every user once."
+        )
+      users[name] = user._replace(x=list(texts_of_tweets(user.x)))
+  notes.warn()
+  return users
+
+
+def _read(file: Path, notes: Notes) -> dict[str, User]:
+  try:
+    held = json.loads(contents(file), object_pairs_hook=without_twins)
+  except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError
+    raise ValueError(
+      f"{file} cannot be read as JSON: {str(error).rstrip('.')}. Give a LEAF"
+      " file, plain or gzipped."
+    ) from error
+  kinds = {"users": list, "num_samples": list, "user_data": dict}
+  for field, kind in kinds.items():
+    if not isinstance(held, dict) or not isinstance(held.get(field), kind):
+      raise ValueError(f"{file}: {field}: expected a JSON {_JSON[kind]}.")
+  labels = held.get("user_data_label", {})
+  if not isinstance(labels, dict):
+    raise ValueError(f"{file}: user_data_label: expected a JSON object.")
+  users = dict(
+    users_of(
+      str(file),
+      held["users"],
+      held["num_samples"],
+      held["user_data"].items(),
+      labels.items(),
+      notes,
+    )
+  )
+  return {name: users[name] for name in held["users"] if name in users}
+
+
+_JSON = {list: "array", dict: "object"}
+
+
+def has_labels(users: Mapping[str, User]) -> bool:
+  """Whether there are labels; refuses users without where others have some."""
+  without = [user.where for user in users.values() if user.y is None]
+  if without and len(without) < len(users):
+    raise ValueError(f"{without[0]}: y is missing; expected it, as others do.")
+  return not without
+
+
+def shrink(
+  clients: Mapping[str, dict[str, np.ndarray]], field: str, whole: Any
+) -> None:
+  """Makes a field of all clients uint8, else `whole`, else float32."""
+  arrays = [client[field] for client in clients.values() if client[field].size]
+  is_whole = all((a == np.rint(a)).all() for a in arrays if a.dtype.kind == "f")
+  low = min((a.min() for a in arrays), default=0)
+  high = max((a.max() for a in arrays), default=0)
+  dtype: Any = np.float32
+  if is_whole:
+    dtype = np.uint8 if low >= 0 and high <= 255 else whole
+  for name, client in clients.items():
+    validate.fits(f"field {field!r} of user {name!r}", client[field], dtype)
+    client[field] = client[field].astype(dtype)

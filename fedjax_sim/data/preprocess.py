@@ -35,15 +35,15 @@ from jax import lax
 
 from fedjax_sim.core import Array, Key, validate
 from fedjax_sim.data.augment import LEAST_SIDE
-from fedjax_sim.data.federated import (
+from fedjax_sim.data.batch_steps import (
   Augment,
-  FederatedDataset,
   Prepare,
   as_stored,
   input_shape,
   normalize,
   prepared_shapes,
 )
+from fedjax_sim.data.dataset import FederatedDataset
 from fedjax_sim.data.location import locate
 
 # What is beyond an image's edge -> what `jnp.pad` calls it.

@@ -11,15 +11,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core import validate
-from fedjax_sim.data.federated import (
-  Examples,
-  FederatedData,
-  FederatedDataset,
-  Prepare,
-  as_stored,
-  input_shape,
-  offsets_of,
-)
+from fedjax_sim.data.batch_steps import Prepare, as_stored, input_shape
+from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import Examples, FederatedData, offsets_of
 from fedjax_sim.data.seeding import MOST_SEED, Stream, generator
 
 Clients = int | float | str | Sequence[str]  # how many, what share, or which

@@ -33,9 +33,8 @@ from fedjax_sim.core import (
   sum_metrics,
 )
 from fedjax_sim.core.compensated import Total
-from fedjax_sim.core.returned import PERCENTILES
 from fedjax_sim.data import FederatedData, Prepare, as_stored
-from fedjax_sim.data.federated import take
+from fedjax_sim.data.stored import take
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_loop import (
@@ -45,62 +44,9 @@ from fedjax_sim.engine.client_loop import (
   put_wave,
   read_batch,
 )
+from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.plan import Capacity, Cohort
-from fedjax_sim.engine.round import RunState
-
-
-class ClientMetrics(NamedTuple):
-  """Metrics of every client of a set.
-
-  Attributes:
-    total: name -> shape=(num_clients,), float64; summed over its examples.
-    weight: name -> shape=(num_clients,), float64.
-  """
-
-  total: dict[str, np.ndarray]
-  weight: dict[str, np.ndarray]
-
-  def per_client(self) -> dict[str, np.ndarray]:
-    """Each client's mean; NaN for a client without examples."""
-    means = {}
-    for name, total in self.total.items():
-      weight = self.weight[name]
-      some = weight > 0
-      means[name] = np.where(some, total / np.where(some, weight, 1), np.nan)
-    return means
-
-  def overall(self) -> dict[str, float]:
-    """The mean over all examples; NaN if none has weight."""
-    means = {}
-    for name, total in self.total.items():
-      weight = self.weight[name].sum()
-      means[name] = float(total.sum() / weight) if weight > 0 else math.nan
-    return means
-
-  def summary(self, prefix: str) -> dict[str, float]:
-    """Overall means, and mean and percentiles over clients.
-
-    Args:
-      prefix: e.g. "seen" gives `seen/accuracy` (over examples),
-        `seen/accuracy/mean` (over clients), `seen/accuracy/p10`, ...
-    """
-    row = {}
-    overall = self.overall()
-    for name, values in self.per_client().items():
-      row[f"{prefix}/{name}"] = overall[name]
-      values = values[self.weight[name] > 0]
-      if not len(values):
-        values = np.array([np.nan])
-      row[f"{prefix}/{name}/mean"] = float(values.mean())
-      for q in PERCENTILES:
-        row[f"{prefix}/{name}/p{q}"] = float(np.percentile(values, q))
-    return row
-
-
-def told(metric: str, prefix: str) -> list[str]:
-  """The names under which `ClientMetrics.summary` tells a metric."""
-  one = {metric: np.ones(1)}
-  return list(ClientMetrics(one, one).summary(prefix))
+from fedjax_sim.engine.state import RunState
 
 
 def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:

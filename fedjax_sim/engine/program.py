@@ -17,12 +17,12 @@ from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import distributed
 from fedjax_sim.core import PyTree
+from fedjax_sim.core.tree import nbytes
 from fedjax_sim.distributed import AXIS
 from fedjax_sim.engine import hlo_traffic
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.client_loop import COHORT_SPEC
-from fedjax_sim.engine.round import RunState
-from fedjax_sim.engine.traffic import nbytes
+from fedjax_sim.engine.state import RunState
 
 
 def state_spec(shapes: RunState, mesh: Mesh) -> RunState:

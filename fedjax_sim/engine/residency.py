@@ -22,10 +22,9 @@ from jax.sharding import PartitionSpec as P
 from fedjax_sim import distributed
 from fedjax_sim.core import Pass, PyTree
 from fedjax_sim.data import FederatedData, StoredData
-from fedjax_sim.data.federated import take
-from fedjax_sim.distributed import AXIS, processes
+from fedjax_sim.data.stored import take
+from fedjax_sim.distributed import AXIS, memory, processes
 from fedjax_sim.engine import plan
-from fedjax_sim.simulation import lanes
 
 Fields = Mapping[str, np.ndarray]  # field -> (examples, ...)
 
@@ -276,7 +275,7 @@ def _chosen(
   total = sum(x.nbytes for d in {*splits} for x in d.examples.values())
   free = {
     "device": lambda: device_room(mesh),
-    "host": lambda: _agreed(lanes.available_memory()),
+    "host": lambda: _agreed(memory.available_memory()),
   }
   for name in ("host",) if several else ("device", "host"):
     room = free[name]()
@@ -288,7 +287,7 @@ def _chosen(
 
 def device_room(mesh: Mesh) -> float:
   """Bytes of examples that may be on a device; all processes agree on it."""
-  return _agreed(lanes.memory_limit(mesh.local_devices[0]))
+  return _agreed(memory.memory_limit(mesh.local_devices[0]))
 
 
 def evaluation_room(given: str, name: str, mesh: Mesh, sets: int) -> float:

@@ -17,18 +17,16 @@ user's model or algorithm that starts from constants would need a cast.
 
 from __future__ import annotations
 
-import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import aggregators
 from fedjax_sim.core import (
   Aggregate,
   Aggregator,
@@ -38,8 +36,6 @@ from fedjax_sim.core import (
   Context,
   Examples,
   HParams,
-  Members,
-  Metric,
   Purpose,
   PyTree,
   Report,
@@ -50,7 +46,8 @@ from fedjax_sim.core import (
   noise_key_for,
   returned,
 )
-from fedjax_sim.core.finite import all_finite, no_nan
+from fedjax_sim.core import tree as trees
+from fedjax_sim.core.tree import all_finite, choose, no_nan
 from fedjax_sim.data import Prepare, as_stored
 from fedjax_sim.distributed import (
   AXIS,
@@ -59,7 +56,16 @@ from fedjax_sim.distributed import (
   packed_psum,
 )
 from fedjax_sim.engine import client_log
-from fedjax_sim.engine.client_log import Entry
+from fedjax_sim.engine.aggregation import (
+  CohortSums,
+  PerClient,
+  T,
+  cohort_members,
+  isolate_compilation,
+  per_client,
+  ranks,
+  write_rows,
+)
 from fedjax_sim.engine.client_loop import (
   COHORT_SPEC,
   Walk,
@@ -67,153 +73,15 @@ from fedjax_sim.engine.client_loop import (
   put_wave,
   run_client,
 )
+from fedjax_sim.engine.client_round import (
+  ClientOutcome,
+  ClientPlan,
+  ClientStatus,
+  RoundInputs,
+)
+from fedjax_sim.engine.hparams import Schedule, named, scheduled
 from fedjax_sim.engine.plan import Cohort
-from fedjax_sim.simulation.monitor import Watch
-from fedjax_sim.training.schedules import Schedule, named, scheduled
-
-T = TypeVar("T")
-
-
-class RunState(NamedTuple):
-  """The whole state of a run; what a checkpoint holds.
-
-  Attributes:
-    round: shape=(), int32; rounds done.
-    seed: shape=(), uint32.
-    noise_seed: shape=(2,), uint32; the 64 bits that private noise comes from.
-    server: the algorithm's server state.
-    clients: the table of what clients keep: leaves (rows, ...), a row a client
-      (and padding to a multiple of the devices).
-    shared: the transforms' shared states, a tuple.
-    watch: what evaluations left; see `simulation/monitor.py`.
-  """
-
-  round: Array
-  seed: Array
-  noise_seed: Array
-  server: PyTree
-  clients: PyTree
-  shared: PyTree
-  watch: Watch
-
-
-class RoundMetrics(NamedTuple):
-  """What one round tells.
-
-  Attributes:
-    clients: shape=(), int32; clients in the aggregate.
-    rejected: shape=(), int32; clients left out, not finite.
-    metrics: name -> `Metric`, summed over the clients in the aggregate; float32
-      at least.
-    aux: name of a transform -> mean of its aux over them.
-    client_rejected: shape=(devices, waves, lanes), bool.
-    nan_losses: shape=(), int32; clients whose update is finite, but whose
-      metrics hold a NaN: labels beyond the model's outputs do that.
-    finite: shape=(), bool; whether the global model is, afterwards.
-    client_values: column -> shape=(devices, waves, lanes), NaN of who is not in
-      the aggregate; empty unless clients are logged.
-    scheduled: hyper-parameter -> its value in this round, shape=().
-    told: `Algorithm.told`, before the server's step.
-  """
-
-  clients: Array
-  rejected: Array
-  metrics: dict[str, Metric]
-  aux: dict[str, PyTree]
-  client_rejected: Array
-  finite: Array
-  nan_losses: Array
-  client_values: dict[str, Array]
-  scheduled: dict[str, Array]
-  told: dict[str, Array]
-
-
-def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
-  """`new` where the condition holds, else `old`."""
-  return jax.tree.map(functools.partial(jnp.where, condition), new, old)
-
-
-def _apart(round_: Array, function: Callable[[], T]) -> T:
-  """What the function gives, compiled by itself whatever is around it.
-
-  Compilers fuse it with its neighbours otherwise, and round in other ways
-  where those are others. A branch they keep to itself, and that a round has a
-  number they do not know; barriers are gone when they fuse.
-
-  Args:
-    round_: shape=(), int32; which round it is.
-    function: gives arrays.
-  """
-  shapes = jax.eval_shape(function)
-  nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  result: T = lax.cond(round_ >= 0, function, nothing)
-  return result
-
-
-class _Given(NamedTuple):
-  """What all clients of a round share; on every device."""
-
-  message: PyTree
-  shared: PyTree
-  hparams: HParams
-  round: Array
-  seed: Array
-  noise_seed: Array
-  roll: Roll | tuple[()] = ()  # of a keyed aggregator
-
-
-class _Row(NamedTuple):
-  """One client's line of the plan."""
-
-  client: Array
-  version: Array
-  num_examples: Array
-  start: Array
-  num_steps: Array
-  state: PyTree
-  seat: Array | tuple[()] = ()  # of a keyed aggregator
-
-
-class _Status(enum.IntEnum):
-  """What became of a lane."""
-
-  EMPTY = 0
-  PRESENT = 1  # its client is in the aggregate
-  REJECTED = 2  # its client's report is not finite
-  NAN_LOSS = 3  # the update is finite, a metric is NaN
-
-
-class _Outcome(NamedTuple):
-  """What one client's round leaves for the aggregation."""
-
-  report: Report  # with the transformed update
-  aux: tuple[PyTree, ...]
-  kept: PyTree  # its new row in the table of client states
-  status: Array  # shape=(), int8; a `_Status`
-  log: Entry | tuple[()] = ()
-  seat: Array | tuple[()] = ()
-
-
-class _Joined(NamedTuple):
-  """Sums over the cohort."""
-
-  update: PyTree  # the aggregator's accumulator
-  buffers: PyTree
-  statistics: PyTree
-  aux: tuple[PyTree, ...]
-  metrics: PyTree  # name -> `Metric`; a `compensated.Total` on a device
-  weight: PyTree  # shape=(), float32; the same
-  logged: PyTree = ()  # of the updates in the log, by weight
-
-
-class _Kept(NamedTuple):
-  """Per client, (waves, lanes, ...)."""
-
-  state: PyTree
-  status: Array
-  weight: Array
-  values: dict[str, Array]
-  log: Entry | tuple[()] | dict[str, Array] = ()
+from fedjax_sim.engine.state import RoundMetrics, RunState
 
 
 def make_rounds(
@@ -259,14 +127,16 @@ def make_rounds(
   """
 
   def stage(round_: Array, function: Callable[[], T]) -> T:
-    return function() if virtual is None else _apart(round_, function)
+    return (
+      function() if virtual is None else isolate_compilation(round_, function)
+    )
 
   def train_one(
-    row: _Row,
-    given: _Given,
+    row: ClientPlan,
+    given: RoundInputs,
     data: Mapping[str, Examples],
     orders: Sequence[Array],
-  ) -> _Outcome:
+  ) -> ClientOutcome:
     message, shared, hparams, round_, seed, noise_seed, _ = given
     own, transform_states = row.state
     ident = jnp.maximum(row.client, 0)
@@ -314,10 +184,10 @@ def make_rounds(
         finite & ~no_nan(report.metrics),
         finite,
       ],
-      [_Status.EMPTY, _Status.NAN_LOSS, _Status.PRESENT],
-      _Status.REJECTED,
+      [ClientStatus.EMPTY, ClientStatus.NAN_LOSS, ClientStatus.PRESENT],
+      ClientStatus.REJECTED,
     )
-    return _Outcome(
+    return ClientOutcome(
       report=report._replace(state=()),
       aux=tuple(aux),
       kept=(report.state, tuple(kept)),
@@ -327,12 +197,12 @@ def make_rounds(
     )
 
   def train_waves(
-    one: Callable[[_Row], _Outcome],
-    outcome: _Outcome,
-    grid: _Row,
+    one: Callable[[ClientPlan], ClientOutcome],
+    outcome: ClientOutcome,
+    grid: ClientPlan,
     num_waves: Array,
     roll: Roll | tuple[()],
-  ) -> tuple[_Joined, _Kept]:
+  ) -> tuple[CohortSums, PerClient]:
     """All waves of one device, or of one virtual device.
 
     Args:
@@ -344,11 +214,11 @@ def make_rounds(
     """
     report = outcome.report
     waves, lanes = grid.client.shape
-    zeros = aggregators.zeros_accumulator
+    zeros = trees.zeros_accumulator
     grid_zeros = lambda tree: jax.tree.map(
       lambda x: jnp.zeros((waves, lanes, *x.shape), x.dtype), tree
     )
-    joined = _Joined(
+    joined = CohortSums(
       update=aggregator.init(report.update, waves * lanes),
       buffers=zeros(report.buffers),
       statistics=zeros(report.statistics),
@@ -357,18 +227,18 @@ def make_rounds(
       weight=compensated.zeros(report.weight),
       logged=zeros(outcome.log.update) if outcome.log else (),
     )
-    kept = _Kept(*map(grid_zeros, _kept(outcome)))
+    kept = PerClient(*map(grid_zeros, per_client(outcome)))
 
     @jax.named_scope("aggregate")
     def fold(
-      acc: tuple[_Joined, _Kept], out: _Outcome, w: Array
-    ) -> tuple[_Joined, _Kept]:
+      acc: tuple[CohortSums, PerClient], out: ClientOutcome, w: Array
+    ) -> tuple[CohortSums, PerClient]:
       joined, kept = acc
-      r, present = out.report, out.status == _Status.PRESENT
+      r, present = out.report, out.status == ClientStatus.PRESENT
       ones = jnp.ones_like(r.weight)
-      total = aggregators.add_weighted
+      total = trees.add_weighted
       place = (out.seat, roll) if aggregator.keyed else (w * lanes,)
-      joined = _Joined(
+      joined = CohortSums(
         update=aggregator.add(
           joined.update, r.update, r.weight, present, *place
         ),
@@ -386,22 +256,22 @@ def make_rounds(
         if out.log
         else (),
       )
-      return joined, put_wave(kept, _kept(out), w)
+      return joined, put_wave(kept, per_client(out), w)
 
     return over_waves(one, grid, num_waves, fold, (joined, kept))
 
   def train_device(
-    given: _Given,
+    given: RoundInputs,
     data: Mapping[str, Examples],
     states: PyTree,
     cohort: Cohort,
     seat: Array | tuple[()],
-  ) -> tuple[_Joined, Array, _Kept]:
+  ) -> tuple[CohortSums, Array, PerClient]:
     """A device's share of the cohort, whose leading axis is 1, or `virtual`'s.
 
     Also returns how many clients of the cohort have each `_Status`.
     """
-    grid = _Row(
+    grid = ClientPlan(
       cohort.client,
       cohort.version,
       cohort.num_examples,
@@ -415,12 +285,14 @@ def make_rounds(
     data_of = lambda i: at(data, i) if sliced else data
     outcome = jax.eval_shape(lambda: one(at(grid, 0, 0, 0), data=data_of(0)))
 
-    def train_part(i: Array | int) -> tuple[_Joined, _Kept]:
+    def train_part(i: Array | int) -> tuple[CohortSums, PerClient]:
       here = functools.partial(one, data=data_of(i))
       part = lambda: train_waves(
         here, outcome, at(grid, i), cohort.num_waves[i], given.roll
       )
-      return part() if virtual is None else _apart(given.round, part)
+      return (
+        part() if virtual is None else isolate_compilation(given.round, part)
+      )
 
     parts = len(cohort.client)
     if parts == 1:  # no loop around the loops
@@ -434,7 +306,9 @@ def make_rounds(
       joined = joined._replace(update=())
 
     # As float32, exact up to 2^24 clients, they travel with the other sums.
-    count = lambda status: jnp.bincount(status.ravel(), length=len(_Status))
+    count = lambda status: jnp.bincount(
+      status.ravel(), length=len(ClientStatus)
+    )
     counts = jax.vmap(count)(kept.status).astype(jnp.float32)
     with jax.named_scope("aggregate"):
       if virtual is None:
@@ -446,7 +320,7 @@ def make_rounds(
         weight=compensated.rounded(sums.weight),
       )
     if aggregator.by_coordinate:
-      clients = counts[_Status.PRESENT].astype(jnp.int32)
+      clients = counts[ClientStatus.PRESENT].astype(jnp.int32)
       finish = lambda stack: aggregator.finish(stack, sums.weight, clients)
       finished = jax.eval_shape(finish, stack)
       sums = sums._replace(update=over_coordinates(finish, stack, finished))
@@ -456,9 +330,11 @@ def make_rounds(
 
       def columns(i: Array | int) -> dict[str, Array]:
         mine = at(kept, i)
-        present = mine.status == _Status.PRESENT
+        present = mine.status == ClientStatus.PRESENT
         here = lambda: client_log.columns(mine.log, present, sums.logged)
-        return here() if virtual is None else _apart(given.round, here)
+        return (
+          here() if virtual is None else isolate_compilation(given.round, here)
+        )
 
       if parts == 1:
         log = jax.tree.map(lambda x: x[None], columns(0))
@@ -469,7 +345,7 @@ def make_rounds(
 
   split: Any = P(AXIS)
   whole: Any = P()
-  joined_spec = _Joined(*[whole] * len(_Joined._fields))
+  joined_spec = CohortSums(*[whole] * len(CohortSums._fields))
   if aggregator.stacked and not aggregator.by_coordinate:
     joined_spec = joined_spec._replace(update=split)
   train = jax.shard_map(
@@ -494,12 +370,12 @@ def make_rounds(
     seat: Array | tuple[()] = ()
     roll: Roll | tuple[()] = ()
     if aggregator.keyed:
-      seat, seats = _seats(cohort, mesh)
+      seat, seats = ranks(cohort, mesh)
       key = key_for(state.seed, Purpose.AGGREGATION, state.round)
       noise = noise_key_for(state.noise_seed, Purpose.AGGREGATION, state.round)
       roll = Roll(key, seats, hparams["aggregator"], noise)
     broadcast = jax.named_scope("broadcast")(algorithm.broadcast)
-    given = _Given(
+    given = RoundInputs(
       message=stage(state.round, lambda: broadcast(state.server)),
       shared=state.shared,
       hparams=hparams,
@@ -512,9 +388,9 @@ def make_rounds(
     states = jax.tree.map(lambda table: table[rows], state.clients)
     joined, counts, kept = train(given, data, states, cohort, seat)
     counts = counts.astype(jnp.int32)
-    clients = counts[_Status.PRESENT]
-    divide = aggregators.divide
-    members = _members(cohort, kept, mesh)
+    clients = counts[ClientStatus.PRESENT]
+    divide = trees.divide
+    members = cohort_members(cohort, kept, mesh)
 
     @jax.named_scope("server_step")
     def react() -> tuple[PyTree, PyTree, tuple[PyTree, ...]]:
@@ -559,18 +435,18 @@ def make_rounds(
       seed=state.seed,
       noise_seed=state.noise_seed,
       server=server,
-      clients=_write_rows(state.clients, cohort.client, kept),
+      clients=write_rows(state.clients, cohort.client, kept),
       shared=shared,
       watch=state.watch,
     )
     values = named(hparams)
     metrics = RoundMetrics(
       clients=clients,
-      rejected=counts[_Status.REJECTED] + counts[_Status.NAN_LOSS],
-      nan_losses=counts[_Status.NAN_LOSS],
+      rejected=counts[ClientStatus.REJECTED] + counts[ClientStatus.NAN_LOSS],
+      nan_losses=counts[ClientStatus.NAN_LOSS],
       metrics=joined.metrics,
       aux={t.name: a for t, a in zip(transforms, aux, strict=True)},
-      client_rejected=kept.status >= _Status.REJECTED,
+      client_rejected=kept.status >= ClientStatus.REJECTED,
       finite=all_finite(algorithm.variables(new.server)._replace(frozen=())),
       client_values=kept.log if isinstance(kept.log, dict) else {},
       scheduled={name: values[name] for name in schedules},
@@ -613,58 +489,3 @@ def _finite_report(report: Report, with_update: bool) -> Array:
   """Return whether all but metrics is finite; shape=(), bool."""
   report = report._replace(metrics={})
   return all_finite(report if with_update else report._replace(update=()))
-
-
-def _kept(outcome: _Outcome) -> _Kept:
-  report = outcome.report
-  return _Kept(
-    outcome.kept, outcome.status, report.weight, report.values, outcome.log
-  )
-
-
-def _seats(cohort: Cohort, mesh: Mesh) -> tuple[Array, Array]:
-  """Every slot's client's place in the order of ids, and how many there are.
-
-  Empty slots come after them.
-  """
-  whole = NamedSharding(mesh, P())
-  client = lax.with_sharding_constraint(cohort.client, whole)
-  there = client.ravel() >= 0
-  last = jnp.iinfo(client.dtype).max
-  order = jnp.argsort(jnp.where(there, client.ravel(), last))
-  seat = jnp.argsort(order).astype(jnp.int32).reshape(client.shape)
-  return seat, jnp.sum(there, dtype=jnp.int32)
-
-
-def _members(cohort: Cohort, kept: _Kept, mesh: Mesh) -> Members:
-  """The clients of all devices, in the order of a stack's rows.
-
-  Whole on every device, so that sums over them have one order.
-  """
-  whole = NamedSharding(mesh, P())
-  flat = lambda x: lax.with_sharding_constraint(x, whole).ravel()
-  present = flat(kept.status == _Status.PRESENT)
-  shown = lambda x: jnp.where(present, flat(x), 0)
-  return Members(
-    id=flat(cohort.client),
-    present=present,
-    weight=shown(kept.weight),
-    values=jax.tree.map(shown, kept.values),
-  )
-
-
-def _write_rows(table: PyTree, client: Array, kept: _Kept) -> PyTree:
-  """Writes present clients' rows; others' go to a row beyond the table."""
-
-  def write(path: Any, rows: Array, new: Array) -> Array:
-    if new.dtype != rows.dtype or new.shape[3:] != rows.shape[1:]:
-      raise TypeError(
-        f"Client state {jax.tree_util.keystr(path)} was {rows.dtype}"
-        f"{rows.shape[1:]} and is reported as {new.dtype}{new.shape[3:]}; keep"
-        " dtype and shape."
-      )
-    present = kept.status == _Status.PRESENT
-    where = jnp.where(present, client, rows.shape[0])
-    return rows.at[where].set(new, mode="drop")
-
-  return jax.tree_util.tree_map_with_path(write, table, kept.state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -18,7 +17,8 @@ from fedjax_sim.core import (
   key_for,
   noise_key_for,
 )
-from fedjax_sim.engine.round import RunState
+from fedjax_sim.core.tree import nbytes
+from fedjax_sim.engine.state import RunState
 
 
 class Traffic(NamedTuple):
@@ -109,10 +109,3 @@ def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
 
   message, report = jax.eval_shape(visit, state, hparams)
   return Traffic(nbytes(message), nbytes(report), nbytes(report.update))
-
-
-def nbytes(tree: PyTree) -> int:
-  """Bytes of all arrays, or of all shapes, in the tree."""
-  return sum(
-    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )

@@ -4,8 +4,11 @@ Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Matplotlib,
 rich, tensorboardX and pyarrow are imported where they are used.
 """
 
-from fedjax_sim.core.files import replace_atomically, write_atomically
-from fedjax_sim.core.json_file import write_json
+from fedjax_sim.core.files import (
+  replace_atomically,
+  write_atomically,
+  write_json,
+)
 from fedjax_sim.reporting.client_rounds import (
   ClientRounds,
   draw_client_rounds,

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fedjax_sim.core import validate
-from fedjax_sim.core.files import write_atomically
-from fedjax_sim.core.json_file import plain
+from fedjax_sim.core.files import plain, write_atomically
 
 Row = Mapping[str, float]  # "round" (a whole number) and what is known of it
 

@@ -1,24 +1,14 @@
 """Samplers: which clients take part in a round."""
 
-from fedjax_sim.sampling.available import (
-  Trace,
-  available,
-  load_trace,
-  make_trace,
-)
-from fedjax_sim.sampling.uniform import (
-  SAMPLERS,
-  Participation,
-  Sampler,
-  by_size,
-  cyclic,
-  cyclic_poisson,
-  generator,
-  poisson,
-  shuffled,
-  uniform,
-  without_replacement,
-)
+from collections.abc import Callable
+
+from fedjax_sim.core import Participation, Sampler
+from fedjax_sim.sampling.available import available
+from fedjax_sim.sampling.cyclic import cyclic, cyclic_poisson, shuffled
+from fedjax_sim.sampling.device_trace import Trace, load_trace, make_trace
+from fedjax_sim.sampling.draws import generator, without_replacement
+from fedjax_sim.sampling.uniform import poisson, uniform
+from fedjax_sim.sampling.weighted import by_size
 
 __all__ = [
   "SAMPLERS",
@@ -37,3 +27,14 @@ __all__ = [
   "uniform",
   "without_replacement",
 ]
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+  "uniform": uniform,
+  "poisson": poisson,
+  "cyclic": cyclic,
+  "cyclic_poisson": cyclic_poisson,
+  "shuffled": shuffled,
+  "by_size": by_size,
+  "available": available,
+}

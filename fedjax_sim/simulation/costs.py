@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import aggregators
-from fedjax_sim.core import Array, Batch, Client, Key, PyTree
-from fedjax_sim.core.finite import all_finite
+from fedjax_sim.core import Array, Batch, Client, Key, PyTree, tree
+from fedjax_sim.core.tree import all_finite, nbytes
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.client_loop import augmented, with_numbers
-from fedjax_sim.engine.traffic import first_client, nbytes
+from fedjax_sim.engine.traffic import first_client
 from fedjax_sim.simulation import lanes
 from fedjax_sim.simulation.dispatch import Planned
 from fedjax_sim.simulation.runtime import MOST_ROUNDS
@@ -146,7 +145,7 @@ def costs_of(simulator: Simulator) -> Costs:
   client, kept, carries = jax.eval_shape(begin, state, hparams)
   ending = client, kept, carries, state.shared
   update, others, _, own_update = jax.eval_shape(end, *ending)
-  zeros = aggregators.zeros_accumulator
+  zeros = tree.zeros_accumulator
   logged = own_update if simulator.log_clients else ()
   summed = jax.eval_shape(
     zeros, (() if aggregator.stacked else update, others, logged)

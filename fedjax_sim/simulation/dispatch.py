@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_sim.core import PyTree
 from fedjax_sim.engine import plan
-from fedjax_sim.engine.round import RoundMetrics, RunState
+from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.engine.traffic import Traffic
 
 Row = dict[str, float]

@@ -10,10 +10,8 @@ CPU, where it gains the least, it takes no more than a tenth of the run.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
   from fedjax_sim.simulation.timing import Phases
 
 WORTH = 1.1  # more lanes must be faster by this factor
-MEMORY_SHARE = 0.8
 PROBE_STEPS = 64
 PROBE_CALLS = 4  # of each plan; the first warms up
 SHARE = 0.1  # of the run's rounds, which choosing may take
@@ -56,30 +53,6 @@ class Probe(NamedTuple):
   device_bytes: int
   compiling: float = 0.0
   measuring: float = 0.0
-
-
-def memory_limit(device: jax.Device) -> int:
-  """Bytes of the device's memory that a round may take.
-
-  CPU devices share what the machine has left.
-  """
-  stats = device.memory_stats() or {}
-  if "bytes_limit" in stats:
-    free = stats["bytes_limit"]
-  else:
-    free = available_memory() // jax.local_device_count()
-  return int(MEMORY_SHARE * free)
-
-
-def available_memory() -> int:
-  """Bytes that the machine can give without swapping."""
-  try:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-      if line.startswith("MemAvailable:"):
-        return 1024 * int(line.split()[1])
-  except OSError:
-    pass  # not Linux
-  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def candidates(cohort_size: int, devices: int) -> list[int]:

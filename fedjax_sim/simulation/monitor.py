@@ -6,46 +6,20 @@ It is part of the state, so a run that is resumed goes on as it would have.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core import Array, PyTree, Task, validate
-from fedjax_sim.training.schedules import Schedule, reacted
+from fedjax_sim.core import PyTree, Task, validate
+from fedjax_sim.engine.hparams import Schedule, reacted
+from fedjax_sim.engine.state import Best, Watch
 
 _SETS = {  # prefix -> what gives such metrics
   "test": "the data have no central test set",
   "seen": "set data.heldout_fraction",
   "unseen": "set data.unseen_clients",
 }
-
-
-class Best(NamedTuple):
-  """The best model so far.
-
-  Attributes:
-    value: shape=(), float32; of the metric.
-    round: shape=(), int32; rounds done then; -1: there is none yet.
-    server: the algorithm's server state then.
-  """
-
-  value: Array
-  round: Array
-  server: PyTree
-
-
-class Watch(NamedTuple):
-  """What evaluations left.
-
-  Attributes:
-    schedules: hyper-parameter -> its schedule's state.
-    best: a `Best`, or () if nobody asks for it.
-  """
-
-  schedules: dict[str, PyTree]
-  best: PyTree
 
 
 def first(

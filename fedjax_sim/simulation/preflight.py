@@ -28,11 +28,11 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.data import FederatedDataset, prepared_shapes
+from fedjax_sim.distributed import memory
 from fedjax_sim.engine import program
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_loop import augmented, with_numbers
-from fedjax_sim.engine.round import RunState
-from fedjax_sim.simulation import lanes
+from fedjax_sim.engine.state import RunState
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.tasks import fast_layers
 from fedjax_sim.tasks.freezing import paths_of
@@ -393,7 +393,7 @@ def check_memory(state: RunState, mesh: Mesh) -> None:
     ModelError: it is too large.
   """
   size = distributed.shard_nbytes(state, mesh, program.state_spec(state, mesh))
-  limit = lanes.memory_limit(mesh.local_devices[0])
+  limit = memory.memory_limit(mesh.local_devices[0])
   if size > limit:
     raise ModelError(
       f"the model's parameters and what the algorithm keeps take"

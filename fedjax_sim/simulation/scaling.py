@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from fedjax_sim import sampling
+from fedjax_sim.core.tree import nbytes
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import residency as residencies
-from fedjax_sim.engine.traffic import nbytes
 from fedjax_sim.simulation.costs import Costs, Speed
 from fedjax_sim.simulation.simulator import Simulator
 

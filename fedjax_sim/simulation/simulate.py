@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from fedjax_sim import sampling
+from fedjax_sim import core, sampling
 from fedjax_sim.core import Algorithm, HParams, Task, validate
 from fedjax_sim.data import FederatedDataset
-from fedjax_sim.engine.round import RunState
+from fedjax_sim.engine.state import RunState
 from fedjax_sim.simulation.dispatch import Row, named
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator, check_kinds
@@ -27,7 +27,7 @@ def simulate(
   clients_per_round: int,
   eval_every: int = 1,
   hparams: HParams | None = None,
-  sampler: sampling.Sampler | None = None,
+  sampler: core.Sampler | None = None,
   runtime: Runtime | None = None,
   **arguments: Any,
 ) -> Iterator[tuple[RunState, Row]]:

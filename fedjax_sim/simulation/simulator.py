@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim import aggregators, distributed, sampling
+from fedjax_sim import aggregators, core, distributed
 from fedjax_sim.core import (
   Aggregator,
   Algorithm,
@@ -32,26 +32,23 @@ from fedjax_sim.core import (
   PyTree,
   Task,
   Transform,
+  errors,
   key_for,
-  references,
   validate,
 )
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.distributed import processes
+from fedjax_sim.distributed import memory, processes
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine import round as rounds
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_loop import Walk
-from fedjax_sim.engine.evaluation import (
-  ClientMetrics,
-  EvaluationSet,
-  as_blocks,
-  told,
-)
+from fedjax_sim.engine.client_metrics import ClientMetrics, told
+from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks
+from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.program import Program
-from fedjax_sim.engine.round import RoundMetrics, RunState
+from fedjax_sim.engine.state import Best, RoundMetrics, RunState
 from fedjax_sim.engine.traffic import Traffic, traffic
 from fedjax_sim.privacy import accounting
 from fedjax_sim.privacy.accounting import promises
@@ -60,11 +57,9 @@ from fedjax_sim.privacy.central import guard
 from fedjax_sim.privacy.central.uncovered import uncovered
 from fedjax_sim.simulation import lanes, monitor, preflight
 from fedjax_sim.simulation.dispatch import Dispatch, Planned, Row, read_metrics
-from fedjax_sim.simulation.monitor import Best
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.timing import Phases
 from fedjax_sim.training import schedules, seal
-from fedjax_sim.training.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +72,7 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
   "task": (Task, "function_task(init, loss)"),
   "algorithm": (Algorithm, "fedavg(task, client_optimizer, server_optimizer)"),
   "data": (FederatedDataset, "make_dataset(name, data, num_classes=10)"),
-  "sampler": (sampling.Sampler, "sampling.uniform(num_clients, 10)"),
+  "sampler": (core.Sampler, "sampling.uniform(num_clients, 10)"),
   "work": (LocalWork, "LocalWork(batch_size=20, epochs=1)"),
   "aggregator": (Aggregator, "aggregators.weighted_mean()"),
   "transforms": ((list, tuple), "[transforms.clip(1.0)]"),
@@ -130,7 +125,7 @@ class Simulator:
   task: Task
   algorithm: Algorithm
   data: FederatedDataset
-  sampler: sampling.Sampler
+  sampler: core.Sampler
   work: LocalWork = LocalWork()
   aggregator: Aggregator = aggregators.weighted_mean()
   transforms: Sequence[Transform] = ()
@@ -414,7 +409,7 @@ class Simulator:
     own = self.mesh.local_devices[0]
     if own.platform != "cpu":
       rounds = math.inf  # there many lanes are worth the time
-    (negative,) = processes.greatest(-lanes.memory_limit(own))
+    (negative,) = processes.greatest(-memory.memory_limit(own))
     probe = functools.partial(
       lanes.probe, self, rounds=rounds, limit=-negative, phases=phases
     )
@@ -796,7 +791,7 @@ class Simulator:
       return validate.cohort(ids, self.num_clients)
     except Exception as error:
       raise ValueError(
-        f"server.sampling: round {round_ + 1}: {references.raised(None, error)}"
+        f"server.sampling: round {round_ + 1}: {errors.raised(None, error)}"
       ) from error
 
   @functools.cached_property

@@ -13,8 +13,8 @@ from fedjax_sim.core import (
   PyTree,
   Task,
   Variables,
+  errors,
   in_float32,
-  references,
   returned,
   validate,
 )
@@ -92,7 +92,7 @@ def _as_metric(
     said = in_float32(said)
   except Exception as error:
     code = getattr(function, "__code__", None)
-    text = references.raised(code and code.co_filename, error)
+    text = errors.raised(code and code.co_filename, error)
     raise MetricError(f"model.metrics: {name!r}: {text}") from error
   batch = (len(next(iter(examples.values()))),)
   for array in said:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import core
-from fedjax_sim.aggregators import zeros_accumulator
 from fedjax_sim.core import (
   Array,
   Batch,
@@ -30,6 +29,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.compensated import Total
+from fedjax_sim.core.tree import zeros_accumulator
 from fedjax_sim.training import optimizers
 
 Adjust = Callable[[Client, PyTree, PyTree], PyTree]

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregators import zeros_accumulator
 from fedjax_sim.core import (
   Aggregate,
   Algorithm,
@@ -25,6 +24,7 @@ from fedjax_sim.core import (
   Report,
   validate,
 )
+from fedjax_sim.core.tree import zeros_accumulator
 from fedjax_sim.engine.traffic import report_shapes
 
 MOST_EXPONENT = 60.0  # float32 ends at 88, and weights are summed

@@ -7,16 +7,12 @@ lifted into one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import HParams, Key, PyTree, Transform, validate
 from fedjax_sim.core.tree import bounded, length
 from fedjax_sim.training.optimizers import Optimizer
-from fedjax_sim.transforms.quantize import quantize
 
 
 def clip(norm: float) -> Transform:
@@ -92,28 +88,3 @@ def lift(name: str, optimizer: Optimizer) -> Transform:
     apply=apply,
     client_init=lambda params, hparams: optimizer.build(hparams).init(params),
   )
-
-
-TRANSFORMS: dict[str, Callable[..., Transform]] = {
-  "clip": clip,
-  "gaussian": gaussian,
-  "quantize": quantize,
-}
-
-
-def from_config(sections: Mapping[str, Mapping[str, Any]]) -> list[Transform]:
-  """The transforms of a config, in its order.
-
-  Args:
-    sections: name of a transform -> its arguments.
-
-  Raises:
-    UnknownNameError: no such transform, or no such argument.
-    TypeError, ValueError: an argument is missing or out of range.
-  """
-  transforms = []
-  for name, arguments in sections.items():
-    factory = validate.lookup("transforms", name, TRANSFORMS)
-    validate.arguments(f"transforms.{name}", arguments, factory)
-    transforms.append(factory(**arguments))
-  return transforms

@@ -26,7 +26,7 @@ from fedjax_sim.algorithms.learned_weights import learned_weights
 from fedjax_sim.core import Members
 from fedjax_sim.data import with_random_labels, with_server_data
 from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.statistics import combine, gradient_statistics
+from fedjax_sim.engine.client_log import combine, gradient_statistics
 from fedjax_sim.models.logistic_regression import logistic_regression
 from problems import (
   blobs,

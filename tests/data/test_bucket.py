@@ -20,8 +20,7 @@ from fedjax_sim.data import (
   verify,
   vocabulary_of,
 )
-from fedjax_sim.data.store import bucket
-from fedjax_sim.data.store import writer as writers
+from fedjax_sim.data.store import bucket, format
 
 RNG = np.random.default_rng(0)
 
@@ -111,7 +110,7 @@ def test_no_file_leaves_the_folder(store, url, tmp_path, name):
   facts = json.loads(memory.cat(f"{url}/store.json"))
   files = facts["splits"]["train"]["files"]
   files[name] = files["fields/x.npy"]
-  facts["sha256"] = writers.seal(facts)
+  facts["sha256"] = format.seal(facts)
   memory.pipe(f"{url}/store.json", json.dumps(facts).encode())
   with pytest.raises(StoreError, match="which is no store's file"):
     copy_store(url, str(tmp_path / "copy"))

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from fedjax_sim.data import (
   FederatedData,
   FederatedDataset,
+  batch_steps,
   check_labels,
   from_bytes,
   make_dataset,
   split_clients,
   split_off_clients,
 )
-from fedjax_sim.data.loaders import cifar10, leaf
+from fedjax_sim.data.loaders import cifar10
 
 
 def of_sizes(sizes, names=None, allow_empty=False):
@@ -409,7 +410,12 @@ def test_make_dataset_without_splits():
   assert (made.seen, made.unseen, made.test) == (None, None, None)
 
 
-PREPARES = [from_bytes, cifar10.prepare, leaf.prepare_numbers, leaf.prepare_ids]
+PREPARES = [
+  from_bytes,
+  cifar10.prepare,
+  batch_steps.prepare_numbers,
+  batch_steps.prepare_ids,
+]
 
 
 @pytest.mark.parametrize("prepare", PREPARES)

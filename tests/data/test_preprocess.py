@@ -25,7 +25,7 @@ from fedjax_sim.data import (
   open_store,
   with_random_labels,
 )
-from fedjax_sim.data.federated import normalize
+from fedjax_sim.data.batch_steps import normalize
 from fedjax_sim.data.preprocess import (
   random_crop,
   random_flip,
@@ -39,7 +39,7 @@ from fedjax_sim.data.preprocess import (
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_loop import pass_key
 from fedjax_sim.privacy.leakage import leakage
-from fedjax_sim.run import experiment
+from fedjax_sim.run import resume
 from fedjax_sim.simulation.runtime import Runtime
 from problems import (
   MODELS,
@@ -444,13 +444,13 @@ def test_a_vocabulary_is_made_smaller(tmp_path):
   assert max(math.prod(x.shape) for x in shapes) < 100  # not of 256 characters
   found = prepared(data)
   assert set(np.unique(found["x"])) == {0, 1, 2, 3, 4}
-  before = experiment._data_digest(simulator)
+  before = resume.data_digest(simulator)
   np.save(tmp_path / "table.npy", np.arange(256) % 5 * (np.arange(256) > 9))
   config = characters(tmp_path)
   table = np.load(config.data.lookup)
   table[ord("d")] = 3
   np.save(config.data.lookup, table)
-  assert experiment._data_digest(build(config).simulator) != before
+  assert resume.data_digest(build(config).simulator) != before
 
 
 @pytest.mark.parametrize(

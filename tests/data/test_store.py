@@ -26,7 +26,7 @@ from fedjax_sim.data import (
   verify,
 )
 from fedjax_sim.data.store import column as columns
-from fedjax_sim.data.store import writer
+from fedjax_sim.data.store import format
 from fedjax_sim.run import experiment
 from test_features import DIGITS
 
@@ -356,7 +356,7 @@ def test_every_flipped_byte_is_found(data, tmp_path_factory):
 def _sealed(text):
   try:
     facts = json.loads(text)
-    return facts["sha256"] == writer.seal(facts)
+    return facts["sha256"] == format.seal(facts)
   except (ValueError, KeyError, TypeError):
     return False
 
@@ -477,7 +477,7 @@ def test_opening_reads_no_examples(tmp_path, monkeypatch):
         pytest.skip("this file system has no such large files")
   offsets = np.array([0, 1, rows])
   np.save(path / "train" / "offsets.npy", offsets)
-  facts["sha256"] = writer.seal(facts)
+  facts["sha256"] = format.seal(facts)
   (path / "store.json").write_text(json.dumps(facts))
   data = open_store(path)
   assert data.train.num_examples == rows

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
-from fedjax_sim.core import Release, json_file
+from fedjax_sim.core import Release
+from fedjax_sim.core.files import plain
 from fedjax_sim.privacy import accounting, draws
 from fedjax_sim.privacy.accounting import Ledger, accountants
 from fedjax_sim.privacy.accounting.accountants import Step
@@ -522,9 +523,9 @@ def test_a_sentence_without_noise():
 
 def test_facts_are_json():
   ours = ledger(1.0, 0.02)
-  facts = json.loads(json.dumps(json_file.plain(ours.facts(7))))
+  facts = json.loads(json.dumps(plain(ours.facts(7))))
   assert facts["epsilon"] == ours.told(7)
   assert type(ours.epsilon(7)) is float
   assert facts["adjacency"] == "zero-out"
   assert facts["rounds"] == 7
-  assert json_file.plain(ledger(0.0).facts(1))["epsilon"] is None
+  assert plain(ledger(0.0).facts(1))["epsilon"] is None

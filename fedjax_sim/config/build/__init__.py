@@ -1,18 +1,11 @@
 """Builders: each section of a config becomes the component it describes."""
 
-from fedjax_sim.config.build.experiment import (
-  AUGMENTATION,
-  COMPUTE_DTYPES,
-  Experiment,
-  Timetable,
-  build,
-  build_aggregator,
-  build_algorithm,
-  build_data,
-  build_schedules,
-  build_task,
-  preprocessing,
-)
+from fedjax_sim.config.build.algorithm import build_algorithm
+from fedjax_sim.config.build.data import AUGMENTATION, build_data, preprocessing
+from fedjax_sim.config.build.experiment import Experiment, build
+from fedjax_sim.config.build.server import build_aggregator, build_schedules
+from fedjax_sim.config.build.task import COMPUTE_DTYPES, build_task
+from fedjax_sim.config.build.timetable import Timetable
 
 __all__ = [
   "AUGMENTATION",

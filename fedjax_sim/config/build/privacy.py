@@ -11,14 +11,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fedjax_sim.config.defaults import default_config
-from fedjax_sim.core import Algorithm, validate
+from fedjax_sim.core import Algorithm, Sampler, validate
 from fedjax_sim.privacy import accounting, local
 from fedjax_sim.privacy.accounting import calibration, composition
 from fedjax_sim.privacy.central import Central, central, factorization, guard
 from fedjax_sim.privacy.central.canaries import Canaries
 from fedjax_sim.privacy.local import Randomizer, registry
 from fedjax_sim.privacy.secure import distributed_gaussian
-from fedjax_sim.sampling import Sampler
 from fedjax_sim.simulation.simulator import Simulator
 
 MECHANISMS = {

@@ -24,8 +24,10 @@ from fedjax_sim.data.importers.text import (
   characters_in,
   words_in,
 )
+from fedjax_sim.data.store.format import SPLITS
 from fedjax_sim.data.store.rewrite import Told
-from fedjax_sim.data.store.writer import SPLITS, SplitWriter, StoreWriter
+from fedjax_sim.data.store.split_writer import SplitWriter
+from fedjax_sim.data.store.writer import StoreWriter
 
 Examples = Mapping[str, np.ndarray]
 Map = Callable[[str, Examples], Examples]

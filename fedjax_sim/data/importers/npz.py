@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_sim.data.array_files import Member, members_of
 from fedjax_sim.data.importers import blocks
 from fedjax_sim.data.importers.blocks import (
   Block,
@@ -20,7 +21,6 @@ from fedjax_sim.data.importers.blocks import (
   source,
 )
 from fedjax_sim.data.importers.fields import columns_of
-from fedjax_sim.data.loaders.npz import Member, members_of
 
 
 @source

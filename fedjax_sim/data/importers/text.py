@@ -16,12 +16,7 @@ import numpy as np
 from fedjax_sim.core import validate
 from fedjax_sim.data.importers.blocks import Block
 from fedjax_sim.data.leaf_format import User
-from fedjax_sim.data.loaders.leaf import (
-  PADDING,
-  encode,
-  labelled_text,
-  next_characters,
-)
+from fedjax_sim.data.text import PADDING, encode, labelled_text, next_characters
 
 UNKNOWN, BEGIN, END = 1, 2, 3  # words' ids go on from these
 Ids = tuple[np.ndarray, np.ndarray | None]  # x, and y where it is ids, too

@@ -14,11 +14,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.data.array_files import read_fields
-from fedjax_sim.data.federated import (
-  FederatedDataset,
-  from_bytes,
-  normalize,
-)
+from fedjax_sim.data.batch_steps import from_bytes, normalize
+from fedjax_sim.data.dataset import FederatedDataset
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import deal
 from fedjax_sim.data.splits import Clients, make_dataset

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data.federated import FederatedData, FederatedDataset
+from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.partition import deal
 from fedjax_sim.data.seeding import Stream
 from fedjax_sim.data.splits import Clients, make_dataset, split_clients

@@ -12,11 +12,9 @@ import os
 import numpy as np
 
 from fedjax_sim.data.array_files import read_fields
-from fedjax_sim.data.federated import (
-  FederatedData,
-  FederatedDataset,
-  from_bytes,
-)
+from fedjax_sim.data.batch_steps import from_bytes
+from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import by_key
 from fedjax_sim.data.splits import Clients, make_dataset

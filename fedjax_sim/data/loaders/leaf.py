@@ -8,44 +8,27 @@ there may be is told in `data/leaf_format.py`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedjax_sim.core import validate
-from fedjax_sim.data.array_files import contents
-from fedjax_sim.data.federated import (
-  FederatedData,
-  FederatedDataset,
-  prepared,
-)
+from fedjax_sim.data.batch_steps import prepare_ids, prepare_numbers
+from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.leaf_format import (
-  Notes,
   User,
+  has_labels,
   numbers,
-  texts_of_tweets,
-  users_of,
-  without_twins,
+  read_users,
+  shrink,
 )
 from fedjax_sim.data.location import locate
 from fedjax_sim.data.splits import Clients, make_dataset
+from fedjax_sim.data.text import encode, labelled_text, next_characters
 
-PADDING = 0  # the id of no character; characters have 1, 2 and so on
 INPUTS = ("numbers", "ids")  # what whole numbers of x may be
-
-
-def prepare_numbers(examples: Mapping[str, Any]) -> dict[str, Any]:
-  """Inputs as float32, whole labels as int32."""
-  return prepared(examples, examples["x"].astype(np.float32))
-
-
-def prepare_ids(examples: Mapping[str, Any]) -> dict[str, Any]:
-  """Ids, of characters or others, as int32, whole labels as int32."""
-  return prepared(examples, examples["x"].astype(np.int32))
 
 
 def load_leaf_json(
@@ -124,11 +107,11 @@ def load_leaf_json(
       name: {"x": numbers(u.where, "x", u.x)} for name, u in users.items()
     }
     _check_inputs(users, clients, inputs)
-    _shrink(clients, "x", np.int32 if inputs == "ids" else np.float32)
-    if _labels_in(users):
+    shrink(clients, "x", np.int32 if inputs == "ids" else np.float32)
+    if has_labels(users):
       for name, user in users.items():
         clients[name]["y"] = numbers(user.where, "y", user.y)
-      _shrink(clients, "y", np.int32)
+      shrink(clients, "y", np.int32)
   if num_classes is None:
     num_classes = _count_classes(clients)
   return make_dataset(
@@ -143,177 +126,6 @@ def load_leaf_json(
   )
 
 
-# --- files --------------------------------------------------------------------
-
-
-def read_users(place: Path) -> dict[str, User]:
-  """Users who have examples, in the order of the files, by name.
-
-  Args:
-    place: a file, plain or gzipped, or a folder of `.json` and `.json.gz`.
-
-  Raises:
-    ValueError: no such files, or one is damaged or contradicts itself; names
-      file, user and what was expected.
-  """
-  files = [place]
-  if place.is_dir():
-    files = sorted([*place.glob("*.json"), *place.glob("*.json.gz")])
-    if not files:
-      raise ValueError(
-        f"{place} holds no .json or .json.gz; let data.path name the file or"
-        " its folder."
-      )
-  users: dict[str, User] = {}
-  notes = Notes()
-  for file in files:
-    for name, user in _read(file, notes).items():
-      if name in users:
-        raise ValueError(
-          f"{user.where} is there already, as {users[name].where}; expected"
-          " every user once."
-        )
-      users[name] = user._replace(x=list(texts_of_tweets(user.x)))
-  notes.warn()
-  return users
-
-
-def _read(file: Path, notes: Notes) -> dict[str, User]:
-  try:
-    held = json.loads(contents(file), object_pairs_hook=without_twins)
-  except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError
-    raise ValueError(
-      f"{file} cannot be read as JSON: {str(error).rstrip('.')}. Give a LEAF"
-      " file, plain or gzipped."
-    ) from error
-  kinds = {"users": list, "num_samples": list, "user_data": dict}
-  for field, kind in kinds.items():
-    if not isinstance(held, dict) or not isinstance(held.get(field), kind):
-      raise ValueError(f"{file}: {field}: expected a JSON {_JSON[kind]}.")
-  labels = held.get("user_data_label", {})
-  if not isinstance(labels, dict):
-    raise ValueError(f"{file}: user_data_label: expected a JSON object.")
-  users = dict(
-    users_of(
-      str(file),
-      held["users"],
-      held["num_samples"],
-      held["user_data"].items(),
-      labels.items(),
-      notes,
-    )
-  )
-  return {name: users[name] for name in held["users"] if name in users}
-
-
-_JSON = {list: "array", dict: "object"}
-
-
-# --- text ---------------------------------------------------------------------
-
-
-def encode(
-  texts: Mapping[str, str],
-  vocabulary: str | None,
-  where: Mapping[str, str],
-) -> tuple[dict[str, np.ndarray], str]:
-  """Ids of characters: 1 for the first of the vocabulary, and so on.
-
-  Args:
-    texts: of each user.
-    vocabulary: all characters; None: those that there are, sorted.
-    where: what messages call each user.
-
-  Returns:
-    ids, shape=(characters,), of each user, and the vocabulary.
-
-  Raises:
-    TypeError, ValueError: a character is twice in the vocabulary, or not at
-      all; names it and its user.
-  """
-  if vocabulary is None:
-    vocabulary = "".join(sorted(set().union(*texts.values())))
-  validate.instance("data.vocabulary", vocabulary, str, "'abc '")
-  if twice := sorted(c for c in set(vocabulary) if vocabulary.count(c) > 1):
-    raise ValueError(
-      f"data.vocabulary holds {twice[0]!r} twice; give every character once."
-    )
-  points = _code_points(vocabulary)
-  order = np.argsort(points)
-  dtype = np.min_scalar_type(len(vocabulary))
-  ids = {}
-  for name, text in texts.items():
-    if missing := sorted(set(text) - set(vocabulary)):
-      raise ValueError(
-        f"{where[name]} has the character {missing[0]!r}, which data.vocabulary"
-        " lacks; add it, or unset data.vocabulary."
-      )
-    ranks = np.searchsorted(points, _code_points(text), sorter=order)
-    ids[name] = (order[ranks] + 1).astype(dtype)
-  return ids, vocabulary
-
-
-def next_characters(ids: np.ndarray, length: int) -> dict[str, np.ndarray]:
-  """A text as sequences that do not overlap, each with what follows.
-
-  Args:
-    ids: shape=(characters,), two or more.
-    length: of a sequence; the last is padded with 0 at its end.
-
-  Returns:
-    x and y, shape=(n, length), y the character after each of x; where there
-    is none, both are 0.
-  """
-  rows = -(-(len(ids) - 1) // length)
-  padded = np.full((2, rows * length), PADDING, ids.dtype)
-  padded[0, : len(ids) - 1] = ids[:-1]
-  padded[1, : len(ids) - 1] = ids[1:]
-  x, y = padded.reshape(2, rows, length)
-  return {"x": x, "y": y}
-
-
-def _code_points(text: str) -> np.ndarray:
-  # JSON may hold halves of surrogate pairs.
-  return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def labelled_text(
-  users: Mapping[str, User], length: int, vocabulary: str | None
-) -> tuple[dict[str, dict[str, np.ndarray]], int]:
-  """Examples of each user, and the vocabulary's size if labels are of it."""
-  _labels_in(users)  # refuses users without, as there are some with
-  named = {name: (user, user.y or []) for name, user in users.items()}
-  letters = any(isinstance(c, str) for _, y in named.values() for c in y)
-  texts, where = {}, {}
-  for name, (user, y) in named.items():
-    for label in y if letters else []:
-      if not isinstance(label, str) or len(label) != 1:
-        raise ValueError(
-          f"{user.where}: y holds {label!r}; expected one character, as other"
-          " labels are."
-        )
-    labels = y if letters else []
-    texts[name] = "".join([text[:length] for text in user.x] + labels)
-    where[name] = user.where
-  ids, vocabulary = encode(texts, vocabulary, where)
-  clients = {}
-  for name, (user, y) in named.items():
-    x = np.full((len(user.x), length), PADDING, ids[name].dtype)
-    ends = np.minimum([len(text) for text in user.x], length).astype(int)
-    total = int(ends.sum())
-    x[np.arange(length) < ends[:, np.newaxis]] = ids[name][:total]
-    clients[name] = {
-      "x": x,
-      "y": ids[name][total:] if letters else numbers(user.where, "y", y),
-    }
-  if not letters:
-    _shrink(clients, "y", np.int32)
-  return clients, len(vocabulary) if letters else 0
-
-
-# --- what there is ------------------------------------------------------------
-
-
 def _text_in(users: Mapping[str, User]) -> bool:
   """Whether all inputs are text, not numbers; refuses both."""
   kinds: dict[bool, str] = {}
@@ -326,14 +138,6 @@ def _text_in(users: Mapping[str, User]) -> bool:
       " one kind."
     )
   return True in kinds
-
-
-def _labels_in(users: Mapping[str, User]) -> bool:
-  """Whether there are labels; refuses users without where others have some."""
-  without = [user.where for user in users.values() if user.y is None]
-  if without and len(without) < len(users):
-    raise ValueError(f"{without[0]}: y is missing; expected it, as others do.")
-  return not without
 
 
 def _fixed(given: int | None, classes: int) -> int:
@@ -376,22 +180,6 @@ def _rounded(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind == "f":
       return np.asarray(single != x)
     return np.asarray((single >= 2.0**63) | (single.astype(np.int64) != x))
-
-
-def _shrink(
-  clients: Mapping[str, dict[str, np.ndarray]], field: str, whole: Any
-) -> None:
-  """Makes a field of all clients uint8, else `whole`, else float32."""
-  arrays = [client[field] for client in clients.values() if client[field].size]
-  is_whole = all((a == np.rint(a)).all() for a in arrays if a.dtype.kind == "f")
-  low = min((a.min() for a in arrays), default=0)
-  high = max((a.max() for a in arrays), default=0)
-  dtype: Any = np.float32
-  if is_whole:
-    dtype = np.uint8 if low >= 0 and high <= 255 else whole
-  for name, client in clients.items():
-    validate.fits(f"field {field!r} of user {name!r}", client[field], dtype)
-    client[field] = client[field].astype(dtype)
 
 
 def _count_classes(clients: Mapping[str, Mapping[str, np.ndarray]]) -> int:

@@ -15,11 +15,9 @@ import numpy as np
 
 from fedjax_sim.core import validate
 from fedjax_sim.data.array_files import read_fields, read_idx
-from fedjax_sim.data.federated import (
-  FederatedData,
-  FederatedDataset,
-  from_bytes,
-)
+from fedjax_sim.data.batch_steps import from_bytes
+from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import by_key, deal
 from fedjax_sim.data.seeding import Stream, generator

@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 
 from fedjax_sim.core import validate
-from fedjax_sim.data.federated import FederatedData, FederatedDataset
-from fedjax_sim.data.loaders.leaf import (
-  encode,
-  next_characters,
-  prepare_ids,
-  read_users,
-)
+from fedjax_sim.data.batch_steps import prepare_ids
+from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.leaf_format import read_users
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.splits import Clients, make_dataset
+from fedjax_sim.data.text import encode, next_characters
 
 
 def load_shakespeare(

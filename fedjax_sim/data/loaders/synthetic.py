@@ -11,11 +11,8 @@ import os
 import numpy as np
 
 from fedjax_sim.core import validate
-from fedjax_sim.data.federated import (
-  FederatedData,
-  FederatedDataset,
-  offsets_of,
-)
+from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import FederatedData, offsets_of
 from fedjax_sim.data.seeding import Stream, generator
 from fedjax_sim.data.splits import Clients, make_dataset
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fedjax_sim.data.federated import forget
+from fedjax_sim.data.stored import forget
 
 BLOCK = 2**24  # bytes that share a checksum
 CHUNK = 2**26  # bytes that are sorted at once

@@ -18,15 +18,13 @@ from typing import Any, overload
 import numpy as np
 
 from fedjax_sim.core import validate
-from fedjax_sim.data.federated import (
-  FederatedDataset,
-  Names,
-  StoredData,
-  input_shape,
-)
+from fedjax_sim.data.batch_steps import input_shape
+from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import Names
 from fedjax_sim.data.location import local, locate
 from fedjax_sim.data.splits import Clients, make_dataset
-from fedjax_sim.data.store import column, writer
+from fedjax_sim.data.store import column, format
+from fedjax_sim.data.stored import StoredData
 
 _TABLES = ("offsets", "names", "name_ends")
 
@@ -88,7 +86,7 @@ def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
     for name in ("test", "server")
   )
   num_classes = facts["num_classes"]
-  prepare = writer.PREPARE[facts["prepare"]]
+  prepare = format.PREPARE[facts["prepare"]]
   if num_classes is None:
     tops = [s.bounds["y"][1] for s in splits.values() if "y" in s.bounds]
     num_classes = 1 + max(tops, default=-1)
@@ -98,7 +96,7 @@ def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
     num_classes=num_classes,
     example_shape=input_shape(prepare, train.examples),
     seen=splits.get("seen"),
-    splits={k: splits[k] for k in writer.FURTHER if k in splits},
+    splits={k: splits[k] for k in format.FURTHER if k in splits},
     unseen=splits.get("unseen"),
     prepare=prepare,
     test=test,
@@ -228,27 +226,27 @@ def facts_of(folder: Path) -> dict[str, Any]:
     )
   try:
     facts = json.loads(file.read_bytes())
-    if facts["format"] != writer.FORMAT:
+    if facts["format"] != format.FORMAT:
       raise StoreError(f"{file} is of no store: format={facts['format']!r}.")
-    if facts["version"] != writer.VERSION:
+    if facts["version"] != format.VERSION:
       raise StoreError(
         f"{file} is of version {facts['version']!r}, and this program reads"
-        f" {writer.VERSION}; write the store again."
+        f" {format.VERSION}; write the store again."
       )
-    if facts["sha256"] != writer.seal(facts):
+    if facts["sha256"] != format.seal(facts):
       raise StoreError(
         f"{file} is not as it was written: its checksum differs. Restore it, or"
         " write the store again."
       )
     for split_name, split in facts["splits"].items():
-      validate.known("split", split_name, writer.SPLITS)
+      validate.known("split", split_name, format.SPLITS)
       for name, said in split["files"].items():
-        if not writer.FILE.fullmatch(name):
+        if not format.FILE.fullmatch(name):
           raise StoreError(f"{file} names {name!r}, which is no store's file.")
         said["field"], said["shape"] = Path(name).stem, tuple(said["shape"])
         _ = said["dtype"], said["begin"], said["sha256"]
     _ = facts["splits"]["train"]["files"], facts["num_classes"], facts["name"]
-    _ = writer.PREPARE[facts["prepare"]]
+    _ = format.PREPARE[facts["prepare"]]
   except StoreError:
     raise
   except (ValueError, KeyError, TypeError, AttributeError) as error:

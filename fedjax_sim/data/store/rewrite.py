@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core import validate
-from fedjax_sim.data.federated import FederatedData, FederatedDataset
+from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.partition import partition
 from fedjax_sim.data.splits import Clients, make_dataset
-from fedjax_sim.data.store.writer import FURTHER, PREPARE, StoreWriter
+from fedjax_sim.data.store.format import FURTHER, PREPARE
+from fedjax_sim.data.store.writer import StoreWriter
 
 Told = Callable[[str, int, int], None]  # split, its clients and examples so far
 BLOCK = 2**24  # bytes that are written at once

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from fedjax_sim.core import Release, validate
+from fedjax_sim.core import Participation, Release, validate
 from fedjax_sim.privacy import library
 from fedjax_sim.privacy.accounting.accountants import LEAST_MULTIPLIER
 from fedjax_sim.privacy.accounting.ledger import Ledger, usual_accountant
-from fedjax_sim.sampling import Participation
 
 _MOST_MULTIPLIER = 1e5
 _PRECISION = 1e-4  # of a multiplier's logarithm

@@ -21,11 +21,10 @@ import dataclasses
 import math
 from typing import Any
 
-from fedjax_sim.core import Release, validate
+from fedjax_sim.core import Participation, Release, validate
 from fedjax_sim.privacy import draws
 from fedjax_sim.privacy.accounting import accountants
 from fedjax_sim.privacy.accounting.accountants import ACCOUNTANTS, Step
-from fedjax_sim.sampling import Participation
 
 NOISES = ("gaussian", "laplace", "discrete_gaussian")
 MOST_MULTIPLIER = 1e9  # accountants' floats do not hold the loss of more noise

@@ -27,10 +27,9 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from fedjax_sim.core import validate
+from fedjax_sim.core import Participation, Sampler, validate
 from fedjax_sim.privacy import library
 from fedjax_sim.privacy.accounting.overlaps import LAGS, Overlaps
-from fedjax_sim.sampling import Participation, Sampler
 
 _ALARM = 1e-10  # of each of eight tests, besides those of `overlaps`
 _MOST_TRIALS, _LEAST_TRIALS = 256, 32

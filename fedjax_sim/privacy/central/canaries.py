@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim.core import Array, Key, PyTree, validate
+from fedjax_sim.core import Array, Key, Participation, PyTree, validate
 from fedjax_sim.privacy.central.worst_case import (
   LARGEST,
   Worst,
@@ -34,7 +34,6 @@ from fedjax_sim.privacy.central.worst_case import (
   unit,
   worst,
 )
-from fedjax_sim.sampling import Participation
 
 KINDS = (
   "exact",  # as long as the clipping norm, but for what is lost in rounding

@@ -14,10 +14,17 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core import HParams, PyTree, Release, Transform, validate
+from fedjax_sim.core import (
+  HParams,
+  Participation,
+  PyTree,
+  Release,
+  Sampler,
+  Transform,
+  validate,
+)
 from fedjax_sim.privacy import accounting, draws
 from fedjax_sim.privacy.accounting import accountants
-from fedjax_sim.sampling import Participation, Sampler
 
 MOST_EPSILON = 1000.0  # more is no privacy
 FIXED = ("noise_multiplier", "noise_scale")  # what the ledger counts on

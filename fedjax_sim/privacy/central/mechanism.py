@@ -34,8 +34,13 @@ from fedjax_sim.core import (
   Report,
   validate,
 )
-from fedjax_sim.core.finite import all_finite
-from fedjax_sim.core.tree import clipped, clipped_by_layer, fits, length
+from fedjax_sim.core.tree import (
+  all_finite,
+  clipped,
+  clipped_by_layer,
+  fits,
+  length,
+)
 from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.privacy.central import noise
 from fedjax_sim.privacy.central.integers import size

@@ -1,0 +1,78 @@
+"""Checks of a user's aggregator, before anything is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core import Aggregator, PyTree, Roll, errors
+
+
+def check(aggregator: Aggregator, update: PyTree) -> None:
+  """Refuses an aggregator that does not keep to its contract's shapes.
+
+  A round would broadcast some of them, and be wrong in silence.
+
+  Args:
+    aggregator: the aggregator; traced, not run.
+    update: of one client, shapes and dtypes.
+
+  Raises:
+    ValueError: names the function, and the first leaf that is wrong.
+  """
+  capacity, lanes = 4, 2
+
+  def shape(*axes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(axes, dtype)
+
+  wave = jax.tree.map(lambda x: shape(lanes, *x.shape, dtype=x.dtype), update)
+  weights, present = shape(lanes), shape(lanes, dtype=jnp.bool)
+  count = shape(dtype=jnp.int32)
+  place: tuple[Any, ...] = (count,)
+  told: tuple[Any, ...] = ()
+  if aggregator.keyed:
+    hparams = jax.tree.map(lambda _: shape(), aggregator.hparams)
+    seats: Any = count
+    key: Any = jax.eval_shape(lambda: jax.random.key(0))
+    told = (Roll(key, seats, hparams, key),)
+    place = shape(lanes, dtype=jnp.int32), *told
+  part = "init"
+  try:
+    acc = jax.eval_shape(lambda: aggregator.init(update, capacity))
+    part = "add"
+    new = jax.eval_shape(aggregator.add, acc, wave, weights, present, *place)
+    part = "finish"
+    joined = jax.eval_shape(aggregator.finish, acc, shape(), count, *told)
+  except Exception as error:
+    text = errors.raised(None, error)
+    raise ValueError(f"server.aggregator: {part}: {text}") from error
+  _check_alike("add", new, acc, "as init does")
+  if aggregator.joins:  # of whatever float: the server casts it
+    _check_alike("finish", joined, update, "as an update has", dtypes=False)
+    for leaf in jax.tree.leaves(joined):
+      if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+          f"server.aggregator: finish returns {leaf.dtype}; let it return"
+          " floats."
+        )
+
+
+def _check_alike(
+  part: str, made: PyTree, like: PyTree, why: str, dtypes: bool = True
+) -> None:
+  found, wanted = (
+    {
+      jax.tree_util.keystr(path): f"{x.dtype.name if dtypes else ''}{x.shape}"
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (made, like)
+  )
+  for name in (*wanted, *found):
+    one, other = (leaves.get(name, "nothing") for leaves in (found, wanted))
+    if one != other:
+      raise ValueError(
+        f"server.aggregator: {part} gives {one} at {name or 'the top'}; let it"
+        f" give {other}, {why}."
+      )

@@ -1,0 +1,75 @@
+"""Aggregators that keep every client's update, as robust statistics need."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_sim.core import Aggregator, Array, PyTree
+from fedjax_sim.core.tree import accumulator_dtype
+
+
+def _empty_stack(update: PyTree, capacity: int) -> PyTree:
+  """(stack, leaves (capacity, ...); which rows are filled)."""
+  stack = jax.tree.map(
+    lambda x: jnp.zeros((capacity, *x.shape), x.dtype), update
+  )
+  return stack, jnp.zeros((capacity,), bool)
+
+
+def _put_wave(
+  acc: PyTree, updates: PyTree, weights: Array, present: Array, slot: Array
+) -> PyTree:
+  """Writes a wave's rows, those of absent clients, too."""
+  del weights
+  stack, filled = acc
+  write = lambda s, u: lax.dynamic_update_slice_in_dim(s, u, slot, 0)
+  return jax.tree.map(write, stack, updates), write(filled, present)
+
+
+def _filled_rows(filled: Array, s: Array, other: float) -> Array:
+  """A stacked leaf with `other` in the rows that nobody has filled."""
+  return jnp.where(filled.reshape((-1,) + (1,) * (s.ndim - 1)), s, other)
+
+
+def median() -> Aggregator:
+  """The coordinate-wise median (Yin et al. 2018, arXiv 1803.01498).
+
+  Robust to fewer than half of the clients; ignores weights. Keeps every
+  client's update: memory is cohort x parameters.
+  """
+
+  def finish(acc: PyTree, weight: Array, count: Array) -> PyTree:
+    del weight
+    stack, filled = acc
+
+    def middle(s: Array) -> Array:
+      # Absent rows sort to the end; the two middle ranks of the rest follow.
+      s = jnp.sort(_filled_rows(filled, s, jnp.inf), axis=0)
+      last = jnp.maximum(count - 1, 0)
+      low = lax.dynamic_index_in_dim(s, last // 2, 0, keepdims=False)
+      high = lax.dynamic_index_in_dim(s, (last + 1) // 2, 0, keepdims=False)
+      both = (low + high.astype(accumulator_dtype(s))) / 2
+      return jnp.where(count > 0, both, 0)
+
+    return jax.tree.map(middle, stack)
+
+  return Aggregator(
+    _empty_stack, _put_wave, finish, stacked=True, by_coordinate=True
+  )
+
+
+def stack() -> Aggregator:
+  """All updates, one below the other, for algorithms that join them.
+
+  Keeps every client's update: memory is cohort x parameters, dealt over the
+  devices. Rows that nobody has filled are 0.
+  """
+
+  def finish(acc: PyTree, weight: Array, count: Array) -> PyTree:
+    del weight, count
+    updates, filled = acc
+    return jax.tree.map(lambda s: _filled_rows(filled, s, 0), updates)
+
+  return Aggregator(_empty_stack, _put_wave, finish, stacked=True, joins=False)

@@ -1,0 +1,54 @@
+"""`fedjax-sim run`: run a config in a workdir."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from fedjax_sim.distributed import supervisor
+
+
+def run(
+  arguments: Sequence[str], reporter: supervisor.Reporter | None = None
+) -> int:
+  """Run a config in a workdir; return the exit code."""
+  from fedjax_sim.config import flags
+
+  values = flags.parse(
+    arguments,
+    "config",
+    "workdir",
+    switches=("profile",),
+    distributed="off",
+  )
+  import jax
+
+  from fedjax_sim import config as configs
+  from fedjax_sim import distributed
+  from fedjax_sim.distributed import processes
+  from fedjax_sim.run import experiment, signals
+
+  configs.check_fields(values.config)
+  distributed.setup()
+  peer_timeout = values.config.runtime.peer_timeout
+  processes.join(values.distributed, peer_timeout)
+  distributed.devices()  # what is wrong with JAX shows now
+
+  def on_round(done: int) -> None:
+    if reporter is not None:
+      # Now that the data are loaded, which may hold Python's lock for long. A
+      # little less than all, as what follows takes its time, too.
+      reporter.timeout = 0.8 * peer_timeout
+      reporter.round(done)
+
+  if reporter is not None:
+    reporter.rank = jax.process_index()
+  try:
+    experiment.run(
+      values.config, values.workdir, on_round, profile=values.profile
+    )
+  except signals.Interrupted as stop:
+    if processes.is_first():
+      print(f"fedjax-sim: {stop}", file=sys.stderr)  # noqa: T201
+    return stop.exit_code
+  return 0

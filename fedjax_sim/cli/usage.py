@@ -1,0 +1,76 @@
+"""Usage of the command line; needs no JAX."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+USAGE = """\
+fedjax-sim: federated learning, simulated.
+
+  fedjax-sim run --config=FILE --workdir=DIR [--config.SECTION.FIELD=VALUE ...]
+      trains; on a workdir of an unfinished run, goes on with it
+      --profile: where its time went, FLOP/s, and a trace in DIR/profile
+      --distributed=auto|HOST:PORT,PROCESS,COUNT: as one process of several
+  fedjax-sim launch --processes=N -- run --config=FILE --workdir=DIR ...
+      trains in several processes on this machine
+  fedjax-sim describe --config=FILE [--config.SECTION.FIELD=VALUE ...]
+      what would run: config, sizes, predicted memory
+  fedjax-sim plan --config=FILE --devices=N --link-gbps=G --flops=F|measure
+      time, network and memory of a round on N devices, predicted: each
+      sustains F FLOP/s and sends G gigabits a second to the others
+      --host-gbps=H: it gets H from its host, if that is not G
+      --memory-gbps=M: it reads and writes M of its memory, if that counts
+  fedjax-sim privacy epsilon|calibrate|curve --population=N --delta=D ...
+      what --clients-per-round=C, --rounds=T and --noise-multiplier=Z cost;
+      with --epsilon=E calibrate finds the one of them that is left out;
+      curve draws both into --out=DIR
+      --sampling=poisson, --noise=gaussian, --accountant=pld: or others
+  fedjax-sim privacy compose DIR DIR ... --delta=D
+      what the private runs in these workdirs, on the same data, cost together
+  fedjax-sim data import --format=FORMAT --train=PATH --store=DIR
+      writes the clients of LEAF's, FLUTE's, TFF's, FedJAX's files, or of
+      tables, as a client store; docs/importing.md tells more of the flags
+      FORMAT: csv, datasets, fedjax_sqlite, flute_hdf5, json_lines, leaf_json,
+      npz, parquet or tff_hdf5
+      --client=COLUMN of a table; --fields=x:FROM,y:FROM, --dtypes=x:uint8
+      --delimiter=";", --decimal=, of csv
+      --text=characters|words: what x is; --vocabulary=STORE|JSON,
+      --vocabulary-size=N, --sequence-length=N
+      --map=FILE.py:FUNCTION, --prepare=bytes, --num-classes=N, --name=NAME
+      --seen, --unseen, --labelled, --unlabelled, --test, --server: paths of
+      more splits
+  fedjax-sim data import --config=FILE --store=DIR
+      writes the config's data set as a client store
+  fedjax-sim data info --store=DIR
+      clients, examples, classes; --out=PNG draws them
+      --verify reads all of it and compares checksums
+  fedjax-sim data partition --store=DIR --to=DIR
+      writes a store with other clients (--partition=dirichlet, ...,
+      --num-clients=N) or splits (--heldout-fraction, --unseen-clients)
+      --alpha, --exponent, --shards-per-client, --min-examples, --seed;
+      docs/config.md has the partitions
+  fedjax-sim data copy --store=URL --to=DIR
+      fetches a store from a bucket; --store=DIR --to=URL sends one
+  fedjax-sim data export --store=DIR --format=FORMAT --to=FILE
+      writes a split of a store (--split=train) as a file: fedjax_sqlite,
+      flute_hdf5, leaf_json, npz, parquet or tff_hdf5
+  fedjax-sim list
+      algorithms, aggregators, transforms, models, data sets, ...
+
+--version names the version.
+--debug shows a traceback with every error.
+"""
+
+
+def usage_of(arguments: Sequence[str]) -> str:
+  """How the command that stands before --help is used, or every one."""
+  words = list(itertools.takewhile(str.isalpha, arguments))
+  entries = re.split(r"^(?=  fedjax-sim )", USAGE, flags=re.MULTILINE)
+  for count in range(len(words), 0, -1):
+    name = " ".join(["  fedjax-sim", *words[:count]])
+    found = [e for e in entries if re.match(rf"{name}\b", e)]
+    if found:
+      return "".join(found).partition("\n\n")[0].rstrip()
+  return USAGE

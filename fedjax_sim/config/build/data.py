@@ -1,0 +1,111 @@
+"""Build the data set of a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedjax_sim.config.build.sections import given_fields
+from fedjax_sim.core import references, validate
+from fedjax_sim.data import (
+  DATASETS,
+  PARTITIONERS,
+  FederatedDataset,
+  preprocess,
+  with_few_labels,
+  with_random_labels,
+  with_server_data,
+)
+
+_CHANGES = (  # of any data set
+  "server_clients",
+  "random_label_clients",
+  "labelled_fraction",
+)
+AUGMENTATION = ("crop", "crop_fill", "flip")  # of training batches
+_PREPROCESSING = (  # of all batches, on the device
+  "reshape",
+  "lookup",
+  "label_lookup",
+  "normalize",
+  "pad",
+  *AUGMENTATION,
+)
+
+
+def build_data(config: ConfigDict) -> FederatedDataset:
+  """The federated data of a config."""
+  section = config.data
+  load = references.lookup(
+    "data.name", section.name, DATASETS, FederatedDataset
+  )
+  if section.partition is not None:
+    references.lookup(
+      "data.partition", section.partition, PARTITIONERS, np.ndarray
+    )
+  arguments = given_fields(section, "name", *_CHANGES, *_PREPROCESSING)
+  owner = f"data.name={section.name!r}"
+  validate.arguments(owner, arguments, load, section="data")
+  try:
+    data = load(**arguments)
+    if section.server_clients is not None:
+      data = with_server_data(data, section.server_clients, section.seed)
+    if section.random_label_clients is not None:
+      fraction = section.random_label_clients
+      data, _ = with_random_labels(data, fraction, section.seed)
+    if section.labelled_fraction is not None:
+      data = with_few_labels(data, section.labelled_fraction, section.seed)
+    return _preprocessed(section, data)
+  except (TypeError, ValueError) as error:
+    raise type(error)(naming_data(config, error)) from error
+
+
+def preprocessing(config: ConfigDict) -> dict[str, Any]:
+  """The fields of `data` that are set of those that change batches."""
+  section = config.data
+  return {
+    key: section[key]
+    for key in _PREPROCESSING
+    if section[key] is not None and section[key] is not False
+  }
+
+
+def _preprocessed(
+  section: ConfigDict, data: FederatedDataset
+) -> FederatedDataset:
+  """The data with what the section's fields do to a batch."""
+  if section.reshape is not None:
+    data = preprocess.with_reshape(data, section.reshape)
+  if section.lookup is not None:
+    data = preprocess.with_lookup(data, section.lookup, "x")
+  if section.label_lookup is not None:
+    data = preprocess.with_lookup(data, section.label_lookup, "y")
+  if section.normalize is not None:
+    if len(section.normalize) != 2:
+      raise ValueError(
+        f"data.normalize={section.normalize!r}: give two, the mean and the"
+        " standard deviation; each a number, or one a channel."
+      )
+    data = preprocess.with_normalization(data, *section.normalize)
+  if section.pad is not None:
+    data = preprocess.with_padding(data, section.pad)
+  if section.crop is not None:
+    fill = {"fill": section.crop_fill} if section.crop_fill is not None else {}
+    data = preprocess.with_crop(data, section.crop, **fill)
+  elif section.crop_fill is not None:
+    raise ValueError(
+      f"data.crop_fill={section.crop_fill!r}: nothing is cropped; set"
+      " data.crop, or unset it by --config.data.crop_fill=None."
+    )
+  return preprocess.with_flip(data) if section.flip else data
+
+
+def naming_data(config: ConfigDict, error: Exception) -> str:
+  """The error's text; the data set's name first, if the text names nothing."""
+  text, path = str(error), config.data.path
+  if text.startswith("data.") or (path and str(path) in text):
+    return text
+  where = f", data.path={path!r}" if path else ""
+  return f"data.name={config.data.name!r}{where}: {text}"

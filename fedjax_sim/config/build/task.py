@@ -1,0 +1,57 @@
+"""Build the task of a config."""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from fedjax_sim import tasks
+from fedjax_sim.config.build.sections import given_fields
+from fedjax_sim.core import Task, references, validate
+from fedjax_sim.data import FederatedDataset
+from fedjax_sim.models import MODELS
+from fedjax_sim.tasks.freezing import with_frozen
+from fedjax_sim.tasks.metrics import with_metrics
+from fedjax_sim.tasks.scheduled_sampling import with_scheduled_sampling
+
+COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+_TASKS = (  # of any model
+  "frozen",
+  "scheduled_sampling",
+  "schedule",
+  "metrics",
+)
+
+
+def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
+  """The model's task, in the precision that the config asks for."""
+  section = config.model
+  make = references.lookup("model.name", section.name, MODELS, Task)
+  own = references.is_reference(section.name)  # it may be no classifier
+  if not data.num_classes and not own:
+    raise ValueError(
+      f"model.name={section.name!r} tells classes apart, but"
+      f" data.name={config.data.name!r} has none: its labels 'y' are no whole"
+      " numbers, or data.num_classes is 0. Give integer labels from 0, and"
+      " leave data.num_classes out."
+    )
+  arguments = given_fields(section, "name", *_TASKS)
+  fixed = ("example_shape", "num_classes")
+  owner = f"model.name={section.name!r}"
+  validate.arguments(owner, arguments, make, hidden=fixed, section="model")
+  task = make(data.example_shape, data.num_classes, **arguments)
+  if section.scheduled_sampling is not None:
+    task = with_scheduled_sampling(task, section.scheduled_sampling)
+  if section.frozen is not None:
+    task = with_frozen(task, section.frozen)
+  dtype = validate.lookup(
+    "runtime.compute_dtype", config.runtime.compute_dtype, COMPUTE_DTYPES
+  )
+  if dtype is not None:
+    task = tasks.with_compute_dtype(task, dtype)
+  if section.metrics is not None:
+    load = functools.partial(references.load, "model.metrics")
+    task = with_metrics(task, [load(x) for x in section.metrics])
+  return tasks.with_remat(task) if config.runtime.remat else task

@@ -1,0 +1,59 @@
+"""When a run evaluates, saves checkpoints and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedjax_sim.core import validate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timetable:
+  """When a run evaluates, saves and ends.
+
+  Attributes:
+    rounds: the last round.
+    eval_every: evaluate after every so many rounds, and after the last.
+    test_every: the same for the central test set alone.
+    initial_eval: evaluate before the first round, too.
+    checkpoint_every: save after every so many rounds, and after the last.
+    keep_checkpoints: how many of the newest to keep, >= 2.
+    wanted: rounds that were asked for, of which a budget may leave fewer.
+
+  Raises:
+    TypeError, ValueError: a number is not whole or too small.
+  """
+
+  rounds: int
+  eval_every: int
+  test_every: int
+  initial_eval: bool
+  checkpoint_every: int
+  keep_checkpoints: int
+  wanted: int
+
+  def __post_init__(self) -> None:
+    validate.whole("server.rounds", self.rounds)
+    validate.whole("server.eval_every", self.eval_every)
+    validate.whole("server.test_every", self.test_every)
+    validate.boolean("server.initial_eval", self.initial_eval)
+    validate.whole("runtime.checkpoint_every", self.checkpoint_every)
+    validate.whole("runtime.keep_checkpoints", self.keep_checkpoints, least=2)
+
+  @property
+  def longest_stretch(self) -> int:
+    """Rounds without anything to do in between, at most."""
+    return min(self.rounds, *self.stops)
+
+  @property
+  def stops(self) -> tuple[int, ...]:
+    """There is something to do at every multiple of these numbers."""
+    return self.eval_every, self.test_every, self.checkpoint_every
+
+  def evaluated(self, done: int) -> list[str]:
+    """The evaluation sets that are due after so many rounds."""
+    due = lambda every: done % every == 0 or done == self.rounds
+    if done == 0 and not self.initial_eval:
+      return []
+    clients = ["seen", "unseen"] if due(self.eval_every) else []
+    return (["test"] if due(self.test_every) else []) + clients

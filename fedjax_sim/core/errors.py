@@ -1,0 +1,61 @@
+"""Errors raised by a user's own code, on one line; needs no JAX."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class BadReferenceError(ValueError):
+  """A reference leads nowhere, or its code raises."""
+
+
+def code_file(function: Callable[..., Any]) -> str | None:
+  """Return the file of a function's code; None without code."""
+  code = getattr(function, "__code__", None)
+  return None if code is None else code.co_filename
+
+
+def raised(path: str | None, error: BaseException) -> str:
+  """An error on one line, with the line of the file if it comes of it.
+
+  Args:
+    path: the file, as tracebacks name it; None: it does not matter.
+    error: what was raised.
+  """
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == path]
+  text = one_line(error)
+  if isinstance(error, SyntaxError) and error.filename == path:
+    lines, text = [error.lineno], error.msg
+  where = f"line {lines[-1]}: " if lines else ""
+  hint = "" if path is None else _neighbour(Path(path).parent, error)
+  return f"{where}{type(error).__name__}: {text}{hint}"
+
+
+def _neighbour(folder: Path, error: BaseException) -> str:
+  """How a file imports one that lies beside it, if that is what failed."""
+  if not isinstance(error, ImportError):
+    return ""
+  relative = "no known parent package" in str(error)
+  name = (error.name or "").partition(".")[0]
+  if relative:
+    found = "Such a file belongs to no package; leave out the dot, and"
+  elif name and ((folder / f"{name}.py").exists() or (folder / name).is_dir()):
+    found = f"{name} lies beside the file, where Python does not look;"
+  else:
+    return ""
+  return (
+    f". {found} set PYTHONPATH={folder} in the environment, or write before the"
+    " import: import pathlib, sys; sys.path.insert(0,"
+    " str(pathlib.Path(__file__).parent))."
+  )
+
+
+def one_line(error: BaseException) -> str:
+  """An error's text without its line breaks."""
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  return " ".join(str(error.args[0] if error.args else error).split())

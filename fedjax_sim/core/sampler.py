@@ -1,0 +1,56 @@
+"""The contract of samplers, and what they promise to accountants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Participation(NamedTuple):
+  """What a sampler promises of how often a client takes part.
+
+  Privacy accountants build on it, so a private run holds it against what is
+  drawn (`privacy.accounting.promises`). Who takes part depends on the seed, the
+  round and the number of clients alone, never on what clients hold.
+
+  Attributes:
+    rate: the probability that a client takes part in its turn, drawn anew in
+      every turn; 1: it may take part in all of them, or in fewer.
+    period: of so many consecutive rounds a client takes part in one at most.
+      With a rate below 1, its turns are fixed: one round in so many.
+    independent: whether every client takes part or not by itself, whoever else
+      there is; otherwise, with a rate below 1, a cohort is drawn uniformly
+      among those whose turn it is, and has a fixed size.
+    population: how many clients `rate` was chosen for, in advance, however many
+      there are; None: it follows from their number, which counts as public.
+  """
+
+  rate: float
+  period: int = 1
+  independent: bool = False
+  population: int | None = None
+
+
+class Sampler(NamedTuple):
+  """A way to draw cohorts.
+
+  Attributes:
+    sample: (seed, round) -> ids; shape=(cohort,), int64, no duplicates.
+    sizes: increasing cohort sizes to compile for, at most three; a cohort
+      never exceeds the last.
+    expected: the mean cohort size.
+    versions: (seed, round, ids) -> which version of the broadcast each holds,
+      shape=(cohort,), int64; see `Client.version`.
+    participation: what it promises; None: nothing, and no accountant can say
+      what an epsilon would be.
+  """
+
+  sample: Callable[[int, int], np.ndarray]
+  sizes: tuple[int, ...]
+  expected: float
+  versions: Callable[[int, int, np.ndarray], np.ndarray] = (
+    lambda seed, round_, ids: np.zeros_like(ids)
+  )
+  participation: Participation | None = None

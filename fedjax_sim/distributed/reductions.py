@@ -1,0 +1,127 @@
+"""Sums over devices: in few messages, or in a fixed order."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_sim.core import PyTree
+from fedjax_sim.distributed.mesh import AXIS, MODEL
+
+MOST_PACKED = 2**17  # numbers of an array that is summed together with others
+
+
+def packed_psum(tree: PyTree) -> PyTree:
+  """`psum` over the devices, small arrays of one dtype as one array.
+
+  Inside `shard_map`. On the CPU devices meet anew for every array, which takes
+  longer than to add a small one. Pieces of arrays are added one by one, as they
+  would have to be put together first.
+  """
+  if lax.axis_size(AXIS) == 1:  # which XLA's partitioner does not take
+    return tree
+  if MODEL in jax.sharding.get_abstract_mesh().axis_names:
+    apart: PyTree = jax.tree.map(lambda x: lax.psum(x, AXIS), tree)
+    return apart
+  one_row = jax.tree.map(lambda x: x[None], tree)
+  return _packed(lambda rows: lax.psum(rows[0], AXIS), one_row)
+
+
+def ordered_sum(tree: PyTree, count: int) -> PyTree:
+  """The sum over shards in their order, the same bits on any number of devices.
+
+  Inside `shard_map`. Every device adds a share of the coordinates.
+
+  Args:
+    tree: leaves (shards of this device, ...); devices have equally many.
+    count: how many shards there are, the first ones; the rest are left out.
+
+  Returns:
+    The sums, leaves (...).
+  """
+
+  def add(rows: jax.Array) -> jax.Array:
+    total = functools.reduce(jnp.add, _scatter(rows)[:count])
+    return _gather(total)[: rows.shape[1]]
+
+  return _packed(add, tree)
+
+
+def _packed(join: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
+  """`join` of every leaf, the small ones of a dtype side by side as one.
+
+  Args:
+    join: (rows, n) -> (n,), each coordinate by itself.
+    tree: leaves (rows, ...).
+
+  Returns:
+    Leaves (...).
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  packs: dict[object, list[int]] = {}
+  for i, leaf in enumerate(leaves):
+    small = math.prod(leaf.shape[1:]) <= MOST_PACKED
+    packs.setdefault(leaf.dtype if small else i, []).append(i)
+  for members in packs.values():
+    parts = [leaves[i].reshape(len(leaves[i]), -1) for i in members]
+    joined = join(jnp.concatenate(parts, axis=1))
+    ends = list(itertools.accumulate(x.shape[1] for x in parts))
+    for i, part in zip(members, jnp.split(joined, ends[:-1]), strict=True):
+      leaves[i] = part.reshape(leaves[i].shape[1:])
+  result: PyTree = jax.tree.unflatten(structure, leaves)
+  return result
+
+
+def over_coordinates(
+  function: Callable[[PyTree], PyTree], stack: PyTree, like: PyTree
+) -> PyTree:
+  """function(stack of all devices), each device doing a share of it.
+
+  Inside `shard_map`. Never has a device more than its own part of the stack,
+  and as much again.
+
+  Args:
+    function: of leaves (rows of all devices, coordinates); its result's leaves
+      are (coordinates,), or () of a stack's leaf (rows,).
+    stack: leaves (rows of this device, ...); those of one dimension reach
+      `function` whole.
+    like: the result's shapes.
+  """
+
+  def spread(x: jax.Array) -> jax.Array:
+    if x.ndim == 1:
+      return _gather(x)
+    return _scatter(x.reshape(len(x), -1))
+
+  def gather(x: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    if not shape.shape:
+      return x
+    return _gather(x)[: math.prod(shape.shape)].reshape(shape.shape)
+
+  result: PyTree = jax.tree.map(
+    gather, function(jax.tree.map(spread, stack)), like
+  )
+  return result
+
+
+def _gather(x: jax.Array) -> jax.Array:
+  """The devices' shares, end to end."""
+  if lax.axis_size(AXIS) == 1:
+    return x
+  whole: jax.Array = lax.all_gather(x, AXIS, tiled=True)
+  return whole
+
+
+def _scatter(x: jax.Array) -> jax.Array:
+  """(rows, n) -> (rows of all devices, this device's share of n, padded)."""
+  if lax.axis_size(AXIS) == 1:
+    return x
+  missing = -x.shape[1] % lax.axis_size(AXIS)
+  padded = jnp.pad(x, ((0, 0), (0, missing)))
+  return lax.all_to_all(padded, AXIS, split_axis=1, concat_axis=0, tiled=True)

@@ -1,0 +1,87 @@
+"""The state of a run, and the metrics of a round."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fedjax_sim.core import Array, Metric, PyTree
+
+
+class RunState(NamedTuple):
+  """The whole state of a run; what a checkpoint holds.
+
+  Attributes:
+    round: shape=(), int32; rounds done.
+    seed: shape=(), uint32.
+    noise_seed: shape=(2,), uint32; the 64 bits that private noise comes from.
+    server: the algorithm's server state.
+    clients: the table of what clients keep: leaves (rows, ...), a row a client
+      (and padding to a multiple of the devices).
+    shared: the transforms' shared states, a tuple.
+    watch: what evaluations left; see `simulation/monitor.py`.
+  """
+
+  round: Array
+  seed: Array
+  noise_seed: Array
+  server: PyTree
+  clients: PyTree
+  shared: PyTree
+  watch: Watch
+
+
+class RoundMetrics(NamedTuple):
+  """What one round tells.
+
+  Attributes:
+    clients: shape=(), int32; clients in the aggregate.
+    rejected: shape=(), int32; clients left out, not finite.
+    metrics: name -> `Metric`, summed over the clients in the aggregate; float32
+      at least.
+    aux: name of a transform -> mean of its aux over them.
+    client_rejected: shape=(devices, waves, lanes), bool.
+    nan_losses: shape=(), int32; clients whose update is finite, but whose
+      metrics hold a NaN: labels beyond the model's outputs do that.
+    finite: shape=(), bool; whether the global model is, afterwards.
+    client_values: column -> shape=(devices, waves, lanes), NaN of who is not in
+      the aggregate; empty unless clients are logged.
+    scheduled: hyper-parameter -> its value in this round, shape=().
+    told: `Algorithm.told`, before the server's step.
+  """
+
+  clients: Array
+  rejected: Array
+  metrics: dict[str, Metric]
+  aux: dict[str, PyTree]
+  client_rejected: Array
+  finite: Array
+  nan_losses: Array
+  client_values: dict[str, Array]
+  scheduled: dict[str, Array]
+  told: dict[str, Array]
+
+
+class Best(NamedTuple):
+  """The best model so far.
+
+  Attributes:
+    value: shape=(), float32; of the metric.
+    round: shape=(), int32; rounds done then; -1: there is none yet.
+    server: the algorithm's server state then.
+  """
+
+  value: Array
+  round: Array
+  server: PyTree
+
+
+class Watch(NamedTuple):
+  """What evaluations left.
+
+  Attributes:
+    schedules: hyper-parameter -> its schedule's state.
+    best: a `Best`, or () if nobody asks for it.
+  """
+
+  schedules: dict[str, PyTree]
+  best: PyTree

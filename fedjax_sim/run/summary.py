@@ -1,0 +1,174 @@
+"""Summarize a run in files and on the screen."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fedjax_sim import distributed, reporting
+from fedjax_sim.config import build
+from fedjax_sim.data import FederatedData
+from fedjax_sim.distributed import processes
+from fedjax_sim.engine.client_metrics import ClientMetrics
+from fedjax_sim.engine.state import RunState
+from fedjax_sim.run.checkpoint import tree_digest
+from fedjax_sim.run.resume import Totals, versions
+from fedjax_sim.simulation.lanes import Choice
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.simulation.timing import Phases
+
+
+def rejection(simulator: Simulator, round_: int, ids: Any) -> str:
+  """Return a line that names clients that were left out."""
+  name = simulator.data.train.client_name
+  named = (
+    ["the pooled data"]
+    if simulator.algorithm.pooled
+    else [name(int(i)) for i in ids[:10]]
+  )
+  more = ", ..." if len(ids) > 10 else ""
+  return (
+    f"Round {round_}: left out, update not finite: {', '.join(named)}{more}"
+  )
+
+
+def sum_up(
+  experiment: build.Experiment,
+  simulator: Simulator,
+  state: RunState,
+  choice: Choice,
+  count: Callable[[], Totals],
+  phases: Phases,
+  folder: Path,
+) -> dict[str, Any]:
+  """Writes what a finished run leaves; `summary.json` last."""
+  with phases("evaluate"):
+    clients = {
+      name: simulator.evaluate_clients(state, name)
+      for name in ("seen", "unseen")
+      if name in simulator.evaluation_sets
+    }
+  params = simulator.algorithm.variables(state.server).params
+  digest, rounds = tree_digest(distributed.fetch(params)), int(state.round)
+  best, audited = simulator.best(state), simulator.audit(state)
+
+  def write() -> dict[str, Any]:
+    rows = reporting.read_metrics(folder / "metrics.jsonl")
+    with phases("write"):
+      reporting.draw_curves(rows, folder / "curves.png", folder.name)
+      parts, table = folder / "client_rounds", folder / "client_rounds.parquet"
+      if simulator.log_clients:
+        reporting.join_client_rounds(parts, table)
+        image = folder / "client_rounds.png"
+        reporting.draw_client_rounds(table, image, folder.name)
+      for name, metrics in clients.items():
+        data = getattr(simulator.data, name)
+        _write_clients(data, metrics, folder / f"clients_{name}.csv")
+    totals = count()
+    last = {k: v for k, v in rows[-1].items() if k != "round"}
+    device = simulator.mesh.devices.flat[0]
+    summary = {
+      **last,
+      **best,
+      "params_digest": digest,
+      "rounds": rounds,
+      "seed": simulator.seed,
+      "noise_seed": simulator.noise_seed,
+      "parameters": simulator.num_parameters,
+      "wall_seconds": totals.wall_seconds,
+      "phase_seconds": totals.phase_seconds,
+      "train_seconds": totals.train_seconds,
+      "clients_per_second": totals.clients_per_second,
+      "examples_per_second": totals.useful / max(totals.train_seconds, 1e-9),
+      "padding_waste": 1 - totals.useful / max(totals.computed, 1),
+      "device_idle": totals.idle / max(totals.computed + totals.idle, 1),
+      "compilations": totals.compilations,
+      "lanes": choice.lanes,
+      "lanes_reason": choice.reason,
+      "residency": simulator.residency.name,
+      "residency_reason": simulator.residency.why,
+      "processes": jax.process_count(),
+      "devices": [str(d) for d in simulator.mesh.devices.flat],
+      "device_kind": device.device_kind,
+      "versions": versions(),
+    }
+    if simulator.ledger is not None:
+      summary["privacy"] = simulator.ledger.facts(rounds)
+      summary["privacy_told"] = simulator.ledger.describe(rounds)
+    if simulator.noise_origin:
+      summary["privacy_noise"] = simulator.noise_origin
+    if experiment.budget_end:
+      summary["privacy_budget"] = experiment.budget_end
+    if audited is not None:
+      summary["privacy_audit"] = audited._asdict()
+      summary["privacy_audit_told"] = audited.describe()
+    if experiment.local_guarantee:
+      summary["local_privacy"] = experiment.local_guarantee
+    if experiment.secure_noise:
+      summary["secure_noise"] = experiment.secure_noise
+    if experiment.uncovered:
+      summary["privacy_not_covered"] = list(experiment.uncovered)
+    reporting.write_json(folder / "summary.json", summary)
+    if simulator.log_clients:  # until now the run might have had to go back
+      reporting.remove_parts(parts)
+    return summary
+
+  return processes.from_first(write)
+
+
+def _write_clients(
+  data: FederatedData, evaluated: ClientMetrics, path: Path
+) -> None:
+  """Every client's own metrics, one line a client."""
+  metrics = evaluated.per_client()
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(["client", "examples", *metrics])
+  for i, size in enumerate(data.sizes):
+    values = [float(v[i]) for v in metrics.values()]
+    writer.writerow([data.client_name(i), int(size), *values])
+  reporting.write_atomically(path, text.getvalue().encode())
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+  """Print a run's metrics and facts."""
+  shown = ("train/", "test/", "seen/", "unseen/", "best/", "privacy/")
+  metrics = {
+    k: v
+    for k, v in summary.items()
+    if k.startswith(shown) and isinstance(v, int | float)
+  }
+  facts = {
+    "rounds": str(summary["rounds"]),
+    "wall time": f"{summary['wall_seconds']:.1f} s",
+    "clients/s": f"{summary['clients_per_second']:,.0f}",
+    "examples/s": f"{summary['examples_per_second']:,.0f}",
+    "padding waste": f"{100 * summary['padding_waste']:.1f} %",
+    "compilations": str(summary["compilations"]),
+    "devices": f"{len(summary['devices'])} x {summary['device_kind']}",
+    "lanes": str(summary["lanes"]),
+    "workdir": str(folder),
+  }
+  if "privacy_told" in summary:
+    simulated = "privacy/simulated_epsilon" in summary
+    told = summary["privacy_told"]
+    facts["privacy, simulated" if simulated else "privacy"] = told
+  if "privacy_noise" in summary:
+    facts["noise"] = summary["privacy_noise"]
+  if "privacy_budget" in summary:
+    facts["privacy budget"] = summary["privacy_budget"]
+  if "local_privacy" in summary:
+    facts["local privacy"] = summary["local_privacy"]
+  if "secure_noise" in summary:
+    facts["secure noise"] = summary["secure_noise"]
+  if "privacy_audit_told" in summary:
+    facts["audit"] = summary["privacy_audit_told"]
+  if "privacy_not_covered" in summary:
+    told = ", ".join(summary["privacy_not_covered"])
+    facts["not covered by epsilon"] = told
+  reporting.print_final_table(metrics, facts)
