@@ -1,8 +1,10 @@
 """The command line: what it prints, what it returns, what it leaves."""
 
+import importlib
 import json
 import os
 import pathlib
+import pkgutil
 import re
 import signal
 import subprocess
@@ -12,7 +14,9 @@ from importlib.metadata import version
 
 import pytest
 
+import fedjax_sim
 from fedjax_sim.cli.main import COMMANDS, _short_warnings, main
+from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.data.exporters import EXPORTERS
 from fedjax_sim.data.importers import IMPORTERS
 from fedjax_sim.distributed import mesh
@@ -200,6 +204,49 @@ def test_exit_codes(monkeypatch, capsys, error, code):
   assert err.startswith("fedjax-sim: ")
   assert str(error) in err
   assert err.count("\n") == 1
+
+
+def test_all_errors_have_one_base():
+  """Of the package's own; what they specialize is a built-in error."""
+  modules = pkgutil.walk_packages(fedjax_sim.__path__, "fedjax_sim.")
+  found = {
+    value
+    for module in modules
+    if not module.name.endswith("__main__")
+    for value in vars(importlib.import_module(module.name)).values()
+    if isinstance(value, type)
+    and not value.__name__.startswith("_")
+    and issubclass(value, Exception)
+    and value.__module__.startswith("fedjax_sim")
+  }
+  assert len(found) > 12
+  assert [e for e in found if not issubclass(e, FedjaxSimError)] == []
+  codes = {e.__name__ for e in found if e.exit_code == 1}
+  assert codes == {"CheckpointError", "DivergedError", "WriteError"}
+
+
+def test_a_wrong_call_is_answered_without_jax():
+  """JAX takes most of a second to import."""
+  calls = [
+    ["bogus"],
+    ["run"],
+    ["run", "--workdir=run", f"--config={DIGITS}", "--config.server.roundz=1"],
+    ["describe", "--bogus"],
+    ["launch"],
+    ["data", "info"],
+  ]
+  code = f"""
+import sys
+from fedjax_sim.cli.main import main
+for call in {calls}:
+  assert main(call) == 2, call
+  assert "jax" not in sys.modules, call
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.count("fedjax-sim: error: ") == len(calls)
 
 
 def test_our_own_errors_show_a_traceback(monkeypatch):

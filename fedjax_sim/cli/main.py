@@ -22,6 +22,7 @@ from fedjax_sim.cli.interrupts import (
 )
 from fedjax_sim.cli.run import run
 from fedjax_sim.cli.usage import usage_of
+from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.distributed import supervisor
 
 START_TIMEOUT = 300.0  # seconds a worker may be silent before it trains
@@ -268,17 +269,11 @@ def _short_warnings() -> Iterator[None]:
 
 
 def _exit_code(error: Exception) -> int | None:
-  """What a user's error exits with; None for an error of ours."""
-  from fedjax_sim.run.checkpoint import CheckpointError
-  from fedjax_sim.run.workdir import WriteError
-  from fedjax_sim.simulation.dispatch import DivergedError
-
-  if isinstance(error, DivergedError | CheckpointError | WriteError):
-    return 1
+  """Return what a user's error exits with; None for an error of ours."""
+  if isinstance(error, FedjaxSimError):
+    return error.exit_code
   kinds = ValueError | TypeError | OSError | ImportError | MemoryError
-  if isinstance(error, kinds):
-    return 2
-  return None
+  return FedjaxSimError.exit_code if isinstance(error, kinds) else None
 
 
 if __name__ == "__main__":

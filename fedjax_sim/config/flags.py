@@ -18,11 +18,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fedjax_sim.core import errors, validate
+from fedjax_sim.core.errors import FedjaxSimError
 
 T = TypeVar("T", int, float)
 
 
-class UsageError(ValueError):
+class UsageError(FedjaxSimError, ValueError):
   """The command line is wrong."""
 
 

@@ -1,4 +1,7 @@
-"""Errors raised by a user's own code, on one line; needs no JAX."""
+"""The package's errors, and those of a user's own code on one line.
+
+Imports no JAX, so that the command line answers a wrong call at once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,20 @@ from pathlib import Path
 from typing import Any
 
 
-class BadReferenceError(ValueError):
+class FedjaxSimError(Exception):
+  """Base class of the errors that have a name of their own here.
+
+  Each is also the built-in error that it specializes, such as `ValueError`.
+
+  Attributes:
+    exit_code: what the command line exits with: 2 if the user's input is at
+      fault, 1 if a run failed.
+  """
+
+  exit_code = 2
+
+
+class BadReferenceError(FedjaxSimError, ValueError):
   """A reference leads nowhere, or its code raises."""
 
 

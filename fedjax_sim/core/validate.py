@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fedjax_sim.core.errors import FedjaxSimError
+
 T = TypeVar("T")
 
 
-class UnknownNameError(ValueError):
+class UnknownNameError(FedjaxSimError, ValueError):
   """A name that no registry holds."""
 
 

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import PyTree, validate
+from fedjax_sim.core.errors import FedjaxSimError
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class Address(NamedTuple):
   num_processes: int
 
 
-class PeerError(ValueError):
+class PeerError(FedjaxSimError, ValueError):
   """Another process refuses, or takes part in another run."""
 
 

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import PyTree
+from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.reporting import write_json
 
 _UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
@@ -31,11 +32,13 @@ _OVERHEAD = 2**20  # bytes, at most, that a checkpoint has besides its leaves
 _SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(FedjaxSimError, RuntimeError):
   """A checkpoint could not be written."""
 
+  exit_code = 1
 
-class StateChangedError(ValueError):
+
+class StateChangedError(FedjaxSimError, ValueError):
   """A checkpoint is whole, but of a state with other leaves."""
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 
+from fedjax_sim.core.errors import FedjaxSimError
+
 REPEATED_SECONDS = 2.0  # within which a signal is the same one again
 
 
-class Interrupted(Exception):
+class Interrupted(FedjaxSimError):
   """A signal ended the run after a checkpoint."""
 
   def __init__(self, number: int, round_: int, workdir: Path):

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim import config as configs
+from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.run.checkpoint import rounds_in
 
 
-class ConfigChangedError(ValueError):
+class ConfigChangedError(FedjaxSimError, ValueError):
   """The workdir belongs to a run with another config, or with other data."""
 
 
-class WorkdirError(OSError):
+class WorkdirError(FedjaxSimError, OSError):
   """The workdir cannot be used."""
 
 
-class WriteError(RuntimeError):
+class WriteError(FedjaxSimError, RuntimeError):
   """A result could not be written; what the last checkpoint holds is safe."""
+
+  exit_code = 1
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import PyTree
+from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.engine import plan
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.engine.traffic import Traffic
@@ -18,8 +19,10 @@ Row = dict[str, float]
 Columns = dict[str, np.ndarray]  # all of the same length
 
 
-class DivergedError(RuntimeError):
+class DivergedError(FedjaxSimError, RuntimeError):
   """A round left no client, or no global model, with finite numbers."""
+
+  exit_code = 1
 
 
 class Planned(NamedTuple):

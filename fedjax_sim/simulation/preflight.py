@@ -27,6 +27,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
+from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.data import FederatedDataset, prepared_shapes
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine import program
@@ -41,11 +42,11 @@ from fedjax_sim.tasks.metrics import MetricError
 MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
 
 
-class ModelError(ValueError):
+class ModelError(FedjaxSimError, ValueError):
   """The model fits neither the data nor the devices."""
 
 
-class DataError(ValueError):
+class DataError(FedjaxSimError, ValueError):
   """The data hold values that would change on a device."""
 
 

@@ -18,12 +18,13 @@ from fedjax_sim.core import (
   returned,
   validate,
 )
+from fedjax_sim.core.errors import FedjaxSimError
 
 # (outputs, examples) -> per-example values, shape=(batch,) each.
 ExampleMetric = Callable[[PyTree, Examples], Metric | Array]
 
 
-class MetricError(ValueError):
+class MetricError(FedjaxSimError, ValueError):
   """A metric of the user's raises, or has a name that is taken."""
 
 

@@ -18,6 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from fedjax_sim.core import validate
+from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.data.batch_steps import input_shape
 from fedjax_sim.data.dataset import FederatedDataset
 from fedjax_sim.data.federated import Names
@@ -29,7 +30,7 @@ from fedjax_sim.data.stored import StoredData
 _TABLES = ("offsets", "names", "name_ends")
 
 
-class StoreError(ValueError):
+class StoreError(FedjaxSimError, ValueError):
   """A store is damaged, incomplete, or of another version."""
 
 
