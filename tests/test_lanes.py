@@ -154,6 +154,48 @@ def test_candidates():
   assert lanes.candidates(100, 3) == [1, 4, 16, 34]
 
 
+GB = 2**30
+
+
+@pytest.mark.parametrize(
+  ("groups", "files", "expected"),
+  [
+    ("", {}, 8),
+    ("0::/\n", {}, 8),
+    ("0::/\n", {"": ("max", 1, 0)}, 8),
+    ("0::/a/b\n", {"a/b": (4 * GB, GB, 0)}, 3),
+    ("0::/a/b\n", {"a/b": (4 * GB, 3 * GB, 2 * GB)}, 3),  # files dropped
+    ("0::/a/b\n", {"a/b": ("max", GB, 0), "a": (2 * GB, GB, 0)}, 1),
+    ("0::/a/b\n", {"a": (64 * GB, GB, 0)}, 8),
+    ("0::/host/path\n", {"": (3 * GB, GB, 0)}, 2),  # as in a container
+    ("0::/a\n", {"a": (GB, 2 * GB, 0)}, 0),
+    ("4:memory:/x\n2:cpu:/\n", {"memory/x": (4 * GB, GB, 0)}, 3),
+    ("4:cpu,memory:/x\n0::/\n", {"memory": (5 * GB, GB, 0)}, 4),
+    ("4:memory:/\n", {"memory": (2**63 - 4096, GB, 0)}, 8),
+  ],
+)
+def test_memory_is_that_of_the_control_groups(
+  groups, files, expected, tmp_path
+):
+  (tmp_path / "proc/self").mkdir(parents=True)
+  (tmp_path / "proc/meminfo").write_text(
+    f"MemTotal: {2 * 8 * 2**20} kB\nMemAvailable: {8 * 2**20} kB\n"
+  )
+  (tmp_path / "proc/self/cgroup").write_text(groups)
+  for name, (limit, used, cache) in files.items():
+    folder = tmp_path / "sys/fs/cgroup" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    first = name.startswith("memory")
+    kinds = (
+      ("limit_in_bytes", "usage_in_bytes") if first else ("max", "current")
+    )
+    for kind, number in zip(kinds, (limit, used), strict=True):
+      (folder / f"memory.{kind}").write_text(f"{number}\n")
+    key = "total_inactive_file" if first else "inactive_file"
+    (folder / "memory.stat").write_text(f"anon 5\n{key} {cache}\n")
+  assert memory.available_memory(tmp_path) == expected * GB
+
+
 def test_the_memory_limit_leaves_some():
   limit = memory.memory_limit(jax.devices()[0])
   assert 2**20 < limit < 2**50
