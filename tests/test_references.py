@@ -1,5 +1,6 @@
 """A user's own objects by name: found, run once, refused in clear words."""
 
+import ast
 import json
 import pathlib
 import pickle
@@ -27,6 +28,7 @@ import optax
 from fedjax_sim import aggregators, data, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.models.logistic_regression import logistic_regression
+from fedjax_sim.privacy.local import additive as randomizers
 
 print("runs")
 number = 3
@@ -67,6 +69,10 @@ def server_sampling(num_clients, size):
 
 def server_aggregator():
   return aggregators.mean()
+
+
+def local_privacy_mechanism():
+  return randomizers.clip_only(1.0)
 
 
 def model_metrics(logits, examples):
@@ -116,6 +122,24 @@ def test_every_field_may_be_a_reference(mine, field):
   assert re.fullmatch(
     rf"{name} \(SHA-256 [0-9a-f]{{16}}\)", made.sources[field]
   )
+
+
+def test_no_field_that_takes_references_is_missing():
+  """Of all that the package looks up; `--map` is a flag."""
+  package = pathlib.Path(references.__file__).parents[1]
+  fields = set()
+  for path in package.rglob("*.py"):
+    for call in ast.walk(ast.parse(path.read_text())):
+      if isinstance(call, ast.Call) and call.args:
+        first, name = call.args[0], ast.unparse(call.func)
+        if name == "functools.partial" and len(call.args) > 1:
+          name, first = ast.unparse(first), call.args[1]
+        if name in ("references.lookup", "references.load"):
+          fields.add(ast.unparse(first).strip("'"))
+  # What is no text is an argument, of functions that several fields share.
+  fields = {f for f in fields if "." in f and "{" not in f}
+  assert "local_privacy.mechanism" in fields
+  assert fields <= {*references.FIELDS}
 
 
 def test_a_module_that_is_installed():

@@ -40,6 +40,7 @@ FIELDS = (
   "server.sampling",
   "server.aggregator",
   "replay.optimizer",
+  "local_privacy.mechanism",
 )
 _FORM = "give path/to/file.py:name or package.module:name"
 
