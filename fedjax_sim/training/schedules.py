@@ -11,6 +11,7 @@ import ast
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -107,8 +108,9 @@ def plateau(
     min_scale=floor,
   )
 
+  @jax.jit  # its conditionals would be compiled at every call
   def react(state: PyTree, value: float) -> PyTree:
-    return rule.update((), state, value=jnp.float32(value))[1]
+    return rule.update((), state, value=jnp.asarray(value, jnp.float32))[1]
 
   return Schedule(
     factor=lambda round_, state: state.scale,
