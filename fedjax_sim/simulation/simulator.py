@@ -32,6 +32,7 @@ from fedjax_sim.core import (
   PyTree,
   Task,
   Transform,
+  Variables,
   errors,
   key_for,
   validate,
@@ -54,17 +55,15 @@ from fedjax_sim.privacy import accounting
 from fedjax_sim.privacy.accounting import promises
 from fedjax_sim.privacy.central import audit as audits
 from fedjax_sim.privacy.central import guard
-from fedjax_sim.privacy.central.uncovered import uncovered
-from fedjax_sim.simulation import lanes, monitor, preflight
+from fedjax_sim.simulation import account, lanes, monitor, preflight
 from fedjax_sim.simulation.dispatch import Dispatch, Planned, Row, read_metrics
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.timing import Phases
-from fedjax_sim.training import schedules, seal
+from fedjax_sim.training import schedules
 
 log = logging.getLogger(__name__)
 
 TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
-DRAWN_ROUNDS = 1000  # up to which a promise is tested, of a run without an end
 
 
 # Of every field its type, and an expression that gives one.
@@ -190,124 +189,73 @@ class Simulator:
     _ = self.works  # checks that every client has a batch
 
   def _check_privacy(self) -> None:
+    account.check_budget(self.algorithm, self.budget)
     release = self.algorithm.release
-    if self.budget is not None:
-      example = "Budget(delta=1e-5)"
-      validate.instance("budget", self.budget, guard.Budget, example)
     if release is None:
-      if self.budget is not None:
-        raise ValueError(
-          "budget is of a private algorithm, and this one is not; wrap it by"
-          " privacy.central."
-        )
       return
-    if self.budget is not None:  # an epsilon is told
-      seal.check(self.algorithm)
     guard.check_noise(release, self.hparams, self.sampler)
-    shapes = self.algorithm.variables(self.state_shapes.server).params
     guard.check(
       self.transforms,
-      shapes,
+      self._variables.params,
       self._schedules,
       release,
       self.fall_back,
     )
     self.check_unwatched()
-    if self.ledger is not None:  # which refuses what it cannot count
-      assert self.budget is not None
-      rounds = self.budget.rounds or release.rounds or DRAWN_ROUNDS
-      promises.check_draws(self.sampler, self.num_clients, rounds, self.seed)
-      # Besides the update perhaps as many statistics, a weight and a bit.
-      guard.check_ends(self.ledger, rounds, 2 * self.num_parameters + 2)
+    self._account.check_ledger(self.seed, self.num_parameters)
 
   def check_unwatched(self) -> None:
-    """Refuses to follow metrics of clients that train, as privacy has to.
+    """Refuse to follow metrics of training clients, as privacy requires.
 
     Raises:
-      ValueError: names who follows one.
+      ValueError: names the field that follows one.
     """
-    watched = {"server.best_metric": self.best_metric}
-    for name, schedule in self._schedules.items():
-      watched[f"schedule of {name}: metric"] = schedule.metric
-    guard.check_watched(watched)
+    account.check_unwatched(self.best_metric, self._schedules)
 
   # --- what follows from the arguments ---------------------------------------
 
   @functools.cached_property
+  def _account(self) -> account.Account:
+    return account.Account(
+      release=self.algorithm.release,
+      budget=self.budget,
+      sampler=self.sampler,
+      num_clients=self.num_clients,
+    )
+
+  @property
   def ledger(self) -> accounting.Ledger | None:
-    """What counts the epsilon of a private run."""
-    release = self.algorithm.release
-    if release is None or self.budget is None:
-      return None
-    return guard.ledger(release, self.sampler, self.budget, self.num_clients)
+    """The ledger that counts a private run's epsilon; None without one."""
+    return self._account.ledger
 
   def spent(self, rounds: int) -> Row:
-    """The epsilon after so many rounds, as a row of metrics tells it.
+    """Return the epsilon after a number of rounds as a row of metrics.
 
-    Empty where none holds, and beyond the rounds that the noise was made for.
-    Of some later rounds it is that of one a little later still
-    (`guard.counted`).
+    It is empty if no epsilon holds; see `Account.epsilon_row`.
     """
-    if self.ledger is None or self.budget is None:
-      return {}
-    if rounds > (self.ledger.release.rounds or rounds):
-      return {}
-    epsilon = self.ledger.told(guard.counted(rounds, self._last_counted))
-    if math.isinf(epsilon):
-      return {}
-    simulated = self.ledger.release.simulated is not None
-    name = "privacy/simulated_epsilon" if simulated else "privacy/epsilon"
-    return {name: epsilon}
-
-  @functools.cached_property
-  def _last_counted(self) -> int | None:
-    """The last round that a budget, or the noise, leaves; None: not known."""
-    assert self.budget is not None
-    release = self.algorithm.release
-    wanted = self.budget.rounds or (release and release.rounds)
-    return wanted and self.allowed(wanted)
+    return self._account.epsilon_row(rounds)
 
   def allowed(self, rounds: int) -> int:
-    """As many of so many rounds as the privacy budget allows.
+    """Return how many of a number of rounds the privacy budget allows.
 
     Raises:
       ValueError: the noise was made for fewer rounds.
     """
-    release = self.algorithm.release
-    if release is not None and rounds > (release.rounds or rounds):
-      raise ValueError(
-        f"server.rounds={rounds}: the correlated noise was made for"
-        f" {release.rounds} rounds; make it for as many as there are."
-      )
-    if self.ledger is None or self.budget is None:
-      return rounds
-    if self.budget.epsilon is None:
-      return rounds
-    return self.ledger.rounds_within(self.budget.epsilon, rounds)
+    return self._account.rounds_within_budget(rounds)
 
   def audit(self, state: RunState) -> audits.Audit | None:
-    """What the canaries of a private run betray; None without any."""
-    release = self.algorithm.release
-    if release is None or release.audited is None or self.ledger is None:
-      return None
-    evidence, rounds = jax.device_get(
-      (jax.jit(release.audited)(state.server), state.round)
-    )
-    return audits.audit(evidence, self.ledger, int(rounds))
+    """Measure what the canaries of a private run reveal; None without any."""
+    return self._account.audit(state)
 
   @property
   def uncovered(self) -> list[str]:
-    """What a run tells of its clients that no epsilon would cover."""
-    return uncovered(
+    """What a run reveals of its clients that no epsilon would cover."""
+    return account.uncovered(
       self.data,
       self.transforms,
+      self.runtime,
+      self.state_shapes.clients,
       log_clients=self.log_clients,
-      measured=[
-        name
-        for name in ("lanes", "residency")
-        if getattr(self.runtime, name) == "auto"
-      ],
-      keeps_state=bool(jax.tree.leaves(self.state_shapes.clients)),
     )
 
   @property
@@ -482,8 +430,9 @@ class Simulator:
   @property
   def slow_layers(self) -> list[str]:
     """What of the model is slow here and what mends it, in words."""
-    variables = self.algorithm.variables(self.state_shapes.server)
-    return preflight.slow_layers(self.task, variables, self.data, self.works)
+    return preflight.slow_layers(
+      self.task, self._variables, self.data, self.works
+    )
 
   def trace(self) -> None:
     """Traces a round, as compiling it does first.
@@ -509,8 +458,7 @@ class Simulator:
   def metric_names(self) -> dict[str, str]:
     """What `evaluate` tells -> the task's metric that it is of."""
     data = self.data
-    variables = self.algorithm.variables(self.state_shapes.server)
-    metrics = preflight.metrics_of(self.task, variables, data)
+    metrics = preflight.metrics_of(self.task, self._variables, data)
     names = {}
     for name in metrics:
       if data.test is not None:
@@ -662,9 +610,14 @@ class Simulator:
     return shapes
 
   @property
+  def _variables(self) -> Variables:
+    """Shapes and dtypes of the global model."""
+    return self.algorithm.variables(self.state_shapes.server)
+
+  @property
   def num_parameters(self) -> int:
-    """Trained parameters of the global model."""
-    params = self.algorithm.variables(self.state_shapes.server).params
+    """Number of trained parameters of the global model."""
+    params = self._variables.params
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
   @functools.cached_property
@@ -904,11 +857,7 @@ class Simulator:
         " plan the rounds that follow the state."
       )
     last = done + planned.num_rounds
-    if self.allowed(last) < last:
-      raise ValueError(
-        f"Round {last} would exceed the privacy budget, epsilon"
-        f" {self.budget and self.budget.epsilon}; end before it."
-      )
+    self._account.check_round(last)
     step = jax.profiler.StepTraceAnnotation("dispatch", step_num=done)
     with phases("train"), step:
       began = time.perf_counter()
