@@ -45,17 +45,17 @@ from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine import round as rounds
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_loop import Walk
-from fedjax_sim.engine.client_metrics import ClientMetrics, told
-from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks
+from fedjax_sim.engine.client_metrics import ClientMetrics
+from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.program import Program
-from fedjax_sim.engine.state import Best, RoundMetrics, RunState
+from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.engine.traffic import Traffic, traffic
 from fedjax_sim.privacy import accounting
 from fedjax_sim.privacy.accounting import promises
 from fedjax_sim.privacy.central import audit as audits
 from fedjax_sim.privacy.central import guard
-from fedjax_sim.simulation import account, lanes, monitor, preflight
+from fedjax_sim.simulation import account, evaluator, lanes, monitor, preflight
 from fedjax_sim.simulation.dispatch import Dispatch, Planned, Row, read_metrics
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.timing import Phases
@@ -457,27 +457,13 @@ class Simulator:
   @functools.cached_property
   def metric_names(self) -> dict[str, str]:
     """What `evaluate` tells -> the task's metric that it is of."""
-    data = self.data
-    metrics = preflight.metrics_of(self.task, self._variables, data)
-    names = {}
-    for name in metrics:
-      if data.test is not None:
-        names[f"test/{name}"] = name
-      for prefix, part in (("seen", data.seen), ("unseen", data.unseen)):
-        if part is not None:
-          names |= dict.fromkeys(told(name, prefix), name)
-    return names
+    metrics = preflight.metrics_of(self.task, self._variables, self.data)
+    return evaluator.metric_names(metrics, self.data)
 
   @functools.cached_property
   def _higher_is_better(self) -> dict[str, bool]:
     """Of every metric that is watched."""
-    wanted = {
-      f"schedule of {name}: metric": schedule.metric
-      for name, schedule in self._schedules.items()
-      if schedule.metric is not None
-    }
-    if self.best_metric is not None:
-      wanted["server.best_metric"] = self.best_metric
+    wanted = evaluator.followed(self._schedules, self.best_metric)
     names = self.metric_names if wanted else {}
     return monitor.directions(wanted, names, self.task)
 
@@ -958,13 +944,7 @@ class Simulator:
   @functools.cached_property
   def evaluated(self) -> dict[str, FederatedData]:
     """`test`, `seen` and `unseen`, as far as the data have them."""
-    data, sets = self.data, dict[str, FederatedData]()
-    if data.test is not None:
-      sets["test"] = as_blocks(data.test, self.runtime.eval_batch_size)
-    for name, part in (("seen", data.seen), ("unseen", data.unseen)):
-      if part is not None:
-        sets[name] = part
-    return sets
+    return evaluator.evaluation_data(self.data, self.runtime.eval_batch_size)
 
   @functools.cached_property
   def evaluation_room(self) -> float:
@@ -978,46 +958,31 @@ class Simulator:
     """What evaluates each of `evaluated`."""
     if not self.evaluated:
       return {}
-    # About as many examples at once as in training.
-    examples = self.lane_choice.lanes * max(w.batch_size for w in self.works)
-    size = self.runtime.eval_batch_size
-    return {
-      name: EvaluationSet(
-        self.task,
-        self.algorithm,
-        part,
-        mesh=self.mesh,
-        lanes=max(1, examples // size),
-        batch_size=size,
-        personal=name == "seen",
-        prepare=self.data.prepare,
-        room=self.evaluation_room,
-      )
-      for name, part in self.evaluated.items()
-    }
+    return evaluator.evaluation_sets(
+      self.evaluated,
+      task=self.task,
+      algorithm=self.algorithm,
+      data=self.data,
+      works=self.works,
+      mesh=self.mesh,
+      lanes=self.lane_choice.lanes,
+      batch_size=self.runtime.eval_batch_size,
+      room=self.evaluation_room,
+    )
 
   def evaluate(
     self, state: RunState, sets: Collection[str] | None = None
   ) -> Row:
-    """Metrics on the central test set, and over seen and unseen clients.
+    """Evaluate a state on the central test set and on seen and unseen clients.
 
     Args:
-      state: a state.
-      sets: which of `evaluation_sets`; None: all.
+      state: the state.
+      sets: which of `evaluation_sets`; None for all.
     """
-    row: Row = {}
-    for name, part in self.evaluation_sets.items():
-      if sets is not None and name not in sets:
-        continue
-      metrics = part(state)
-      if name == "test":
-        row |= {f"test/{k}": v for k, v in metrics.overall().items()}
-      else:
-        row |= metrics.summary(name)
-    return row
+    return evaluator.evaluate(self.evaluation_sets, state, sets)
 
   def evaluate_clients(self, state: RunState, name: str) -> ClientMetrics:
-    """Metrics of every client of `seen` or `unseen`.
+    """Return the metrics of every client of `seen` or `unseen`.
 
     Raises:
       UnknownNameError: the data have no such set.
@@ -1027,51 +992,28 @@ class Simulator:
   def react(
     self, state: RunState, metrics: Row, *, ends: bool = False
   ) -> RunState:
-    """The state after an evaluation.
-
-    The algorithm sees it, schedules may follow it, and the best model is kept,
-    or is gone back to.
+    """Return the state after an evaluation; see `evaluator.Reaction`.
 
     Args:
-      state: what was evaluated.
-      metrics: what the evaluation told.
-      ends: no round follows: the model stays the one that was evaluated.
+      state: the state that was evaluated.
+      metrics: what the evaluation measured.
+      ends: whether the run ends here, so that the model stays as it is.
     """
-    server, watch = state.server, state.watch
-    if self.algorithm.on_eval is not None:
-      if self.algorithm.release is not None:  # clients that train are private
-        metrics = {
-          k: v for k, v in metrics.items() if not k.startswith("seen/")
-        }
-      server = self.algorithm.on_eval(server, metrics)
-      # A copy of its own for every leaf, so that the state can be donated.
-      server = jax.tree.map(
-        lambda new, old: jnp.array(new, dtype=old.dtype, copy=True),
-        server,
-        self.state_shapes.server,
-      )
-      server = distributed.put(server, self.mesh, self._state_spec.server)
-    if watch.schedules:
-      states = monitor.after(
-        jax.device_get(watch.schedules),
-        self._schedules,
-        metrics,
-        self._higher_is_better,
-      )
-      where = self._state_spec.watch.schedules
-      states = distributed.put(states, self.mesh, where)
-      watch = watch._replace(schedules=states)
-    metric = self.best_metric
-    if metric is not None and metric in metrics:
-      value, best = metrics[metric], watch.best
-      if monitor.is_better(value, best, self._higher_is_better[metric]):
-        told = np.float32(value), np.int32(jax.device_get(state.round))
-        value_, round_ = distributed.put(told, self.mesh, P())
-        best = Best(value_, round_, self._copied(server))
-        watch = watch._replace(best=best)
-      elif self.fall_back and not ends and int(best.round) >= 0:
-        server = self._copied(best.server)
-    return state._replace(server=server, watch=watch)
+    return self._reaction(state, metrics, ends=ends)
+
+  @functools.cached_property
+  def _reaction(self) -> evaluator.Reaction:
+    return evaluator.Reaction(
+      algorithm=self.algorithm,
+      schedules=self._schedules,
+      higher_is_better=self._higher_is_better,
+      best_metric=self.best_metric,
+      fall_back=self.fall_back,
+      mesh=self.mesh,
+      shapes=self.state_shapes,
+      spec=self._state_spec,
+      copied=self._copied,
+    )
 
   @property
   def watched_metrics(self) -> list[str]:
@@ -1079,14 +1021,8 @@ class Simulator:
     return list(self._higher_is_better)
 
   def best(self, state: RunState) -> Row:
-    """The best model's round and value, as `best/...`; empty without one."""
-    best = state.watch.best
-    if self.best_metric is None or int(best.round) < 0:
-      return {}
-    return {
-      "best/round": int(best.round),
-      f"best/{self.best_metric}": float(best.value),
-    }
+    """Return round and value of the best model as `best/...`, if any."""
+    return evaluator.best_row(self.best_metric, state)
 
   @functools.cached_property
   def _copied(self) -> Callable[[PyTree], PyTree]:
