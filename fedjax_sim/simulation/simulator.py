@@ -33,7 +33,6 @@ from fedjax_sim.core import (
   Task,
   Transform,
   Variables,
-  errors,
   key_for,
   validate,
 )
@@ -52,18 +51,22 @@ from fedjax_sim.engine.program import Program
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.engine.traffic import Traffic, traffic
 from fedjax_sim.privacy import accounting
-from fedjax_sim.privacy.accounting import promises
 from fedjax_sim.privacy.central import audit as audits
 from fedjax_sim.privacy.central import guard
-from fedjax_sim.simulation import account, evaluator, lanes, monitor, preflight
+from fedjax_sim.simulation import (
+  account,
+  evaluator,
+  lanes,
+  monitor,
+  planner,
+  preflight,
+)
 from fedjax_sim.simulation.dispatch import Dispatch, Planned, Row, read_metrics
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.timing import Phases
 from fedjax_sim.training import schedules
 
 log = logging.getLogger(__name__)
-
-TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
 
 
 # Of every field its type, and an expression that gives one.
@@ -292,23 +295,7 @@ class Simulator:
   @functools.cached_property
   def works(self) -> list[LocalWork]:
     """For every pass, what a client does."""
-    works = []
-    most = self.work.max_tokens
-    ends = [p.tokens for p in self.algorithm.passes if p.epochs is None]
-    if most is not None and (not ends or None in ends):
-      raise ValueError(
-        f"client.max_tokens={most}: algorithm.name has local steps that do not"
-        " count tokens, or a fixed number of them; unset it by"
-        " --config.client.max_tokens=None, or take another algorithm."
-      )
-    for p, data in zip(self.algorithm.passes, self.splits, strict=True):
-      work = self.work
-      if p.epochs is not None:
-        work = LocalWork(
-          batch_size=work.batch_size, epochs=p.epochs, shuffle=work.shuffle
-        )
-      works.append(work.fitted(data.sizes))
-    return works
+    return planner.works_of(self.work, self.algorithm.passes, self.splits)
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -440,10 +427,10 @@ class Simulator:
     Raises:
       ValueError: the algorithm, or another part, refuses what it is given.
     """
-    _ = self._size(self._sampled(0))
+    _ = self._cohorts.size(self._cohorts.draw(0))
     wanted = self.runtime.lanes
     lanes = 1 if wanted == "auto" else wanted
-    shape = self._shape(lanes, self.sampler.sizes[-1])
+    shape = self._planner.shape(lanes, self.sampler.sizes[-1])
     preflight.check_round(
       self.function,
       self.state_shapes,
@@ -667,28 +654,21 @@ class Simulator:
     )
 
   @functools.cached_property
-  def _shapes(self) -> dict[tuple[int, int], programs.Shape]:
-    return {}
+  def _cohorts(self) -> planner.Cohorts:
+    return planner.Cohorts(
+      sampler=self.sampler, seed=self.seed, num_clients=self.num_clients
+    )
 
-  def _shape(self, lanes: int, size: int) -> programs.Shape:
-    if (lanes, size) not in self._shapes:  # it looks at every client
-      capacity = plans.capacity(
-        [data.sizes for data in self.splits],
-        self.works,
-        size,
-        lanes=lanes,
-        devices=self._dealt.devices,
-        idle=self._dealt.idle,
-      )
-      fixed, most = self.runtime.rounds_per_dispatch, self.runtime.most_rounds
-      self._shapes[lanes, size] = programs.shape_of(
-        capacity,
-        len(self.works),
-        fixed,
-        most,
-        self.residency.bytes_per_round(capacity),
-      )
-    return self._shapes[lanes, size]
+  @functools.cached_property
+  def _planner(self) -> planner.Planner:
+    return planner.Planner(
+      cohorts=self._cohorts,
+      splits=self.splits,
+      works=self.works,
+      dealt=self._dealt,
+      residency=self.residency,
+      runtime=self.runtime,
+    )
 
   def program(self, lanes: int, size: int) -> Program:
     """The compiled round.
@@ -698,7 +678,7 @@ class Simulator:
       size: the largest cohort, one of the sampler's sizes.
     """
     if (lanes, size) not in self.compiled:
-      shape = self._shape(lanes, size)
+      shape = self._planner.shape(lanes, size)
       self.compiled[lanes, size] = programs.compile_rounds(
         self.function,
         shape,
@@ -714,91 +694,26 @@ class Simulator:
     return self.compiled[lanes, size]
 
   def waiting_bytes(self, lanes: int, size: int) -> int:
-    """What a device has of the next call while it works on one, in bytes."""
-    shape = self._shape(lanes, size)
-    return shape.rounds * self.residency.bytes_per_round(shape.capacity)
+    """Return the bytes on a device of the call that waits for its turn."""
+    return self._planner.waiting_bytes(lanes, size)
 
   @property
   def compilations(self) -> int:
     """How often the round was compiled; lanes only tried not counted."""
     return sum(lanes == self.lane_choice.lanes for lanes, _ in self.compiled)
 
-  def _sampled(self, round_: int) -> np.ndarray:
-    """Who takes part in the round after so many."""
-    try:
-      ids = self.sampler.sample(self.seed, round_)
-      return validate.cohort(ids, self.num_clients)
-    except Exception as error:
-      raise ValueError(
-        f"server.sampling: round {round_ + 1}: {errors.raised(None, error)}"
-      ) from error
-
-  @functools.cached_property
-  def _witness(self) -> promises.Witness | None:
-    """What holds rounds against the sampler's promise; None: it has none."""
-    if self.sampler.participation is None:
-      return None
-    return promises.Witness(self.sampler, self.num_clients, self.seed)
-
-  def _size(self, ids: np.ndarray) -> int:
-    """The cohort size to compile for that holds these."""
-    for size in self.sampler.sizes:
-      if len(ids) <= size:
-        return size
-    raise ValueError(
-      f"server.sampling: {len(ids)} clients were drawn; `sizes` say at most"
-      f" {self.sampler.sizes[-1]}."
-    )
-
   def plan(self, first: int, most: int, lanes: int | None = None) -> Planned:
-    """Samples and lays out rounds first, first + 1, ..., on the host.
+    """Draw and lay out, on the host, the rounds that follow `first` rounds.
 
     Args:
-      first: rounds done before.
-      most: how many rounds; fewer where one call cannot run so many.
-      lanes: clients that a device trains at once; None: `lane_choice`.
+      first: number of rounds done before them.
+      most: number of rounds; fewer if one call cannot run as many.
+      lanes: number of clients that a device trains at once; None for
+        `lane_choice`.
     """
     lanes = self.lane_choice.lanes if lanes is None else lanes
-    began = time.perf_counter()
-    ids = [self._sampled(first)]
-    size = self._size(ids[0])
-    shape = self._shape(lanes, size)
-    for i in range(1, min(most, shape.rounds)):
-      more = self._sampled(first + i)
-      if self._size(more) != size:
-        break  # it runs in another program
-      ids.append(more)
-    if self._witness is not None:
-      for i, cohort in enumerate(ids):
-        self._witness.check(first + i, cohort)
-    planned, slices = plans.plan_rounds(
-      [data.offsets for data in self.splits],
-      self.works,
-      ids,
-      shape.capacity,
-      seed=self.seed,
-      first=first,
-      rounds=shape.rounds,
-      versions=[
-        self.sampler.versions(self.seed, first + i, cohort)
-        for i, cohort in enumerate(ids)
-      ],
-      sliced=self.residency.sliced,
-    )
-    for i in range(len(ids)):  # counted here, while devices work
-      self.spent(first + i + 1)
-    return Planned(
-      first=first,
-      num_rounds=len(ids),
-      cohorts=planned,
-      # Here, so that they travel while devices work on the call before.
-      examples=self.residency.put(
-        self.residency.gather(slices, shape.capacity, shape.rounds)
-      ),
-      key=(lanes, size),
-      waste=plans.waste(planned, self.works, self._dealt.each),
-      seconds=time.perf_counter() - began,
-    )
+    # Epsilons are counted here, while the devices work.
+    return self._planner.plan(first, most, lanes, planned=self.spent)
 
   def _call(
     self, state: RunState, planned: Planned, hparams: HParams | None
@@ -907,10 +822,10 @@ class Simulator:
     def count(done: int) -> int:
       if done < began + singles:
         return 1
-      most = self.runtime.rounds_per_dispatch
-      if most is None:
-        most = max(1, int(TARGET_SECONDS / seconds_per_round))
-      return min([most, last - done, *(s - done % s for s in stops)])
+      fixed = self.runtime.rounds_per_dispatch
+      return planner.rounds_per_dispatch(
+        fixed, seconds_per_round, done, last, stops
+      )
 
     if done >= last:
       return
