@@ -11,14 +11,12 @@ import functools
 import itertools
 import logging
 import math
-import secrets
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -28,12 +26,10 @@ from fedjax_sim.core import (
   Aggregator,
   Algorithm,
   HParams,
-  Purpose,
   PyTree,
   Task,
   Transform,
   Variables,
-  key_for,
   validate,
 )
 from fedjax_sim.data import FederatedData, FederatedDataset
@@ -61,6 +57,7 @@ from fedjax_sim.simulation import (
   planner,
   preflight,
 )
+from fedjax_sim.simulation import state as states
 from fedjax_sim.simulation.dispatch import Dispatch, Planned, Row, read_metrics
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.timing import Phases
@@ -355,34 +352,16 @@ class Simulator:
   @functools.cached_property
   def hparams(self) -> HParams:
     """The run's numeric hyper-parameters at their defaults."""
-    hparams = dict(self.algorithm.hparams)
-    hparams["transforms"] = {t.name: t.hparams for t in self.transforms}
-    if self.task.hparams:
-      hparams["task"] = self.task.hparams
-    if self.joined_by.keyed:
-      hparams["aggregator"] = self.joined_by.hparams
-    return hparams
+    return states.default_hparams(
+      self.task, self.algorithm, self.joined_by, self.transforms
+    )
 
   @functools.cached_property
   def _schedules(self) -> dict[str, Schedule]:
     return schedules.checked(self.schedules, self.hparams)
 
   def _traced(self, hparams: HParams | None) -> PyTree:
-    """Hyper-parameters as arrays of one dtype."""
-    hparams = {**self.hparams, **(hparams or {})}
-    expected: Any = jax.tree.structure(self.hparams)
-    if jax.tree.structure(hparams) != expected:
-      raise ValueError(
-        f"hparams={hparams!r} does not have the structure of"
-        f" Simulator.hparams, {self.hparams!r}; change values, not keys."
-      )
-    for path, value in jax.tree_util.tree_leaves_with_path(hparams):
-      number = value.item() if hasattr(value, "item") else value
-      validate.real(f"hparams{jax.tree_util.keystr(path)}", number)
-    if self.algorithm.release is not None:
-      guard.check_numbers(hparams, self.hparams)
-    dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
+    return states.traced_hparams(hparams, self.hparams, self.algorithm.release)
 
   @functools.cached_property
   def checked(self) -> bool:
@@ -459,27 +438,15 @@ class Simulator:
   def _init(
     self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
   ) -> RunState:
-    server = self.algorithm.init(key_for(seed, Purpose.INIT), hparams)
-    params = self.algorithm.variables(server).params
-    own = hparams["transforms"]
-    row = (
-      self.algorithm.client_init(server, hparams),
-      tuple(t.client_init(params, own[t.name]) for t in self.transforms),
-    )
-    table = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (self._table_rows, *jnp.shape(x))), row
-    )
-    shared = tuple(t.init(params, own[t.name]) for t in self.transforms)
-    return RunState(
-      round=jnp.zeros((), jnp.int32),
-      seed=seed,
-      noise_seed=noise_seed,
-      server=server,
-      clients=table,
-      shared=shared,
-      watch=monitor.first(
-        self._schedules, server, self.best_metric is not None
-      ),
+    return states.initial_state(
+      seed,
+      noise_seed,
+      hparams,
+      algorithm=self.algorithm,
+      transforms=self.transforms,
+      schedules=self._schedules,
+      keeps_best=self.best_metric is not None,
+      table_rows=states.table_rows(self.num_clients, self.mesh),
     )
 
   @functools.cached_property
@@ -489,15 +456,14 @@ class Simulator:
     return init
 
   def init(self, hparams: HParams | None = None) -> RunState:
-    """The state before the first round.
+    """Return the state before the first round.
 
     Raises:
       ValueError: `checked` refuses something.
     """
     _ = self.checked
-    return self._jitted_init(
-      np.uint32(self.seed), self._noise_words(), self._traced(hparams)
-    )
+    words = states.noise_words(self.noise_seed, self.draws_noise)
+    return self._jitted_init(np.uint32(self.seed), words, self._traced(hparams))
 
   @property
   def draws_noise(self) -> bool:
@@ -507,80 +473,34 @@ class Simulator:
   @property
   def noise_origin(self) -> str:
     """Where private noise comes from, for summaries; "" without any."""
-    if not self.draws_noise:
-      return ""
-    if self.noise_seed is None:
-      return (
-        "from fresh entropy, which the checkpoints keep: who has them can"
-        " take the noise off"
-      )
-    return (
-      f"simulation only: whoever knows noise_seed={self.noise_seed} can take"
-      " the noise off"
-    )
-
-  def _noise_words(self) -> np.ndarray:
-    """`RunState.noise_seed` of a run that begins; 0 where nothing draws it."""
-    bits = self.noise_seed or 0
-    if self.noise_seed is None and self.draws_noise:
-      bits = processes.from_first(lambda: secrets.randbits(64))
-    return np.array([bits >> 32, bits & 0xFFFFFFFF], np.uint32)
-
-  @property
-  def _table_rows(self) -> int:
-    """Rows of the clients' table, the same on every device."""
-    devices = distributed.size(self.mesh)
-    return -(-self.num_clients // devices) * devices
+    return states.noise_origin(self.noise_seed, self.draws_noise)
 
   @functools.cached_property
   def _state_spec(self) -> RunState:
     return programs.state_spec(self.state_shapes, self.mesh)
 
   def place(self, state: PyTree) -> RunState:
-    """A state on the host, as `fetch` gives it, on the devices."""
-    missing = self._table_rows - self.num_clients
-
-    def pad(x: np.ndarray) -> np.ndarray:
-      return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
-
-    padded = state._replace(clients=jax.tree.map(pad, state.clients))
-    placed: RunState = distributed.put(padded, self.mesh, self._state_spec)
-    return placed
+    """Put a state on the devices that is on the host, as from `fetch`."""
+    return states.to_devices(
+      state, self.num_clients, self.mesh, self._state_spec
+    )
 
   def fetch(self, state: RunState) -> RunState:
-    """The state on the host, whatever the devices: a row for every client.
+    """Return the state on the host, with a row for every client.
 
     All processes have to call it.
     """
-    state = distributed.fetch(state)
-    own = jax.tree.map(lambda x: x[: self.num_clients], state.clients)
-    return state._replace(clients=own)
+    return states.to_host(state, self.num_clients)
 
   @functools.cached_property
   def fetched_shapes(self) -> RunState:
-    """Shapes and dtypes of what `fetch` gives."""
-    shapes = self.state_shapes
-    cut = lambda x: jax.ShapeDtypeStruct(
-      (self.num_clients, *x.shape[1:]), x.dtype
-    )
-    return shapes._replace(clients=jax.tree.map(cut, shapes.clients))
+    """Shapes and dtypes of what `fetch` returns."""
+    return states.host_shapes(self.state_shapes, self.num_clients)
 
   @functools.cached_property
   def state_shapes(self) -> RunState:
     """Shapes and dtypes of a state."""
-    shapes: RunState = jax.eval_shape(
-      self._init,
-      np.uint32(self.seed),
-      np.zeros(2, np.uint32),
-      self._traced(None),
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-      if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        raise TypeError(
-          f"State {jax.tree_util.keystr(path)} is a {leaf.dtype}; keep"
-          " jax.random.key_data of it, or derive keys with key_for."
-        )
-    return shapes
+    return states.shapes_of(self._init, self.seed, self._traced(None))
 
   @property
   def _variables(self) -> Variables:
@@ -590,8 +510,7 @@ class Simulator:
   @property
   def num_parameters(self) -> int:
     """Number of trained parameters of the global model."""
-    params = self._variables.params
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    return states.count(self._variables.params)
 
   @functools.cached_property
   def traffic(self) -> Traffic:
@@ -927,7 +846,7 @@ class Simulator:
       mesh=self.mesh,
       shapes=self.state_shapes,
       spec=self._state_spec,
-      copied=self._copied,
+      copied=states.copier(self.mesh, self._state_spec.server),
     )
 
   @property
@@ -938,11 +857,3 @@ class Simulator:
   def best(self, state: RunState) -> Row:
     """Return round and value of the best model as `best/...`, if any."""
     return evaluator.best_row(self.best_metric, state)
-
-  @functools.cached_property
-  def _copied(self) -> Callable[[PyTree], PyTree]:
-    """A server state's copy, since the one of the run may be donated."""
-    where = distributed.shardings(self.mesh, self._state_spec.server)
-    copy = lambda server: jax.tree.map(jnp.copy, server)
-    copied: Callable[[PyTree], PyTree] = jax.jit(copy, out_shardings=where)
-    return copied
