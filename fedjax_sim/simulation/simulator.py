@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import time
@@ -51,6 +50,7 @@ from fedjax_sim.privacy.central import audit as audits
 from fedjax_sim.privacy.central import guard
 from fedjax_sim.simulation import (
   account,
+  arguments,
   evaluator,
   lanes,
   monitor,
@@ -64,29 +64,6 @@ from fedjax_sim.simulation.timing import Phases
 from fedjax_sim.training import schedules
 
 log = logging.getLogger(__name__)
-
-
-# Of every field its type, and an expression that gives one.
-_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-  "task": (Task, "function_task(init, loss)"),
-  "algorithm": (Algorithm, "fedavg(task, client_optimizer, server_optimizer)"),
-  "data": (FederatedDataset, "make_dataset(name, data, num_classes=10)"),
-  "sampler": (core.Sampler, "sampling.uniform(num_clients, 10)"),
-  "work": (LocalWork, "LocalWork(batch_size=20, epochs=1)"),
-  "aggregator": (Aggregator, "aggregators.weighted_mean()"),
-  "transforms": ((list, tuple), "[transforms.clip(1.0)]"),
-  "runtime": (Runtime, "Runtime(lanes=1)"),
-}
-
-
-def check_kinds(**fields: Any) -> None:
-  """Refuses fields of `Simulator` of another type than theirs.
-
-  Raises:
-    TypeError: names the field, and an expression that gives one.
-  """
-  for field, value in fields.items():
-    validate.instance(field, value, *_KINDS[field])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,50 +117,16 @@ class Simulator:
   budget: guard.Budget | None = None
 
   def __post_init__(self) -> None:
-    validate.whole("seed", self.seed, least=0, most=2**32 - 1)
-    if self.noise_seed is not None:
-      validate.whole("noise_seed", self.noise_seed, least=0, most=2**32 - 1)
-    validate.boolean("log_clients", self.log_clients)
-    validate.boolean("server.fall_back", self.fall_back)
-    if self.best_metric is not None:
-      example = "'test/accuracy'"
-      validate.instance("server.best_metric", self.best_metric, str, example)
-    check_kinds(**{field: getattr(self, field) for field in _KINDS})
-    if isinstance(self.transforms, Transform):  # a tuple, too
-      raise TypeError("transforms is a Transform; give a list of them.")
-    for i, transform in enumerate(self.transforms):
-      validate.instance(
-        f"transforms[{i}]", transform, Transform, "transforms.clip(1.0)"
-      )
-    names = [t.name for t in self.transforms]
-    if len(set(names)) < len(names):
-      raise ValueError(f"transforms={names} has a name twice; name them apart.")
-    preflight.check_parts(
+    arguments.check_seeds(self.seed, self.noise_seed)
+    arguments.check_options(self.log_clients, self.fall_back, self.best_metric)
+    kinds = {field: getattr(self, field) for field in arguments.KINDS}
+    arguments.check_kinds(**kinds)
+    arguments.check_transforms(self.transforms)
+    arguments.check_parts(
       self.algorithm, self.aggregator, self.data, self.runtime
     )
-    sizes = self.sampler.sizes
-    if not isinstance(sizes, tuple) or not sizes:
-      raise TypeError(
-        f"server.sampling: Sampler.sizes={sizes!r}; give a tuple of numbers."
-      )
-    for size in sizes:
-      validate.whole("server.sampling: Sampler.sizes", size)
-    if any(a >= b for a, b in itertools.pairwise(sizes)):
-      raise ValueError(
-        f"server.sampling: Sampler.sizes={sizes}: give increasing numbers."
-      )
-    expected = self.sampler.expected
-    validate.real("server.sampling: Sampler.expected", expected, least=0)
-    if self.sampler.sizes[-1] > self.num_clients:
-      raise ValueError(
-        f"The sampler draws up to {self.sampler.sizes[-1]} clients a round;"
-        f" there are {self.num_clients}. Lower server.clients_per_round."
-      )
-    if self.fall_back and self.best_metric is None:
-      raise ValueError(
-        "server.fall_back=True goes back to the best model, and none is kept;"
-        " set server.best_metric, such as 'test/accuracy'."
-      )
+    arguments.check_sampler(self.sampler, self.num_clients)
+    arguments.check_fall_back(self.fall_back, self.best_metric)
     _ = self._schedules
     self._check_privacy()
     _ = self.works  # checks that every client has a batch
@@ -373,23 +316,24 @@ class Simulator:
       ValueError: a round has too many examples, or the aggregator does not
         keep to its contract.
     """
-    capacity = plans.capacity(
-      [data.sizes for data in self.splits],
+    preflight.check_data(
+      self.task,
+      self.data,
+      self.splits,
+      self.work,
       self.works,
       self.sampler.sizes[-1],
-      lanes=1,
-      devices=1,
     )
-    preflight.check_order(max(capacity.order), self.work)
-    preflight.check_values(self.task, self.data)
-    preflight.check_augment(self.data)
-    shapes = self.state_shapes
-    variables = self.algorithm.variables(shapes.server)
-    preflight.check_parameters(variables.params)
-    preflight.check_memory(shapes, self.mesh)
-    aggregators.check(self.joined_by, variables.params)
-    size = self.runtime.eval_batch_size
-    preflight.check_task(self.task, variables, self.data, self.works, size)
+    preflight.check_model(
+      self.task,
+      self._variables,
+      self.joined_by,
+      self.state_shapes,
+      self.mesh,
+      self.data,
+      self.works,
+      self.runtime.eval_batch_size,
+    )
     _ = self._higher_is_better
     return True
 
@@ -401,7 +345,7 @@ class Simulator:
     )
 
   def trace(self) -> None:
-    """Traces a round, as compiling it does first.
+    """Trace a round, as compiling it does first.
 
     Raises:
       ValueError: the algorithm, or another part, refuses what it is given.
