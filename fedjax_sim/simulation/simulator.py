@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import math
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -32,7 +31,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.distributed import memory, processes
+from fedjax_sim.distributed import processes
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine import residency as residencies
@@ -62,8 +61,6 @@ from fedjax_sim.simulation.dispatch import Dispatch, Planned, Row, read_metrics
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.timing import Phases
 from fedjax_sim.training import schedules
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -257,12 +254,12 @@ class Simulator:
   def choose_lanes(
     self, rounds: float = math.inf, phases: Phases | None = None
   ) -> lanes.Choice:
-    """The same; with "auto" the first call measures.
+    """Return `lane_choice`; with "auto" the first call measures it.
 
     Args:
-      rounds: of the run, of whose time choosing takes a small share on a CPU;
-        infinite: not known.
-      phases: measures it; None: nobody asks.
+      rounds: number of rounds of the run, of whose time choosing takes a small
+        share on a CPU; infinite if unknown.
+      phases: measures what it takes; None if nobody asks.
     """
     phases = Phases() if phases is None else phases
     if not self._choices:
@@ -277,20 +274,19 @@ class Simulator:
   def _choose(self, rounds: float, phases: Phases) -> lanes.Choice:
     if self.runtime.lanes != "auto":
       return lanes.Choice(self.runtime.lanes, "as given")
-    size = self.sampler.sizes[0]
-    sizes = lanes.candidates(size, distributed.size(self.mesh))
-    if len(sizes) == 1:
-      return lanes.Choice(sizes[0], "a device has no more clients a round")
-    own = self.mesh.local_devices[0]
-    if own.platform != "cpu":
-      rounds = math.inf  # there many lanes are worth the time
-    (negative,) = processes.greatest(-memory.memory_limit(own))
-    probe = functools.partial(
-      lanes.probe, self, rounds=rounds, limit=-negative, phases=phases
+
+    def seconds(planned: Planned) -> float:
+      state = jax.block_until_ready(self.init())
+      return self.dispatch(state, planned).seconds
+
+    trial = lanes.Trial(
+      plan=lambda done, size: self.plan(done, 1, size),
+      program=self.program,
+      waiting_bytes=self.waiting_bytes,
+      seconds=seconds,
     )
-    choice = lanes.choose(probe, sizes, -negative, rounds)
-    log.info("%d lanes a device: %s", *choice)
-    return choice
+    size = self.sampler.sizes[0]
+    return lanes.measured(trial, size, self.mesh, rounds, phases)
 
   @functools.cached_property
   def hparams(self) -> HParams:
