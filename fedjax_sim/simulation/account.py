@@ -67,6 +67,18 @@ class Account:
       self.release, self.sampler, self.budget, self.num_clients
     )
 
+  @property
+  def public_clients(self) -> int:
+    """Return the number of clients that the algorithm may know of.
+
+    If adding or removing a client must not show, it is the number that was
+    chosen in advance.
+    """
+    part = self.sampler.participation
+    if self.release is None or part is None:
+      return self.num_clients
+    return part.population or self.num_clients
+
   @functools.cached_property
   def _last_counted(self) -> int | None:
     """Return the last round that budget and noise allow; None if unknown."""

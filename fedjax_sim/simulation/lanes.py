@@ -43,13 +43,13 @@ class Choice(NamedTuple):
 
 
 class Probe(NamedTuple):
-  """What was measured with so many lanes.
+  """What was measured with a number of lanes.
 
   Attributes:
-    seconds: predicted, of a round.
+    seconds: predicted time of a round.
     device_bytes: memory on one device.
-    compiling: seconds that compiling took, which are no loss if this is chosen.
-    measuring: seconds of all else.
+    compiling: seconds of compiling, which are no loss if this is chosen.
+    measuring: seconds of everything else.
   """
 
   seconds: float
@@ -88,17 +88,24 @@ def candidates(cohort_size: int, devices: int) -> list[int]:
 
 
 def probe_steps(run: float) -> int:
-  """How many steps to time of a run of so many, infinite where not known.
+  """Return how many steps to time; 0 if the run is too short for a single one.
 
-  Half of the share is for them; 0: it is too small for a single one.
+  Half of the time that choosing may take is for them.
+
+  Args:
+    run: number of steps of the run; infinite if unknown.
   """
   return int(min(PROBE_STEPS, SHARE / 2 * run / PROBE_CALLS))
 
 
 def shortened(plan: Cohort, most: int = PROBE_STEPS) -> Cohort:
-  """The plan's first waves, about so many steps a device, no more.
+  """Return a plan with the first waves alone, so that it has few steps.
 
   Waves that are left out have no steps, so `wave_steps` counts what is run.
+
+  Args:
+    plan: of a round.
+    most: number of steps of a device, about.
   """
   steps = plan.num_steps.max(axis=-2).sum(axis=-1)  # (..., devices, waves)
   before = np.cumsum(steps, axis=-1) - steps
@@ -112,7 +119,7 @@ def shortened(plan: Cohort, most: int = PROBE_STEPS) -> Cohort:
 
 
 def emptied(plan: Cohort) -> Cohort:
-  """The plan without any wave: what a call costs that trains nobody."""
+  """Return a plan without any wave, to time a call that trains nobody."""
   return plan._replace(
     num_waves=np.zeros_like(plan.num_waves),
     num_steps=np.zeros_like(plan.num_steps),
@@ -213,10 +220,10 @@ def choose(
   was spent before; the first is taken even if it does not fit.
 
   Args:
-    probe: lanes -> what was measured; None: the run is too short for it.
-    sizes: increasing.
+    probe: lanes -> what was measured; None if the run is too short for it.
+    sizes: numbers of lanes to try, increasing.
     limit: bytes that fit on a device.
-    rounds: of the run; infinite: choosing may take as long as it does.
+    rounds: number of rounds of the run; infinite if choosing may take any time.
   """
   best, seconds = sizes[0], math.inf
   spent = needed = 0.0  # what compiles the best is needed anyway

@@ -263,7 +263,7 @@ _SEED = jax.ShapeDtypeStruct((), jnp.uint32)
 
 
 def _loss(task: Task, data: FederatedDataset) -> Callable[..., jax.Array]:
-  """(variables, batch as stored, seed) -> the loss of a local step."""
+  """Return (variables, batch as stored, seed) -> the loss of a local step."""
 
   def loss(variables: Variables, batch: Batch, seed: jax.Array) -> jax.Array:
     key = jax.random.key(seed)
@@ -281,7 +281,7 @@ def slow_layers(
   data: FederatedDataset,
   works: Sequence[LocalWork],
 ) -> list[str]:
-  """What of the loss is slow on this backend and what mends it, in words.
+  """Describe which layers are slow on this backend, and what mends them.
 
   Args:
     task: what is trained.
@@ -355,7 +355,7 @@ def metrics_of(
 
 
 def _batch(stored: Mapping[str, np.ndarray], size: int) -> Batch:
-  """Shapes and dtypes of so many examples as they are stored."""
+  """Return shapes and dtypes of a batch of examples as they are stored."""
 
   def shape(x: np.ndarray) -> Any:
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
@@ -366,7 +366,7 @@ def _batch(stored: Mapping[str, np.ndarray], size: int) -> Batch:
 
 
 def _largest_evaluated(data: FederatedDataset) -> list[int]:
-  """The most examples that can be evaluated at once, of every set."""
+  """Return the most examples that can be evaluated at once, for every set."""
   sets = [part for part in (data.seen, data.unseen) if part is not None]
   largest = [int(part.sizes.max()) for part in sets]
   if data.test is not None:

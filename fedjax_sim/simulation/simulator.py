@@ -11,13 +11,11 @@ import functools
 import math
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import aggregators, core, distributed
 from fedjax_sim.core import (
@@ -31,13 +29,10 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.distributed import processes
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine import residency as residencies
-from fedjax_sim.engine import round as rounds
 from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.client_loop import Walk
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.engine.hparams import Schedule
@@ -50,14 +45,22 @@ from fedjax_sim.privacy.central import guard
 from fedjax_sim.simulation import (
   account,
   arguments,
+  compiler,
   evaluator,
   lanes,
   monitor,
+  pipeline,
   planner,
   preflight,
 )
 from fedjax_sim.simulation import state as states
-from fedjax_sim.simulation.dispatch import Dispatch, Planned, Row, read_metrics
+from fedjax_sim.simulation.dispatch import (
+  Dispatch,
+  Planned,
+  Row,
+  dispatched,
+  read_metrics,
+)
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.timing import Phases
 from fedjax_sim.training import schedules
@@ -210,17 +213,6 @@ class Simulator:
     """Clients that may train."""
     return 1 if self.algorithm.pooled else self.data.train.num_clients
 
-  @property
-  def _told_clients(self) -> int:
-    """How many clients the algorithm is told there are.
-
-    Where adding or removing one must not show, the number chosen in advance.
-    """
-    part = self.sampler.participation
-    if self.algorithm.release is None or part is None:
-      return self.num_clients
-    return part.population or self.num_clients
-
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
     """For every pass of the algorithm, the data that it walks over."""
@@ -350,15 +342,7 @@ class Simulator:
     wanted = self.runtime.lanes
     lanes = 1 if wanted == "auto" else wanted
     shape = self._planner.shape(lanes, self.sampler.sizes[-1])
-    preflight.check_round(
-      self.function,
-      self.state_shapes,
-      self._traced(None),
-      self.residency.shapes(shape.capacity, shape.rounds),
-      plans.blank(shape.capacity, shape.passes, shape.rounds),
-      np.int32(0),
-      self.data.server,
-    )
+    self._compiler.trace(shape)
 
   @functools.cached_property
   def metric_names(self) -> dict[str, str]:
@@ -478,38 +462,32 @@ class Simulator:
     return {}
 
   @functools.cached_property
-  def _server_data(self) -> PyTree:
-    return distributed.put(self.data.server, self.mesh, P())
-
-  @functools.cached_property
-  def function(self) -> Callable[..., tuple[RunState, RoundMetrics]]:
+  def function(self) -> compiler.RoundFunction:
     """The pure function of up to R rounds, as `make_rounds` describes it."""
-    return rounds.make_rounds(
+    return compiler.round_function(
       self.algorithm,
       self.joined_by,
       self.transforms,
-      walks=[
-        Walk(
-          source,
-          work.batch_size,
-          self.data.prepare,
-          self.data.augment if walked.augmented else None,
-          work.max_tokens,
-        )
-        for walked, source, work in zip(
-          self.algorithm.passes,
-          self.residency.sources,
-          self.works,
-          strict=True,
-        )
-      ],
-      num_clients=self._told_clients,
-      prepare=self.data.prepare,
-      mesh=self.mesh,
-      sliced=self.residency.sliced,
-      virtual=self.runtime.deterministic_reduction,
+      data=self.data,
+      works=self.works,
       schedules=self._schedules,
+      residency=self.residency,
+      mesh=self.mesh,
+      virtual=self.runtime.deterministic_reduction,
+      num_clients=self._account.public_clients,
       log_clients=self.log_clients,
+    )
+
+  @functools.cached_property
+  def _compiler(self) -> compiler.Compiler:
+    return compiler.Compiler(
+      function=self.function,
+      state=self.state_shapes,
+      hparams=self._traced(None),
+      server_data=self.data.server,
+      residency=self.residency,
+      mesh=self.mesh,
+      runtime=self.runtime,
     )
 
   @functools.cached_property
@@ -530,26 +508,15 @@ class Simulator:
     )
 
   def program(self, lanes: int, size: int) -> Program:
-    """The compiled round.
+    """Return the compiled round.
 
     Args:
-      lanes: clients that a device trains at once.
-      size: the largest cohort, one of the sampler's sizes.
+      lanes: number of clients that a device trains at once.
+      size: size of the largest cohort, one of the sampler's.
     """
     if (lanes, size) not in self.compiled:
       shape = self._planner.shape(lanes, size)
-      self.compiled[lanes, size] = programs.compile_rounds(
-        self.function,
-        shape,
-        state=self.state_shapes,
-        hparams=self._traced(None),
-        data=self.residency.shapes(shape.capacity, shape.rounds),
-        data_spec=self.residency.spec,
-        server_data=self.data.server,
-        mesh=self.mesh,
-        donate=self.runtime.donate,
-        deterministic=self.runtime.deterministic_reduction is not None,
-      )
+      self.compiled[lanes, size] = self._compiler.compile(shape)
     return self.compiled[lanes, size]
 
   def waiting_bytes(self, lanes: int, size: int) -> int:
@@ -577,17 +544,8 @@ class Simulator:
   def _call(
     self, state: RunState, planned: Planned, hparams: HParams | None
   ) -> tuple[RunState, RoundMetrics]:
-    program = self.program(*planned.key)
-    put = functools.partial(distributed.put, mesh=self.mesh)
-    result: tuple[RunState, RoundMetrics] = program.compiled(
-      state,
-      put(self._traced(hparams), specs=P()),
-      planned.examples,
-      put(planned.cohorts, specs=programs.COHORTS_SPEC),
-      put(np.int32(planned.num_rounds), specs=P()),
-      self._server_data,
-    )
-    return result
+    program, numbers = self.program(*planned.key), self._traced(hparams)
+    return self._compiler.call(program, state, planned, numbers)
 
   def dispatch(
     self,
@@ -596,13 +554,13 @@ class Simulator:
     hparams: HParams | None = None,
     phases: Phases | None = None,
   ) -> Dispatch:
-    """Runs planned rounds in one call.
+    """Run planned rounds in one call.
 
     Args:
-      state: used up if `Runtime.donate`.
+      state: the state before them; used up if `Runtime.donate`.
       planned: the rounds that follow it.
-      hparams: numeric hyper-parameters; None: the defaults.
-      phases: measures compiling and training; None: nobody asks.
+      hparams: numeric hyper-parameters; None for the defaults.
+      phases: measures compiling and training; None if nobody asks.
 
     Raises:
       ValueError: the plan is of other rounds.
@@ -628,19 +586,7 @@ class Simulator:
     read = read_metrics(metrics, planned, self.traffic, chain)
     for row in read.rows:
       row |= self.spent(int(row["round"]))
-    return Dispatch(
-      state=state,
-      rows=read.rows,
-      rejected=read.rejected,
-      failure=read.failure,
-      clients=int((planned.cohorts.client >= 0).sum()),
-      waste=planned.waste,
-      steps=planned.cohorts.num_steps.sum((0, 1, 2, 3), dtype=np.int64),
-      seconds=seconds,
-      plan_seconds=planned.seconds,
-      sent_bytes=program.sent_bytes,
-      client_log=read.client_log,
-    )
+    return dispatched(state, planned, read, seconds, program.sent_bytes)
 
   def run(
     self,
@@ -652,66 +598,51 @@ class Simulator:
     phases: Phases | None = None,
     singles: int = 0,
   ) -> Generator[Dispatch, RunState | None, None]:
-    """Runs until round `last`, one dispatch after the other.
+    """Run until round `last`, one dispatch after the other.
 
     The next dispatch is planned while the devices work on this one. It goes
     on with the state that is sent to it (`generator.send`), or with its own.
     A private run ends where its budget does.
 
     Args:
-      state: where to go on; used up if `Runtime.donate`.
-      last: the round to end with.
+      state: the state to go on with; used up if `Runtime.donate`.
+      last: number of the round to end with.
       stops: a dispatch ends at every multiple of these numbers, since
         something is to be done there.
-      hparams: numeric hyper-parameters; None: the defaults.
+      hparams: numeric hyper-parameters; None for the defaults.
       phases: measures waiting for plans, compiling, training.
-      singles: how many first dispatches have one round each, to be profiled.
+      singles: number of first dispatches that have one round each, to be
+        profiled.
 
     Raises:
       DivergedError: in a round no finite update, or no finite model, was left;
         after the rounds before it were yielded.
     """
-    done = began = int(jax.device_get(state.round))
+    began = int(jax.device_get(state.round))
     phases = Phases() if phases is None else phases
     last = self.allowed(last)
     # Here, not in the thread that plans.
-    self.choose_lanes(last - done, phases)
-    seconds_per_round = math.inf
+    self.choose_lanes(last - began, phases)
 
-    def count(done: int) -> int:
+    def count(done: int, seconds: float) -> int:
       if done < began + singles:
         return 1
       fixed = self.runtime.rounds_per_dispatch
-      return planner.rounds_per_dispatch(
-        fixed, seconds_per_round, done, last, stops
-      )
+      return planner.rounds_per_dispatch(fixed, seconds, done, last, stops)
 
-    if done >= last:
-      return
-    # A thread has a setting of its own.
-    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-
-    def plan_ahead(first: int, most: int) -> Planned:
-      with jax.enable_x64(x64):
-        return self.plan(first, most)
-
-    plan = jax.profiler.annotate_function(plan_ahead, name="plan rounds")
-    with ThreadPoolExecutor(1, "plan") as pool:
-      pending = pool.submit(plan, done, count(done))
-      while done < last:
-        with phases("plan"):
-          planned = pending.result()
-        done += planned.num_rounds
-        if done < last:
-          pending = pool.submit(plan, done, count(done))
-        out = self.dispatch(state, planned, hparams, phases)
-        # The processes have to agree how many rounds come next.
-        (slowest,) = processes.greatest(out.seconds)
-        seconds_per_round = slowest / planned.num_rounds
-        sent = yield out
-        if out.failure is not None:
-          raise out.failure
-        state = out.state if sent is None else sent
+    dispatches = pipeline.run(
+      state,
+      began,
+      last,
+      count=count,
+      plan=self.plan,
+      dispatch=lambda state, planned: self.dispatch(
+        state, planned, hparams, phases
+      ),
+      phases=phases,
+    )
+    del state  # else it would live as long as the run
+    yield from dispatches
 
   # --- evaluation ------------------------------------------------------------
 
