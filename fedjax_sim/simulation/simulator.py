@@ -1,7 +1,11 @@
 """A federated experiment: sample, plan, dispatch, read metrics, evaluate.
 
 `Simulator` holds what does not change in a run and the programs compiled for
-it; `RunState` is what does.
+it; `RunState` is what does. It puts together modules that take what they need
+as arguments: `arguments` and `preflight` refuse what cannot run, `account`
+counts epsilon, `planner` draws and lays out rounds, `lanes` chooses how many
+clients a device trains at once, `compiler` compiles rounds and calls them,
+`pipeline` plans ahead, `state` makes and moves states, `evaluator` evaluates.
 """
 
 from __future__ import annotations
@@ -79,20 +83,20 @@ class Simulator:
     aggregator: how updates become one.
     transforms: what happens to a client's update, in order.
     seed: the run's seed, 0 to 2**32 - 1.
-    noise_seed: what private noise comes from, 0 to 2**32 - 1. Who knows it can
-      take the noise off: fix it in simulations alone. None: 64 bits of the
+    noise_seed: seed of private noise, 0 to 2**32 - 1. Whoever knows it can take
+      the noise off, so fix it in simulations only. None for 64 bits of the
       operating system's entropy, new for every `init`, which the state keeps.
     runtime: how fast it goes.
     schedules: hyper-parameter, such as `client.learning_rate` -> what
       multiplies it: a `Schedule`, or a function of the rounds done.
-    best_metric: what an evaluation tells, such as `unseen/accuracy`; the state
-      keeps the model with the best value. None: it keeps none.
-    fall_back: after an evaluation without a better value, go on with the best
-      model.
+    best_metric: metric of an evaluation, such as `unseen/accuracy`; the state
+      keeps the model with the best value. None to keep none.
+    fall_back: go on with the best model after an evaluation without a better
+      value.
     log_clients: fill `Dispatch.client_log`, for which devices keep the updates
       of a round's clients.
-    budget: of a private algorithm, whose epsilon every round then tells; None:
-      no epsilon is told.
+    budget: delta, and perhaps the largest epsilon, of a private algorithm;
+      every round's metrics then have its epsilon. None to count no epsilon.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -203,19 +207,19 @@ class Simulator:
 
   @property
   def joined_by(self) -> Aggregator:
-    """The aggregator in use: of a private algorithm, a plain sum."""
+    """The aggregator in use: a plain sum if the algorithm is private."""
     if self.algorithm.release is None:
       return self.aggregator
     return aggregators.sum_()
 
   @property
   def num_clients(self) -> int:
-    """Clients that may train."""
+    """Number of clients that may train."""
     return 1 if self.algorithm.pooled else self.data.train.num_clients
 
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
-    """For every pass of the algorithm, the data that it walks over."""
+    """For every pass of the algorithm, the data that it goes through."""
     named = self.data.all_splits
     if self.algorithm.pooled:
       named = {name: data.pooled() for name, data in named.items()}
@@ -234,13 +238,13 @@ class Simulator:
 
   @functools.cached_property
   def _dealt(self) -> plans.Dealt:
-    """What a plan deals clients to."""
+    """The devices, real or virtual, that plans deal clients to."""
     virtual = self.runtime.deterministic_reduction
     return plans.dealt(distributed.size(self.mesh), virtual)
 
   @property
   def lane_choice(self) -> lanes.Choice:
-    """How many clients a device trains at once, and why."""
+    """Number of clients that a device trains at once, and why."""
     return self.choose_lanes()
 
   def choose_lanes(
@@ -327,7 +331,7 @@ class Simulator:
 
   @property
   def slow_layers(self) -> list[str]:
-    """What of the model is slow here and what mends it, in words."""
+    """Which layers are slow on this backend and what mends them, in words."""
     return preflight.slow_layers(
       self.task, self._variables, self.data, self.works
     )
@@ -346,13 +350,13 @@ class Simulator:
 
   @functools.cached_property
   def metric_names(self) -> dict[str, str]:
-    """What `evaluate` tells -> the task's metric that it is of."""
+    """Metric of an evaluation -> the task's metric that it is made of."""
     metrics = preflight.metrics_of(self.task, self._variables, self.data)
     return evaluator.metric_names(metrics, self.data)
 
   @functools.cached_property
   def _higher_is_better(self) -> dict[str, bool]:
-    """Of every metric that is watched."""
+    """For every metric that is followed, whether higher is better."""
     wanted = evaluator.followed(self._schedules, self.best_metric)
     names = self.metric_names if wanted else {}
     return monitor.directions(wanted, names, self.task)
@@ -722,7 +726,7 @@ class Simulator:
 
   @property
   def watched_metrics(self) -> list[str]:
-    """What the best model or a schedule goes by."""
+    """Metrics that the best model or a schedule follows."""
     return list(self._higher_is_better)
 
   def best(self, state: RunState) -> Row:
