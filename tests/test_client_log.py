@@ -231,7 +231,7 @@ def test_without_the_log_nothing_of_clients_leaves_the_device():
     simulator.function,
     simulator.state_shapes,
     simulator._traced(None),
-    simulator.residency.shapes(*simulator._shape(*planned.key)[::2]),
+    simulator.residency.shapes(*simulator._planner.shape(*planned.key)[::2]),
     planned.cohorts,
     1,
   )[1]

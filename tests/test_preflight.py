@@ -16,7 +16,7 @@ from fedjax_sim.data import FederatedData, make_dataset
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.simulation import preflight
+from fedjax_sim.simulation import arguments
 from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.simulation.preflight import ModelError
 from fedjax_sim.simulation.runtime import Runtime
@@ -195,8 +195,8 @@ def test_parts_that_do_not_go_with_each_other():
   algorithm = fedavg(linear(lambda p, e: e["x"] @ p["w"]), sgd(0.1), sgd(1.0))
   mean, stack = aggregators.weighted_mean(), aggregators.stack()
   few = (algorithm.passes[0]._replace(split="labelled"),)
-  preflight.check_parts(algorithm, mean, DATA, Runtime())
-  preflight.check_parts(
+  arguments.check_parts(algorithm, mean, DATA, Runtime())
+  arguments.check_parts(
     algorithm._replace(stacked=True), stack, DATA, Runtime()
   )
   cases: list[tuple[dict[str, Any], Aggregator, Runtime, str]] = [
@@ -214,6 +214,6 @@ def test_parts_that_do_not_go_with_each_other():
   ]
   for changes, aggregator, runtime, message in cases:
     with pytest.raises(ValueError, match=message):
-      preflight.check_parts(
+      arguments.check_parts(
         algorithm._replace(**changes), aggregator, DATA, runtime
       )

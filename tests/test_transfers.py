@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_sim import aggregators, sampling, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.simulation import simulator as simulators
+from fedjax_sim.simulation import pipeline
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
 from problems import MODELS, blobs, flat, params_of, sgd
@@ -89,7 +89,7 @@ def test_training_and_planning_without_implicit_transfers(
   strict = simulator()
   state = strict.init()
   strict.program(1, 4)  # compiling makes constants
-  monkeypatch.setattr(simulators, "ThreadPoolExecutor", GuardedPool)
+  monkeypatch.setattr(pipeline, "ThreadPoolExecutor", GuardedPool)
   state = guarded(train)(strict, state)
   np.testing.assert_array_equal(flat(params_of(strict, state)), flat(expected))
   assert jnp.isfinite(flat(expected)).all()

@@ -120,6 +120,37 @@ def read_metrics(
   return Read(rows, rejected, None, _joined(logs))
 
 
+def dispatched(
+  state: RunState,
+  planned: Planned,
+  read: Read,
+  seconds: float,
+  sent_bytes: float | None,
+) -> Dispatch:
+  """Return what one call of the compiled program left.
+
+  Args:
+    state: the state after it.
+    planned: the rounds that it ran.
+    read: their metrics.
+    seconds: what the call took.
+    sent_bytes: what a device sent to the others in each round; None if unknown.
+  """
+  return Dispatch(
+    state=state,
+    rows=read.rows,
+    rejected=read.rejected,
+    failure=read.failure,
+    clients=int((planned.cohorts.client >= 0).sum()),
+    waste=planned.waste,
+    steps=planned.cohorts.num_steps.sum((0, 1, 2, 3), dtype=np.int64),
+    seconds=seconds,
+    plan_seconds=planned.seconds,
+    sent_bytes=sent_bytes,
+    client_log=read.client_log,
+  )
+
+
 def _client_lines(
   round_: int, client: np.ndarray, metrics: RoundMetrics
 ) -> Columns:

@@ -9,21 +9,24 @@ CPU, where it gains the least, it takes no more than a tenth of the run.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from fedjax_sim.distributed import processes
+from fedjax_sim import distributed
+from fedjax_sim.distributed import memory, processes
 from fedjax_sim.engine.plan import Cohort, wave_steps
+from fedjax_sim.engine.program import Program
+from fedjax_sim.simulation.dispatch import Planned
+from fedjax_sim.simulation.timing import Phases
 
-if TYPE_CHECKING:
-  from fedjax_sim.simulation.dispatch import Planned
-  from fedjax_sim.simulation.simulator import Simulator
-  from fedjax_sim.simulation.timing import Phases
+log = logging.getLogger(__name__)
 
 WORTH = 1.1  # more lanes must be faster by this factor
 PROBE_STEPS = 64
@@ -40,13 +43,13 @@ class Choice(NamedTuple):
 
 
 class Probe(NamedTuple):
-  """What was measured with so many lanes.
+  """What was measured with a number of lanes.
 
   Attributes:
-    seconds: predicted, of a round.
+    seconds: predicted time of a round.
     device_bytes: memory on one device.
-    compiling: seconds that compiling took, which are no loss if this is chosen.
-    measuring: seconds of all else.
+    compiling: seconds of compiling, which are no loss if this is chosen.
+    measuring: seconds of everything else.
   """
 
   seconds: float
@@ -55,25 +58,54 @@ class Probe(NamedTuple):
   measuring: float = 0.0
 
 
+class Trial(NamedTuple):
+  """How to plan, compile and time a round with any number of lanes.
+
+  Attributes:
+    plan: (rounds done, lanes) -> the next round, laid out.
+    program: (lanes, cohort size) -> the compiled round.
+    waiting_bytes: (lanes, cohort size) -> bytes on a device of the call that
+      waits for its turn.
+    seconds: planned round -> seconds of one call, from the initial state.
+  """
+
+  plan: Callable[[int, int], Planned]
+  program: Callable[[int, int], Program]
+  waiting_bytes: Callable[[int, int], int]
+  seconds: Callable[[Planned], float]
+
+
 def candidates(cohort_size: int, devices: int) -> list[int]:
-  """1, 4, 16, ... and at last the whole cohort's share of one device."""
+  """Return 1, 4, 16, ... and at last the whole cohort's share of one device.
+
+  Args:
+    cohort_size: number of clients of a round.
+    devices: number of devices.
+  """
   most = max(1, -(-cohort_size // devices))
   powers = [4**i for i in range(12) if 4**i < most]
   return [*powers, most]
 
 
 def probe_steps(run: float) -> int:
-  """How many steps to time of a run of so many, infinite where not known.
+  """Return how many steps to time; 0 if the run is too short for a single one.
 
-  Half of the share is for them; 0: it is too small for a single one.
+  Half of the time that choosing may take is for them.
+
+  Args:
+    run: number of steps of the run; infinite if unknown.
   """
   return int(min(PROBE_STEPS, SHARE / 2 * run / PROBE_CALLS))
 
 
 def shortened(plan: Cohort, most: int = PROBE_STEPS) -> Cohort:
-  """The plan's first waves, about so many steps a device, no more.
+  """Return a plan with the first waves alone, so that it has few steps.
 
   Waves that are left out have no steps, so `wave_steps` counts what is run.
+
+  Args:
+    plan: of a round.
+    most: number of steps of a device, about.
   """
   steps = plan.num_steps.max(axis=-2).sum(axis=-1)  # (..., devices, waves)
   before = np.cumsum(steps, axis=-1) - steps
@@ -87,7 +119,7 @@ def shortened(plan: Cohort, most: int = PROBE_STEPS) -> Cohort:
 
 
 def emptied(plan: Cohort) -> Cohort:
-  """The plan without any wave: what a call costs that trains nobody."""
+  """Return a plan without any wave, to time a call that trains nobody."""
   return plan._replace(
     num_waves=np.zeros_like(plan.num_waves),
     num_steps=np.zeros_like(plan.num_steps),
@@ -95,29 +127,29 @@ def emptied(plan: Cohort) -> Cohort:
 
 
 def probe(
-  simulator: Simulator,
+  trial: Trial,
   size: int,
   *,
   rounds: float,
   limit: float,
   phases: Phases,
 ) -> Probe | None:
-  """Times a short part of a round.
+  """Time a short part of a round.
 
   Args:
-    simulator: of the run.
-    size: lanes.
-    rounds: of the run; infinite: not known.
+    trial: how to plan, compile and time it.
+    size: number of lanes.
+    rounds: number of rounds of the run; infinite if unknown.
     limit: bytes that fit on a device; what needs more is not run.
     phases: measures compiling for one lane, which most runs go on with.
 
   Returns:
-    None: too few steps are in such a run to time one.
+    What was measured; None if such a run has too few steps to time one.
   """
   began = time.perf_counter()
-  plans = (simulator.plan(i, 1, size) for i in range(100))
+  plans = (trial.plan(i, size) for i in range(100))
   trains = lambda planned: (planned.cohorts.client >= 0).any()
-  planned = next(filter(trains, plans), None) or simulator.plan(0, 1, size)
+  planned = next(filter(trains, plans), None) or trial.plan(0, size)
   planned = planned._replace(first=0)
   whole = planned.cohorts
   steps = probe_steps(rounds * max(wave_steps(whole), 1))
@@ -125,13 +157,13 @@ def probe(
     return None
   before = time.perf_counter()
   with phases("compile" if size == 1 else "lanes"):
-    device_bytes = simulator.program(*planned.key).device_bytes
-  device_bytes += simulator.waiting_bytes(*planned.key)
+    device_bytes = trial.program(*planned.key).device_bytes
+  device_bytes += trial.waiting_bytes(*planned.key)
   after, seconds = time.perf_counter(), math.inf
   if device_bytes <= limit:
     short = shortened(whole, steps)
-    fixed = _seconds(simulator, planned._replace(cohorts=emptied(whole)))
-    some = _seconds(simulator, planned._replace(cohorts=short)) - fixed
+    fixed = _seconds(trial, planned._replace(cohorts=emptied(whole)))
+    some = _seconds(trial, planned._replace(cohorts=short)) - fixed
     share = wave_steps(whole) / max(wave_steps(short), 1)
     seconds = fixed + max(some, 0.0) * share
   spent = time.perf_counter() - began
@@ -139,14 +171,40 @@ def probe(
   return Probe(seconds, device_bytes, compiling, spent - compiling)
 
 
-def _seconds(simulator: Simulator, planned: Planned) -> float:
-  """The shortest time of a few calls, after one that warms up."""
-  times = []
-  for _ in range(PROBE_CALLS):
-    state = jax.block_until_ready(simulator.init())
-    times.append(simulator.dispatch(state, planned).seconds)
+def _seconds(trial: Trial, planned: Planned) -> float:
+  """Return the shortest time of a few calls, after one that warms up."""
+  times = [trial.seconds(planned) for _ in range(PROBE_CALLS)]
   (slowest,) = processes.greatest(min(times[1:]))
   return slowest
+
+
+def measured(
+  trial: Trial, cohort_size: int, mesh: Mesh, rounds: float, phases: Phases
+) -> Choice:
+  """Choose the number of lanes by measuring a few.
+
+  Args:
+    trial: how to plan, compile and time a round.
+    cohort_size: size of the smallest cohort.
+    mesh: the devices.
+    rounds: number of rounds of the run, of whose time choosing takes a small
+      share on a CPU; infinite if unknown.
+    phases: measures what choosing takes.
+  """
+  sizes = candidates(cohort_size, distributed.size(mesh))
+  if len(sizes) == 1:
+    return Choice(sizes[0], "a device has no more clients a round")
+  own = mesh.local_devices[0]
+  if own.platform != "cpu":
+    rounds = math.inf  # there many lanes are worth the time
+  (negative,) = processes.greatest(-memory.memory_limit(own))
+  limit = -negative
+  one = functools.partial(
+    probe, trial, rounds=rounds, limit=limit, phases=phases
+  )
+  choice = choose(one, sizes, limit, rounds)
+  log.info("%d lanes a device: %s", *choice)
+  return choice
 
 
 def choose(
@@ -155,17 +213,17 @@ def choose(
   limit: float,
   rounds: float = math.inf,
 ) -> Choice:
-  """The number of lanes with the shortest predicted round.
+  """Choose the number of lanes with the shortest predicted round.
 
   Goes up the sizes until one is clearly slower than the best or does not fit,
   or until the next would take more than `SHARE` of the run's rounds, with what
   was spent before; the first is taken even if it does not fit.
 
   Args:
-    probe: lanes -> what was measured; None: the run is too short for it.
-    sizes: increasing.
+    probe: lanes -> what was measured; None if the run is too short for it.
+    sizes: numbers of lanes to try, increasing.
     limit: bytes that fit on a device.
-    rounds: of the run; infinite: choosing may take as long as it does.
+    rounds: number of rounds of the run; infinite if choosing may take any time.
   """
   best, seconds = sizes[0], math.inf
   spent = needed = 0.0  # what compiles the best is needed anyway

@@ -1,8 +1,7 @@
-"""What is refused before anything is compiled: parts that do not fit.
+"""What is refused before anything is compiled: a model that does not fit.
 
-Algorithm, aggregator and data have to go with each other. The task is traced on
-the shapes of the run's batches; the size of the state and of a round's order
-are known from shapes and client sizes.
+The task is traced on the shapes of the run's batches; the size of the state and
+of a round's order are known from shapes and client sizes.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_sim import core, distributed
+from fedjax_sim import aggregators, core, distributed
 from fedjax_sim.core import (
   Aggregator,
-  Algorithm,
   Batch,
   Metric,
   PyTree,
@@ -28,13 +26,13 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.errors import FedjaxSimError
-from fedjax_sim.data import FederatedDataset, prepared_shapes
+from fedjax_sim.data import FederatedData, FederatedDataset, prepared_shapes
 from fedjax_sim.distributed import memory
+from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_loop import augmented, with_numbers
 from fedjax_sim.engine.state import RunState
-from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.tasks import fast_layers
 from fedjax_sim.tasks.freezing import paths_of
 from fedjax_sim.tasks.metrics import MetricError
@@ -50,78 +48,72 @@ class DataError(FedjaxSimError, ValueError):
   """The data hold values that would change on a device."""
 
 
-def check_parts(
-  algorithm: Algorithm,
-  aggregator: Aggregator,
+def check_data(
+  task: Task,
   data: FederatedDataset,
-  runtime: Runtime,
+  splits: Sequence[FederatedData],
+  work: LocalWork,
+  works: Sequence[LocalWork],
+  most_clients: int,
 ) -> None:
-  """Refuses parts of an experiment that do not go with each other.
+  """Refuse data that devices cannot take as they are.
 
   Args:
-    algorithm: how clients train and the server reacts.
-    aggregator: how updates become one.
-    data: federated data.
-    runtime: how fast it goes.
+    task: what is trained.
+    data: what it is trained and evaluated on.
+    splits: for every pass of the algorithm, the data that it goes through.
+    work: what a client does, as it was asked for.
+    works: for every pass, what a client does.
+    most_clients: clients of the largest cohort.
 
   Raises:
-    ValueError: the data lack a split or server's examples that the algorithm
-      uses, or the aggregator is not what algorithm and runtime need.
+    DataError: numbers beyond the dtypes that JAX keeps, or an `augment` that
+      makes other shapes.
+    ModelError: the model cannot take the values.
+    ValueError: a round has too many examples.
   """
-  for p in algorithm.passes:
-    if p.split not in data.all_splits:
-      raise validate.UnknownNameError(
-        f"The algorithm walks over the split {p.split!r}; the data has"
-        f" {', '.join(sorted(data.all_splits))}. Set"
-        " data.labelled_fraction for 'labelled' and 'unlabelled', or give"
-        " FederatedDataset.splits."
-      )
-  stacked = aggregator.stacked
-  if aggregator.by_coordinate and not stacked:
-    raise ValueError(
-      "Aggregator.by_coordinate is of those that are `stacked`; set both, or"
-      " neither."
-    )
-  if aggregator.keyed and stacked:
-    raise ValueError(
-      "Aggregator.keyed is of those that are not `stacked`; unset one of them."
-    )
-  if algorithm.stacked == aggregator.joins:
-    raise ValueError(
-      "The algorithm joins the clients' updates itself; server.aggregator has"
-      " to be 'stack', which keeps them all."
-      if algorithm.stacked
-      else "server.aggregator='stack' leaves the joining of updates to the"
-      " algorithm, and algorithm.name does not do it; take another one of"
-      " the two."
-    )
-  if algorithm.release is not None and not aggregator.weighted_mean:
-    raise ValueError(
-      "privacy.mechanism adds noise to a plain sum, in the place of"
-      " server.aggregator; leave it at 'weighted_mean'."
-    )
-  if algorithm.weighted_mean and not aggregator.weighted_mean:
-    raise ValueError(
-      "The algorithm, or server.stale_probability, counts on a weighted"
-      " mean; server.aggregator has to be 'weighted_mean'."
-    )
-  if algorithm.uses_server_data and data.server is None:
-    raise ValueError(
-      "algorithm.name, or replay.steps, asks for examples of the server's own,"
-      " and there are none; set data.server_clients, or give"
-      " FederatedDataset.server."
-    )
-  if stacked and runtime.deterministic_reduction is not None:
-    raise ValueError(
-      f"runtime.deterministic_reduction="
-      f"{runtime.deterministic_reduction}: server.aggregator keeps a"
-      " stack of updates, which every number of devices computes with in"
-      " another way. Unset it, or take one that sums."
-    )
+  capacity = plans.capacity(
+    [part.sizes for part in splits], works, most_clients, lanes=1, devices=1
+  )
+  check_order(max(capacity.order), work)
+  check_values(task, data)
+  check_augment(data)
+
+
+def check_model(
+  task: Task,
+  variables: Variables,
+  aggregator: Aggregator,
+  state: RunState,
+  mesh: Mesh,
+  data: FederatedDataset,
+  works: Sequence[LocalWork],
+  eval_batch_size: int,
+) -> None:
+  """Refuse a model that fits neither devices, nor aggregator, nor data.
+
+  Args:
+    task: what is trained.
+    variables: shapes and dtypes of the global model.
+    aggregator: how updates become one.
+    state: shapes and dtypes of the run's state.
+    mesh: the devices.
+    data: what is trained and evaluated on.
+    works: for every pass, what a client does.
+    eval_batch_size: examples that are evaluated at once, at most.
+
+  Raises:
+    ModelError: the model does not fit.
+    ValueError: the aggregator does not keep to its contract.
+  """
+  check_parameters(variables.params)
+  check_memory(state, mesh)
+  aggregators.check(aggregator, variables.params)
+  check_task(task, variables, data, works, eval_batch_size)
 
 
 def check_values(task: Task, data: FederatedDataset) -> None:
-  """Refuses values that JAX does not keep, or that the model cannot take.
+  """Refuse values that JAX does not keep, or that the model cannot take.
 
   Args:
     task: what is trained.
@@ -149,7 +141,7 @@ def check_values(task: Task, data: FederatedDataset) -> None:
 
 
 def check_augment(data: FederatedDataset) -> None:
-  """Refuses an `augment` that makes other shapes of a batch.
+  """Refuse an `augment` that makes other shapes of a batch.
 
   Raises:
     DataError: it fails, or fields, shapes or dtypes are not as they were.
@@ -174,7 +166,7 @@ def check_augment(data: FederatedDataset) -> None:
 
 
 def check_order(examples: int, work: LocalWork) -> None:
-  """Refuses a round whose examples no int32 counts.
+  """Refuse a round whose examples no int32 counts.
 
   Args:
     examples: of the largest round, padding included.
@@ -197,7 +189,7 @@ def check_task(
   works: Sequence[LocalWork],
   eval_batch_size: int,
 ) -> None:
-  """Traces the task's loss and metrics on batches as large as the run's.
+  """Trace the task's loss and metrics on batches as large as the run's.
 
   Args:
     task: what is trained.
@@ -236,7 +228,7 @@ def check_task(
 
 
 def check_parameters(params: PyTree) -> None:
-  """Refuses parameters that no gradient can move.
+  """Refuse parameters that no gradient can move.
 
   Args:
     params: of the global model, or their shapes.
@@ -272,7 +264,7 @@ _SEED = jax.ShapeDtypeStruct((), jnp.uint32)
 
 
 def _loss(task: Task, data: FederatedDataset) -> Callable[..., jax.Array]:
-  """(variables, batch as stored, seed) -> the loss of a local step."""
+  """Return (variables, batch as stored, seed) -> the loss of a local step."""
 
   def loss(variables: Variables, batch: Batch, seed: jax.Array) -> jax.Array:
     key = jax.random.key(seed)
@@ -290,7 +282,7 @@ def slow_layers(
   data: FederatedDataset,
   works: Sequence[LocalWork],
 ) -> list[str]:
-  """What of the loss is slow on this backend and what mends it, in words.
+  """Describe which layers are slow on this backend, and what mends them.
 
   Args:
     task: what is trained.
@@ -324,7 +316,7 @@ def slow_layers(
 
 
 def check_round(function: Callable[..., Any], *arguments: PyTree) -> None:
-  """Traces a round, so that what its parts refuse shows before anything runs.
+  """Trace a round, so that what its parts refuse shows before anything runs.
 
   Args:
     function: as `make_rounds` gives it.
@@ -348,7 +340,7 @@ def check_round(function: Callable[..., Any], *arguments: PyTree) -> None:
 def metrics_of(
   task: Task, variables: Variables, data: FederatedDataset
 ) -> list[str]:
-  """The names of a task's metrics.
+  """Return the names of a task's metrics.
 
   Args:
     task: what is evaluated.
@@ -364,7 +356,7 @@ def metrics_of(
 
 
 def _batch(stored: Mapping[str, np.ndarray], size: int) -> Batch:
-  """Shapes and dtypes of so many examples as they are stored."""
+  """Return shapes and dtypes of a batch of examples as they are stored."""
 
   def shape(x: np.ndarray) -> Any:
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
@@ -375,7 +367,7 @@ def _batch(stored: Mapping[str, np.ndarray], size: int) -> Batch:
 
 
 def _largest_evaluated(data: FederatedDataset) -> list[int]:
-  """The most examples that can be evaluated at once, of every set."""
+  """Return the most examples that can be evaluated at once, for every set."""
   sets = [part for part in (data.seen, data.unseen) if part is not None]
   largest = [int(part.sizes.max()) for part in sets]
   if data.test is not None:
@@ -384,7 +376,7 @@ def _largest_evaluated(data: FederatedDataset) -> list[int]:
 
 
 def check_memory(state: RunState, mesh: Mesh) -> None:
-  """Refuses a state that no device can hold.
+  """Refuse a state that no device can hold.
 
   Args:
     state: shapes and dtypes.

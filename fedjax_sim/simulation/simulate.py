@@ -11,9 +11,10 @@ from fedjax_sim import core, sampling
 from fedjax_sim.core import Algorithm, HParams, Task, validate
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.simulation import arguments as checks
 from fedjax_sim.simulation.dispatch import Row, named
 from fedjax_sim.simulation.runtime import Runtime
-from fedjax_sim.simulation.simulator import Simulator, check_kinds
+from fedjax_sim.simulation.simulator import Simulator
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def simulate(
   validate.whole("server.rounds", rounds)
   validate.whole("server.eval_every", eval_every)
   runtime = Runtime() if runtime is None else runtime
-  check_kinds(algorithm=algorithm, data=data, runtime=runtime)
+  checks.check_kinds(algorithm=algorithm, data=data, runtime=runtime)
   if sampler is None:
     size = 1 if algorithm.pooled else data.train.num_clients
     count = 1 if algorithm.pooled else clients_per_round

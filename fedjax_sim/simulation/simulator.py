@@ -1,93 +1,73 @@
 """A federated experiment: sample, plan, dispatch, read metrics, evaluate.
 
 `Simulator` holds what does not change in a run and the programs compiled for
-it; `RunState` is what does.
+it; `RunState` is what does. It puts together modules that take what they need
+as arguments: `arguments` and `preflight` refuse what cannot run, `account`
+counts epsilon, `planner` draws and lays out rounds, `lanes` chooses how many
+clients a device trains at once, `compiler` compiles rounds and calls them,
+`pipeline` plans ahead, `state` makes and moves states, `evaluator` evaluates.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-import logging
 import math
-import secrets
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import aggregators, core, distributed
 from fedjax_sim.core import (
   Aggregator,
   Algorithm,
   HParams,
-  Purpose,
   PyTree,
   Task,
   Transform,
-  errors,
-  key_for,
+  Variables,
   validate,
 )
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.distributed import memory, processes
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine import residency as residencies
-from fedjax_sim.engine import round as rounds
 from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.client_loop import Walk
-from fedjax_sim.engine.client_metrics import ClientMetrics, told
-from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks
+from fedjax_sim.engine.client_metrics import ClientMetrics
+from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.program import Program
-from fedjax_sim.engine.state import Best, RoundMetrics, RunState
+from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.engine.traffic import Traffic, traffic
 from fedjax_sim.privacy import accounting
-from fedjax_sim.privacy.accounting import promises
 from fedjax_sim.privacy.central import audit as audits
 from fedjax_sim.privacy.central import guard
-from fedjax_sim.privacy.central.uncovered import uncovered
-from fedjax_sim.simulation import lanes, monitor, preflight
-from fedjax_sim.simulation.dispatch import Dispatch, Planned, Row, read_metrics
+from fedjax_sim.simulation import (
+  account,
+  arguments,
+  compiler,
+  evaluator,
+  lanes,
+  monitor,
+  pipeline,
+  planner,
+  preflight,
+)
+from fedjax_sim.simulation import state as states
+from fedjax_sim.simulation.dispatch import (
+  Dispatch,
+  Planned,
+  Row,
+  dispatched,
+  read_metrics,
+)
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.timing import Phases
-from fedjax_sim.training import schedules, seal
-
-log = logging.getLogger(__name__)
-
-TARGET_SECONDS = 1.0  # of one dispatch, where it is free to choose
-DRAWN_ROUNDS = 1000  # up to which a promise is tested, of a run without an end
-
-
-# Of every field its type, and an expression that gives one.
-_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-  "task": (Task, "function_task(init, loss)"),
-  "algorithm": (Algorithm, "fedavg(task, client_optimizer, server_optimizer)"),
-  "data": (FederatedDataset, "make_dataset(name, data, num_classes=10)"),
-  "sampler": (core.Sampler, "sampling.uniform(num_clients, 10)"),
-  "work": (LocalWork, "LocalWork(batch_size=20, epochs=1)"),
-  "aggregator": (Aggregator, "aggregators.weighted_mean()"),
-  "transforms": ((list, tuple), "[transforms.clip(1.0)]"),
-  "runtime": (Runtime, "Runtime(lanes=1)"),
-}
-
-
-def check_kinds(**fields: Any) -> None:
-  """Refuses fields of `Simulator` of another type than theirs.
-
-  Raises:
-    TypeError: names the field, and an expression that gives one.
-  """
-  for field, value in fields.items():
-    validate.instance(field, value, *_KINDS[field])
+from fedjax_sim.training import schedules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,20 +83,20 @@ class Simulator:
     aggregator: how updates become one.
     transforms: what happens to a client's update, in order.
     seed: the run's seed, 0 to 2**32 - 1.
-    noise_seed: what private noise comes from, 0 to 2**32 - 1. Who knows it can
-      take the noise off: fix it in simulations alone. None: 64 bits of the
+    noise_seed: seed of private noise, 0 to 2**32 - 1. Whoever knows it can take
+      the noise off, so fix it in simulations only. None for 64 bits of the
       operating system's entropy, new for every `init`, which the state keeps.
     runtime: how fast it goes.
     schedules: hyper-parameter, such as `client.learning_rate` -> what
       multiplies it: a `Schedule`, or a function of the rounds done.
-    best_metric: what an evaluation tells, such as `unseen/accuracy`; the state
-      keeps the model with the best value. None: it keeps none.
-    fall_back: after an evaluation without a better value, go on with the best
-      model.
+    best_metric: metric of an evaluation, such as `unseen/accuracy`; the state
+      keeps the model with the best value. None to keep none.
+    fall_back: go on with the best model after an evaluation without a better
+      value.
     log_clients: fill `Dispatch.client_log`, for which devices keep the updates
       of a round's clients.
-    budget: of a private algorithm, whose epsilon every round then tells; None:
-      no epsilon is told.
+    budget: delta, and perhaps the largest epsilon, of a private algorithm;
+      every round's metrics then have its epsilon. None to count no epsilon.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -141,201 +121,105 @@ class Simulator:
   budget: guard.Budget | None = None
 
   def __post_init__(self) -> None:
-    validate.whole("seed", self.seed, least=0, most=2**32 - 1)
-    if self.noise_seed is not None:
-      validate.whole("noise_seed", self.noise_seed, least=0, most=2**32 - 1)
-    validate.boolean("log_clients", self.log_clients)
-    validate.boolean("server.fall_back", self.fall_back)
-    if self.best_metric is not None:
-      example = "'test/accuracy'"
-      validate.instance("server.best_metric", self.best_metric, str, example)
-    check_kinds(**{field: getattr(self, field) for field in _KINDS})
-    if isinstance(self.transforms, Transform):  # a tuple, too
-      raise TypeError("transforms is a Transform; give a list of them.")
-    for i, transform in enumerate(self.transforms):
-      validate.instance(
-        f"transforms[{i}]", transform, Transform, "transforms.clip(1.0)"
-      )
-    names = [t.name for t in self.transforms]
-    if len(set(names)) < len(names):
-      raise ValueError(f"transforms={names} has a name twice; name them apart.")
-    preflight.check_parts(
+    arguments.check_seeds(self.seed, self.noise_seed)
+    arguments.check_options(self.log_clients, self.fall_back, self.best_metric)
+    kinds = {field: getattr(self, field) for field in arguments.KINDS}
+    arguments.check_kinds(**kinds)
+    arguments.check_transforms(self.transforms)
+    arguments.check_parts(
       self.algorithm, self.aggregator, self.data, self.runtime
     )
-    sizes = self.sampler.sizes
-    if not isinstance(sizes, tuple) or not sizes:
-      raise TypeError(
-        f"server.sampling: Sampler.sizes={sizes!r}; give a tuple of numbers."
-      )
-    for size in sizes:
-      validate.whole("server.sampling: Sampler.sizes", size)
-    if any(a >= b for a, b in itertools.pairwise(sizes)):
-      raise ValueError(
-        f"server.sampling: Sampler.sizes={sizes}: give increasing numbers."
-      )
-    expected = self.sampler.expected
-    validate.real("server.sampling: Sampler.expected", expected, least=0)
-    if self.sampler.sizes[-1] > self.num_clients:
-      raise ValueError(
-        f"The sampler draws up to {self.sampler.sizes[-1]} clients a round;"
-        f" there are {self.num_clients}. Lower server.clients_per_round."
-      )
-    if self.fall_back and self.best_metric is None:
-      raise ValueError(
-        "server.fall_back=True goes back to the best model, and none is kept;"
-        " set server.best_metric, such as 'test/accuracy'."
-      )
+    arguments.check_sampler(self.sampler, self.num_clients)
+    arguments.check_fall_back(self.fall_back, self.best_metric)
     _ = self._schedules
     self._check_privacy()
     _ = self.works  # checks that every client has a batch
 
   def _check_privacy(self) -> None:
+    account.check_budget(self.algorithm, self.budget)
     release = self.algorithm.release
-    if self.budget is not None:
-      example = "Budget(delta=1e-5)"
-      validate.instance("budget", self.budget, guard.Budget, example)
     if release is None:
-      if self.budget is not None:
-        raise ValueError(
-          "budget is of a private algorithm, and this one is not; wrap it by"
-          " privacy.central."
-        )
       return
-    if self.budget is not None:  # an epsilon is told
-      seal.check(self.algorithm)
     guard.check_noise(release, self.hparams, self.sampler)
-    shapes = self.algorithm.variables(self.state_shapes.server).params
     guard.check(
       self.transforms,
-      shapes,
+      self._variables.params,
       self._schedules,
       release,
       self.fall_back,
     )
     self.check_unwatched()
-    if self.ledger is not None:  # which refuses what it cannot count
-      assert self.budget is not None
-      rounds = self.budget.rounds or release.rounds or DRAWN_ROUNDS
-      promises.check_draws(self.sampler, self.num_clients, rounds, self.seed)
-      # Besides the update perhaps as many statistics, a weight and a bit.
-      guard.check_ends(self.ledger, rounds, 2 * self.num_parameters + 2)
+    self._account.check_ledger(self.seed, self.num_parameters)
 
   def check_unwatched(self) -> None:
-    """Refuses to follow metrics of clients that train, as privacy has to.
+    """Refuse to follow metrics of training clients, as privacy requires.
 
     Raises:
-      ValueError: names who follows one.
+      ValueError: names the field that follows one.
     """
-    watched = {"server.best_metric": self.best_metric}
-    for name, schedule in self._schedules.items():
-      watched[f"schedule of {name}: metric"] = schedule.metric
-    guard.check_watched(watched)
+    account.check_unwatched(self.best_metric, self._schedules)
 
   # --- what follows from the arguments ---------------------------------------
 
   @functools.cached_property
+  def _account(self) -> account.Account:
+    return account.Account(
+      release=self.algorithm.release,
+      budget=self.budget,
+      sampler=self.sampler,
+      num_clients=self.num_clients,
+    )
+
+  @property
   def ledger(self) -> accounting.Ledger | None:
-    """What counts the epsilon of a private run."""
-    release = self.algorithm.release
-    if release is None or self.budget is None:
-      return None
-    return guard.ledger(release, self.sampler, self.budget, self.num_clients)
+    """The ledger that counts a private run's epsilon; None without one."""
+    return self._account.ledger
 
   def spent(self, rounds: int) -> Row:
-    """The epsilon after so many rounds, as a row of metrics tells it.
+    """Return the epsilon after a number of rounds as a row of metrics.
 
-    Empty where none holds, and beyond the rounds that the noise was made for.
-    Of some later rounds it is that of one a little later still
-    (`guard.counted`).
+    It is empty if no epsilon holds; see `Account.epsilon_row`.
     """
-    if self.ledger is None or self.budget is None:
-      return {}
-    if rounds > (self.ledger.release.rounds or rounds):
-      return {}
-    epsilon = self.ledger.told(guard.counted(rounds, self._last_counted))
-    if math.isinf(epsilon):
-      return {}
-    simulated = self.ledger.release.simulated is not None
-    name = "privacy/simulated_epsilon" if simulated else "privacy/epsilon"
-    return {name: epsilon}
-
-  @functools.cached_property
-  def _last_counted(self) -> int | None:
-    """The last round that a budget, or the noise, leaves; None: not known."""
-    assert self.budget is not None
-    release = self.algorithm.release
-    wanted = self.budget.rounds or (release and release.rounds)
-    return wanted and self.allowed(wanted)
+    return self._account.epsilon_row(rounds)
 
   def allowed(self, rounds: int) -> int:
-    """As many of so many rounds as the privacy budget allows.
+    """Return how many of a number of rounds the privacy budget allows.
 
     Raises:
       ValueError: the noise was made for fewer rounds.
     """
-    release = self.algorithm.release
-    if release is not None and rounds > (release.rounds or rounds):
-      raise ValueError(
-        f"server.rounds={rounds}: the correlated noise was made for"
-        f" {release.rounds} rounds; make it for as many as there are."
-      )
-    if self.ledger is None or self.budget is None:
-      return rounds
-    if self.budget.epsilon is None:
-      return rounds
-    return self.ledger.rounds_within(self.budget.epsilon, rounds)
+    return self._account.rounds_within_budget(rounds)
 
   def audit(self, state: RunState) -> audits.Audit | None:
-    """What the canaries of a private run betray; None without any."""
-    release = self.algorithm.release
-    if release is None or release.audited is None or self.ledger is None:
-      return None
-    evidence, rounds = jax.device_get(
-      (jax.jit(release.audited)(state.server), state.round)
-    )
-    return audits.audit(evidence, self.ledger, int(rounds))
+    """Measure what the canaries of a private run reveal; None without any."""
+    return self._account.audit(state)
 
   @property
   def uncovered(self) -> list[str]:
-    """What a run tells of its clients that no epsilon would cover."""
-    return uncovered(
+    """What a run reveals of its clients that no epsilon would cover."""
+    return account.uncovered(
       self.data,
       self.transforms,
+      self.runtime,
+      self.state_shapes.clients,
       log_clients=self.log_clients,
-      measured=[
-        name
-        for name in ("lanes", "residency")
-        if getattr(self.runtime, name) == "auto"
-      ],
-      keeps_state=bool(jax.tree.leaves(self.state_shapes.clients)),
     )
 
   @property
   def joined_by(self) -> Aggregator:
-    """The aggregator in use: of a private algorithm, a plain sum."""
+    """The aggregator in use: a plain sum if the algorithm is private."""
     if self.algorithm.release is None:
       return self.aggregator
     return aggregators.sum_()
 
   @property
   def num_clients(self) -> int:
-    """Clients that may train."""
+    """Number of clients that may train."""
     return 1 if self.algorithm.pooled else self.data.train.num_clients
-
-  @property
-  def _told_clients(self) -> int:
-    """How many clients the algorithm is told there are.
-
-    Where adding or removing one must not show, the number chosen in advance.
-    """
-    part = self.sampler.participation
-    if self.algorithm.release is None or part is None:
-      return self.num_clients
-    return part.population or self.num_clients
 
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
-    """For every pass of the algorithm, the data that it walks over."""
+    """For every pass of the algorithm, the data that it goes through."""
     named = self.data.all_splits
     if self.algorithm.pooled:
       named = {name: data.pooled() for name, data in named.items()}
@@ -344,23 +228,7 @@ class Simulator:
   @functools.cached_property
   def works(self) -> list[LocalWork]:
     """For every pass, what a client does."""
-    works = []
-    most = self.work.max_tokens
-    ends = [p.tokens for p in self.algorithm.passes if p.epochs is None]
-    if most is not None and (not ends or None in ends):
-      raise ValueError(
-        f"client.max_tokens={most}: algorithm.name has local steps that do not"
-        " count tokens, or a fixed number of them; unset it by"
-        " --config.client.max_tokens=None, or take another algorithm."
-      )
-    for p, data in zip(self.algorithm.passes, self.splits, strict=True):
-      work = self.work
-      if p.epochs is not None:
-        work = LocalWork(
-          batch_size=work.batch_size, epochs=p.epochs, shuffle=work.shuffle
-        )
-      works.append(work.fitted(data.sizes))
-    return works
+    return planner.works_of(self.work, self.algorithm.passes, self.splits)
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -370,24 +238,24 @@ class Simulator:
 
   @functools.cached_property
   def _dealt(self) -> plans.Dealt:
-    """What a plan deals clients to."""
+    """The devices, real or virtual, that plans deal clients to."""
     virtual = self.runtime.deterministic_reduction
     return plans.dealt(distributed.size(self.mesh), virtual)
 
   @property
   def lane_choice(self) -> lanes.Choice:
-    """How many clients a device trains at once, and why."""
+    """Number of clients that a device trains at once, and why."""
     return self.choose_lanes()
 
   def choose_lanes(
     self, rounds: float = math.inf, phases: Phases | None = None
   ) -> lanes.Choice:
-    """The same; with "auto" the first call measures.
+    """Return `lane_choice`; with "auto" the first call measures it.
 
     Args:
-      rounds: of the run, of whose time choosing takes a small share on a CPU;
-        infinite: not known.
-      phases: measures it; None: nobody asks.
+      rounds: number of rounds of the run, of whose time choosing takes a small
+        share on a CPU; infinite if unknown.
+      phases: measures what it takes; None if nobody asks.
     """
     phases = Phases() if phases is None else phases
     if not self._choices:
@@ -402,52 +270,33 @@ class Simulator:
   def _choose(self, rounds: float, phases: Phases) -> lanes.Choice:
     if self.runtime.lanes != "auto":
       return lanes.Choice(self.runtime.lanes, "as given")
-    size = self.sampler.sizes[0]
-    sizes = lanes.candidates(size, distributed.size(self.mesh))
-    if len(sizes) == 1:
-      return lanes.Choice(sizes[0], "a device has no more clients a round")
-    own = self.mesh.local_devices[0]
-    if own.platform != "cpu":
-      rounds = math.inf  # there many lanes are worth the time
-    (negative,) = processes.greatest(-memory.memory_limit(own))
-    probe = functools.partial(
-      lanes.probe, self, rounds=rounds, limit=-negative, phases=phases
+
+    def seconds(planned: Planned) -> float:
+      state = jax.block_until_ready(self.init())
+      return self.dispatch(state, planned).seconds
+
+    trial = lanes.Trial(
+      plan=lambda done, size: self.plan(done, 1, size),
+      program=self.program,
+      waiting_bytes=self.waiting_bytes,
+      seconds=seconds,
     )
-    choice = lanes.choose(probe, sizes, -negative, rounds)
-    log.info("%d lanes a device: %s", *choice)
-    return choice
+    size = self.sampler.sizes[0]
+    return lanes.measured(trial, size, self.mesh, rounds, phases)
 
   @functools.cached_property
   def hparams(self) -> HParams:
     """The run's numeric hyper-parameters at their defaults."""
-    hparams = dict(self.algorithm.hparams)
-    hparams["transforms"] = {t.name: t.hparams for t in self.transforms}
-    if self.task.hparams:
-      hparams["task"] = self.task.hparams
-    if self.joined_by.keyed:
-      hparams["aggregator"] = self.joined_by.hparams
-    return hparams
+    return states.default_hparams(
+      self.task, self.algorithm, self.joined_by, self.transforms
+    )
 
   @functools.cached_property
   def _schedules(self) -> dict[str, Schedule]:
     return schedules.checked(self.schedules, self.hparams)
 
   def _traced(self, hparams: HParams | None) -> PyTree:
-    """Hyper-parameters as arrays of one dtype."""
-    hparams = {**self.hparams, **(hparams or {})}
-    expected: Any = jax.tree.structure(self.hparams)
-    if jax.tree.structure(hparams) != expected:
-      raise ValueError(
-        f"hparams={hparams!r} does not have the structure of"
-        f" Simulator.hparams, {self.hparams!r}; change values, not keys."
-      )
-    for path, value in jax.tree_util.tree_leaves_with_path(hparams):
-      number = value.item() if hasattr(value, "item") else value
-      validate.real(f"hparams{jax.tree_util.keystr(path)}", number)
-    if self.algorithm.release is not None:
-      guard.check_numbers(hparams, self.hparams)
-    dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
+    return states.traced_hparams(hparams, self.hparams, self.algorithm.release)
 
   @functools.cached_property
   def checked(self) -> bool:
@@ -459,77 +308,56 @@ class Simulator:
       ValueError: a round has too many examples, or the aggregator does not
         keep to its contract.
     """
-    capacity = plans.capacity(
-      [data.sizes for data in self.splits],
+    preflight.check_data(
+      self.task,
+      self.data,
+      self.splits,
+      self.work,
       self.works,
       self.sampler.sizes[-1],
-      lanes=1,
-      devices=1,
     )
-    preflight.check_order(max(capacity.order), self.work)
-    preflight.check_values(self.task, self.data)
-    preflight.check_augment(self.data)
-    shapes = self.state_shapes
-    variables = self.algorithm.variables(shapes.server)
-    preflight.check_parameters(variables.params)
-    preflight.check_memory(shapes, self.mesh)
-    aggregators.check(self.joined_by, variables.params)
-    size = self.runtime.eval_batch_size
-    preflight.check_task(self.task, variables, self.data, self.works, size)
+    preflight.check_model(
+      self.task,
+      self._variables,
+      self.joined_by,
+      self.state_shapes,
+      self.mesh,
+      self.data,
+      self.works,
+      self.runtime.eval_batch_size,
+    )
     _ = self._higher_is_better
     return True
 
   @property
   def slow_layers(self) -> list[str]:
-    """What of the model is slow here and what mends it, in words."""
-    variables = self.algorithm.variables(self.state_shapes.server)
-    return preflight.slow_layers(self.task, variables, self.data, self.works)
+    """Which layers are slow on this backend and what mends them, in words."""
+    return preflight.slow_layers(
+      self.task, self._variables, self.data, self.works
+    )
 
   def trace(self) -> None:
-    """Traces a round, as compiling it does first.
+    """Trace a round, as compiling it does first.
 
     Raises:
       ValueError: the algorithm, or another part, refuses what it is given.
     """
-    _ = self._size(self._sampled(0))
+    _ = self._cohorts.size(self._cohorts.draw(0))
     wanted = self.runtime.lanes
     lanes = 1 if wanted == "auto" else wanted
-    shape = self._shape(lanes, self.sampler.sizes[-1])
-    preflight.check_round(
-      self.function,
-      self.state_shapes,
-      self._traced(None),
-      self.residency.shapes(shape.capacity, shape.rounds),
-      plans.blank(shape.capacity, shape.passes, shape.rounds),
-      np.int32(0),
-      self.data.server,
-    )
+    shape = self._planner.shape(lanes, self.sampler.sizes[-1])
+    self._compiler.trace(shape)
 
   @functools.cached_property
   def metric_names(self) -> dict[str, str]:
-    """What `evaluate` tells -> the task's metric that it is of."""
-    data = self.data
-    variables = self.algorithm.variables(self.state_shapes.server)
-    metrics = preflight.metrics_of(self.task, variables, data)
-    names = {}
-    for name in metrics:
-      if data.test is not None:
-        names[f"test/{name}"] = name
-      for prefix, part in (("seen", data.seen), ("unseen", data.unseen)):
-        if part is not None:
-          names |= dict.fromkeys(told(name, prefix), name)
-    return names
+    """Metric of an evaluation -> the task's metric that it is made of."""
+    metrics = preflight.metrics_of(self.task, self._variables, self.data)
+    return evaluator.metric_names(metrics, self.data)
 
   @functools.cached_property
   def _higher_is_better(self) -> dict[str, bool]:
-    """Of every metric that is watched."""
-    wanted = {
-      f"schedule of {name}: metric": schedule.metric
-      for name, schedule in self._schedules.items()
-      if schedule.metric is not None
-    }
-    if self.best_metric is not None:
-      wanted["server.best_metric"] = self.best_metric
+    """For every metric that is followed, whether higher is better."""
+    wanted = evaluator.followed(self._schedules, self.best_metric)
     names = self.metric_names if wanted else {}
     return monitor.directions(wanted, names, self.task)
 
@@ -538,27 +366,15 @@ class Simulator:
   def _init(
     self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
   ) -> RunState:
-    server = self.algorithm.init(key_for(seed, Purpose.INIT), hparams)
-    params = self.algorithm.variables(server).params
-    own = hparams["transforms"]
-    row = (
-      self.algorithm.client_init(server, hparams),
-      tuple(t.client_init(params, own[t.name]) for t in self.transforms),
-    )
-    table = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (self._table_rows, *jnp.shape(x))), row
-    )
-    shared = tuple(t.init(params, own[t.name]) for t in self.transforms)
-    return RunState(
-      round=jnp.zeros((), jnp.int32),
-      seed=seed,
-      noise_seed=noise_seed,
-      server=server,
-      clients=table,
-      shared=shared,
-      watch=monitor.first(
-        self._schedules, server, self.best_metric is not None
-      ),
+    return states.initial_state(
+      seed,
+      noise_seed,
+      hparams,
+      algorithm=self.algorithm,
+      transforms=self.transforms,
+      schedules=self._schedules,
+      keeps_best=self.best_metric is not None,
+      table_rows=states.table_rows(self.num_clients, self.mesh),
     )
 
   @functools.cached_property
@@ -568,15 +384,14 @@ class Simulator:
     return init
 
   def init(self, hparams: HParams | None = None) -> RunState:
-    """The state before the first round.
+    """Return the state before the first round.
 
     Raises:
       ValueError: `checked` refuses something.
     """
     _ = self.checked
-    return self._jitted_init(
-      np.uint32(self.seed), self._noise_words(), self._traced(hparams)
-    )
+    words = states.noise_words(self.noise_seed, self.draws_noise)
+    return self._jitted_init(np.uint32(self.seed), words, self._traced(hparams))
 
   @property
   def draws_noise(self) -> bool:
@@ -586,86 +401,44 @@ class Simulator:
   @property
   def noise_origin(self) -> str:
     """Where private noise comes from, for summaries; "" without any."""
-    if not self.draws_noise:
-      return ""
-    if self.noise_seed is None:
-      return (
-        "from fresh entropy, which the checkpoints keep: who has them can"
-        " take the noise off"
-      )
-    return (
-      f"simulation only: whoever knows noise_seed={self.noise_seed} can take"
-      " the noise off"
-    )
-
-  def _noise_words(self) -> np.ndarray:
-    """`RunState.noise_seed` of a run that begins; 0 where nothing draws it."""
-    bits = self.noise_seed or 0
-    if self.noise_seed is None and self.draws_noise:
-      bits = processes.from_first(lambda: secrets.randbits(64))
-    return np.array([bits >> 32, bits & 0xFFFFFFFF], np.uint32)
-
-  @property
-  def _table_rows(self) -> int:
-    """Rows of the clients' table, the same on every device."""
-    devices = distributed.size(self.mesh)
-    return -(-self.num_clients // devices) * devices
+    return states.noise_origin(self.noise_seed, self.draws_noise)
 
   @functools.cached_property
   def _state_spec(self) -> RunState:
     return programs.state_spec(self.state_shapes, self.mesh)
 
   def place(self, state: PyTree) -> RunState:
-    """A state on the host, as `fetch` gives it, on the devices."""
-    missing = self._table_rows - self.num_clients
-
-    def pad(x: np.ndarray) -> np.ndarray:
-      return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
-
-    padded = state._replace(clients=jax.tree.map(pad, state.clients))
-    placed: RunState = distributed.put(padded, self.mesh, self._state_spec)
-    return placed
+    """Put a state on the devices that is on the host, as from `fetch`."""
+    return states.to_devices(
+      state, self.num_clients, self.mesh, self._state_spec
+    )
 
   def fetch(self, state: RunState) -> RunState:
-    """The state on the host, whatever the devices: a row for every client.
+    """Return the state on the host, with a row for every client.
 
     All processes have to call it.
     """
-    state = distributed.fetch(state)
-    own = jax.tree.map(lambda x: x[: self.num_clients], state.clients)
-    return state._replace(clients=own)
+    return states.to_host(state, self.num_clients)
 
   @functools.cached_property
   def fetched_shapes(self) -> RunState:
-    """Shapes and dtypes of what `fetch` gives."""
-    shapes = self.state_shapes
-    cut = lambda x: jax.ShapeDtypeStruct(
-      (self.num_clients, *x.shape[1:]), x.dtype
-    )
-    return shapes._replace(clients=jax.tree.map(cut, shapes.clients))
+    """Shapes and dtypes of what `fetch` returns."""
+    return states.host_shapes(self.state_shapes, self.num_clients)
 
   @functools.cached_property
   def state_shapes(self) -> RunState:
     """Shapes and dtypes of a state."""
-    shapes: RunState = jax.eval_shape(
-      self._init,
-      np.uint32(self.seed),
-      np.zeros(2, np.uint32),
-      self._traced(None),
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-      if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        raise TypeError(
-          f"State {jax.tree_util.keystr(path)} is a {leaf.dtype}; keep"
-          " jax.random.key_data of it, or derive keys with key_for."
-        )
-    return shapes
+    return states.shapes_of(self._init, self.seed, self._traced(None))
+
+  @property
+  def _variables(self) -> Variables:
+    """Shapes and dtypes of the global model."""
+    return self.algorithm.variables(self.state_shapes.server)
 
   @property
   def num_parameters(self) -> int:
-    """Trained parameters of the global model."""
-    params = self.algorithm.variables(self.state_shapes.server).params
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    """Number of trained parameters of the global model."""
+    return states.count(self._variables.params)
 
   @functools.cached_property
   def traffic(self) -> Traffic:
@@ -693,188 +466,90 @@ class Simulator:
     return {}
 
   @functools.cached_property
-  def _server_data(self) -> PyTree:
-    return distributed.put(self.data.server, self.mesh, P())
-
-  @functools.cached_property
-  def function(self) -> Callable[..., tuple[RunState, RoundMetrics]]:
+  def function(self) -> compiler.RoundFunction:
     """The pure function of up to R rounds, as `make_rounds` describes it."""
-    return rounds.make_rounds(
+    return compiler.round_function(
       self.algorithm,
       self.joined_by,
       self.transforms,
-      walks=[
-        Walk(
-          source,
-          work.batch_size,
-          self.data.prepare,
-          self.data.augment if walked.augmented else None,
-          work.max_tokens,
-        )
-        for walked, source, work in zip(
-          self.algorithm.passes,
-          self.residency.sources,
-          self.works,
-          strict=True,
-        )
-      ],
-      num_clients=self._told_clients,
-      prepare=self.data.prepare,
-      mesh=self.mesh,
-      sliced=self.residency.sliced,
-      virtual=self.runtime.deterministic_reduction,
+      data=self.data,
+      works=self.works,
       schedules=self._schedules,
+      residency=self.residency,
+      mesh=self.mesh,
+      virtual=self.runtime.deterministic_reduction,
+      num_clients=self._account.public_clients,
       log_clients=self.log_clients,
     )
 
   @functools.cached_property
-  def _shapes(self) -> dict[tuple[int, int], programs.Shape]:
-    return {}
+  def _compiler(self) -> compiler.Compiler:
+    return compiler.Compiler(
+      function=self.function,
+      state=self.state_shapes,
+      hparams=self._traced(None),
+      server_data=self.data.server,
+      residency=self.residency,
+      mesh=self.mesh,
+      runtime=self.runtime,
+    )
 
-  def _shape(self, lanes: int, size: int) -> programs.Shape:
-    if (lanes, size) not in self._shapes:  # it looks at every client
-      capacity = plans.capacity(
-        [data.sizes for data in self.splits],
-        self.works,
-        size,
-        lanes=lanes,
-        devices=self._dealt.devices,
-        idle=self._dealt.idle,
-      )
-      fixed, most = self.runtime.rounds_per_dispatch, self.runtime.most_rounds
-      self._shapes[lanes, size] = programs.shape_of(
-        capacity,
-        len(self.works),
-        fixed,
-        most,
-        self.residency.bytes_per_round(capacity),
-      )
-    return self._shapes[lanes, size]
+  @functools.cached_property
+  def _cohorts(self) -> planner.Cohorts:
+    return planner.Cohorts(
+      sampler=self.sampler, seed=self.seed, num_clients=self.num_clients
+    )
+
+  @functools.cached_property
+  def _planner(self) -> planner.Planner:
+    return planner.Planner(
+      cohorts=self._cohorts,
+      splits=self.splits,
+      works=self.works,
+      dealt=self._dealt,
+      residency=self.residency,
+      runtime=self.runtime,
+    )
 
   def program(self, lanes: int, size: int) -> Program:
-    """The compiled round.
+    """Return the compiled round.
 
     Args:
-      lanes: clients that a device trains at once.
-      size: the largest cohort, one of the sampler's sizes.
+      lanes: number of clients that a device trains at once.
+      size: size of the largest cohort, one of the sampler's.
     """
     if (lanes, size) not in self.compiled:
-      shape = self._shape(lanes, size)
-      self.compiled[lanes, size] = programs.compile_rounds(
-        self.function,
-        shape,
-        state=self.state_shapes,
-        hparams=self._traced(None),
-        data=self.residency.shapes(shape.capacity, shape.rounds),
-        data_spec=self.residency.spec,
-        server_data=self.data.server,
-        mesh=self.mesh,
-        donate=self.runtime.donate,
-        deterministic=self.runtime.deterministic_reduction is not None,
-      )
+      shape = self._planner.shape(lanes, size)
+      self.compiled[lanes, size] = self._compiler.compile(shape)
     return self.compiled[lanes, size]
 
   def waiting_bytes(self, lanes: int, size: int) -> int:
-    """What a device has of the next call while it works on one, in bytes."""
-    shape = self._shape(lanes, size)
-    return shape.rounds * self.residency.bytes_per_round(shape.capacity)
+    """Return the bytes on a device of the call that waits for its turn."""
+    return self._planner.waiting_bytes(lanes, size)
 
   @property
   def compilations(self) -> int:
     """How often the round was compiled; lanes only tried not counted."""
     return sum(lanes == self.lane_choice.lanes for lanes, _ in self.compiled)
 
-  def _sampled(self, round_: int) -> np.ndarray:
-    """Who takes part in the round after so many."""
-    try:
-      ids = self.sampler.sample(self.seed, round_)
-      return validate.cohort(ids, self.num_clients)
-    except Exception as error:
-      raise ValueError(
-        f"server.sampling: round {round_ + 1}: {errors.raised(None, error)}"
-      ) from error
-
-  @functools.cached_property
-  def _witness(self) -> promises.Witness | None:
-    """What holds rounds against the sampler's promise; None: it has none."""
-    if self.sampler.participation is None:
-      return None
-    return promises.Witness(self.sampler, self.num_clients, self.seed)
-
-  def _size(self, ids: np.ndarray) -> int:
-    """The cohort size to compile for that holds these."""
-    for size in self.sampler.sizes:
-      if len(ids) <= size:
-        return size
-    raise ValueError(
-      f"server.sampling: {len(ids)} clients were drawn; `sizes` say at most"
-      f" {self.sampler.sizes[-1]}."
-    )
-
   def plan(self, first: int, most: int, lanes: int | None = None) -> Planned:
-    """Samples and lays out rounds first, first + 1, ..., on the host.
+    """Draw and lay out, on the host, the rounds that follow `first` rounds.
 
     Args:
-      first: rounds done before.
-      most: how many rounds; fewer where one call cannot run so many.
-      lanes: clients that a device trains at once; None: `lane_choice`.
+      first: number of rounds done before them.
+      most: number of rounds; fewer if one call cannot run as many.
+      lanes: number of clients that a device trains at once; None for
+        `lane_choice`.
     """
     lanes = self.lane_choice.lanes if lanes is None else lanes
-    began = time.perf_counter()
-    ids = [self._sampled(first)]
-    size = self._size(ids[0])
-    shape = self._shape(lanes, size)
-    for i in range(1, min(most, shape.rounds)):
-      more = self._sampled(first + i)
-      if self._size(more) != size:
-        break  # it runs in another program
-      ids.append(more)
-    if self._witness is not None:
-      for i, cohort in enumerate(ids):
-        self._witness.check(first + i, cohort)
-    planned, slices = plans.plan_rounds(
-      [data.offsets for data in self.splits],
-      self.works,
-      ids,
-      shape.capacity,
-      seed=self.seed,
-      first=first,
-      rounds=shape.rounds,
-      versions=[
-        self.sampler.versions(self.seed, first + i, cohort)
-        for i, cohort in enumerate(ids)
-      ],
-      sliced=self.residency.sliced,
-    )
-    for i in range(len(ids)):  # counted here, while devices work
-      self.spent(first + i + 1)
-    return Planned(
-      first=first,
-      num_rounds=len(ids),
-      cohorts=planned,
-      # Here, so that they travel while devices work on the call before.
-      examples=self.residency.put(
-        self.residency.gather(slices, shape.capacity, shape.rounds)
-      ),
-      key=(lanes, size),
-      waste=plans.waste(planned, self.works, self._dealt.each),
-      seconds=time.perf_counter() - began,
-    )
+    # Epsilons are counted here, while the devices work.
+    return self._planner.plan(first, most, lanes, planned=self.spent)
 
   def _call(
     self, state: RunState, planned: Planned, hparams: HParams | None
   ) -> tuple[RunState, RoundMetrics]:
-    program = self.program(*planned.key)
-    put = functools.partial(distributed.put, mesh=self.mesh)
-    result: tuple[RunState, RoundMetrics] = program.compiled(
-      state,
-      put(self._traced(hparams), specs=P()),
-      planned.examples,
-      put(planned.cohorts, specs=programs.COHORTS_SPEC),
-      put(np.int32(planned.num_rounds), specs=P()),
-      self._server_data,
-    )
-    return result
+    program, numbers = self.program(*planned.key), self._traced(hparams)
+    return self._compiler.call(program, state, planned, numbers)
 
   def dispatch(
     self,
@@ -883,13 +558,13 @@ class Simulator:
     hparams: HParams | None = None,
     phases: Phases | None = None,
   ) -> Dispatch:
-    """Runs planned rounds in one call.
+    """Run planned rounds in one call.
 
     Args:
-      state: used up if `Runtime.donate`.
+      state: the state before them; used up if `Runtime.donate`.
       planned: the rounds that follow it.
-      hparams: numeric hyper-parameters; None: the defaults.
-      phases: measures compiling and training; None: nobody asks.
+      hparams: numeric hyper-parameters; None for the defaults.
+      phases: measures compiling and training; None if nobody asks.
 
     Raises:
       ValueError: the plan is of other rounds.
@@ -904,11 +579,7 @@ class Simulator:
         " plan the rounds that follow the state."
       )
     last = done + planned.num_rounds
-    if self.allowed(last) < last:
-      raise ValueError(
-        f"Round {last} would exceed the privacy budget, epsilon"
-        f" {self.budget and self.budget.epsilon}; end before it."
-      )
+    self._account.check_round(last)
     step = jax.profiler.StepTraceAnnotation("dispatch", step_num=done)
     with phases("train"), step:
       began = time.perf_counter()
@@ -919,19 +590,7 @@ class Simulator:
     read = read_metrics(metrics, planned, self.traffic, chain)
     for row in read.rows:
       row |= self.spent(int(row["round"]))
-    return Dispatch(
-      state=state,
-      rows=read.rows,
-      rejected=read.rejected,
-      failure=read.failure,
-      clients=int((planned.cohorts.client >= 0).sum()),
-      waste=planned.waste,
-      steps=planned.cohorts.num_steps.sum((0, 1, 2, 3), dtype=np.int64),
-      seconds=seconds,
-      plan_seconds=planned.seconds,
-      sent_bytes=program.sent_bytes,
-      client_log=read.client_log,
-    )
+    return dispatched(state, planned, read, seconds, program.sent_bytes)
 
   def run(
     self,
@@ -943,79 +602,58 @@ class Simulator:
     phases: Phases | None = None,
     singles: int = 0,
   ) -> Generator[Dispatch, RunState | None, None]:
-    """Runs until round `last`, one dispatch after the other.
+    """Run until round `last`, one dispatch after the other.
 
     The next dispatch is planned while the devices work on this one. It goes
     on with the state that is sent to it (`generator.send`), or with its own.
     A private run ends where its budget does.
 
     Args:
-      state: where to go on; used up if `Runtime.donate`.
-      last: the round to end with.
+      state: the state to go on with; used up if `Runtime.donate`.
+      last: number of the round to end with.
       stops: a dispatch ends at every multiple of these numbers, since
         something is to be done there.
-      hparams: numeric hyper-parameters; None: the defaults.
+      hparams: numeric hyper-parameters; None for the defaults.
       phases: measures waiting for plans, compiling, training.
-      singles: how many first dispatches have one round each, to be profiled.
+      singles: number of first dispatches that have one round each, to be
+        profiled.
 
     Raises:
       DivergedError: in a round no finite update, or no finite model, was left;
         after the rounds before it were yielded.
     """
-    done = began = int(jax.device_get(state.round))
+    began = int(jax.device_get(state.round))
     phases = Phases() if phases is None else phases
     last = self.allowed(last)
     # Here, not in the thread that plans.
-    self.choose_lanes(last - done, phases)
-    seconds_per_round = math.inf
+    self.choose_lanes(last - began, phases)
 
-    def count(done: int) -> int:
+    def count(done: int, seconds: float) -> int:
       if done < began + singles:
         return 1
-      most = self.runtime.rounds_per_dispatch
-      if most is None:
-        most = max(1, int(TARGET_SECONDS / seconds_per_round))
-      return min([most, last - done, *(s - done % s for s in stops)])
+      fixed = self.runtime.rounds_per_dispatch
+      return planner.rounds_per_dispatch(fixed, seconds, done, last, stops)
 
-    if done >= last:
-      return
-    # A thread has a setting of its own.
-    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-
-    def plan_ahead(first: int, most: int) -> Planned:
-      with jax.enable_x64(x64):
-        return self.plan(first, most)
-
-    plan = jax.profiler.annotate_function(plan_ahead, name="plan rounds")
-    with ThreadPoolExecutor(1, "plan") as pool:
-      pending = pool.submit(plan, done, count(done))
-      while done < last:
-        with phases("plan"):
-          planned = pending.result()
-        done += planned.num_rounds
-        if done < last:
-          pending = pool.submit(plan, done, count(done))
-        out = self.dispatch(state, planned, hparams, phases)
-        # The processes have to agree how many rounds come next.
-        (slowest,) = processes.greatest(out.seconds)
-        seconds_per_round = slowest / planned.num_rounds
-        sent = yield out
-        if out.failure is not None:
-          raise out.failure
-        state = out.state if sent is None else sent
+    dispatches = pipeline.run(
+      state,
+      began,
+      last,
+      count=count,
+      plan=self.plan,
+      dispatch=lambda state, planned: self.dispatch(
+        state, planned, hparams, phases
+      ),
+      phases=phases,
+    )
+    del state  # else it would live as long as the run
+    yield from dispatches
 
   # --- evaluation ------------------------------------------------------------
 
   @functools.cached_property
   def evaluated(self) -> dict[str, FederatedData]:
     """`test`, `seen` and `unseen`, as far as the data have them."""
-    data, sets = self.data, dict[str, FederatedData]()
-    if data.test is not None:
-      sets["test"] = as_blocks(data.test, self.runtime.eval_batch_size)
-    for name, part in (("seen", data.seen), ("unseen", data.unseen)):
-      if part is not None:
-        sets[name] = part
-    return sets
+    return evaluator.evaluation_data(self.data, self.runtime.eval_batch_size)
 
   @functools.cached_property
   def evaluation_room(self) -> float:
@@ -1029,46 +667,31 @@ class Simulator:
     """What evaluates each of `evaluated`."""
     if not self.evaluated:
       return {}
-    # About as many examples at once as in training.
-    examples = self.lane_choice.lanes * max(w.batch_size for w in self.works)
-    size = self.runtime.eval_batch_size
-    return {
-      name: EvaluationSet(
-        self.task,
-        self.algorithm,
-        part,
-        mesh=self.mesh,
-        lanes=max(1, examples // size),
-        batch_size=size,
-        personal=name == "seen",
-        prepare=self.data.prepare,
-        room=self.evaluation_room,
-      )
-      for name, part in self.evaluated.items()
-    }
+    return evaluator.evaluation_sets(
+      self.evaluated,
+      task=self.task,
+      algorithm=self.algorithm,
+      data=self.data,
+      works=self.works,
+      mesh=self.mesh,
+      lanes=self.lane_choice.lanes,
+      batch_size=self.runtime.eval_batch_size,
+      room=self.evaluation_room,
+    )
 
   def evaluate(
     self, state: RunState, sets: Collection[str] | None = None
   ) -> Row:
-    """Metrics on the central test set, and over seen and unseen clients.
+    """Evaluate a state on the central test set and on seen and unseen clients.
 
     Args:
-      state: a state.
-      sets: which of `evaluation_sets`; None: all.
+      state: the state.
+      sets: which of `evaluation_sets`; None for all.
     """
-    row: Row = {}
-    for name, part in self.evaluation_sets.items():
-      if sets is not None and name not in sets:
-        continue
-      metrics = part(state)
-      if name == "test":
-        row |= {f"test/{k}": v for k, v in metrics.overall().items()}
-      else:
-        row |= metrics.summary(name)
-    return row
+    return evaluator.evaluate(self.evaluation_sets, state, sets)
 
   def evaluate_clients(self, state: RunState, name: str) -> ClientMetrics:
-    """Metrics of every client of `seen` or `unseen`.
+    """Return the metrics of every client of `seen` or `unseen`.
 
     Raises:
       UnknownNameError: the data have no such set.
@@ -1078,71 +701,34 @@ class Simulator:
   def react(
     self, state: RunState, metrics: Row, *, ends: bool = False
   ) -> RunState:
-    """The state after an evaluation.
-
-    The algorithm sees it, schedules may follow it, and the best model is kept,
-    or is gone back to.
+    """Return the state after an evaluation; see `evaluator.Reaction`.
 
     Args:
-      state: what was evaluated.
-      metrics: what the evaluation told.
-      ends: no round follows: the model stays the one that was evaluated.
+      state: the state that was evaluated.
+      metrics: what the evaluation measured.
+      ends: whether the run ends here, so that the model stays as it is.
     """
-    server, watch = state.server, state.watch
-    if self.algorithm.on_eval is not None:
-      if self.algorithm.release is not None:  # clients that train are private
-        metrics = {
-          k: v for k, v in metrics.items() if not k.startswith("seen/")
-        }
-      server = self.algorithm.on_eval(server, metrics)
-      # A copy of its own for every leaf, so that the state can be donated.
-      server = jax.tree.map(
-        lambda new, old: jnp.array(new, dtype=old.dtype, copy=True),
-        server,
-        self.state_shapes.server,
-      )
-      server = distributed.put(server, self.mesh, self._state_spec.server)
-    if watch.schedules:
-      states = monitor.after(
-        jax.device_get(watch.schedules),
-        self._schedules,
-        metrics,
-        self._higher_is_better,
-      )
-      where = self._state_spec.watch.schedules
-      states = distributed.put(states, self.mesh, where)
-      watch = watch._replace(schedules=states)
-    metric = self.best_metric
-    if metric is not None and metric in metrics:
-      value, best = metrics[metric], watch.best
-      if monitor.is_better(value, best, self._higher_is_better[metric]):
-        told = np.float32(value), np.int32(jax.device_get(state.round))
-        value_, round_ = distributed.put(told, self.mesh, P())
-        best = Best(value_, round_, self._copied(server))
-        watch = watch._replace(best=best)
-      elif self.fall_back and not ends and int(best.round) >= 0:
-        server = self._copied(best.server)
-    return state._replace(server=server, watch=watch)
+    return self._reaction(state, metrics, ends=ends)
+
+  @functools.cached_property
+  def _reaction(self) -> evaluator.Reaction:
+    return evaluator.Reaction(
+      algorithm=self.algorithm,
+      schedules=self._schedules,
+      higher_is_better=self._higher_is_better,
+      best_metric=self.best_metric,
+      fall_back=self.fall_back,
+      mesh=self.mesh,
+      shapes=self.state_shapes,
+      spec=self._state_spec,
+      copied=states.copier(self.mesh, self._state_spec.server),
+    )
 
   @property
   def watched_metrics(self) -> list[str]:
-    """What the best model or a schedule goes by."""
+    """Metrics that the best model or a schedule follows."""
     return list(self._higher_is_better)
 
   def best(self, state: RunState) -> Row:
-    """The best model's round and value, as `best/...`; empty without one."""
-    best = state.watch.best
-    if self.best_metric is None or int(best.round) < 0:
-      return {}
-    return {
-      "best/round": int(best.round),
-      f"best/{self.best_metric}": float(best.value),
-    }
-
-  @functools.cached_property
-  def _copied(self) -> Callable[[PyTree], PyTree]:
-    """A server state's copy, since the one of the run may be donated."""
-    where = distributed.shardings(self.mesh, self._state_spec.server)
-    copy = lambda server: jax.tree.map(jnp.copy, server)
-    copied: Callable[[PyTree], PyTree] = jax.jit(copy, out_shardings=where)
-    return copied
+    """Return round and value of the best model as `best/...`, if any."""
+    return evaluator.best_row(self.best_metric, state)

@@ -619,13 +619,13 @@ def test_what_may_not_depend_on_how_many_clients_there_are():
   assert made.ledger.participation.rate == 0.2
   assert made.sampler.expected == 18
   assert made.hparams["privacy"]["denominator"] == 20
-  assert made._told_clients == 100
+  assert made._account.public_clients == 100
   public = build(
     flags.load(str(DIGITS), PRIVATE | {"server.sampling": "poisson"})
   ).simulator
   assert public.ledger is not None
   assert public.ledger.adjacency == "zero-out"
-  assert public._told_clients == 90
+  assert public._account.public_clients == 90
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,252 @@
+"""The privacy account of a run: its ledger, its budget, its audit.
+
+What training clients have to be protected from depends on the algorithm, the
+sampler and the budget alone, so nothing here knows the simulator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from fedjax_sim.core import (
+  Algorithm,
+  PyTree,
+  Release,
+  Sampler,
+  Transform,
+  validate,
+)
+from fedjax_sim.data import FederatedDataset
+from fedjax_sim.engine.hparams import Schedule
+from fedjax_sim.engine.state import RunState
+from fedjax_sim.privacy import accounting
+from fedjax_sim.privacy.accounting import promises
+from fedjax_sim.privacy.central import audit as audits
+from fedjax_sim.privacy.central import guard
+from fedjax_sim.privacy.central import uncovered as outputs
+from fedjax_sim.simulation.dispatch import Row
+from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.training import seal
+
+DRAWN_ROUNDS = 1000  # of a run without an end, for which a promise is tested
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Account:
+  """Counts the epsilon of a run and holds it to its budget.
+
+  Attributes:
+    release: what the algorithm releases in every round; None if it is not
+      private.
+    budget: delta, and perhaps the epsilon that must not be exceeded; None if no
+      epsilon is counted.
+    sampler: who takes part in a round.
+    num_clients: number of clients that may take part.
+  """
+
+  release: Release | None
+  budget: guard.Budget | None
+  sampler: Sampler
+  num_clients: int
+
+  @functools.cached_property
+  def ledger(self) -> accounting.Ledger | None:
+    """Return the ledger of a private run; None if no epsilon is counted.
+
+    Raises:
+      ValueError: no epsilon holds for this sampler and this release.
+    """
+    if self.release is None or self.budget is None:
+      return None
+    return guard.ledger(
+      self.release, self.sampler, self.budget, self.num_clients
+    )
+
+  @property
+  def public_clients(self) -> int:
+    """Return the number of clients that the algorithm may know of.
+
+    If adding or removing a client must not show, it is the number that was
+    chosen in advance.
+    """
+    part = self.sampler.participation
+    if self.release is None or part is None:
+      return self.num_clients
+    return part.population or self.num_clients
+
+  @functools.cached_property
+  def _last_counted(self) -> int | None:
+    """Return the last round that budget and noise allow; None if unknown."""
+    assert self.budget is not None
+    wanted = self.budget.rounds or (self.release and self.release.rounds)
+    return wanted and self.rounds_within_budget(wanted)
+
+  def epsilon_row(self, rounds: int) -> Row:
+    """Return the epsilon after a number of rounds as a row of metrics.
+
+    Of later rounds it may be that of a slightly later one, an upper bound (see
+    `guard.counted`).
+
+    Args:
+      rounds: number of rounds done.
+
+    Returns:
+      A row with one metric; an empty one if no epsilon holds, or if the noise
+      was made for fewer rounds.
+    """
+    if self.ledger is None or self.budget is None:
+      return {}
+    if rounds > (self.ledger.release.rounds or rounds):
+      return {}
+    epsilon = self.ledger.told(guard.counted(rounds, self._last_counted))
+    if math.isinf(epsilon):
+      return {}
+    simulated = self.ledger.release.simulated is not None
+    name = "privacy/simulated_epsilon" if simulated else "privacy/epsilon"
+    return {name: epsilon}
+
+  def rounds_within_budget(self, rounds: int) -> int:
+    """Return how many of a number of rounds the privacy budget allows.
+
+    Args:
+      rounds: number of rounds wanted.
+
+    Raises:
+      ValueError: the noise was made for fewer rounds.
+    """
+    release = self.release
+    if release is not None and rounds > (release.rounds or rounds):
+      raise ValueError(
+        f"server.rounds={rounds}: the correlated noise was made for"
+        f" {release.rounds} rounds; make it for as many as there are."
+      )
+    if self.ledger is None or self.budget is None:
+      return rounds
+    if self.budget.epsilon is None:
+      return rounds
+    return self.ledger.rounds_within(self.budget.epsilon, rounds)
+
+  def check_round(self, last: int) -> None:
+    """Refuse a round beyond the privacy budget.
+
+    Args:
+      last: number of the round.
+
+    Raises:
+      ValueError: the budget does not allow it.
+    """
+    if self.rounds_within_budget(last) < last:
+      raise ValueError(
+        f"Round {last} would exceed the privacy budget, epsilon"
+        f" {self.budget and self.budget.epsilon}; end before it."
+      )
+
+  def check_ledger(self, seed: int, num_parameters: int) -> None:
+    """Test the sampler's promise and how long floats can carry the noise.
+
+    Args:
+      seed: seed of the run.
+      num_parameters: number of trained parameters of the model.
+
+    Raises:
+      ValueError: the ledger cannot count this run.
+    """
+    if self.ledger is None:  # computing it refuses what it cannot count
+      return
+    assert self.budget is not None
+    assert self.release is not None
+    rounds = self.budget.rounds or self.release.rounds or DRAWN_ROUNDS
+    promises.check_draws(self.sampler, self.num_clients, rounds, seed)
+    # Besides the update there may be as many statistics, a weight and a bit.
+    guard.check_ends(self.ledger, rounds, 2 * num_parameters + 2)
+
+  def audit(self, state: RunState) -> audits.Audit | None:
+    """Measure what the canaries of a private run reveal.
+
+    Args:
+      state: state of the run.
+
+    Returns:
+      The audit; None without canaries, or if no epsilon is counted.
+    """
+    release = self.release
+    if release is None or release.audited is None or self.ledger is None:
+      return None
+    evidence, rounds = jax.device_get(
+      (jax.jit(release.audited)(state.server), state.round)
+    )
+    return audits.audit(evidence, self.ledger, int(rounds))
+
+
+def check_budget(algorithm: Algorithm, budget: guard.Budget | None) -> None:
+  """Refuse a budget that the algorithm has no use for.
+
+  Args:
+    algorithm: the algorithm of the run.
+    budget: its privacy budget; None if it has none.
+
+  Raises:
+    TypeError: it is no `Budget`.
+    ValueError: the algorithm is not private, or nobody has proven that it is.
+  """
+  if budget is None:
+    return
+  validate.instance("budget", budget, guard.Budget, "Budget(delta=1e-5)")
+  if algorithm.release is None:
+    raise ValueError(
+      "budget is of a private algorithm, and this one is not; wrap it by"
+      " privacy.central."
+    )
+  seal.check(algorithm)
+
+
+def check_unwatched(
+  best_metric: str | None, schedules: Mapping[str, Schedule]
+) -> None:
+  """Refuse to follow metrics of training clients, which no noise protects.
+
+  Args:
+    best_metric: metric that selects the best model; None without one.
+    schedules: hyper-parameter -> its schedule.
+
+  Raises:
+    ValueError: names the field that follows such a metric.
+  """
+  watched = {"server.best_metric": best_metric}
+  for name, schedule in schedules.items():
+    watched[f"schedule of {name}: metric"] = schedule.metric
+  guard.check_watched(watched)
+
+
+def uncovered(
+  data: FederatedDataset,
+  transforms: Sequence[Transform],
+  runtime: Runtime,
+  client_state: PyTree,
+  *,
+  log_clients: bool,
+) -> list[str]:
+  """List what a run reveals of its clients that no epsilon would cover.
+
+  Args:
+    data: federated data.
+    transforms: transforms of the client updates.
+    runtime: whose "auto" settings are chosen by looking at the clients.
+    client_state: table of client states, or its shapes.
+    log_clients: whether every client is logged.
+  """
+  auto = [
+    name for name in ("lanes", "residency") if getattr(runtime, name) == "auto"
+  ]
+  return outputs.uncovered(
+    data,
+    transforms,
+    log_clients=log_clients,
+    measured=auto,
+    keeps_state=bool(jax.tree.leaves(client_state)),
+  )

@@ -1,0 +1,222 @@
+"""What is refused when a simulator is made: arguments that do not fit.
+
+All of it is known from the arguments alone, without tracing the model; what has
+to be traced is in `preflight`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from fedjax_sim.core import (
+  Aggregator,
+  Algorithm,
+  Sampler,
+  Task,
+  Transform,
+  validate,
+)
+from fedjax_sim.data import FederatedDataset
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.simulation.runtime import Runtime
+
+# Field of `Simulator` -> its type, and an expression that gives one.
+KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+  "task": (Task, "function_task(init, loss)"),
+  "algorithm": (Algorithm, "fedavg(task, client_optimizer, server_optimizer)"),
+  "data": (FederatedDataset, "make_dataset(name, data, num_classes=10)"),
+  "sampler": (Sampler, "sampling.uniform(num_clients, 10)"),
+  "work": (LocalWork, "LocalWork(batch_size=20, epochs=1)"),
+  "aggregator": (Aggregator, "aggregators.weighted_mean()"),
+  "transforms": ((list, tuple), "[transforms.clip(1.0)]"),
+  "runtime": (Runtime, "Runtime(lanes=1)"),
+}
+
+
+def check_kinds(**fields: Any) -> None:
+  """Refuse fields of `Simulator` that have another type than theirs.
+
+  Args:
+    **fields: name -> value.
+
+  Raises:
+    TypeError: names the field, and an expression that gives one.
+  """
+  for field, value in fields.items():
+    validate.instance(field, value, *KINDS[field])
+
+
+def check_seeds(seed: int, noise_seed: int | None) -> None:
+  """Refuse seeds that do not fit into 32 bits.
+
+  Args:
+    seed: seed of the run.
+    noise_seed: seed of private noise; None for fresh entropy.
+
+  Raises:
+    TypeError, ValueError: names the seed.
+  """
+  validate.whole("seed", seed, least=0, most=2**32 - 1)
+  if noise_seed is not None:
+    validate.whole("noise_seed", noise_seed, least=0, most=2**32 - 1)
+
+
+def check_options(
+  log_clients: bool, fall_back: bool, best_metric: str | None
+) -> None:
+  """Refuse options of another type than theirs.
+
+  Args:
+    log_clients: whether clients are logged.
+    fall_back: whether a run goes back to its best model.
+    best_metric: metric that selects it; None to keep none.
+
+  Raises:
+    TypeError: names the option.
+  """
+  validate.boolean("log_clients", log_clients)
+  validate.boolean("server.fall_back", fall_back)
+  if best_metric is not None:
+    example = "'test/accuracy'"
+    validate.instance("server.best_metric", best_metric, str, example)
+
+
+def check_fall_back(fall_back: bool, best_metric: str | None) -> None:
+  """Refuse to go back to the best model where none is kept.
+
+  Args:
+    fall_back: whether a run goes back to its best model.
+    best_metric: metric that selects it; None to keep none.
+
+  Raises:
+    ValueError: none is kept.
+  """
+  if fall_back and best_metric is None:
+    raise ValueError(
+      "server.fall_back=True goes back to the best model, and none is kept;"
+      " set server.best_metric, such as 'test/accuracy'."
+    )
+
+
+def check_transforms(transforms: Sequence[Transform]) -> None:
+  """Refuse transforms that are none, or share a name.
+
+  Args:
+    transforms: transforms of the client updates, a list or a tuple.
+
+  Raises:
+    TypeError: one is no `Transform`, or it is a single one.
+    ValueError: a name is there twice.
+  """
+  if isinstance(transforms, Transform):  # a tuple, too
+    raise TypeError("transforms is a Transform; give a list of them.")
+  for i, transform in enumerate(transforms):
+    validate.instance(
+      f"transforms[{i}]", transform, Transform, "transforms.clip(1.0)"
+    )
+  names = [t.name for t in transforms]
+  if len(set(names)) < len(names):
+    raise ValueError(f"transforms={names} has a name twice; name them apart.")
+
+
+def check_sampler(sampler: Sampler, num_clients: int) -> None:
+  """Refuse a sampler with other cohorts than there can be.
+
+  Args:
+    sampler: who takes part in a round.
+    num_clients: number of clients that may take part.
+
+  Raises:
+    TypeError, ValueError: sizes or expected size are no such numbers, or there
+      are fewer clients.
+  """
+  sizes = sampler.sizes
+  if not isinstance(sizes, tuple) or not sizes:
+    raise TypeError(
+      f"server.sampling: Sampler.sizes={sizes!r}; give a tuple of numbers."
+    )
+  for size in sizes:
+    validate.whole("server.sampling: Sampler.sizes", size)
+  if any(a >= b for a, b in itertools.pairwise(sizes)):
+    raise ValueError(
+      f"server.sampling: Sampler.sizes={sizes}: give increasing numbers."
+    )
+  expected = sampler.expected
+  validate.real("server.sampling: Sampler.expected", expected, least=0)
+  if sizes[-1] > num_clients:
+    raise ValueError(
+      f"The sampler draws up to {sizes[-1]} clients a round;"
+      f" there are {num_clients}. Lower server.clients_per_round."
+    )
+
+
+def check_parts(
+  algorithm: Algorithm,
+  aggregator: Aggregator,
+  data: FederatedDataset,
+  runtime: Runtime,
+) -> None:
+  """Refuse parts of an experiment that do not go with each other.
+
+  Args:
+    algorithm: how clients train and the server reacts.
+    aggregator: how updates become one.
+    data: federated data.
+    runtime: how fast it goes.
+
+  Raises:
+    ValueError: the data lack a split or server's examples that the algorithm
+      uses, or the aggregator is not what algorithm and runtime need.
+  """
+  for p in algorithm.passes:
+    if p.split not in data.all_splits:
+      raise validate.UnknownNameError(
+        f"The algorithm walks over the split {p.split!r}; the data has"
+        f" {', '.join(sorted(data.all_splits))}. Set"
+        " data.labelled_fraction for 'labelled' and 'unlabelled', or give"
+        " FederatedDataset.splits."
+      )
+  stacked = aggregator.stacked
+  if aggregator.by_coordinate and not stacked:
+    raise ValueError(
+      "Aggregator.by_coordinate is of those that are `stacked`; set both, or"
+      " neither."
+    )
+  if aggregator.keyed and stacked:
+    raise ValueError(
+      "Aggregator.keyed is of those that are not `stacked`; unset one of them."
+    )
+  if algorithm.stacked == aggregator.joins:
+    raise ValueError(
+      "The algorithm joins the clients' updates itself; server.aggregator has"
+      " to be 'stack', which keeps them all."
+      if algorithm.stacked
+      else "server.aggregator='stack' leaves the joining of updates to the"
+      " algorithm, and algorithm.name does not do it; take another one of"
+      " the two."
+    )
+  if algorithm.release is not None and not aggregator.weighted_mean:
+    raise ValueError(
+      "privacy.mechanism adds noise to a plain sum, in the place of"
+      " server.aggregator; leave it at 'weighted_mean'."
+    )
+  if algorithm.weighted_mean and not aggregator.weighted_mean:
+    raise ValueError(
+      "The algorithm, or server.stale_probability, counts on a weighted"
+      " mean; server.aggregator has to be 'weighted_mean'."
+    )
+  if algorithm.uses_server_data and data.server is None:
+    raise ValueError(
+      "algorithm.name, or replay.steps, asks for examples of the server's own,"
+      " and there are none; set data.server_clients, or give"
+      " FederatedDataset.server."
+    )
+  if stacked and runtime.deterministic_reduction is not None:
+    raise ValueError(
+      f"runtime.deterministic_reduction="
+      f"{runtime.deterministic_reduction}: server.aggregator keeps a"
+      " stack of updates, which every number of devices computes with in"
+      " another way. Unset it, or take one that sums."
+    )

@@ -1,0 +1,72 @@
+"""Run rounds: the host plans the next ones while the devices work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from fedjax_sim.distributed import processes
+from fedjax_sim.engine.state import RunState
+from fedjax_sim.simulation.dispatch import Dispatch, Planned
+from fedjax_sim.simulation.timing import Phases
+
+
+def run(
+  state: RunState,
+  done: int,
+  last: int,
+  *,
+  count: Callable[[int, float], int],
+  plan: Callable[[int, int], Planned],
+  dispatch: Callable[[RunState, Planned], Dispatch],
+  phases: Phases,
+) -> Generator[Dispatch, RunState | None, None]:
+  """Run until the last round, one dispatch after the other.
+
+  It goes on with the state that is sent to it, or with its own.
+
+  Args:
+    state: the state to go on with.
+    done: number of rounds that it has behind it.
+    last: number of the last round.
+    count: (rounds done, seconds of a round) -> how many rounds to plan next.
+    plan: (rounds done, rounds) -> at most so many rounds, laid out; called in
+      another thread.
+    dispatch: runs planned rounds.
+    phases: measures waiting for plans.
+
+  Raises:
+    DivergedError: a round left nothing finite; after the rounds before it were
+      yielded.
+  """
+  if done >= last:
+    return
+  # A thread has a setting of its own.
+  x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+  def plan_ahead(first: int, most: int) -> Planned:
+    with jax.enable_x64(x64):
+      return plan(first, most)
+
+  seconds = math.inf
+  planning = jax.profiler.annotate_function(plan_ahead, name="plan rounds")
+  with ThreadPoolExecutor(1, "plan") as pool:
+    pending = pool.submit(planning, done, count(done, seconds))
+    while done < last:
+      with phases("plan"):
+        planned = pending.result()
+      done += planned.num_rounds
+      if done < last:
+        pending = pool.submit(planning, done, count(done, seconds))
+      out = dispatch(state, planned)
+      # The processes have to agree how many rounds come next.
+      (slowest,) = processes.greatest(out.seconds)
+      seconds = slowest / planned.num_rounds
+      sent = yield out
+      if out.failure is not None:
+        raise out.failure
+      state = out.state if sent is None else sent

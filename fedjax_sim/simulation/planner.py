@@ -1,0 +1,264 @@
+"""Plan rounds on the host: draw cohorts and lay them out for the devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fedjax_sim.core import Pass, Sampler, errors, validate
+from fedjax_sim.data import FederatedData
+from fedjax_sim.engine import plan as plans
+from fedjax_sim.engine import program as programs
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.residency import Residency
+from fedjax_sim.privacy.accounting import promises
+from fedjax_sim.simulation.dispatch import Planned
+from fedjax_sim.simulation.runtime import Runtime
+
+TARGET_SECONDS = 1.0  # of one dispatch, if its number of rounds is free
+
+
+def rounds_per_dispatch(
+  fixed: int | None, seconds: float, done: int, last: int, stops: Sequence[int]
+) -> int:
+  """Return how many rounds to plan for the next dispatch.
+
+  Args:
+    fixed: as many as this; None for about `TARGET_SECONDS`.
+    seconds: what a round takes.
+    done: number of rounds done.
+    last: number of the run's last round.
+    stops: a dispatch ends at every multiple of these numbers.
+  """
+  most = max(1, int(TARGET_SECONDS / seconds)) if fixed is None else fixed
+  return min([most, last - done, *(s - done % s for s in stops)])
+
+
+def works_of(
+  work: LocalWork, passes: Sequence[Pass], splits: Sequence[FederatedData]
+) -> list[LocalWork]:
+  """Return for every pass what a client does, with batches that it can fill.
+
+  Args:
+    work: what a client does in a round.
+    passes: passes of the algorithm.
+    splits: for every pass, the data that it goes through.
+
+  Raises:
+    ValueError: the algorithm does not count tokens, as `work` asks for, or a
+      client has no batch.
+  """
+  most = work.max_tokens
+  ends = [p.tokens for p in passes if p.epochs is None]
+  if most is not None and (not ends or None in ends):
+    raise ValueError(
+      f"client.max_tokens={most}: algorithm.name has local steps that do not"
+      " count tokens, or a fixed number of them; unset it by"
+      " --config.client.max_tokens=None, or take another algorithm."
+    )
+  works = []
+  for p, data in zip(passes, splits, strict=True):
+    own = work
+    if p.epochs is not None:
+      own = LocalWork(
+        batch_size=work.batch_size, epochs=p.epochs, shuffle=work.shuffle
+      )
+    works.append(own.fitted(data.sizes))
+  return works
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Cohorts:
+  """Draws the clients of every round.
+
+  Attributes:
+    sampler: who takes part in a round.
+    seed: seed of the run.
+    num_clients: number of clients that may take part.
+  """
+
+  sampler: Sampler
+  seed: int
+  num_clients: int
+
+  def draw(self, done: int) -> np.ndarray:
+    """Return the ids of the clients in the round after `done` rounds.
+
+    Raises:
+      ValueError: the sampler fails, or its ids are no cohort.
+    """
+    try:
+      ids = self.sampler.sample(self.seed, done)
+      return validate.cohort(ids, self.num_clients)
+    except Exception as error:
+      raise ValueError(
+        f"server.sampling: round {done + 1}: {errors.raised(None, error)}"
+      ) from error
+
+  def size(self, ids: np.ndarray) -> int:
+    """Return the smallest of the sampler's sizes that holds a cohort.
+
+    Raises:
+      ValueError: none does.
+    """
+    for size in self.sampler.sizes:
+      if len(ids) <= size:
+        return size
+    raise ValueError(
+      f"server.sampling: {len(ids)} clients were drawn; `sizes` say at most"
+      f" {self.sampler.sizes[-1]}."
+    )
+
+  @functools.cached_property
+  def _witness(self) -> promises.Witness | None:
+    """Return what tests the sampler's promise; None if it makes none."""
+    if self.sampler.participation is None:
+      return None
+    return promises.Witness(self.sampler, self.num_clients, self.seed)
+
+  def check(self, first: int, cohorts: Sequence[np.ndarray]) -> None:
+    """Hold cohorts against what the sampler promises.
+
+    Args:
+      first: number of rounds done before them.
+      cohorts: ids of the clients, round by round.
+
+    Raises:
+      ValueError: the sampler breaks its promise.
+    """
+    if self._witness is not None:
+      for i, cohort in enumerate(cohorts):
+        self._witness.check(first + i, cohort)
+
+  def versions(
+    self, first: int, cohorts: Sequence[np.ndarray]
+  ) -> list[np.ndarray]:
+    """Return which version of the message each client of each round gets.
+
+    Args:
+      first: number of rounds done before them.
+      cohorts: ids of the clients, round by round.
+    """
+    return [
+      self.sampler.versions(self.seed, first + i, cohort)
+      for i, cohort in enumerate(cohorts)
+    ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Planner:
+  """Lays out rounds for the devices.
+
+  Attributes:
+    cohorts: draws the clients of every round.
+    splits: for every pass, the data that it goes through.
+    works: for every pass, what a client does.
+    dealt: devices, real or virtual, that clients are dealt to.
+    residency: where the training examples are.
+    runtime: how many rounds one call may run.
+  """
+
+  cohorts: Cohorts
+  splits: Sequence[FederatedData]
+  works: Sequence[LocalWork]
+  dealt: plans.Dealt
+  residency: Residency
+  runtime: Runtime
+
+  @functools.cached_property
+  def _shapes(self) -> dict[tuple[int, int], programs.Shape]:
+    return {}
+
+  def shape(self, lanes: int, size: int) -> programs.Shape:
+    """Return the shape of the plans.
+
+    Args:
+      lanes: number of clients that a device trains at once.
+      size: size of the largest cohort, one of the sampler's.
+    """
+    if (lanes, size) not in self._shapes:  # it looks at every client
+      capacity = plans.capacity(
+        [data.sizes for data in self.splits],
+        self.works,
+        size,
+        lanes=lanes,
+        devices=self.dealt.devices,
+        idle=self.dealt.idle,
+      )
+      self._shapes[lanes, size] = programs.shape_of(
+        capacity,
+        len(self.works),
+        self.runtime.rounds_per_dispatch,
+        self.runtime.most_rounds,
+        self.residency.bytes_per_round(capacity),
+      )
+    return self._shapes[lanes, size]
+
+  def waiting_bytes(self, lanes: int, size: int) -> int:
+    """Return the bytes on a device of the call that waits for its turn.
+
+    Args:
+      lanes: number of clients that a device trains at once.
+      size: size of the largest cohort, one of the sampler's.
+    """
+    shape = self.shape(lanes, size)
+    return shape.rounds * self.residency.bytes_per_round(shape.capacity)
+
+  def plan(
+    self,
+    first: int,
+    most: int,
+    lanes: int,
+    planned: Callable[[int], object] = lambda round_: None,
+  ) -> Planned:
+    """Draw and lay out the rounds that follow `first` rounds.
+
+    Args:
+      first: number of rounds done before them.
+      most: number of rounds; fewer if one call cannot run as many.
+      lanes: number of clients that a device trains at once.
+      planned: called with the number of every round that is planned, for work
+        that the host can do while the devices are busy.
+
+    Raises:
+      ValueError: the sampler fails, or breaks its promise.
+    """
+    began = time.perf_counter()
+    ids = [self.cohorts.draw(first)]
+    size = self.cohorts.size(ids[0])
+    shape = self.shape(lanes, size)
+    for i in range(1, min(most, shape.rounds)):
+      more = self.cohorts.draw(first + i)
+      if self.cohorts.size(more) != size:
+        break  # it runs in another program
+      ids.append(more)
+    self.cohorts.check(first, ids)
+    laid_out, slices = plans.plan_rounds(
+      [data.offsets for data in self.splits],
+      self.works,
+      ids,
+      shape.capacity,
+      seed=self.cohorts.seed,
+      first=first,
+      rounds=shape.rounds,
+      versions=self.cohorts.versions(first, ids),
+      sliced=self.residency.sliced,
+    )
+    for i in range(len(ids)):
+      planned(first + i + 1)
+    return Planned(
+      first=first,
+      num_rounds=len(ids),
+      cohorts=laid_out,
+      # Here, so that they travel while devices work on the call before.
+      examples=self.residency.put(
+        self.residency.gather(slices, shape.capacity, shape.rounds)
+      ),
+      key=(lanes, size),
+      waste=plans.waste(laid_out, self.works, self.dealt.each),
+      seconds=time.perf_counter() - began,
+    )
