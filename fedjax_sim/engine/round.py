@@ -171,7 +171,7 @@ def _run_round(
 def _broadcast(
   spec: RoundSpec, state: RunState, hparams: HParams, cohort: Cohort
 ) -> tuple[RoundInputs, Array | tuple[()]]:
-  """Return what all clients of a round get; ranks for a keyed aggregator."""
+  """Return the inputs common to all clients, and their ranks (() if unused)."""
   isolate = functools.partial(isolate_compilation, spec, state.round)
   if spec.schedules:
     run_wide = hparams, state.round, state.watch.schedules
