@@ -1,8 +1,20 @@
-"""Aggregation of a cohort's reports over waves, lanes and devices."""
+"""Training of a cohort: waves, sums over waves, lanes and devices.
+
+A device runs its clients wave after wave and adds every wave to its
+accumulators, which are then summed over the devices. With virtual devices
+(`RoundSpec.virtual`) a device runs several of them one after the other, and
+their sums are added in a fixed order, so that parameters have the same bits on
+any number of devices. `isolate_compilation` and `_over_parts` are what this
+needs.
+
+`shard_map` runs with `check_vma=False`: with the check, every loop inside a
+user's model or algorithm that starts from constants would need a cast.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -11,45 +23,73 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_sim.core import Array, Members, PyTree
+from fedjax_sim.core import (
+  Aggregator,
+  Array,
+  Examples,
+  Members,
+  PyTree,
+  Roll,
+  compensated,
+)
+from fedjax_sim.core import tree as trees
+from fedjax_sim.distributed import (
+  AXIS,
+  ordered_sum,
+  over_coordinates,
+  packed_psum,
+)
+from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
-from fedjax_sim.engine.client_round import ClientOutcome, ClientStatus
+from fedjax_sim.engine.client_loop import COHORT_SPEC, over_waves, put_wave
+from fedjax_sim.engine.client_round import (
+  ClientOutcome,
+  ClientPlan,
+  ClientStatus,
+  RoundInputs,
+  train_client,
+)
 from fedjax_sim.engine.plan import Cohort
+from fedjax_sim.engine.round_spec import RoundSpec
 
 T = TypeVar("T")
 
 
-def isolate_compilation(round_: Array, function: Callable[[], T]) -> T:
-  """What the function gives, compiled by itself whatever is around it.
-
-  Compilers fuse it with its neighbours otherwise, and round in other ways
-  where those are others. A branch they keep to itself, and that a round has a
-  number they do not know; barriers are gone when they fuse.
-
-  Args:
-    round_: shape=(), int32; which round it is.
-    function: gives arrays.
-  """
-  shapes = jax.eval_shape(function)
-  nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  result: T = lax.cond(round_ >= 0, function, nothing)
-  return result
-
-
 class CohortSums(NamedTuple):
-  """Sums over the cohort."""
+  """Sums over the cohort.
 
-  update: PyTree  # the aggregator's accumulator
+  Attributes:
+    update: the aggregator's accumulator, or its result if it is
+      `by_coordinate`.
+    buffers: sum of weight * buffers.
+    statistics: sum of weight * statistics.
+    aux: for every transform, the sum of its aux.
+    metrics: name -> `Metric`; a `compensated.Total` until the devices' sums
+      are added.
+    weight: shape=(), float32; sum of weights, a `compensated.Total` likewise.
+    logged: sum of weight * update for the client log; () without one.
+  """
+
+  update: PyTree
   buffers: PyTree
   statistics: PyTree
   aux: tuple[PyTree, ...]
-  metrics: PyTree  # name -> `Metric`; a `compensated.Total` on a device
-  weight: PyTree  # shape=(), float32; the same
-  logged: PyTree = ()  # of the updates in the log, by weight
+  metrics: PyTree
+  weight: PyTree
+  logged: PyTree = ()
 
 
 class PerClient(NamedTuple):
-  """Per client, (waves, lanes, ...)."""
+  """What a round keeps of every client, leaves (waves, lanes, ...).
+
+  Attributes:
+    state: its new row in the table of client states.
+    status: int8; a `ClientStatus`.
+    weight: float32; its weight, as reported.
+    values: name -> numbers, `Report.values`.
+    log: its entry in the client log, and from the end of the round on the
+      log's columns by name; () if clients are not logged.
+  """
 
   state: PyTree
   status: Array
@@ -58,8 +98,328 @@ class PerClient(NamedTuple):
   log: Entry | tuple[()] | dict[str, Array] = ()
 
 
-def per_client(outcome: ClientOutcome) -> PerClient:
-  """Return what a round keeps of every client."""
+def train_cohort(
+  spec: RoundSpec,
+  given: RoundInputs,
+  data: Mapping[str, Examples],
+  states: PyTree,
+  cohort: Cohort,
+  seat: Array | tuple[()],
+) -> tuple[CohortSums, Array, PerClient]:
+  """Train all clients of a cohort on all devices and sum their reports.
+
+  Args:
+    spec: the constants of the round.
+    given: what all clients of the round have in common.
+    data: source -> examples, copied to every device; if `spec.sliced`, with a
+      leading axis of (virtual) devices.
+    states: the clients' rows of the table, leaves (devices, waves, lanes, ...).
+    cohort: the plan of the round.
+    seat: shape=(devices, waves, lanes), int32; the clients' ranks in the
+      cohort, for a keyed aggregator; () for any other.
+
+  Returns:
+    The sums over the cohort; shape=(statuses,), float32, the number of clients
+    with each `ClientStatus`; what is kept of every client, leaves (devices,
+    waves, lanes, ...).
+  """
+  split: Any = P(AXIS)
+  whole: Any = P()
+  sums_spec = CohortSums(*[whole] * len(CohortSums._fields))
+  if spec.aggregator.stacked and not spec.aggregator.by_coordinate:
+    sums_spec = sums_spec._replace(update=split)
+  train = jax.shard_map(
+    functools.partial(_train_device, spec),
+    mesh=spec.mesh,
+    in_specs=(
+      whole,
+      split if spec.sliced else whole,
+      split,
+      COHORT_SPEC,
+      split,
+    ),
+    out_specs=(sums_spec, whole, split),
+    axis_names={AXIS},  # XLA partitions along the axis `model` by itself
+    check_vma=False,
+  )
+  return train(given, data, states, cohort, seat)
+
+
+def _train_device(
+  spec: RoundSpec,
+  given: RoundInputs,
+  data: Mapping[str, Examples],
+  states: PyTree,
+  cohort: Cohort,
+  seat: Array | tuple[()],
+) -> tuple[CohortSums, Array, PerClient]:
+  """Train one device's share of the cohort and sum with the other devices.
+
+  Arguments and results are as in `train_cohort`, with a leading axis of only
+  this device, or of the virtual devices that it stands for.
+  """
+  grid = ClientPlan(
+    cohort.client,
+    cohort.version,
+    cohort.num_examples,
+    cohort.start,
+    cohort.num_steps,
+    states,
+    seat,
+  )
+  one = functools.partial(train_client, spec, given=given, orders=cohort.order)
+  data_of = lambda i: _at(data, i) if spec.sliced else data
+  outcome = jax.eval_shape(lambda: one(_at(grid, 0, 0, 0), data=data_of(0)))
+
+  def train_part(i: Array | int) -> tuple[CohortSums, PerClient]:
+    here = functools.partial(one, data=data_of(i))
+    waves = lambda: _train_waves(
+      spec.aggregator,
+      here,
+      outcome,
+      _at(grid, i),
+      cohort.num_waves[i],
+      given.roll,
+    )
+    return isolate_compilation(spec, given.round, waves)
+
+  sums, kept = _over_parts(train_part, len(cohort.client))
+  stack: PyTree = ()
+  if spec.aggregator.stacked:
+    end_to_end = lambda x: x.reshape(-1, *x.shape[2:])
+    stack = jax.tree.map(end_to_end, sums.update)
+    sums = sums._replace(update=())
+  sums, counts = _sum_over_devices(spec, sums, kept.status)
+  if spec.aggregator.by_coordinate:
+    update = _finish_coordinates(spec.aggregator, stack, sums.weight, counts)
+    sums = sums._replace(update=update)
+  elif spec.aggregator.stacked:
+    sums = sums._replace(update=stack)
+  if spec.log_clients:
+    kept = kept._replace(log=_log_columns(spec, given, kept, sums.logged))
+  return sums._replace(logged=()), counts, kept
+
+
+def _train_waves(
+  aggregator: Aggregator,
+  one: Callable[[ClientPlan], ClientOutcome],
+  outcome: ClientOutcome,
+  grid: ClientPlan,
+  num_waves: Array,
+  roll: Roll | tuple[()],
+) -> tuple[CohortSums, PerClient]:
+  """Train all waves of one device, or of one virtual device.
+
+  Args:
+    aggregator: how updates become one.
+    one: trains a client.
+    outcome: the shapes of what `one` returns.
+    grid: leaves (waves, lanes, ...).
+    num_waves: shape=(), int32; waves in use.
+    roll: what a keyed aggregator needs; () for any other.
+  """
+  waves, lanes = grid.client.shape
+  sums = _zero_sums(aggregator, outcome, waves * lanes)
+  grid_zeros = lambda tree: jax.tree.map(
+    lambda x: jnp.zeros((waves, lanes, *x.shape), x.dtype), tree
+  )
+  kept = PerClient(*map(grid_zeros, _per_client(outcome)))
+
+  @jax.named_scope("aggregate")
+  def fold(
+    acc: tuple[CohortSums, PerClient], out: ClientOutcome, w: Array
+  ) -> tuple[CohortSums, PerClient]:
+    sums, kept = acc
+    sums = _add_wave(aggregator, sums, out, w, roll, outcome)
+    return sums, put_wave(kept, _per_client(out), w)
+
+  return over_waves(one, grid, num_waves, fold, (sums, kept))
+
+
+def _zero_sums(
+  aggregator: Aggregator, outcome: ClientOutcome, slots: int
+) -> CohortSums:
+  """Return the accumulators before the first wave.
+
+  Args:
+    aggregator: how updates become one.
+    outcome: the shapes of a client's outcome.
+    slots: number of client slots on the (virtual) device.
+  """
+  report = outcome.report
+  zeros = trees.zeros_accumulator
+  return CohortSums(
+    update=aggregator.init(report.update, slots),
+    buffers=zeros(report.buffers),
+    statistics=zeros(report.statistics),
+    aux=zeros(outcome.aux),
+    metrics=compensated.zeros(report.metrics),
+    weight=compensated.zeros(report.weight),
+    logged=zeros(outcome.log.update) if outcome.log else (),
+  )
+
+
+def _add_wave(
+  aggregator: Aggregator,
+  sums: CohortSums,
+  out: ClientOutcome,
+  w: Array,
+  roll: Roll | tuple[()],
+  outcome: ClientOutcome,
+) -> CohortSums:
+  """Add the present clients of a wave to the accumulators.
+
+  Args:
+    aggregator: how updates become one.
+    sums: the accumulators.
+    out: the wave's outcomes, leaves (lanes, ...).
+    w: shape=(), int32; index of the wave.
+    roll: what a keyed aggregator needs; () for any other.
+    outcome: the shapes of one client's outcome.
+  """
+  r, present = out.report, out.status == ClientStatus.PRESENT
+  ones = jnp.ones_like(r.weight)
+  total = trees.add_weighted
+  place = (out.seat, roll) if aggregator.keyed else (w * len(present),)
+  return CohortSums(
+    update=aggregator.add(sums.update, r.update, r.weight, present, *place),
+    buffers=total(sums.buffers, r.buffers, r.weight, present),
+    statistics=total(sums.statistics, r.statistics, r.weight, present),
+    aux=total(sums.aux, out.aux, ones, present),
+    metrics=compensated.add(
+      sums.metrics,
+      total(
+        trees.zeros_accumulator(outcome.report.metrics),
+        r.metrics,
+        ones,
+        present,
+      ),
+    ),
+    weight=compensated.add(
+      sums.weight, jnp.sum(jnp.where(present, r.weight, 0))
+    ),
+    logged=total(sums.logged, out.log.update, r.weight, present)
+    if out.log
+    else (),
+  )
+
+
+def _sum_over_devices(
+  spec: RoundSpec, sums: CohortSums, status: Array
+) -> tuple[CohortSums, Array]:
+  """Sum the accumulators over all devices and count clients by status.
+
+  Args:
+    spec: the constants of the round.
+    sums: leaves (virtual devices of this device, ...), or (1, ...).
+    status: shape=(virtual devices, waves, lanes), int8.
+
+  Returns:
+    The sums, rounded to float32; shape=(statuses,), float32, the counts.
+  """
+  # As float32, exact up to 2^24 clients, counts travel with the other sums.
+  count = lambda status: jnp.bincount(status.ravel(), length=len(ClientStatus))
+  counts = jax.vmap(count)(status).astype(jnp.float32)
+  with jax.named_scope("aggregate"):
+    if spec.virtual is None:
+      sums, counts = packed_psum(_at((sums, counts), 0))
+    else:
+      sums, counts = ordered_sum((sums, counts), spec.virtual)
+    sums = sums._replace(
+      metrics=compensated.rounded(sums.metrics),
+      weight=compensated.rounded(sums.weight),
+    )
+  return sums, counts
+
+
+def _finish_coordinates(
+  aggregator: Aggregator, stack: PyTree, weight: Array, counts: Array
+) -> PyTree:
+  """Finish a `by_coordinate` aggregator, every device a share of coordinates.
+
+  Args:
+    aggregator: how updates become one.
+    stack: leaves (slots of this device, ...).
+    weight: shape=(), float32; sum of the cohort's weights.
+    counts: shape=(statuses,), float32; number of clients by status.
+  """
+  clients = counts[ClientStatus.PRESENT].astype(jnp.int32)
+  finish = lambda stack: aggregator.finish(stack, weight, clients)
+  return over_coordinates(finish, stack, jax.eval_shape(finish, stack))
+
+
+def _log_columns(
+  spec: RoundSpec, given: RoundInputs, kept: PerClient, direction: PyTree
+) -> dict[str, Array]:
+  """Return the client log's columns of one device.
+
+  Args:
+    spec: the constants of the round.
+    given: what all clients of the round have in common.
+    kept: with a leading axis of virtual devices, or of 1.
+    direction: sum of weight * update over the whole cohort.
+
+  Returns:
+    Name -> shape=(virtual devices, waves, lanes).
+  """
+
+  def columns(i: Array | int) -> dict[str, Array]:
+    mine = _at(kept, i)
+    present = mine.status == ClientStatus.PRESENT
+    here = lambda: client_log.columns(mine.log, present, direction)
+    return isolate_compilation(spec, given.round, here)
+
+  return _over_parts(columns, len(kept.status))
+
+
+def isolate_compilation(
+  spec: RoundSpec, round_: Array, function: Callable[[], T]
+) -> T:
+  """Call the function; with virtual devices, compile it by itself.
+
+  Without isolation XLA fuses it with its neighbors, and rounding then depends
+  on them. XLA does not fuse across a conditional whose predicate it cannot
+  know, such as that the number of a round is not negative; optimization
+  barriers are removed before fusion.
+
+  Args:
+    spec: the constants of the round.
+    round_: shape=(), int32; number of the round.
+    function: returns arrays.
+  """
+  if spec.virtual is None:
+    return function()
+  shapes = jax.eval_shape(function)
+  nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  result: T = lax.cond(round_ >= 0, function, nothing)
+  return result
+
+
+def _over_parts(function: Callable[[Array | int], T], parts: int) -> T:
+  """Call the function for every virtual device of a device.
+
+  Args:
+    function: index of the virtual device -> arrays.
+    parts: number of them; 1 without virtual devices, which spares the loop.
+
+  Returns:
+    Results with a leading axis of `parts`.
+  """
+  result: T
+  if parts == 1:
+    result = jax.tree.map(lambda x: x[None], function(0))
+  else:
+    result = lax.map(function, jnp.arange(parts))
+  return result
+
+
+def _at(tree: PyTree, *index: Any) -> Any:
+  """Return the tree with all leaves indexed by `index`."""
+  return jax.tree.map(lambda x: x[index], tree)
+
+
+def _per_client(outcome: ClientOutcome) -> PerClient:
+  """Return what a round keeps of the clients of an outcome."""
   report = outcome.report
   return PerClient(
     outcome.kept, outcome.status, report.weight, report.values, outcome.log
@@ -67,9 +427,16 @@ def per_client(outcome: ClientOutcome) -> PerClient:
 
 
 def ranks(cohort: Cohort, mesh: Mesh) -> tuple[Array, Array]:
-  """Every slot's client's place in the order of ids, and how many there are.
+  """Rank the clients of a cohort by their ids.
 
-  Empty slots come after them.
+  Args:
+    cohort: the plan of the round.
+    mesh: the devices.
+
+  Returns:
+    Shape of `cohort.client`, int32: the rank of each slot's client, that of
+    empty slots being no less than the number of clients; shape=(), int32: the
+    number of clients.
   """
   whole = NamedSharding(mesh, P())
   client = lax.with_sharding_constraint(cohort.client, whole)
@@ -81,9 +448,14 @@ def ranks(cohort: Cohort, mesh: Mesh) -> tuple[Array, Array]:
 
 
 def cohort_members(cohort: Cohort, kept: PerClient, mesh: Mesh) -> Members:
-  """The clients of all devices, in the order of a stack's rows.
+  """List the clients of all devices, in the order of a stack's rows.
 
-  Whole on every device, so that sums over them have one order.
+  The result is copied to every device, so that sums over it have one order.
+
+  Args:
+    cohort: the plan of the round.
+    kept: leaves (devices, waves, lanes, ...).
+    mesh: the devices.
   """
   whole = NamedSharding(mesh, P())
   flat = lambda x: lax.with_sharding_constraint(x, whole).ravel()
@@ -98,7 +470,13 @@ def cohort_members(cohort: Cohort, kept: PerClient, mesh: Mesh) -> Members:
 
 
 def write_rows(table: PyTree, client: Array, kept: PerClient) -> PyTree:
-  """Writes present clients' rows; others' go to a row beyond the table."""
+  """Write the new states of present clients into the table of client states.
+
+  Args:
+    table: leaves (rows, ...).
+    client: shape=(devices, waves, lanes), int32; ids.
+    kept: leaves (devices, waves, lanes, ...).
+  """
 
   def write(path: Any, rows: Array, new: Array) -> Array:
     if new.dtype != rows.dtype or new.shape[3:] != rows.shape[1:]:
@@ -108,6 +486,7 @@ def write_rows(table: PyTree, client: Array, kept: PerClient) -> PyTree:
         " dtype and shape."
       )
     present = kept.status == ClientStatus.PRESENT
+    # Rows of absent clients go beyond the table, where they are dropped.
     where = jnp.where(present, client, rows.shape[0])
     return rows.at[where].set(new, mode="drop")
 
