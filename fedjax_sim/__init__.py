@@ -1,11 +1,10 @@
 """A federated-learning simulator in JAX: a round is one compiled pure function.
 
-What a script needs, but for `fedjax_sim.simulation.simulate.simulate`, the loop
-over rounds, which lives in the module of its name:
+What a script needs; nothing is loaded before it is used:
 
-    from fedjax_sim.simulation.simulate import simulate
+    import fedjax_sim as fs
 
-    for state, metrics in simulate(task=..., algorithm=..., data=..., ...):
+    for state, metrics in fs.simulate(task=..., algorithm=..., data=..., ...):
       print(metrics["round"], metrics["test/accuracy"])
 
 Whoever writes an algorithm finds the rest of the contract in `fedjax_sim.core`.
@@ -25,11 +24,13 @@ if TYPE_CHECKING:
     Transform,
     Variables,
   )
+  from fedjax_sim.core.errors import FedjaxSimError
   from fedjax_sim.data import FederatedData, FederatedDataset, make_dataset
   from fedjax_sim.distributed import setup
   from fedjax_sim.engine.batching import LocalWork
   from fedjax_sim.engine.state import RunState
   from fedjax_sim.simulation.runtime import Runtime
+  from fedjax_sim.simulation.simulate import simulate
   from fedjax_sim.simulation.simulator import Simulator
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
   from fedjax_sim.tasks.prediction import predict
@@ -40,6 +41,7 @@ __all__ = [
   "Algorithm",
   "FederatedData",
   "FederatedDataset",
+  "FedjaxSimError",
   "LocalWork",
   "Optimizer",
   "Pass",
@@ -58,6 +60,7 @@ __all__ = [
   "optimizer",
   "predict",
   "setup",
+  "simulate",
 ]
 
 _HOME = {
@@ -65,6 +68,7 @@ _HOME = {
   "Algorithm": "fedjax_sim.core",
   "FederatedData": "fedjax_sim.data",
   "FederatedDataset": "fedjax_sim.data",
+  "FedjaxSimError": "fedjax_sim.core.errors",
   "LocalWork": "fedjax_sim.engine.batching",
   "Optimizer": "fedjax_sim.training.optimizers",
   "Pass": "fedjax_sim.core",
@@ -83,6 +87,7 @@ _HOME = {
   "optimizer": "fedjax_sim.training.optimizers",
   "predict": "fedjax_sim.tasks.prediction",
   "setup": "fedjax_sim.distributed",
+  "simulate": "fedjax_sim.simulation.simulate",
 }
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from fedjax_sim import aggregators, sampling
+from fedjax_sim import aggregators, sampling, simulate
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Aggregator, Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, make_dataset
@@ -20,7 +20,6 @@ from fedjax_sim.simulation import arguments
 from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.simulation.preflight import ModelError
 from fedjax_sim.simulation.runtime import Runtime
-from fedjax_sim.simulation.simulate import simulate
 from fedjax_sim.tasks import function_task, nnx_task
 from problems import MODELS, blobs, make_simulator, sgd
 

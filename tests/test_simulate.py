@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import sampling
+from fedjax_sim import sampling, simulate
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Metric, Pass, validate
 from fedjax_sim.data import FederatedData, FederatedDataset, load_digits
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.simulation.runtime import Runtime
-from fedjax_sim.simulation.simulate import simulate
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training.optimizers import optimizer
 from problems import (

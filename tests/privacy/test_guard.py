@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim import aggregators, sampling, transforms
+from fedjax_sim import aggregators, sampling, simulate, transforms
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
@@ -24,7 +24,6 @@ from fedjax_sim.privacy.central.factorization import banded
 from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.privacy.local import local_privacy
 from fedjax_sim.privacy.local.additive import laplace
-from fedjax_sim.simulation.simulate import simulate
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
 from fedjax_sim.training.stale import stale
