@@ -154,7 +154,7 @@ def test_candidates():
   assert lanes.candidates(100, 3) == [1, 4, 16, 34]
 
 
-GB = 2**30
+GIB = 2**30
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ GB = 2**30
     ("", {}, 8),
     ("0::/\n", {}, 8),
     ("0::/\n", {"": ("max", 1, 0)}, 8),
-    ("0::/a/b\n", {"a/b": (4 * GB, GB, 0)}, 3),
-    ("0::/a/b\n", {"a/b": (4 * GB, 3 * GB, 2 * GB)}, 3),  # files dropped
-    ("0::/a/b\n", {"a/b": ("max", GB, 0), "a": (2 * GB, GB, 0)}, 1),
-    ("0::/a/b\n", {"a": (64 * GB, GB, 0)}, 8),
-    ("0::/host/path\n", {"": (3 * GB, GB, 0)}, 2),  # as in a container
-    ("0::/a\n", {"a": (GB, 2 * GB, 0)}, 0),
-    ("4:memory:/x\n2:cpu:/\n", {"memory/x": (4 * GB, GB, 0)}, 3),
-    ("4:cpu,memory:/x\n0::/\n", {"memory": (5 * GB, GB, 0)}, 4),
-    ("4:memory:/\n", {"memory": (2**63 - 4096, GB, 0)}, 8),
+    ("0::/a/b\n", {"a/b": (4 * GIB, GIB, 0)}, 3),
+    ("0::/a/b\n", {"a/b": (4 * GIB, 3 * GIB, 2 * GIB)}, 3),  # files dropped
+    ("0::/a/b\n", {"a/b": ("max", GIB, 0), "a": (2 * GIB, GIB, 0)}, 1),
+    ("0::/a/b\n", {"a": (64 * GIB, GIB, 0)}, 8),
+    ("0::/host/path\n", {"": (3 * GIB, GIB, 0)}, 2),  # as in a container
+    ("0::/a\n", {"a": (GIB, 2 * GIB, 0)}, 0),
+    ("4:memory:/x\n2:cpu:/\n", {"memory/x": (4 * GIB, GIB, 0)}, 3),
+    ("4:cpu,memory:/x\n0::/\n", {"memory": (5 * GIB, GIB, 0)}, 4),
+    ("4:memory:/\n", {"memory": (2**63 - 4096, GIB, 0)}, 8),
   ],
 )
 def test_memory_is_that_of_the_control_groups(
@@ -193,7 +193,7 @@ def test_memory_is_that_of_the_control_groups(
       (folder / f"memory.{kind}").write_text(f"{number}\n")
     key = "total_inactive_file" if first else "inactive_file"
     (folder / "memory.stat").write_text(f"anon 5\n{key} {cache}\n")
-  assert memory.available_memory(tmp_path) == expected * GB
+  assert memory.available_memory(tmp_path) == expected * GIB
 
 
 def test_the_memory_limit_leaves_some():
