@@ -1,15 +1,19 @@
 """The documents are true: their commands, code, tables and links."""
 
 import ast
+import importlib
 import json
 import os
 import pathlib
+import pkgutil
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+import types
+import typing
 from typing import NamedTuple
 
 import pytest
@@ -325,5 +329,15 @@ def test_public_names_exist_and_hide_no_module():
   modules = {path.stem for path in (ROOT / "fedjax_sim").iterdir()}
   assert fedjax_sim.__all__ == sorted(fedjax_sim.__all__)
   assert not modules & set(fedjax_sim.__all__)
-  for name in fedjax_sim.__all__:
-    assert hasattr(fedjax_sim, name)
+
+
+def test_packages_export_their_own_names_alone():
+  found = pkgutil.walk_packages(fedjax_sim.__path__, "fedjax_sim.")
+  names = ["fedjax_sim", *(module.name for module in found if module.ispkg)]
+  for package in map(importlib.import_module, names):
+    for name in getattr(package, "__all__", ()):
+      where, value = f"{package.__name__}.{name}", getattr(package, name)
+      assert not name.startswith("_"), where
+      assert value is not getattr(typing, name, None), where
+      if isinstance(value, types.ModuleType):
+        assert value.__name__.startswith("fedjax_sim."), where

@@ -26,8 +26,6 @@ from fedjax_sim.data.stored import take
 from fedjax_sim.distributed import AXIS, memory, processes
 from fedjax_sim.engine import plan
 
-Fields = Mapping[str, np.ndarray]  # field -> (examples, ...)
-
 
 class Residency(Protocol):
   """What training needs to know of where its examples are.
