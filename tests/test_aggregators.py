@@ -252,7 +252,7 @@ def in_pairs(acc, updates, weights, present, slot):
 )
 def test_an_aggregator_that_breaks_the_contract_is_refused(changes, match):
   broken = aggregators.mean()._replace(**changes)
-  with pytest.raises(ValueError, match=rf"^server\.aggregator: {match}"):
+  with pytest.raises(ValueError, match=rf"^aggregator\.name: {match}"):
     aggregators.check(broken, UPDATE)
 
 

@@ -233,7 +233,7 @@ def check_refused(field, reference, match):
 )
 def test_references_that_lead_nowhere(mine, reference, match):
   reference = reference.format(mine=mine)
-  check_refused("server.aggregator", reference, match)
+  check_refused("aggregator.name", reference, match)
 
 
 @pytest.mark.parametrize("field", references.FIELDS)
@@ -262,7 +262,7 @@ def test_what_an_own_function_does_not_take(mine):
   source.model.channels = 9
   with pytest.raises(ValueError, match=r"does not take 'model\.channels'"):
     build.build(source)
-  source = with_reference("server.aggregator", f"{mine}:needs")
+  source = with_reference("aggregator.name", f"{mine}:needs")
   with pytest.raises(ValueError, match="missing 1 required .*'fraction'"):
     build.build(source)
 
@@ -298,7 +298,7 @@ def run_of(folder: pathlib.Path, path: pathlib.Path):
     "configs/digits_fedavg.py",
     {
       "server.rounds": "4",
-      "server.aggregator": f"{path}:server_aggregator",
+      "aggregator.name": f"{path}:server_aggregator",
       "runtime.checkpoint_every": "1",
       "server.eval_every": "1",
     },
@@ -332,7 +332,7 @@ def test_a_run_goes_on_and_tells_of_new_code(
   parts = experiment.run(config, tmp_path / "parts")
   told = capsys.readouterr().err
   pattern = (
-    r"Since the checkpoint there changed: server\.aggregator: "
+    r"Since the checkpoint there changed: aggregator\.name: "
     r"'server_aggregator \(SHA-256 \w{16}\)' -> 'server_aggregator \(SHA-256"
     r" \w{16}\)'\. The rounds to come follow the new code\."
   )

@@ -52,7 +52,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "preprocessing": _preprocessing(source),
     "rounds": f"{rounds:,}, evaluated every {timetable.eval_every}",
     "clients a round": f"{simulator.sampler.expected:g}"
-    f" ({source.server.sampling})",
+    f" ({source.sampler.name})",
     "local steps": f"about {a_round:,.0f} a round,"
     f" {a_round * rounds:,.0f} in all",
     "bytes a client and round": f"{down:,} down, {up:,} up"

@@ -96,7 +96,7 @@ class Cohorts:
       return validate.cohort(ids, self.num_clients)
     except Exception as error:
       raise ValueError(
-        f"server.sampling: round {done + 1}: {errors.raised(None, error)}"
+        f"sampler.name: round {done + 1}: {errors.raised(None, error)}"
       ) from error
 
   def size(self, ids: np.ndarray) -> int:
@@ -109,7 +109,7 @@ class Cohorts:
       if len(ids) <= size:
         return size
     raise ValueError(
-      f"server.sampling: {len(ids)} clients were drawn; `sizes` say at most"
+      f"sampler.name: {len(ids)} clients were drawn; `sizes` say at most"
       f" {self.sampler.sizes[-1]}."
     )
 

@@ -24,7 +24,7 @@ def clip(norm: float) -> Transform:
   Raises:
     ValueError: a norm that is not positive.
   """
-  norm = validate.real("transforms.clip.norm", norm, above=0.0)
+  norm = validate.real("norm", norm, above=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
@@ -47,7 +47,7 @@ def gaussian(stddev: float) -> Transform:
   Raises:
     ValueError: a negative standard deviation.
   """
-  stddev = validate.real("transforms.gaussian.stddev", stddev, least=0.0)
+  stddev = validate.real("stddev", stddev, least=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key

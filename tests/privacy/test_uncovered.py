@@ -45,7 +45,7 @@ CHECKPOINTED = {  # facts beside the state; `checkpoints` is named as a whole
 PRIVATE = {
   "server.rounds": "2",
   "server.eval_every": "2",
-  "server.sampling": "poisson",
+  "sampler.name": "poisson",
   "privacy.mechanism": "gaussian",
   "privacy.clip_norm": "1.0",
   "privacy.delta": "0.001",

@@ -53,7 +53,7 @@ def secure_mean(
   clients: int,
   *,
   clip: float,
-  most_weight: float | None = None,
+  max_weight: float | None = None,
   bits: int = 32,
   rounding: str | None = None,
   neighbours: int = 8,
@@ -67,7 +67,7 @@ def secure_mean(
   Args:
     clients: as for `secure_sum`, and so on.
     clip: the same.
-    most_weight: without noise, the largest weight; a greater one counts as
+    max_weight: without noise, the largest weight; a greater one counts as
       this.
     bits: the same.
     rounding: the same.
@@ -80,20 +80,20 @@ def secure_mean(
       another.
   """
   if noise_multiplier is None:
-    if most_weight is None:
+    if max_weight is None:
       raise ValueError(
-        "secure.most_weight is missing; give the largest weight of a client."
+        "max_weight is missing; give the largest weight of a client."
       )
     code = fixed_point(
       clients,
       clip=clip,
-      most_weight=most_weight,
+      max_weight=max_weight,
       bits=bits,
       rounding=rounding or "nearest",
     )
   else:
     _without_noise("rounding", rounding)
-    _without_noise("most_weight", most_weight)
+    _without_noise("max_weight", max_weight)
     code = distributed_gaussian(
       clients,
       clip=clip,
@@ -107,8 +107,7 @@ def secure_mean(
 def _without_noise(field: str, value: object) -> None:
   if value is not None:
     raise ValueError(
-      f"secure.{field}={value!r} does not go with secure.noise_multiplier;"
-      " unset one of them."
+      f"{field}={value!r} does not go with noise_multiplier; unset one of them."
     )
 
 
@@ -125,15 +124,15 @@ def fixed_cohort(expected: float, most: int, promised: bool) -> None:
   """
   if not promised:
     raise ValueError(
-      "secure.noise_multiplier: every client of a cohort adds its share of the"
-      " noise, and server.sampling does not promise how many there are; take"
+      "aggregator.noise_multiplier: every client of a cohort adds its share of"
+      " the noise, and sampler.name does not promise how many there are; take"
       " 'uniform'."
     )
   if validate.real("expected", expected) != most:
     raise ValueError(
-      "secure.noise_multiplier: every client of a cohort adds its share of the"
-      f" noise, and here a cohort has {expected:g} clients on average, but up"
-      f" to {most}; let server.sampling draw always as many."
+      "aggregator.noise_multiplier: every client of a cohort adds its share of"
+      f" the noise, and here a cohort has {expected:g} clients on average, but up"
+      f" to {most}; let sampler.name draw always as many."
     )
 
 
