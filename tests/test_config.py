@@ -116,8 +116,6 @@ def with_field(field, value):
     source.aggregator.clip = 1.0
     if key == "noise_multiplier":
       source.server.clients_per_round = 2
-  if field == "model.low":
-    source.model.high = 3.1e38
   if field == "model.width":
     source.data.reshape = (8, 8, 1)
   if field.startswith("data.crop"):
@@ -130,7 +128,8 @@ def with_field(field, value):
     source.data.server_clients = 5
   if "kmeans" in (source.algorithm.name, source.model.name):
     source.algorithm.name = source.model.name = "kmeans"
-    source.model.clusters, source.model.low, source.model.high = 3, 0.0, 1.0
+    source.model.clusters, source.model.low = 3, 0.0
+    source.model.high = 3.1e38 if key == "low" else 1.0
   if sections == "transforms.quantize":
     source.transforms.quantize.sparsity = 0.5
   if field.startswith("local_privacy.") and key != "mechanism":
@@ -161,7 +160,7 @@ def with_local_privacy(section, key):
 
 def all_fields():
   """Every field, of the default config and of all components: its `Field`."""
-  fields = {}
+  fields: dict[str, components.Field] = {}
   slots = list(components.SLOTS)
   slots += map(components.transform_slot, components.CHAIN.registry)
   for slot in slots:
@@ -170,10 +169,9 @@ def all_fields():
     for name in names:
       for key, field in slot.fields(name).items():
         fields.setdefault(f"{slot.section}.{key}", field)
-  for field, _ in config.fields_of(default_config()):
-    section, key = section_of(default_config(), field)
-    kind = section.get_type(key)
-    fields[field] = components.Field(kind, section[key])
+  for name, _ in config.fields_of(default_config()):
+    section, key = section_of(default_config(), name)
+    fields[name] = components.Field(section.get_type(key), section[key])
   return {k: v for k, v in fields.items() if k not in SKIPPED}
 
 
@@ -223,7 +221,11 @@ ZERO = {
     for key in ("learning_rate", "momentum", "weight_decay", "b1", "b2")
   ),
 }
-NEGATIVE = {"algorithm.beta", "algorithm.reference", "model.low"}  # and what may be below
+NEGATIVE = {
+  "algorithm.beta",
+  "algorithm.reference",
+  "model.low",
+}  # and what may be below
 
 
 def check_refused(field, value):

@@ -329,9 +329,9 @@ def _annotation(parameter: inspect.Parameter) -> Any:
 
 def _field(hint: Any, default: Any) -> Field | None:
   """Return the field of a parameter; None: no config can hold its values."""
-  kinds = {_kind(part) for part in _parts(hint)}
-  optional = type(None) in kinds or default is None
-  kinds -= {type(None), None}
+  found = [_kind(part) for part in _parts(hint)]
+  optional = type(None) in found or default is None
+  kinds = {kind for kind in found if kind not in (None, type(None))}
   if kinds >= {bool, int, float}:  # a number of JAX or optax
     kinds = {float}
   elif kinds == {int, float}:
@@ -340,8 +340,8 @@ def _field(hint: Any, default: Any) -> Field | None:
     kinds = {type(default)}
   if not kinds:
     return None
-  (kind,) = kinds if len(kinds) == 1 else (object,)
-  return Field(kind, default, optional)
+  kind = kinds.pop() if len(kinds) == 1 else object
+  return Field(kind or object, default, optional)
 
 
 def _parts(hint: Any) -> Iterator[Any]:
@@ -377,7 +377,8 @@ def given_fields(config: ConfigDict, slot: Slot) -> dict[str, Any]:
   """Return the arguments that a section has for a slot's component.
 
   Those with the value that the component has by itself are left out, so that
-  what it does not need to trace stays a constant.
+  what no config sets stays a constant; but for those with a default of the slot,
+  which are numbers that schedules change.
 
   Args:
     config: complete.
@@ -388,7 +389,8 @@ def given_fields(config: ConfigDict, slot: Slot) -> dict[str, Any]:
   return {
     name: section[name]
     for name, field in own.items()
-    if name in section and not _same(section[name], field.default)
+    if name in section
+    and (name in slot.defaults or not _same(section[name], field.default))
   }
 
 

@@ -88,7 +88,7 @@ def default_config() -> ConfigDict:
   config.aggregator.name = "weighted_mean"
 
   config.transforms = ConfigDict()  # a section each, such as transforms.clip
-  config.transforms.order = placeholder(tuple)  # None: as they are given
+  config.transforms.order = placeholder(tuple)  # None: by the alphabet
 
   config.replay = ConfigDict()  # after each round, on the server's examples
   config.replay.steps = placeholder(int)  # None: no replay

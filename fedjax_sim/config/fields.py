@@ -41,6 +41,6 @@ def fields_of(
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-  """Return the fields in which two resolved configs differ, with both values."""
+  """Return where two resolved configs differ, with both values."""
   x, y = (dict(fields_of(ConfigDict(tree))) for tree in (a, b))
   return validate.differences(x, y)

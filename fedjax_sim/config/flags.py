@@ -150,13 +150,15 @@ def overridden(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
       raise UsageError(f"--config.{error}") from error
     raise
   known = dict(fields_of(completed))
-  for field in texts:
+  for field, text in texts.items():
     section = field.rpartition(".")[0]
     if field not in known and field not in dict(fields_of(config)):
       names = [name for name in known if name.rpartition(".")[0] == section]
       validate.known("config: field", field, names)
     if field in known:
       _set(config, field, known[field])
+    elif text == "None":
+      _remove(config, field)
   return config
 
 
@@ -176,9 +178,18 @@ def _set(tree: Any, field: str, value: Any) -> None:
   tree[key] = value
 
 
+def _remove(config: ConfigDict, field: str) -> None:
+  """Remove a field that no component takes."""
+  *sections, key = field.split(".")
+  for name in sections:
+    config = config[name]
+  del config[key]
+
+
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   """Split the arguments into flags, and "section.field" -> text."""
-  rest, overrides = [], {}
+  rest: list[str] = []
+  overrides: dict[str, str] = {}
   left = list(arguments)
   while left:
     argument = left.pop(0)

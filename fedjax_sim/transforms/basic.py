@@ -21,6 +21,9 @@ def clip(norm: float) -> Transform:
   `aux` is 1 for a clipped update and 0 else; its mean over the cohort is the
   metric `clip/aux`.
 
+  Args:
+    norm: the longest L2 norm, above 0.
+
   Raises:
     ValueError: a norm that is not positive.
   """
@@ -43,6 +46,9 @@ def gaussian(stddev: float) -> Transform:
   """Adds independent Gaussian noise of `stddev` to every coordinate.
 
   A mechanism, not a guarantee: nothing here accounts for privacy.
+
+  Args:
+    stddev: the standard deviation, >= 0.
 
   Raises:
     ValueError: a negative standard deviation.

@@ -174,7 +174,7 @@ def learner():
       "the accountant counts on",
     ),
     (
-      {"sampler": sampling.uniform(4, 2, least=1)},
+      {"sampler": sampling.uniform(4, 2, min_clients=1)},
       r"sampler.name promises nothing",
     ),
     ({"budget": Budget(delta=0.5)}, r"privacy.delta=0.5"),
@@ -598,7 +598,7 @@ def test_local_guarantees_are_told():
 
 def test_a_description_tells_the_guarantee():
   made = build(flags.load(str(DIGITS), PRIVATE))
-  text = describe.describe(made, flags.load(str(DIGITS), PRIVATE))
+  text = describe.describe(made)
   assert made.simulator.ledger is not None
   assert made.simulator.ledger.describe(5) in text
   assert "noise multiplier 1\n" in text
@@ -633,12 +633,15 @@ def test_what_may_not_depend_on_how_many_clients_there_are():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"sampler.name": "uniform"}, r"sampling_population=100 is of .*'pois"),
+    (
+      {"sampler.name": "uniform"},
+      r"does not take 'sampler.population'",
+    ),
     ({"privacy.denominator": "18.0"}, r"denominator=18 is the mean .* as 20"),
     ({"sampler.population": "10"}, r"server.clients_per_round=20"),
     (
       {"privacy.noise_cohort_size": "50", "privacy.delta": "1e-4"},
-      r"sampling_population=100 is of the cohort that is trained",
+      r"sampler.population=100 is of the cohort that is trained",
     ),
   ],
 )

@@ -656,7 +656,7 @@ def test_weights_by_data_are_sent_or_refused():
 )
 def test_configs_that_are_refused(fields, error, match):
   with pytest.raises(error, match=match):
-    registry.from_config(fields)
+    build(digits(**fields))
 
 
 def test_a_config_of_statistics_is_refused_before_anything_is_compiled():

@@ -307,9 +307,9 @@ def test_a_run_is_that_of_the_plain_mean():
 
 def config_of(**fields):
   config = default_config()
-  for name, value in fields.items():
-    config.secure[name] = value
   config.aggregator.name = "secure_mean"
+  for name, value in fields.items():
+    config.aggregator[name] = value
   return config
 
 

@@ -36,7 +36,7 @@ def build_data(config: ConfigDict) -> FederatedDataset:
   section = config.data
   slots = components.slots_of("data")
   load = slots[0].factory(section.name)
-  arguments = {}
+  arguments: dict[str, Any] = {}
   for slot in slots:
     if slot.key in section:
       arguments |= components.given_fields(config, slot)

@@ -327,11 +327,9 @@ def secure_noise(config: ConfigDict, sampler: Sampler, dimension: int) -> str:
   if secure.name not in SECURE or secure.noise_multiplier is None:
     return ""
   grid = distributed_gaussian.grid(
-    sampler.sizes[-1], secure.noise_multiplier, bits=aggregator.bits
+    sampler.sizes[-1], secure.noise_multiplier, bits=secure.bits
   )
-  return distributed_gaussian.sentence(
-    grid, dimension, bool(secure.dropout)
-  )
+  return distributed_gaussian.sentence(grid, dimension, bool(secure.dropout))
 
 
 def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:

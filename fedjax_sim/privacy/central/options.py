@@ -1,4 +1,4 @@
-"""The mechanisms of central privacy by name, and the options that each takes."""
+"""The mechanisms of central privacy by name, and the options of each."""
 
 from __future__ import annotations
 

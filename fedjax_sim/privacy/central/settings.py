@@ -32,7 +32,8 @@ class Central:
     statistics_norm: clip `Report.statistics` to it and release them, too.
     quantile: let the clipping norm follow this quantile of the norms.
     quantile_rate: how fast.
-    extras_fraction: of the privacy, that each of weight, statistics and quantile takes.
+    extras_fraction: of the privacy, that each of weight, statistics and
+      quantile takes.
     simulated: (cohort, population) whose noise is simulated: the noise is as
       large, relative to the sum, as `noise_multiplier` would be for that
       cohort. The epsilon is that of a run with such a cohort.
@@ -82,8 +83,8 @@ class Central:
     validate.real("extras_fraction", self.extras_fraction, above=0)
     if self.num_extras * self.extras_fraction >= 1:
       raise ValueError(
-        f"extras_fraction={self.extras_fraction}: {self.num_extras} numbers besides the"
-        " update take all of the privacy; lower it."
+        f"extras_fraction={self.extras_fraction}: {self.num_extras} numbers"
+        " besides the update take all of the privacy; lower it."
       )
     if self.noise_weights and self.max_weight is None:
       raise ValueError(

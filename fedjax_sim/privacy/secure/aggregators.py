@@ -131,8 +131,8 @@ def fixed_cohort(expected: float, most: int, promised: bool) -> None:
   if validate.real("expected", expected) != most:
     raise ValueError(
       "aggregator.noise_multiplier: every client of a cohort adds its share of"
-      f" the noise, and here a cohort has {expected:g} clients on average, but up"
-      f" to {most}; let sampler.name draw always as many."
+      f" the noise, and here a cohort has {expected:g} clients on average, but"
+      f" up to {most}; let sampler.name draw always as many."
     )
 
 
