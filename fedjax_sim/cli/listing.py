@@ -119,7 +119,7 @@ def component(slot: Slot, name: str) -> str:
   function = slot.factory(name)
   section = slot.section if slot is not CHAIN else f"transforms.{name}"
   parsed = docstring_parser.parse(inspect.getdoc(function) or "")
-  meanings = {p.arg_name: p.description or "" for p in parsed.params}
+  meanings = _meanings(function)
   own = not any(f is function for f in OPTIMIZERS.values())
   text = [parsed.short_description, parsed.long_description if own else None]
   lines = [f"{slot.field}={name}" if slot is not CHAIN else section, ""]
@@ -129,12 +129,53 @@ def component(slot: Slot, name: str) -> str:
   for key, field in fields.items():
     lines.append(f"  {section}.{key}: {_type(field)}, {_default(field)}")
     lines += textwrap.wrap(
-      " ".join(meanings.get(key, "").split()),
+      meanings.get(key, ""),
       _WIDTH,
       initial_indent="    ",
       subsequent_indent="    ",
     )
   return "\n".join(lines)
+
+
+def markdown() -> str:
+  """Return docs/components.md: the fields of all components as tables."""
+  lines = [
+    "# Components",
+    "",
+    "The fields of every component that a config can name, as `fedjax-sim list"
+    " KIND",
+    "NAME` has them. Optimizers are optax's: `fedjax-sim list client adam`."
+    " This file",
+    "is made by `python -m fedjax_sim.cli.listing > docs/components.md`.",
+  ]
+  for slot in kinds().values():
+    if slot.registry is OPTIMIZERS:
+      continue
+    lines += ["", f"## {slot.title.capitalize()}"]
+    for name, function in slot.registry.items():
+      section = f"transforms.{name}" if slot is CHAIN else slot.section
+      own = section if slot is CHAIN else f"{slot.field}={name}"
+      lines += ["", f"### `{own}`", "", _summary(function)]
+      fields = slot.fields(name)
+      if fields:
+        meanings = _meanings(function)
+        lines += ["", "| field | type | default | meaning |"]
+        lines += ["| --- | --- | --- | --- |"]
+      for key, field in fields.items():
+        default = "required" if field.required else f"`{field.default!r}`"
+        lines.append(
+          f"| `{section}.{key}` | {_type(field)} | {default} |"
+          f" {meanings.get(key, '')} |"
+        )
+  return "\n".join(lines)
+
+
+def _meanings(function: Callable[..., Any]) -> dict[str, str]:
+  """Return what a docstring says of each parameter, on one line each."""
+  parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+  return {
+    p.arg_name: " ".join((p.description or "").split()) for p in parsed.params
+  }
 
 
 def _type(field: components.Field) -> str:
@@ -153,3 +194,7 @@ def _type(field: components.Field) -> str:
 def _default(field: components.Field) -> str:
   """Return the default of a field in words."""
   return "required" if field.required else f"default {field.default!r}"
+
+
+if __name__ == "__main__":
+  print(markdown())  # noqa: T201

@@ -340,8 +340,7 @@ def _field(hint: Any, default: Any) -> Field | None:
     kinds = {type(default)}
   if not kinds:
     return None
-  kind = kinds.pop() if len(kinds) == 1 else object
-  return Field(kind or object, default, optional)
+  return Field(kinds.pop() if len(kinds) == 1 else object, default, optional)
 
 
 def _parts(hint: Any) -> Iterator[Any]:
@@ -377,8 +376,8 @@ def given_fields(config: ConfigDict, slot: Slot) -> dict[str, Any]:
   """Return the arguments that a section has for a slot's component.
 
   Those with the value that the component has by itself are left out, so that
-  what no config sets stays a constant; but for those with a default of the slot,
-  which are numbers that schedules change.
+  what no config sets stays a constant; but for those that the slot has a
+  default for, which are numbers that schedules change.
 
   Args:
     config: complete.

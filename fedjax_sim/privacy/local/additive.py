@@ -110,9 +110,11 @@ def laplace(
   Args:
     clip_norm: longest L1 norm of an update.
     epsilon: of a report, at most `MOST_LAPLACE`.
-    max_weight: as of `gaussian`, as are the next two.
-    min_weight: least weight that is sent.
-    weight_scale: how much the weight counts.
+    max_weight: greatest weight; None: every client weighs 1.
+    min_weight: least weight that is sent, above 0; None: a tenth of
+      `max_weight`.
+    weight_scale: a larger one makes the weight's noise smaller against its
+      range, and the update's larger; None: 1.
 
   Raises:
     TypeError, ValueError: a number is out of range, or a weight's field is

@@ -28,8 +28,9 @@ def secure_sum(
     bits: of a number that a client sends, from 2 to 32.
     rounding: `nearest` (the default) or `stochastic`; with noise always the
       latter.
-    neighbours: as `masking.secure` takes it.
-    dropout: as `masking.secure` takes it.
+    neighbours: how many clients each one shares masks with; an even number.
+    dropout: the probability that a client sends nothing after all masks are
+      agreed on.
     noise_multiplier: of distributed discrete Gaussian noise, the standard
       deviation of the sum's noise in units of `clip`; None: no noise.
 
@@ -65,15 +66,19 @@ def secure_mean(
   With noise, the sum of updates, whatever their weights, over `clients`.
 
   Args:
-    clients: as for `secure_sum`, and so on.
-    clip: the same.
+    clients: the most clients of a round.
+    clip: the largest coordinate of an update; with noise its largest L2 norm.
     max_weight: without noise, the largest weight; a greater one counts as
       this.
-    bits: the same.
-    rounding: the same.
-    neighbours: the same.
-    dropout: the same.
-    noise_multiplier: the same.
+    bits: of a number that a client sends, from 2 to 32.
+    rounding: `nearest` (the default) or `stochastic`; with noise always the
+      latter.
+    neighbours: how many clients each one shares masks with; an even number.
+    dropout: the probability that a client sends nothing after all masks are
+      agreed on.
+    noise_multiplier: of distributed discrete Gaussian noise, the standard
+      deviation of the sum's noise in units of `clip`; None: no noise. With
+      noise the sum is divided by `clients`, and weights count nothing.
 
   Raises:
     TypeError, ValueError: an argument is out of range, or does not go with
