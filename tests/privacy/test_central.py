@@ -26,7 +26,12 @@ from fedjax_sim.data import with_few_labels
 from fedjax_sim.engine import traffic
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.kmeans import kmeans as centroids_task
-from fedjax_sim.privacy.central import Central, Contribution, central, mechanism
+from fedjax_sim.privacy.central import (
+  Central,
+  Contribution,
+  central,
+  contribution,
+)
 from fedjax_sim.privacy.central.factorization import banded, blt
 from problems import (
   MODELS,
@@ -88,7 +93,7 @@ def test_a_last_look_is_at_all_that_is_sent(
     factor = jnp.float32(factors.get(part, 1.0))
     return jax.tree.map(lambda x: factor * x, tree)
 
-  monkeypatch.setattr(mechanism, "clipped", broken)
+  monkeypatch.setattr(contribution, "clipped", broken)
   centres = np.full((5, 2), 0.6)
   centres[4] = 0  # one that always fits
   task, data = quadratic(2), quadratic_data(centres)
