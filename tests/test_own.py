@@ -174,7 +174,8 @@ def test_the_sampler_draws_by_size():
 
 def test_the_model_is_a_convolution():
   simulator = build(config_of("model")).simulator
-  assert simulator.num_parameters == (3 * 3 * 4 + 4) + 8 + 8 * 8 * 4 * 10 + 10
+  parameters = simulator.states.num_parameters
+  assert parameters == (3 * 3 * 4 + 4) + 8 + 8 * 8 * 4 * 10 + 10
   variables = simulator.task.init(jax.random.key(0))
   assert simulator.task.logits is not None
   x = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)

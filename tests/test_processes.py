@@ -74,7 +74,7 @@ def params(folder):
   """The global model of the last checkpoint, as one vector."""
   simulator = build.build(flags.load(str(ROOT / CONFIG), FIELDS)).simulator
   with contextlib.closing(Checkpoints(folder / "checkpoints", keep=3)) as saved:
-    restored = saved.restore(simulator.fetched_shapes, pytest.fail)
+    restored = saved.restore(simulator.states.host_shapes, pytest.fail)
   assert restored is not None
   assert restored.round == 30
   variables = simulator.algorithm.variables(restored.state.server)

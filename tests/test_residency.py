@@ -33,7 +33,7 @@ def run(simulator, **changes):
     assert out.failure is None
     state, rows = out.state, rows + out.rows
   assert simulator.compilations == 1
-  return jax.tree.leaves(simulator.fetch(state)), rows
+  return jax.tree.leaves(simulator.states.to_host(state)), rows
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,12 @@ def test_a_state_goes_on_with_other_devices(name):
     for devices in (1, 2)
   )
   state = one.dispatch(one.init(), one.plan(0, 1)).state
-  moved = two.place(one.fetch(state))
+  moved = two.states.to_devices(one.states.to_host(state))
   for x, y in zip(
-    *(jax.tree.leaves(s.fetch(t)) for s, t in ((one, state), (two, moved))),
+    *(
+      jax.tree.leaves(s.states.to_host(t))
+      for s, t in ((one, state), (two, moved))
+    ),
     strict=True,
   ):
     np.testing.assert_array_equal(x, y)

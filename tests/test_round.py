@@ -265,7 +265,7 @@ def test_whole_runs_can_be_vmapped_over_seeds_and_rates():
     ]
   )
   rounds = jax.jit(
-    jax.vmap(simulators[0].function, in_axes=(0, 0, None, 0, None))
+    jax.vmap(simulators[0].compiler.function, in_axes=(0, 0, None, 0, None))
   )
   examples = {"train": jax.tree.map(jnp.asarray, dict(data.train.examples))}
   for r in range(3):
@@ -300,7 +300,9 @@ def test_a_round_can_be_differentiated_forwards():
       "server": {"learning_rate": jnp.float32(1)},
       "transforms": {},
     }
-    new, _ = simulator.function(state, hparams, examples, plan, jnp.int32(1))
+    new, _ = simulator.compiler.function(
+      state, hparams, examples, plan, jnp.int32(1)
+    )
     return new.server.variables.params["w"][0]
 
   value, slope = jax.jvp(after, (jnp.float32(0.1),), (jnp.float32(1.0),))
@@ -659,7 +661,7 @@ def test_a_client_state_that_changes_its_shape_is_refused():
   )
   simulator = make_simulator(task, changed, quadratic_data([[1.0]]))
   with pytest.raises(TypeError, match=r"float32\(3,\).*float32\(2,\)"):
-    simulator.program(1, 1)
+    simulator.compiler.program(1, 1)
 
 
 def test_a_plan_of_other_rounds_is_refused():

@@ -173,7 +173,7 @@ def test_fedbuff_counts_one_version_as_downloaded():
   simulator = make_simulator(
     quadratic(2), fedbuff(quadratic(2), 0.1), heterogeneous()
   )
-  assert simulator.bytes_per_client == (8, 12)  # two floats; and a weight up
+  assert simulator.traffic[:2] == (8, 12)  # two floats; and a weight up
 
 
 def test_adaptive_clipping_finds_the_quantile_of_the_norms():

@@ -55,7 +55,7 @@ def plan(
   walked = zip(simulator.works, simulator.splits, strict=True)
   steps = [work.num_steps(data.sizes) for work, data in walked]
   facts = {
-    "parameters": f"{simulator.num_parameters:,}",
+    "parameters": f"{simulator.states.num_parameters:,}",
     "train": client_sizes(simulator.data.train),
     "local steps of a client": _each(
       f"{x.mean():,.1f} (at most {x.max():,})" for x in steps

@@ -177,7 +177,7 @@ every = pytest.mark.parametrize(
 @every
 def test_the_state_keeps_its_shapes_and_dtypes(name):
   simulator = simulator_of(name, 1)
-  expected = jax.tree.map(lambda x: (x.shape, x.dtype), simulator.state_shapes)
+  expected = jax.tree.map(lambda x: (x.shape, x.dtype), simulator.states.shapes)
   for state in run(name, 4):
     assert shapes(state) == expected
     assert all(

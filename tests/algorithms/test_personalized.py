@@ -146,7 +146,7 @@ def test_clients_are_evaluated_with_their_mixtures():
   state = train(simulator, 3)
   gaps = personal_of(simulator, state) - CENTRES
   loss = 0.5 * CURVATURES * np.sum(gaps**2, axis=1)
-  metrics = simulator.evaluate_clients(state, "seen")
+  metrics = simulator.evaluate.clients(state, "seen")
   np.testing.assert_allclose(metrics.per_client()["loss"], loss, rtol=1e-4)
 
 

@@ -208,10 +208,10 @@ def test_vmapped_seeds_get_different_noise():
   states = jax.vmap(
     lambda noise_seed: simulator.init()._replace(noise_seed=noise_seed)
   )(jnp.array([[0, 0], [0, 1]], jnp.uint32))
-  traced = simulator._traced(None)
+  traced = simulator.states.traced()
 
   def after(state):
-    new, _ = simulator.function(
+    new, _ = simulator.compiler.function(
       state,
       traced,
       simulator.residency.put(planned.examples),

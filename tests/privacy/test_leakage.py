@@ -395,7 +395,7 @@ def test_algorithms_that_do_not_fit():
   few = with_few_labels(DATA, 0.5, 0)
   labelled = fedlabels(TASK, sgd(RATE), sgd(1.0))
   with pytest.raises(ValueError, match="do not send the update of the model"):
-    _ = make_simulator(TASK, leakage(labelled, TASK), few).state_shapes
+    _ = make_simulator(TASK, leakage(labelled, TASK), few).states.shapes
   algorithm = algorithm_of(threshold=1.0)
   with pytest.raises(ValueError, match="has to be 'weighted_mean'"):
     make_simulator(TASK, algorithm, DATA, aggregator=aggregators.median())
