@@ -110,7 +110,7 @@ def run(
     }
     return experiment, {**fields, **versions(), **same, "data": digest}
 
-  experiment, facts = processes.check_same(start)
+  experiment, facts = processes.check_same(start, config.runtime.start_timeout)
   keep = experiment.timetable.keep_checkpoints
   saved = folder / "checkpoints"
   with contextlib.ExitStack() as stack:

@@ -102,6 +102,7 @@ def build(config: ConfigDict) -> Experiment:
         f" imported ({error}); pip install pyarrow, or set it to False."
       ) from error
   validate.real("runtime.peer_timeout", runtime.peer_timeout, least=5)
+  validate.real("runtime.start_timeout", runtime.start_timeout, above=0)
   work = LocalWork(**{name: client[name] for name in WORK_FIELDS})
   at_once = runtime.rounds_per_dispatch
   speed = Runtime(
