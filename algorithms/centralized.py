@@ -1,6 +1,6 @@
-"""Centralised training on the pooled data: the baseline of every paper's plot.
+"""Centralized training on the pooled data: the baseline of every paper's plot.
 
-One client holds the union of all clients' data and keeps its optimiser's state
+One client holds the union of all clients' data and keeps its optimizer's state
 from round to round, so this is ordinary mini-batch training; a round is
 `client.epochs` epochs, or `client.steps` steps.
 """
@@ -18,7 +18,7 @@ def centralized(task: Task, client_optimizer: Optimizer) -> Algorithm:
 
   Args:
     task: what is trained.
-    client_optimizer: the optimiser.
+    client_optimizer: the optimizer.
   """
   base = fedavg(task, client_optimizer, optimizer("sgd", learning_rate=1.0))
 

@@ -1,7 +1,7 @@
 """DGA: clients with a low training loss, or calm gradients, count more.
 
 Dimitriadis et al. 2021, "Dynamic gradient aggregation for federated domain
-adaptation" (arXiv 2106.07578): the server's optimiser takes the mean of the
+adaptation" (arXiv 2106.07578): the server's optimizer takes the mean of the
 clients' pseudo-gradients, weighted by softmax(-beta s), where s is a client's
 training loss, or the variance, mean or magnitude of its pseudo-gradient.
 """

@@ -7,7 +7,7 @@ leave a client out or not, so that the value of an action is a sum over clients:
 
     Q(statistics, action) = sum over the clients left out of theta . phi_i / n
 
-with phi_i the client's statistics, standardised over the cohort, and their
+with phi_i the client's statistics, standardized over the cohort, and their
 squares. theta is the ridge regression of the rewards in a replay memory, and
 the greedy action leaves out every client with theta . phi_i > 0. With
 probability epsilon, which falls from round to round, the action is random.
@@ -213,7 +213,7 @@ def dga_rl(
 def features(members: Members) -> Array:
   """Phi of every client, shape=(slots, FEATURES); 0 where nobody is.
 
-  Standardised over the cohort, and cut off at 3 standard deviations.
+  Standardized over the cohort, and cut off at 3 standard deviations.
   """
   seen = jnp.stack([members.values[name] for name in SEEN], axis=-1)
   present = members.present[:, None]

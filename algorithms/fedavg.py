@@ -1,9 +1,9 @@
-"""FedAvg; with other server optimisers FedAvgM, FedAdam, FedYogi, FedAdagrad.
+"""FedAvg; with other server optimizers FedAvgM, FedAdam, FedYogi, FedAdagrad.
 
 McMahan et al. 2017, "Communication-efficient learning of deep networks from
 decentralized data" (arXiv 1602.05629); Reddi et al. 2021, "Adaptive federated
 optimization" (arXiv 2003.00295): clients train locally, and the server feeds
-the negative mean of their updates to its optimiser as a gradient. With plain
+the negative mean of their updates to its optimizer as a gradient. With plain
 SGD and rate 1 the server takes over the mean of the clients' parameters.
 """
 
@@ -29,7 +29,7 @@ from fedjax_sim.training.optimizers import Optimizer, descend
 
 
 class ServerState(NamedTuple):
-  """The global model and the server optimiser's state."""
+  """The global model and the server optimizer's state."""
 
   variables: Variables
   optimizer: PyTree
@@ -44,7 +44,7 @@ def fedavg(
   adjust: Adjust | None = None,
   received: Received = lambda client: client.message,
 ) -> Algorithm:
-  """Local training, then the server's optimiser on the mean update.
+  """Local training, then the server's optimizer on the mean update.
 
   Args:
     task: what clients train.

@@ -1,7 +1,7 @@
 """FedProx: FedAvg with a proximal term that holds clients near the server.
 
 Li et al. 2020, "Federated optimization in heterogeneous networks" (arXiv
-1812.06127), algorithm 2: clients minimise f_k(w) + mu / 2 ||w - w_t||^2, whose
+1812.06127), algorithm 2: clients minimize f_k(w) + mu / 2 ||w - w_t||^2, whose
 gradient is grad f_k(w) + mu (w - w_t).
 """
 

@@ -45,11 +45,11 @@ from fedjax_sim.training.optimizers import Optimizer, descend
 
 EMPTY = ("keep", "split")
 _APART = 0.01  # of the range: how far a centroid begins from the one it joins
-_TAG = 0x73706C74  # of the key: no number that an optimiser would fold in
+_TAG = 0x73706C74  # of the key: no number that an optimizer would fold in
 
 
 class KMeansState(NamedTuple):
-  """The centroids and the server optimiser's state."""
+  """The centroids and the server optimizer's state."""
 
   variables: Variables
   optimizer: PyTree

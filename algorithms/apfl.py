@@ -42,7 +42,7 @@ from fedjax_sim.training.optimizers import Optimizer, descend
 
 
 class Own(NamedTuple):
-  """What a client keeps.
+  """The personal state that a client keeps.
 
   Attributes:
     params: v.
@@ -58,7 +58,7 @@ class Own(NamedTuple):
 
 
 class Carry(NamedTuple):
-  """FedAvg's carry, the client's own model, and its optimiser's state."""
+  """FedAvg's carry, the client's own model, and its optimizer's state."""
 
   shared: LocalState
   own: Own
@@ -73,7 +73,7 @@ def mix(alpha: Array, own: PyTree, shared: PyTree) -> PyTree:
   )
 
 
-def personalized(
+def apfl(
   task: Task,
   client_optimizer: Optimizer,
   server_optimizer: Optimizer,
@@ -82,7 +82,7 @@ def personalized(
   alpha_rate: float = 0.1,
   weighting: str = "examples",
 ) -> Algorithm:
-  """FedAvg, and clients that evaluate a mixture of it and their own model.
+  """Return FedAvg whose clients mix the global model with one of their own.
 
   The server does what FedAvg's does. Own models begin at the first global one,
   whenever their clients first take part; until then those use the global one.
