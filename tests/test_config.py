@@ -102,7 +102,10 @@ def with_field(field, value):
     source.transforms.quantize.sparsity = 0.5
   if field in ("algorithm.statistic", "algorithm.beta"):
     source.algorithm.name = "dga"
-  if field.startswith("algorithm.weight_") or key == "server_batch_size":
+  if field.startswith("algorithm.weight_") or key in (
+    "kl_weight",
+    "server_batch_size",
+  ):
     source.algorithm.name = "fedlaw"
     source.server.aggregator = "stack"
     source.data.server_clients = 5
