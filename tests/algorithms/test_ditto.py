@@ -7,7 +7,16 @@ import pytest
 from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.engine.batching import LocalWork
-from logistic import DIM, SIZES, TASK, batches, cohort, gradient, model, simulate
+from logistic import (
+  DIM,
+  SIZES,
+  TASK,
+  batches,
+  cohort,
+  gradient,
+  model,
+  simulate,
+)
 from problems import (
   make_simulator,
   params_of,
@@ -84,6 +93,7 @@ def test_clients_are_evaluated_with_their_own_models():
   """And with the global one before they first take part."""
   algorithm = ditto(TASK, sgd(ETA), sgd(1.0))
   simulator, state = simulate(algorithm, 1)
+  assert algorithm.personal is not None
   message = algorithm.broadcast(state.server)
   w = params_of(simulator, state)["w"]
   for k in range(len(SIZES)):

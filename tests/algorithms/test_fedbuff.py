@@ -6,7 +6,16 @@ import pytest
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedbuff import fedbuff
 from fedjax_sim.sampling import in_flight
-from logistic import DIM, SIZES, TASK, batches, cohort, gradient, model, simulate
+from logistic import (
+  DIM,
+  SIZES,
+  TASK,
+  batches,
+  cohort,
+  gradient,
+  model,
+  simulate,
+)
 from problems import params_of, sgd
 
 ETA_L, ETA_G = 0.3, 0.7

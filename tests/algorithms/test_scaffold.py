@@ -97,9 +97,7 @@ def test_a_rate_of_zero_changes_nothing():
   x, variates = np.zeros(DIM), np.zeros((len(SIZES), DIM))
   simulator, state = simulate(scaffold(TASK, sgd(0.0), sgd(1.0)), 2)
   np.testing.assert_array_equal(params_of(simulator, state)["w"], x)
-  np.testing.assert_array_equal(
-    state.clients[0]["w"][: len(SIZES)], variates
-  )
+  np.testing.assert_array_equal(state.clients[0]["w"][: len(SIZES)], variates)
 
 
 def test_what_it_refuses():
