@@ -1,8 +1,8 @@
-"""Federated algorithms, one a file, and their registry.
+"""Federated algorithms, one per file, and their registry.
 
-An algorithm is a function of a task, of the optimizers that it uses
-(`client_optimizer`, `server_optimizer`) and of options of its own, which
-returns an `Algorithm`.
+An entry is a function of a task, of the optimizers that it uses
+(`client_optimizer`, `server_optimizer`) and of options of its own. It returns
+an `Algorithm`.
 """
 
 from collections.abc import Callable

@@ -48,7 +48,7 @@ def fedlaw(
 
   Args:
     task: what clients train.
-    client_optimizer: begins anew in every round.
+    client_optimizer: starts anew in every round.
     server_optimizer: takes the negative weighted mean update as a gradient;
       the weights are learned as for sgd with rate 1.
     weight_steps: steps of Adam on the weights' logits, which start at the
@@ -72,7 +72,7 @@ def fedlaw(
   def learn(
     variables: Variables, aggregate: Aggregate, context: Context
   ) -> Array:
-    """The cohort's weights, shape=(slots,)."""
+    """Return the cohort's weights, shape=(slots,)."""
     members = aggregate.members
     examples = context.server_data
     assert examples is not None
