@@ -123,7 +123,7 @@ def with_field(field, value):
     source.data.crop = 1
   if source.algorithm.name == "fedlabels":
     source.data.labelled_fraction = 0.5
-  if source.algorithm.name in ("dga_rl", "learned_weights"):
+  if source.algorithm.name in ("dga_rl", "fedlaw"):
     source.aggregator.name = "stack"
     source.data.server_clients = 5
   if "kmeans" in (source.algorithm.name, source.model.name):
@@ -206,7 +206,7 @@ ZERO = {
   "algorithm.epsilon_decay",
   "algorithm.epsilon_least",
   "algorithm.least_share",
-  "algorithm.weight_pull",
+  "algorithm.kl_weight",
   "algorithm.weight_rate",
   "server.stale_probability",
   "leakage.threshold",

@@ -152,7 +152,7 @@ def account(
   Returns:
     As `composition.facts`; None: no epsilon is told.
   """
-  if simulator.ledger is None:
+  if simulator.account.ledger is None:
     return None
   draws = dict(fields_of(config.sampler, "sampler."))
   draws["server.clients_per_round"] = config.server.clients_per_round
@@ -160,7 +160,7 @@ def account(
   clients = (part and part.population) or simulator.num_clients
   draws |= {"seed": simulator.seed, "clients": clients}
   noise_seed = config.privacy.noise_seed
-  return composition.facts(simulator.ledger, rounds, draws, noise_seed)
+  return composition.facts(simulator.account.ledger, rounds, draws, noise_seed)
 
 
 def check_promise(
