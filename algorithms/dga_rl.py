@@ -110,23 +110,23 @@ def dga_rl(
   )
   replace = inner.replace
   assert replace is not None
-  validate.whole("algorithm.memory_rounds", memory_rounds, most=10**6)
+  validate.whole("memory_rounds", memory_rounds, most=10**6)
   if metric not in task.higher_is_better:
     known = ", ".join(sorted(task.higher_is_better))
     raise ValueError(
-      f"algorithm.metric={metric!r}: whether more of it is better is not known;"
+      f"metric={metric!r}: whether more of it is better is not known;"
       f" say so in Task.higher_is_better, or take one of {known}."
     )
   higher_is_better = task.higher_is_better[metric]
   numbers = {
-    "epsilon": validate.real("algorithm.epsilon", epsilon, least=0, most=1),
+    "epsilon": validate.real("epsilon", epsilon, least=0, most=1),
     "epsilon_decay": validate.real(
-      "algorithm.epsilon_decay", epsilon_decay, least=0, most=1
+      "epsilon_decay", epsilon_decay, least=0, most=1
     ),
     "epsilon_least": validate.real(
-      "algorithm.epsilon_least", epsilon_least, least=0, most=1
+      "epsilon_least", epsilon_least, least=0, most=1
     ),
-    "ridge": validate.real("algorithm.ridge", ridge, above=0),
+    "ridge": validate.real("ridge", ridge, above=0),
   }
 
   def init(key: Key, hparams: HParams) -> RLState:

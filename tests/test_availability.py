@@ -136,9 +136,9 @@ def test_what_a_file_lacks(tmp_path):
   with pytest.raises(ValueError, match=r"trace.npz lacks 'offsets'"):
     load_trace(str(file))
   np.savez(file, intervals=np.array(["a"]), offsets=np.array([0, 1]))
-  with pytest.raises(TypeError, match=r"sampler.trace: .*give numbers"):
+  with pytest.raises(TypeError, match=r"trace: .*give numbers"):
     load_trace(str(file))
-  with pytest.raises(FileNotFoundError, match=r"sampler.trace"):
+  with pytest.raises(FileNotFoundError, match=r"trace"):
     load_trace(str(tmp_path / "none.npz"))
 
 

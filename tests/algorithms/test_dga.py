@@ -380,7 +380,7 @@ def test_options_out_of_range(make, options, field):
 
 def test_a_metric_that_the_task_lacks():
   make = lambda *args: dga_rl(*args, metric="accuracy")
-  with pytest.raises(ValueError, match=r"algorithm\.metric"):
+  with pytest.raises(ValueError, match=r"metric"):
     quadratic_run(
       make, 1, server=target([0.0, 0.0]), aggregator=aggregators.stack()
     )

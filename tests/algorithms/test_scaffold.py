@@ -101,7 +101,7 @@ def test_a_rate_of_zero_changes_nothing():
 
 
 def test_what_it_refuses():
-  with pytest.raises(UnknownNameError, match=r"algorithm\.option='III'"):
+  with pytest.raises(UnknownNameError, match=r"option='III'"):
     scaffold(TASK, sgd(0.1), sgd(1.0), option="III")
   heavy = optimizer("sgd", learning_rate=0.1, momentum=0.9)
   with pytest.raises(ValueError, match=r"client_optimizer.*momentum.*sgd"):
