@@ -28,6 +28,7 @@ from problems import (
   train,
 )
 from sketches.scaffold import scaffold
+from tiers import slow_but
 
 SIZES = [1, 3, 4, 7, 9, 12, 20, 33, 5, 5, 2]
 
@@ -64,11 +65,11 @@ def fixed(devices, virtual, lanes=1, **more):
 @pytest.mark.parametrize(
   ("model", "virtual", "lanes"),
   [
-    ("lr", 2, 1),
     ("lr", 3, 3),
-    pytest.param("mlp", 2, 3, marks=pytest.mark.slow),
-    pytest.param("mlp", 3, 1, marks=pytest.mark.slow),
-    pytest.param("mlp", 4, 3, marks=pytest.mark.slow),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in [("lr", 2, 1), ("mlp", 2, 3), ("mlp", 3, 1), ("mlp", 4, 3)]
+    ),
   ],
 )
 def test_the_same_bits_on_any_number_of_devices(model, virtual, lanes):
@@ -98,7 +99,7 @@ def test_a_free_order_gives_other_bits():
   assert not np.array_equal(one, two)
 
 
-@pytest.mark.parametrize("aggregator", ["mean", "sum"])
+@pytest.mark.parametrize("aggregator", slow_but(["mean"], ["mean", "sum"]))
 def test_other_aggregators_in_a_fixed_order(aggregator):
   make = aggregators.AGGREGATORS[aggregator]
   one, two, free = (
@@ -199,8 +200,7 @@ def test_ordered_sum_is_a_loop(count, shards):
 # --- a model in pieces --------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["lr", "mlp"])
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize(("model", "lanes"), [("lr", 1), ("mlp", 2)])
 def test_a_model_in_pieces_trains_the_same(model, lanes):
   adam = optimizer("adam", learning_rate=0.1, eps=1e-3)
   make = lambda runtime: simulator_of(
