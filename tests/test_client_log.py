@@ -185,6 +185,7 @@ def test_two_devices_tell_what_one_does(lanes):
   assert_same(one, two, rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.slow
 def test_a_fixed_order_of_sums_gives_the_same_bits():
   if jax.devices()[0].platform != "cpu":

@@ -44,6 +44,7 @@ WORKS = {
 }
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
   ("name", "devices", "work"),
   slow_but(

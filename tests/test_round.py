@@ -364,6 +364,7 @@ def test_poisson_cohorts_compile_at_most_three_programs():
   assert 2 <= simulator.compilations <= 3
 
 
+@pytest.mark.usefixtures("exact")
 def test_chunks_of_rounds_give_bit_identical_states():
   data = blobs(SIZES)
   task = MODELS["mlp"](data)

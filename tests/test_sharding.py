@@ -62,6 +62,7 @@ def fixed(devices, virtual, lanes=1, **more):
   )
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
   ("model", "virtual", "lanes"),
   [
@@ -90,6 +91,7 @@ def test_the_same_bits_on_any_number_of_devices(model, virtual, lanes):
   np.testing.assert_allclose(one, trained(free), atol=1e-6)
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_free_order_gives_other_bits():
   # Otherwise the test above would show nothing.
   one, two = (
@@ -99,6 +101,7 @@ def test_a_free_order_gives_other_bits():
   assert not np.array_equal(one, two)
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("aggregator", slow_but(["mean"], ["mean", "sum"]))
 def test_other_aggregators_in_a_fixed_order(aggregator):
   make = aggregators.AGGREGATORS[aggregator]
@@ -129,6 +132,7 @@ def test_bytes_of_virtual_devices():
   assert residency.bytes_per_round(capacity) == expected
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_cohort_that_leaves_virtual_devices_without_clients():
   few = sampling.poisson(len(SIZES), 1.5)
   one, two, free = (
@@ -139,6 +143,7 @@ def test_a_cohort_that_leaves_virtual_devices_without_clients():
   np.testing.assert_allclose(one, free, atol=1e-6)
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_run_goes_on_with_the_same_bits_on_other_devices():
   one = simulator_of(runtime=fixed(1, 4))
   two = simulator_of(runtime=fixed(2, 4))

@@ -134,7 +134,7 @@ def with_everything(data):
 
 @functools.cache
 def simulator_of(name, lanes):
-  """With three lanes three rounds go in one dispatch, and clients are logged."""
+  """With three lanes, three rounds a dispatch, and all clients logged."""
   algorithm = build(name)
   simulator = make_simulator(
     task_of(name),
