@@ -318,6 +318,7 @@ def stop_at(wanted):
   return on_round
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("edited", slow_but([False], [False, True]))
 def test_a_run_goes_on_and_tells_of_new_code(
   mine, tmp_path, monkeypatch, capsys, edited
