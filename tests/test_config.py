@@ -195,6 +195,7 @@ ZERO = {
   "algorithm.alpha",
   "algorithm.alpha_rate",
   "algorithm.inner_rate",
+  "algorithm.lam",
   "algorithm.beta",
   "algorithm.burn_in",
   "algorithm.threshold",

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 import fedjax_sim
+from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.cli import listing
 from fedjax_sim.config import components, default_config
 
@@ -202,7 +203,13 @@ WITH_PYTHON = (
 )
 
 
-@pytest.mark.parametrize("title", ["The command line", *WITH_PYTHON])
+@pytest.mark.parametrize(
+  "title",
+  [
+    "The command line",
+    *slow_but(WITH_PYTHON[:1] + WITH_PYTHON[2:], WITH_PYTHON),
+  ],
+)
 def test_the_readme_can_be_followed(title, tmp_path):
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   follow(section(README, title), tmp_path)
@@ -278,12 +285,9 @@ def test_the_design_names_every_module():
 
 @pytest.mark.parametrize(
   "name",
-  [
-    "privacy.md",
-    pytest.param("privacy_local.md", marks=pytest.mark.slow),
-    pytest.param("privacy_secure.md", marks=pytest.mark.slow),
-  ],
+  ["privacy.md", "privacy_local.md", "privacy_secure.md"],
 )
+@pytest.mark.slow
 def test_the_code_about_privacy_runs(name, tmp_path):
   found = blocks((ROOT / "docs" / name).read_text())
   code = [block.code for block in found if block.language == "python"]
@@ -318,6 +322,11 @@ def test_links_lead_somewhere(path):
   for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
     if not target.startswith(("http://", "https://")):
       assert (path.parent / target).exists(), target
+
+
+def test_every_algorithm_is_in_the_table():
+  text = (ROOT / "docs" / "algorithms.md").read_text()
+  assert re.findall(r"^\| `(\w+)` \|", text, re.M) == sorted(ALGORITHMS)
 
 
 # --- CONTRIBUTING and the package ---------------------------------------------
