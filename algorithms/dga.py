@@ -91,7 +91,7 @@ def dga(
   for name, value in (("beta", beta), ("reference", reference)):
     if not softmax and value is not None:
       raise ValueError(
-        f"algorithm.{name}={value} does not go with"
+        f"{name}={value} does not go with"
         " weighting='uniform'; unset one of them."
       )
   numbers = {}

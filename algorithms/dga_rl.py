@@ -112,9 +112,7 @@ def dga_rl(
   replace = inner.replace
   assert replace is not None
   validate.whole("memory_rounds", memory_rounds, most=10**6)
-  share = lambda name, value: validate.real(
-    name, value, least=0, most=1
-  )
+  share = lambda name, value: validate.real(name, value, least=0, most=1)
   numbers = {
     "epsilon": share("epsilon", epsilon),
     "epsilon_decay": share("epsilon_decay", epsilon_decay),
@@ -186,7 +184,7 @@ def _score(task: Task, metric: str) -> Callable[[Variables, Context], Array]:
   if metric not in task.higher_is_better:
     known = ", ".join(sorted(task.higher_is_better))
     raise ValueError(
-      f"algorithm.metric={metric!r}: whether more of it is better is not known;"
+      f"metric={metric!r}: whether more of it is better is not known;"
       f" say so in Task.higher_is_better, or take one of {known}."
     )
   higher_is_better = task.higher_is_better[metric]

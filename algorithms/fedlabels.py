@@ -259,7 +259,7 @@ def _numbers(**given: float) -> dict[str, float]:
   return {
     "burn_in": float(burn_in),
     **{
-      name: validate.real(f"algorithm.{name}", given[name], **limits)
+      name: validate.real(name, given[name], **limits)
       for name, limits in bounds.items()
     },
   }

@@ -22,6 +22,9 @@ import fedjax_sim
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.cli import listing
 from fedjax_sim.config import components, default_config
+from tiers import slow_but
+
+pytestmark = pytest.mark.integration
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
