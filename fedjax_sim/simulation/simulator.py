@@ -140,7 +140,7 @@ class Simulator:
     release = self.algorithm.release
     if release is None:
       return
-    guard.check_noise(release, self.hparams, self.sampler)
+    guard.check_noise(release, self.hparams["algorithm"], self.sampler)
     guard.check(
       self.transforms,
       self._variables.params,
@@ -286,7 +286,7 @@ class Simulator:
 
   @functools.cached_property
   def hparams(self) -> HParams:
-    """The run's numeric hyper-parameters at their defaults."""
+    """The run's numeric hyper-parameters at their defaults, by section."""
     return states.default_hparams(
       self.task, self.algorithm, self.joined_by, self.transforms
     )
@@ -443,7 +443,8 @@ class Simulator:
   @functools.cached_property
   def traffic(self) -> Traffic:
     """What one client receives and sends in a round, before transforms."""
-    return traffic(self.algorithm, self.state_shapes, self._traced(None))
+    hparams = self._traced(None)["algorithm"]
+    return traffic(self.algorithm, self.state_shapes, hparams)
 
   @property
   def bytes_per_client(self) -> tuple[int, int]:
@@ -563,7 +564,8 @@ class Simulator:
     Args:
       state: the state before them; used up if `Runtime.donate`.
       planned: the rounds that follow it.
-      hparams: numeric hyper-parameters; None for the defaults.
+      hparams: sections of `Simulator.hparams` with other values, such as
+        {'algorithm': ...}; None for the defaults.
       phases: measures compiling and training; None if nobody asks.
 
     Raises:
@@ -613,7 +615,8 @@ class Simulator:
       last: number of the round to end with.
       stops: a dispatch ends at every multiple of these numbers, since
         something is to be done there.
-      hparams: numeric hyper-parameters; None for the defaults.
+      hparams: sections of `Simulator.hparams` with other values, such as
+        {'algorithm': ...}; None for the defaults.
       phases: measures waiting for plans, compiling, training.
       singles: number of first dispatches that have one round each, to be
         profiled.
