@@ -22,6 +22,7 @@ from fedjax_sim.core import (
   Algorithm,
   Array,
   Context,
+  Requirements,
   Task,
   Variables,
   validate,
@@ -124,6 +125,5 @@ def learned_weights(
   return base._replace(
     apply=apply,
     hparams={**base.hparams, "weight_rate": rate, "weight_pull": pull},
-    stacked=True,
-    uses_server_data=True,
+    requirements=Requirements(all_updates=True, server_data=True),
   )

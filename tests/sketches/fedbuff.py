@@ -49,6 +49,6 @@ def fedbuff(task, rate, server_rate=1.0):
     download=download,
     finish=finish,
     apply=apply,
-    replace=None,
+    with_model=None,
     variables=lambda state: state[0].variables,
   )

@@ -47,7 +47,7 @@ def mimelite(task, rate, beta=0.9):
     passes=(full.local_pass, *base.passes),
     finish=finish,
     apply=apply,
-    replace=None,
+    with_model=None,
     variables=lambda state: state[0].variables,
     hparams={**base.hparams, "beta": beta},
   )

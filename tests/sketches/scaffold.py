@@ -51,7 +51,7 @@ def scaffold(task, rate, server_rate=1.0):
     broadcast=lambda state: (state[0].variables, state[1]),
     finish=finish,
     apply=apply,
-    replace=None,
+    with_model=None,
     variables=lambda state: state[0].variables,
     client_init=lambda state, hparams: zeros_like(state[1]),
   )
