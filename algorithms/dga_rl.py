@@ -31,6 +31,7 @@ from fedjax_sim.core import (
   HParams,
   Key,
   Members,
+  Requirements,
   Task,
   Variables,
   validate,
@@ -108,8 +109,8 @@ def dga_rl(
   inner = dga(
     task, client_optimizer, server_optimizer, statistic=statistic, beta=beta
   )
-  replace = inner.replace
-  assert replace is not None
+  with_model = inner.with_model
+  assert with_model is not None
   validate.whole("algorithm.memory_rounds", memory_rounds, most=10**6)
   if metric not in task.higher_is_better:
     known = ", ".join(sorted(task.higher_is_better))
@@ -202,12 +203,11 @@ def dga_rl(
     broadcast=lambda server: inner.broadcast(server.dga),
     apply=apply,
     variables=lambda server: inner.variables(server.dga),
-    replace=lambda server, variables: server._replace(
-      dga=replace(server.dga, variables)
+    with_model=lambda server, variables: server._replace(
+      dga=with_model(server.dga, variables)
     ),
     hparams={**inner.hparams, **numbers},
-    stacked=True,
-    uses_server_data=True,
+    requirements=Requirements(all_updates=True, server_data=True),
   )
 
 

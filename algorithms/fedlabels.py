@@ -311,7 +311,7 @@ def fedlabels(
       metrics={**report.metrics, "pseudo_labels": pseudo},
     )
 
-  def send(client: Client, report: Report) -> Report:
+  def postprocess_report(client: Client, report: Report) -> Report:
     del client
     supervised, unsupervised = report.update
     scaled = _times(report.statistics, unsupervised)
@@ -338,7 +338,7 @@ def fedlabels(
       Pass(start, step, split="unlabelled"),
     ),
     finish=finish,
-    send=send,
+    postprocess_report=postprocess_report,
     apply=apply,
     hparams={**base.hparams, **numbers},
   )

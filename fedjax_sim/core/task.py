@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from fedjax_sim.core import returned
 from fedjax_sim.core.tree import in_float32
-from fedjax_sim.core.types import Array, Examples, HParams, Key, PyTree
+from fedjax_sim.core.types import EMPTY, Array, Examples, HParams, Key, PyTree
 
 
 class Variables(NamedTuple):
@@ -99,8 +100,10 @@ class Task(NamedTuple):
   metrics: Callable[[Variables, Examples], dict[str, Metric]]
   check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None
   logits: Callable[[Variables, Examples], Array] | None = None
-  higher_is_better: Mapping[str, bool] = {"loss": False, "accuracy": True}
-  hparams: HParams = {}
+  higher_is_better: Mapping[str, bool] = types.MappingProxyType(
+    {"loss": False, "accuracy": True}
+  )
+  hparams: HParams = EMPTY
 
 
 def mean_loss(

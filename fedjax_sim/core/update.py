@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedjax_sim.core.types import Array, HParams, Key, PyTree
+from fedjax_sim.core.types import EMPTY, Array, HParams, Key, PyTree
 
 
 class Transform(NamedTuple):
@@ -101,5 +101,5 @@ class Aggregator(NamedTuple):
   coordinatewise: bool = False
   reduces: bool = True
   weighted_mean: bool = False
-  hparams: HParams = {}
+  hparams: HParams = EMPTY
   draws_noise: bool = False

@@ -94,7 +94,7 @@ class PerClient(NamedTuple):
   state: PyTree
   status: Array
   weight: Array
-  values: dict[str, Array]
+  values: Mapping[str, Array]
   log: Entry | tuple[()] | dict[str, Array] = ()
 
 

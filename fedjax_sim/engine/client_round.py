@@ -23,6 +23,7 @@ from fedjax_sim.core import (
   returned,
 )
 from fedjax_sim.core.tree import all_finite, no_nan
+from fedjax_sim.core.types import EMPTY
 from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
 from fedjax_sim.engine.client_loop import run_client
@@ -150,18 +151,18 @@ def train_client(
     )
   returned.metrics("Report.metrics", report.metrics)
   report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
-  # What goes into transforms is always checked, even if `send` checks updates
-  # too: a transform may hide that an update is not finite.
-  finite = _finite_report(
-    report, bool(spec.transforms) or not algorithm.checks_updates
-  )
+  privacy = algorithm.privacy
+  checked = privacy is not None and privacy.checks_updates
+  # What goes into transforms is always checked, even if `postprocess_report`
+  # checks updates too: a transform may hide that an update is not finite.
+  finite = _finite_report(report, bool(spec.transforms) or not checked)
   update, aux, kept = _transform(
     spec, report.update, given, transform_states, ident
   )
   if spec.transforms:
     finite &= all_finite((update, aux, kept))
-  report = algorithm.send(client, report._replace(update=update))
-  finite &= _finite_report(report, not algorithm.checks_updates)
+  report = algorithm.postprocess_report(client, report._replace(update=update))
+  finite &= _finite_report(report, not checked)
   return ClientOutcome(
     report=report._replace(state=()),
     aux=tuple(aux),
@@ -231,5 +232,5 @@ def _finite_report(report: Report, with_update: bool) -> Array:
     report: what a client reports.
     with_update: whether to check the update too.
   """
-  report = report._replace(metrics={})
+  report = report._replace(metrics=EMPTY)
   return all_finite(report if with_update else report._replace(update=()))

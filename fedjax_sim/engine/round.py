@@ -165,7 +165,9 @@ def _run_round(
     scheduled={
       name: values[str(path_of(name, values))] for name in spec.schedules
     },
-    told=spec.algorithm.told(state.server, given.hparams["algorithm"]),
+    state_metrics=spec.algorithm.state_metrics(
+      state.server, given.hparams["algorithm"]
+    ),
   )
   return new, metrics
 
@@ -241,7 +243,7 @@ def _server_step(
   )
   server = algorithm.apply(state.server, aggregate, context)
   aux = divide(sums.aux, clients)
-  private = algorithm.release is not None
+  private = algorithm.privacy is not None
   # A private server must not learn from the exact aux.
   known = jax.tree.map(jnp.zeros_like, aux) if private else aux
   shared = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from fedjax_sim.core import Array, Metric, PyTree
@@ -46,19 +47,19 @@ class RoundMetrics(NamedTuple):
     client_values: column -> shape=(devices, waves, lanes), NaN of who is not in
       the aggregate; empty unless clients are logged.
     scheduled: hyper-parameter -> its value in this round, shape=().
-    told: `Algorithm.told`, before the server's step.
+    state_metrics: `Algorithm.state_metrics`, before the server's step.
   """
 
   clients: Array
   rejected: Array
-  metrics: dict[str, Metric]
+  metrics: Mapping[str, Metric]
   aux: dict[str, PyTree]
   client_rejected: Array
   finite: Array
   nan_losses: Array
   client_values: dict[str, Array]
   scheduled: dict[str, Array]
-  told: dict[str, Array]
+  state_metrics: Mapping[str, Array]
 
 
 class Best(NamedTuple):

@@ -221,7 +221,9 @@ def _end(
     numbers = hparams[transform.name]
     update, _, seen = transform.apply(update, common, own, numbers, client.key)
     aux.append(seen)
-  sent = simulator.algorithm.send(client, report._replace(update=update))
+  sent = simulator.algorithm.postprocess_report(
+    client, report._replace(update=update)
+  )
   others = sent.buffers, sent.statistics, aux, sent.metrics
   finite = all_finite((report._replace(metrics={}), update))
   return sent.update, (others, jnp.float32(sent.weight)), finite, update

@@ -77,7 +77,7 @@ class Simulator:
   Attributes:
     task: what is trained and evaluated.
     algorithm: how clients train and the server reacts.
-    data: federated data; an algorithm that is `pooled` gets their union.
+    data: federated data; an algorithm that pools data gets their union.
     sampler: who takes part in a round.
     work: what a client does in a round.
     aggregator: how updates become one.
@@ -137,7 +137,7 @@ class Simulator:
 
   def _check_privacy(self) -> None:
     account.check_budget(self.algorithm, self.budget)
-    release = self.algorithm.release
+    release = self.algorithm.privacy
     if release is None:
       return
     guard.check_noise(release, self.hparams["algorithm"], self.sampler)
@@ -164,7 +164,7 @@ class Simulator:
   @functools.cached_property
   def _account(self) -> account.Account:
     return account.Account(
-      release=self.algorithm.release,
+      release=self.algorithm.privacy,
       budget=self.budget,
       sampler=self.sampler,
       num_clients=self.num_clients,
@@ -208,20 +208,24 @@ class Simulator:
   @property
   def joined_by(self) -> Aggregator:
     """The aggregator in use: a plain sum if the algorithm is private."""
-    if self.algorithm.release is None:
+    if self.algorithm.privacy is None:
       return self.aggregator
     return aggregators.sum_()
 
   @property
   def num_clients(self) -> int:
     """Number of clients that may train."""
-    return 1 if self.algorithm.pooled else self.data.train.num_clients
+    return (
+      1
+      if self.algorithm.requirements.pools_data
+      else self.data.train.num_clients
+    )
 
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
     """For every pass of the algorithm, the data that it goes through."""
     named = self.data.all_splits
-    if self.algorithm.pooled:
+    if self.algorithm.requirements.pools_data:
       named = {name: data.pooled() for name, data in named.items()}
     return [named[p.split] for p in self.algorithm.passes]
 
@@ -296,7 +300,7 @@ class Simulator:
     return schedules.checked(self.schedules, self.hparams)
 
   def _traced(self, hparams: HParams | None) -> PyTree:
-    return states.traced_hparams(hparams, self.hparams, self.algorithm.release)
+    return states.traced_hparams(hparams, self.hparams, self.algorithm.privacy)
 
   @functools.cached_property
   def checked(self) -> bool:

@@ -22,9 +22,9 @@ from fedjax_sim.core import (
   Aggregator,
   Algorithm,
   HParams,
+  PrivacySpec,
   Purpose,
   PyTree,
-  Release,
   Task,
   Transform,
   key_for,
@@ -63,7 +63,7 @@ def default_hparams(
 
 
 def traced_hparams(
-  given: HParams | None, defaults: HParams, release: Release | None
+  given: HParams | None, defaults: HParams, release: PrivacySpec | None
 ) -> PyTree:
   """Return hyper-parameters as arrays of one dtype.
 

@@ -47,7 +47,7 @@ from fedjax_sim.privacy.central.integers import size
 from fedjax_sim.privacy.central.settings import Central
 from fedjax_sim.privacy.central.worst_case import LARGEST
 from fedjax_sim.training.seal import sealed
-from fedjax_sim.training.wrappers import around, inside
+from fedjax_sim.training.wrappers import wrap_algorithm
 
 LEAST_FACTOR = 1e-6  # that a quantile may multiply the clipping norm by
 _TAG = 0x6E6F6973  # of the key: no number that an algorithm would fold in
@@ -123,8 +123,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     """A sum as canaries see it: 1 is the longest contribution."""
     return update if grid is None else grid.shares(update)
 
-  def init(key: Key, hparams: HParams) -> PrivateState:
-    server = algorithm.init(key, hparams)
+  def init(server: PyTree, key: Key, hparams: HParams) -> PrivateState:
     report = report_shapes(algorithm, server, hparams)
     _check_report(report, settings)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), report.update)
@@ -184,8 +183,10 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       fit = all_finite(update) & grid.fits(sent.update)
     return sent, below, fit
 
-  def send(client: Client, report: Report) -> Report:
-    report = algorithm.send(inside(algorithm, client), report)
+  def postprocess_report(
+    client: Client, report: Report, inner: Callable[[Report], Report]
+  ) -> Report:
+    report = inner(report)
     sent, below, fit = contribution(
       report.update,
       report.statistics,
@@ -313,30 +314,29 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       audit=observed(state, audit, sums, context),
     )
 
-  def told(state: PrivateState, hparams: HParams) -> dict[str, Array]:
-    shown = algorithm.told(state.server, hparams)
-    norm = _clip_norm(hparams, state.clip_factor)
-    return {**shown, "privacy/clip_norm": norm}
+  def state_metrics(state: PrivateState, hparams: HParams) -> dict[str, Array]:
+    return {"privacy/clip_norm": _clip_norm(hparams, state.clip_factor)}
 
-  outer = around(
-    algorithm, lambda state, message: Message(message, state.clip_factor)
-  )
-  private = outer._replace(
+  private = wrap_algorithm(
+    algorithm,
     init=init,
-    send=send,
+    message=lambda state, inner: Message(inner, state.clip_factor),
+    postprocess_report=postprocess_report,
     apply=apply,
-    told=told,
-    draws_noise=True,
-    checks_updates=algorithm.send is Algorithm._field_defaults["send"],
-    weighted_mean=True,
-    log_weight=None,
-    hparams={**algorithm.hparams, "privacy": settings.hparams},
+    state_metrics=state_metrics,
+    hparams={"privacy": settings.hparams},
+    requirements=algorithm.requirements._replace(weighted_mean=True),
   )
   audited = canaries and (
     lambda state: canaries.evidence(state.audit, of_update)
   )
-  release = settings.release._replace(audited=audited, distance=distance)
-  return sealed(private, release)
+  default = Algorithm._field_defaults["postprocess_report"]
+  privacy = settings.release._replace(
+    audited=audited,
+    distance=distance,
+    checks_updates=algorithm.postprocess_report is default,
+  )
+  return sealed(private._replace(draws_noise=True, log_weight=None), privacy)
 
 
 def _zeros(tree: PyTree) -> PyTree:
@@ -365,19 +365,19 @@ def _nobody(members: Members) -> Members:
 
 def _check(algorithm: Algorithm, settings: Central) -> None:
   """Refuses an algorithm that has to see its clients."""
-  if algorithm.release is not None:
+  if algorithm.privacy is not None:
     raise ValueError("The algorithm is private already; wrap it once.")
   if "stale_probability" in algorithm.hparams:
     raise ValueError(
       "server.stale_probability: a late report can meet its client's next one"
       " in a sum, of which privacy.mechanism does not know; unset one of them."
     )
-  if algorithm.stacked:
+  if algorithm.requirements.all_updates:
     raise ValueError(
       "privacy.mechanism adds noise to a sum of updates, and algorithm.name"
       " wants every client's update by itself; take another one of the two."
     )
-  if algorithm.pooled:
+  if algorithm.requirements.pools_data:
     raise ValueError(
       "privacy.mechanism protects clients, and algorithm.name pools the data"
       " of all; take another one of the two."
