@@ -126,6 +126,10 @@ def wrap_algorithm(
       check(server, hparams)
     return server if init is None else init(server, key, hparams)
 
+  def wrapped_finish(client: Client, *carries: PyTree) -> Report:
+    own = carries[: len(algorithm.passes)]
+    return algorithm.finish(unwrap(client), *own)
+
   def wrapped_postprocess(client: Client, report: Report) -> Report:
     inner = lambda report: algorithm.postprocess_report(unwrap(client), report)
     if postprocess_report is None:
@@ -150,8 +154,7 @@ def wrap_algorithm(
   if message is not None or passes:
     result = result._replace(
       passes=(*(_unwrapped(p, unwrap) for p in algorithm.passes), *passes),
-      finish=finish
-      or (lambda client, *c: algorithm.finish(unwrap(client), *c)),
+      finish=finish or wrapped_finish,
       postprocess_report=wrapped_postprocess,
     )
   if message is not None:
