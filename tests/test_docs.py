@@ -19,7 +19,11 @@ from typing import NamedTuple
 import pytest
 
 import fedjax_sim
+from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.config import default_config
+from tiers import slow_but
+
+pytestmark = pytest.mark.integration
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -187,7 +191,13 @@ WITH_PYTHON = (
 )
 
 
-@pytest.mark.parametrize("title", ["The command line", *WITH_PYTHON])
+@pytest.mark.parametrize(
+  "title",
+  [
+    "The command line",
+    *slow_but(WITH_PYTHON[:1] + WITH_PYTHON[2:], WITH_PYTHON),
+  ],
+)
 def test_the_readme_can_be_followed(title, tmp_path):
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   follow(section(README, title), tmp_path)
@@ -258,12 +268,9 @@ def test_the_design_names_every_module():
 
 @pytest.mark.parametrize(
   "name",
-  [
-    "privacy.md",
-    pytest.param("privacy_local.md", marks=pytest.mark.slow),
-    pytest.param("privacy_secure.md", marks=pytest.mark.slow),
-  ],
+  ["privacy.md", "privacy_local.md", "privacy_secure.md"],
 )
+@pytest.mark.slow
 def test_the_code_about_privacy_runs(name, tmp_path):
   found = blocks((ROOT / "docs" / name).read_text())
   code = [block.code for block in found if block.language == "python"]
@@ -300,6 +307,11 @@ def test_links_lead_somewhere(path):
       assert (path.parent / target).exists(), target
 
 
+def test_every_algorithm_is_in_the_table():
+  text = (ROOT / "docs" / "algorithms.md").read_text()
+  assert re.findall(r"^\| `(\w+)` \|", text, re.M) == sorted(ALGORITHMS)
+
+
 # --- CONTRIBUTING and the package ---------------------------------------------
 
 
@@ -316,7 +328,7 @@ def test_an_extension_by_the_steps_of_contributing(tmp_path):
   config = json.loads((workdir / "config.json").read_text())
   names = {k: config[k]["name"] for k in ("algorithm", "model", "data")}
   assert names == {
-    "algorithm": "fednova",
+    "algorithm": "fedexp",
     "model": "tanh_network",
     "data": "wine",
   }
