@@ -37,7 +37,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import choose
+from fedjax_sim.core.tree import tree_where
 from fedjax_sim.engine.client_log import combine
 from fedjax_sim.training.optimizers import Optimizer
 
@@ -154,7 +154,7 @@ def dga_rl(
     least = hparams["epsilon_least"]
     epsilon = least + (server.epsilon - least) * hparams["epsilon_decay"]
     return RLState(
-      choose(reward >= 0, chosen, usual),
+      tree_where(reward >= 0, chosen, usual),
       memory,
       regression(memory, hparams["ridge"]).astype(server.theta.dtype),
       epsilon.astype(server.epsilon.dtype),

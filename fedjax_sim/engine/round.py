@@ -39,7 +39,7 @@ from fedjax_sim.core import (
   key_for,
   noise_key_for,
 )
-from fedjax_sim.core.tree import all_finite, choose, divide
+from fedjax_sim.core.tree import all_finite, divide, tree_where
 from fedjax_sim.data import Prepare, as_stored
 from fedjax_sim.engine.aggregation import (
   CohortSums,
@@ -253,5 +253,5 @@ def _server_step(
   # A cohort of which nobody is left changes nothing, except where clients are
   # private: there, it must not show that nobody was left.
   changes = (clients > 0) | private
-  server = choose(changes, server, state.server)
-  return server, choose(changes, shared, state.shared), aux
+  server = tree_where(changes, server, state.server)
+  return server, tree_where(changes, shared, state.shared), aux
