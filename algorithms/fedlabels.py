@@ -193,110 +193,19 @@ def fedlabels(
       "algorithm.name='fedlabels' needs a task with logits, and Task.logits is"
       " None; make the task by nnx_task or linen_task, or give that field."
     )
-  logits_of = task.logits
   validate.known("algorithm.comparison", comparison, COMPARISONS)
   validate.boolean("algorithm.flip", flip)
-  real = lambda name, value, **bounds: validate.real(
-    f"algorithm.{name}", value, **bounds
+  numbers = _numbers(
+    burn_in=burn_in,
+    threshold=threshold,
+    temperature=temperature,
+    unsup_weight=unsup_weight,
+    consistency_weight=consistency_weight,
+    l2=l2,
+    magnitude=magnitude,
   )
-  numbers = {
-    "burn_in": float(validate.whole("algorithm.burn_in", burn_in, least=0)),
-    "threshold": real("threshold", threshold, least=0, most=1),
-    "temperature": real("temperature", temperature, above=0),
-    "unsup_weight": real("unsup_weight", unsup_weight, least=0),
-    "consistency_weight": real(
-      "consistency_weight", consistency_weight, least=0
-    ),
-    "l2": real("l2", l2, least=0),
-    "magnitude": real("magnitude", magnitude, least=0, most=1),
-  }
   base = fedavg(task, client_optimizer, server_optimizer)
-
-  def log_softmax(
-    variables: Variables, examples: Examples, hparams: HParams
-  ) -> Array:
-    logits = logits_of(variables, examples)
-    if logits.ndim != 2:
-      raise ValueError(
-        "algorithm.name='fedlabels' gives an example one label; the model's"
-        f" logits have shape {logits.shape}, not (batch, classes)."
-      )
-    return jax.nn.log_softmax(logits / hparams["temperature"])
-
-  def start(client: Client, supervised: LocalState) -> Unlabelled:
-    params, buffers, frozen = client.message
-    optimizer = client_optimizer.build(client.hparams["client"])
-    return Unlabelled(
-      params,
-      buffers,
-      optimizer.init(params),
-      Variables(supervised.params, supervised.buffers, frozen),
-      zero_metric(),
-    )
-
-  def train(
-    client: Client, carry: Unlabelled, batch: Batch, key: Key
-  ) -> Unlabelled:
-    hparams, (received, _, frozen) = client.hparams, client.message
-    examples = batch.examples
-    theirs, own = (
-      log_softmax(variables, examples, hparams)
-      for variables in (client.message, carry.supervised)
-    )
-    pseudo = pseudo_labels(jnp.exp(theirs), jnp.exp(own), comparison)
-    labelled = batch.mask & (pseudo.confidence > hparams["threshold"])
-    same = jnp.where(labelled & pseudo.agree, pseudo.ratio, 0)
-    changed = augment(
-      jax.random.fold_in(key, 1), examples["x"], hparams["magnitude"], flip=flip
-    )
-    labels = pseudo.label.astype(examples["y"].dtype)
-    strong = Batch({**examples, "x": changed, "y": labels}, labelled)
-
-    def loss(params: PyTree) -> tuple[Array, PyTree]:
-      variables = Variables(params, carry.buffers, frozen)
-      value, (buffers, _) = core.mean_loss(
-        task, variables, strong, jax.random.fold_in(key, 0)
-      )
-      new = log_softmax(variables, examples, hparams)
-      divergence = jnp.sum(jnp.exp(own) * (own - new), axis=-1)
-      count = jnp.sum(labelled & pseudo.agree)
-      consistency = jnp.sum(same * divergence) / jnp.maximum(count, 1)
-      squares = jax.tree.map(
-        lambda a, b: jnp.mean(core.in_float32(a - b) ** 2),
-        params,
-        received,
-      )
-      distance = jax.tree.reduce(jnp.add, squares)
-      total = hparams["unsup_weight"] * value
-      total += hparams["consistency_weight"] * consistency
-      return total + hparams["l2"] * distance, buffers
-
-    gradient, buffers = jax.grad(loss, has_aux=True)(carry.params)
-    params, state = descend(
-      client_optimizer.build(hparams["client"]),
-      gradient,
-      carry.optimizer,
-      carry.params,
-    )
-    trained = carry._replace(params=params, buffers=buffers, optimizer=state)
-    some = jnp.any(labelled)
-    kept = jax.tree.map(lambda a, b: jnp.where(some, a, b), trained, carry)
-    count = jnp.sum(labelled, dtype=jnp.float32)
-    pseudo_count = Metric(count, jnp.zeros_like(count))
-    return kept._replace(pseudo=compensated.add(carry.pseudo, pseudo_count))
-
-  def step(
-    client: Client, carry: Unlabelled, batch: Batch, key: Key
-  ) -> Unlabelled:
-    carry = lax.cond(
-      _begun(client.hparams, client.round),
-      lambda: train(client, carry, batch, key),
-      lambda: carry,
-    )
-    seen = jnp.sum(batch.mask, dtype=jnp.float32)
-    shown = Metric(jnp.zeros_like(seen), seen)
-    pseudo = compensated.add(carry.pseudo, shown)
-    return carry._replace(pseudo=pseudo)
+  unlabelled = _UnlabelledPass(task, client_optimizer, comparison, flip)
 
   def finish(client: Client, first: LocalState, second: Unlabelled) -> Report:
     report = base.finish(client, first)
@@ -311,36 +220,205 @@ def fedlabels(
       metrics={**report.metrics, "pseudo_labels": pseudo},
     )
 
-  def postprocess_report(client: Client, report: Report) -> Report:
-    del client
-    supervised, unsupervised = report.update
-    scaled = _times(report.statistics, unsupervised)
-    return report._replace(update=Pair(supervised, scaled))
-
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context
   ) -> ServerState:
-    begun = _begun(context.hparams, context.round)
-    share = jnp.where(begun, jnp.float32(0.5), 0)
-    count = jnp.where(aggregate.statistics > 0, aggregate.statistics, 1)
-    join = lambda pair: jax.tree.map(
-      lambda s, u: (1 - share) * s + share * (u / count), *pair
-    )
-    joined = aggregate._replace(
-      update=join(aggregate.update), buffers=join(aggregate.buffers)
-    )
-    return base.apply(server, joined, context)
+    return base.apply(server, _joined(aggregate, context), context)
 
   (labelled_pass,) = base.passes
   return base._replace(
     passes=(
       labelled_pass._replace(split="labelled"),
-      Pass(start, step, split="unlabelled"),
+      Pass(unlabelled.start, unlabelled.step, split="unlabelled"),
     ),
     finish=finish,
-    postprocess_report=postprocess_report,
+    postprocess_report=_postprocess_report,
     apply=apply,
     hparams={**base.hparams, **numbers},
+  )
+
+
+def _numbers(**given: float) -> dict[str, float]:
+  """Check the numbers that are traced.
+
+  Args:
+    **given: those of `fedlabels`, by name.
+
+  Raises:
+    TypeError, ValueError: names the one that is no number or out of range.
+  """
+  bounds: dict[str, dict[str, float]] = {
+    "threshold": {"least": 0, "most": 1},
+    "temperature": {"above": 0},
+    "unsup_weight": {"least": 0},
+    "consistency_weight": {"least": 0},
+    "l2": {"least": 0},
+    "magnitude": {"least": 0, "most": 1},
+  }
+  burn_in = validate.whole("algorithm.burn_in", given["burn_in"], least=0)
+  return {
+    "burn_in": float(burn_in),
+    **{
+      name: validate.real(f"algorithm.{name}", given[name], **limits)
+      for name, limits in bounds.items()
+    },
+  }
+
+
+class _UnlabelledPass(NamedTuple):
+  """A client's second pass: it trains on the labels that two models give.
+
+  Attributes:
+    task: what clients train; it has logits.
+    client_optimizer: of the unsupervised model.
+    comparison: a name of `COMPARISONS`.
+    flip: whether mirror images have the same class.
+  """
+
+  task: Task
+  client_optimizer: Optimizer
+  comparison: str
+  flip: bool
+
+  def start(self, client: Client, supervised: LocalState) -> Unlabelled:
+    """Return the carry before the first batch."""
+    params, buffers, frozen = client.message
+    optimizer = self.client_optimizer.build(client.hparams["client"])
+    return Unlabelled(
+      params,
+      buffers,
+      optimizer.init(params),
+      Variables(supervised.params, supervised.buffers, frozen),
+      zero_metric(),
+    )
+
+  def step(
+    self, client: Client, carry: Unlabelled, batch: Batch, key: Key
+  ) -> Unlabelled:
+    """Return the carry after a batch, on which burn-in rounds do not train."""
+    carry = lax.cond(
+      _begun(client.hparams, client.round),
+      lambda: self._train(client, carry, batch, key),
+      lambda: carry,
+    )
+    seen = jnp.sum(batch.mask, dtype=jnp.float32)
+    shown = Metric(jnp.zeros_like(seen), seen)
+    pseudo = compensated.add(carry.pseudo, shown)
+    return carry._replace(pseudo=pseudo)
+
+  def _train(
+    self, client: Client, carry: Unlabelled, batch: Batch, key: Key
+  ) -> Unlabelled:
+    """Label a batch, and take a step if any example got a label."""
+    hparams, examples = client.hparams, batch.examples
+    received, supervised = (
+      self._log_softmax(variables, examples, hparams)
+      for variables in (client.message, carry.supervised)
+    )
+    pseudo = pseudo_labels(
+      jnp.exp(received), jnp.exp(supervised), self.comparison
+    )
+    labelled = batch.mask & (pseudo.confidence > hparams["threshold"])
+    changed = augment(
+      jax.random.fold_in(key, 1),
+      examples["x"],
+      hparams["magnitude"],
+      flip=self.flip,
+    )
+    labels = pseudo.label.astype(examples["y"].dtype)
+    strong = Batch({**examples, "x": changed, "y": labels}, labelled)
+
+    def loss(params: PyTree) -> tuple[Array, PyTree]:
+      frozen = client.message.frozen
+      variables = Variables(params, carry.buffers, frozen)
+      value, (buffers, _) = core.mean_loss(
+        self.task, variables, strong, jax.random.fold_in(key, 0)
+      )
+      new = self._log_softmax(variables, examples, hparams)
+      consistency = _consistency(new, supervised, pseudo, labelled)
+      distance = _distance(params, client.message.params)
+      total = hparams["unsup_weight"] * value
+      total += hparams["consistency_weight"] * consistency
+      return total + hparams["l2"] * distance, buffers
+
+    gradient, buffers = jax.grad(loss, has_aux=True)(carry.params)
+    params, state = descend(
+      self.client_optimizer.build(hparams["client"]),
+      gradient,
+      carry.optimizer,
+      carry.params,
+    )
+    trained = carry._replace(params=params, buffers=buffers, optimizer=state)
+    some = jnp.any(labelled)
+    kept = jax.tree.map(lambda a, b: jnp.where(some, a, b), trained, carry)
+    count = jnp.sum(labelled, dtype=jnp.float32)
+    pseudo_count = Metric(count, jnp.zeros_like(count))
+    return kept._replace(pseudo=compensated.add(carry.pseudo, pseudo_count))
+
+  def _log_softmax(
+    self, variables: Variables, examples: Examples, hparams: HParams
+  ) -> Array:
+    """Return log probabilities, shape=(batch, classes).
+
+    Raises:
+      ValueError: the logits have another shape.
+    """
+    assert self.task.logits is not None
+    logits = self.task.logits(variables, examples)
+    if logits.ndim != 2:
+      raise ValueError(
+        "algorithm.name='fedlabels' gives an example one label; the model's"
+        f" logits have shape {logits.shape}, not (batch, classes)."
+      )
+    return jax.nn.log_softmax(logits / hparams["temperature"])
+
+
+def _consistency(
+  new: Array, supervised: Array, pseudo: PseudoLabels, labelled: Array
+) -> Array:
+  """Return the divergence from the supervised model; shape=().
+
+  A mean over the labelled examples to which both models give the same label.
+
+  Args:
+    new: shape=(batch, classes); the model's log probabilities.
+    supervised: the same of the supervised model.
+    pseudo: the labels.
+    labelled: shape=(batch,), bool; which examples got one.
+  """
+  ratio = jnp.where(labelled & pseudo.agree, pseudo.ratio, 0)
+  divergence = jnp.sum(jnp.exp(supervised) * (supervised - new), axis=-1)
+  count = jnp.sum(labelled & pseudo.agree)
+  return jnp.sum(ratio * divergence) / jnp.maximum(count, 1)
+
+
+def _distance(params: PyTree, received: PyTree) -> Array:
+  """Return the mean squared differences of all arrays, summed; shape=()."""
+  squares = jax.tree.map(
+    lambda a, b: jnp.mean(core.in_float32(a - b) ** 2), params, received
+  )
+  distance: Array = jax.tree.reduce(jnp.add, squares)
+  return distance
+
+
+def _postprocess_report(client: Client, report: Report) -> Report:
+  """Multiply the unsupervised update by the number of pseudo labels."""
+  del client
+  supervised, unsupervised = report.update
+  scaled = _times(report.statistics, unsupervised)
+  return report._replace(update=Pair(supervised, scaled))
+
+
+def _joined(aggregate: Aggregate, context: Context) -> Aggregate:
+  """Return the aggregate with half of each model's mean for the pair."""
+  begun = _begun(context.hparams, context.round)
+  share = jnp.where(begun, jnp.float32(0.5), 0)
+  count = jnp.where(aggregate.statistics > 0, aggregate.statistics, 1)
+  join = lambda pair: jax.tree.map(
+    lambda s, u: (1 - share) * s + share * (u / count), *pair
+  )
+  return aggregate._replace(
+    update=join(aggregate.update), buffers=join(aggregate.buffers)
   )
 
 

@@ -1,6 +1,7 @@
 """What is told of clients one by one, against numpy in float64."""
 
 import dataclasses
+import itertools
 import pathlib
 import sys
 
@@ -18,6 +19,7 @@ from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_log import combine
 from fedjax_sim.training.stale import stale
 from problems import MODELS, blobs, make_simulator, quadratic, sgd
+from tiers import slow_but
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 
@@ -89,9 +91,19 @@ def assert_same(a, b, **near):
       np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", aggregators.AGGREGATORS)
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_numbers_are_those_of_numpy(name, lanes, devices):
+LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
+QUICK = [
+  *zip(aggregators.AGGREGATORS, itertools.cycle(LAYOUTS), strict=False),
+  ("weighted_mean", (2, 2)),
+]
+
+
+@pytest.mark.parametrize(
+  ("name", "layout"),
+  slow_but(QUICK, itertools.product(aggregators.AGGREGATORS, LAYOUTS)),
+)
+def test_numbers_are_those_of_numpy(name, layout):
+  lanes, devices = layout
   simulator = make_simulator(
     quadratic(7),
     algorithm_of(name),
@@ -169,13 +181,15 @@ def test_values_are_told_by_their_names():
     np.testing.assert_allclose(found[ours], theirs, rtol=1e-6, err_msg=ours)
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("lanes", slow_but([3], [1, 3]))
 def test_two_devices_tell_what_one_does(lanes):
   one = logged(digits_like(), 4)
   two = logged(digits_like(devices=2, lanes=lanes), 4)
   assert_same(one, two, rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.usefixtures("exact")
+@pytest.mark.slow
 def test_a_fixed_order_of_sums_gives_the_same_bits():
   if jax.devices()[0].platform != "cpu":
     pytest.skip("promised for CPUs")
@@ -231,10 +245,10 @@ def test_without_the_log_nothing_of_clients_leaves_the_device():
   simulator = digits_like()
   planned = simulator.plan(0, 1)
   shapes = jax.eval_shape(
-    simulator.function,
-    simulator.state_shapes,
-    simulator._traced(None),
-    simulator.residency.shapes(*simulator._planner.shape(*planned.key)[::2]),
+    simulator.compiler.function,
+    simulator.states.shapes,
+    simulator.states.traced(),
+    simulator.residency.shapes(*simulator.planner.shape(*planned.key)[::2]),
     planned.cohorts,
     1,
   )[1]
@@ -257,9 +271,11 @@ def test_memory_is_that_of_the_cohort_s_updates():
         ),
         log_clients=log_clients,
       )
-      sizes[count, log_clients] = simulator.program(1, count).device_bytes
+      sizes[count, log_clients] = simulator.compiler.program(
+        1, count
+      ).device_bytes
   grown = [sizes[60, log] - sizes[20, log] for log in (False, True)]
-  update = 4 * simulator.num_parameters
+  update = 4 * simulator.states.num_parameters
   assert 40 * update <= grown[1] - grown[0] < 1.3 * 40 * update
 
 

@@ -19,11 +19,14 @@ from fedjax_sim import config, reporting
 from fedjax_sim.config import build, flags
 from fedjax_sim.config.build import experiment as experiment_builder
 from fedjax_sim.core.files import plain
+from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.run import checkpoint, experiment, resume
 from fedjax_sim.run.signals import Interrupted
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError, WriteError
 from fedjax_sim.simulation import lanes
+from fedjax_sim.simulation.compiler import Compiler
 from fedjax_sim.simulation.dispatch import DivergedError
+from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.simulator import Simulator
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
@@ -191,6 +194,31 @@ def test_evaluations_of_their_own(tmp_path, fast):
   assert summary["compilations"] == 1
 
 
+def test_every_evaluation_is_made_once(tmp_path, fast, monkeypatch):
+  """The last one gives the last line of the metrics, and clients' files."""
+  evaluated = []
+  evaluate = EvaluationSet.__call__
+
+  def counted(self, state):
+    evaluated.append(int(state.round))
+    return evaluate(self, state)
+
+  monkeypatch.setattr(EvaluationSet, "__call__", counted)
+  experiment.run(
+    quick(server__rounds="4", server__eval_every="2"), tmp_path / "run"
+  )
+  (tmp_path / "run" / "summary.json").unlink()
+  sets = evaluated.count(2)
+  assert evaluated == [2] * sets + [4] * sets
+  before = (tmp_path / "run" / "clients_unseen.csv").read_bytes()
+  # Who sums up in another process has to evaluate; test has no file.
+  experiment.run(
+    quick(server__rounds="4", server__eval_every="2"), tmp_path / "run"
+  )
+  assert evaluated[2 * sets :] == [4] * (sets - 1)
+  assert (tmp_path / "run" / "clients_unseen.csv").read_bytes() == before
+
+
 def test_the_same_config_gives_the_same_run(tmp_path, fast, undisturbed):
   experiment.run(quick(), tmp_path / "other")
   check_same(tmp_path / "other", undisturbed)
@@ -226,6 +254,7 @@ def test_a_finished_run_says_so(tmp_path, undisturbed, capsys, monkeypatch):
   assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_the_clients_log_is_the_same_after_a_stop(
   tmp_path, fast, monkeypatch, undisturbed
 ):
@@ -404,10 +433,10 @@ def test_signals_stop_after_a_checkpoint(
   saving = checkpoint.Checkpoints, "save"
   for owner, name, number, stops_after in [
     (Simulator, "init", signal.SIGTERM, 0),
-    (Simulator, "program", signal.SIGINT, 4),  # it compiles
+    (Compiler, "program", signal.SIGINT, 4),  # it compiles
     (Simulator, "dispatch", signal.SIGTERM, 5),
     (*saving, signal.SIGINT, 8),
-    (Simulator, "evaluate", signal.SIGTERM, 10),
+    (Evaluator, "measure", signal.SIGTERM, 10),
     (reporting.MetricsFile, "append", signal.SIGINT, None),  # the last round
   ]:
     with monkeypatch.context() as patch:
@@ -448,9 +477,13 @@ def test_a_second_signal_acts_as_usual(
     signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGINT)
 
-  for name in ("init", "dispatch", "evaluate"):
+  for owner, name in (
+    (Simulator, "init"),
+    (Simulator, "dispatch"),
+    (Evaluator, "measure"),
+  ):
     with monkeypatch.context() as patch:
-      at(patch, Simulator, name, 0, twice)
+      at(patch, owner, name, 0, twice)
       with pytest.raises(KeyboardInterrupt):
         experiment.run(quick(), tmp_path)
   experiment.run(quick(), tmp_path)
@@ -552,23 +585,30 @@ def test_other_software_is_told(
   "changes",
   [
     {"algorithm__name": "centralized", "client__optimizer": "adam"},
-    {
-      "server__optimizer": "adam",
-      "server__learning_rate": "0.01",
-      "transforms__clip__norm": "0.1",
-      "transforms__gaussian__stddev": "0.001",
-      "client__max_examples": "9",
-    },
-    {
-      "server__initial_eval": "True",
-      "server__best_metric": "unseen/loss",
-      "server__fall_back": "True",
-      "client__schedule": "plateau(metric='unseen/loss', factor=0.5)",
-      "server__schedule": "linear(rounds=3)",  # no better model in round 1
-    },
+    pytest.param(
+      {
+        "server__optimizer": "adam",
+        "server__learning_rate": "0.01",
+        "transforms__clip__norm": "0.1",
+        "transforms__gaussian__stddev": "0.001",
+        "client__max_examples": "9",
+      },
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      {
+        "server__initial_eval": "True",
+        "server__best_metric": "unseen/loss",
+        "server__fall_back": "True",
+        "client__schedule": "plateau(metric='unseen/loss', factor=0.5)",
+        "server__schedule": "linear(rounds=3)",  # no better model in round 1
+      },
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=["centralized", "server adam", "watched"],
 )
+@pytest.mark.integration
 def test_from_every_checkpoint(tmp_path, fast, changes):
   changes |= {
     "server__rounds": "3",

@@ -53,6 +53,7 @@ def test_the_page_shows_the_files():
   assert "python docs/own/script.py" in text
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path):
   summary = experiment.run(config_of(path.stem), tmp_path)
@@ -177,7 +178,8 @@ def test_the_sampler_draws_by_size():
 
 def test_the_model_is_a_convolution():
   simulator = build(config_of("model")).simulator
-  assert simulator.num_parameters == (3 * 3 * 4 + 4) + 8 + 8 * 8 * 4 * 10 + 10
+  parameters = simulator.states.num_parameters
+  assert parameters == (3 * 3 * 4 + 4) + 8 + 8 * 8 * 4 * 10 + 10
   variables = simulator.task.init(jax.random.key(0))
   assert simulator.task.logits is not None
   x = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
@@ -228,6 +230,7 @@ def test_the_data_are_rings():
   np.testing.assert_array_equal(np.hypot(*x.T).astype(int), y)
 
 
+@pytest.mark.integration
 def test_the_script_trains(capsys):
   accuracy = own("script", "main")(20)
   printed = capsys.readouterr().out.splitlines()

@@ -219,4 +219,5 @@ def default_config() -> ConfigDict:
   config.runtime.compute_dtype = "float32"
   config.runtime.remat = False
   config.runtime.peer_timeout = 30.0
+  config.runtime.start_timeout = 300.0
   return config

@@ -39,12 +39,11 @@ from fedjax_sim.core import (
   key_for,
   noise_key_for,
 )
-from fedjax_sim.core.tree import all_finite, choose, divide
+from fedjax_sim.core.tree import all_finite, divide, tree_where
 from fedjax_sim.data import Prepare, as_stored
 from fedjax_sim.engine.aggregation import (
   CohortSums,
   cohort_members,
-  isolate_compilation,
   ranks,
   train_cohort,
   write_rows,
@@ -55,6 +54,7 @@ from fedjax_sim.engine.hparams import Schedule, named, path_of, scheduled
 from fedjax_sim.engine.plan import Cohort
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
+from fedjax_sim.engine.virtual_devices import isolate_compilation
 
 
 def make_rounds(
@@ -145,7 +145,7 @@ def _run_round(
   step = lambda: _server_step(
     spec, state, given, sums, clients, members, server_data
   )
-  server, shared, aux = isolate_compilation(spec, state.round, step)
+  server, shared, aux = isolate_compilation(spec.virtual, state.round, step)
   new = state._replace(
     round=state.round + 1,
     server=server,
@@ -176,7 +176,7 @@ def _broadcast(
   spec: RoundSpec, state: RunState, hparams: HParams, cohort: Cohort
 ) -> tuple[RoundInputs, Array]:
   """Return the inputs common to all clients, and the clients' ranks."""
-  isolate = functools.partial(isolate_compilation, spec, state.round)
+  isolate = functools.partial(isolate_compilation, spec.virtual, state.round)
   if spec.schedules:
     run_wide = hparams, state.round, state.watch.schedules
     hparams = isolate(lambda: scheduled(spec.schedules, *run_wide))
@@ -253,5 +253,5 @@ def _server_step(
   # A cohort of which nobody is left changes nothing, except where clients are
   # private: there, it must not show that nobody was left.
   changes = (clients > 0) | private
-  server = choose(changes, server, state.server)
-  return server, choose(changes, shared, state.shared), aux
+  server = tree_where(changes, server, state.server)
+  return server, tree_where(changes, shared, state.shared), aux

@@ -1,6 +1,7 @@
 """Central privacy: the noise, the clipping and the sensitivity of the sum."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -26,7 +27,12 @@ from fedjax_sim.data import with_few_labels
 from fedjax_sim.engine import traffic
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.kmeans import kmeans as centroids_task
-from fedjax_sim.privacy.central import Central, Contribution, central, mechanism
+from fedjax_sim.privacy.central import (
+  Central,
+  Contribution,
+  central,
+  contribution,
+)
 from fedjax_sim.privacy.central.factorization import banded, blt
 from problems import (
   MODELS,
@@ -40,6 +46,7 @@ from problems import (
   sgd,
   train,
 )
+from tiers import slow_but
 
 ONE_STEP = LocalWork(batch_size=1)
 
@@ -89,7 +96,7 @@ def test_a_last_look_is_at_all_that_is_sent(
     factor = jnp.float32(factors.get(part, 1.0))
     return jax.tree.map(lambda x: factor * x, tree)
 
-  monkeypatch.setattr(mechanism, "clipped", broken)
+  monkeypatch.setattr(contribution, "clipped", broken)
   centres = np.full((5, 2), 0.6)
   centres[4] = 0  # one that always fits
   task, data = quadratic(2), quadratic_data(centres)
@@ -145,8 +152,13 @@ def law_of(name, scale):
   return scipy.stats.norm(scale=scale / first)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+  ("name", "devices"),
+  slow_but(
+    [("gaussian", 2), ("laplace", 1), ("banded", 2)],
+    itertools.product(STRATEGIES, [1, 2]),
+  ),
+)
 def test_the_sum_has_the_noise_once_whatever_the_devices(name, devices):
   dim = 20_000
   task, algorithm = mover(
@@ -204,10 +216,10 @@ def test_vmapped_seeds_get_different_noise():
   states = jax.vmap(
     lambda noise_seed: simulator.init()._replace(noise_seed=noise_seed)
   )(jnp.array([[0, 0], [0, 1]], jnp.uint32))
-  traced = simulator._traced(None)
+  traced = simulator.states.traced()
 
   def after(state):
-    new, _ = simulator.function(
+    new, _ = simulator.compiler.function(
       state,
       traced,
       simulator.residency.put(planned.examples),
@@ -313,16 +325,19 @@ CLIPPINGS: dict[str, Any] = {
   "laplace": {"noise": "laplace"},
   "laplace, per layer": {"noise": "laplace", "per_layer": True},
 }
-CASES = [
-  pytest.param(a, w, c, marks=() if quick else pytest.mark.slow)
-  for a in ALGORITHMS
-  for w in WEIGHTINGS
-  for c in CLIPPINGS
-  for quick in [
-    (a == "fedavg" and "laplace," not in c)
-    or (w, c) == ("noised weights", "quantile")
-  ]
+# With each other and with FedAvg all weightings and clippings once.
+QUICK = [
+  ("fedavg", "all alike", "flat"),
+  ("fedavg", "all alike", "laplace"),
+  ("fedavg", "bounded weights", "per layer"),
+  ("fedavg", "noised weights", "quantile"),
+  ("dga", "noised weights", "laplace"),
+  ("dga, fixed zero", "noised weights", "per layer"),
+  ("fedlabels", "bounded weights", "quantile"),
+  ("kmeans", "bounded weights", "flat"),
+  ("apfl", "all alike", "quantile"),
 ]
+CASES = slow_but(QUICK, itertools.product(ALGORITHMS, WEIGHTINGS, CLIPPINGS))
 
 
 @pytest.mark.parametrize(("name", "weighting", "clipping"), CASES)

@@ -50,7 +50,7 @@ def test_every_field_that_is_replaced_is_seen(field):
   before = getattr(PRIVATE, field)
   if field == "hparams":  # numbers may change, but for the noise
     less = {**before, "privacy": {**before["privacy"], "clip_norm": 0.5}}
-    assert simulator(PRIVATE._replace(hparams=less)).ledger is not None
+    assert simulator(PRIVATE._replace(hparams=less)).account.ledger is not None
     return
   other: Any
   if isinstance(before, bool):
@@ -82,7 +82,7 @@ def test_what_is_sent_larger_than_it_was_clipped():
     ValueError, match=r"Algorithm\.postprocess_report: .* change the alg"
   ):
     simulator(PRIVATE._replace(postprocess_report=scaled))
-  assert simulator(PRIVATE).ledger is not None
+  assert simulator(PRIVATE).account.ledger is not None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_release_that_nobody_has_proven():
 def test_without_an_epsilon_it_may_be_looked_into():
   changed = PRIVATE._replace(state_metrics=lambda state, hparams: {})
   made = dataclasses.replace(simulator(PRIVATE), algorithm=changed, budget=None)
-  assert made.ledger is None
+  assert made.account.ledger is None
 
 
 def test_another_task_is_no_other_algorithm():
