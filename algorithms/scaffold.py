@@ -26,7 +26,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import choose, zeros_accumulator
+from fedjax_sim.core.tree import tree_where, zeros_accumulator
 from fedjax_sim.training.local import LocalState, full_gradient
 from fedjax_sim.training.optimizers import Optimizer, check_sgd
 
@@ -113,7 +113,7 @@ def scaffold(
         report.update,
       )
       # Steps of length 0, as at the end of a schedule, say nothing.
-      renewed = choose(k_eta > 0, renewed, client.state)
+      renewed = tree_where(k_eta > 0, renewed, client.state)
     change = jax.tree.map(jnp.subtract, renewed, client.state)
     return report._replace(statistics=change, state=renewed)  # lines 13 and 14
 
