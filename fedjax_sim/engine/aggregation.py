@@ -89,6 +89,7 @@ class PerClient(NamedTuple):
     values: name -> numbers, `Report.values`.
     log: its entry in the client log, and from the end of the round on the
       log's columns by name; () if clients are not logged.
+    observed: name -> what a sampler observes; empty if none does.
   """
 
   state: PyTree
@@ -96,6 +97,7 @@ class PerClient(NamedTuple):
   weight: Array
   values: dict[str, Array]
   log: Entry | tuple[()] | dict[str, Array] = ()
+  observed: dict[str, Array] = {}
 
 
 def train_cohort(
@@ -422,7 +424,12 @@ def _per_client(outcome: ClientOutcome) -> PerClient:
   """Return what a round keeps of the clients of an outcome."""
   report = outcome.report
   return PerClient(
-    outcome.kept, outcome.status, report.weight, report.values, outcome.log
+    outcome.kept,
+    outcome.status,
+    report.weight,
+    report.values,
+    outcome.log,
+    outcome.observed,
   )
 
 

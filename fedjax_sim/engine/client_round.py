@@ -18,6 +18,7 @@ from fedjax_sim.core import (
   PyTree,
   Report,
   Roll,
+  in_float32,
   key_for,
   noise_key_for,
   returned,
@@ -100,6 +101,7 @@ class ClientOutcome(NamedTuple):
     status: shape=(), int8; a `ClientStatus`.
     log: its entry in the client log; () if clients are not logged.
     seat: as in `ClientPlan`.
+    observed: name -> shape=(), what a sampler observes; empty if none does.
   """
 
   report: Report
@@ -108,6 +110,7 @@ class ClientOutcome(NamedTuple):
   status: Array
   log: Entry | tuple[()] = ()
   seat: Array | tuple[()] = ()
+  observed: dict[str, Array] = {}
 
 
 def train_client(
@@ -167,7 +170,27 @@ def train_client(
     status=_status(row.client, finite, report),
     log=client_log.entry(report, update) if spec.log_clients else (),
     seat=row.seat,
+    observed=_observed(report) if spec.observes else {},
   )
+
+
+def _observed(report: Report) -> dict[str, Array]:
+  """Return what a sampler observes of a client: name -> shape=(), float.
+
+  Args:
+    report: what it sends.
+
+  Raises:
+    ValueError: a metric and a value have the same name.
+  """
+  sums = in_float32(report.metrics)
+  means = {name: m.total / m.weight for name, m in sums.items()}
+  if both := means.keys() & report.values.keys():
+    raise ValueError(
+      f"Report.metrics and Report.values both have {sorted(both)}, and the"
+      " sampler observes both; rename those of Report.values."
+    )
+  return {**means, **report.values}
 
 
 def _transform(

@@ -70,6 +70,7 @@ def make_rounds(
   virtual: int | None = None,
   schedules: Mapping[str, Schedule] = {},
   log_clients: bool = False,
+  observes: bool = False,
 ) -> Callable[..., tuple[RunState, RoundMetrics]]:
   """Build the function that runs up to R rounds in one call.
 
@@ -96,6 +97,7 @@ def make_rounds(
     virtual=virtual,
     schedules=schedules,
     log_clients=log_clients,
+    observes=observes,
   )
 
   def rounds(
@@ -164,6 +166,10 @@ def _run_round(
     client_values=kept.log if isinstance(kept.log, dict) else {},
     scheduled={name: values[name] for name in spec.schedules},
     told=spec.algorithm.told(state.server, given.hparams),
+    observed=jax.tree.map(
+      lambda x: jnp.where(kept.status == ClientStatus.PRESENT, x, jnp.nan),
+      kept.observed,
+    ),
   )
   return new, metrics
 

@@ -19,6 +19,8 @@ class RunState(NamedTuple):
       (and padding to a multiple of the devices).
     shared: the transforms' shared states, a tuple.
     watch: what evaluations left; see `simulation/monitor.py`.
+    sampler: the sampler's state, numpy arrays on the host; () without one. The
+      compiled round never gets it.
   """
 
   round: Array
@@ -28,6 +30,7 @@ class RunState(NamedTuple):
   clients: PyTree
   shared: PyTree
   watch: Watch
+  sampler: PyTree = ()
 
 
 class RoundMetrics(NamedTuple):
@@ -47,6 +50,8 @@ class RoundMetrics(NamedTuple):
       the aggregate; empty unless clients are logged.
     scheduled: hyper-parameter -> its value in this round, shape=().
     told: `Algorithm.told`, before the server's step.
+    observed: name -> shape=(devices, waves, lanes), what a sampler observes,
+      NaN of who is not in the aggregate; empty unless the sampler observes.
   """
 
   clients: Array
@@ -59,6 +64,7 @@ class RoundMetrics(NamedTuple):
   client_values: dict[str, Array]
   scheduled: dict[str, Array]
   told: dict[str, Array]
+  observed: dict[str, Array]
 
 
 class Best(NamedTuple):

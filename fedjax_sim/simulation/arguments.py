@@ -150,6 +150,42 @@ def check_sampler(sampler: Sampler, num_clients: int) -> None:
       f"The sampler draws up to {sizes[-1]} clients a round;"
       f" there are {num_clients}. Lower server.clients_per_round."
     )
+  if (sampler.init is None) != (sampler.observe is None):
+    raise ValueError(
+      "server.sampling: Sampler.init and Sampler.observe belong together; give"
+      " both, or neither."
+    )
+  if sampler.observe is not None and sampler.participation is not None:
+    raise ValueError(
+      "server.sampling: Sampler.observe makes a cohort depend on what clients"
+      " report, so Sampler.participation cannot hold; set it to None."
+    )
+
+
+def check_unobserved(
+  sampler: Sampler, algorithm: Algorithm, aggregator: Aggregator
+) -> None:
+  """Refuse a sampler that observes clients which privacy is to protect.
+
+  Args:
+    sampler: who takes part in a round.
+    algorithm: how clients train and the server reacts.
+    aggregator: how updates become one.
+
+  Raises:
+    ValueError: the sampler observes, and the run is private.
+  """
+  private = (
+    algorithm.release is not None
+    or algorithm.draws_noise
+    or aggregator.draws_noise
+  )
+  if private and sampler.observe is not None:
+    raise ValueError(
+      "server.sampling observes what clients report without noise, so who takes"
+      " part would reveal their data, which no epsilon covers; take 'uniform'"
+      " or 'poisson', or a run that is not private."
+    )
 
 
 def check_parts(

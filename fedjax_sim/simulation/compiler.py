@@ -41,6 +41,7 @@ def round_function(
   virtual: int | None,
   num_clients: int,
   log_clients: bool,
+  observes: bool,
 ) -> RoundFunction:
   """Return the pure function of several rounds, as `make_rounds` describes it.
 
@@ -56,6 +57,7 @@ def round_function(
     virtual: number of virtual devices that stand for them; None for none.
     num_clients: number of clients that the algorithm may know of.
     log_clients: whether what each client did is kept.
+    observes: whether a sampler observes what clients report.
   """
   return rounds.make_rounds(
     algorithm,
@@ -80,6 +82,7 @@ def round_function(
     virtual=virtual,
     schedules=schedules,
     log_clients=log_clients,
+    observes=observes,
   )
 
 
@@ -157,12 +160,12 @@ class Compiler:
       hparams: numeric hyper-parameters, as arrays.
     """
     put = functools.partial(distributed.put, mesh=self.mesh)
-    result: tuple[RunState, RoundMetrics] = program.compiled(
-      state,
+    after, metrics = program.compiled(
+      state._replace(sampler=()),  # it stays on the host
       put(hparams, specs=P()),
       planned.examples,
       put(planned.cohorts, specs=programs.COHORTS_SPEC),
       put(np.int32(planned.num_rounds), specs=P()),
       self._placed,
     )
-    return result
+    return after._replace(sampler=state.sampler), metrics

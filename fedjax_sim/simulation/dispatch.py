@@ -151,6 +151,34 @@ def dispatched(
   )
 
 
+def observed(
+  client: np.ndarray, metrics: RoundMetrics
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+  """Return what a sampler observes of a round, in the clients' order.
+
+  Args:
+    client: shape=(devices, waves, lanes); -1 where nobody is.
+    metrics: of the round.
+
+  Returns:
+    The clients' ids, shape=(cohort,), int64; whether each is in the aggregate,
+    shape=(cohort,), bool; name -> its values, shape=(cohort,).
+  """
+  order = _in_order(client)
+  pick = lambda x: np.asarray(x).ravel()[order]
+  return (
+    pick(client).astype(np.int64),
+    ~pick(metrics.client_rejected),
+    {name: pick(x) for name, x in metrics.observed.items()},
+  )
+
+
+def _in_order(client: np.ndarray) -> np.ndarray:
+  """Return the places of a plan's clients, flat, in the order of their ids."""
+  filled = np.flatnonzero(client.ravel() >= 0)
+  return filled[np.argsort(client.ravel()[filled])]
+
+
 def _client_lines(
   round_: int, client: np.ndarray, metrics: RoundMetrics
 ) -> Columns:
@@ -161,8 +189,7 @@ def _client_lines(
     client: shape=(devices, waves, lanes); -1 where nobody is.
     metrics: of the round.
   """
-  filled = np.flatnonzero(client.ravel() >= 0)
-  order = filled[np.argsort(client.ravel()[filled])]
+  order = _in_order(client)
   pick = lambda x: np.asarray(x).ravel()[order]
   values = {k: pick(v) for k, v in metrics.client_values.items()}
   return {

@@ -63,6 +63,7 @@ from fedjax_sim.simulation.dispatch import (
   Planned,
   Row,
   dispatched,
+  observed,
   read_metrics,
 )
 from fedjax_sim.simulation.runtime import Runtime
@@ -130,6 +131,7 @@ class Simulator:
       self.algorithm, self.aggregator, self.data, self.runtime
     )
     arguments.check_sampler(self.sampler, self.num_clients)
+    arguments.check_unobserved(self.sampler, self.algorithm, self.aggregator)
     arguments.check_fall_back(self.fall_back, self.best_metric)
     _ = self._schedules
     self._check_privacy()
@@ -276,7 +278,9 @@ class Simulator:
       return self.dispatch(state, planned).seconds
 
     trial = lanes.Trial(
-      plan=lambda done, size: self.plan(done, 1, size),
+      plan=lambda done, size: self._plan(
+        self._cohorts.first_state(), done, 1, size
+      ),
       program=self.program,
       waiting_bytes=self.waiting_bytes,
       seconds=seconds,
@@ -342,7 +346,8 @@ class Simulator:
     Raises:
       ValueError: the algorithm, or another part, refuses what it is given.
     """
-    _ = self._cohorts.size(self._cohorts.draw(0))
+    first = self._cohorts.draw(0, self._cohorts.first_state())
+    _ = self._cohorts.size(first)
     wanted = self.runtime.lanes
     lanes = 1 if wanted == "auto" else wanted
     shape = self._planner.shape(lanes, self.sampler.sizes[-1])
@@ -391,7 +396,10 @@ class Simulator:
     """
     _ = self.checked
     words = states.noise_words(self.noise_seed, self.draws_noise)
-    return self._jitted_init(np.uint32(self.seed), words, self._traced(hparams))
+    state = self._jitted_init(
+      np.uint32(self.seed), words, self._traced(hparams)
+    )
+    return state._replace(sampler=self._cohorts.first_state())
 
   @property
   def draws_noise(self) -> bool:
@@ -423,11 +431,12 @@ class Simulator:
   @functools.cached_property
   def fetched_shapes(self) -> RunState:
     """Shapes and dtypes of what `fetch` returns."""
-    return states.host_shapes(self.state_shapes, self.num_clients)
+    shapes = states.host_shapes(self.state_shapes, self.num_clients)
+    return shapes._replace(sampler=self._cohorts.first_state())
 
   @functools.cached_property
   def state_shapes(self) -> RunState:
-    """Shapes and dtypes of a state."""
+    """Shapes and dtypes of a state's arrays on the devices."""
     return states.shapes_of(self._init, self.seed, self._traced(None))
 
   @property
@@ -480,6 +489,7 @@ class Simulator:
       virtual=self.runtime.deterministic_reduction,
       num_clients=self._account.public_clients,
       log_clients=self.log_clients,
+      observes=self._cohorts.observes,
     )
 
   @functools.cached_property
@@ -532,18 +542,44 @@ class Simulator:
     """How often the round was compiled; lanes only tried not counted."""
     return sum(lanes == self.lane_choice.lanes for lanes, _ in self.compiled)
 
-  def plan(self, first: int, most: int, lanes: int | None = None) -> Planned:
+  def plan(
+    self,
+    first: int,
+    most: int,
+    lanes: int | None = None,
+    state: RunState | None = None,
+  ) -> Planned:
     """Draw and lay out, on the host, the rounds that follow `first` rounds.
 
     Args:
       first: number of rounds done before them.
-      most: number of rounds; fewer if one call cannot run as many.
+      most: number of rounds; fewer if one call cannot run as many, a single one
+        if the sampler observes.
       lanes: number of clients that a device trains at once; None for
         `lane_choice`.
+      state: the state after `first` rounds, needed if the sampler observes.
+
+    Raises:
+      ValueError: the sampler observes, and no state is given; or it fails.
     """
+    if self._cohorts.observes and state is None:
+      raise ValueError(
+        f"server.sampling observes, so who takes part in round {first + 1}"
+        " depends on the rounds before; call plan(first, most, state=state)."
+      )
+    return self._plan(
+      () if state is None else state.sampler, first, most, lanes
+    )
+
+  def _plan(
+    self, sampler: PyTree, first: int, most: int, lanes: int | None = None
+  ) -> Planned:
+    """Plan rounds, as `plan` does, with the sampler's state."""
     lanes = self.lane_choice.lanes if lanes is None else lanes
     # Epsilons are counted here, while the devices work.
-    return self._planner.plan(first, most, lanes, planned=self.spent)
+    return self._planner.plan(
+      first, most, lanes, planned=self.spent, state=sampler
+    )
 
   def _call(
     self, state: RunState, planned: Planned, hparams: HParams | None
@@ -588,9 +624,20 @@ class Simulator:
       seconds = time.perf_counter() - began
     chain = [t.name for t in self.transforms]
     read = read_metrics(metrics, planned, self.traffic, chain)
+    if self._cohorts.observes and read.failure is None:
+      state = self._observed(state, planned, metrics)
     for row in read.rows:
       row |= self.spent(int(row["round"]))
     return dispatched(state, planned, read, seconds, program.sent_bytes)
+
+  def _observed(
+    self, state: RunState, planned: Planned, metrics: RoundMetrics
+  ) -> RunState:
+    """Return the state after the sampler has seen the one planned round."""
+    one = jax.tree.map(lambda x: x[0], metrics)
+    seen = observed(planned.cohorts.client[0], one)
+    after = self._cohorts.after(state.sampler, planned.first, *seen)
+    return state._replace(sampler=after)
 
   def run(
     self,
@@ -604,7 +651,8 @@ class Simulator:
   ) -> Generator[Dispatch, RunState | None, None]:
     """Run until round `last`, one dispatch after the other.
 
-    The next dispatch is planned while the devices work on this one. It goes
+    The next dispatch is planned while the devices work on this one, unless the
+    sampler observes, whose every round follows from those before. It goes
     on with the state that is sent to it (`generator.send`), or with its own.
     A private run ends where its budget does.
 
@@ -639,11 +687,12 @@ class Simulator:
       began,
       last,
       count=count,
-      plan=self.plan,
+      plan=lambda state, done, most: self._plan(state.sampler, done, most),
       dispatch=lambda state, planned: self.dispatch(
         state, planned, hparams, phases
       ),
       phases=phases,
+      ahead=not self._cohorts.observes,
     )
     del state  # else it would live as long as the run
     yield from dispatches

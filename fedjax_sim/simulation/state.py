@@ -187,9 +187,11 @@ def to_devices(
   def pad(x: np.ndarray) -> np.ndarray:
     return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
-  padded = state._replace(clients=jax.tree.map(pad, state.clients))
-  placed: RunState = distributed.put(padded, mesh, spec)
-  return placed
+  padded = jax.tree.map(pad, state.clients)
+  placed: RunState = distributed.put(
+    state._replace(clients=padded, sampler=()), mesh, spec
+  )
+  return placed._replace(sampler=state.sampler)  # it stays on the host
 
 
 def to_host(state: RunState, num_clients: int) -> RunState:
@@ -201,9 +203,10 @@ def to_host(state: RunState, num_clients: int) -> RunState:
     state: on the devices.
     num_clients: number of clients that may train.
   """
-  state = distributed.fetch(state)
-  own = jax.tree.map(lambda x: x[:num_clients], state.clients)
-  return state._replace(clients=own)
+  fetched = distributed.fetch(state._replace(sampler=()))
+  own = jax.tree.map(lambda x: x[:num_clients], fetched.clients)
+  result: RunState = fetched._replace(clients=own, sampler=state.sampler)
+  return result
 
 
 def host_shapes(shapes: RunState, num_clients: int) -> RunState:
