@@ -197,4 +197,4 @@ def test_adaptive_clipping_finds_the_quantile_of_the_norms():
   shared = float(state.shared[0])
   rows = simulator.dispatch(state, simulator.plan(200, 1)).rows
   expected = np.mean(norms <= shared)
-  assert rows[0]["adaptive_clipping/aux"] == pytest.approx(expected)
+  assert rows[0]["adaptive_clipping/below"] == pytest.approx(expected)

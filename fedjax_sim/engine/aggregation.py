@@ -30,6 +30,7 @@ from fedjax_sim.core import (
   Members,
   PyTree,
   Roll,
+  TransformResult,
   compensated,
 )
 from fedjax_sim.core import tree as trees
@@ -63,7 +64,8 @@ class CohortSums(NamedTuple):
       `by_coordinate`.
     buffers: sum of weight * buffers.
     statistics: sum of weight * statistics.
-    aux: for every transform, the sum of its aux.
+    released: for every transform, the sum of its results but for update and
+      state.
     metrics: name -> `Metric`; a `compensated.Total` until the devices' sums
       are added.
     weight: shape=(), float32; sum of weights, a `compensated.Total` likewise.
@@ -73,7 +75,7 @@ class CohortSums(NamedTuple):
   update: PyTree
   buffers: PyTree
   statistics: PyTree
-  aux: tuple[PyTree, ...]
+  released: tuple[TransformResult, ...]
   metrics: PyTree
   weight: PyTree
   logged: PyTree = ()
@@ -254,7 +256,7 @@ def _zero_sums(
     update=aggregator.init(report.update, slots),
     buffers=zeros(report.buffers),
     statistics=zeros(report.statistics),
-    aux=zeros(outcome.aux),
+    released=zeros(outcome.released),
     metrics=compensated.zeros(report.metrics),
     weight=compensated.zeros(report.weight),
     logged=zeros(outcome.log.update) if outcome.log else (),
@@ -287,7 +289,7 @@ def _add_wave(
     update=aggregator.add(sums.update, r.update, r.weight, present, *place),
     buffers=total(sums.buffers, r.buffers, r.weight, present),
     statistics=total(sums.statistics, r.statistics, r.weight, present),
-    aux=total(sums.aux, out.aux, ones, present),
+    released=total(sums.released, out.released, ones, present),
     metrics=compensated.add(
       sums.metrics,
       total(

@@ -18,6 +18,7 @@ from fedjax_sim.core import (
   PyTree,
   Report,
   Roll,
+  TransformResult,
   in_float32,
   key_for,
   noise_key_for,
@@ -96,7 +97,7 @@ class ClientOutcome(NamedTuple):
 
   Attributes:
     report: its report, with the transformed update and without its state.
-    aux: for every transform, what the server learns besides the update.
+    released: for every transform, its result without update and state.
     kept: its new row in the table of client states.
     status: shape=(), int8; a `ClientStatus`.
     log: its entry in the client log; () if clients are not logged.
@@ -105,7 +106,7 @@ class ClientOutcome(NamedTuple):
   """
 
   report: Report
-  aux: tuple[PyTree, ...]
+  released: tuple[TransformResult, ...]
   kept: PyTree
   status: Array
   log: Entry | tuple[()] = ()
@@ -156,17 +157,17 @@ def train_client(
   finite = _finite_report(
     report, bool(spec.transforms) or not algorithm.checks_updates
   )
-  update, aux, kept = _transform(
+  update, results = _transform(
     spec, report.update, given, transform_states, ident
   )
   if spec.transforms:
-    finite &= all_finite((update, aux, kept))
+    finite &= all_finite((update, [(r.aux, r.state) for r in results]))
   report = algorithm.send(client, report._replace(update=update))
   finite &= _finite_report(report, not algorithm.checks_updates)
   return ClientOutcome(
     report=report._replace(state=()),
-    aux=tuple(aux),
-    kept=(report.state, tuple(kept)),
+    released=tuple(r._replace(update=(), state=()) for r in results),
+    kept=(report.state, tuple(r.state for r in results)),
     status=_status(row.client, finite, report),
     log=client_log.entry(report, update) if spec.log_clients else (),
     seat=row.seat,
@@ -199,7 +200,7 @@ def _transform(
   given: RoundInputs,
   states: tuple[PyTree, ...],
   ident: Array,
-) -> tuple[PyTree, list[PyTree], list[PyTree]]:
+) -> tuple[PyTree, list[TransformResult]]:
   """Apply all transforms to an update, in order.
 
   Args:
@@ -210,20 +211,30 @@ def _transform(
     ident: shape=(), int32; the client's id.
 
   Returns:
-    The transformed update; every transform's aux; every transform's new state.
+    The transformed update; every transform's result.
+
+  Raises:
+    TypeError: a transform returns something else.
   """
-  aux, kept = [], []
+  results = []
   for i, transform in enumerate(spec.transforms):
-    update, state, seen = transform.apply(
+    result = transform.apply(
       update,
       given.shared[i],
       states[i],
       given.hparams["transforms"][transform.name],
       key_for(given.seed, Purpose.TRANSFORM, given.round, ident, i),
     )
-    aux.append(seen)
-    kept.append(state)
-  return update, aux, kept
+    if not isinstance(result, TransformResult):
+      raise TypeError(
+        f"the transform {transform.name!r} returned"
+        f" {returned.described(result)}; let Transform.apply return"
+        " TransformResult(update, state)."
+      )
+    result = jax.tree.map(jnp.asarray, result)
+    update = result.update
+    results.append(result)
+  return update, results
 
 
 def _status(client: Array, finite: Array, report: Report) -> Array:

@@ -36,6 +36,7 @@ from fedjax_sim.core import (
   PyTree,
   Roll,
   Transform,
+  TransformResult,
   key_for,
   noise_key_for,
 )
@@ -147,7 +148,7 @@ def _run_round(
   step = lambda: _server_step(
     spec, state, given, sums, clients, members, server_data
   )
-  server, shared, aux = isolate_compilation(spec, state.round, step)
+  server, shared, released = isolate_compilation(spec, state.round, step)
   new = state._replace(
     round=state.round + 1,
     server=server,
@@ -160,7 +161,10 @@ def _run_round(
     rejected=counts[ClientStatus.REJECTED] + counts[ClientStatus.NAN_LOSS],
     nan_losses=counts[ClientStatus.NAN_LOSS],
     metrics=sums.metrics,
-    aux={t.name: a for t, a in zip(spec.transforms, aux, strict=True)},
+    transforms={
+      t.name: r._replace(aux=())
+      for t, r in zip(spec.transforms, released, strict=True)
+    },
     client_rejected=kept.status >= ClientStatus.REJECTED,
     finite=all_finite(spec.algorithm.variables(new.server)._replace(frozen=())),
     client_values=kept.log if isinstance(kept.log, dict) else {},
@@ -211,12 +215,12 @@ def _server_step(
   clients: Array,
   members: Members,
   server_data: Examples | None,
-) -> tuple[PyTree, PyTree, tuple[PyTree, ...]]:
+) -> tuple[PyTree, PyTree, tuple[TransformResult, ...]]:
   """Finish the aggregate and apply it to the server's state.
 
   Returns:
     The new server state; the transforms' new shared states; the mean of every
-    transform's aux over the clients.
+    transform's results over the clients.
   """
   aggregator, algorithm = spec.aggregator, spec.algorithm
   update = sums.update
@@ -240,7 +244,8 @@ def _server_step(
     server_data=None if server_data is None else spec.prepare(server_data),
   )
   server = algorithm.apply(state.server, aggregate, context)
-  aux = divide(sums.aux, clients)
+  released = divide(sums.released, clients)
+  aux = tuple(r.aux for r in released)
   private = algorithm.release is not None
   # A private server must not learn from the exact aux.
   known = jax.tree.map(jnp.zeros_like, aux) if private else aux
@@ -252,4 +257,4 @@ def _server_step(
   # private: there, it must not show that nobody was left.
   changes = (clients > 0) | private
   server = choose(changes, server, state.server)
-  return server, choose(changes, shared, state.shared), aux
+  return server, choose(changes, shared, state.shared), released

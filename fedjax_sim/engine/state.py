@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fedjax_sim.core import Array, Metric, PyTree
+from fedjax_sim.core import Array, Metric, PyTree, TransformResult
 
 
 class RunState(NamedTuple):
@@ -41,7 +41,7 @@ class RoundMetrics(NamedTuple):
     rejected: shape=(), int32; clients left out, not finite.
     metrics: name -> `Metric`, summed over the clients in the aggregate; float32
       at least.
-    aux: name of a transform -> mean of its aux over them.
+    transforms: name of a transform -> mean over them of its metrics and bytes.
     client_rejected: shape=(devices, waves, lanes), bool.
     nan_losses: shape=(), int32; clients whose update is finite, but whose
       metrics hold a NaN: labels beyond the model's outputs do that.
@@ -57,7 +57,7 @@ class RoundMetrics(NamedTuple):
   clients: Array
   rejected: Array
   metrics: dict[str, Metric]
-  aux: dict[str, PyTree]
+  transforms: dict[str, TransformResult]
   client_rejected: Array
   finite: Array
   nan_losses: Array

@@ -118,7 +118,12 @@ def check_transforms(transforms: Sequence[Transform]) -> None:
     )
   names = [t.name for t in transforms]
   if len(set(names)) < len(names):
-    raise ValueError(f"transforms={names} has a name twice; name them apart.")
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(
+      f"transforms={names} has {twice!r} twice, which would share their"
+      " hyper-parameters; rename one of them:"
+      f" transform._replace(name='{twice}_2')."
+    )
 
 
 def check_sampler(sampler: Sampler, num_clients: int) -> None:

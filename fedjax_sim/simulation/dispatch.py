@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -228,13 +228,12 @@ def _row(
     _put(row, name, value, "Algorithm.told")
   row |= scheduled
   for name in chain:
-    aux = metrics.aux[name]
-    seen = aux if isinstance(aux, Mapping) else {"aux": aux}
-    for key, value in seen.items():
-      if isinstance(value, np.generic):  # a single number
-        _put(row, f"{name}/{key}", value, f"the transform {name!r}")
-    if "bytes" in seen:  # of several in the chain the last one counts
-      each = traffic.up - traffic.update + float(seen["bytes"])
+    seen = metrics.transforms[name]
+    for key, value in seen.metrics.items():
+      _put(row, f"{name}/{key}", value, f"the transform {name!r}")
+    if seen.bytes is not None:  # of several in the chain the last one counts
+      _put(row, f"{name}/bytes", seen.bytes, f"the transform {name!r}")
+      each = traffic.up - traffic.update + float(seen.bytes)
       row["bytes_up"] = round(each * (clients + rejected))
   return row
 

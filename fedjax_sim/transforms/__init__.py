@@ -1,15 +1,17 @@
-"""Transforms of client updates: clipping, noise, quantization."""
+"""Transforms of updates: clipping, noise, quantization, error feedback."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedjax_sim.core import Transform, validate
 from fedjax_sim.transforms.basic import clip, gaussian, lift
+from fedjax_sim.transforms.error_feedback import error_feedback
 from fedjax_sim.transforms.quantize import quantize
 
 __all__ = [
   "TRANSFORMS",
   "clip",
+  "error_feedback",
   "from_config",
   "gaussian",
   "lift",

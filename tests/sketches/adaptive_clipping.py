@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.core import Transform
+from fedjax_sim.core import Transform, TransformResult
 
 
 def adaptive_clipping(quantile, rate=0.2, initial=1.0):
@@ -15,7 +15,8 @@ def adaptive_clipping(quantile, rate=0.2, initial=1.0):
     length = optax.tree.norm(update)
     scale = jnp.minimum(1.0, norm / jnp.maximum(length, 1e-30))
     clipped = jax.tree.map(lambda u: scale * u, update)
-    return clipped, state, (length <= norm).astype(jnp.float32)
+    below = (length <= norm).astype(jnp.float32)
+    return TransformResult(clipped, state, below, {"below": below})
 
   def update(norm, below, hparams):
     return norm * jnp.exp(-hparams["rate"] * (below - hparams["quantile"]))
