@@ -258,7 +258,7 @@ class Planner:
       self._shapes[lanes, size] = programs.shape_of(
         capacity,
         len(self.works),
-        self.runtime.rounds_per_dispatch,
+        1 if self.cohorts.observes else self.runtime.rounds_per_dispatch,
         self.runtime.most_rounds,
         self.residency.bytes_per_round(capacity),
       )

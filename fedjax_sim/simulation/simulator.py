@@ -429,6 +429,15 @@ class Simulator:
     return states.to_host(state, self.num_clients)
 
   @functools.cached_property
+  def _copied(self) -> Callable[[PyTree], PyTree]:
+    return states.copier(self.mesh, self._state_spec)
+
+  def copy(self, state: RunState) -> RunState:
+    """Return a copy of a state, for whoever keeps it while a run uses it up."""
+    copied: RunState = self._copied(state._replace(sampler=()))
+    return copied._replace(sampler=state.sampler)
+
+  @functools.cached_property
   def fetched_shapes(self) -> RunState:
     """Shapes and dtypes of what `fetch` returns."""
     shapes = states.host_shapes(self.state_shapes, self.num_clients)
