@@ -316,7 +316,7 @@ def test_an_extension_by_the_steps_of_contributing(tmp_path):
   config = json.loads((workdir / "config.json").read_text())
   names = {k: config[k]["name"] for k in ("algorithm", "model", "data")}
   assert names == {
-    "algorithm": "fednova",
+    "algorithm": "fedexp",
     "model": "tanh_network",
     "data": "wine",
   }

@@ -65,7 +65,7 @@ def default_config() -> ConfigDict:
   config.algorithm.metric = placeholder(str)
   config.algorithm.weight_steps = placeholder(int)
   config.algorithm.weight_rate = placeholder(float)
-  config.algorithm.weight_pull = placeholder(float)
+  config.algorithm.kl_weight = placeholder(float)
   config.algorithm.server_batch_size = placeholder(int)
   config.algorithm.epsilon = placeholder(float)
   config.algorithm.epsilon_decay = placeholder(float)
@@ -216,4 +216,5 @@ def default_config() -> ConfigDict:
   config.runtime.compute_dtype = "float32"
   config.runtime.remat = False
   config.runtime.peer_timeout = 30.0
+  config.runtime.start_timeout = 300.0
   return config

@@ -137,7 +137,7 @@ def costs_of(simulator: Simulator) -> Costs:
   prepare, augment = simulator.data.prepare, simulator.data.augment
   begin = functools.partial(first_client, simulator.algorithm)
   end = functools.partial(_end, simulator)
-  state = simulator.state_shapes
+  state = simulator.states.shapes
   number = jax.dtypes.canonicalize_dtype(np.float64)
   hparams = jax.tree.map(
     lambda _: jax.ShapeDtypeStruct((), number), simulator.hparams
@@ -277,4 +277,4 @@ def measure(simulator: Simulator, costs: Costs) -> tuple[Speed, int]:
     memory=accessed / float(rest) if rest > 0 else math.inf,
     fixed=float(without_clients) / planned.num_rounds,
   )
-  return speed, alone.lane_choice.lanes
+  return speed, alone.choose_lanes().lanes

@@ -152,22 +152,22 @@ def dispatched(
 
 
 def observed(
-  client: np.ndarray, metrics: RoundMetrics
+  planned: Planned, metrics: RoundMetrics
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-  """Return what a sampler observes of a round, in the clients' order.
+  """Return what a sampler observes of a single round, in the clients' order.
 
   Args:
-    client: shape=(devices, waves, lanes); -1 where nobody is.
-    metrics: of the round.
+    planned: the round.
+    metrics: on the host, with a leading axis of rounds.
 
   Returns:
     The clients' ids, shape=(cohort,), int64; whether each is in the aggregate,
     shape=(cohort,), bool; name -> its values, shape=(cohort,).
   """
-  order = _in_order(client)
-  pick = lambda x: np.asarray(x).ravel()[order]
+  order = _in_order(planned.cohorts.client[0])
+  pick = lambda x: np.asarray(x[0]).ravel()[order]
   return (
-    pick(client).astype(np.int64),
+    pick(planned.cohorts.client).astype(np.int64),
     ~pick(metrics.client_rejected),
     {name: pick(x) for name, x in metrics.observed.items()},
   )

@@ -280,7 +280,7 @@ class Planner:
     most: int,
     lanes: int,
     planned: Callable[[int], object] = lambda round_: None,
-    state: PyTree = (),
+    state: PyTree | None = None,
   ) -> Planned:
     """Draw and lay out the rounds that follow `first` rounds.
 
@@ -291,11 +291,17 @@ class Planner:
       lanes: number of clients that a device trains at once.
       planned: called with the number of every round that is planned, for work
         that the host can do while the devices are busy.
-      state: the sampler's state after those rounds; () without one.
+      state: the sampler's state after those rounds, needed if it observes.
 
     Raises:
-      ValueError: the sampler fails, or breaks its promise.
+      ValueError: the sampler fails, breaks its promise, or observes and no
+        state is given.
     """
+    if self.cohorts.observes and state is None:
+      raise ValueError(
+        f"server.sampling observes, so who takes part in round {first + 1}"
+        " depends on the rounds before; call plan(first, most, state=state)."
+      )
     began = time.perf_counter()
     ids = [self.cohorts.draw(first, state)]
     most = 1 if self.cohorts.observes else most

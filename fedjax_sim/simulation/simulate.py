@@ -97,7 +97,7 @@ def _rounds(
     eval_every: evaluate after every so many rounds, and after the last.
     hparams: numeric hyper-parameters; None for the defaults.
   """
-  rounds, done = simulator.allowed(rounds), 0
+  rounds, done = simulator.account.rounds_within_budget(rounds), 0
   state = simulator.init(hparams)
   run = simulator.run(state, rounds, stops=[eval_every], hparams=hparams)
   del state  # the run uses it up
@@ -120,6 +120,6 @@ def _rounds(
         metrics = simulator.evaluate(sent)
         out.rows[-1] |= metrics
         sent = simulator.react(sent, metrics, ends=done == rounds)
-        shown = simulator.copy(sent) if done < rounds else sent
+        shown = simulator.states.copy(sent) if done < rounds else sent
       yield from ((None, row) for row in out.rows[:-1])
       yield shown, out.rows[-1]

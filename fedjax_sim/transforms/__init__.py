@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedjax_sim.core import Transform, validate
+from fedjax_sim.transforms.adaptive_clip import adaptive_clip
 from fedjax_sim.transforms.basic import clip, gaussian, lift
 from fedjax_sim.transforms.error_feedback import error_feedback
 from fedjax_sim.transforms.quantize import quantize
 
 __all__ = [
   "TRANSFORMS",
+  "adaptive_clip",
   "clip",
   "error_feedback",
   "from_config",
@@ -20,6 +22,7 @@ __all__ = [
 
 
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
+  "adaptive_clip": adaptive_clip,
   "clip": clip,
   "gaussian": gaussian,
   "quantize": quantize,
