@@ -129,19 +129,19 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path):
   whole, cohorts, _ = run(choosing(), 9)
   state, before, _ = run(choosing(), 4)
   saved = Checkpoints(tmp_path, keep=2)
-  saved.save(4, choosing().fetch(state), {})
+  saved.save(4, choosing().states.to_host(state), {})
   again = choosing()
-  restored = saved.restore(again.fetched_shapes, pytest.fail)
+  restored = saved.restore(again.states.host_shapes, pytest.fail)
   assert restored is not None
   assert restored.state.sampler.dtype == np.float32
-  state, after, _ = run(again, 9, again.place(restored.state))
+  state, after, _ = run(again, 9, again.states.to_devices(restored.state))
   np.testing.assert_array_equal([*before, *after], cohorts)
   assert flat(params_of(again, state)).tobytes() == (
     flat(params_of(again, whole)).tobytes()
   )
   assert state.sampler.tobytes() == whole.sampler.tobytes()
   with pytest.raises(StateChangedError, match="sampler"):
-    saved.restore(choosing(sampler=None).fetched_shapes, pytest.fail)
+    saved.restore(choosing(sampler=None).states.host_shapes, pytest.fail)
   saved.close()
 
 
@@ -169,7 +169,7 @@ def test_the_state_stays_on_the_host_in_64_bits():
   np.testing.assert_array_equal(state.sampler["count"], np.full(CLIENTS, 3.0))
   assert state.sampler["count"].dtype == np.float64
   assert state.sampler["last"] == 2
-  moved = simulator.place(simulator.fetch(state))
+  moved = simulator.states.to_devices(simulator.states.to_host(state))
   assert moved.sampler["count"].dtype == np.float64
 
 

@@ -115,8 +115,8 @@ def test_a_stack_has_no_fixed_order():
 
 
 def test_a_sum_is_not_by_coordinate():
-  sums = aggregators.mean()._replace(by_coordinate=True)
-  with pytest.raises(ValueError, match="of those that are `stacked`"):
+  sums = aggregators.mean()._replace(coordinatewise=True)
+  with pytest.raises(ValueError, match="set needs_all_updates=True"):
     simulator_of(runtime=Runtime(), aggregator=sums)
 
 

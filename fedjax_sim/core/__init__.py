@@ -32,14 +32,15 @@ if TYPE_CHECKING:
   from fedjax_sim.core.tree import in_float32
   from fedjax_sim.core.types import Array, Examples, HParams, Key, PyTree
   from fedjax_sim.core.update import (
+    AggregationContext,
     Aggregator,
-    Roll,
     Transform,
     TransformResult,
   )
 
 __all__ = [
   "Aggregate",
+  "AggregationContext",
   "Aggregator",
   "Algorithm",
   "Array",
@@ -58,7 +59,6 @@ __all__ = [
   "PyTree",
   "Release",
   "Report",
-  "Roll",
   "Sampler",
   "Task",
   "Transform",
@@ -73,6 +73,7 @@ __all__ = [
 
 _HOME = {
   "Aggregate": "fedjax_sim.core.algorithm",
+  "AggregationContext": "fedjax_sim.core.update",
   "Aggregator": "fedjax_sim.core.update",
   "Algorithm": "fedjax_sim.core.algorithm",
   "Array": "fedjax_sim.core.types",
@@ -91,7 +92,6 @@ _HOME = {
   "PyTree": "fedjax_sim.core.types",
   "Release": "fedjax_sim.core.algorithm",
   "Report": "fedjax_sim.core.algorithm",
-  "Roll": "fedjax_sim.core.update",
   "Sampler": "fedjax_sim.core.sampler",
   "Task": "fedjax_sim.core.task",
   "Transform": "fedjax_sim.core.update",

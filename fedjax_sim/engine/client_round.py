@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import (
+  AggregationContext,
   Array,
   Client,
   Examples,
@@ -17,7 +18,6 @@ from fedjax_sim.core import (
   Purpose,
   PyTree,
   Report,
-  Roll,
   TransformResult,
   in_float32,
   key_for,
@@ -41,7 +41,7 @@ class RoundInputs(NamedTuple):
     round: shape=(), int32; number of rounds done before this one.
     seed: shape=(), uint32; the run's seed.
     noise_seed: shape=(2,), uint32; the seed of private noise.
-    roll: what a keyed aggregator needs; () for any other.
+    aggregation: what the aggregator knows of the round, as in `finish`.
   """
 
   message: PyTree
@@ -50,7 +50,7 @@ class RoundInputs(NamedTuple):
   round: Array
   seed: Array
   noise_seed: Array
-  roll: Roll | tuple[()] = ()
+  aggregation: AggregationContext
 
 
 class ClientPlan(NamedTuple):
@@ -63,7 +63,6 @@ class ClientPlan(NamedTuple):
     start: for every pass, the first entry of the order that it reads.
     num_steps: for every pass, its number of local steps.
     state: its row in the table of client states.
-    seat: its rank in the cohort, for a keyed aggregator; () for any other.
   """
 
   client: Array
@@ -72,7 +71,6 @@ class ClientPlan(NamedTuple):
   start: Array
   num_steps: Array
   state: PyTree
-  seat: Array | tuple[()] = ()
 
 
 class ClientStatus(enum.IntEnum):
@@ -101,7 +99,6 @@ class ClientOutcome(NamedTuple):
     kept: its new row in the table of client states.
     status: shape=(), int8; a `ClientStatus`.
     log: its entry in the client log; () if clients are not logged.
-    seat: as in `ClientPlan`.
     observed: name -> shape=(), what a sampler observes; empty if none does.
   """
 
@@ -110,7 +107,6 @@ class ClientOutcome(NamedTuple):
   kept: PyTree
   status: Array
   log: Entry | tuple[()] = ()
-  seat: Array | tuple[()] = ()
   observed: dict[str, Array] = {}
 
 
@@ -170,7 +166,6 @@ def train_client(
     kept=(report.state, tuple(r.state for r in results)),
     status=_status(row.client, finite, report),
     log=client_log.entry(report, update) if spec.log_clients else (),
-    seat=row.seat,
     observed=_observed(report) if spec.observes else {},
   )
 
