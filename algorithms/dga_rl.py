@@ -15,6 +15,7 @@ probability epsilon, which falls from round to round, the action is random.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -111,23 +112,16 @@ def dga_rl(
   replace = inner.replace
   assert replace is not None
   validate.whole("algorithm.memory_rounds", memory_rounds, most=10**6)
-  if metric not in task.higher_is_better:
-    known = ", ".join(sorted(task.higher_is_better))
-    raise ValueError(
-      f"algorithm.metric={metric!r}: whether more of it is better is not known;"
-      f" say so in Task.higher_is_better, or take one of {known}."
-    )
-  higher_is_better = task.higher_is_better[metric]
+  share = lambda name, value: validate.real(
+    f"algorithm.{name}", value, least=0, most=1
+  )
   numbers = {
-    "epsilon": validate.real("algorithm.epsilon", epsilon, least=0, most=1),
-    "epsilon_decay": validate.real(
-      "algorithm.epsilon_decay", epsilon_decay, least=0, most=1
-    ),
-    "epsilon_least": validate.real(
-      "algorithm.epsilon_least", epsilon_least, least=0, most=1
-    ),
+    "epsilon": share("epsilon", epsilon),
+    "epsilon_decay": share("epsilon_decay", epsilon_decay),
+    "epsilon_least": share("epsilon_least", epsilon_least),
     "ridge": validate.real("algorithm.ridge", ridge, above=0),
   }
+  score = _score(task, metric)
 
   def init(key: Key, hparams: HParams) -> RLState:
     memory = Memory(
@@ -139,55 +133,23 @@ def dga_rl(
     theta = jnp.zeros((FEATURES,))
     return RLState(inner.init(key, hparams), memory, theta, epsilon)
 
-  def score(variables: Variables, context: Context) -> Array:
-    """Return a model's score on the server's examples; shape=()."""
-    examples = context.server_data
-    assert examples is not None
-    count = len(next(iter(examples.values())))
-    batch = Batch(examples, jnp.ones(count, bool))
-    metrics = core.sum_metrics(task, variables, batch)
-    total, weight = validate.lookup("algorithm.metric", metric, metrics)
-    value = total / jnp.where(weight > 0, weight, 1)
-    return value if higher_is_better else -value
-
   def apply(server: RLState, aggregate: Aggregate, context: Context) -> RLState:
-    members, memory, hparams = (
-      aggregate.members,
-      server.memory,
-      context.hparams,
-    )
+    members, hparams = aggregate.members, context.hparams
 
     def model(weights: Array) -> DGAState:
       joined = combine(aggregate.update, weights)
       return inner.apply(server.dga, aggregate._replace(update=joined), context)
 
     phi = features(members)
-    explore, coins = jax.random.split(context.key)
-    random = jax.random.bernoulli(coins, 0.5, members.present.shape)
-    left_out = jnp.where(
-      jax.random.uniform(explore) < server.epsilon,
-      random,
-      phi @ server.theta > 0,
-    )
-    left_out &= members.present
-    # Somebody has to stay.
-    left_out &= jnp.any(members.present & ~left_out)
-
+    left_out = _left_out(server, members, phi, context.key)
     usual = model(members.weight)
     chosen = model(jnp.where(left_out, 0, members.weight))
     reward = score(inner.variables(chosen), context) - score(
       inner.variables(usual), context
     )
-    at = memory.rounds % memory_rounds
     seen = jnp.sum(jnp.where(left_out[:, None], phi, 0), axis=0)
     seen /= jnp.maximum(aggregate.clients, 1)
-    # A reward that is no number would be all that the regression sees.
-    told = jnp.where(jnp.isfinite(reward), reward, 0)
-    memory = Memory(
-      memory.action.at[at].set(seen),
-      memory.reward.at[at].set(told.astype(memory.reward.dtype)),
-      memory.rounds + 1,
-    )
+    memory = remember(server.memory, seen, reward)
     least = hparams["epsilon_least"]
     epsilon = least + (server.epsilon - least) * hparams["epsilon_decay"]
     return RLState(
@@ -208,6 +170,77 @@ def dga_rl(
     hparams={**inner.hparams, **numbers},
     stacked=True,
     uses_server_data=True,
+  )
+
+
+def _score(task: Task, metric: str) -> Callable[[Variables, Context], Array]:
+  """Return what tells how good a model is on the server's examples, shape=().
+
+  Args:
+    task: what clients train.
+    metric: one of its metrics.
+
+  Raises:
+    ValueError: whether more of it is better is not known.
+  """
+  if metric not in task.higher_is_better:
+    known = ", ".join(sorted(task.higher_is_better))
+    raise ValueError(
+      f"algorithm.metric={metric!r}: whether more of it is better is not known;"
+      f" say so in Task.higher_is_better, or take one of {known}."
+    )
+  higher_is_better = task.higher_is_better[metric]
+
+  def score(variables: Variables, context: Context) -> Array:
+    examples = context.server_data
+    assert examples is not None
+    count = len(next(iter(examples.values())))
+    batch = Batch(examples, jnp.ones(count, bool))
+    metrics = core.sum_metrics(task, variables, batch)
+    total, weight = validate.lookup("algorithm.metric", metric, metrics)
+    value = total / jnp.where(weight > 0, weight, 1)
+    return value if higher_is_better else -value
+
+  return score
+
+
+def _left_out(server: RLState, members: Members, phi: Array, key: Key) -> Array:
+  """Return which clients the policy leaves out; shape=(slots,), bool.
+
+  Args:
+    server: with the policy, and the probability of a random action.
+    members: the cohort.
+    phi: shape=(slots, FEATURES); as `features` gives them.
+    key: of the random action.
+  """
+  explore, coins = jax.random.split(key)
+  random = jax.random.bernoulli(coins, 0.5, members.present.shape)
+  left_out = jnp.where(
+    jax.random.uniform(explore) < server.epsilon,
+    random,
+    phi @ server.theta > 0,
+  )
+  left_out &= members.present
+  # Somebody has to stay.
+  left_out &= jnp.any(members.present & ~left_out)
+  return left_out
+
+
+def remember(memory: Memory, action: Array, reward: Array) -> Memory:
+  """Return the memory with one more round, in the place of the oldest.
+
+  Args:
+    memory: so far.
+    action: shape=(FEATURES,).
+    reward: shape=().
+  """
+  at = memory.rounds % len(memory.reward)
+  # A reward that is no number would be all that the regression sees.
+  finite = jnp.where(jnp.isfinite(reward), reward, 0)
+  return Memory(
+    memory.action.at[at].set(action),
+    memory.reward.at[at].set(finite.astype(memory.reward.dtype)),
+    memory.rounds + 1,
   )
 
 

@@ -64,13 +64,13 @@ def fedbuff(
     task: what clients train.
     client_optimizer: starts anew in every round.
     server_optimizer: sgd; its learning rate is eta_g.
-    versions: how many models are in flight, the newest included, >= 2. A client
-      that would hold an older one holds the oldest of them.
+    versions: how many models are in flight, the newest included, 2 to 1000. A
+      client that would hold an older one holds the oldest of them.
 
   Raises:
     TypeError, ValueError: versions is not such a number.
   """
-  versions = validate.whole("algorithm.versions", versions, least=2)
+  versions = validate.whole("algorithm.versions", versions, least=2, most=1000)
   base = fedavg.fedavg(
     task, client_optimizer, server_optimizer, weighting="uniform"
   )

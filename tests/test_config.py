@@ -92,6 +92,10 @@ def with_field(field, value):
     source.algorithm.name = "apfl"
   if field == "algorithm.inner_rate":
     source.algorithm.name = "per_fedavg"
+  if field == "algorithm.lam":
+    source.algorithm.name = "ditto"
+  if field == "algorithm.versions":
+    source.algorithm.name = "fedbuff"
   if key == "exponent":
     source.data.partition = "power_law"
   if key == "shards_per_client":
@@ -163,6 +167,7 @@ ZERO = {
   "algorithm.alpha",
   "algorithm.alpha_rate",
   "algorithm.inner_rate",
+  "algorithm.lam",
   "algorithm.beta",
   "algorithm.burn_in",
   "algorithm.threshold",

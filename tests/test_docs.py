@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 import fedjax_sim
+from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.config import default_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -298,6 +299,11 @@ def test_links_lead_somewhere(path):
   for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
     if not target.startswith(("http://", "https://")):
       assert (path.parent / target).exists(), target
+
+
+def test_every_algorithm_is_in_the_table():
+  text = (ROOT / "docs" / "algorithms.md").read_text()
+  assert re.findall(r"^\| `(\w+)` \|", text, re.M) == sorted(ALGORITHMS)
 
 
 # --- CONTRIBUTING and the package ---------------------------------------------

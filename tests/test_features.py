@@ -62,6 +62,14 @@ FEATURES = {
   },
   "reptile": {"algorithm.name": "reptile", "data.heldout_fraction": "0.2"},
   "per_fedavg": {"algorithm.name": "per_fedavg"},
+  "ditto": {"algorithm.name": "ditto", "data.heldout_fraction": "0.2"},
+  "fedbuff": {
+    "algorithm.name": "fedbuff",
+    "server.sampling": "in_flight",
+  },
+  "fednova": {"algorithm.name": "fednova", "client.momentum": "0.5"},
+  "mime_lite": {"algorithm.name": "mime_lite", "client.momentum": "0.9"},
+  "scaffold": {"algorithm.name": "scaffold", "algorithm.option": "I"},
   "quantisation": {
     "transforms.quantize.sparsity": "0.5",
     "transforms.quantize.bits": "4",

@@ -20,7 +20,7 @@ from fedjax_sim.cli.usage import usage_of
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.distributed import supervisor
 
-START_TIMEOUT = 300.0  # seconds a worker may be silent before it trains
+START_TIMEOUT = 300.0  # seconds of silence, until a worker has read its config
 
 _HELP = ("help", "-h", "--help")
 _DEBUG = "--debug"

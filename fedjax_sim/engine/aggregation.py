@@ -4,8 +4,7 @@ A device runs its clients wave after wave and adds every wave to its
 accumulators, which are then summed over the devices. With virtual devices
 (`RoundSpec.virtual`) a device runs several of them one after the other, and
 their sums are added in a fixed order, so that parameters have the same bits on
-any number of devices. `isolate_compilation` and `_over_parts` are what this
-needs.
+any number of devices; see `virtual_devices.py`.
 
 `shard_map` runs with `check_vma=False`: with the check, every loop inside a
 user's model or algorithm that starts from constants would need a cast.
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +33,7 @@ from fedjax_sim.core import (
   compensated,
 )
 from fedjax_sim.core import tree as trees
-from fedjax_sim.distributed import (
-  AXIS,
-  ordered_sum,
-  over_coordinates,
-  packed_psum,
-)
+from fedjax_sim.distributed import AXIS, over_coordinates
 from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
 from fedjax_sim.engine.client_loop import COHORT_SPEC, over_waves, put_wave
@@ -52,8 +46,11 @@ from fedjax_sim.engine.client_round import (
 )
 from fedjax_sim.engine.plan import Cohort
 from fedjax_sim.engine.round_spec import RoundSpec
-
-T = TypeVar("T")
+from fedjax_sim.engine.virtual_devices import (
+  isolate_compilation,
+  over_parts,
+  sum_over_devices,
+)
 
 
 class CohortSums(NamedTuple):
@@ -185,9 +182,9 @@ def _train_device(
       given.aggregation,
       rank[i],
     )
-    return isolate_compilation(spec, given.round, waves)
+    return isolate_compilation(spec.virtual, given.round, waves)
 
-  sums, kept = _over_parts(train_part, len(cohort.client))
+  sums, kept = over_parts(train_part, len(cohort.client))
   stack: PyTree = ()
   if spec.aggregator.needs_all_updates:
     end_to_end = lambda x: x.reshape(-1, *x.shape[2:])
@@ -327,10 +324,7 @@ def _sum_over_devices(
   count = lambda status: jnp.bincount(status.ravel(), length=len(ClientStatus))
   counts = jax.vmap(count)(status).astype(jnp.float32)
   with jax.named_scope("aggregate"):
-    if spec.virtual is None:
-      sums, counts = packed_psum(_at((sums, counts), 0))
-    else:
-      sums, counts = ordered_sum((sums, counts), spec.virtual)
+    sums, counts = sum_over_devices((sums, counts), spec.virtual)
     sums = sums._replace(
       metrics=compensated.rounded(sums.metrics),
       weight=compensated.rounded(sums.weight),
@@ -382,50 +376,9 @@ def _log_columns(
     mine = _at(kept, i)
     present = mine.status == ClientStatus.PRESENT
     here = lambda: client_log.columns(mine.log, present, direction)
-    return isolate_compilation(spec, given.round, here)
+    return isolate_compilation(spec.virtual, given.round, here)
 
-  return _over_parts(columns, len(kept.status))
-
-
-def isolate_compilation(
-  spec: RoundSpec, round_: Array, function: Callable[[], T]
-) -> T:
-  """Call the function; with virtual devices, compile it by itself.
-
-  Without isolation XLA fuses it with its neighbors, and rounding then depends
-  on them. XLA does not fuse across a conditional whose predicate it cannot
-  know, such as that the number of a round is not negative; optimization
-  barriers are removed before fusion.
-
-  Args:
-    spec: the constants of the round.
-    round_: shape=(), int32; number of the round.
-    function: returns arrays.
-  """
-  if spec.virtual is None:
-    return function()
-  shapes = jax.eval_shape(function)
-  nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  result: T = lax.cond(round_ >= 0, function, nothing)
-  return result
-
-
-def _over_parts(function: Callable[[Array | int], T], parts: int) -> T:
-  """Call the function for every virtual device of a device.
-
-  Args:
-    function: index of the virtual device -> arrays.
-    parts: number of them; 1 without virtual devices, which spares the loop.
-
-  Returns:
-    Results with a leading axis of `parts`.
-  """
-  result: T
-  if parts == 1:
-    result = jax.tree.map(lambda x: x[None], function(0))
-  else:
-    result = lax.map(function, jnp.arange(parts))
-  return result
+  return over_parts(columns, len(kept.status))
 
 
 def _at(tree: PyTree, *index: Any) -> Any:

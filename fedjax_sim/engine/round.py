@@ -45,7 +45,6 @@ from fedjax_sim.data import Prepare, as_stored
 from fedjax_sim.engine.aggregation import (
   CohortSums,
   cohort_members,
-  isolate_compilation,
   ranks,
   train_cohort,
   write_rows,
@@ -56,6 +55,7 @@ from fedjax_sim.engine.hparams import Schedule, named, scheduled
 from fedjax_sim.engine.plan import Cohort
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
+from fedjax_sim.engine.virtual_devices import isolate_compilation
 
 
 def make_rounds(
@@ -148,7 +148,9 @@ def _run_round(
   step = lambda: _server_step(
     spec, state, given, sums, clients, members, server_data
   )
-  server, shared, released = isolate_compilation(spec, state.round, step)
+  server, shared, released = isolate_compilation(
+    spec.virtual, state.round, step
+  )
   new = state._replace(
     round=state.round + 1,
     server=server,
@@ -182,7 +184,7 @@ def _broadcast(
   spec: RoundSpec, state: RunState, hparams: HParams, cohort: Cohort
 ) -> tuple[RoundInputs, Array]:
   """Return the inputs common to all clients, and the clients' ranks."""
-  isolate = functools.partial(isolate_compilation, spec, state.round)
+  isolate = functools.partial(isolate_compilation, spec.virtual, state.round)
   if spec.schedules:
     run_wide = hparams, state.round, state.watch.schedules
     hparams = isolate(lambda: scheduled(spec.schedules, *run_wide))

@@ -23,12 +23,12 @@ from jax.sharding import Mesh
 from fedjax_sim import aggregators, core, distributed
 from fedjax_sim.core import Aggregator, Algorithm, HParams, Task, Transform
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.traffic import Traffic, traffic
+from fedjax_sim.engine.virtual_devices import DeviceSplit, split_devices
 from fedjax_sim.privacy.central import guard
 from fedjax_sim.simulation import arguments, pipeline, preflight
 from fedjax_sim.simulation.account import Account, check_budget, check_unwatched
@@ -178,10 +178,10 @@ class Simulator:
     return distributed.make_mesh(runtime.devices, runtime.model_devices)
 
   @functools.cached_property
-  def _dealt(self) -> plans.Dealt:
-    """The devices, real or virtual, that plans deal clients to."""
+  def _split(self) -> DeviceSplit:
+    """The devices, real or virtual, that plans assign clients to."""
     virtual = self.runtime.deterministic_reduction
-    return plans.dealt(distributed.size(self.mesh), virtual)
+    return split_devices(distributed.size(self.mesh), virtual)
 
   @functools.cached_property
   def choose_lanes(self) -> Chooser:
@@ -303,7 +303,7 @@ class Simulator:
     """Where the training examples are."""
     name, passes = self.runtime.residency, self.algorithm.passes
     return residencies.residency(
-      name, passes, self.splits, self.mesh, self._dealt.each
+      name, passes, self.splits, self.mesh, self._split.each
     )
 
   @functools.cached_property
@@ -315,7 +315,7 @@ class Simulator:
       ),
       splits=self.splits,
       works=self.works,
-      dealt=self._dealt,
+      split=self._split,
       residency=self.residency,
       runtime=self.runtime,
     )

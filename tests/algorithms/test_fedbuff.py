@@ -76,7 +76,7 @@ def test_one_version_is_downloaded():
   assert simulator.bytes_per_client == (4 * DIM, 4 * DIM + 4)  # and a weight
 
 
-@pytest.mark.parametrize("versions", [1, 2.5, "3"])
+@pytest.mark.parametrize("versions", [1, 2.5, "3", 2000])
 def test_other_versions_are_refused(versions):
   with pytest.raises((TypeError, ValueError), match=r"algorithm\.versions"):
     fedbuff(TASK, sgd(0.1), sgd(1.0), versions=versions)
