@@ -116,6 +116,12 @@ def train(simulator: Simulator, rounds: int, hparams=None) -> RunState:
   return state
 
 
+def hparams_of(simulator: Simulator, **own) -> dict:
+  """The run's hyper-parameters with other numbers of the algorithm."""
+  numbers = {**simulator.hparams["algorithm"], **own}
+  return {**simulator.hparams, "algorithm": numbers}
+
+
 def params_of(simulator: Simulator, state: RunState):
   return jax.device_get(simulator.algorithm.variables(state.server).params)
 

@@ -31,6 +31,7 @@ from fedjax_sim.training.stale import stale
 from fedjax_sim.transforms import quantize
 from problems import (
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -140,7 +141,7 @@ def test_mu():
   )
   last = params_of(simulator, train(simulator, 1))["v"]
   np.testing.assert_allclose(last, expected[1], rtol=1e-5)
-  more = {**simulator.hparams, "mu": mu * arrays}
+  more = hparams_of(simulator, mu=mu * arrays)
   first = params_of(simulator, train(simulator, 1, more))["u"]
   np.testing.assert_allclose(first, expected[0], rtol=1e-5)
   assert np.abs(expected[0] - expected[1]).max() > 0.05

@@ -183,11 +183,14 @@ def test_hyper_parameters_of_the_algorithm_alone():
   task = MODELS["lr"](DATA)
   algorithm = fedavg(task, sgd(0.1), sgd(1.0))
   simulator = make_simulator(task, algorithm, DATA)
-  state = simulator.init(algorithm.hparams)
-  out = simulator.dispatch(state, simulator.plan(0, 1), algorithm.hparams)
+  own = {"algorithm": algorithm.hparams}
+  state = simulator.init(own)
+  out = simulator.dispatch(state, simulator.plan(0, 1), own)
   assert out.failure is None
   with pytest.raises(ValueError, match="does not have the structure"):
-    simulator.init({**algorithm.hparams, "mu": 1.0})
+    simulator.init({"algorithm": {**algorithm.hparams, "mu": 1.0}})
+  with pytest.raises(ValueError, match=r"'client'\] is no section .*own numb"):
+    simulator.init(algorithm.hparams)
 
 
 def test_parts_that_do_not_go_with_each_other():

@@ -22,7 +22,7 @@ class Client(NamedTuple):
     message: what the server sent it (`Algorithm.download` of the broadcast).
     state: what it kept since it last took part (`Algorithm.client_init` at
       first).
-    hparams: the run's numeric hyper-parameters, traced.
+    hparams: `Algorithm.hparams`, traced.
     id: shape=(), int32; its index in the federated data.
     version: shape=(), int32; which of the broadcast's versions it holds; 0
       unless the cohort's plan says otherwise.
@@ -121,8 +121,8 @@ class Context(NamedTuple):
     noise_key: its key of private noise in this round (`noise_key_for`).
     num_clients: the population's size; what it was chosen to count as, where
       adding or removing a client must not show.
-    server_data: the server's own examples, field -> (examples, ...), as the
-      model gets them; None: it has none.
+    server_data: the server's own examples, field -> (examples, ...), as
+      `Task.loss` takes them; None if there are none.
   """
 
   hparams: HParams

@@ -133,7 +133,7 @@ def train_client(
   client = Client(
     message=algorithm.download(given.message, row.version),
     state=own,
-    hparams=given.hparams,
+    hparams=given.hparams["algorithm"],
     id=ident,
     version=row.version,
     num_examples=row.num_examples,
@@ -144,7 +144,13 @@ def train_client(
   )
   with jax.named_scope("local_training"):
     client, report = run_client(
-      algorithm, client, row.start, spec.walks, data, orders
+      algorithm,
+      client,
+      row.start,
+      spec.walks,
+      data,
+      orders,
+      given.hparams["task"],
     )
   returned.metrics("Report.metrics", report.metrics)
   report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))

@@ -49,9 +49,9 @@ from fedjax_sim.engine.aggregation import (
   train_cohort,
   write_rows,
 )
-from fedjax_sim.engine.client_loop import Walk
+from fedjax_sim.engine.client_loop import Walk, with_numbers
 from fedjax_sim.engine.client_round import ClientStatus, RoundInputs
-from fedjax_sim.engine.hparams import Schedule, named, scheduled
+from fedjax_sim.engine.hparams import Schedule, named, path_of, scheduled
 from fedjax_sim.engine.plan import Cohort
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
@@ -170,8 +170,10 @@ def _run_round(
     client_rejected=kept.status >= ClientStatus.REJECTED,
     finite=all_finite(spec.algorithm.variables(new.server)._replace(frozen=())),
     client_values=kept.log if isinstance(kept.log, dict) else {},
-    scheduled={name: values[name] for name in spec.schedules},
-    told=spec.algorithm.told(state.server, given.hparams),
+    scheduled={
+      name: values[str(path_of(name, values))] for name in spec.schedules
+    },
+    told=spec.algorithm.told(state.server, given.hparams["algorithm"]),
     observed=jax.tree.map(
       lambda x: jnp.where(kept.status == ClientStatus.PRESENT, x, jnp.nan),
       kept.observed,
@@ -238,13 +240,16 @@ def _server_step(
     clients=clients,
     members=members,
   )
+  if server_data is not None:
+    prepared = spec.prepare(server_data)
+    server_data = with_numbers(prepared, given.hparams["task"])
   context = Context(
-    hparams=given.hparams,
+    hparams=given.hparams["algorithm"],
     round=state.round,
     key=key_for(state.seed, Purpose.SERVER, state.round),
     noise_key=noise_key_for(state.noise_seed, Purpose.SERVER, state.round),
     num_clients=spec.num_clients,
-    server_data=None if server_data is None else spec.prepare(server_data),
+    server_data=server_data,
   )
   server = algorithm.apply(state.server, aggregate, context)
   released = divide(sums.released, clients)

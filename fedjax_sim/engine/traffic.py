@@ -43,7 +43,7 @@ def first_client(
   Args:
     algorithm: what it does.
     state: a state.
-    hparams: the hyper-parameters.
+    hparams: `Algorithm.hparams`.
   """
   own, transforms = jax.tree.map(lambda x: x[0], state.clients)
   client, carries = _begin(algorithm, state.server, own, hparams)
@@ -81,7 +81,7 @@ def report_shapes(
   Args:
     algorithm: what it does.
     server: a server state, or its shapes.
-    hparams: the hyper-parameters, or their shapes.
+    hparams: `Algorithm.hparams`, or their shapes.
   """
 
   def visit(server: PyTree, hparams: HParams) -> Report:
@@ -99,7 +99,7 @@ def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
   Args:
     algorithm: what it does.
     state: a state, or its shapes.
-    hparams: the hyper-parameters, or their shapes.
+    hparams: `Algorithm.hparams`, or their shapes.
   """
 
   def visit(state: RunState, hparams: HParams) -> tuple[PyTree, Report]:

@@ -125,7 +125,7 @@ class Simulator:
     release = self.algorithm.release
     if release is None:
       return
-    guard.check_noise(release, self.hparams, self.sampler)
+    guard.check_noise(release, self.hparams["algorithm"], self.sampler)
     guard.check(
       self.transforms,
       self.states.variables.params,
@@ -202,7 +202,7 @@ class Simulator:
 
   @functools.cached_property
   def hparams(self) -> HParams:
-    """The run's numeric hyper-parameters at their defaults."""
+    """The run's numeric hyper-parameters at their defaults, by section."""
     return default_hparams(
       self.task, self.algorithm, self.joined_by, self.transforms
     )
@@ -296,7 +296,8 @@ class Simulator:
   @functools.cached_property
   def traffic(self) -> Traffic:
     """What one client receives and sends in a round, before transforms."""
-    return traffic(self.algorithm, self.states.shapes, self.states.traced())
+    hparams = self.states.traced()["algorithm"]
+    return traffic(self.algorithm, self.states.shapes, hparams)
 
   @functools.cached_property
   def residency(self) -> residencies.Residency:
@@ -391,7 +392,8 @@ class Simulator:
     Args:
       state: the state before them; used up if `Runtime.donate`.
       planned: the rounds that follow it.
-      hparams: numeric hyper-parameters; None for the defaults.
+      hparams: sections of `Simulator.hparams` with other values, such as
+        {'algorithm': ...}; None for the defaults.
       phases: measures compiling and training; None if nobody asks.
 
     Raises:
@@ -448,7 +450,8 @@ class Simulator:
       last: number of the round to end with.
       stops: a dispatch ends at every multiple of these numbers, since
         something is to be done there.
-      hparams: numeric hyper-parameters; None for the defaults.
+      hparams: sections of `Simulator.hparams` with other values, such as
+        {'algorithm': ...}; None for the defaults.
       phases: measures waiting for plans, compiling, training.
       singles: number of first dispatches that have one round each, to be
         profiled.

@@ -49,18 +49,21 @@ def default_hparams(
 ) -> HParams:
   """Return the numeric hyper-parameters of all parts, at their defaults.
 
+  Every part has a section of its own, so that whatever an algorithm calls its
+  numbers, they hide none of another part.
+
   Args:
     task: what is trained.
     algorithm: the algorithm.
     aggregator: the aggregator in use.
     transforms: transforms of the client updates.
   """
-  hparams = dict(algorithm.hparams)
-  hparams["transforms"] = {t.name: t.hparams for t in transforms}
-  if task.hparams:
-    hparams["task"] = task.hparams
-  hparams["aggregator"] = aggregator.hparams
-  return hparams
+  return {
+    "algorithm": dict(algorithm.hparams),
+    "transforms": {t.name: dict(t.hparams) for t in transforms},
+    "task": dict(task.hparams),
+    "aggregator": dict(aggregator.hparams),
+  }
 
 
 def traced_hparams(
@@ -77,6 +80,13 @@ def traced_hparams(
   Raises:
     TypeError, ValueError: names the number.
   """
+  for section in given or {}:
+    if section not in defaults:
+      raise validate.UnknownNameError(
+        f"hparams[{section!r}] is no section of Simulator.hparams; give"
+        f" {', '.join(map(repr, defaults))}. An algorithm's own numbers are in"
+        " hparams['algorithm']."
+      )
   hparams = {**defaults, **(given or {})}
   expected: Any = jax.tree.structure(defaults)
   if jax.tree.structure(hparams) != expected:
@@ -88,7 +98,7 @@ def traced_hparams(
     number = value.item() if hasattr(value, "item") else value
     validate.real(f"hparams{jax.tree_util.keystr(path)}", number)
   if release is not None:
-    guard.check_numbers(hparams, defaults)
+    guard.check_numbers(hparams["algorithm"], defaults["algorithm"])
   dtype = jax.dtypes.canonicalize_dtype(np.float64)
   return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
 
@@ -116,11 +126,11 @@ def initial_state(
     keeps_best: whether the best model is kept.
     table_rows: rows of the table of client states.
   """
-  server = algorithm.init(key_for(seed, Purpose.INIT), hparams)
+  server = algorithm.init(key_for(seed, Purpose.INIT), hparams["algorithm"])
   params = algorithm.variables(server).params
   own = hparams["transforms"]
   row = (
-    algorithm.client_init(server, hparams),
+    algorithm.client_init(server, hparams["algorithm"]),
     tuple(t.client_init(params, own[t.name]) for t in transforms),
   )
   table = jax.tree.map(

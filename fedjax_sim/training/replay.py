@@ -20,7 +20,7 @@ from fedjax_sim.core import (
   Task,
   validate,
 )
-from fedjax_sim.engine.client_loop import random_batch, with_numbers
+from fedjax_sim.engine.client_loop import random_batch
 from fedjax_sim.training import optimizers
 from fedjax_sim.training.optimizers import Optimizer, descend
 from fedjax_sim.training.seal import check_open
@@ -75,7 +75,6 @@ def replay(
       params, buffers, state = carry
       chosen, own = jax.random.split(jax.random.fold_in(replay_key, i))
       batch = random_batch(examples, batch_size, chosen)
-      batch = with_numbers(batch, context.hparams)
 
       def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
         variables = core.Variables(params, buffers, frozen)

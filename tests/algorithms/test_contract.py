@@ -256,7 +256,7 @@ def by_hand(simulator, state):
   """One round as a plain loop over clients and steps, nothing compiled."""
   algorithm = simulator.algorithm
   plan = at_round(simulator.plan(0, 1).cohorts, 0)
-  hparams = jax.tree.map(jnp.float32, simulator.hparams)
+  hparams = jax.tree.map(jnp.float32, simulator.hparams["algorithm"])
   message = algorithm.broadcast(state.server)
   table, ids, reports = state.clients[0], [], []
   for where in zip(*np.nonzero(plan.client >= 0), strict=True):

@@ -37,6 +37,7 @@ from problems import (
   MODELS,
   blobs,
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -381,9 +382,10 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
   def check(ids, clip_norm, rate):
     nonlocal farthest
     hparams = jax.tree.map(lambda x: x, simulator.hparams)
-    hparams["privacy"] = hparams["privacy"] | {"clip_norm": clip_norm}
-    section = "client" if "client" in hparams else "server"
-    hparams[section] = hparams[section] | {"learning_rate": rate}
+    own = hparams["algorithm"]
+    own["privacy"] = own["privacy"] | {"clip_norm": clip_norm}
+    section = "client" if "client" in own else "server"
+    own[section] = own[section] | {"learning_rate": rate}
     whole = total(ids[:4], hparams)
     without = apart(whole, total(ids[:3], hparams))
     replaced = apart(whole, total([*ids[:3], ids[4]], hparams))
@@ -439,8 +441,8 @@ def test_the_clipping_norm_finds_the_quantile(quantile):
   still = make_simulator(
     task, algorithm, quadratic_data(centres), work=ONE_STEP
   )
-  hparams = jax.tree.map(lambda x: x, still.hparams)
-  hparams["server"] = {"learning_rate": 0.0}  # the norms stay what they are
+  # The norms stay what they are.
+  hparams = hparams_of(still, server={"learning_rate": 0.0})
   state, expected = still.init(hparams), 0.3
   for out in still.run(state, 60, hparams=hparams):
     told = out.rows[0]["privacy/clip_norm"]

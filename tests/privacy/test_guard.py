@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from fedjax_sim.privacy.local.additive import laplace
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
 from fedjax_sim.training.stale import stale
-from problems import quadratic, quadratic_data, sgd
+from problems import hparams_of, quadratic, quadratic_data, sgd
 from test_features import DIGITS
 
 TASK = quadratic(3)
@@ -207,8 +206,8 @@ def test_a_budget_needs_a_private_algorithm():
 
 def test_numbers_that_the_ledger_does_not_know():
   made = simulator()
-  hparams = jax.tree.map(lambda x: x, made.hparams)
-  hparams["privacy"] = hparams["privacy"] | {"noise_multiplier": 0.5}
+  numbers = made.hparams["algorithm"]["privacy"] | {"noise_multiplier": 0.5}
+  hparams = hparams_of(made, privacy=numbers)
   with pytest.raises(ValueError, match=r"'noise_multiplier'.*=0.5 is not 1.0"):
     made.init(hparams)
 
@@ -615,7 +614,7 @@ def test_what_may_not_depend_on_how_many_clients_there_are():
   assert made.account.ledger.adjacency == "add-or-remove"
   assert made.account.ledger.participation.rate == 0.2
   assert made.sampler.expected == 18
-  assert made.hparams["privacy"]["denominator"] == 20
+  assert made.hparams["algorithm"]["privacy"]["denominator"] == 20
   assert made.account.public_clients == 100
   public = build(
     flags.load(str(DIGITS), PRIVATE | {"server.sampling": "poisson"})

@@ -29,6 +29,7 @@ from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
 from problems import (
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -415,8 +416,8 @@ def test_a_model_that_is_too_large_for_its_noise_is_refused():
 
 def test_other_noise_in_a_call_is_refused():
   made = simulator()
-  hparams = {**made.hparams, "privacy": dict(made.hparams["privacy"])}
-  hparams["privacy"]["noise_multiplier"] = 2.0
+  numbers = made.hparams["algorithm"]["privacy"] | {"noise_multiplier": 2.0}
+  hparams = hparams_of(made, privacy=numbers)
   with pytest.raises(ValueError, match=r"noise_multiplier'\]=2.0 is not 1.0"):
     made.init(hparams)
 

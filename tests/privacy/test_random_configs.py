@@ -259,7 +259,7 @@ class Measured:
     (one, model), (other, further) = self.sum_of(0), self.sum_of(1)
     moved = np.abs(flat(model) - flat(further)).max()
     steps = np.abs(flat(one.update) - flat(other.update)).max()
-    numbers = self.simulator.hparams["privacy"]
+    numbers = self.simulator.hparams["algorithm"]["privacy"]
     scale = steps * numbers["clip_norm"] / (moved * numbers["denominator"])
     found = 2.0 ** np.round(np.log2(scale))
     assert abs(scale / found - 1) < 0.01
@@ -319,7 +319,7 @@ def noise_of(measured, fields, multiplier, scale):
   Of a first round, which is not correlated with another yet.
   """
   total, model = measured.sum_of(1)
-  numbers = measured.simulator.hparams["privacy"]
+  numbers = measured.simulator.hparams["algorithm"]["privacy"]
   mean = flat(model) * numbers["denominator"] / numbers["clip_norm"]
   noise = mean - flat(total.update)
   extras = ("privacy.quantile", "privacy.noised_weight")
@@ -364,7 +364,7 @@ def test_no_config_prints_less_than_it_betrays(block, count, measures, only):
     ledger, release = made.account.ledger, made.algorithm.release
     assert ledger is not None
     there, other = 1.0, 2.0
-    scale = made.hparams["privacy"]["noise_scale"]
+    scale = made.hparams["algorithm"]["privacy"]["noise_scale"]
     if i < measures:
       measured = Measured(made, fields)
       there, other = sensitivity(measured, fields, rng)

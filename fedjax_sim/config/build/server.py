@@ -35,7 +35,9 @@ def build_schedules(
       not have; names the field.
   """
   result = {}
-  there = hparams.named({**algorithm.hparams, "task": task.hparams})
+  there = hparams.named(algorithm.hparams) | hparams.named(
+    {"task": dict(task.hparams)}
+  )
   for section, name in _SCHEDULED.items():
     text = config[section].schedule
     if text is None:

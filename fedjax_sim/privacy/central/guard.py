@@ -271,7 +271,7 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
 
   Args:
     release: of the algorithm.
-    hparams: of the run.
+    hparams: of the algorithm.
     sampler: who takes part.
 
   Raises:
@@ -283,7 +283,7 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
     release.multiplier,
   ):
     raise ValueError(
-      f"hparams['privacy']['noise_multiplier']={drawn} is not the"
+      f"hparams['algorithm']['privacy']['noise_multiplier']={drawn} is not the"
       f" {release.multiplier} that the algorithm tells accountants; wrap it"
       " again, with this one."
     )
@@ -298,8 +298,8 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
   if release.simulated is None:
     if scale != 1:
       raise ValueError(
-        f"hparams['privacy']['noise_scale']={scale} is of a simulated cohort,"
-        " and there is none; leave it at 1."
+        f"hparams['algorithm']['privacy']['noise_scale']={scale} is of a"
+        " simulated cohort, and there is none; leave it at 1."
       )
     return
   cohort, _ = release.simulated
@@ -352,6 +352,6 @@ def check_numbers(given: HParams, counted: HParams) -> None:
     one, other = given["privacy"][name], counted["privacy"][name]
     if float(one) != float(other):
       raise ValueError(
-        f"hparams['privacy'][{name!r}]={one} is not {other}, which the"
-        " accountant counts on; wrap the algorithm again, with this one."
+        f"hparams['algorithm']['privacy'][{name!r}]={one} is not {other}, which"
+        " the accountant counts on; wrap the algorithm again, with this one."
       )
