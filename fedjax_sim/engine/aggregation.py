@@ -199,7 +199,7 @@ def _train_device(
   elif spec.aggregator.needs_all_updates:
     sums = sums._replace(update=stack)
   if spec.log_clients:
-    kept = kept._replace(log=_log_columns(spec, given, kept, sums.logged))
+    kept = kept._replace(log=log_columns(spec, given, kept, sums.logged))
   return sums._replace(logged=()), counts, kept
 
 
@@ -224,11 +224,11 @@ def _train_waves(
     rank: shape=(waves, lanes), int32; the clients' ranks in the cohort.
   """
   waves, lanes = grid.client.shape
-  sums = _zero_sums(aggregator, outcome, waves * lanes)
+  sums = zero_sums(aggregator, outcome, waves * lanes)
   grid_zeros = lambda tree: jax.tree.map(
     lambda x: jnp.zeros((waves, lanes, *x.shape), x.dtype), tree
   )
-  kept = PerClient(*map(grid_zeros, _per_client(outcome)))
+  kept = PerClient(*map(grid_zeros, per_client(outcome)))
 
   @jax.named_scope("aggregate")
   def fold(
@@ -236,13 +236,13 @@ def _train_waves(
   ) -> tuple[CohortSums, PerClient]:
     sums, kept = acc
     here = context._replace(slot=w * lanes, rank=rank[w])
-    sums = _add_wave(aggregator, sums, out, here, outcome)
-    return sums, put_wave(kept, _per_client(out), w)
+    sums = add_wave(aggregator, sums, out, here, outcome)
+    return sums, put_wave(kept, per_client(out), w)
 
   return over_waves(one, grid, num_waves, fold, (sums, kept))
 
 
-def _zero_sums(
+def zero_sums(
   aggregator: Aggregator, outcome: ClientOutcome, slots: int
 ) -> CohortSums:
   """Return the accumulators before the first wave.
@@ -265,7 +265,7 @@ def _zero_sums(
   )
 
 
-def _add_wave(
+def add_wave(
   aggregator: Aggregator,
   sums: CohortSums,
   out: ClientOutcome,
@@ -357,7 +357,7 @@ def _finish_coordinates(
   return over_coordinates(finish, stack, jax.eval_shape(finish, rows))
 
 
-def _log_columns(
+def log_columns(
   spec: RoundSpec, given: RoundInputs, kept: PerClient, direction: PyTree
 ) -> dict[str, Array]:
   """Return the client log's columns of one device.
@@ -386,7 +386,7 @@ def _at(tree: PyTree, *index: Any) -> Any:
   return jax.tree.map(lambda x: x[index], tree)
 
 
-def _per_client(outcome: ClientOutcome) -> PerClient:
+def per_client(outcome: ClientOutcome) -> PerClient:
   """Return what a round keeps of the clients of an outcome."""
   report = outcome.report
   return PerClient(

@@ -7,8 +7,11 @@ to be traced is in `preflight`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
 
 from fedjax_sim.core import (
   Aggregator,
@@ -33,6 +36,27 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
   "transforms": ((list, tuple), "[transforms.clip(1.0)]"),
   "runtime": (Runtime, "Runtime(lanes=1)"),
 }
+
+
+def check(fields: Mapping[str, Any]) -> None:
+  """Refuse fields of `Simulator` that are wrong, or do not go together.
+
+  Args:
+    fields: name -> value, all of them.
+
+  Raises:
+    TypeError, ValueError: names the field.
+  """
+  f = types.SimpleNamespace(**fields)
+  check_seeds(f.seed, f.noise_seed)
+  check_options(f.log_clients, f.fall_back, f.best_metric, f.debug)
+  check_kinds(**{name: fields[name] for name in KINDS})
+  check_transforms(f.transforms)
+  check_parts(f.algorithm, f.aggregator, f.data, f.runtime)
+  clients = 1 if f.algorithm.pooled else f.data.train.num_clients
+  check_sampler(f.sampler, clients)
+  check_unobserved(f.sampler, f.algorithm, f.aggregator)
+  check_fall_back(f.fall_back, f.best_metric)
 
 
 def check_kinds(**fields: Any) -> None:
@@ -64,7 +88,7 @@ def check_seeds(seed: int, noise_seed: int | None) -> None:
 
 
 def check_options(
-  log_clients: bool, fall_back: bool, best_metric: str | None
+  log_clients: bool, fall_back: bool, best_metric: str | None, debug: bool
 ) -> None:
   """Refuse options of another type than theirs.
 
@@ -72,15 +96,23 @@ def check_options(
     log_clients: whether clients are logged.
     fall_back: whether a run goes back to its best model.
     best_metric: metric that selects it; None to keep none.
+    debug: whether rounds run as a Python loop over clients.
 
   Raises:
     TypeError: names the option.
+    ValueError: several processes debug, each of which has a part of the state.
   """
   validate.boolean("log_clients", log_clients)
   validate.boolean("server.fall_back", fall_back)
   if best_metric is not None:
     example = "'test/accuracy'"
     validate.instance("server.best_metric", best_metric, str, example)
+  validate.boolean("debug", debug)
+  if debug and jax.process_count() > 1:
+    raise ValueError(
+      f"debug=True runs in one process, and there are {jax.process_count()};"
+      " start one, with few clients."
+    )
 
 
 def check_fall_back(fall_back: bool, best_metric: str | None) -> None:

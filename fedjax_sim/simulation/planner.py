@@ -16,9 +16,10 @@ from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.residency import Residency
+from fedjax_sim.engine.state import RoundMetrics
 from fedjax_sim.engine.virtual_devices import DeviceSplit
 from fedjax_sim.privacy.accounting import promises
-from fedjax_sim.simulation.dispatch import Planned
+from fedjax_sim.simulation.dispatch import Planned, observed
 from fedjax_sim.simulation.runtime import Runtime
 
 TARGET_SECONDS = 1.0  # of one dispatch, if its number of rounds is free
@@ -111,21 +112,14 @@ class Cohorts:
     return state
 
   def after(
-    self,
-    state: PyTree,
-    done: int,
-    ids: np.ndarray,
-    present: np.ndarray,
-    values: dict[str, np.ndarray],
+    self, state: PyTree, planned: Planned, metrics: RoundMetrics
   ) -> PyTree:
-    """Return the sampler's state after a round; arguments as `observe` has.
+    """Return the sampler's state after a round; the same if it has none.
 
     Args:
       state: the state before the round.
-      done: number of rounds done before it.
-      ids: its clients, shape=(cohort,).
-      present: which of them are in the aggregate, shape=(cohort,).
-      values: name -> what they report, shape=(cohort,).
+      planned: the round, a single one.
+      metrics: on the host, with a leading axis of rounds.
 
     Raises:
       ValueError: the sampler fails, or the state has another shape or dtype.
@@ -133,8 +127,9 @@ class Cohorts:
     if self.sampler.observe is None:
       return state
     kind = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    done, seen = planned.first, observed(planned, metrics)
     try:
-      new = self.sampler.observe(state, done, ids, present, values)
+      new = self.sampler.observe(state, done, *seen)
       new = jax.tree.map(np.asarray, new)
       if kind(new) != kind(state):
         raise ValueError(

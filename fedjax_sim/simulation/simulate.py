@@ -52,7 +52,7 @@ def simulate(
     hparams: numeric hyper-parameters; None for the algorithm's.
     sampler: another way to draw cohorts; `clients_per_round` is then unused.
     runtime: how fast; None for the default.
-    **arguments: more fields of `Simulator`.
+    **arguments: more fields of `Simulator`, such as `debug=True`.
 
   Returns:
     An iterator over the state and the metrics after each round. The state is
