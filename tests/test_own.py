@@ -53,6 +53,7 @@ def test_the_page_shows_the_files():
   assert "python docs/own/script.py" in text
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path):
   summary = experiment.run(config_of(path.stem), tmp_path)
@@ -229,6 +230,7 @@ def test_the_data_are_rings():
   np.testing.assert_array_equal(np.hypot(*x.T).astype(int), y)
 
 
+@pytest.mark.integration
 def test_the_script_trains(capsys):
   accuracy = own("script", "main")(20)
   printed = capsys.readouterr().out.splitlines()
