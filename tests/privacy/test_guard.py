@@ -16,7 +16,7 @@ from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.cli import describe
 from fedjax_sim.config import flags
 from fedjax_sim.config.build import build
-from fedjax_sim.core import Transform
+from fedjax_sim.core import Transform, TransformResult
 from fedjax_sim.privacy.central import Central, central, guard
 from fedjax_sim.privacy.central.canaries import Canaries
 from fedjax_sim.privacy.central.factorization import banded
@@ -153,10 +153,8 @@ def learner():
   return Transform(
     name="learner",
     hparams={},
-    apply=lambda update, shared, state, hparams, key: (
-      update,
-      state,
-      jnp.float32(1),
+    apply=lambda update, shared, state, hparams, key: TransformResult(
+      update, state, jnp.float32(1)
     ),
     init=lambda params, hparams: jnp.zeros(()),
     update=lambda shared, aux, hparams: shared + aux,

@@ -238,7 +238,8 @@ def _learns(transform: Transform, params: PyTree) -> bool:
   shared = jax.eval_shape(transform.init, params, numbers)
   own = jax.eval_shape(transform.client_init, params, numbers)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  _, _, aux = jax.eval_shape(transform.apply, params, shared, own, numbers, key)
+  given = params, shared, own, numbers, key
+  aux = jax.eval_shape(transform.apply, *given).aux
   traced = jax.make_jaxpr(transform.update)(shared, aux, numbers).jaxpr
   first, count = len(jax.tree.leaves(shared)), len(jax.tree.leaves(aux))
   tainted = set(map(id, traced.invars[first : first + count]))
