@@ -7,7 +7,7 @@ leave a client out or not, so that the value of an action is a sum over clients:
 
     Q(statistics, action) = sum over the clients left out of theta . phi_i / n
 
-with phi_i the client's statistics, standardised over the cohort, and their
+with phi_i the client's statistics, standardized over the cohort, and their
 squares. theta is the ridge regression of the rewards in a replay memory, and
 the greedy action leaves out every client with theta . phi_i > 0. With
 probability epsilon, which falls from round to round, the action is random.
@@ -45,7 +45,7 @@ FEATURES = 1 + 2 * len(SEEN)
 
 
 class Memory(NamedTuple):
-  """The last rounds' actions and rewards, a ring.
+  """A ring buffer of the last rounds' actions and rewards.
 
   Attributes:
     action: shape=(rounds, FEATURES); the mean over clients of phi where left
@@ -60,7 +60,7 @@ class Memory(NamedTuple):
 
 
 class RLState(NamedTuple):
-  """DGA's server, and what the agent remembers."""
+  """DGA's server state, and the agent's."""
 
   dga: DGAState
   memory: Memory
@@ -82,25 +82,26 @@ def dga_rl(
   memory_rounds: int = 200,
   ridge: float = 0.01,
 ) -> Algorithm:
-  """DGA, and an agent that may leave clients out.
+  """Return DGA with an agent that may leave clients out.
 
-  Both models are tried on the server's examples, and the better one is kept;
-  at a tie the agent's. Needs `Context.server_data` and the aggregator `stack`.
+  The models with and without those clients are evaluated on the server's
+  examples, and the better one is kept; at a tie the agent's. Needs
+  `Context.server_data` and the aggregator `stack`.
 
   Args:
     task: what clients train.
-    client_optimizer: begins anew in every round.
+    client_optimizer: starts anew in every round.
     server_optimizer: takes the negative weighted mean update as a gradient.
     statistic: of the softmax weights; as in `dga`.
     beta: of the softmax weights; as in `dga`.
-    metric: of the task; the reward is the agent's less DGA's, and the other
-      way round for `loss`.
+    metric: a metric of the task; the reward is the agent's value minus DGA's,
+      with the opposite sign if lower is better.
     epsilon: probability of a random action in the first round.
-    epsilon_decay: by which its distance from `epsilon_least` is multiplied
-      each round.
-    epsilon_least: what it approaches.
-    memory_rounds: how many rounds the agent remembers, at most 10^6.
-    ridge: the regression's penalty.
+    epsilon_decay: factor of the distance of epsilon from `epsilon_least`,
+      applied once per round.
+    epsilon_least: limit of epsilon.
+    memory_rounds: number of rounds that the agent remembers, at most 10^6.
+    ridge: penalty of the regression.
 
   Raises:
     TypeError, ValueError: an argument is out of range.
@@ -244,9 +245,9 @@ def remember(memory: Memory, action: Array, reward: Array) -> Memory:
 
 
 def features(members: Members) -> Array:
-  """Phi of every client, shape=(slots, FEATURES); 0 where nobody is.
+  """Return phi of every client, shape=(slots, FEATURES); 0 for empty slots.
 
-  Standardised over the cohort, and cut off at 3 standard deviations.
+  Statistics are standardized over the cohort and limited to 3 deviations.
   """
   seen = jnp.stack([members.values[name] for name in SEEN], axis=-1)
   present = members.present[:, None]
@@ -262,10 +263,10 @@ def features(members: Members) -> Array:
 
 
 def regression(memory: Memory, ridge: Array) -> Array:
-  """Theta, shape=(FEATURES,): what rewards follow from actions.
+  """Return theta, shape=(FEATURES,), that predicts rewards from actions.
 
-  argmin sum (reward - action . theta)^2 + ridge |theta|^2; rounds that are not
-  yet there are rows of 0.
+  argmin sum (reward - action . theta)^2 + ridge |theta|^2; unused rows of the
+  memory are 0.
   """
   x, y = memory.action, memory.reward
   gram = x.T @ x + ridge * jnp.eye(FEATURES, dtype=x.dtype)

@@ -1,4 +1,4 @@
-"""FedLabels: clients of whose examples few are labelled.
+"""FedLabels: clients that have labels for only a few of their examples.
 
 Cho, Joshi and Dimitriadis 2023, "Local or global: Selective knowledge
 assimilation for federated learning with limited labels" (arXiv 2307.08809), as
@@ -78,13 +78,13 @@ class Unlabelled(NamedTuple):
 
 
 class PseudoLabels(NamedTuple):
-  """What two models make of a batch; all shape=(batch,).
+  """The predictions of two models on a batch; all shape=(batch,).
 
   Attributes:
-    label: of the more certain model; the received one where both are alike.
-    confidence: its probability there.
-    agree: whether both models give that label.
-    ratio: the lesser certainty over the greater, 0 to 1.
+    label: that of the more certain model; at a tie the received model's.
+    confidence: its probability by that model.
+    agree: whether both models predict the same label.
+    ratio: the smaller certainty over the larger, 0 to 1.
   """
 
   label: Array
@@ -94,7 +94,7 @@ class PseudoLabels(NamedTuple):
 
 
 def _inverse_entropy(probabilities: Array) -> Array:
-  """1 / entropy, without a division by 0."""
+  """Return 1 / entropy, without a division by 0."""
   logs = jnp.log(jnp.where(probabilities > 0, probabilities, 1))
   return 1 / (1e-5 - jnp.sum(probabilities * logs, axis=-1))
 
@@ -109,11 +109,11 @@ COMPARISONS: dict[str, Callable[[Array], Array]] = {
 def pseudo_labels(
   received: Array, supervised: Array, comparison: str = "variance"
 ) -> PseudoLabels:
-  """The labels that the more certain of two models gives.
+  """Return the labels of the more certain of two models.
 
   Args:
     received: shape=(batch, classes); the received model's probabilities.
-    supervised: the same of the model that the labelled examples made.
+    supervised: the same of the model trained on the labelled examples.
     comparison: a name of `COMPARISONS`.
   """
   certainty = COMPARISONS[comparison]
@@ -147,37 +147,38 @@ def fedlabels(
   comparison: str = "variance",
   flip: bool = False,
 ) -> Algorithm:
-  """FedAvg on labelled examples, and on pseudo labels of the others.
+  """Return FedAvg on labelled examples and on pseudo labels of the others.
 
-  Clients walk over the splits "labelled" and "unlabelled", as
-  `data.with_few_labels` makes them. Labels of the second are never used. A
-  batch in which no example gets a pseudo label takes no step.
+  Clients iterate over the splits "labelled" and "unlabelled" that
+  `data.with_few_labels` makes. Labels of the second are never used. A batch in
+  which no example gets a pseudo label takes no step.
 
-  An update is a `Pair` of the two models' updates, of which transforms see
-  both: `clip` bounds their common norm. Only after the transforms is the
-  unsupervised one multiplied by the client's number of pseudo labels, over all
-  of its steps, or by 1 if there were none. By their mean the server divides;
-  the weights of clients are 1, so that the aggregator `weighted_mean` gives
-  both means exactly. A median would be one of those products. Transforms with a
-  state of the parameters' shape do not fit.
+  An update is a `Pair` of the two models' updates, and transforms act on both
+  together: `clip` bounds their common norm. After the transforms the
+  unsupervised update is multiplied by the client's number of pseudo labels over
+  all of its steps, or by 1 if there were none, and the server divides by the
+  mean of these numbers. Clients have weight 1, so that the aggregator
+  `weighted_mean` gives both means exactly; a median would be one of products.
+  Transforms with a state of the parameters' shape do not fit.
 
-  The consistency term takes the model in evaluation mode, FLUTE in training
-  mode; the first `burn_in` rounds take the supervised model's mean as it is,
-  FLUTE half of its way. The defaults are FLUTE's, but for the magnitude.
+  The consistency term uses the model in evaluation mode (FLUTE: in training
+  mode); the first `burn_in` rounds take the whole supervised mean (FLUTE: half
+  of it). The defaults are FLUTE's, except for the magnitude.
 
   Args:
     task: a classifier with `Task.logits`, whose loss takes labels "y".
-    client_optimizer: of both models; begins anew for each of them.
+    client_optimizer: of both models; starts anew for each of them.
     server_optimizer: sgd with learning rate 1 takes half of each mean.
     burn_in: rounds without the unlabelled examples.
-    threshold: a pseudo label needs a probability above it; 0 to 1.
-    temperature: of all softmaxes but the cross-entropy's; > 0.
-    unsup_weight: of the cross-entropy with pseudo labels, >= 0.
-    consistency_weight: of the divergence from the supervised model, >= 0.
-    l2: of the distance to the received parameters, the mean square of every
-      array, summed over arrays; >= 0.
-    magnitude: of `augment`, 0 to 1; FLUTE's `uda: 0` is 0. Examples that are no
-      images get noise.
+    threshold: probability that a pseudo label has to exceed; 0 to 1.
+    temperature: of all softmaxes except the cross-entropy's; > 0.
+    unsup_weight: weight of the cross-entropy with pseudo labels, >= 0.
+    consistency_weight: weight of the divergence from the supervised model,
+      >= 0.
+    l2: weight of the squared distance to the received parameters, averaged over
+      each array and summed over arrays; >= 0.
+    magnitude: strength of `augment`, 0 to 1; FLUTE's `uda: 0` is 0. Examples
+      that are not images get noise.
     comparison: which model is more certain: the one whose class probabilities
       have the larger `variance`, or the smaller `entropy`.
     flip: whether mirror images have the same class.
@@ -422,10 +423,10 @@ def _joined(aggregate: Aggregate, context: Context) -> Aggregate:
 
 
 def _begun(hparams: HParams, round_: Array) -> Array:
-  """Whether `burn_in` rounds came before this one, the first being 0."""
+  """Return whether `burn_in` rounds came before this one."""
   return round_ + 1 > hparams["burn_in"]
 
 
 def _times(count: Array, tree: PyTree) -> PyTree:
-  """`count * tree`, in float32 at least."""
+  """Return `count * tree`, in float32 at least."""
   return jax.tree.map(lambda x: count * x, tree)

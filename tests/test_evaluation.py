@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, open_store, write_store
@@ -18,7 +19,6 @@ from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks, in_pieces
 from problems import MODELS, blobs, make_simulator, sgd, train
-from sketches.ditto import ditto
 
 SEEN = [3, 0, 5, 1, 9, 0]
 UNSEEN = [2, 7, 4]
@@ -127,10 +127,10 @@ def test_metrics_are_numpys_whatever_lanes_devices_and_sizes(
 def test_personal_models_are_evaluated_on_their_own_clients():
   data = dataset()
   task = MODELS["lr"](data)
-  simulator = simulator_of(ditto(task, 0.3, 0.1), task, data, lanes=3)
+  simulator = simulator_of(ditto(task, sgd(0.3), sgd(1.0)), task, data, lanes=3)
   state = train(simulator, 2)
   params = state.server.variables.params
-  table = state.clients[0]
+  table = state.clients[0].params
   own = [jax.tree.map(lambda x, k=k: x[k], table) for k in range(len(SEEN))]
 
   seen = simulator.evaluate.clients(state, "seen")
@@ -158,7 +158,7 @@ def test_what_has_no_room_on_the_devices_is_sent_in_pieces(
 ):
   data = dataclasses.replace(dataset(), unseen=part_of([1, 2, 3, 4] * 3, 4))
   task = MODELS["lr"](data)
-  algorithm = ditto(task, 0.3, 0.1)
+  algorithm = ditto(task, sgd(0.3), sgd(1.0))
   whole = simulator_of(algorithm, task, data, 2, devices)
   state = train(whole, 2)
   expected = whole.evaluate(state)

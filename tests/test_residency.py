@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 
 from fedjax_sim import distributed
+from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.mime_lite import mime_lite
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine import residency
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator, sgd
-from sketches.ditto import ditto
-from sketches.mimelite import mimelite
 
+HEAVY = optimizer("sgd", learning_rate=0.1, momentum=0.9)
 ALGORITHMS = {
   "fedavg": lambda task: fedavg(task, sgd(0.1), sgd(1.0)),
-  "ditto": lambda task: ditto(task, 0.1, 0.1),  # keeps a row a client
-  "mimelite": lambda task: mimelite(task, 0.1),  # two passes over one split
+  "ditto": lambda task: ditto(task, sgd(0.1), sgd(1.0)),  # keeps a row a client
+  # Two passes over one split, and a state beside the model.
+  "mime_lite": lambda task: mime_lite(task, HEAVY, sgd(1.0)),
 }
 
 

@@ -12,6 +12,7 @@ from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
+from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core import Metric, Task, key_for
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalWork
@@ -28,7 +29,6 @@ from problems import (
   sgd,
   train,
 )
-from sketches.scaffold import scaffold
 
 SIZES = [3, 9, 1, 14, 7, 5, 5, 12, 2, 6, 8, 4]
 
@@ -238,7 +238,9 @@ def test_weights_are_numbers_of_examples_or_uniform():
 def test_whole_runs_can_be_vmapped_over_seeds_and_rates():
   data = blobs(SIZES)
   task = MODELS["mlp"](data)
-  algorithm = scaffold(task, 0.1)  # a table of client states, too
+  algorithm = scaffold(
+    task, sgd(0.1), sgd(1.0)
+  )  # a table of client states, too
   settings = [(0, 0.05), (7, 0.2)]
 
   def simulator_of(seed):
@@ -416,7 +418,7 @@ def test_a_client_that_is_not_finite_is_left_out(aggregator):
     )
     simulator = make_simulator(
       task,
-      scaffold(task, 0.1),
+      scaffold(task, sgd(0.1), sgd(1.0)),
       data,
       sampler=sampler,
       aggregator=aggregators.AGGREGATORS[aggregator](),
@@ -487,7 +489,12 @@ def test_only_clients_that_took_part_write_their_state():
   data = blobs(SIZES)
   task = MODELS["lr"](data)
   simulator = make_simulator(
-    task, scaffold(task, 0.1), data, clients_per_round=4, lanes=3, devices=2
+    task,
+    scaffold(task, sgd(0.1), sgd(1.0)),
+    data,
+    clients_per_round=4,
+    lanes=3,
+    devices=2,
   )
   ids = simulator.sampler.sample(0, 0)
   state = train(simulator, 1)

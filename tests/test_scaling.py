@@ -14,6 +14,7 @@ from jax import lax
 
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.engine import plan
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
@@ -26,7 +27,6 @@ from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.scaling import Hardware, Model
 from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator
-from sketches.scaffold import scaffold
 
 SGD = optimizer("sgd", learning_rate=0.01)
 SPEED = Speed(1e9, 1e9)
@@ -241,7 +241,7 @@ def test_what_clients_keep_is_read_and_written():
   data = blobs([4] * 64)
   task = MODELS["lr"](data)
   simulator = make_simulator(
-    task, scaffold(task, 0.1), data, clients_per_round=4
+    task, scaffold(task, SGD, SGD), data, clients_per_round=4
   )
   model = model_of(simulator)
   row = model.costs.row_bytes

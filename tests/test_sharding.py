@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import aggregators, distributed, sampling, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core import tree as trees
 from fedjax_sim.distributed import AXIS, MODEL
 from fedjax_sim.engine.batching import LocalWork
@@ -27,7 +28,6 @@ from problems import (
   sgd,
   train,
 )
-from sketches.scaffold import scaffold
 
 SIZES = [1, 3, 4, 7, 9, 12, 20, 33, 5, 5, 2]
 
@@ -227,7 +227,7 @@ def test_pieces_of_client_states_and_the_way_back():
   def scaffolds(runtime):
     return Simulator(
       task=task,
-      algorithm=scaffold(task, 0.1),
+      algorithm=scaffold(task, sgd(0.1), sgd(1.0)),
       data=data,
       sampler=sampling.uniform(len(SIZES), 9),
       runtime=dataclasses.replace(runtime, lanes=1, donate=False),

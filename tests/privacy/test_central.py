@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_sim import sampling
+from fedjax_sim.algorithms.apfl import apfl
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
@@ -20,7 +21,6 @@ from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
 from fedjax_sim.algorithms.kmeans import kmeans
 from fedjax_sim.algorithms.per_fedavg import per_fedavg
-from fedjax_sim.algorithms.personalized import personalized
 from fedjax_sim.algorithms.reptile import reptile
 from fedjax_sim.data import with_few_labels
 from fedjax_sim.engine import traffic
@@ -292,7 +292,7 @@ ALGORITHMS: dict[str, Any] = {
     lambda t: dga(t, sgd(1.0), sgd(1.0), weighting="uniform"),
     {},
   ),
-  "personalized": (lambda t: personalized(t, sgd(1.0), sgd(1.0)), {}),
+  "apfl": (lambda t: apfl(t, sgd(1.0), sgd(1.0)), {}),
   "reptile": (lambda t: reptile(t, sgd(1.0), sgd(1.0)), {}),
   "per_fedavg": (lambda t: per_fedavg(t, sgd(1.0), sgd(1.0)), {}),
   "fedlabels": (

@@ -13,7 +13,7 @@ from fedjax_sim import aggregators, sampling, simulate, transforms
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.learned_weights import learned_weights
+from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.cli import describe
 from fedjax_sim.config import flags
 from fedjax_sim.config.build import build
@@ -72,7 +72,7 @@ def with_buffers():
   [
     (lambda: stale(PLAIN, 0.1), {}, r"server.stale_probability.*unset one"),
     (
-      lambda: learned_weights(TASK, sgd(1.0), sgd(1.0)),
+      lambda: fedlaw(TASK, sgd(1.0), sgd(1.0)),
       {},
       "every client's update by itself",
     ),
