@@ -131,6 +131,7 @@ def check(report: dict) -> None:
   assert all(math.isfinite(x) and x > 0 for x in positive)
 
 
+@pytest.mark.integration
 def test_engine_writes_all_fields(tmp_path):
   report = run_engine(tmp_path)
   check(report)
@@ -148,6 +149,7 @@ def test_engine_writes_all_fields(tmp_path):
   assert theirs["extrapolated"]
 
 
+@pytest.mark.integration
 def test_engine_without_pytorch_leaves_its_columns_empty(tmp_path):
   report = run_engine(tmp_path, "import sys", "sys.modules['torch'] = None")
   check(report)
@@ -160,6 +162,7 @@ def test_engine_without_pytorch_leaves_its_columns_empty(tmp_path):
 
 if hasattr(os, "sched_setaffinity"):
 
+  @pytest.mark.slow
   def test_engine_on_one_core(tmp_path):
     report = run_engine(tmp_path, more="--cores=1")
     check(report)

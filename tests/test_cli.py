@@ -225,6 +225,7 @@ def test_all_errors_have_one_base():
   assert codes == {"CheckpointError", "DivergedError", "WriteError"}
 
 
+@pytest.mark.integration
 def test_a_wrong_call_is_answered_without_jax():
   """JAX takes most of a second to import."""
   calls = [
@@ -377,6 +378,7 @@ def test_a_plan_that_no_run_could_do(capsys):
   assert "From 200,000 clients on a round has more" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_from_a_shell(tmp_path):
   """In a process of its own: one line, no traceback."""
   paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -403,6 +405,7 @@ def test_the_version(capsys):
   assert capsys.readouterr().out == f"{version('fedjax_sim')}\n"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
   ("command", "code", "words"),
   [
@@ -433,6 +436,7 @@ def test_no_traceback(command, code, words):
   assert "Traceback" not in result.stdout
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seconds", [0.1, 0.5])
 def test_an_early_interrupt(seconds):
   """While the first imports run an exception could get lost."""
@@ -455,6 +459,7 @@ def test_an_early_interrupt(seconds):
   assert result.stdout == ""
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_in_an_import_leaves_nothing(tmp_path, number):
   (tmp_path / "mine.py").write_text(

@@ -1,6 +1,7 @@
 """What is told of clients one by one, against numpy in float64."""
 
 import dataclasses
+import itertools
 import pathlib
 import sys
 
@@ -17,6 +18,7 @@ from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_log import combine
 from fedjax_sim.training.stale import stale
 from problems import MODELS, blobs, make_simulator, quadratic, sgd
+from tiers import slow_but
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 
@@ -86,9 +88,19 @@ def assert_same(a, b, **near):
       np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", aggregators.AGGREGATORS)
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (2, 1), (1, 2), (2, 2)])
-def test_numbers_are_those_of_numpy(name, lanes, devices):
+LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 2)]
+QUICK = [
+  *zip(aggregators.AGGREGATORS, itertools.cycle(LAYOUTS), strict=False),
+  ("weighted_mean", (2, 2)),
+]
+
+
+@pytest.mark.parametrize(
+  ("name", "layout"),
+  slow_but(QUICK, itertools.product(aggregators.AGGREGATORS, LAYOUTS)),
+)
+def test_numbers_are_those_of_numpy(name, layout):
+  lanes, devices = layout
   simulator = make_simulator(
     quadratic(7),
     algorithm_of(name),
@@ -166,13 +178,15 @@ def test_values_are_told_by_their_names():
     np.testing.assert_allclose(found[ours], theirs, rtol=1e-6, err_msg=ours)
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("lanes", slow_but([3], [1, 3]))
 def test_two_devices_tell_what_one_does(lanes):
   one = logged(digits_like(), 4)
   two = logged(digits_like(devices=2, lanes=lanes), 4)
   assert_same(one, two, rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.usefixtures("exact")
+@pytest.mark.slow
 def test_a_fixed_order_of_sums_gives_the_same_bits():
   if jax.devices()[0].platform != "cpu":
     pytest.skip("promised for CPUs")

@@ -12,6 +12,7 @@ from jax import lax
 from fedjax_sim.tasks import convolution
 from fedjax_sim.tasks.convolution import convolve, patches, winograd
 from problems import check_same, normal
+from tiers import slow_but
 
 DIMENSIONS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC")}
 
@@ -95,7 +96,9 @@ def test_single_precision_loses_little():
   assert float(jnp.abs(out - exact).max()) < 1e-5 * float(jnp.abs(exact).max())
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+  "dtype", slow_but([jnp.bfloat16], [jnp.bfloat16, jnp.float16])
+)
 def test_half_precision_is_as_good_as_its_digits(dtype):
   x, kernel = normal(0, 4, 12, 12, 64), normal(1, 3, 3, 64, 16)
   weight = normal(2, 4, 12, 12, 16)
@@ -245,7 +248,7 @@ def temporaries(function, x, kernel):
 @on_cpu
 @pytest.mark.parametrize(
   ("features", "window", "copies"),
-  [(3, (5, 2), 10), (8, (3, 3), 4)],
+  slow_but([(8, (3, 3), 4)], [(3, (5, 2), 10), (8, (3, 3), 4)]),
   ids=["patches", "winograd"],
 )
 def test_pieces_of_a_batch(monkeypatch, features, window, copies):

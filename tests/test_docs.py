@@ -21,6 +21,9 @@ import pytest
 import fedjax_sim
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.config import default_config
+from tiers import slow_but
+
+pytestmark = pytest.mark.integration
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -188,7 +191,13 @@ WITH_PYTHON = (
 )
 
 
-@pytest.mark.parametrize("title", ["The command line", *WITH_PYTHON])
+@pytest.mark.parametrize(
+  "title",
+  [
+    "The command line",
+    *slow_but(WITH_PYTHON[:1] + WITH_PYTHON[2:], WITH_PYTHON),
+  ],
+)
 def test_the_readme_can_be_followed(title, tmp_path):
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   follow(section(README, title), tmp_path)
@@ -259,12 +268,9 @@ def test_the_design_names_every_module():
 
 @pytest.mark.parametrize(
   "name",
-  [
-    "privacy.md",
-    pytest.param("privacy_local.md", marks=pytest.mark.slow),
-    pytest.param("privacy_secure.md", marks=pytest.mark.slow),
-  ],
+  ["privacy.md", "privacy_local.md", "privacy_secure.md"],
 )
+@pytest.mark.slow
 def test_the_code_about_privacy_runs(name, tmp_path):
   found = blocks((ROOT / "docs" / name).read_text())
   code = [block.code for block in found if block.language == "python"]

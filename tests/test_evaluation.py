@@ -150,7 +150,7 @@ def test_personal_models_are_evaluated_on_their_own_clients():
   [
     (1, 1, [3, 4, 12]),  # bytes a set; a client at a time
     (1, 700, [1, 1, 3]),
-    (2, 420, [1, 1, 5]),
+    pytest.param(2, 420, [1, 1, 5], marks=pytest.mark.slow),
   ],
 )
 def test_what_has_no_room_on_the_devices_is_sent_in_pieces(

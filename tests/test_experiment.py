@@ -254,6 +254,7 @@ def test_a_finished_run_says_so(tmp_path, undisturbed, capsys, monkeypatch):
   assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_the_clients_log_is_the_same_after_a_stop(
   tmp_path, fast, monkeypatch, undisturbed
 ):
@@ -584,23 +585,30 @@ def test_other_software_is_told(
   "changes",
   [
     {"algorithm__name": "centralized", "client__optimizer": "adam"},
-    {
-      "server__optimizer": "adam",
-      "server__learning_rate": "0.01",
-      "transforms__clip__norm": "0.1",
-      "transforms__gaussian__stddev": "0.001",
-      "client__max_examples": "9",
-    },
-    {
-      "server__initial_eval": "True",
-      "server__best_metric": "unseen/loss",
-      "server__fall_back": "True",
-      "client__schedule": "plateau(metric='unseen/loss', factor=0.5)",
-      "server__schedule": "linear(rounds=3)",  # no better model in round 1
-    },
+    pytest.param(
+      {
+        "server__optimizer": "adam",
+        "server__learning_rate": "0.01",
+        "transforms__clip__norm": "0.1",
+        "transforms__gaussian__stddev": "0.001",
+        "client__max_examples": "9",
+      },
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      {
+        "server__initial_eval": "True",
+        "server__best_metric": "unseen/loss",
+        "server__fall_back": "True",
+        "client__schedule": "plateau(metric='unseen/loss', factor=0.5)",
+        "server__schedule": "linear(rounds=3)",  # no better model in round 1
+      },
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=["centralized", "server adam", "watched"],
 )
+@pytest.mark.integration
 def test_from_every_checkpoint(tmp_path, fast, changes):
   changes |= {
     "server__rounds": "3",

@@ -76,6 +76,7 @@ def test_flute_finds_labels_where_it_looks(tmp_path):
     assert held["user_data/b/x"].shape == (1, 2, 3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("format", exporters.EXPORTERS)
 def test_a_full_disk(tmp_path, format):
   """In a process of its own: no file may be larger than some bytes."""

@@ -23,6 +23,7 @@ from fedjax_sim.tasks import (
 )
 from fedjax_sim.tasks.fast_layers import fast, slow_layers
 from problems import check_same, normal
+from tiers import slow_but
 
 CLASSES, SIDE, BATCH, CLIENTS = 3, 9, 4, 3
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
@@ -131,10 +132,13 @@ def trained(task: Any, variables: Any, examples: Any, key: Any) -> Any:
 
 @pytest.mark.parametrize(
   ("name", "dtype", "bound"),
-  [
-    ("nnx", jnp.float32, 1e-5),
-    *((name, jnp.float64, 1e-12) for name in TASKS),
-  ],
+  slow_but(
+    [("nnx", jnp.float32, 1e-5), ("function", jnp.float64, 1e-12)],
+    [
+      ("nnx", jnp.float32, 1e-5),
+      *((name, jnp.float64, 1e-12) for name in TASKS),
+    ],
+  ),
 )
 def test_training_is_that_of_the_plain_program(name, dtype, bound):
   with jax.enable_x64(dtype == jnp.float64):

@@ -32,7 +32,14 @@ def written(tmp_path):
   return write
 
 
-LONG = ("cifar10_resnet", "mnist_writers_cnn")  # large networks or data
+LONG = (  # large networks or data
+  "cifar10_resnet",
+  "ecg_cnn",
+  "ecg_personalized",
+  "mnist_fedlabels",
+  "mnist_writers_cnn",
+  "shakespeare_lstm",
+)
 EACH = [
   pytest.param(
     path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else []
@@ -41,6 +48,7 @@ EACH = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", EACH)
 def test_every_config_runs(path, tmp_path, capsys, request, monkeypatch):
   source = load(f"{path}:smoke", {"runtime.devices": "1"})

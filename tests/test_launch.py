@@ -9,6 +9,8 @@ import pytest
 
 from fedjax_sim.distributed import cpu, launcher
 
+pytestmark = pytest.mark.integration
+
 ROOT = pathlib.Path(__file__).parents[1]
 ENDS = 60  # seconds, on a busy machine, for what takes a moment
 

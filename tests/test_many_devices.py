@@ -7,6 +7,8 @@ import pytest
 
 from test_processes import begin, command, finish, launch, params
 
+pytestmark = pytest.mark.integration
+
 PATIENT = {"runtime.peer_timeout": "60"}  # however busy the machine is
 
 

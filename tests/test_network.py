@@ -14,6 +14,8 @@ import pytest
 
 import test_processes as runs
 
+pytestmark = pytest.mark.integration
+
 HOSTS = 4
 ADDRESS = "10.213.0.{}"
 TOOLS = ("ip", "tc", "nsenter", "unshare")

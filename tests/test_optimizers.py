@@ -78,11 +78,16 @@ def test_traced_numbers_give_what_optax_gives_with_constants(name):
       | {"learning_rate": np.float32(rate)}
     )
     plain = OPTIMIZERS[name](rate, **numbers)
-    params = jax.tree.map(jnp.asarray, PARAMS)
-    state = plain.init(params)
-    for step in range(STEPS):
-      updates, state = plain.update(gradients(step), state, params)
-      params = optax.apply_updates(params, updates)
+
+    @jax.jit
+    def with_constants(params, plain=plain):
+      state = plain.init(params)
+      for step in range(STEPS):
+        updates, state = plain.update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+      return params
+
+    params = with_constants(PARAMS)
     for key in PARAMS:
       assert np.abs(traced[key] - PARAMS[key]).max() > 1e-4
       np.testing.assert_allclose(traced[key], params[key], rtol=2e-5, atol=1e-6)

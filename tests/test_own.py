@@ -15,7 +15,7 @@ from flax import nnx
 
 from fedjax_sim.config.build import build
 from fedjax_sim.config.flags import load
-from fedjax_sim.core import references
+from fedjax_sim.core import AggregationContext, references
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.run import experiment
 from fedjax_sim.training.optimizers import optimizer
@@ -53,6 +53,7 @@ def test_the_page_shows_the_files():
   assert "python docs/own/script.py" in text
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path):
   summary = experiment.run(config_of(path.stem), tmp_path)
@@ -113,6 +114,10 @@ def test_the_aggregator_is_numpys(present):
     leaf[~np.array(present)] = np.nan
   given = {k: jnp.asarray(u, jnp.float32) for k, u in updates.items()}
   aggregator = own("aggregator", "short_mean")(0.4)
+  key = jax.random.key(0)
+  context = AggregationContext(
+    key, key, jnp.int32(0), jnp.arange(8), jnp.int32(6), aggregator.hparams
+  )
   acc = aggregator.init(jax.tree.map(lambda x: x[0], given), 8)
   for wave in (0, 2, 4):
     rows = slice(wave, wave + 2)
@@ -121,10 +126,10 @@ def test_the_aggregator_is_numpys(present):
       jax.tree.map(lambda x, rows=rows: x[rows], given),
       jnp.ones(2),
       jnp.array(present[rows]),
-      wave,
+      context._replace(slot=jnp.int32(wave), rank=jnp.arange(wave, wave + 2)),
     )
   count = jnp.array(sum(present), jnp.int32)
-  found = aggregator.finish(acc, count.astype(jnp.float32), count)
+  found = aggregator.finish(acc, count.astype(jnp.float32), count, context)
   found = np.concatenate([np.asarray(u).ravel() for u in found.values()])
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -225,6 +230,7 @@ def test_the_data_are_rings():
   np.testing.assert_array_equal(np.hypot(*x.T).astype(int), y)
 
 
+@pytest.mark.integration
 def test_the_script_trains(capsys):
   accuracy = own("script", "main")(20)
   printed = capsys.readouterr().out.splitlines()
@@ -237,8 +243,10 @@ def test_the_scripts_aggregator_counts_signs():
   aggregator = own("script", "sign_mean")()
   acc = aggregator.init({"w": updates["w"][0]}, 3)
   here = jnp.array([True, True, False])
-  acc = aggregator.add(acc, updates, jnp.ones(3), here, 0)
-  found = aggregator.finish(acc, jnp.float32(2), jnp.int32(2))
+  key, zero = jax.random.key(0), jnp.int32(0)
+  context = AggregationContext(key, key, zero, jnp.arange(3), jnp.int32(3), {})
+  acc = aggregator.add(acc, updates, jnp.ones(3), here, context)
+  found = aggregator.finish(acc, jnp.float32(2), jnp.int32(2), context)
   np.testing.assert_array_equal(found["w"], [1.0, 0.0])
 
 

@@ -10,6 +10,8 @@ import zipfile
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = ("algorithms", "models")  # packaged inside fedjax_sim
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "fedjax_sim", *FOLDERS)

@@ -88,9 +88,15 @@ def test_batches_of_the_runs_size_that_do_not_fit(groups, batch, evaluated):
     sized(grouped(groups), data, batch, evaluated).init()
 
 
-@pytest.mark.parametrize("part", ["seen", "unseen", "test"])
 @pytest.mark.parametrize(
-  ("batch", "evaluated"), [(4, 4), (8, 4), (32, 4), (4, 8), (8, 256)]
+  ("part", "batch", "evaluated"),
+  [
+    ("seen", 4, 4),
+    ("unseen", 8, 4),
+    ("test", 32, 4),
+    ("unseen", 4, 8),
+    ("seen", 8, 256),
+  ],
 )
 def test_batches_that_fit_at_the_runs_size_only(part, batch, evaluated):
   whole = DATA.train.select([1])

@@ -19,6 +19,8 @@ from fedjax_sim.config import build, flags
 from fedjax_sim.distributed import processes
 from fedjax_sim.run.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/digits_fedavg.py"
 FIELDS = {
@@ -238,6 +240,7 @@ def open_mpi(rank):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", [slurm, open_mpi])
 def test_auto_meets_as_the_cluster_says(tmp_path, undisturbed, cluster):
   first, *rest = command(tmp_path, **{"runtime.peer_timeout": "60"})
@@ -322,6 +325,7 @@ def test_other_devices_and_floats_are_refused(
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_one_process_writes_the_profile(tmp_path):
   start = ["launch", "--processes=2", "--", *command(tmp_path), "--profile"]
   code, told = finish(begin(start))
@@ -332,6 +336,7 @@ def test_one_process_writes_the_profile(tmp_path):
   assert len(list(tmp_path.glob("profile/**/*.xplane.pb"))) == 1
 
 
+@pytest.mark.slow
 def test_all_processes_profile_or_none(tmp_path):
   port = free_port()
   both = []

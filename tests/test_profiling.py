@@ -45,6 +45,7 @@ def traces(folder):
   return sorted((folder / "profile" / "plugins" / "profile").glob("*"))
 
 
+@pytest.mark.integration
 def test_what_a_profile_leaves(tmp_path, capfd, named_scopes):
   plain, profiled = tmp_path / "plain", tmp_path / "profiled"
   experiment.run(quick(), plain)
@@ -96,6 +97,7 @@ def test_what_a_profile_leaves(tmp_path, capfd, named_scopes):
   assert {e["args"]["step_num"] for e in steps} == {"1", "2", "3"}
 
 
+@pytest.mark.integration
 def test_a_single_round_is_traced(tmp_path):
   experiment.run(quick(server__rounds="1"), tmp_path, profile=True)
   found = table_of(tmp_path)
@@ -120,6 +122,7 @@ def test_no_round_is_left(tmp_path, capsys):
   assert summary_of(tmp_path)["rounds"] == 1
 
 
+@pytest.mark.integration
 def test_a_resumed_run(tmp_path):
   """The summary counts all that was saved; the profile this process alone."""
   folder = tmp_path / "run"

@@ -234,6 +234,7 @@ def test_dtypes_are_kept(dtype):
   assert (mixed["x"].dtype, mixed["y"].dtype) == (dtype, jnp.float32)
 
 
+@pytest.mark.slow
 def test_double_precision(x64):
   rng = np.random.default_rng(0)
   x = 1 + 1e-12 * rng.normal(size=30)
@@ -457,6 +458,7 @@ def digest(lanes, devices, rounds=3, **runtime):
   return flat(params_of(simulator, state)), rows
 
 
+@pytest.mark.slow
 def test_the_same_on_two_devices():
   one, rows = digest(1, 1)
   for lanes, devices in ((1, 2), (3, 1)):

@@ -17,6 +17,7 @@ from fedjax_sim.config.flags import load
 from fedjax_sim.core import references
 from fedjax_sim.core.errors import BadReferenceError
 from fedjax_sim.run import experiment
+from tiers import slow_but
 
 # Each name is right for one field, and wrong for the others.
 MINE = """
@@ -317,7 +318,8 @@ def stop_at(wanted):
   return on_round
 
 
-@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.integration
+@pytest.mark.parametrize("edited", slow_but([False], [False, True]))
 def test_a_run_goes_on_and_tells_of_new_code(
   mine, tmp_path, monkeypatch, capsys, edited
 ):

@@ -1,6 +1,7 @@
 """Where the examples are changes no result."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator, sgd
+from tiers import slow_but
 
 HEAVY = optimizer("sgd", learning_rate=0.1, momentum=0.9)
 ALGORITHMS = {
@@ -39,20 +41,29 @@ def run(simulator, **changes):
   return jax.tree.leaves(simulator.states.to_host(state)), rows
 
 
+WORKS = {
+  "epochs": LocalWork(batch_size=4, epochs=2),
+  "steps": LocalWork(batch_size=4, steps=3, max_examples=6),
+}
+
+
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
-  "work",
-  [
-    LocalWork(batch_size=4, epochs=2),
-    LocalWork(batch_size=4, steps=3, max_examples=6),
-  ],
+  ("name", "devices", "work"),
+  slow_but(
+    [
+      ("fedavg", 2, "steps"),
+      ("ditto", 1, "steps"),
+      ("mime_lite", 2, "epochs"),
+    ],
+    itertools.product(ALGORITHMS, [1, 2], WORKS),
+  ),
 )
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("name", ALGORITHMS)
 def test_host_and_device_are_bit_identical(name, work, devices):
   data = blobs([3, 9, 1, 14, 6, 8, 5])
   task = MODELS["lr"](data)
   simulator = make_simulator(
-    task, ALGORITHMS[name](task), data, clients_per_round=4, work=work
+    task, ALGORITHMS[name](task), data, clients_per_round=4, work=WORKS[work]
   )
   (one, rows), (other, same) = (
     run(simulator, devices=devices, residency=where)
@@ -63,7 +74,7 @@ def test_host_and_device_are_bit_identical(name, work, devices):
     np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", slow_but(["fedavg", "ditto"], ALGORITHMS))
 def test_a_state_goes_on_with_other_devices(name):
   """What `fetch` gives on one device, `place` takes on two."""
   data = blobs([3, 9, 1, 14, 6, 8, 5])

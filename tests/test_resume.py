@@ -14,6 +14,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 FIELDS = {
@@ -195,6 +197,7 @@ def fill_the_disk(folder, rounds):
   assert not saving
 
 
+@pytest.mark.slow
 def test_kills_a_stop_and_a_full_disk(tmp_path, undisturbed):
   folder = tmp_path / "run"
   kill, term = signal.SIGKILL, signal.SIGTERM

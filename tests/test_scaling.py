@@ -253,9 +253,15 @@ def test_what_clients_keep_is_read_and_written():
   assert seen.memory["kept"] == 4 * 2 * row
 
 
-@pytest.mark.parametrize("residency", ["device", "host"])
-@pytest.mark.parametrize("lanes", [1, 3])
-@pytest.mark.parametrize("log_clients", [False, True])
+@pytest.mark.parametrize(
+  ("residency", "lanes", "log_clients"),  # all pairs
+  [
+    ("device", 1, False),
+    ("device", 3, True),
+    ("host", 1, True),
+    ("host", 3, False),
+  ],
+)
 def test_predicted_memory_is_near_that_of_the_program(
   residency, lanes, log_clients
 ):

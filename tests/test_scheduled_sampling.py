@@ -64,6 +64,7 @@ def test_never_and_always():
   np.testing.assert_array_equal(always, np.where(wrong > 0, expected, 0))
 
 
+@pytest.mark.slow
 def test_how_often():
   task = with_scheduled_sampling(echo(), 0.5)
   x = np.ones((4, 5), int) * 3  # its prediction is 4

@@ -27,6 +27,7 @@ from fedjax_sim.tasks.freezing import with_frozen
 from fedjax_sim.tasks.metrics import MetricError, with_metrics
 from fedjax_sim.training.optimizers import optimizer
 from problems import blobs, flat, make_simulator, params_of, sgd, train
+from tiers import slow_but
 
 FEATURES, HIDDEN, CLASSES = 6, 5, 3
 MOMENTUM = 0.5
@@ -362,7 +363,8 @@ def in_float64(task):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-  ("net", "layout"), [("nnx", (4, 1)), ("linen", (2, 2))]
+  ("net", "layout"),
+  slow_but([("nnx", (2, 2))], [("nnx", (2, 2)), ("linen", (4, 1))]),
 )
 def test_a_run_with_all_of_it_depends_on_neither_lanes_nor_devices(net, layout):
   task = in_float64(NETS[net])  # in float32, batch norm magnifies rounding
@@ -782,7 +784,8 @@ def test_changed_tasks_keep_further_metrics_and_directions(change):
   outside = with_metrics(change(full), FURTHER)
   for task in (inside, outside):
     assert dict(task.higher_is_better) == better
-    metrics = task.metrics(task.init(jax.random.key(0)), examples)
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    metrics = jax.eval_shape(task.metrics, variables, examples)
     assert metrics.keys() == {"loss", "accuracy"} | {
       f.__name__ for f in FURTHER
     }

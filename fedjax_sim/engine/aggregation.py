@@ -23,12 +23,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim.core import (
+  AggregationContext,
   Aggregator,
   Array,
   Examples,
   Members,
   PyTree,
-  Roll,
   compensated,
 )
 from fedjax_sim.core import tree as trees
@@ -56,8 +56,8 @@ class CohortSums(NamedTuple):
   """Sums over the cohort.
 
   Attributes:
-    update: the aggregator's accumulator, or its result if it is
-      `by_coordinate`.
+    update: the aggregator's accumulator, or its result if the aggregator is
+      `coordinatewise`.
     buffers: sum of weight * buffers.
     statistics: sum of weight * statistics.
     aux: for every transform, the sum of its aux.
@@ -101,7 +101,7 @@ def train_cohort(
   data: Mapping[str, Examples],
   states: PyTree,
   cohort: Cohort,
-  seat: Array | tuple[()],
+  rank: Array,
 ) -> tuple[CohortSums, Array, PerClient]:
   """Train all clients of a cohort on all devices and sum their reports.
 
@@ -112,8 +112,8 @@ def train_cohort(
       leading axis of (virtual) devices.
     states: the clients' rows of the table, leaves (devices, waves, lanes, ...).
     cohort: the plan of the round.
-    seat: shape=(devices, waves, lanes), int32; the clients' ranks in the
-      cohort, for a keyed aggregator; () for any other.
+    rank: shape=(devices, waves, lanes), int32; the clients' ranks in the
+      cohort.
 
   Returns:
     The sums over the cohort; shape=(statuses,), float32, the number of clients
@@ -123,7 +123,7 @@ def train_cohort(
   split: Any = P(AXIS)
   whole: Any = P()
   sums_spec = CohortSums(*[whole] * len(CohortSums._fields))
-  if spec.aggregator.stacked and not spec.aggregator.by_coordinate:
+  if spec.aggregator.needs_all_updates and not spec.aggregator.coordinatewise:
     sums_spec = sums_spec._replace(update=split)
   train = jax.shard_map(
     functools.partial(_train_device, spec),
@@ -139,7 +139,7 @@ def train_cohort(
     axis_names={AXIS},  # XLA partitions along the axis `model` by itself
     check_vma=False,
   )
-  return train(given, data, states, cohort, seat)
+  return train(given, data, states, cohort, rank)
 
 
 def _train_device(
@@ -148,7 +148,7 @@ def _train_device(
   data: Mapping[str, Examples],
   states: PyTree,
   cohort: Cohort,
-  seat: Array | tuple[()],
+  rank: Array,
 ) -> tuple[CohortSums, Array, PerClient]:
   """Train one device's share of the cohort and sum with the other devices.
 
@@ -162,7 +162,6 @@ def _train_device(
     cohort.start,
     cohort.num_steps,
     states,
-    seat,
   )
   one = functools.partial(train_client, spec, given=given, orders=cohort.order)
   data_of = lambda i: _at(data, i) if spec.sliced else data
@@ -176,21 +175,24 @@ def _train_device(
       outcome,
       _at(grid, i),
       cohort.num_waves[i],
-      given.roll,
+      given.aggregation,
+      rank[i],
     )
     return isolate_compilation(spec.virtual, given.round, waves)
 
   sums, kept = over_parts(train_part, len(cohort.client))
   stack: PyTree = ()
-  if spec.aggregator.stacked:
+  if spec.aggregator.needs_all_updates:
     end_to_end = lambda x: x.reshape(-1, *x.shape[2:])
     stack = jax.tree.map(end_to_end, sums.update)
     sums = sums._replace(update=())
   sums, counts = _sum_over_devices(spec, sums, kept.status)
-  if spec.aggregator.by_coordinate:
-    update = _finish_coordinates(spec.aggregator, stack, sums.weight, counts)
+  if spec.aggregator.coordinatewise:
+    update = _finish_coordinates(
+      spec.aggregator, stack, sums.weight, counts, given.aggregation
+    )
     sums = sums._replace(update=update)
-  elif spec.aggregator.stacked:
+  elif spec.aggregator.needs_all_updates:
     sums = sums._replace(update=stack)
   if spec.log_clients:
     kept = kept._replace(log=_log_columns(spec, given, kept, sums.logged))
@@ -203,7 +205,8 @@ def _train_waves(
   outcome: ClientOutcome,
   grid: ClientPlan,
   num_waves: Array,
-  roll: Roll | tuple[()],
+  context: AggregationContext,
+  rank: Array,
 ) -> tuple[CohortSums, PerClient]:
   """Train all waves of one device, or of one virtual device.
 
@@ -213,7 +216,8 @@ def _train_waves(
     outcome: the shapes of what `one` returns.
     grid: leaves (waves, lanes, ...).
     num_waves: shape=(), int32; waves in use.
-    roll: what a keyed aggregator needs; () for any other.
+    context: what the aggregator knows of the round.
+    rank: shape=(waves, lanes), int32; the clients' ranks in the cohort.
   """
   waves, lanes = grid.client.shape
   sums = _zero_sums(aggregator, outcome, waves * lanes)
@@ -227,7 +231,8 @@ def _train_waves(
     acc: tuple[CohortSums, PerClient], out: ClientOutcome, w: Array
   ) -> tuple[CohortSums, PerClient]:
     sums, kept = acc
-    sums = _add_wave(aggregator, sums, out, w, roll, outcome)
+    here = context._replace(slot=w * lanes, rank=rank[w])
+    sums = _add_wave(aggregator, sums, out, here, outcome)
     return sums, put_wave(kept, _per_client(out), w)
 
   return over_waves(one, grid, num_waves, fold, (sums, kept))
@@ -260,8 +265,7 @@ def _add_wave(
   aggregator: Aggregator,
   sums: CohortSums,
   out: ClientOutcome,
-  w: Array,
-  roll: Roll | tuple[()],
+  context: AggregationContext,
   outcome: ClientOutcome,
 ) -> CohortSums:
   """Add the present clients of a wave to the accumulators.
@@ -270,16 +274,14 @@ def _add_wave(
     aggregator: how updates become one.
     sums: the accumulators.
     out: the wave's outcomes, leaves (lanes, ...).
-    w: shape=(), int32; index of the wave.
-    roll: what a keyed aggregator needs; () for any other.
+    context: what the aggregator knows of the round and of this wave.
     outcome: the shapes of one client's outcome.
   """
   r, present = out.report, out.status == ClientStatus.PRESENT
   ones = jnp.ones_like(r.weight)
   total = trees.add_weighted
-  place = (out.seat, roll) if aggregator.keyed else (w * len(present),)
   return CohortSums(
-    update=aggregator.add(sums.update, r.update, r.weight, present, *place),
+    update=aggregator.add(sums.update, r.update, r.weight, present, context),
     buffers=total(sums.buffers, r.buffers, r.weight, present),
     statistics=total(sums.statistics, r.statistics, r.weight, present),
     aux=total(sums.aux, out.aux, ones, present),
@@ -327,19 +329,28 @@ def _sum_over_devices(
 
 
 def _finish_coordinates(
-  aggregator: Aggregator, stack: PyTree, weight: Array, counts: Array
+  aggregator: Aggregator,
+  stack: PyTree,
+  weight: Array,
+  counts: Array,
+  context: AggregationContext,
 ) -> PyTree:
-  """Finish a `by_coordinate` aggregator, every device a share of coordinates.
+  """Finish a `coordinatewise` aggregator, each device its share.
 
   Args:
     aggregator: how updates become one.
     stack: leaves (slots of this device, ...).
     weight: shape=(), float32; sum of the cohort's weights.
     counts: shape=(statuses,), float32; number of clients by status.
+    context: what the aggregator knows of the round.
   """
   clients = counts[ClientStatus.PRESENT].astype(jnp.int32)
-  finish = lambda stack: aggregator.finish(stack, weight, clients)
-  return over_coordinates(finish, stack, jax.eval_shape(finish, stack))
+  finish = lambda stack: aggregator.finish(stack, weight, clients, context)
+  slots = len(context.rank)
+  rows = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((slots, *x.shape[1:]), x.dtype), stack
+  )
+  return over_coordinates(finish, stack, jax.eval_shape(finish, rows))
 
 
 def _log_columns(
@@ -396,8 +407,8 @@ def ranks(cohort: Cohort, mesh: Mesh) -> tuple[Array, Array]:
   there = client.ravel() >= 0
   last = jnp.iinfo(client.dtype).max
   order = jnp.argsort(jnp.where(there, client.ravel(), last))
-  seat = jnp.argsort(order).astype(jnp.int32).reshape(client.shape)
-  return seat, jnp.sum(there, dtype=jnp.int32)
+  rank = jnp.argsort(order).astype(jnp.int32).reshape(client.shape)
+  return rank, jnp.sum(there, dtype=jnp.int32)
 
 
 def cohort_members(cohort: Cohort, kept: PerClient, mesh: Mesh) -> Members:

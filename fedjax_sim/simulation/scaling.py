@@ -248,7 +248,7 @@ class Model:
     """
     costs, devices = self.costs, self.hardware.devices
     total = exchanged(costs.summed_bytes, devices, each)
-    if costs.by_coordinate:
+    if costs.coordinatewise:
       total += exchanged(costs.update_bytes, devices, slots)
     else:  # all of the stack, to all
       total += (devices - 1) * slots * costs.update_bytes

@@ -59,8 +59,7 @@ def default_hparams(
   hparams["transforms"] = {t.name: t.hparams for t in transforms}
   if task.hparams:
     hparams["task"] = task.hparams
-  if aggregator.keyed:
-    hparams["aggregator"] = aggregator.hparams
+  hparams["aggregator"] = aggregator.hparams
   return hparams
 
 

@@ -124,9 +124,9 @@ def with_everything(data):
 
 @functools.cache
 def simulator_of(name, lanes):
-  """With three lanes, three rounds go in one dispatch, too."""
+  """With three lanes, three rounds a dispatch, and all clients logged."""
   algorithm = build(name)
-  return make_simulator(
+  simulator = make_simulator(
     task_of(name),
     algorithm,
     with_everything(blobs(SIZES, features=FEATURES)),
@@ -138,6 +138,7 @@ def simulator_of(name, lanes):
     rounds_per_dispatch=lanes,
     seed=3,
   )
+  return dataclasses.replace(simulator, log_clients=lanes > 1)
 
 
 def run(name, rounds, lanes=1, hparams=None):
@@ -237,8 +238,7 @@ def test_lanes_and_rounds_per_dispatch_change_no_result(name):
 
 @every
 def test_every_client_is_in_the_log_and_nothing_else_changes(name):
-  simulator = simulator_of(name, 1)
-  logging = dataclasses.replace(simulator, log_clients=True)
+  simulator, logging = (simulator_of(name, lanes) for lanes in (1, 3))
   plain = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
   out = logging.dispatch(logging.init(), logging.plan(0, 1))
   assert plain.client_log == {}

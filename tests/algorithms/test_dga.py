@@ -37,6 +37,7 @@ from problems import (
   sgd,
   train,
 )
+from tiers import slow_but
 
 CENTRES = np.array([[1.0, 2.0], [-1.0, 0.5], [3.0, -2.0], [0.0, 4.0]])
 CURVATURES = np.array([1.0, 0.5, 0.25, 0.8])
@@ -83,21 +84,22 @@ def quadratic_run(make, rounds, **settings):
   return simulator, train(simulator, rounds)
 
 
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (2, 2)])
-@pytest.mark.parametrize("beta", [0.0, 1.5, -2.0, 8.0])
-@pytest.mark.parametrize("statistic", STATISTICS)
-def test_weights_are_the_softmax_of_the_statistic(
-  statistic, beta, lanes, devices
-):
-  make = lambda *args: dga(*args, statistic=statistic, beta=beta)
-  simulator, state = quadratic_run(make, 3, lanes=lanes, devices=devices)
-  w = np.zeros(2)
-  for _ in range(3):
-    updates, statistics = local_round(w)
-    w = w + softmax(-beta * statistics[statistic]) @ updates
-  np.testing.assert_allclose(
-    params_of(simulator, state)["w"], w, rtol=2e-4, atol=1e-5
-  )
+@pytest.mark.parametrize(
+  ("statistic", "devices"), [*((name, 2) for name in STATISTICS), ("loss", 1)]
+)
+def test_weights_are_the_softmax_of_the_statistic(statistic, devices):
+  make = lambda *args: dga(*args, statistic=statistic, beta=1.0)
+  simulator, _ = quadratic_run(make, 0, lanes=devices, devices=devices)
+  for beta in (0.0, 1.5, -2.0, 8.0):  # traced: compiled once
+    state = train(simulator, 3, {**simulator.hparams, "beta": beta})
+    w = np.zeros(2)
+    for _ in range(3):
+      updates, statistics = local_round(w)
+      w = w + softmax(-beta * statistics[statistic]) @ updates
+    np.testing.assert_allclose(
+      params_of(simulator, state)["w"], w, rtol=2e-4, atol=1e-5
+    )
+  assert simulator.compilations == 1
 
 
 def test_a_fixed_zero_changes_no_mean_and_sends_no_statistic():
@@ -233,7 +235,7 @@ def classes(make, corrupted, rounds=15, devices=1, **options):
   return float(hits.total.sum() / hits.weight.sum()), state
 
 
-@pytest.mark.parametrize("make", [fedlaw, dga_rl])
+@pytest.mark.parametrize("make", slow_but([dga_rl], [fedlaw, dga_rl]))
 def test_they_find_out_who_is_corrupted(make):
   """Most clients are: a mean of all learns little."""
   usual, _ = classes(fedavg, 0.8)

@@ -1,7 +1,6 @@
 """FedLabels against numpy: pseudo labels, a client's steps, the two means."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -302,22 +301,13 @@ def test_the_burn_in_is_fedavg_on_the_labelled_and_recompiles_nothing():
 UNEVEN = [6, 11, 8, 5, 9]
 
 
-@functools.cache
-def on_one_lane():
-  simulator = simulator_of(few(UNEVEN), magnitude=0.4, rate=0.7)
-  return params_of(simulator, train(simulator, 4))
-
-
-@pytest.mark.parametrize("layout", [(3, 1), (1, 2), (2, 2)])
-def test_lanes_and_devices_change_nothing(layout):
-  lanes, devices = layout
+def test_lanes_and_devices_change_nothing():
   data = few(UNEVEN)
-  other = simulator_of(
-    data, magnitude=0.4, rate=0.7, lanes=lanes, devices=devices
-  )
+  one = simulator_of(data, magnitude=0.4, rate=0.7)
+  other = simulator_of(data, magnitude=0.4, rate=0.7, lanes=2, devices=2)
   np.testing.assert_allclose(
     params_of(other, train(other, 4))["w"],
-    on_one_lane()["w"],
+    params_of(one, train(one, 4))["w"],
     rtol=1e-4,
     atol=1e-6,
   )
@@ -333,6 +323,7 @@ def as_images(data):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_pseudo_labels_help_where_labels_are_few():
   digits = as_images(load_digits(num_clients=20, partition="iid"))

@@ -277,6 +277,7 @@ def inertia_of(epsilon):
   return simulator.evaluate(state)["test/loss"]
 
 
+@pytest.mark.slow
 def test_centroids_are_better_with_a_greater_epsilon():
   losses = [inertia_of(epsilon) for epsilon in (1.0, 8.0, 64.0, None)]
   assert losses[0] > 1.2 * losses[1]

@@ -14,6 +14,8 @@ import writers
 from fedjax_sim.data.importers import import_store, isolated
 from fedjax_sim.data.importers.blocks import Block
 
+pytestmark = pytest.mark.integration
+
 FILE, OTHER = pathlib.Path("some.h5"), pathlib.Path("other.h5")
 
 

@@ -1,6 +1,7 @@
 """Central privacy: the noise, the clipping and the sensitivity of the sum."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -44,6 +45,7 @@ from problems import (
   sgd,
   train,
 )
+from tiers import slow_but
 
 ONE_STEP = LocalWork(batch_size=1)
 
@@ -149,8 +151,13 @@ def law_of(name, scale):
   return scipy.stats.norm(scale=scale / first)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+  ("name", "devices"),
+  slow_but(
+    [("gaussian", 2), ("laplace", 1), ("banded", 2)],
+    itertools.product(STRATEGIES, [1, 2]),
+  ),
+)
 def test_the_sum_has_the_noise_once_whatever_the_devices(name, devices):
   dim = 20_000
   task, algorithm = mover(
@@ -313,16 +320,19 @@ CLIPPINGS: dict[str, Any] = {
   "laplace": {"noise": "laplace"},
   "laplace, per layer": {"noise": "laplace", "per_layer": True},
 }
-CASES = [
-  pytest.param(a, w, c, marks=() if quick else pytest.mark.slow)
-  for a in ALGORITHMS
-  for w in WEIGHTINGS
-  for c in CLIPPINGS
-  for quick in [
-    (a == "fedavg" and "laplace," not in c)
-    or (w, c) == ("noised weights", "quantile")
-  ]
+# With each other and with FedAvg all weightings and clippings once.
+QUICK = [
+  ("fedavg", "all alike", "flat"),
+  ("fedavg", "all alike", "laplace"),
+  ("fedavg", "bounded weights", "per layer"),
+  ("fedavg", "noised weights", "quantile"),
+  ("dga", "noised weights", "laplace"),
+  ("dga, fixed zero", "noised weights", "per layer"),
+  ("fedlabels", "bounded weights", "quantile"),
+  ("kmeans", "bounded weights", "flat"),
+  ("apfl", "all alike", "quantile"),
 ]
+CASES = slow_but(QUICK, itertools.product(ALGORITHMS, WEIGHTINGS, CLIPPINGS))
 
 
 @pytest.mark.parametrize(("name", "weighting", "clipping"), CASES)

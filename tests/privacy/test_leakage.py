@@ -38,6 +38,7 @@ from problems import (
   sgd,
   train,
 )
+from tiers import slow_but
 
 SIZES, RATE = (5, 9, 3, 7, 4, 6), 0.6
 DATA = blobs(SIZES)
@@ -104,6 +105,7 @@ def test_softmax_regression_by_hand(statistic, lanes, devices):
   assert "train/left_out" not in rows[0]
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter_to_the_measurement():
   """The model is FedAvg's; leakage is of all examples, whatever a batch."""
   work = LocalWork(batch_size=4, epochs=2)
@@ -182,7 +184,9 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(
+  "name", slow_but(["fedavg", "apfl"], ALGORITHMS)
+)
 def test_who_is_left_out_is_not_in_the_aggregate(name):
   """The model is that of a round without those clients."""
   make, outer = ALGORITHMS[name]

@@ -15,6 +15,8 @@ from fedjax_sim.privacy.central.factorization import banded, blt
 from fedjax_sim.run.checkpoint import Checkpoints
 from test_processes import CONFIG, FIELDS, ROOT, begin, command, finish, launch
 
+pytestmark = pytest.mark.integration
+
 QUIET = FIELDS | {  # nobody moves, so what the model moves by is noise
   "server.rounds": "1",
   "client.learning_rate": "0.0",

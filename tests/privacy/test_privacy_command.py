@@ -16,6 +16,7 @@ from fedjax_sim.sampling import (
   poisson,
   uniform,
 )
+from tiers import slow_but
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "privacy_accounting.md"
 TEXT = DOCUMENT.read_text()
@@ -111,6 +112,7 @@ def test_samplers_of_groups(say):
   assert told["noise on the mean"] == "0.002 times the clip norm"  # 500 each
 
 
+@pytest.mark.slow
 def test_a_curve_of_groups(say, tmp_path):
   groups = {"sampling": "cyclic_poisson", "sampling_groups": 10}
   say("curve", out=tmp_path, noise_multiplier=1, **groups)
@@ -144,7 +146,12 @@ def test_calibrate_finds_what_is_left_out(say, missing, row, given):
   assert facts(say("epsilon", **again))["epsilon"] == told["epsilon"]
 
 
-@pytest.mark.parametrize("given", [{"noise_multiplier": 2}, {"epsilon": 1}])
+@pytest.mark.parametrize(
+  "given",
+  slow_but(
+    [{"noise_multiplier": 2}], [{"noise_multiplier": 2}, {"epsilon": 1}]
+  ),
+)
 def test_curve(say, tmp_path, given):
   folder = tmp_path / "a" / "curves"
   told = facts(say("curve", out=folder, accountant="rdp", **given))
