@@ -14,6 +14,8 @@ from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.cli import describe, listing
 from fedjax_sim.config import build, flags
 from fedjax_sim.engine import residency
+from fedjax_sim.simulation.compiler import Compiler
+from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.simulator import Simulator
 
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py")
@@ -132,8 +134,13 @@ def test_seen_clients_and_poisson():
 
 
 def test_nothing_runs(monkeypatch):
-  for name in ("init", "dispatch", "evaluate", "_call"):
-    monkeypatch.setattr(Simulator, name, pytest.fail)
+  for owner, name in (
+    (Simulator, "init"),
+    (Simulator, "dispatch"),
+    (Compiler, "call"),
+    (Evaluator, "measure"),
+  ):
+    monkeypatch.setattr(owner, name, pytest.fail)
   monkeypatch.setattr(jax, "device_put", pytest.fail)
   described(**LINEAR, runtime__devices="1")
 

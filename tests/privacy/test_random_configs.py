@@ -246,7 +246,10 @@ class Measured:
       strategy = made.algorithm.privacy.sensitivity.__self__
       key += [strategy.rounds, strategy.coefficients.tobytes()]
     if tuple(key) not in _COMPILED:
-      _COMPILED[tuple(key)] = self.simulator.compiled, self.simulator.init()
+      _COMPILED[tuple(key)] = (
+        self.simulator.compiler.compiled,
+        self.simulator.init(),
+      )
     compiled, start = _COMPILED[tuple(key)]
     self.start = start._replace(seed=jnp.uint32(made.seed))
     self.simulator.compiler.__dict__["compiled"] = compiled
