@@ -1,39 +1,49 @@
-"""Federated algorithms, one a file, and their registry.
+"""Federated algorithms, one per file, and their registry.
 
-An algorithm is a function of a task, of the optimisers that it uses
-(`client_optimizer`, `server_optimizer`) and of options of its own, which
-returns an `Algorithm`.
+An entry is a function of a task, of the optimizers that it uses
+(`client_optimizer`, `server_optimizer`) and of options of its own. It returns
+an `Algorithm`.
 """
 
 from collections.abc import Callable
 
 from fedjax_sim.algorithms import (
+  apfl,
   centralized,
   dga,
   dga_rl,
+  ditto,
   fedavg,
+  fedbuff,
   fedlabels,
+  fedlaw,
+  fednova,
   fedprox,
   fedsgd,
   kmeans,
-  learned_weights,
+  mime_lite,
   per_fedavg,
-  personalized,
   reptile,
+  scaffold,
 )
 from fedjax_sim.core import Algorithm
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+  "apfl": apfl.apfl,
   "centralized": centralized.centralized,
   "dga": dga.dga,
   "dga_rl": dga_rl.dga_rl,
+  "ditto": ditto.ditto,
   "fedavg": fedavg.fedavg,
+  "fedbuff": fedbuff.fedbuff,
   "fedlabels": fedlabels.fedlabels,
+  "fedlaw": fedlaw.fedlaw,
+  "fednova": fednova.fednova,
   "fedprox": fedprox.fedprox,
   "fedsgd": fedsgd.fedsgd,
   "kmeans": kmeans.kmeans,
-  "learned_weights": learned_weights.learned_weights,
+  "mime_lite": mime_lite.mime_lite,
   "per_fedavg": per_fedavg.per_fedavg,
-  "personalized": personalized.personalized,
   "reptile": reptile.reptile,
+  "scaffold": scaffold.scaffold,
 }

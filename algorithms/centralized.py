@@ -1,6 +1,6 @@
-"""Centralised training on the pooled data: the baseline of every paper's plot.
+"""Centralized training on the pooled data, the baseline of federated learning.
 
-One client holds the union of all clients' data and keeps its optimiser's state
+One client holds the union of all clients' data and keeps its optimizer's state
 from round to round, so this is ordinary mini-batch training; a round is
 `client.epochs` epochs, or `client.steps` steps.
 """
@@ -14,11 +14,11 @@ from fedjax_sim.training.optimizers import Optimizer, optimizer
 
 
 def centralized(task: Task, client_optimizer: Optimizer) -> Algorithm:
-  """Ordinary training on the pooled data of all clients: the baseline.
+  """Return ordinary training on the pooled data of all clients.
 
   Args:
     task: what is trained.
-    client_optimizer: the optimiser.
+    client_optimizer: keeps its state from round to round.
   """
   base = fedavg(task, client_optimizer, optimizer("sgd", learning_rate=1.0))
 

@@ -1,7 +1,7 @@
-"""DGA: clients with a low training loss, or calm gradients, count more.
+"""DGA: clients with a low training loss, or small gradients, count more.
 
 Dimitriadis et al. 2021, "Dynamic gradient aggregation for federated domain
-adaptation" (arXiv 2106.07578): the server's optimiser takes the mean of the
+adaptation" (arXiv 2106.07578): the server's optimizer takes the mean of the
 clients' pseudo-gradients, weighted by softmax(-beta s), where s is a client's
 training loss, or the variance, mean or magnitude of its pseudo-gradient.
 """
@@ -36,7 +36,7 @@ MOST_EXPONENT = 60.0  # float32 ends at 88, and weights are summed
 
 
 class DGAState(NamedTuple):
-  """FedAvg's server, and where the softmax has its zero."""
+  """FedAvg's server state, and the reference r of the softmax."""
 
   fedavg: ServerState
   reference: PyTree  # shape=(), float32; last round's weighted mean of s, or ()
@@ -59,26 +59,28 @@ def dga(
   beta: float | None = None,
   reference: float | None = None,
 ) -> Algorithm:
-  """Clients are weighted by softmax(-beta s) over the cohort.
+  """Return FedAvg whose clients are weighted by softmax(-beta s).
 
-  A client cannot know the others' s, so it weighs exp(-beta (s - r)), with r
-  from the round before, which the mean's denominator cancels. Exponents beyond
-  60 are cut off; in the first round, where r is 0, that may happen to many.
+  A client does not know the s of the others, so its weight is
+  exp(-beta (s - r)), with r from the round before; the mean's denominator
+  cancels r. Exponents are limited to [-60, 60], which matters most in the first
+  round, where r is 0.
 
-  For r, clients send s. With a fixed r they send an update and a weight alone,
-  which local privacy can cover, and central privacy with a bound on the weight.
+  Clients send s, from which the server computes r. With a fixed r they send
+  only an update and a weight, which local privacy covers, and central privacy
+  with a bound on the weight.
 
   Args:
     task: what clients train.
-    client_optimizer: begins anew in every round.
+    client_optimizer: starts anew in every round.
     server_optimizer: takes the negative mean update as a gradient.
     weighting: `softmax`, or `uniform`, where all clients count the same.
     statistic: s: the mean training `loss` over the local steps, or the
       `variance`, `mean` or `magnitude` of the pseudo-gradient.
-    beta: how sharply; None: 1 with `softmax`. 0 is the mean. Negative values
-      prefer a large s.
-    reference: a fixed r: the s of a client that weighs 1; FLUTE's is 0. None:
-      r follows the rounds.
+    beta: sharpness of the softmax; None: 1 with `softmax`. 0 is the plain mean;
+      negative values prefer a large s.
+    reference: a fixed r, the s of a client of weight 1; FLUTE's is 0. None: r
+      is the previous round's weighted mean of s.
 
   Raises:
     TypeError, ValueError: an argument is none of these.
@@ -156,6 +158,6 @@ def dga(
 
 
 def training_loss(carry: LocalState) -> Array:
-  """The training loss over a client's local steps, shape=(); 0 without any."""
+  """Return the mean loss over a client's local steps, shape=(); 0 if none."""
   total, weight = metric(carry.loss)
   return total / jnp.where(weight > 0, weight, 1)

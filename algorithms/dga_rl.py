@@ -7,7 +7,7 @@ leave a client out or not, so that the value of an action is a sum over clients:
 
     Q(statistics, action) = sum over the clients left out of theta . phi_i / n
 
-with phi_i the client's statistics, standardised over the cohort, and their
+with phi_i the client's statistics, standardized over the cohort, and their
 squares. theta is the ridge regression of the rewards in a replay memory, and
 the greedy action leaves out every client with theta . phi_i > 0. With
 probability epsilon, which falls from round to round, the action is random.
@@ -15,6 +15,7 @@ probability epsilon, which falls from round to round, the action is random.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -44,7 +45,7 @@ FEATURES = 1 + 2 * len(SEEN)
 
 
 class Memory(NamedTuple):
-  """The last rounds' actions and rewards, a ring.
+  """A ring buffer of the last rounds' actions and rewards.
 
   Attributes:
     action: shape=(rounds, FEATURES); the mean over clients of phi where left
@@ -59,7 +60,7 @@ class Memory(NamedTuple):
 
 
 class RLState(NamedTuple):
-  """DGA's server, and what the agent remembers."""
+  """DGA's server state, and the agent's."""
 
   dga: DGAState
   memory: Memory
@@ -81,25 +82,26 @@ def dga_rl(
   memory_rounds: int = 200,
   ridge: float = 0.01,
 ) -> Algorithm:
-  """DGA, and an agent that may leave clients out.
+  """Return DGA with an agent that may leave clients out.
 
-  Both models are tried on the server's examples, and the better one is kept;
-  at a tie the agent's. Needs `Context.server_data` and the aggregator `stack`.
+  The models with and without those clients are evaluated on the server's
+  examples, and the better one is kept; at a tie the agent's. Needs
+  `Context.server_data` and the aggregator `stack`.
 
   Args:
     task: what clients train.
-    client_optimizer: begins anew in every round.
+    client_optimizer: starts anew in every round.
     server_optimizer: takes the negative weighted mean update as a gradient.
     statistic: of the softmax weights; as in `dga`.
     beta: of the softmax weights; as in `dga`.
-    metric: of the task; the reward is the agent's less DGA's, and the other
-      way round for `loss`.
+    metric: a metric of the task; the reward is the agent's value minus DGA's,
+      with the opposite sign if lower is better.
     epsilon: probability of a random action in the first round.
-    epsilon_decay: by which its distance from `epsilon_least` is multiplied
-      each round.
-    epsilon_least: what it approaches.
-    memory_rounds: how many rounds the agent remembers, at most 10^6.
-    ridge: the regression's penalty.
+    epsilon_decay: factor of the distance of epsilon from `epsilon_least`,
+      applied once per round.
+    epsilon_least: limit of epsilon.
+    memory_rounds: number of rounds that the agent remembers, at most 10^6.
+    ridge: penalty of the regression.
 
   Raises:
     TypeError, ValueError: an argument is out of range.
@@ -110,23 +112,16 @@ def dga_rl(
   replace = inner.replace
   assert replace is not None
   validate.whole("algorithm.memory_rounds", memory_rounds, most=10**6)
-  if metric not in task.higher_is_better:
-    known = ", ".join(sorted(task.higher_is_better))
-    raise ValueError(
-      f"algorithm.metric={metric!r}: whether more of it is better is not known;"
-      f" say so in Task.higher_is_better, or take one of {known}."
-    )
-  higher_is_better = task.higher_is_better[metric]
+  share = lambda name, value: validate.real(
+    f"algorithm.{name}", value, least=0, most=1
+  )
   numbers = {
-    "epsilon": validate.real("algorithm.epsilon", epsilon, least=0, most=1),
-    "epsilon_decay": validate.real(
-      "algorithm.epsilon_decay", epsilon_decay, least=0, most=1
-    ),
-    "epsilon_least": validate.real(
-      "algorithm.epsilon_least", epsilon_least, least=0, most=1
-    ),
+    "epsilon": share("epsilon", epsilon),
+    "epsilon_decay": share("epsilon_decay", epsilon_decay),
+    "epsilon_least": share("epsilon_least", epsilon_least),
     "ridge": validate.real("algorithm.ridge", ridge, above=0),
   }
+  score = _score(task, metric)
 
   def init(key: Key, hparams: HParams) -> RLState:
     memory = Memory(
@@ -138,55 +133,23 @@ def dga_rl(
     theta = jnp.zeros((FEATURES,))
     return RLState(inner.init(key, hparams), memory, theta, epsilon)
 
-  def score(variables: Variables, context: Context) -> Array:
-    """How good a model is on the server's examples, shape=()."""
-    examples = context.server_data
-    assert examples is not None
-    count = len(next(iter(examples.values())))
-    batch = Batch(examples, jnp.ones(count, bool))
-    metrics = core.sum_metrics(task, variables, batch)
-    total, weight = validate.lookup("algorithm.metric", metric, metrics)
-    value = total / jnp.where(weight > 0, weight, 1)
-    return value if higher_is_better else -value
-
   def apply(server: RLState, aggregate: Aggregate, context: Context) -> RLState:
-    members, memory, hparams = (
-      aggregate.members,
-      server.memory,
-      context.hparams,
-    )
+    members, hparams = aggregate.members, context.hparams
 
     def model(weights: Array) -> DGAState:
       joined = combine(aggregate.update, weights)
       return inner.apply(server.dga, aggregate._replace(update=joined), context)
 
     phi = features(members)
-    explore, coins = jax.random.split(context.key)
-    random = jax.random.bernoulli(coins, 0.5, members.present.shape)
-    left_out = jnp.where(
-      jax.random.uniform(explore) < server.epsilon,
-      random,
-      phi @ server.theta > 0,
-    )
-    left_out &= members.present
-    # Somebody has to stay.
-    left_out &= jnp.any(members.present & ~left_out)
-
+    left_out = _left_out(server, members, phi, context.key)
     usual = model(members.weight)
     chosen = model(jnp.where(left_out, 0, members.weight))
     reward = score(inner.variables(chosen), context) - score(
       inner.variables(usual), context
     )
-    at = memory.rounds % memory_rounds
     seen = jnp.sum(jnp.where(left_out[:, None], phi, 0), axis=0)
     seen /= jnp.maximum(aggregate.clients, 1)
-    # A reward that is no number would be all that the regression sees.
-    told = jnp.where(jnp.isfinite(reward), reward, 0)
-    memory = Memory(
-      memory.action.at[at].set(seen),
-      memory.reward.at[at].set(told.astype(memory.reward.dtype)),
-      memory.rounds + 1,
-    )
+    memory = remember(server.memory, seen, reward)
     least = hparams["epsilon_least"]
     epsilon = least + (server.epsilon - least) * hparams["epsilon_decay"]
     return RLState(
@@ -210,10 +173,81 @@ def dga_rl(
   )
 
 
-def features(members: Members) -> Array:
-  """Phi of every client, shape=(slots, FEATURES); 0 where nobody is.
+def _score(task: Task, metric: str) -> Callable[[Variables, Context], Array]:
+  """Return what tells how good a model is on the server's examples, shape=().
 
-  Standardised over the cohort, and cut off at 3 standard deviations.
+  Args:
+    task: what clients train.
+    metric: one of its metrics.
+
+  Raises:
+    ValueError: whether more of it is better is not known.
+  """
+  if metric not in task.higher_is_better:
+    known = ", ".join(sorted(task.higher_is_better))
+    raise ValueError(
+      f"algorithm.metric={metric!r}: whether more of it is better is not known;"
+      f" say so in Task.higher_is_better, or take one of {known}."
+    )
+  higher_is_better = task.higher_is_better[metric]
+
+  def score(variables: Variables, context: Context) -> Array:
+    examples = context.server_data
+    assert examples is not None
+    count = len(next(iter(examples.values())))
+    batch = Batch(examples, jnp.ones(count, bool))
+    metrics = core.sum_metrics(task, variables, batch)
+    total, weight = validate.lookup("algorithm.metric", metric, metrics)
+    value = total / jnp.where(weight > 0, weight, 1)
+    return value if higher_is_better else -value
+
+  return score
+
+
+def _left_out(server: RLState, members: Members, phi: Array, key: Key) -> Array:
+  """Return which clients the policy leaves out; shape=(slots,), bool.
+
+  Args:
+    server: with the policy, and the probability of a random action.
+    members: the cohort.
+    phi: shape=(slots, FEATURES); as `features` gives them.
+    key: of the random action.
+  """
+  explore, coins = jax.random.split(key)
+  random = jax.random.bernoulli(coins, 0.5, members.present.shape)
+  left_out = jnp.where(
+    jax.random.uniform(explore) < server.epsilon,
+    random,
+    phi @ server.theta > 0,
+  )
+  left_out &= members.present
+  # Somebody has to stay.
+  left_out &= jnp.any(members.present & ~left_out)
+  return left_out
+
+
+def remember(memory: Memory, action: Array, reward: Array) -> Memory:
+  """Return the memory with one more round, in the place of the oldest.
+
+  Args:
+    memory: so far.
+    action: shape=(FEATURES,).
+    reward: shape=().
+  """
+  at = memory.rounds % len(memory.reward)
+  # A reward that is no number would be all that the regression sees.
+  finite = jnp.where(jnp.isfinite(reward), reward, 0)
+  return Memory(
+    memory.action.at[at].set(action),
+    memory.reward.at[at].set(finite.astype(memory.reward.dtype)),
+    memory.rounds + 1,
+  )
+
+
+def features(members: Members) -> Array:
+  """Return phi of every client, shape=(slots, FEATURES); 0 for empty slots.
+
+  Statistics are standardized over the cohort and limited to 3 deviations.
   """
   seen = jnp.stack([members.values[name] for name in SEEN], axis=-1)
   present = members.present[:, None]
@@ -229,10 +263,10 @@ def features(members: Members) -> Array:
 
 
 def regression(memory: Memory, ridge: Array) -> Array:
-  """Theta, shape=(FEATURES,): what rewards follow from actions.
+  """Return theta, shape=(FEATURES,), that predicts rewards from actions.
 
-  argmin sum (reward - action . theta)^2 + ridge |theta|^2; rounds that are not
-  yet there are rows of 0.
+  argmin sum (reward - action . theta)^2 + ridge |theta|^2; unused rows of the
+  memory are 0.
   """
   x, y = memory.action, memory.reward
   gram = x.T @ x + ridge * jnp.eye(FEATURES, dtype=x.dtype)

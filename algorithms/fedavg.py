@@ -1,10 +1,10 @@
-"""FedAvg; with other server optimisers FedAvgM, FedAdam, FedYogi, FedAdagrad.
+"""FedAvg; with other server optimizers FedAvgM, FedAdam, FedYogi, FedAdagrad.
 
 McMahan et al. 2017, "Communication-efficient learning of deep networks from
 decentralized data" (arXiv 1602.05629); Reddi et al. 2021, "Adaptive federated
 optimization" (arXiv 2003.00295): clients train locally, and the server feeds
-the negative mean of their updates to its optimiser as a gradient. With plain
-SGD and rate 1 the server takes over the mean of the clients' parameters.
+the negative mean of their updates to its optimizer as a gradient. With plain
+SGD and learning rate 1 the new model is the mean of the clients' models.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedjax_sim.training.optimizers import Optimizer, descend
 
 
 class ServerState(NamedTuple):
-  """The global model and the server optimiser's state."""
+  """The global model and the server optimizer's state."""
 
   variables: Variables
   optimizer: PyTree
@@ -44,17 +44,17 @@ def fedavg(
   adjust: Adjust | None = None,
   received: Received = lambda client: client.message,
 ) -> Algorithm:
-  """Local training, then the server's optimiser on the mean update.
+  """Return FedAvg: local training, then a server step along the mean update.
 
   Args:
     task: what clients train.
-    client_optimizer: begins anew in every round.
+    client_optimizer: starts anew in every round.
     server_optimizer: sgd with learning rate 1 is FedAvg.
-    weighting: a client's weight: its number of `examples`; its `tokens`, the
-      sum of the loss's weights over its steps; or `uniform`.
+    weighting: a client's weight in the mean: its number of `examples`; its
+      `tokens`, the sum of the loss's weights over its steps; or `uniform`.
     adjust: (client, params, gradient) -> gradient, in every local step.
     received: client -> the `Variables` that it starts from, for algorithms
-      that send more.
+      whose message holds more than those.
   """
   optimizers.check("server_optimizer", server_optimizer)
   local = local_training(

@@ -1,4 +1,4 @@
-"""FedLabels: clients of whose examples few are labelled.
+"""FedLabels: clients that have labels for only a few of their examples.
 
 Cho, Joshi and Dimitriadis 2023, "Local or global: Selective knowledge
 assimilation for federated learning with limited labels" (arXiv 2307.08809), as
@@ -78,13 +78,13 @@ class Unlabelled(NamedTuple):
 
 
 class PseudoLabels(NamedTuple):
-  """What two models make of a batch; all shape=(batch,).
+  """The predictions of two models on a batch; all shape=(batch,).
 
   Attributes:
-    label: of the more certain model; the received one where both are alike.
-    confidence: its probability there.
-    agree: whether both models give that label.
-    ratio: the lesser certainty over the greater, 0 to 1.
+    label: that of the more certain model; at a tie the received model's.
+    confidence: its probability by that model.
+    agree: whether both models predict the same label.
+    ratio: the smaller certainty over the larger, 0 to 1.
   """
 
   label: Array
@@ -94,7 +94,7 @@ class PseudoLabels(NamedTuple):
 
 
 def _inverse_entropy(probabilities: Array) -> Array:
-  """1 / entropy, without a division by 0."""
+  """Return 1 / entropy, without a division by 0."""
   logs = jnp.log(jnp.where(probabilities > 0, probabilities, 1))
   return 1 / (1e-5 - jnp.sum(probabilities * logs, axis=-1))
 
@@ -109,11 +109,11 @@ COMPARISONS: dict[str, Callable[[Array], Array]] = {
 def pseudo_labels(
   received: Array, supervised: Array, comparison: str = "variance"
 ) -> PseudoLabels:
-  """The labels that the more certain of two models gives.
+  """Return the labels of the more certain of two models.
 
   Args:
     received: shape=(batch, classes); the received model's probabilities.
-    supervised: the same of the model that the labelled examples made.
+    supervised: the same of the model trained on the labelled examples.
     comparison: a name of `COMPARISONS`.
   """
   certainty = COMPARISONS[comparison]
@@ -147,37 +147,38 @@ def fedlabels(
   comparison: str = "variance",
   flip: bool = False,
 ) -> Algorithm:
-  """FedAvg on labelled examples, and on pseudo labels of the others.
+  """Return FedAvg on labelled examples and on pseudo labels of the others.
 
-  Clients walk over the splits "labelled" and "unlabelled", as
-  `data.with_few_labels` makes them. Labels of the second are never used. A
-  batch in which no example gets a pseudo label takes no step.
+  Clients iterate over the splits "labelled" and "unlabelled" that
+  `data.with_few_labels` makes. Labels of the second are never used. A batch in
+  which no example gets a pseudo label takes no step.
 
-  An update is a `Pair` of the two models' updates, of which transforms see
-  both: `clip` bounds their common norm. Only after the transforms is the
-  unsupervised one multiplied by the client's number of pseudo labels, over all
-  of its steps, or by 1 if there were none. By their mean the server divides;
-  the weights of clients are 1, so that the aggregator `weighted_mean` gives
-  both means exactly. A median would be one of those products. Transforms with a
-  state of the parameters' shape do not fit.
+  An update is a `Pair` of the two models' updates, and transforms act on both
+  together: `clip` bounds their common norm. After the transforms the
+  unsupervised update is multiplied by the client's number of pseudo labels over
+  all of its steps, or by 1 if there were none, and the server divides by the
+  mean of these numbers. Clients have weight 1, so that the aggregator
+  `weighted_mean` gives both means exactly; a median would be one of products.
+  Transforms with a state of the parameters' shape do not fit.
 
-  The consistency term takes the model in evaluation mode, FLUTE in training
-  mode; the first `burn_in` rounds take the supervised model's mean as it is,
-  FLUTE half of its way. The defaults are FLUTE's, but for the magnitude.
+  The consistency term uses the model in evaluation mode (FLUTE: in training
+  mode); the first `burn_in` rounds take the whole supervised mean (FLUTE: half
+  of it). The defaults are FLUTE's, except for the magnitude.
 
   Args:
     task: a classifier with `Task.logits`, whose loss takes labels "y".
-    client_optimizer: of both models; begins anew for each of them.
+    client_optimizer: of both models; starts anew for each of them.
     server_optimizer: sgd with learning rate 1 takes half of each mean.
     burn_in: rounds without the unlabelled examples.
-    threshold: a pseudo label needs a probability above it; 0 to 1.
-    temperature: of all softmaxes but the cross-entropy's; > 0.
-    unsup_weight: of the cross-entropy with pseudo labels, >= 0.
-    consistency_weight: of the divergence from the supervised model, >= 0.
-    l2: of the distance to the received parameters, the mean square of every
-      array, summed over arrays; >= 0.
-    magnitude: of `augment`, 0 to 1; FLUTE's `uda: 0` is 0. Examples that are no
-      images get noise.
+    threshold: probability that a pseudo label has to exceed; 0 to 1.
+    temperature: of all softmaxes except the cross-entropy's; > 0.
+    unsup_weight: weight of the cross-entropy with pseudo labels, >= 0.
+    consistency_weight: weight of the divergence from the supervised model,
+      >= 0.
+    l2: weight of the squared distance to the received parameters, averaged over
+      each array and summed over arrays; >= 0.
+    magnitude: strength of `augment`, 0 to 1; FLUTE's `uda: 0` is 0. Examples
+      that are not images get noise.
     comparison: which model is more certain: the one whose class probabilities
       have the larger `variance`, or the smaller `entropy`.
     flip: whether mirror images have the same class.
@@ -192,110 +193,19 @@ def fedlabels(
       "algorithm.name='fedlabels' needs a task with logits, and Task.logits is"
       " None; make the task by nnx_task or linen_task, or give that field."
     )
-  logits_of = task.logits
   validate.known("algorithm.comparison", comparison, COMPARISONS)
   validate.boolean("algorithm.flip", flip)
-  real = lambda name, value, **bounds: validate.real(
-    f"algorithm.{name}", value, **bounds
+  numbers = _numbers(
+    burn_in=burn_in,
+    threshold=threshold,
+    temperature=temperature,
+    unsup_weight=unsup_weight,
+    consistency_weight=consistency_weight,
+    l2=l2,
+    magnitude=magnitude,
   )
-  numbers = {
-    "burn_in": float(validate.whole("algorithm.burn_in", burn_in, least=0)),
-    "threshold": real("threshold", threshold, least=0, most=1),
-    "temperature": real("temperature", temperature, above=0),
-    "unsup_weight": real("unsup_weight", unsup_weight, least=0),
-    "consistency_weight": real(
-      "consistency_weight", consistency_weight, least=0
-    ),
-    "l2": real("l2", l2, least=0),
-    "magnitude": real("magnitude", magnitude, least=0, most=1),
-  }
   base = fedavg(task, client_optimizer, server_optimizer)
-
-  def log_softmax(
-    variables: Variables, examples: Examples, hparams: HParams
-  ) -> Array:
-    logits = logits_of(variables, examples)
-    if logits.ndim != 2:
-      raise ValueError(
-        "algorithm.name='fedlabels' gives an example one label; the model's"
-        f" logits have shape {logits.shape}, not (batch, classes)."
-      )
-    return jax.nn.log_softmax(logits / hparams["temperature"])
-
-  def start(client: Client, supervised: LocalState) -> Unlabelled:
-    params, buffers, frozen = client.message
-    optimizer = client_optimizer.build(client.hparams["client"])
-    return Unlabelled(
-      params,
-      buffers,
-      optimizer.init(params),
-      Variables(supervised.params, supervised.buffers, frozen),
-      zero_metric(),
-    )
-
-  def train(
-    client: Client, carry: Unlabelled, batch: Batch, key: Key
-  ) -> Unlabelled:
-    hparams, (received, _, frozen) = client.hparams, client.message
-    examples = batch.examples
-    theirs, own = (
-      log_softmax(variables, examples, hparams)
-      for variables in (client.message, carry.supervised)
-    )
-    pseudo = pseudo_labels(jnp.exp(theirs), jnp.exp(own), comparison)
-    labelled = batch.mask & (pseudo.confidence > hparams["threshold"])
-    same = jnp.where(labelled & pseudo.agree, pseudo.ratio, 0)
-    changed = augment(
-      jax.random.fold_in(key, 1), examples["x"], hparams["magnitude"], flip=flip
-    )
-    labels = pseudo.label.astype(examples["y"].dtype)
-    strong = Batch({**examples, "x": changed, "y": labels}, labelled)
-
-    def loss(params: PyTree) -> tuple[Array, PyTree]:
-      variables = Variables(params, carry.buffers, frozen)
-      value, (buffers, _) = core.mean_loss(
-        task, variables, strong, jax.random.fold_in(key, 0)
-      )
-      new = log_softmax(variables, examples, hparams)
-      divergence = jnp.sum(jnp.exp(own) * (own - new), axis=-1)
-      count = jnp.sum(labelled & pseudo.agree)
-      consistency = jnp.sum(same * divergence) / jnp.maximum(count, 1)
-      squares = jax.tree.map(
-        lambda a, b: jnp.mean(core.in_float32(a - b) ** 2),
-        params,
-        received,
-      )
-      distance = jax.tree.reduce(jnp.add, squares)
-      total = hparams["unsup_weight"] * value
-      total += hparams["consistency_weight"] * consistency
-      return total + hparams["l2"] * distance, buffers
-
-    gradient, buffers = jax.grad(loss, has_aux=True)(carry.params)
-    params, state = descend(
-      client_optimizer.build(hparams["client"]),
-      gradient,
-      carry.optimizer,
-      carry.params,
-    )
-    trained = carry._replace(params=params, buffers=buffers, optimizer=state)
-    some = jnp.any(labelled)
-    kept = jax.tree.map(lambda a, b: jnp.where(some, a, b), trained, carry)
-    count = jnp.sum(labelled, dtype=jnp.float32)
-    pseudo_count = Metric(count, jnp.zeros_like(count))
-    return kept._replace(pseudo=compensated.add(carry.pseudo, pseudo_count))
-
-  def step(
-    client: Client, carry: Unlabelled, batch: Batch, key: Key
-  ) -> Unlabelled:
-    carry = lax.cond(
-      _begun(client.hparams, client.round),
-      lambda: train(client, carry, batch, key),
-      lambda: carry,
-    )
-    seen = jnp.sum(batch.mask, dtype=jnp.float32)
-    shown = Metric(jnp.zeros_like(seen), seen)
-    pseudo = compensated.add(carry.pseudo, shown)
-    return carry._replace(pseudo=pseudo)
+  unlabelled = _UnlabelledPass(task, client_optimizer, comparison, flip)
 
   def finish(client: Client, first: LocalState, second: Unlabelled) -> Report:
     report = base.finish(client, first)
@@ -310,44 +220,213 @@ def fedlabels(
       metrics={**report.metrics, "pseudo_labels": pseudo},
     )
 
-  def send(client: Client, report: Report) -> Report:
-    del client
-    supervised, unsupervised = report.update
-    scaled = _times(report.statistics, unsupervised)
-    return report._replace(update=Pair(supervised, scaled))
-
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context
   ) -> ServerState:
-    begun = _begun(context.hparams, context.round)
-    share = jnp.where(begun, jnp.float32(0.5), 0)
-    count = jnp.where(aggregate.statistics > 0, aggregate.statistics, 1)
-    join = lambda pair: jax.tree.map(
-      lambda s, u: (1 - share) * s + share * (u / count), *pair
-    )
-    joined = aggregate._replace(
-      update=join(aggregate.update), buffers=join(aggregate.buffers)
-    )
-    return base.apply(server, joined, context)
+    return base.apply(server, _joined(aggregate, context), context)
 
   (labelled_pass,) = base.passes
   return base._replace(
     passes=(
       labelled_pass._replace(split="labelled"),
-      Pass(start, step, split="unlabelled"),
+      Pass(unlabelled.start, unlabelled.step, split="unlabelled"),
     ),
     finish=finish,
-    send=send,
+    send=_send,
     apply=apply,
     hparams={**base.hparams, **numbers},
   )
 
 
+def _numbers(**given: float) -> dict[str, float]:
+  """Check the numbers that are traced.
+
+  Args:
+    **given: those of `fedlabels`, by name.
+
+  Raises:
+    TypeError, ValueError: names the one that is no number or out of range.
+  """
+  bounds: dict[str, dict[str, float]] = {
+    "threshold": {"least": 0, "most": 1},
+    "temperature": {"above": 0},
+    "unsup_weight": {"least": 0},
+    "consistency_weight": {"least": 0},
+    "l2": {"least": 0},
+    "magnitude": {"least": 0, "most": 1},
+  }
+  burn_in = validate.whole("algorithm.burn_in", given["burn_in"], least=0)
+  return {
+    "burn_in": float(burn_in),
+    **{
+      name: validate.real(f"algorithm.{name}", given[name], **limits)
+      for name, limits in bounds.items()
+    },
+  }
+
+
+class _UnlabelledPass(NamedTuple):
+  """A client's second pass: it trains on the labels that two models give.
+
+  Attributes:
+    task: what clients train; it has logits.
+    client_optimizer: of the unsupervised model.
+    comparison: a name of `COMPARISONS`.
+    flip: whether mirror images have the same class.
+  """
+
+  task: Task
+  client_optimizer: Optimizer
+  comparison: str
+  flip: bool
+
+  def start(self, client: Client, supervised: LocalState) -> Unlabelled:
+    """Return the carry before the first batch."""
+    params, buffers, frozen = client.message
+    optimizer = self.client_optimizer.build(client.hparams["client"])
+    return Unlabelled(
+      params,
+      buffers,
+      optimizer.init(params),
+      Variables(supervised.params, supervised.buffers, frozen),
+      zero_metric(),
+    )
+
+  def step(
+    self, client: Client, carry: Unlabelled, batch: Batch, key: Key
+  ) -> Unlabelled:
+    """Return the carry after a batch, on which burn-in rounds do not train."""
+    carry = lax.cond(
+      _begun(client.hparams, client.round),
+      lambda: self._train(client, carry, batch, key),
+      lambda: carry,
+    )
+    seen = jnp.sum(batch.mask, dtype=jnp.float32)
+    shown = Metric(jnp.zeros_like(seen), seen)
+    pseudo = compensated.add(carry.pseudo, shown)
+    return carry._replace(pseudo=pseudo)
+
+  def _train(
+    self, client: Client, carry: Unlabelled, batch: Batch, key: Key
+  ) -> Unlabelled:
+    """Label a batch, and take a step if any example got a label."""
+    hparams, examples = client.hparams, batch.examples
+    received, supervised = (
+      self._log_softmax(variables, examples, hparams)
+      for variables in (client.message, carry.supervised)
+    )
+    pseudo = pseudo_labels(
+      jnp.exp(received), jnp.exp(supervised), self.comparison
+    )
+    labelled = batch.mask & (pseudo.confidence > hparams["threshold"])
+    changed = augment(
+      jax.random.fold_in(key, 1),
+      examples["x"],
+      hparams["magnitude"],
+      flip=self.flip,
+    )
+    labels = pseudo.label.astype(examples["y"].dtype)
+    strong = Batch({**examples, "x": changed, "y": labels}, labelled)
+
+    def loss(params: PyTree) -> tuple[Array, PyTree]:
+      frozen = client.message.frozen
+      variables = Variables(params, carry.buffers, frozen)
+      value, (buffers, _) = core.mean_loss(
+        self.task, variables, strong, jax.random.fold_in(key, 0)
+      )
+      new = self._log_softmax(variables, examples, hparams)
+      consistency = _consistency(new, supervised, pseudo, labelled)
+      distance = _distance(params, client.message.params)
+      total = hparams["unsup_weight"] * value
+      total += hparams["consistency_weight"] * consistency
+      return total + hparams["l2"] * distance, buffers
+
+    gradient, buffers = jax.grad(loss, has_aux=True)(carry.params)
+    params, state = descend(
+      self.client_optimizer.build(hparams["client"]),
+      gradient,
+      carry.optimizer,
+      carry.params,
+    )
+    trained = carry._replace(params=params, buffers=buffers, optimizer=state)
+    some = jnp.any(labelled)
+    kept = jax.tree.map(lambda a, b: jnp.where(some, a, b), trained, carry)
+    count = jnp.sum(labelled, dtype=jnp.float32)
+    pseudo_count = Metric(count, jnp.zeros_like(count))
+    return kept._replace(pseudo=compensated.add(carry.pseudo, pseudo_count))
+
+  def _log_softmax(
+    self, variables: Variables, examples: Examples, hparams: HParams
+  ) -> Array:
+    """Return log probabilities, shape=(batch, classes).
+
+    Raises:
+      ValueError: the logits have another shape.
+    """
+    assert self.task.logits is not None
+    logits = self.task.logits(variables, examples)
+    if logits.ndim != 2:
+      raise ValueError(
+        "algorithm.name='fedlabels' gives an example one label; the model's"
+        f" logits have shape {logits.shape}, not (batch, classes)."
+      )
+    return jax.nn.log_softmax(logits / hparams["temperature"])
+
+
+def _consistency(
+  new: Array, supervised: Array, pseudo: PseudoLabels, labelled: Array
+) -> Array:
+  """Return the divergence from the supervised model; shape=().
+
+  A mean over the labelled examples to which both models give the same label.
+
+  Args:
+    new: shape=(batch, classes); the model's log probabilities.
+    supervised: the same of the supervised model.
+    pseudo: the labels.
+    labelled: shape=(batch,), bool; which examples got one.
+  """
+  ratio = jnp.where(labelled & pseudo.agree, pseudo.ratio, 0)
+  divergence = jnp.sum(jnp.exp(supervised) * (supervised - new), axis=-1)
+  count = jnp.sum(labelled & pseudo.agree)
+  return jnp.sum(ratio * divergence) / jnp.maximum(count, 1)
+
+
+def _distance(params: PyTree, received: PyTree) -> Array:
+  """Return the mean squared differences of all arrays, summed; shape=()."""
+  squares = jax.tree.map(
+    lambda a, b: jnp.mean(core.in_float32(a - b) ** 2), params, received
+  )
+  distance: Array = jax.tree.reduce(jnp.add, squares)
+  return distance
+
+
+def _send(client: Client, report: Report) -> Report:
+  """Multiply the unsupervised update by the number of pseudo labels."""
+  del client
+  supervised, unsupervised = report.update
+  scaled = _times(report.statistics, unsupervised)
+  return report._replace(update=Pair(supervised, scaled))
+
+
+def _joined(aggregate: Aggregate, context: Context) -> Aggregate:
+  """Return the aggregate with half of each model's mean for the pair."""
+  begun = _begun(context.hparams, context.round)
+  share = jnp.where(begun, jnp.float32(0.5), 0)
+  count = jnp.where(aggregate.statistics > 0, aggregate.statistics, 1)
+  join = lambda pair: jax.tree.map(
+    lambda s, u: (1 - share) * s + share * (u / count), *pair
+  )
+  return aggregate._replace(
+    update=join(aggregate.update), buffers=join(aggregate.buffers)
+  )
+
+
 def _begun(hparams: HParams, round_: Array) -> Array:
-  """Whether `burn_in` rounds came before this one, the first being 0."""
+  """Return whether `burn_in` rounds came before this one."""
   return round_ + 1 > hparams["burn_in"]
 
 
 def _times(count: Array, tree: PyTree) -> PyTree:
-  """`count * tree`, in float32 at least."""
+  """Return `count * tree`, in float32 at least."""
   return jax.tree.map(lambda x: count * x, tree)

@@ -1,7 +1,7 @@
-"""FedProx: FedAvg with a proximal term that holds clients near the server.
+"""FedProx: FedAvg with a proximal term that keeps clients near the server.
 
 Li et al. 2020, "Federated optimization in heterogeneous networks" (arXiv
-1812.06127), algorithm 2: clients minimise f_k(w) + mu / 2 ||w - w_t||^2, whose
+1812.06127), algorithm 2: clients minimize f_k(w) + mu / 2 ||w - w_t||^2, whose
 gradient is grad f_k(w) + mu (w - w_t).
 """
 
@@ -22,11 +22,11 @@ def fedprox(
   mu: float = 0.01,
   weighting: str = "examples",
 ) -> Algorithm:
-  """FedAvg with a proximal term that holds clients near the server.
+  """Return FedAvg with a proximal term in the clients' loss.
 
   Args:
     task: what clients train.
-    client_optimizer: begins anew in every round.
+    client_optimizer: starts anew in every round.
     server_optimizer: sgd with learning rate 1 takes the clients' mean.
     mu: weight of the proximal term, >= 0; 0 is FedAvg.
     weighting: as in `fedavg`.

@@ -1,7 +1,8 @@
 """FedSGD: one gradient over all of a client's data, one step of the server.
 
-McMahan et al. 2017 (arXiv 1602.05629), section 2: FedAvg's baseline. Clients
-do not train; they send the mean gradient at the server's parameters.
+McMahan et al. 2017, "Communication-efficient learning of deep networks from
+decentralized data" (arXiv 1602.05629), section 2: FedAvg's baseline. Clients do
+not train; they send the mean gradient at the server's parameters.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from fedjax_sim.training.optimizers import Optimizer
 def fedsgd(
   task: Task, server_optimizer: Optimizer, *, weighting: str = "examples"
 ) -> Algorithm:
-  """One full-batch gradient a client; client.epochs and rates have no say.
+  """Return FedSGD: one full-batch gradient per client and round.
+
+  A client's learning rate and number of epochs have no effect.
 
   Args:
     task: what is trained.
-    server_optimizer: takes the step.
+    server_optimizer: takes the step along the clients' mean gradient.
     weighting: as in `fedavg`.
   """
   local = full_gradient(task, weighting=weighting)

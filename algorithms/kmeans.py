@@ -1,16 +1,15 @@
-"""Federated k-means: Lloyd's iterations, one a round.
+"""Federated k-means: one of Lloyd's iterations per round.
 
-A client assigns its examples to the nearest centroids, and reports how many
-each has got and how far they lie from it together. The server moves centroids
-to the means. With all clients that is Lloyd's algorithm on the pooled data
-(Lloyd 1982, "Least squares quantization in PCM").
+A client assigns its examples to the nearest centroids, and reports for each the
+number of its examples and the sum of their differences from it. The server
+moves centroids to the means. With all clients that is Lloyd's algorithm on the
+pooled data (Lloyd 1982, "Least squares quantization in PCM").
 
-It is made for noise: with `privacy.central`, gaps and counts of a client are
-clipped as one vector, and noise is added to their sum over clients, as in
-DPLloyd (Su et al. 2016, "Differentially private k-means clustering", arXiv
-1504.05998), which also begins without a look at the data. There examples
-themselves are summed; gaps to the centroids are shorter, so less noise covers
-them.
+With `privacy.central` the differences and counts of a client are clipped as one
+vector, and noise is added to their sum over clients, as in DPLloyd (Su et al.
+2016, "Differentially private k-means clustering", arXiv 1504.05998), which also
+starts independently of the data. DPLloyd sums the examples themselves;
+differences from centroids are shorter, so less noise suffices.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ from fedjax_sim.training.optimizers import Optimizer, descend
 
 EMPTY = ("keep", "split")
 _APART = 0.01  # of the range: how far a centroid begins from the one it joins
-_TAG = 0x73706C74  # of the key: no number that an optimiser would fold in
+_TAG = 0x73706C74  # of the key: no number that an optimizer would fold in
 
 
 class KMeansState(NamedTuple):
-  """The centroids and the server optimiser's state."""
+  """The centroids and the state of the server optimizer."""
 
   variables: Variables
   optimizer: PyTree
@@ -76,24 +75,24 @@ def kmeans(
   least_share: float = 0.0,
   empty: str = "keep",
 ) -> Algorithm:
-  """Centroids move to the means of the examples that are nearest to them.
+  """Return k-means: centroids move to the means of their nearest examples.
 
-  A client reports means over its examples, so its weight tells how many it
-  counts for. The server takes the way from a centroid to the mean as a negative
-  gradient; afterwards centroids are brought back into the task's range.
+  A client reports means over its examples, and its weight is their number. The
+  server takes the vector from a centroid to the mean as a negative gradient;
+  afterwards centroids are clipped to the task's range.
 
   Args:
     task: with centroids, as `models.kmeans` makes.
     server_optimizer: sgd with learning rate 1 is Lloyd's algorithm.
     weighting: as in `fedavg`; with `examples` and all clients, the means are
       those of the pooled data.
-    count_weight: what an example counts in a report, as a distance, > 0.
-      Without noise it changes nothing; with noise, greater means that counts
-      get more of what clipping leaves, and sums less.
-    least_share: clusters with a smaller share of the examples, or none, are
-      empty; from 0 to below 1.
-    empty: what becomes of their centroids: `keep` their places, or `split` the
-      largest clusters: go next to the centroids of those.
+    count_weight: scale of the counts in a report relative to the distances,
+      > 0. Without noise it has no effect; with clipping and noise, a larger
+      value makes the counts more accurate and the sums less.
+    least_share: clusters with a smaller share of the examples, or none, count
+      as empty; in [0, 1).
+    empty: how the centroids of empty clusters move: `keep` leaves them in
+      place, `split` moves them next to the centroids of the largest clusters.
 
   Raises:
     TypeError, ValueError: names the field.
@@ -187,11 +186,11 @@ def kmeans(
 def _split(
   centroids: Array, counts: Array, full: Array, apart: Array, key: Key
 ) -> Array:
-  """Centroids of empty clusters, next to those of the largest ones.
+  """Return centroids, those of empty clusters next to those of the largest.
 
   The smallest goes to the largest, the second smallest to the second largest,
-  and so on; if most are empty, several go to the same one. If all are, they
-  stay.
+  and so on; if most are empty, several go to the same one. If all are empty,
+  none moves.
 
   Args:
     centroids: shape=(clusters, features).
@@ -210,7 +209,7 @@ def _split(
 
 
 def _check(task: Task) -> None:
-  """Refuses a task without centroids."""
+  """Refuse a task without centroids."""
   validate.instance("task", task, Task, "models.kmeans.kmeans(shape, clusters)")
   params, _, frozen = jax.eval_shape(task.init, jax.random.key(0))
   if (

@@ -3,13 +3,13 @@
 Fallah et al. 2020, "Personalized federated learning with theoretical
 guarantees: a model-agnostic meta-learning approach" (arXiv 2002.07948),
 algorithm 1 in its variant FO, which leaves out the second derivatives. A local
-step goes down the gradient at the adapted point, on other data:
+step follows the gradient at the adapted point, on other data:
 
     u = w - inner_rate grad f(w; D)
     w <- w - rate grad f(u; D')
 
-A local step here has one batch: D are its examples in the first, third, ...
-place and D' the others, without padding. A single example is both.
+A local step here has one batch: D holds its first, third, ... example and D'
+the others, without padding. A single example is in both.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from fedjax_sim.training.optimizers import Optimizer, descend
 
 
 class Adapted(NamedTuple):
-  """What a client keeps: the global model, adapted when it last took part."""
+  """The state of a client: the model as adapted when it last took part."""
 
   params: PyTree
   trained: Array  # shape=(), bool; whether it ever took part
@@ -57,10 +57,10 @@ class Carry(NamedTuple):
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
-  """The batch twice, each with the mask of every other real example.
+  """Split the batch into two, each masking every other real example.
 
-  The second half is the smaller one of an odd number. Of a single example
-  there are no halves; both have it.
+  Of an odd number of examples the second half has one fewer. A single example
+  is in both halves.
   """
   place = jnp.cumsum(batch.mask)  # from 1
   single = place[-1] <= 1
@@ -77,16 +77,16 @@ def per_fedavg(
   inner_rate: float = 0.1,
   weighting: str = "examples",
 ) -> Algorithm:
-  """FedAvg whose local steps take the gradient at an adapted point.
+  """Return FedAvg whose local steps take the gradient at an adapted point.
 
   A client is evaluated with the global model that it last received, adapted by
-  one inner step on its first batch's D; the global one if it never took part.
-  The reported loss is that of D' at the adapted point. Buffers are those that
-  the pass over D' leaves; it sees the whole batch, as in all algorithms.
+  one inner step on D of its first batch; with the global model if it never took
+  part. The reported loss is that of D' at the adapted point. The buffers are
+  those after D'; they see the whole batch, as in all algorithms.
 
   Args:
     task: what clients train.
-    client_optimizer: takes the outer steps; begins anew in every round.
+    client_optimizer: takes the outer steps; starts anew in every round.
     server_optimizer: sgd with learning rate 1 takes the clients' mean.
     inner_rate: step size of the adaptation, >= 0; 0 is FedAvg on half batches.
     weighting: as in `fedavg`.

@@ -22,7 +22,7 @@ from fedjax_sim import setup as one_device_a_core
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.dga_rl import dga_rl
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.learned_weights import learned_weights
+from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.core import Algorithm
 from fedjax_sim.data import (
   FederatedDataset,
@@ -41,7 +41,7 @@ CORRUPTED = flags.DEFINE_float("corrupted", 0.3, "of the clients")
 SERVER = flags.DEFINE_integer("server_clients", 20, "clients of the server's")
 RATE = flags.DEFINE_float("learning_rate", 0.1, "of the clients")
 EPOCHS = flags.DEFINE_integer("epochs", 5, "of a client in a round")
-PULL = flags.DEFINE_float("pull", 0.2, "of the learned weights")
+PULL = flags.DEFINE_float("pull", 0.2, "kl_weight of FedLAW")
 BETA = flags.DEFINE_float("beta", 4.0, "of the softmax weights")
 
 Make = Callable[..., Algorithm]
@@ -54,7 +54,7 @@ def algorithms() -> dict[str, tuple[Make, dict[str, Any]]]:
     "DGA, loss": (dga, {"beta": BETA.value}),
     "DGA, loss, RL": (dga_rl, {"beta": BETA.value}),
     "FedAvg, RL": (dga_rl, {"beta": 0.0}),
-    "learned weights": (learned_weights, {"weight_pull": PULL.value}),
+    "FedLAW": (fedlaw, {"kl_weight": PULL.value}),
   }
 
 

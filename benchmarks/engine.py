@@ -205,7 +205,7 @@ def _summary(
   any_engine = next(iter(running.values()))
   medians = {name: statistics.median(values) for name, values in ratios.items()}
   return {
-    "parameters": any_engine.simulator.num_parameters,
+    "parameters": any_engine.simulator.states.num_parameters,
     "num_clients": case.num_clients,
     "clients_per_round": case.clients_per_round,
     "batch_size": bare.batch_size,
@@ -259,10 +259,10 @@ def _engine_summary(
   per_step = 1 / steps[-1]  # waste and clients are of the last turn
   achieved = rate(flops)
   peaks = 1 if jax.default_backend() == "cpu" else simulator.mesh.size
-  (program,) = simulator.compiled.values()
+  (program,) = simulator.compiler.compiled.values()
   return {
     "devices": simulator.mesh.size,
-    "lanes": simulator.lane_choice.lanes,
+    "lanes": simulator.choose_lanes().lanes,
     "examples_per_second": rate(waste.useful * per_step),
     "clients_per_second": rate(engine.clients * per_step),
     "step_waste": waste.step / waste.computed,

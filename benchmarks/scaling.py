@@ -77,7 +77,7 @@ def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
   for size in sizes:
     case = replace(population, clients_per_round=size, rounds=1)
     single = cases.simulator(case, task, data, devices=None, lanes=1)
-    program = single.program(1, size)
+    program = single.compiler.program(1, size)
     rows.append(
       {
         "clients_per_round": size,

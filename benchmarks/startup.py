@@ -31,7 +31,7 @@ def main() -> None:
   state.round.block_until_ready()
   marks["init"] = time.time()
   planned = simulator.plan(0, 1)
-  simulator.program(*planned.key)
+  simulator.compiler.program(*planned.key)
   marks["compile"] = time.time()
   simulator.dispatch(state, planned)
   marks["first round"] = time.time()

@@ -61,7 +61,8 @@ def weak_scaling(
   on_cpu = jax.default_backend() == "cpu"
   for count in devices:
     simulator = engines[count].simulator
-    lanes = simulator.lane_choice.lanes
+    lanes = simulator.choose_lanes().lanes
+    program = simulator.compiler.program(lanes, EACH * count)
     ratios = [a / b for a, b in zip(times[count], times[1], strict=True)]
     each = -(-count // cpu.count()) if on_cpu else 1
     rows.append(
@@ -72,7 +73,7 @@ def weak_scaling(
         "time_ratio": statistics.median(ratios),
         "devices_per_core": each,
         "efficiency": each / statistics.median(ratios),
-        "sent_bytes": simulator.program(lanes, EACH * count).sent_bytes,
+        "sent_bytes": program.sent_bytes,
       }
     )
     engines[count].close()

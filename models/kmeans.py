@@ -1,4 +1,4 @@
-"""Cluster centres: an example belongs to the nearest one.
+"""Cluster centers: an example belongs to the nearest one.
 
 As a task it can be trained as any other: gradient steps on the squared distance
 to the nearest centroid are mini-batch k-means. The algorithm `kmeans` moves

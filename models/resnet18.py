@@ -1,8 +1,8 @@
-"""ResNet-18 with group normalisation, for small images.
+"""ResNet-18 with group normalization, for small images.
 
 He et al. 2016 (arXiv 1512.03385), with a 3 x 3 stem of stride 1 and without
 its pooling, as is usual for images of 24 to 32 pixels; group instead of batch
-normalisation, in two groups, as in Reddi et al. 2021 (arXiv 2003.00295).
+normalization, in two groups, as in Reddi et al. 2021 (arXiv 2003.00295).
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Aggregators against numpy, through real rounds."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from fedjax_sim import aggregators, sampling
 from fedjax_sim.aggregators import AGGREGATORS
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.core import AggregationContext, Purpose, key_for
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_log import combine
@@ -112,16 +115,80 @@ def test_an_aggregate_is_what_numpy_says(name, lanes, devices):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
+def randomly_weighted(kind):
+  """The sum of updates, each times a random number of its client's own."""
+
+  def times(context, x):
+    chance = lambda rank: jax.random.uniform(
+      jax.random.fold_in(context.key, rank)
+    )
+    factors = context.hparams["scale"] * jax.vmap(chance)(context.rank)
+    return factors.reshape(-1, *(1,) * (x.ndim - 1)) * x
+
+  if kind == "sum":
+    plain = aggregators.sum_()
+
+    def add(acc, updates, weights, present, context):
+      updates = jax.tree.map(lambda x: times(context, x), updates)
+      return plain.add(acc, updates, weights, present, context)
+
+    return plain._replace(add=add, hparams={"scale": 2.0})
+
+  plain = aggregators.stack()
+
+  def finish(acc, weight, count, context):
+    rows = plain.finish(acc, weight, count, context)
+    return jax.tree.map(lambda x: jnp.sum(times(context, x), axis=0), rows)
+
+  return plain._replace(
+    finish=finish,
+    reduces=True,
+    coordinatewise=kind == "coordinatewise",
+    hparams={"scale": 2.0},
+  )
+
+
+@pytest.mark.parametrize("kind", ["sum", "stack", "coordinatewise"])
+@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 2)])
+def test_random_numbers_of_clients_depend_on_no_layout(kind, lanes, devices):
+  ids = [7, 1, 4, NOT_FINITE, 2]
+  simulator = simulator_of("mean", lanes, devices, ids)
+  simulator = dataclasses.replace(
+    simulator,
+    aggregator=randomly_weighted(kind),
+    schedules={"aggregator.scale": lambda round_: 0.5},
+  )
+  out = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
+  key = key_for(simulator.seed, Purpose.AGGREGATION, 0)
+  factors = [jax.random.uniform(jax.random.fold_in(key, r)) for r in range(4)]
+  # By rank; the last client is in the cohort, and its update is rejected.
+  expected = np.array(factors) @ CENTRES[[1, 2, 4, 7]]
+  found = params_of(simulator, out.state)["w"]
+  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def context_of(size, slot=0, **hparams):
+  return AggregationContext(
+    key=jax.random.key(0),
+    noise_key=jax.random.key(1),
+    slot=jnp.int32(slot),
+    rank=slot + jnp.arange(size, dtype=jnp.int32),
+    cohort_size=jnp.int32(size),
+    hparams=hparams,
+  )
+
+
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_nobody_changes_nothing(name):
   aggregator = AGGREGATORS[name]()
   update = {"w": jnp.full((2,), jnp.nan)}
   acc = aggregator.init(update, 3)
   rows = {"w": jnp.full((3, 2), jnp.nan)}
+  context = context_of(3)
   acc = aggregator.add(
-    acc, rows, jnp.full((3,), jnp.nan), jnp.zeros(3, bool), jnp.int32(0)
+    acc, rows, jnp.full((3,), jnp.nan), jnp.zeros(3, bool), context
   )
-  result = aggregator.finish(acc, jnp.float32(0), jnp.int32(0))
+  result = aggregator.finish(acc, jnp.float32(0), jnp.int32(0), context)
   np.testing.assert_array_equal(result["w"], np.zeros_like(result["w"]))
   assert result["w"].dtype == jnp.float32
 
@@ -148,10 +215,15 @@ def median_of(rows, present):
   for slot in range(0, CAPACITY, LANES):
     wave = slice(slot, slot + LANES)
     acc = aggregator.add(
-      acc, rows[wave], jnp.ones(LANES), present[wave], jnp.int32(slot)
+      acc,
+      rows[wave],
+      jnp.ones(LANES),
+      present[wave],
+      context_of(LANES, slot),
     )
   count = jnp.sum(present, dtype=jnp.int32)
-  return aggregator.finish(acc, count.astype(jnp.float32), count)
+  weight = count.astype(jnp.float32)
+  return aggregator.finish(acc, weight, count, context_of(CAPACITY))
 
 
 @given(
@@ -198,20 +270,24 @@ def test_a_sum_of_whole_numbers_is_exact():
   for i in (0, 3):
     wave = slice(i, i + 3)
     acc = aggregator.add(
-      acc, rows[wave], jnp.full(3, jnp.nan), present[wave], jnp.int32(i)
+      acc, rows[wave], jnp.full(3, jnp.nan), present[wave], context_of(3, i)
     )
   assert acc.dtype == jnp.int32
-  assert aggregator.finish(acc, jnp.nan, 5) == 2**30 + 2**24 - 1
+  total = aggregator.finish(
+    acc, jnp.float32(jnp.nan), jnp.int32(5), context_of(6)
+  )
+  assert total == 2**30 + 2**24 - 1
 
 
 def test_the_median_of_bfloat16_is_float32():
   """257 lies between two neighbours in bfloat16."""
   rows = jnp.array([256, 258], jnp.bfloat16)
   aggregator = aggregators.median()
+  context = context_of(2)
   acc = aggregator.add(
-    aggregator.init(rows[0], 2), rows, rows, jnp.ones(2, bool), jnp.int32(0)
+    aggregator.init(rows[0], 2), rows, rows, jnp.ones(2, bool), context
   )
-  found = aggregator.finish(acc, jnp.float32(2), jnp.int32(2))
+  found = aggregator.finish(acc, jnp.float32(2), jnp.int32(2), context)
   assert found.dtype == jnp.float32
   assert found == 257
 
@@ -227,8 +303,8 @@ def test_the_aggregators_keep_to_the_contract(name):
   aggregators.check(AGGREGATORS[name](), UPDATE)
 
 
-def in_pairs(acc, updates, weights, present, slot):
-  del acc, weights, present, slot
+def in_pairs(acc, updates, weights, present, context):
+  del acc, weights, present, context
   return updates
 
 
@@ -237,12 +313,15 @@ def in_pairs(acc, updates, weights, present, slot):
   [
     # It would be broadcast, to the same number for all parameters.
     (
-      {"finish": lambda acc, w, n: jax.tree.map(jnp.sum, acc)},
+      {"finish": lambda acc, w, n, context: jax.tree.map(jnp.sum, acc)},
       r"finish gives \(\) at \['a'\]; let it give \(3,\), as an update has",
     ),
-    ({"finish": lambda acc, w, n: acc["a"]}, r"finish gives nothing at \['a'"),
     (
-      {"finish": lambda acc, w, n: acc | {"c": acc["a"]}},
+      {"finish": lambda acc, w, n, context: acc["a"]},
+      r"finish gives nothing at \['a'",
+    ),
+    (
+      {"finish": lambda acc, w, n, context: acc | {"c": acc["a"]}},
       r"finish gives \(3,\) at \['c'\]; let it give nothing",
     ),
     ({"add": in_pairs}, r"add gives float32\(2, 3\) at \['a'\]; let .*\(3,\)"),
@@ -269,7 +348,7 @@ def test_a_simulator_checks_its_aggregator():
   )
   task = quadratic(3)
   algorithm = fedavg(task, sgd(0.1), sgd(1.0))
-  flat = lambda acc, w, n: jax.tree.map(jnp.sum, acc)
+  flat = lambda acc, w, n, context: jax.tree.map(jnp.sum, acc)
   simulator = make_simulator(
     task, algorithm, data, aggregator=aggregators.mean()._replace(finish=flat)
   )

@@ -502,7 +502,11 @@ def test_variants_run_with_every_seed(benchmark, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("module", "options", "rows"),
-  [("corrupted", ["--epochs=1"], 6), ("few_labels", ["--burn_in=1"], 6)],
+  [
+    ("corrupted", ["--epochs=1"], 6),
+    ("few_labels", ["--burn_in=1"], 6),
+    ("heterogeneous", ["--rates=0.1"], 6),
+  ],
 )
 def test_comparisons_of_seeds_run(data_folder, module, options, rows):
   smoke = ["--seeds=2", "--rounds=2", "--clients_per_round=2", *options]

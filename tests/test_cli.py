@@ -235,6 +235,8 @@ def test_a_wrong_call_is_answered_without_jax():
     ["describe", "--bogus"],
     ["launch"],
     ["data", "info"],
+    ["privacy"],
+    ["privacy", "bogus"],
   ]
   code = f"""
 import sys

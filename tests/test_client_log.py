@@ -242,10 +242,10 @@ def test_without_the_log_nothing_of_clients_leaves_the_device():
   simulator = digits_like()
   planned = simulator.plan(0, 1)
   shapes = jax.eval_shape(
-    simulator.function,
-    simulator.state_shapes,
-    simulator._traced(None),
-    simulator.residency.shapes(*simulator._planner.shape(*planned.key)[::2]),
+    simulator.compiler.function,
+    simulator.states.shapes,
+    simulator.states.traced(),
+    simulator.residency.shapes(*simulator.planner.shape(*planned.key)[::2]),
     planned.cohorts,
     1,
   )[1]
@@ -268,9 +268,11 @@ def test_memory_is_that_of_the_cohort_s_updates():
         ),
         log_clients=log_clients,
       )
-      sizes[count, log_clients] = simulator.program(1, count).device_bytes
+      sizes[count, log_clients] = simulator.compiler.program(
+        1, count
+      ).device_bytes
   grown = [sizes[60, log] - sizes[20, log] for log in (False, True)]
-  update = 4 * simulator.num_parameters
+  update = 4 * simulator.states.num_parameters
   assert 40 * update <= grown[1] - grown[0] < 1.3 * 40 * update
 
 

@@ -194,7 +194,7 @@ def test_a_huge_evaluation_set_is_counted_exactly():
   simulator = make_simulator(task, fedavg(task, sgd(0.0), sgd(1.0)), data)
   runtime = dataclasses.replace(simulator.runtime, eval_batch_size=1)
   simulator = dataclasses.replace(simulator, runtime=runtime)
-  found = simulator.evaluate_clients(simulator.init(), "unseen")
+  found = simulator.evaluate.clients(simulator.init(), "unseen")
   assert found.weight["loss"].tolist() == [2**24 + 99]
   assert found.total["loss"].tolist() == [2**24 + 3 * 99]
 

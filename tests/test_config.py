@@ -89,9 +89,13 @@ def with_field(field, value):
   if field == "algorithm.mu":
     source.algorithm.name = "fedprox"
   if field.startswith("algorithm.alpha"):
-    source.algorithm.name = "personalized"
+    source.algorithm.name = "apfl"
   if field == "algorithm.inner_rate":
     source.algorithm.name = "per_fedavg"
+  if field == "algorithm.lam":
+    source.algorithm.name = "ditto"
+  if field == "algorithm.versions":
+    source.algorithm.name = "fedbuff"
   if key == "exponent":
     source.data.partition = "power_law"
   if key == "shards_per_client":
@@ -102,8 +106,11 @@ def with_field(field, value):
     source.transforms.quantize.sparsity = 0.5
   if field in ("algorithm.statistic", "algorithm.beta"):
     source.algorithm.name = "dga"
-  if field.startswith("algorithm.weight_") or key == "server_batch_size":
-    source.algorithm.name = "learned_weights"
+  if field.startswith("algorithm.weight_") or key in (
+    "kl_weight",
+    "server_batch_size",
+  ):
+    source.algorithm.name = "fedlaw"
     source.server.aggregator = "stack"
     source.data.server_clients = 5
   if field.startswith("local_privacy."):
@@ -160,6 +167,7 @@ ZERO = {
   "algorithm.alpha",
   "algorithm.alpha_rate",
   "algorithm.inner_rate",
+  "algorithm.lam",
   "algorithm.beta",
   "algorithm.burn_in",
   "algorithm.threshold",
@@ -171,7 +179,7 @@ ZERO = {
   "algorithm.epsilon_decay",
   "algorithm.epsilon_least",
   "algorithm.least_share",
-  "algorithm.weight_pull",
+  "algorithm.kl_weight",
   "algorithm.weight_rate",
   "server.stale_probability",
   "leakage.threshold",

@@ -48,7 +48,7 @@ def test_what_would_run():
   assert facts["clients a round"] == "20 (uniform)"
   steps = 20 * 5 * np.ceil(data.train.sizes / 8).mean()
   assert facts["local steps"].startswith(f"about {steps:,.0f} a round, ")
-  down, up = simulator.bytes_per_client
+  down, up, _ = simulator.traffic
   assert down == 4 * 4810
   assert facts["bytes a client and round"] == f"{down:,} down, {up:,} up"
   assert facts["devices"] == f"{DEVICES} x {jax.devices()[0].device_kind}"
@@ -73,7 +73,7 @@ def test_predicted_memory_is_that_of_the_program():
     **LINEAR, runtime__lanes="1", runtime__devices="1"
   )
   (memory,) = [v for k, v in facts.items() if k.startswith("memory")]
-  program = simulator.program(1, 20)
+  program = simulator.compiler.program(1, 20)
   assert memory.startswith(f"{program.device_bytes / 1e6:,.1f} MB (predicted")
   held = sum(x.nbytes for x in simulator.data.train.examples.values())
   assert program.device_bytes > held
@@ -101,7 +101,7 @@ def test_where_sets_for_evaluation_are(monkeypatch, room, where):
   )
   size = sum(x.nbytes for x in simulator.data.test.values()) / 1e6
   assert f"test {size:,.1f} MB, {where}" in facts["evaluation"]
-  (pieces,) = {len(s.pieces) > 1 for s in simulator.evaluation_sets.values()}
+  (pieces,) = {len(s.pieces) > 1 for s in simulator.evaluate.sets.values()}
   assert pieces == (where != "on the devices")
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 import fedjax_sim
+from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.config import default_config
 from tiers import slow_but
 
@@ -306,6 +307,11 @@ def test_links_lead_somewhere(path):
       assert (path.parent / target).exists(), target
 
 
+def test_every_algorithm_is_in_the_table():
+  text = (ROOT / "docs" / "algorithms.md").read_text()
+  assert re.findall(r"^\| `(\w+)` \|", text, re.M) == sorted(ALGORITHMS)
+
+
 # --- CONTRIBUTING and the package ---------------------------------------------
 
 
@@ -322,7 +328,7 @@ def test_an_extension_by_the_steps_of_contributing(tmp_path):
   config = json.loads((workdir / "config.json").read_text())
   names = {k: config[k]["name"] for k in ("algorithm", "model", "data")}
   assert names == {
-    "algorithm": "fednova",
+    "algorithm": "fedexp",
     "model": "tanh_network",
     "data": "wine",
   }

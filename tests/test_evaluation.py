@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, open_store, write_store
@@ -18,7 +19,6 @@ from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks, in_pieces
 from problems import MODELS, blobs, make_simulator, sgd, train
-from sketches.ditto import ditto
 
 SEEN = [3, 0, 5, 1, 9, 0]
 UNSEEN = [2, 7, 4]
@@ -99,7 +99,7 @@ def test_metrics_are_numpys_whatever_lanes_devices_and_sizes(
   server = state.server
   params = random_params(server.variables.params, 0)
   variables = server.variables._replace(params=params)
-  state = simulator.place(
+  state = simulator.states.to_devices(
     state._replace(server=server._replace(variables=variables))
   )
 
@@ -110,7 +110,7 @@ def test_metrics_are_numpys_whatever_lanes_devices_and_sizes(
   assert 0 < hit.mean() <= 1
   for name, part in (("seen", data.seen), ("unseen", data.unseen)):
     same = [params] * part.num_clients
-    check_clients(simulator.evaluate_clients(state, name), part, same)
+    check_clients(simulator.evaluate.clients(state, name), part, same)
     loss, hit = in_numpy(params, part.examples)
     assert row[f"{name}/loss"] == pytest.approx(loss.mean(), rel=1e-5)
     assert row[f"{name}/accuracy"] == pytest.approx(hit.mean(), rel=1e-6)
@@ -127,18 +127,18 @@ def test_metrics_are_numpys_whatever_lanes_devices_and_sizes(
 def test_personal_models_are_evaluated_on_their_own_clients():
   data = dataset()
   task = MODELS["lr"](data)
-  simulator = simulator_of(ditto(task, 0.3, 0.1), task, data, lanes=3)
+  simulator = simulator_of(ditto(task, sgd(0.3), sgd(1.0)), task, data, lanes=3)
   state = train(simulator, 2)
   params = state.server.variables.params
-  table = state.clients[0]
+  table = state.clients[0].params
   own = [jax.tree.map(lambda x, k=k: x[k], table) for k in range(len(SEEN))]
 
-  seen = simulator.evaluate_clients(state, "seen")
+  seen = simulator.evaluate.clients(state, "seen")
   check_clients(seen, data.seen, own)
   globally = in_numpy(params, data.seen.client(4))[0].mean()
   assert abs(seen.per_client()["loss"][4] - globally) > 0.01
   check_clients(
-    simulator.evaluate_clients(state, "unseen"), data.unseen, [params] * 3
+    simulator.evaluate.clients(state, "unseen"), data.unseen, [params] * 3
   )
   row = simulator.evaluate(state)
   loss, _ = in_numpy(params, data.test)
@@ -158,16 +158,16 @@ def test_what_has_no_room_on_the_devices_is_sent_in_pieces(
 ):
   data = dataclasses.replace(dataset(), unseen=part_of([1, 2, 3, 4] * 3, 4))
   task = MODELS["lr"](data)
-  algorithm = ditto(task, 0.3, 0.1)
+  algorithm = ditto(task, sgd(0.3), sgd(1.0))
   whole = simulator_of(algorithm, task, data, 2, devices)
   state = train(whole, 2)
   expected = whole.evaluate(state)
-  assert all(len(s.pieces) == 1 for s in whole.evaluation_sets.values())
+  assert all(len(s.pieces) == 1 for s in whole.evaluate.sets.values())
   write_store(tmp_path / "s", data)
   monkeypatch.setattr(residency, "device_room", lambda mesh: 3 * room)
   for held in (data, open_store(tmp_path / "s")):
     parts = simulator_of(algorithm, task, held, 2, devices)
-    sets = parts.evaluation_sets.values()
+    sets = parts.evaluate.sets.values()
     assert parts.evaluate(state) == expected
     assert parts.evaluate(state) == expected
     assert [len(s.pieces) for s in sets] == pieces

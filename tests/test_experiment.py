@@ -19,11 +19,14 @@ from fedjax_sim import config, reporting
 from fedjax_sim.config import build, flags
 from fedjax_sim.config.build import experiment as experiment_builder
 from fedjax_sim.core.files import plain
+from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.run import checkpoint, experiment, resume
 from fedjax_sim.run.signals import Interrupted
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError, WriteError
 from fedjax_sim.simulation import lanes
+from fedjax_sim.simulation.compiler import Compiler
 from fedjax_sim.simulation.dispatch import DivergedError
+from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.simulator import Simulator
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
@@ -189,6 +192,31 @@ def test_evaluations_of_their_own(tmp_path, fast):
   assert summary["best/round"] == best["round"] > 0
   assert summary["best/test/loss"] == pytest.approx(best["test/loss"])
   assert summary["compilations"] == 1
+
+
+def test_every_evaluation_is_made_once(tmp_path, fast, monkeypatch):
+  """The last one gives the last line of the metrics, and clients' files."""
+  evaluated = []
+  evaluate = EvaluationSet.__call__
+
+  def counted(self, state):
+    evaluated.append(int(state.round))
+    return evaluate(self, state)
+
+  monkeypatch.setattr(EvaluationSet, "__call__", counted)
+  experiment.run(
+    quick(server__rounds="4", server__eval_every="2"), tmp_path / "run"
+  )
+  (tmp_path / "run" / "summary.json").unlink()
+  sets = evaluated.count(2)
+  assert evaluated == [2] * sets + [4] * sets
+  before = (tmp_path / "run" / "clients_unseen.csv").read_bytes()
+  # Who sums up in another process has to evaluate; test has no file.
+  experiment.run(
+    quick(server__rounds="4", server__eval_every="2"), tmp_path / "run"
+  )
+  assert evaluated[2 * sets :] == [4] * (sets - 1)
+  assert (tmp_path / "run" / "clients_unseen.csv").read_bytes() == before
 
 
 def test_the_same_config_gives_the_same_run(tmp_path, fast, undisturbed):
@@ -405,10 +433,10 @@ def test_signals_stop_after_a_checkpoint(
   saving = checkpoint.Checkpoints, "save"
   for owner, name, number, stops_after in [
     (Simulator, "init", signal.SIGTERM, 0),
-    (Simulator, "program", signal.SIGINT, 4),  # it compiles
+    (Compiler, "program", signal.SIGINT, 4),  # it compiles
     (Simulator, "dispatch", signal.SIGTERM, 5),
     (*saving, signal.SIGINT, 8),
-    (Simulator, "evaluate", signal.SIGTERM, 10),
+    (Evaluator, "measure", signal.SIGTERM, 10),
     (reporting.MetricsFile, "append", signal.SIGINT, None),  # the last round
   ]:
     with monkeypatch.context() as patch:
@@ -449,9 +477,13 @@ def test_a_second_signal_acts_as_usual(
     signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGINT)
 
-  for name in ("init", "dispatch", "evaluate"):
+  for owner, name in (
+    (Simulator, "init"),
+    (Simulator, "dispatch"),
+    (Evaluator, "measure"),
+  ):
     with monkeypatch.context() as patch:
-      at(patch, Simulator, name, 0, twice)
+      at(patch, owner, name, 0, twice)
       with pytest.raises(KeyboardInterrupt):
         experiment.run(quick(), tmp_path)
   experiment.run(quick(), tmp_path)

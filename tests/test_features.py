@@ -47,7 +47,7 @@ FEATURES = {
     "algorithm.statistic": "variance",
   },
   "dga_rl": {"algorithm.name": "dga_rl", **STACKED},
-  "learned weights": {"algorithm.name": "learned_weights", **STACKED},
+  "fedlaw": {"algorithm.name": "fedlaw", **STACKED},
   "stale updates": {"server.stale_probability": "0.4"},
   "leakage": {
     "leakage.statistic": "max",
@@ -56,12 +56,20 @@ FEATURES = {
   },
   "replay": {"replay.steps": "2", "data.server_clients": "4"},
   "fedlabels": {"algorithm.name": "fedlabels", "data.labelled_fraction": "0.3"},
-  "personalized": {
-    "algorithm.name": "personalized",
+  "apfl": {
+    "algorithm.name": "apfl",
     "data.heldout_fraction": "0.2",
   },
   "reptile": {"algorithm.name": "reptile", "data.heldout_fraction": "0.2"},
   "per_fedavg": {"algorithm.name": "per_fedavg"},
+  "ditto": {"algorithm.name": "ditto", "data.heldout_fraction": "0.2"},
+  "fedbuff": {
+    "algorithm.name": "fedbuff",
+    "server.sampling": "in_flight",
+  },
+  "fednova": {"algorithm.name": "fednova", "client.momentum": "0.5"},
+  "mime_lite": {"algorithm.name": "mime_lite", "client.momentum": "0.9"},
+  "scaffold": {"algorithm.name": "scaffold", "algorithm.option": "I"},
   "quantisation": {
     "transforms.quantize.sparsity": "0.5",
     "transforms.quantize.bits": "4",

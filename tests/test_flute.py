@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from fedjax_sim import aggregators
+from fedjax_sim.algorithms.apfl import Own, apfl
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.dga_rl import dga_rl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedprox import fedprox
-from fedjax_sim.algorithms.personalized import Own, personalized
 from fedjax_sim.core import Batch, Client, Loss, Metric, Task, Variables
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.privacy import local
@@ -157,7 +157,7 @@ def test_convex_model_interp():
   alpha, rate, centre = 0.3, 0.05, CENTRES[3]
   v, w = np.array([0.5, 1.0]), np.array([-1.0, 2.0])
   task = quadratic(2)
-  made = personalized(task, sgd(0.1), sgd(1.0), alpha=alpha, alpha_rate=rate)
+  made = apfl(task, sgd(0.1), sgd(1.0), alpha=alpha, alpha_rate=rate)
 
   @jax.jit
   def moved(v, w, hparams):

@@ -86,8 +86,8 @@ def test_fewer_bytes_are_sent():
     make_simulator(t, fedavg.fedavg(t, sgd(0.1), sgd(1.0)), data)
     for t in (task, with_frozen(task, ("layers/0/",)))
   )
-  assert whole.bytes_per_client[1] - part.bytes_per_client[1] == 4 * (6 * 8 + 8)
-  assert part.num_parameters == 8 * 3 + 3
+  assert whole.traffic.up - part.traffic.up == 4 * (6 * 8 + 8)
+  assert part.states.num_parameters == 8 * 3 + 3
 
 
 def test_a_config_freezes():
@@ -95,7 +95,7 @@ def test_a_config_freezes():
   config.model.name = "mlp"
   config.model.frozen = ("layers/1",)
   simulator = build.build(config).simulator
-  params = simulator.algorithm.variables(simulator.state_shapes.server).params
+  params = simulator.algorithm.variables(simulator.states.shapes.server).params
   assert all(path.startswith("layers/0/") for path in paths_of(params))
 
 

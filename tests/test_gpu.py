@@ -55,7 +55,7 @@ def test_a_run_ends_where_it_ends_on_the_cpu(lanes):
 
 def test_many_lanes_are_chosen_where_they_are_faster():
   simulator = simulator_of("auto")
-  assert simulator.lane_choice.lanes > 1, simulator.lane_choice.reason
+  assert simulator.choose_lanes().lanes > 1, simulator.choose_lanes().reason
 
 
 def test_a_dispatch_moves_nothing_by_the_way():

@@ -277,12 +277,12 @@ def test_auto_takes_a_candidate_and_changes_no_result():
     return simulator, flat(params_of(simulator, train(simulator, 3)))
 
   auto, params = run("auto")
-  choice = auto.lane_choice
+  choice = auto.choose_lanes()
   assert choice.lanes in lanes.candidates(5, 1) == [1, 4, 5]
   assert choice.reason.startswith("predicted time of a round by lanes: 1: ")
   assert auto.compilations == 1
   given_, same = run(choice.lanes)
-  assert given_.lane_choice == (choice.lanes, "as given")
+  assert given_.choose_lanes() == (choice.lanes, "as given")
   np.testing.assert_array_equal(params, same)
 
 
@@ -298,8 +298,11 @@ def test_a_run_of_few_steps_is_not_measured():
     lanes="auto",
   )
   train(simulator, 2)  # at most 10 clients of at most 2 steps
-  assert simulator.lane_choice == (1, "the run is too short to measure others")
-  assert simulator.compilations == len(simulator.compiled) == 1
+  assert simulator.choose_lanes() == (
+    1,
+    "the run is too short to measure others",
+  )
+  assert simulator.compilations == len(simulator.compiler.compiled) == 1
 
 
 @pytest.mark.parametrize(("rounds", "measured"), [(100, [1]), (10**5, [1, 2])])
@@ -328,7 +331,7 @@ def test_time_that_choosing_takes(monkeypatch, rounds, measured):
     now += seconds
     return types.SimpleNamespace(seconds=seconds)
 
-  monkeypatch.setattr(type(simulator), "program", program)
+  monkeypatch.setattr(type(simulator.compiler), "program", program)
   monkeypatch.setattr(type(simulator), "dispatch", dispatch)
   clock = types.SimpleNamespace(perf_counter=lambda: now)
   monkeypatch.setattr(lanes, "time", clock)
@@ -354,4 +357,4 @@ def test_auto_measures_nothing_where_there_is_no_choice(monkeypatch):
     lanes="auto",
   )
   monkeypatch.setattr(lanes, "choose", None)  # it would be called
-  assert simulator.lane_choice.lanes == 1
+  assert simulator.choose_lanes().lanes == 1

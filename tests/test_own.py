@@ -15,12 +15,11 @@ from flax import nnx
 
 from fedjax_sim.config.build import build
 from fedjax_sim.config.flags import load
-from fedjax_sim.core import references
-from fedjax_sim.data import FederatedData, FederatedDataset
+from fedjax_sim.core import AggregationContext, references
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.run import experiment
 from fedjax_sim.training.optimizers import optimizer
-from problems import make_simulator, quadratic, sgd, train
+from problems import make_simulator, quadratic, quadratic_data, sgd, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OWN = ROOT / "docs" / "own"
@@ -115,6 +114,10 @@ def test_the_aggregator_is_numpys(present):
     leaf[~np.array(present)] = np.nan
   given = {k: jnp.asarray(u, jnp.float32) for k, u in updates.items()}
   aggregator = own("aggregator", "short_mean")(0.4)
+  key = jax.random.key(0)
+  context = AggregationContext(
+    key, key, jnp.int32(0), jnp.arange(8), jnp.int32(6), aggregator.hparams
+  )
   acc = aggregator.init(jax.tree.map(lambda x: x[0], given), 8)
   for wave in (0, 2, 4):
     rows = slice(wave, wave + 2)
@@ -123,10 +126,10 @@ def test_the_aggregator_is_numpys(present):
       jax.tree.map(lambda x, rows=rows: x[rows], given),
       jnp.ones(2),
       jnp.array(present[rows]),
-      wave,
+      context._replace(slot=jnp.int32(wave), rank=jnp.arange(wave, wave + 2)),
     )
   count = jnp.array(sum(present), jnp.int32)
-  found = aggregator.finish(acc, count.astype(jnp.float32), count)
+  found = aggregator.finish(acc, count.astype(jnp.float32), count, context)
   found = np.concatenate([np.asarray(u).ravel() for u in found.values()])
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -175,7 +178,8 @@ def test_the_sampler_draws_by_size():
 
 def test_the_model_is_a_convolution():
   simulator = build(config_of("model")).simulator
-  assert simulator.num_parameters == (3 * 3 * 4 + 4) + 8 + 8 * 8 * 4 * 10 + 10
+  parameters = simulator.states.num_parameters
+  assert parameters == (3 * 3 * 4 + 4) + 8 + 8 * 8 * 4 * 10 + 10
   variables = simulator.task.init(jax.random.key(0))
   assert simulator.task.logits is not None
   x = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
@@ -196,29 +200,26 @@ def test_the_model_is_a_convolution():
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_algorithm_is_fednova():
-  """One step is w <- w - rate (w - centre), so k steps are known."""
-  centres, copies = np.array([1.0, -3.0, 5.0]), np.array([1, 2, 4])
-  examples = np.repeat(centres, copies).astype(np.float32)
-  data = FederatedDataset(
-    name="quadratic",
-    train=FederatedData(
-      examples={"x": examples[:, None], "a": np.ones(7, np.float32)},
-      offsets=np.array([0, 1, 3, 7]),
-    ),
-    num_classes=0,
-    example_shape=(1,),
+def test_the_algorithm_is_fedexp():
+  """One step of rate 1 goes to the client's center."""
+  centers = np.array([[1.0, 0.0], [-3.0, 1.0], [5.0, -1.0], [-2.0, 2.0]])
+  task = quadratic(2)
+  algorithm = own("algorithm", "fedexp")(task, sgd(0.5), sgd(1.0))
+  simulator = make_simulator(
+    task, algorithm, quadratic_data(centers), work=LocalWork(batch_size=1)
   )
-  task, rate = quadratic(1), 0.3
-  algorithm = own("algorithm", "fednova")(task, sgd(rate), sgd(1.0))
-  work = LocalWork(batch_size=1)
-  simulator = make_simulator(task, algorithm, data, work=work)
-  state = train(simulator, 1)
-  local = centres * (1 - (1 - rate) ** copies)
-  share = copies / copies.sum()
-  expected = (share * copies).sum() * (share * local / copies).sum()
+  state = train(simulator, 3)
+  w = np.zeros(2)
+  steps = []
+  for _ in range(3):
+    updates = 0.5 * (centers - w)
+    mean = updates.mean(axis=0)
+    ratio = np.sum(updates**2) / (2 * len(updates) * (mean @ mean + 0.001))
+    steps.append(max(1.0, ratio))
+    w = w + steps[-1] * mean
+  assert steps[0] > 1
   found = algorithm.variables(state.server).params["w"]
-  np.testing.assert_allclose(found, [expected], rtol=1e-5)
+  np.testing.assert_allclose(found, w, rtol=1e-4)
 
 
 def test_the_data_are_rings():
@@ -242,8 +243,10 @@ def test_the_scripts_aggregator_counts_signs():
   aggregator = own("script", "sign_mean")()
   acc = aggregator.init({"w": updates["w"][0]}, 3)
   here = jnp.array([True, True, False])
-  acc = aggregator.add(acc, updates, jnp.ones(3), here, 0)
-  found = aggregator.finish(acc, jnp.float32(2), jnp.int32(2))
+  key, zero = jax.random.key(0), jnp.int32(0)
+  context = AggregationContext(key, key, zero, jnp.arange(3), jnp.int32(3), {})
+  acc = aggregator.add(acc, updates, jnp.ones(3), here, context)
+  found = aggregator.finish(acc, jnp.float32(2), jnp.int32(2), context)
   np.testing.assert_array_equal(found["w"], [1.0, 0.0])
 
 

@@ -76,7 +76,7 @@ def params(folder):
   """The global model of the last checkpoint, as one vector."""
   simulator = build.build(flags.load(str(ROOT / CONFIG), FIELDS)).simulator
   with contextlib.closing(Checkpoints(folder / "checkpoints", keep=3)) as saved:
-    restored = saved.restore(simulator.fetched_shapes, pytest.fail)
+    restored = saved.restore(simulator.states.host_shapes, pytest.fail)
   assert restored is not None
   assert restored.round == 30
   variables = simulator.algorithm.variables(restored.state.server)
@@ -401,7 +401,7 @@ def test_nobody_depends_on_process_0_after_its_last_word(
 
   monkeypatch.setattr(jax, "process_count", lambda: 3)
   monkeypatch.setattr(jax, "process_index", lambda: here)
-  monkeypatch.setattr(processes, "_client", Client)
+  monkeypatch.setattr(processes, "key_value_client", Client)
   processes.leave(lambda: happened.append("word"))
   assert happened == expected
 
@@ -412,3 +412,62 @@ def test_one_process_alone():
   assert processes.from_first(lambda: 3) == 3
   assert processes.greatest(1, 2) == [1, 2]
   assert processes.is_first()
+
+
+SLOW = """
+import sys, time
+import jax
+from fedjax_sim.distributed import processes
+
+address, rank = sys.argv[1], int(sys.argv[2])
+processes.join(f"{address},{rank},2", 30.0, 120.0)
+processes.WAITING_SECONDS = 0.5
+
+
+def ready(seconds):
+  def make():
+    time.sleep(seconds * rank)
+    return rank, {"data": "the same"}
+
+  return make
+
+
+print(processes.check_same(ready(2.0), 60.0)[0], flush=True)
+try:
+  processes.check_same(ready(12.0), 1.5)
+except processes.PeerError as error:
+  print(error, processes.is_loss(error), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_slow_process_is_named_and_not_lost():
+  """It is waited for as long as the setting says, and no longer."""
+  address = f"127.0.0.1:{free_port()}"
+  both = [
+    subprocess.Popen(
+      [sys.executable, "-c", SLOW, address, str(rank)],
+      env=environment(),
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for rank in range(2)
+  ]
+  with both[0] as first, both[1] as second:
+    try:
+      assert first.stdout is not None
+      assert first.stdout.readline() == "0\n"  # after the slow one
+      refused = first.stdout.readline()
+    finally:
+      for process in both:
+        process.kill()
+    assert first.stderr is not None
+    said = first.stderr.read()
+    assert second.stdout is not None
+    assert second.stdout.read() == "1\n"
+  assert refused.startswith("Process 1 is not ready 1.5 s after this process")
+  assert "raise runtime.start_timeout" in refused
+  assert refused.endswith(" False\n")
+  assert said.count("fedjax-sim: waiting: process 1 is not ready") == 2

@@ -420,10 +420,10 @@ def test_the_state_keeps_its_shapes_and_a_run_goes_on():
   whole = make()
   end = train(whole, 5)
   first, second = make(), make()
-  kept = first.fetch(train(first, 2))
-  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), first.fetched_shapes)
+  kept = first.states.to_host(train(first, 2))
+  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), first.states.host_shapes)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), kept) == shapes
-  state = second.place(kept)
+  state = second.states.to_devices(kept)
   assert int(state.shared[0]) == 2
   for out in second.run(state, 5):
     state = out.state
@@ -540,7 +540,6 @@ def test_numbers_of_an_aux_are_metrics():
 def test_the_uncompressed_bytes_of_a_client():
   simulator = movers(np.ones((2, 3)), quantize(0.5))
   assert simulator.traffic._asdict() == {"down": 12, "up": 16, "update": 12}
-  assert simulator.bytes_per_client == (12, 16)
 
 
 # --- configs ------------------------------------------------------------------
@@ -569,7 +568,7 @@ def test_a_config_quantizes():
   kept = row["quantize/kept"] * 650
   assert row["quantize/bytes"] == pytest.approx(8 + 82 + kept / 2, abs=1)
   assert row["bytes_up"] == pytest.approx(20 * (row["quantize/bytes"] + 4))
-  down, up = simulator.bytes_per_client
+  down, up, _ = simulator.traffic
   line = f"{down:,} down, {up:,} up, before transforms"
   assert line in describe.describe(experiment, source)
 

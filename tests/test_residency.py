@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 
 from fedjax_sim import distributed
+from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.mime_lite import mime_lite
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine import residency
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator, sgd
-from sketches.ditto import ditto
-from sketches.mimelite import mimelite
 from tiers import slow_but
 
+HEAVY = optimizer("sgd", learning_rate=0.1, momentum=0.9)
 ALGORITHMS = {
   "fedavg": lambda task: fedavg(task, sgd(0.1), sgd(1.0)),
-  "ditto": lambda task: ditto(task, 0.1, 0.1),  # keeps a row a client
-  "mimelite": lambda task: mimelite(task, 0.1),  # two passes over one split
+  "ditto": lambda task: ditto(task, sgd(0.1), sgd(1.0)),  # keeps a row a client
+  # Two passes over one split, and a state beside the model.
+  "mime_lite": lambda task: mime_lite(task, HEAVY, sgd(1.0)),
 }
 
 
@@ -35,7 +38,7 @@ def run(simulator, **changes):
     assert out.failure is None
     state, rows = out.state, rows + out.rows
   assert simulator.compilations == 1
-  return jax.tree.leaves(simulator.fetch(state)), rows
+  return jax.tree.leaves(simulator.states.to_host(state)), rows
 
 
 WORKS = {
@@ -51,7 +54,7 @@ WORKS = {
     [
       ("fedavg", 2, "steps"),
       ("ditto", 1, "steps"),
-      ("mimelite", 2, "epochs"),
+      ("mime_lite", 2, "epochs"),
     ],
     itertools.product(ALGORITHMS, [1, 2], WORKS),
   ),
@@ -81,9 +84,12 @@ def test_a_state_goes_on_with_other_devices(name):
     for devices in (1, 2)
   )
   state = one.dispatch(one.init(), one.plan(0, 1)).state
-  moved = two.place(one.fetch(state))
+  moved = two.states.to_devices(one.states.to_host(state))
   for x, y in zip(
-    *(jax.tree.leaves(s.fetch(t)) for s, t in ((one, state), (two, moved))),
+    *(
+      jax.tree.leaves(s.states.to_host(t))
+      for s, t in ((one, state), (two, moved))
+    ),
     strict=True,
   ):
     np.testing.assert_array_equal(x, y)

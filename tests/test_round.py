@@ -12,6 +12,7 @@ from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
+from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core import Metric, Task, key_for
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalWork
@@ -28,7 +29,6 @@ from problems import (
   sgd,
   train,
 )
-from sketches.scaffold import scaffold
 from tiers import slow_but
 
 SIZES = [3, 9, 1, 14, 7, 5, 5, 12, 2, 6, 8, 4]
@@ -239,7 +239,9 @@ def test_weights_are_numbers_of_examples_or_uniform():
 def test_whole_runs_can_be_vmapped_over_seeds_and_rates():
   data = blobs(SIZES)
   task = MODELS["mlp"](data)
-  algorithm = scaffold(task, 0.1)  # a table of client states, too
+  algorithm = scaffold(
+    task, sgd(0.1), sgd(1.0)
+  )  # a table of client states, too
   settings = [(0, 0.05), (7, 0.2)]
 
   def simulator_of(seed):
@@ -266,7 +268,7 @@ def test_whole_runs_can_be_vmapped_over_seeds_and_rates():
     ]
   )
   rounds = jax.jit(
-    jax.vmap(simulators[0].function, in_axes=(0, 0, None, 0, None))
+    jax.vmap(simulators[0].compiler.function, in_axes=(0, 0, None, 0, None))
   )
   examples = {"train": jax.tree.map(jnp.asarray, dict(data.train.examples))}
   for r in range(3):
@@ -301,7 +303,9 @@ def test_a_round_can_be_differentiated_forwards():
       "server": {"learning_rate": jnp.float32(1)},
       "transforms": {},
     }
-    new, _ = simulator.function(state, hparams, examples, plan, jnp.int32(1))
+    new, _ = simulator.compiler.function(
+      state, hparams, examples, plan, jnp.int32(1)
+    )
     return new.server.variables.params["w"][0]
 
   value, slope = jax.jvp(after, (jnp.float32(0.1),), (jnp.float32(1.0),))
@@ -418,7 +422,7 @@ def test_a_client_that_is_not_finite_is_left_out(aggregator):
     )
     simulator = make_simulator(
       task,
-      scaffold(task, 0.1),
+      scaffold(task, sgd(0.1), sgd(1.0)),
       data,
       sampler=sampler,
       aggregator=aggregators.AGGREGATORS[aggregator](),
@@ -489,7 +493,12 @@ def test_only_clients_that_took_part_write_their_state():
   data = blobs(SIZES)
   task = MODELS["lr"](data)
   simulator = make_simulator(
-    task, scaffold(task, 0.1), data, clients_per_round=4, lanes=3, devices=2
+    task,
+    scaffold(task, sgd(0.1), sgd(1.0)),
+    data,
+    clients_per_round=4,
+    lanes=3,
+    devices=2,
   )
   ids = simulator.sampler.sample(0, 0)
   state = train(simulator, 1)
@@ -663,7 +672,7 @@ def test_a_client_state_that_changes_its_shape_is_refused():
   )
   simulator = make_simulator(task, changed, quadratic_data([[1.0]]))
   with pytest.raises(TypeError, match=r"float32\(3,\).*float32\(2,\)"):
-    simulator.program(1, 1)
+    simulator.compiler.program(1, 1)
 
 
 def test_a_plan_of_other_rounds_is_refused():

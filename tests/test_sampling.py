@@ -82,9 +82,10 @@ def test_a_cohort_has_no_duplicates_and_is_reproducible(
   np.testing.assert_array_equal(
     ALL[name](num_clients, size).sample(seed, round_), ids
   )
-  np.testing.assert_array_equal(
-    sampler.versions(seed, round_, ids), np.zeros(len(ids))
-  )
+  versions = sampler.versions(seed, round_, ids)
+  assert versions.dtype == np.int64
+  assert versions.shape == ids.shape
+  assert np.all((versions >= 0) & (versions <= (name == "in_flight")))
 
 
 @pytest.mark.parametrize("name", MEMORYLESS)

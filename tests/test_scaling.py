@@ -14,6 +14,7 @@ from jax import lax
 
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.engine import plan
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.logistic_regression import logistic_regression
@@ -24,7 +25,6 @@ from fedjax_sim.simulation.costs import Costs, Speed
 from fedjax_sim.simulation.scaling import Hardware, Model
 from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator
-from sketches.scaffold import scaffold
 
 SGD = optimizer("sgd", learning_rate=0.01)
 SPEED = Speed(1e9, 1e9)
@@ -197,12 +197,12 @@ def test_products_in_loops_are_counted_as_often_as_they_run():
 def test_what_two_devices_sum():
   """The program that XLA makes sums as many bytes as the model says."""
   simulator = simulator_of([12] * 8, MODELS["mlp"], devices=2)
-  text = simulator.program(1, 8).compiled.as_text()
+  text = simulator.compiler.program(1, 8).compiled.as_text()
   shapes = re.findall(r"= f32\[(\d+)\]\S* all-reduce(?:-start)?\(", text)
   summed = 4 * sum(map(int, shapes))
   costs = client_costs.costs_of(simulator)
   assert costs.summed_bytes == pytest.approx(summed, rel=0.03)
-  assert costs.summed_bytes >= 4 * simulator.num_parameters
+  assert costs.summed_bytes >= 4 * simulator.states.num_parameters
   model = model_of(simulator, devices=2)
   assert model.predict(8).network_bytes == costs.summed_bytes
 
@@ -214,7 +214,7 @@ def test_stale_updates_are_summed_twice():
   plain = simulator_of([5, 3])
   late = dataclasses.replace(plain, algorithm=stale(plain.algorithm, 0.3))
   costs, more = (client_costs.costs_of(s) for s in (plain, late))
-  parameters = 4 * plain.num_parameters
+  parameters = 4 * plain.states.num_parameters
   assert more.summed_bytes - costs.summed_bytes >= parameters
 
 
@@ -222,7 +222,7 @@ def test_a_stack_of_updates_goes_from_clients_to_coordinates():
   sizes = [12] * 16
   simulator = simulator_of(sizes, aggregator=aggregators.median())
   costs = client_costs.costs_of(simulator)
-  update = 4 * simulator.num_parameters
+  update = 4 * simulator.states.num_parameters
   assert costs.update_bytes == update
   assert costs.summed_bytes < 100
   model = model_of(simulator)
@@ -239,11 +239,11 @@ def test_what_clients_keep_is_read_and_written():
   data = blobs([4] * 64)
   task = MODELS["lr"](data)
   simulator = make_simulator(
-    task, scaffold(task, 0.1), data, clients_per_round=4
+    task, scaffold(task, SGD, SGD), data, clients_per_round=4
   )
   model = model_of(simulator)
   row = model.costs.row_bytes
-  assert row == 4 * simulator.num_parameters
+  assert row == 4 * simulator.states.num_parameters
   seen = model.predict(4)
   sums = scaling.exchanged(model.costs.summed_bytes, 4)
   rows = 3 * 3 / 4 * 4 * 2 * row  # summed, then collected; 2 slots a device
@@ -280,7 +280,7 @@ def test_predicted_memory_is_near_that_of_the_program(
   held = sum(x.nbytes for x in simulator.data.train.examples.values())
   used = held if residency == "device" else held * (4 * 30 + 2 * 25) / 300
   assert memory["examples"] == pytest.approx(used)
-  compiled = simulator.program(lanes, 6).device_bytes
+  compiled = simulator.compiler.program(lanes, 6).device_bytes
   assert sum(memory.values()) == pytest.approx(compiled, rel=0.2)
 
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import aggregators, distributed, sampling, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core import tree as trees
 from fedjax_sim.distributed import AXIS, MODEL
 from fedjax_sim.engine.batching import LocalWork
@@ -27,7 +28,6 @@ from problems import (
   sgd,
   train,
 )
-from sketches.scaffold import scaffold
 from tiers import slow_but
 
 SIZES = [1, 3, 4, 7, 9, 12, 20, 33, 5, 5, 2]
@@ -119,14 +119,14 @@ def test_a_stack_has_no_fixed_order():
 
 
 def test_a_sum_is_not_by_coordinate():
-  sums = aggregators.mean()._replace(by_coordinate=True)
-  with pytest.raises(ValueError, match="of those that are `stacked`"):
+  sums = aggregators.mean()._replace(coordinatewise=True)
+  with pytest.raises(ValueError, match="set needs_all_updates=True"):
     simulator_of(runtime=Runtime(), aggregator=sums)
 
 
 def test_bytes_of_virtual_devices():
   simulator = simulator_of(runtime=fixed(1, 4, residency="host"))
-  capacity = simulator.program(1, 9).shape.capacity
+  capacity = simulator.compiler.program(1, 9).shape.capacity
   residency = simulator.residency
   expected = trees.nbytes(residency.shapes(capacity, 1))
   assert residency.bytes_per_round(capacity) == expected
@@ -147,8 +147,8 @@ def test_a_cohort_that_leaves_virtual_devices_without_clients():
 def test_a_run_goes_on_with_the_same_bits_on_other_devices():
   one = simulator_of(runtime=fixed(1, 4))
   two = simulator_of(runtime=fixed(2, 4))
-  half = two.fetch(train(two, 2))
-  state = one.place(half)
+  half = two.states.to_host(train(two, 2))
+  state = one.states.to_devices(half)
   for out in one.run(state, 4):
     state = out.state
   np.testing.assert_array_equal(flat(params_of(one, state)), trained(two, 4))
@@ -232,7 +232,7 @@ def test_pieces_of_client_states_and_the_way_back():
   def scaffolds(runtime):
     return Simulator(
       task=task,
-      algorithm=scaffold(task, 0.1),
+      algorithm=scaffold(task, sgd(0.1), sgd(1.0)),
       data=data,
       sampler=sampling.uniform(len(SIZES), 9),
       runtime=dataclasses.replace(runtime, lanes=1, donate=False),
@@ -247,16 +247,16 @@ def test_pieces_of_client_states_and_the_way_back():
     if max(leaf.shape[1:]) % 2 == 0:
       assert MODEL in leaf.sharding.spec
       assert leaf.addressable_shards[0].data.size == leaf.size / 2
-  again = pieces.place(pieces.fetch(state))
+  again = pieces.states.to_devices(pieces.states.to_host(state))
   for new, old in zip(
     jax.tree.leaves(again), jax.tree.leaves(state), strict=True
   ):
     np.testing.assert_array_equal(new, old)
     assert new.sharding == old.sharding
-  expected = whole.fetch(train(whole, 3))
+  expected = whole.states.to_host(train(whole, 3))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-    pieces.fetch(state),
+    pieces.states.to_host(state),
     expected,
   )
 
@@ -274,7 +274,7 @@ def test_memory_of_a_step_is_cut():
       sampler=sampling.uniform(6, 4),
       runtime=Runtime(devices=devices, model_devices=devices, lanes=2),
     )
-    compiled = simulator.program(2, 4).compiled
+    compiled = simulator.compiler.program(2, 4).compiled
     return compiled.memory_analysis().temp_size_in_bytes
 
   assert temporary(2) < 0.6 * temporary(1)
@@ -329,7 +329,7 @@ def test_no_device_has_the_whole_stack():
       aggregator=aggregators.median(),
       devices=devices,
     )
-    compiled = simulator.program(1, count).compiled
+    compiled = simulator.compiler.program(1, count).compiled
     return compiled.memory_analysis().temp_size_in_bytes, compiled.as_text()
 
   one, text = temporary(1)

@@ -132,7 +132,7 @@ def test_a_state_that_is_sent_takes_the_place():
   next(dispatches)
   ones = jax.tree.map(jnp.ones_like, state.server)
   replaced = state._replace(server=ones, round=jnp.int32(1))
-  out = dispatches.send(simulator.place(replaced))
+  out = dispatches.send(simulator.states.to_devices(replaced))
   assert np.all(flat(params_of(simulator, out.state)) == 1)
 
 

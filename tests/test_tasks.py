@@ -746,7 +746,7 @@ def test_further_metrics_are_numpys_for_every_client(lanes, devices):
     task, algorithm, data, lanes=lanes, devices=devices
   )
   state = train(simulator, 2)
-  found = simulator.evaluate_clients(state, "unseen").per_client()
+  found = simulator.evaluate.clients(state, "unseen").per_client()
   examples = data.train.examples
   variables = algorithm.variables(state.server)
   assert task.logits is not None

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_sim.algorithms.apfl import apfl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
 from fedjax_sim.algorithms.per_fedavg import per_fedavg
-from fedjax_sim.algorithms.personalized import personalized
 from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.core import Loss, Task, Variables
@@ -129,7 +129,7 @@ def test_a_round_is_that_of_a_loop(weighting, epochs, most, lanes, devices):
     assert sum(steps) < sum(epochs * -(-n // BATCH) for n in SIZES)
 
 
-@pytest.mark.parametrize("make", [fedprox, personalized])
+@pytest.mark.parametrize("make", [fedprox, apfl])
 def test_other_algorithms_end_as_fedavg_does(make):
   still = {"mu": 0.0} if make is fedprox else {}
   work = LocalWork(batch_size=BATCH, shuffle=False, max_tokens=5)

@@ -89,7 +89,7 @@ def test_training_and_planning_without_implicit_transfers(
 
   strict = simulator()
   state = strict.init()
-  strict.program(1, 4)  # compiling makes constants
+  strict.compiler.program(1, 4)  # compiling makes constants
   monkeypatch.setattr(pipeline, "ThreadPoolExecutor", GuardedPool)
   state = guarded(train)(strict, state)
   np.testing.assert_array_equal(flat(params_of(strict, state)), flat(expected))

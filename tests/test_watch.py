@@ -61,7 +61,7 @@ def test_the_best_model_is_kept(values, metric, best, devices):
   np.testing.assert_array_equal(
     flat(params_of(simulator, state)), models[-1]
   )  # nobody asked to go back
-  row = simulator.best(state)
+  row = simulator.react.best_row(state)
   assert row["best/round"] == best + 1
   assert row[f"best/{metric}"] == pytest.approx(values[best])
 
@@ -69,7 +69,7 @@ def test_the_best_model_is_kept(values, metric, best, devices):
 def test_nothing_was_evaluated():
   simulator = watching()
   state, _ = told(simulator, [None, float("nan")])
-  assert simulator.best(state) == {}
+  assert simulator.react.best_row(state) == {}
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -118,7 +118,9 @@ def test_a_state_that_was_on_the_host_goes_on_the_same():
     2, fall_back=True, schedules={"client.learning_rate": plateau}
   )
   state, _ = told(simulator, [0.4, 0.3])
-  copy = simulator.place(jax.device_get(simulator.fetch(state)))
+  copy = simulator.states.to_devices(
+    jax.device_get(simulator.states.to_host(state))
+  )
   ends = []
   for one in (state, copy):
     out = simulator.dispatch(one, simulator.plan(2, 1))

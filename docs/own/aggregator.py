@@ -28,24 +28,33 @@ def short_mean(fraction: float = 0.3) -> Aggregator:
     rows = lambda x: jnp.zeros((capacity, *x.shape), x.dtype)
     return jax.tree.map(rows, update), jnp.zeros((capacity,), bool)
 
-  def add(acc, updates, weights, present, slot):  # a wave, leaves (lanes, ...)
-    put = lambda rows, new: lax.dynamic_update_slice_in_dim(rows, new, slot, 0)
+  def add(acc, updates, weights, present, context):  # leaves (lanes, ...)
+    put = lambda rows, new: lax.dynamic_update_slice_in_dim(
+      rows, new, context.slot, 0
+    )
     return jax.tree.map(put, acc, (updates, present))
 
-  def finish(acc, weight, count):  # of all devices; `count` clients are there
+  def finish(acc, weight, count, context):  # `count` clients are there
     updates, filled = acc
     square = lambda x: jnp.sum(x**2, axis=range(1, x.ndim))
     norms = sum(square(x) for x in jax.tree.leaves(updates))
-    rank = jnp.argsort(jnp.argsort(jnp.where(filled, norms, jnp.inf)))
-    kept = count - jnp.floor(fraction * count).astype(count.dtype)
+    place = jnp.argsort(jnp.argsort(jnp.where(filled, norms, jnp.inf)))
+    left_out = jnp.floor(context.hparams["fraction"] * count)
+    kept = count - left_out.astype(count.dtype)
 
     def mean(x):
-      chosen = (rank < kept).reshape(-1, *(1,) * (x.ndim - 1))
+      chosen = (place < kept).reshape(-1, *(1,) * (x.ndim - 1))
       return jnp.sum(jnp.where(chosen, x, 0), axis=0) / jnp.maximum(kept, 1)
 
     return jax.tree.map(mean, updates)
 
-  return Aggregator(init, add, finish, stacked=True)
+  return Aggregator(
+    init,
+    add,
+    finish,
+    needs_all_updates=True,
+    hparams={"fraction": fraction},
+  )
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -1,12 +1,13 @@
-"""An algorithm of one's own: FedNova, a change of two functions of FedAvg.
+"""An algorithm of one's own: FedExP, a change of two functions of FedAvg.
 
-Wang et al. 2020, "Tackling the objective inconsistency problem in heterogeneous
-federated optimization" (arXiv 2007.07481).
+Jhunjhunwala et al. 2023, "FedExP: Speeding up federated averaging via
+extrapolation" (arXiv 2301.09604).
 
 fedjax-sim run --config=docs/own/algorithm.py --workdir=runs/algorithm
 """
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fedjax_sim import Algorithm
@@ -14,19 +15,23 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.config import default_config
 
 
-def fednova(task, client_optimizer, server_optimizer) -> Algorithm:
-  """FedAvg that does not favour clients with many local steps."""
-  base = fedavg(task, client_optimizer, server_optimizer)
+def fedexp(
+  task, client_optimizer, server_optimizer, epsilon: float = 0.001
+) -> Algorithm:
+  """FedAvg whose server steps are longer the less the clients agree."""
+  base = fedavg(task, client_optimizer, server_optimizer, weighting="uniform")
 
-  def finish(client, carry):  # what a client sends: its mean step
+  def square(tree):
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))
+
+  def finish(client, carry):  # what a client sends: also its squared norm
     report = base.finish(client, carry)
-    steps = client.num_steps[0].astype("float32")
-    mean = jax.tree.map(lambda u: u / steps, report.update)
-    return report._replace(update=mean, statistics=steps)
+    return report._replace(statistics=square(report.update))
 
-  def apply(server, aggregate, context):  # as many steps as clients take
-    steps = aggregate.statistics  # their weighted mean
-    update = jax.tree.map(lambda u: steps * u, aggregate.update)
+  def apply(server, aggregate, context):  # statistics: their mean
+    ratio = aggregate.statistics / (square(aggregate.update) + epsilon)
+    step = jnp.maximum(1.0, ratio / 2)
+    update = jax.tree.map(lambda u: step * u, aggregate.update)
     return base.apply(server, aggregate._replace(update=update), context)
 
   return base._replace(finish=finish, apply=apply)
@@ -35,8 +40,8 @@ def fednova(task, client_optimizer, server_optimizer) -> Algorithm:
 def get_config(arg: str = "") -> ConfigDict:
   """The config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
-  config.algorithm.name = f"{__file__}:fednova"
-  config.data.partition = "power_law"  # clients differ in their steps
+  config.algorithm.name = f"{__file__}:fedexp"
+  config.data.alpha = 0.1  # clients differ in their classes
   config.client.batch_size = 4
   config.server.rounds = 2 if arg == "smoke" else 50
   return config

@@ -55,7 +55,7 @@ def surety(logits, examples):
 def sign_mean() -> Aggregator:
   """How many more clients go up than down, by coordinate; it streams."""
 
-  def add(acc, updates, weights, present, slot):
+  def add(acc, updates, weights, present, context):
     signs = jax.tree.map(
       lambda u: jnp.where(present.reshape(-1, *(1,) * (u.ndim - 1)), u, 0),
       jax.tree.map(jnp.sign, updates),
@@ -67,7 +67,7 @@ def sign_mean() -> Aggregator:
       lambda x: jnp.zeros(x.shape, x.dtype), update
     ),
     add=add,
-    finish=lambda acc, weight, count: jax.tree.map(
+    finish=lambda acc, weight, count, context: jax.tree.map(
       lambda a: a / jnp.maximum(count, 1), acc
     ),
   )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core import Aggregator, PyTree, Roll, errors
+from fedjax_sim.core import AggregationContext, Aggregator, PyTree, errors
 
 
 def check(aggregator: Aggregator, update: PyTree) -> None:
@@ -30,26 +30,31 @@ def check(aggregator: Aggregator, update: PyTree) -> None:
   wave = jax.tree.map(lambda x: shape(lanes, *x.shape, dtype=x.dtype), update)
   weights, present = shape(lanes), shape(lanes, dtype=jnp.bool)
   count = shape(dtype=jnp.int32)
-  place: tuple[Any, ...] = (count,)
-  told: tuple[Any, ...] = ()
-  if aggregator.keyed:
-    hparams = jax.tree.map(lambda _: shape(), aggregator.hparams)
-    seats: Any = count
-    key: Any = jax.eval_shape(lambda: jax.random.key(0))
-    told = (Roll(key, seats, hparams, key),)
-    place = shape(lanes, dtype=jnp.int32), *told
+  key: Any = jax.eval_shape(lambda: jax.random.key(0))
+  number: Any = shape(dtype=jnp.int32)
+  rank: Any = shape(capacity, dtype=jnp.int32)
+  of_lanes: Any = shape(lanes, dtype=jnp.int32)
+  context = AggregationContext(
+    key=key,
+    noise_key=key,
+    slot=number,
+    rank=rank,
+    cohort_size=number,
+    hparams=jax.tree.map(lambda _: shape(), dict(aggregator.hparams)),
+  )
+  in_wave = context._replace(rank=of_lanes)
   part = "init"
   try:
     acc = jax.eval_shape(lambda: aggregator.init(update, capacity))
     part = "add"
-    new = jax.eval_shape(aggregator.add, acc, wave, weights, present, *place)
+    new = jax.eval_shape(aggregator.add, acc, wave, weights, present, in_wave)
     part = "finish"
-    joined = jax.eval_shape(aggregator.finish, acc, shape(), count, *told)
+    joined = jax.eval_shape(aggregator.finish, acc, shape(), count, context)
   except Exception as error:
     text = errors.raised(None, error)
     raise ValueError(f"server.aggregator: {part}: {text}") from error
   _check_alike("add", new, acc, "as init does")
-  if aggregator.joins:  # of whatever float: the server casts it
+  if aggregator.reduces:  # of whatever float: the server casts it
     _check_alike("finish", joined, update, "as an update has", dtypes=False)
     for leaf in jax.tree.leaves(joined):
       if not jnp.issubdtype(leaf.dtype, jnp.floating):

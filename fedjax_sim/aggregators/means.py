@@ -20,8 +20,8 @@ def weighted_mean() -> Aggregator:
   """The mean of updates, weighted by what clients report (FedAvg)."""
   return Aggregator(
     init=lambda update, capacity: zeros_accumulator(update),
-    add=lambda acc, u, w, present, slot: add_weighted(acc, u, w, present),
-    finish=lambda acc, weight, count: divide(acc, weight),
+    add=lambda acc, u, w, present, context: add_weighted(acc, u, w, present),
+    finish=lambda acc, weight, count, context: divide(acc, weight),
     weighted_mean=True,
   )
 
@@ -30,10 +30,10 @@ def mean() -> Aggregator:
   """The plain mean of updates, every client counting the same."""
   return Aggregator(
     init=lambda update, capacity: zeros_accumulator(update),
-    add=lambda acc, u, w, present, slot: add_weighted(
+    add=lambda acc, u, w, present, context: add_weighted(
       acc, u, jnp.ones_like(w), present
     ),
-    finish=lambda acc, weight, count: divide(acc, count),
+    finish=lambda acc, weight, count, context: divide(acc, count),
   )
 
 
@@ -41,8 +41,8 @@ def sum_() -> Aggregator:
   """The plain sum of updates, whatever their weights; whole numbers stay so."""
   return Aggregator(
     init=lambda update, capacity: exact_accumulator(update),
-    add=lambda acc, u, w, present, slot: add_weighted(
+    add=lambda acc, u, w, present, context: add_weighted(
       acc, u, jnp.ones_like(w), present
     ),
-    finish=lambda acc, weight, count: acc,
+    finish=lambda acc, weight, count, context: acc,
   )

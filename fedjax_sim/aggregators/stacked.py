@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim.core import Aggregator, Array, PyTree
+from fedjax_sim.core import AggregationContext, Aggregator, Array, PyTree
 from fedjax_sim.core.tree import accumulator_dtype
 
 
@@ -19,12 +19,16 @@ def _empty_stack(update: PyTree, capacity: int) -> PyTree:
 
 
 def _put_wave(
-  acc: PyTree, updates: PyTree, weights: Array, present: Array, slot: Array
+  acc: PyTree,
+  updates: PyTree,
+  weights: Array,
+  present: Array,
+  context: AggregationContext,
 ) -> PyTree:
   """Writes a wave's rows, those of absent clients, too."""
   del weights
   stack, filled = acc
-  write = lambda s, u: lax.dynamic_update_slice_in_dim(s, u, slot, 0)
+  write = lambda s, u: lax.dynamic_update_slice_in_dim(s, u, context.slot, 0)
   return jax.tree.map(write, stack, updates), write(filled, present)
 
 
@@ -40,8 +44,10 @@ def median() -> Aggregator:
   client's update: memory is cohort x parameters.
   """
 
-  def finish(acc: PyTree, weight: Array, count: Array) -> PyTree:
-    del weight
+  def finish(
+    acc: PyTree, weight: Array, count: Array, context: AggregationContext
+  ) -> PyTree:
+    del weight, context
     stack, filled = acc
 
     def middle(s: Array) -> Array:
@@ -56,7 +62,11 @@ def median() -> Aggregator:
     return jax.tree.map(middle, stack)
 
   return Aggregator(
-    _empty_stack, _put_wave, finish, stacked=True, by_coordinate=True
+    _empty_stack,
+    _put_wave,
+    finish,
+    needs_all_updates=True,
+    coordinatewise=True,
   )
 
 
@@ -67,9 +77,13 @@ def stack() -> Aggregator:
   devices. Rows that nobody has filled are 0.
   """
 
-  def finish(acc: PyTree, weight: Array, count: Array) -> PyTree:
-    del weight, count
+  def finish(
+    acc: PyTree, weight: Array, count: Array, context: AggregationContext
+  ) -> PyTree:
+    del weight, count, context
     updates, filled = acc
     return jax.tree.map(lambda s: _filled_rows(filled, s, 0), updates)
 
-  return Aggregator(_empty_stack, _put_wave, finish, stacked=True, joins=False)
+  return Aggregator(
+    _empty_stack, _put_wave, finish, needs_all_updates=True, reduces=False
+  )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim import reporting
+from fedjax_sim.cli.interrupts import Stopped, signals_as_exceptions
 from fedjax_sim.config import flags
 from fedjax_sim.core import references, validate
 from fedjax_sim.data import (
@@ -84,11 +86,11 @@ _SPLIT: dict[str, Callable[[str, str], Any]] = {
 }
 
 
-def run(arguments: Sequence[str]) -> str:
-  """Does what follows `fedjax-sim data`.
+def run(arguments: Sequence[str]) -> int:
+  """Do what is asked for, and print what there is; return the exit code.
 
-  Returns:
-    What there is, some lines.
+  Args:
+    arguments: what follows `fedjax-sim data`.
 
   Raises:
     UsageError: a flag is unknown, missing or has a wrong value.
@@ -98,7 +100,14 @@ def run(arguments: Sequence[str]) -> str:
     raise flags.UsageError(
       f"data: say what to do first, one of {', '.join(sorted(_ACTIONS))}"
     )
-  return validate.lookup("data", arguments[0], _ACTIONS)(arguments[1:])
+  act = validate.lookup("data", arguments[0], _ACTIONS)
+  try:
+    with signals_as_exceptions():
+      print(act(arguments[1:]))  # noqa: T201
+  except Stopped as stop:
+    print("fedjax-sim: interrupted", file=sys.stderr)  # noqa: T201
+    return 128 + stop.number
+  return 0
 
 
 def _import(arguments: Sequence[str]) -> str:

@@ -38,13 +38,13 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
   size, devices = simulator.sampler.sizes[0], simulator.mesh.size
   width, dealt = simulator.runtime.lanes, distributed.size(simulator.mesh)
   choices = lanes.candidates(size, dealt) if width == "auto" else [int(width)]
-  down, up = simulator.bytes_per_client
+  down, up, _ = simulator.traffic
   rounds = timetable.rounds
   walked = zip(simulator.works, simulator.splits, strict=True)
   steps = sum(float(w.num_steps(d.sizes).mean()) for w, d in walked)
   a_round = steps * simulator.sampler.expected
   facts = {
-    "parameters": f"{simulator.num_parameters:,}",
+    "parameters": f"{simulator.states.num_parameters:,}",
     "train": client_sizes(data.train),
     "seen": data.seen and client_sizes(data.seen),
     "unseen": data.unseen and client_sizes(data.unseen),
@@ -58,7 +58,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "bytes a client and round": f"{down:,} down, {up:,} up"
     + (", before transforms" if simulator.transforms else ""),
     "privacy": _privacy(simulator, rounds),
-    "noise": simulator.noise_origin,
+    "noise": simulator.states.noise_origin,
     "privacy budget": experiment.budget_end,
     "local privacy": experiment.local_guarantee,
     "secure noise": experiment.secure_noise,
@@ -70,9 +70,9 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
   }
   for choice in choices:
     began = time.perf_counter()
-    program = simulator.program(choice, size)
+    program = simulator.compiler.program(choice, size)
     seconds = time.perf_counter() - began
-    waiting = simulator.waiting_bytes(choice, size)
+    waiting = simulator.planner.waiting_bytes(choice, size)
     facts[f"memory a device, {choice} lanes"] = (
       f"{program.device_bytes / 1e6:,.1f} MB"
       + (f" and {waiting / 1e6:,.1f} MB of the next call" if waiting else "")
@@ -85,9 +85,9 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
 def _evaluation(simulator: Simulator) -> str:
   """How large the sets for evaluation are, and where; "" without any."""
   told = []
-  for name, part in simulator.evaluated.items():
+  for name, part in simulator.evaluate.parts.items():
     size = sum(x.nbytes for x in part.examples.values())
-    stays = size <= simulator.evaluation_room * distributed.size(simulator.mesh)
+    stays = size <= simulator.evaluate.room * distributed.size(simulator.mesh)
     where = "on the devices" if stays else "sent at every evaluation"
     told.append(f"{name} {size / 1e6:,.1f} MB, {where}")
   return "; ".join(told)
@@ -106,7 +106,7 @@ def _preprocessing(source: ConfigDict) -> str:
 
 def _privacy(simulator: Simulator, rounds: int) -> str:
   """The guarantee after the last round, and the noise; "" without any."""
-  release, ledger = simulator.algorithm.release, simulator.ledger
+  release, ledger = simulator.algorithm.release, simulator.account.ledger
   if release is None or ledger is None:
     return ""
   simulated = "simulated: " if release.simulated is not None else ""

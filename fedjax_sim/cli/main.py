@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import logging
-import math
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn
 
-from fedjax_sim.cli.interrupts import (
-  Stopped,
-  prompt_interrupts,
-  signals_as_exceptions,
-)
+from fedjax_sim.cli import worker
+from fedjax_sim.cli.interrupts import prompt_interrupts
 from fedjax_sim.cli.run import run
 from fedjax_sim.cli.usage import usage_of
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.distributed import supervisor
 
-START_TIMEOUT = 300.0  # seconds a worker may be silent before it trains
-MOST_DEVICES = 2**16  # that a round is planned for, one by one
+START_TIMEOUT = 300.0  # seconds of silence, until a worker has read its config
 
 _HELP = ("help", "-h", "--help")
 _DEBUG = "--debug"
-
-
-def _launch(arguments: Sequence[str]) -> int:
-  from fedjax_sim.distributed import launcher
-
-  return launcher.launch(*launcher.parse(arguments))
 
 
 def _describe(arguments: Sequence[str]) -> int:
@@ -53,68 +41,6 @@ def _describe(arguments: Sequence[str]) -> int:
   return 0
 
 
-def _plan(arguments: Sequence[str]) -> int:
-  from fedjax_sim.config import flags
-
-  values = flags.parse(
-    arguments,
-    *("config", "devices", "link-gbps", "flops"),
-    **{"host-gbps": "", "memory-gbps": ""},
-  )
-  from fedjax_sim import distributed
-  from fedjax_sim.cli import plan
-  from fedjax_sim.config import build
-  from fedjax_sim.core import validate
-  from fedjax_sim.simulation import costs
-
-  def number(name: str, other: str = "") -> float:
-    value = flags.number(f"--{name}", values[name].value, float, other)
-    return validate.real(f"--{name}", value, above=0)
-
-  def rate(name: str, default: float) -> float:
-    given = values[name].value
-    return number(name) * 1e9 / 8 if given else default  # bytes a second
-
-  devices = flags.number("--devices", values["devices"].value, int)
-  validate.whole("--devices", devices, most=MOST_DEVICES)
-  link = rate("link-gbps", 0.0)
-  host = rate("host-gbps", link)
-  memory = rate("memory-gbps", math.inf)
-  speed = None
-  if values["flops"].value != "measure":
-    speed = costs.Speed(number("flops", " or 'measure'"), memory)
-  elif math.isfinite(memory):
-    raise flags.UsageError(
-      f"--memory-gbps={values['memory-gbps'].value} does not go with"
-      " --flops=measure, which measures it; leave it out."
-    )
-  distributed.setup()
-  distributed.devices()  # what is wrong with JAX shows now
-  experiment = build.build(values.config)
-  text = plan.plan(experiment, devices, link, host, speed)
-  print(text)  # noqa: T201
-  return 0
-
-
-def _privacy(arguments: Sequence[str]) -> int:
-  from fedjax_sim.cli import privacy
-
-  print(privacy.run(arguments))  # noqa: T201
-  return 0
-
-
-def _data(arguments: Sequence[str]) -> int:
-  from fedjax_sim.cli import data
-
-  try:
-    with signals_as_exceptions():
-      print(data.run(arguments))  # noqa: T201
-  except Stopped as stop:
-    print("fedjax-sim: interrupted", file=sys.stderr)  # noqa: T201
-    return 128 + stop.number
-  return 0
-
-
 def _list(arguments: Sequence[str]) -> int:
   from fedjax_sim.config import flags
 
@@ -125,13 +51,23 @@ def _list(arguments: Sequence[str]) -> int:
   return 0
 
 
+def _of_module(name: str) -> Callable[[Sequence[str]], int]:
+  """Return the `run` of a module here, which is imported when it is called."""
+
+  def call(arguments: Sequence[str]) -> int:
+    done: int = importlib.import_module(f"fedjax_sim.cli.{name}").run(arguments)
+    return done
+
+  return call
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "run": run,
-  "launch": _launch,
+  "launch": _of_module("launch"),
   "describe": _describe,
-  "plan": _plan,
-  "privacy": _privacy,
-  "data": _data,
+  "plan": _of_module("plan"),
+  "privacy": _of_module("privacy"),
+  "data": _of_module("data"),
   "list": _list,
 }
 
@@ -149,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = list(sys.argv[1:] if argv is None else argv)
   reporter = supervisor.Reporter.from_environment()
   if reporter is not None:
-    _work(arguments, reporter)
+    worker.work(lambda: _execute(arguments, reporter), reporter)
   spec = _distributed(arguments)
   if arguments[:1] == ["run"] and spec != "off":
     command = [sys.executable, "-m", "fedjax_sim", *arguments]
@@ -165,44 +101,6 @@ def _distributed(arguments: Sequence[str]) -> str:
     if name in ("--distributed", "-distributed"):
       return value if equals else "".join(arguments[i + 1 : i + 2])
   return "off"
-
-
-def _work(arguments: Sequence[str], reporter: supervisor.Reporter) -> NoReturn:
-  """Executes a command as one process of several; the parent watches.
-
-  Left at once, always: JAX's own end waits minutes for processes that are
-  gone.
-  """
-  code = 1
-  try:
-    code = _execute(arguments, reporter)
-  except BaseException as error:
-    if _is_loss(error):
-      text = " ".join(str(error).split())
-      reporter.failed(f"lost another process ({text[:200]})")
-      code = supervisor.TRY_AGAIN
-    else:
-      traceback.print_exc()
-  finally:
-    for stream in (sys.stdout, sys.stderr):
-      with contextlib.suppress(OSError, ValueError):
-        stream.flush()
-    done = functools.partial(reporter.done, code)
-    if code != supervisor.TRY_AGAIN and "jax" in sys.modules:
-      from fedjax_sim.distributed import processes
-
-      processes.leave(done)
-    else:
-      done()
-    os._exit(code)
-
-
-def _is_loss(error: BaseException) -> bool:
-  if "jax" not in sys.modules:
-    return False
-  from fedjax_sim.distributed import processes
-
-  return processes.is_loss(error)
 
 
 def _execute(
@@ -236,7 +134,7 @@ def _execute(
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
   except Exception as error:
-    if reporter is not None and _is_loss(error):
+    if reporter is not None and worker.is_loss(error):
       raise
     code = _exit_code(error)
     if debug or code is None:

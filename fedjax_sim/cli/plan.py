@@ -5,12 +5,62 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from fedjax_sim import distributed
 from fedjax_sim.cli.describe import aligned, client_sizes
+from fedjax_sim.config import build, flags
 from fedjax_sim.config.build import Experiment
+from fedjax_sim.core import validate
 from fedjax_sim.simulation import costs, preflight, scaling
 from fedjax_sim.simulation.simulator import Simulator
 
+MOST_DEVICES = 2**16  # that a round is planned for, one by one
+
 _LARGEST = 1_000_000  # clients a round
+
+
+def run(arguments: Sequence[str]) -> int:
+  """Print what a run would take; return the exit code.
+
+  Args:
+    arguments: what follows `fedjax-sim plan`.
+
+  Raises:
+    UsageError: a flag is unknown, missing or has a wrong value.
+    TypeError, ValueError, OSError, ImportError: the config is wrong.
+  """
+  values = flags.parse(
+    arguments,
+    *("config", "devices", "link-gbps", "flops"),
+    **{"host-gbps": "", "memory-gbps": ""},
+  )
+
+  def number(name: str, other: str = "") -> float:
+    value = flags.number(f"--{name}", values[name].value, float, other)
+    return validate.real(f"--{name}", value, above=0)
+
+  def rate(name: str, default: float) -> float:
+    given = values[name].value
+    return number(name) * 1e9 / 8 if given else default  # bytes a second
+
+  devices = flags.number("--devices", values["devices"].value, int)
+  validate.whole("--devices", devices, most=MOST_DEVICES)
+  link = rate("link-gbps", 0.0)
+  host = rate("host-gbps", link)
+  memory = rate("memory-gbps", math.inf)
+  speed = None
+  if values["flops"].value != "measure":
+    speed = costs.Speed(number("flops", " or 'measure'"), memory)
+  elif math.isfinite(memory):
+    raise flags.UsageError(
+      f"--memory-gbps={values['memory-gbps'].value} does not go with"
+      " --flops=measure, which measures it; leave it out."
+    )
+  distributed.setup()
+  distributed.devices()  # what is wrong with JAX shows now
+  experiment = build.build(values.config)
+  text = plan(experiment, devices, link, host, speed)
+  print(text)  # noqa: T201
+  return 0
 
 
 def plan(
@@ -55,7 +105,7 @@ def plan(
   walked = zip(simulator.works, simulator.splits, strict=True)
   steps = [work.num_steps(data.sizes) for work, data in walked]
   facts = {
-    "parameters": f"{simulator.num_parameters:,}",
+    "parameters": f"{simulator.states.num_parameters:,}",
     "train": client_sizes(simulator.data.train),
     "local steps of a client": _each(
       f"{x.mean():,.1f} (at most {x.max():,})" for x in steps

@@ -30,19 +30,22 @@ def run(
 
   configs.check_fields(values.config)
   distributed.setup()
-  peer_timeout = values.config.runtime.peer_timeout
-  processes.join(values.distributed, peer_timeout)
+  runtime = values.config.runtime
+  processes.join(
+    values.distributed, runtime.peer_timeout, runtime.start_timeout
+  )
   distributed.devices()  # what is wrong with JAX shows now
 
   def on_round(done: int) -> None:
     if reporter is not None:
       # Now that the data are loaded, which may hold Python's lock for long. A
       # little less than all, as what follows takes its time, too.
-      reporter.timeout = 0.8 * peer_timeout
+      reporter.timeout = 0.8 * runtime.peer_timeout
       reporter.round(done)
 
   if reporter is not None:
     reporter.rank = jax.process_index()
+    reporter.timeout = runtime.start_timeout
   try:
     experiment.run(
       values.config, values.workdir, on_round, profile=values.profile

@@ -59,13 +59,16 @@ def default_config() -> ConfigDict:
   config.algorithm.alpha = placeholder(float)
   config.algorithm.alpha_rate = placeholder(float)
   config.algorithm.inner_rate = placeholder(float)
+  config.algorithm.lam = placeholder(float)
+  config.algorithm.option = placeholder(str)
+  config.algorithm.versions = placeholder(int)
   config.algorithm.statistic = placeholder(str)
   config.algorithm.beta = placeholder(float)
   config.algorithm.reference = placeholder(float)
   config.algorithm.metric = placeholder(str)
   config.algorithm.weight_steps = placeholder(int)
   config.algorithm.weight_rate = placeholder(float)
-  config.algorithm.weight_pull = placeholder(float)
+  config.algorithm.kl_weight = placeholder(float)
   config.algorithm.server_batch_size = placeholder(int)
   config.algorithm.epsilon = placeholder(float)
   config.algorithm.epsilon_decay = placeholder(float)
@@ -216,4 +219,5 @@ def default_config() -> ConfigDict:
   config.runtime.compute_dtype = "float32"
   config.runtime.remat = False
   config.runtime.peer_timeout = 30.0
+  config.runtime.start_timeout = 300.0
   return config

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
   )
   from fedjax_sim.core.tree import in_float32
   from fedjax_sim.core.types import Array, Examples, HParams, Key, PyTree
-  from fedjax_sim.core.update import Aggregator, Roll, Transform
+  from fedjax_sim.core.update import AggregationContext, Aggregator, Transform
 
 __all__ = [
   "Aggregate",
+  "AggregationContext",
   "Aggregator",
   "Algorithm",
   "Array",
@@ -53,7 +54,6 @@ __all__ = [
   "PyTree",
   "Release",
   "Report",
-  "Roll",
   "Sampler",
   "Task",
   "Transform",
@@ -67,6 +67,7 @@ __all__ = [
 
 _HOME = {
   "Aggregate": "fedjax_sim.core.algorithm",
+  "AggregationContext": "fedjax_sim.core.update",
   "Aggregator": "fedjax_sim.core.update",
   "Algorithm": "fedjax_sim.core.algorithm",
   "Array": "fedjax_sim.core.types",
@@ -85,7 +86,6 @@ _HOME = {
   "PyTree": "fedjax_sim.core.types",
   "Release": "fedjax_sim.core.algorithm",
   "Report": "fedjax_sim.core.algorithm",
-  "Roll": "fedjax_sim.core.update",
   "Sampler": "fedjax_sim.core.sampler",
   "Task": "fedjax_sim.core.task",
   "Transform": "fedjax_sim.core.update",

@@ -38,59 +38,68 @@ class Transform(NamedTuple):
   )
 
 
-class Roll(NamedTuple):
-  """What a keyed aggregator knows of a round.
+class AggregationContext(NamedTuple):
+  """What an aggregator knows of a round.
 
   Attributes:
     key: the aggregator's key in this round.
-    seats: shape=(), int32; the clients of the cohort, whatever becomes of
-      them. In the order of their ids they have the seats 0, 1, ...
+    noise_key: its key of private noise in this round (`noise_key_for`).
+    slot: shape=(), int32; in `add`, the first of the wave's consecutive slots
+      on its device; 0 in `finish`.
+    rank: int32; each client's rank in the cohort when clients are sorted by
+      id. In `add` shape=(lanes,), in `finish` shape=(slots,), in the order of
+      the rows of a stack over all devices. Empty lanes have
+      rank >= cohort_size. Ranks depend neither on lanes nor devices.
+    cohort_size: shape=(), int32; number of clients in the cohort, those that
+      are rejected included.
     hparams: `Aggregator.hparams`, traced.
-    noise_key: the aggregator's key of private noise (`noise_key_for`).
   """
 
   key: Key
-  seats: Array
-  hparams: HParams
   noise_key: Key
+  slot: Array
+  rank: Array
+  cohort_size: Array
+  hparams: HParams
 
 
 class Aggregator(NamedTuple):
   """How a cohort's updates become one.
 
-  A streaming aggregator's accumulator is summed over devices; a stacked one's
-  has a leading axis of clients and is concatenated over devices.
+  By default accumulators are sums, which the engine adds over devices. An
+  aggregator that needs all updates keeps a stack of them instead, with a
+  leading axis of client slots, which the engine concatenates over devices.
+
+  Random numbers that depend on `AggregationContext.rank` rather than on `slot`
+  are the same for any number of lanes and devices.
 
   Attributes:
-    init: (update of one client, capacity) -> accumulator, on one device.
+    init: (update of one client, capacity) -> accumulator on one device.
       `capacity` is the number of client slots on that device.
     add: (accumulator, updates (lanes, ...), weights (lanes,), present
-      (lanes,), slot) -> accumulator. `slot` is the first of the wave's
-      consecutive slots. Absent clients' rows may hold anything.
-    finish: (accumulator, sum of weights, number of clients) -> update.
-    stacked: see above.
-    by_coordinate: of a stacked one: `finish` treats every coordinate by itself,
-      as a median does, and takes leaves of any trailing shape. Then each
-      device finishes its share of the coordinates, and none ever has the
-      whole stack.
-    joins: `finish` gives one update; otherwise the stack itself, leaves
-      (slots, ...), for an algorithm that is `stacked`.
-    weighted_mean: `finish` gives the weighted mean of the updates.
-    keyed: of a streaming one: it draws random numbers. `add` and `finish` get
-      one argument more, a `Roll`, and instead of `slot` `add` gets the lanes'
-      seats, shape=(lanes,), int32; those of empty lanes are not below
-      `Roll.seats`. Seats do not depend on lanes or devices.
-    hparams: default numeric hyper-parameters, told in the `Roll`.
-    draws_noise: private noise is drawn from `Roll.noise_key`.
+      (lanes,), `AggregationContext`) -> accumulator. Rows of absent clients may
+      hold anything.
+    finish: (accumulator, sum of weights, number of clients,
+      `AggregationContext`) -> update.
+    needs_all_updates: whether the accumulator is a stack.
+    coordinatewise: whether `finish` treats every coordinate of a stack by
+      itself, as a median does, and takes leaves of any trailing shape. Each
+      device then finishes a share of the coordinates, and none ever holds the
+      whole stack. What `finish` draws at random may depend on rows, but not on
+      coordinates.
+    reduces: whether `finish` returns one update. Otherwise it returns the
+      stack, leaves (slots, ...), for an algorithm whose `apply` reduces it.
+    weighted_mean: whether `finish` returns the weighted mean of the updates.
+    hparams: default numeric hyper-parameters, which the context holds traced.
+    draws_noise: whether private noise is drawn from the context's `noise_key`.
   """
 
   init: Callable[[PyTree, int], PyTree]
-  add: Callable[..., PyTree]
-  finish: Callable[..., PyTree]
-  stacked: bool = False
-  by_coordinate: bool = False
-  joins: bool = True
+  add: Callable[[PyTree, PyTree, Array, Array, AggregationContext], PyTree]
+  finish: Callable[[PyTree, Array, Array, AggregationContext], PyTree]
+  needs_all_updates: bool = False
+  coordinatewise: bool = False
+  reduces: bool = True
   weighted_mean: bool = False
-  keyed: bool = False
   hparams: HParams = {}
   draws_noise: bool = False

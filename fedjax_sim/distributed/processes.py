@@ -17,6 +17,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,12 +26,15 @@ import numpy as np
 
 from fedjax_sim.core import PyTree, validate
 from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.distributed.jax_internals import (
+  KeyValueClient,
+  key_value_client,
+)
 
 T = TypeVar("T")
 
 MOST_PORT = 2**16 - 1
 WAITING_SECONDS = 10  # at the start, before that is said
-START_SECONDS = 300  # that processes wait for each other at the start
 _LOSS = r"Gloo|NCCL|RCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination"
 
 # All processes come here in the same order, so a number names an occasion.
@@ -90,13 +94,14 @@ def parse(text: str) -> Address | None:
   return Address(coordinator, process, count)
 
 
-def join(text: str, peer_timeout: float) -> None:
+def join(text: str, peer_timeout: float, start_timeout: float) -> None:
   """Meets the other processes; before JAX's first use.
 
   Args:
     text: "off", or as in `parse`. "auto" asks the cluster: SLURM, Open MPI,
       Kubernetes, Cloud TPU, as JAX knows them.
     peer_timeout: seconds after which a silent process counts as lost.
+    start_timeout: seconds that processes wait for each other here.
 
   Raises:
     ValueError: no such address, no cluster, or processes that do not come.
@@ -105,10 +110,11 @@ def join(text: str, peer_timeout: float) -> None:
     return
   address = parse(text)
   timeout = validate.real("runtime.peer_timeout", peer_timeout, least=5)
+  patience = validate.real("runtime.start_timeout", start_timeout, above=0)
   options: dict[str, Any] = {
     # The rest of the time is for what follows: the abort, and the message.
     "heartbeat_timeout_seconds": max(2, int(0.7 * timeout)),
-    "initialization_timeout": START_SECONDS,
+    "initialization_timeout": max(1, int(patience)),
     "shutdown_timeout_seconds": max(2, int(timeout)),
   }
   if address is not None:
@@ -122,7 +128,9 @@ def join(text: str, peer_timeout: float) -> None:
       _check_port(text, address)
   else:
     options["local_device_ids"] = _all_local_gpus()
-  waiting = threading.Timer(WAITING_SECONDS, _tell_waiting, (text, address))
+  waiting = threading.Timer(
+    WAITING_SECONDS, _say_waiting, (text, address, patience)
+  )
   waiting.daemon = True
   waiting.start()
   try:
@@ -162,14 +170,16 @@ def _check_port(text: str, address: Address) -> None:
       ) from error
 
 
-def _tell_waiting(text: str, address: Address | None) -> None:
+def _say_waiting(text: str, address: Address | None, seconds: float) -> None:
   where = "" if address is None else f" at {address.coordinator}"
-  print(  # noqa: T201
-    f"fedjax-sim: --distributed={text}: waiting for the other processes{where},"
-    f" {START_SECONDS} s at most.",
-    file=sys.stderr,
-    flush=True,
+  _say(
+    f"--distributed={text}: waiting for the other processes{where},"
+    f" {seconds:g} s at most."
   )
+
+
+def _say(message: str) -> None:
+  print(f"fedjax-sim: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _all_local_gpus() -> list[int] | None:
@@ -214,7 +224,7 @@ def leave(last_word: Callable[[], None], seconds: float = 20.0) -> None:
     seconds: how long to wait for the others.
   """
   if jax.process_count() > 1:
-    client, wait = _client(), int(1000 * seconds)
+    client, wait = key_value_client(), int(1000 * seconds)
     with contextlib.suppress(Exception):
       client.wait_at_barrier("fedjax_sim/leaving", wait)
       if not is_first():
@@ -228,46 +238,43 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def _client() -> Any:
-  """The key-value store that all processes reach."""
-  from jax._src import distributed  # it has no public name
-
-  return distributed.global_state.client
-
-
 def _occasion() -> str:
   """A key that all processes have in common, and nobody has used."""
   return f"fedjax_sim/{next(_occasions)}"
 
 
-def check_same(make: Callable[[], tuple[T, dict[str, Any]]]) -> tuple[T, Any]:
-  """Refuses to start unless all processes say the same.
+def check_same(
+  make: Callable[[], tuple[T, dict[str, Any]]], timeout: float
+) -> tuple[T, Any]:
+  """Refuse to start unless all processes say the same.
 
   Args:
     make: gives what a process starts with, and what it says, which JSON holds;
-      an error that it raises is told to the others.
+      the others learn of an error that it raises.
+    timeout: seconds to wait for the others, which may load their data for
+      longer than this process; `runtime.start_timeout`.
 
   Raises:
-    PeerError: another process says something else, or cannot start.
+    PeerError: another process says something else, cannot start, or is not
+      ready in time.
     Exception: what `make` raises.
   """
   if jax.process_count() == 1:
     return make()
-  here, client, key = jax.process_index(), _client(), _occasion()
-  told: dict[str, Any] = {}
+  client, key = key_value_client(), _occasion()
+  say = lambda words: client.key_value_set(
+    f"{key}/{jax.process_index()}", json.dumps(words)
+  )
   try:
     made, said = make()
-    told = {"said": said}
   except Exception as error:
-    told = {"error": str(error)}
+    say({"error": str(error)})
+    # If this is process 0, it holds what the others have still to read.
+    with contextlib.suppress(PeerError):
+      _words_of_all(client, key, timeout)
     raise
-  finally:
-    client.key_value_set(f"{key}/{here}", json.dumps(told))
-    client.wait_at_barrier(f"{key}/told", START_SECONDS * 1000)
-  every = {
-    int(name.rpartition("/")[2]): json.loads(value)
-    for name, value in client.key_value_dir_get(key)
-  }
+  say({"said": said})
+  every = _words_of_all(client, key, timeout)
   for process, other in sorted(every.items()):
     if "error" in other:
       raise PeerError(f"Process {process} cannot start: {other['error']}")
@@ -279,6 +286,69 @@ def check_same(make: Callable[[], tuple[T, dict[str, Any]]]) -> tuple[T, Any]:
         " all with the same command, software and data."
       )
   return made, said
+
+
+def _words_of_all(
+  client: KeyValueClient, key: str, timeout: float
+) -> dict[int, Any]:
+  """Wait for what every process says at the start.
+
+  A process that is lost meanwhile is found out by JAX's heartbeats; one that
+  is only slow is waited for, and named.
+
+  Args:
+    client: of the key-value store.
+    key: each process says its words under "key/process".
+    timeout: seconds to wait.
+
+  Returns:
+    Process -> its words.
+
+  Raises:
+    PeerError: the time is over; names the processes that are not ready.
+  """
+  end, announced = time.monotonic() + timeout, False
+  every: dict[int, Any] = {}
+  while len(every) < jax.process_count():
+    process = len(every)
+    left = max(end - time.monotonic(), 0.0)
+    step = left if announced else min(left, WAITING_SECONDS)
+    try:
+      text = client.blocking_key_value_get(
+        f"{key}/{process}", max(1, int(1000 * step))
+      )
+    except jax.errors.JaxRuntimeError as error:
+      if "DEADLINE_EXCEEDED" not in str(error):
+        raise
+      missing = _silent(client, key)
+      if missing and time.monotonic() >= end:
+        raise PeerError(
+          f"{missing.capitalize()} not ready {timeout:g} s after this process,"
+          " for example as it still loads its data; raise"
+          " runtime.start_timeout, or see why that host is slow."
+        ) from error
+      if missing and not announced:
+        announced = True
+        _say(f"waiting: {missing} not ready, {timeout:g} s at most.")
+    else:
+      every[process] = json.loads(text)
+  return every
+
+
+def _silent(client: KeyValueClient, key: str) -> str:
+  """Return the processes without a word, such as "process 1 is", or ""."""
+  spoken = {
+    int(name.rpartition("/")[2]) for name, _ in client.key_value_dir_get(key)
+  }
+  silent = [i for i in range(jax.process_count()) if i not in spoken]
+  if not silent:
+    return ""
+  numbers = ", ".join(map(str, silent))
+  return (
+    f"process {numbers} is"
+    if len(silent) == 1
+    else (f"processes {numbers} are")
+  )
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -298,12 +368,14 @@ def from_first(make: Callable[[], T]) -> T:
     try:
       value = make()
     except Exception as error:
-      _client().key_value_set(key, json.dumps({"error": str(error)}))
+      key_value_client().key_value_set(key, json.dumps({"error": str(error)}))
       raise
-    _client().key_value_set(key, json.dumps({"value": value}))
+    key_value_client().key_value_set(key, json.dumps({"value": value}))
     return value
   # However long it takes: whether process 0 lives, JAX's heartbeats tell.
-  told = json.loads(_client().blocking_key_value_get(key, 24 * 3600 * 1000))
+  told = json.loads(
+    key_value_client().blocking_key_value_get(key, 24 * 3600 * 1000)
+  )
   if "error" in told:
     raise PeerError(f"Process 0: {told['error']}")
   found: T = told["value"]

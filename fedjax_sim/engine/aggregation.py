@@ -4,8 +4,7 @@ A device runs its clients wave after wave and adds every wave to its
 accumulators, which are then summed over the devices. With virtual devices
 (`RoundSpec.virtual`) a device runs several of them one after the other, and
 their sums are added in a fixed order, so that parameters have the same bits on
-any number of devices. `isolate_compilation` and `_over_parts` are what this
-needs.
+any number of devices; see `virtual_devices.py`.
 
 `shard_map` runs with `check_vma=False`: with the check, every loop inside a
 user's model or algorithm that starts from constants would need a cast.
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +23,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim.core import (
+  AggregationContext,
   Aggregator,
   Array,
   Examples,
   Members,
   PyTree,
-  Roll,
   compensated,
 )
 from fedjax_sim.core import tree as trees
-from fedjax_sim.distributed import (
-  AXIS,
-  ordered_sum,
-  over_coordinates,
-  packed_psum,
-)
+from fedjax_sim.distributed import AXIS, over_coordinates
 from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
 from fedjax_sim.engine.client_loop import COHORT_SPEC, over_waves, put_wave
@@ -51,16 +45,19 @@ from fedjax_sim.engine.client_round import (
 )
 from fedjax_sim.engine.plan import Cohort
 from fedjax_sim.engine.round_spec import RoundSpec
-
-T = TypeVar("T")
+from fedjax_sim.engine.virtual_devices import (
+  isolate_compilation,
+  over_parts,
+  sum_over_devices,
+)
 
 
 class CohortSums(NamedTuple):
   """Sums over the cohort.
 
   Attributes:
-    update: the aggregator's accumulator, or its result if it is
-      `by_coordinate`.
+    update: the aggregator's accumulator, or its result if the aggregator is
+      `coordinatewise`.
     buffers: sum of weight * buffers.
     statistics: sum of weight * statistics.
     aux: for every transform, the sum of its aux.
@@ -104,7 +101,7 @@ def train_cohort(
   data: Mapping[str, Examples],
   states: PyTree,
   cohort: Cohort,
-  seat: Array | tuple[()],
+  rank: Array,
 ) -> tuple[CohortSums, Array, PerClient]:
   """Train all clients of a cohort on all devices and sum their reports.
 
@@ -115,8 +112,8 @@ def train_cohort(
       leading axis of (virtual) devices.
     states: the clients' rows of the table, leaves (devices, waves, lanes, ...).
     cohort: the plan of the round.
-    seat: shape=(devices, waves, lanes), int32; the clients' ranks in the
-      cohort, for a keyed aggregator; () for any other.
+    rank: shape=(devices, waves, lanes), int32; the clients' ranks in the
+      cohort.
 
   Returns:
     The sums over the cohort; shape=(statuses,), float32, the number of clients
@@ -126,7 +123,7 @@ def train_cohort(
   split: Any = P(AXIS)
   whole: Any = P()
   sums_spec = CohortSums(*[whole] * len(CohortSums._fields))
-  if spec.aggregator.stacked and not spec.aggregator.by_coordinate:
+  if spec.aggregator.needs_all_updates and not spec.aggregator.coordinatewise:
     sums_spec = sums_spec._replace(update=split)
   train = jax.shard_map(
     functools.partial(_train_device, spec),
@@ -142,7 +139,7 @@ def train_cohort(
     axis_names={AXIS},  # XLA partitions along the axis `model` by itself
     check_vma=False,
   )
-  return train(given, data, states, cohort, seat)
+  return train(given, data, states, cohort, rank)
 
 
 def _train_device(
@@ -151,7 +148,7 @@ def _train_device(
   data: Mapping[str, Examples],
   states: PyTree,
   cohort: Cohort,
-  seat: Array | tuple[()],
+  rank: Array,
 ) -> tuple[CohortSums, Array, PerClient]:
   """Train one device's share of the cohort and sum with the other devices.
 
@@ -165,7 +162,6 @@ def _train_device(
     cohort.start,
     cohort.num_steps,
     states,
-    seat,
   )
   one = functools.partial(train_client, spec, given=given, orders=cohort.order)
   data_of = lambda i: _at(data, i) if spec.sliced else data
@@ -179,21 +175,24 @@ def _train_device(
       outcome,
       _at(grid, i),
       cohort.num_waves[i],
-      given.roll,
+      given.aggregation,
+      rank[i],
     )
-    return isolate_compilation(spec, given.round, waves)
+    return isolate_compilation(spec.virtual, given.round, waves)
 
-  sums, kept = _over_parts(train_part, len(cohort.client))
+  sums, kept = over_parts(train_part, len(cohort.client))
   stack: PyTree = ()
-  if spec.aggregator.stacked:
+  if spec.aggregator.needs_all_updates:
     end_to_end = lambda x: x.reshape(-1, *x.shape[2:])
     stack = jax.tree.map(end_to_end, sums.update)
     sums = sums._replace(update=())
   sums, counts = _sum_over_devices(spec, sums, kept.status)
-  if spec.aggregator.by_coordinate:
-    update = _finish_coordinates(spec.aggregator, stack, sums.weight, counts)
+  if spec.aggregator.coordinatewise:
+    update = _finish_coordinates(
+      spec.aggregator, stack, sums.weight, counts, given.aggregation
+    )
     sums = sums._replace(update=update)
-  elif spec.aggregator.stacked:
+  elif spec.aggregator.needs_all_updates:
     sums = sums._replace(update=stack)
   if spec.log_clients:
     kept = kept._replace(log=_log_columns(spec, given, kept, sums.logged))
@@ -206,7 +205,8 @@ def _train_waves(
   outcome: ClientOutcome,
   grid: ClientPlan,
   num_waves: Array,
-  roll: Roll | tuple[()],
+  context: AggregationContext,
+  rank: Array,
 ) -> tuple[CohortSums, PerClient]:
   """Train all waves of one device, or of one virtual device.
 
@@ -216,7 +216,8 @@ def _train_waves(
     outcome: the shapes of what `one` returns.
     grid: leaves (waves, lanes, ...).
     num_waves: shape=(), int32; waves in use.
-    roll: what a keyed aggregator needs; () for any other.
+    context: what the aggregator knows of the round.
+    rank: shape=(waves, lanes), int32; the clients' ranks in the cohort.
   """
   waves, lanes = grid.client.shape
   sums = _zero_sums(aggregator, outcome, waves * lanes)
@@ -230,7 +231,8 @@ def _train_waves(
     acc: tuple[CohortSums, PerClient], out: ClientOutcome, w: Array
   ) -> tuple[CohortSums, PerClient]:
     sums, kept = acc
-    sums = _add_wave(aggregator, sums, out, w, roll, outcome)
+    here = context._replace(slot=w * lanes, rank=rank[w])
+    sums = _add_wave(aggregator, sums, out, here, outcome)
     return sums, put_wave(kept, _per_client(out), w)
 
   return over_waves(one, grid, num_waves, fold, (sums, kept))
@@ -263,8 +265,7 @@ def _add_wave(
   aggregator: Aggregator,
   sums: CohortSums,
   out: ClientOutcome,
-  w: Array,
-  roll: Roll | tuple[()],
+  context: AggregationContext,
   outcome: ClientOutcome,
 ) -> CohortSums:
   """Add the present clients of a wave to the accumulators.
@@ -273,16 +274,14 @@ def _add_wave(
     aggregator: how updates become one.
     sums: the accumulators.
     out: the wave's outcomes, leaves (lanes, ...).
-    w: shape=(), int32; index of the wave.
-    roll: what a keyed aggregator needs; () for any other.
+    context: what the aggregator knows of the round and of this wave.
     outcome: the shapes of one client's outcome.
   """
   r, present = out.report, out.status == ClientStatus.PRESENT
   ones = jnp.ones_like(r.weight)
   total = trees.add_weighted
-  place = (out.seat, roll) if aggregator.keyed else (w * len(present),)
   return CohortSums(
-    update=aggregator.add(sums.update, r.update, r.weight, present, *place),
+    update=aggregator.add(sums.update, r.update, r.weight, present, context),
     buffers=total(sums.buffers, r.buffers, r.weight, present),
     statistics=total(sums.statistics, r.statistics, r.weight, present),
     aux=total(sums.aux, out.aux, ones, present),
@@ -321,10 +320,7 @@ def _sum_over_devices(
   count = lambda status: jnp.bincount(status.ravel(), length=len(ClientStatus))
   counts = jax.vmap(count)(status).astype(jnp.float32)
   with jax.named_scope("aggregate"):
-    if spec.virtual is None:
-      sums, counts = packed_psum(_at((sums, counts), 0))
-    else:
-      sums, counts = ordered_sum((sums, counts), spec.virtual)
+    sums, counts = sum_over_devices((sums, counts), spec.virtual)
     sums = sums._replace(
       metrics=compensated.rounded(sums.metrics),
       weight=compensated.rounded(sums.weight),
@@ -333,19 +329,28 @@ def _sum_over_devices(
 
 
 def _finish_coordinates(
-  aggregator: Aggregator, stack: PyTree, weight: Array, counts: Array
+  aggregator: Aggregator,
+  stack: PyTree,
+  weight: Array,
+  counts: Array,
+  context: AggregationContext,
 ) -> PyTree:
-  """Finish a `by_coordinate` aggregator, every device a share of coordinates.
+  """Finish a `coordinatewise` aggregator, each device its share.
 
   Args:
     aggregator: how updates become one.
     stack: leaves (slots of this device, ...).
     weight: shape=(), float32; sum of the cohort's weights.
     counts: shape=(statuses,), float32; number of clients by status.
+    context: what the aggregator knows of the round.
   """
   clients = counts[ClientStatus.PRESENT].astype(jnp.int32)
-  finish = lambda stack: aggregator.finish(stack, weight, clients)
-  return over_coordinates(finish, stack, jax.eval_shape(finish, stack))
+  finish = lambda stack: aggregator.finish(stack, weight, clients, context)
+  slots = len(context.rank)
+  rows = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((slots, *x.shape[1:]), x.dtype), stack
+  )
+  return over_coordinates(finish, stack, jax.eval_shape(finish, rows))
 
 
 def _log_columns(
@@ -367,50 +372,9 @@ def _log_columns(
     mine = _at(kept, i)
     present = mine.status == ClientStatus.PRESENT
     here = lambda: client_log.columns(mine.log, present, direction)
-    return isolate_compilation(spec, given.round, here)
+    return isolate_compilation(spec.virtual, given.round, here)
 
-  return _over_parts(columns, len(kept.status))
-
-
-def isolate_compilation(
-  spec: RoundSpec, round_: Array, function: Callable[[], T]
-) -> T:
-  """Call the function; with virtual devices, compile it by itself.
-
-  Without isolation XLA fuses it with its neighbors, and rounding then depends
-  on them. XLA does not fuse across a conditional whose predicate it cannot
-  know, such as that the number of a round is not negative; optimization
-  barriers are removed before fusion.
-
-  Args:
-    spec: the constants of the round.
-    round_: shape=(), int32; number of the round.
-    function: returns arrays.
-  """
-  if spec.virtual is None:
-    return function()
-  shapes = jax.eval_shape(function)
-  nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  result: T = lax.cond(round_ >= 0, function, nothing)
-  return result
-
-
-def _over_parts(function: Callable[[Array | int], T], parts: int) -> T:
-  """Call the function for every virtual device of a device.
-
-  Args:
-    function: index of the virtual device -> arrays.
-    parts: number of them; 1 without virtual devices, which spares the loop.
-
-  Returns:
-    Results with a leading axis of `parts`.
-  """
-  result: T
-  if parts == 1:
-    result = jax.tree.map(lambda x: x[None], function(0))
-  else:
-    result = lax.map(function, jnp.arange(parts))
-  return result
+  return over_parts(columns, len(kept.status))
 
 
 def _at(tree: PyTree, *index: Any) -> Any:
@@ -443,8 +407,8 @@ def ranks(cohort: Cohort, mesh: Mesh) -> tuple[Array, Array]:
   there = client.ravel() >= 0
   last = jnp.iinfo(client.dtype).max
   order = jnp.argsort(jnp.where(there, client.ravel(), last))
-  seat = jnp.argsort(order).astype(jnp.int32).reshape(client.shape)
-  return seat, jnp.sum(there, dtype=jnp.int32)
+  rank = jnp.argsort(order).astype(jnp.int32).reshape(client.shape)
+  return rank, jnp.sum(there, dtype=jnp.int32)
 
 
 def cohort_members(cohort: Cohort, kept: PerClient, mesh: Mesh) -> Members:

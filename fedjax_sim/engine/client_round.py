@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import (
+  AggregationContext,
   Array,
   Client,
   Examples,
@@ -17,7 +18,6 @@ from fedjax_sim.core import (
   Purpose,
   PyTree,
   Report,
-  Roll,
   key_for,
   noise_key_for,
   returned,
@@ -39,7 +39,7 @@ class RoundInputs(NamedTuple):
     round: shape=(), int32; number of rounds done before this one.
     seed: shape=(), uint32; the run's seed.
     noise_seed: shape=(2,), uint32; the seed of private noise.
-    roll: what a keyed aggregator needs; () for any other.
+    aggregation: what the aggregator knows of the round, as in `finish`.
   """
 
   message: PyTree
@@ -48,7 +48,7 @@ class RoundInputs(NamedTuple):
   round: Array
   seed: Array
   noise_seed: Array
-  roll: Roll | tuple[()] = ()
+  aggregation: AggregationContext
 
 
 class ClientPlan(NamedTuple):
@@ -61,7 +61,6 @@ class ClientPlan(NamedTuple):
     start: for every pass, the first entry of the order that it reads.
     num_steps: for every pass, its number of local steps.
     state: its row in the table of client states.
-    seat: its rank in the cohort, for a keyed aggregator; () for any other.
   """
 
   client: Array
@@ -70,7 +69,6 @@ class ClientPlan(NamedTuple):
   start: Array
   num_steps: Array
   state: PyTree
-  seat: Array | tuple[()] = ()
 
 
 class ClientStatus(enum.IntEnum):
@@ -99,7 +97,6 @@ class ClientOutcome(NamedTuple):
     kept: its new row in the table of client states.
     status: shape=(), int8; a `ClientStatus`.
     log: its entry in the client log; () if clients are not logged.
-    seat: as in `ClientPlan`.
   """
 
   report: Report
@@ -107,7 +104,6 @@ class ClientOutcome(NamedTuple):
   kept: PyTree
   status: Array
   log: Entry | tuple[()] = ()
-  seat: Array | tuple[()] = ()
 
 
 def train_client(
@@ -166,7 +162,6 @@ def train_client(
     kept=(report.state, tuple(kept)),
     status=_status(row.client, finite, report),
     log=client_log.entry(report, update) if spec.log_clients else (),
-    seat=row.seat,
   )
 
 

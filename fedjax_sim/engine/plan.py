@@ -69,33 +69,6 @@ class Cohort(NamedTuple):
   order: Ints
 
 
-class Dealt(NamedTuple):
-  """How many devices a plan has.
-
-  Attributes:
-    devices: that get clients: those of the mesh, or virtual ones.
-    idle: further ones that get none, so that every real one stands for as many.
-    each: how many of them, in a row, are one of the mesh.
-  """
-
-  devices: int
-  idle: int
-  each: int
-
-
-def dealt(devices: int, virtual: int | None) -> Dealt:
-  """What clients are dealt to on so many devices of the mesh.
-
-  Args:
-    devices: of the mesh.
-    virtual: how many virtual ones stand for them; None: they do themselves.
-  """
-  if virtual is None:
-    return Dealt(devices, 0, 1)
-  each = -(-virtual // devices)
-  return Dealt(virtual, each * devices - virtual, each)
-
-
 def capacity(
   sizes: Sequence[np.ndarray],
   works: Sequence[LocalWork],

@@ -19,7 +19,7 @@ from fedjax_sim import distributed
 from fedjax_sim.core import PyTree
 from fedjax_sim.core.tree import nbytes
 from fedjax_sim.distributed import AXIS
-from fedjax_sim.engine import hlo_traffic
+from fedjax_sim.engine import hlo_traffic, virtual_devices
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.client_loop import COHORT_SPEC
 from fedjax_sim.engine.state import RunState
@@ -173,8 +173,7 @@ def _options(mesh: Mesh, deterministic: bool) -> dict[str, str | bool]:
 
   By default it orders a device's operations so that more of them can run at
   the same time, for which they need more memory at once. But several devices
-  of one CPU share its cores already. Its simplifier turns some divisions into
-  products with a reciprocal, other ones for one device than for several.
+  of one CPU share its cores already.
   """
   options: dict[str, str | bool] = {}
   if jax.default_backend() == "cpu":
@@ -182,5 +181,5 @@ def _options(mesh: Mesh, deterministic: bool) -> dict[str, str | bool]:
       order = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
       options["xla_cpu_scheduler_type"] = order
     if deterministic:
-      options["xla_disable_hlo_passes"] = "algsimp"
+      options |= virtual_devices.COMPILER_OPTIONS
   return options

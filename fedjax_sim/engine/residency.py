@@ -24,7 +24,7 @@ from fedjax_sim.core import Pass, PyTree
 from fedjax_sim.data import FederatedData, StoredData
 from fedjax_sim.data.stored import take
 from fedjax_sim.distributed import AXIS, memory, processes
-from fedjax_sim.engine import plan
+from fedjax_sim.engine import plan, virtual_devices
 
 
 class Residency(Protocol):
@@ -128,13 +128,8 @@ class _Sliced:
     self.sources = [f"{i}:{p.split}" for i, p in enumerate(passes)]
     self._examples = _fields(self.sources, splits)
     self._mesh = mesh
-    # Of virtual devices the first ones are on the first device, and so on.
     self._each, self._devices = each, each * distributed.size(mesh)
-    self._own = [
-      i
-      for d in distributed.own_devices(mesh)
-      for i in range(each * d, each * (d + 1))
-    ]
+    self._own = virtual_devices.own_parts(mesh, each)
 
   def shapes(self, capacity: plan.Capacity, rounds: int) -> PyTree:
     shape = lambda x, length: jax.ShapeDtypeStruct(
@@ -211,7 +206,7 @@ def residency(
     passes: the algorithm's.
     splits: for every pass, the data that it walks over.
     mesh: the devices.
-    each: as in `plan.Dealt`.
+    each: as in `virtual_devices.DeviceSplit`.
 
   Raises:
     ValueError: "device" with several processes, or "disk" without a store.

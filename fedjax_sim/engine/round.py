@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim.core import (
   Aggregate,
+  AggregationContext,
   Aggregator,
   Algorithm,
   Array,
@@ -34,7 +35,6 @@ from fedjax_sim.core import (
   Members,
   Purpose,
   PyTree,
-  Roll,
   Transform,
   key_for,
   noise_key_for,
@@ -44,7 +44,6 @@ from fedjax_sim.data import Prepare, as_stored
 from fedjax_sim.engine.aggregation import (
   CohortSums,
   cohort_members,
-  isolate_compilation,
   ranks,
   train_cohort,
   write_rows,
@@ -55,6 +54,7 @@ from fedjax_sim.engine.hparams import Schedule, named, scheduled
 from fedjax_sim.engine.plan import Cohort
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
+from fedjax_sim.engine.virtual_devices import isolate_compilation
 
 
 def make_rounds(
@@ -135,17 +135,17 @@ def _run_round(
   server_data: Examples | None,
 ) -> tuple[RunState, RoundMetrics]:
   """Run one round: broadcast, train the cohort, make the server's step."""
-  given, seat = _broadcast(spec, state, hparams, cohort)
+  given, rank = _broadcast(spec, state, hparams, cohort)
   rows = jnp.maximum(cohort.client, 0)
   states = jax.tree.map(lambda table: table[rows], state.clients)
-  sums, counts, kept = train_cohort(spec, given, data, states, cohort, seat)
+  sums, counts, kept = train_cohort(spec, given, data, states, cohort, rank)
   counts = counts.astype(jnp.int32)
   clients = counts[ClientStatus.PRESENT]
   members = cohort_members(cohort, kept, spec.mesh)
   step = lambda: _server_step(
     spec, state, given, sums, clients, members, server_data
   )
-  server, shared, aux = isolate_compilation(spec, state.round, step)
+  server, shared, aux = isolate_compilation(spec.virtual, state.round, step)
   new = state._replace(
     round=state.round + 1,
     server=server,
@@ -170,19 +170,21 @@ def _run_round(
 
 def _broadcast(
   spec: RoundSpec, state: RunState, hparams: HParams, cohort: Cohort
-) -> tuple[RoundInputs, Array | tuple[()]]:
-  """Return the inputs common to all clients, and their ranks (() if unused)."""
-  isolate = functools.partial(isolate_compilation, spec, state.round)
+) -> tuple[RoundInputs, Array]:
+  """Return the inputs common to all clients, and the clients' ranks."""
+  isolate = functools.partial(isolate_compilation, spec.virtual, state.round)
   if spec.schedules:
     run_wide = hparams, state.round, state.watch.schedules
     hparams = isolate(lambda: scheduled(spec.schedules, *run_wide))
-  seat: Array | tuple[()] = ()
-  roll: Roll | tuple[()] = ()
-  if spec.aggregator.keyed:
-    seat, seats = ranks(cohort, spec.mesh)
-    key = key_for(state.seed, Purpose.AGGREGATION, state.round)
-    noise = noise_key_for(state.noise_seed, Purpose.AGGREGATION, state.round)
-    roll = Roll(key, seats, hparams["aggregator"], noise)
+  rank, cohort_size = ranks(cohort, spec.mesh)
+  aggregation = AggregationContext(
+    key=key_for(state.seed, Purpose.AGGREGATION, state.round),
+    noise_key=noise_key_for(state.noise_seed, Purpose.AGGREGATION, state.round),
+    slot=jnp.zeros((), jnp.int32),
+    rank=rank.ravel(),
+    cohort_size=cohort_size,
+    hparams=hparams["aggregator"],
+  )
   broadcast = jax.named_scope("broadcast")(spec.algorithm.broadcast)
   given = RoundInputs(
     message=isolate(lambda: broadcast(state.server)),
@@ -191,9 +193,9 @@ def _broadcast(
     round=state.round,
     seed=state.seed,
     noise_seed=state.noise_seed,
-    roll=roll,
+    aggregation=aggregation,
   )
-  return given, seat
+  return given, rank
 
 
 @jax.named_scope("server_step")
@@ -214,9 +216,8 @@ def _server_step(
   """
   aggregator, algorithm = spec.aggregator, spec.algorithm
   update = sums.update
-  if not aggregator.by_coordinate:
-    roll = (given.roll,) if aggregator.keyed else ()
-    update = aggregator.finish(update, sums.weight, clients, *roll)
+  if not aggregator.coordinatewise:
+    update = aggregator.finish(update, sums.weight, clients, given.aggregation)
   aggregate = Aggregate(
     update=update,
     buffers=divide(sums.buffers, sums.weight),

@@ -11,10 +11,7 @@ checkpoint ends; the metrics are cut back to it, so no line is lost or doubled.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,25 +26,13 @@ from fedjax_sim.config import build
 from fedjax_sim.config.build import privacy
 from fedjax_sim.core import references
 from fedjax_sim.distributed import processes
-from fedjax_sim.engine.state import RunState
 from fedjax_sim.privacy.accounting import composition
 from fedjax_sim.run import profiling
-from fedjax_sim.run.checkpoint import (
-  Checkpoints,
-)
-from fedjax_sim.run.resume import (
-  Totals,
-  account_facts,
-  data_digest,
-  environment,
-  refuse_other_account,
-  refuse_other_data,
-  restore,
-  versions,
-  warn_of_changes,
-)
-from fedjax_sim.run.signals import Interrupted, noted_signals
-from fedjax_sim.run.summary import print_summary, rejection, sum_up
+from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.loop import Loop
+from fedjax_sim.run.resume import begin, data_digest, versions
+from fedjax_sim.run.signals import noted_signals
+from fedjax_sim.run.summary import print_summary, sum_up
 from fedjax_sim.run.tracking import journal
 from fedjax_sim.run.workdir import (
   as_write_error,
@@ -55,7 +40,6 @@ from fedjax_sim.run.workdir import (
   locked,
   refuse_other_config,
 )
-from fedjax_sim.simulation.lanes import Choice
 from fedjax_sim.simulation.timing import Phases
 
 
@@ -126,7 +110,7 @@ def run(
     }
     return experiment, {**fields, **versions(), **same, "data": digest}
 
-  experiment, facts = processes.check_same(start)
+  experiment, facts = processes.check_same(start, config.runtime.start_timeout)
   keep = experiment.timetable.keep_checkpoints
   saved = folder / "checkpoints"
   with contextlib.ExitStack() as stack:
@@ -176,165 +160,61 @@ def _run(
   on_round: Callable[[int], None],
   profiled: bool,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-  """Restores or begins, runs to the end, and sums up; summary and profile."""
-  simulator, timetable = experiment.simulator, experiment.timetable
-  with phases("checkpoint"):
-    restored = restore(checkpoints, simulator)
-  if restored is None:
-    with phases("build"):
-      done, state, before = 0, simulator.init(), Totals()
-    choice = simulator.choose_lanes(timetable.rounds, phases)
-  else:
-    refuse_other_data(restored.facts["data"], data_digest)
-    refuse_other_account(
-      restored.facts.get("privacy", {}),
-      account_facts(simulator, restored.round),
-    )
-    done, before = restored.round, Totals(**restored.facts["totals"])
-    # The lanes were measured when the run began; its float sums follow them.
-    choice = Choice(*restored.facts["lanes"])
-    runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
-    simulator = dataclasses.replace(simulator, runtime=runtime)
-    state = simulator.place(restored.state)
-    restored = restored._replace(state=None)  # the host's copy may be large
-    if processes.is_first():
-      facts = restored.facts
-      warn_of_changes(facts["environment"], environment(simulator))
-      warn_of_changes(
-        facts.get("sources", {}),  # those of old checkpoints had none
-        experiment.sources,
-        "The rounds to come follow the new code",
-      )
-      warn_of_changes(
-        facts.get("privacy", {}),
-        account_facts(simulator, done),
-        "The accountant's libraries are other ones; both epsilons are bounds",
-      )
-  totals = dataclasses.replace(before)
+  """Restore or begin, run to the end, and sum up; return summary and profile.
 
-  def count() -> Totals:
-    """The totals at this moment."""
-    seconds, earlier = phases.seconds(), before.phase_seconds
-    totals.phase_seconds = {
-      name: earlier.get(name, 0.0) + value for name, value in seconds.items()
-    }
-    totals.wall_seconds = before.wall_seconds + sum(seconds.values())
-    totals.compilations = before.compilations + simulator.compilations
-    return totals
-
-  with (
-    profiling.Profile(folder / "profile", phases)
-    if profiled and processes.is_first()
-    else contextlib.nullcontext() as profile,
-    contextlib.ExitStack() as stack,
-  ):
+  Args:
+    experiment: what the config describes.
+    folder: the workdir.
+    checkpoints: None in all processes but the first one.
+    received: signals so far.
+    phases: measures what takes how long.
+    data_digest: of the data.
+    on_round: is told how many rounds are done.
+    profiled: whether to trace a few rounds.
+  """
+  begun = begin(experiment, checkpoints, phases, data_digest)
+  simulator = begun.simulator
+  with contextlib.ExitStack() as stack:
+    profile = None
+    if profiled and processes.is_first():
+      profile = profiling.Profile(folder / "profile", phases)
+      stack.enter_context(profile)
     with phases("write"):
       told = stack.enter_context(
         journal(
           folder,
-          rounds=timetable.rounds,
-          done=done,
-          begins=done == 0 and timetable.initial_eval,
+          rounds=experiment.timetable.rounds,
+          done=begun.done,
+          begins=begun.done == 0 and experiment.timetable.initial_eval,
           log_clients=simulator.log_clients,
           name_of=simulator.data.train.client_name
           if not simulator.algorithm.pooled
           else lambda _: "all clients",
         )
       )
-    if restored is not None:
-      told.log(f"Going on after round {done}.")
-    lanes = "1 lane" if choice.lanes == 1 else f"{choice.lanes} lanes"
-    told.log(f"{lanes} a device: {choice.reason}.")
-    for slow in simulator.slow_layers:
-      told.log(f"Slow: {slow}.", level="warning")
-    if experiment.budget_end:
-      told.log(f"The privacy budget {experiment.budget_end}.")
-
-    def save() -> None:
-      """Commits all that was done."""
-      fetched = simulator.fetch(state)
-
-      def write() -> None:
-        assert checkpoints is not None
-        told.sync()
-        facts = {
-          "lanes": choice,
-          "totals": dataclasses.asdict(count()),
-          "environment": environment(simulator),
-          "data": data_digest,
-          "sources": experiment.sources,
-          "privacy": account_facts(simulator, done),
-        }
-        checkpoints.save(done, fetched, facts)
-
-      processes.from_first(write)
-
-    if restored is None:
-      with phases("checkpoint"):
-        save()
-    with phases("evaluate"):
-      _ = simulator.evaluation_sets  # what is wrong with them shows now
-    saved = done
-    on_round(done)
-    sent: RunState | None = None
-    if done == 0 and (sets := timetable.evaluated(0)):
-      with phases("evaluate"):
-        evaluated = simulator.evaluate(state, sets)
-        state = simulator.react(state, evaluated)
-      told.begin({"round": 0, **evaluated})
-    dispatches = stack.enter_context(
-      contextlib.closing(
-        simulator.run(
-          state,
-          timetable.rounds,
-          stops=timetable.stops,
-          phases=phases,
-          singles=profiling.SINGLES if profiled else 0,
-        )
-      )
+    loop = Loop(
+      experiment=experiment,
+      folder=folder,
+      checkpoints=checkpoints,
+      phases=phases,
+      data_digest=data_digest,
+      journal=told,
+      received=received,
+      on_round=on_round,
+      profile=profile,
+      singles=profiling.SINGLES if profiled else 0,
+      **begun._asdict(),
     )
-    while done < timetable.rounds:
-      # A signal may reach one process alone, and all have to stop together.
-      (signalled,) = processes.greatest(received[0] if received else 0)
-      if signalled:
-        if saved < done:
-          with phases("checkpoint"):
-            save()
-        raise Interrupted(int(signalled), done, folder)
-      if profile is not None:
-        profile.before(timetable.rounds - done)
-      out = dispatches.send(sent)
-      if profile is not None:
-        profile.after(out)
-      done += len(out.rows)
-      totals.add(out)
-      state = out.state
-      eval_began = time.perf_counter()
-      sets = timetable.evaluated(done)
-      if sets and out.failure is None:
-        with phases("evaluate"):
-          evaluated = simulator.evaluate(state, sets)
-          out.rows[-1].update(evaluated)
-          for metric in simulator.watched_metrics:
-            if math.isnan(evaluated.get(metric, 0.0)):
-              told.log(
-                f"Round {done}: {metric} is NaN, which is no better value.",
-                level="warning",
-              )
-          ends = done == timetable.rounds
-          state = simulator.react(state, evaluated, ends=ends)
-      sent = state
-      with phases("write"):
-        told.write(done, out, time.perf_counter() - eval_began)
-      for round_, ids in out.rejected:
-        told.log(rejection(simulator, round_, ids), level="warning")
-      if out.failure is not None:
-        raise out.failure
-      if done % timetable.checkpoint_every == 0 or done == timetable.rounds:
-        with phases("checkpoint"):
-          save()
-        saved = done
-      on_round(done)
-
-  summary = sum_up(experiment, simulator, state, choice, count, phases, folder)
+    del begun  # whose state would live as long as the run
+    loop.run()
+  summary = sum_up(
+    experiment,
+    simulator,
+    loop.state,
+    loop.choice,
+    loop.count,
+    phases,
+    folder,
+    loop.measured,
+  )
   return summary, None if profile is None else profile.write(simulator)

@@ -7,18 +7,22 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from fedjax_sim.config.build import Experiment
 from fedjax_sim.core import validate
 from fedjax_sim.data import StoredData
 from fedjax_sim.distributed import processes
+from fedjax_sim.engine.state import RunState
 from fedjax_sim.run.checkpoint import Checkpoints, Restored, tree_digest
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.dispatch import Dispatch
+from fedjax_sim.simulation.lanes import Choice
 from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.simulation.timing import Phases
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -48,11 +52,82 @@ class Totals:
     return self.clients / max(self.train_seconds, 1e-9)
 
 
+class Begun(NamedTuple):
+  """Where a run begins, or goes on.
+
+  Attributes:
+    simulator: what runs, with the lanes of `choice`.
+    choice: number of lanes, and why.
+    resumed: whether a checkpoint was there.
+    before: what was counted before.
+    state: the state after `done` rounds.
+    done: number of rounds done.
+  """
+
+  simulator: Simulator
+  choice: Choice
+  resumed: bool
+  before: Totals
+  state: RunState
+  done: int
+
+
+def begin(
+  experiment: Experiment,
+  checkpoints: Checkpoints | None,
+  phases: Phases,
+  data_digest: str,
+) -> Begun:
+  """Restore a run from its newest whole checkpoint, or begin it.
+
+  Args:
+    experiment: what the config describes.
+    checkpoints: None in all processes but the first one.
+    phases: measures what takes how long.
+    data_digest: of the data.
+
+  Raises:
+    ConfigChangedError: the checkpoint is of other data, or of an account that
+      counted otherwise.
+  """
+  simulator, rounds = experiment.simulator, experiment.timetable.rounds
+  with phases("checkpoint"):
+    restored = restore(checkpoints, simulator)
+  if restored is None:
+    with phases("build"):
+      state = simulator.init()
+    choice = simulator.choose_lanes(rounds, phases)
+    return Begun(simulator, choice, False, Totals(), state, 0)
+  done, facts = restored.round, restored.facts
+  refuse_other_data(facts["data"], data_digest)
+  account = account_facts(simulator, done)
+  refuse_other_account(facts.get("privacy", {}), account)
+  # The lanes were measured when the run began; its float sums follow them.
+  choice = Choice(*facts["lanes"])
+  runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
+  simulator = dataclasses.replace(simulator, runtime=runtime)
+  state = simulator.states.to_devices(restored.state)
+  if processes.is_first():
+    warn_of_changes(facts["environment"], environment(simulator))
+    warn_of_changes(
+      facts.get("sources", {}),  # those of old checkpoints had none
+      experiment.sources,
+      "The rounds to come follow the new code",
+    )
+    warn_of_changes(
+      facts.get("privacy", {}),
+      account,
+      "The accountant's libraries are other ones; both epsilons are bounds",
+    )
+  before = Totals(**facts["totals"])
+  return Begun(simulator, choice, True, before, state, done)
+
+
 def restore(
   checkpoints: Checkpoints | None, simulator: Simulator
 ) -> Restored | None:
   """The newest whole checkpoint, which process 0 reads, on all."""
-  shapes = simulator.fetched_shapes
+  shapes = simulator.states.host_shapes
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
   def read() -> tuple[int, dict[str, Any]] | None:
@@ -134,7 +209,8 @@ def refuse_other_account(
 
 def account_facts(simulator: Simulator, done: int) -> dict[str, Any]:
   """The account of so many rounds; empty without privacy."""
-  return {} if simulator.ledger is None else simulator.ledger.facts(done)
+  ledger = simulator.account.ledger
+  return {} if ledger is None else ledger.facts(done)
 
 
 def warn_of_changes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,30 @@ def sum_up(
   count: Callable[[], Totals],
   phases: Phases,
   folder: Path,
+  measured: Mapping[str, ClientMetrics] | None,
 ) -> dict[str, Any]:
-  """Writes what a finished run leaves; `summary.json` last."""
-  with phases("evaluate"):
-    clients = {
-      name: simulator.evaluate_clients(state, name)
-      for name in ("seen", "unseen")
-      if name in simulator.evaluation_sets
-    }
+  """Write what a finished run leaves, `summary.json` last, and return that.
+
+  Args:
+    experiment: what the config describes.
+    simulator: what ran.
+    state: the state after the last round.
+    choice: number of lanes, and why.
+    count: gives what was counted until this moment.
+    phases: measures what takes how long.
+    folder: the workdir.
+    measured: set -> metrics of its clients, by the evaluation after the last
+      round; None if a process before this one made it.
+  """
+  sets = ("seen", "unseen")
+  if measured is None:
+    with phases("evaluate"):
+      measured = simulator.evaluate.measure(state, sets)
+  clients = {name: measured[name] for name in sets if name in measured}
   params = simulator.algorithm.variables(state.server).params
   digest, rounds = tree_digest(distributed.fetch(params)), int(state.round)
-  best, audited = simulator.best(state), simulator.audit(state)
+  best = simulator.react.best_row(state)
+  audited, ledger = simulator.account.audit(state), simulator.account.ledger
 
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
@@ -79,7 +92,7 @@ def sum_up(
       "rounds": rounds,
       "seed": simulator.seed,
       "noise_seed": simulator.noise_seed,
-      "parameters": simulator.num_parameters,
+      "parameters": simulator.states.num_parameters,
       "wall_seconds": totals.wall_seconds,
       "phase_seconds": totals.phase_seconds,
       "train_seconds": totals.train_seconds,
@@ -97,11 +110,11 @@ def sum_up(
       "device_kind": device.device_kind,
       "versions": versions(),
     }
-    if simulator.ledger is not None:
-      summary["privacy"] = simulator.ledger.facts(rounds)
-      summary["privacy_told"] = simulator.ledger.describe(rounds)
-    if simulator.noise_origin:
-      summary["privacy_noise"] = simulator.noise_origin
+    if ledger is not None:
+      summary["privacy"] = ledger.facts(rounds)
+      summary["privacy_told"] = ledger.describe(rounds)
+    if simulator.states.noise_origin:
+      summary["privacy_noise"] = simulator.states.noise_origin
     if experiment.budget_end:
       summary["privacy_budget"] = experiment.budget_end
     if audited is not None:

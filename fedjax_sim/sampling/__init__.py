@@ -7,6 +7,7 @@ from fedjax_sim.sampling.available import available
 from fedjax_sim.sampling.cyclic import cyclic, cyclic_poisson, shuffled
 from fedjax_sim.sampling.device_trace import Trace, load_trace, make_trace
 from fedjax_sim.sampling.draws import generator, without_replacement
+from fedjax_sim.sampling.in_flight import delayed, in_flight
 from fedjax_sim.sampling.uniform import poisson, uniform
 from fedjax_sim.sampling.weighted import by_size
 
@@ -19,7 +20,9 @@ __all__ = [
   "by_size",
   "cyclic",
   "cyclic_poisson",
+  "delayed",
   "generator",
+  "in_flight",
   "load_trace",
   "make_trace",
   "poisson",
@@ -37,4 +40,5 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
   "shuffled": shuffled,
   "by_size": by_size,
   "available": available,
+  "in_flight": in_flight,
 }

@@ -178,17 +178,13 @@ def check_parts(
         " data.labelled_fraction for 'labelled' and 'unlabelled', or give"
         " FederatedDataset.splits."
       )
-  stacked = aggregator.stacked
-  if aggregator.by_coordinate and not stacked:
+  stacked = aggregator.needs_all_updates
+  if aggregator.coordinatewise and not stacked:
     raise ValueError(
-      "Aggregator.by_coordinate is of those that are `stacked`; set both, or"
-      " neither."
+      "Aggregator.coordinatewise=True needs a stack of updates; set"
+      " needs_all_updates=True, too, or unset it."
     )
-  if aggregator.keyed and stacked:
-    raise ValueError(
-      "Aggregator.keyed is of those that are not `stacked`; unset one of them."
-    )
-  if algorithm.stacked == aggregator.joins:
+  if algorithm.stacked == aggregator.reduces:
     raise ValueError(
       "The algorithm joins the clients' updates itself; server.aggregator has"
       " to be 'stack', which keeps them all."

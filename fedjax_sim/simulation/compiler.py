@@ -85,10 +85,11 @@ def round_function(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Compiler:
-  """Compiles a function of rounds for given shapes, and calls the result.
+  """Compiles a function of rounds for the shapes of plans, and calls it.
 
   Attributes:
     function: the function, as `round_function` returns it.
+    shape: (lanes, cohort size) -> the shape of the plans.
     state: shapes and dtypes of a state.
     hparams: numeric hyper-parameters, as arrays.
     server_data: examples of the server's own; None if it has none.
@@ -98,6 +99,7 @@ class Compiler:
   """
 
   function: RoundFunction
+  shape: Callable[[int, int], programs.Shape]
   state: RunState
   hparams: PyTree
   server_data: PyTree
@@ -105,8 +107,23 @@ class Compiler:
   mesh: Mesh
   runtime: Runtime
 
-  def compile(self, shape: programs.Shape) -> programs.Program:
-    """Compile the rounds for plans of a shape."""
+  @functools.cached_property
+  def compiled(self) -> dict[tuple[int, int], programs.Program]:
+    """(lanes, cohort size) -> what was compiled for them so far."""
+    return {}
+
+  def program(self, lanes: int, size: int) -> programs.Program:
+    """Return the compiled rounds.
+
+    Args:
+      lanes: number of clients that a device trains at once.
+      size: size of the largest cohort, one of the sampler's.
+    """
+    if (lanes, size) not in self.compiled:
+      self.compiled[lanes, size] = self._compile(self.shape(lanes, size))
+    return self.compiled[lanes, size]
+
+  def _compile(self, shape: programs.Shape) -> programs.Program:
     return programs.compile_rounds(
       self.function,
       shape,
@@ -120,12 +137,17 @@ class Compiler:
       deterministic=self.runtime.deterministic_reduction is not None,
     )
 
-  def trace(self, shape: programs.Shape) -> None:
-    """Trace the rounds for plans of a shape, as compiling them does first.
+  def trace(self, lanes: int, size: int) -> None:
+    """Trace the rounds, as compiling them does first.
+
+    Args:
+      lanes: as in `program`.
+      size: as in `program`.
 
     Raises:
       ValueError: the algorithm, or another part, refuses what it is given.
     """
+    shape = self.shape(lanes, size)
     preflight.check_round(
       self.function,
       self.state,
@@ -142,21 +164,17 @@ class Compiler:
     return distributed.put(self.server_data, self.mesh, P())
 
   def call(
-    self,
-    program: programs.Program,
-    state: RunState,
-    planned: Planned,
-    hparams: PyTree,
+    self, state: RunState, planned: Planned, hparams: PyTree
   ) -> tuple[RunState, RoundMetrics]:
     """Run planned rounds.
 
     Args:
-      program: compiled for their shape.
       state: the state before them; used up if `Runtime.donate`.
       planned: the rounds.
       hparams: numeric hyper-parameters, as arrays.
     """
     put = functools.partial(distributed.put, mesh=self.mesh)
+    program = self.program(*planned.key)
     result: tuple[RunState, RoundMetrics] = program.compiled(
       state,
       put(hparams, specs=P()),

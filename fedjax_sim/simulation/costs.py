@@ -70,9 +70,9 @@ class Costs(NamedTuple):
     state_bytes: what every device has of the run's state.
     row_bytes: what one client keeps from round to round.
     summed_bytes: what the devices sum, in float32 at least.
-    update_bytes: one client's update, if a stacked aggregator keeps all of
-      them; else 0.
-    by_coordinate: as in `Aggregator`.
+    update_bytes: one client's update, if the aggregator keeps all of them;
+      else 0.
+    coordinatewise: as in `Aggregator`.
     logged_bytes: one client's update, if devices keep all of them to log.
   """
 
@@ -83,7 +83,7 @@ class Costs(NamedTuple):
   row_bytes: int
   summed_bytes: int
   update_bytes: int
-  by_coordinate: bool
+  coordinatewise: bool
   logged_bytes: int = 0
 
 
@@ -137,7 +137,7 @@ def costs_of(simulator: Simulator) -> Costs:
   prepare, augment = simulator.data.prepare, simulator.data.augment
   begin = functools.partial(first_client, simulator.algorithm)
   end = functools.partial(_end, simulator)
-  state = simulator.state_shapes
+  state = simulator.states.shapes
   number = jax.dtypes.canonicalize_dtype(np.float64)
   hparams = jax.tree.map(
     lambda _: jax.ShapeDtypeStruct((), number), simulator.hparams
@@ -148,7 +148,7 @@ def costs_of(simulator: Simulator) -> Costs:
   zeros = tree.zeros_accumulator
   logged = own_update if simulator.log_clients else ()
   summed = jax.eval_shape(
-    zeros, (() if aggregator.stacked else update, others, logged)
+    zeros, (() if aggregator.needs_all_updates else update, others, logged)
   )
 
   steps = []
@@ -194,8 +194,8 @@ def costs_of(simulator: Simulator) -> Costs:
     state_bytes=nbytes(state._replace(clients=())),
     row_bytes=nbytes((client.state, kept)),
     summed_bytes=nbytes(summed),
-    update_bytes=nbytes(update) if aggregator.stacked else 0,
-    by_coordinate=aggregator.by_coordinate,
+    update_bytes=nbytes(update) if aggregator.needs_all_updates else 0,
+    coordinatewise=aggregator.coordinatewise,
     logged_bytes=nbytes(logged),
   )
 
@@ -276,4 +276,4 @@ def measure(simulator: Simulator, costs: Costs) -> tuple[Speed, int]:
     memory=accessed / float(rest) if rest > 0 else math.inf,
     fixed=float(without_clients) / planned.num_rounds,
   )
-  return speed, alone.lane_choice.lanes
+  return speed, alone.choose_lanes().lanes

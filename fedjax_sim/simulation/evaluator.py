@@ -7,6 +7,7 @@ training clients (`seen`), and clients that never train (`unseen`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import jax
@@ -16,98 +17,137 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import distributed
-from fedjax_sim.core import Algorithm, PyTree, Task
+from fedjax_sim.core import Algorithm, PyTree, Task, Variables, validate
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine import client_metrics
+from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import Best, RunState, Watch
-from fedjax_sim.simulation import monitor
+from fedjax_sim.simulation import monitor, preflight
 from fedjax_sim.simulation.dispatch import Row
+from fedjax_sim.simulation.lanes import Choice
 
 
-def evaluation_data(
-  data: FederatedDataset, batch_size: int
-) -> dict[str, FederatedData]:
-  """Return the data of `test`, `seen` and `unseen`, as far as they exist.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluator:
+  """Evaluates states on the central test set and on seen and unseen clients.
 
-  Args:
-    data: federated data.
-    batch_size: number of examples of `test` in one block.
-  """
-  sets = dict[str, FederatedData]()
-  if data.test is not None:
-    sets["test"] = as_blocks(data.test, batch_size)
-  for name, part in (("seen", data.seen), ("unseen", data.unseen)):
-    if part is not None:
-      sets[name] = part
-  return sets
-
-
-def evaluation_sets(
-  parts: Mapping[str, FederatedData],
-  *,
-  task: Task,
-  algorithm: Algorithm,
-  data: FederatedDataset,
-  works: Sequence[LocalWork],
-  mesh: Mesh,
-  lanes: int,
-  batch_size: int,
-  room: float,
-) -> dict[str, EvaluationSet]:
-  """Return what evaluates each part of the data.
-
-  Args:
-    parts: name -> its data, as `evaluation_data` gives them.
+  Attributes:
     task: what is evaluated.
     algorithm: which may give clients of `seen` models of their own.
     data: federated data, whose `prepare` applies to every batch.
     works: for every pass, what a client does.
     mesh: the devices.
-    lanes: number of clients that a device trains at once.
-    batch_size: number of examples of a client that are evaluated at once.
-    room: bytes that one part may take on a device.
+    lanes: chooses how many clients a device trains at once.
+    batch_size: number of examples that are evaluated at once, at most.
+    asked: the residency that was asked for.
+    residency: the name of the one that training examples have.
   """
-  # About as many examples at once as in training.
-  examples = lanes * max(work.batch_size for work in works)
-  return {
-    name: EvaluationSet(
-      task,
-      algorithm,
-      part,
-      mesh=mesh,
-      lanes=max(1, examples // batch_size),
-      batch_size=batch_size,
-      personal=name == "seen",
-      prepare=data.prepare,
-      room=room,
+
+  task: Task
+  algorithm: Algorithm
+  data: FederatedDataset
+  works: Sequence[LocalWork]
+  mesh: Mesh
+  lanes: Callable[[], Choice]
+  batch_size: int
+  asked: str
+  residency: str
+
+  @functools.cached_property
+  def parts(self) -> dict[str, FederatedData]:
+    """The data of `test`, `seen` and `unseen`, as far as they exist."""
+    parts = dict[str, FederatedData]()
+    if self.data.test is not None:
+      parts["test"] = as_blocks(self.data.test, self.batch_size)
+    for name in ("seen", "unseen"):
+      part = getattr(self.data, name)
+      if part is not None:
+        parts[name] = part
+    return parts
+
+  @functools.cached_property
+  def room(self) -> float:
+    """Bytes that one of `parts` may take on a device."""
+    return residencies.evaluation_room(
+      self.asked, self.residency, self.mesh, len(self.parts)
     )
-    for name, part in parts.items()
-  }
+
+  @functools.cached_property
+  def sets(self) -> dict[str, EvaluationSet]:
+    """What evaluates each of `parts`."""
+    if not self.parts:
+      return {}
+    # About as many examples at once as in training.
+    widest = max(work.batch_size for work in self.works)
+    lanes = max(1, self.lanes().lanes * widest // self.batch_size)
+    return {
+      name: EvaluationSet(
+        self.task,
+        self.algorithm,
+        part,
+        mesh=self.mesh,
+        lanes=lanes,
+        batch_size=self.batch_size,
+        personal=name == "seen",
+        prepare=self.data.prepare,
+        room=self.room,
+      )
+      for name, part in self.parts.items()
+    }
+
+  def __call__(
+    self, state: RunState, names: Collection[str] | None = None
+  ) -> Row:
+    """Return the metrics of a state, such as `unseen/accuracy/p10`.
+
+    Args:
+      state: the state.
+      names: which of `sets` to evaluate; None for all.
+    """
+    return as_row(self.measure(state, names))
+
+  def measure(
+    self, state: RunState, names: Collection[str] | None = None
+  ) -> dict[str, ClientMetrics]:
+    """Return the metrics of every client of several sets.
+
+    The clients of `test` are blocks of its examples.
+
+    Args:
+      state: the state.
+      names: which of `sets` to evaluate; None for all.
+    """
+    wanted = self.sets if names is None else names
+    return {
+      name: evaluate(state)
+      for name, evaluate in self.sets.items()
+      if name in wanted
+    }
+
+  def clients(self, state: RunState, name: str) -> ClientMetrics:
+    """Return the metrics of every client of `seen` or `unseen`.
+
+    Raises:
+      UnknownNameError: the data have no such set.
+    """
+    return validate.lookup("evaluation set", name, self.sets)(state)
 
 
-def evaluate(
-  sets: Mapping[str, EvaluationSet],
-  state: RunState,
-  names: Collection[str] | None = None,
-) -> Row:
-  """Evaluate a state on several sets.
+def as_row(measured: Mapping[str, ClientMetrics]) -> Row:
+  """Return the metrics of a state as a row.
 
   Args:
-    sets: name -> what evaluates it.
-    state: the state.
-    names: which sets to evaluate; None for all.
+    measured: as `Evaluator.measure` returns it.
 
   Returns:
     Metrics such as `test/accuracy` or `unseen/accuracy/p10`.
   """
   row: Row = {}
-  for name, part in sets.items():
-    if names is not None and name not in names:
-      continue
-    metrics = part(state)
+  for name, metrics in measured.items():
     if name == "test":
       row |= {f"test/{k}": v for k, v in metrics.overall().items()}
     else:
@@ -118,7 +158,7 @@ def evaluate(
 def metric_names(
   metrics: Iterable[str], data: FederatedDataset
 ) -> dict[str, str]:
-  """Return the names of what `evaluate` measures.
+  """Return the names of what an evaluation measures.
 
   Args:
     metrics: names of the task's metrics.
@@ -156,23 +196,31 @@ def followed(
   return result
 
 
-def best_row(best_metric: str | None, state: RunState) -> Row:
-  """Return round and value of the best model as metrics `best/...`.
+def directions(
+  schedules: Mapping[str, Schedule],
+  best_metric: str | None,
+  *,
+  task: Task,
+  variables: Callable[[], Variables],
+  data: FederatedDataset,
+) -> dict[str, bool]:
+  """Return for every metric that is followed whether higher is better.
 
   Args:
+    schedules: hyper-parameter -> its schedule.
     best_metric: metric that selects the best model; None without one.
-    state: state of the run.
+    task: what is evaluated.
+    variables: gives shapes and dtypes of the global model.
+    data: federated data.
 
-  Returns:
-    A row; an empty one if there is no best model yet.
+  Raises:
+    ValueError: a metric is not evaluated, or the task does not say.
   """
-  best = state.watch.best
-  if best_metric is None or int(best.round) < 0:
+  wanted = followed(schedules, best_metric)
+  if not wanted:
     return {}
-  return {
-    "best/round": int(best.round),
-    f"best/{best_metric}": float(best.value),
-  }
+  names = metric_names(preflight.metrics_of(task, variables(), data), data)
+  return monitor.directions(wanted, names, task)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -257,3 +305,20 @@ class Reaction:
     )
     where = self.spec.watch.schedules
     return watch._replace(schedules=distributed.put(states, self.mesh, where))
+
+  def best_row(self, state: RunState) -> Row:
+    """Return round and value of the best model as metrics `best/...`.
+
+    Args:
+      state: state of the run.
+
+    Returns:
+      A row; an empty one if there is no best model yet.
+    """
+    best = state.watch.best
+    if self.best_metric is None or int(best.round) < 0:
+      return {}
+    return {
+      "best/round": int(best.round),
+      f"best/{self.best_metric}": float(best.value),
+    }

@@ -9,12 +9,13 @@ CPU, where it gains the least, it takes no more than a tenth of the run.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -73,6 +74,48 @@ class Trial(NamedTuple):
   program: Callable[[int, int], Program]
   waiting_bytes: Callable[[int, int], int]
   seconds: Callable[[Planned], float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Chooser:
+  """Chooses the number of lanes of a run, once.
+
+  Attributes:
+    wanted: the number; "auto" to measure it.
+    trial: how to plan, compile and time a round.
+    cohort_size: size of the smallest cohort.
+    mesh: the devices.
+  """
+
+  wanted: int | Literal["auto"]
+  trial: Trial
+  cohort_size: int
+  mesh: Mesh
+
+  @functools.cached_property
+  def _choices(self) -> list[Choice]:
+    return []
+
+  def __call__(
+    self, rounds: float = math.inf, phases: Phases | None = None
+  ) -> Choice:
+    """Return the choice; with "auto" the first call measures it.
+
+    Args:
+      rounds: number of rounds of the run, of whose time choosing takes a small
+        share on a CPU; infinite if unknown.
+      phases: measures what it takes; None if nobody asks.
+    """
+    phases = Phases() if phases is None else phases
+    if not self._choices:
+      with phases("lanes"):
+        self._choices.append(self._choose(rounds, phases))
+    return self._choices[0]
+
+  def _choose(self, rounds: float, phases: Phases) -> Choice:
+    if self.wanted != "auto":
+      return Choice(self.wanted, "as given")
+    return measured(self.trial, self.cohort_size, self.mesh, rounds, phases)
 
 
 def candidates(cohort_size: int, devices: int) -> list[int]:

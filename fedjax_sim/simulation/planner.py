@@ -15,6 +15,7 @@ from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.residency import Residency
+from fedjax_sim.engine.virtual_devices import DeviceSplit
 from fedjax_sim.privacy.accounting import promises
 from fedjax_sim.simulation.dispatch import Planned
 from fedjax_sim.simulation.runtime import Runtime
@@ -157,7 +158,7 @@ class Planner:
     cohorts: draws the clients of every round.
     splits: for every pass, the data that it goes through.
     works: for every pass, what a client does.
-    dealt: devices, real or virtual, that clients are dealt to.
+    split: the devices, real or virtual, that clients are assigned to.
     residency: where the training examples are.
     runtime: how many rounds one call may run.
   """
@@ -165,7 +166,7 @@ class Planner:
   cohorts: Cohorts
   splits: Sequence[FederatedData]
   works: Sequence[LocalWork]
-  dealt: plans.Dealt
+  split: DeviceSplit
   residency: Residency
   runtime: Runtime
 
@@ -186,8 +187,8 @@ class Planner:
         self.works,
         size,
         lanes=lanes,
-        devices=self.dealt.devices,
-        idle=self.dealt.idle,
+        devices=self.split.devices,
+        idle=self.split.idle,
       )
       self._shapes[lanes, size] = programs.shape_of(
         capacity,
@@ -259,6 +260,6 @@ class Planner:
         self.residency.gather(slices, shape.capacity, shape.rounds)
       ),
       key=(lanes, size),
-      waste=plans.waste(laid_out, self.works, self.dealt.each),
+      waste=plans.waste(laid_out, self.works, self.split.each),
       seconds=time.perf_counter() - began,
     )

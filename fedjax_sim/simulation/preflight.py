@@ -48,15 +48,21 @@ class DataError(FedjaxSimError, ValueError):
   """The data hold values that would change on a device."""
 
 
-def check_data(
+def check(
+  *,
   task: Task,
   data: FederatedDataset,
   splits: Sequence[FederatedData],
   work: LocalWork,
   works: Sequence[LocalWork],
   most_clients: int,
+  variables: Variables,
+  state: RunState,
+  aggregator: Aggregator,
+  mesh: Mesh,
+  eval_batch_size: int,
 ) -> None:
-  """Refuse data that devices cannot take as they are.
+  """Refuse data and a model that fit neither each other nor the devices.
 
   Args:
     task: what is trained.
@@ -65,12 +71,18 @@ def check_data(
     work: what a client does, as it was asked for.
     works: for every pass, what a client does.
     most_clients: clients of the largest cohort.
+    variables: shapes and dtypes of the global model.
+    state: shapes and dtypes of the run's state.
+    aggregator: how updates become one.
+    mesh: the devices.
+    eval_batch_size: examples that are evaluated at once, at most.
 
   Raises:
     DataError: numbers beyond the dtypes that JAX keeps, or an `augment` that
       makes other shapes.
-    ModelError: the model cannot take the values.
-    ValueError: a round has too many examples.
+    ModelError: the model does not fit, or cannot take the values.
+    ValueError: a round has too many examples, or the aggregator does not keep
+      to its contract.
   """
   capacity = plans.capacity(
     [part.sizes for part in splits], works, most_clients, lanes=1, devices=1
@@ -78,34 +90,6 @@ def check_data(
   check_order(max(capacity.order), work)
   check_values(task, data)
   check_augment(data)
-
-
-def check_model(
-  task: Task,
-  variables: Variables,
-  aggregator: Aggregator,
-  state: RunState,
-  mesh: Mesh,
-  data: FederatedDataset,
-  works: Sequence[LocalWork],
-  eval_batch_size: int,
-) -> None:
-  """Refuse a model that fits neither devices, nor aggregator, nor data.
-
-  Args:
-    task: what is trained.
-    variables: shapes and dtypes of the global model.
-    aggregator: how updates become one.
-    state: shapes and dtypes of the run's state.
-    mesh: the devices.
-    data: what is trained and evaluated on.
-    works: for every pass, what a client does.
-    eval_batch_size: examples that are evaluated at once, at most.
-
-  Raises:
-    ModelError: the model does not fit.
-    ValueError: the aggregator does not keep to its contract.
-  """
   check_parameters(variables.params)
   check_memory(state, mesh)
   aggregators.check(aggregator, variables.params)

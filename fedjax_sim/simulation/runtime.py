@@ -7,11 +7,11 @@ from typing import Literal
 
 from fedjax_sim.core import validate
 from fedjax_sim.engine import residency as residencies
+from fedjax_sim.engine import virtual_devices
 
 # Of one dispatch. Two CPU devices take some milliseconds to get up to speed, so
 # a few short rounds are too few.
 MOST_ROUNDS = 64
-MOST_VIRTUAL = 1024  # additions in the compiled round
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,29 +63,11 @@ class Runtime:
       validate.whole("runtime.devices", self.devices)
     if self.model_devices is not None:
       validate.whole("runtime.model_devices", self.model_devices)
-    if self.deterministic_reduction is not None:
-      validate.whole(
-        "runtime.deterministic_reduction",
-        self.deterministic_reduction,
-        most=MOST_VIRTUAL,
-      )
-      self._check_deterministic()
+    virtual_devices.check(
+      self.deterministic_reduction, self.lanes, self.model_devices
+    )
     validate.known("runtime.residency", self.residency, residencies.NAMES)
     if self.rounds_per_dispatch is not None:
       validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
     validate.whole("Runtime.most_rounds", self.most_rounds)
     validate.whole("runtime.eval_batch_size", self.eval_batch_size)
-
-  def _check_deterministic(self) -> None:
-    if self.lanes == "auto":
-      raise ValueError(
-        "runtime.lanes='auto' is measured anew on every machine, and other"
-        " lanes give other bits; with runtime.deterministic_reduction give a"
-        " number."
-      )
-    if self.model_devices is not None:
-      raise ValueError(
-        "runtime.model_devices does not go with"
-        " runtime.deterministic_reduction: sums over a model's pieces have no"
-        " fixed order. Unset one of them."
-      )

@@ -20,6 +20,7 @@ from fedjax_sim import sampling
 from fedjax_sim.core.tree import nbytes
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import residency as residencies
+from fedjax_sim.engine.virtual_devices import DeviceSplit, split_devices
 from fedjax_sim.simulation.costs import Costs, Speed
 from fedjax_sim.simulation.simulator import Simulator
 
@@ -140,7 +141,7 @@ def layout(
   Args:
     steps: of every client of a cohort, shape=(clients, passes), int.
     capacity: of the cohort.
-    each: as in `plan.Dealt`.
+    each: as in `virtual_devices.DeviceSplit`.
   """
   width = capacity.lanes
   ranked = steps[np.argsort(-steps.sum(-1), kind="stable")]
@@ -175,9 +176,9 @@ class Model:
   lanes: int
 
   @property
-  def _dealt(self) -> plans.Dealt:
+  def _split(self) -> DeviceSplit:
     virtual = self.simulator.runtime.deterministic_reduction
-    return plans.dealt(self.hardware.devices, virtual)
+    return split_devices(self.hardware.devices, virtual)
 
   def predict(self, clients: int) -> Prediction:
     """A round with so many clients, drawn uniformly.
@@ -186,7 +187,7 @@ class Model:
       clients: >= 1.
     """
     simulator, costs, hardware = self.simulator, self.costs, self.hardware
-    dealt, idle, each = self._dealt
+    dealt, idle, each = self._split
     copies = -(-clients // simulator.num_clients)
     sizes = [np.tile(data.sizes, copies) for data in simulator.splits]
     works = simulator.works
@@ -247,7 +248,7 @@ class Model:
     """
     costs, devices = self.costs, self.hardware.devices
     total = exchanged(costs.summed_bytes, devices, each)
-    if costs.by_coordinate:
+    if costs.coordinatewise:
       total += exchanged(costs.update_bytes, devices, slots)
     else:  # all of the stack, to all
       total += (devices - 1) * slots * costs.update_bytes
@@ -284,7 +285,7 @@ class Model:
 
     By rounds so large that all but the sums grows in proportion to the cohort.
     """
-    dealt, _, each = self._dealt
+    dealt, _, each = self._split
     population = self.simulator.num_clients
     enough = MANY_WAVES * dealt * self.lanes
     large = self.predict(population * -(-enough // population))

@@ -82,7 +82,7 @@ def _rounds(
   simulator: Simulator, rounds: int, eval_every: int, hparams: HParams | None
 ) -> Iterator[tuple[RunState, Row]]:
   """The iterator, behind a function that checks arguments when called."""
-  rounds = simulator.allowed(rounds)
+  rounds = simulator.account.rounds_within_budget(rounds)
   simulator.choose_lanes(rounds)
   state = simulator.init(hparams)
   for done in range(rounds):

@@ -1,71 +1,54 @@
 """A federated experiment: sample, plan, dispatch, read metrics, evaluate.
 
-`Simulator` holds what does not change in a run and the programs compiled for
-it; `RunState` is what does. It puts together modules that take what they need
-as arguments: `arguments` and `preflight` refuse what cannot run, `account`
-counts epsilon, `planner` draws and lays out rounds, `lanes` chooses how many
-clients a device trains at once, `compiler` compiles rounds and calls them,
-`pipeline` plans ahead, `state` makes and moves states, `evaluator` evaluates.
+`Simulator` holds what does not change in a run; `RunState` is what does. It
+puts together modules that take what they need as arguments, and are its
+attributes: `account` counts epsilon, `planner` draws and lays out rounds,
+`choose_lanes` chooses how many clients a device trains at once, `compiler`
+compiles rounds and calls them, `states` makes and moves states, `evaluate`
+evaluates them, and `react` says what follows. `arguments` and `preflight`
+refuse what cannot run, and `pipeline` plans ahead.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_sim import aggregators, core, distributed
-from fedjax_sim.core import (
-  Aggregator,
-  Algorithm,
-  HParams,
-  PyTree,
-  Task,
-  Transform,
-  Variables,
-  validate,
-)
+from fedjax_sim.core import Aggregator, Algorithm, HParams, Task, Transform
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine import plan as plans
-from fedjax_sim.engine import program as programs
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.client_metrics import ClientMetrics
-from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.engine.hparams import Schedule
-from fedjax_sim.engine.program import Program
-from fedjax_sim.engine.state import RoundMetrics, RunState
+from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.traffic import Traffic, traffic
-from fedjax_sim.privacy import accounting
-from fedjax_sim.privacy.central import audit as audits
+from fedjax_sim.engine.virtual_devices import DeviceSplit, split_devices
 from fedjax_sim.privacy.central import guard
-from fedjax_sim.simulation import (
-  account,
-  arguments,
-  compiler,
-  evaluator,
-  lanes,
-  monitor,
-  pipeline,
-  planner,
-  preflight,
-)
-from fedjax_sim.simulation import state as states
+from fedjax_sim.simulation import arguments, pipeline, preflight
+from fedjax_sim.simulation.account import Account, check_budget, check_unwatched
+from fedjax_sim.simulation.compiler import Compiler, round_function
 from fedjax_sim.simulation.dispatch import (
   Dispatch,
   Planned,
-  Row,
   dispatched,
   read_metrics,
 )
+from fedjax_sim.simulation.evaluator import Evaluator, Reaction, directions
+from fedjax_sim.simulation.lanes import Chooser, Trial
+from fedjax_sim.simulation.planner import (
+  Cohorts,
+  Planner,
+  rounds_per_dispatch,
+  works_of,
+)
 from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.state import States, copier, default_hparams
 from fedjax_sim.simulation.timing import Phases
 from fedjax_sim.training import schedules
 
@@ -136,73 +119,29 @@ class Simulator:
     _ = self.works  # checks that every client has a batch
 
   def _check_privacy(self) -> None:
-    account.check_budget(self.algorithm, self.budget)
+    check_budget(self.algorithm, self.budget)
     release = self.algorithm.release
     if release is None:
       return
     guard.check_noise(release, self.hparams, self.sampler)
     guard.check(
       self.transforms,
-      self._variables.params,
+      self.states.variables.params,
       self._schedules,
       release,
       self.fall_back,
     )
-    self.check_unwatched()
-    self._account.check_ledger(self.seed, self.num_parameters)
-
-  def check_unwatched(self) -> None:
-    """Refuse to follow metrics of training clients, as privacy requires.
-
-    Raises:
-      ValueError: names the field that follows one.
-    """
-    account.check_unwatched(self.best_metric, self._schedules)
-
-  # --- what follows from the arguments ---------------------------------------
+    check_unwatched(self.best_metric, self._schedules)
+    self.account.check_ledger(self.seed, self.states.num_parameters)
 
   @functools.cached_property
-  def _account(self) -> account.Account:
-    return account.Account(
+  def account(self) -> Account:
+    """Counts the epsilon of a private run."""
+    return Account(
       release=self.algorithm.release,
       budget=self.budget,
       sampler=self.sampler,
       num_clients=self.num_clients,
-    )
-
-  @property
-  def ledger(self) -> accounting.Ledger | None:
-    """The ledger that counts a private run's epsilon; None without one."""
-    return self._account.ledger
-
-  def spent(self, rounds: int) -> Row:
-    """Return the epsilon after a number of rounds as a row of metrics.
-
-    It is empty if no epsilon holds; see `Account.epsilon_row`.
-    """
-    return self._account.epsilon_row(rounds)
-
-  def allowed(self, rounds: int) -> int:
-    """Return how many of a number of rounds the privacy budget allows.
-
-    Raises:
-      ValueError: the noise was made for fewer rounds.
-    """
-    return self._account.rounds_within_budget(rounds)
-
-  def audit(self, state: RunState) -> audits.Audit | None:
-    """Measure what the canaries of a private run reveal; None without any."""
-    return self._account.audit(state)
-
-  @property
-  def uncovered(self) -> list[str]:
-    """What a run reveals of its clients that no epsilon would cover."""
-    return account.uncovered(
-      self.data,
-      self.transforms,
-      self.runtime,
-      self.state_shapes.clients,
-      log_clients=self.log_clients,
     )
 
   @property
@@ -228,7 +167,7 @@ class Simulator:
   @functools.cached_property
   def works(self) -> list[LocalWork]:
     """For every pass, what a client does."""
-    return planner.works_of(self.work, self.algorithm.passes, self.splits)
+    return works_of(self.work, self.algorithm.passes, self.splits)
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -237,66 +176,37 @@ class Simulator:
     return distributed.make_mesh(runtime.devices, runtime.model_devices)
 
   @functools.cached_property
-  def _dealt(self) -> plans.Dealt:
-    """The devices, real or virtual, that plans deal clients to."""
+  def _split(self) -> DeviceSplit:
+    """The devices, real or virtual, that plans assign clients to."""
     virtual = self.runtime.deterministic_reduction
-    return plans.dealt(distributed.size(self.mesh), virtual)
-
-  @property
-  def lane_choice(self) -> lanes.Choice:
-    """Number of clients that a device trains at once, and why."""
-    return self.choose_lanes()
-
-  def choose_lanes(
-    self, rounds: float = math.inf, phases: Phases | None = None
-  ) -> lanes.Choice:
-    """Return `lane_choice`; with "auto" the first call measures it.
-
-    Args:
-      rounds: number of rounds of the run, of whose time choosing takes a small
-        share on a CPU; infinite if unknown.
-      phases: measures what it takes; None if nobody asks.
-    """
-    phases = Phases() if phases is None else phases
-    if not self._choices:
-      with phases("lanes"):
-        self._choices.append(self._choose(rounds, phases))
-    return self._choices[0]
+    return split_devices(distributed.size(self.mesh), virtual)
 
   @functools.cached_property
-  def _choices(self) -> list[lanes.Choice]:
-    return []
-
-  def _choose(self, rounds: float, phases: Phases) -> lanes.Choice:
-    if self.runtime.lanes != "auto":
-      return lanes.Choice(self.runtime.lanes, "as given")
-
-    def seconds(planned: Planned) -> float:
-      state = jax.block_until_ready(self.init())
-      return self.dispatch(state, planned).seconds
-
-    trial = lanes.Trial(
-      plan=lambda done, size: self.plan(done, 1, size),
-      program=self.program,
-      waiting_bytes=self.waiting_bytes,
-      seconds=seconds,
+  def choose_lanes(self) -> Chooser:
+    """Chooses how many clients a device trains at once."""
+    init = lambda: jax.block_until_ready(self.init())
+    return Chooser(
+      wanted=self.runtime.lanes,
+      trial=Trial(
+        plan=lambda done, size: self.plan(done, 1, size),
+        program=self.compiler.program,
+        waiting_bytes=self.planner.waiting_bytes,
+        seconds=lambda planned: self.dispatch(init(), planned).seconds,
+      ),
+      cohort_size=self.sampler.sizes[0],
+      mesh=self.mesh,
     )
-    size = self.sampler.sizes[0]
-    return lanes.measured(trial, size, self.mesh, rounds, phases)
 
   @functools.cached_property
   def hparams(self) -> HParams:
     """The run's numeric hyper-parameters at their defaults."""
-    return states.default_hparams(
+    return default_hparams(
       self.task, self.algorithm, self.joined_by, self.transforms
     )
 
   @functools.cached_property
   def _schedules(self) -> dict[str, Schedule]:
     return schedules.checked(self.schedules, self.hparams)
-
-  def _traced(self, hparams: HParams | None) -> PyTree:
-    return states.traced_hparams(hparams, self.hparams, self.algorithm.release)
 
   @functools.cached_property
   def checked(self) -> bool:
@@ -308,23 +218,18 @@ class Simulator:
       ValueError: a round has too many examples, or the aggregator does not
         keep to its contract.
     """
-    preflight.check_data(
-      self.task,
-      self.data,
-      self.splits,
-      self.work,
-      self.works,
-      self.sampler.sizes[-1],
-    )
-    preflight.check_model(
-      self.task,
-      self._variables,
-      self.joined_by,
-      self.state_shapes,
-      self.mesh,
-      self.data,
-      self.works,
-      self.runtime.eval_batch_size,
+    preflight.check(
+      task=self.task,
+      data=self.data,
+      splits=self.splits,
+      work=self.work,
+      works=self.works,
+      most_clients=self.sampler.sizes[-1],
+      variables=self.states.variables,
+      state=self.states.shapes,
+      aggregator=self.joined_by,
+      mesh=self.mesh,
+      eval_batch_size=self.runtime.eval_batch_size,
     )
     _ = self._higher_is_better
     return True
@@ -333,7 +238,7 @@ class Simulator:
   def slow_layers(self) -> list[str]:
     """Which layers are slow on this backend and what mends them, in words."""
     return preflight.slow_layers(
-      self.task, self._variables, self.data, self.works
+      self.task, self.states.variables, self.data, self.works
     )
 
   def trace(self) -> None:
@@ -342,46 +247,38 @@ class Simulator:
     Raises:
       ValueError: the algorithm, or another part, refuses what it is given.
     """
-    _ = self._cohorts.size(self._cohorts.draw(0))
-    wanted = self.runtime.lanes
+    cohorts, wanted = self.planner.cohorts, self.runtime.lanes
+    _ = cohorts.size(cohorts.draw(0))
     lanes = 1 if wanted == "auto" else wanted
-    shape = self._planner.shape(lanes, self.sampler.sizes[-1])
-    self._compiler.trace(shape)
-
-  @functools.cached_property
-  def metric_names(self) -> dict[str, str]:
-    """Metric of an evaluation -> the task's metric that it is made of."""
-    metrics = preflight.metrics_of(self.task, self._variables, self.data)
-    return evaluator.metric_names(metrics, self.data)
+    self.compiler.trace(lanes, self.sampler.sizes[-1])
 
   @functools.cached_property
   def _higher_is_better(self) -> dict[str, bool]:
     """For every metric that is followed, whether higher is better."""
-    wanted = evaluator.followed(self._schedules, self.best_metric)
-    names = self.metric_names if wanted else {}
-    return monitor.directions(wanted, names, self.task)
-
-  # --- state -----------------------------------------------------------------
-
-  def _init(
-    self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
-  ) -> RunState:
-    return states.initial_state(
-      seed,
-      noise_seed,
-      hparams,
-      algorithm=self.algorithm,
-      transforms=self.transforms,
-      schedules=self._schedules,
-      keeps_best=self.best_metric is not None,
-      table_rows=states.table_rows(self.num_clients, self.mesh),
+    return directions(
+      self._schedules,
+      self.best_metric,
+      task=self.task,
+      variables=lambda: self.states.variables,
+      data=self.data,
     )
 
   @functools.cached_property
-  def _jitted_init(self) -> Callable[..., RunState]:
-    where = distributed.shardings(self.mesh, self._state_spec)
-    init: Callable[..., RunState] = jax.jit(self._init, out_shardings=where)
-    return init
+  def states(self) -> States:
+    """Makes states, and moves them between devices and host."""
+    noisy = self.algorithm.draws_noise or self.joined_by.draws_noise
+    return States(
+      algorithm=self.algorithm,
+      transforms=self.transforms,
+      schedules=self._schedules,
+      hparams=self.hparams,
+      keeps_best=self.best_metric is not None,
+      seed=self.seed,
+      noise_seed=self.noise_seed,
+      draws_noise=noisy,
+      num_clients=self.num_clients,
+      mesh=self.mesh,
+    )
 
   def init(self, hparams: HParams | None = None) -> RunState:
     """Return the state before the first round.
@@ -390,147 +287,66 @@ class Simulator:
       ValueError: `checked` refuses something.
     """
     _ = self.checked
-    words = states.noise_words(self.noise_seed, self.draws_noise)
-    return self._jitted_init(np.uint32(self.seed), words, self._traced(hparams))
-
-  @property
-  def draws_noise(self) -> bool:
-    """Whether any private noise is drawn."""
-    return self.algorithm.draws_noise or self.joined_by.draws_noise
-
-  @property
-  def noise_origin(self) -> str:
-    """Where private noise comes from, for summaries; "" without any."""
-    return states.noise_origin(self.noise_seed, self.draws_noise)
-
-  @functools.cached_property
-  def _state_spec(self) -> RunState:
-    return programs.state_spec(self.state_shapes, self.mesh)
-
-  def place(self, state: PyTree) -> RunState:
-    """Put a state on the devices that is on the host, as from `fetch`."""
-    return states.to_devices(
-      state, self.num_clients, self.mesh, self._state_spec
-    )
-
-  def fetch(self, state: RunState) -> RunState:
-    """Return the state on the host, with a row for every client.
-
-    All processes have to call it.
-    """
-    return states.to_host(state, self.num_clients)
-
-  @functools.cached_property
-  def fetched_shapes(self) -> RunState:
-    """Shapes and dtypes of what `fetch` returns."""
-    return states.host_shapes(self.state_shapes, self.num_clients)
-
-  @functools.cached_property
-  def state_shapes(self) -> RunState:
-    """Shapes and dtypes of a state."""
-    return states.shapes_of(self._init, self.seed, self._traced(None))
-
-  @property
-  def _variables(self) -> Variables:
-    """Shapes and dtypes of the global model."""
-    return self.algorithm.variables(self.state_shapes.server)
-
-  @property
-  def num_parameters(self) -> int:
-    """Number of trained parameters of the global model."""
-    return states.count(self._variables.params)
+    return self.states.init(hparams)
 
   @functools.cached_property
   def traffic(self) -> Traffic:
     """What one client receives and sends in a round, before transforms."""
-    return traffic(self.algorithm, self.state_shapes, self._traced(None))
-
-  @property
-  def bytes_per_client(self) -> tuple[int, int]:
-    """Bytes that one client receives and sends, before transforms."""
-    return self.traffic.down, self.traffic.up
-
-  # --- rounds ----------------------------------------------------------------
+    return traffic(self.algorithm, self.states.shapes, self.states.traced())
 
   @functools.cached_property
   def residency(self) -> residencies.Residency:
     """Where the training examples are."""
     name, passes = self.runtime.residency, self.algorithm.passes
     return residencies.residency(
-      name, passes, self.splits, self.mesh, self._dealt.each
+      name, passes, self.splits, self.mesh, self._split.each
     )
 
   @functools.cached_property
-  def compiled(self) -> dict[tuple[int, int], Program]:
-    """(lanes, cohort size) -> what was compiled for them so far."""
-    return {}
-
-  @functools.cached_property
-  def function(self) -> compiler.RoundFunction:
-    """The pure function of up to R rounds, as `make_rounds` describes it."""
-    return compiler.round_function(
-      self.algorithm,
-      self.joined_by,
-      self.transforms,
-      data=self.data,
+  def planner(self) -> Planner:
+    """Draws cohorts, and lays out rounds on the host."""
+    return Planner(
+      cohorts=Cohorts(
+        sampler=self.sampler, seed=self.seed, num_clients=self.num_clients
+      ),
+      splits=self.splits,
       works=self.works,
-      schedules=self._schedules,
+      split=self._split,
       residency=self.residency,
-      mesh=self.mesh,
-      virtual=self.runtime.deterministic_reduction,
-      num_clients=self._account.public_clients,
-      log_clients=self.log_clients,
+      runtime=self.runtime,
     )
 
   @functools.cached_property
-  def _compiler(self) -> compiler.Compiler:
-    return compiler.Compiler(
-      function=self.function,
-      state=self.state_shapes,
-      hparams=self._traced(None),
+  def compiler(self) -> Compiler:
+    """Compiles rounds, and calls them."""
+    return Compiler(
+      function=round_function(
+        self.algorithm,
+        self.joined_by,
+        self.transforms,
+        data=self.data,
+        works=self.works,
+        schedules=self._schedules,
+        residency=self.residency,
+        mesh=self.mesh,
+        virtual=self.runtime.deterministic_reduction,
+        num_clients=self.account.public_clients,
+        log_clients=self.log_clients,
+      ),
+      shape=self.planner.shape,
+      state=self.states.shapes,
+      hparams=self.states.traced(),
       server_data=self.data.server,
       residency=self.residency,
       mesh=self.mesh,
       runtime=self.runtime,
     )
 
-  @functools.cached_property
-  def _cohorts(self) -> planner.Cohorts:
-    return planner.Cohorts(
-      sampler=self.sampler, seed=self.seed, num_clients=self.num_clients
-    )
-
-  @functools.cached_property
-  def _planner(self) -> planner.Planner:
-    return planner.Planner(
-      cohorts=self._cohorts,
-      splits=self.splits,
-      works=self.works,
-      dealt=self._dealt,
-      residency=self.residency,
-      runtime=self.runtime,
-    )
-
-  def program(self, lanes: int, size: int) -> Program:
-    """Return the compiled round.
-
-    Args:
-      lanes: number of clients that a device trains at once.
-      size: size of the largest cohort, one of the sampler's.
-    """
-    if (lanes, size) not in self.compiled:
-      shape = self._planner.shape(lanes, size)
-      self.compiled[lanes, size] = self._compiler.compile(shape)
-    return self.compiled[lanes, size]
-
-  def waiting_bytes(self, lanes: int, size: int) -> int:
-    """Return the bytes on a device of the call that waits for its turn."""
-    return self._planner.waiting_bytes(lanes, size)
-
   @property
   def compilations(self) -> int:
     """How often the round was compiled; lanes only tried not counted."""
-    return sum(lanes == self.lane_choice.lanes for lanes, _ in self.compiled)
+    chosen = self.choose_lanes().lanes
+    return sum(lanes == chosen for lanes, _ in self.compiler.compiled)
 
   def plan(self, first: int, most: int, lanes: int | None = None) -> Planned:
     """Draw and lay out, on the host, the rounds that follow `first` rounds.
@@ -539,17 +355,12 @@ class Simulator:
       first: number of rounds done before them.
       most: number of rounds; fewer if one call cannot run as many.
       lanes: number of clients that a device trains at once; None for
-        `lane_choice`.
+        what `choose_lanes` chooses.
     """
-    lanes = self.lane_choice.lanes if lanes is None else lanes
+    lanes = self.choose_lanes().lanes if lanes is None else lanes
     # Epsilons are counted here, while the devices work.
-    return self._planner.plan(first, most, lanes, planned=self.spent)
-
-  def _call(
-    self, state: RunState, planned: Planned, hparams: HParams | None
-  ) -> tuple[RunState, RoundMetrics]:
-    program, numbers = self.program(*planned.key), self._traced(hparams)
-    return self._compiler.call(program, state, planned, numbers)
+    count = self.account.epsilon_row
+    return self.planner.plan(first, most, lanes, planned=count)
 
   def dispatch(
     self,
@@ -571,7 +382,7 @@ class Simulator:
     """
     phases = Phases() if phases is None else phases
     with phases("compile"):
-      program = self.program(*planned.key)  # compiling is not running
+      program = self.compiler.program(*planned.key)  # compiling is not running
     done = int(jax.device_get(state.round))
     if planned.first != done:
       raise ValueError(
@@ -579,17 +390,18 @@ class Simulator:
         " plan the rounds that follow the state."
       )
     last = done + planned.num_rounds
-    self._account.check_round(last)
+    self.account.check_round(last)
     step = jax.profiler.StepTraceAnnotation("dispatch", step_num=done)
     with phases("train"), step:
       began = time.perf_counter()
-      state, metrics = self._call(state, planned, hparams)
+      numbers = self.states.traced(hparams)
+      state, metrics = self.compiler.call(state, planned, numbers)
       metrics = jax.device_get(metrics)
       seconds = time.perf_counter() - began
     chain = [t.name for t in self.transforms]
     read = read_metrics(metrics, planned, self.traffic, chain)
     for row in read.rows:
-      row |= self.spent(int(row["round"]))
+      row |= self.account.epsilon_row(int(row["round"]))
     return dispatched(state, planned, read, seconds, program.sent_bytes)
 
   def run(
@@ -624,7 +436,7 @@ class Simulator:
     """
     began = int(jax.device_get(state.round))
     phases = Phases() if phases is None else phases
-    last = self.allowed(last)
+    last = self.account.rounds_within_budget(last)
     # Here, not in the thread that plans.
     self.choose_lanes(last - began, phases)
 
@@ -632,7 +444,7 @@ class Simulator:
       if done < began + singles:
         return 1
       fixed = self.runtime.rounds_per_dispatch
-      return planner.rounds_per_dispatch(fixed, seconds, done, last, stops)
+      return rounds_per_dispatch(fixed, seconds, done, last, stops)
 
     dispatches = pipeline.run(
       state,
@@ -648,87 +460,33 @@ class Simulator:
     del state  # else it would live as long as the run
     yield from dispatches
 
-  # --- evaluation ------------------------------------------------------------
-
   @functools.cached_property
-  def evaluated(self) -> dict[str, FederatedData]:
-    """`test`, `seen` and `unseen`, as far as the data have them."""
-    return evaluator.evaluation_data(self.data, self.runtime.eval_batch_size)
-
-  @functools.cached_property
-  def evaluation_room(self) -> float:
-    """Bytes that one of `evaluated` may take on a device."""
-    given, name = self.runtime.residency, self.residency.name
-    sets = len(self.evaluated)
-    return residencies.evaluation_room(given, name, self.mesh, sets)
-
-  @functools.cached_property
-  def evaluation_sets(self) -> dict[str, EvaluationSet]:
-    """What evaluates each of `evaluated`."""
-    if not self.evaluated:
-      return {}
-    return evaluator.evaluation_sets(
-      self.evaluated,
+  def evaluate(self) -> Evaluator:
+    """Evaluates a state on the test set and on seen and unseen clients."""
+    return Evaluator(
       task=self.task,
       algorithm=self.algorithm,
       data=self.data,
       works=self.works,
       mesh=self.mesh,
-      lanes=self.lane_choice.lanes,
+      lanes=self.choose_lanes,
       batch_size=self.runtime.eval_batch_size,
-      room=self.evaluation_room,
+      asked=self.runtime.residency,
+      residency=self.residency.name,
     )
 
-  def evaluate(
-    self, state: RunState, sets: Collection[str] | None = None
-  ) -> Row:
-    """Evaluate a state on the central test set and on seen and unseen clients.
-
-    Args:
-      state: the state.
-      sets: which of `evaluation_sets`; None for all.
-    """
-    return evaluator.evaluate(self.evaluation_sets, state, sets)
-
-  def evaluate_clients(self, state: RunState, name: str) -> ClientMetrics:
-    """Return the metrics of every client of `seen` or `unseen`.
-
-    Raises:
-      UnknownNameError: the data have no such set.
-    """
-    return validate.lookup("evaluation set", name, self.evaluation_sets)(state)
-
-  def react(
-    self, state: RunState, metrics: Row, *, ends: bool = False
-  ) -> RunState:
-    """Return the state after an evaluation; see `evaluator.Reaction`.
-
-    Args:
-      state: the state that was evaluated.
-      metrics: what the evaluation measured.
-      ends: whether the run ends here, so that the model stays as it is.
-    """
-    return self._reaction(state, metrics, ends=ends)
-
   @functools.cached_property
-  def _reaction(self) -> evaluator.Reaction:
-    return evaluator.Reaction(
+  def react(self) -> Reaction:
+    """Returns the state after an evaluation, which may change it."""
+    spec = self.states.spec
+    return Reaction(
       algorithm=self.algorithm,
       schedules=self._schedules,
       higher_is_better=self._higher_is_better,
       best_metric=self.best_metric,
       fall_back=self.fall_back,
       mesh=self.mesh,
-      shapes=self.state_shapes,
-      spec=self._state_spec,
-      copied=states.copier(self.mesh, self._state_spec.server),
+      shapes=self.states.shapes,
+      spec=spec,
+      copied=copier(self.mesh, spec.server),
     )
-
-  @property
-  def watched_metrics(self) -> list[str]:
-    """Metrics that the best model or a schedule follows."""
-    return list(self._higher_is_better)
-
-  def best(self, state: RunState) -> Row:
-    """Return round and value of the best model as `best/...`, if any."""
-    return evaluator.best_row(self.best_metric, state)

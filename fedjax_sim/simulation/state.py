@@ -7,6 +7,8 @@ whatever the devices.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +29,12 @@ from fedjax_sim.core import (
   Release,
   Task,
   Transform,
+  Variables,
   key_for,
   validate,
 )
 from fedjax_sim.distributed import processes
+from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.privacy.central import guard
@@ -55,8 +59,7 @@ def default_hparams(
   hparams["transforms"] = {t.name: t.hparams for t in transforms}
   if task.hparams:
     hparams["task"] = task.hparams
-  if aggregator.keyed:
-    hparams["aggregator"] = aggregator.hparams
+  hparams["aggregator"] = aggregator.hparams
   return hparams
 
 
@@ -135,86 +138,162 @@ def initial_state(
   )
 
 
-def shapes_of(
-  init: Callable[..., RunState], seed: int, hparams: PyTree
-) -> RunState:
-  """Return shapes and dtypes of a state.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class States:
+  """Makes the states of a run, and moves them between devices and host.
 
-  Args:
-    init: (seed, noise seed, hparams) -> the initial state.
+  Attributes:
+    algorithm: the algorithm.
+    transforms: transforms of the client updates.
+    schedules: hyper-parameter -> its schedule.
+    hparams: numeric hyper-parameters, at their defaults.
+    keeps_best: whether the best model is kept.
     seed: seed of the run.
-    hparams: numeric hyper-parameters, as arrays.
-
-  Raises:
-    TypeError: the state holds typed random keys, which files cannot keep.
+    noise_seed: fixes private noise, in simulations; None for fresh entropy.
+    draws_noise: whether any private noise is drawn.
+    num_clients: number of clients that may train.
+    mesh: the devices.
   """
-  shapes: RunState = jax.eval_shape(
-    init, np.uint32(seed), np.zeros(2, np.uint32), hparams
-  )
-  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-      raise TypeError(
-        f"State {jax.tree_util.keystr(path)} is a {leaf.dtype}; keep"
-        " jax.random.key_data of it, or derive keys with key_for."
+
+  algorithm: Algorithm
+  transforms: Sequence[Transform]
+  schedules: Mapping[str, Schedule]
+  hparams: HParams
+  keeps_best: bool
+  seed: int
+  noise_seed: int | None
+  draws_noise: bool
+  num_clients: int
+  mesh: Mesh
+
+  def _initial(
+    self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
+  ) -> RunState:
+    return initial_state(
+      seed,
+      noise_seed,
+      hparams,
+      algorithm=self.algorithm,
+      transforms=self.transforms,
+      schedules=self.schedules,
+      keeps_best=self.keeps_best,
+      table_rows=self._table_rows,
+    )
+
+  @functools.cached_property
+  def _jitted(self) -> Callable[..., RunState]:
+    where = distributed.shardings(self.mesh, self.spec)
+    init: Callable[..., RunState] = jax.jit(self._initial, out_shardings=where)
+    return init
+
+  def init(self, hparams: HParams | None) -> RunState:
+    """Return the state before the first round, on the devices.
+
+    Args:
+      hparams: numeric hyper-parameters; None for the defaults.
+    """
+    words = noise_words(self.noise_seed, self.draws_noise)
+    return self._jitted(np.uint32(self.seed), words, self.traced(hparams))
+
+  def traced(self, hparams: HParams | None = None) -> PyTree:
+    """Return hyper-parameters as arrays of one dtype.
+
+    Args:
+      hparams: sections that replace those of the defaults; None for none.
+
+    Raises:
+      TypeError, ValueError: names the number.
+    """
+    return traced_hparams(hparams, self.hparams, self.algorithm.release)
+
+  @functools.cached_property
+  def shapes(self) -> RunState:
+    """Shapes and dtypes of a state.
+
+    Raises:
+      TypeError: it holds typed random keys, which files cannot keep.
+    """
+    shapes: RunState = jax.eval_shape(
+      self._initial,
+      np.uint32(self.seed),
+      np.zeros(2, np.uint32),
+      self.traced(),
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+      if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        raise TypeError(
+          f"State {jax.tree_util.keystr(path)} is a {leaf.dtype}; keep"
+          " jax.random.key_data of it, or derive keys with key_for."
+        )
+    return shapes
+
+  @property
+  def variables(self) -> Variables:
+    """Shapes and dtypes of the global model."""
+    return self.algorithm.variables(self.shapes.server)
+
+  @property
+  def num_parameters(self) -> int:
+    """Number of trained parameters of the global model."""
+    leaves = jax.tree.leaves(self.variables.params)
+    return sum(math.prod(x.shape) for x in leaves)
+
+  @functools.cached_property
+  def spec(self) -> RunState:
+    """How a state lies on the devices."""
+    return programs.state_spec(self.shapes, self.mesh)
+
+  @property
+  def _table_rows(self) -> int:
+    """Rows of the table of client states, as many on every device."""
+    devices = distributed.size(self.mesh)
+    return -(-self.num_clients // devices) * devices
+
+  def to_devices(self, state: PyTree) -> RunState:
+    """Put a state on the devices that is on the host.
+
+    Args:
+      state: with a row for every client, as `to_host` returns it.
+    """
+    missing = self._table_rows - self.num_clients
+
+    def pad(x: np.ndarray) -> np.ndarray:
+      return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
+
+    padded = state._replace(clients=jax.tree.map(pad, state.clients))
+    placed: RunState = distributed.put(padded, self.mesh, self.spec)
+    return placed
+
+  def to_host(self, state: RunState) -> RunState:
+    """Return a state on the host, with a row for every client.
+
+    All processes have to call it.
+    """
+    state = distributed.fetch(state)
+    own = jax.tree.map(lambda x: x[: self.num_clients], state.clients)
+    return state._replace(clients=own)
+
+  @functools.cached_property
+  def host_shapes(self) -> RunState:
+    """Shapes and dtypes of what `to_host` returns."""
+    rows = self.num_clients
+    cut = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+    return self.shapes._replace(clients=jax.tree.map(cut, self.shapes.clients))
+
+  @property
+  def noise_origin(self) -> str:
+    """Where private noise comes from, for summaries; "" without any."""
+    if not self.draws_noise:
+      return ""
+    if self.noise_seed is None:
+      return (
+        "from fresh entropy, which the checkpoints keep: who has them can"
+        " take the noise off"
       )
-  return shapes
-
-
-def table_rows(num_clients: int, mesh: Mesh) -> int:
-  """Return the rows of the table of client states, as many on every device.
-
-  Args:
-    num_clients: number of clients that may train.
-    mesh: the devices.
-  """
-  devices = distributed.size(mesh)
-  return -(-num_clients // devices) * devices
-
-
-def to_devices(
-  state: RunState, num_clients: int, mesh: Mesh, spec: RunState
-) -> RunState:
-  """Put a state on the devices that is on the host.
-
-  Args:
-    state: with a row for every client, as `to_host` returns it.
-    num_clients: number of clients that may train.
-    mesh: the devices.
-    spec: how a state lies on them.
-  """
-  missing = table_rows(num_clients, mesh) - num_clients
-
-  def pad(x: np.ndarray) -> np.ndarray:
-    return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
-
-  padded = state._replace(clients=jax.tree.map(pad, state.clients))
-  placed: RunState = distributed.put(padded, mesh, spec)
-  return placed
-
-
-def to_host(state: RunState, num_clients: int) -> RunState:
-  """Return a state on the host, with a row for every client.
-
-  All processes have to call it.
-
-  Args:
-    state: on the devices.
-    num_clients: number of clients that may train.
-  """
-  state = distributed.fetch(state)
-  own = jax.tree.map(lambda x: x[:num_clients], state.clients)
-  return state._replace(clients=own)
-
-
-def host_shapes(shapes: RunState, num_clients: int) -> RunState:
-  """Return shapes and dtypes of what `to_host` returns.
-
-  Args:
-    shapes: of a state on the devices.
-    num_clients: number of clients that may train.
-  """
-  cut = lambda x: jax.ShapeDtypeStruct((num_clients, *x.shape[1:]), x.dtype)
-  return shapes._replace(clients=jax.tree.map(cut, shapes.clients))
+    return (
+      f"simulation only: whoever knows noise_seed={self.noise_seed} can take"
+      " the noise off"
+    )
 
 
 def copier(mesh: Mesh, spec: PyTree) -> Callable[[PyTree], PyTree]:
@@ -231,11 +310,6 @@ def copier(mesh: Mesh, spec: PyTree) -> Callable[[PyTree], PyTree]:
   return copied
 
 
-def count(params: PyTree) -> int:
-  """Return the number of parameters, from their shapes."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-
-
 def noise_words(noise_seed: int | None, draws_noise: bool) -> np.ndarray:
   """Return `RunState.noise_seed` of a run that begins, the same everywhere.
 
@@ -247,26 +321,3 @@ def noise_words(noise_seed: int | None, draws_noise: bool) -> np.ndarray:
   if noise_seed is None and draws_noise:
     bits = processes.from_first(lambda: secrets.randbits(64))
   return np.array([bits >> 32, bits & 0xFFFFFFFF], np.uint32)
-
-
-def noise_origin(noise_seed: int | None, draws_noise: bool) -> str:
-  """Describe where private noise comes from, for summaries.
-
-  Args:
-    noise_seed: fixes private noise, in simulations; None for fresh entropy.
-    draws_noise: whether any is drawn.
-
-  Returns:
-    Words; none if no noise is drawn.
-  """
-  if not draws_noise:
-    return ""
-  if noise_seed is None:
-    return (
-      "from fresh entropy, which the checkpoints keep: who has them can"
-      " take the noise off"
-    )
-  return (
-    f"simulation only: whoever knows noise_seed={noise_seed} can take"
-    " the noise off"
-  )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -9,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.nnx.nn.dtypes import promote_dtype
 
 from fedjax_sim.core import (
   Array,
@@ -28,6 +28,11 @@ from fedjax_sim.tasks.losses import ExampleLoss, ExampleMetrics, cross_entropy
 Check = Callable[[Mapping[str, np.ndarray]], None]  # see `Task.check`
 Inputs = Callable[[Examples], Array]
 
+# What nnx does to the arguments of a batch norm unless it is given another.
+PROMOTE_DTYPE = (
+  inspect.signature(nnx.BatchNorm.__init__).parameters["promote_dtype"].default
+)
+
 
 def _keep_statistics(args: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
   """Promotes (x, mean, var, scale, bias) of a batch norm, but not mean and var.
@@ -36,7 +41,7 @@ def _keep_statistics(args: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
   whatever follows the layer would be computed in float32, too.
   """
   x, mean, var, *affine = args
-  x, *affine = promote_dtype((x, *affine), **options)
+  x, *affine = PROMOTE_DTYPE((x, *affine), **options)
   return (x, mean, var, *affine)
 
 
@@ -88,7 +93,7 @@ def nnx_task(
     getattr(module, mode)()
     for _, part in nnx.iter_modules(module):
       if (
-        isinstance(part, nnx.BatchNorm) and part.promote_dtype is promote_dtype
+        isinstance(part, nnx.BatchNorm) and part.promote_dtype is PROMOTE_DTYPE
       ):
         part.promote_dtype = cast(Any, _keep_statistics)
     graphdef, *states = nnx.split(module, *filters)

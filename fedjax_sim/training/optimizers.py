@@ -207,6 +207,31 @@ def check(field: str, value: Optimizer) -> Optimizer:
   return value
 
 
+def check_sgd(field: str, value: Optimizer, *allowed: str) -> Optimizer:
+  """Return `value`, if its hyper-parameters are those of SGD.
+
+  Args:
+    field: how messages name it.
+    value: an optimizer.
+    *allowed: hyper-parameters besides the learning rate, such as `momentum`.
+
+  Raises:
+    TypeError: it is no `Optimizer`.
+    ValueError: it has no learning rate, or hyper-parameters that are not
+      allowed, as Adam's are not.
+  """
+  check(field, value)
+  others = sorted(set(value.hparams) - {"learning_rate", *allowed})
+  if "learning_rate" not in value.hparams or others:
+    found = ", ".join(value.hparams) or "none"
+    raise ValueError(
+      f"{field} has the hyper-parameters {found}, and the algorithm is made for"
+      " sgd; give sgd with a learning_rate"
+      + (f", and perhaps {' or '.join(allowed)}." if allowed else ".")
+    )
+  return value
+
+
 def descend(
   transformation: optax.GradientTransformation,
   gradient: PyTree,

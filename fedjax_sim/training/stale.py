@@ -72,29 +72,13 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
   chance = validate.real(
     "server.stale_probability", probability, least=0, most=1
   )
-  if algorithm.stacked:
-    raise ValueError(
-      f"server.stale_probability={probability} needs sums, and algorithm.name"
-      " wants every update by itself; set it to None, or take another"
-      " algorithm."
-    )
-
-  if algorithm.release is not None:
-    raise ValueError(
-      f"server.stale_probability={probability}: a late report can meet its"
-      " client's next one in a sum, which then moves farther than"
-      " privacy.central counts on; unset one of them."
-    )
+  _check(algorithm, probability)
 
   def send(client: Client, report: Report) -> Report:
     report = algorithm.send(client, report)
     key = jax.random.fold_in(client.key, _TAG)
     late = jax.random.uniform(key) < client.hparams["stale_probability"]
-    one = jnp.ones((), jnp.float32)
-    whole = Sums(report.update, report.buffers, report.statistics, one)
-    nothing = jax.tree.map(jnp.zeros_like, whole)
-    pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(late, x, y), a, b)
-    sent = _Sent(now=pick(nothing, whole), late=pick(whole, nothing))
+    sent = _split(report, late)
     return report._replace(update=sent, buffers=(), statistics=())
 
   def unit_of(server: PyTree, hparams: HParams) -> Array:
@@ -106,32 +90,19 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
   def init(key: Key, hparams: HParams) -> StaleState:
     server = algorithm.init(key, hparams)
     report = report_shapes(algorithm, server, hparams)
-    nothing = zeros_accumulator(
-      Sums(
-        report.update,
-        report.buffers,
-        report.statistics,
-        jnp.zeros((), jnp.float32),
-      )
-    )
+    weight = jnp.zeros((), jnp.float32)
+    nothing = zeros_accumulator(_contents(report, weight))
     return StaleState(server, nothing, unit_of(server, hparams))
 
   def apply(
     state: StaleState, aggregate: Aggregate, context: Context
   ) -> StaleState:
+    unit = unit_of(state.server, context.hparams)
     # The mean of what is 0 for some clients, times everybody's weight.
-    summed = jax.tree.map(
+    sums = jax.tree.map(
       lambda x: x * aggregate.weight.astype(x.dtype), aggregate.update
     )
-    unit = unit_of(state.server, context.hparams)
-    # Bounded: nothing late, times infinity, would not be nothing.
-    gap = jnp.clip(state.log_weight - unit, -MOST_EXPONENT, MOST_EXPONENT)
-    worth = jnp.exp(gap)
-    arrived = jax.tree.map(
-      lambda x, y: x + (y * worth.astype(y.dtype)).astype(x.dtype),
-      summed.now,
-      state.late,
-    )
+    arrived = _joined(sums.now, state.late, state.log_weight - unit)
     some = arrived.weight > 0
     count = jnp.where(some, arrived.weight, 1)
     mean = jax.tree.map(lambda x: x / count.astype(x.dtype), arrived)
@@ -146,7 +117,7 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
       context,
     )
     pick = lambda new, old: jnp.where(some, new, old)
-    late = jax.tree.map(lambda x, y: x.astype(y.dtype), summed.late, state.late)
+    late = jax.tree.map(lambda x, y: x.astype(y.dtype), sums.late, state.late)
     return StaleState(jax.tree.map(pick, server, state.server), late, unit)
 
   on_eval, replace = algorithm.on_eval, algorithm.replace
@@ -175,4 +146,57 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
         server=on_eval(state.server, metrics)
       )
     ),
+  )
+
+
+def _check(algorithm: Algorithm, probability: float) -> None:
+  """Refuse an algorithm that late reports do not go with.
+
+  Raises:
+    ValueError: it wants a stack, or is private.
+  """
+  if algorithm.stacked:
+    raise ValueError(
+      f"server.stale_probability={probability} needs sums, and algorithm.name"
+      " wants every update by itself; set it to None, or take another"
+      " algorithm."
+    )
+  if algorithm.release is not None:
+    raise ValueError(
+      f"server.stale_probability={probability}: a late report can meet its"
+      " client's next one in a sum, which then moves farther than"
+      " privacy.central counts on; unset one of them."
+    )
+
+
+def _contents(report: Report, weight: Array) -> Sums:
+  """Return what a report adds to a sum, of which its weight is a part."""
+  return Sums(report.update, report.buffers, report.statistics, weight)
+
+
+def _split(report: Report, late: Array) -> _Sent:
+  """Return a report as part of the round's sum, or of the next round's.
+
+  Args:
+    report: of a client.
+    late: shape=(), bool.
+  """
+  whole = _contents(report, jnp.ones((), jnp.float32))
+  nothing = jax.tree.map(jnp.zeros_like, whole)
+  pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(late, x, y), a, b)
+  return _Sent(now=pick(nothing, whole), late=pick(whole, nothing))
+
+
+def _joined(now: Sums, late: Sums, gap: Array) -> Sums:
+  """Return the sum of what is in time and what is a round late.
+
+  Args:
+    now: in the unit of weights of this round.
+    late: in that of the round before.
+    gap: shape=(), float32; the logarithm of that unit over this one.
+  """
+  # Bounded: nothing late, times infinity, would not be nothing.
+  worth = jnp.exp(jnp.clip(gap, -MOST_EXPONENT, MOST_EXPONENT))
+  return jax.tree.map(
+    lambda x, y: x + (y * worth.astype(y.dtype)).astype(x.dtype), now, late
   )

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedjax_sim.core import Transform, validate
+from fedjax_sim.transforms.adaptive_clip import adaptive_clip
 from fedjax_sim.transforms.basic import clip, gaussian, lift
 from fedjax_sim.transforms.quantize import quantize
 
 __all__ = [
   "TRANSFORMS",
+  "adaptive_clip",
   "clip",
   "from_config",
   "gaussian",
@@ -18,6 +20,7 @@ __all__ = [
 
 
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
+  "adaptive_clip": adaptive_clip,
   "clip": clip,
   "gaussian": gaussian,
   "quantize": quantize,

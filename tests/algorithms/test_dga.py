@@ -1,4 +1,4 @@
-"""DGA, its agent and learned weights against numpy and known answers."""
+"""DGA, its agent and FedLAW against numpy and known answers."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from fedjax_sim.algorithms.dga_rl import (
   regression,
 )
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.learned_weights import learned_weights
+from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.core import Members
 from fedjax_sim.data import with_random_labels, with_server_data
 from fedjax_sim.engine.batching import LocalWork
@@ -167,8 +167,8 @@ def test_the_learned_weights_find_the_best_mixture():
   """Two clients reach both ends of a line; the server wants a point on it."""
   updates, _ = local_round(np.zeros(2))
   wanted = 0.3 * updates[0] + 0.7 * updates[3]
-  make = lambda *args: learned_weights(
-    *args, weight_steps=3000, weight_rate=0.05, weight_pull=0.0
+  make = lambda *args: fedlaw(
+    *args, weight_steps=3000, weight_rate=0.05, kl_weight=0.0
   )
   simulator, state = quadratic_run(
     make, 1, server=target(wanted), aggregator=aggregators.stack()
@@ -180,7 +180,7 @@ def test_the_learned_weights_find_the_best_mixture():
 
 
 def test_no_steps_on_the_weights_are_fedavg():
-  make = lambda *args: learned_weights(*args, weight_rate=0.0)
+  make = lambda *args: fedlaw(*args, weight_rate=0.0)
   one = quadratic_run(
     make, 3, server=target([9.0, 9.0]), aggregator=aggregators.stack()
   )
@@ -195,7 +195,7 @@ def test_a_strong_pull_keeps_the_first_weights():
   free, held = (
     params_of(
       *quadratic_run(
-        lambda *args, pull=pull: learned_weights(*args, weight_pull=pull),
+        lambda *args, pull=pull: fedlaw(*args, kl_weight=pull),
         1,
         server=target([0.0, 40.0]),
         aggregator=aggregators.stack(),
@@ -235,7 +235,7 @@ def classes(make, corrupted, rounds=15, devices=1, **options):
   return float(hits.total.sum() / hits.weight.sum()), state
 
 
-@pytest.mark.parametrize("make", slow_but([dga_rl], [learned_weights, dga_rl]))
+@pytest.mark.parametrize("make", slow_but([dga_rl], [fedlaw, dga_rl]))
 def test_they_find_out_who_is_corrupted(make):
   """Most clients are: a mean of all learns little."""
   usual, _ = classes(fedavg, 0.8)
@@ -245,7 +245,7 @@ def test_they_find_out_who_is_corrupted(make):
   assert found > usual + 0.5 * (clean - usual)
 
 
-@pytest.mark.parametrize("make", [learned_weights, dga_rl])
+@pytest.mark.parametrize("make", [fedlaw, dga_rl])
 def test_two_devices_do_what_one_does(make):
   one, two = (classes(make, 0.4, rounds=4, devices=d)[1].server for d in (1, 2))
   jax.tree.map(
@@ -349,7 +349,7 @@ def test_a_reward_that_is_no_number_is_forgotten():
 # --- refused ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [learned_weights, dga_rl])
+@pytest.mark.parametrize("make", [fedlaw, dga_rl])
 def test_they_need_a_stack_and_the_servers_examples(make):
   with pytest.raises(ValueError, match=r"server\.aggregator has to be 'stack'"):
     quadratic_run(make, 1, server=target([0.0, 0.0]))
@@ -370,9 +370,9 @@ def test_they_need_a_stack_and_the_servers_examples(make):
     (dga_rl, {"epsilon": 1.5}, r"algorithm\.epsilon"),
     (dga_rl, {"ridge": 0.0}, r"algorithm\.ridge"),
     (dga_rl, {"memory_rounds": 0}, r"algorithm\.memory_rounds"),
-    (learned_weights, {"weight_steps": 0}, r"algorithm\.weight_steps"),
-    (learned_weights, {"weight_rate": -1.0}, r"algorithm\.weight_rate"),
-    (learned_weights, {"weight_pull": -1.0}, r"algorithm\.weight_pull"),
+    (fedlaw, {"weight_steps": 0}, r"algorithm\.weight_steps"),
+    (fedlaw, {"weight_rate": -1.0}, r"algorithm\.weight_rate"),
+    (fedlaw, {"kl_weight": -1.0}, r"algorithm\.kl_weight"),
   ],
 )
 def test_options_out_of_range(make, options, field):

@@ -112,7 +112,7 @@ def test_clients_are_evaluated_with_their_adapted_models():
   models = [adapted.get(k, w) for k in range(4)]  # client 3 has none
   rows = [np.arange(*OFFSETS[k : k + 2]) for k in range(4)]
   expected = [loss(m, r).mean() for m, r in zip(models, rows, strict=True)]
-  metrics = simulator.evaluate_clients(state, "seen").per_client()
+  metrics = simulator.evaluate.clients(state, "seen").per_client()
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
 
 

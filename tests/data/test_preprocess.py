@@ -300,8 +300,8 @@ def test_no_result_depends_on_where_and_how_it_is_computed(augmented):
   expected = flat(params_of(one, state))
   assert one.compilations == 1
 
-  half = one.fetch(train(one, 2))  # and on, as from a checkpoint
-  resumed = train_on(one, one.place(half), 2, 4)
+  half = one.states.to_host(train(one, 2))  # and on, as from a checkpoint
+  resumed = train_on(one, one.states.to_devices(half), 2, 4)
   np.testing.assert_array_equal(flat(params_of(one, resumed)), expected)
   for data, where in ((memory, "host"), (disk, "disk")):
     other = begun(data, residency=where)
@@ -440,7 +440,7 @@ def test_a_vocabulary_is_made_smaller(tmp_path):
   simulator = build(characters(tmp_path)).simulator
   data = simulator.data
   assert (data.num_classes, data.example_shape) == (5, (9,))
-  shapes = jax.tree.leaves(simulator.state_shapes.server)
+  shapes = jax.tree.leaves(simulator.states.shapes.server)
   assert max(math.prod(x.shape) for x in shapes) < 100  # not of 256 characters
   found = prepared(data)
   assert set(np.unique(found["x"])) == {0, 1, 2, 3, 4}

@@ -215,10 +215,10 @@ def test_an_honest_run_passes(bands):
     noise_seed=0,
     budget=Budget(delta=DELTA),
   )
-  found = simulator.audit(train(simulator, 2))
-  assert simulator.ledger is not None
+  found = simulator.account.audit(train(simulator, 2))
+  assert simulator.account.ledger is not None
   assert found is not None
-  assert found.claimed == simulator.ledger.epsilon(2)
+  assert found.claimed == simulator.account.ledger.epsilon(2)
   assert 0 < found.noise < found.claimed
   assert found.longest <= 1
   assert found.canaries == canaries

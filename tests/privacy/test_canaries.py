@@ -17,7 +17,7 @@ from fedjax_sim.privacy.central import (
   Central,
   Contribution,
   central,
-  mechanism,
+  contribution,
   worst_case,
 )
 from fedjax_sim.privacy.central.audit import audit
@@ -159,7 +159,7 @@ def test_honest_rounds_pass_and_noise_too_small_by_four_is_caught():
 def test_a_broken_clip_is_caught(monkeypatch, name):
   per_layer = name == "whole bound by layer"
   where = "clipped_by_layer" if per_layer else "clipped"
-  monkeypatch.setattr(mechanism, where, BROKEN[name])
+  monkeypatch.setattr(contribution, where, BROKEN[name])
   run = program(private_algorithm(40, per_layer=per_layer))
   for epsilon, sigma in SIGMAS.items():
     found = judged(run(sigma, 0, LIKE), epsilon)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_sim import sampling
+from fedjax_sim.algorithms.apfl import apfl
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
@@ -21,13 +22,17 @@ from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
 from fedjax_sim.algorithms.kmeans import kmeans
 from fedjax_sim.algorithms.per_fedavg import per_fedavg
-from fedjax_sim.algorithms.personalized import personalized
 from fedjax_sim.algorithms.reptile import reptile
 from fedjax_sim.data import with_few_labels
 from fedjax_sim.engine import traffic
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.models.kmeans import kmeans as centroids_task
-from fedjax_sim.privacy.central import Central, Contribution, central, mechanism
+from fedjax_sim.privacy.central import (
+  Central,
+  Contribution,
+  central,
+  contribution,
+)
 from fedjax_sim.privacy.central.factorization import banded, blt
 from problems import (
   MODELS,
@@ -90,7 +95,7 @@ def test_a_last_look_is_at_all_that_is_sent(
     factor = jnp.float32(factors.get(part, 1.0))
     return jax.tree.map(lambda x: factor * x, tree)
 
-  monkeypatch.setattr(mechanism, "clipped", broken)
+  monkeypatch.setattr(contribution, "clipped", broken)
   centres = np.full((5, 2), 0.6)
   centres[4] = 0  # one that always fits
   task, data = quadratic(2), quadratic_data(centres)
@@ -210,10 +215,10 @@ def test_vmapped_seeds_get_different_noise():
   states = jax.vmap(
     lambda noise_seed: simulator.init()._replace(noise_seed=noise_seed)
   )(jnp.array([[0, 0], [0, 1]], jnp.uint32))
-  traced = simulator._traced(None)
+  traced = simulator.states.traced()
 
   def after(state):
-    new, _ = simulator.function(
+    new, _ = simulator.compiler.function(
       state,
       traced,
       simulator.residency.put(planned.examples),
@@ -294,7 +299,7 @@ ALGORITHMS: dict[str, Any] = {
     lambda t: dga(t, sgd(1.0), sgd(1.0), weighting="uniform"),
     {},
   ),
-  "personalized": (lambda t: personalized(t, sgd(1.0), sgd(1.0)), {}),
+  "apfl": (lambda t: apfl(t, sgd(1.0), sgd(1.0)), {}),
   "reptile": (lambda t: reptile(t, sgd(1.0), sgd(1.0)), {}),
   "per_fedavg": (lambda t: per_fedavg(t, sgd(1.0), sgd(1.0)), {}),
   "fedlabels": (
@@ -325,7 +330,7 @@ QUICK = [
   ("dga, fixed zero", "noised weights", "per layer"),
   ("fedlabels", "bounded weights", "quantile"),
   ("kmeans", "bounded weights", "flat"),
-  ("personalized", "all alike", "quantile"),
+  ("apfl", "all alike", "quantile"),
 ]
 CASES = slow_but(QUICK, itertools.product(ALGORITHMS, WEIGHTINGS, CLIPPINGS))
 

@@ -13,7 +13,7 @@ from fedjax_sim import aggregators, sampling, simulate, transforms
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.learned_weights import learned_weights
+from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.cli import describe
 from fedjax_sim.config import flags
 from fedjax_sim.config.build import build
@@ -72,7 +72,7 @@ def with_buffers():
   [
     (lambda: stale(PLAIN, 0.1), {}, r"server.stale_probability.*unset one"),
     (
-      lambda: learned_weights(TASK, sgd(1.0), sgd(1.0)),
+      lambda: fedlaw(TASK, sgd(1.0), sgd(1.0)),
       {},
       "every client's update by itself",
     ),
@@ -199,7 +199,7 @@ def test_what_learns_nothing_from_clients_may_stay():
     transforms=[transforms.quantize(0.5), transforms.clip(1.0)],
     schedules={"privacy.clip_norm": schedules.step(every=2)},
   )
-  assert kept.ledger.epsilon(1) > 0
+  assert kept.account.ledger.epsilon(1) > 0
 
 
 def test_a_budget_needs_a_private_algorithm():
@@ -217,7 +217,7 @@ def test_numbers_that_the_ledger_does_not_know():
 
 def test_a_run_ends_at_its_budget():
   made = simulator()
-  epsilons = [made.ledger.epsilon(r) for r in range(8)]
+  epsilons = [made.account.ledger.epsilon(r) for r in range(8)]
   made = simulator(budget=Budget(delta=1e-3, epsilon=epsilons[3] + 1e-6))
   rows = [row for out in made.run(made.init(), 7) for row in out.rows]
   assert [row["round"] for row in rows] == [1, 2, 3]
@@ -401,13 +401,13 @@ def test_the_noise_is_fitted_to_an_epsilon():
     "privacy.target_epsilon": "2.0",
   }
   made = build(flags.load(str(DIGITS), PRIVATE | changes)).simulator
-  assert made.ledger is not None
-  assert 1.98 < made.ledger.epsilon(5) <= 2.0
-  assert made.allowed(5) == 5
+  assert made.account.ledger is not None
+  assert 1.98 < made.account.ledger.epsilon(5) <= 2.0
+  assert made.account.rounds_within_budget(5) == 5
 
 
 def test_a_budget_shortens_the_run():
-  ledger = build(flags.load(str(DIGITS), PRIVATE)).simulator.ledger
+  ledger = build(flags.load(str(DIGITS), PRIVATE)).simulator.account.ledger
   assert ledger is not None
   between = (ledger.epsilon(3) + ledger.epsilon(4)) / 2
   changes = {"privacy.target_epsilon": str(between)}
@@ -509,8 +509,8 @@ def test_cohorts_in_turns_are_simulated():
     "privacy.delta": "1e-4",
   }
   made = build(flags.load(str(DIGITS), PRIVATE | changes)).simulator
-  assert made.ledger is not None
-  assert made.ledger.participation.period == 4
+  assert made.account.ledger is not None
+  assert made.account.ledger.participation.period == 4
 
 
 def test_another_strategy_is_another_account():
@@ -596,8 +596,8 @@ def test_local_guarantees_are_told():
 def test_a_description_tells_the_guarantee():
   made = build(flags.load(str(DIGITS), PRIVATE))
   text = describe.describe(made, flags.load(str(DIGITS), PRIVATE))
-  assert made.simulator.ledger is not None
-  assert made.simulator.ledger.describe(5) in text
+  assert made.simulator.account.ledger is not None
+  assert made.simulator.account.ledger.describe(5) in text
   assert "noise multiplier 1\n" in text
   assert "not covered by epsilon" in text
 
@@ -613,18 +613,18 @@ IN_ADVANCE = {
 def test_what_may_not_depend_on_how_many_clients_there_are():
   """The digits have 90: rate, noise, mean and context are those of 100."""
   made = build(flags.load(str(DIGITS), PRIVATE | IN_ADVANCE)).simulator
-  assert made.ledger is not None
-  assert made.ledger.adjacency == "add-or-remove"
-  assert made.ledger.participation.rate == 0.2
+  assert made.account.ledger is not None
+  assert made.account.ledger.adjacency == "add-or-remove"
+  assert made.account.ledger.participation.rate == 0.2
   assert made.sampler.expected == 18
   assert made.hparams["privacy"]["denominator"] == 20
-  assert made._account.public_clients == 100
+  assert made.account.public_clients == 100
   public = build(
     flags.load(str(DIGITS), PRIVATE | {"server.sampling": "poisson"})
   ).simulator
-  assert public.ledger is not None
-  assert public.ledger.adjacency == "zero-out"
-  assert public._account.public_clients == 90
+  assert public.account.ledger is not None
+  assert public.account.ledger.adjacency == "zero-out"
+  assert public.account.public_clients == 90
 
 
 @pytest.mark.parametrize(

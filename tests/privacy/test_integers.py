@@ -244,7 +244,7 @@ def test_an_audit_of_discrete_noise_is_a_bound_of_it():
     quadratic_data(np.ones((CLIENTS, 60))),
   )
   made = dataclasses.replace(made, budget=Budget(delta=1e-3))
-  found = made.audit(train(made, 1))
+  found = made.account.audit(train(made, 1))
   assert found is not None
   assert 0.99 < found.longest <= 1
   assert 0 < found.claimed < math.inf
@@ -352,7 +352,7 @@ def test_draws_are_part_of_delta():
 
 
 def test_the_usual_accountant_is_one_that_can():
-  assert simulator().ledger.accountant == "rdp"
+  assert simulator().account.ledger.accountant == "rdp"
   part: Any = sampling.poisson(1000, 20).participation
   release = calibration.calibrate(
     Release("discrete_gaussian", 1.0), part, 100, 1e-5, 2.0
@@ -431,8 +431,8 @@ def test_a_config_is_fitted_to_its_epsilon():
     "privacy.delta": "0.001",
   }
   made: Any = build(flags.load(str(DIGITS), fields)).simulator
-  assert made.allowed(30) == 30
-  told = made.ledger.describe(30)
+  assert made.account.rounds_within_budget(30) == 30
+  told = made.account.ledger.describe(30)
   assert told.startswith("(8, 0.001)-DP")
   assert "RDP" in told
   assert made.algorithm.release.most_clients == made.sampler.sizes[-1]

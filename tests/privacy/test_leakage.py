@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedjax_sim import aggregators, sampling
+from fedjax_sim.algorithms.apfl import apfl
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
-from fedjax_sim.algorithms.learned_weights import learned_weights
-from fedjax_sim.algorithms.personalized import personalized
+from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.core import Loss, Metric, Task, Variables
@@ -173,8 +173,8 @@ same = lambda algorithm: algorithm
 ALGORITHMS = {
   "fedavg": (lambda: fedavg(TASK, sgd(RATE), sgd(1.0)), same),
   "dga": (lambda: dga(TASK, sgd(RATE), sgd(1.0), beta=2.0), same),
-  "personalized": (lambda: personalized(TASK, sgd(RATE), sgd(1.0)), same),
-  "learned": (lambda: learned_weights(TASK, sgd(RATE), sgd(1.0)), same),
+  "apfl": (lambda: apfl(TASK, sgd(RATE), sgd(1.0)), same),
+  "learned": (lambda: fedlaw(TASK, sgd(RATE), sgd(1.0)), same),
   "stale": (lambda: fedavg(TASK, sgd(RATE), sgd(1.0)), lambda a: stale(a, 0.0)),
   "of stale": (lambda: stale(fedavg(TASK, sgd(RATE), sgd(1.0)), 0.0), same),
   "private": (
@@ -185,7 +185,7 @@ ALGORITHMS = {
 
 
 @pytest.mark.parametrize(
-  "name", slow_but(["fedavg", "personalized"], ALGORITHMS)
+  "name", slow_but(["fedavg", "apfl"], ALGORITHMS)
 )
 def test_who_is_left_out_is_not_in_the_aggregate(name):
   """The model is that of a round without those clients."""
@@ -399,7 +399,7 @@ def test_algorithms_that_do_not_fit():
   few = with_few_labels(DATA, 0.5, 0)
   labelled = fedlabels(TASK, sgd(RATE), sgd(1.0))
   with pytest.raises(ValueError, match="do not send the update of the model"):
-    _ = make_simulator(TASK, leakage(labelled, TASK), few).state_shapes
+    _ = make_simulator(TASK, leakage(labelled, TASK), few).states.shapes
   algorithm = algorithm_of(threshold=1.0)
   with pytest.raises(ValueError, match="has to be 'weighted_mean'"):
     make_simulator(TASK, algorithm, DATA, aggregator=aggregators.median())

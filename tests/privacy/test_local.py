@@ -18,7 +18,7 @@ from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
-from fedjax_sim.algorithms.learned_weights import learned_weights
+from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.core import (
@@ -493,7 +493,7 @@ def test_algorithms_that_send_more_are_refused():
   task = quadratic(2)
   clip = additive.clip_only(1.0)
   with pytest.raises(ValueError, match="'clip' .* every update by itself"):
-    local.local_privacy(learned_weights(task, sgd(1.0), sgd(1.0)), clip)
+    local.local_privacy(fedlaw(task, sgd(1.0), sgd(1.0)), clip)
   with pytest.raises(ValueError, match="'clip': .* everybody's data at once"):
     local.local_privacy(centralized(task, sgd(1.0)), clip)
   data = quadratic_data(CENTRES)

@@ -46,7 +46,7 @@ def released(folder, fields):
   """What the server added to its parameters, times the denominator."""
   simulator = build.build(flags.load(str(ROOT / CONFIG), fields)).simulator
   with contextlib.closing(Checkpoints(folder / "checkpoints", keep=3)) as saved:
-    restored = saved.restore(simulator.fetched_shapes, pytest.fail)
+    restored = saved.restore(simulator.states.host_shapes, pytest.fail)
   assert restored is not None
   assert restored.round == 1
   after, before = (

@@ -90,9 +90,9 @@ def test_a_run_that_goes_on_has_the_noise_that_it_began_with(kind):
   simulator = dataclasses.replace(simulator_of(kind), noise_seed=None)
   start = simulator.init()
   whole = [out.state for out in simulator.run(start, 2)]
-  kept = jax.device_get(simulator.fetch(whole[0]))
+  kept = jax.device_get(simulator.states.to_host(whole[0]))
   later = dataclasses.replace(simulator)  # knows nothing of the first
-  (out,) = later.run(later.place(kept), 2)
+  (out,) = later.run(later.states.to_devices(kept), 2)
   np.testing.assert_array_equal(
     flat(params_of(later, out.state)), flat(params_of(simulator, whole[1]))
   )
@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_has_the_noise_that_it_began_with(kind):
 def test_without_private_noise_there_is_no_entropy():
   simulator = dataclasses.replace(simulator_of("none"), noise_seed=None)
   np.testing.assert_array_equal(simulator.init().noise_seed, [0, 0])
-  assert simulator.noise_origin == ""
+  assert simulator.states.noise_origin == ""
 
 
 def test_no_fixed_seed_gives_the_keys_of_a_run():
@@ -115,8 +115,8 @@ def test_no_fixed_seed_gives_the_keys_of_a_run():
 
 def test_what_is_told():
   simulator = simulator_of("central")
-  assert simulator.noise_origin.startswith("simulation only: ")
+  assert simulator.states.noise_origin.startswith("simulation only: ")
   fresh = dataclasses.replace(simulator, noise_seed=None)
-  assert fresh.noise_origin.startswith("from fresh entropy")
+  assert fresh.states.noise_origin.startswith("from fresh entropy")
   with pytest.raises(ValueError, match="noise_seed=-1"):
     dataclasses.replace(simulator, noise_seed=-1)

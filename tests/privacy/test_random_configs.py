@@ -249,7 +249,7 @@ class Measured:
       _COMPILED[tuple(key)] = self.simulator.compiled, self.simulator.init()
     compiled, start = _COMPILED[tuple(key)]
     self.start = start._replace(seed=jnp.uint32(made.seed))
-    self.simulator.__dict__["compiled"] = compiled
+    self.simulator.compiler.__dict__["compiled"] = compiled
     self.steps = 1.0  # of the longest contribution
     if fields["privacy.mechanism"] == "discrete_gaussian":
       self.steps = self.grid(fields)
@@ -361,7 +361,7 @@ def test_no_config_prints_less_than_it_betrays(block, count, measures, only):
     assert "too_often" not in fields["server.sampling"]
     assert everybody or "not_by_itself" not in fields["server.sampling"]
     made = experiment.simulator
-    ledger, release = made.ledger, made.algorithm.release
+    ledger, release = made.account.ledger, made.algorithm.release
     assert ledger is not None
     there, other = 1.0, 2.0
     scale = made.hparams["privacy"]["noise_scale"]
@@ -374,7 +374,7 @@ def test_no_config_prints_less_than_it_betrays(block, count, measures, only):
         noise = noise_of(measured, fields, release.multiplier, scale)
         noises.append(noise / (2**0.5 if release.noise == "laplace" else 1))
         assert noises[-1].std() > 0.6, fields
-    rounds = made.allowed(fields["server.rounds"])
+    rounds = made.account.rounds_within_budget(fields["server.rounds"])
     coefficients = None
     if release.sensitivity is not None:
       coefficients = release.sensitivity.__self__.coefficients
@@ -389,7 +389,7 @@ def test_no_config_prints_less_than_it_betrays(block, count, measures, only):
     delta = fields["privacy.delta"]
     bound = betrayed(release.noise, noise_ / longest, turns, rate, delta)
     assert bound <= told, (fields, bound, told)
-    row = made.spent(rounds)
+    row = made.account.epsilon_row(rounds)
     assert list(row.values()) == [told]
     if "privacy.target_epsilon" in fields:
       assert told <= fields["privacy.target_epsilon"] * 1.001

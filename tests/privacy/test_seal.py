@@ -46,7 +46,7 @@ def test_every_field_that_is_replaced_is_seen(field):
   before = getattr(PRIVATE, field)
   if field == "hparams":  # numbers may change, but for the noise
     less = {**before, "privacy": {**before["privacy"], "clip_norm": 0.5}}
-    assert simulator(PRIVATE._replace(hparams=less)).ledger is not None
+    assert simulator(PRIVATE._replace(hparams=less)).account.ledger is not None
     return
   other: Any
   if isinstance(before, bool):
@@ -73,7 +73,7 @@ def test_every_field_that_is_replaced_is_seen(field):
 def test_what_is_sent_larger_than_it_was_clipped():
   with pytest.raises(ValueError, match=r"Algorithm\.send: .* change the alg"):
     simulator(PRIVATE._replace(send=scaled))
-  assert simulator(PRIVATE).ledger is not None
+  assert simulator(PRIVATE).account.ledger is not None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_release_that_nobody_has_proven():
 def test_without_an_epsilon_it_may_be_looked_into():
   changed = PRIVATE._replace(told=lambda state, hparams: {})
   made = dataclasses.replace(simulator(PRIVATE), algorithm=changed, budget=None)
-  assert made.ledger is None
+  assert made.account.ledger is None
 
 
 def test_another_task_is_no_other_algorithm():

@@ -16,7 +16,7 @@ from fedjax_sim import aggregators, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
-from fedjax_sim.core import Roll
+from fedjax_sim.core import AggregationContext
 from fedjax_sim.distributed import make_mesh, ordered_sum, packed_psum
 from fedjax_sim.privacy import secure
 from fedjax_sim.privacy.secure.aggregators import secure_mean, secure_sum
@@ -34,20 +34,21 @@ from problems import (
 )
 from tiers import slow_but
 
-SEATS, SIZE = 7, 5
+CLIENTS, SIZE = 7, 5
 
 
-def roll_of(aggregator, seats=SEATS, key=0, **hparams):
-  numbers = {**aggregator.hparams, **hparams}
-  return Roll(
-    jax.random.key(key),
-    jnp.int32(seats),
-    jax.tree.map(jnp.float32, numbers),
-    jax.random.key(key),
+def context_of(hparams, cohort_size=CLIENTS, key=0):
+  return AggregationContext(
+    key=jax.random.key(key),
+    noise_key=jax.random.key(key),
+    slot=jnp.int32(0),
+    rank=jnp.arange(cohort_size, dtype=jnp.int32),
+    cohort_size=jnp.int32(cohort_size),
+    hparams=jax.tree.map(jnp.float32, dict(hparams)),
   )
 
 
-def received(aggregator, rows, weights, present, roll):
+def received(aggregator, rows, weights, present, context):
   """The accumulator, in waves of one and of all that is left."""
   acc = aggregator.init(jax.tree.map(lambda x: x[0], rows), len(weights))
   for part in (slice(0, 1), slice(1, None)):
@@ -56,29 +57,28 @@ def received(aggregator, rows, weights, present, roll):
       jax.tree.map(lambda x, part=part: x[part], rows),
       weights[part],
       present[part],
-      jnp.arange(len(weights), dtype=jnp.int32)[part],
-      roll,
+      context._replace(rank=context.rank[part]),
     )
   return acc
 
 
 @pytest.mark.parametrize(
-  ("half", "seats"),
+  ("half", "clients"),
   slow_but(
     [(1, 2), (1, 40), (2, 1), (2, 3), (2, 7), (4, 2), (4, 40)],
     itertools.product([1, 2, 4], [1, 2, 3, 7, 40]),
   ),
 )
-def test_the_masks_of_all_add_up_to_nothing(seats, half):
-  roll = Roll(jax.random.key(0), jnp.int32(seats), {}, jax.random.key(0))
+def test_the_masks_of_all_add_up_to_nothing(clients, half):
+  context = context_of({}, clients)
   like = {"w": jnp.zeros((SIZE,)), "b": jnp.zeros(())}
-  mask = lambda seat: secure.client_mask(roll, like, seat, half)
-  masks = jax.vmap(mask)(jnp.arange(seats, dtype=jnp.int32))
+  mask = lambda rank: secure.client_mask(context, like, rank, half)
+  masks = jax.vmap(mask)(context.rank)
   for leaf in jax.tree.leaves(masks):
     assert leaf.dtype == jnp.uint32
     total = np.sum(np.asarray(leaf, np.uint64), 0) % 2**32
     assert not total.any()
-    if seats > 1:
+    if clients > 1:
       assert np.asarray(leaf).any(-1 if leaf.ndim > 1 else 0).all()
 
 
@@ -86,14 +86,14 @@ def test_the_masks_of_all_add_up_to_nothing(seats, half):
 def test_one_masked_message_is_uniform():
   """The server's view of a client whose update is all ones."""
   size = 50_000
-  aggregator = secure.secure(fixed_point(SEATS, clip=1.0), neighbours=2)
-  present = jnp.arange(SEATS) == 3
+  aggregator = secure.secure(fixed_point(CLIENTS, clip=1.0), neighbours=2)
+  present = jnp.arange(CLIENTS) == 3
   acc = received(
     aggregator,
-    jnp.ones((SEATS, size)),
-    jnp.ones(SEATS),
+    jnp.ones((CLIENTS, size)),
+    jnp.ones(CLIENTS),
     present,
-    roll_of(aggregator),
+    context_of(aggregator.hparams),
   )
   numbers = np.asarray(acc.total[0])
   for shift in (0, 12, 24):  # the lowest, middle and highest bits
@@ -103,13 +103,15 @@ def test_one_masked_message_is_uniform():
 
 @pytest.mark.slow
 def test_a_message_has_no_more_bits_than_asked_for():
-  aggregator = secure.secure(fixed_point(SEATS, clip=1.0, bits=9), neighbours=2)
+  aggregator = secure.secure(
+    fixed_point(CLIENTS, clip=1.0, bits=9), neighbours=2
+  )
   acc = received(
     aggregator,
-    jnp.ones((SEATS, 1000)),
-    jnp.ones(SEATS),
-    jnp.arange(SEATS) == 0,
-    roll_of(aggregator),
+    jnp.ones((CLIENTS, 1000)),
+    jnp.ones(CLIENTS),
+    jnp.arange(CLIENTS) == 0,
+    context_of(aggregator.hparams),
   )
   assert 450 < int(acc.total[0].max()) < 2**9
 
@@ -117,28 +119,28 @@ def test_a_message_has_no_more_bits_than_asked_for():
 @functools.partial(jax.jit, static_argnames=("weighted", "bits"))
 def joined(rows, weights, present, weighted=False, bits=32):
   code = fixed_point(
-    SEATS, clip=2.0, most_weight=8.0 if weighted else None, bits=bits
+    CLIENTS, clip=2.0, most_weight=8.0 if weighted else None, bits=bits
   )
   aggregator = secure.secure(code, neighbours=4)
-  roll = roll_of(aggregator)
-  acc = received(aggregator, rows, weights, present, roll)
-  return aggregator.finish(acc, jnp.float32(0), jnp.int32(0), roll)
+  context = context_of(aggregator.hparams)
+  acc = received(aggregator, rows, weights, present, context)
+  return aggregator.finish(acc, jnp.float32(0), jnp.int32(0), context)
 
 
 contributions = hnp.arrays(
   np.float32,
-  (SEATS, SIZE),
+  (CLIENTS, SIZE),
   elements=st.floats(-2, 2, width=32, allow_subnormal=False),
 )
 
 
 @settings(deadline=None, max_examples=40)
-@given(contributions, hnp.arrays(np.bool_, SEATS), st.sampled_from([9, 32]))
+@given(contributions, hnp.arrays(np.bool_, CLIENTS), st.sampled_from([9, 32]))
 def test_a_sum_is_within_its_bound_whoever_is_missing(rows, present, bits):
   exact = rows[present].astype(np.float64).sum(0)
   poisoned = np.where(present[:, None], rows, np.nan)
-  found = joined(poisoned, np.ones(SEATS, np.float32), present, bits=bits)
-  bound = present.sum() * 2.0 * 2.0 ** -(fraction_bits(SEATS, bits) + 1)
+  found = joined(poisoned, np.ones(CLIENTS, np.float32), present, bits=bits)
+  bound = present.sum() * 2.0 * 2.0 ** -(fraction_bits(CLIENTS, bits) + 1)
   rounding = 2.0**-23 * np.abs(rows).sum(0)
   assert np.all(np.abs(np.asarray(found) - exact) <= bound + rounding)
 
@@ -146,8 +148,8 @@ def test_a_sum_is_within_its_bound_whoever_is_missing(rows, present, bits):
 @settings(deadline=None, max_examples=40)
 @given(
   contributions,
-  hnp.arrays(np.bool_, SEATS).filter(np.any),
-  hnp.arrays(np.float32, SEATS, elements=st.integers(1, 8)),
+  hnp.arrays(np.bool_, CLIENTS).filter(np.any),
+  hnp.arrays(np.float32, CLIENTS, elements=st.integers(1, 8)),
 )
 def test_a_mean_is_weighted(rows, present, weights):
   expected = np.average(rows[present], axis=0, weights=weights[present])
@@ -157,25 +159,25 @@ def test_a_mean_is_weighted(rows, present, weights):
 
 def test_what_drops_out_is_recovered_bit_for_bit():
   """The unmasked total is the sum of those who arrived, as numpy adds."""
-  rows = np.random.default_rng(0).uniform(-1, 1, (SEATS, SIZE))
+  rows = np.random.default_rng(0).uniform(-1, 1, (CLIENTS, SIZE))
   rows = rows.astype(np.float32)
-  code = fixed_point(SEATS, clip=1.0)
+  code = fixed_point(CLIENTS, clip=1.0)
   aggregator = secure.secure(code, neighbours=4, dropout=0.4)
-  scale = 2.0 ** fraction_bits(SEATS, 32)
+  scale = 2.0 ** fraction_bits(CLIENTS, 32)
   numbers = np.round(rows * scale).astype(np.int64)
   sizes = set()
   for key in range(4):
-    roll = roll_of(aggregator, key=key)
+    context = context_of(aggregator.hparams, key=key)
     acc = received(
-      aggregator, rows, jnp.ones(SEATS), jnp.ones(SEATS, bool), roll
+      aggregator, rows, jnp.ones(CLIENTS), jnp.ones(CLIENTS, bool), context
     )
     arrived = np.asarray(acc.arrived, bool)
     sizes.add(int(arrived.sum()))
-    found = secure.unmasked(acc, roll, 2)[0]
+    found = secure.unmasked(acc, context, 2)[0]
     expected = numbers[arrived].sum(0) % 2**32
     np.testing.assert_array_equal(found, expected.astype(np.uint32))
   assert len(sizes) > 1
-  assert min(sizes) < SEATS
+  assert min(sizes) < CLIENTS
 
 
 def test_stochastic_rounding_keeps_the_mean():
@@ -206,10 +208,10 @@ def test_the_largest_sum_just_fits(clients, bits):
 @pytest.mark.slow
 def test_a_cohort_that_is_too_large_gives_nan():
   aggregator = secure.secure(fixed_point(2, clip=1.0), neighbours=2)
-  roll = roll_of(aggregator, seats=3)
-  args = jnp.ones((3, 4)), jnp.ones(3), jnp.ones(3, bool), roll
+  context = context_of(aggregator.hparams, cohort_size=3)
+  args = jnp.ones((3, 4)), jnp.ones(3), jnp.ones(3, bool), context
   acc = received(aggregator, *args)
-  found = aggregator.finish(acc, jnp.float32(3), jnp.int32(3), roll)
+  found = aggregator.finish(acc, jnp.float32(3), jnp.int32(3), context)
   assert np.isnan(found).all()
 
 

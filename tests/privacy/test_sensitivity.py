@@ -143,7 +143,11 @@ def released(norm, lanes, dtype):
       else x
     )
     examples = jax.tree_util.tree_map_with_path(put, planned.examples)
-    after, _ = simulator._call(state, planned._replace(examples=examples), None)
+    after, _ = simulator.compiler.call(
+      state,
+      planned._replace(examples=examples),
+      simulator.states.traced(),
+    )
     recording = after.server if norm not in NORMS else after.server.server
     seen = recording.seen
     sums = np.concatenate([seen["a"], seen["b"]]).astype(np.float64) / CLIP

@@ -113,17 +113,17 @@ def test_nothing_that_a_run_leaves_is_neither_covered_nor_named(more, tmp_path):
 def record(config, folder):
   """The facts of the newest checkpoint."""
   kept = Checkpoints(folder / "checkpoints", keep=2)
-  restored = kept.restore(build(config).simulator.fetched_shapes, print)
+  restored = kept.restore(build(config).simulator.states.host_shapes, print)
   kept.close()
   assert restored is not None
   return restored.facts
 
 
 def test_what_is_measured_is_named():
-  measured = build(flags.load(str(DIGITS), PRIVATE)).simulator
-  named = patterns(measured.uncovered)
-  assert ("lanes*" in named) == (measured.runtime.lanes == "auto")
-  assert ("residency*" in named) == (measured.runtime.residency == "auto")
+  measured = build(flags.load(str(DIGITS), PRIVATE))
+  named, runtime = patterns(measured.uncovered), measured.simulator.runtime
+  assert ("lanes*" in named) == (runtime.lanes == "auto")
+  assert ("residency*" in named) == (runtime.residency == "auto")
   fixed = {"runtime.lanes": "1", "runtime.residency": "device"}
   named = patterns(build(flags.load(str(DIGITS), PRIVATE | fixed)).uncovered)
   assert not {"lanes*", "residency*"} & set(named)

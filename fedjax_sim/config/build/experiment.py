@@ -36,6 +36,7 @@ from fedjax_sim.config.fields import check_fields, fields_of
 from fedjax_sim.core import references, validate
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.simulation.account import check_unwatched, uncovered
 from fedjax_sim.simulation.preflight import DataError, ModelError
 from fedjax_sim.simulation.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.simulation.simulator import Simulator
@@ -101,6 +102,7 @@ def build(config: ConfigDict) -> Experiment:
         f" imported ({error}); pip install pyarrow, or set it to False."
       ) from error
   validate.real("runtime.peer_timeout", runtime.peer_timeout, least=5)
+  validate.real("runtime.start_timeout", runtime.start_timeout, above=0)
   work = LocalWork(**{name: client[name] for name in WORK_FIELDS})
   at_once = runtime.rounds_per_dispatch
   speed = Runtime(
@@ -149,7 +151,7 @@ def build(config: ConfigDict) -> Experiment:
         budget=budget,
       )
       _ = simulator.checked
-      allowed = simulator.allowed(timetable.rounds)
+      allowed = simulator.account.rounds_within_budget(timetable.rounds)
   except DataError as error:
     raise ValueError(naming_data(config, error)) from error
   except ModelError as error:
@@ -166,15 +168,27 @@ def build(config: ConfigDict) -> Experiment:
     )
   private = simulator.algorithm.release is not None
   if is_locally_private(config, simulator.num_clients):
-    simulator.check_unwatched()
+    check_unwatched(simulator.best_metric, simulator.react.schedules)
     private = True
   timetable = dataclasses.replace(timetable, rounds=allowed)
+  parameters = simulator.states.num_parameters
   sources = references.sources(fields)
   return Experiment(
     simulator=simulator,
     timetable=timetable,
     sources=sources,
-    local_guarantee=local_guarantee(config, drawn, simulator.num_parameters),
-    secure_noise=secure_noise(config, drawn, simulator.num_parameters),
-    uncovered=simulator.uncovered if private else [],
+    local_guarantee=local_guarantee(config, drawn, parameters),
+    secure_noise=secure_noise(config, drawn, parameters),
+    uncovered=_uncovered(simulator) if private else [],
+  )
+
+
+def _uncovered(simulator: Simulator) -> list[str]:
+  """List what a run reveals of its clients that no epsilon would cover."""
+  return uncovered(
+    simulator.data,
+    simulator.transforms,
+    simulator.runtime,
+    simulator.states.shapes.clients,
+    log_clients=simulator.log_clients,
   )

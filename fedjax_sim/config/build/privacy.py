@@ -190,14 +190,14 @@ def account(
   Returns:
     As `composition.facts`; None: no epsilon is told.
   """
-  if simulator.ledger is None:
+  if simulator.account.ledger is None:
     return None
   draws = {field: config.server[field] for field in _DRAWS}
   part = simulator.sampler.participation
   clients = (part and part.population) or simulator.num_clients
   draws |= {"seed": simulator.seed, "clients": clients}
   noise_seed = config.privacy.noise_seed
-  return composition.facts(simulator.ledger, rounds, draws, noise_seed)
+  return composition.facts(simulator.account.ledger, rounds, draws, noise_seed)
 
 
 def check_promise(

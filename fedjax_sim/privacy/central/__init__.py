@@ -1,8 +1,8 @@
 """Central differential privacy: the mechanism, its checks and its audits."""
 
+from fedjax_sim.privacy.central.contribution import Contribution
 from fedjax_sim.privacy.central.mechanism import (
   LEAST_FACTOR,
-  Contribution,
   Message,
   PrivateState,
   central,

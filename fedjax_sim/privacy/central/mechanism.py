@@ -14,7 +14,6 @@ Contributions and noise may be whole numbers (`integers`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,41 +33,20 @@ from fedjax_sim.core import (
   Report,
   validate,
 )
-from fedjax_sim.core.tree import (
-  all_finite,
-  clipped,
-  clipped_by_layer,
-  fits,
-  length,
-)
 from fedjax_sim.engine.traffic import report_shapes
-from fedjax_sim.privacy.central import noise
+from fedjax_sim.privacy.central import noise, planting
+from fedjax_sim.privacy.central.contribution import (
+  Contribution,
+  clip_norm,
+  contribute,
+)
 from fedjax_sim.privacy.central.integers import size
 from fedjax_sim.privacy.central.settings import Central
-from fedjax_sim.privacy.central.worst_case import LARGEST
 from fedjax_sim.training.seal import sealed
 from fedjax_sim.training.wrappers import around, inside
 
 LEAST_FACTOR = 1e-6  # that a quantile may multiply the clipping norm by
 _TAG = 0x6E6F6973  # of the key: no number that an algorithm would fold in
-
-
-class Contribution(NamedTuple):
-  """What a client sends: parts that are at most 1 long; () is not sent.
-
-  Attributes:
-    update: the weighted update over the clipping norm; with discrete noise in
-      steps of a grid, int32.
-    statistics: `Report.statistics` over their norm.
-    weight: shape=(), float32; over the largest weight.
-    below: shape=(), float32; twice (whether the update was below the clipping
-      norm, minus 1/2).
-  """
-
-  update: PyTree
-  statistics: PyTree
-  weight: PyTree
-  below: PyTree
 
 
 class PrivateState(NamedTuple):
@@ -85,6 +63,24 @@ class Message(NamedTuple):
 
   inner: PyTree
   clip_factor: Array
+
+
+class _Noisy(NamedTuple):
+  """The sum of a round's contributions, with noise; () is not released.
+
+  Attributes:
+    update: 1 is the clipping norm.
+    shares: the same as canaries see it: 1 is the longest update.
+    statistics: 1 is their norm.
+    weight: shape=(), float32; 1 is the largest weight.
+    below: shape=(), float32; as in `Contribution`.
+  """
+
+  update: PyTree
+  shares: PyTree
+  statistics: PyTree
+  weight: PyTree
+  below: PyTree
 
 
 def central(algorithm: Algorithm, settings: Central) -> Algorithm:
@@ -106,87 +102,27 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   example = "Central(clip_norm=1.0, noise_multiplier=1.0, denominator=20.0)"
   validate.instance("settings", settings, Central, example)
   _check(algorithm, settings)
-  order = 1 if settings.noise == "laplace" else 2
-  clip = clipped_by_layer if settings.per_layer else clipped
-  of_update, of_extra = settings.multipliers()
-  canaries, grid = settings.canaries, settings.grid
   distance = 0.0
-  if grid is not None:
-    distance = grid.distance(_dimension(algorithm))
-
-  def noisy(multiplier: Array, key: Key, total: PyTree) -> PyTree:
-    if settings.noise == "laplace":
-      return noise.laplace(multiplier, key, total)
-    return noise.noised(None, multiplier, key, (), total)[0]
-
-  def shares(update: PyTree) -> PyTree:
-    """A sum as canaries see it: 1 is the longest contribution."""
-    return update if grid is None else grid.shares(update)
+  if settings.grid is not None:
+    distance = settings.grid.distance(_dimension(algorithm))
 
   def init(key: Key, hparams: HParams) -> PrivateState:
     server = algorithm.init(key, hparams)
     report = report_shapes(algorithm, server, hparams)
     _check_report(report, settings)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), report.update)
+    own = jax.random.fold_in(key, _TAG)
     return PrivateState(
       server=server,
       noise=noise.init(settings.strategy, zeros),
       clip_factor=jnp.ones((), jnp.float32),
-      audit=_audit(key, zeros, report.statistics, hparams),
+      audit=planting.init(settings, own, zeros, report.statistics, hparams),
     )
-
-  def _audit(
-    key: Key, like: PyTree, statistics: PyTree, hparams: HParams
-  ) -> PyTree:
-    if canaries is None:
-      return ()
-    factor = jnp.ones((), jnp.float32)
-    return canaries.init(
-      jax.random.fold_in(key, _TAG),
-      like,
-      canary(statistics, hparams, factor),
-      _clip_norm(hparams, factor),
-      order,
-    )
-
-  def contribution(
-    update: PyTree,
-    statistics: PyTree,
-    weight: Array,
-    hparams: HParams,
-    factor: Array,
-  ) -> tuple[Contribution, Array, Array]:
-    """What a client sends; whether its update was below the norm, and is fit.
-
-    Clipping leaves none that is not fit, but for what is not finite: a last
-    look at what is released.
-    """
-    numbers = hparams["privacy"]
-    clip_norm = _clip_norm(hparams, factor)
-    share = jnp.ones((), jnp.float32)
-    if settings.max_weight is not None:
-      share = jnp.clip(weight / numbers["max_weight"], 0, 1)
-      share = share.astype(jnp.float32)
-    update = jax.tree.map(lambda u: share * u, update)
-    below = length(update, order) <= clip_norm
-    if "statistics" in settings.extras:
-      statistics = clipped(statistics, numbers["statistics_norm"], order)
-    update = clip(update, clip_norm, order)
-    sent = Contribution(
-      update=update if grid is None else grid.in_steps(update),
-      statistics=statistics,
-      weight=share if "weight" in settings.extras else (),
-      below=jnp.where(below, 1.0, -1.0) if "below" in settings.extras else (),
-    )
-    if grid is None:
-      fit = jnp.array([fits(part, order) for part in sent]).all()
-    else:  # whole numbers cannot be NaN
-      fit = all_finite(update) & grid.fits(sent.update)
-    return sent, below, fit
 
   def send(client: Client, report: Report) -> Report:
     report = algorithm.send(inside(algorithm, client), report)
-    sent, below, fit = contribution(
+    sent = contribute(
+      settings,
       report.update,
       report.statistics,
       report.weight,
@@ -194,128 +130,35 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       client.message.clip_factor,
     )
     one = jnp.ones((), jnp.float32)
-    cut = Metric(1 - below.astype(jnp.float32), one)
+    cut = Metric(1 - sent.below.astype(jnp.float32), one)
     return report._replace(
-      update=sent,
-      weight=jnp.where(fit, one, jnp.nan),  # a round leaves the client out
+      update=sent.contribution,
+      weight=jnp.where(sent.fit, one, jnp.nan),  # a round leaves the client out
       statistics=(),
       metrics={**report.metrics, "clipped": cut},
-    )
-
-  def canary(
-    statistics: PyTree, hparams: HParams, factor: Array
-  ) -> Callable[[PyTree], Contribution]:
-    """What a canary sends of a raw update, by the code that clients run."""
-
-    def contribute(update: PyTree) -> Contribution:
-      nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), statistics)
-      weight = jnp.asarray(LARGEST, jnp.float32)
-      sent = contribution(update, nothing, weight, hparams, factor)[0]
-      return sent._replace(update=shares(sent.update))
-
-    return contribute
-
-  def planted(
-    state: PrivateState, total: Contribution, context: Context
-  ) -> tuple[Contribution, PyTree]:
-    """The sum, with the canaries' contributions; and the audit's state."""
-    if canaries is None:
-      return total, ()
-    hparams, factor = context.hparams, state.clip_factor
-    # Canaries' whole numbers stay exact as shares: few have a coordinate.
-    start = total
-    if grid is not None:
-      start = total._replace(update=shares(_zeros(total.update)))
-    everyone, audit = canaries.plant(
-      state.audit,
-      context.round,
-      start,
-      canary(total.statistics, hparams, factor),
-      _clip_norm(hparams, factor),
-      order,
-    )
-    if grid is not None:
-      update = jax.tree.map(
-        lambda t, x: t + jnp.round(x * grid.scale).astype(t.dtype),
-        total.update,
-        everyone.update,
-      )
-      everyone = everyone._replace(update=update)
-    return everyone, audit
-
-  def observed(
-    state: PrivateState,
-    audit: PyTree,
-    sums: tuple[Contribution, Contribution, PyTree],
-    context: Context,
-  ) -> PyTree:
-    """The audit's state after the sum of clients, of all, and with noise."""
-    if canaries is None:
-      return ()
-    clients, everyone, noisy = sums
-    hparams, factor = context.hparams, state.clip_factor
-    return canaries.observe(
-      audit,
-      context.round,
-      (shares(clients.update), shares(everyone.update), noisy),
-      canary(clients.statistics, hparams, factor),
-      _clip_norm(hparams, factor),
     )
 
   def apply(
     state: PrivateState, aggregate: Aggregate, context: Context
   ) -> PrivateState:
-    numbers = context.hparams["privacy"]
-    total, audit = planted(state, aggregate.update, context)
-    multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
-    keys = [jax.random.fold_in(context.noise_key, i) for i in range(len(total))]
-    memory: PyTree = ()
-    if grid is not None:
-      steps = grid.noised(keys[0], total.update)
-      update, seen = grid.in_units(steps), grid.shares(steps)
-    elif settings.strategy is None:
-      update = noisy(of_update * multiplier, keys[0], total.update)
-    else:
-      update, memory = noise.noised(
-        settings.strategy, multiplier, keys[0], state.noise, total.update
-      )
-    statistics, weight, below = (
-      noisy(of_extra * multiplier, k, part)
-      for k, part in zip(keys[1:], total[1:], strict=True)
+    clients, factor = aggregate.update, state.clip_factor
+    everyone, audit = planting.plant(
+      settings, state.audit, clients, factor, context
     )
-    count = numbers["denominator"].astype(jnp.float32)
-    divisor = jnp.maximum(weight, 1) if "weight" in settings.extras else count
-    step = _clip_norm(context.hparams, state.clip_factor) / divisor
-    bound = numbers.get("statistics_norm", 0.0)
-    server = algorithm.apply(
-      state.server,
-      Aggregate(
-        update=jax.tree.map(lambda x: step * x, update),
-        buffers=aggregate.buffers,
-        statistics=jax.tree.map(lambda x: bound / count * x, statistics),
-        weight=divisor,
-        clients=jnp.round(count).astype(jnp.int32),
-        members=_nobody(aggregate.members),
-      ),
-      context,
-    )
-    sums = (aggregate.update, total, update if grid is None else seen)
-    factor = state.clip_factor
-    if "below" in settings.extras:
-      fraction = (below / count + 1) / 2
-      off = fraction - numbers["quantile"]
-      factor = factor * jnp.exp(-numbers["quantile_rate"] * off)
-      factor = jnp.clip(factor, LEAST_FACTOR, 1 / LEAST_FACTOR)
+    noisy, memory = _with_noise(settings, everyone, state.noise, context)
+    mean = _mean(settings, noisy, aggregate, factor, context.hparams)
     return PrivateState(
-      server=server,
+      server=algorithm.apply(state.server, mean, context),
       noise=memory,
-      clip_factor=factor.astype(jnp.float32),
-      audit=observed(state, audit, sums, context),
+      clip_factor=_next_factor(settings, noisy, factor, context.hparams),
+      audit=planting.observe(
+        settings, audit, clients, everyone, noisy.shares, factor, context
+      ),
     )
 
   def told(state: PrivateState, hparams: HParams) -> dict[str, Array]:
     shown = algorithm.told(state.server, hparams)
-    norm = _clip_norm(hparams, state.clip_factor)
+    norm = clip_norm(hparams, state.clip_factor)
     return {**shown, "privacy/clip_norm": norm}
 
   outer = around(
@@ -332,15 +175,109 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     log_weight=None,
     hparams={**algorithm.hparams, "privacy": settings.hparams},
   )
+  canaries, (multiplier, _) = settings.canaries, settings.multipliers()
   audited = canaries and (
-    lambda state: canaries.evidence(state.audit, of_update)
+    lambda state: canaries.evidence(state.audit, multiplier)
   )
   release = settings.release._replace(audited=audited, distance=distance)
   return sealed(private, release)
 
 
-def _zeros(tree: PyTree) -> PyTree:
-  return jax.tree.map(jnp.zeros_like, tree)
+def _with_noise(
+  settings: Central, total: Contribution, memory: PyTree, context: Context
+) -> tuple[_Noisy, PyTree]:
+  """Add a round's noise to the sum.
+
+  Args:
+    settings: how much noise, and which.
+    total: the sum of all contributions.
+    memory: `PrivateState.noise`.
+    context: of the round; its noise key is used.
+
+  Returns:
+    The noisy sum, and the memory for the next round.
+  """
+  numbers, grid = context.hparams["privacy"], settings.grid
+  of_update, of_extra = settings.multipliers()
+  multiplier = numbers["noise_multiplier"] * numbers["noise_scale"]
+  keys = [jax.random.fold_in(context.noise_key, i) for i in range(len(total))]
+  if grid is not None:
+    steps = grid.noised(keys[0], total.update)
+    update, shares, memory = grid.in_units(steps), grid.shares(steps), ()
+  elif settings.strategy is None:
+    update = _independent(
+      settings, of_update * multiplier, keys[0], total.update
+    )
+    shares, memory = update, ()
+  else:
+    update, memory = noise.noised(
+      settings.strategy, multiplier, keys[0], memory, total.update
+    )
+    shares = update
+  extras = (
+    _independent(settings, of_extra * multiplier, key, part)
+    for key, part in zip(keys[1:], total[1:], strict=True)
+  )
+  return _Noisy(update, shares, *extras), memory
+
+
+def _independent(
+  settings: Central, multiplier: Array, key: Key, total: PyTree
+) -> PyTree:
+  """Return the sum with noise that is new in every round."""
+  if settings.noise == "laplace":
+    return noise.laplace(multiplier, key, total)
+  return noise.noised(None, multiplier, key, (), total)[0]
+
+
+def _mean(
+  settings: Central,
+  noisy: _Noisy,
+  aggregate: Aggregate,
+  factor: Array,
+  hparams: HParams,
+) -> Aggregate:
+  """Return all that the algorithm inside learns of a round's clients.
+
+  Args:
+    settings: what is released.
+    noisy: the noisy sum.
+    aggregate: the round's, which gives shapes alone, and buffers.
+    factor: shape=(), float32; `PrivateState.clip_factor`.
+    hparams: the run's.
+  """
+  numbers = hparams["privacy"]
+  count = numbers["denominator"].astype(jnp.float32)
+  divisor = count
+  if "weight" in settings.extras:
+    divisor = jnp.maximum(noisy.weight, 1)
+  step = clip_norm(hparams, factor) / divisor
+  bound = numbers.get("statistics_norm", 0.0)
+  return Aggregate(
+    update=jax.tree.map(lambda x: step * x, noisy.update),
+    buffers=aggregate.buffers,
+    statistics=jax.tree.map(lambda x: bound / count * x, noisy.statistics),
+    weight=divisor,
+    clients=jnp.round(count).astype(jnp.int32),
+    members=_nobody(aggregate.members),
+  )
+
+
+def _next_factor(
+  settings: Central, noisy: _Noisy, factor: Array, hparams: HParams
+) -> Array:
+  """Return the clipping norm's factor after a round; shape=(), float32.
+
+  It follows a quantile of the norms (arXiv 1905.03871, section 2.2).
+  """
+  numbers = hparams["privacy"]
+  if "below" in settings.extras:
+    count = numbers["denominator"].astype(jnp.float32)
+    fraction = (noisy.below / count + 1) / 2
+    off = fraction - numbers["quantile"]
+    factor = factor * jnp.exp(-numbers["quantile_rate"] * off)
+    factor = jnp.clip(factor, LEAST_FACTOR, 1 / LEAST_FACTOR)
+  return factor.astype(jnp.float32)
 
 
 def _dimension(algorithm: Algorithm) -> int:
@@ -350,11 +287,6 @@ def _dimension(algorithm: Algorithm) -> int:
   )
   report = report_shapes(algorithm, server, algorithm.hparams)
   return size(report.update)
-
-
-def _clip_norm(hparams: HParams, factor: Array) -> Array:
-  norm: Array = hparams["privacy"]["clip_norm"] * factor
-  return norm.astype(jnp.float32)
 
 
 def _nobody(members: Members) -> Members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from fedjax_sim.core import Release, validate
 from fedjax_sim.privacy.accounting import MOST_MULTIPLIER, NOISES
@@ -157,6 +158,11 @@ class Central:
     _ = self.grid
 
   @property
+  def order(self) -> int:
+    """Which norm is clipped: L1, of Laplace noise, or L2."""
+    return 1 if self.noise == "laplace" else 2
+
+  @functools.cached_property
   def grid(self) -> integers.Grid | None:
     """The whole numbers of contributions; None: they are floats."""
     if self.most_clients is None:

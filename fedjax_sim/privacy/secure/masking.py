@@ -21,12 +21,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim.core import (
+  AggregationContext,
   Aggregator,
   Array,
   HParams,
   Key,
   PyTree,
-  Roll,
   validate,
 )
 
@@ -61,7 +61,8 @@ class Received(NamedTuple):
 
   Attributes:
     total: the sum of masked messages modulo 2^bits, leaves uint32.
-    arrived: shape=(clients,), uint32; 1 for the seats whose message arrived.
+    arrived: shape=(clients,), uint32; by rank, 1 if the client's message
+      arrived.
   """
 
   total: PyTree
@@ -83,7 +84,7 @@ def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
       that it shares with those who did, as it does from shares of its keys.
 
   Returns:
-    A keyed aggregator. A round with more than `code.clients` clients gives NaN,
+    The aggregator. A round with more than `code.clients` clients gives NaN,
     never a sum that has wrapped.
 
   Raises:
@@ -97,10 +98,12 @@ def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
     )
   validate.real("secure.dropout", dropout, least=0, most=1)
 
-  def encode(update: PyTree, weight: Array, seat: Array, roll: Roll) -> PyTree:
-    key = roll.noise_key if code.draws_noise else roll.key
-    key = jax.random.fold_in(jax.random.fold_in(key, _ENCODE), seat)
-    return code.encode(update, weight, key, roll.hparams)
+  def encode(
+    update: PyTree, weight: Array, rank: Array, context: AggregationContext
+  ) -> PyTree:
+    key = context.noise_key if code.draws_noise else context.key
+    key = jax.random.fold_in(jax.random.fold_in(key, _ENCODE), rank)
+    return code.encode(update, weight, key, context.hparams)
 
   def init(update: PyTree, capacity: int) -> Received:
     del capacity
@@ -115,12 +118,11 @@ def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
     updates: PyTree,
     weights: Array,
     present: Array,
-    seat: Array,
-    roll: Roll,
+    context: AggregationContext,
   ) -> Received:
-    def send(update: PyTree, weight: Array, seat: Array) -> PyTree:
-      message = encode(update, weight, seat, roll)
-      mask = client_mask(roll, message, seat, half)
+    def send(update: PyTree, weight: Array, rank: Array) -> PyTree:
+      message = encode(update, weight, rank, context)
+      mask = client_mask(context, message, rank, half)
       return jax.tree.map(
         lambda x, m: modulo(x.astype(jnp.uint32) + m, code.bits), message, mask
       )
@@ -130,29 +132,31 @@ def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
       sent = jnp.where(here, sent, 0)
       return modulo(total + jnp.sum(sent, 0, dtype=jnp.uint32), code.bits)
 
-    arrived = present & ~_dropped(roll, seat)
-    messages = jax.vmap(send)(updates, weights, seat)
+    rank = context.rank
+    arrived = present & ~_dropped(context)
+    messages = jax.vmap(send)(updates, weights, rank)
     return Received(
       jax.tree.map(join, acc.total, messages),
-      acc.arrived.at[jnp.where(arrived, seat, code.clients)].add(
+      acc.arrived.at[jnp.where(arrived, rank, code.clients)].add(
         1, mode="drop"
       ),
     )
 
-  def finish(acc: Received, weight: Array, count: Array, roll: Roll) -> PyTree:
+  def finish(
+    acc: Received, weight: Array, count: Array, context: AggregationContext
+  ) -> PyTree:
     del weight, count
-    total = unmasked(acc, roll, half)
+    total = unmasked(acc, context, half)
     sums = jax.tree.map(lambda x: signed(x, code.bits), total)
-    fits = roll.seats <= code.clients
+    fits = context.cohort_size <= code.clients
     return jax.tree.map(
-      lambda x: jnp.where(fits, x, jnp.nan), code.decode(sums, roll.hparams)
+      lambda x: jnp.where(fits, x, jnp.nan), code.decode(sums, context.hparams)
     )
 
   return Aggregator(
     init,
     add,
     finish,
-    keyed=True,
     hparams={**code.hparams, "dropout": float(dropout)},
     draws_noise=code.draws_noise,
   )
@@ -174,64 +178,68 @@ def signed(x: Array, bits: int) -> Array:
   return top >> (32 - bits)
 
 
-def client_mask(roll: Roll, like: PyTree, seat: Array, half: int) -> PyTree:
-  """What one client adds: a mask for every neighbour, of one side negative.
+def client_mask(
+  context: AggregationContext, like: PyTree, rank: Array, half: int
+) -> PyTree:
+  """Return what one client adds: masks shared with its neighbors on a ring.
 
   Args:
-    roll: the round's.
+    context: the round's; its `rank` is not read.
     like: a message.
-    seat: shape=(), int32; the client's.
+    rank: shape=(), int32; the client's.
     half: neighbours on each side of the ring.
 
   Returns:
-    uint32, of the message's shapes, modulo 2^32. The masks of all seats add up
-    to 0. A client alone has a mask of 0.
+    uint32, of the message's shapes, modulo 2^32. The masks of all clients add
+    up to 0. A client alone has a mask of 0.
   """
 
   def pair(offset: Array, mask: PyTree) -> PyTree:
-    after, before = seat + offset, seat - offset
+    after, before = rank + offset, rank - offset
     return jax.tree.map(
       lambda m, plus, minus: m + plus - minus,
       mask,
-      _pair_mask(roll, like, seat, after),
-      _pair_mask(roll, like, before, seat),
+      _pair_mask(context, like, rank, after),
+      _pair_mask(context, like, before, rank),
     )
 
   return lax.fori_loop(1, half + 1, pair, _zeros(like))
 
 
-def unmasked(acc: Received, roll: Roll, half: int) -> PyTree:
+def unmasked(acc: Received, context: AggregationContext, half: int) -> PyTree:
   """The total without the masks of which only one of a pair has arrived.
 
   Returns:
     uint32, leaves of the message's shapes.
   """
-  seats = jnp.maximum(roll.seats, 1)
+  size = jnp.maximum(context.cohort_size, 1)
   arrived = acc.arrived > 0
 
   def recover(i: Array, total: PyTree) -> PyTree:
     one = i // half
-    other = (one + i % half + 1) % seats
+    other = (one + i % half + 1) % size
 
     def take() -> PyTree:
-      mask = _pair_mask(roll, total, one, other)
+      mask = _pair_mask(context, total, one, other)
       return jax.tree.map(
         lambda x, m: jnp.where(arrived[one], x - m, x + m), total, mask
       )
 
     return lax.cond(arrived[one] != arrived[other], take, lambda: total)
 
-  all_here = jnp.sum(arrived, dtype=jnp.int32) == roll.seats
-  pairs = jnp.where(all_here, 0, seats * half)
+  all_here = jnp.sum(arrived, dtype=jnp.int32) == context.cohort_size
+  pairs = jnp.where(all_here, 0, size * half)
   return lax.fori_loop(0, pairs, recover, acc.total)
 
 
-def _pair_mask(roll: Roll, like: PyTree, one: Array, other: Array) -> PyTree:
-  """What `one` adds and `other` subtracts; seats go around the ring."""
-  seats = jnp.maximum(roll.seats, 1)
-  key = jax.random.fold_in(roll.key, _MASK)
-  for seat in (one, other):
-    key = jax.random.fold_in(key, seat % seats)
+def _pair_mask(
+  context: AggregationContext, like: PyTree, one: Array, other: Array
+) -> PyTree:
+  """Return what `one` adds and `other` subtracts; ranks wrap around."""
+  size = jnp.maximum(context.cohort_size, 1)
+  key = jax.random.fold_in(context.key, _MASK)
+  for rank in (one, other):
+    key = jax.random.fold_in(key, rank % size)
   leaves, structure = jax.tree.flatten(like)
   bits = [
     jax.random.bits(jax.random.fold_in(key, i), x.shape, jnp.uint32)
@@ -240,11 +248,11 @@ def _pair_mask(roll: Roll, like: PyTree, one: Array, other: Array) -> PyTree:
   return jax.tree.unflatten(structure, bits)
 
 
-def _dropped(roll: Roll, seat: Array) -> Array:
-  """Whether the clients of these seats drop out; shape=(lanes,), bool."""
-  key = jax.random.fold_in(roll.key, _DROP)
-  chance = lambda s: jax.random.uniform(jax.random.fold_in(key, s))
-  return jax.vmap(chance)(seat) < roll.hparams["dropout"]
+def _dropped(context: AggregationContext) -> Array:
+  """Return whether each client of a wave drops out; shape=(lanes,), bool."""
+  key = jax.random.fold_in(context.key, _DROP)
+  chance = lambda rank: jax.random.uniform(jax.random.fold_in(key, rank))
+  return jax.vmap(chance)(context.rank) < context.hparams["dropout"]
 
 
 def _zeros(like: PyTree) -> PyTree:

@@ -1,6 +1,6 @@
 """APFL with a 1-D CNN on heartbeats: a model of its own for every patient.
 
-fedjax-sim run --config=configs/ecg_personalized.py --workdir=runs/ecg_personal
+fedjax-sim run --config=configs/ecg_apfl.py --workdir=runs/ecg_apfl
 
 A minute and a half on two CPU cores. Accuracy after 150 rounds on beats held
 out inside clients, its mean and 10th percentile over clients, as means of the
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.data.name = "ecg"
   config.data.heldout_fraction = 0.2
   config.model.name = "ecg_cnn"
-  config.algorithm.name = "personalized"
+  config.algorithm.name = "apfl"
   config.algorithm.alpha = 0.5
   config.algorithm.alpha_rate = 0.1
   config.client.learning_rate = 0.1

@@ -7,8 +7,8 @@ client's own model v one at the mixture m = alpha v + (1 - alpha) w:
 
     v <- v - rate alpha grad f(m)
 
-The paper's alpha goes down its own gradient, equation 10. As in its authors'
-code (FedTorch) it does so once a round, at the round's first step:
+The paper's alpha follows its own gradient, equation 10. As in its authors' code
+(FedTorch) it does so once per round, at the round's first step:
 
     alpha <- clip(alpha - alpha_rate <v - w, grad f(m)>, 0, 1)
 """
@@ -42,7 +42,7 @@ from fedjax_sim.training.optimizers import Optimizer, descend
 
 
 class Own(NamedTuple):
-  """What a client keeps.
+  """The personal state that a client keeps.
 
   Attributes:
     params: v.
@@ -58,7 +58,7 @@ class Own(NamedTuple):
 
 
 class Carry(NamedTuple):
-  """FedAvg's carry, the client's own model, and its optimiser's state."""
+  """FedAvg's carry, the client's own model, and its optimizer's state."""
 
   shared: LocalState
   own: Own
@@ -67,13 +67,13 @@ class Carry(NamedTuple):
 
 
 def mix(alpha: Array, own: PyTree, shared: PyTree) -> PyTree:
-  """`alpha own + (1 - alpha) shared`, in the dtypes of `shared`."""
+  """Return `alpha own + (1 - alpha) shared`, in the dtypes of `shared`."""
   return jax.tree.map(
     lambda v, w: (alpha * v + (1 - alpha) * w).astype(w.dtype), own, shared
   )
 
 
-def personalized(
+def apfl(
   task: Task,
   client_optimizer: Optimizer,
   server_optimizer: Optimizer,
@@ -82,16 +82,17 @@ def personalized(
   alpha_rate: float = 0.1,
   weighting: str = "examples",
 ) -> Algorithm:
-  """FedAvg, and clients that evaluate a mixture of it and their own model.
+  """Return FedAvg whose clients mix the global model with one of their own.
 
-  The server does what FedAvg's does. Own models begin at the first global one,
-  whenever their clients first take part; until then those use the global one.
+  The server is FedAvg's. Clients are evaluated with the mixture. Their own
+  models start at the initial global one; until a client first takes part it
+  uses the current global model.
 
   Args:
     task: what clients train.
-    client_optimizer: of both models; begins anew in every round.
+    client_optimizer: of both models; starts anew in every round.
     server_optimizer: takes the negative mean update as a gradient.
-    alpha: a client's first weight of its own model, from 0 to 1.
+    alpha: initial weight of a client's own model, from 0 to 1.
     alpha_rate: learning rate of alpha, >= 0; 0 keeps it.
     weighting: as in `fedavg`.
 
@@ -167,7 +168,7 @@ def personalized(
 
 
 def _inner(a: PyTree, b: PyTree) -> Array:
-  """<a, b> over all leaves, shape=(), float32."""
+  """Return <a, b> over all leaves; shape=(), float32."""
   products = jax.tree.map(
     lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32)), a, b
   )

@@ -1,11 +1,10 @@
-"""Aggregation weights learned by differentiating a validation loss.
+"""FedLAW: aggregation weights learned on the server's own examples.
 
-The server has some examples of its own. It looks for the weights w of the
-cohort's updates u_i with which its validation loss L(x + sum_i w_i u_i) is
-lowest, by gradient descent through the aggregation: dL/dw_i = <grad L, u_i>.
-That is FedLAW's proxy objective (Li et al. 2023, "Revisiting weighted
-aggregation in federated learning with neural networks", arXiv 2302.10911),
-without its shrinking factor, and for updates.
+Li et al. 2023, "Revisiting weighted aggregation in federated learning with
+neural networks" (arXiv 2302.10911), without the shrinking factor gamma. The
+server searches for the weights lambda of the cohort's updates u_i that minimize
+the loss L(x + sum_i lambda_i u_i) on its proxy examples, by gradient descent
+through the aggregation: dL/dlambda_i = <grad L, u_i>.
 """
 
 from __future__ import annotations
@@ -33,33 +32,33 @@ from fedjax_sim.training.optimizers import Optimizer
 ABSENT = -1e9  # a logit; finite, as gradients of 0 * inf are not
 
 
-def learned_weights(
+def fedlaw(
   task: Task,
   client_optimizer: Optimizer,
   server_optimizer: Optimizer,
   *,
   weight_steps: int = 20,
   weight_rate: float = 0.3,
-  weight_pull: float = 0.2,
+  kl_weight: float = 0.2,
   server_batch_size: int = 128,
 ) -> Algorithm:
-  """FedAvg whose weights are learned anew in every round.
+  """Return FedAvg whose aggregation weights are learned anew in every round.
 
   Needs `Context.server_data` and the aggregator `stack`.
 
   Args:
     task: what clients train.
-    client_optimizer: begins anew in every round.
+    client_optimizer: starts anew in every round.
     server_optimizer: takes the negative weighted mean update as a gradient;
       the weights are learned as for sgd with rate 1.
-    weight_steps: steps of Adam on the weights' logits, which begin at the
+    weight_steps: steps of Adam on the weights' logits, which start at the
       logarithm of the clients' numbers of examples.
     weight_rate: Adam's learning rate.
-    weight_pull: of the weights' Kullback-Leibler divergence from those that
-      they begin with, which is added to the loss: without it they fit the
-      server's examples, of which there are few, too well.
-    server_batch_size: of the server's examples that a step sees; if there are
-      no more, it sees all.
+    kl_weight: factor of the Kullback-Leibler divergence from the initial
+      weights, which is added to the loss. Without it the weights overfit the
+      server's examples, of which there are few. It is not in the paper.
+    server_batch_size: number of the server's examples in a step; all of them
+      if there are no more.
 
   Raises:
     TypeError, ValueError: a number is out of range.
@@ -67,13 +66,13 @@ def learned_weights(
   validate.whole("algorithm.weight_steps", weight_steps)
   validate.whole("algorithm.server_batch_size", server_batch_size)
   rate = validate.real("algorithm.weight_rate", weight_rate, least=0)
-  pull = validate.real("algorithm.weight_pull", weight_pull, least=0)
+  pull = validate.real("algorithm.kl_weight", kl_weight, least=0)
   base = fedavg(task, client_optimizer, server_optimizer)
 
   def learn(
     variables: Variables, aggregate: Aggregate, context: Context
   ) -> Array:
-    """The cohort's weights, shape=(slots,)."""
+    """Return the cohort's weights, shape=(slots,)."""
     members = aggregate.members
     examples = context.server_data
     assert examples is not None
@@ -89,7 +88,7 @@ def learned_weights(
       value, _ = core.mean_loss(
         task, variables._replace(params=params), batch, own
       )
-      return value + context.hparams["weight_pull"] * divergence(logits)
+      return value + context.hparams["kl_weight"] * divergence(logits)
 
     def divergence(logits: Array) -> Array:
       log = jax.nn.log_softmax(masked(logits))
@@ -124,7 +123,7 @@ def learned_weights(
 
   return base._replace(
     apply=apply,
-    hparams={**base.hparams, "weight_rate": rate, "weight_pull": pull},
+    hparams={**base.hparams, "weight_rate": rate, "kl_weight": pull},
     stacked=True,
     uses_server_data=True,
   )

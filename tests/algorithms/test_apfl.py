@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedjax_sim import sampling
+from fedjax_sim.algorithms.apfl import Own, apfl
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.personalized import Own, personalized
 from fedjax_sim.core import Variables
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.training.optimizers import optimizer
@@ -44,7 +44,7 @@ def simulator_of(lanes=1, devices=1, server_rate=SERVER_RATE, **options):
   task = quadratic(2)
   return make_simulator(
     task,
-    personalized(task, sgd(RATE), sgd(server_rate), **options),
+    apfl(task, sgd(RATE), sgd(server_rate), **options),
     dataclasses.replace(data, seen=data.train),
     work=WORK,
     sampler=SAMPLER,
@@ -146,7 +146,7 @@ def test_clients_are_evaluated_with_their_mixtures():
   state = train(simulator, 3)
   gaps = personal_of(simulator, state) - CENTRES
   loss = 0.5 * CURVATURES * np.sum(gaps**2, axis=1)
-  metrics = simulator.evaluate_clients(state, "seen")
+  metrics = simulator.evaluate.clients(state, "seen")
   np.testing.assert_allclose(metrics.per_client()["loss"], loss, rtol=1e-4)
 
 
@@ -174,7 +174,7 @@ def test_the_global_model_is_that_of_fedavg(weighting, devices):
     return [out.state.server for out in simulator.run(simulator.init(), 6)]
 
   plain = states(fedavg)
-  for own in (states(personalized), states(personalized, alpha_rate=50.0)):
+  for own in (states(apfl), states(apfl, alpha_rate=50.0)):
     for a, b in zip(own, plain, strict=True):
       jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b
@@ -183,7 +183,7 @@ def test_the_global_model_is_that_of_fedavg(weighting, devices):
 
 def test_buffers_are_mixed_too():
   task = quadratic(2)
-  algorithm = personalized(task, sgd(0.1), sgd(1.0))
+  algorithm = apfl(task, sgd(0.1), sgd(1.0))
   message = Variables({"w": jnp.zeros(2)}, {"mean": jnp.ones(2)}, {"f": 3.0})
   own = Own(
     {"w": jnp.ones(2)},

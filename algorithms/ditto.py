@@ -1,0 +1,103 @@
+"""Ditto: every client trains a model of its own, held near the global one.
+
+Li et al. 2021, "Ditto: Fair and robust federated learning through
+personalization" (arXiv 2012.04221), algorithm 1. Besides FedAvg's local steps,
+client k minimizes F_k(v_k) + lambda / 2 ||v_k - w^t||^2 by the steps
+
+    v_k <- v_k - eta (grad F_k(v_k) + lambda (v_k - w^t))
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.algorithms.fedavg import ServerState, fedavg
+from fedjax_sim.core import (
+  Algorithm,
+  Array,
+  Client,
+  HParams,
+  PyTree,
+  Report,
+  Task,
+  Variables,
+  validate,
+)
+from fedjax_sim.core.tree import choose
+from fedjax_sim.training.local import LocalState, local_training
+from fedjax_sim.training.optimizers import Optimizer
+
+
+class Personal(NamedTuple):
+  """The model v_k that client k keeps."""
+
+  params: PyTree
+  buffers: PyTree
+  trained: Array  # shape=(), bool; whether the client ever took part
+
+
+def ditto(
+  task: Task,
+  client_optimizer: Optimizer,
+  server_optimizer: Optimizer,
+  *,
+  lam: float = 0.1,
+  weighting: str = "examples",
+) -> Algorithm:
+  """Return FedAvg, with a second pass that trains the client's own model.
+
+  Clients are evaluated with their own models, which start at the first global
+  one; until a client first takes part it uses the current global one.
+
+  Args:
+    task: what clients train.
+    client_optimizer: of both models; starts anew in every round.
+    server_optimizer: sgd with learning rate 1 takes the clients' mean.
+    lam: lambda, how strongly v_k is held near the global model, >= 0; with 0
+      the own models are trained locally, by themselves.
+    weighting: as in `fedavg`.
+
+  Raises:
+    TypeError, ValueError: lam is not such a number.
+  """
+  lam = validate.real("algorithm.lam", lam, least=0)
+  base = fedavg(task, client_optimizer, server_optimizer, weighting=weighting)
+
+  def towards_global(client: Client, v: PyTree, gradient: PyTree) -> PyTree:
+    return jax.tree.map(
+      lambda g, v, w: g + client.hparams["lam"].astype(g.dtype) * (v - w),
+      gradient,
+      v,
+      client.message.params,
+    )
+
+  def own_model(client: Client) -> Variables:
+    params, buffers, _ = client.state
+    return client.message._replace(params=params, buffers=buffers)
+
+  personal = local_training(
+    task, client_optimizer, adjust=towards_global, received=own_model
+  )
+
+  def finish(client: Client, shared: LocalState, own: LocalState) -> Report:
+    kept = Personal(own.params, own.buffers, jnp.ones((), bool))
+    return base.finish(client, shared)._replace(state=kept)
+
+  def client_init(server: ServerState, hparams: HParams) -> Personal:
+    params, buffers, _ = server.variables
+    return Personal(params, buffers, jnp.zeros((), bool))
+
+  def model_of(message: Variables, own: Personal) -> Variables:
+    mine = message._replace(params=own.params, buffers=own.buffers)
+    return Variables(*choose(own.trained, mine, message))
+
+  return base._replace(
+    passes=(*base.passes, personal.local_pass),
+    finish=finish,
+    hparams={**base.hparams, "lam": lam},
+    client_init=client_init,
+    personal=model_of,
+  )

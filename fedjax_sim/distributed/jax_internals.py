@@ -1,0 +1,49 @@
+"""What has no public name in JAX, in one place.
+
+A release of JAX may move it; `tests/test_jax_internals.py` says so then.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+
+class KeyValueClient(Protocol):
+  """The key-value store that all processes reach, as far as it is used here."""
+
+  def key_value_set(self, key: str, value: str) -> None:
+    """Store a value, once a key."""
+
+  def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str:
+    """Return a value as soon as any process has stored it."""
+
+  def key_value_dir_get(self, key: str) -> list[tuple[str, str]]:
+    """Return all keys below a key, with their values."""
+
+  def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None:
+    """Return when all processes wait here."""
+
+
+def key_value_client() -> KeyValueClient:
+  """Return the client of JAX's coordination service.
+
+  `jax.distributed` starts the service and keeps the client to itself.
+
+  Raises:
+    RuntimeError: this version of JAX keeps it elsewhere, or
+      `jax.distributed.initialize` was not called.
+  """
+  try:
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+  except (ImportError, AttributeError) as error:
+    raise RuntimeError(
+      "JAX has no jax._src.distributed.global_state.client any more; find where"
+      " jax.distributed keeps its key-value client, and name that here."
+    ) from error
+  if client is None:
+    raise RuntimeError(
+      "JAX has no key-value client; call jax.distributed.initialize first."
+    )
+  return cast(KeyValueClient, client)

@@ -1,0 +1,221 @@
+"""The rounds of a run: train, evaluate, log, save, and stop where asked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+
+from fedjax_sim.config import build
+from fedjax_sim.distributed import processes
+from fedjax_sim.engine.client_metrics import ClientMetrics
+from fedjax_sim.engine.state import RunState
+from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.profiling import Profile
+from fedjax_sim.run.resume import Totals, account_facts, environment
+from fedjax_sim.run.signals import Interrupted
+from fedjax_sim.run.summary import rejection
+from fedjax_sim.run.tracking import Journal
+from fedjax_sim.simulation.dispatch import Dispatch, Row
+from fedjax_sim.simulation.evaluator import as_row
+from fedjax_sim.simulation.lanes import Choice
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.simulation.timing import Phases
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Loop:
+  """A run between its first checkpoint and its summary.
+
+  Attributes:
+    experiment: what the config describes.
+    simulator: what runs, with the lanes of `choice`.
+    choice: number of lanes, and why.
+    folder: the workdir.
+    checkpoints: None in all processes but the first one.
+    phases: measures what takes how long.
+    data_digest: of the data, for checkpoints.
+    journal: where metrics and messages go.
+    received: signals so far.
+    on_round: is told how many rounds are done.
+    profile: traces a few dispatches; None if this process traces none.
+    singles: number of first dispatches that have one round each.
+    resumed: whether it goes on from a checkpoint.
+    before: what was counted before this process went on.
+    totals: what is counted so far.
+    state: the state after `done` rounds.
+    done: number of rounds done.
+    saved: number of rounds in the newest checkpoint.
+    measured: set -> metrics of its clients, by the evaluation at the end; None
+      if there was none here.
+  """
+
+  experiment: build.Experiment
+  simulator: Simulator
+  choice: Choice
+  folder: Path
+  checkpoints: Checkpoints | None
+  phases: Phases
+  data_digest: str
+  journal: Journal
+  received: list[int]
+  on_round: Callable[[int], None]
+  profile: Profile | None
+  singles: int
+  resumed: bool
+  before: Totals
+  state: RunState
+  done: int
+  totals: Totals = dataclasses.field(init=False)
+  saved: int = dataclasses.field(init=False)
+  measured: Mapping[str, ClientMetrics] | None = None
+
+  def __post_init__(self) -> None:
+    self.totals = dataclasses.replace(self.before)
+    self.saved = self.done
+
+  def run(self) -> None:
+    """Run to the last round.
+
+    Raises:
+      Interrupted: SIGTERM or SIGINT, in any process; a checkpoint was written.
+      DivergedError: a round left no finite update, or no finite model.
+    """
+    timetable, profile = self.experiment.timetable, self.profile
+    self._announce()
+    self._begin()
+    sent: RunState | None = None
+    with contextlib.closing(self._dispatches()) as dispatches:
+      while self.done < timetable.rounds:
+        self._end_if_signalled()
+        if profile is not None:
+          profile.before(timetable.rounds - self.done)
+        out = dispatches.send(sent)
+        if profile is not None:
+          profile.after(out)
+        self._count_rounds(out)
+        seconds = self._evaluate_after(out)
+        sent = self.state
+        self._log(out, seconds)
+        if out.failure is not None:
+          raise out.failure
+        every, last = timetable.checkpoint_every, timetable.rounds
+        if self.done % every == 0 or self.done == last:
+          self._save()
+        self.on_round(self.done)
+
+  def count(self) -> Totals:
+    """Return what was counted until this moment."""
+    seconds, earlier = self.phases.seconds(), self.before.phase_seconds
+    self.totals.phase_seconds = {
+      name: earlier.get(name, 0.0) + value for name, value in seconds.items()
+    }
+    self.totals.wall_seconds = self.before.wall_seconds + sum(seconds.values())
+    compilations = self.simulator.compilations
+    self.totals.compilations = self.before.compilations + compilations
+    return self.totals
+
+  def _announce(self) -> None:
+    """Log how the run goes on."""
+    if self.resumed:
+      self.journal.log(f"Going on after round {self.done}.")
+    count, reason = self.choice
+    lanes = "1 lane" if count == 1 else f"{count} lanes"
+    self.journal.log(f"{lanes} a device: {reason}.")
+    for slow in self.simulator.slow_layers:
+      self.journal.log(f"Slow: {slow}.", level="warning")
+    if self.experiment.budget_end:
+      self.journal.log(f"The privacy budget {self.experiment.budget_end}.")
+
+  def _begin(self) -> None:
+    """Do what comes before the first dispatch."""
+    if not self.resumed:
+      self._save()
+    with self.phases("evaluate"):
+      _ = self.simulator.evaluate.sets  # what is wrong with them shows now
+    self.on_round(self.done)
+    sets = self.experiment.timetable.evaluated(0) if self.done == 0 else []
+    if sets:
+      self.journal.begin({"round": 0, **self._evaluate(sets)})
+
+  def _dispatches(self) -> Generator[Dispatch, RunState | None, None]:
+    timetable = self.experiment.timetable
+    return self.simulator.run(
+      self.state,
+      timetable.rounds,
+      stops=timetable.stops,
+      phases=self.phases,
+      singles=self.singles,
+    )
+
+  def _end_if_signalled(self) -> None:
+    """End the run, with a checkpoint, if any process received a signal."""
+    # A signal may reach one process alone, and all have to stop together.
+    (number,) = processes.greatest(self.received[0] if self.received else 0)
+    if not number:
+      return
+    if self.saved < self.done:
+      self._save()
+    raise Interrupted(int(number), self.done, self.folder)
+
+  def _count_rounds(self, out: Dispatch) -> None:
+    self.done += len(out.rows)
+    self.totals.add(out)
+    self.state = out.state
+
+  def _evaluate_after(self, out: Dispatch) -> float:
+    """Evaluate what is due after a dispatch; return the seconds it took."""
+    began = time.perf_counter()
+    sets = self.experiment.timetable.evaluated(self.done)
+    if sets and out.failure is None:
+      row = self._evaluate(sets)
+      out.rows[-1].update(row)
+      for metric in self.simulator.react.higher_is_better:
+        if math.isnan(row.get(metric, 0.0)):
+          self.journal.log(
+            f"Round {self.done}: {metric} is NaN, which is no better value.",
+            level="warning",
+          )
+    return time.perf_counter() - began
+
+  def _evaluate(self, sets: list[str]) -> Row:
+    """Evaluate the state, and let it react; return the metrics."""
+    simulator = self.simulator
+    ends = self.done == self.experiment.timetable.rounds
+    with self.phases("evaluate"):
+      measured = simulator.evaluate.measure(self.state, sets)
+      row = as_row(measured)
+      self.state = simulator.react(self.state, row, ends=ends)
+    if ends:
+      self.measured = measured
+    return row
+
+  def _log(self, out: Dispatch, eval_seconds: float) -> None:
+    with self.phases("write"):
+      self.journal.write(self.done, out, eval_seconds)
+    for round_, ids in out.rejected:
+      self.journal.log(rejection(self.simulator, round_, ids), level="warning")
+
+  def _save(self) -> None:
+    """Commit all that was done to a checkpoint."""
+
+    def write() -> None:
+      assert self.checkpoints is not None
+      self.journal.sync()
+      facts = {
+        "lanes": self.choice,
+        "totals": dataclasses.asdict(self.count()),
+        "environment": environment(self.simulator),
+        "data": self.data_digest,
+        "sources": self.experiment.sources,
+        "privacy": account_facts(self.simulator, self.done),
+      }
+      self.checkpoints.save(self.done, fetched, facts)
+
+    with self.phases("checkpoint"):
+      fetched = self.simulator.states.to_host(self.state)
+      processes.from_first(write)
+    self.saved = self.done

@@ -1,0 +1,68 @@
+"""FedNova against its paper, in numpy."""
+
+import numpy as np
+import pytest
+
+from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.fednova import fednova
+from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.training.optimizers import optimizer
+from logistic import DIM, SIZES, TASK, batches, cohort, gradient, model
+from problems import sgd
+
+ETA = 0.3
+
+
+def by_hand(rho, rounds, weights, server_momentum=0.0):
+  x, slow = np.zeros(DIM), np.zeros(DIM)
+  for r in range(rounds):
+    p = weights[cohort(r)] / weights[cohort(r)].sum()
+    d, norms = [], []
+    for i in cohort(r):
+      y, velocity, gradients = x.copy(), np.zeros(DIM), []
+      for rows in batches(i):
+        gradients.append(gradient(y, rows))
+        velocity = rho * velocity + gradients[-1]
+        y = y - ETA * velocity
+      tau = len(gradients)
+      # How often each gradient is in the sum of all velocities.
+      a = np.array([sum(rho**j for j in range(tau - k)) for k in range(tau)])
+      np.testing.assert_allclose(x - y, ETA * a @ np.array(gradients))
+      d.append(a @ np.array(gradients) / a.sum())
+      norms.append(a.sum())
+    step = (p @ norms) * (p @ np.array(d))
+    slow = server_momentum * slow + ETA * step
+    x = x - slow
+  return x
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("rho", [0.0, 0.6])
+def test_it_is_the_papers_recursion(rho, lanes):
+  local = optimizer("sgd", learning_rate=ETA, momentum=rho)
+  found = model(fednova(TASK, local, sgd(1.0)), 5, lanes=lanes)
+  np.testing.assert_allclose(found, by_hand(rho, 5, SIZES), atol=5e-6)
+
+
+def test_slow_momentum_and_equal_weights():
+  slow = optimizer("sgd", learning_rate=1.0, momentum=0.4)
+  algorithm = fednova(TASK, sgd(ETA), slow, weighting="uniform")
+  expected = by_hand(0.0, 5, np.ones(len(SIZES)), 0.4)
+  np.testing.assert_allclose(model(algorithm, 5), expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6])
+def test_with_equal_local_steps_it_is_fedavg(rho):
+  local = optimizer("sgd", learning_rate=ETA, momentum=rho)
+  ours, plain = (make(TASK, local, sgd(0.7)) for make in (fednova, fedavg))
+  equal = LocalWork(batch_size=3, steps=4)
+  np.testing.assert_allclose(
+    model(ours, 4, work=equal), model(plain, 4, work=equal), rtol=1e-5
+  )
+  assert np.abs(model(ours, 4) - model(plain, 4)).max() > 1e-2
+
+
+def test_adam_is_refused():
+  adam = optimizer("adam", learning_rate=0.1, b1=0.9)
+  with pytest.raises(ValueError, match=r"client_optimizer.*b1.*give sgd"):
+    fednova(TASK, adam, sgd(1.0))

@@ -1,1 +1,0 @@
-"""Algorithms of the literature, written against the contract for tests."""
