@@ -39,6 +39,7 @@ else:
 """
 
 
+@pytest.mark.integration
 def test_the_key_value_client_is_where_it_was():
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
