@@ -89,7 +89,7 @@ def make_simulator(
 ) -> Simulator:
   if devices == 2 > jax.device_count():
     pytest.skip(f"needs 2 devices, there is {jax.device_count()}")
-  count = 1 if algorithm.pooled else data.train.num_clients
+  count = 1 if algorithm.requirements.pools_data else data.train.num_clients
   return Simulator(
     task=task,
     algorithm=algorithm,
@@ -114,6 +114,12 @@ def train(simulator: Simulator, rounds: int, hparams=None) -> RunState:
   for out in simulator.run(state, rounds, hparams=hparams):
     state = out.state
   return state
+
+
+def hparams_of(simulator: Simulator, **own) -> dict:
+  """The run's hyper-parameters with other numbers of the algorithm."""
+  numbers = {**simulator.hparams["algorithm"], **own}
+  return {**simulator.hparams, "algorithm": numbers}
 
 
 def params_of(simulator: Simulator, state: RunState):
@@ -145,7 +151,8 @@ def check_same(one, other, *arguments, tolerance=1e-12):
     numbers = tuple(range(len(arguments)))
     return jax.jit(jax.grad(value, numbers, has_aux=True))(*arguments)
 
-  for a, b in zip(*map(jax.tree.leaves, (of(one), of(other))), strict=True):
+  found = (jax.tree.leaves(jax.device_get(of(each))) for each in (one, other))
+  for a, b in zip(*found, strict=True):
     assert a.shape == b.shape
     atol = tolerance * (1 + abs(b).max(initial=0))
     np.testing.assert_allclose(a, b, rtol=0, atol=atol)

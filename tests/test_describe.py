@@ -11,6 +11,8 @@ from fedjax_sim import config
 from fedjax_sim.cli import describe, listing
 from fedjax_sim.config import build, components, flags
 from fedjax_sim.engine import residency
+from fedjax_sim.simulation.compiler import Compiler
+from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training.optimizers import OPTIMIZERS
 
@@ -148,8 +150,13 @@ def test_seen_clients_and_poisson():
 
 
 def test_nothing_runs(monkeypatch):
-  for name in ("init", "dispatch", "evaluate", "_call"):
-    monkeypatch.setattr(Simulator, name, pytest.fail)
+  for owner, name in (
+    (Simulator, "init"),
+    (Simulator, "dispatch"),
+    (Compiler, "call"),
+    (Evaluator, "measure"),
+  ):
+    monkeypatch.setattr(owner, name, pytest.fail)
   monkeypatch.setattr(jax, "device_put", pytest.fail)
   described(**LINEAR, runtime__devices="1")
 

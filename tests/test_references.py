@@ -153,7 +153,7 @@ def test_a_module_that_is_installed():
   source = with_reference("client.optimizer", "optax.contrib:prodigy")
   source.client.learning_rate = 1.0
   made = build.build(source)
-  assert made.simulator.hparams["client"] == {"learning_rate": 1.0}
+  assert made.simulator.hparams["algorithm"]["client"] == {"learning_rate": 1.0}
   found = references.load("field", "optax.contrib:prodigy")
   assert found is optax.contrib.prodigy
 

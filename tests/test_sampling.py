@@ -42,6 +42,7 @@ def of_sizes(num_clients, size):
 
 ALL = SAMPLERS | {"cyclic_poisson": of_groups, "by_size": of_sizes}
 del ALL["available"]  # it needs a trace; see test_availability.py
+del ALL["power_of_choice"]  # it has a state; see test_observing.py
 
 
 def included(sampler, num_clients, rounds, seed=0):

@@ -55,9 +55,10 @@ apply_clip = jax.jit(transforms.clip(1.0).apply)
 
 def clipped(update, norm):
   hparams = {"norm": jnp.float32(norm)}
-  out, state, aux = apply_clip(update, (), (), hparams, KEY)
-  assert state == ()
-  return jax.tree.map(np.asarray, out), float(aux)
+  result = apply_clip(update, (), (), hparams, KEY)
+  assert (result.state, result.aux, result.bytes) == ((), (), None)
+  longer = float(result.metrics["clipped"])
+  return jax.tree.map(np.asarray, result.update), longer
 
 
 def norm_of(tree):
@@ -85,13 +86,13 @@ def test_a_clipped_update_never_exceeds_the_norm(update, norm):
 
 @given(update=updates(2.0**40), norm=NORMS)
 def test_clip_is_the_projection_onto_the_ball(update, norm):
-  out, aux = clipped(update, norm)
+  out, longer = clipped(update, norm)
   length = norm_of(update)
   if length < norm * (1 - 1e-6):
-    assert aux == 0
+    assert longer == 0
     np.testing.assert_array_equal(flat(out), flat(update))
   elif length > norm * (1 + 1e-6):
-    assert aux == 1
+    assert longer == 1
     np.testing.assert_allclose(
       flat(out),
       flat(update).astype(np.float64) * (norm / length),
@@ -123,7 +124,7 @@ def test_clip_in_a_round():
       (centres * scale[:, None]).mean(0),
       rtol=1e-5,
     )
-    assert out.rows[0]["clip/aux"] == share
+    assert out.rows[0]["clip/clipped"] == share
   assert simulator.compilations == 1
 
 
@@ -134,8 +135,9 @@ def test_gaussian_moments():
   zeros = {"a": jnp.zeros(40_000), "b": jnp.zeros(40_000)}
   apply = jax.jit(transforms.gaussian(1.0).apply)
   stddev = 0.25
-  out, state, aux = apply(zeros, (), (), {"stddev": jnp.float32(stddev)}, KEY)
-  assert (state, aux) == ((), ())
+  hparams = {"stddev": jnp.float32(stddev)}
+  out, *nothing = apply(zeros, (), (), hparams, KEY)
+  assert nothing == [(), (), {}, None]
   a, b = (np.asarray(out[k], np.float64) for k in ("a", "b"))
   for leaf in (a, b):
     assert scipy.stats.kstest(leaf / stddev, "norm").pvalue > 0.01

@@ -25,6 +25,7 @@ from fedjax_sim.config.components import (
 from fedjax_sim.config.defaults import default_config
 from fedjax_sim.core import validate
 
+_FEEDBACK = "error_feedback"  # of every transform
 _SEEDS = ("seed", "data.seed", "privacy.noise_seed")  # with bounds of their own
 _MEANT = {  # papers' names for FedAvg with another server optimizer
   "fedadagrad": "server.optimizer='adagrad'",
@@ -240,7 +241,7 @@ def _transforms(config: ConfigDict, name: str) -> ConfigDict:
     values = dict(given[label])
     slot = transform_slot(label)
     choice = values.pop(CHAIN.key, None) or label
-    fields = slot.fields(choice)
+    fields = {**slot.fields(choice), _FEEDBACK: Field(bool, False)}
     owner = f"{slot.section}" if choice == label else f"{slot.field}={choice!r}"
     for key in values:
       if key not in fields and values[key] is not None:

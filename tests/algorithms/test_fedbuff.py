@@ -38,15 +38,13 @@ def by_hand(versions, rounds):
   return models
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("versions", [2, 4])
-def test_it_is_the_papers_recursion(versions, lanes):
+def test_it_is_the_papers_recursion(versions):
   algorithm = fedbuff(TASK, sgd(ETA_L), sgd(ETA_G), versions=versions)
   simulator, state = simulate(
     algorithm,
     6,
     versions=lambda seed, round_, ids: STALENESS[ids],
-    lanes=lanes,
   )
   newest, *past = by_hand(versions, 6)
   found = params_of(simulator, state)["w"]

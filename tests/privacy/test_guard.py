@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.cli import describe
 from fedjax_sim.config import flags
 from fedjax_sim.config.build import build
-from fedjax_sim.core import Transform
+from fedjax_sim.core import Transform, TransformResult
 from fedjax_sim.privacy.central import Central, central, guard
 from fedjax_sim.privacy.central.canaries import Canaries
 from fedjax_sim.privacy.central.factorization import banded
@@ -27,7 +26,7 @@ from fedjax_sim.privacy.local.additive import laplace
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
 from fedjax_sim.training.stale import stale
-from problems import quadratic, quadratic_data, sgd
+from problems import hparams_of, quadratic, quadratic_data, sgd
 from test_features import DIGITS
 
 TASK = quadratic(3)
@@ -154,10 +153,8 @@ def learner():
   return Transform(
     name="learner",
     hparams={},
-    apply=lambda update, shared, state, hparams, key: (
-      update,
-      state,
-      jnp.float32(1),
+    apply=lambda update, shared, state, hparams, key: TransformResult(
+      update, state, jnp.float32(1)
     ),
     init=lambda params, hparams: jnp.zeros(()),
     update=lambda shared, aux, hparams: shared + aux,
@@ -209,8 +206,8 @@ def test_a_budget_needs_a_private_algorithm():
 
 def test_numbers_that_the_ledger_does_not_know():
   made = simulator()
-  hparams = jax.tree.map(lambda x: x, made.hparams)
-  hparams["privacy"] = hparams["privacy"] | {"noise_multiplier": 0.5}
+  numbers = made.hparams["algorithm"]["privacy"] | {"noise_multiplier": 0.5}
+  hparams = hparams_of(made, privacy=numbers)
   with pytest.raises(ValueError, match=r"'noise_multiplier'.*=0.5 is not 1.0"):
     made.init(hparams)
 
@@ -265,7 +262,7 @@ def test_a_simulated_cohort_is_called_so():
   (out,) = made.run(made.init(), 1)
   assert "privacy/epsilon" not in out.rows[0]
   larger = guard.ledger(
-    made.algorithm.release._replace(simulated=None),
+    made.algorithm.privacy._replace(simulated=None),
     sampling.poisson(1000, 200),
     made.budget,
     1000,
@@ -620,7 +617,7 @@ def test_what_may_not_depend_on_how_many_clients_there_are():
   assert made.account.ledger.adjacency == "add-or-remove"
   assert made.account.ledger.participation.rate == 0.2
   assert made.sampler.expected == 18
-  assert made.hparams["privacy"]["denominator"] == 20
+  assert made.hparams["algorithm"]["privacy"]["denominator"] == 20
   assert made.account.public_clients == 100
   public = build(
     flags.load(str(DIGITS), PRIVATE | {"sampler.name": "poisson"})

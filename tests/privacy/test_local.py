@@ -39,6 +39,7 @@ from problems import (
   MODELS,
   blobs,
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -372,7 +373,7 @@ def test_bounds_and_noise_are_hyper_parameters():
   for norm in (0.5, 2.0):
     own = {"local_privacy": {"clip_norm": norm, "stddev": 0.0}}
     out = simulator.dispatch(
-      state, simulator.plan(0, 1), {**simulator.hparams, **own}
+      state, simulator.plan(0, 1), hparams_of(simulator, **own)
     )
     lengths = np.linalg.norm(CENTRES, axis=1, keepdims=True)
     np.testing.assert_allclose(
@@ -469,7 +470,7 @@ def test_no_two_clients_of_dga_are_further_apart_than_the_noise_allows():
     report = made.finish(
       client, walk.step(client, walk.start(client), batch, KEY)
     )
-    report = made.send(client, report)
+    report = made.postprocess_report(client, report)
     assert report.statistics == report.buffers == ()
     assert report.values == {}
     return report.update["w"], report.weight

@@ -58,7 +58,8 @@ def released(folder, fields):
     )
     for s in (restored.state, jax.device_get(simulator.init()))
   )
-  return (after - before) * simulator.hparams["privacy"]["denominator"]
+  numbers = simulator.hparams["algorithm"]["privacy"]
+  return (after - before) * numbers["denominator"]
 
 
 @pytest.mark.slow

@@ -246,11 +246,14 @@ class Measured:
     if fields["privacy.mechanism"] == "discrete_gaussian":
       key += [fields["server.clients_per_round"]]
       key += [fields["privacy.noise_multiplier"]]
-    if made.algorithm.release.sensitivity is not None:
-      strategy = made.algorithm.release.sensitivity.__self__
+    if made.algorithm.privacy.sensitivity is not None:
+      strategy = made.algorithm.privacy.sensitivity.__self__
       key += [strategy.rounds, strategy.coefficients.tobytes()]
     if tuple(key) not in _COMPILED:
-      _COMPILED[tuple(key)] = self.simulator.compiled, self.simulator.init()
+      _COMPILED[tuple(key)] = (
+        self.simulator.compiler.compiled,
+        self.simulator.init(),
+      )
     compiled, start = _COMPILED[tuple(key)]
     self.start = start._replace(seed=jnp.uint32(made.seed))
     self.simulator.compiler.__dict__["compiled"] = compiled
@@ -263,7 +266,7 @@ class Measured:
     (one, model), (other, further) = self.sum_of(0), self.sum_of(1)
     moved = np.abs(flat(model) - flat(further)).max()
     steps = np.abs(flat(one.update) - flat(other.update)).max()
-    numbers = self.simulator.hparams["privacy"]
+    numbers = self.simulator.hparams["algorithm"]["privacy"]
     scale = steps * numbers["clip_norm"] / (moved * numbers["denominator"])
     found = 2.0 ** np.round(np.log2(scale))
     assert abs(scale / found - 1) < 0.01
@@ -323,7 +326,7 @@ def noise_of(measured, fields, multiplier, scale):
   Of a first round, which is not correlated with another yet.
   """
   total, model = measured.sum_of(1)
-  numbers = measured.simulator.hparams["privacy"]
+  numbers = measured.simulator.hparams["algorithm"]["privacy"]
   mean = flat(model) * numbers["denominator"] / numbers["clip_norm"]
   noise = mean - flat(total.update)
   extras = ("privacy.quantile", "privacy.noise_weights")
@@ -365,10 +368,10 @@ def test_no_config_prints_less_than_it_betrays(block, count, measures, only):
     assert "too_often" not in fields["sampler.name"]
     assert everybody or "not_by_itself" not in fields["sampler.name"]
     made = experiment.simulator
-    ledger, release = made.account.ledger, made.algorithm.release
+    ledger, release = made.account.ledger, made.algorithm.privacy
     assert ledger is not None
     there, other = 1.0, 2.0
-    scale = made.hparams["privacy"]["noise_scale"]
+    scale = made.hparams["algorithm"]["privacy"]["noise_scale"]
     if i < measures:
       measured = Measured(made, fields)
       there, other = sensitivity(measured, fields, rng)

@@ -291,6 +291,7 @@ def quadratic_run(lanes, devices, noise=None, dropout=0.3):
   return params_of(simulator, train(simulator, 3))["w"]
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
   ("lanes", "devices", "noise"),
   slow_but([(3, 2, 0.3)], itertools.product([1, 3], [2], [None, 0.3])),

@@ -129,8 +129,8 @@ def build(config: ConfigDict) -> Experiment:
   clients = data.train.num_clients, server.clients_per_round
   sampler = build_sampler(config, data.train.sizes)
   fields = reference_fields(config)
-  size = (1, 1) if algorithm.pooled else clients
-  draw = sampling.uniform if algorithm.pooled else sampler
+  size = (1, 1) if algorithm.requirements.pools_data else clients
+  draw = sampling.uniform if algorithm.requirements.pools_data else sampler
   try:
     with references.named(fields, dict(fields_of(config))):
       drawn = draw(*size)
@@ -169,7 +169,7 @@ def build(config: ConfigDict) -> Experiment:
       f" privacy.noise_multiplier={config.privacy.noise_multiplier}; raise one"
       " of them."
     )
-  private = simulator.algorithm.release is not None
+  private = simulator.algorithm.privacy is not None
   if is_locally_private(config, simulator.num_clients):
     check_unwatched(simulator.best_metric, simulator.react.schedules)
     private = True

@@ -17,6 +17,7 @@ from fedjax_sim.engine import hparams
 from fedjax_sim.privacy.secure.aggregators import SECURE, fixed_cohort
 from fedjax_sim.tasks.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
 from fedjax_sim.training import schedules
+from fedjax_sim.transforms import error_feedback
 
 _SCHEDULED = {  # section -> the hyper-parameter that its schedule multiplies
   "model": f"task.{SCHEDULED_SAMPLING}",
@@ -35,7 +36,9 @@ def build_schedules(
       not have; names the field.
   """
   result = {}
-  there = hparams.named({**algorithm.hparams, "task": task.hparams})
+  there = hparams.named(algorithm.hparams) | hparams.named(
+    {"task": dict(task.hparams)}
+  )
   for section, name in _SCHEDULED.items():
     text = config[section].schedule
     if text is None:
@@ -114,9 +117,10 @@ def build_transforms(config: ConfigDict) -> list[Transform]:
   Args:
     config: complete.
   """
-  return [
-    components.make(config, components.transform_slot(label))._replace(
-      name=label
-    )
-    for label in config.transforms.order
-  ]
+  chain = []
+  for label in config.transforms.order:
+    slot = components.transform_slot(label)
+    made: Transform = components.make(config, slot)._replace(name=label)
+    feedback = config.transforms[label].error_feedback
+    chain.append(error_feedback(made) if feedback else made)
+  return chain

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from fedjax_sim.core import (
   HParams,
   Participation,
+  PrivacySpec,
   PyTree,
-  Release,
   Sampler,
   Transform,
   validate,
@@ -79,7 +79,7 @@ def counted(rounds: int, last: int | None) -> int:
 
 
 def ledger(
-  release: Release, sampler: Sampler, budget: Budget, num_clients: int
+  release: PrivacySpec, sampler: Sampler, budget: Budget, num_clients: int
 ) -> accounting.Ledger:
   """What counts the run's epsilon.
 
@@ -189,7 +189,7 @@ def check(
   transforms: Sequence[Transform],
   params: PyTree,
   scheduled: Iterable[str],
-  release: Release,
+  release: PrivacySpec,
   fall_back: bool,
 ) -> None:
   """Refuses what would let more than the noisy sums into the model.
@@ -238,7 +238,8 @@ def _learns(transform: Transform, params: PyTree) -> bool:
   shared = jax.eval_shape(transform.init, params, numbers)
   own = jax.eval_shape(transform.client_init, params, numbers)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  _, _, aux = jax.eval_shape(transform.apply, params, shared, own, numbers, key)
+  given = params, shared, own, numbers, key
+  aux = jax.eval_shape(transform.apply, *given).aux
   traced = jax.make_jaxpr(transform.update)(shared, aux, numbers).jaxpr
   first, count = len(jax.tree.leaves(shared)), len(jax.tree.leaves(aux))
   tainted = set(map(id, traced.invars[first : first + count]))
@@ -265,12 +266,14 @@ def check_watched(watched: Mapping[str, str | None]) -> None:
       )
 
 
-def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
+def check_noise(
+  release: PrivacySpec, hparams: HParams, sampler: Sampler
+) -> None:
   """Refuses noise other than what is told to the accountant.
 
   Args:
     release: of the algorithm.
-    hparams: of the run.
+    hparams: of the algorithm.
     sampler: who takes part.
 
   Raises:
@@ -282,7 +285,7 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
     release.multiplier,
   ):
     raise ValueError(
-      f"hparams['privacy']['noise_multiplier']={drawn} is not the"
+      f"hparams['algorithm']['privacy']['noise_multiplier']={drawn} is not the"
       f" {release.multiplier} that the algorithm tells accountants; wrap it"
       " again, with this one."
     )
@@ -297,8 +300,8 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
   if release.simulated is None:
     if scale != 1:
       raise ValueError(
-        f"hparams['privacy']['noise_scale']={scale} is of a simulated cohort,"
-        " and there is none; leave it at 1."
+        f"hparams['algorithm']['privacy']['noise_scale']={scale} is of a"
+        " simulated cohort, and there is none; leave it at 1."
       )
     return
   cohort, _ = release.simulated
@@ -351,6 +354,6 @@ def check_numbers(given: HParams, counted: HParams) -> None:
     one, other = given["privacy"][name], counted["privacy"][name]
     if float(one) != float(other):
       raise ValueError(
-        f"hparams['privacy'][{name!r}]={one} is not {other}, which the"
-        " accountant counts on; wrap the algorithm again, with this one."
+        f"hparams['algorithm']['privacy'][{name!r}]={one} is not {other}, which"
+        " the accountant counts on; wrap the algorithm again, with this one."
       )
