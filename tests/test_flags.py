@@ -112,7 +112,7 @@ def test_a_file_may_add_fields_and_flags_set_them(written):
     ("sed=1", "'sed'.* Did you mean .seed"),
     ("sed=None", "'sed' is unknown.* 'seed'"),
     ("seed.x=1", "seed.x"),
-    ("client=1", "client='1' is no section; set its fields"),
+    ("client=1", "client=1 is no section; set its fields"),
     ("transforms.clip=1", "is no section; set the fields"),
     ("client.batch_size=abc", "batch_size=abc: give a whole number"),
     ("client.batch_size=1.5", "is a float; give a whole number"),

@@ -56,6 +56,9 @@ _NAMES = {
 class Text(str):
   """A field's value as the command line gives it, to be read by its type."""
 
+  def __repr__(self) -> str:
+    return str(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
