@@ -30,6 +30,7 @@ from fedjax_sim.engine.client_log import combine, gradient_statistics
 from fedjax_sim.models.logistic_regression import logistic_regression
 from problems import (
   blobs,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -91,7 +92,7 @@ def test_weights_are_the_softmax_of_the_statistic(statistic, devices):
   make = lambda *args: dga(*args, statistic=statistic, beta=1.0)
   simulator, _ = quadratic_run(make, 0, lanes=devices, devices=devices)
   for beta in (0.0, 1.5, -2.0, 8.0):  # traced: compiled once
-    state = train(simulator, 3, {**simulator.hparams, "beta": beta})
+    state = train(simulator, 3, hparams_of(simulator, beta=beta))
     w = np.zeros(2)
     for _ in range(3):
       updates, statistics = local_round(w)

@@ -71,7 +71,8 @@ def test_cohorts_of_in_flight_hold_older_versions():
 def test_one_version_is_downloaded():
   algorithm = fedbuff(TASK, sgd(ETA_L), sgd(ETA_G), versions=4)
   simulator, _ = simulate(algorithm, 0)
-  assert simulator.bytes_per_client == (4 * DIM, 4 * DIM + 4)  # and a weight
+  sent = simulator.traffic.down, simulator.traffic.up
+  assert sent == (4 * DIM, 4 * DIM + 4)  # and a weight
 
 
 @pytest.mark.parametrize("versions", [1, 2.5, "3", 2000])
