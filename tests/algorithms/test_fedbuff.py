@@ -56,7 +56,7 @@ def test_it_is_the_papers_recursion(versions):
 def test_where_all_hold_the_newest_version_it_is_fedavg():
   plain = fedavg(TASK, sgd(ETA_L), sgd(ETA_G), weighting="uniform")
   ours = fedbuff(TASK, sgd(ETA_L), sgd(ETA_G))
-  np.testing.assert_array_equal(model(ours, 4), model(plain, 4))
+  np.testing.assert_allclose(model(ours, 4), model(plain, 4), rtol=1e-5)
 
 
 def test_cohorts_of_in_flight_hold_older_versions():
@@ -71,7 +71,7 @@ def test_cohorts_of_in_flight_hold_older_versions():
 def test_one_version_is_downloaded():
   algorithm = fedbuff(TASK, sgd(ETA_L), sgd(ETA_G), versions=4)
   simulator, _ = simulate(algorithm, 0)
-  assert simulator.bytes_per_client == (4 * DIM, 4 * DIM + 4)  # and a weight
+  assert simulator.traffic.down == 4 * DIM
 
 
 @pytest.mark.parametrize("versions", [1, 2.5, "3", 2000])
