@@ -35,7 +35,7 @@ def written(tmp_path):
 LONG = (  # large networks or data
   "cifar10_resnet",
   "ecg_cnn",
-  "ecg_personalized",
+  "ecg_apfl",
   "mnist_fedlabels",
   "mnist_writers_cnn",
   "shakespeare_lstm",
