@@ -68,7 +68,7 @@ def scaffold(
     UnknownNameError: no such option.
     ValueError: option II with a client optimizer other than plain sgd.
   """
-  validate.known("algorithm.option", option, ("I", "II"))
+  validate.known("option", option, ("I", "II"))
   if option == "II":  # else x - y_i is no sum of gradients
     check_sgd("client_optimizer", client_optimizer, "weight_decay")
   received = lambda client: client.message.x

@@ -293,7 +293,7 @@ def test_quant_thresh_and_quant_anneal(bits):
   shared, flutes = ours.init({}, ours.hparams), threshold
   for _ in range(3):
     flutes *= anneal
-    update, _, aux = apply({"w": g}, shared, (), traced(ours.hparams), KEY)
+    update, _, aux, *_ = apply({"w": g}, shared, (), traced(ours.hparams), KEY)
     expected = quantised_by_flute(g.astype(np.float64), bits, flutes)
     np.testing.assert_allclose(update["w"], expected, rtol=1e-5, atol=1e-6)
     shared = ours.update(shared, aux, ours.hparams)

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
   )
   from fedjax_sim.core.tree import in_float32
   from fedjax_sim.core.types import Array, Examples, HParams, Key, PyTree
-  from fedjax_sim.core.update import AggregationContext, Aggregator, Transform
+  from fedjax_sim.core.update import (
+    AggregationContext,
+    Aggregator,
+    Transform,
+    TransformResult,
+  )
 
 __all__ = [
   "Aggregate",
@@ -59,6 +64,7 @@ __all__ = [
   "Sampler",
   "Task",
   "Transform",
+  "TransformResult",
   "Variables",
   "in_float32",
   "key_for",
@@ -92,6 +98,7 @@ _HOME = {
   "Sampler": "fedjax_sim.core.sampler",
   "Task": "fedjax_sim.core.task",
   "Transform": "fedjax_sim.core.update",
+  "TransformResult": "fedjax_sim.core.update",
   "Variables": "fedjax_sim.core.task",
   "in_float32": "fedjax_sim.core.tree",
   "key_for": "fedjax_sim.core.keys",

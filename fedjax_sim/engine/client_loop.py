@@ -193,6 +193,10 @@ def _walk_once(
 
   planned, tokens = client.num_steps[p], walked.tokens
   if walk.max_tokens is None:
+    if _has_value(planned):
+      for i in range(int(planned)):
+        carry, _ = step(jnp.int32(i), carry)
+      return client, carry
     alone = lambda i, carry: step(i, carry)[0]
     return client, lax.fori_loop(0, planned, alone, carry)
   assert tokens is not None
@@ -203,6 +207,14 @@ def _walk_once(
     seen = jnp.minimum(client.num_examples, seen)
     used = used._replace(num_examples=seen)
   return used, carry
+
+
+def _has_value(number: Array) -> bool:
+  """Whether this runs outside of a trace, as the reference does to debug.
+
+  Then local steps are a Python loop, in which arrays have values.
+  """
+  return not isinstance(number, jax.core.Tracer)
 
 
 def _until(
@@ -228,9 +240,12 @@ def _until(
     carry, seen = step(i, carry)
     return carry, i + 1, total + seen
 
-  return lax.while_loop(
-    more, advance, (carry, jnp.zeros_like(most), jnp.int32(0))
-  )
+  state = carry, jnp.zeros_like(most), jnp.int32(0)
+  if _has_value(most):
+    while more(state):
+      state = advance(state)
+    return state
+  return lax.while_loop(more, advance, state)
 
 
 def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:

@@ -18,6 +18,8 @@ from fedjax_sim.core import (
   Purpose,
   PyTree,
   Report,
+  TransformResult,
+  in_float32,
   key_for,
   noise_key_for,
   returned,
@@ -94,17 +96,19 @@ class ClientOutcome(NamedTuple):
 
   Attributes:
     report: its report, with the transformed update and without its state.
-    aux: for every transform, what the server learns besides the update.
+    released: for every transform, its result without update and state.
     kept: its new row in the table of client states.
     status: shape=(), int8; a `ClientStatus`.
     log: its entry in the client log; () if clients are not logged.
+    observed: name -> shape=(), what a sampler observes; empty if none does.
   """
 
   report: Report
-  aux: tuple[PyTree, ...]
+  released: tuple[TransformResult, ...]
   kept: PyTree
   status: Array
   log: Entry | tuple[()] = ()
+  observed: Mapping[str, Array] = EMPTY
 
 
 def train_client(
@@ -156,20 +160,40 @@ def train_client(
   # What goes into transforms is always checked, even if `postprocess_report`
   # checks updates too: a transform may hide that an update is not finite.
   finite = _finite_report(report, bool(spec.transforms) or not checked)
-  update, aux, kept = _transform(
+  update, results = _transform(
     spec, report.update, given, transform_states, ident
   )
   if spec.transforms:
-    finite &= all_finite((update, aux, kept))
+    finite &= all_finite((update, [(r.aux, r.state) for r in results]))
   report = algorithm.postprocess_report(client, report._replace(update=update))
   finite &= _finite_report(report, not checked)
   return ClientOutcome(
     report=report._replace(state=()),
-    aux=tuple(aux),
-    kept=(report.state, tuple(kept)),
+    released=tuple(r._replace(update=(), state=()) for r in results),
+    kept=(report.state, tuple(r.state for r in results)),
     status=_status(row.client, finite, report),
     log=client_log.entry(report, update) if spec.log_clients else (),
+    observed=_observed(report) if spec.observes else {},
   )
+
+
+def _observed(report: Report) -> dict[str, Array]:
+  """Return what a sampler observes of a client: name -> shape=(), float.
+
+  Args:
+    report: what it sends.
+
+  Raises:
+    ValueError: a metric and a value have the same name.
+  """
+  sums = in_float32(report.metrics)
+  means = {name: m.total / m.weight for name, m in sums.items()}
+  if both := means.keys() & report.values.keys():
+    raise ValueError(
+      f"Report.metrics and Report.values both have {sorted(both)}, and the"
+      " sampler observes both; rename those of Report.values."
+    )
+  return {**means, **report.values}
 
 
 def _transform(
@@ -178,7 +202,7 @@ def _transform(
   given: RoundInputs,
   states: tuple[PyTree, ...],
   ident: Array,
-) -> tuple[PyTree, list[PyTree], list[PyTree]]:
+) -> tuple[PyTree, list[TransformResult]]:
   """Apply all transforms to an update, in order.
 
   Args:
@@ -189,20 +213,30 @@ def _transform(
     ident: shape=(), int32; the client's id.
 
   Returns:
-    The transformed update; every transform's aux; every transform's new state.
+    The transformed update; every transform's result.
+
+  Raises:
+    TypeError: a transform returns something else.
   """
-  aux, kept = [], []
+  results = []
   for i, transform in enumerate(spec.transforms):
-    update, state, seen = transform.apply(
+    result = transform.apply(
       update,
       given.shared[i],
       states[i],
       given.hparams["transforms"][transform.name],
       key_for(given.seed, Purpose.TRANSFORM, given.round, ident, i),
     )
-    aux.append(seen)
-    kept.append(state)
-  return update, aux, kept
+    if not isinstance(result, TransformResult):
+      raise TypeError(
+        f"the transform {transform.name!r} returned"
+        f" {returned.described(result)}; let Transform.apply return"
+        " TransformResult(update, state)."
+      )
+    result = jax.tree.map(jnp.asarray, result)
+    update = result.update
+    results.append(result)
+  return update, results
 
 
 def _status(client: Array, finite: Array, report: Report) -> Array:

@@ -214,17 +214,18 @@ def _end(
 ) -> tuple[PyTree, PyTree, Array, PyTree]:
   """What it sends; what else is summed; whether all is finite; its update."""
   report = simulator.algorithm.finish(client, *carries)
-  update, aux = report.update, []
+  update, released = report.update, []
   for transform, common, own in zip(
     simulator.transforms, shared, kept, strict=True
   ):
     numbers = hparams[transform.name]
-    update, _, seen = transform.apply(update, common, own, numbers, client.key)
-    aux.append(seen)
+    result = transform.apply(update, common, own, numbers, client.key)
+    update = result.update
+    released.append(result._replace(update=(), state=()))
   sent = simulator.algorithm.postprocess_report(
     client, report._replace(update=update)
   )
-  others = sent.buffers, sent.statistics, aux, sent.metrics
+  others = sent.buffers, sent.statistics, released, sent.metrics
   finite = all_finite((report._replace(metrics={}), update))
   return sent.update, (others, jnp.float32(sent.weight)), finite, update
 

@@ -163,6 +163,7 @@ class States:
     draws_noise: whether any private noise is drawn.
     num_clients: number of clients that may train.
     mesh: the devices.
+    sampler: makes the sampler's state before the first round, on the host.
   """
 
   algorithm: Algorithm
@@ -175,6 +176,7 @@ class States:
   draws_noise: bool
   num_clients: int
   mesh: Mesh
+  sampler: Callable[[], PyTree]
 
   def _initial(
     self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
@@ -203,7 +205,8 @@ class States:
       hparams: numeric hyper-parameters; None for the defaults.
     """
     words = noise_words(self.noise_seed, self.draws_noise)
-    return self._jitted(np.uint32(self.seed), words, self.traced(hparams))
+    state = self._jitted(np.uint32(self.seed), words, self.traced(hparams))
+    return state._replace(sampler=self.sampler())
 
   def traced(self, hparams: HParams | None = None) -> PyTree:
     """Return hyper-parameters as arrays of one dtype.
@@ -218,7 +221,7 @@ class States:
 
   @functools.cached_property
   def shapes(self) -> RunState:
-    """Shapes and dtypes of a state.
+    """Shapes and dtypes of a state's arrays on the devices.
 
     Raises:
       TypeError: it holds typed random keys, which files cannot keep.
@@ -270,25 +273,38 @@ class States:
     def pad(x: np.ndarray) -> np.ndarray:
       return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
-    padded = state._replace(clients=jax.tree.map(pad, state.clients))
-    placed: RunState = distributed.put(padded, self.mesh, self.spec)
-    return placed
+    padded = jax.tree.map(pad, state.clients)
+    placed: RunState = distributed.put(
+      state._replace(clients=padded, sampler=()), self.mesh, self.spec
+    )
+    return placed._replace(sampler=state.sampler)  # it stays on the host
 
   def to_host(self, state: RunState) -> RunState:
     """Return a state on the host, with a row for every client.
 
     All processes have to call it.
     """
-    state = distributed.fetch(state)
-    own = jax.tree.map(lambda x: x[: self.num_clients], state.clients)
-    return state._replace(clients=own)
+    fetched: RunState = distributed.fetch(state._replace(sampler=()))
+    own = jax.tree.map(lambda x: x[: self.num_clients], fetched.clients)
+    return fetched._replace(clients=own, sampler=state.sampler)
+
+  @functools.cached_property
+  def _copied(self) -> Callable[[PyTree], PyTree]:
+    return copier(self.mesh, self.spec)
+
+  def copy(self, state: RunState) -> RunState:
+    """Return a copy of a state, for whoever keeps it while a run uses it up."""
+    copied: RunState = self._copied(state._replace(sampler=()))
+    return copied._replace(sampler=state.sampler)
 
   @functools.cached_property
   def host_shapes(self) -> RunState:
     """Shapes and dtypes of what `to_host` returns."""
     rows = self.num_clients
     cut = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
-    return self.shapes._replace(clients=jax.tree.map(cut, self.shapes.clients))
+    return self.shapes._replace(
+      clients=jax.tree.map(cut, self.shapes.clients), sampler=self.sampler()
+    )
 
   @property
   def noise_origin(self) -> str:

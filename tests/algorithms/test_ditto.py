@@ -111,5 +111,5 @@ def test_clients_are_evaluated_with_their_own_models():
 
 
 def test_a_strength_below_zero_is_refused():
-  with pytest.raises(ValueError, match=r"algorithm\.lam"):
+  with pytest.raises(ValueError, match=r"lam"):
     ditto(TASK, sgd(ETA), sgd(1.0), lam=-0.1)

@@ -108,7 +108,7 @@ def test_at_a_rate_of_zero_variates_stay():
 
 
 def test_what_it_refuses():
-  with pytest.raises(UnknownNameError, match=r"algorithm\.option='III'"):
+  with pytest.raises(UnknownNameError, match=r"option='III'"):
     scaffold(TASK, sgd(0.1), sgd(1.0), option="III")
   heavy = optimizer("sgd", learning_rate=0.1, momentum=0.9)
   with pytest.raises(ValueError, match=r"client_optimizer.*momentum.*sgd"):
