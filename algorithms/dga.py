@@ -149,7 +149,7 @@ def dga(
     finish=finish,
     apply=apply,
     variables=lambda server: server.fedavg.variables,
-    replace=lambda server, variables: server._replace(
+    with_model=lambda server, variables: server._replace(
       fedavg=server.fedavg._replace(variables=variables)
     ),
     hparams={**base.hparams, **numbers},

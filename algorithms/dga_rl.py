@@ -32,11 +32,12 @@ from fedjax_sim.core import (
   HParams,
   Key,
   Members,
+  Requirements,
   Task,
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import choose
+from fedjax_sim.core.tree import tree_where
 from fedjax_sim.engine.client_log import combine
 from fedjax_sim.training.optimizers import Optimizer
 
@@ -109,8 +110,8 @@ def dga_rl(
   inner = dga(
     task, client_optimizer, server_optimizer, statistic=statistic, beta=beta
   )
-  replace = inner.replace
-  assert replace is not None
+  with_model = inner.with_model
+  assert with_model is not None
   validate.whole("algorithm.memory_rounds", memory_rounds, most=10**6)
   share = lambda name, value: validate.real(
     f"algorithm.{name}", value, least=0, most=1
@@ -153,7 +154,7 @@ def dga_rl(
     least = hparams["epsilon_least"]
     epsilon = least + (server.epsilon - least) * hparams["epsilon_decay"]
     return RLState(
-      choose(reward >= 0, chosen, usual),
+      tree_where(reward >= 0, chosen, usual),
       memory,
       regression(memory, hparams["ridge"]).astype(server.theta.dtype),
       epsilon.astype(server.epsilon.dtype),
@@ -164,12 +165,11 @@ def dga_rl(
     broadcast=lambda server: inner.broadcast(server.dga),
     apply=apply,
     variables=lambda server: inner.variables(server.dga),
-    replace=lambda server, variables: server._replace(
-      dga=replace(server.dga, variables)
+    with_model=lambda server, variables: server._replace(
+      dga=with_model(server.dga, variables)
     ),
     hparams={**inner.hparams, **numbers},
-    stacked=True,
-    uses_server_data=True,
+    requirements=Requirements(all_updates=True, server_data=True),
   )
 
 

@@ -232,7 +232,7 @@ def fedlabels(
       Pass(unlabelled.start, unlabelled.step, split="unlabelled"),
     ),
     finish=finish,
-    send=_send,
+    postprocess_report=_postprocess_report,
     apply=apply,
     hparams={**base.hparams, **numbers},
   )
@@ -401,7 +401,7 @@ def _distance(params: PyTree, received: PyTree) -> Array:
   return distance
 
 
-def _send(client: Client, report: Report) -> Report:
+def _postprocess_report(client: Client, report: Report) -> Report:
   """Multiply the unsupervised update by the number of pseudo labels."""
   del client
   supervised, unsupervised = report.update

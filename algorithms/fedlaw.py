@@ -21,6 +21,7 @@ from fedjax_sim.core import (
   Algorithm,
   Array,
   Context,
+  Requirements,
   Task,
   Variables,
   validate,
@@ -123,6 +124,5 @@ def fedlaw(
   return base._replace(
     apply=apply,
     hparams={**base.hparams, "weight_rate": rate, "kl_weight": pull},
-    stacked=True,
-    uses_server_data=True,
+    requirements=Requirements(all_updates=True, server_data=True),
   )

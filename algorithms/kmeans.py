@@ -174,7 +174,7 @@ def kmeans(
     finish=finish,
     apply=apply,
     variables=lambda server: server.variables,
-    replace=lambda server, variables: server._replace(variables=variables),
+    with_model=lambda server, variables: server._replace(variables=variables),
     hparams={
       "server": server_optimizer.hparams,
       "count_weight": worth,

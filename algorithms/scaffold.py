@@ -133,7 +133,7 @@ def scaffold(
     finish=finish,
     apply=apply,
     variables=lambda server: server.fedavg.variables,
-    replace=lambda server, variables: server._replace(
+    with_model=lambda server, variables: server._replace(
       fedavg=server.fedavg._replace(variables=variables)
     ),
     client_init=lambda server, hparams: jax.tree.map(jnp.zeros_like, server.c),

@@ -89,7 +89,7 @@ def make_simulator(
 ) -> Simulator:
   if devices == 2 > jax.device_count():
     pytest.skip(f"needs 2 devices, there is {jax.device_count()}")
-  count = 1 if algorithm.pooled else data.train.num_clients
+  count = 1 if algorithm.requirements.pools_data else data.train.num_clients
   return Simulator(
     task=task,
     algorithm=algorithm,

@@ -163,7 +163,7 @@ def test_an_algorithm_is_told_what_was_used():
     finish=lambda client, carry: base.finish(client, carry)._replace(
       values={f"finish_{k}": v for k, v in told(client).items()}
     ),
-    send=lambda client, report: report._replace(
+    postprocess_report=lambda client, report: report._replace(
       values={**report.values, **told(client)}
     ),
     apply=apply,

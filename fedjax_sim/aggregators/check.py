@@ -11,13 +11,13 @@ from fedjax_sim.core import AggregationContext, Aggregator, PyTree, errors
 
 
 def check(aggregator: Aggregator, update: PyTree) -> None:
-  """Refuses an aggregator that does not keep to its contract's shapes.
+  """Refuse an aggregator whose shapes break the contract.
 
   A round would broadcast some of them, and be wrong in silence.
 
   Args:
     aggregator: the aggregator; traced, not run.
-    update: of one client, shapes and dtypes.
+    update: update of one client, or its shapes and dtypes.
 
   Raises:
     ValueError: names the function, and the first leaf that is wrong.

@@ -106,7 +106,7 @@ def _preprocessing(source: ConfigDict) -> str:
 
 def _privacy(simulator: Simulator, rounds: int) -> str:
   """The guarantee after the last round, and the noise; "" without any."""
-  release, ledger = simulator.algorithm.release, simulator.account.ledger
+  release, ledger = simulator.algorithm.privacy, simulator.account.ledger
   if release is None or ledger is None:
     return ""
   simulated = "simulated: " if release.simulated is not None else ""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from fedjax_sim.core.types import Array, HParams, Key, PyTree
+from fedjax_sim.core.types import EMPTY, Array, HParams, Key, PyTree
 
 
 class TransformResult(NamedTuple):
@@ -27,7 +27,7 @@ class TransformResult(NamedTuple):
   update: PyTree
   state: PyTree = ()
   aux: PyTree = ()
-  metrics: dict[str, Array] = {}
+  metrics: Mapping[str, Array] = EMPTY
   bytes: Array | None = None
 
 
@@ -127,5 +127,5 @@ class Aggregator(NamedTuple):
   coordinatewise: bool = False
   reduces: bool = True
   weighted_mean: bool = False
-  hparams: HParams = {}
+  hparams: HParams = EMPTY
   draws_noise: bool = False

@@ -94,9 +94,9 @@ class PerClient(NamedTuple):
   state: PyTree
   status: Array
   weight: Array
-  values: dict[str, Array]
-  log: Entry | tuple[()] | dict[str, Array] = ()
-  observed: dict[str, Array] = {}
+  values: Mapping[str, Array]
+  log: Entry | tuple[()] | dict[str, Array]
+  observed: dict[str, Array]
 
 
 def train_cohort(

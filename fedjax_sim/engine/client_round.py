@@ -25,6 +25,7 @@ from fedjax_sim.core import (
   returned,
 )
 from fedjax_sim.core.tree import all_finite, no_nan
+from fedjax_sim.core.types import EMPTY
 from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
 from fedjax_sim.engine.client_loop import run_client
@@ -106,8 +107,8 @@ class ClientOutcome(NamedTuple):
   released: tuple[TransformResult, ...]
   kept: PyTree
   status: Array
-  log: Entry | tuple[()] = ()
-  observed: dict[str, Array] = {}
+  log: Entry | tuple[()]
+  observed: dict[str, Array]
 
 
 def train_client(
@@ -154,18 +155,18 @@ def train_client(
     )
   returned.metrics("Report.metrics", report.metrics)
   report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
-  # What goes into transforms is always checked, even if `send` checks updates
-  # too: a transform may hide that an update is not finite.
-  finite = _finite_report(
-    report, bool(spec.transforms) or not algorithm.checks_updates
-  )
+  privacy = algorithm.privacy
+  checked = privacy is not None and privacy.checks_updates
+  # What goes into transforms is always checked, even if `postprocess_report`
+  # checks updates too: a transform may hide that an update is not finite.
+  finite = _finite_report(report, bool(spec.transforms) or not checked)
   update, results = _transform(
     spec, report.update, given, transform_states, ident
   )
   if spec.transforms:
     finite &= all_finite((update, [(r.aux, r.state) for r in results]))
-  report = algorithm.send(client, report._replace(update=update))
-  finite &= _finite_report(report, not algorithm.checks_updates)
+  report = algorithm.postprocess_report(client, report._replace(update=update))
+  finite &= _finite_report(report, not checked)
   return ClientOutcome(
     report=report._replace(state=()),
     released=tuple(r._replace(update=(), state=()) for r in results),
@@ -265,5 +266,5 @@ def _finite_report(report: Report, with_update: bool) -> Array:
     report: what a client reports.
     with_update: whether to check the update too.
   """
-  report = report._replace(metrics={})
+  report = report._replace(metrics=EMPTY)
   return all_finite(report if with_update else report._replace(update=()))

@@ -37,7 +37,7 @@ class Schedule(NamedTuple):
 
 
 def named(hparams: HParams) -> dict[str, Any]:
-  """Nested hyper-parameters by names such as `client.learning_rate`."""
+  """Return nested hyper-parameters by path, such as `transforms.clip.norm`."""
   path = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
   leaves = jax.tree_util.tree_leaves_with_path(hparams)
   return {path(keys): value for keys, value in leaves}
@@ -71,7 +71,7 @@ def scheduled(
   round_: Array,
   states: Mapping[str, PyTree],
 ) -> HParams:
-  """The hyper-parameters of a round.
+  """Return the hyper-parameters of a round.
 
   Args:
     schedules: name of a hyper-parameter, see `path_of` -> its schedule.
@@ -98,6 +98,13 @@ def scheduled(
 def reacted(
   schedule: Schedule, state: PyTree, value: float, higher_is_better: bool
 ) -> PyTree:
-  """A schedule's state after its metric was told; on the host."""
+  """Return a schedule's state after an evaluation, on the host.
+
+  Args:
+    schedule: the schedule.
+    state: its state before.
+    value: value of its metric.
+    higher_is_better: direction of the metric.
+  """
   new = schedule.react(state, -value if higher_is_better else value)
   return jax.tree.map(lambda n, s: np.asarray(n, s.dtype), new, state)

@@ -36,7 +36,7 @@ from fedjax_sim.core import (
   key_for,
   noise_key_for,
 )
-from fedjax_sim.core.tree import all_finite, choose, divide
+from fedjax_sim.core.tree import all_finite, divide, tree_where
 from fedjax_sim.engine.aggregation import (
   CohortSums,
   PerClient,
@@ -161,7 +161,9 @@ def run_round(
     scheduled={
       name: values[str(path_of(name, values))] for name in spec.schedules
     },
-    told=spec.algorithm.told(state.server, given.hparams["algorithm"]),
+    state_metrics=spec.algorithm.state_metrics(
+      state.server, given.hparams["algorithm"]
+    ),
     observed=jax.tree.map(
       lambda x: jnp.where(kept.status == ClientStatus.PRESENT, x, jnp.nan),
       kept.observed,
@@ -242,7 +244,7 @@ def _server_step(
   server = algorithm.apply(state.server, aggregate, context)
   released = divide(sums.released, clients)
   aux = tuple(r.aux for r in released)
-  private = algorithm.release is not None
+  private = algorithm.privacy is not None
   # A private server must not learn from the exact aux.
   known = jax.tree.map(jnp.zeros_like, aux) if private else aux
   shared = tuple(
@@ -252,5 +254,5 @@ def _server_step(
   # A cohort of which nobody is left changes nothing, except where clients are
   # private: there, it must not show that nobody was left.
   changes = (clients > 0) | private
-  server = choose(changes, server, state.server)
-  return server, choose(changes, shared, state.shared), released
+  server = tree_where(changes, server, state.server)
+  return server, tree_where(changes, shared, state.shared), released

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from fedjax_sim.core import Array, Metric, PyTree, TransformResult
@@ -49,21 +50,21 @@ class RoundMetrics(NamedTuple):
     client_values: column -> shape=(devices, waves, lanes), NaN of who is not in
       the aggregate; empty unless clients are logged.
     scheduled: hyper-parameter -> its value in this round, shape=().
-    told: `Algorithm.told`, before the server's step.
+    state_metrics: `Algorithm.state_metrics`, before the server's step.
     observed: name -> shape=(devices, waves, lanes), what a sampler observes,
       NaN of who is not in the aggregate; empty unless the sampler observes.
   """
 
   clients: Array
   rejected: Array
-  metrics: dict[str, Metric]
+  metrics: Mapping[str, Metric]
   transforms: dict[str, TransformResult]
   client_rejected: Array
   finite: Array
   nan_losses: Array
   client_values: dict[str, Array]
   scheduled: dict[str, Array]
-  told: dict[str, Array]
+  state_metrics: Mapping[str, Array]
   observed: dict[str, Array]
 
 

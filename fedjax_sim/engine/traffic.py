@@ -76,7 +76,7 @@ def _begin(
 def report_shapes(
   algorithm: Algorithm, server: PyTree, hparams: HParams
 ) -> Report:
-  """Shapes and dtypes of what a client reports.
+  """Return shapes and dtypes of what a client reports, after postprocessing.
 
   Args:
     algorithm: what it does.
@@ -87,7 +87,8 @@ def report_shapes(
   def visit(server: PyTree, hparams: HParams) -> Report:
     own = algorithm.client_init(server, hparams)
     client, carries = _begin(algorithm, server, own, hparams)
-    return algorithm.finish(client, *carries)
+    report = algorithm.finish(client, *carries)
+    return algorithm.postprocess_report(client, report)
 
   shapes: Report = jax.eval_shape(visit, server, hparams)
   return shapes

@@ -188,7 +188,7 @@ def _run(
           begins=begun.done == 0 and experiment.timetable.initial_eval,
           log_clients=simulator.log_clients,
           name_of=simulator.data.train.client_name
-          if not simulator.algorithm.pooled
+          if not simulator.algorithm.requirements.pools_data
           else lambda _: "all clients",
         )
       )

@@ -53,8 +53,8 @@ def check(fields: Mapping[str, Any]) -> None:
   check_kinds(**{name: fields[name] for name in KINDS})
   check_transforms(f.transforms)
   check_parts(f.algorithm, f.aggregator, f.data, f.runtime)
-  clients = 1 if f.algorithm.pooled else f.data.train.num_clients
-  check_sampler(f.sampler, clients)
+  pooled = f.algorithm.requirements.pools_data
+  check_sampler(f.sampler, 1 if pooled else f.data.train.num_clients)
   check_unobserved(f.sampler, f.algorithm, f.aggregator)
   check_fall_back(f.fall_back, f.best_metric)
 
@@ -213,7 +213,7 @@ def check_unobserved(
     ValueError: the sampler observes, and the run is private.
   """
   private = (
-    algorithm.release is not None
+    algorithm.privacy is not None
     or algorithm.draws_noise
     or aggregator.draws_noise
   )
@@ -257,26 +257,26 @@ def check_parts(
       "Aggregator.coordinatewise=True needs a stack of updates; set"
       " needs_all_updates=True, too, or unset it."
     )
-  if algorithm.stacked == aggregator.reduces:
+  if algorithm.requirements.all_updates == aggregator.reduces:
     raise ValueError(
       "The algorithm joins the clients' updates itself; server.aggregator has"
       " to be 'stack', which keeps them all."
-      if algorithm.stacked
+      if algorithm.requirements.all_updates
       else "server.aggregator='stack' leaves the joining of updates to the"
       " algorithm, and algorithm.name does not do it; take another one of"
       " the two."
     )
-  if algorithm.release is not None and not aggregator.weighted_mean:
+  if algorithm.privacy is not None and not aggregator.weighted_mean:
     raise ValueError(
       "privacy.mechanism adds noise to a plain sum, in the place of"
       " server.aggregator; leave it at 'weighted_mean'."
     )
-  if algorithm.weighted_mean and not aggregator.weighted_mean:
+  if algorithm.requirements.weighted_mean and not aggregator.weighted_mean:
     raise ValueError(
       "The algorithm, or server.stale_probability, counts on a weighted"
       " mean; server.aggregator has to be 'weighted_mean'."
     )
-  if algorithm.uses_server_data and data.server is None:
+  if algorithm.requirements.server_data and data.server is None:
     raise ValueError(
       "algorithm.name, or replay.steps, asks for examples of the server's own,"
       " and there are none; set data.server_clients, or give"

@@ -222,7 +222,9 @@ def _end(
     result = transform.apply(update, common, own, numbers, client.key)
     update = result.update
     released.append(result._replace(update=(), state=()))
-  sent = simulator.algorithm.send(client, report._replace(update=update))
+  sent = simulator.algorithm.postprocess_report(
+    client, report._replace(update=update)
+  )
   others = sent.buffers, sent.statistics, released, sent.metrics
   finite = all_finite((report._replace(metrics={}), update))
   return sent.update, (others, jnp.float32(sent.weight)), finite, update

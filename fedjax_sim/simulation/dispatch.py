@@ -223,9 +223,9 @@ def _row(
     name.replace(".", "/"): float(value)
     for name, value in metrics.scheduled.items()
   }
-  for name, value in metrics.told.items():
+  for name, value in metrics.state_metrics.items():
     scheduled.pop(name, None)  # what became of it, such as a clipping norm
-    _put(row, name, value, "Algorithm.told")
+    _put(row, name, value, "Algorithm.state_metrics")
   row |= scheduled
   for name in chain:
     seen = metrics.transforms[name]

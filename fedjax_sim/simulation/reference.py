@@ -122,7 +122,7 @@ def _with_stages(spec: RoundSpec, at: _Position) -> RoundSpec:
         for i, walked in enumerate(algorithm.passes)
       ),
       finish=at.named("finish", algorithm.finish),
-      send=at.named("postprocess", algorithm.send),
+      postprocess_report=at.named("postprocess", algorithm.postprocess_report),
       apply=at.named("apply", algorithm.apply),
     ),
     aggregator=aggregator._replace(

@@ -68,8 +68,8 @@ def simulate(
   runtime = Runtime() if runtime is None else runtime
   checks.check_kinds(algorithm=algorithm, data=data, runtime=runtime)
   if sampler is None:
-    size = 1 if algorithm.pooled else data.train.num_clients
-    count = 1 if algorithm.pooled else clients_per_round
+    size = 1 if algorithm.requirements.pools_data else data.train.num_clients
+    count = 1 if algorithm.requirements.pools_data else clients_per_round
     sampler = sampling.uniform(size, count)
   # Plans with room for more rounds than there ever are would be sent in vain.
   most = min(runtime.most_rounds, eval_every)

@@ -60,7 +60,7 @@ class Simulator:
   Attributes:
     task: what is trained and evaluated.
     algorithm: how clients train and the server reacts.
-    data: federated data; an algorithm that is `pooled` gets their union.
+    data: federated data; an algorithm that pools data gets their union.
     sampler: who takes part in a round.
     work: what a client does in a round.
     aggregator: how updates become one.
@@ -78,8 +78,7 @@ class Simulator:
     log_clients: fill `Dispatch.client_log`; devices then keep all updates.
     budget: delta, and perhaps the largest epsilon, of a private algorithm;
       every round's metrics then have its epsilon. None to count no epsilon.
-    debug: run rounds uncompiled, one client after the other, with errors that
-      name stage and client; slow, see `simulation/reference.py`.
+    debug: run rounds as a Python loop over clients, see `reference.py`; slow.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -112,7 +111,7 @@ class Simulator:
 
   def _check_privacy(self) -> None:
     check_budget(self.algorithm, self.budget)
-    release = self.algorithm.release
+    release = self.algorithm.privacy
     if release is None:
       return
     guard.check_noise(release, self.hparams["algorithm"], self.sampler)
@@ -130,7 +129,7 @@ class Simulator:
   def account(self) -> Account:
     """Counts the epsilon of a private run."""
     return Account(
-      release=self.algorithm.release,
+      release=self.algorithm.privacy,
       budget=self.budget,
       sampler=self.sampler,
       num_clients=self.num_clients,
@@ -139,20 +138,21 @@ class Simulator:
   @property
   def joined_by(self) -> Aggregator:
     """The aggregator in use: a plain sum if the algorithm is private."""
-    if self.algorithm.release is None:
+    if self.algorithm.privacy is None:
       return self.aggregator
     return aggregators.sum_()
 
   @property
   def num_clients(self) -> int:
     """Number of clients that may train."""
-    return 1 if self.algorithm.pooled else self.data.train.num_clients
+    pooled = self.algorithm.requirements.pools_data
+    return 1 if pooled else self.data.train.num_clients
 
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
     """For every pass of the algorithm, the data that it goes through."""
     named = self.data.all_splits
-    if self.algorithm.pooled:
+    if self.algorithm.requirements.pools_data:
       named = {name: data.pooled() for name, data in named.items()}
     return [named[p.split] for p in self.algorithm.passes]
 
@@ -363,9 +363,9 @@ class Simulator:
       ValueError: the sampler fails, or it observes and no state is given.
     """
     lanes = self.choose_lanes().lanes if lanes is None else lanes
-    known = None if state is None else state.sampler
     # Epsilons are counted here, while the devices work.
     count = self.account.epsilon_row
+    known = state and state.sampler
     return self.planner.plan(first, most, lanes, planned=count, state=known)
 
   def dispatch(

@@ -24,9 +24,9 @@ from fedjax_sim.core import (
   Aggregator,
   Algorithm,
   HParams,
+  PrivacySpec,
   Purpose,
   PyTree,
-  Release,
   Task,
   Transform,
   Variables,
@@ -67,7 +67,7 @@ def default_hparams(
 
 
 def traced_hparams(
-  given: HParams | None, defaults: HParams, release: Release | None
+  given: HParams | None, defaults: HParams, release: PrivacySpec | None
 ) -> PyTree:
   """Return hyper-parameters as arrays of one dtype.
 
@@ -217,7 +217,7 @@ class States:
     Raises:
       TypeError, ValueError: names the number.
     """
-    return traced_hparams(hparams, self.hparams, self.algorithm.release)
+    return traced_hparams(hparams, self.hparams, self.algorithm.privacy)
 
   @functools.cached_property
   def shapes(self) -> RunState:

@@ -223,7 +223,9 @@ def classes(make, corrupted, rounds=15, devices=1, **options):
     work=LocalWork(batch_size=10, epochs=5),
     lanes=devices,
     devices=devices,
-    aggregator=aggregators.stack() if algorithm.stacked else None,
+    aggregator=aggregators.stack()
+    if algorithm.requirements.all_updates
+    else None,
   )
   state = train(simulator, rounds)
   assert simulator.compilations == 1

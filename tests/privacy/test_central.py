@@ -262,7 +262,9 @@ def recorded(private):
   def contribution(server, hparams):
     own = private.client_init(server, hparams)
     client, carries = traffic._begin(private, server, own, hparams)
-    return private.send(client, private.finish(client, *carries)).update
+    return private.postprocess_report(
+      client, private.finish(client, *carries)
+    ).update
 
   def init(key, hparams):
     server = private.init(key, hparams)
@@ -278,9 +280,11 @@ def recorded(private):
     ),
     variables=lambda state: private.variables(state[0]),
     client_init=lambda state, hparams: private.client_init(state[0], hparams),
-    told=lambda state, hparams: private.told(state[0], hparams),
+    state_metrics=lambda state, hparams: private.state_metrics(
+      state[0], hparams
+    ),
     on_eval=None,
-    replace=None,
+    with_model=None,
   )
 
 

@@ -262,7 +262,7 @@ def test_a_simulated_cohort_is_called_so():
   (out,) = made.run(made.init(), 1)
   assert "privacy/epsilon" not in out.rows[0]
   larger = guard.ledger(
-    made.algorithm.release._replace(simulated=None),
+    made.algorithm.privacy._replace(simulated=None),
     sampling.poisson(1000, 200),
     made.budget,
     1000,

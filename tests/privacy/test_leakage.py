@@ -185,9 +185,7 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize(
-  "name", slow_but(["fedavg", "apfl"], ALGORITHMS)
-)
+@pytest.mark.parametrize("name", slow_but(["fedavg", "apfl"], ALGORITHMS))
 def test_who_is_left_out_is_not_in_the_aggregate(name):
   """The model is that of a round without those clients."""
   make, outer = ALGORITHMS[name]

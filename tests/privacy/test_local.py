@@ -470,7 +470,7 @@ def test_no_two_clients_of_dga_are_further_apart_than_the_noise_allows():
     report = made.finish(
       client, walk.step(client, walk.start(client), batch, KEY)
     )
-    report = made.send(client, report)
+    report = made.postprocess_report(client, report)
     assert report.statistics == report.buffers == ()
     assert report.values == {}
     return report.update["w"], report.weight

@@ -242,8 +242,8 @@ class Measured:
     if fields["privacy.mechanism"] == "discrete_gaussian":
       key += [fields["server.clients_per_round"]]
       key += [fields["privacy.noise_multiplier"]]
-    if made.algorithm.release.sensitivity is not None:
-      strategy = made.algorithm.release.sensitivity.__self__
+    if made.algorithm.privacy.sensitivity is not None:
+      strategy = made.algorithm.privacy.sensitivity.__self__
       key += [strategy.rounds, strategy.coefficients.tobytes()]
     if tuple(key) not in _COMPILED:
       _COMPILED[tuple(key)] = self.simulator.compiled, self.simulator.init()
@@ -361,7 +361,7 @@ def test_no_config_prints_less_than_it_betrays(block, count, measures, only):
     assert "too_often" not in fields["server.sampling"]
     assert everybody or "not_by_itself" not in fields["server.sampling"]
     made = experiment.simulator
-    ledger, release = made.account.ledger, made.algorithm.release
+    ledger, release = made.account.ledger, made.algorithm.privacy
     assert ledger is not None
     there, other = 1.0, 2.0
     scale = made.hparams["algorithm"]["privacy"]["noise_scale"]

@@ -126,8 +126,8 @@ def build(config: ConfigDict) -> Experiment:
   if "sizes" in inspect.signature(sampler).parameters:  # a user's own
     sampler = functools.partial(sampler, sizes=data.train.sizes)
   fields = dict(fields_of(config))
-  size = (1, 1) if algorithm.pooled else clients
-  draw = sampling.uniform if algorithm.pooled else sampler
+  size = (1, 1) if algorithm.requirements.pools_data else clients
+  draw = sampling.uniform if algorithm.requirements.pools_data else sampler
   try:
     with references.named(fields):
       drawn = draw(*size)
@@ -166,7 +166,7 @@ def build(config: ConfigDict) -> Experiment:
       f" privacy.noise_multiplier={config.privacy.noise_multiplier}; raise one"
       " of them."
     )
-  private = simulator.algorithm.release is not None
+  private = simulator.algorithm.privacy is not None
   if is_locally_private(config, simulator.num_clients):
     check_unwatched(simulator.best_metric, simulator.react.schedules)
     private = True

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from fedjax_sim.core import (
   HParams,
   Participation,
+  PrivacySpec,
   PyTree,
-  Release,
   Sampler,
   Transform,
   validate,
@@ -79,7 +79,7 @@ def counted(rounds: int, last: int | None) -> int:
 
 
 def ledger(
-  release: Release, sampler: Sampler, budget: Budget, num_clients: int
+  release: PrivacySpec, sampler: Sampler, budget: Budget, num_clients: int
 ) -> accounting.Ledger:
   """What counts the run's epsilon.
 
@@ -189,7 +189,7 @@ def check(
   transforms: Sequence[Transform],
   params: PyTree,
   scheduled: Iterable[str],
-  release: Release,
+  release: PrivacySpec,
   fall_back: bool,
 ) -> None:
   """Refuses what would let more than the noisy sums into the model.
@@ -266,7 +266,9 @@ def check_watched(watched: Mapping[str, str | None]) -> None:
       )
 
 
-def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
+def check_noise(
+  release: PrivacySpec, hparams: HParams, sampler: Sampler
+) -> None:
   """Refuses noise other than what is told to the accountant.
 
   Args:

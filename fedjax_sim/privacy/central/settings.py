@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from fedjax_sim.core import Release, validate
+from fedjax_sim.core import PrivacySpec, validate
 from fedjax_sim.privacy.accounting import MOST_MULTIPLIER, NOISES
 from fedjax_sim.privacy.central import integers
 from fedjax_sim.privacy.central.canaries import Canaries
@@ -197,10 +197,10 @@ class Central:
     return rest**-power, self.share**-power
 
   @property
-  def release(self) -> Release:
+  def release(self) -> PrivacySpec:
     """What accountants have to know."""
     strategy = self.strategy
-    return Release(
+    return PrivacySpec(
       noise=self.noise,
       multiplier=self.noise_multiplier,
       sensitivity=strategy and strategy.sensitivity,
