@@ -245,7 +245,7 @@ def test_from_config_keeps_the_order():
     (
       {"clipp": {"norm": 1.0}},
       validate.UnknownNameError,
-      r"transforms='clipp' .*mean 'clip'\? Known: adaptive_clip, clip, gaussian",
+      r"transforms='clipp' .*mean 'clip'\? Known: adaptive_clip, clip,",
     ),
     (
       {"clip": {"nrm": 1.0}},
