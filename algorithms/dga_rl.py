@@ -112,15 +112,13 @@ def dga_rl(
   )
   with_model = inner.with_model
   assert with_model is not None
-  validate.whole("algorithm.memory_rounds", memory_rounds, most=10**6)
-  share = lambda name, value: validate.real(
-    f"algorithm.{name}", value, least=0, most=1
-  )
+  validate.whole("memory_rounds", memory_rounds, most=10**6)
+  share = lambda name, value: validate.real(name, value, least=0, most=1)
   numbers = {
     "epsilon": share("epsilon", epsilon),
     "epsilon_decay": share("epsilon_decay", epsilon_decay),
     "epsilon_least": share("epsilon_least", epsilon_least),
-    "ridge": validate.real("algorithm.ridge", ridge, above=0),
+    "ridge": validate.real("ridge", ridge, above=0),
   }
   score = _score(task, metric)
 
@@ -186,7 +184,7 @@ def _score(task: Task, metric: str) -> Callable[[Variables, Context], Array]:
   if metric not in task.higher_is_better:
     known = ", ".join(sorted(task.higher_is_better))
     raise ValueError(
-      f"algorithm.metric={metric!r}: whether more of it is better is not known;"
+      f"metric={metric!r}: whether more of it is better is not known;"
       f" say so in Task.higher_is_better, or take one of {known}."
     )
   higher_is_better = task.higher_is_better[metric]

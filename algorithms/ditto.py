@@ -63,7 +63,7 @@ def ditto(
   Raises:
     TypeError, ValueError: lam is not such a number.
   """
-  lam = validate.real("algorithm.lam", lam, least=0)
+  lam = validate.real("lam", lam, least=0)
   base = fedavg(task, client_optimizer, server_optimizer, weighting=weighting)
 
   def towards_global(client: Client, v: PyTree, gradient: PyTree) -> PyTree:

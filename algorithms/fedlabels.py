@@ -193,8 +193,8 @@ def fedlabels(
       "algorithm.name='fedlabels' needs a task with logits, and Task.logits is"
       " None; make the task by nnx_task or linen_task, or give that field."
     )
-  validate.known("algorithm.comparison", comparison, COMPARISONS)
-  validate.boolean("algorithm.flip", flip)
+  validate.known("comparison", comparison, COMPARISONS)
+  validate.boolean("flip", flip)
   numbers = _numbers(
     burn_in=burn_in,
     threshold=threshold,
@@ -255,11 +255,11 @@ def _numbers(**given: float) -> dict[str, float]:
     "l2": {"least": 0},
     "magnitude": {"least": 0, "most": 1},
   }
-  burn_in = validate.whole("algorithm.burn_in", given["burn_in"], least=0)
+  burn_in = validate.whole("burn_in", given["burn_in"], least=0)
   return {
     "burn_in": float(burn_in),
     **{
-      name: validate.real(f"algorithm.{name}", given[name], **limits)
+      name: validate.real(name, given[name], **limits)
       for name, limits in bounds.items()
     },
   }

@@ -64,10 +64,10 @@ def fedlaw(
   Raises:
     TypeError, ValueError: a number is out of range.
   """
-  validate.whole("algorithm.weight_steps", weight_steps)
-  validate.whole("algorithm.server_batch_size", server_batch_size)
-  rate = validate.real("algorithm.weight_rate", weight_rate, least=0)
-  pull = validate.real("algorithm.kl_weight", kl_weight, least=0)
+  validate.whole("weight_steps", weight_steps)
+  validate.whole("server_batch_size", server_batch_size)
+  rate = validate.real("weight_rate", weight_rate, least=0)
+  pull = validate.real("kl_weight", kl_weight, least=0)
   base = fedavg(task, client_optimizer, server_optimizer)
 
   def learn(

@@ -151,7 +151,8 @@ def check_same(one, other, *arguments, tolerance=1e-12):
     numbers = tuple(range(len(arguments)))
     return jax.jit(jax.grad(value, numbers, has_aux=True))(*arguments)
 
-  for a, b in zip(*map(jax.tree.leaves, (of(one), of(other))), strict=True):
+  found = (jax.tree.leaves(jax.device_get(of(each))) for each in (one, other))
+  for a, b in zip(*found, strict=True):
     assert a.shape == b.shape
     atol = tolerance * (1 + abs(b).max(initial=0))
     np.testing.assert_allclose(a, b, rtol=0, atol=atol)

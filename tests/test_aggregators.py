@@ -93,10 +93,10 @@ def simulator_of(name, lanes, devices, ids):
 @pytest.mark.parametrize(
   ("name", "lanes", "devices"),
   [
-    (name, lanes, devices)
-    for name in AGGREGATORS
-    for lanes, devices in ((1, 1), (3, 1), (1, 2), (3, 2))
-    if name == "median" or lanes == devices or devices == 2
+    *((name, 3, 2) for name in AGGREGATORS),
+    ("median", 1, 1),
+    ("median", 3, 1),
+    ("weighted_mean", 1, 1),
   ],
 )
 def test_an_aggregate_is_what_numpy_says(name, lanes, devices):
@@ -333,7 +333,7 @@ def in_pairs(acc, updates, weights, present, context):
 )
 def test_an_aggregator_that_breaks_the_contract_is_refused(changes, match):
   broken = aggregators.mean()._replace(**changes)
-  with pytest.raises(ValueError, match=rf"^server\.aggregator: {match}"):
+  with pytest.raises(ValueError, match=rf"^aggregator\.name: {match}"):
     aggregators.check(broken, UPDATE)
 
 

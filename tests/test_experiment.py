@@ -305,6 +305,7 @@ def test_the_clients_log_is_the_same_after_a_stop(
   assert same()
 
 
+@pytest.mark.integration
 def test_from_another_thread(tmp_path, fast, undisturbed):
   thread = threading.Thread(target=experiment.run, args=(quick(), tmp_path))
   thread.start()
@@ -426,6 +427,7 @@ def test_no_clients_left_names_the_round(tmp_path):
 # --- resume -------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_signals_stop_after_a_checkpoint(
   tmp_path, fast, undisturbed, monkeypatch
 ):
@@ -452,6 +454,7 @@ def test_signals_stop_after_a_checkpoint(
   check_same(tmp_path, undisturbed)
 
 
+@pytest.mark.integration
 def test_a_stop_between_all_multiples(tmp_path, fast, monkeypatch, undisturbed):
   one = {"runtime__rounds_per_dispatch": "1"}
   with monkeypatch.context() as patch:
@@ -470,6 +473,7 @@ def interruptible():
   signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.integration
 def test_a_second_signal_acts_as_usual(
   tmp_path, fast, undisturbed, monkeypatch, interruptible
 ):
@@ -508,6 +512,7 @@ class KilledError(BaseException):
   """Stands for a kill: nothing of ours catches it."""
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
   "name", ["draw_curves", "write_atomically", "write_json"]
 )
@@ -644,6 +649,7 @@ def _limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.integration
 def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
   """One run, on a disk that is full in every moment, and gone on with."""
   saving = checkpoint.Checkpoints, "save"
@@ -736,7 +742,7 @@ def test_another_account_of_the_rounds_done_is_refused(
       str(DIGITS),
       {
         "server.rounds": "4",
-        "server.sampling": f"{tmp_path / 'own.py'}:mine",
+        "sampler.name": f"{tmp_path / 'own.py'}:mine",
         "runtime.checkpoint_every": "2",
         "privacy.mechanism": "gaussian",
         "privacy.clip_norm": "1.0",

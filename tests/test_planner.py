@@ -42,7 +42,7 @@ def test_the_smallest_size_that_holds_a_cohort():
 
 def test_a_draw_that_is_no_cohort_names_its_round():
   sampler = Sampler(lambda seed, done: np.array([9]), sizes=(2,), expected=1)
-  with pytest.raises(ValueError, match=r"server\.sampling: round 5: "):
+  with pytest.raises(ValueError, match=r"sampler\.name: round 5: "):
     Cohorts(sampler=sampler, seed=0, num_clients=9).draw(4)
 
 

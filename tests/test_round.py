@@ -56,7 +56,7 @@ def test_lanes_and_devices_do_not_change_the_result(model, precision, request):
     optimizer("adam", learning_rate=0.1),
   )
   results = {}
-  for lanes, devices in ((1, 1), (3, 1), (1, 2), (3, 2), (10, 1)):
+  for lanes, devices in ((1, 1), (1, 2), (3, 2), (10, 1)):
     simulator = make_simulator(
       task,
       algorithm,
@@ -100,9 +100,11 @@ def test_full_participation_with_one_full_batch_is_a_gradient_step():
       ).value
     )
 
-  variables = task.init(jax.random.key(0))
-  gradient = jax.grad(pooled_loss)(before)
-  expected = jax.tree.map(lambda p, g: p - rate * g, before, gradient)
+  variables = jax.jit(task.init)(jax.random.key(0))
+  gradient = jax.jit(jax.grad(pooled_loss))(before)
+  expected = jax.tree.map(
+    lambda p, g: p - rate * np.asarray(g), before, gradient
+  )
   np.testing.assert_allclose(flat(after), flat(expected), atol=2e-6)
 
 
@@ -143,20 +145,24 @@ def test_centralized_training_is_optax_on_the_pooled_data():
   state = transformation.init(params)
   x, y = data.train.examples["x"], data.train.examples["y"]
 
-  def loss(params, rows):
-    examples = {"x": jnp.asarray(x[rows]), "y": jnp.asarray(y[rows])}
+  def loss(params, examples):
     return jnp.mean(
       task.loss(
         variables._replace(params=params), examples, jax.random.key(0)
       ).value
     )
 
-  variables = task.init(jax.random.key(0))
+  @jax.jit
+  def step(params, state, examples):
+    gradient = jax.grad(loss)(params, examples)
+    updates, state = transformation.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+  variables = jax.jit(task.init)(jax.random.key(0))
   for _ in range(3):
     for first in range(0, 16, 5):
-      gradient = jax.grad(loss)(params, slice(first, first + 5))
-      updates, state = transformation.update(gradient, state, params)
-      params = optax.apply_updates(params, updates)
+      rows = slice(first, first + 5)
+      params, state = step(params, state, {"x": x[rows], "y": y[rows]})
   np.testing.assert_allclose(flat(after), flat(params), atol=1e-5)
 
 
@@ -296,11 +302,10 @@ def test_a_round_can_be_differentiated_forwards():
   }
 
   def after(rate):
-    hparams = hparams_of(
-      simulator,
-      client={"learning_rate": rate},
-      server={"learning_rate": jnp.float32(1)},
-    )
+    hparams = jax.tree.map(jnp.float32, dict(simulator.hparams))
+    algorithm = hparams["algorithm"]
+    client = {**algorithm["client"], "learning_rate": rate}
+    hparams["algorithm"] = {**algorithm, "client": client}
     new, _ = simulator.compiler.function(
       state, hparams, examples, plan, jnp.int32(1)
     )

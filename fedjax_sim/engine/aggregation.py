@@ -33,6 +33,7 @@ from fedjax_sim.core import (
   compensated,
 )
 from fedjax_sim.core import tree as trees
+from fedjax_sim.core.types import EMPTY
 from fedjax_sim.distributed import AXIS, over_coordinates
 from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
@@ -95,8 +96,8 @@ class PerClient(NamedTuple):
   status: Array
   weight: Array
   values: Mapping[str, Array]
-  log: Entry | tuple[()] | dict[str, Array]
-  observed: dict[str, Array]
+  log: Entry | tuple[()] | dict[str, Array] = ()
+  observed: Mapping[str, Array] = EMPTY
 
 
 def train_cohort(

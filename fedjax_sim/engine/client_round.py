@@ -107,8 +107,8 @@ class ClientOutcome(NamedTuple):
   released: tuple[TransformResult, ...]
   kept: PyTree
   status: Array
-  log: Entry | tuple[()]
-  observed: dict[str, Array]
+  log: Entry | tuple[()] = ()
+  observed: Mapping[str, Array] = EMPTY
 
 
 def train_client(

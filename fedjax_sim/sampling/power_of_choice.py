@@ -55,9 +55,7 @@ def power_of_choice(
   )
   if candidates is None:
     candidates = min(num_clients, 2 * size)
-  drawn = validate.whole(
-    "power_of_choice: candidates", candidates, least=size, most=num_clients
-  )
+  drawn = validate.whole("candidates", candidates, least=size, most=num_clients)
   sizes = np.asarray(sizes)
   if sizes.shape != (num_clients,) or sizes.min() < 1:
     raise ValueError(

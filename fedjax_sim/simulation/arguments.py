@@ -172,16 +172,16 @@ def check_sampler(sampler: Sampler, num_clients: int) -> None:
   sizes = sampler.sizes
   if not isinstance(sizes, tuple) or not sizes:
     raise TypeError(
-      f"server.sampling: Sampler.sizes={sizes!r}; give a tuple of numbers."
+      f"sampler.name: Sampler.sizes={sizes!r}; give a tuple of numbers."
     )
   for size in sizes:
-    validate.whole("server.sampling: Sampler.sizes", size)
+    validate.whole("sampler.name: Sampler.sizes", size)
   if any(a >= b for a, b in itertools.pairwise(sizes)):
     raise ValueError(
-      f"server.sampling: Sampler.sizes={sizes}: give increasing numbers."
+      f"sampler.name: Sampler.sizes={sizes}: give increasing numbers."
     )
   expected = sampler.expected
-  validate.real("server.sampling: Sampler.expected", expected, least=0)
+  validate.real("sampler.name: Sampler.expected", expected, least=0)
   if sizes[-1] > num_clients:
     raise ValueError(
       f"The sampler draws up to {sizes[-1]} clients a round;"
@@ -189,12 +189,12 @@ def check_sampler(sampler: Sampler, num_clients: int) -> None:
     )
   if (sampler.init is None) != (sampler.observe is None):
     raise ValueError(
-      "server.sampling: Sampler.init and Sampler.observe belong together; give"
+      "sampler.name: Sampler.init and Sampler.observe belong together; give"
       " both, or neither."
     )
   if sampler.observe is not None and sampler.participation is not None:
     raise ValueError(
-      "server.sampling: Sampler.observe makes a cohort depend on what clients"
+      "sampler.name: Sampler.observe makes a cohort depend on what clients"
       " report, so Sampler.participation cannot hold; set it to None."
     )
 
@@ -219,7 +219,7 @@ def check_unobserved(
   )
   if private and sampler.observe is not None:
     raise ValueError(
-      "server.sampling observes what clients report without noise, so who takes"
+      "sampler.name observes what clients report without noise, so who takes"
       " part would reveal their data, which no epsilon covers; take 'uniform'"
       " or 'poisson', or a run that is not private."
     )
@@ -259,22 +259,22 @@ def check_parts(
     )
   if algorithm.requirements.all_updates == aggregator.reduces:
     raise ValueError(
-      "The algorithm joins the clients' updates itself; server.aggregator has"
+      "The algorithm joins the clients' updates itself; aggregator.name has"
       " to be 'stack', which keeps them all."
       if algorithm.requirements.all_updates
-      else "server.aggregator='stack' leaves the joining of updates to the"
+      else "aggregator.name='stack' leaves the joining of updates to the"
       " algorithm, and algorithm.name does not do it; take another one of"
       " the two."
     )
   if algorithm.privacy is not None and not aggregator.weighted_mean:
     raise ValueError(
       "privacy.mechanism adds noise to a plain sum, in the place of"
-      " server.aggregator; leave it at 'weighted_mean'."
+      " aggregator.name; leave it at 'weighted_mean'."
     )
   if algorithm.requirements.weighted_mean and not aggregator.weighted_mean:
     raise ValueError(
       "The algorithm, or server.stale_probability, counts on a weighted"
-      " mean; server.aggregator has to be 'weighted_mean'."
+      " mean; aggregator.name has to be 'weighted_mean'."
     )
   if algorithm.requirements.server_data and data.server is None:
     raise ValueError(
@@ -285,7 +285,7 @@ def check_parts(
   if stacked and runtime.deterministic_reduction is not None:
     raise ValueError(
       f"runtime.deterministic_reduction="
-      f"{runtime.deterministic_reduction}: server.aggregator keeps a"
+      f"{runtime.deterministic_reduction}: aggregator.name keeps a"
       " stack of updates, which every number of devices computes with in"
       " another way. Unset it, or take one that sums."
     )

@@ -105,7 +105,7 @@ class Cohorts:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
       if leaf.dtype.kind not in "biuf":
         raise TypeError(
-          f"server.sampling: Sampler.init: {jax.tree_util.keystr(path)} has"
+          f"sampler.name: Sampler.init: {jax.tree_util.keystr(path)} has"
           f" dtype {leaf.dtype}; give an array of numbers, which a checkpoint"
           " can keep."
         )
@@ -138,7 +138,7 @@ class Cohorts:
         )
     except Exception as error:
       raise ValueError(
-        f"server.sampling: round {done + 1}: {errors.raised(None, error)}"
+        f"sampler.name: round {done + 1}: {errors.raised(None, error)}"
       ) from error
     return new
 
@@ -158,7 +158,7 @@ class Cohorts:
       return validate.cohort(ids, self.num_clients)
     except Exception as error:
       raise ValueError(
-        f"server.sampling: round {done + 1}: {errors.raised(None, error)}"
+        f"sampler.name: round {done + 1}: {errors.raised(None, error)}"
       ) from error
 
   def size(self, ids: np.ndarray) -> int:
@@ -171,7 +171,7 @@ class Cohorts:
       if len(ids) <= size:
         return size
     raise ValueError(
-      f"server.sampling: {len(ids)} clients were drawn; `sizes` say at most"
+      f"sampler.name: {len(ids)} clients were drawn; `sizes` say at most"
       f" {self.sampler.sizes[-1]}."
     )
 
@@ -295,7 +295,7 @@ class Planner:
     """
     if self.cohorts.observes and state is None:
       raise ValueError(
-        f"server.sampling observes, so who takes part in round {first + 1}"
+        f"sampler.name observes, so who takes part in round {first + 1}"
         " depends on the rounds before; call plan(first, most, state=state)."
       )
     began = time.perf_counter()

@@ -1,9 +1,8 @@
 """Transforms of updates: clipping, noise, quantization, error feedback."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from fedjax_sim.core import Transform, validate
+from fedjax_sim.core import Transform
 from fedjax_sim.transforms.adaptive_clip import adaptive_clip
 from fedjax_sim.transforms.basic import clip, gaussian, lift
 from fedjax_sim.transforms.error_feedback import error_feedback
@@ -14,7 +13,6 @@ __all__ = [
   "adaptive_clip",
   "clip",
   "error_feedback",
-  "from_config",
   "gaussian",
   "lift",
   "quantize",
@@ -27,21 +25,3 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
   "gaussian": gaussian,
   "quantize": quantize,
 }
-
-
-def from_config(sections: Mapping[str, Mapping[str, Any]]) -> list[Transform]:
-  """The transforms of a config, in its order.
-
-  Args:
-    sections: name of a transform -> its arguments.
-
-  Raises:
-    UnknownNameError: no such transform, or no such argument.
-    TypeError, ValueError: an argument is missing or out of range.
-  """
-  transforms = []
-  for name, arguments in sections.items():
-    factory = validate.lookup("transforms", name, TRANSFORMS)
-    validate.arguments(f"transforms.{name}", arguments, factory)
-    transforms.append(factory(**arguments))
-  return transforms

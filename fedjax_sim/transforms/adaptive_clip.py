@@ -45,10 +45,9 @@ def adaptive_clip(
   Raises:
     TypeError, ValueError: an argument is no such number.
   """
-  field = "transforms.adaptive_clip."
-  quantile = validate.real(f"{field}quantile", quantile, least=0.0, most=1.0)
-  rate = validate.real(f"{field}learning_rate", learning_rate, least=0.0)
-  first = validate.real(f"{field}initial_norm", initial_norm, above=0.0)
+  quantile = validate.real("quantile", quantile, least=0.0, most=1.0)
+  rate = validate.real("learning_rate", learning_rate, least=0.0)
+  first = validate.real("initial_norm", initial_norm, above=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key

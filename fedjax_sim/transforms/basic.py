@@ -28,10 +28,13 @@ def clip(norm: float) -> Transform:
   The metric `clip/clipped` is the fraction of the clients whose update was
   longer.
 
+  Args:
+    norm: the longest L2 norm, above 0.
+
   Raises:
     ValueError: a norm that is not positive.
   """
-  norm = validate.real("transforms.clip.norm", norm, above=0.0)
+  norm = validate.real("norm", norm, above=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
@@ -52,10 +55,13 @@ def gaussian(stddev: float) -> Transform:
 
   A mechanism, not a guarantee: nothing here accounts for privacy.
 
+  Args:
+    stddev: the standard deviation, >= 0.
+
   Raises:
     ValueError: a negative standard deviation.
   """
-  stddev = validate.real("transforms.gaussian.stddev", stddev, least=0.0)
+  stddev = validate.real("stddev", stddev, least=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key

@@ -74,11 +74,10 @@ def quantize(
   Raises:
     TypeError, ValueError: an argument of another kind or out of range.
   """
-  field = "transforms.quantize."
-  sparsity = validate.real(f"{field}sparsity", sparsity, least=0.0, below=1.0)
-  bits = validate.whole(f"{field}bits", bits, most=16)
-  anneal = validate.real(f"{field}anneal", anneal, above=0.0, most=1.0)
-  per_layer = validate.boolean(f"{field}per_layer", per_layer)
+  sparsity = validate.real("sparsity", sparsity, least=0.0, below=1.0)
+  bits = validate.whole("bits", bits, most=16)
+  anneal = validate.real("anneal", anneal, above=0.0, most=1.0)
+  per_layer = validate.boolean("per_layer", per_layer)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key

@@ -316,7 +316,7 @@ ALGORITHMS: dict[str, Any] = {
 WEIGHTINGS: dict[str, Any] = {
   "all alike": {},
   "bounded weights": {"max_weight": 10.0},
-  "noised weights": {"max_weight": 10.0, "noised_weight": True},
+  "noised weights": {"max_weight": 10.0, "noise_weights": True},
 }
 CLIPPINGS: dict[str, Any] = {
   "flat": {},
@@ -416,7 +416,7 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
 # --- weights and quantiles ----------------------------------------------------
 
 
-def test_a_noised_weight_divides():
+def test_a_noise_weights_divides():
   data = blobs((5, 10, 40), features=4)
   task = MODELS["lr"](data)
   inner = fedavg(task, sgd(0.5), sgd(1.0))
@@ -427,7 +427,7 @@ def test_a_noised_weight_divides():
   }
   found = []
   for weighted in (True, False):
-    settings_ = Central(max_weight=20.0, noised_weight=weighted, **more)
+    settings_ = Central(max_weight=20.0, noise_weights=weighted, **more)
     simulator = make_simulator(task, central(inner, settings_), data)
     start = flat(params_of(simulator, simulator.init()))
     found.append(flat(params_of(simulator, train(simulator, 1))) - start)
@@ -474,10 +474,10 @@ def test_extras_and_update_are_as_private_as_one_release(noise, share):
     noise_multiplier=1.0,
     denominator=1.0,
     noise=noise,
-    share=share,
+    extras_fraction=share,
     quantile=0.5,
     max_weight=1.0,
-    noised_weight=True,
+    noise_weights=True,
   )
   of_update, of_extra = settings_.multipliers()
   power = 2 if noise == "gaussian" else 1

@@ -368,7 +368,7 @@ def test_the_usual_accountant_is_one_that_can():
 @pytest.mark.parametrize(
   ("more", "message"),
   [
-    ({"noised_weight": True, "max_weight": 2.0}, "unset privacy.noised_weight"),
+    ({"noise_weights": True, "max_weight": 2.0}, "unset privacy.noise_weights"),
     ({"statistics_norm": 1.0}, "unset privacy.statistics_norm"),
     ({"quantile": 0.5}, "unset privacy.quantile"),
     ({"simulated": (100.0, 1000.0)}, "unset privacy.noise_cohort_size"),
@@ -425,7 +425,7 @@ def test_other_noise_in_a_call_is_refused():
 def test_a_config_is_fitted_to_its_epsilon():
   fields = {
     "server.rounds": "30",
-    "server.sampling": "poisson",
+    "sampler.name": "poisson",
     "privacy.mechanism": "discrete_gaussian",
     "privacy.clip_norm": "1.0",
     "privacy.target_epsilon": "8.0",

@@ -96,11 +96,11 @@ def ledger(
   participation = sampler.participation
   if participation is None:
     raise ValueError(
-      "server.sampling promises nothing of how often a client takes part, so"
+      "sampler.name promises nothing of how often a client takes part, so"
       " no epsilon holds; take 'poisson' or 'uniform' with"
-      " server.least_clients_per_round=None, or give Sampler.participation."
+      " sampler.min_clients=None, or give Sampler.participation."
     )
-  rate = "server.sampling: Sampler.participation.rate"
+  rate = "sampler.name: Sampler.participation.rate"
   validate.real(rate, participation.rate, above=0, most=1)
   if release.simulated is not None:
     participation = simulated_participation(participation, release.simulated)
@@ -173,7 +173,7 @@ def simulated_participation(
       f"privacy.noise_cohort_size={cohort:g} of"
       f" privacy.population={population:g}, where everybody takes part in every"
       " round: that does not say how so many would be drawn, or take turns;"
-      " lower server.clients_per_round, or take server.sampling='poisson'."
+      " lower server.clients_per_round, or take sampler.name='poisson'."
     )
   if period * cohort > population * (1 + 1e-9):
     raise ValueError(
@@ -294,7 +294,7 @@ def check_noise(
   if most is not None and sampler.sizes[-1] > most:
     raise ValueError(
       f"Central.most_clients={most} is below the {sampler.sizes[-1]} clients"
-      " that server.sampling may draw, whose sum could overflow; give as many."
+      " that sampler.name may draw, whose sum could overflow; give as many."
     )
   scale = float(numbers.get("noise_scale", 1.0))
   if release.simulated is None:
@@ -334,7 +334,7 @@ def _check_denominator(denominator: float | None, sampler: Sampler) -> None:
   if math.isclose(denominator, there) and not math.isclose(denominator, chosen):
     raise ValueError(
       f"privacy.denominator={denominator:g} is the mean cohort of the clients"
-      f" that there are, whose number server.sampling_population="
+      f" that there are, whose number sampler.population="
       f"{part.population} keeps private; give one chosen in advance, such as"
       f" {chosen:g}."
     )

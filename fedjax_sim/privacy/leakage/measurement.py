@@ -73,7 +73,7 @@ def log_ratio(
     metrics = task.metrics(variables, examples)
     if "loss" not in metrics:
       raise ValueError(
-        "leakage.statistic needs a task with the metric 'loss'; there are"
+        "statistic needs a task with the metric 'loss'; there are"
         f" {', '.join(metrics)}."
       )
     total, weight = metrics["loss"]
@@ -131,10 +131,10 @@ def measured(
     TypeError, ValueError: an unknown statistic, a pattern that does not match
       one matrix, or an algorithm that this does not fit.
   """
-  validate.known("leakage.statistic", statistic, STATISTICS)
+  validate.known("statistic", statistic, STATISTICS)
   if algorithm.requirements.pools_data:
     raise ValueError(
-      f"leakage.statistic={statistic!r} measures clients, and algorithm.name"
+      f"statistic={statistic!r} measures clients, and algorithm.name"
       " pools the data of all; take another algorithm, or unset it."
     )
   if algorithm.privacy is not None:
@@ -222,13 +222,13 @@ def _model(message: PyTree) -> PyTree:
 def _find(pattern: str, task: Task) -> tuple[int, int]:
   """The embedding's place among the parameters' arrays, and its rows."""
   params = jax.eval_shape(task.init, jax.random.key(0)).params
-  hits = matching("leakage.embedding", (pattern,), params)
+  hits = matching("embedding", (pattern,), params)
   shapes = [x.shape for x in jax.tree.leaves(params)]
   found = [i for i, hit in enumerate(hits) if hit]
   if len(found) > 1 or len(shapes[found[0]]) != 2:
     named = ", ".join(str(shapes[i]) for i in found)
     raise ValueError(
-      f"leakage.embedding={pattern!r} matches parameters of shape {named}; let"
+      f"embedding={pattern!r} matches parameters of shape {named}; let"
       " it match one, of shape (ids, dimensions)."
     )
   return found[0], shapes[found[0]][0]
@@ -243,6 +243,6 @@ def _check(algorithm: Algorithm, server: PyTree, hparams: HParams) -> None:
   structure: Any = jax.tree.structure
   if model is None or structure(model.params) != structure(update):
     raise ValueError(
-      "leakage.statistic: clients of algorithm.name do not send the update of"
+      "statistic: clients of algorithm.name do not send the update of"
       " the model that they receive; take another algorithm, or unset it."
     )
