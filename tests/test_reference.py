@@ -196,7 +196,10 @@ def failing_aggregator():
     ({"algorithm": on("broadcast", 0)}, "Round 1, broadcast: Arith"),
     ({"algorithm": with_step(2, 3)}, "Round 1, client 3, step 2: Arith.*seven"),
     ({"algorithm": on("finish", 1, 4)}, "Round 1, client 4, finish: Arith"),
-    ({"algorithm": on("send", 1, 2)}, "Round 1, client 2, postprocess: Arith"),
+    (
+      {"algorithm": on("postprocess_report", 1, 2)},
+      "Round 1, client 2, postprocess: Arith",
+    ),
     ({"transforms": [failing_transform()]}, r"client \d, transform clip: Ar"),
     ({"aggregator": failing_aggregator()}, r"Round 1, client \d, add: Arith"),
     ({"algorithm": on("apply", 0)}, "Round 1, apply: Arith"),

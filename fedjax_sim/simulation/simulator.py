@@ -78,8 +78,7 @@ class Simulator:
     log_clients: fill `Dispatch.client_log`; devices then keep all updates.
     budget: delta, and perhaps the largest epsilon, of a private algorithm;
       every round's metrics then have its epsilon. None to count no epsilon.
-    debug: run rounds uncompiled, one client after the other, with errors that
-      name stage and client; slow, see `simulation/reference.py`.
+    debug: run rounds as a Python loop over clients, see `reference.py`; slow.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -146,11 +145,8 @@ class Simulator:
   @property
   def num_clients(self) -> int:
     """Number of clients that may train."""
-    return (
-      1
-      if self.algorithm.requirements.pools_data
-      else self.data.train.num_clients
-    )
+    pooled = self.algorithm.requirements.pools_data
+    return 1 if pooled else self.data.train.num_clients
 
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
@@ -367,9 +363,9 @@ class Simulator:
       ValueError: the sampler fails, or it observes and no state is given.
     """
     lanes = self.choose_lanes().lanes if lanes is None else lanes
-    known = None if state is None else state.sampler
     # Epsilons are counted here, while the devices work.
     count = self.account.epsilon_row
+    known = state and state.sampler
     return self.planner.plan(first, most, lanes, planned=count, state=known)
 
   def dispatch(
