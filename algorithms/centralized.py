@@ -8,7 +8,7 @@ from round to round, so this is ordinary mini-batch training; a round is
 from __future__ import annotations
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.core import Algorithm, Client, Report, Task
+from fedjax_sim.core import Algorithm, Client, Report, Requirements, Task
 from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer, optimizer
 
@@ -37,5 +37,5 @@ def centralized(task: Task, client_optimizer: Optimizer) -> Algorithm:
     client_init=lambda server, hparams: client_optimizer.build(
       hparams["client"]
     ).init(server.variables.params),
-    pooled=True,
+    requirements=Requirements(pools_data=True),
   )

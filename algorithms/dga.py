@@ -85,21 +85,21 @@ def dga(
   Raises:
     TypeError, ValueError: an argument is none of these.
   """
-  validate.known("algorithm.weighting", weighting, ("softmax", "uniform"))
-  validate.known("algorithm.statistic", statistic, STATISTICS)
+  validate.known("weighting", weighting, ("softmax", "uniform"))
+  validate.known("statistic", statistic, STATISTICS)
   softmax = weighting == "softmax"
   for name, value in (("beta", beta), ("reference", reference)):
     if not softmax and value is not None:
       raise ValueError(
-        f"algorithm.{name}={value} does not go with"
-        " algorithm.weighting='uniform'; unset one of them."
+        f"{name}={value} does not go with"
+        " weighting='uniform'; unset one of them."
       )
   numbers = {}
   if softmax:
     sharpness = 1.0 if beta is None else beta
-    numbers["beta"] = validate.real("algorithm.beta", sharpness)
+    numbers["beta"] = validate.real("beta", sharpness)
   if reference is not None:
-    numbers["reference"] = validate.real("algorithm.reference", reference)
+    numbers["reference"] = validate.real("reference", reference)
   follows = softmax and reference is None
   base = fedavg(
     task,
@@ -149,7 +149,7 @@ def dga(
     finish=finish,
     apply=apply,
     variables=lambda server: server.fedavg.variables,
-    replace=lambda server, variables: server._replace(
+    with_model=lambda server, variables: server._replace(
       fedavg=server.fedavg._replace(variables=variables)
     ),
     hparams={**base.hparams, **numbers},

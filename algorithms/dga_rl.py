@@ -32,11 +32,12 @@ from fedjax_sim.core import (
   HParams,
   Key,
   Members,
+  Requirements,
   Task,
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import choose
+from fedjax_sim.core.tree import tree_where
 from fedjax_sim.engine.client_log import combine
 from fedjax_sim.training.optimizers import Optimizer
 
@@ -109,17 +110,15 @@ def dga_rl(
   inner = dga(
     task, client_optimizer, server_optimizer, statistic=statistic, beta=beta
   )
-  replace = inner.replace
-  assert replace is not None
-  validate.whole("algorithm.memory_rounds", memory_rounds, most=10**6)
-  share = lambda name, value: validate.real(
-    f"algorithm.{name}", value, least=0, most=1
-  )
+  with_model = inner.with_model
+  assert with_model is not None
+  validate.whole("memory_rounds", memory_rounds, most=10**6)
+  share = lambda name, value: validate.real(name, value, least=0, most=1)
   numbers = {
     "epsilon": share("epsilon", epsilon),
     "epsilon_decay": share("epsilon_decay", epsilon_decay),
     "epsilon_least": share("epsilon_least", epsilon_least),
-    "ridge": validate.real("algorithm.ridge", ridge, above=0),
+    "ridge": validate.real("ridge", ridge, above=0),
   }
   score = _score(task, metric)
 
@@ -153,7 +152,7 @@ def dga_rl(
     least = hparams["epsilon_least"]
     epsilon = least + (server.epsilon - least) * hparams["epsilon_decay"]
     return RLState(
-      choose(reward >= 0, chosen, usual),
+      tree_where(reward >= 0, chosen, usual),
       memory,
       regression(memory, hparams["ridge"]).astype(server.theta.dtype),
       epsilon.astype(server.epsilon.dtype),
@@ -164,12 +163,11 @@ def dga_rl(
     broadcast=lambda server: inner.broadcast(server.dga),
     apply=apply,
     variables=lambda server: inner.variables(server.dga),
-    replace=lambda server, variables: server._replace(
-      dga=replace(server.dga, variables)
+    with_model=lambda server, variables: server._replace(
+      dga=with_model(server.dga, variables)
     ),
     hparams={**inner.hparams, **numbers},
-    stacked=True,
-    uses_server_data=True,
+    requirements=Requirements(all_updates=True, server_data=True),
   )
 
 
@@ -186,7 +184,7 @@ def _score(task: Task, metric: str) -> Callable[[Variables, Context], Array]:
   if metric not in task.higher_is_better:
     known = ", ".join(sorted(task.higher_is_better))
     raise ValueError(
-      f"algorithm.metric={metric!r}: whether more of it is better is not known;"
+      f"metric={metric!r}: whether more of it is better is not known;"
       f" say so in Task.higher_is_better, or take one of {known}."
     )
   higher_is_better = task.higher_is_better[metric]

@@ -26,7 +26,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import choose
+from fedjax_sim.core.tree import tree_where
 from fedjax_sim.training.local import LocalState, local_training
 from fedjax_sim.training.optimizers import Optimizer
 
@@ -63,7 +63,7 @@ def ditto(
   Raises:
     TypeError, ValueError: lam is not such a number.
   """
-  lam = validate.real("algorithm.lam", lam, least=0)
+  lam = validate.real("lam", lam, least=0)
   base = fedavg(task, client_optimizer, server_optimizer, weighting=weighting)
 
   def towards_global(client: Client, v: PyTree, gradient: PyTree) -> PyTree:
@@ -92,7 +92,7 @@ def ditto(
 
   def model_of(message: Variables, own: Personal) -> Variables:
     mine = message._replace(params=own.params, buffers=own.buffers)
-    return Variables(*choose(own.trained, mine, message))
+    return Variables(*tree_where(own.trained, mine, message))
 
   return base._replace(
     passes=(*base.passes, personal.local_pass),

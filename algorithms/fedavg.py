@@ -95,7 +95,7 @@ def fedavg(
     finish=local.finish,
     apply=apply,
     variables=lambda server: server.variables,
-    replace=lambda server, variables: server._replace(variables=variables),
+    with_model=lambda server, variables: server._replace(variables=variables),
     hparams={
       "client": client_optimizer.hparams,
       "server": server_optimizer.hparams,

@@ -70,7 +70,7 @@ def fedbuff(
   Raises:
     TypeError, ValueError: versions is not such a number.
   """
-  versions = validate.whole("algorithm.versions", versions, least=2, most=1000)
+  versions = validate.whole("versions", versions, least=2, most=1000)
   base = fedavg.fedavg(
     task, client_optimizer, server_optimizer, weighting="uniform"
   )
@@ -122,7 +122,7 @@ def fedbuff(
     finish=finish,
     apply=apply,
     variables=lambda server: server.fedavg.variables,
-    replace=lambda server, variables: server._replace(
+    with_model=lambda server, variables: server._replace(
       fedavg=server.fedavg._replace(variables=variables)
     ),
   )

@@ -193,8 +193,8 @@ def fedlabels(
       "algorithm.name='fedlabels' needs a task with logits, and Task.logits is"
       " None; make the task by nnx_task or linen_task, or give that field."
     )
-  validate.known("algorithm.comparison", comparison, COMPARISONS)
-  validate.boolean("algorithm.flip", flip)
+  validate.known("comparison", comparison, COMPARISONS)
+  validate.boolean("flip", flip)
   numbers = _numbers(
     burn_in=burn_in,
     threshold=threshold,
@@ -232,7 +232,7 @@ def fedlabels(
       Pass(unlabelled.start, unlabelled.step, split="unlabelled"),
     ),
     finish=finish,
-    send=_send,
+    postprocess_report=_postprocess_report,
     apply=apply,
     hparams={**base.hparams, **numbers},
   )
@@ -255,11 +255,11 @@ def _numbers(**given: float) -> dict[str, float]:
     "l2": {"least": 0},
     "magnitude": {"least": 0, "most": 1},
   }
-  burn_in = validate.whole("algorithm.burn_in", given["burn_in"], least=0)
+  burn_in = validate.whole("burn_in", given["burn_in"], least=0)
   return {
     "burn_in": float(burn_in),
     **{
-      name: validate.real(f"algorithm.{name}", given[name], **limits)
+      name: validate.real(name, given[name], **limits)
       for name, limits in bounds.items()
     },
   }
@@ -401,7 +401,7 @@ def _distance(params: PyTree, received: PyTree) -> Array:
   return distance
 
 
-def _send(client: Client, report: Report) -> Report:
+def _postprocess_report(client: Client, report: Report) -> Report:
   """Multiply the unsupervised update by the number of pseudo labels."""
   del client
   supervised, unsupervised = report.update

@@ -21,12 +21,13 @@ from fedjax_sim.core import (
   Algorithm,
   Array,
   Context,
+  Requirements,
   Task,
   Variables,
   validate,
 )
 from fedjax_sim.engine.client_log import combine
-from fedjax_sim.engine.client_loop import random_batch, with_numbers
+from fedjax_sim.engine.client_loop import random_batch
 from fedjax_sim.training.optimizers import Optimizer
 
 ABSENT = -1e9  # a logit; finite, as gradients of 0 * inf are not
@@ -63,10 +64,10 @@ def fedlaw(
   Raises:
     TypeError, ValueError: a number is out of range.
   """
-  validate.whole("algorithm.weight_steps", weight_steps)
-  validate.whole("algorithm.server_batch_size", server_batch_size)
-  rate = validate.real("algorithm.weight_rate", weight_rate, least=0)
-  pull = validate.real("algorithm.kl_weight", kl_weight, least=0)
+  validate.whole("weight_steps", weight_steps)
+  validate.whole("server_batch_size", server_batch_size)
+  rate = validate.real("weight_rate", weight_rate, least=0)
+  pull = validate.real("kl_weight", kl_weight, least=0)
   base = fedavg(task, client_optimizer, server_optimizer)
 
   def learn(
@@ -80,7 +81,6 @@ def fedlaw(
     def loss(logits: Array, key: Array) -> Array:
       chosen, own = jax.random.split(key)
       batch = random_batch(examples, server_batch_size, chosen)
-      batch = with_numbers(batch, context.hparams)
       mean = combine(aggregate.update, weights_of(logits))
       params = jax.tree.map(
         lambda p, u: p + u.astype(p.dtype), variables.params, mean
@@ -124,6 +124,5 @@ def fedlaw(
   return base._replace(
     apply=apply,
     hparams={**base.hparams, "weight_rate": rate, "kl_weight": pull},
-    stacked=True,
-    uses_server_data=True,
+    requirements=Requirements(all_updates=True, server_data=True),
   )

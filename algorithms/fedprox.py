@@ -34,7 +34,7 @@ def fedprox(
   Raises:
     TypeError, ValueError: mu is not such a number.
   """
-  mu = validate.real("algorithm.mu", mu, least=0.0)
+  mu = validate.real("mu", mu, least=0.0)
 
   def proximal(client: Client, params: PyTree, gradient: PyTree) -> PyTree:
     weight = client.hparams["mu"]

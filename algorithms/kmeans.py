@@ -99,10 +99,10 @@ def kmeans(
   """
   _check(task)
   optimizers.check("server_optimizer", server_optimizer)
-  weigh = validate.lookup("algorithm.weighting", weighting, WEIGHTINGS)
-  worth = validate.real("algorithm.count_weight", count_weight, above=0)
-  least = validate.real("algorithm.least_share", least_share, least=0, below=1)
-  validate.known("algorithm.empty", empty, EMPTY)
+  weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
+  worth = validate.real("count_weight", count_weight, above=0)
+  least = validate.real("least_share", least_share, least=0, below=1)
+  validate.known("empty", empty, EMPTY)
   assert task.logits is not None
   logits = task.logits
 
@@ -174,7 +174,7 @@ def kmeans(
     finish=finish,
     apply=apply,
     variables=lambda server: server.variables,
-    replace=lambda server, variables: server._replace(variables=variables),
+    with_model=lambda server, variables: server._replace(variables=variables),
     hparams={
       "server": server_optimizer.hparams,
       "count_weight": worth,

@@ -117,7 +117,7 @@ def mime_lite(
     finish=finish,
     apply=apply,
     variables=lambda server: server.fedavg.variables,
-    replace=lambda server, variables: server._replace(
+    with_model=lambda server, variables: server._replace(
       fedavg=server.fedavg._replace(variables=variables)
     ),
   )

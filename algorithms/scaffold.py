@@ -26,7 +26,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import zeros_accumulator
+from fedjax_sim.core.tree import tree_where, zeros_accumulator
 from fedjax_sim.training.local import LocalState, full_gradient
 from fedjax_sim.training.optimizers import Optimizer, check_sgd
 
@@ -68,7 +68,7 @@ def scaffold(
     UnknownNameError: no such option.
     ValueError: option II with a client optimizer other than plain sgd.
   """
-  validate.known("algorithm.option", option, ("I", "II"))
+  validate.known("option", option, ("I", "II"))
   if option == "II":  # else x - y_i is no sum of gradients
     check_sgd("client_optimizer", client_optimizer, "weight_decay")
   received = lambda client: client.message.x
@@ -105,13 +105,15 @@ def scaffold(
     else:
       rate = client.hparams["client"]["learning_rate"]
       k_eta = client.num_steps[-1] * rate
-      k_eta = jnp.where(k_eta > 0, k_eta, 1)  # y_i = x at a rate of 0
+      inverse = jnp.where(k_eta > 0, 1 / k_eta, 0)
       renewed = jax.tree.map(
-        lambda c_i, c, u: c_i - c - u.astype(c.dtype) / k_eta.astype(c.dtype),
+        lambda c_i, c, u: c_i - c - inverse.astype(c.dtype) * u.astype(c.dtype),
         client.state,
         client.message.c,
         report.update,
       )
+      # Steps of length 0, as at the end of a schedule, say nothing.
+      renewed = tree_where(k_eta > 0, renewed, client.state)
     change = jax.tree.map(jnp.subtract, renewed, client.state)
     return report._replace(statistics=change, state=renewed)  # lines 13 and 14
 
@@ -133,7 +135,7 @@ def scaffold(
     finish=finish,
     apply=apply,
     variables=lambda server: server.fedavg.variables,
-    replace=lambda server, variables: server._replace(
+    with_model=lambda server, variables: server._replace(
       fedavg=server.fedavg._replace(variables=variables)
     ),
     client_init=lambda server, hparams: jax.tree.map(jnp.zeros_like, server.c),

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from fedjax_sim.core import Release
+from fedjax_sim.core import PrivacySpec
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.privacy.accounting.calibration import calibrate
 from fedjax_sim.privacy.central.audit import audit
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
   def ledger(self) -> Ledger:
     """With the least noise that keeps within the epsilon."""
     release = calibrate(
-      Release(self.noise, 1.0),
+      PrivacySpec(self.noise, 1.0),
       self.participation,
       self.rounds,
       self.delta,

@@ -83,7 +83,9 @@ def accuracy(
     sampler=sampling.uniform(data.train.num_clients, COHORT.value),
     work=LocalWork(batch_size=20, epochs=EPOCHS.value),
     aggregator=(
-      aggregators.stack() if algorithm.stacked else aggregators.weighted_mean()
+      aggregators.stack()
+      if algorithm.requirements.all_updates
+      else aggregators.weighted_mean()
     ),
     seed=seed,
     runtime=Runtime(lanes=1),

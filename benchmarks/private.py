@@ -181,7 +181,7 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
     "quantile, noised weights": {
       "quantile": 0.5,
       "max_weight": 100.0,
-      "noised_weight": True,
+      "noise_weights": True,
     },
     "blt": {
       "strategy": blt(horizon, case.num_clients // case.clients_per_round)

@@ -23,7 +23,7 @@ def seconds(aggregator: str, **secure: float) -> float:
   config = default_config()
   config.model.name = "mlp"
   config.server.clients_per_round = 20
-  config.server.aggregator = aggregator
+  config.aggregator.name = aggregator
   config.runtime.lanes = 1
   config.runtime.devices = 1
   config.runtime.rounds_per_dispatch = ROUNDS

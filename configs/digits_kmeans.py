@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg == "private":
     config.algorithm.weighting = "uniform"
     config.server.rounds = 10
-    config.server.sampling = "poisson"
+    config.sampler.name = "poisson"
     config.server.learning_rate = 0.5
     config.privacy.mechanism = "gaussian"
     config.privacy.clip_norm = 0.5

@@ -7,13 +7,22 @@ What a script needs; nothing is loaded before it is used:
     for state, metrics in fs.simulate(task=..., algorithm=..., data=..., ...):
       print(metrics["round"], metrics["test/accuracy"])
 
-Whoever writes an algorithm finds the rest of the contract in `fedjax_sim.core`.
+The parts are in `fs.algorithms`, such as `fs.algorithms.fedavg.fedavg`, in
+`fs.models`, `fs.data`, `fs.aggregators`, `fs.transforms`, `fs.sampling` and
+`fs.schedules`. Whoever writes an algorithm finds the rest of the contract in
+`fedjax_sim.core`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from fedjax_sim import aggregators as aggregators
+  from fedjax_sim import algorithms as algorithms
+  from fedjax_sim import data as data
+  from fedjax_sim import models as models
+  from fedjax_sim import sampling as sampling
+  from fedjax_sim import transforms as transforms
   from fedjax_sim.core import (
     Aggregator,
     Algorithm,
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
   from fedjax_sim.simulation.simulator import Simulator
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
   from fedjax_sim.tasks.prediction import predict
+  from fedjax_sim.training import schedules
   from fedjax_sim.training.optimizers import Optimizer, optimizer
 
 __all__ = [
@@ -59,6 +69,7 @@ __all__ = [
   "nnx_task",
   "optimizer",
   "predict",
+  "schedules",
   "setup",
   "simulate",
 ]
@@ -90,9 +101,21 @@ _HOME = {
   "simulate": "fedjax_sim.simulation.simulate",
 }
 
+_MODULES = {
+  "aggregators": "fedjax_sim.aggregators",
+  "algorithms": "fedjax_sim.algorithms",
+  "data": "fedjax_sim.data",
+  "models": "fedjax_sim.models",
+  "sampling": "fedjax_sim.sampling",
+  "schedules": "fedjax_sim.training.schedules",
+  "transforms": "fedjax_sim.transforms",
+}
+
 
 def __getattr__(name: str) -> Any:
-  """Imports a name when it is asked for: `import fedjax_sim` costs nothing."""
+  """Import a name when it is asked for: `import fedjax_sim` costs nothing."""
+  if name in _MODULES:
+    return importlib.import_module(_MODULES[name])
   if name not in _HOME:
     raise AttributeError(f"module 'fedjax_sim' has no attribute {name!r}")
   return getattr(importlib.import_module(_HOME[name]), name)

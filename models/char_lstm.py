@@ -72,7 +72,7 @@ def char_lstm(
   """
   check_sequence("char_lstm", example_shape)
   tokens = validate.whole("num_classes", num_classes)
-  embedding = validate.whole("model.embedding", embedding)
+  embedding = validate.whole("embedding", embedding)
   sizes = layer_sizes(units)
   return nnx_task(
     lambda rngs: CharLSTM(tokens, embedding, sizes, rngs),
@@ -94,16 +94,16 @@ def check_sequence(owner: str, example_shape: tuple[int, ...]) -> None:
 
 
 def layer_sizes(units: tuple[int, ...]) -> tuple[int, ...]:
-  """`model.units`, one or more.
+  """`units`, one or more.
 
   Raises:
     TypeError, ValueError: a size is not whole and >= 1, or there is none.
   """
   what, example = "a number for each layer", "(256, 256)"
-  layers = several("model.units", units, what, example)
+  layers = several("units", units, what, example)
   if not layers:
-    raise ValueError(f"model.units={units!r}; give {what}, {example}.")
-  return tuple(validate.whole("model.units", n) for n in layers)
+    raise ValueError(f"units={units!r}; give {what}, {example}.")
+  return tuple(validate.whole("units", n) for n in layers)
 
 
 def check_ids(x: np.ndarray, tokens: int, field: str = "num_classes") -> None:

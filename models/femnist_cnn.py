@@ -63,11 +63,11 @@ def femnist_cnn(
   shape = validate.image_shape("femnist_cnn", example_shape, least=6)
   classes = validate.whole("num_classes", num_classes)
   what, example = "two rates", "(0.25, 0.5)"
-  rates = several("model.dropout", dropout, what, example)
+  rates = several("dropout", dropout, what, example)
   if len(rates) != 2:
-    raise ValueError(f"model.dropout={dropout!r}; give {what}, {example}.")
+    raise ValueError(f"dropout={dropout!r}; give {what}, {example}.")
   first, second = (
-    validate.real("model.dropout", rate, least=0, most=1) for rate in rates
+    validate.real("dropout", rate, least=0, most=1) for rate in rates
   )
   return nnx_task(
     lambda rngs: FemnistCNN(shape, classes, (first, second), rngs=rngs)

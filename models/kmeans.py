@@ -112,11 +112,11 @@ def kmeans(
     TypeError, ValueError: names the field.
   """
   features = math.prod(example_shape)
-  field = "num_classes" if clusters is None else "model.clusters"
+  field = "num_classes" if clusters is None else "clusters"
   count = validate.whole(field, num_classes if clusters is None else clusters)
-  low = validate.real("model.low", low)
-  high = validate.real("model.high", high, above=low)
-  draw = validate.lookup("model.init", init, INITS)
+  low = validate.real("low", low)
+  high = validate.real("high", high, above=low)
+  draw = validate.lookup("init", init, INITS)
 
   def first(key: Key) -> Variables:
     bounds = {"low": jnp.float32(low), "high": jnp.float32(high)}

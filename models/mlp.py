@@ -46,9 +46,9 @@ def mlp(
     TypeError, ValueError: a size or number that is not whole and >= 1.
   """
   given = several(
-    "model.hidden_sizes", hidden_sizes, "a number for each layer", "(64,)"
+    "hidden_sizes", hidden_sizes, "a number for each layer", "(64,)"
   )
-  hidden = tuple(validate.whole("model.hidden_sizes", n) for n in given)
+  hidden = tuple(validate.whole("hidden_sizes", n) for n in given)
   classes = validate.whole("num_classes", num_classes)
   sizes = (math.prod(example_shape), *hidden, classes)
   return nnx_task(lambda rngs: MLP(sizes, rngs=rngs))

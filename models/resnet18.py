@@ -77,7 +77,7 @@ def resnet18(
   """
   _, _, channels = validate.image_shape("resnet18", example_shape, least=8)
   classes = validate.whole("num_classes", num_classes)
-  width = validate.whole("model.width", width, least=2)
+  width = validate.whole("width", width, least=2)
   if width % 2:
-    raise ValueError(f"model.width={width} is odd; give an even number.")
+    raise ValueError(f"width={width} is odd; give an even number.")
   return nnx_task(lambda rngs: ResNet18(channels, width, classes, rngs))

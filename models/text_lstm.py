@@ -67,8 +67,8 @@ def text_lstm(
   """
   check_sequence("text_lstm", example_shape)
   classes = validate.whole("num_classes", num_classes)
-  known = classes if tokens is None else validate.whole("model.tokens", tokens)
-  embedding = validate.whole("model.embedding", embedding)
+  known = classes if tokens is None else validate.whole("tokens", tokens)
+  embedding = validate.whole("embedding", embedding)
   sizes = layer_sizes(units)
 
   return nnx_task(

@@ -75,7 +75,7 @@ def simulate(algorithm, rounds, *, versions=None, **options):
   )
   if versions is not None:
     sampler = sampler._replace(versions=versions)
-  options = {"work": WORK, "sampler": sampler, **options}
+  options = {"work": WORK, "sampler": sampler, "lanes": 2, **options}
   simulator = make_simulator(TASK, algorithm, DATA, **options)
   return simulator, train(simulator, rounds)
 

@@ -89,7 +89,7 @@ def make_simulator(
 ) -> Simulator:
   if devices == 2 > jax.device_count():
     pytest.skip(f"needs 2 devices, there is {jax.device_count()}")
-  count = 1 if algorithm.pooled else data.train.num_clients
+  count = 1 if algorithm.requirements.pools_data else data.train.num_clients
   return Simulator(
     task=task,
     algorithm=algorithm,
@@ -114,6 +114,12 @@ def train(simulator: Simulator, rounds: int, hparams=None) -> RunState:
   for out in simulator.run(state, rounds, hparams=hparams):
     state = out.state
   return state
+
+
+def hparams_of(simulator: Simulator, **own) -> dict:
+  """The run's hyper-parameters with other numbers of the algorithm."""
+  numbers = {**simulator.hparams["algorithm"], **own}
+  return {**simulator.hparams, "algorithm": numbers}
 
 
 def params_of(simulator: Simulator, state: RunState):

@@ -54,7 +54,7 @@ def test_it_is_the_papers_recursion():
     b = norms <= norm
     w = w + np.mean(updates * np.minimum(1, norm / norms)[:, None], axis=0)
     norm = norm * np.exp(-rate * (b.mean() - quantile))
-    assert out.rows[0]["adaptive_clip/aux"] == pytest.approx(b.mean())
+    assert out.rows[0]["adaptive_clip/below"] == pytest.approx(b.mean())
     assert float(state.shared[0]) == pytest.approx(norm, rel=1e-5)
   np.testing.assert_allclose(params_of(simulator, state)["w"], w, atol=1e-5)
 
@@ -82,7 +82,7 @@ def test_the_papers_values_are_the_defaults():
 def test_a_half_precision_update_keeps_its_dtype():
   transform = transforms.adaptive_clip()
   update = {"w": jnp.array([3.0, 4.0], jnp.bfloat16)}
-  clipped, _, below = transform.apply(
+  clipped, _, below, *_ = transform.apply(
     update, jnp.float32(1.0), (), transform.hparams, jax.random.key(0)
   )
   assert clipped["w"].dtype == jnp.bfloat16

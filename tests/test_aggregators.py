@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from fedjax_sim import aggregators, sampling
 from fedjax_sim.aggregators import AGGREGATORS
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.core import AggregationContext, Purpose, key_for
+from fedjax_sim.core import AggregationContext, Purpose, Requirements, key_for
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_log import combine
@@ -61,7 +61,9 @@ def simulator_of(name, lanes, devices, ids):
       joined = aggregate._replace(update=update)
       return fedavg(task, sgd(1.0), sgd(1.0)).apply(server, joined, context)
 
-    algorithm = algorithm._replace(apply=apply, stacked=True)
+    algorithm = algorithm._replace(
+      apply=apply, requirements=Requirements(all_updates=True)
+    )
 
   def finish(client, carry):
     """An absent lane, which has no examples, reports nothing but NaN."""
@@ -331,7 +333,7 @@ def in_pairs(acc, updates, weights, present, context):
 )
 def test_an_aggregator_that_breaks_the_contract_is_refused(changes, match):
   broken = aggregators.mean()._replace(**changes)
-  with pytest.raises(ValueError, match=rf"^server\.aggregator: {match}"):
+  with pytest.raises(ValueError, match=rf"^aggregator\.name: {match}"):
     aggregators.check(broken, UPDATE)
 
 

@@ -94,13 +94,13 @@ def test_the_mean_cohort_whatever_a_round_lasts(round_seconds):
 
 def test_a_cohort_that_varies_makes_no_share_of_noise():
   changes = {
-    "server.sampling": "available",
-    "server.trace": str(pathlib.Path(__file__).parent / "trace.npz"),
-    "server.aggregator": "secure_mean",
-    "secure.clip": "1.0",
-    "secure.noise_multiplier": "1.0",
+    "sampler.name": "available",
+    "sampler.trace": str(pathlib.Path(__file__).parent / "trace.npz"),
+    "aggregator.name": "secure_mean",
+    "aggregator.clip": "1.0",
+    "aggregator.noise_multiplier": "1.0",
   }
-  with pytest.raises(ValueError, match=r"server.sampling does not promise"):
+  with pytest.raises(ValueError, match=r"sampler.name does not promise"):
     build(flags.load(str(DIGITS), changes))
 
 
@@ -136,20 +136,20 @@ def test_what_a_file_lacks(tmp_path):
   with pytest.raises(ValueError, match=r"trace.npz lacks 'offsets'"):
     load_trace(str(file))
   np.savez(file, intervals=np.array(["a"]), offsets=np.array([0, 1]))
-  with pytest.raises(TypeError, match=r"server.trace: .*give numbers"):
+  with pytest.raises(TypeError, match=r"trace: .*give numbers"):
     load_trace(str(file))
-  with pytest.raises(FileNotFoundError, match=r"server.trace"):
+  with pytest.raises(FileNotFoundError, match=r"trace"):
     load_trace(str(tmp_path / "none.npz"))
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"server.sampling": "available"}, r"needs server.trace"),
-    ({"server.trace": "t.npz"}, r"trace='t.npz' is of server.sampling='avail"),
+    ({"sampler.name": "available"}, r"needs sampler.trace"),
+    ({"sampler.trace": "t.npz"}, r"trace='t.npz' is of sampler.name='avail"),
     (
-      {"server.round_seconds": "5.0", "server.sampling": "cyclic"},
-      r"round_seconds=5.0 is of server.sampling='available', and it is 'cyc",
+      {"sampler.round_seconds": "5.0", "sampler.name": "cyclic"},
+      r"round_seconds=5.0 is of sampler.name='available', and it is 'cyc",
     ),
   ],
 )
@@ -171,9 +171,9 @@ def test_real_phones():
   ready = [len(trace.ready(3600 * hour)) for hour in range(126)]
   assert min(ready) < 0.5 * max(ready) < 0.5 * trace.devices
   changes = {
-    "server.sampling": "available",
-    "server.trace": str(file),
-    "server.round_seconds": "600.0",
+    "sampler.name": "available",
+    "sampler.trace": str(file),
+    "sampler.round_seconds": "600.0",
     "server.rounds": "3",
   }
   simulator = build(flags.load(str(DIGITS), changes)).simulator

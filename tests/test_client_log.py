@@ -13,6 +13,7 @@ from fedjax_sim import aggregators, sampling, transforms
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.config import build, flags
+from fedjax_sim.core import Requirements
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_log import combine
@@ -63,7 +64,9 @@ def algorithm_of(name):
     update = combine(aggregate.update, aggregate.members.weight)
     return algorithm.apply(server, aggregate._replace(update=update), context)
 
-  return algorithm._replace(apply=apply, stacked=True)
+  return algorithm._replace(
+    apply=apply, requirements=Requirements(all_updates=True)
+  )
 
 
 def logged(simulator, rounds=1, **runtime):

@@ -37,6 +37,11 @@ def both_parts(total):
   return float(total.value) + float(total.error)  # in float64
 
 
+def test_a_sum_of_nothing_stays_one():
+  total = compensated.add(compensated.zeros({}), {})
+  assert total == compensated.Total({}, {})
+
+
 @jax.jit
 def summed(first, terms):
   """The terms added to the first number, one after the other, in lanes."""

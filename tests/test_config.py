@@ -8,8 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from fedjax_sim import config
-from fedjax_sim.config import default_config
+from fedjax_sim.config import components, default_config
 from fedjax_sim.config.build import build
+from fedjax_sim.config.complete import complete
 from fedjax_sim.config.flags import load
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -24,102 +25,119 @@ def section_of(source, field):
   return source, key
 
 
-def fields_of_algorithm(*names):
-  return {f"algorithm.{name}" for name in names}
+PREFERRED = {  # field -> the component that is tried with it
+  "algorithm.weighting": "fedavg",
+  "algorithm.beta": "dga_rl",
+  "algorithm.statistic": "dga_rl",
+  "aggregator.max_weight": "secure_mean",
+  "data.alpha": "dirichlet",
+  "local_privacy.epsilon": "privunit",
+  "privacy.bands": "banded",
+  "privacy.buffers": "blt",
+}
+SKIPPED = (  # data sets that are not here, and what another library checks
+  "data.num_classes",
+  "data.min_characters",
+  "data.sequence_length",
+  "data.beta",
+  "data.iid",
+  *(
+    f"{side}.{key}"
+    for side in ("client", "server", "replay")
+    for key in (
+      "accumulator_dtype",
+      "bias_correction",
+      "centered",
+      "decay",
+      "eps_in_sqrt",
+      "eps_root",
+      "initial_accumulator_value",
+      "initial_scale",
+      "mu_dtype",
+      "threshold",
+      "trust_coefficient",
+    )
+  ),
+)
 
 
-OF_FEDLABELS = fields_of_algorithm(
-  "burn_in",
-  "consistency_weight",
-  "flip",
-  "l2",
-  "magnitude",
-  "temperature",
-  "threshold",
-  "unsup_weight",
-)
-OF_DGA_RL = fields_of_algorithm(
-  "epsilon", "epsilon_decay", "epsilon_least", "memory_rounds", "ridge"
-)
-OF_KMEANS = fields_of_algorithm("count_weight", "least_share")
+def components_with(field):
+  """(slot, name) of every component that has a field."""
+  section, _, key = field.rpartition(".")
+  slots = components.slots_of(section)
+  if section.startswith("transforms."):
+    slots = [components.transform_slot(section.partition(".")[2])]
+  for slot in slots:
+    for name in slot.registry:
+      if key in slot.fields(name):
+        yield slot, name
 
 
 def with_field(field, value):
   """A quick config with this field, and what must be for it to matter."""
   source = default_config()
-  key = field.rpartition(".")[2]
-  if key in ("b1", "b2", "eps", "weight_decay"):
-    source[field.split(".")[0]].optimizer = "adamw"
-  if field.startswith("privacy."):
+  sections, _, key = field.rpartition(".")
+  if sections.startswith("transforms."):
+    source.transforms[sections.partition(".")[2]] = ConfigDict()
+  elif sections and key not in default_config()[sections]:
+    found = list(components_with(field))
+    wanted = PREFERRED.get(field), *default_config()[sections].values()
+    kept = [x for x in found if x[1] in wanted] or found
+    slot, name = kept[0]
+    source[sections][slot.key] = name
+  if field.startswith("privacy.") and key != "mechanism":
     privacy = source.privacy
-    privacy.mechanism = {"bands": "banded", "buffers": "blt"}.get(
-      key, "gaussian"
-    )
+    if privacy.mechanism is None:
+      privacy.mechanism = "gaussian"
     privacy.clip_norm, privacy.delta = 1.0, 1e-3
     privacy.noise_multiplier = 1.0
     source.server.rounds = 6
-    source.server.sampling = "cyclic" if key == "buffers" else "poisson"
+    source.sampler.name = "cyclic" if key == "buffers" else "poisson"
     if key == "target_epsilon":
       privacy.noise_multiplier = None
-    if key == "noised_weight":
+    if key == "noise_weights":
       privacy.max_weight = 50.0
     if key == "statistics_norm":
       source.algorithm.name = "dga"
       privacy.max_weight = 10.0
+    if key == "max_weight":
+      source.algorithm.weighting = "examples"
     if key == "quantile_rate":
       privacy.quantile = 0.5
     if key == "population":
       privacy.noise_cohort_size = 20
-  if key in ("trace", "round_seconds"):
-    source.server.sampling = "available"
-    source.server.trace = str(TRACE)
+    if key == "bands":
+      source.sampler.name = "cyclic"
+  if source.sampler.name == "cyclic_poisson":
+    source.sampler.groups = 2
+  if source.sampler.name == "available":
+    source.sampler.trace = str(TRACE)
+  if source.aggregator.name.startswith("secure"):
+    source.aggregator.clip = 1.0
+    if key == "noise_multiplier":
+      source.server.clients_per_round = 2
+  if field == "model.width":
+    source.data.reshape = (8, 8, 1)
   if field.startswith("data.crop"):
     source.data.reshape = (8, 8)
     source.data.crop = 1
-  if field in OF_FEDLABELS:
-    source.algorithm.name = "fedlabels"
+  if source.algorithm.name == "fedlabels":
     source.data.labelled_fraction = 0.5
-  if field in OF_DGA_RL:
-    source.algorithm.name = "dga_rl"
-    source.server.aggregator = "stack"
+  if source.algorithm.name in ("dga_rl", "fedlaw"):
+    source.aggregator.name = "stack"
     source.data.server_clients = 5
-  if field in OF_KMEANS:
+  if "kmeans" in (source.algorithm.name, source.model.name):
     source.algorithm.name = source.model.name = "kmeans"
-    source.model.clusters, source.model.low, source.model.high = 3, 0.0, 1.0
-  if field == "algorithm.mu":
-    source.algorithm.name = "fedprox"
-  if field.startswith("algorithm.alpha"):
-    source.algorithm.name = "apfl"
-  if field == "algorithm.inner_rate":
-    source.algorithm.name = "per_fedavg"
-  if field == "algorithm.lam":
-    source.algorithm.name = "ditto"
-  if field == "algorithm.versions":
-    source.algorithm.name = "fedbuff"
-  if key == "exponent":
-    source.data.partition = "power_law"
-  if key == "shards_per_client":
-    source.data.partition = "shards"
-  if field == "model.hidden_sizes":
-    source.model.name = "mlp"
-  if field.startswith("transforms.quantize."):
+    source.model.clusters, source.model.low = 3, 0.0
+    source.model.high = 3.1e38 if key == "low" else 1.0
+  if sections == "transforms.quantize":
     source.transforms.quantize.sparsity = 0.5
-  if field in ("algorithm.statistic", "algorithm.beta"):
-    source.algorithm.name = "dga"
-  if field.startswith("algorithm.weight_") or key in (
-    "kl_weight",
-    "server_batch_size",
-  ):
-    source.algorithm.name = "fedlaw"
-    source.server.aggregator = "stack"
-    source.data.server_clients = 5
-  if field.startswith("local_privacy."):
+  if field.startswith("local_privacy.") and key != "mechanism":
     with_local_privacy(source.local_privacy, key)
   if field.startswith("replay."):
     source.replay.steps = 2
     source.data.server_clients = 5
-  if field.startswith("leakage."):
-    source.leakage.statistic = "max"
+  if field.startswith("leakage.") and key != "statistic":
     source.leakage.threshold = 1.0
   section, key = section_of(source, field)
   section[key] = value
@@ -128,35 +146,45 @@ def with_field(field, value):
 
 def with_local_privacy(section, key):
   """A mechanism that takes this field."""
-  section.mechanism = "gaussian"
-  section.clip_norm = section.stddev = 1.0
-  section.delta = 1e-5
-  if key in ("min_weight", "weight_scale"):
-    section.max_weight = 1.0
+  section.clip_norm = 1.0
   if key in ("epsilon", "norm_share"):
     section.mechanism = "privunit"
     section.epsilon = 1.0
-    section.delta = section.stddev = None
+    return
+  section.mechanism = "clip" if key == "per_layer" else "gaussian"
+  if section.mechanism == "gaussian":
+    section.stddev, section.delta = 1.0, 1e-5
+  if key in ("min_weight", "weight_scale"):
+    section.max_weight = 1.0
 
 
 def all_fields():
-  """Every field of the default config and its type."""
-  source = default_config()
-  for field, _ in config.fields_of(source):
-    section, key = section_of(source, field)
-    yield field, section.get_type(key)
+  """Every field, of the default config and of all components: its `Field`."""
+  fields: dict[str, components.Field] = {}
+  slots = list(components.SLOTS)
+  slots += map(components.transform_slot, components.CHAIN.registry)
+  for slot in slots:
+    label = slot.section.partition(".")[2]
+    names = [label] if label else slot.registry
+    for name in names:
+      for key, field in slot.fields(name).items():
+        fields.setdefault(f"{slot.section}.{key}", field)
+  for name, _ in config.fields_of(default_config()):
+    section, key = section_of(default_config(), name)
+    fields[name] = components.Field(section.get_type(key), section[key])
+  return {k: v for k, v in fields.items() if k not in SKIPPED}
 
 
-WHOLE = [field for field, kind in all_fields() if kind is int]
-REAL = [field for field, kind in all_fields() if kind is float]
-BOOL = [
-  field
-  for field, value in config.fields_of(default_config())
-  if isinstance(value, bool)
-]
+FIELDS = all_fields()
+WHOLE = [name for name, field in FIELDS.items() if field.kind is int]
+REAL = [name for name, field in FIELDS.items() if field.kind is float]
+BOOL = [name for name, field in FIELDS.items() if field.kind is bool]
 
 # What 0 may be: a rate of nothing, or nothing held out.
 ZERO = {
+  "aggregator.dropout",
+  "algorithm.reference",
+  "model.low",
   "seed",
   "data.seed",
   "privacy.noise_seed",
@@ -194,7 +222,11 @@ ZERO = {
     for key in ("learning_rate", "momentum", "weight_decay", "b1", "b2")
   ),
 }
-NEGATIVE = {"algorithm.beta"}  # and what may be below
+NEGATIVE = {
+  "algorithm.beta",
+  "algorithm.reference",
+  "model.low",
+}  # and what may be below
 
 
 def check_refused(field, value):
@@ -250,7 +282,12 @@ def test_decays_are_below_1(side, key):
 
 @pytest.mark.parametrize("field", BOOL)
 def test_neither_true_nor_false(field):
-  check_refused(field, None)
+  source = with_field(field, True)
+  tree = source.to_dict()
+  section, key = section_of(tree, field)
+  section[key] = 2
+  with pytest.raises(TypeError, match=rf"{field}=2 is a int; give True or Fa"):
+    build(ConfigDict(tree))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +304,6 @@ def test_neither_true_nor_false(field):
     ("runtime.lanes", -1),
     ("runtime.lanes", 2**31),
     ("runtime.lanes", ""),
-    ("runtime.lanes", None),
     ("data.seed", -1),
     ("data.unseen_clients", 2.5),
     ("data.unseen_clients", "some"),
@@ -300,8 +336,6 @@ def test_neither_true_nor_false(field):
     ("data.num_clients", 2000),
     ("data.unseen_clients", 100),
     ("data.heldout_fraction", 1.5),
-    ("client.learning_rate", None),
-    ("server.rounds", None),
     ("seed", 2**32),
   ],
 )
@@ -320,8 +354,8 @@ def test_values_out_of_range(field, value):
     ("algorithm.weighting", "uniform"),
     ("client.optimizer", "sgd"),
     ("server.optimizer", "yogi"),
-    ("server.sampling", "poisson"),
-    ("server.aggregator", "weighted_mean"),
+    ("sampler.name", "poisson"),
+    ("aggregator.name", "weighted_mean"),
     ("runtime.compute_dtype", "bfloat16"),
     ("local_privacy.mechanism", "gaussian"),
   ],
@@ -381,22 +415,23 @@ def test_fields_that_nobody_takes(field, value, message):
     build(source)
 
 
-@pytest.mark.parametrize(
-  ("sampling", "groups"), [("poisson", 3), ("cyclic_poisson", None)]
-)
-def test_groups_go_with_the_sampling_that_takes_turns(sampling, groups):
+def test_groups_go_with_the_sampling_that_takes_turns():
   source = default_config()
-  source.server.sampling = sampling
-  source.server.sampling_groups = groups
-  with pytest.raises(ValueError, match=rf"sampling_groups={groups} with "):
+  source.sampler.name = "poisson"
+  source.sampler.groups = 3
+  with pytest.raises(ValueError, match=r"poisson' does not take 'sampler\.gro"):
+    build(source)
+  source = default_config()
+  source.sampler.name = "cyclic_poisson"
+  with pytest.raises(ValueError, match=r"lacks the argument 'sampler\.groups'"):
     build(source)
 
 
 def test_cyclic_poisson_takes_its_groups():
   source = default_config()
-  source.server.sampling = "cyclic_poisson"
+  source.sampler.name = "cyclic_poisson"
   source.server.clients_per_round = 2
-  source.server.sampling_groups = 3
+  source.sampler.groups = 3
   promise = build(source).simulator.sampler.participation
   assert promise is not None
   assert promise.period == 3
@@ -422,7 +457,9 @@ def test_missing_data_names_field_and_variable(tmp_path, monkeypatch):
     build(source)
 
 
-@pytest.mark.parametrize("field", [field for field, _ in all_fields()])
+@pytest.mark.parametrize(
+  "field", [field for field, _ in config.fields_of(default_config())]
+)
 def test_a_missing_field_is_named(field):
   source = default_config()
   section, key = section_of(source, field)
@@ -450,9 +487,11 @@ def test_a_field_too_many_is_named(field):
   name, _, rest = field.partition(".")
   if name not in source and rest:
     source[name] = ConfigDict()
+  if field.startswith("transforms."):
+    source.transforms.clip = ConfigDict()
   section, key = section_of(source, field)
   section[key] = 1
-  with pytest.raises(ValueError, match="not take|unknown") as caught:
+  with pytest.raises(ValueError, match="not take|unknown|nothing") as caught:
     build(source)
   assert (name if name == "privacy" else key) in str(caught.value)
 
@@ -480,7 +519,7 @@ def test_a_pooled_algorithm_checks_the_cohort_too():
 
 
 def test_resolved_is_json_and_complete():
-  source = load(DIGITS)
+  source = complete(load(DIGITS))
   plain = config.resolved(source)
   assert plain["model"]["hidden_sizes"] == [64]
   assert plain["client"]["momentum"] is None

@@ -1,20 +1,20 @@
 """`describe` and `list` tell the truth, and do nothing."""
 
-import inspect
-import json
+import ast
 import pathlib
-import re
 
 import jax
 import numpy as np
 import pytest
 
 from fedjax_sim import config
-from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.cli import describe, listing
-from fedjax_sim.config import build, flags
+from fedjax_sim.config import build, components, flags
 from fedjax_sim.engine import residency
+from fedjax_sim.simulation.compiler import Compiler
+from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training.optimizers import OPTIMIZERS
 
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py")
 
@@ -23,13 +23,31 @@ DEVICES = min(2, jax.device_count())
 LINEAR = {"model__name": "logistic_regression", "model__hidden_sizes": "None"}
 
 
+def check_fields(text, source):
+  """Every field that is on is there, with its value, and no other."""
+  section = ""
+  shown: dict[str, object] = {}
+  for line in text.splitlines():
+    assert len(line) <= 80
+    head, body = line[:14].strip(), line[14:]
+    section = head or section
+    for word in body.split():
+      name, equals, value = word.partition("=")
+      name = f"{section}.{name}" if equals else section
+      shown[name] = ast.literal_eval(value or word)
+  true = {k: v for k, v in config.fields_of(source) if v not in (None, ())}
+  off = {k for k in true.keys() - shown.keys() if k.startswith("replay.")}
+  assert shown == {k: v for k, v in true.items() if k not in off}
+
+
 def described(**overrides):
   fields = {name.replace("__", "."): text for name, text in overrides.items()}
   source = flags.load(DIGITS, fields)
   experiment = build.build(source)
-  text = describe.describe(experiment, source)
-  plain, _, facts = text.rpartition("\n\n")
-  assert json.loads(plain) == config.resolved(source)
+  text = describe.describe(experiment)
+  listed, _, facts = text.rpartition("\n\n")
+  check_fields(listed, experiment.config)
+  assert len(text.splitlines()) < 60
   lines = [line.split("  ", 1) for line in facts.splitlines()]
   return experiment.simulator, {name: value.strip() for name, value in lines}
 
@@ -123,7 +141,7 @@ def test_seen_clients_and_poisson():
     runtime__devices="1",
     data__heldout_fraction="0.2",
     data__unseen_clients="None",
-    server__sampling="poisson",
+    sampler__name="poisson",
     server__clients_per_round="2",
   )
   assert facts["seen"].startswith("100 clients, ")
@@ -132,31 +150,74 @@ def test_seen_clients_and_poisson():
 
 
 def test_nothing_runs(monkeypatch):
-  for name in ("init", "dispatch", "evaluate", "_call"):
-    monkeypatch.setattr(Simulator, name, pytest.fail)
+  for owner, name in (
+    (Simulator, "init"),
+    (Simulator, "dispatch"),
+    (Compiler, "call"),
+    (Evaluator, "measure"),
+  ):
+    monkeypatch.setattr(owner, name, pytest.fail)
   monkeypatch.setattr(jax, "device_put", pytest.fail)
   described(**LINEAR, runtime__devices="1")
 
 
+SLOTS = [*components.SLOTS, components.CHAIN]
+
+
 def test_the_listing_has_every_name_and_what_it_is():
-  lines = listing.listing().splitlines()
-  for title, registry in listing.REGISTRIES.items():
-    at = lines.index(f"{title}:") + 1
-    entries = lines[at : lines.index("", at)]
-    entries = [line for line in entries if line[2] != " "]
-    for line, name in zip(entries, registry, strict=True):
-      assert line.split()[0] == name
-      assert len(line.split()) > 2, f"{name} has no docstring"
-      assert len(line) < 120
-  assert "adam, adamax" in lines[-1]
+  text = listing.run([])
+  lines = text.splitlines()
+  for slot in SLOTS:
+    for name in slot.registry:
+      found = [x for x in lines if x.split()[:1] == [name]]
+      if slot.registry is OPTIMIZERS:
+        assert any(f" {name}," in x or x.endswith(name) for x in lines)
+        continue
+      assert found, name
+      assert all(len(x.split()) > 2 for x in found), f"{name} has no docstring"
+      assert all(len(x) < 120 for x in found)
+  assert "plateau" in text
 
 
-def test_the_listing_has_the_fields_of_every_algorithm():
-  text = listing.listing().partition("\nmodels ")[0]
-  for name, make in ALGORITHMS.items():
-    below = text.partition(f"\n  {name} ")[2]
-    below = re.split(r"\n  \b", below)[0]
-    words = set(re.findall(r"\w+", below.partition("takes ")[2]))
-    parameters = inspect.signature(make).parameters.values()
-    fields = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert words == fields - {"adjust", "received"}, name
+@pytest.mark.parametrize("kind", [*listing.kinds()])
+def test_the_listing_of_a_component_has_its_fields(kind):
+  slot = listing.kinds()[kind]
+  assert len(listing.run([kind]).splitlines()) > 1
+  for name in slot.registry:
+    text = listing.run([kind, name])
+    fields = slot.fields(name)
+    lines = [x for x in text.splitlines() if ": " in x and x[:3].strip()]
+    section = f"transforms.{name}" if kind == "transforms" else slot.section
+    for key, field in fields.items():
+      (line,) = [x for x in lines if x.startswith(f"  {section}.{key}: ")]
+      default = "required" if field.required else f"{field.default!r}"
+      assert line.endswith(default)
+    assert text.count(f"\n  {section}.") == len(fields)
+
+
+def test_every_field_of_ours_says_what_it_means():
+  silent = []
+  for kind, slot in listing.kinds().items():
+    for name, function in slot.registry.items():
+      if slot.registry is OPTIMIZERS:
+        continue
+      text = listing.run([kind, name])
+      section = f"transforms.{name}" if kind == "transforms" else slot.section
+      for key in slot.fields(name):
+        after = text.partition(f"\n  {section}.{key}: ")[2].splitlines()
+        if len(after) < 2 or not after[1].startswith("    "):
+          silent.append(f"{slot.field}={name}: {key}")
+      assert function.__doc__
+  assert not silent
+
+
+@pytest.mark.parametrize(
+  ("names", "match"),
+  [
+    (["algoritm"], "kind='algoritm' is unknown. Did you mean 'algorithm'"),
+    (["algorithm", "fedprx"], "algorithm.name='fedprx'.*mean 'fedprox'"),
+  ],
+)
+def test_the_listing_refuses(names, match):
+  with pytest.raises(ValueError, match=match):
+    listing.run(names)

@@ -20,7 +20,8 @@ import pytest
 
 import fedjax_sim
 from fedjax_sim.algorithms import ALGORITHMS
-from fedjax_sim.config import default_config
+from fedjax_sim.cli import listing
+from fedjax_sim.config import components, default_config
 from tiers import slow_but
 
 pytestmark = pytest.mark.integration
@@ -135,7 +136,21 @@ def fields(tree, prefix: str = "") -> dict[str, object]:
   return flat
 
 
-FIELDS = fields(default_config().to_dict())
+DEFAULT = fields(default_config().to_dict())
+FIELDS = {
+  **DEFAULT,
+  **{
+    f"{slot.section}.{key}": field.default
+    for slot in components.SLOTS
+    for name in slot.registry
+    for key, field in slot.fields(name).items()
+  },
+  **{
+    f"transforms.{name}.{key}": field.default
+    for name in components.CHAIN.registry
+    for key, field in components.CHAIN.fields(name).items()
+  },
+}
 
 
 # --- README -------------------------------------------------------------------
@@ -232,9 +247,14 @@ def test_the_config_table_is_the_default_config():
     for name, default, _ in rows
   }
   assert len(stated) == len(rows)
-  assert stated.keys() == FIELDS.keys()
+  assert stated.keys() == DEFAULT.keys()
   typed = lambda given: {k: (type(v), v) for k, v in given.items()}
-  assert typed(stated) == typed(FIELDS)
+  assert typed(stated) == typed(DEFAULT)
+
+
+def test_the_tables_of_components_are_those_of_the_code():
+  text = (ROOT / "docs" / "components.md").read_text()
+  assert text == listing.markdown() + "\n"
 
 
 def test_every_row_of_the_converter_has_its_test():

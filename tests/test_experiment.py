@@ -742,7 +742,7 @@ def test_another_account_of_the_rounds_done_is_refused(
       str(DIGITS),
       {
         "server.rounds": "4",
-        "server.sampling": f"{tmp_path / 'own.py'}:mine",
+        "sampler.name": f"{tmp_path / 'own.py'}:mine",
         "runtime.checkpoint_every": "2",
         "privacy.mechanism": "gaussian",
         "privacy.clip_norm": "1.0",

@@ -412,6 +412,6 @@ def test_a_run_tells_what_stays_slow(tmp_path, capsys):
   source = config_of(tmp_path, "make")
   experiment.run(source, tmp_path / "run")
   check_told(" ".join("".join(capsys.readouterr()).split()))
-  text = describe.describe(build.build(source), source)
+  text = describe.describe(build.build(source))
   (fact,) = [x for x in text.splitlines() if x.startswith("slow layers")]
   check_told(fact)

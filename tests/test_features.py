@@ -31,7 +31,7 @@ QUICK = {
   "runtime.devices": "2",
 }
 STACKED = {
-  "server.aggregator": "stack",
+  "aggregator.name": "stack",
   "data.server_clients": "4",
 }
 PRIVATE = {
@@ -65,7 +65,7 @@ FEATURES = {
   "ditto": {"algorithm.name": "ditto", "data.heldout_fraction": "0.2"},
   "fedbuff": {
     "algorithm.name": "fedbuff",
-    "server.sampling": "in_flight",
+    "sampler.name": "in_flight",
   },
   "fednova": {"algorithm.name": "fednova", "client.momentum": "0.5"},
   "mime_lite": {"algorithm.name": "mime_lite", "client.momentum": "0.9"},
@@ -81,8 +81,8 @@ FEATURES = {
     "client.max_grad_norm": "0.5",
     "server.max_grad_norm": "0.5",
   },
-  "cohorts of a random size": {"server.least_clients_per_round": "2"},
-  "clients that take turns": {"server.sampling": "cyclic"},
+  "cohorts of a random size": {"sampler.min_clients": "2"},
+  "clients that take turns": {"sampler.name": "cyclic"},
   "most examples": {"client.max_examples": "9"},
   "lamb and adamax": {
     "client.optimizer": "adamax",
@@ -104,19 +104,19 @@ FEATURES = {
     "privacy.mechanism": "gaussian",
     "privacy.quantile": "0.5",
     "privacy.max_weight": "50.0",
-    "privacy.noised_weight": "True",
+    "privacy.noise_weights": "True",
     "privacy.canaries": "20",
-    "server.sampling": "poisson",
+    "sampler.name": "poisson",
     **PRIVATE,
   },
   "laplace": {"privacy.mechanism": "laplace", **PRIVATE},
   "banded": {
     "privacy.mechanism": "banded",
     "privacy.bands": "2",
-    "server.sampling": "cyclic",
+    "sampler.name": "cyclic",
     **PRIVATE,
   },
-  "blt": {"privacy.mechanism": "blt", "server.sampling": "cyclic", **PRIVATE},
+  "blt": {"privacy.mechanism": "blt", "sampler.name": "cyclic", **PRIVATE},
   "private k-means": {
     "model.name": "kmeans",
     "model.hidden_sizes": "None",

@@ -31,6 +31,7 @@ from fedjax_sim.training.stale import stale
 from fedjax_sim.transforms import quantize
 from problems import (
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -140,7 +141,7 @@ def test_mu():
   )
   last = params_of(simulator, train(simulator, 1))["v"]
   np.testing.assert_allclose(last, expected[1], rtol=1e-5)
-  more = {**simulator.hparams, "mu": mu * arrays}
+  more = hparams_of(simulator, mu=mu * arrays)
   first = params_of(simulator, train(simulator, 1, more))["u"]
   np.testing.assert_allclose(first, expected[0], rtol=1e-5)
   assert np.abs(expected[0] - expected[1]).max() > 0.05
@@ -292,7 +293,7 @@ def test_quant_thresh_and_quant_anneal(bits):
   shared, flutes = ours.init({}, ours.hparams), threshold
   for _ in range(3):
     flutes *= anneal
-    update, _, aux = apply({"w": g}, shared, (), traced(ours.hparams), KEY)
+    update, _, aux, *_ = apply({"w": g}, shared, (), traced(ours.hparams), KEY)
     expected = quantised_by_flute(g.astype(np.float64), bits, flutes)
     np.testing.assert_allclose(update["w"], expected, rtol=1e-5, atol=1e-6)
     shared = ours.update(shared, aux, ours.hparams)

@@ -15,7 +15,11 @@ from fedjax_sim.tasks import nnx as nnx_tasks
 ALONE = """
 import sys
 import jax
-from fedjax_sim.distributed.jax_internals import key_value_client
+from fedjax_sim.distributed.jax_internals import (
+  is_timeout,
+  key_value_client,
+  may_be_loss,
+)
 
 jax.distributed.initialize(
   sys.argv[1], 1, 0, cluster_detection_method="deactivate"
@@ -28,7 +32,10 @@ client.wait_at_barrier("barrier", 1000)
 try:
   client.blocking_key_value_get("folder/1", 10)
 except jax.errors.JaxRuntimeError as error:
-  assert "DEADLINE_EXCEEDED" in str(error), error
+  assert is_timeout(error), error
+  assert may_be_loss(error), error
+else:
+  raise AssertionError("a key that nobody has set")
 """
 
 

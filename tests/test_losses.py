@@ -320,10 +320,12 @@ def test_numbers_of_an_algorithm_replace_no_others():
   task = made("nnx", CLASSES)
   plain = fedavg(task, sgd(0.1), sgd(1.0))
   named = plain._replace(
-    told=lambda server, hparams: {"train/loss": jnp.ones(())}
+    state_metrics=lambda server, hparams: {"train/loss": jnp.ones(())}
   )
   simulator = make_simulator(task, named, DATA)
-  with pytest.raises(ValueError, match=r"Algorithm\.told .*'train/loss'"):
+  with pytest.raises(
+    ValueError, match=r"Algorithm\.state_metrics .*'train/loss'"
+  ):
     simulator.dispatch(simulator.init(), simulator.plan(0, 1))
 
 

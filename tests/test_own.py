@@ -142,7 +142,7 @@ def test_the_optimizer_steps_by_the_sign():
   }
   simulator = build(config_of("optimizer", **fields)).simulator
   hparams = {"learning_rate": pytest.approx(0.03), "decay": pytest.approx(0.5)}
-  assert simulator.hparams["client"] == hparams
+  assert simulator.hparams["algorithm"]["client"] == hparams
   state = simulator.init()
   (client,) = simulator.sampler.sample(0, 0)
   data = simulator.data.train

@@ -42,7 +42,7 @@ def test_the_smallest_size_that_holds_a_cohort():
 
 def test_a_draw_that_is_no_cohort_names_its_round():
   sampler = Sampler(lambda seed, done: np.array([9]), sizes=(2,), expected=1)
-  with pytest.raises(ValueError, match=r"server\.sampling: round 5: "):
+  with pytest.raises(ValueError, match=r"sampler\.name: round 5: "):
     Cohorts(sampler=sampler, seed=0, num_clients=9).draw(4)
 
 
@@ -52,10 +52,12 @@ class _Devices:
   def __init__(self, fails: int | None = None):
     self.fails = fails
     self.planned: list[tuple[int, int]] = []
+    self.states: list[float] = []
     self.threads: set[int] = set()
 
-  def plan(self, first: int, most: int) -> Any:
+  def plan(self, state: Any, first: int, most: int) -> Any:
     self.planned.append((first, most))
+    self.states.append(state)
     self.threads.add(threading.get_ident())
     return types.SimpleNamespace(num_rounds=most)
 
@@ -68,7 +70,7 @@ class _Devices:
       failure=ArithmeticError("diverged") if failed else None,
     )
 
-  def run(self, last: int) -> Any:
+  def run(self, last: int, ahead: bool = True) -> Any:
     return pipeline.run(
       0.0,  # type: ignore[arg-type]
       0,
@@ -79,6 +81,7 @@ class _Devices:
       plan=self.plan,
       dispatch=self.dispatch,
       phases=Phases(),
+      ahead=ahead,
     )
 
 
@@ -89,6 +92,16 @@ def test_the_next_rounds_are_planned_ahead_and_in_another_thread():
   assert states == [1, 2, 4, 6]
   assert threading.get_ident() not in devices.threads
   assert list(devices.run(0)) == []
+
+
+def test_rounds_that_depend_on_others_are_planned_after_them():
+  devices = _Devices()
+  dispatches = devices.run(4, ahead=False)
+  assert next(dispatches).state == 1
+  assert devices.states == [0.0]
+  assert dispatches.send(10.0).state == 12
+  assert [out.state for out in dispatches] == [13]
+  assert devices.states == [0.0, 10.0, 12.0]
 
 
 def test_a_run_goes_on_with_the_state_that_is_sent():

@@ -11,7 +11,14 @@ from flax import nnx
 
 from fedjax_sim import aggregators, sampling, simulate
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.core import Aggregator, Loss, Metric, Task, Variables
+from fedjax_sim.core import (
+  Aggregator,
+  Loss,
+  Metric,
+  Requirements,
+  Task,
+  Variables,
+)
 from fedjax_sim.data import FederatedData, make_dataset
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine.batching import LocalWork
@@ -189,11 +196,14 @@ def test_hyper_parameters_of_the_algorithm_alone():
   task = MODELS["lr"](DATA)
   algorithm = fedavg(task, sgd(0.1), sgd(1.0))
   simulator = make_simulator(task, algorithm, DATA)
-  state = simulator.init(algorithm.hparams)
-  out = simulator.dispatch(state, simulator.plan(0, 1), algorithm.hparams)
+  own = {"algorithm": algorithm.hparams}
+  state = simulator.init(own)
+  out = simulator.dispatch(state, simulator.plan(0, 1), own)
   assert out.failure is None
   with pytest.raises(ValueError, match="does not have the structure"):
-    simulator.init({**algorithm.hparams, "mu": 1.0})
+    simulator.init({"algorithm": {**algorithm.hparams, "mu": 1.0}})
+  with pytest.raises(ValueError, match=r"'client'\] is no section .*own numb"):
+    simulator.init(algorithm.hparams)
 
 
 def test_parts_that_do_not_go_with_each_other():
@@ -202,16 +212,25 @@ def test_parts_that_do_not_go_with_each_other():
   few = (algorithm.passes[0]._replace(split="labelled"),)
   arguments.check_parts(algorithm, mean, DATA, Runtime())
   arguments.check_parts(
-    algorithm._replace(stacked=True), stack, DATA, Runtime()
+    algorithm._replace(requirements=Requirements(all_updates=True)),
+    stack,
+    DATA,
+    Runtime(),
   )
+  needs = lambda **fields: {"requirements": Requirements(**fields)}
   cases: list[tuple[dict[str, Any], Aggregator, Runtime, str]] = [
     ({"passes": few}, mean, Runtime(), "walks over the split 'labelled'"),
     ({}, stack, Runtime(), "leaves the joining of updates"),
-    ({"stacked": True}, mean, Runtime(), "has to be 'stack'"),
-    ({"weighted_mean": True}, aggregators.mean(), Runtime(), "'weighted_mean'"),
-    ({"uses_server_data": True}, mean, Runtime(), r"data\.server_clients"),
+    (needs(all_updates=True), mean, Runtime(), "has to be 'stack'"),
     (
-      {"stacked": True},
+      needs(weighted_mean=True),
+      aggregators.mean(),
+      Runtime(),
+      "'weighted_mean'",
+    ),
+    (needs(server_data=True), mean, Runtime(), r"data\.server_clients"),
+    (
+      needs(all_updates=True),
       stack,
       Runtime(deterministic_reduction=2, lanes=1),
       "deterministic_reduction=2: server",

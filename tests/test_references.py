@@ -13,6 +13,7 @@ import pytest
 
 from fedjax_sim import aggregators
 from fedjax_sim.config import build, default_config
+from fedjax_sim.config.complete import complete, reference_fields
 from fedjax_sim.config.flags import load
 from fedjax_sim.core import references
 from fedjax_sim.core.errors import BadReferenceError
@@ -64,11 +65,11 @@ def client_optimizer(learning_rate):
 server_optimizer = replay_optimizer = client_optimizer
 
 
-def server_sampling(num_clients, size):
+def sampler_name(num_clients, size):
   return sampling.uniform(num_clients, size)
 
 
-def server_aggregator():
+def aggregator_name():
   return aggregators.mean()
 
 
@@ -93,6 +94,12 @@ def needs(fraction):
 """
 
 
+_config = default_config()
+_config.replay.steps = 1
+_config.local_privacy.mechanism, _config.local_privacy.clip_norm = "clip", 1.0
+FIELDS = (*reference_fields(complete(_config)),)
+
+
 @pytest.fixture
 def mine(tmp_path):
   path = tmp_path / "mine.py"
@@ -114,7 +121,7 @@ def with_reference(field, value):
 # --- what is found ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", references.FIELDS)
+@pytest.mark.parametrize("field", FIELDS)
 def test_every_field_may_be_a_reference(mine, field):
   name = field.replace(".", "_")
   source = with_reference(field, f"{mine}:{name}")
@@ -126,7 +133,7 @@ def test_every_field_may_be_a_reference(mine, field):
 
 
 def test_no_field_that_takes_references_is_missing():
-  """Of all that the package looks up; `--map` is a flag."""
+  """Of all that the package loads by a name that is written out."""
   package = pathlib.Path(references.__file__).parents[1]
   fields = set()
   for path in package.rglob("*.py"):
@@ -137,17 +144,16 @@ def test_no_field_that_takes_references_is_missing():
           name, first = ast.unparse(first), call.args[1]
         if name in ("references.lookup", "references.load"):
           fields.add(ast.unparse(first).strip("'"))
-  # What is no text is an argument, of functions that several fields share.
-  fields = {f for f in fields if "." in f and "{" not in f}
-  assert "local_privacy.mechanism" in fields
-  assert fields <= {*references.FIELDS}
+  fields = {f for f in fields if "." in f and "{" not in f and "self" not in f}
+  assert "model.metrics" in fields
+  assert fields <= {*FIELDS}
 
 
 def test_a_module_that_is_installed():
   source = with_reference("client.optimizer", "optax.contrib:prodigy")
   source.client.learning_rate = 1.0
   made = build.build(source)
-  assert made.simulator.hparams["client"] == {"learning_rate": 1.0}
+  assert made.simulator.hparams["algorithm"]["client"] == {"learning_rate": 1.0}
   found = references.load("field", "optax.contrib:prodigy")
   assert found is optax.contrib.prodigy
 
@@ -234,17 +240,15 @@ def check_refused(field, reference, match):
 )
 def test_references_that_lead_nowhere(mine, reference, match):
   reference = reference.format(mine=mine)
-  check_refused("server.aggregator", reference, match)
+  check_refused("aggregator.name", reference, match)
 
 
-@pytest.mark.parametrize("field", references.FIELDS)
+@pytest.mark.parametrize("field", FIELDS)
 def test_every_field_is_named(mine, field):
   check_refused(field, "nowhere.py:x", "there is no file")
 
 
-@pytest.mark.parametrize(
-  "field", [f for f in references.FIELDS if f != "model.metrics"]
-)
+@pytest.mark.parametrize("field", [f for f in FIELDS if f != "model.metrics"])
 def test_functions_that_break_or_return_something_else(mine, field):
   with pytest.raises(TypeError, match="something of type NoneType") as caught:
     build.build(with_reference(field, f"{mine}:nothing"))
@@ -263,8 +267,8 @@ def test_what_an_own_function_does_not_take(mine):
   source.model.channels = 9
   with pytest.raises(ValueError, match=r"does not take 'model\.channels'"):
     build.build(source)
-  source = with_reference("server.aggregator", f"{mine}:needs")
-  with pytest.raises(ValueError, match="missing 1 required .*'fraction'"):
+  source = with_reference("aggregator.name", f"{mine}:needs")
+  with pytest.raises(ValueError, match="lacks .*'aggregator.fraction'"):
     build.build(source)
 
 
@@ -299,7 +303,7 @@ def run_of(folder: pathlib.Path, path: pathlib.Path):
     "configs/digits_fedavg.py",
     {
       "server.rounds": "4",
-      "server.aggregator": f"{path}:server_aggregator",
+      "aggregator.name": f"{path}:aggregator_name",
       "runtime.checkpoint_every": "1",
       "server.eval_every": "1",
     },
@@ -334,8 +338,8 @@ def test_a_run_goes_on_and_tells_of_new_code(
   parts = experiment.run(config, tmp_path / "parts")
   told = capsys.readouterr().err
   pattern = (
-    r"Since the checkpoint there changed: server\.aggregator: "
-    r"'server_aggregator \(SHA-256 \w{16}\)' -> 'server_aggregator \(SHA-256"
+    r"Since the checkpoint there changed: aggregator\.name: "
+    r"'aggregator_name \(SHA-256 \w{16}\)' -> 'aggregator_name \(SHA-256"
     r" \w{16}\)'\. The rounds to come follow the new code\."
   )
   assert bool(re.search(pattern, told)) == edited
@@ -347,7 +351,7 @@ def test_the_same_code_elsewhere_is_the_same(mine, tmp_path):
   other = tmp_path / "elsewhere" / "mine.py"
   other.parent.mkdir()
   other.write_text(MINE)
-  fields = dict.fromkeys(references.FIELDS)
+  fields = dict.fromkeys(FIELDS)
   one, two, three = (
     references.sources(fields | {"model.metrics": metrics})
     for metrics in (
@@ -360,7 +364,7 @@ def test_the_same_code_elsewhere_is_the_same(mine, tmp_path):
   other.write_text(MINE + "\n")
   fields["model.metrics"] = (f"{other}:breaks", f"{mine}:nothing")
   assert references.sources(fields) != one
-  assert references.sources(dict.fromkeys(references.FIELDS)) == {}
+  assert references.sources(dict.fromkeys(FIELDS)) == {}
 
 
 def test_a_regression_of_ones_own(tmp_path):

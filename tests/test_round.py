@@ -22,6 +22,7 @@ from problems import (
   MODELS,
   blobs,
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -255,13 +256,10 @@ def test_whole_runs_can_be_vmapped_over_seeds_and_rates():
       task, algorithm, data, clients_per_round=5, seed=seed, lanes=2, devices=2
     )
 
-  def hparams_of(simulator, rate):
-    return {**simulator.hparams, "client": {"learning_rate": rate}}
-
   single = []
   for seed, rate in settings:
     simulator = simulator_of(seed)
-    hparams = hparams_of(simulator, rate)
+    hparams = hparams_of(simulator, client={"learning_rate": rate})
     single.append(flat(params_of(simulator, train(simulator, 3, hparams))))
 
   simulators = [simulator_of(seed) for seed, _ in settings]
@@ -269,7 +267,7 @@ def test_whole_runs_can_be_vmapped_over_seeds_and_rates():
   states = stack([s.init() for s in simulators])
   hparams = stack(
     [
-      jax.tree.map(np.float32, hparams_of(s, rate))
+      jax.tree.map(np.float32, hparams_of(s, client={"learning_rate": rate}))
       for s, (_, rate) in zip(simulators, settings, strict=True)
     ]
   )
@@ -304,8 +302,10 @@ def test_a_round_can_be_differentiated_forwards():
   }
 
   def after(rate):
-    hparams = jax.tree.map(jnp.float32, simulator.hparams)
-    hparams["client"]["learning_rate"] = rate
+    hparams = jax.tree.map(jnp.float32, dict(simulator.hparams))
+    algorithm = hparams["algorithm"]
+    client = {**algorithm["client"], "learning_rate": rate}
+    hparams["algorithm"] = {**algorithm, "client": client}
     new, _ = simulator.compiler.function(
       state, hparams, examples, plan, jnp.int32(1)
     )
@@ -340,7 +340,7 @@ def test_nothing_is_traced_twice():
   for out in simulator.run(state, 5):
     state = out.state
   once = len(traces)
-  rates = {**simulator.hparams, "client": {"learning_rate": 0.7}}
+  rates = hparams_of(simulator, client={"learning_rate": 0.7})
   changed = None
   for out in simulator.run(state, 9, hparams=rates):
     changed = out
@@ -583,7 +583,7 @@ def test_wrong_hyper_parameters_are_refused():
   task = MODELS["lr"](data)
   simulator = make_simulator(task, fedavg(task, sgd(0.1), sgd(1.0)), data)
   with pytest.raises(ValueError, match="structure"):
-    simulator.init({"client": {"rate": 0.1}})
+    simulator.init({"algorithm": {"client": {"rate": 0.1}}})
 
 
 def test_two_transforms_of_one_name_are_refused():

@@ -42,6 +42,7 @@ def of_sizes(num_clients, size):
 
 ALL = SAMPLERS | {"cyclic_poisson": of_groups, "by_size": of_sizes}
 del ALL["available"]  # it needs a trace; see test_availability.py
+del ALL["power_of_choice"]  # it has a state; see test_observing.py
 
 
 def included(sampler, num_clients, rounds, seed=0):
@@ -156,7 +157,7 @@ def test_uniform_refuses(num_clients, size, error, match):
 
 
 def test_uniform_draws_every_size_as_often():
-  sampler = uniform(9, 6, least=3)
+  sampler = uniform(9, 6, min_clients=3)
   assert sampler.sizes == (6,)
   assert sampler.expected == 4.5
   rounds = 4000
@@ -177,8 +178,8 @@ def test_uniform_refuses_a_least_beyond_the_most():
     (2.5, TypeError),
   ]
   for least, error in wrong:
-    with pytest.raises(error, match=r"server\.least_clients_per_round"):
-      uniform(9, 6, least=least)
+    with pytest.raises(error, match="min_clients"):
+      uniform(9, 6, min_clients=least)
 
 
 def test_poisson_cohorts_are_binomial():
@@ -385,9 +386,9 @@ def test_cyclic_refuses(arguments, error, match):
 @pytest.mark.parametrize(
   ("arguments", "error", "match"),
   [
-    ((10, 2, 0), ValueError, "sampling_groups=0 is out of range"),
-    ((10, 2, 11), ValueError, "sampling_groups=11 .* from 1 to 10"),
-    ((10, 2, 2.0), TypeError, "sampling_groups=2.0 is a float"),
+    ((10, 2, 0), ValueError, "groups=0 is out of range"),
+    ((10, 2, 11), ValueError, "groups=11 .* from 1 to 10"),
+    ((10, 2, 2.0), TypeError, "groups=2.0 is a float"),
     ((10, 0.0, 2), ValueError, r"clients_per_round=0.0 .* > 0"),
     ((10, 4, 3), ValueError, r"clients_per_round=4 exceeds the 3.33333 of 10"),
   ],

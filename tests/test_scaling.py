@@ -21,7 +21,9 @@ from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.simulation import costs as client_costs
 from fedjax_sim.simulation import scaling
+from fedjax_sim.simulation.compiler import Compiler
 from fedjax_sim.simulation.costs import Costs, Speed
+from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.scaling import Hardware, Model
 from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator
@@ -377,7 +379,12 @@ def test_a_measured_rate_predicts_the_round_that_it_was_measured_on():
 
 def test_nothing_runs_unless_it_is_to_be_measured(monkeypatch):
   simulator = simulator_of([12] * 4)
-  for name in ("init", "dispatch", "evaluate", "_call"):
-    monkeypatch.setattr(type(simulator), name, pytest.fail)
+  for owner, name in (
+    (type(simulator), "init"),
+    (type(simulator), "dispatch"),
+    (Compiler, "call"),
+    (Evaluator, "measure"),
+  ):
+    monkeypatch.setattr(owner, name, pytest.fail)
   monkeypatch.setattr(jax, "device_put", pytest.fail)
   model_of(simulator).predict(4)

@@ -16,7 +16,15 @@ from fedjax_sim.core import Task, validate
 from fedjax_sim.engine import hparams as engine_hparams
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
-from problems import MODELS, blobs, flat, make_simulator, params_of, sgd
+from problems import (
+  MODELS,
+  blobs,
+  flat,
+  hparams_of,
+  make_simulator,
+  params_of,
+  sgd,
+)
 
 
 def factors(schedule, rounds):
@@ -122,11 +130,11 @@ def test_a_scheduled_run_is_one_with_other_rates_every_round(devices):
   a, b = plain.init(), planned.init()
   rows: list[dict[str, float]] = []
   for r in range(6):
-    hparams = {
-      **plain.hparams,
-      "client": {"learning_rate": 0.3 * 0.5 ** (r // 2)},
-      "server": {"learning_rate": 0.5 + 0.5 * min(r / 4, 1)},
-    }
+    hparams = hparams_of(
+      plain,
+      client={"learning_rate": 0.3 * 0.5 ** (r // 2)},
+      server={"learning_rate": 0.5 + 0.5 * min(r / 4, 1)},
+    )
     a = plain.dispatch(a, plain.plan(r, 1), hparams).state
     out = planned.dispatch(b, planned.plan(r, 1))
     b, rows = out.state, rows + out.rows

@@ -114,7 +114,7 @@ def test_other_aggregators_in_a_fixed_order(aggregator):
 
 
 def test_a_stack_has_no_fixed_order():
-  with pytest.raises(ValueError, match=r"server\.aggregator keeps a stack"):
+  with pytest.raises(ValueError, match=r"aggregator\.name keeps a stack"):
     simulator_of(runtime=fixed(1, 4), aggregator=aggregators.median())
 
 

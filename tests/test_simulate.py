@@ -11,6 +11,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Metric, Pass, validate
 from fedjax_sim.data import FederatedData, FederatedDataset, load_digits
 from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training.optimizers import optimizer
@@ -53,12 +54,55 @@ def test_the_iterator_yields_every_round_and_evaluates_some():
   for name in ("seen/accuracy", "unseen/accuracy/p10", "train/loss"):
     assert name in last
   # Earlier states are still there.
-  assert [int(state.round) for state, _ in seen] == [1, 2, 3, 4, 5]
+  states = [state and int(state.round) for state, _ in seen]
+  assert states == [None, 2, None, 4, 5]
+
+
+def test_the_iterator_runs_many_rounds_in_one_call():
+  arguments = small(rounds=12, eval_every=6, runtime=Runtime(lanes=1))
+  calls = []
+  base = arguments["algorithm"]
+
+  def on_eval(server, metrics):
+    calls.append(metrics["test/accuracy"])
+    return server
+
+  arguments["algorithm"] = base._replace(on_eval=on_eval)
+  run = simulate(**arguments)
+  seen = [next(run)]
+  seen.extend(run)
+  assert [row["round"] for _, row in seen] == list(range(1, 13))
+  assert len(calls) == 2
+  kept = [state for state, _ in seen if state is not None]
+  assert [int(state.round) for state in kept] == [6, 12]
+  # The first one is a copy: the run used up its own.
+  assert all(
+    np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(kept[0].server)
+  )
+
+
+def test_the_iterator_tells_what_was_before_a_failure():
+  arguments = small(rounds=6, eval_every=6)
+  base = arguments["algorithm"]
+
+  def finish(client, carry):
+    report = base.finish(client, carry)
+    bad = jnp.where(client.round == 3, jnp.nan, 0)
+    return report._replace(
+      update=jax.tree.map(lambda u: u + bad, report.update)
+    )
+
+  arguments["algorithm"] = base._replace(finish=finish)
+  run, rows = simulate(**arguments), list[float]()
+  with pytest.raises(DivergedError, match="Round 4"):
+    rows.extend(row["round"] for _, row in run)
+  assert rows == [1, 2, 3]
 
 
 def test_the_iterator_trains_as_the_simulator_does():
   arguments = small()
   *_, (state, _) = simulate(**arguments)
+  assert state is not None
   clients = arguments["data"].train.num_clients
   simulator = Simulator(
     task=arguments["task"],
@@ -96,7 +140,7 @@ def test_the_algorithm_sees_evaluations():
     return server._replace(variables=server.variables._replace(params=zeros))
 
   arguments["algorithm"] = base._replace(on_eval=on_eval)
-  states = [state for state, _ in simulate(**arguments)]
+  states = [state for state, _ in simulate(**arguments) if state is not None]
   assert len(seen) == 3
   assert all(
     np.all(np.asarray(leaf) == 0)

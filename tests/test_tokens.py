@@ -163,7 +163,7 @@ def test_an_algorithm_is_told_what_was_used():
     finish=lambda client, carry: base.finish(client, carry)._replace(
       values={f"finish_{k}": v for k, v in told(client).items()}
     ),
-    send=lambda client, report: report._replace(
+    postprocess_report=lambda client, report: report._replace(
       values={**report.values, **told(client)}
     ),
     apply=apply,
@@ -206,9 +206,9 @@ def test_algorithms_that_do_not_count_are_refused(make):
 def test_secure_means_by_tokens_need_their_largest_weight():
   source = default_config()
   source.algorithm.weighting = "tokens"
-  source.server.aggregator = "secure_mean"
-  source.secure.clip = 1.0
-  with pytest.raises(ValueError, match=r"set secure\.most_weight"):
+  source.aggregator.name = "secure_mean"
+  source.aggregator.clip = 1.0
+  with pytest.raises(ValueError, match=r"set aggregator\.max_weight"):
     build(source)
-  source.secure.most_weight = 50.0
+  source.aggregator.max_weight = 50.0
   build(source)

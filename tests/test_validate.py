@@ -203,12 +203,12 @@ def test_arguments_refuses_unknown_and_missing_ones():
 
 
 def test_a_field_that_is_set_but_not_taken_is_to_be_unset():
-  given_ = {"named": 1, "alpha": 2}
-  _, text = message(validate.arguments, "f", given_, takes_many, section="data")
-  assert text == (
+  assert validate.not_taken("f", "alpha", ["named"], "data") == (
     "f does not take 'data.alpha'. Unset it, by --config.data.alpha=None."
     " It takes: named."
   )
+  text = validate.not_taken("f", "round", ["momentum"], "server", ["rounds"])
+  assert "Did you mean 'server.rounds'?" in text
 
 
 @pytest.mark.parametrize(

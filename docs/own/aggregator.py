@@ -5,7 +5,7 @@ A trimmed mean by norm: the clients whose updates are longest are left out.
 fedjax-sim run --config=docs/own/aggregator.py --workdir=runs/aggregator
 
 Three clients in ten have random labels: test accuracy 0.94 after 50 rounds, and
-0.92 with --config.server.aggregator=weighted_mean.
+0.92 with --config.aggregator.name=weighted_mean.
 """
 
 import jax
@@ -60,7 +60,7 @@ def short_mean(fraction: float = 0.3) -> Aggregator:
 def get_config(arg: str = "") -> ConfigDict:
   """The config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
-  config.server.aggregator = f"{__file__}:short_mean"
+  config.aggregator.name = f"{__file__}:short_mean"
   config.data.partition = "iid"
   config.data.random_label_clients = 0.3  # what it is to withstand
   config.client.batch_size = 4

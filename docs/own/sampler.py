@@ -24,7 +24,7 @@ def by_size(num_clients, clients_per_round, sizes) -> Sampler:
 def get_config(arg: str = "") -> ConfigDict:
   """The config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
-  config.server.sampling = f"{__file__}:by_size"
+  config.sampler.name = f"{__file__}:by_size"
   config.data.partition = "power_law"  # a few clients have most examples
   config.server.rounds = 2 if arg == "smoke" else 50
   return config

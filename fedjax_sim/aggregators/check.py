@@ -11,13 +11,13 @@ from fedjax_sim.core import AggregationContext, Aggregator, PyTree, errors
 
 
 def check(aggregator: Aggregator, update: PyTree) -> None:
-  """Refuses an aggregator that does not keep to its contract's shapes.
+  """Refuse an aggregator whose shapes break the contract.
 
   A round would broadcast some of them, and be wrong in silence.
 
   Args:
     aggregator: the aggregator; traced, not run.
-    update: of one client, shapes and dtypes.
+    update: update of one client, or its shapes and dtypes.
 
   Raises:
     ValueError: names the function, and the first leaf that is wrong.
@@ -52,15 +52,14 @@ def check(aggregator: Aggregator, update: PyTree) -> None:
     joined = jax.eval_shape(aggregator.finish, acc, shape(), count, context)
   except Exception as error:
     text = errors.raised(None, error)
-    raise ValueError(f"server.aggregator: {part}: {text}") from error
+    raise ValueError(f"aggregator.name: {part}: {text}") from error
   _check_alike("add", new, acc, "as init does")
   if aggregator.reduces:  # of whatever float: the server casts it
     _check_alike("finish", joined, update, "as an update has", dtypes=False)
     for leaf in jax.tree.leaves(joined):
       if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(
-          f"server.aggregator: finish returns {leaf.dtype}; let it return"
-          " floats."
+          f"aggregator.name: finish returns {leaf.dtype}; let it return floats."
         )
 
 
@@ -78,6 +77,6 @@ def _check_alike(
     one, other = (leaves.get(name, "nothing") for leaves in (found, wanted))
     if one != other:
       raise ValueError(
-        f"server.aggregator: {part} gives {one} at {name or 'the top'}; let it"
+        f"aggregator.name: {part} gives {one} at {name or 'the top'}; let it"
         f" give {other}, {why}."
       )

@@ -17,7 +17,7 @@ from fedjax_sim.core.tree import (
 
 
 def weighted_mean() -> Aggregator:
-  """The mean of updates, weighted by what clients report (FedAvg)."""
+  """Return the mean of updates, weighted by clients' weights (FedAvg)."""
   return Aggregator(
     init=lambda update, capacity: zeros_accumulator(update),
     add=lambda acc, u, w, present, context: add_weighted(acc, u, w, present),
@@ -27,7 +27,7 @@ def weighted_mean() -> Aggregator:
 
 
 def mean() -> Aggregator:
-  """The plain mean of updates, every client counting the same."""
+  """Return the plain mean of updates, whatever their weights."""
   return Aggregator(
     init=lambda update, capacity: zeros_accumulator(update),
     add=lambda acc, u, w, present, context: add_weighted(
@@ -38,7 +38,7 @@ def mean() -> Aggregator:
 
 
 def sum_() -> Aggregator:
-  """The plain sum of updates, whatever their weights; whole numbers stay so."""
+  """Return the plain sum of updates; sums of integers are exact."""
   return Aggregator(
     init=lambda update, capacity: exact_accumulator(update),
     add=lambda acc, u, w, present, context: add_weighted(

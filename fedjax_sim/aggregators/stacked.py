@@ -11,7 +11,7 @@ from fedjax_sim.core.tree import accumulator_dtype
 
 
 def _empty_stack(update: PyTree, capacity: int) -> PyTree:
-  """(stack, leaves (capacity, ...); which rows are filled)."""
+  """Return (stack, leaves (capacity, ...); filled, shape=(capacity,), bool)."""
   stack = jax.tree.map(
     lambda x: jnp.zeros((capacity, *x.shape), x.dtype), update
   )
@@ -25,7 +25,7 @@ def _put_wave(
   present: Array,
   context: AggregationContext,
 ) -> PyTree:
-  """Writes a wave's rows, those of absent clients, too."""
+  """Write the rows of a wave, those of absent clients, too."""
   del weights
   stack, filled = acc
   write = lambda s, u: lax.dynamic_update_slice_in_dim(s, u, context.slot, 0)
@@ -33,12 +33,12 @@ def _put_wave(
 
 
 def _filled_rows(filled: Array, s: Array, other: float) -> Array:
-  """A stacked leaf with `other` in the rows that nobody has filled."""
+  """Return a stacked leaf with `other` in the rows that are not filled."""
   return jnp.where(filled.reshape((-1,) + (1,) * (s.ndim - 1)), s, other)
 
 
 def median() -> Aggregator:
-  """The coordinate-wise median (Yin et al. 2018, arXiv 1803.01498).
+  """Return the coordinate-wise median (Yin et al. 2018, arXiv 1803.01498).
 
   Robust to fewer than half of the clients; ignores weights. Keeps every
   client's update: memory is cohort x parameters.
@@ -71,10 +71,10 @@ def median() -> Aggregator:
 
 
 def stack() -> Aggregator:
-  """All updates, one below the other, for algorithms that join them.
+  """Return the stack of all updates, for algorithms that reduce it.
 
-  Keeps every client's update: memory is cohort x parameters, dealt over the
-  devices. Rows that nobody has filled are 0.
+  Keeps every client's update: memory is cohort x parameters, over all
+  devices. Rows that are not filled are 0.
   """
 
   def finish(

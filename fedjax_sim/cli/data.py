@@ -248,19 +248,19 @@ def _vocabulary(path: Path) -> Sequence[str]:
 
 def _import_config(arguments: Sequence[str]) -> str:
   values = flags.parse(arguments, "config", "store")
-  from fedjax_sim.config import check_fields
   from fedjax_sim.config.build import build_data, preprocessing
+  from fedjax_sim.config.complete import complete
 
-  check_fields(values.config)
-  for key, value in preprocessing(values.config).items():
+  config = complete(values.config)
+  for key, value in preprocessing(config).items():
     raise ValueError(
       f"data.{key}={value!r}: a store holds examples as they are before"
       " anything is done to a batch; unset it here, and set it for runs on the"
       " store."
     )
   path = local(values["store"].value)
-  data = build_data(values.config)
-  given = values.config.data
+  data = build_data(config)
+  given = config.data
   words = vocabulary_of(locate(given.path)) if given.name == "store" else None
   with reporting.written() as told:
     write_store(path, data, vocabulary=words, progress=told)

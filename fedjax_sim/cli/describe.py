@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_sim import config, distributed
+from fedjax_sim import config as configs
+from fedjax_sim import distributed
+from fedjax_sim.config import components
 from fedjax_sim.config.build import AUGMENTATION, Experiment, preprocessing
 from fedjax_sim.data import FederatedData
 from fedjax_sim.simulation import lanes
@@ -26,13 +28,15 @@ def client_sizes(data: FederatedData) -> str:
   )
 
 
-def describe(experiment: Experiment, source: ConfigDict) -> str:
-  """What would run; compiles the round, runs nothing and places no data.
+def describe(experiment: Experiment) -> str:
+  """Return what would run: the config's fields, and what follows from them.
+
+  Compiles the round, runs nothing and places no data.
 
   Args:
-    experiment: from `build.build(source)`.
-    source: the config.
+    experiment: from `build.build`.
   """
+  source = experiment.config
   simulator, timetable = experiment.simulator, experiment.timetable
   data = simulator.data
   size, devices = simulator.sampler.sizes[0], simulator.mesh.size
@@ -52,7 +56,7 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
     "preprocessing": _preprocessing(source),
     "rounds": f"{rounds:,}, evaluated every {timetable.eval_every}",
     "clients a round": f"{simulator.sampler.expected:g}"
-    f" ({source.server.sampling})",
+    f" ({source.sampler.name})",
     "local steps": f"about {a_round:,.0f} a round,"
     f" {a_round * rounds:,.0f} in all",
     "bytes a client and round": f"{down:,} down, {up:,} up"
@@ -78,8 +82,46 @@ def describe(experiment: Experiment, source: ConfigDict) -> str:
       + (f" and {waiting / 1e6:,.1f} MB of the next call" if waiting else "")
       + f" (predicted; compiled in {seconds:.1f} s)"
     )
-  lines = [json.dumps(config.resolved(source), indent=2), ""]
-  return "\n".join(lines + aligned(facts))
+  return "\n".join([*sections(experiment.config), "", *aligned(facts)])
+
+
+def sections(config: ConfigDict) -> list[str]:
+  """Return the fields of a complete config, some lines a section.
+
+  Fields that are None are off, and a section in which nothing is on is left
+  out.
+  """
+  slots = [*components.SLOTS, components.CHAIN]
+  order = dict.fromkeys(["seed", *(slot.section for slot in slots), *config])
+  lines = []
+  for name in order:
+    section = config[name]
+    if not isinstance(section, ConfigDict):
+      lines += _wrapped(name, [repr(section)])
+      continue
+    own = components.slots_of(name)
+    if own and all(section.get(s.switch or s.key) is None for s in own):
+      continue
+    fields = dict(configs.fields_of(section))
+    names = [slot.key for slot in own if slot.key in fields]
+    shown = [
+      f"{field}={fields[field]!r}"
+      for field in dict.fromkeys([*names, *fields])
+      if fields[field] not in (None, ())
+    ]
+    lines += _wrapped(name, shown) if shown else []
+  return lines
+
+
+def _wrapped(name: str, fields: list[str]) -> list[str]:
+  """Return a section's fields in lines of at most 80 characters."""
+  return textwrap.wrap(
+    " ".join([f"{name:<13}", *(field.replace(" ", "") for field in fields)]),
+    80,
+    subsequent_indent=" " * 14,
+    break_long_words=False,
+    break_on_hyphens=False,
+  )
 
 
 def _evaluation(simulator: Simulator) -> str:
@@ -106,7 +148,7 @@ def _preprocessing(source: ConfigDict) -> str:
 
 def _privacy(simulator: Simulator, rounds: int) -> str:
   """The guarantee after the last round, and the noise; "" without any."""
-  release, ledger = simulator.algorithm.release, simulator.account.ledger
+  release, ledger = simulator.algorithm.privacy, simulator.account.ledger
   if release is None or ledger is None:
     return ""
   simulated = "simulated: " if release.simulated is not None else ""

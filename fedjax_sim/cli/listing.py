@@ -1,68 +1,200 @@
-"""`fedjax-sim list`: list all components by name."""
+"""`fedjax-sim list`: list components by name, and the fields of each."""
 
 from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedjax_sim import aggregators, config, transforms
-from fedjax_sim.algorithms import ALGORITHMS
-from fedjax_sim.config.build.privacy import MECHANISMS
-from fedjax_sim.data import DATASETS, PARTITIONERS
-from fedjax_sim.models import MODELS
-from fedjax_sim.privacy.local.registry import RANDOMIZERS
-from fedjax_sim.privacy.secure.aggregators import SECURE
-from fedjax_sim.sampling import SAMPLERS
+import docstring_parser
+
+from fedjax_sim.config import components
+from fedjax_sim.config.components import CHAIN, SLOTS, Slot
+from fedjax_sim.core import validate
 from fedjax_sim.training import schedules
 from fedjax_sim.training.optimizers import OPTIMIZERS
 
-REGISTRIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
-  "algorithms (algorithm.name)": ALGORITHMS,
-  "models (model.name)": MODELS,
-  "data sets (data.name)": DATASETS,
-  "partitions (data.partition)": PARTITIONERS,
-  "aggregators (server.aggregator)": {**aggregators.AGGREGATORS, **SECURE},
-  "samplers (server.sampling)": SAMPLERS,
-  "transforms (transforms)": transforms.TRANSFORMS,
-  "local privacy (local_privacy.mechanism)": RANDOMIZERS,
-  "schedules (client.schedule, and so on)": schedules.SCHEDULES,
-}
+_WIDTH = 80
 
 
-def listing() -> str:
-  """All registries, one line an entry, and fields below an algorithm's."""
-  lines = [
-    "A config names one of these or, but for transforms and schedules, yours:"
-    " path/to/file.py:name.",
-    "",
+def kinds() -> dict[str, Slot]:
+  """Return the slots by the name that `fedjax-sim list` has for each kind."""
+  found = {}
+  for slot in (*SLOTS, CHAIN):
+    others = [s for s in SLOTS if s.section == slot.section]
+    plain = slot is CHAIN or slot is others[0]
+    found[slot.section if plain else slot.key] = slot
+  return found
+
+
+def run(names: Sequence[str]) -> str:
+  """Return what `fedjax-sim list [KIND [NAME]]` prints.
+
+  Args:
+    names: nothing for all components, a kind such as "algorithm", or a kind
+      and one component of it, which may be a reference.
+
+  Raises:
+    UnknownNameError: no such kind or component.
+  """
+  if not names:
+    return _everything()
+  if names[0] == "schedule":
+    return "\n".join(_schedules())
+  known = kinds()
+  validate.known("list: kind", names[0], [*known, "schedule"])
+  slot = known[names[0]]
+  if len(names) == 1:
+    return "\n".join(_names(slot))
+  return component(slot, names[1])
+
+
+def _everything() -> str:
+  """Return all kinds of components, one line a component."""
+  lines = textwrap.wrap(
+    "A config names one of these or, but for privacy, leakage and schedules,"
+    " one of yours: path/to/file.py:name. `fedjax-sim list KIND NAME` has the"
+    " fields of one.",
+    _WIDTH,
+  )
+  seen: list[Mapping[str, Any]] = []
+  for kind, slot in kinds().items():
+    if slot.registry not in seen:
+      seen.append(slot.registry)
+      lines += ["", *_names(slot, kind)]
+  return "\n".join([*lines, "", *_schedules()])
+
+
+def _names(slot: Slot, kind: str = "") -> list[str]:
+  """Return the components of a slot, one a line."""
+  sections = [s.field for s in SLOTS if s.registry is slot.registry]
+  named = ", ".join(sections) or "transforms.LABEL"
+  title = f"{kind or slot.section}: {slot.title} ({named})"
+  if len(sections) > 1:
+    title = f"{kind or slot.section}: optimizers of optax ({named})"
+    return [
+      title,
+      *textwrap.wrap(
+        ", ".join(slot.registry),
+        _WIDTH,
+        initial_indent="  ",
+        subsequent_indent="  ",
+      ),
+    ]
+  return [title, *_summaries(slot.registry)]
+
+
+def _schedules() -> list[str]:
+  """Return the schedules, one a line."""
+  title = "schedule: of client.schedule, server.schedule and model.schedule"
+  return [title, *_summaries(schedules.SCHEDULES)]
+
+
+def _summaries(registry: Mapping[str, Callable[..., Any]]) -> list[str]:
+  """Return the name and the first line of the docstring of each entry."""
+  width = max(map(len, registry))
+  return [
+    f"  {name:<{width}}  {_summary(entry)}".rstrip()
+    for name, entry in registry.items()
   ]
-  for title, registry in REGISTRIES.items():
-    lines.append(f"{title}:")
-    width = max(map(len, registry))
-    for name, entry in registry.items():
-      doc = (inspect.getdoc(entry) or "").splitlines()
-      lines.append(f"  {name:<{width}}  {doc[0] if doc else ''}")
-      if registry is ALGORITHMS:
-        lines += _fields_of(entry, " " * (width + 4))
-    lines.append("")
-  lines.append("privacy (privacy.mechanism):")
-  width = max(map(len, MECHANISMS))
-  lines += [f"  {name:<{width}}  {text}" for name, text in MECHANISMS.items()]
-  lines.append("")
-  lines.append("optimizers (client.optimizer, server.optimizer), from optax:")
-  lines.append("  " + ", ".join(OPTIMIZERS))
+
+
+def _summary(function: Callable[..., Any]) -> str:
+  """Return the first line of a docstring."""
+  lines = (inspect.getdoc(function) or "").splitlines()
+  return lines[0] if lines else ""
+
+
+def component(slot: Slot, name: str) -> str:
+  """Return what a component is, and its fields with defaults and meanings.
+
+  Args:
+    slot: what names it.
+    name: of the component, or a reference to a user's own.
+
+  Raises:
+    UnknownNameError, BadReferenceError: there is none of that name.
+  """
+  function = slot.factory(name)
+  section = slot.section if slot is not CHAIN else f"transforms.{name}"
+  parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+  meanings = _meanings(function)
+  own = not any(f is function for f in OPTIMIZERS.values())
+  text = [parsed.short_description, parsed.long_description if own else None]
+  lines = [f"{slot.field}={name}" if slot is not CHAIN else section, ""]
+  lines += "\n\n".join(part for part in text if part).splitlines()
+  fields = slot.fields(name)
+  lines += ["", "Fields:" if fields else "It takes no fields."]
+  for key, field in fields.items():
+    lines.append(f"  {section}.{key}: {_type(field)}, {_default(field)}")
+    lines += textwrap.wrap(
+      meanings.get(key, ""),
+      _WIDTH,
+      initial_indent="    ",
+      subsequent_indent="    ",
+    )
   return "\n".join(lines)
 
 
-def _fields_of(algorithm: Callable[..., Any], indent: str) -> list[str]:
-  """The fields of the section `algorithm` that it takes, as lines."""
-  section = config.default_config().algorithm
-  taken = [x for x in inspect.signature(algorithm).parameters if x in section]
-  if not taken:
-    return []
-  text = f"takes {', '.join(taken)}"
-  return textwrap.wrap(
-    text, 80, initial_indent=indent, subsequent_indent=f"{indent}  "
-  )
+def markdown() -> str:
+  """Return docs/components.md: the fields of all components as tables."""
+  lines = [
+    "# Components",
+    "",
+    "The fields of every component that a config can name, as `fedjax-sim list"
+    " KIND",
+    "NAME` has them. Optimizers are optax's: `fedjax-sim list client adam`."
+    " This file",
+    "is made by `python -m fedjax_sim.cli.listing > docs/components.md`.",
+  ]
+  for slot in kinds().values():
+    if slot.registry is OPTIMIZERS:
+      continue
+    lines += ["", f"## {slot.title.capitalize()}"]
+    for name, function in slot.registry.items():
+      section = f"transforms.{name}" if slot is CHAIN else slot.section
+      own = section if slot is CHAIN else f"{slot.field}={name}"
+      lines += ["", f"### `{own}`", "", _summary(function)]
+      fields = slot.fields(name)
+      if fields:
+        meanings = _meanings(function)
+        lines += ["", "| field | type | default | meaning |"]
+        lines += ["| --- | --- | --- | --- |"]
+      for key, field in fields.items():
+        default = "required" if field.required else f"`{field.default!r}`"
+        lines.append(
+          f"| `{section}.{key}` | {_type(field)} | {default} |"
+          f" {meanings.get(key, '')} |"
+        )
+  return "\n".join(lines)
+
+
+def _meanings(function: Callable[..., Any]) -> dict[str, str]:
+  """Return what a docstring says of each parameter, on one line each."""
+  parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+  return {
+    p.arg_name: " ".join((p.description or "").split()) for p in parsed.params
+  }
+
+
+def _type(field: components.Field) -> str:
+  """Return the type of a field in words."""
+  names = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "text",
+    tuple: "tuple",
+    object: "any",
+  }
+  return names[field.kind] + (" or None" if field.optional else "")
+
+
+def _default(field: components.Field) -> str:
+  """Return the default of a field in words."""
+  return "required" if field.required else f"default {field.default!r}"
+
+
+if __name__ == "__main__":
+  print(markdown())  # noqa: T201

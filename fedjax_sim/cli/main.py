@@ -36,18 +36,22 @@ def _describe(arguments: Sequence[str]) -> int:
 
   distributed.setup()
   distributed.devices()  # what is wrong with JAX shows now
-  text = describe.describe(build.build(values.config), values.config)
+  text = describe.describe(build.build(values.config))
   print(text)  # noqa: T201
   return 0
 
 
 def _list(arguments: Sequence[str]) -> int:
-  from fedjax_sim.config import flags
+  names = [a for a in arguments if not a.startswith("-")]
+  if len(names) < len(arguments) or len(names) > 2:
+    from fedjax_sim.config import flags
 
-  flags.parse(arguments)
+    raise flags.UsageError(
+      f"list {' '.join(arguments)}: give nothing, KIND, or KIND and NAME."
+    )
   from fedjax_sim.cli import listing
 
-  print(listing.listing())  # noqa: T201
+  print(listing.run(names))  # noqa: T201
   return 0
 
 

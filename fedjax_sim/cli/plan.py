@@ -133,7 +133,7 @@ def plan(
 def _cohorts(simulator: Simulator) -> list[int]:
   """The run's cohort, 10 times as large, ..., and at last the largest."""
   first = max(1, round(simulator.sampler.expected))
-  if simulator.algorithm.pooled:
+  if simulator.algorithm.requirements.pools_data:
     return [first]
   sizes = [first]
   while 10 * sizes[-1] < _LARGEST:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_sim import reporting
 from fedjax_sim.config import flags
-from fedjax_sim.core import Participation, Release, Sampler, validate
+from fedjax_sim.core import Participation, PrivacySpec, Sampler, validate
 from fedjax_sim.privacy import accounting
 from fedjax_sim.privacy.accounting import (
   Ledger,
@@ -111,20 +111,20 @@ class _Setting:
     return promised
 
   def ledger(self, clients: int, multiplier: float) -> Ledger:
-    release = Release(self.noise, multiplier)
+    release = PrivacySpec(self.noise, multiplier)
     participation = self.participation(clients)
     return Ledger(release, participation, self.delta, self.accountant)
 
   def least_multiplier(
     self, clients: int, rounds: int, epsilon: float
   ) -> float:
-    release = Release(self.noise, 1.0)
+    release = PrivacySpec(self.noise, 1.0)
     participation = self.participation(clients)
     budget = (rounds, self.delta, epsilon, self.accountant)
     return calibration.calibrate(release, participation, *budget).multiplier
 
   def most_clients(self, multiplier: float, rounds: int, epsilon: float) -> int:
-    release = Release(self.noise, multiplier)
+    release = PrivacySpec(self.noise, multiplier)
     budget = (rounds, self.delta, epsilon, self.accountant)
     return calibration.calibrate_cohort(
       release, self.participation, self.population, *budget

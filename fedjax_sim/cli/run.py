@@ -23,12 +23,10 @@ def run(
   )
   import jax
 
-  from fedjax_sim import config as configs
   from fedjax_sim import distributed
   from fedjax_sim.distributed import processes
   from fedjax_sim.run import experiment, signals
 
-  configs.check_fields(values.config)
   distributed.setup()
   runtime = values.config.runtime
   processes.join(

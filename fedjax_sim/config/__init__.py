@@ -1,17 +1,9 @@
 """Configs: default fields, command-line flags, and checks of fields."""
 
 from fedjax_sim.config.defaults import default_config
-from fedjax_sim.config.fields import (
-  MOST_WHOLE,
-  check_fields,
-  differences,
-  fields_of,
-  resolved,
-)
+from fedjax_sim.config.fields import differences, fields_of, resolved
 
 __all__ = [
-  "MOST_WHOLE",
-  "check_fields",
   "default_config",
   "differences",
   "fields_of",

@@ -1,8 +1,7 @@
-"""The command line's flags: absl parses them, ml_collections the config's.
+"""The command line's flags: absl parses them, ml_collections loads the config.
 
 `--config=FILE` or `FILE:ARG` loads a config, `--config.SECTION.FIELD=VALUE`
-changes a field, and the value None unsets one. Their errors become one line
-each.
+changes a field, and the value None unsets one. Every error is one line.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import errors, validate
 from fedjax_sim.core.errors import FedjaxSimError
 
@@ -33,7 +33,7 @@ def parse(
   switches: Sequence[str] = (),
   **optional: str,
 ) -> Any:
-  """The flags of a command, as attributes.
+  """Return the flags of a command, as attributes.
 
   Args:
     arguments: what follows the command's name.
@@ -46,9 +46,7 @@ def parse(
     OSError: the config file cannot be read.
     ValueError: the config file raises, or returns no ConfigDict.
   """
-  last = {a.partition("=")[0]: a for a in arguments}  # the last of a field wins
-  unset = [a for a in last.values() if _unsets(a)]
-  arguments = [a for a in arguments if not _unsets(a)]
+  arguments, overrides = _split(arguments)
   path = _config_path(arguments)
   if path is not None and not Path(path).exists():
     raise FileNotFoundError(f"--config={path}: there is no such file")
@@ -58,7 +56,7 @@ def parse(
   for name in required:
     if name == "config":
       config_flags.DEFINE_config_file(
-        "config", None, "The config.", flag_values=values, lock_config=True
+        "config", None, "The config.", flag_values=values, lock_config=False
       )
     else:
       flags.DEFINE_string(name, None, name, flag_values=values)
@@ -75,8 +73,6 @@ def parse(
     except (Exception, SystemExit) as error:
       if text := _of_file(path, error):
         raise ValueError(text) from error
-      if isinstance(error, AttributeError | KeyError):
-        raise UsageError(_no_field(arguments, error)) from error
       raise UsageError(errors.one_line(error)) from error
   if len(rest) > 1:
     raise UsageError(f"unexpected argument {rest[1]!r}")
@@ -86,8 +82,9 @@ def parse(
   if "config" in required:
     if not isinstance(values.config, ConfigDict):
       raise ValueError(_no_config(path, values.config))
-    for argument in unset:
-      _unset(values.config, argument)
+    values.config = overridden(values.config, overrides)
+  elif overrides:
+    raise UsageError(f"--config.{next(iter(overrides))}: there is no --config.")
   return values
 
 
@@ -111,7 +108,7 @@ def number(flag: str, text: str, kind: type[T], other: str = "") -> T:
 
 
 def load(spec: str, fields: Mapping[str, str] | None = None) -> ConfigDict:
-  """The config of a file, locked: for notebooks and scripts.
+  """Return the config of a file, for notebooks and scripts.
 
   Args:
     spec: the file, or `file:arg` for `get_config(arg)`.
@@ -123,6 +120,91 @@ def load(spec: str, fields: Mapping[str, str] | None = None) -> ConfigDict:
   changes = [f"--config.{k}={v}" for k, v in (fields or {}).items()]
   config: ConfigDict = parse([f"--config={spec}", *changes], "config").config
   return config
+
+
+def overridden(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
+  """Return the config with fields changed as on the command line.
+
+  A text is read as the type of its field, which follows from the components
+  that are named. The text "None" unsets a field.
+
+  Args:
+    config: as a config file returns it.
+    texts: "section.field" -> its value as text.
+
+  Raises:
+    UsageError: a text that is no value of its field.
+    UnknownNameError: a field that there is not.
+    TypeError, ValueError: the config is wrong without them.
+  """
+  from fedjax_sim.config.complete import complete
+  from fedjax_sim.config.components import Text
+
+  tree = config.to_dict()
+  for field, text in texts.items():
+    _set(tree, field, None if text == "None" else Text(text))
+  try:
+    completed = complete(ConfigDict(tree))
+  except ValueError as error:
+    if any(str(error).startswith(f"{field}=") for field in texts):
+      raise UsageError(f"--config.{error}") from error
+    raise
+  known = dict(fields_of(completed))
+  for field, text in texts.items():
+    section = field.rpartition(".")[0]
+    if field not in known and field not in dict(fields_of(config)):
+      names = [name for name in known if name.rpartition(".")[0] == section]
+      validate.known("config: field", field, names)
+    if field in known:
+      _set(config, field, known[field])
+    elif text == "None":
+      _remove(config, field)
+  return config
+
+
+def _set(tree: Any, field: str, value: Any) -> None:
+  """Set a field of a config, or of one as nested dicts."""
+  *sections, key = field.split(".")
+  where: list[str] = []
+  for name in sections:
+    if name not in tree and where == ["transforms"]:
+      tree[name] = {}
+    where.append(name)
+    validate.known(f"--config.{field}: section", name, tree)
+    tree = tree[name]
+    if not isinstance(tree, dict | ConfigDict):
+      path = ".".join(where)
+      raise UsageError(f"--config.{field}: {path}={tree!r} is no section.")
+  tree[key] = value
+
+
+def _remove(config: ConfigDict, field: str) -> None:
+  """Remove a field that no component takes."""
+  *sections, key = field.split(".")
+  for name in sections:
+    config = config[name]
+  del config[key]
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+  """Split the arguments into flags, and "section.field" -> text."""
+  rest: list[str] = []
+  overrides: dict[str, str] = {}
+  left = list(arguments)
+  while left:
+    argument = left.pop(0)
+    found = re.match(r"--?config\.([^=]+)(=?)(.*)", argument, re.DOTALL)
+    if not found:
+      rest.append(argument)
+      continue
+    field, equals, text = found.groups()
+    if not equals:
+      if not left:
+        raise UsageError(f"{argument} has no value; give {argument}=VALUE.")
+      text = left.pop(0)
+    overrides.pop(field, None)
+    overrides[field] = text  # the last one wins
+  return rest, overrides
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:
@@ -145,20 +227,6 @@ def _as_argv(arguments: Sequence[str]) -> Iterator[None]:
     yield
   finally:
     sys.argv, sys.dont_write_bytecode = before
-
-
-def _unsets(argument: str) -> bool:
-  name, _, value = argument.partition("=")
-  return name.startswith("--config.") and value == "None"
-
-
-def _unset(config: ConfigDict, argument: str) -> None:
-  flag = argument.partition("=")[0]
-  *sections, key = flag.split(".")[1:]
-  section: Any = config
-  for name in sections:
-    section = section[validate.known(f"{flag}: section", name, section)]
-  section[validate.known(f"{flag}: field", key, section)] = None
 
 
 def _of_file(path: str | None, error: BaseException | None) -> str:
@@ -186,20 +254,4 @@ def _no_config(path: str | None, given: Any) -> str:
   return (
     f"--config={path}: get_config() returned a {type(given).__name__}; return"
     " what default_config() gives, with changes"
-  )
-
-
-def _no_field(arguments: Sequence[str], error: BaseException) -> str:
-  """Names the flag whose field the config lacks."""
-  text = errors.one_line(error)
-  found = re.match(r"'(\w+)'(?: (Did you mean .*\?))?", text)
-  if not found:
-    return text
-  name, hint = found.groups()
-  named = [a for a in arguments if f".{name}" in a.partition("=")[0]]
-  flag = named[0].partition("=")[0] if named else f"--config.{name}"
-  field = flag.removeprefix("--")
-  return (
-    f"{flag}: the config has no {name!r}."
-    f" {hint or f'A config file may add it, as {field} = ...'}"
   )

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     Context,
     Members,
     Pass,
-    Release,
+    PrivacySpec,
     Report,
+    Requirements,
   )
   from fedjax_sim.core.keys import Purpose, key_for, noise_key_for
   from fedjax_sim.core.sampler import Participation, Sampler
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
   )
   from fedjax_sim.core.tree import in_float32
   from fedjax_sim.core.types import Array, Examples, HParams, Key, PyTree
-  from fedjax_sim.core.update import AggregationContext, Aggregator, Transform
+  from fedjax_sim.core.update import (
+    AggregationContext,
+    Aggregator,
+    Transform,
+    TransformResult,
+  )
 
 __all__ = [
   "Aggregate",
@@ -50,13 +56,15 @@ __all__ = [
   "Metric",
   "Participation",
   "Pass",
+  "PrivacySpec",
   "Purpose",
   "PyTree",
-  "Release",
   "Report",
+  "Requirements",
   "Sampler",
   "Task",
   "Transform",
+  "TransformResult",
   "Variables",
   "in_float32",
   "key_for",
@@ -84,11 +92,13 @@ _HOME = {
   "Pass": "fedjax_sim.core.algorithm",
   "Purpose": "fedjax_sim.core.keys",
   "PyTree": "fedjax_sim.core.types",
-  "Release": "fedjax_sim.core.algorithm",
+  "PrivacySpec": "fedjax_sim.core.algorithm",
   "Report": "fedjax_sim.core.algorithm",
+  "Requirements": "fedjax_sim.core.algorithm",
   "Sampler": "fedjax_sim.core.sampler",
   "Task": "fedjax_sim.core.task",
   "Transform": "fedjax_sim.core.update",
+  "TransformResult": "fedjax_sim.core.update",
   "Variables": "fedjax_sim.core.task",
   "in_float32": "fedjax_sim.core.tree",
   "key_for": "fedjax_sim.core.keys",

@@ -1,9 +1,12 @@
 """Algorithms: how clients train and how the server reacts.
 
 Everything here is a NamedTuple of pure functions, in the manner of optax. The
-engine (`engine/round.py`) calls them in one compiled round; whoever writes an
-algorithm fills in a few of them. Shapes are those one client sees: the engine
-adds the lane axis with `jax.vmap`.
+engine (`engine/round.py`) calls them in one compiled round; an algorithm fills
+in a few of them. Shapes are those that one client sees: the engine adds the
+lane axis with `jax.vmap`.
+
+Instances share the defaults of their fields, so no default can be changed in
+place: mappings default to `types.EMPTY`.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_sim.core.task import Batch, Metric, Variables
-from fedjax_sim.core.types import Array, Examples, HParams, Key, PyTree
+from fedjax_sim.core.types import EMPTY, Array, Examples, HParams, Key, PyTree
 
 
 class Client(NamedTuple):
@@ -20,20 +23,20 @@ class Client(NamedTuple):
 
   Attributes:
     message: what the server sent it (`Algorithm.download` of the broadcast).
-    state: what it kept since it last took part (`Algorithm.client_init` at
-      first).
-    hparams: the run's numeric hyper-parameters, traced.
-    id: shape=(), int32; its index in the federated data.
-    version: shape=(), int32; which of the broadcast's versions it holds; 0
-      unless the cohort's plan says otherwise.
-    num_examples: shape=(), int32; its examples in the first pass's split, or
-      `LocalWork.max_examples` if that is less.
-    num_steps: shape=(passes,), int32; local steps of each pass. Where
-      `LocalWork.max_tokens` ends a pass, this and `num_examples` are what was
-      planned, and once it has ended what was used.
-    round: shape=(), int32.
-    key: its own key in this round; the keys of steps are derived from it.
-    noise_key: its own key of private noise in this round (`noise_key_for`).
+    state: what it has kept since it last took part; at first what
+      `Algorithm.client_init` returns.
+    hparams: `Algorithm.hparams`, traced.
+    id: shape=(), int32; index of the client in the federated data.
+    version: shape=(), int32; which version of the broadcast the client holds;
+      0 unless the plan of the cohort says otherwise.
+    num_examples: shape=(), int32; its number of examples in the first pass's
+      split, at most `LocalWork.max_examples`.
+    num_steps: shape=(passes,), int32; local steps of each pass. If
+      `LocalWork.max_tokens` ends a pass, this and `num_examples` hold the
+      planned numbers during the pass and the used ones after it.
+    round: shape=(), int32; number of the round.
+    key: its key in this round; the keys of local steps are derived from it.
+    noise_key: its key of private noise in this round (`noise_key_for`).
   """
 
   message: PyTree
@@ -49,21 +52,20 @@ class Client(NamedTuple):
 
 
 class Report(NamedTuple):
-  """What a client sends, and what it keeps.
+  """What a client sends to the server, and what it keeps.
 
   Attributes:
-    update: `params_after - params_before`, a delta (server optimisers see its
-      negative as a gradient). Client transforms act on it, the aggregator
-      joins it.
-    weight: shape=(), float; its weight in weighted means.
-    buffers: its non-trained variables; joined by weighted mean.
-    statistics: anything else the server wants the weighted mean of, such as
+    update: `params_after - params_before`. Transforms act on it and the
+      aggregator reduces it; server optimizers take its negative as a gradient.
+    weight: shape=(), float; weight of the client in weighted means.
+    buffers: its non-trained variables, reduced by a weighted mean.
+    statistics: anything else whose weighted mean the server needs, such as
       control variates or a full-batch gradient.
-    state: what the client keeps for its next round; finite, as all that it
-      reports, or it is left out of the round.
+    state: what the client keeps for its next round. A client whose report or
+      state is not finite is left out of the round.
     metrics: name -> `Metric` of sums over this client.
-    values: name -> shape=(), float; numbers that the server sees of every
-      client by itself, such as the norm of its update.
+    values: name -> shape=(), float; numbers that the server sees for every
+      client separately, such as the norm of its update.
   """
 
   update: PyTree
@@ -71,36 +73,36 @@ class Report(NamedTuple):
   buffers: PyTree = ()
   statistics: PyTree = ()
   state: PyTree = ()
-  metrics: dict[str, Metric] = {}
-  values: dict[str, Array] = {}
+  metrics: Mapping[str, Metric] = EMPTY
+  values: Mapping[str, Array] = EMPTY
 
 
 class Members(NamedTuple):
-  """A cohort's clients one by one; an empty slot is not present.
+  """The clients of a cohort one by one; empty slots are not present.
 
   Attributes:
-    id: shape=(slots,), int32.
+    id: shape=(slots,), int32; -1 for an empty slot.
     present: shape=(slots,), bool; whether the client is in the aggregate.
-    weight: shape=(slots,), float32; as reported, 0 where nobody is.
-    values: name -> shape=(slots,); `Report.values`, 0 where nobody is.
+    weight: shape=(slots,), float32; as reported, 0 where not present.
+    values: name -> shape=(slots,); `Report.values`, 0 where not present.
   """
 
   id: Array
   present: Array
   weight: Array
-  values: dict[str, Array]
+  values: Mapping[str, Array]
 
 
 class Aggregate(NamedTuple):
-  """A cohort's reports, joined.
+  """The reduced reports of a cohort.
 
   Attributes:
-    update: the aggregator's result, in float32 at least.
-    buffers: weighted mean, in float32 at least.
-    statistics: weighted mean, in float32 at least.
+    update: result of the aggregator, in float32 or wider.
+    buffers: weighted mean, in float32 or wider.
+    statistics: weighted mean, in float32 or wider.
     weight: shape=(), float32; sum of weights.
-    clients: shape=(), int32; how many are in it.
-    members: who they are.
+    clients: shape=(), int32; number of clients in the aggregate.
+    members: the clients one by one.
   """
 
   update: PyTree
@@ -115,14 +117,14 @@ class Context(NamedTuple):
   """What the server knows besides its state.
 
   Attributes:
-    hparams: as in `Client`.
-    round: shape=(), int32.
+    hparams: `Algorithm.hparams`, traced.
+    round: shape=(), int32; number of the round.
     key: the server's key in this round.
     noise_key: its key of private noise in this round (`noise_key_for`).
-    num_clients: the population's size; what it was chosen to count as, where
-      adding or removing a client must not show.
-    server_data: the server's own examples, field -> (examples, ...), as the
-      model gets them; None: it has none.
+    num_clients: size of the population. Where adding or removing a client must
+      not show, the size that was chosen in advance.
+    server_data: the server's own examples, field -> (examples, ...), as
+      `Task.loss` takes them; None if there are none.
   """
 
   hparams: HParams
@@ -134,19 +136,18 @@ class Context(NamedTuple):
 
 
 class Pass(NamedTuple):
-  """One walk of a client over its data; FedAvg has one, Mime and IFCA two.
+  """One pass of a client over its data; FedAvg has one, Mime and IFCA two.
 
   Attributes:
     start: (client, *carries of the passes before) -> carry.
     step: (client, carry, batch, key) -> carry; one local step.
-    split: which of the federated data sets it walks over.
-    epochs: epochs over all of it whatever the run's `LocalWork` says, e.g. 1
-      for a full-batch gradient; None takes the run's.
-    augmented: whether its batches are changed at random as the data set says;
-      False of a pass that measures.
-    tokens: carry -> shape=(); the sum of the loss's weights over the steps so
-      far, by which `LocalWork.max_tokens` ends the pass; None: they are not
-      counted.
+    split: name of the federated data set that the pass reads.
+    epochs: number of epochs, whatever the run's `LocalWork` says, such as 1 for
+      a full-batch gradient; None takes the run's.
+    augmented: whether batches are augmented as the data set says; False for a
+      pass that measures.
+    tokens: carry -> shape=(); sum of the loss weights over the steps so far, by
+      which `LocalWork.max_tokens` ends the pass; None if they are not counted.
   """
 
   start: Callable[..., PyTree]
@@ -157,33 +158,55 @@ class Pass(NamedTuple):
   tokens: Callable[[PyTree], Array] | None = None
 
 
-class Release(NamedTuple):
-  """What a private algorithm releases in every round, told to accountants.
+class Requirements(NamedTuple):
+  """What an algorithm needs of the other parts of a run.
 
-  It is a sum of clients' contributions, none of which is longer than 1 (in L2;
-  in L1 with Laplace noise) in the unit of `multiplier`, plus noise.
+  Attributes:
+    all_updates: `apply` reduces the updates itself. `Aggregate.update` has to
+      be the stack of them, leaves (slots, ...), which `aggregators.stack`
+      returns.
+    weighted_mean: `apply` needs `Aggregate.update` to be the weighted mean.
+    server_data: `apply` needs `Context.server_data`.
+    pools_data: trains on the union of all clients' data as on one client's.
+  """
+
+  all_updates: bool = False
+  weighted_mean: bool = False
+  server_data: bool = False
+  pools_data: bool = False
+
+
+class PrivacySpec(NamedTuple):
+  """What accountants must know of a private algorithm.
+
+  In every round it releases a sum of clients' contributions plus noise. No
+  contribution is longer than 1, the unit of `multiplier`: in L2, or in L1 with
+  Laplace noise.
 
   Attributes:
     noise: `gaussian`, `laplace` or `discrete_gaussian`.
-    multiplier: of every coordinate's noise, the standard deviation; of
-      Laplace's the scale. Of correlated noise it is that of the independent
-      noise that it is made of.
-    sensitivity: (rounds, period) -> how far one client can move the first
-      `rounds` releases together, in L2, as correlated noise sees them, if it
-      takes part at most once in `period` consecutive rounds; None: the noise of
-      every round is independent.
-    bands: of correlated noise: contributions so many rounds apart are
-      orthogonal; None: none are.
-    rounds: how many rounds the noise was made for; None: any number.
-    simulated: the (cohort, population) whose noise relative to the sum is
-      simulated with a smaller cohort; None: the noise is what it is.
-    audited: server state -> what planted canaries left behind, an
-      `Evidence`; None: there are none.
-    most_clients: the most of a round for whom it holds; None: any number.
-    distance: of the law of a round's noise, as it is drawn, from the one that
-      accountants count, in total variation.
-    proven: the algorithm that it was proven for, without this; None: nobody
-      has proven anything, and the engine refuses it (`training.seal`).
+    multiplier: noise standard deviation (scale, for Laplace) per coordinate, in
+      units of the clipping norm. For correlated noise, that of the underlying
+      i.i.d. noise.
+    sensitivity: (rounds, period) -> L2 distance, as correlated noise sees it,
+      by which one client can move the first `rounds` releases together if it
+      takes part at most once in `period` consecutive rounds. None if the noise
+      of every round is independent.
+    bands: contributions so many rounds apart are orthogonal under correlated
+      noise; None if none are.
+    rounds: number of rounds that the noise was made for; None for any number.
+    simulated: (cohort, population) whose noise relative to the sum is simulated
+      with a smaller cohort; None if nothing is simulated.
+    audited: server state -> `Evidence` left by planted canaries; None without
+      canaries.
+    most_clients: largest cohort that the specification holds for; None for any.
+    distance: total-variation distance between the noise that a round draws and
+      the noise that accountants count.
+    checks_updates: `postprocess_report` returns a weight of NaN where an update
+      is not finite, so that the engine need not check updates itself.
+    proven: the algorithm that the specification was proven for, without this
+      field. None if there is no proof; the engine then refuses the algorithm
+      (`training.seal`).
   """
 
   noise: str
@@ -195,49 +218,47 @@ class Release(NamedTuple):
   audited: Callable[[PyTree], PyTree] | None = None
   most_clients: int | None = None
   distance: float = 0.0
+  checks_updates: bool = False
   proven: Any = None
 
 
 class Algorithm(NamedTuple):
-  """How clients train and the server reacts, as pure functions.
+  """How clients train and how the server reacts, as pure functions.
 
   Attributes:
     init: (key, hparams) -> server state.
     broadcast: server state -> message.
-    passes: a client's walks over its data.
+    passes: a client's passes over its data.
     finish: (client, *carries of all passes) -> `Report`.
     apply: (server state, `Aggregate`, `Context`) -> server state.
     variables: server state -> `Variables` of the global model.
-    hparams: default numeric hyper-parameters, a nested dict of floats. They
-      are traced: changing one between rounds recompiles nothing.
-    client_init: (server state, hparams) -> what a client that never took part
-      keeps; one row of the table of client states. `()` keeps nothing.
-    download: (message, version) -> what one client receives. A message that
-      carries several versions lets a lane pick one here.
-    personal: (message, client state) -> the `Variables` that this client
-      would use, for evaluation per client; None: the global model.
-    on_eval: (server state, metrics) -> server state, after an evaluation;
-      None: nothing to do.
-    replace: (server state, `Variables`) -> the server state with this global
-      model instead; None: there is no such thing.
-    pooled: train on the union of all clients' data as on one client's.
-    send: (client, report) -> report, after the transforms: what depends on
-      the client alone, but is no part of what a transform may change.
-    stacked: `apply` joins the updates itself: `Aggregate.update` is to be the
-      stack of them, leaves (slots, ...), that `aggregators.stack` gives.
-    weighted_mean: `apply` counts on `Aggregate.update` being that.
-    uses_server_data: `apply` cannot do without `Context.server_data`.
-    log_weight: (server state, hparams) -> shape=(); the logarithm of what a
-      weight of 1 stands for in this round, where that differs from round to
-      round; None: it does not.
-    told: (server state, hparams) -> name -> shape=(); numbers of the state that
-      every round's metrics show.
-    draws_noise: private noise is drawn from a `noise_key`.
-    checks_updates: `send` gives a weight of NaN where an update is not finite,
-      so the round need not look at updates itself.
-    release: what accountants have to know of it. `apply` is called whoever is
-      left of a cohort, and takes the plain sum of the updates. None: it is not
-      private.
+    hparams: default numeric hyper-parameters, a nested dict of floats, in
+      `Simulator.hparams["algorithm"]`. They are traced: changing one between
+      rounds recompiles nothing. Functions that take `hparams` get these alone,
+      whatever the names of other parts' numbers.
+    client_init: (server state, hparams) -> state of a client that has not taken
+      part yet, one row of the table of client states; `()` keeps nothing.
+    download: (message, version) -> what one client receives. For a message with
+      several versions, selects one.
+    personal: (message, client state) -> `Variables` that this client would use,
+      for evaluation per client; None for the global model.
+    on_eval: (server state, metrics) -> server state, after an evaluation; None
+      if nothing changes.
+    with_model: (server state, `Variables`) -> server state with this global
+      model; None if the model cannot be replaced.
+    postprocess_report: (client, report) -> report, after the transforms. For
+      changes that depend on the client alone and that transforms must not see,
+      such as scaling by a private count. May change the report's structure.
+    requirements: what the algorithm needs of other parts.
+    log_weight: (server state, hparams) -> shape=(); log of the weight unit used
+      this round, for algorithms whose weights are only defined up to a
+      per-round factor; None if weights are absolute.
+    state_metrics: (server state, hparams) -> name -> shape=(); numbers of the
+      state that appear in the metrics of every round.
+    draws_noise: whether private noise is drawn from a `noise_key`.
+    privacy: what accountants must know; None if the algorithm is not private.
+      If private, `apply` is called even if no client of a cohort is left, and
+      receives the plain sum of the updates.
   """
 
   init: Callable[[Key, HParams], PyTree]
@@ -251,14 +272,14 @@ class Algorithm(NamedTuple):
   download: Callable[[PyTree, Array], PyTree] = lambda message, version: message
   personal: Callable[[PyTree, PyTree], Variables] | None = None
   on_eval: Callable[[PyTree, Mapping[str, float]], PyTree] | None = None
-  replace: Callable[[PyTree, Variables], PyTree] | None = None
-  pooled: bool = False
-  send: Callable[[Client, Report], Report] = lambda client, report: report
-  stacked: bool = False
-  weighted_mean: bool = False
-  uses_server_data: bool = False
+  with_model: Callable[[PyTree, Variables], PyTree] | None = None
+  postprocess_report: Callable[[Client, Report], Report] = (
+    lambda client, report: report
+  )
+  requirements: Requirements = Requirements()
   log_weight: Callable[[PyTree, HParams], Array] | None = None
-  told: Callable[[PyTree, HParams], dict[str, Array]] = lambda *_: {}
+  state_metrics: Callable[[PyTree, HParams], Mapping[str, Array]] = (
+    lambda server, hparams: EMPTY
+  )
   draws_noise: bool = False
-  checks_updates: bool = False
-  release: Release | None = None
+  privacy: PrivacySpec | None = None

@@ -42,13 +42,14 @@ def zeros(like: PyTree) -> Total:
 def add(total: Total, term: PyTree) -> Total:
   """Return the sum with one more term, cast to the sum's dtype."""
 
-  def one(a: Array, lost: Array, b: Array) -> tuple[Array, Array]:
+  def one(a: Array, lost: Array, b: Array) -> Total:
     rounded, error = _two_sum(a, b.astype(a.dtype))
-    return _two_sum(rounded, lost + error)
+    return Total(*_two_sum(rounded, lost + error))
 
-  both = jax.tree.map(one, total.value, total.error, term)
-  outer, inner = jax.tree.structure(total.value), jax.tree.structure((0, 0))
-  return Total(*jax.tree.transpose(outer, inner, both))
+  sums = jax.tree.map(one, total.value, total.error, term)
+  is_sum = lambda x: isinstance(x, Total)
+  part = lambda i: jax.tree.map(lambda x: x[i], sums, is_leaf=is_sum)
+  return Total(part(0), part(1))
 
 
 def rounded(total: Total) -> PyTree:

@@ -1,6 +1,6 @@
-"""The package's errors, and those of a user's own code on one line.
+"""The package's errors, and one-line texts of errors in users' code.
 
-Imports no JAX, so that the command line answers a wrong call at once.
+Imports no JAX, so that the command line reports a wrong call at once.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 
 class FedjaxSimError(Exception):
-  """Base class of the errors that have a name of their own here.
+  """Base class of the package's own errors.
 
   Each is also the built-in error that it specializes, such as `ValueError`.
 
   Attributes:
-    exit_code: what the command line exits with: 2 if the user's input is at
-      fault, 1 if a run failed.
+    exit_code: exit code of the command line: 2 if the user's input is at fault,
+      1 if a run failed.
   """
 
   exit_code = 2
@@ -35,11 +35,11 @@ def code_file(function: Callable[..., Any]) -> str | None:
 
 
 def raised(path: str | None, error: BaseException) -> str:
-  """An error on one line, with the line of the file if it comes of it.
+  """Return an error's type and text on one line, with the line in a file.
 
   Args:
-    path: the file, as tracebacks name it; None: it does not matter.
-    error: what was raised.
+    path: the file, as tracebacks name it; None to name no line.
+    error: the error.
   """
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == path]
@@ -52,7 +52,7 @@ def raised(path: str | None, error: BaseException) -> str:
 
 
 def _neighbour(folder: Path, error: BaseException) -> str:
-  """How a file imports one that lies beside it, if that is what failed."""
+  """Return how to import a file beside this one, if that failed; else ""."""
   if not isinstance(error, ImportError):
     return ""
   relative = "no known parent package" in str(error)
@@ -71,7 +71,7 @@ def _neighbour(folder: Path, error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-  """An error's text without its line breaks."""
+  """Return an error's text without line breaks."""
   while error.args and isinstance(error.args[0], BaseException):
     error = error.args[0]
   return " ".join(str(error.args[0] if error.args else error).split())

@@ -13,7 +13,11 @@ from typing import Any
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-  """Makes `data` the content of `path`, as `replace_atomically` does."""
+  """Replace the content of `path` by `data`, as `replace_atomically` does.
+
+  Raises:
+    OSError: see `replace_atomically`.
+  """
   replace_atomically(path, lambda temporary: _write(temporary, data))
 
 
@@ -25,15 +29,15 @@ def _write(path: Path, data: bytes) -> None:
 def replace_atomically(
   path: str | os.PathLike[str], write: Callable[[Path], None]
 ) -> None:
-  """Gives `path` a new content; a reader never sees half of it.
+  """Replace the content of `path`; readers see the old content or the new.
 
-  The bytes go to a hidden file in the same folder, reach the disk, and then
-  take the name. A kill in between leaves the old content, and the hidden file,
-  which the next write reuses.
+  The new content is written to a hidden file in the same folder, synced to
+  disk, and renamed. A process killed in between leaves the old content, and the
+  hidden file, which the next write reuses.
 
   Args:
     path: the file; its folder must exist.
-    write: writes the whole content to the file that it is given.
+    write: writes the whole content to the path that it receives.
 
   Raises:
     OSError: the folder is missing or not writable, or the disk is full.
@@ -59,7 +63,7 @@ def replace_atomically(
 
 
 def _sync_folder(folder: Path) -> None:
-  """Makes a rename in `folder` outlive a power cut, where the system can."""
+  """Sync a rename in `folder` to disk, where the system supports it."""
   if os.name != "posix":
     return
   handle = os.open(folder, os.O_RDONLY)
@@ -70,10 +74,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def plain(value: Any) -> Any:
-  """`value` in JSON's own terms.
+  """Return `value` as JSON can represent it.
 
-  Numpy scalars become Python's. NaN and the infinities, which JSON lacks,
-  become null.
+  Numpy scalars become Python numbers. NaN and infinities become None.
   """
   if isinstance(value, Mapping):
     return {key: plain(item) for key, item in value.items()}
@@ -89,11 +92,11 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-  """Writes `value` for people to read: indented, in the order given.
+  """Write `value` as indented JSON, in the order given.
 
   Raises:
     OSError: see `write_atomically`.
-    TypeError: something in `value` has no JSON form.
+    TypeError: `value` cannot be represented in JSON.
   """
   text = json.dumps(plain(value), indent=2, allow_nan=False)
   write_atomically(path, f"{text}\n".encode())

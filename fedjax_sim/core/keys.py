@@ -1,7 +1,7 @@
 """Random keys, each derived from a seed, a purpose and indices.
 
-Keys come from here and are never carried along and split, so a run does not
-depend on lanes, devices or hosts.
+No key is carried along and split, so that random numbers do not depend on
+lanes, devices or hosts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from fedjax_sim.core.types import Array, Key
 
 
 class Purpose(enum.IntEnum):
-  """What a key is for; keys of different purposes never coincide."""
+  """What a key is for; keys of different purposes never coincide.
+
+  Numbers are part of what a seed means: never change one, only append.
+  """
 
   INIT = 0
   SAMPLING = 1
@@ -27,7 +30,10 @@ class Purpose(enum.IntEnum):
 
 
 def key_for(seed: Array | int, purpose: Purpose, *indices: Array | int) -> Key:
-  """The key of (seed, purpose, indices...), e.g. of one client in one round.
+  """Return the key of a seed, a purpose and indices.
+
+  Example:
+    >>> key = key_for(0, Purpose.CLIENT, round_, client)
 
   Args:
     seed: shape=(), uint32; may be traced, so runs can be vmapped over seeds.
@@ -48,7 +54,7 @@ def noise_key_for(
   Args:
     noise_seed: shape=(2,), uint32; 64 random bits.
     purpose: who draws the noise: `SERVER`, `CLIENT` or `AGGREGATION`.
-    *indices: as of `key_for`.
+    *indices: as in `key_for`.
   """
   root = jax.random.wrap_key_data(noise_seed, impl="threefry2x32")
   # A tag, so that no fixed seed of the noise gives the keys of a run's seed.

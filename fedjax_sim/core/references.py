@@ -1,8 +1,8 @@
 """A user's own objects, which a config names as it names ours.
 
 A reference is a text, `path/to/file.py:name` or `package.module:name`: the
-object of that name. A relative path is one from the working folder. What a
-config may refer to is in `FIELDS`; docs/extend.md says what it has to be.
+object of that name. A relative path is one from the working folder.
+docs/extend.md says what may be referred to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import importlib
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,19 +29,6 @@ from fedjax_sim.core.errors import (
 
 T = TypeVar("T")
 
-FIELDS = (
-  "data.name",
-  "data.partition",
-  "model.name",
-  "model.metrics",
-  "algorithm.name",
-  "client.optimizer",
-  "server.optimizer",
-  "server.sampling",
-  "server.aggregator",
-  "replay.optimizer",
-  "local_privacy.mechanism",
-)
 _FORM = "give path/to/file.py:name or package.module:name"
 
 
@@ -126,14 +113,15 @@ def load(field: str, value: str) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def named(fields: Mapping[str, Any]) -> Iterator[None]:
+def named(fields: Mapping[str, Any], others: Iterable[str]) -> Iterator[None]:
   """Lets errors begin with the references of a config, if there are any.
 
   What is traced is many parts at once, and an error of the user's own does not
   say whose it is.
 
   Args:
-    fields: "section.field" -> value.
+    fields: "section.field" -> value, of those that may be references.
+    others: all fields; an error that names one stays as it is.
 
   Raises:
     BadReferenceError: instead of what was raised, where it names none.
@@ -142,12 +130,11 @@ def named(fields: Mapping[str, Any]) -> Iterator[None]:
     yield
   except Exception as error:
     own = {}
-    for field in FIELDS:
-      value = fields[field]
+    for field, value in fields.items():
       every = value if isinstance(value, (tuple, list)) else (value,)
       if any(is_reference(v) for v in every):
         own[field] = value
-    if not own or any(f"{field}=" in str(error) for field in fields):
+    if not own or any(f"{field}=" in str(error) for field in others):
       raise
     names = ", ".join(f"{field}={value!r}" for field, value in own.items())
     kind = type(error).__name__
@@ -158,7 +145,7 @@ def sources(fields: Mapping[str, Any]) -> dict[str, str]:
   """What the references of a config lead to, by name and content.
 
   Args:
-    fields: "section.field" -> value.
+    fields: "section.field" -> value, of those that may be references.
 
   Returns:
     "section.field" -> text; the same wherever the file lies.
@@ -167,8 +154,7 @@ def sources(fields: Mapping[str, Any]) -> dict[str, str]:
     BadReferenceError: as `load`.
   """
   found = {}
-  for field in FIELDS:
-    value = fields[field]
+  for field, value in fields.items():
     every = value if isinstance(value, (tuple, list)) else (value,)
     texts = [_source(field, v) for v in every if is_reference(v)]
     if texts:

@@ -1,7 +1,7 @@
-"""What a user's functions return: described, and refused if it is another kind.
+"""Checks of what users' functions return.
 
-Messages say which function it was, what came, and an expression of what is
-expected. All of it is traced, not run: shapes and dtypes are all that is seen.
+Messages name the function, describe what it returned, and give an expression of
+what is expected. Functions are traced, not run: checks see shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-PERCENTILES = (10, 50, 90)  # over clients, that evaluations tell of a metric
+PERCENTILES = (10, 50, 90)  # over clients, reported for each metric
 STATISTICS = ("mean", *(f"p{q}" for q in PERCENTILES))
-COLUMNS = ("client", "examples")  # of the tables of clients, besides metrics
+COLUMNS = ("client", "examples")  # of client tables, besides metrics
 METRIC = "Metric(total=value * weight, weight=weight)"
 
 
 def named(role: str, function: Callable[..., Any]) -> str:
-  """Return what messages call a function, such as "the loss 'focal'"."""
+  """Return a function's name for messages, such as "the loss 'focal'"."""
   name = getattr(function, "__name__", type(function).__name__)
   return f"the {role} {name!r}"
 
 
 def described(value: Any) -> str:
-  """Return what a value is, in words."""
+  """Describe a value in words."""
   if hasattr(value, "shape") and hasattr(value, "dtype"):
     return f"an array, {value.dtype} of shape {tuple(value.shape)}"
   if isinstance(value, Mapping):
@@ -38,16 +38,16 @@ def described(value: Any) -> str:
 def parts(
   what: str, value: Any, names: tuple[str, ...], example: str
 ) -> tuple[Any, ...]:
-  """Return a tuple's parts.
+  """Return the elements of a tuple with expected names.
 
   Args:
-    what: what messages call the function that returned it.
-    value: what it returned.
-    names: of the parts.
-    example: an expression of what is expected.
+    what: name of the function that returned it, for messages.
+    value: its return value.
+    names: names of the elements.
+    example: expression of an expected value.
 
   Raises:
-    TypeError: it is no tuple of so many, or one with other names.
+    TypeError: not a tuple of that length, or a named tuple with other names.
   """
   fits = isinstance(value, tuple | list) and len(value) == len(names)
   if not fits or getattr(value, "_fields", names) != names:
@@ -59,11 +59,11 @@ def parts(
 
 
 def per_example(what: str, array: Any, shape: tuple[int, ...]) -> None:
-  """Refuse what would broadcast against the mask of padding.
+  """Refuse an array that would broadcast against the padding mask.
 
   Raises:
-    TypeError: it is no array of real numbers.
-    ValueError: it has another shape.
+    TypeError: not an array of real numbers.
+    ValueError: the shape is not `shape`.
   """
   try:
     dtype = jnp.result_type(array)
@@ -87,10 +87,10 @@ def per_example(what: str, array: Any, shape: tuple[int, ...]) -> None:
 
 
 def alike(what: str, tree: Any, like: Any, example: str) -> None:
-  """Refuse a tree of another structure, or of other shapes or dtypes.
+  """Refuse a tree whose structure, shapes or dtypes differ from `like`.
 
   Raises:
-    TypeError: it is another; names the first leaf that differs.
+    TypeError: names the first leaf that differs.
   """
   found, wanted = (
     {
@@ -111,15 +111,15 @@ def alike(what: str, tree: Any, like: Any, example: str) -> None:
 def loss(
   value: Any, shape: tuple[int, ...], buffers: Any
 ) -> tuple[Any, Any, Any]:
-  """Return what `Task.loss` returned: value, weight and buffers.
+  """Return value, weight and buffers of what `Task.loss` returned.
 
   Args:
-    value: what it returned.
-    shape: of the mask of padding, (batch,).
-    buffers: as they were before.
+    value: its return value.
+    shape: shape of the padding mask, (batch,).
+    buffers: the buffers before the batch.
 
   Raises:
-    TypeError, ValueError: it is no `Loss` of such shapes, or not of floats.
+    TypeError, ValueError: not a `Loss` of floats with these shapes.
   """
   value, weight, new = parts(
     "Task.loss",
@@ -140,11 +140,11 @@ def loss(
 
 
 def check_name(what: str, name: Any) -> None:
-  """Refuse a metric's name that reports would mistake for another.
+  """Refuse a metric name that reports use for something else.
 
   Raises:
-    TypeError: it is no text.
-    ValueError: it is empty, or means something else.
+    TypeError: not a string.
+    ValueError: empty or reserved.
   """
   if not isinstance(name, str):
     raise TypeError(f"{what}: the name {name!r} is no text; give one.")
@@ -165,16 +165,16 @@ def check_name(what: str, name: Any) -> None:
 def metrics(
   what: str, value: Any, shape: tuple[int, ...] | None = None
 ) -> dict[str, Any]:
-  """Return metrics, name -> `Metric`.
+  """Return metrics as a dictionary, name -> `Metric`.
 
   Args:
-    what: what messages call the function that returned them.
-    value: what it returned.
-    shape: of the mask of padding, (batch,); None: shapes are not looked at.
+    what: name of the function that returned them, for messages.
+    value: its return value.
+    shape: shape of the padding mask, (batch,); None to ignore shapes.
 
   Raises:
-    TypeError, ValueError: it is no dictionary of them, of other shapes, or
-      with a name that is taken.
+    TypeError, ValueError: not a mapping of `Metric`s with this shape, or a name
+      is reserved.
   """
   if not isinstance(value, Mapping):
     raise TypeError(

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_sim.core.types import PyTree
+
 
 class Participation(NamedTuple):
   """What a sampler promises of how often a client takes part.
@@ -36,21 +38,56 @@ class Participation(NamedTuple):
 class Sampler(NamedTuple):
   """A way to draw cohorts.
 
+  Most samplers have no state: `sample` is a function of seed and round. One
+  that learns from what clients report gives `init` and `observe`; `sample`
+  then gets the state as a third argument. A sampler without a state never sees
+  one, so its signature proves what accountants rely on: who takes part does
+  not depend on what clients hold.
+
+  For example:
+
+      def loyal(num_clients, size):  # who reported keeps coming
+        def sample(seed, round_, taken):
+          order = np.random.default_rng((seed, round_)).permutation(num_clients)
+          return order[np.argsort(~taken[order], kind="stable")][:size]
+
+        def observe(taken, round_, ids, present, values):
+          taken = taken.copy()
+          taken[ids[present]] = True
+          return taken
+
+        return Sampler(
+          sample, (size,), size,
+          init=lambda: np.zeros(num_clients, bool), observe=observe,
+        )
+
   Attributes:
-    sample: (seed, round) -> ids; shape=(cohort,), int64, no duplicates.
+    sample: (seed, round) -> ids; shape=(cohort,), int64, no duplicates. With a
+      state: (seed, round, state) -> ids.
     sizes: increasing cohort sizes to compile for, at most three; a cohort
       never exceeds the last.
     expected: the mean cohort size.
     versions: (seed, round, ids) -> which version of the broadcast each holds,
       shape=(cohort,), int64; see `Client.version`.
     participation: what it promises; None: nothing, and no accountant can say
-      what an epsilon would be.
+      what an epsilon would be. One that observes cannot promise anything.
+    init: () -> the state before the first round, a pytree of numpy arrays;
+      None: there is no state.
+    observe: (state, round, ids, present, values) -> the state after a round,
+      with the same structure, shapes and dtypes. `ids` are the round's clients
+      in increasing order, shape=(cohort,), int64; `present` says which are in
+      the aggregate, shape=(cohort,), bool; `values` has, by name, the mean of
+      each of `Report.metrics` (such as "loss") and each of `Report.values`,
+      shape=(cohort,), NaN of clients that are not present. It must not change
+      its arguments. None: there is no state.
   """
 
-  sample: Callable[[int, int], np.ndarray]
+  sample: Callable[..., np.ndarray]
   sizes: tuple[int, ...]
   expected: float
   versions: Callable[[int, int, np.ndarray], np.ndarray] = (
     lambda seed, round_, ids: np.zeros_like(ids)
   )
   participation: Participation | None = None
+  init: Callable[[], PyTree] | None = None
+  observe: Callable[..., PyTree] | None = None

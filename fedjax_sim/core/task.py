@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -11,18 +12,18 @@ import numpy as np
 
 from fedjax_sim.core import returned
 from fedjax_sim.core.tree import in_float32
-from fedjax_sim.core.types import Array, Examples, HParams, Key, PyTree
+from fedjax_sim.core.types import EMPTY, Array, Examples, HParams, Key, PyTree
 
 
 class Variables(NamedTuple):
   """A model's variables.
 
   Attributes:
-    params: what is trained.
-    buffers: what training changes without a gradient, such as batch
-      statistics: averaged over clients, never clipped, negated or optimised.
-    frozen: what nobody changes, such as the base model under LoRA: one copy a
-      device, not one a lane.
+    params: trained by gradients.
+    buffers: changed by training without a gradient, such as batch statistics;
+      averaged over clients, never clipped, negated or optimized.
+    frozen: never changed, such as the base model under LoRA. A device holds one
+      copy, instead of one per lane.
   """
 
   params: PyTree
@@ -31,14 +32,14 @@ class Variables(NamedTuple):
 
 
 class Loss(NamedTuple):
-  """The loss of every example of a batch, before the engine masks and means.
+  """The loss of every example of a batch, before masking and averaging.
 
   Attributes:
-    value: shape=(batch,), float; the mean loss of each example. It must be
-      finite and differentiable where the weight is 0, too: a mask stops a NaN
-      on the way forward, not on the way back.
-    weight: shape=(batch,), float; what each example counts: 1, or the number
-      of tokens in a sentence.
+    value: shape=(batch,), float; mean loss of each example. Must be finite and
+      differentiable even where the weight is 0: masking stops a NaN in the
+      forward pass, but not in the backward pass.
+    weight: shape=(batch,), float; weight of each example, such as 1, or the
+      number of tokens of a sentence.
     buffers: the buffers after this batch.
   """
 
@@ -48,10 +49,14 @@ class Loss(NamedTuple):
 
 
 class Metric(NamedTuple):
-  """A weighted mean in the making: `total / weight`.
+  """A weighted mean as two sums, `total / weight`.
 
-  A task's metrics hold per-example arrays, shape=(batch,), a report's hold
+  In a task's metrics both are per example, shape=(batch,); in a report they are
   sums over one client, shape=().
+
+  Attributes:
+    total: sum of weight * value.
+    weight: sum of weights.
   """
 
   total: Array
@@ -59,13 +64,13 @@ class Metric(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """A client's batch.
+  """A batch of one client.
 
   Attributes:
-    examples: field -> (batch, ...). Where `mask` is false the row repeats
-      another example of the same client, so that batch statistics see only the
-      client's own data.
-    mask: shape=(batch,), bool; false marks padding.
+    examples: field -> (batch, ...). Where `mask` is False the row repeats
+      another example of the same client, so that batch statistics depend on the
+      client's own data alone.
+    mask: shape=(batch,), bool; False for padding.
   """
 
   examples: Examples
@@ -77,21 +82,21 @@ class Task(NamedTuple):
 
   Attributes:
     init: key -> variables.
-    loss: (variables, examples, key) -> `Loss`; training mode.
-    metrics: (variables, examples) -> name -> `Metric` of per-example values
-      (already multiplied by their weights); evaluation mode.
-    check: examples as they are stored, field -> numpy (examples, ...), -> None;
-      raises ValueError for values that the model cannot take, such as ids that
-      it does not know. Shapes and dtypes need no check. Of a field that is
-      looked up in a table it gets the table.
-    logits: (variables, examples) -> what the model says before any softmax,
-      (batch, classes) of a classifier; evaluation mode. None: it is not told.
-    higher_is_better: metric -> whether more of it is better; a metric that is
-      missing here has no direction, and cannot choose the best model or a rate.
-      It may name metrics that the task lacks.
-    hparams: name -> float; default numbers that `loss` takes. Examples have
-      each as one more field, shape=(batch,); in training a schedule may change
-      them.
+    loss: (variables, examples, key) -> `Loss`, in training mode.
+    metrics: (variables, examples) -> name -> `Metric` of per-example values,
+      multiplied by their weights; in evaluation mode.
+    check: stored examples, field -> numpy (examples, ...), -> None. Raises
+      ValueError for values that the model cannot take, such as unknown ids.
+      Shapes and dtypes need no check. For a field that is looked up in a table,
+      receives the table.
+    logits: (variables, examples) -> the model's outputs before any softmax,
+      (batch, classes) for a classifier; in evaluation mode. None if unknown.
+    higher_is_better: metric -> whether higher is better. A metric that is
+      missing has no direction, and cannot select the best model or drive a
+      schedule. May name metrics that the task lacks.
+    hparams: name -> float; default numbers that `loss` reads. The examples
+      receive each as a further field, shape=(batch,); a schedule may change
+      them in training.
   """
 
   init: Callable[[Key], Variables]
@@ -99,18 +104,37 @@ class Task(NamedTuple):
   metrics: Callable[[Variables, Examples], dict[str, Metric]]
   check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None
   logits: Callable[[Variables, Examples], Array] | None = None
-  higher_is_better: Mapping[str, bool] = {"loss": False, "accuracy": True}
-  hparams: HParams = {}
+  higher_is_better: Mapping[str, bool] = types.MappingProxyType(
+    {"loss": False, "accuracy": True}
+  )
+  hparams: HParams = EMPTY
 
 
 def mean_loss(
   task: Task, variables: Variables, batch: Batch, key: Key
 ) -> tuple[Array, tuple[PyTree, Metric]]:
-  """The masked mean loss of a batch, ready for `jax.value_and_grad`.
+  """Return the masked mean loss of a batch, ready for `jax.value_and_grad`.
+
+  Example:
+    >>> value_and_grad = jax.value_and_grad(
+    ...   lambda params: mean_loss(
+    ...     task, variables._replace(params=params), batch, key
+    ...   ),
+    ...   has_aux=True,
+    ... )
+
+  Args:
+    task: the task.
+    variables: the model's.
+    batch: examples and mask.
+    key: key of the local step.
 
   Returns:
     The loss, shape=(), and (buffers, `Metric` of the summed loss), in float32
-    at least. A batch without weight has loss 0, not NaN.
+    or wider. The loss of a batch without weight is 0, not NaN.
+
+  Raises:
+    TypeError, ValueError: `task.loss` returns something else than a `Loss`.
   """
   made = task.loss(variables, batch.examples, key)
   size, before = batch.mask.shape, variables.buffers
@@ -126,10 +150,18 @@ def mean_loss(
 def sum_metrics(
   task: Task, variables: Variables, batch: Batch
 ) -> dict[str, Metric]:
-  """The task's metrics, summed over a batch without its padding.
+  """Return the task's metrics, summed over a batch without its padding.
+
+  Args:
+    task: the task; its numbers keep their defaults.
+    variables: the model's.
+    batch: examples and mask.
 
   Returns:
-    name -> `Metric`, shape=(), float32 at least.
+    Name -> `Metric`, shape=(), float32 or wider.
+
+  Raises:
+    TypeError, ValueError: `task.metrics` returns something else.
   """
   size = batch.mask.shape
   numbers = {k: jnp.full(size, x) for k, x in task.hparams.items()}

@@ -1,11 +1,12 @@
-"""Maths on whole trees: norms, clipping, finiteness, weighted sums.
+"""Math on whole trees: norms, clipping, finiteness, weighted sums.
 
-Norms are in float32 or wider, and so that no square overflows: a tree is first
-divided by a power of two near its largest number. That division is a product
-whose factor is put together bit by bit: compilers turn x / y into x * (1 / y),
-and a device that has no subnormal numbers takes 1 / y for 0 from y = 2^126 on.
+Norms are computed in float32 or wider, without overflow of squares: a tree is
+first divided by a power of two near its largest number. The division is a
+multiplication by a factor assembled from bits, because compilers turn x / y
+into x * (1 / y), and devices without subnormal numbers flush 1 / y to 0 for
+y >= 2^126.
 
-What is clipped never exceeds its bound, whatever is rounded.
+A clipped tree never exceeds its bound, however results are rounded.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ MARGIN = 4e-6  # relative; more than float32 sums are wrong by
 
 
 def length(tree: PyTree, order: int = 2) -> Array:
-  """Return the L1 or L2 norm of all of the tree together.
+  """Return the L1 or L2 norm of the whole tree.
 
   Args:
     tree: arrays.
     order: 1 or 2.
 
   Returns:
-    shape=(), float32, or wider as the tree is; infinite if it does not hold it.
+    shape=(), float32 or the tree's dtype if wider; infinite if out of range.
   """
   leaves, inverse = scaled(jax.tree.leaves(tree))
   return _reciprocal(inverse) * _length(leaves, order)
 
 
 def clipped(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
-  """Return the tree over `bound`, cut to a norm of at most 1, in float32.
+  """Return the tree divided by `bound`, clipped to norm 1, in float32.
 
   Args:
-    tree: arrays. What holds a NaN or an infinity is NaN afterwards.
-    bound: shape=(); a tree of zeros stays one even with a bound of 0.
-    order: 1 or 2; of the norm.
+    tree: arrays. The result is NaN if any number is NaN or infinite.
+    bound: shape=(); a tree of zeros stays zero even for a bound of 0.
+    order: order of the norm, 1 or 2.
   """
   near_one, inverse = scaled(tree)
   norm = _length(jax.tree.leaves(near_one), order)
@@ -55,7 +56,10 @@ def clipped(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
 def clipped_by_layer(
   tree: PyTree, bound: Array | float, order: int = 2
 ) -> PyTree:
-  """As `clipped`, but every leaf by itself, to an equal share."""
+  """Return the tree with every leaf clipped as by `clipped`, to equal shares.
+
+  The whole tree then has a norm of at most 1.
+  """
   leaves, treedef = jax.tree.flatten(tree)
   share = len(leaves) ** -(1.0 / order)
   cut = [clipped(leaf, bound * share, order) * share for leaf in leaves]
@@ -68,11 +72,12 @@ def bounded(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
   Args:
     tree: arrays.
     bound: shape=().
-    order: 1 or 2; of the norm.
+    order: order of the norm, 1 or 2.
 
   Returns:
-    float32 or wider: half precision would round beyond the bound. Its norm is
-    at most `bound`; that of a tree that is shorter by `MARGIN` is unchanged.
+    Leaves in float32 or wider, as half precision would round beyond the bound.
+    The norm is at most `bound`. A tree whose norm is below it by a relative
+    `MARGIN` is unchanged.
   """
   short = length(tree, order) <= bound * (1 - MARGIN)
   unit = clipped(tree, 0.0, order)
@@ -86,13 +91,13 @@ def bounded(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
 def fits(tree: PyTree, order: int = 2) -> Array:
   """Return whether the norm is at most 1; shape=(), bool; False if NaN.
 
-  Clipping leaves none that is longer: this is a last look at what is released,
-  in case that a device computes otherwise than clipping counts on. What
-  overflows in a square is longer than 1 anyway, so nothing is scaled.
+  Clipped trees always fit. This is a last check of what is released, for
+  devices whose arithmetic breaks the assumptions of clipping. Nothing is scaled
+  first: a norm whose square overflows exceeds 1 anyway.
 
   Args:
     tree: arrays, float32 or wider.
-    order: 1 or 2; of the norm.
+    order: order of the norm, 1 or 2.
   """
   return _length(jax.tree.leaves(tree), order) <= 1
 
@@ -100,9 +105,9 @@ def fits(tree: PyTree, order: int = 2) -> Array:
 def scaled(tree: PyTree) -> tuple[PyTree, Array]:
   """Return the tree times a power of two, and that power.
 
-  The largest number is below 4 afterwards, and 1 at least unless it was
-  subnormal; then all of them may be flushed to 0, as devices do. Squares
-  neither overflow nor get lost, and no direction changes.
+  The largest number is then in [1, 4), unless it was subnormal; devices may
+  flush such a tree to 0. Squares neither overflow nor vanish, and the direction
+  is unchanged.
 
   Args:
     tree: arrays.
@@ -121,7 +126,7 @@ def scaled(tree: PyTree) -> tuple[PyTree, Array]:
 
 
 def _length(leaves: list[Array], order: int) -> Array:
-  """Return the norm of what no square overflows of."""
+  """Return the norm of leaves whose squares do not overflow."""
   total = jnp.zeros((), jnp.result_type(jnp.float32, *leaves))
   for x in leaves:
     total += jnp.sum(jnp.abs(x) if order == 1 else x * x)
@@ -129,10 +134,10 @@ def _length(leaves: list[Array], order: int) -> Array:
 
 
 def _reciprocal(x: Array) -> Array:
-  """Return 2^-e for x in [2^e, 2^(e + 1)); normal, exact where x is a power.
+  """Return 2^-e for x in [2^e, 2^(e + 1)), a normal number.
 
-  For e above the largest exponent whose reciprocal is a normal number it is
-  that number's, for 0 and subnormals that of the smallest normal one.
+  e is limited to exponents whose reciprocal is normal; 0 and subnormal numbers
+  count as the smallest normal one.
   """
   info = jnp.finfo(x.dtype)
   int_ = jnp.dtype(f"int{info.bits}")
@@ -152,7 +157,7 @@ _SMALL = 2**16
 
 
 def all_finite(tree: PyTree) -> Array:
-  """Whether every number in the tree is finite; shape=(), bool."""
+  """Return whether every number in the tree is finite; shape=(), bool."""
   finite = jnp.ones((), bool)
   for leaf in jax.tree.leaves(tree):
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
@@ -163,12 +168,12 @@ def all_finite(tree: PyTree) -> Array:
 
 
 def _finite(x: Array) -> Array:
-  """all(isfinite(x)), by which compilers make no vector code for a CPU.
+  """Return all(isfinite(x)), in a form that XLA vectorizes on CPUs.
 
-  The bits of |x| are ordered as the numbers are. What is added takes those of
-  infinity, and of the NaNs above it, to the sign bit, which is counted: sums
-  are what devices that share an array can join. A small array is faster flat;
-  a large one may be in pieces, which flattening would put together.
+  The bits of |x| are ordered like the numbers. Adding `carry` moves infinity,
+  and the NaNs above it, into the sign bit, and the sign bits are summed: unlike
+  a logical and, a sum is reduced over devices that share an array. Small arrays
+  are faster flat; large ones may be sharded, and flattening would gather them.
   """
   size = 8 * x.dtype.itemsize
   int_ = jnp.dtype(f"int{size}")
@@ -181,13 +186,13 @@ def _finite(x: Array) -> Array:
 
 
 def no_nan(tree: PyTree) -> Array:
-  """Whether no number in the tree is NaN; shape=(), bool."""
+  """Return whether no number in the tree is NaN; shape=(), bool."""
   nans = [jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(tree)]
   return ~jnp.any(jnp.array([False, *nans]))
 
 
 def in_float32(tree: PyTree) -> PyTree:
-  """Return the arrays in float32 at least, since sums in less lose too much.
+  """Return the arrays in float32 or wider, for sums.
 
   float16 ends at 65,504, bfloat16 has 8 bits, and int32 wraps around.
   """
@@ -201,14 +206,14 @@ def accumulator_dtype(x: Array) -> Any:
 
 
 def zeros_accumulator(update: PyTree) -> PyTree:
-  """Zeros of the update's shapes, in float32 at least."""
+  """Return zeros of the update's shapes, in float32 or wider."""
   return jax.tree.map(
     lambda x: jnp.zeros(x.shape, accumulator_dtype(x)), update
   )
 
 
 def exact_accumulator(update: PyTree) -> PyTree:
-  """The same for a sum, in which whole numbers stay whole, int32 at least."""
+  """Return zeros for a sum in which integers stay integers, int32 or wider."""
 
   def zeros(x: Array) -> Array:
     whole = jnp.issubdtype(x.dtype, jnp.integer)
@@ -221,14 +226,13 @@ def exact_accumulator(update: PyTree) -> PyTree:
 def add_weighted(
   acc: PyTree, updates: PyTree, weights: Array, present: Array
 ) -> PyTree:
-  """Adds sum over lanes of `weight * update`; absent lanes add exactly 0.
+  """Return `acc` plus the sum of `weight * update` over the present lanes.
 
   Args:
-    acc: accumulator as `zeros_accumulator` makes it.
-    updates: leaves (lanes, ...).
+    acc: accumulator, as `zeros_accumulator` returns it.
+    updates: leaves (lanes, ...); absent lanes may hold anything, even NaN.
     weights: shape=(lanes,), float.
-    present: shape=(lanes,), bool. `where` and not a product, since an absent
-      lane may hold NaN.
+    present: shape=(lanes,), bool; lanes that are absent add exactly 0.
   """
 
   def add(a: Array, u: Array) -> Array:
@@ -241,18 +245,24 @@ def add_weighted(
 
 
 def divide(acc: PyTree, count: Array) -> PyTree:
-  """`acc / count`, and 0 where count is 0."""
+  """Return `acc / count`, or 0 where count is 0."""
   safe = jnp.where(count > 0, count, 1)
   return jax.tree.map(lambda a: a / safe.astype(a.dtype), acc)
 
 
-def choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
-  """`new` where the condition holds, else `old`."""
+def tree_where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+  """Return `new` if the condition holds, else `old`; leaf by leaf.
+
+  Args:
+    condition: shape=(), bool.
+    new: arrays.
+    old: arrays of the same structure.
+  """
   return jax.tree.map(functools.partial(jnp.where, condition), new, old)
 
 
 def nbytes(tree: PyTree) -> int:
-  """Bytes of all arrays, or of all shapes, in the tree."""
+  """Return the number of bytes of all arrays, or shapes, in the tree."""
   return sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )

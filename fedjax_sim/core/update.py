@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from fedjax_sim.core.types import Array, HParams, Key, PyTree
+from fedjax_sim.core.types import EMPTY, Array, HParams, Key, PyTree
+
+
+class TransformResult(NamedTuple):
+  """What a transform makes of one client's update.
+
+  Attributes:
+    update: the transformed update, with the structure, shapes and dtypes of the
+      one before.
+    state: the client's own state for its next round; `()` keeps nothing.
+    aux: what the server learns besides the update, such as the indicator bit of
+      adaptive clipping; `Transform.update` gets its mean over the clients.
+    metrics: name -> shape=(), float; its mean over the clients is the round's
+      metric `TRANSFORM/NAME`.
+    bytes: shape=(); what the update takes when it is sent, which is the round's
+      metric `TRANSFORM/bytes`. Of several transforms that say so, the last one
+      decides on `bytes_up`. None: as much as before.
+  """
+
+  update: PyTree
+  state: PyTree = ()
+  aux: PyTree = ()
+  metrics: Mapping[str, Array] = EMPTY
+  bytes: Array | None = None
 
 
 class Transform(NamedTuple):
-  """A pure function on a client's update: clip, quantise, noise.
+  """A pure function on a client's update: clip, quantize, noise.
+
+  For example, one that halves every update:
+
+      def apply(update, shared, state, hparams, key):
+        return TransformResult(jax.tree.map(lambda u: u / 2, update))
+
+      Transform(name="half", hparams={}, apply=apply)
 
   Attributes:
-    name: its section in the run's hyper-parameters.
+    name: its section in the run's hyper-parameters; no other transform of the
+      run may have it. `transform._replace(name="again")` renames one.
     hparams: its default numeric hyper-parameters.
-    apply: (update, shared, state, hparams, key) -> (update, state, aux). `aux`
-      is what the server learns besides the update, such as the indicator bit
-      of adaptive clipping. A dict's numbers are metrics of the round by their
-      names; `bytes` are those that the update takes when it is sent.
+    apply: (update, shared, state, hparams, key) -> `TransformResult`.
     init: (params, hparams) -> shared state, held by the server and known to
       all clients.
-    client_init: (params, hparams) -> one client's own state, such as the
-      residual of error feedback.
+    client_init: (params, hparams) -> one client's own state before it first
+      takes part, such as the residual of error feedback.
     update: (shared, mean of aux over clients, hparams) -> shared state, once
       a round.
   """
 
   name: str
   hparams: HParams
-  apply: Callable[
-    [PyTree, PyTree, PyTree, HParams, Key], tuple[PyTree, PyTree, PyTree]
-  ]
+  apply: Callable[[PyTree, PyTree, PyTree, HParams, Key], TransformResult]
   init: Callable[[PyTree, HParams], PyTree] = lambda params, hparams: ()
   client_init: Callable[[PyTree, HParams], PyTree] = lambda params, hparams: ()
   update: Callable[[PyTree, PyTree, HParams], PyTree] = (
@@ -101,5 +127,5 @@ class Aggregator(NamedTuple):
   coordinatewise: bool = False
   reduces: bool = True
   weighted_mean: bool = False
-  hparams: HParams = {}
+  hparams: HParams = EMPTY
   draws_noise: bool = False

@@ -11,7 +11,7 @@ import difflib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -169,23 +169,14 @@ def fits(what: str, array: np.ndarray, dtype: Any) -> None:
 
 
 def arguments(
-  owner: str,
-  given: Mapping[str, Any],
-  function: Callable[..., Any],
-  *,
-  hidden: Container[str] = (),
-  section: str = "",
-  fields: Iterable[str] = (),
+  owner: str, given: Mapping[str, Any], function: Callable[..., Any]
 ) -> None:
-  """Refuses named arguments that `function` would refuse.
+  """Refuse named arguments that `function` would refuse.
 
   Args:
     owner: what messages call the function.
     given: the arguments.
     function: what will be called.
-    hidden: parameters that are not given here.
-    section: of the config that the arguments come from.
-    fields: other names in that section, which may have been meant.
 
   Raises:
     UnknownNameError: one that it does not take.
@@ -193,26 +184,32 @@ def arguments(
   """
   parameters = inspect.signature(function).parameters.values()
   variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-  named = {
-    p.name: p.default
-    for p in parameters
-    if p.kind not in variadic and p.name not in hidden
-  }
+  named = {p.name: p.default for p in parameters if p.kind not in variadic}
   if all(p.kind is not p.VAR_KEYWORD for p in parameters):
     for name in given:
       if name not in named:
-        names = sorted(named)
-        others = [field for field in fields if field not in given]
-        raise UnknownNameError(_not_taken(owner, name, names, section, others))
+        raise UnknownNameError(not_taken(owner, name, [*named]))
   for name, default in named.items():
     if default is inspect.Parameter.empty and name not in given:
-      field = f"{section}.{name}" if section else name
-      raise ValueError(f"{owner} lacks the argument {field!r}; give it.")
+      raise ValueError(f"{owner} lacks the argument {name!r}; give it.")
 
 
-def _not_taken(
-  owner: str, name: str, names: list[str], section: str, others: list[str]
+def not_taken(
+  owner: str,
+  name: str,
+  names: Sequence[str],
+  section: str = "",
+  others: Sequence[str] = (),
 ) -> str:
+  """Return the message about an argument that a component does not take.
+
+  Args:
+    owner: the component.
+    name: the argument.
+    names: those that it takes.
+    section: of the config, if the argument is one of its fields.
+    others: the section's other fields, one of which may have been meant.
+  """
   near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
   near = difflib.get_close_matches(name, others, n=1, cutoff=0.75) or near
   prefix = f"{section}." if section else ""
@@ -221,7 +218,7 @@ def _not_taken(
     text += f" Did you mean {prefix + near[0]!r}?"
   elif section:
     text += f" Unset it, by --config.{section}.{name}=None."
-  return f"{text} It takes: {', '.join(names) or 'nothing'}."
+  return f"{text} It takes: {', '.join(sorted(names)) or 'nothing'}."
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -206,11 +206,10 @@ def partition(
   field = "data.partition"
   function = references.lookup(field, name, PARTITIONERS, np.ndarray)
   first = next(iter(inspect.signature(function).parameters), "")
-  fixed = (first, "num_clients", "seed")
-  owner = f"{field}={name!r}"
-  validate.arguments(owner, options, function, hidden=fixed, section="data")
   subject = labels if first == "labels" else len(np.asarray(labels))
-  return function(subject, num_clients, seed=seed, **options)
+  given = {"num_clients": num_clients, "seed": seed, **options}
+  validate.arguments(f"{field}={name!r}", {first: subject, **given}, function)
+  return function(subject, **given)
 
 
 def deal(

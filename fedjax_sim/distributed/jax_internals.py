@@ -1,11 +1,17 @@
-"""What has no public name in JAX, in one place.
+"""What has no public name or type in JAX, in one place.
 
 A release of JAX may move it; `tests/test_jax_internals.py` says so then.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Protocol, cast
+
+import jax
+
+# JAX raises errors of a lost process in several types; they share their text.
+_LOSS = r"Gloo|NCCL|RCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination"
 
 
 class KeyValueClient(Protocol):
@@ -47,3 +53,14 @@ def key_value_client() -> KeyValueClient:
       "JAX has no key-value client; call jax.distributed.initialize first."
     )
   return cast(KeyValueClient, client)
+
+
+def is_timeout(error: BaseException) -> bool:
+  """Return whether the key-value client has waited in vain."""
+  known = isinstance(error, jax.errors.JaxRuntimeError)
+  return known and "DEADLINE_EXCEEDED" in str(error)
+
+
+def may_be_loss(error: BaseException) -> bool:
+  """Return whether an error may come of another process that is gone."""
+  return re.search(_LOSS, str(error)) is not None

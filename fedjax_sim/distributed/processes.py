@@ -28,14 +28,15 @@ from fedjax_sim.core import PyTree, validate
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.distributed.jax_internals import (
   KeyValueClient,
+  is_timeout,
   key_value_client,
+  may_be_loss,
 )
 
 T = TypeVar("T")
 
 MOST_PORT = 2**16 - 1
 WAITING_SECONDS = 10  # at the start, before that is said
-_LOSS = r"Gloo|NCCL|RCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination"
 
 # All processes come here in the same order, so a number names an occasion.
 _occasions = itertools.count()
@@ -202,13 +203,10 @@ def _all_local_gpus() -> list[int] | None:
 
 
 def is_loss(error: BaseException) -> bool:
-  """Whether an error comes of another process that is gone.
-
-  JAX raises such errors in several types; what they share is their text.
-  """
+  """Whether an error comes of another process that is gone."""
   if jax.process_count() == 1 or isinstance(error, PeerError):
     return False
-  return re.search(_LOSS, str(error)) is not None
+  return may_be_loss(error)
 
 
 def leave(last_word: Callable[[], None], seconds: float = 20.0) -> None:
@@ -318,7 +316,7 @@ def _words_of_all(
         f"{key}/{process}", max(1, int(1000 * step))
       )
     except jax.errors.JaxRuntimeError as error:
-      if "DEADLINE_EXCEEDED" not in str(error):
+      if not is_timeout(error):
         raise
       missing = _silent(client, key)
       if missing and time.monotonic() >= end:

@@ -29,9 +29,11 @@ from fedjax_sim.core import (
   Examples,
   Members,
   PyTree,
+  TransformResult,
   compensated,
 )
 from fedjax_sim.core import tree as trees
+from fedjax_sim.core.types import EMPTY
 from fedjax_sim.distributed import AXIS, over_coordinates
 from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
@@ -60,7 +62,8 @@ class CohortSums(NamedTuple):
       `coordinatewise`.
     buffers: sum of weight * buffers.
     statistics: sum of weight * statistics.
-    aux: for every transform, the sum of its aux.
+    released: for every transform, the sum of its results but for update and
+      state.
     metrics: name -> `Metric`; a `compensated.Total` until the devices' sums
       are added.
     weight: shape=(), float32; sum of weights, a `compensated.Total` likewise.
@@ -70,7 +73,7 @@ class CohortSums(NamedTuple):
   update: PyTree
   buffers: PyTree
   statistics: PyTree
-  aux: tuple[PyTree, ...]
+  released: tuple[TransformResult, ...]
   metrics: PyTree
   weight: PyTree
   logged: PyTree = ()
@@ -86,13 +89,15 @@ class PerClient(NamedTuple):
     values: name -> numbers, `Report.values`.
     log: its entry in the client log, and from the end of the round on the
       log's columns by name; () if clients are not logged.
+    observed: name -> what a sampler observes; empty if none does.
   """
 
   state: PyTree
   status: Array
   weight: Array
-  values: dict[str, Array]
+  values: Mapping[str, Array]
   log: Entry | tuple[()] | dict[str, Array] = ()
+  observed: Mapping[str, Array] = EMPTY
 
 
 def train_cohort(
@@ -195,7 +200,7 @@ def _train_device(
   elif spec.aggregator.needs_all_updates:
     sums = sums._replace(update=stack)
   if spec.log_clients:
-    kept = kept._replace(log=_log_columns(spec, given, kept, sums.logged))
+    kept = kept._replace(log=log_columns(spec, given, kept, sums.logged))
   return sums._replace(logged=()), counts, kept
 
 
@@ -220,11 +225,11 @@ def _train_waves(
     rank: shape=(waves, lanes), int32; the clients' ranks in the cohort.
   """
   waves, lanes = grid.client.shape
-  sums = _zero_sums(aggregator, outcome, waves * lanes)
+  sums = zero_sums(aggregator, outcome, waves * lanes)
   grid_zeros = lambda tree: jax.tree.map(
     lambda x: jnp.zeros((waves, lanes, *x.shape), x.dtype), tree
   )
-  kept = PerClient(*map(grid_zeros, _per_client(outcome)))
+  kept = PerClient(*map(grid_zeros, per_client(outcome)))
 
   @jax.named_scope("aggregate")
   def fold(
@@ -232,13 +237,13 @@ def _train_waves(
   ) -> tuple[CohortSums, PerClient]:
     sums, kept = acc
     here = context._replace(slot=w * lanes, rank=rank[w])
-    sums = _add_wave(aggregator, sums, out, here, outcome)
-    return sums, put_wave(kept, _per_client(out), w)
+    sums = add_wave(aggregator, sums, out, here, outcome)
+    return sums, put_wave(kept, per_client(out), w)
 
   return over_waves(one, grid, num_waves, fold, (sums, kept))
 
 
-def _zero_sums(
+def zero_sums(
   aggregator: Aggregator, outcome: ClientOutcome, slots: int
 ) -> CohortSums:
   """Return the accumulators before the first wave.
@@ -254,14 +259,14 @@ def _zero_sums(
     update=aggregator.init(report.update, slots),
     buffers=zeros(report.buffers),
     statistics=zeros(report.statistics),
-    aux=zeros(outcome.aux),
+    released=zeros(outcome.released),
     metrics=compensated.zeros(report.metrics),
     weight=compensated.zeros(report.weight),
     logged=zeros(outcome.log.update) if outcome.log else (),
   )
 
 
-def _add_wave(
+def add_wave(
   aggregator: Aggregator,
   sums: CohortSums,
   out: ClientOutcome,
@@ -284,7 +289,7 @@ def _add_wave(
     update=aggregator.add(sums.update, r.update, r.weight, present, context),
     buffers=total(sums.buffers, r.buffers, r.weight, present),
     statistics=total(sums.statistics, r.statistics, r.weight, present),
-    aux=total(sums.aux, out.aux, ones, present),
+    released=total(sums.released, out.released, ones, present),
     metrics=compensated.add(
       sums.metrics,
       total(
@@ -353,7 +358,7 @@ def _finish_coordinates(
   return over_coordinates(finish, stack, jax.eval_shape(finish, rows))
 
 
-def _log_columns(
+def log_columns(
   spec: RoundSpec, given: RoundInputs, kept: PerClient, direction: PyTree
 ) -> dict[str, Array]:
   """Return the client log's columns of one device.
@@ -382,11 +387,16 @@ def _at(tree: PyTree, *index: Any) -> Any:
   return jax.tree.map(lambda x: x[index], tree)
 
 
-def _per_client(outcome: ClientOutcome) -> PerClient:
+def per_client(outcome: ClientOutcome) -> PerClient:
   """Return what a round keeps of the clients of an outcome."""
   report = outcome.report
   return PerClient(
-    outcome.kept, outcome.status, report.weight, report.values, outcome.log
+    outcome.kept,
+    outcome.status,
+    report.weight,
+    report.values,
+    outcome.log,
+    outcome.observed,
   )
 
 

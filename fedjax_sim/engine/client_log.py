@@ -34,7 +34,7 @@ def entry(report: Report, update: PyTree) -> Entry:
 
   Args:
     report: as it is sent.
-    update: as transformed, whatever `Algorithm.send` makes of it.
+    update: as transformed, whatever `Algorithm.postprocess_report` makes of it.
   """
   seen = gradient_statistics(update)
   sums = in_float32(report.metrics)

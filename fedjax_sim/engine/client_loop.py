@@ -88,14 +88,16 @@ def augmented(batch: Batch, augment: Augment | None, key: Key) -> Batch:
   return batch._replace(examples=augment(key, batch.examples))
 
 
-def with_numbers(batch: Batch, hparams: HParams) -> Batch:
-  """The batch with the task's numbers, one more field each."""
-  size = batch.mask.shape
-  numbers = {
-    name: jnp.broadcast_to(value, size)
-    for name, value in hparams.get("task", {}).items()
-  }
-  return batch._replace(examples={**batch.examples, **numbers})
+def with_numbers(examples: Examples, hparams: HParams) -> Examples:
+  """Return examples with the task's numbers as further fields.
+
+  Args:
+    examples: field -> (examples, ...).
+    hparams: `Task.hparams`, traced.
+  """
+  size = len(next(iter(examples.values())))
+  numbers = {k: jnp.broadcast_to(x, (size,)) for k, x in hparams.items()}
+  return {**examples, **numbers}
 
 
 def random_batch(examples: Examples, size: int, key: Key) -> Batch:
@@ -128,6 +130,7 @@ def run_client(
   walks: Sequence[Walk],
   data: Mapping[str, Examples],
   orders: Sequence[Array],
+  task_hparams: HParams,
 ) -> tuple[Client, Report]:
   """One client's round: its walks over its data, then its report.
 
@@ -138,6 +141,7 @@ def run_client(
     walks: for every pass, how it reads.
     data: source -> examples.
     orders: for every pass, the order array.
+    task_hparams: `Task.hparams`, traced.
 
   Returns:
     The client, with the numbers of steps and examples that it used, and its
@@ -147,7 +151,15 @@ def run_client(
   for p, (walked, walk) in enumerate(zip(algorithm.passes, walks, strict=True)):
     carry = walked.start(client, *carries)
     client, carry = _walk_once(
-      walked, walk, p, client, carry, data[walk.source], orders[p], start[p]
+      walked,
+      walk,
+      p,
+      client,
+      carry,
+      data[walk.source],
+      orders[p],
+      start[p],
+      task_hparams,
     )
     carries += (carry,)
   return client, algorithm.finish(client, *carries)
@@ -162,6 +174,7 @@ def _walk_once(
   examples: Examples,
   order: Array,
   start: Array,
+  task_hparams: HParams,
 ) -> tuple[Client, PyTree]:
   """A client's pass `p`, from its first carry to its last.
 
@@ -175,11 +188,15 @@ def _walk_once(
     seen = jnp.sum(batch.mask, dtype=jnp.int32)
     key = jax.random.fold_in(own_key, i)
     batch = augmented(batch, walk.augment, key)
-    batch = with_numbers(batch, client.hparams)
+    batch = batch._replace(examples=with_numbers(batch.examples, task_hparams))
     return walked.step(client, carry, batch, key), seen
 
   planned, tokens = client.num_steps[p], walked.tokens
   if walk.max_tokens is None:
+    if _has_value(planned):
+      for i in range(int(planned)):
+        carry, _ = step(jnp.int32(i), carry)
+      return client, carry
     alone = lambda i, carry: step(i, carry)[0]
     return client, lax.fori_loop(0, planned, alone, carry)
   assert tokens is not None
@@ -190,6 +207,14 @@ def _walk_once(
     seen = jnp.minimum(client.num_examples, seen)
     used = used._replace(num_examples=seen)
   return used, carry
+
+
+def _has_value(number: Array) -> bool:
+  """Whether this runs outside of a trace, as the reference does to debug.
+
+  Then local steps are a Python loop, in which arrays have values.
+  """
+  return not isinstance(number, jax.core.Tracer)
 
 
 def _until(
@@ -215,9 +240,12 @@ def _until(
     carry, seen = step(i, carry)
     return carry, i + 1, total + seen
 
-  return lax.while_loop(
-    more, advance, (carry, jnp.zeros_like(most), jnp.int32(0))
-  )
+  state = carry, jnp.zeros_like(most), jnp.int32(0)
+  if _has_value(most):
+    while more(state):
+      state = advance(state)
+    return state
+  return lax.while_loop(more, advance, state)
 
 
 def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:

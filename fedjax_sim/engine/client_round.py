@@ -18,11 +18,14 @@ from fedjax_sim.core import (
   Purpose,
   PyTree,
   Report,
+  TransformResult,
+  in_float32,
   key_for,
   noise_key_for,
   returned,
 )
 from fedjax_sim.core.tree import all_finite, no_nan
+from fedjax_sim.core.types import EMPTY
 from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
 from fedjax_sim.engine.client_loop import run_client
@@ -93,17 +96,19 @@ class ClientOutcome(NamedTuple):
 
   Attributes:
     report: its report, with the transformed update and without its state.
-    aux: for every transform, what the server learns besides the update.
+    released: for every transform, its result without update and state.
     kept: its new row in the table of client states.
     status: shape=(), int8; a `ClientStatus`.
     log: its entry in the client log; () if clients are not logged.
+    observed: name -> shape=(), what a sampler observes; empty if none does.
   """
 
   report: Report
-  aux: tuple[PyTree, ...]
+  released: tuple[TransformResult, ...]
   kept: PyTree
   status: Array
   log: Entry | tuple[()] = ()
+  observed: Mapping[str, Array] = EMPTY
 
 
 def train_client(
@@ -129,7 +134,7 @@ def train_client(
   client = Client(
     message=algorithm.download(given.message, row.version),
     state=own,
-    hparams=given.hparams,
+    hparams=given.hparams["algorithm"],
     id=ident,
     version=row.version,
     num_examples=row.num_examples,
@@ -140,29 +145,55 @@ def train_client(
   )
   with jax.named_scope("local_training"):
     client, report = run_client(
-      algorithm, client, row.start, spec.walks, data, orders
+      algorithm,
+      client,
+      row.start,
+      spec.walks,
+      data,
+      orders,
+      given.hparams["task"],
     )
   returned.metrics("Report.metrics", report.metrics)
   report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
-  # What goes into transforms is always checked, even if `send` checks updates
-  # too: a transform may hide that an update is not finite.
-  finite = _finite_report(
-    report, bool(spec.transforms) or not algorithm.checks_updates
-  )
-  update, aux, kept = _transform(
+  privacy = algorithm.privacy
+  checked = privacy is not None and privacy.checks_updates
+  # What goes into transforms is always checked, even if `postprocess_report`
+  # checks updates too: a transform may hide that an update is not finite.
+  finite = _finite_report(report, bool(spec.transforms) or not checked)
+  update, results = _transform(
     spec, report.update, given, transform_states, ident
   )
   if spec.transforms:
-    finite &= all_finite((update, aux, kept))
-  report = algorithm.send(client, report._replace(update=update))
-  finite &= _finite_report(report, not algorithm.checks_updates)
+    finite &= all_finite((update, [(r.aux, r.state) for r in results]))
+  report = algorithm.postprocess_report(client, report._replace(update=update))
+  finite &= _finite_report(report, not checked)
   return ClientOutcome(
     report=report._replace(state=()),
-    aux=tuple(aux),
-    kept=(report.state, tuple(kept)),
+    released=tuple(r._replace(update=(), state=()) for r in results),
+    kept=(report.state, tuple(r.state for r in results)),
     status=_status(row.client, finite, report),
     log=client_log.entry(report, update) if spec.log_clients else (),
+    observed=_observed(report) if spec.observes else {},
   )
+
+
+def _observed(report: Report) -> dict[str, Array]:
+  """Return what a sampler observes of a client: name -> shape=(), float.
+
+  Args:
+    report: what it sends.
+
+  Raises:
+    ValueError: a metric and a value have the same name.
+  """
+  sums = in_float32(report.metrics)
+  means = {name: m.total / m.weight for name, m in sums.items()}
+  if both := means.keys() & report.values.keys():
+    raise ValueError(
+      f"Report.metrics and Report.values both have {sorted(both)}, and the"
+      " sampler observes both; rename those of Report.values."
+    )
+  return {**means, **report.values}
 
 
 def _transform(
@@ -171,7 +202,7 @@ def _transform(
   given: RoundInputs,
   states: tuple[PyTree, ...],
   ident: Array,
-) -> tuple[PyTree, list[PyTree], list[PyTree]]:
+) -> tuple[PyTree, list[TransformResult]]:
   """Apply all transforms to an update, in order.
 
   Args:
@@ -182,20 +213,30 @@ def _transform(
     ident: shape=(), int32; the client's id.
 
   Returns:
-    The transformed update; every transform's aux; every transform's new state.
+    The transformed update; every transform's result.
+
+  Raises:
+    TypeError: a transform returns something else.
   """
-  aux, kept = [], []
+  results = []
   for i, transform in enumerate(spec.transforms):
-    update, state, seen = transform.apply(
+    result = transform.apply(
       update,
       given.shared[i],
       states[i],
       given.hparams["transforms"][transform.name],
       key_for(given.seed, Purpose.TRANSFORM, given.round, ident, i),
     )
-    aux.append(seen)
-    kept.append(state)
-  return update, aux, kept
+    if not isinstance(result, TransformResult):
+      raise TypeError(
+        f"the transform {transform.name!r} returned"
+        f" {returned.described(result)}; let Transform.apply return"
+        " TransformResult(update, state)."
+      )
+    result = jax.tree.map(jnp.asarray, result)
+    update = result.update
+    results.append(result)
+  return update, results
 
 
 def _status(client: Array, finite: Array, report: Report) -> Array:
@@ -225,5 +266,5 @@ def _finite_report(report: Report, with_update: bool) -> Array:
     report: what a client reports.
     with_update: whether to check the update too.
   """
-  report = report._replace(metrics={})
+  report = report._replace(metrics=EMPTY)
   return all_finite(report if with_update else report._replace(update=()))

@@ -16,18 +16,15 @@ it. What one client does is in `client_round.py`, what a cohort does in
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
 
 from fedjax_sim.core import (
   Aggregate,
   AggregationContext,
-  Aggregator,
-  Algorithm,
   Array,
   Context,
   Examples,
@@ -35,45 +32,38 @@ from fedjax_sim.core import (
   Members,
   Purpose,
   PyTree,
-  Transform,
+  TransformResult,
   key_for,
   noise_key_for,
 )
-from fedjax_sim.core.tree import all_finite, choose, divide
-from fedjax_sim.data import Prepare, as_stored
+from fedjax_sim.core.tree import all_finite, divide, tree_where
 from fedjax_sim.engine.aggregation import (
   CohortSums,
+  PerClient,
   cohort_members,
   ranks,
   train_cohort,
   write_rows,
 )
-from fedjax_sim.engine.client_loop import Walk
+from fedjax_sim.engine.client_loop import with_numbers
 from fedjax_sim.engine.client_round import ClientStatus, RoundInputs
-from fedjax_sim.engine.hparams import Schedule, named, scheduled
+from fedjax_sim.engine.hparams import named, path_of, scheduled
 from fedjax_sim.engine.plan import Cohort
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.engine.virtual_devices import isolate_compilation
 
+# Trains a cohort; arguments and results are those of `train_cohort`.
+TrainCohort = Callable[..., tuple[CohortSums, Array, PerClient]]
+
 
 def make_rounds(
-  algorithm: Algorithm,
-  aggregator: Aggregator,
-  transforms: Sequence[Transform],
-  *,
-  walks: Sequence[Walk],
-  num_clients: int,
-  mesh: Mesh,
-  prepare: Prepare = as_stored,
-  sliced: bool = False,
-  virtual: int | None = None,
-  schedules: Mapping[str, Schedule] = {},
-  log_clients: bool = False,
+  spec: RoundSpec,
 ) -> Callable[..., tuple[RunState, RoundMetrics]]:
   """Build the function that runs up to R rounds in one call.
 
-  The arguments are the fields of `RoundSpec`, which describes them.
+  Args:
+    spec: the constants of the rounds.
 
   Returns:
     (state, hparams, data, cohorts, num_rounds, server_data) -> (state,
@@ -84,19 +74,6 @@ def make_rounds(
     `RoundMetrics` whose leaves have a leading axis of R. The function is pure:
     it can be jitted, vmapped over runs and differentiated in forward mode.
   """
-  spec = RoundSpec(
-    algorithm=algorithm,
-    aggregator=aggregator,
-    transforms=transforms,
-    walks=walks,
-    num_clients=num_clients,
-    mesh=mesh,
-    prepare=prepare,
-    sliced=sliced,
-    virtual=virtual,
-    schedules=schedules,
-    log_clients=log_clients,
-  )
 
   def rounds(
     state: RunState,
@@ -107,8 +84,8 @@ def make_rounds(
     server_data: Examples | None = None,
   ) -> tuple[RunState, RoundMetrics]:
     at = lambda tree, r: jax.tree.map(lambda x: x[r], tree)
-    data_of = lambda r: at(data, r) if sliced else data
-    run = lambda state, r: _run_round(
+    data_of = lambda r: at(data, r) if spec.sliced else data
+    run = lambda state, r: run_round(
       spec, state, hparams, at(cohorts, r), data_of(r), server_data
     )
     capacity = len(cohorts.num_waves)
@@ -126,26 +103,42 @@ def make_rounds(
   return rounds
 
 
-def _run_round(
+def run_round(
   spec: RoundSpec,
   state: RunState,
   hparams: HParams,
   cohort: Cohort,
   data: Mapping[str, Examples],
   server_data: Examples | None,
+  train: TrainCohort = train_cohort,
 ) -> tuple[RunState, RoundMetrics]:
-  """Run one round: broadcast, train the cohort, make the server's step."""
+  """Run one round: broadcast, train the cohort, make the server's step.
+
+  Args:
+    spec: the constants of the round.
+    state: the state before it.
+    hparams: numeric hyper-parameters, before schedules.
+    cohort: the plan of the round.
+    data: source -> examples, as in `train_cohort`.
+    server_data: the server's own examples; None if it has none.
+    train: trains the cohort; another one than `train_cohort` for debugging.
+
+  Returns:
+    The state after the round, and its metrics.
+  """
   given, rank = _broadcast(spec, state, hparams, cohort)
   rows = jnp.maximum(cohort.client, 0)
   states = jax.tree.map(lambda table: table[rows], state.clients)
-  sums, counts, kept = train_cohort(spec, given, data, states, cohort, rank)
+  sums, counts, kept = train(spec, given, data, states, cohort, rank)
   counts = counts.astype(jnp.int32)
   clients = counts[ClientStatus.PRESENT]
   members = cohort_members(cohort, kept, spec.mesh)
   step = lambda: _server_step(
     spec, state, given, sums, clients, members, server_data
   )
-  server, shared, aux = isolate_compilation(spec.virtual, state.round, step)
+  server, shared, released = isolate_compilation(
+    spec.virtual, state.round, step
+  )
   new = state._replace(
     round=state.round + 1,
     server=server,
@@ -158,12 +151,23 @@ def _run_round(
     rejected=counts[ClientStatus.REJECTED] + counts[ClientStatus.NAN_LOSS],
     nan_losses=counts[ClientStatus.NAN_LOSS],
     metrics=sums.metrics,
-    aux={t.name: a for t, a in zip(spec.transforms, aux, strict=True)},
+    transforms={
+      t.name: r._replace(aux=())
+      for t, r in zip(spec.transforms, released, strict=True)
+    },
     client_rejected=kept.status >= ClientStatus.REJECTED,
     finite=all_finite(spec.algorithm.variables(new.server)._replace(frozen=())),
     client_values=kept.log if isinstance(kept.log, dict) else {},
-    scheduled={name: values[name] for name in spec.schedules},
-    told=spec.algorithm.told(state.server, given.hparams),
+    scheduled={
+      name: values[str(path_of(name, values))] for name in spec.schedules
+    },
+    state_metrics=spec.algorithm.state_metrics(
+      state.server, given.hparams["algorithm"]
+    ),
+    observed=jax.tree.map(
+      lambda x: jnp.where(kept.status == ClientStatus.PRESENT, x, jnp.nan),
+      kept.observed,
+    ),
   )
   return new, metrics
 
@@ -207,12 +211,12 @@ def _server_step(
   clients: Array,
   members: Members,
   server_data: Examples | None,
-) -> tuple[PyTree, PyTree, tuple[PyTree, ...]]:
+) -> tuple[PyTree, PyTree, tuple[TransformResult, ...]]:
   """Finish the aggregate and apply it to the server's state.
 
   Returns:
     The new server state; the transforms' new shared states; the mean of every
-    transform's aux over the clients.
+    transform's results over the clients.
   """
   aggregator, algorithm = spec.aggregator, spec.algorithm
   update = sums.update
@@ -226,17 +230,21 @@ def _server_step(
     clients=clients,
     members=members,
   )
+  if server_data is not None:
+    prepared = spec.prepare(server_data)
+    server_data = with_numbers(prepared, given.hparams["task"])
   context = Context(
-    hparams=given.hparams,
+    hparams=given.hparams["algorithm"],
     round=state.round,
     key=key_for(state.seed, Purpose.SERVER, state.round),
     noise_key=noise_key_for(state.noise_seed, Purpose.SERVER, state.round),
     num_clients=spec.num_clients,
-    server_data=None if server_data is None else spec.prepare(server_data),
+    server_data=server_data,
   )
   server = algorithm.apply(state.server, aggregate, context)
-  aux = divide(sums.aux, clients)
-  private = algorithm.release is not None
+  released = divide(sums.released, clients)
+  aux = tuple(r.aux for r in released)
+  private = algorithm.privacy is not None
   # A private server must not learn from the exact aux.
   known = jax.tree.map(jnp.zeros_like, aux) if private else aux
   shared = tuple(
@@ -246,5 +254,5 @@ def _server_step(
   # A cohort of which nobody is left changes nothing, except where clients are
   # private: there, it must not show that nobody was left.
   changes = (clients > 0) | private
-  server = choose(changes, server, state.server)
-  return server, choose(changes, shared, state.shared), aux
+  server = tree_where(changes, server, state.server)
+  return server, tree_where(changes, shared, state.shared), released

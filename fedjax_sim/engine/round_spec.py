@@ -33,6 +33,7 @@ class RoundSpec:
       schedule.
     log_clients: whether to fill `RoundMetrics.client_values`. A device then
       keeps the updates of all its clients until the end of the round.
+    observes: whether to fill `RoundMetrics.observed`, for the sampler.
   """
 
   algorithm: Algorithm
@@ -46,3 +47,4 @@ class RoundSpec:
   virtual: int | None
   schedules: Mapping[str, Schedule]
   log_clients: bool
+  observes: bool

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from fedjax_sim.core import Array, Metric, PyTree
+from fedjax_sim.core import Array, Metric, PyTree, TransformResult
 
 
 class RunState(NamedTuple):
@@ -19,6 +20,8 @@ class RunState(NamedTuple):
       (and padding to a multiple of the devices).
     shared: the transforms' shared states, a tuple.
     watch: what evaluations left; see `simulation/monitor.py`.
+    sampler: the sampler's state, numpy arrays on the host; () without one. The
+      compiled round never gets it.
   """
 
   round: Array
@@ -28,6 +31,7 @@ class RunState(NamedTuple):
   clients: PyTree
   shared: PyTree
   watch: Watch
+  sampler: PyTree = ()
 
 
 class RoundMetrics(NamedTuple):
@@ -38,7 +42,7 @@ class RoundMetrics(NamedTuple):
     rejected: shape=(), int32; clients left out, not finite.
     metrics: name -> `Metric`, summed over the clients in the aggregate; float32
       at least.
-    aux: name of a transform -> mean of its aux over them.
+    transforms: name of a transform -> mean over them of its metrics and bytes.
     client_rejected: shape=(devices, waves, lanes), bool.
     nan_losses: shape=(), int32; clients whose update is finite, but whose
       metrics hold a NaN: labels beyond the model's outputs do that.
@@ -46,19 +50,22 @@ class RoundMetrics(NamedTuple):
     client_values: column -> shape=(devices, waves, lanes), NaN of who is not in
       the aggregate; empty unless clients are logged.
     scheduled: hyper-parameter -> its value in this round, shape=().
-    told: `Algorithm.told`, before the server's step.
+    state_metrics: `Algorithm.state_metrics`, before the server's step.
+    observed: name -> shape=(devices, waves, lanes), what a sampler observes,
+      NaN of who is not in the aggregate; empty unless the sampler observes.
   """
 
   clients: Array
   rejected: Array
-  metrics: dict[str, Metric]
-  aux: dict[str, PyTree]
+  metrics: Mapping[str, Metric]
+  transforms: dict[str, TransformResult]
   client_rejected: Array
   finite: Array
   nan_losses: Array
   client_values: dict[str, Array]
   scheduled: dict[str, Array]
-  told: dict[str, Array]
+  state_metrics: Mapping[str, Array]
+  observed: dict[str, Array]
 
 
 class Best(NamedTuple):

@@ -43,7 +43,7 @@ def first_client(
   Args:
     algorithm: what it does.
     state: a state.
-    hparams: the hyper-parameters.
+    hparams: `Algorithm.hparams`.
   """
   own, transforms = jax.tree.map(lambda x: x[0], state.clients)
   client, carries = _begin(algorithm, state.server, own, hparams)
@@ -76,18 +76,19 @@ def _begin(
 def report_shapes(
   algorithm: Algorithm, server: PyTree, hparams: HParams
 ) -> Report:
-  """Shapes and dtypes of what a client reports.
+  """Return shapes and dtypes of what a client reports, after postprocessing.
 
   Args:
     algorithm: what it does.
     server: a server state, or its shapes.
-    hparams: the hyper-parameters, or their shapes.
+    hparams: `Algorithm.hparams`, or their shapes.
   """
 
   def visit(server: PyTree, hparams: HParams) -> Report:
     own = algorithm.client_init(server, hparams)
     client, carries = _begin(algorithm, server, own, hparams)
-    return algorithm.finish(client, *carries)
+    report = algorithm.finish(client, *carries)
+    return algorithm.postprocess_report(client, report)
 
   shapes: Report = jax.eval_shape(visit, server, hparams)
   return shapes
@@ -99,7 +100,7 @@ def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
   Args:
     algorithm: what it does.
     state: a state, or its shapes.
-    hparams: the hyper-parameters, or their shapes.
+    hparams: `Algorithm.hparams`, or their shapes.
   """
 
   def visit(state: RunState, hparams: HParams) -> tuple[PyTree, Report]:

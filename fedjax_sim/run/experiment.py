@@ -24,6 +24,7 @@ from fedjax_sim import config as configs
 from fedjax_sim import reporting
 from fedjax_sim.config import build
 from fedjax_sim.config.build import privacy
+from fedjax_sim.config.complete import complete, reference_fields
 from fedjax_sim.core import references
 from fedjax_sim.distributed import processes
 from fedjax_sim.privacy.accounting import composition
@@ -56,7 +57,7 @@ def run(
   writes the workdir.
 
   Args:
-    config: complete, as a config file returns it.
+    config: as a config file returns it.
     workdir: made if it is missing.
     on_round: is told how many rounds are done.
     profile: trace a few rounds, and print a table of where the time goes.
@@ -76,6 +77,7 @@ def run(
   """
   phases = Phases()
   folder = Path(workdir)
+  config = complete(config)
   resolved = configs.resolved(config)
 
   def look() -> dict[str, Any] | None:
@@ -95,13 +97,14 @@ def run(
   def start() -> tuple[build.Experiment, dict[str, Any]]:
     with phases("build"):
       experiment = build.build(config)
-      with references.named(dict(configs.fields_of(config))):
+      named = dict(configs.fields_of(config))
+      with references.named(reference_fields(config), named):
         experiment.simulator.trace()
       digest = data_digest(experiment.simulator)
     fields = dict(configs.fields_of(ConfigDict(resolved)))
     # A path may be another on every host; what lies there may not. So of
     # references.
-    fields.pop("data.path")
+    fields.pop("data.path", None)
     fields.update(experiment.sources)
     same = {
       "--profile": profile,  # it changes the rounds of a dispatch
@@ -188,7 +191,7 @@ def _run(
           begins=begun.done == 0 and experiment.timetable.initial_eval,
           log_clients=simulator.log_clients,
           name_of=simulator.data.train.client_name
-          if not simulator.algorithm.pooled
+          if not simulator.algorithm.requirements.pools_data
           else lambda _: "all clients",
         )
       )

@@ -28,7 +28,7 @@ def rejection(simulator: Simulator, round_: int, ids: Any) -> str:
   name = simulator.data.train.client_name
   named = (
     ["the pooled data"]
-    if simulator.algorithm.pooled
+    if simulator.algorithm.requirements.pools_data
     else [name(int(i)) for i in ids[:10]]
   )
   more = ", ..." if len(ids) > 10 else ""

@@ -55,11 +55,18 @@ def refuse_other_config(folder: Path, resolved: dict[str, Any]) -> None:
     return
   try:
     stored = json.loads(path.read_bytes())
+    older = stored.keys() != resolved.keys()
     changed = configs.differences(stored, resolved)
   except (ValueError, AttributeError) as error:
     raise WorkdirError(
       f"{path} is damaged ({error}); restore it, or take another --workdir."
     ) from error
+  if older:
+    raise ConfigChangedError(
+      f"The run in {folder} was begun by another version of fedjax_sim, whose"
+      " configs have other sections. Take another --workdir, or go on with that"
+      " version."
+    )
   if changed:
     raise ConfigChangedError(
       f"The run in {folder} has another config: {'; '.join(changed)}. Take"

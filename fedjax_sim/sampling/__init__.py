@@ -8,6 +8,7 @@ from fedjax_sim.sampling.cyclic import cyclic, cyclic_poisson, shuffled
 from fedjax_sim.sampling.device_trace import Trace, load_trace, make_trace
 from fedjax_sim.sampling.draws import generator, without_replacement
 from fedjax_sim.sampling.in_flight import delayed, in_flight
+from fedjax_sim.sampling.power_of_choice import power_of_choice
 from fedjax_sim.sampling.uniform import poisson, uniform
 from fedjax_sim.sampling.weighted import by_size
 
@@ -26,6 +27,7 @@ __all__ = [
   "load_trace",
   "make_trace",
   "poisson",
+  "power_of_choice",
   "shuffled",
   "uniform",
   "without_replacement",
@@ -40,5 +42,6 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
   "shuffled": shuffled,
   "by_size": by_size,
   "available": available,
+  "power_of_choice": power_of_choice,
   "in_flight": in_flight,
 }

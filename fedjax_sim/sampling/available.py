@@ -45,9 +45,9 @@ def available(
   size = validate.whole(
     "server.clients_per_round", clients_per_round, most=num_clients
   )
-  seconds = validate.real("server.round_seconds", round_seconds, above=0)
+  seconds = validate.real("round_seconds", round_seconds, above=0)
   made = load_trace(trace) if isinstance(trace, str) else trace
-  validate.instance("server.trace", made, Trace, "load_trace('trace.npz')")
+  validate.instance("trace", made, Trace, "load_trace('trace.npz')")
   devices = min(made.devices, num_clients)
 
   @functools.lru_cache(maxsize=4)  # seeds

@@ -53,7 +53,7 @@ def cyclic_poisson(
       clients_per_round not within (0, num_clients / groups].
   """
   num_clients = validate.whole("num_clients", num_clients)
-  groups = validate.whole("server.sampling_groups", groups, most=num_clients)
+  groups = validate.whole("groups", groups, most=num_clients)
   expected = validate.real(
     "server.clients_per_round", clients_per_round, above=0.0
   )
@@ -62,7 +62,7 @@ def cyclic_poisson(
     raise ValueError(
       f"server.clients_per_round={clients_per_round} exceeds the"
       f" {num_clients / groups:g} of {num_clients} training clients in each of"
-      f" server.sampling_groups={groups} groups; give less, or fewer groups."
+      f" groups={groups} groups; give less, or fewer groups."
     )
   group = _groups(num_clients, groups)
 

@@ -100,15 +100,15 @@ def load_trace(path: str | os.PathLike[str]) -> Trace:
     FileNotFoundError: there is no such file.
     TypeError, ValueError: it holds something else.
   """
-  file = locate(path, "server.trace")
-  arrays = read_npz(file, "server.trace")
+  file = locate(path, "trace")
+  arrays = read_npz(file, "trace")
   for name in ("intervals", "offsets"):
     if name not in arrays:
       raise ValueError(
-        f"server.trace: {file} lacks {name!r}; it holds"
+        f"trace: {file} lacks {name!r}; it holds"
         f" {', '.join(sorted(arrays)) or 'nothing'}."
       )
   try:
     return make_trace(arrays["intervals"], arrays["offsets"])
   except (TypeError, ValueError) as error:
-    raise type(error)(f"server.trace: {file}: {error}") from error
+    raise type(error)(f"trace: {file}: {error}") from error

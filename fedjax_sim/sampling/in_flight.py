@@ -36,8 +36,8 @@ def delayed(sampler: Sampler, versions: int, scale: float = 1.0) -> Sampler:
   Example:
     delayed(uniform(100, 10), versions=4, scale=2.0)
   """
-  versions = validate.whole("server.versions", versions)
-  scale = validate.real("server.scale", scale, least=0)
+  versions = validate.whole("versions", versions)
+  scale = validate.real("scale", scale, least=0)
 
   def held(seed: int, round_: int, ids: np.ndarray) -> np.ndarray:
     count = int(ids.max(initial=-1)) + 1  # so that a client's draw is its own
@@ -59,8 +59,10 @@ def in_flight(
   Args:
     num_clients: the population.
     clients_per_round: cohort size; FedBuff's buffer K.
-    versions: as in `delayed`.
-    scale: as in `delayed`.
+    versions: how many versions are in flight, the newest included, as the
+      algorithm has them; >= 1.
+    scale: standard deviation of the rounds that a client's training takes, >=
+      0; 0 lets all hold the newest version.
 
   Raises:
     TypeError, ValueError: an argument is out of range.

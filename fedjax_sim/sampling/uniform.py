@@ -17,19 +17,19 @@ from fedjax_sim.sampling.draws import (
 
 
 def uniform(
-  num_clients: int, clients_per_round: int, least: int | None = None
+  num_clients: int, clients_per_round: int, min_clients: int | None = None
 ) -> Sampler:
   """A number of clients a round, uniformly, without replacement.
 
   Args:
     num_clients: the population.
-    clients_per_round: how many; or the most, with `least`.
-    least: every round draws how many, from `least` to `clients_per_round`,
-      all as likely; None: always `clients_per_round`.
+    clients_per_round: how many; or the most, with `min_clients`.
+    min_clients: the number of clients is drawn in every round, uniformly from
+      `min_clients` to `clients_per_round`; None: always `clients_per_round`.
 
   Raises:
     TypeError, ValueError: clients_per_round is not within 1..num_clients, or
-      least not within 1..clients_per_round.
+      min_clients not within 1..clients_per_round.
   """
   num_clients = validate.whole("num_clients", num_clients)
   size = validate.whole("server.clients_per_round", clients_per_round)
@@ -38,8 +38,11 @@ def uniform(
       f"server.clients_per_round={size} exceeds the {num_clients} training"
       f" clients; give at most {num_clients}."
     )
-  field = "server.least_clients_per_round"
-  lowest = size if least is None else validate.whole(field, least, most=size)
+  lowest = (
+    size
+    if min_clients is None
+    else validate.whole("min_clients", min_clients, most=size)
+  )
 
   def sample(seed: int, round_: int) -> np.ndarray:
     rng = generator(seed, round_)
@@ -75,7 +78,7 @@ def poisson(
   num_clients = validate.whole("num_clients", num_clients)
   of = num_clients
   if population is not None:
-    of = validate.whole("server.sampling_population", population)
+    of = validate.whole("population", population)
   wanted = validate.real(
     "server.clients_per_round", clients_per_round, above=0.0, most=of
   )

@@ -15,8 +15,8 @@ import jax
 
 from fedjax_sim.core import (
   Algorithm,
+  PrivacySpec,
   PyTree,
-  Release,
   Sampler,
   Transform,
   validate,
@@ -49,7 +49,7 @@ class Account:
     num_clients: number of clients that may take part.
   """
 
-  release: Release | None
+  release: PrivacySpec | None
   budget: guard.Budget | None
   sampler: Sampler
   num_clients: int
@@ -197,7 +197,7 @@ def check_budget(algorithm: Algorithm, budget: guard.Budget | None) -> None:
   if budget is None:
     return
   validate.instance("budget", budget, guard.Budget, "Budget(delta=1e-5)")
-  if algorithm.release is None:
+  if algorithm.privacy is None:
     raise ValueError(
       "budget is of a private algorithm, and this one is not; wrap it by"
       " privacy.central."

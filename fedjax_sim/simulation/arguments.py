@@ -7,8 +7,11 @@ to be traced is in `preflight`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
 
 from fedjax_sim.core import (
   Aggregator,
@@ -33,6 +36,27 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
   "transforms": ((list, tuple), "[transforms.clip(1.0)]"),
   "runtime": (Runtime, "Runtime(lanes=1)"),
 }
+
+
+def check(fields: Mapping[str, Any]) -> None:
+  """Refuse fields of `Simulator` that are wrong, or do not go together.
+
+  Args:
+    fields: name -> value, all of them.
+
+  Raises:
+    TypeError, ValueError: names the field.
+  """
+  f = types.SimpleNamespace(**fields)
+  check_seeds(f.seed, f.noise_seed)
+  check_options(f.log_clients, f.fall_back, f.best_metric, f.debug)
+  check_kinds(**{name: fields[name] for name in KINDS})
+  check_transforms(f.transforms)
+  check_parts(f.algorithm, f.aggregator, f.data, f.runtime)
+  clients = 1 if f.algorithm.pooled else f.data.train.num_clients
+  check_sampler(f.sampler, clients)
+  check_unobserved(f.sampler, f.algorithm, f.aggregator)
+  check_fall_back(f.fall_back, f.best_metric)
 
 
 def check_kinds(**fields: Any) -> None:
@@ -64,7 +88,7 @@ def check_seeds(seed: int, noise_seed: int | None) -> None:
 
 
 def check_options(
-  log_clients: bool, fall_back: bool, best_metric: str | None
+  log_clients: bool, fall_back: bool, best_metric: str | None, debug: bool
 ) -> None:
   """Refuse options of another type than theirs.
 
@@ -72,15 +96,23 @@ def check_options(
     log_clients: whether clients are logged.
     fall_back: whether a run goes back to its best model.
     best_metric: metric that selects it; None to keep none.
+    debug: whether rounds run as a Python loop over clients.
 
   Raises:
     TypeError: names the option.
+    ValueError: several processes debug, each of which has a part of the state.
   """
   validate.boolean("log_clients", log_clients)
   validate.boolean("server.fall_back", fall_back)
   if best_metric is not None:
     example = "'test/accuracy'"
     validate.instance("server.best_metric", best_metric, str, example)
+  validate.boolean("debug", debug)
+  if debug and jax.process_count() > 1:
+    raise ValueError(
+      f"debug=True runs in one process, and there are {jax.process_count()};"
+      " start one, with few clients."
+    )
 
 
 def check_fall_back(fall_back: bool, best_metric: str | None) -> None:
@@ -118,7 +150,12 @@ def check_transforms(transforms: Sequence[Transform]) -> None:
     )
   names = [t.name for t in transforms]
   if len(set(names)) < len(names):
-    raise ValueError(f"transforms={names} has a name twice; name them apart.")
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(
+      f"transforms={names} has {twice!r} twice, which would share their"
+      " hyper-parameters; rename one of them:"
+      f" transform._replace(name='{twice}_2')."
+    )
 
 
 def check_sampler(sampler: Sampler, num_clients: int) -> None:
@@ -135,20 +172,56 @@ def check_sampler(sampler: Sampler, num_clients: int) -> None:
   sizes = sampler.sizes
   if not isinstance(sizes, tuple) or not sizes:
     raise TypeError(
-      f"server.sampling: Sampler.sizes={sizes!r}; give a tuple of numbers."
+      f"sampler.name: Sampler.sizes={sizes!r}; give a tuple of numbers."
     )
   for size in sizes:
-    validate.whole("server.sampling: Sampler.sizes", size)
+    validate.whole("sampler.name: Sampler.sizes", size)
   if any(a >= b for a, b in itertools.pairwise(sizes)):
     raise ValueError(
-      f"server.sampling: Sampler.sizes={sizes}: give increasing numbers."
+      f"sampler.name: Sampler.sizes={sizes}: give increasing numbers."
     )
   expected = sampler.expected
-  validate.real("server.sampling: Sampler.expected", expected, least=0)
+  validate.real("sampler.name: Sampler.expected", expected, least=0)
   if sizes[-1] > num_clients:
     raise ValueError(
       f"The sampler draws up to {sizes[-1]} clients a round;"
       f" there are {num_clients}. Lower server.clients_per_round."
+    )
+  if (sampler.init is None) != (sampler.observe is None):
+    raise ValueError(
+      "sampler.name: Sampler.init and Sampler.observe belong together; give"
+      " both, or neither."
+    )
+  if sampler.observe is not None and sampler.participation is not None:
+    raise ValueError(
+      "sampler.name: Sampler.observe makes a cohort depend on what clients"
+      " report, so Sampler.participation cannot hold; set it to None."
+    )
+
+
+def check_unobserved(
+  sampler: Sampler, algorithm: Algorithm, aggregator: Aggregator
+) -> None:
+  """Refuse a sampler that observes clients which privacy is to protect.
+
+  Args:
+    sampler: who takes part in a round.
+    algorithm: how clients train and the server reacts.
+    aggregator: how updates become one.
+
+  Raises:
+    ValueError: the sampler observes, and the run is private.
+  """
+  private = (
+    algorithm.privacy is not None
+    or algorithm.draws_noise
+    or aggregator.draws_noise
+  )
+  if private and sampler.observe is not None:
+    raise ValueError(
+      "sampler.name observes what clients report without noise, so who takes"
+      " part would reveal their data, which no epsilon covers; take 'uniform'"
+      " or 'poisson', or a run that is not private."
     )
 
 
@@ -184,26 +257,26 @@ def check_parts(
       "Aggregator.coordinatewise=True needs a stack of updates; set"
       " needs_all_updates=True, too, or unset it."
     )
-  if algorithm.stacked == aggregator.reduces:
+  if algorithm.requirements.all_updates == aggregator.reduces:
     raise ValueError(
-      "The algorithm joins the clients' updates itself; server.aggregator has"
+      "The algorithm joins the clients' updates itself; aggregator.name has"
       " to be 'stack', which keeps them all."
-      if algorithm.stacked
-      else "server.aggregator='stack' leaves the joining of updates to the"
+      if algorithm.requirements.all_updates
+      else "aggregator.name='stack' leaves the joining of updates to the"
       " algorithm, and algorithm.name does not do it; take another one of"
       " the two."
     )
-  if algorithm.release is not None and not aggregator.weighted_mean:
+  if algorithm.privacy is not None and not aggregator.weighted_mean:
     raise ValueError(
       "privacy.mechanism adds noise to a plain sum, in the place of"
-      " server.aggregator; leave it at 'weighted_mean'."
+      " aggregator.name; leave it at 'weighted_mean'."
     )
-  if algorithm.weighted_mean and not aggregator.weighted_mean:
+  if algorithm.requirements.weighted_mean and not aggregator.weighted_mean:
     raise ValueError(
       "The algorithm, or server.stale_probability, counts on a weighted"
-      " mean; server.aggregator has to be 'weighted_mean'."
+      " mean; aggregator.name has to be 'weighted_mean'."
     )
-  if algorithm.uses_server_data and data.server is None:
+  if algorithm.requirements.server_data and data.server is None:
     raise ValueError(
       "algorithm.name, or replay.steps, asks for examples of the server's own,"
       " and there are none; set data.server_clients, or give"
@@ -212,7 +285,7 @@ def check_parts(
   if stacked and runtime.deterministic_reduction is not None:
     raise ValueError(
       f"runtime.deterministic_reduction="
-      f"{runtime.deterministic_reduction}: server.aggregator keeps a"
+      f"{runtime.deterministic_reduction}: aggregator.name keeps a"
       " stack of updates, which every number of devices computes with in"
       " another way. Unset it, or take one that sums."
     )

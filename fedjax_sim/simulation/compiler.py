@@ -15,20 +15,20 @@ from fedjax_sim.core import Aggregator, Algorithm, PyTree, Transform
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
-from fedjax_sim.engine import round as rounds
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.client_loop import Walk
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.residency import Residency
+from fedjax_sim.engine.round import make_rounds
+from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
-from fedjax_sim.simulation import preflight
+from fedjax_sim.simulation import preflight, reference
 from fedjax_sim.simulation.dispatch import Planned
-from fedjax_sim.simulation.runtime import Runtime
 
 RoundFunction = Callable[..., tuple[RunState, RoundMetrics]]
 
 
-def round_function(
+def round_spec(
   algorithm: Algorithm,
   aggregator: Aggregator,
   transforms: Sequence[Transform],
@@ -41,8 +41,9 @@ def round_function(
   virtual: int | None,
   num_clients: int,
   log_clients: bool,
-) -> RoundFunction:
-  """Return the pure function of several rounds, as `make_rounds` describes it.
+  observes: bool,
+) -> RoundSpec:
+  """Return the constants of a run's rounds.
 
   Args:
     algorithm: how clients train and the server reacts.
@@ -56,11 +57,12 @@ def round_function(
     virtual: number of virtual devices that stand for them; None for none.
     num_clients: number of clients that the algorithm may know of.
     log_clients: whether what each client did is kept.
+    observes: whether a sampler observes what clients report.
   """
-  return rounds.make_rounds(
-    algorithm,
-    aggregator,
-    transforms,
+  return RoundSpec(
+    algorithm=algorithm,
+    aggregator=aggregator,
+    transforms=transforms,
     walks=[
       Walk(
         source,
@@ -80,32 +82,38 @@ def round_function(
     virtual=virtual,
     schedules=schedules,
     log_clients=log_clients,
+    observes=observes,
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Compiler:
-  """Compiles a function of rounds for the shapes of plans, and calls it.
+  """Compiles rounds for the shapes of plans, and calls them.
 
   Attributes:
-    function: the function, as `round_function` returns it.
+    spec: the constants of the rounds.
     shape: (lanes, cohort size) -> the shape of the plans.
     state: shapes and dtypes of a state.
     hparams: numeric hyper-parameters, as arrays.
     server_data: examples of the server's own; None if it has none.
     residency: where the training examples are.
-    mesh: the devices.
-    runtime: whether states are used up, and sums are deterministic.
+    donate: whether states that are passed in are used up.
+    debug: whether `call` runs the reference, and nothing is compiled.
   """
 
-  function: RoundFunction
+  spec: RoundSpec
   shape: Callable[[int, int], programs.Shape]
   state: RunState
   hparams: PyTree
   server_data: PyTree
   residency: Residency
-  mesh: Mesh
-  runtime: Runtime
+  donate: bool
+  debug: bool = False
+
+  @functools.cached_property
+  def function(self) -> RoundFunction:
+    """The function that is compiled, as `make_rounds` returns it."""
+    return make_rounds(self.spec)
 
   @functools.cached_property
   def compiled(self) -> dict[tuple[int, int], programs.Program]:
@@ -123,6 +131,14 @@ class Compiler:
       self.compiled[lanes, size] = self._compile(self.shape(lanes, size))
     return self.compiled[lanes, size]
 
+  def prepare(self, planned: Planned) -> float | None:
+    """Compile what planned rounds need, unless `debug`.
+
+    Returns:
+      Bytes that a device sends to the others in each round; None if unknown.
+    """
+    return None if self.debug else self.program(*planned.key).sent_bytes
+
   def _compile(self, shape: programs.Shape) -> programs.Program:
     return programs.compile_rounds(
       self.function,
@@ -132,9 +148,9 @@ class Compiler:
       data=self.residency.shapes(shape.capacity, shape.rounds),
       data_spec=self.residency.spec,
       server_data=self.server_data,
-      mesh=self.mesh,
-      donate=self.runtime.donate,
-      deterministic=self.runtime.deterministic_reduction is not None,
+      mesh=self.spec.mesh,
+      donate=self.donate,
+      deterministic=self.spec.virtual is not None,
     )
 
   def trace(self, lanes: int, size: int) -> None:
@@ -161,7 +177,7 @@ class Compiler:
   @functools.cached_property
   def _placed(self) -> PyTree:
     """Return the server's own examples, whole on every device."""
-    return distributed.put(self.server_data, self.mesh, P())
+    return distributed.put(self.server_data, self.spec.mesh, P())
 
   def call(
     self, state: RunState, planned: Planned, hparams: PyTree
@@ -172,15 +188,24 @@ class Compiler:
       state: the state before them; used up if `Runtime.donate`.
       planned: the rounds.
       hparams: numeric hyper-parameters, as arrays.
+
+    Raises:
+      StageError: a function of the round failed, with `debug`.
     """
-    put = functools.partial(distributed.put, mesh=self.mesh)
-    program = self.program(*planned.key)
-    result: tuple[RunState, RoundMetrics] = program.compiled(
-      state,
-      put(hparams, specs=P()),
-      planned.examples,
-      put(planned.cohorts, specs=programs.COHORTS_SPEC),
-      put(np.int32(planned.num_rounds), specs=P()),
-      self._placed,
-    )
-    return result
+    bare = state._replace(sampler=())  # it stays on the host
+    put = functools.partial(distributed.put, mesh=self.spec.mesh)
+    if self.debug:
+      after, metrics = reference.run_rounds(
+        self.spec, bare, hparams, planned, self.server_data
+      )
+      after = put(after, specs=programs.state_spec(self.state, self.spec.mesh))
+    else:
+      after, metrics = self.program(*planned.key).compiled(
+        bare,
+        put(hparams, specs=P()),
+        planned.examples,
+        put(planned.cohorts, specs=programs.COHORTS_SPEC),
+        put(np.int32(planned.num_rounds), specs=P()),
+        self._placed,
+      )
+    return after._replace(sampler=state.sampler), metrics

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core import Array, Batch, Client, Key, PyTree, tree
+from fedjax_sim.core import Array, Batch, Client, HParams, Key, PyTree, tree
 from fedjax_sim.core.tree import all_finite, nbytes
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.client_loop import augmented, with_numbers
@@ -142,8 +142,9 @@ def costs_of(simulator: Simulator) -> Costs:
   hparams = jax.tree.map(
     lambda _: jax.ShapeDtypeStruct((), number), simulator.hparams
   )
-  client, kept, carries = jax.eval_shape(begin, state, hparams)
-  ending = client, kept, carries, state.shared
+  own = hparams["algorithm"]
+  client, kept, carries = jax.eval_shape(begin, state, own)
+  ending = client, kept, carries, state.shared, hparams["transforms"]
   update, others, _, own_update = jax.eval_shape(end, *ending)
   zeros = tree.zeros_accumulator
   logged = own_update if simulator.log_clients else ()
@@ -165,11 +166,13 @@ def costs_of(simulator: Simulator) -> Costs:
       carry: PyTree,
       batch: Batch,
       key: Key,
+      numbers: HParams,
       walked: Any = walked,
     ) -> PyTree:
       batch = batch._replace(examples=prepare(batch.examples))
       batch = augmented(batch, augment if walked.augmented else None, key)
-      batch = with_numbers(batch, client.hparams)
+      examples = with_numbers(batch.examples, numbers)
+      batch = batch._replace(examples=examples)
       return walked.step(client, carry, batch, key)
 
     shape: Any = lambda x, size=work.batch_size: jax.ShapeDtypeStruct(
@@ -177,11 +180,12 @@ def costs_of(simulator: Simulator) -> Costs:
     )
     fields = {field: shape(x) for field, x in data.examples.items()}
     batch = Batch(fields, shape(np.zeros(1, bool)))
-    steps.append(cost(step, client, carry, batch, client.key))
+    parts = client, carry, batch, client.key, hparams["task"]
+    steps.append(cost(step, *parts))
 
   # An accumulator is read and written, what is added to it only read.
   added = 3 * nbytes(jax.eval_shape(zeros, (update, others)))
-  own = cost(lambda *a: begin(*a)[2], state, hparams), cost(end, *ending)
+  ends = cost(lambda *a: begin(*a)[2], state, own), cost(end, *ending)
   # Where a step is a single loop over the new carry, it needs nothing else.
   beside = max(
     max(step.temporary_bytes, nbytes(carry))
@@ -189,7 +193,7 @@ def costs_of(simulator: Simulator) -> Costs:
   )
   return Costs(
     step_flops=np.array([step.flops for step in steps]),
-    client_bytes=added + sum(one.accessed_bytes for one in own),
+    client_bytes=added + sum(one.accessed_bytes for one in ends),
     lane_bytes=nbytes(carries) + beside,
     state_bytes=nbytes(state._replace(clients=())),
     row_bytes=nbytes((client.state, kept)),
@@ -206,18 +210,22 @@ def _end(
   kept: PyTree,
   carries: tuple[PyTree, ...],
   shared: PyTree,
+  hparams: HParams,
 ) -> tuple[PyTree, PyTree, Array, PyTree]:
   """What it sends; what else is summed; whether all is finite; its update."""
   report = simulator.algorithm.finish(client, *carries)
-  update, aux = report.update, []
+  update, released = report.update, []
   for transform, common, own in zip(
     simulator.transforms, shared, kept, strict=True
   ):
-    hparams = client.hparams["transforms"][transform.name]
-    update, _, seen = transform.apply(update, common, own, hparams, client.key)
-    aux.append(seen)
-  sent = simulator.algorithm.send(client, report._replace(update=update))
-  others = sent.buffers, sent.statistics, aux, sent.metrics
+    numbers = hparams[transform.name]
+    result = transform.apply(update, common, own, numbers, client.key)
+    update = result.update
+    released.append(result._replace(update=(), state=()))
+  sent = simulator.algorithm.postprocess_report(
+    client, report._replace(update=update)
+  )
+  others = sent.buffers, sent.statistics, released, sent.metrics
   finite = all_finite((report._replace(metrics={}), update))
   return sent.update, (others, jnp.float32(sent.weight)), finite, update
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -151,6 +151,34 @@ def dispatched(
   )
 
 
+def observed(
+  planned: Planned, metrics: RoundMetrics
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+  """Return what a sampler observes of a single round, in the clients' order.
+
+  Args:
+    planned: the round.
+    metrics: on the host, with a leading axis of rounds.
+
+  Returns:
+    The clients' ids, shape=(cohort,), int64; whether each is in the aggregate,
+    shape=(cohort,), bool; name -> its values, shape=(cohort,).
+  """
+  order = _in_order(planned.cohorts.client[0])
+  pick = lambda x: np.asarray(x[0]).ravel()[order]
+  return (
+    pick(planned.cohorts.client).astype(np.int64),
+    ~pick(metrics.client_rejected),
+    {name: pick(x) for name, x in metrics.observed.items()},
+  )
+
+
+def _in_order(client: np.ndarray) -> np.ndarray:
+  """Return the places of a plan's clients, flat, in the order of their ids."""
+  filled = np.flatnonzero(client.ravel() >= 0)
+  return filled[np.argsort(client.ravel()[filled])]
+
+
 def _client_lines(
   round_: int, client: np.ndarray, metrics: RoundMetrics
 ) -> Columns:
@@ -161,8 +189,7 @@ def _client_lines(
     client: shape=(devices, waves, lanes); -1 where nobody is.
     metrics: of the round.
   """
-  filled = np.flatnonzero(client.ravel() >= 0)
-  order = filled[np.argsort(client.ravel()[filled])]
+  order = _in_order(client)
   pick = lambda x: np.asarray(x).ravel()[order]
   values = {k: pick(v) for k, v in metrics.client_values.items()}
   return {
@@ -196,18 +223,17 @@ def _row(
     name.replace(".", "/"): float(value)
     for name, value in metrics.scheduled.items()
   }
-  for name, value in metrics.told.items():
+  for name, value in metrics.state_metrics.items():
     scheduled.pop(name, None)  # what became of it, such as a clipping norm
-    _put(row, name, value, "Algorithm.told")
+    _put(row, name, value, "Algorithm.state_metrics")
   row |= scheduled
   for name in chain:
-    aux = metrics.aux[name]
-    seen = aux if isinstance(aux, Mapping) else {"aux": aux}
-    for key, value in seen.items():
-      if isinstance(value, np.generic):  # a single number
-        _put(row, f"{name}/{key}", value, f"the transform {name!r}")
-    if "bytes" in seen:  # of several in the chain the last one counts
-      each = traffic.up - traffic.update + float(seen["bytes"])
+    seen = metrics.transforms[name]
+    for key, value in seen.metrics.items():
+      _put(row, f"{name}/{key}", value, f"the transform {name!r}")
+    if seen.bytes is not None:  # of several in the chain the last one counts
+      _put(row, f"{name}/bytes", seen.bytes, f"the transform {name!r}")
+      each = traffic.up - traffic.update + float(seen.bytes)
       row["bytes_up"] = round(each * (clients + rejected))
   return row
 

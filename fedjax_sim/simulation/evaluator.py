@@ -282,7 +282,7 @@ class Reaction:
     """Return the server state after the algorithm has seen the metrics."""
     if self.algorithm.on_eval is None:
       return server
-    if self.algorithm.release is not None:  # training clients are private
+    if self.algorithm.privacy is not None:  # training clients are private
       metrics = {k: v for k, v in metrics.items() if not k.startswith("seen/")}
     server = self.algorithm.on_eval(server, metrics)
     # A copy of its own for every leaf, so that the state can be donated.

@@ -21,9 +21,10 @@ def run(
   last: int,
   *,
   count: Callable[[int, float], int],
-  plan: Callable[[int, int], Planned],
+  plan: Callable[[RunState, int, int], Planned],
   dispatch: Callable[[RunState, Planned], Dispatch],
   phases: Phases,
+  ahead: bool = True,
 ) -> Generator[Dispatch, RunState | None, None]:
   """Run until the last round, one dispatch after the other.
 
@@ -34,10 +35,13 @@ def run(
     done: number of rounds that it has behind it.
     last: number of the last round.
     count: (rounds done, seconds of a round) -> how many rounds to plan next.
-    plan: (rounds done, rounds) -> at most so many rounds, laid out; called in
-      another thread.
+    plan: (state, rounds done, rounds) -> at most so many rounds, laid out;
+      called in another thread, and unless `ahead` is False before the state has
+      done those rounds.
     dispatch: runs planned rounds.
     phases: measures waiting for plans.
+    ahead: whether rounds can be planned before those before them are done;
+      False if they depend on what clients report.
 
   Raises:
     DivergedError: a round left nothing finite; after the rounds before it were
@@ -48,20 +52,20 @@ def run(
   # A thread has a setting of its own.
   x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
-  def plan_ahead(first: int, most: int) -> Planned:
+  def plan_here(state: RunState, first: int, most: int) -> Planned:
     with jax.enable_x64(x64):
-      return plan(first, most)
+      return plan(state, first, most)
 
   seconds = math.inf
-  planning = jax.profiler.annotate_function(plan_ahead, name="plan rounds")
+  planning = jax.profiler.annotate_function(plan_here, name="plan rounds")
   with ThreadPoolExecutor(1, "plan") as pool:
-    pending = pool.submit(planning, done, count(done, seconds))
+    pending = pool.submit(planning, state, done, count(done, seconds))
     while done < last:
       with phases("plan"):
         planned = pending.result()
       done += planned.num_rounds
-      if done < last:
-        pending = pool.submit(planning, done, count(done, seconds))
+      if ahead and done < last:
+        pending = pool.submit(planning, state, done, count(done, seconds))
       out = dispatch(state, planned)
       # The processes have to agree how many rounds come next.
       (slowest,) = processes.greatest(out.seconds)
@@ -70,3 +74,5 @@ def run(
       if out.failure is not None:
         raise out.failure
       state = out.state if sent is None else sent
+      if not ahead and done < last:
+        pending = pool.submit(planning, state, done, count(done, seconds))

@@ -7,17 +7,19 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
-from fedjax_sim.core import Pass, Sampler, errors, validate
+from fedjax_sim.core import Pass, PyTree, Sampler, errors, validate
 from fedjax_sim.data import FederatedData
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.engine.residency import Residency
+from fedjax_sim.engine.state import RoundMetrics
 from fedjax_sim.engine.virtual_devices import DeviceSplit
 from fedjax_sim.privacy.accounting import promises
-from fedjax_sim.simulation.dispatch import Planned
+from fedjax_sim.simulation.dispatch import Planned, observed
 from fedjax_sim.simulation.runtime import Runtime
 
 TARGET_SECONDS = 1.0  # of one dispatch, if its number of rounds is free
@@ -74,7 +76,7 @@ def works_of(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Cohorts:
-  """Draws the clients of every round.
+  """Draws the clients of every round, and shows the sampler what they report.
 
   Attributes:
     sampler: who takes part in a round.
@@ -86,18 +88,77 @@ class Cohorts:
   seed: int
   num_clients: int
 
-  def draw(self, done: int) -> np.ndarray:
+  @property
+  def observes(self) -> bool:
+    """Whether a round's cohort depends on the rounds before."""
+    return self.sampler.observe is not None
+
+  def first_state(self) -> PyTree:
+    """Return the sampler's state before the first round; () without one.
+
+    Raises:
+      TypeError: a leaf is no array of numbers.
+    """
+    if self.sampler.init is None:
+      return ()
+    state = jax.tree.map(np.array, self.sampler.init())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+      if leaf.dtype.kind not in "biuf":
+        raise TypeError(
+          f"sampler.name: Sampler.init: {jax.tree_util.keystr(path)} has"
+          f" dtype {leaf.dtype}; give an array of numbers, which a checkpoint"
+          " can keep."
+        )
+    return state
+
+  def after(
+    self, state: PyTree, planned: Planned, metrics: RoundMetrics
+  ) -> PyTree:
+    """Return the sampler's state after a round; the same if it has none.
+
+    Args:
+      state: the state before the round.
+      planned: the round, a single one.
+      metrics: on the host, with a leading axis of rounds.
+
+    Raises:
+      ValueError: the sampler fails, or the state has another shape or dtype.
+    """
+    if self.sampler.observe is None:
+      return state
+    kind = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    done, seen = planned.first, observed(planned, metrics)
+    try:
+      new = self.sampler.observe(state, done, *seen)
+      new = jax.tree.map(np.asarray, new)
+      if kind(new) != kind(state):
+        raise ValueError(
+          f"Sampler.observe returned {kind(new)}, and the state was"
+          f" {kind(state)}; keep structure, shapes and dtypes."
+        )
+    except Exception as error:
+      raise ValueError(
+        f"sampler.name: round {done + 1}: {errors.raised(None, error)}"
+      ) from error
+    return new
+
+  def draw(self, done: int, state: PyTree = ()) -> np.ndarray:
     """Return the ids of the clients in the round after `done` rounds.
+
+    Args:
+      done: number of rounds done before it.
+      state: the sampler's state; () without one.
 
     Raises:
       ValueError: the sampler fails, or its ids are no cohort.
     """
+    known = (state,) if self.observes else ()
     try:
-      ids = self.sampler.sample(self.seed, done)
+      ids = self.sampler.sample(self.seed, done, *known)
       return validate.cohort(ids, self.num_clients)
     except Exception as error:
       raise ValueError(
-        f"server.sampling: round {done + 1}: {errors.raised(None, error)}"
+        f"sampler.name: round {done + 1}: {errors.raised(None, error)}"
       ) from error
 
   def size(self, ids: np.ndarray) -> int:
@@ -110,7 +171,7 @@ class Cohorts:
       if len(ids) <= size:
         return size
     raise ValueError(
-      f"server.sampling: {len(ids)} clients were drawn; `sizes` say at most"
+      f"sampler.name: {len(ids)} clients were drawn; `sizes` say at most"
       f" {self.sampler.sizes[-1]}."
     )
 
@@ -193,7 +254,7 @@ class Planner:
       self._shapes[lanes, size] = programs.shape_of(
         capacity,
         len(self.works),
-        self.runtime.rounds_per_dispatch,
+        1 if self.cohorts.observes else self.runtime.rounds_per_dispatch,
         self.runtime.most_rounds,
         self.residency.bytes_per_round(capacity),
       )
@@ -215,21 +276,31 @@ class Planner:
     most: int,
     lanes: int,
     planned: Callable[[int], object] = lambda round_: None,
+    state: PyTree | None = None,
   ) -> Planned:
     """Draw and lay out the rounds that follow `first` rounds.
 
     Args:
       first: number of rounds done before them.
-      most: number of rounds; fewer if one call cannot run as many.
+      most: number of rounds; fewer if one call cannot run as many. A single
+        one if the sampler observes, as it decides on the next.
       lanes: number of clients that a device trains at once.
       planned: called with the number of every round that is planned, for work
         that the host can do while the devices are busy.
+      state: the sampler's state after those rounds, needed if it observes.
 
     Raises:
-      ValueError: the sampler fails, or breaks its promise.
+      ValueError: the sampler fails, breaks its promise, or observes and no
+        state is given.
     """
+    if self.cohorts.observes and state is None:
+      raise ValueError(
+        f"sampler.name observes, so who takes part in round {first + 1}"
+        " depends on the rounds before; call plan(first, most, state=state)."
+      )
     began = time.perf_counter()
-    ids = [self.cohorts.draw(first)]
+    ids = [self.cohorts.draw(first, state)]
+    most = 1 if self.cohorts.observes else most
     size = self.cohorts.size(ids[0])
     shape = self.shape(lanes, size)
     for i in range(1, min(most, shape.rounds)):

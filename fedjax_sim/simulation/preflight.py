@@ -254,7 +254,8 @@ def _loss(task: Task, data: FederatedDataset) -> Callable[..., jax.Array]:
     key = jax.random.key(seed)
     batch = batch._replace(examples=data.prepare(batch.examples))
     batch = augmented(batch, data.augment, key)
-    batch = with_numbers(batch, {"task": task.hparams})
+    examples = with_numbers(batch.examples, task.hparams)
+    batch = batch._replace(examples=examples)
     return core.mean_loss(task, variables, batch, key)[0]
 
   return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -31,27 +32,32 @@ def simulate(
   sampler: core.Sampler | None = None,
   runtime: Runtime | None = None,
   **arguments: Any,
-) -> Iterator[tuple[RunState, Row]]:
-  """A federated run as an iterator over rounds.
+) -> Iterator[tuple[RunState | None, Row]]:
+  """Run federated rounds, as an iterator over them.
 
       for state, metrics in simulate(task=..., algorithm=..., data=..., ...):
         print(metrics["round"], metrics["test/accuracy"])
+
+  Between evaluations many rounds run in one call of the compiled program, while
+  the next ones are planned; states in between do not exist outside of it. So
+  `eval_every=10` is not only fewer evaluations, but faster rounds.
 
   Args:
     task: what is trained and evaluated.
     algorithm: how clients train and the server reacts.
     data: federated data.
-    rounds: how many rounds.
-    clients_per_round: clients of a round, drawn uniformly.
+    rounds: number of rounds.
+    clients_per_round: number of clients of a round, drawn uniformly.
     eval_every: evaluate after every so many rounds, and after the last.
-    hparams: numeric hyper-parameters; None: the algorithm's.
-    sampler: another way to draw cohorts.
-    runtime: how fast; states stay valid, and a dispatch is one round.
-    **arguments: more fields of `Simulator`.
+    hparams: numeric hyper-parameters; None for the algorithm's.
+    sampler: another way to draw cohorts; `clients_per_round` is then unused.
+    runtime: how fast; None for the default.
+    **arguments: more fields of `Simulator`, such as `debug=True`.
 
   Returns:
-    An iterator over the state and the metrics after each round. That of a
-    private run ends where its budget does.
+    An iterator over the state and the metrics after each round. The state is
+    None after a round that is not evaluated; a state stays valid while the run
+    goes on. A private run ends where its budget does.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -62,10 +68,12 @@ def simulate(
   runtime = Runtime() if runtime is None else runtime
   checks.check_kinds(algorithm=algorithm, data=data, runtime=runtime)
   if sampler is None:
-    size = 1 if algorithm.pooled else data.train.num_clients
-    count = 1 if algorithm.pooled else clients_per_round
+    size = 1 if algorithm.requirements.pools_data else data.train.num_clients
+    count = 1 if algorithm.requirements.pools_data else clients_per_round
     sampler = sampling.uniform(size, count)
-  runtime = dataclasses.replace(runtime, rounds_per_dispatch=1, donate=False)
+  # Plans with room for more rounds than there ever are would be sent in vain.
+  most = min(runtime.most_rounds, eval_every)
+  runtime = dataclasses.replace(runtime, most_rounds=most)
   simulator = Simulator(
     task=task,
     algorithm=algorithm,
@@ -80,24 +88,38 @@ def simulate(
 
 def _rounds(
   simulator: Simulator, rounds: int, eval_every: int, hparams: HParams | None
-) -> Iterator[tuple[RunState, Row]]:
-  """The iterator, behind a function that checks arguments when called."""
-  rounds = simulator.account.rounds_within_budget(rounds)
-  simulator.choose_lanes(rounds)
+) -> Iterator[tuple[RunState | None, Row]]:
+  """Yield the rounds; a generator, while `simulate` checks when it is called.
+
+  Args:
+    simulator: the experiment.
+    rounds: number of rounds.
+    eval_every: evaluate after every so many rounds, and after the last.
+    hparams: numeric hyper-parameters; None for the defaults.
+  """
+  rounds, done = simulator.account.rounds_within_budget(rounds), 0
   state = simulator.init(hparams)
-  for done in range(rounds):
-    out = simulator.dispatch(state, simulator.plan(done, 1), hparams)
-    if out.failure is not None:
-      raise out.failure
-    state, row = out.state, out.rows[0]
-    for round_, ids in out.rejected:
-      log.warning(
-        "Round %d: clients left out, update not finite: %s",
-        round_,
-        named(ids),
-      )
-    if (done + 1) % eval_every == 0 or done + 1 == rounds:
-      metrics = simulator.evaluate(state)
-      row |= metrics
-      state = simulator.react(state, metrics)
-    yield state, row
+  run = simulator.run(state, rounds, stops=[eval_every], hparams=hparams)
+  del state  # the run uses it up
+  sent: RunState | None = None
+  with contextlib.closing(run):
+    while done < rounds:
+      out = run.send(sent)
+      done += len(out.rows)
+      for round_, ids in out.rejected:
+        log.warning(
+          "Round %d: clients left out, update not finite: %s",
+          round_,
+          named(ids),
+        )
+      if out.failure is not None:
+        yield from ((None, row) for row in out.rows)
+        raise out.failure
+      sent, shown = out.state, None
+      if done % eval_every == 0 or done == rounds:
+        metrics = simulator.evaluate(sent)
+        out.rows[-1] |= metrics
+        sent = simulator.react(sent, metrics, ends=done == rounds)
+        shown = simulator.states.copy(sent) if done < rounds else sent
+      yield from ((None, row) for row in out.rows[:-1])
+      yield shown, out.rows[-1]

@@ -32,7 +32,7 @@ from fedjax_sim.engine.virtual_devices import DeviceSplit, split_devices
 from fedjax_sim.privacy.central import guard
 from fedjax_sim.simulation import arguments, pipeline, preflight
 from fedjax_sim.simulation.account import Account, check_budget, check_unwatched
-from fedjax_sim.simulation.compiler import Compiler, round_function
+from fedjax_sim.simulation.compiler import Compiler, round_spec
 from fedjax_sim.simulation.dispatch import (
   Dispatch,
   Planned,
@@ -60,7 +60,7 @@ class Simulator:
   Attributes:
     task: what is trained and evaluated.
     algorithm: how clients train and the server reacts.
-    data: federated data; an algorithm that is `pooled` gets their union.
+    data: federated data; an algorithm that pools data gets their union.
     sampler: who takes part in a round.
     work: what a client does in a round.
     aggregator: how updates become one.
@@ -74,12 +74,12 @@ class Simulator:
       multiplies it: a `Schedule`, or a function of the rounds done.
     best_metric: metric of an evaluation, such as `unseen/accuracy`; the state
       keeps the model with the best value. None to keep none.
-    fall_back: go on with the best model after an evaluation without a better
-      value.
-    log_clients: fill `Dispatch.client_log`, for which devices keep the updates
-      of a round's clients.
+    fall_back: go on with the best model after an evaluation that is no better.
+    log_clients: fill `Dispatch.client_log`; devices then keep all updates.
     budget: delta, and perhaps the largest epsilon, of a private algorithm;
       every round's metrics then have its epsilon. None to count no epsilon.
+    debug: run rounds uncompiled, one client after the other, with errors that
+      name stage and client; slow, see `simulation/reference.py`.
 
   Raises:
     TypeError, ValueError: arguments that do not fit each other.
@@ -102,28 +102,20 @@ class Simulator:
   fall_back: bool = False
   log_clients: bool = False
   budget: guard.Budget | None = None
+  debug: bool = False
 
   def __post_init__(self) -> None:
-    arguments.check_seeds(self.seed, self.noise_seed)
-    arguments.check_options(self.log_clients, self.fall_back, self.best_metric)
-    kinds = {field: getattr(self, field) for field in arguments.KINDS}
-    arguments.check_kinds(**kinds)
-    arguments.check_transforms(self.transforms)
-    arguments.check_parts(
-      self.algorithm, self.aggregator, self.data, self.runtime
-    )
-    arguments.check_sampler(self.sampler, self.num_clients)
-    arguments.check_fall_back(self.fall_back, self.best_metric)
+    arguments.check(vars(self))
     _ = self._schedules
     self._check_privacy()
     _ = self.works  # checks that every client has a batch
 
   def _check_privacy(self) -> None:
     check_budget(self.algorithm, self.budget)
-    release = self.algorithm.release
+    release = self.algorithm.privacy
     if release is None:
       return
-    guard.check_noise(release, self.hparams, self.sampler)
+    guard.check_noise(release, self.hparams["algorithm"], self.sampler)
     guard.check(
       self.transforms,
       self.states.variables.params,
@@ -138,7 +130,7 @@ class Simulator:
   def account(self) -> Account:
     """Counts the epsilon of a private run."""
     return Account(
-      release=self.algorithm.release,
+      release=self.algorithm.privacy,
       budget=self.budget,
       sampler=self.sampler,
       num_clients=self.num_clients,
@@ -147,20 +139,24 @@ class Simulator:
   @property
   def joined_by(self) -> Aggregator:
     """The aggregator in use: a plain sum if the algorithm is private."""
-    if self.algorithm.release is None:
+    if self.algorithm.privacy is None:
       return self.aggregator
     return aggregators.sum_()
 
   @property
   def num_clients(self) -> int:
     """Number of clients that may train."""
-    return 1 if self.algorithm.pooled else self.data.train.num_clients
+    return (
+      1
+      if self.algorithm.requirements.pools_data
+      else self.data.train.num_clients
+    )
 
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
     """For every pass of the algorithm, the data that it goes through."""
     named = self.data.all_splits
-    if self.algorithm.pooled:
+    if self.algorithm.requirements.pools_data:
       named = {name: data.pooled() for name, data in named.items()}
     return [named[p.split] for p in self.algorithm.passes]
 
@@ -185,10 +181,11 @@ class Simulator:
   def choose_lanes(self) -> Chooser:
     """Chooses how many clients a device trains at once."""
     init = lambda: jax.block_until_ready(self.init())
+    first = self.planner.cohorts.first_state
     return Chooser(
-      wanted=self.runtime.lanes,
+      wanted=1 if self.debug else self.runtime.lanes,
       trial=Trial(
-        plan=lambda done, size: self.plan(done, 1, size),
+        plan=lambda done, size: self.planner.plan(done, 1, size, state=first()),
         program=self.compiler.program,
         waiting_bytes=self.planner.waiting_bytes,
         seconds=lambda planned: self.dispatch(init(), planned).seconds,
@@ -199,7 +196,7 @@ class Simulator:
 
   @functools.cached_property
   def hparams(self) -> HParams:
-    """The run's numeric hyper-parameters at their defaults."""
+    """The run's numeric hyper-parameters at their defaults, by section."""
     return default_hparams(
       self.task, self.algorithm, self.joined_by, self.transforms
     )
@@ -248,7 +245,7 @@ class Simulator:
       ValueError: the algorithm, or another part, refuses what it is given.
     """
     cohorts, wanted = self.planner.cohorts, self.runtime.lanes
-    _ = cohorts.size(cohorts.draw(0))
+    _ = cohorts.size(cohorts.draw(0, cohorts.first_state()))
     lanes = 1 if wanted == "auto" else wanted
     self.compiler.trace(lanes, self.sampler.sizes[-1])
 
@@ -278,6 +275,7 @@ class Simulator:
       draws_noise=noisy,
       num_clients=self.num_clients,
       mesh=self.mesh,
+      sampler=self.planner.cohorts.first_state,
     )
 
   def init(self, hparams: HParams | None = None) -> RunState:
@@ -292,7 +290,8 @@ class Simulator:
   @functools.cached_property
   def traffic(self) -> Traffic:
     """What one client receives and sends in a round, before transforms."""
-    return traffic(self.algorithm, self.states.shapes, self.states.traced())
+    hparams = self.states.traced()["algorithm"]
+    return traffic(self.algorithm, self.states.shapes, hparams)
 
   @functools.cached_property
   def residency(self) -> residencies.Residency:
@@ -320,7 +319,7 @@ class Simulator:
   def compiler(self) -> Compiler:
     """Compiles rounds, and calls them."""
     return Compiler(
-      function=round_function(
+      spec=round_spec(
         self.algorithm,
         self.joined_by,
         self.transforms,
@@ -332,14 +331,15 @@ class Simulator:
         virtual=self.runtime.deterministic_reduction,
         num_clients=self.account.public_clients,
         log_clients=self.log_clients,
+        observes=self.planner.cohorts.observes,
       ),
       shape=self.planner.shape,
       state=self.states.shapes,
       hparams=self.states.traced(),
       server_data=self.data.server,
       residency=self.residency,
-      mesh=self.mesh,
-      runtime=self.runtime,
+      donate=self.runtime.donate,
+      debug=self.debug,
     )
 
   @property
@@ -348,19 +348,29 @@ class Simulator:
     chosen = self.choose_lanes().lanes
     return sum(lanes == chosen for lanes, _ in self.compiler.compiled)
 
-  def plan(self, first: int, most: int, lanes: int | None = None) -> Planned:
+  def plan(
+    self,
+    first: int,
+    most: int,
+    lanes: int | None = None,
+    state: RunState | None = None,
+  ) -> Planned:
     """Draw and lay out, on the host, the rounds that follow `first` rounds.
 
     Args:
       first: number of rounds done before them.
       most: number of rounds; fewer if one call cannot run as many.
-      lanes: number of clients that a device trains at once; None for
-        what `choose_lanes` chooses.
+      lanes: number of clients that a device trains at once; None to choose.
+      state: the state after `first` rounds, needed if the sampler observes.
+
+    Raises:
+      ValueError: the sampler fails, or it observes and no state is given.
     """
     lanes = self.choose_lanes().lanes if lanes is None else lanes
+    known = None if state is None else state.sampler
     # Epsilons are counted here, while the devices work.
     count = self.account.epsilon_row
-    return self.planner.plan(first, most, lanes, planned=count)
+    return self.planner.plan(first, most, lanes, planned=count, state=known)
 
   def dispatch(
     self,
@@ -374,7 +384,7 @@ class Simulator:
     Args:
       state: the state before them; used up if `Runtime.donate`.
       planned: the rounds that follow it.
-      hparams: numeric hyper-parameters; None for the defaults.
+      hparams: sections of `hparams` with other values; None for the defaults.
       phases: measures compiling and training; None if nobody asks.
 
     Raises:
@@ -382,7 +392,7 @@ class Simulator:
     """
     phases = Phases() if phases is None else phases
     with phases("compile"):
-      program = self.compiler.program(*planned.key)  # compiling is not running
+      sent_bytes = self.compiler.prepare(planned)  # compiling is not running
     done = int(jax.device_get(state.round))
     if planned.first != done:
       raise ValueError(
@@ -398,11 +408,14 @@ class Simulator:
       state, metrics = self.compiler.call(state, planned, numbers)
       metrics = jax.device_get(metrics)
       seconds = time.perf_counter() - began
-    chain = [t.name for t in self.transforms]
-    read = read_metrics(metrics, planned, self.traffic, chain)
+    names = [t.name for t in self.transforms]
+    read = read_metrics(metrics, planned, self.traffic, names)
+    if read.failure is None:
+      after = self.planner.cohorts.after(state.sampler, planned, metrics)
+      state = state._replace(sampler=after)
     for row in read.rows:
       row |= self.account.epsilon_row(int(row["round"]))
-    return dispatched(state, planned, read, seconds, program.sent_bytes)
+    return dispatched(state, planned, read, seconds, sent_bytes)
 
   def run(
     self,
@@ -416,19 +429,17 @@ class Simulator:
   ) -> Generator[Dispatch, RunState | None, None]:
     """Run until round `last`, one dispatch after the other.
 
-    The next dispatch is planned while the devices work on this one. It goes
-    on with the state that is sent to it (`generator.send`), or with its own.
+    The next one is planned while the devices work, unless the sampler observes.
+    It goes on with the state that is sent (`generator.send`), or with its own.
     A private run ends where its budget does.
 
     Args:
       state: the state to go on with; used up if `Runtime.donate`.
       last: number of the round to end with.
-      stops: a dispatch ends at every multiple of these numbers, since
-        something is to be done there.
-      hparams: numeric hyper-parameters; None for the defaults.
+      stops: a dispatch ends at every multiple of these numbers.
+      hparams: sections of `hparams` with other values; None for the defaults.
       phases: measures waiting for plans, compiling, training.
-      singles: number of first dispatches that have one round each, to be
-        profiled.
+      singles: number of first dispatches of one round each, to be profiled.
 
     Raises:
       DivergedError: in a round no finite update, or no finite model, was left;
@@ -451,11 +462,12 @@ class Simulator:
       began,
       last,
       count=count,
-      plan=self.plan,
+      plan=lambda state, done, most: self.plan(done, most, state=state),
       dispatch=lambda state, planned: self.dispatch(
         state, planned, hparams, phases
       ),
       phases=phases,
+      ahead=not self.planner.cohorts.observes,
     )
     del state  # else it would live as long as the run
     yield from dispatches

@@ -24,9 +24,9 @@ from fedjax_sim.core import (
   Aggregator,
   Algorithm,
   HParams,
+  PrivacySpec,
   Purpose,
   PyTree,
-  Release,
   Task,
   Transform,
   Variables,
@@ -49,22 +49,25 @@ def default_hparams(
 ) -> HParams:
   """Return the numeric hyper-parameters of all parts, at their defaults.
 
+  Every part has a section of its own, so that whatever an algorithm calls its
+  numbers, they hide none of another part.
+
   Args:
     task: what is trained.
     algorithm: the algorithm.
     aggregator: the aggregator in use.
     transforms: transforms of the client updates.
   """
-  hparams = dict(algorithm.hparams)
-  hparams["transforms"] = {t.name: t.hparams for t in transforms}
-  if task.hparams:
-    hparams["task"] = task.hparams
-  hparams["aggregator"] = aggregator.hparams
-  return hparams
+  return {
+    "algorithm": dict(algorithm.hparams),
+    "transforms": {t.name: dict(t.hparams) for t in transforms},
+    "task": dict(task.hparams),
+    "aggregator": dict(aggregator.hparams),
+  }
 
 
 def traced_hparams(
-  given: HParams | None, defaults: HParams, release: Release | None
+  given: HParams | None, defaults: HParams, release: PrivacySpec | None
 ) -> PyTree:
   """Return hyper-parameters as arrays of one dtype.
 
@@ -77,6 +80,13 @@ def traced_hparams(
   Raises:
     TypeError, ValueError: names the number.
   """
+  for section in given or {}:
+    if section not in defaults:
+      raise validate.UnknownNameError(
+        f"hparams[{section!r}] is no section of Simulator.hparams; give"
+        f" {', '.join(map(repr, defaults))}. An algorithm's own numbers are in"
+        " hparams['algorithm']."
+      )
   hparams = {**defaults, **(given or {})}
   expected: Any = jax.tree.structure(defaults)
   if jax.tree.structure(hparams) != expected:
@@ -88,7 +98,7 @@ def traced_hparams(
     number = value.item() if hasattr(value, "item") else value
     validate.real(f"hparams{jax.tree_util.keystr(path)}", number)
   if release is not None:
-    guard.check_numbers(hparams, defaults)
+    guard.check_numbers(hparams["algorithm"], defaults["algorithm"])
   dtype = jax.dtypes.canonicalize_dtype(np.float64)
   return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
 
@@ -116,11 +126,11 @@ def initial_state(
     keeps_best: whether the best model is kept.
     table_rows: rows of the table of client states.
   """
-  server = algorithm.init(key_for(seed, Purpose.INIT), hparams)
+  server = algorithm.init(key_for(seed, Purpose.INIT), hparams["algorithm"])
   params = algorithm.variables(server).params
   own = hparams["transforms"]
   row = (
-    algorithm.client_init(server, hparams),
+    algorithm.client_init(server, hparams["algorithm"]),
     tuple(t.client_init(params, own[t.name]) for t in transforms),
   )
   table = jax.tree.map(
@@ -153,6 +163,7 @@ class States:
     draws_noise: whether any private noise is drawn.
     num_clients: number of clients that may train.
     mesh: the devices.
+    sampler: makes the sampler's state before the first round, on the host.
   """
 
   algorithm: Algorithm
@@ -165,6 +176,7 @@ class States:
   draws_noise: bool
   num_clients: int
   mesh: Mesh
+  sampler: Callable[[], PyTree]
 
   def _initial(
     self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
@@ -193,7 +205,8 @@ class States:
       hparams: numeric hyper-parameters; None for the defaults.
     """
     words = noise_words(self.noise_seed, self.draws_noise)
-    return self._jitted(np.uint32(self.seed), words, self.traced(hparams))
+    state = self._jitted(np.uint32(self.seed), words, self.traced(hparams))
+    return state._replace(sampler=self.sampler())
 
   def traced(self, hparams: HParams | None = None) -> PyTree:
     """Return hyper-parameters as arrays of one dtype.
@@ -204,11 +217,11 @@ class States:
     Raises:
       TypeError, ValueError: names the number.
     """
-    return traced_hparams(hparams, self.hparams, self.algorithm.release)
+    return traced_hparams(hparams, self.hparams, self.algorithm.privacy)
 
   @functools.cached_property
   def shapes(self) -> RunState:
-    """Shapes and dtypes of a state.
+    """Shapes and dtypes of a state's arrays on the devices.
 
     Raises:
       TypeError: it holds typed random keys, which files cannot keep.
@@ -260,25 +273,38 @@ class States:
     def pad(x: np.ndarray) -> np.ndarray:
       return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
-    padded = state._replace(clients=jax.tree.map(pad, state.clients))
-    placed: RunState = distributed.put(padded, self.mesh, self.spec)
-    return placed
+    padded = jax.tree.map(pad, state.clients)
+    placed: RunState = distributed.put(
+      state._replace(clients=padded, sampler=()), self.mesh, self.spec
+    )
+    return placed._replace(sampler=state.sampler)  # it stays on the host
 
   def to_host(self, state: RunState) -> RunState:
     """Return a state on the host, with a row for every client.
 
     All processes have to call it.
     """
-    state = distributed.fetch(state)
-    own = jax.tree.map(lambda x: x[: self.num_clients], state.clients)
-    return state._replace(clients=own)
+    fetched: RunState = distributed.fetch(state._replace(sampler=()))
+    own = jax.tree.map(lambda x: x[: self.num_clients], fetched.clients)
+    return fetched._replace(clients=own, sampler=state.sampler)
+
+  @functools.cached_property
+  def _copied(self) -> Callable[[PyTree], PyTree]:
+    return copier(self.mesh, self.spec)
+
+  def copy(self, state: RunState) -> RunState:
+    """Return a copy of a state, for whoever keeps it while a run uses it up."""
+    copied: RunState = self._copied(state._replace(sampler=()))
+    return copied._replace(sampler=state.sampler)
 
   @functools.cached_property
   def host_shapes(self) -> RunState:
     """Shapes and dtypes of what `to_host` returns."""
     rows = self.num_clients
     cut = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
-    return self.shapes._replace(clients=jax.tree.map(cut, self.shapes.clients))
+    return self.shapes._replace(
+      clients=jax.tree.map(cut, self.shapes.clients), sampler=self.sampler()
+    )
 
   @property
   def noise_origin(self) -> str:

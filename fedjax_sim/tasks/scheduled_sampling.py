@@ -46,7 +46,8 @@ def with_scheduled_sampling(task: Task, probability: float) -> Task:
     logits = lax.stop_gradient(read(variables, given))
     if x.ndim != 2 or not x.shape == y.shape == logits.shape[:-1]:
       raise ValueError(
-        f"{field}: 'x' {x.shape}, 'y' {y.shape} and logits {logits.shape} are"
+        f"{field}={probability}: 'x' {x.shape}, 'y' {y.shape} and logits"
+        f" {logits.shape} are"
         " not of a model that predicts the next token at every position; unset"
         " the field."
       )

@@ -101,7 +101,7 @@ def local_training(
   Raises:
     UnknownNameError: no such weighting.
   """
-  weigh = validate.lookup("algorithm.weighting", weighting, WEIGHTINGS)
+  weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
   validate.instance("task", task, Task, "function_task(init, loss)")
   optimizers.check("client_optimizer", optimizer)
 
@@ -160,7 +160,7 @@ def full_gradient(
     weighting: as in `local_training`.
     received: as in `local_training`.
   """
-  weigh = validate.lookup("algorithm.weighting", weighting, WEIGHTINGS)
+  weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
 
   def start(client: Client, *earlier: PyTree) -> LocalState:
     del earlier

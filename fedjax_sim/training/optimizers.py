@@ -37,7 +37,7 @@ def with_l2(factory: Factory) -> Factory:
 
   @functools.wraps(factory)
   def make(
-    *arguments: Any, weight_decay: Any = None, **named: Any
+    *arguments: Any, weight_decay: float | None = None, **named: Any
   ) -> optax.GradientTransformation:
     inner = factory(*arguments, **named)
     if weight_decay is None:

@@ -20,10 +20,11 @@ from fedjax_sim.core import (
   Task,
   validate,
 )
-from fedjax_sim.engine.client_loop import random_batch, with_numbers
+from fedjax_sim.engine.client_loop import random_batch
 from fedjax_sim.training import optimizers
 from fedjax_sim.training.optimizers import Optimizer, descend
 from fedjax_sim.training.seal import check_open
+from fedjax_sim.training.wrappers import wrap_algorithm
 
 
 def replay(
@@ -54,11 +55,11 @@ def replay(
   validate.whole("replay.batch_size", batch_size)
   optimizers.check("optimizer", optimizer)
   check_open(algorithm, "replay")
-  replace = algorithm.replace
-  if replace is None:
+  with_model = algorithm.with_model
+  if with_model is None:
     raise ValueError(
       f"replay.steps={steps}: algorithm.name has no global model that can be"
-      " replaced; leave replay out, or give the algorithm a `replace`."
+      " replaced; leave replay out, or give the algorithm a `with_model`."
     )
 
   def apply(server: PyTree, aggregate: Aggregate, context: Context) -> PyTree:
@@ -75,7 +76,6 @@ def replay(
       params, buffers, state = carry
       chosen, own = jax.random.split(jax.random.fold_in(replay_key, i))
       batch = random_batch(examples, batch_size, chosen)
-      batch = with_numbers(batch, context.hparams)
 
       def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
         variables = core.Variables(params, buffers, frozen)
@@ -88,10 +88,11 @@ def replay(
     params, buffers, _ = lax.fori_loop(
       0, steps, step, (params, buffers, build.init(params))
     )
-    return replace(server, core.Variables(params, buffers, frozen))
+    return with_model(server, core.Variables(params, buffers, frozen))
 
-  return algorithm._replace(
+  return wrap_algorithm(
+    algorithm,
     apply=apply,
-    hparams={**algorithm.hparams, "replay": optimizer.hparams},
-    uses_server_data=True,
+    hparams={"replay": optimizer.hparams},
+    requirements=algorithm.requirements._replace(server_data=True),
   )

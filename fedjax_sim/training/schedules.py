@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.core import Array, HParams, PyTree, validate
-from fedjax_sim.engine.hparams import Schedule, named
+from fedjax_sim.engine.hparams import Schedule, named, path_of, short_name
 
 _LEAST_CHANGE = 1e-9  # optax wants one that is not 0
 
@@ -184,26 +184,37 @@ def parse(field: str, text: str) -> Schedule:
 def checked(
   schedules: Mapping[str, Schedule | Callable[[Array], Any]], hparams: HParams
 ) -> dict[str, Schedule]:
-  """Every value as a `Schedule`, if the hyper-parameters are there.
+  """Return every value as a `Schedule`, by the hyper-parameter's short name.
 
   Args:
-    schedules: hyper-parameter, such as `client.learning_rate` -> its schedule,
-      or a function of the rounds done.
+    schedules: hyper-parameter, such as `client.learning_rate` of the algorithm
+      or `transforms.clip.norm` -> its schedule, or a function of the rounds
+      done. `algorithm.client.learning_rate` is the same as the first, and the
+      way to name a number of the algorithm that another part has, too.
     hparams: the run's.
 
   Raises:
     TypeError, UnknownNameError: a value is no schedule, or the run has no such
       hyper-parameter.
+    ValueError: a hyper-parameter is given twice.
   """
-  names = set(named(hparams))
+  paths = named(hparams)
   if not isinstance(schedules, Mapping):
     raise TypeError(
       f"schedules={schedules!r} is no dict; give hyper-parameter -> schedule,"
       " such as {'client.learning_rate': schedules.step(every=30)}."
     )
-  result = {}
+  result: dict[str, Schedule] = {}
   for name, schedule in schedules.items():
-    validate.known("schedules: hyper-parameter", name, names)
+    path = path_of(name, paths)
+    short = name if path is None else short_name(path, paths)
+    if path is None:
+      names = {short_name(path, paths) for path in paths}
+      validate.known("schedules: hyper-parameter", name, names)
+    if short in result:
+      raise ValueError(
+        f"schedules has {short!r} twice, once as {name!r}; leave one out."
+      )
     if not isinstance(schedule, Schedule):
       if not callable(schedule):
         raise TypeError(
@@ -211,5 +222,5 @@ def checked(
           " schedules.step(every=30), or a function of the round."
         )
       schedule = of_round(schedule)
-    result[name] = schedule
+    result[short] = schedule
   return result

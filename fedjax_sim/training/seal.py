@@ -6,20 +6,20 @@ the noise was fitted to it, releases something else than what is accounted for.
 
 from __future__ import annotations
 
-from fedjax_sim.core import Algorithm, Release
+from fedjax_sim.core import Algorithm, PrivacySpec
 
-_FREE = ("hparams", "release")  # looked at by themselves
+_FREE = ("hparams", "privacy")  # looked at by themselves
 
 
-def sealed(algorithm: Algorithm, release: Release) -> Algorithm:
-  """The algorithm, with a release that holds for it as it is alone.
+def sealed(algorithm: Algorithm, privacy: PrivacySpec) -> Algorithm:
+  """Return the algorithm with a specification that holds for it alone.
 
   Args:
     algorithm: complete.
-    release: what accountants have to know of it.
+    privacy: what accountants must know of it.
   """
-  proven = algorithm._replace(release=release)
-  return algorithm._replace(release=release._replace(proven=proven))
+  proven = algorithm._replace(privacy=privacy)
+  return algorithm._replace(privacy=privacy._replace(proven=proven))
 
 
 def check(algorithm: Algorithm) -> None:
@@ -28,14 +28,14 @@ def check(algorithm: Algorithm) -> None:
   Raises:
     ValueError: names what was changed.
   """
-  release = algorithm.release
-  if release is None:
+  privacy = algorithm.privacy
+  if privacy is None:
     return
-  proven = release.proven
+  proven = privacy.proven
   if proven is None:
     raise ValueError(
-      "Algorithm.release tells of noise that nobody has proven to be there; let"
-      " privacy.central make the algorithm private, and tell it."
+      "Algorithm.privacy describes noise that nobody has proven to be there;"
+      " let privacy.central make the algorithm private, and describe it."
     )
   changed = [
     field
@@ -43,8 +43,8 @@ def check(algorithm: Algorithm) -> None:
     if field not in _FREE
     and getattr(algorithm, field) is not getattr(proven, field)
   ]
-  if release._replace(proven=None) != proven.release:
-    changed.append("release")
+  if privacy._replace(proven=None) != proven.privacy:
+    changed.append("privacy")
   if changed:
     raise ValueError(
       f"Algorithm.{', Algorithm.'.join(changed)}: not what privacy.central"
@@ -63,7 +63,7 @@ def check_open(algorithm: Algorithm, wrapper: str) -> None:
   Raises:
     ValueError: it is private.
   """
-  if algorithm.release is not None:
+  if algorithm.privacy is not None:
     raise ValueError(
       f"{wrapper}(central(...)) would change what is released, and the epsilon"
       " would no longer hold; wrap first, and make it private then:"

@@ -7,6 +7,7 @@ sum is kept, so nothing is lost and nothing counts twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from fedjax_sim.core import (
 )
 from fedjax_sim.core.tree import zeros_accumulator
 from fedjax_sim.engine.traffic import report_shapes
+from fedjax_sim.training.wrappers import wrap_algorithm
 
 MOST_EXPONENT = 60.0  # float32 ends at 88, and weights are summed
 _TAG = 0x6C617465  # of the key: no number that an algorithm would fold in
@@ -74,8 +76,10 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
   )
   _check(algorithm, probability)
 
-  def send(client: Client, report: Report) -> Report:
-    report = algorithm.send(client, report)
+  def postprocess_report(
+    client: Client, report: Report, inner: Callable[[Report], Report]
+  ) -> Report:
+    report = inner(report)
     key = jax.random.fold_in(client.key, _TAG)
     late = jax.random.uniform(key) < client.hparams["stale_probability"]
     sent = _split(report, late)
@@ -87,8 +91,8 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
       return jnp.zeros((), jnp.float32)
     return jnp.asarray(algorithm.log_weight(server, hparams), jnp.float32)
 
-  def init(key: Key, hparams: HParams) -> StaleState:
-    server = algorithm.init(key, hparams)
+  def init(server: PyTree, key: Key, hparams: HParams) -> StaleState:
+    del key
     report = report_shapes(algorithm, server, hparams)
     weight = jnp.zeros((), jnp.float32)
     nothing = zeros_accumulator(_contents(report, weight))
@@ -120,33 +124,15 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
     late = jax.tree.map(lambda x, y: x.astype(y.dtype), sums.late, state.late)
     return StaleState(jax.tree.map(pick, server, state.server), late, unit)
 
-  on_eval, replace = algorithm.on_eval, algorithm.replace
-  return algorithm._replace(
+  wrapped = wrap_algorithm(
+    algorithm,
     init=init,
-    broadcast=lambda state: algorithm.broadcast(state.server),
-    send=send,
+    postprocess_report=postprocess_report,
     apply=apply,
-    variables=lambda state: algorithm.variables(state.server),
-    replace=replace
-    and (
-      lambda state, variables: state._replace(
-        server=replace(state.server, variables)
-      )
-    ),
-    weighted_mean=True,
-    log_weight=None,
-    hparams={**algorithm.hparams, "stale_probability": chance},
-    client_init=lambda state, hparams: algorithm.client_init(
-      state.server, hparams
-    ),
-    told=lambda state, hparams: algorithm.told(state.server, hparams),
-    on_eval=on_eval
-    and (
-      lambda state, metrics: state._replace(
-        server=on_eval(state.server, metrics)
-      )
-    ),
+    hparams={"stale_probability": chance},
+    requirements=algorithm.requirements._replace(weighted_mean=True),
   )
+  return wrapped._replace(log_weight=None)
 
 
 def _check(algorithm: Algorithm, probability: float) -> None:
@@ -155,13 +141,13 @@ def _check(algorithm: Algorithm, probability: float) -> None:
   Raises:
     ValueError: it wants a stack, or is private.
   """
-  if algorithm.stacked:
+  if algorithm.requirements.all_updates:
     raise ValueError(
       f"server.stale_probability={probability} needs sums, and algorithm.name"
       " wants every update by itself; set it to None, or take another"
       " algorithm."
     )
-  if algorithm.release is not None:
+  if algorithm.privacy is not None:
     raise ValueError(
       f"server.stale_probability={probability}: a late report can meet its"
       " client's next one in a sum, which then moves farther than"

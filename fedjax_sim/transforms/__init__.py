@@ -1,18 +1,18 @@
-"""Transforms of client updates: clipping, noise, quantization."""
+"""Transforms of updates: clipping, noise, quantization, error feedback."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from fedjax_sim.core import Transform, validate
+from fedjax_sim.core import Transform
 from fedjax_sim.transforms.adaptive_clip import adaptive_clip
 from fedjax_sim.transforms.basic import clip, gaussian, lift
+from fedjax_sim.transforms.error_feedback import error_feedback
 from fedjax_sim.transforms.quantize import quantize
 
 __all__ = [
   "TRANSFORMS",
   "adaptive_clip",
   "clip",
-  "from_config",
+  "error_feedback",
   "gaussian",
   "lift",
   "quantize",
@@ -25,21 +25,3 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
   "gaussian": gaussian,
   "quantize": quantize,
 }
-
-
-def from_config(sections: Mapping[str, Mapping[str, Any]]) -> list[Transform]:
-  """The transforms of a config, in its order.
-
-  Args:
-    sections: name of a transform -> its arguments.
-
-  Raises:
-    UnknownNameError: no such transform, or no such argument.
-    TypeError, ValueError: an argument is missing or out of range.
-  """
-  transforms = []
-  for name, arguments in sections.items():
-    factory = validate.lookup("transforms", name, TRANSFORMS)
-    validate.arguments(f"transforms.{name}", arguments, factory)
-    transforms.append(factory(**arguments))
-  return transforms

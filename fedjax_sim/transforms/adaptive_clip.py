@@ -9,7 +9,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core import HParams, Key, PyTree, Transform, validate
+from fedjax_sim.core import (
+  HParams,
+  Key,
+  PyTree,
+  Transform,
+  TransformResult,
+  validate,
+)
 from fedjax_sim.core.tree import bounded, length
 
 
@@ -23,7 +30,7 @@ def adaptive_clip(
 
       C <- C exp(-learning_rate (mean of b_i - quantile))
 
-  The mean of b_i is the metric `adaptive_clip/aux`.
+  The mean of b_i is the metric `adaptive_clip/below`.
 
   This is not private by itself: neither the updates nor the b_i get noise. For
   differential privacy set `privacy.quantile`, which clips in this way, and
@@ -38,19 +45,19 @@ def adaptive_clip(
   Raises:
     TypeError, ValueError: an argument is no such number.
   """
-  field = "transforms.adaptive_clip."
-  quantile = validate.real(f"{field}quantile", quantile, least=0.0, most=1.0)
-  rate = validate.real(f"{field}learning_rate", learning_rate, least=0.0)
-  first = validate.real(f"{field}initial_norm", initial_norm, above=0.0)
+  quantile = validate.real("quantile", quantile, least=0.0, most=1.0)
+  rate = validate.real("learning_rate", learning_rate, least=0.0)
+  first = validate.real("initial_norm", initial_norm, above=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
-  ) -> tuple[PyTree, PyTree, PyTree]:
+  ) -> TransformResult:
     del hparams, key
     clipped = jax.tree.map(
       lambda u, c: c.astype(u.dtype), update, bounded(update, shared)
     )
-    return clipped, state, (length(update) <= shared).astype(jnp.float32)
+    below = (length(update) <= shared).astype(jnp.float32)
+    return TransformResult(clipped, state, below, {"below": below})
 
   def renew(norm: PyTree, below: PyTree, hparams: HParams) -> PyTree:
     gap = below - hparams["quantile"]

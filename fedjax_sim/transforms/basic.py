@@ -10,7 +10,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core import HParams, Key, PyTree, Transform, validate
+from fedjax_sim.core import (
+  HParams,
+  Key,
+  PyTree,
+  Transform,
+  TransformResult,
+  validate,
+)
 from fedjax_sim.core.tree import bounded, length
 from fedjax_sim.training.optimizers import Optimizer
 
@@ -18,23 +25,27 @@ from fedjax_sim.training.optimizers import Optimizer
 def clip(norm: float) -> Transform:
   """Scales an update whose global L2 norm exceeds `norm` down to it.
 
-  `aux` is 1 for a clipped update and 0 else; its mean over the cohort is the
-  metric `clip/aux`.
+  The metric `clip/clipped` is the fraction of the clients whose update was
+  longer.
+
+  Args:
+    norm: the longest L2 norm, above 0.
 
   Raises:
     ValueError: a norm that is not positive.
   """
-  norm = validate.real("transforms.clip.norm", norm, above=0.0)
+  norm = validate.real("norm", norm, above=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
-  ) -> tuple[PyTree, PyTree, PyTree]:
+  ) -> TransformResult:
     del shared, key
     bound = hparams["norm"]
     cut = jax.tree.map(
       lambda u, c: c.astype(u.dtype), update, bounded(update, bound)
     )
-    return cut, state, (length(update) > bound).astype(jnp.float32)
+    longer = (length(update) > bound).astype(jnp.float32)
+    return TransformResult(cut, state, metrics={"clipped": longer})
 
   return Transform(name="clip", hparams={"norm": norm}, apply=apply)
 
@@ -44,14 +55,17 @@ def gaussian(stddev: float) -> Transform:
 
   A mechanism, not a guarantee: nothing here accounts for privacy.
 
+  Args:
+    stddev: the standard deviation, >= 0.
+
   Raises:
     ValueError: a negative standard deviation.
   """
-  stddev = validate.real("transforms.gaussian.stddev", stddev, least=0.0)
+  stddev = validate.real("stddev", stddev, least=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
-  ) -> tuple[PyTree, PyTree, PyTree]:
+  ) -> TransformResult:
     del shared
     leaves, treedef = jax.tree.flatten(update)
     noisy = [
@@ -60,7 +74,7 @@ def gaussian(stddev: float) -> Transform:
       * jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
       for i, leaf in enumerate(leaves)
     ]
-    return jax.tree.unflatten(treedef, noisy), state, ()
+    return TransformResult(jax.tree.unflatten(treedef, noisy), state)
 
   return Transform(name="gaussian", hparams={"stddev": stddev}, apply=apply)
 
@@ -77,10 +91,9 @@ def lift(name: str, optimizer: Optimizer) -> Transform:
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
-  ) -> tuple[PyTree, PyTree, PyTree]:
+  ) -> TransformResult:
     del shared, key
-    update, state = optimizer.build(hparams).update(update, state)
-    return update, state, ()
+    return TransformResult(*optimizer.build(hparams).update(update, state))
 
   return Transform(
     name=name,

@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim.core import Array, HParams, Key, PyTree, Transform, validate
+from fedjax_sim.core import (
+  Array,
+  HParams,
+  Key,
+  PyTree,
+  Transform,
+  TransformResult,
+  validate,
+)
 
 
 class _Coded(NamedTuple):
@@ -48,8 +56,9 @@ def quantize(
   entries of the quantile's magnitude are all dropped: of (c, -c) nothing is
   left, whatever the sparsity above 0.
 
-  `aux["kept"]` is the fraction of the entries that are kept, `aux["bytes"]`
-  what the update takes on the wire: for every array two float32 numbers, the
+  The metric `quantize/kept` is the fraction of the entries that are kept,
+  `quantize/bytes` what the update takes on the wire: for every array two
+  float32 numbers, the
   least and the greatest entry; `bits` for every entry that is kept; and if any
   is dropped, a bitmap with one bit an entry. Codes and bitmaps are filled up to
   whole bytes. Shapes, and which arrays have a bitmap, are not counted.
@@ -65,15 +74,14 @@ def quantize(
   Raises:
     TypeError, ValueError: an argument of another kind or out of range.
   """
-  field = "transforms.quantize."
-  sparsity = validate.real(f"{field}sparsity", sparsity, least=0.0, below=1.0)
-  bits = validate.whole(f"{field}bits", bits, most=16)
-  anneal = validate.real(f"{field}anneal", anneal, above=0.0, most=1.0)
-  per_layer = validate.boolean(f"{field}per_layer", per_layer)
+  sparsity = validate.real("sparsity", sparsity, least=0.0, below=1.0)
+  bits = validate.whole("bits", bits, most=16)
+  anneal = validate.real("anneal", anneal, above=0.0, most=1.0)
+  per_layer = validate.boolean("per_layer", per_layer)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
-  ) -> tuple[PyTree, PyTree, PyTree]:
+  ) -> TransformResult:
     del key
     share = hparams["sparsity"] * hparams["anneal"] ** shared
     leaves, treedef = jax.tree.flatten(update)
@@ -81,12 +89,14 @@ def quantize(
     coded = [_round_trip(group, share, bits) for group in groups]
     # In float32, as of a large model there may be more than an int32 holds.
     add = lambda counts: sum(count.astype(jnp.float32) for count in counts)
-    aux = {
-      "bytes": add(c.bytes for c in coded),
-      "kept": add(c.kept for c in coded) / sum(x.size for x in leaves),
-    }
     arrays = [x for c in coded for x in c.arrays]
-    return jax.tree.unflatten(treedef, arrays), state, aux
+    kept = add(c.kept for c in coded) / sum(x.size for x in leaves)
+    return TransformResult(
+      jax.tree.unflatten(treedef, arrays),
+      state,
+      metrics={"kept": kept},
+      bytes=add(c.bytes for c in coded),
+    )
 
   return Transform(
     name="quantize",

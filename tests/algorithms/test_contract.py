@@ -130,8 +130,12 @@ def simulator_of(name, lanes):
     task_of(name),
     algorithm,
     with_everything(blobs(SIZES, features=FEATURES)),
-    aggregator=aggregators.stack() if algorithm.stacked else None,
-    sampler=sampling.uniform(*(1, 1) if algorithm.pooled else (5, 3)),
+    aggregator=aggregators.stack()
+    if algorithm.requirements.all_updates
+    else None,
+    sampler=sampling.uniform(
+      *(1, 1) if algorithm.requirements.pools_data else (5, 3)
+    ),
     work=LocalWork(batch_size=BATCH),
     transforms=[adaptive_clip(0.5)] if name == WITH_TRANSFORM else [],
     lanes=lanes,
@@ -199,9 +203,9 @@ def test_the_global_model_is_one_of_the_tasks(name):
 @every
 def test_the_global_model_can_be_replaced(name):
   algorithm, server = build(name), run(name, 2)[-1].server
-  assert algorithm.replace is not None
+  assert algorithm.with_model is not None
   other = jax.tree.map(lambda x: x + 1, algorithm.variables(server))
-  replaced = algorithm.replace(server, other)
+  replaced = algorithm.with_model(server, other)
   assert shapes(replaced) == shapes(server)
   assert_close(algorithm.variables(replaced), other)
 
@@ -256,7 +260,7 @@ def by_hand(simulator, state):
   """One round as a plain loop over clients and steps, nothing compiled."""
   algorithm = simulator.algorithm
   plan = at_round(simulator.plan(0, 1).cohorts, 0)
-  hparams = jax.tree.map(jnp.float32, simulator.hparams)
+  hparams = jax.tree.map(jnp.float32, simulator.hparams["algorithm"])
   message = algorithm.broadcast(state.server)
   table, ids, reports = state.clients[0], [], []
   for where in zip(*np.nonzero(plan.client >= 0), strict=True):
@@ -290,14 +294,15 @@ def by_hand(simulator, state):
       carries += (carry,)
     ids.append(ident)
     report = algorithm.finish(client, *carries)
-    reports.append(algorithm.send(client, report))
+    reports.append(algorithm.postprocess_report(client, report))
 
   weights = np.array([float(r.weight) for r in reports])
   mean = lambda *x: jnp.asarray(np.average(x, axis=0, weights=weights))
   stacked = lambda *x: jnp.stack([jnp.asarray(one) for one in x])
   aggregate = Aggregate(
     update=jax.tree.map(
-      stacked if algorithm.stacked else mean, *[r.update for r in reports]
+      stacked if algorithm.requirements.all_updates else mean,
+      *[r.update for r in reports],
     ),
     buffers=jax.tree.map(mean, *[r.buffers for r in reports]),
     statistics=jax.tree.map(mean, *[r.statistics for r in reports]),

@@ -20,7 +20,14 @@ from fedjax_sim.models.mlp import mlp
 from fedjax_sim.tasks import function_task
 from fedjax_sim.tasks.losses import cross_entropy
 from fedjax_sim.training.optimizers import optimizer
-from problems import blobs, make_simulator, params_of, sgd, train
+from problems import (
+  blobs,
+  hparams_of,
+  make_simulator,
+  params_of,
+  sgd,
+  train,
+)
 
 FEATURES, CLASSES = 4, 3
 SIZES = [6, 11, 8]
@@ -286,7 +293,7 @@ def test_the_burn_in_is_fedavg_on_the_labelled_and_recompiles_nothing():
       np.testing.assert_allclose(
         one.buffers["mean"], two.buffers["mean"], rtol=1e-5
       )
-  later = train(simulator, 3, {**simulator.hparams, "burn_in": 3.0})
+  later = train(simulator, 3, hparams_of(simulator, burn_in=3.0))
   np.testing.assert_allclose(
     later.server.variables.params["w"],
     train(plain, 3).server.variables.params["w"],
@@ -344,7 +351,7 @@ def test_pseudo_labels_help_where_labels_are_few():
       seed=seed,
     )
     for burn_in in (20.0, 1000.0):  # traced: compiled once
-      hparams = {**simulator.hparams, "burn_in": burn_in}
+      hparams = hparams_of(simulator, burn_in=burn_in)
       state = train(simulator, 60, hparams)
       yield simulator.evaluate(state)["test/accuracy"]
 

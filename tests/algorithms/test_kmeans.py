@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.kmeans import Clusters, kmeans
-from fedjax_sim.core import Aggregate, Batch, Context, Members, Release
+from fedjax_sim.core import Aggregate, Batch, Context, Members, PrivacySpec
 from fedjax_sim.data import load_digits
 from fedjax_sim.engine import traffic
 from fedjax_sim.engine.batching import LocalWork
@@ -199,14 +199,16 @@ def test_empty_clusters_split_large_ones(counts, goals):
 def contribution(private, x, centroids, hparams):
   """What a client with these examples sends."""
   server = private.init(jax.random.key(0), hparams)
-  server = private.replace(
+  server = private.with_model(
     server,
     private.variables(server)._replace(params={"centroids": centroids}),
   )
   client, (carry,) = traffic._begin(private, server, (), hparams)
   batch = Batch({"x": x}, jnp.ones(len(x), bool))
   carry = private.passes[0].step(client, carry, batch, jax.random.key(0))
-  return private.send(client, private.finish(client, carry)).update.update
+  return private.postprocess_report(
+    client, private.finish(client, carry)
+  ).update.update
 
 
 numbers = st.floats(-1e3, 1e3, width=32)
@@ -258,7 +260,12 @@ def inertia_of(epsilon):
   if epsilon is not None:
     assert sampler.participation is not None
     release = calibrate(
-      Release("gaussian", 1.0), sampler.participation, 10, 1e-3, epsilon, "gdp"
+      PrivacySpec("gaussian", 1.0),
+      sampler.participation,
+      10,
+      1e-3,
+      epsilon,
+      "gdp",
     )
     settings_ = Central(
       clip_norm=0.5, noise_multiplier=release.multiplier, denominator=100.0

@@ -1,7 +1,6 @@
 """MimeLite against algorithm 1 of its paper, in numpy."""
 
 import numpy as np
-import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.mime_lite import mime_lite
@@ -36,13 +35,12 @@ def by_hand(step, renew, s, eta, rounds, weights=None):
   return x
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_momentum(lanes):
+def test_momentum():
   beta, eta = 0.8, 0.5
   momentum = lambda g, m, *_: (1 - beta) * g + beta * m
   x = by_hand(momentum, momentum, np.zeros(DIM), eta, 5)
   base = optimizer("sgd", learning_rate=(1 - beta) * eta, momentum=beta)
-  found = model(mime_lite(TASK, base, sgd(1.0)), 5, lanes=lanes)
+  found = model(mime_lite(TASK, base, sgd(1.0)), 5)
   np.testing.assert_allclose(found, x, atol=2e-6)
 
 

@@ -176,5 +176,5 @@ def test_buffers_are_the_global_ones():
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1"])
 def test_bad_rates_are_named(value):
-  with pytest.raises((TypeError, ValueError), match=r"algorithm\.inner_rate="):
+  with pytest.raises((TypeError, ValueError), match=r"inner_rate="):
     simulator_of(inner_rate=value)

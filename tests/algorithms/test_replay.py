@@ -75,7 +75,7 @@ def test_it_is_refused_where_it_makes_no_sense():
   with pytest.raises(ValueError, match=r"replay\.steps=0"):
     simulator_of(steps=0)
   task = quadratic(2)
-  algorithm = fedavg(task, sgd(0.5), sgd(1.0))._replace(replace=None)
+  algorithm = fedavg(task, sgd(0.5), sgd(1.0))._replace(with_model=None)
   with pytest.raises(ValueError, match="no global model that can be replaced"):
     replay(algorithm, task, sgd(0.1))
 

@@ -11,6 +11,7 @@ from fedjax_sim.core import Purpose, key_for
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.training.stale import stale
 from problems import (
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -110,7 +111,7 @@ def test_late_clients_of_dga_count_as_their_statistic_says(
   state, w = simulator.init(), np.zeros(3)
   held: list[tuple[np.floating, np.ndarray]] = []
   for round_, probability in enumerate(chances):
-    hparams = {**simulator.hparams, "stale_probability": probability}
+    hparams = hparams_of(simulator, stale_probability=probability)
     state = simulator.dispatch(state, simulator.plan(round_, 1), hparams).state
     late = late_in(round_, probability)
     losses = 0.5 * np.sum((centres - w) ** 2, axis=1)
@@ -128,7 +129,7 @@ def test_late_clients_of_dga_count_as_their_statistic_says(
 
 def test_the_probability_is_a_hyper_parameter():
   simulator = simulator_of(0.0)
-  hparams = {**simulator.hparams, "stale_probability": 1.0}
+  hparams = hparams_of(simulator, stale_probability=1.0)
   state = train(simulator, 1, hparams)
   np.testing.assert_array_equal(params_of(simulator, state)["w"], np.zeros(3))
   assert float(state.server.late.weight) == SIZES.sum()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
-from fedjax_sim.core import Release
+from fedjax_sim.core import PrivacySpec
 from fedjax_sim.core.files import plain
 from fedjax_sim.privacy import accounting, draws
 from fedjax_sim.privacy.accounting import Ledger, accountants
@@ -28,7 +28,7 @@ def promised(sampler) -> Participation:
 
 
 def release(multiplier=1.0, noise="gaussian", **fields):
-  return Release(noise, multiplier, **fields)
+  return PrivacySpec(noise, multiplier, **fields)
 
 
 EXACT = 1e-5 / draws.KEPT  # of which mechanisms have 1e-5

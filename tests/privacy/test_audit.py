@@ -11,7 +11,7 @@ import scipy.stats
 
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.core import Release
+from fedjax_sim.core import PrivacySpec
 from fedjax_sim.engine.batching import LocalWork
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.privacy.central import Central, central
@@ -71,7 +71,7 @@ def test_the_bound_of_many_canaries_comes_close(law):
     50,
   )
   setting = law.Setting(exact, DELTA, 1, EVERY_ROUND, 100_000)
-  ledger = Ledger(Release("gaussian", 1 / mu), EVERY_ROUND, DELTA)
+  ledger = Ledger(PrivacySpec("gaussian", 1 / mu), EVERY_ROUND, DELTA)
   found = audit(law.drawn(setting, 1 / mu, 0), ledger, 1, resamples=0)
   assert 0.95 * exact < found.noise < exact
   assert found.epsilon == found.noise
@@ -142,7 +142,7 @@ def evidence(scores, included, longest=1.0):
   )
 
 
-def judged(given, release=Release("gaussian", 1.0)):  # noqa: B008
+def judged(given, release=PrivacySpec("gaussian", 1.0)):  # noqa: B008
   return audit(given, Ledger(release, EVERY_ROUND, DELTA), 1, resamples=10)
 
 
@@ -159,7 +159,9 @@ def test_scores_that_are_all_alike_betray_nothing():
 def test_a_length_is_no_matter_of_chance():
   included = np.arange(40) < 20
   found = judged(evidence(np.zeros(40), included, 3.0))
-  claimed = Ledger(Release("gaussian", 1 / 3), EVERY_ROUND, DELTA).epsilon(1)
+  claimed = Ledger(PrivacySpec("gaussian", 1 / 3), EVERY_ROUND, DELTA).epsilon(
+    1
+  )
   assert abs(found.clip - claimed) < 1e-9
   assert found.accused
   # What rounding adds is no fault.

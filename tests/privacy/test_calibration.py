@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedjax_sim.core import Release
+from fedjax_sim.core import PrivacySpec
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.privacy.accounting.calibration import (
   calibrate,
@@ -28,7 +28,7 @@ def promised(sampler) -> Participation:
   ],
 )
 def test_the_least_noise(noise, participation, accountant, rounds, epsilon):
-  release = Release(noise, 1.0, rounds=rounds)
+  release = PrivacySpec(noise, 1.0, rounds=rounds)
   found = calibrate(release, participation, rounds, 1e-5, epsilon, accountant)
   spent = lambda factor: Ledger(
     found._replace(multiplier=factor * found.multiplier),
@@ -44,7 +44,7 @@ def test_the_least_noise(noise, participation, accountant, rounds, epsilon):
 def test_the_largest_cohort():
   population, rounds, epsilon = 5000, 100, 1.5
   sampler = lambda cohort: promised(poisson(population, cohort))
-  release = Release("gaussian", 1.0)
+  release = PrivacySpec("gaussian", 1.0)
   most = calibrate_cohort(release, sampler, population, rounds, 1e-5, epsilon)
   spent = lambda cohort: Ledger(release, sampler(cohort), 1e-5).epsilon(rounds)
   assert 1 < most < population
@@ -53,17 +53,17 @@ def test_the_largest_cohort():
 
 def test_everybody():
   sampler = lambda cohort: promised(uniform(50, cohort))
-  release = Release("gaussian", 100.0)
+  release = PrivacySpec("gaussian", 100.0)
   assert calibrate_cohort(release, sampler, 50, 3, 1e-5, 1.0) == 50
 
 
 def test_what_cannot_be_reached():
   participation = Participation(1.0, 1, True)
   with pytest.raises(ValueError, match="epsilon=1e-08 .* cannot be reached"):
-    calibrate(Release("gaussian", 1.0), participation, 100, 1e-9, 1e-8)
+    calibrate(PrivacySpec("gaussian", 1.0), participation, 100, 1e-9, 1e-8)
   sampler = lambda cohort: promised(poisson(100, cohort))
   with pytest.raises(ValueError, match="one client a round spends"):
-    calibrate_cohort(Release("gaussian", 0.5), sampler, 100, 100, 1e-5, 0.1)
+    calibrate_cohort(PrivacySpec("gaussian", 0.5), sampler, 100, 100, 1e-5, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,6 @@ def test_what_cannot_be_reached():
 )
 def test_wrong_budgets(fields, words):
   budget = {"rounds": 10, "delta": 1e-5, "epsilon": 1.0} | fields
-  release = Release("gaussian", 1.0)
+  release = PrivacySpec("gaussian", 1.0)
   with pytest.raises(ValueError, match=words):
     calibrate(release, Participation(0.1, 1, True), **budget)

@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.core import Aggregate, Context, Members, Release
+from fedjax_sim.core import Aggregate, Context, Members, PrivacySpec
 from fedjax_sim.core import tree as trees
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.privacy.central import (
@@ -119,13 +119,13 @@ def program(algorithm, rounds=1):
       return algorithm.apply(state, aggregate, context)
 
     state = algorithm.init(key, hparams)
-    return algorithm.release.audited(jax.lax.fori_loop(0, rounds, one, state))
+    return algorithm.privacy.audited(jax.lax.fori_loop(0, rounds, one, state))
 
   return jax.jit(run)
 
 
 def judged(evidence, epsilon, rounds=1):
-  ledger = Ledger(Release("gaussian", SIGMAS[epsilon]), EVERY_ROUND, DELTA)
+  ledger = Ledger(PrivacySpec("gaussian", SIGMAS[epsilon]), EVERY_ROUND, DELTA)
   return audit(jax.device_get(evidence), ledger, rounds, resamples=0)
 
 

@@ -38,6 +38,7 @@ from problems import (
   MODELS,
   blobs,
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -261,7 +262,9 @@ def recorded(private):
   def contribution(server, hparams):
     own = private.client_init(server, hparams)
     client, carries = traffic._begin(private, server, own, hparams)
-    return private.send(client, private.finish(client, *carries)).update
+    return private.postprocess_report(
+      client, private.finish(client, *carries)
+    ).update
 
   def init(key, hparams):
     server = private.init(key, hparams)
@@ -277,9 +280,11 @@ def recorded(private):
     ),
     variables=lambda state: private.variables(state[0]),
     client_init=lambda state, hparams: private.client_init(state[0], hparams),
-    told=lambda state, hparams: private.told(state[0], hparams),
+    state_metrics=lambda state, hparams: private.state_metrics(
+      state[0], hparams
+    ),
     on_eval=None,
-    replace=None,
+    with_model=None,
   )
 
 
@@ -311,7 +316,7 @@ ALGORITHMS: dict[str, Any] = {
 WEIGHTINGS: dict[str, Any] = {
   "all alike": {},
   "bounded weights": {"max_weight": 10.0},
-  "noised weights": {"max_weight": 10.0, "noised_weight": True},
+  "noised weights": {"max_weight": 10.0, "noise_weights": True},
 }
 CLIPPINGS: dict[str, Any] = {
   "flat": {},
@@ -391,9 +396,10 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
   def check(ids, clip_norm, rate):
     nonlocal farthest
     hparams = jax.tree.map(lambda x: x, simulator.hparams)
-    hparams["privacy"] = hparams["privacy"] | {"clip_norm": clip_norm}
-    section = "client" if "client" in hparams else "server"
-    hparams[section] = hparams[section] | {"learning_rate": rate}
+    own = hparams["algorithm"]
+    own["privacy"] = own["privacy"] | {"clip_norm": clip_norm}
+    section = "client" if "client" in own else "server"
+    own[section] = own[section] | {"learning_rate": rate}
     whole = total(ids[:4], hparams)
     without = apart(whole, total(ids[:3], hparams))
     replaced = apart(whole, total([*ids[:3], ids[4]], hparams))
@@ -410,7 +416,7 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
 # --- weights and quantiles ----------------------------------------------------
 
 
-def test_a_noised_weight_divides():
+def test_a_noise_weights_divides():
   data = blobs((5, 10, 40), features=4)
   task = MODELS["lr"](data)
   inner = fedavg(task, sgd(0.5), sgd(1.0))
@@ -421,7 +427,7 @@ def test_a_noised_weight_divides():
   }
   found = []
   for weighted in (True, False):
-    settings_ = Central(max_weight=20.0, noised_weight=weighted, **more)
+    settings_ = Central(max_weight=20.0, noise_weights=weighted, **more)
     simulator = make_simulator(task, central(inner, settings_), data)
     start = flat(params_of(simulator, simulator.init()))
     found.append(flat(params_of(simulator, train(simulator, 1))) - start)
@@ -449,8 +455,8 @@ def test_the_clipping_norm_finds_the_quantile(quantile):
   still = make_simulator(
     task, algorithm, quadratic_data(centres), work=ONE_STEP
   )
-  hparams = jax.tree.map(lambda x: x, still.hparams)
-  hparams["server"] = {"learning_rate": 0.0}  # the norms stay what they are
+  # The norms stay what they are.
+  hparams = hparams_of(still, server={"learning_rate": 0.0})
   state, expected = still.init(hparams), 0.3
   for out in still.run(state, 60, hparams=hparams):
     told = out.rows[0]["privacy/clip_norm"]
@@ -468,10 +474,10 @@ def test_extras_and_update_are_as_private_as_one_release(noise, share):
     noise_multiplier=1.0,
     denominator=1.0,
     noise=noise,
-    share=share,
+    extras_fraction=share,
     quantile=0.5,
     max_weight=1.0,
-    noised_weight=True,
+    noise_weights=True,
   )
   of_update, of_extra = settings_.multipliers()
   power = 2 if noise == "gaussian" else 1

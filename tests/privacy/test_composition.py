@@ -199,7 +199,7 @@ def test_a_replaced_client_bounds_one_that_is_left_out():
 
 PRIVATE = {
   "server.rounds": "2",
-  "server.sampling": "poisson",
+  "sampler.name": "poisson",
   "server.eval_every": "2",
   "privacy.mechanism": "gaussian",
   "privacy.clip_norm": "1.0",

@@ -128,7 +128,7 @@ def test_a_grid_is_the_finest_that_fits():
 
 
 def test_a_grid_that_does_not_fit_is_refused():
-  with pytest.raises(ValueError, match=r"secure\.bits=8 .* fits no grid"):
+  with pytest.raises(ValueError, match=r"bits=8 .* fits no grid"):
     distributed_gaussian.grid(200, 1.0, 8)
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.cli import describe
 from fedjax_sim.config import flags
 from fedjax_sim.config.build import build
-from fedjax_sim.core import Transform
+from fedjax_sim.core import Transform, TransformResult
 from fedjax_sim.privacy.central import Central, central, guard
 from fedjax_sim.privacy.central.canaries import Canaries
 from fedjax_sim.privacy.central.factorization import banded
@@ -27,7 +26,7 @@ from fedjax_sim.privacy.local.additive import laplace
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
 from fedjax_sim.training.stale import stale
-from problems import quadratic, quadratic_data, sgd
+from problems import hparams_of, quadratic, quadratic_data, sgd
 from test_features import DIGITS
 
 TASK = quadratic(3)
@@ -122,10 +121,10 @@ def test_reports_that_hold_more_than_an_update(make, more, message):
     ({"noise_multiplier": -1.0}, r"privacy.noise_multiplier=-1"),
     ({"denominator": 0.0}, r"privacy.denominator=0"),
     ({"noise": "cauchy"}, r"privacy.noise='cauchy' is unknown"),
-    ({"noised_weight": True}, r"privacy.noised_weight=True.*max_weight"),
+    ({"noise_weights": True}, r"privacy.noise_weights=True.*max_weight"),
     ({"quantile": 1.5}, r"privacy.quantile=1.5"),
     ({"quantile": 0.5, "per_layer": True}, r"privacy.per_layer=True"),
-    ({"quantile": 0.5, "share": 1.0}, r"privacy.share=1.0.*lower it"),
+    ({"quantile": 0.5, "share": 1.0}, r"privacy.extras_fraction=1.0.*lower it"),
     (
       {"quantile": 0.5, "strategy": banded(4, 2)},
       r"Correlated noise.*privacy.quantile",
@@ -154,10 +153,8 @@ def learner():
   return Transform(
     name="learner",
     hparams={},
-    apply=lambda update, shared, state, hparams, key: (
-      update,
-      state,
-      jnp.float32(1),
+    apply=lambda update, shared, state, hparams, key: TransformResult(
+      update, state, jnp.float32(1)
     ),
     init=lambda params, hparams: jnp.zeros(()),
     update=lambda shared, aux, hparams: shared + aux,
@@ -167,15 +164,15 @@ def learner():
 @pytest.mark.parametrize(
   ("more", "message"),
   [
-    ({"aggregator": aggregators.median()}, r"server.aggregator; leave it"),
+    ({"aggregator": aggregators.median()}, r"aggregator.name; leave it"),
     ({"transforms": [learner()]}, r"transforms.learner learns.*quantile"),
     (
       {"schedules": {"privacy.noise_multiplier": schedules.step(every=2)}},
       "the accountant counts on",
     ),
     (
-      {"sampler": sampling.uniform(4, 2, least=1)},
-      r"server.sampling promises nothing",
+      {"sampler": sampling.uniform(4, 2, min_clients=1)},
+      r"sampler.name promises nothing",
     ),
     ({"budget": Budget(delta=0.5)}, r"privacy.delta=0.5"),
     (
@@ -209,8 +206,8 @@ def test_a_budget_needs_a_private_algorithm():
 
 def test_numbers_that_the_ledger_does_not_know():
   made = simulator()
-  hparams = jax.tree.map(lambda x: x, made.hparams)
-  hparams["privacy"] = hparams["privacy"] | {"noise_multiplier": 0.5}
+  numbers = made.hparams["algorithm"]["privacy"] | {"noise_multiplier": 0.5}
+  hparams = hparams_of(made, privacy=numbers)
   with pytest.raises(ValueError, match=r"'noise_multiplier'.*=0.5 is not 1.0"):
     made.init(hparams)
 
@@ -265,7 +262,7 @@ def test_a_simulated_cohort_is_called_so():
   (out,) = made.run(made.init(), 1)
   assert "privacy/epsilon" not in out.rows[0]
   larger = guard.ledger(
-    made.algorithm.release._replace(simulated=None),
+    made.algorithm.privacy._replace(simulated=None),
     sampling.poisson(1000, 200),
     made.budget,
     1000,
@@ -303,7 +300,7 @@ PRIVATE = {
     ),
     ({"privacy.bands": "3"}, r"privacy.bands=3 is of .*'banded'"),
     ({"privacy.mechanism": "banded"}, r"needs privacy.bands"),
-    ({"privacy.mechanism": "blt"}, r"set server.sampling='cyclic'"),
+    ({"privacy.mechanism": "blt"}, r"set sampler.name='cyclic'"),
     (
       {"privacy.mechanism": "banded", "privacy.bands": "3"},
       r"privacy.bands=3",
@@ -332,9 +329,12 @@ PRIVATE = {
       },
       r"='seen/loss' is measured on clients",
     ),
-    ({"server.aggregator": "median"}, r"privacy.mechanism adds noise.*plain"),
+    ({"aggregator.name": "median"}, r"privacy.mechanism adds noise.*plain"),
     ({"privacy.quantile_rate": "0.5"}, r"nothing without privacy.quantile;"),
-    ({"privacy.share": "0.5"}, r"privacy.share=0.5 does nothing without"),
+    (
+      {"privacy.extras_fraction": "0.5"},
+      r"privacy.extras_fraction=0.5 does nothing without",
+    ),
     ({"privacy.noise_multiplier": "1e30"}, r"noise_multiplier=1e\+30 is out"),
     (
       {
@@ -348,8 +348,8 @@ PRIVATE = {
         "privacy.noise_cohort_size": "5000",
         "privacy.population": "10000",
         "privacy.delta": "1e-5",
-        "server.sampling": "cyclic_poisson",
-        "server.sampling_groups": "3",
+        "sampler.name": "cyclic_poisson",
+        "sampler.groups": "3",
       },
       r"noise_cohort_size=5000 exceeds the 3333.33",
     ),
@@ -362,7 +362,7 @@ PRIVATE = {
       },
       r"where everybody takes part in every round: that does not say",
     ),
-    ({"server.least_clients_per_round": "2"}, r"server.sampling promises"),
+    ({"sampler.min_clients": "2"}, r"sampler.name promises"),
     ({"algorithm.name": "centralized"}, r"pools the data"),
     (
       {
@@ -372,16 +372,16 @@ PRIVATE = {
       r"trusts the server .* local_privacy.mechanism='clip' does not",
     ),
     (
-      {"server.aggregator": "secure_sum", "secure.clip": "1.0"},
-      r"server.aggregator; leave it at 'weighted_mean'",
+      {"aggregator.name": "secure_sum", "aggregator.clip": "1.0"},
+      r"aggregator.name; leave it at 'weighted_mean'",
     ),
     (
       {
         "privacy.mechanism": "discrete_gaussian",
-        "server.sampling": "poisson",
-        "server.sampling_population": "200",
+        "sampler.name": "poisson",
+        "sampler.population": "200",
       },
-      r"server.sampling_population=200 hides .*take 'gaussian'",
+      r"sampler.population=200 hides .*take 'gaussian'",
     ),
     (
       {"privacy.noise_multiplier": "0.1"},
@@ -503,7 +503,7 @@ def test_noise_other_than_what_is_told():
 
 def test_cohorts_in_turns_are_simulated():
   changes = {
-    "server.sampling": "cyclic",
+    "sampler.name": "cyclic",
     "privacy.noise_cohort_size": "500",
     "privacy.population": "2000",
     "privacy.delta": "1e-4",
@@ -565,15 +565,15 @@ def test_simulate_ends_at_the_budget():
 
 def test_the_noise_of_secure_aggregation_is_told():
   changes = {
-    "server.aggregator": "secure_mean",
-    "secure.clip": "1.0",
-    "secure.noise_multiplier": "1.0",
+    "aggregator.name": "secure_mean",
+    "aggregator.clip": "1.0",
+    "aggregator.noise_multiplier": "1.0",
   }
   told = build(flags.load(str(DIGITS), changes)).secure_noise
   assert told.startswith("rho 0.5")
   assert "no epsilon" in told
-  with pytest.raises(ValueError, match=r"secure.bits=8.*give more bits"):
-    build(flags.load(str(DIGITS), changes | {"secure.bits": "8"}))
+  with pytest.raises(ValueError, match=r"aggregator.bits=8.*give more bits"):
+    build(flags.load(str(DIGITS), changes | {"aggregator.bits": "8"}))
 
 
 def test_local_guarantees_are_told():
@@ -582,7 +582,7 @@ def test_local_guarantees_are_told():
     "local_privacy.clip_norm": "1.0",
     "local_privacy.epsilon": "2.0",
     "server.rounds": "30",
-    "server.sampling": "cyclic",
+    "sampler.name": "cyclic",
   }
   made = build(flags.load(str(DIGITS), changes))
   # 90 clients in turns of 18 or 20: a client takes part once in 5 rounds.
@@ -595,7 +595,7 @@ def test_local_guarantees_are_told():
 
 def test_a_description_tells_the_guarantee():
   made = build(flags.load(str(DIGITS), PRIVATE))
-  text = describe.describe(made, flags.load(str(DIGITS), PRIVATE))
+  text = describe.describe(made)
   assert made.simulator.account.ledger is not None
   assert made.simulator.account.ledger.describe(5) in text
   assert "noise multiplier 1\n" in text
@@ -605,8 +605,8 @@ def test_a_description_tells_the_guarantee():
 # --- how many clients there are -----------------------------------------------
 
 IN_ADVANCE = {
-  "server.sampling": "poisson",
-  "server.sampling_population": "100",
+  "sampler.name": "poisson",
+  "sampler.population": "100",
 }
 
 
@@ -617,10 +617,10 @@ def test_what_may_not_depend_on_how_many_clients_there_are():
   assert made.account.ledger.adjacency == "add-or-remove"
   assert made.account.ledger.participation.rate == 0.2
   assert made.sampler.expected == 18
-  assert made.hparams["privacy"]["denominator"] == 20
+  assert made.hparams["algorithm"]["privacy"]["denominator"] == 20
   assert made.account.public_clients == 100
   public = build(
-    flags.load(str(DIGITS), PRIVATE | {"server.sampling": "poisson"})
+    flags.load(str(DIGITS), PRIVATE | {"sampler.name": "poisson"})
   ).simulator
   assert public.account.ledger is not None
   assert public.account.ledger.adjacency == "zero-out"
@@ -630,12 +630,15 @@ def test_what_may_not_depend_on_how_many_clients_there_are():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"server.sampling": "uniform"}, r"sampling_population=100 is of .*'pois"),
+    (
+      {"sampler.name": "uniform"},
+      r"does not take 'sampler.population'",
+    ),
     ({"privacy.denominator": "18.0"}, r"denominator=18 is the mean .* as 20"),
-    ({"server.sampling_population": "10"}, r"server.clients_per_round=20"),
+    ({"sampler.population": "10"}, r"server.clients_per_round=20"),
     (
       {"privacy.noise_cohort_size": "50", "privacy.delta": "1e-4"},
-      r"sampling_population=100 is of the cohort that is trained",
+      r"sampler.population=100 is of the cohort that is trained",
     ),
   ],
 )

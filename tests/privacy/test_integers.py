@@ -15,7 +15,7 @@ from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.config import flags
 from fedjax_sim.config.build import build
-from fedjax_sim.core import Release
+from fedjax_sim.core import PrivacySpec
 from fedjax_sim.privacy import central
 from fedjax_sim.privacy import library as privacy_library
 from fedjax_sim.privacy.accounting import Ledger, accountants, calibration
@@ -29,6 +29,7 @@ from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
 from problems import (
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -314,7 +315,7 @@ def test_a_client_of_a_fixed_cohort_may_become_another():
 def test_epsilon_is_that_of_gaussians_of_whole_orders(clients, rounds):
   delta = 1e-5
   part: Any = sampling.poisson(1000, clients).participation
-  found = Ledger(Release("discrete_gaussian", 1.0), part, delta, "rdp")
+  found = Ledger(PrivacySpec("discrete_gaussian", 1.0), part, delta, "rdp")
   library = privacy_library("dp_accounting")
   accountant = privacy_library("dp_accounting.rdp").RdpAccountant(
     range(2, 200),
@@ -326,14 +327,14 @@ def test_epsilon_is_that_of_gaussians_of_whole_orders(clients, rounds):
   accountant.compose(event, rounds)
   expected = accountant.get_epsilon(0.999 * delta)
   assert found.epsilon(rounds) == pytest.approx(expected, rel=1e-9)
-  exact = Ledger(Release("gaussian", 1.0), part, delta).epsilon(rounds)
+  exact = Ledger(PrivacySpec("gaussian", 1.0), part, delta).epsilon(rounds)
   assert exact < found.epsilon(rounds) < 1.25 * exact
   assert found.rounds_within(expected, 2 * rounds) == rounds
 
 
 def test_draws_are_part_of_delta():
   """(1 + e^epsilon) times the distance of all rounds' draws, at most 0.1 %."""
-  release: Any = central.central(PLAIN, settings(noise_multiplier=20.0)).release
+  release: Any = central.central(PLAIN, settings(noise_multiplier=20.0)).privacy
   one = discrete_gaussian.distance(integers.grid(CLIENTS, 20.0).stddev)
   assert release.distance == pytest.approx(DIM * one)
   part: Any = sampling.uniform(CLIENTS, CLIENTS).participation
@@ -355,7 +356,7 @@ def test_the_usual_accountant_is_one_that_can():
   assert simulator().account.ledger.accountant == "rdp"
   part: Any = sampling.poisson(1000, 20).participation
   release = calibration.calibrate(
-    Release("discrete_gaussian", 1.0), part, 100, 1e-5, 2.0
+    PrivacySpec("discrete_gaussian", 1.0), part, 100, 1e-5, 2.0
   )
   spent = Ledger(release, part, 1e-5, "rdp").epsilon(100)
   assert 1.99 < spent <= 2.0
@@ -367,7 +368,7 @@ def test_the_usual_accountant_is_one_that_can():
 @pytest.mark.parametrize(
   ("more", "message"),
   [
-    ({"noised_weight": True, "max_weight": 2.0}, "unset privacy.noised_weight"),
+    ({"noise_weights": True, "max_weight": 2.0}, "unset privacy.noise_weights"),
     ({"statistics_norm": 1.0}, "unset privacy.statistics_norm"),
     ({"quantile": 0.5}, "unset privacy.quantile"),
     ({"simulated": (100.0, 1000.0)}, "unset privacy.noise_cohort_size"),
@@ -415,8 +416,8 @@ def test_a_model_that_is_too_large_for_its_noise_is_refused():
 
 def test_other_noise_in_a_call_is_refused():
   made = simulator()
-  hparams = {**made.hparams, "privacy": dict(made.hparams["privacy"])}
-  hparams["privacy"]["noise_multiplier"] = 2.0
+  numbers = made.hparams["algorithm"]["privacy"] | {"noise_multiplier": 2.0}
+  hparams = hparams_of(made, privacy=numbers)
   with pytest.raises(ValueError, match=r"noise_multiplier'\]=2.0 is not 1.0"):
     made.init(hparams)
 
@@ -424,7 +425,7 @@ def test_other_noise_in_a_call_is_refused():
 def test_a_config_is_fitted_to_its_epsilon():
   fields = {
     "server.rounds": "30",
-    "server.sampling": "poisson",
+    "sampler.name": "poisson",
     "privacy.mechanism": "discrete_gaussian",
     "privacy.clip_norm": "1.0",
     "privacy.target_epsilon": "8.0",
@@ -435,4 +436,4 @@ def test_a_config_is_fitted_to_its_epsilon():
   told = made.account.ledger.describe(30)
   assert told.startswith("(8, 0.001)-DP")
   assert "RDP" in told
-  assert made.algorithm.release.most_clients == made.sampler.sizes[-1]
+  assert made.algorithm.privacy.most_clients == made.sampler.sizes[-1]

@@ -33,6 +33,7 @@ from problems import (
   MODELS,
   blobs,
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   sgd,
@@ -249,7 +250,7 @@ def test_thresholds_are_traced():
   state, shares = simulator.init(), []
   for most in (1e9, 0.0):
     own = {"thresholds": {"leakage": most}, "quantiles": {}}
-    hparams = {**simulator.hparams, "limits": own}
+    hparams = hparams_of(simulator, limits=own)
     out = simulator.dispatch(state, simulator.plan(0, 1), hparams)
     shares.append(out.rows[0]["train/left_out"])
     assert out.rows[0]["leakage/threshold"] == most

@@ -39,6 +39,7 @@ from problems import (
   MODELS,
   blobs,
   flat,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -266,7 +267,7 @@ def test_the_ends_of_noise_cost_a_delta():
   assert local.composed(randomizer, 3) == pytest.approx(3.0)
   assert local.composed(randomizer, 3, 1e-11) == math.inf
   assert "epsilon 3 at delta 3e-11 for the 3" in local.sentence(randomizer, 3)
-  with pytest.raises(ValueError, match=r"local_privacy.epsilon=20.0 .*<= 18"):
+  with pytest.raises(ValueError, match=r"epsilon=20.0 .*<= 18"):
     additive.laplace(1.0, epsilon=20.0)
   # Of Gaussian noise many reports show more of its ends than one.
   noisy = additive.gaussian(1.0, stddev=400.0, delta=1e-8)
@@ -274,7 +275,7 @@ def test_the_ends_of_noise_cost_a_delta():
   assert local.composed(noisy, 10_000, numbers=300_000_000) == math.inf
   task = quadratic(2)
   little = additive.gaussian(1.0, stddev=0.4, delta=1e-6)
-  with pytest.raises(ValueError, match=r"local_privacy.delta=1e-06: .*least"):
+  with pytest.raises(ValueError, match=r"delta=1e-06: .*least"):
     make_simulator(
       task,
       local.local_privacy(of_weights(task), little),
@@ -372,7 +373,7 @@ def test_bounds_and_noise_are_hyper_parameters():
   for norm in (0.5, 2.0):
     own = {"local_privacy": {"clip_norm": norm, "stddev": 0.0}}
     out = simulator.dispatch(
-      state, simulator.plan(0, 1), {**simulator.hparams, **own}
+      state, simulator.plan(0, 1), hparams_of(simulator, **own)
     )
     lengths = np.linalg.norm(CENTRES, axis=1, keepdims=True)
     np.testing.assert_allclose(
@@ -469,7 +470,7 @@ def test_no_two_clients_of_dga_are_further_apart_than_the_noise_allows():
     report = made.finish(
       client, walk.step(client, walk.start(client), batch, KEY)
     )
-    report = made.send(client, report)
+    report = made.postprocess_report(client, report)
     assert report.statistics == report.buffers == ()
     assert report.values == {}
     return report.update["w"], report.weight
@@ -656,7 +657,7 @@ def test_weights_by_data_are_sent_or_refused():
 )
 def test_configs_that_are_refused(fields, error, match):
   with pytest.raises(error, match=match):
-    registry.from_config(fields)
+    build(digits(**fields))
 
 
 def test_a_config_of_statistics_is_refused_before_anything_is_compiled():

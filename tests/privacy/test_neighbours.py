@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import fft, linalg, optimize, stats
 
-from fedjax_sim.core import Release
+from fedjax_sim.core import PrivacySpec
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.privacy.central.factorization import banded
 from fedjax_sim.sampling import Participation, poisson
@@ -91,7 +91,9 @@ def test_a_cohort_of_a_fixed_size_in_turns_is_none_of_poisson():
   Counted as Poisson sampling this was 0.364. That nothing is sent already
   betrays 3.32, and that somebody else is there 4.285.
   """
-  ours = Ledger(Release("gaussian", 1.0), Participation(0.01, 2, False), 1e-6)
+  ours = Ledger(
+    PrivacySpec("gaussian", 1.0), Participation(0.01, 2, False), 1e-6
+  )
   x = np.linspace(-12.0, 16.0, 500_001)
   others = [-1.0] * 99
   there, silent, other = (
@@ -122,7 +124,7 @@ def test_no_bound_of_a_fixed_size_is_below_what_is_betrayed(
   """One client is replaced by another; all sums of cohorts are enumerated."""
   spread, delta = 4.0, 1e-4
   part = Participation(size / clients, period)
-  ours = Ledger(Release(noise, spread), part, delta)
+  ours = Ledger(PrivacySpec(noise, spread), part, delta)
   assert ours.adjacency == "replace-one"
   others = [-1.0] * (clients - 1)
   p, q = (
@@ -174,7 +176,7 @@ def betrayed(with_one, without, rounds, spread, delta):
 def test_one_more_client_changes_the_rates_of_all():
   """45 of 90 are drawn, or 45 of 91 of whom the last sends the opposite."""
   rounds, spread, delta = 1000, 20.0, 1e-3
-  release = Release("gaussian", spread)
+  release = PrivacySpec("gaussian", spread)
   follows = Ledger(release, promised(poisson(90, 45)), delta)
   claimed = follows.epsilon(rounds)
   assert claimed == pytest.approx(2.36, abs=0.005)
@@ -200,7 +202,7 @@ def test_a_rate_that_was_fixed_in_advance_is_nobody_elses():
   rounds, spread, delta = 1000, 20.0, 1e-3
   for clients in (90, 91):  # neighbours are told the same
     part = promised(poisson(clients, 45, population=90))
-    ours = Ledger(Release("gaussian", spread), part, delta)
+    ours = Ledger(PrivacySpec("gaussian", spread), part, delta)
     assert ours.adjacency == "add-or-remove"
     assert ours.epsilon(rounds) == pytest.approx(2.36, abs=0.005)
     assert "adding or removing one client," in ours.describe(rounds)
@@ -233,7 +235,7 @@ def test_no_bound_of_banded_noise_is_below_what_is_betrayed(
   whose columns do not overlap.
   """
   strategy = banded(6, 2)
-  release = Release(
+  release = PrivacySpec(
     "gaussian", 3.0, strategy.sensitivity, strategy.bands, strategy.rounds
   )
   ours = Ledger(release, part, 1e-4)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 QUIET = FIELDS | {  # nobody moves, so what the model moves by is noise
   "server.rounds": "1",
   "client.learning_rate": "0.0",
-  "server.sampling": "cyclic",
+  "sampler.name": "cyclic",
   "model.hidden_sizes": "(128,)",
   "privacy.clip_norm": "2.0",
   "privacy.noise_multiplier": "1.5",
@@ -58,7 +58,8 @@ def released(folder, fields):
     )
     for s in (restored.state, jax.device_get(simulator.init()))
   )
-  return (after - before) * simulator.hparams["privacy"]["denominator"]
+  numbers = simulator.hparams["algorithm"]["privacy"]
+  return (after - before) * numbers["denominator"]
 
 
 @pytest.mark.slow

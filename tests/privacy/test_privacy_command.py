@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from fedjax_sim.cli.main import main
-from fedjax_sim.core import Release
+from fedjax_sim.core import PrivacySpec
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.sampling import (
   Participation,
@@ -77,7 +77,9 @@ def facts(out):
 
 def test_epsilon(say):
   told = facts(say("epsilon", noise_multiplier=1.2))
-  ledger = Ledger(Release("gaussian", 1.2), promised(poisson(1000, 50)), 1e-5)
+  ledger = Ledger(
+    PrivacySpec("gaussian", 1.2), promised(poisson(1000, 50)), 1e-5
+  )
   assert float(told["epsilon"]) == pytest.approx(ledger.epsilon(30), rel=1e-3)
   assert told["guarantee"] == ledger.describe(30)
   assert told["clients a round"] == "50 of 1,000"
@@ -88,7 +90,7 @@ def test_kinds(say):
   kinds = {"sampling": "uniform", "accountant": "rdp"}
   told = facts(say("epsilon", noise_multiplier=1.2, **kinds))
   ledger = Ledger(
-    Release("gaussian", 1.2), promised(uniform(1000, 50)), 1e-5, "rdp"
+    PrivacySpec("gaussian", 1.2), promised(uniform(1000, 50)), 1e-5, "rdp"
   )
   assert told["guarantee"] == ledger.describe(30)
   told = facts(say("epsilon", noise_multiplier=0, noise="laplace"))
@@ -105,7 +107,7 @@ def test_samplers_of_groups(say):
     )
   )
   promise = promised(cyclic_poisson(1000, 50, 4))
-  ledger = Ledger(Release("gaussian", 1.2), promise, 1e-5)
+  ledger = Ledger(PrivacySpec("gaussian", 1.2), promise, 1e-5)
   assert told["guarantee"] == ledger.describe(30)
   turns = {"sampling": "cyclic", "clients_per_round": 600}
   told = facts(say("epsilon", noise_multiplier=1, **turns))

@@ -454,6 +454,6 @@ def follows(num_clients, clients_per_round):
 )
 def test_samplers_of_ones_own_by_the_command_line(name, words, tmp_path):
   (tmp_path / "own.py").write_text(OWN)
-  sampling_ = {"server.sampling": f"{tmp_path / 'own.py'}:{name}"}
+  sampling_ = {"sampler.name": f"{tmp_path / 'own.py'}:{name}"}
   with pytest.raises(ValueError, match=words):
     build(flags.load(str(DIGITS), PRIVATE | sampling_))

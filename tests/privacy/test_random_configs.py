@@ -67,7 +67,7 @@ def drawn(rng, *, correlated: bool, only: str | None = None) -> dict[str, Any]:
     "server.clients_per_round": int(
       rng.integers(1, CLIENTS // pick(1, 1, 2, 5))
     ),
-    "server.sampling": pick(
+    "sampler.name": pick(
       *("poisson", "poisson", "uniform", "cyclic", "cyclic_poisson"),
       *("shuffled", f"{FILE}:in_turns"),
       *(f"{FILE}:too_often", f"{FILE}:not_by_itself"),
@@ -77,20 +77,20 @@ def drawn(rng, *, correlated: bool, only: str | None = None) -> dict[str, Any]:
   }
   if mechanism in ("banded", "blt"):  # few, since each takes seconds to find
     fields["server.rounds"] = 8
-    fields["server.sampling"] = pick("cyclic", "cyclic_poisson")
+    fields["sampler.name"] = pick("cyclic", "cyclic_poisson")
     fields["server.clients_per_round"] = pick(3, 10, 20, 40)
   if mechanism == "blt":
     fields["server.clients_per_round"] = pick(10, 20)
   if mechanism == "banded":
     fields["privacy.bands"] = pick(1, 2, 3)
   elif mechanism == "blt" and often(0.8):
-    fields["server.sampling"] = "cyclic"
-  if fields["server.sampling"] == "cyclic_poisson":
-    fields["server.sampling_groups"] = pick(1, 2, 3, 5)
-  if fields["server.sampling"] == "poisson" and often(0.3):
-    fields["server.sampling_population"] = int(rng.integers(30, 100))
-  if fields["server.sampling"] == "uniform" and often(0.1):
-    fields["server.least_clients_per_round"] = 1
+    fields["sampler.name"] = "cyclic"
+  if fields["sampler.name"] == "cyclic_poisson":
+    fields["sampler.groups"] = pick(1, 2, 3, 5)
+  if fields["sampler.name"] == "poisson" and often(0.3):
+    fields["sampler.population"] = int(rng.integers(30, 100))
+  if fields["sampler.name"] == "uniform" and often(0.1):
+    fields["sampler.min_clients"] = 1
   if often(0.1):
     fields["privacy.target_epsilon"] = size(0.3, 20.0)
   else:
@@ -107,20 +107,20 @@ def drawn(rng, *, correlated: bool, only: str | None = None) -> dict[str, Any]:
     if often(0.5):
       fields["algorithm.weighting"] = "examples"
     if often(0.3):
-      fields["privacy.noised_weight"] = True
+      fields["privacy.noise_weights"] = True
   if often(0.2):
     fields["privacy.per_layer"] = True
   elif often(0.2):
     fields["privacy.quantile"] = pick(0.3, 0.9)
-  if often(0.2) and {"privacy.quantile", "privacy.noised_weight"} & set(fields):
-    fields["privacy.share"] = 0.2
+  if often(0.2) and {"privacy.quantile", "privacy.noise_weights"} & set(fields):
+    fields["privacy.extras_fraction"] = 0.2
   if often(0.2):
     fields["privacy.denominator"] = size(1.0, 50.0)
   if often(0.08):
     fields["privacy.noise_cohort_size"] = int(rng.integers(10, 60))
     fields["privacy.population"] = pick(60, 90)
   if mechanism == "discrete_gaussian":  # which all of these are refused with
-    extras = ("quantile", "noised_weight", "noise_cohort_size", "population")
+    extras = ("quantile", "noise_weights", "noise_cohort_size", "population")
     for name in extras:
       fields.pop(f"privacy.{name}", None)
   return fields
@@ -140,8 +140,8 @@ def chances(fields, coefficients):
       None: it is not.
   """
   rounds, wanted = fields["server.rounds"], fields["server.clients_per_round"]
-  name = fields["server.sampling"].rpartition(":")[2]
-  population = fields.get("server.sampling_population") or CLIENTS
+  name = fields["sampler.name"].rpartition(":")[2]
+  population = fields.get("sampler.population") or CLIENTS
   if "privacy.noise_cohort_size" in fields:
     wanted = fields["privacy.noise_cohort_size"]
     population = fields["privacy.population"]
@@ -151,7 +151,7 @@ def chances(fields, coefficients):
   elif name == "in_turns":
     groups, moved = 2, 2.0
   elif name == "cyclic_poisson":
-    groups = fields["server.sampling_groups"]
+    groups = fields["sampler.groups"]
   elif name == "cyclic":
     groups, rate = -(-population // wanted), 1.0
     if "privacy.noise_cohort_size" in fields:  # cohorts no smaller than that
@@ -235,18 +235,25 @@ class Measured:
     )
     static = (
       *("privacy.mechanism", "privacy.per_layer", "privacy.bands"),
-      *("privacy.noised_weight", "algorithm.weighting", "privacy.share"),
+      *(
+        "privacy.noise_weights",
+        "algorithm.weighting",
+        "privacy.extras_fraction",
+      ),
     )
     key = [fields.get(name) for name in static]
     key += ["privacy.max_weight" in fields, "privacy.quantile" in fields]
     if fields["privacy.mechanism"] == "discrete_gaussian":
       key += [fields["server.clients_per_round"]]
       key += [fields["privacy.noise_multiplier"]]
-    if made.algorithm.release.sensitivity is not None:
-      strategy = made.algorithm.release.sensitivity.__self__
+    if made.algorithm.privacy.sensitivity is not None:
+      strategy = made.algorithm.privacy.sensitivity.__self__
       key += [strategy.rounds, strategy.coefficients.tobytes()]
     if tuple(key) not in _COMPILED:
-      _COMPILED[tuple(key)] = self.simulator.compiled, self.simulator.init()
+      _COMPILED[tuple(key)] = (
+        self.simulator.compiler.compiled,
+        self.simulator.init(),
+      )
     compiled, start = _COMPILED[tuple(key)]
     self.start = start._replace(seed=jnp.uint32(made.seed))
     self.simulator.compiler.__dict__["compiled"] = compiled
@@ -259,7 +266,7 @@ class Measured:
     (one, model), (other, further) = self.sum_of(0), self.sum_of(1)
     moved = np.abs(flat(model) - flat(further)).max()
     steps = np.abs(flat(one.update) - flat(other.update)).max()
-    numbers = self.simulator.hparams["privacy"]
+    numbers = self.simulator.hparams["algorithm"]["privacy"]
     scale = steps * numbers["clip_norm"] / (moved * numbers["denominator"])
     found = 2.0 ** np.round(np.log2(scale))
     assert abs(scale / found - 1) < 0.01
@@ -286,9 +293,9 @@ def sensitivity(measured, fields, rng):
 
   In the unit of the multiplier, all parts of what is released together.
   """
-  extras = ("privacy.quantile", "privacy.noised_weight")
+  extras = ("privacy.quantile", "privacy.noise_weights")
   count = sum(name in fields for name in extras)
-  share = fields.get("privacy.share", 0.01)
+  share = fields.get("privacy.extras_fraction", 0.01)
   laplace = fields["privacy.mechanism"] == "laplace"
   order, power = (1, 1.0) if laplace else (2, 0.5)
   rest = (1 - count * share) ** power
@@ -319,12 +326,12 @@ def noise_of(measured, fields, multiplier, scale):
   Of a first round, which is not correlated with another yet.
   """
   total, model = measured.sum_of(1)
-  numbers = measured.simulator.hparams["privacy"]
+  numbers = measured.simulator.hparams["algorithm"]["privacy"]
   mean = flat(model) * numbers["denominator"] / numbers["clip_norm"]
   noise = mean - flat(total.update)
-  extras = ("privacy.quantile", "privacy.noised_weight")
+  extras = ("privacy.quantile", "privacy.noise_weights")
   rest = 1 - sum(n in fields for n in extras) * fields.get(
-    "privacy.share", 0.01
+    "privacy.extras_fraction", 0.01
   )
   laplace = fields["privacy.mechanism"] == "laplace"
   return noise * (rest if laplace else rest**0.5) / (multiplier * scale)
@@ -358,19 +365,19 @@ def test_no_config_prints_less_than_it_betrays(block, count, measures, only):
   for i in range(count):
     fields, experiment = accepted(rng, block > 0, only)
     everybody = fields["server.clients_per_round"] == CLIENTS
-    assert "too_often" not in fields["server.sampling"]
-    assert everybody or "not_by_itself" not in fields["server.sampling"]
+    assert "too_often" not in fields["sampler.name"]
+    assert everybody or "not_by_itself" not in fields["sampler.name"]
     made = experiment.simulator
-    ledger, release = made.account.ledger, made.algorithm.release
+    ledger, release = made.account.ledger, made.algorithm.privacy
     assert ledger is not None
     there, other = 1.0, 2.0
-    scale = made.hparams["privacy"]["noise_scale"]
+    scale = made.hparams["algorithm"]["privacy"]["noise_scale"]
     if i < measures:
       measured = Measured(made, fields)
       there, other = sensitivity(measured, fields, rng)
       assert there <= 1, fields
       assert other <= 2, fields
-      if "privacy.noised_weight" not in fields:
+      if "privacy.noise_weights" not in fields:
         noise = noise_of(measured, fields, release.multiplier, scale)
         noises.append(noise / (2**0.5 if release.noise == "laplace" else 1))
         assert noises[-1].std() > 0.6, fields

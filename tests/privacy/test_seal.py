@@ -8,7 +8,7 @@ import pytest
 
 from fedjax_sim import sampling, tasks
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.core import Algorithm, Release
+from fedjax_sim.core import Algorithm, PrivacySpec, Requirements
 from fedjax_sim.privacy.central import Central, central
 from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.privacy.leakage import leakage
@@ -36,13 +36,17 @@ def simulator(algorithm):
 
 def scaled(client, report):
   """A client's report, ten times as large as what was clipped."""
-  report = PRIVATE.send(client, report)
+  report = PRIVATE.postprocess_report(client, report)
   larger = jax.tree.map(lambda x: 10 * x, report.update)
   return report._replace(update=larger)
 
 
-@pytest.mark.parametrize("field", Algorithm._fields)
+NEEDS = [f"requirements.{name}" for name in Requirements._fields]
+
+
+@pytest.mark.parametrize("field", [*Algorithm._fields, *NEEDS])
 def test_every_field_that_is_replaced_is_seen(field):
+  field, _, need = field.partition(".")
   before = getattr(PRIVATE, field)
   if field == "hparams":  # numbers may change, but for the noise
     less = {**before, "privacy": {**before["privacy"], "clip_norm": 0.5}}
@@ -51,7 +55,10 @@ def test_every_field_that_is_replaced_is_seen(field):
   other: Any
   if isinstance(before, bool):
     other = not before
-  elif field == "release":
+  elif field == "requirements":
+    flag = getattr(before, need, None)
+    other = before._replace(**{need: not flag} if need else {})
+  elif field == "privacy":
     other = before._replace(noise="laplace")
   elif field == "passes":
     other = tuple(p._replace(split="train") for p in before)
@@ -61,18 +68,20 @@ def test_every_field_that_is_replaced_is_seen(field):
     other = lambda *rest: before(*rest)
   changed = PRIVATE._replace(**{field: other})
   first = {  # refused before anybody asks for privacy
-    "stacked": "joins the clients' updates",
-    "pooled": "draws up to 4 clients a round; there are 1",
-    "uses_server_data": "asks for examples of the server's own",
+    "all_updates": "joins the clients' updates",
+    "pools_data": "draws up to 4 clients a round; there are 1",
+    "server_data": "asks for examples of the server's own",
   }
-  words = first.get(field, rf"Algorithm\.{field}.*central made")
+  words = first.get(need, rf"Algorithm\.{field}.*central made")
   with pytest.raises(ValueError, match=words):
     simulator(changed)
 
 
 def test_what_is_sent_larger_than_it_was_clipped():
-  with pytest.raises(ValueError, match=r"Algorithm\.send: .* change the alg"):
-    simulator(PRIVATE._replace(send=scaled))
+  with pytest.raises(
+    ValueError, match=r"Algorithm\.postprocess_report: .* change the alg"
+  ):
+    simulator(PRIVATE._replace(postprocess_report=scaled))
   assert simulator(PRIVATE).account.ledger is not None
 
 
@@ -98,13 +107,16 @@ def test_wrappers_say_how_to_put_it_right(wrap, words):
 
 
 def test_a_release_that_nobody_has_proven():
-  told = PLAIN._replace(release=Release("gaussian", 100.0), weighted_mean=True)
+  told = PLAIN._replace(
+    privacy=PrivacySpec("gaussian", 100.0),
+    requirements=Requirements(weighted_mean=True),
+  )
   with pytest.raises(ValueError, match=r"let privacy.central make"):
     simulator(told)
 
 
 def test_without_an_epsilon_it_may_be_looked_into():
-  changed = PRIVATE._replace(told=lambda state, hparams: {})
+  changed = PRIVATE._replace(state_metrics=lambda state, hparams: {})
   made = dataclasses.replace(simulator(PRIVATE), algorithm=changed, budget=None)
   assert made.account.ledger is None
 

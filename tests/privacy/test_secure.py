@@ -119,7 +119,7 @@ def test_a_message_has_no_more_bits_than_asked_for():
 @functools.partial(jax.jit, static_argnames=("weighted", "bits"))
 def joined(rows, weights, present, weighted=False, bits=32):
   code = fixed_point(
-    CLIENTS, clip=2.0, most_weight=8.0 if weighted else None, bits=bits
+    CLIENTS, clip=2.0, max_weight=8.0 if weighted else None, bits=bits
   )
   aggregator = secure.secure(code, neighbours=4)
   context = context_of(aggregator.hparams)
@@ -194,7 +194,7 @@ def test_stochastic_rounding_keeps_the_mean():
 
 @pytest.mark.parametrize(("clients", "bits"), [(1, 2), (64, 8), (2**30, 32)])
 def test_a_sum_that_could_overflow_is_refused(clients, bits):
-  with pytest.raises(ValueError, match=rf"secure\.bits={bits}: .*overflow"):
+  with pytest.raises(ValueError, match=rf"bits={bits}: .*overflow"):
     fixed_point(clients, clip=1.0, bits=bits)
 
 
@@ -218,15 +218,15 @@ def test_a_cohort_that_is_too_large_gives_nan():
 @pytest.mark.parametrize(
   ("changes", "match"),
   [
-    ({"neighbours": 3}, r"secure\.neighbours=3 is odd"),
-    ({"neighbours": 0}, r"secure\.neighbours=0 is out of range"),
-    ({"dropout": 1.5}, r"secure\.dropout=1\.5 is out of range"),
-    ({"bits": 33}, r"secure\.bits=33 is out of range"),
-    ({"clip": 0.0}, r"secure\.clip=0\.0 is out of range"),
-    ({"rounding": "up"}, r"secure\.rounding='up' is unknown"),
+    ({"neighbours": 3}, r"aggregator\.neighbours=3 is odd"),
+    ({"neighbours": 0}, r"aggregator\.neighbours=0 is out of range"),
+    ({"dropout": 1.5}, r"aggregator\.dropout=1\.5 is out of range"),
+    ({"bits": 33}, r"aggregator\.bits=33 is out of range"),
+    ({"clip": 0.0}, r"aggregator\.clip=0\.0 is out of range"),
+    ({"rounding": "up"}, r"aggregator\.rounding='up' is unknown"),
     (
       {"rounding": "nearest", "noise_multiplier": 1.0},
-      r"secure\.rounding='nearest' does not go with secure\.noise_mult",
+      r"aggregator\.rounding='nearest' does not go with secure\.noise_mult",
     ),
   ],
 )
@@ -244,7 +244,7 @@ def test_the_aggregators_keep_to_the_contract(noise):
   most = None if noise else 3.0
   for made in (
     secure_sum(10, clip=1.0, noise_multiplier=noise),
-    secure_mean(10, clip=1.0, most_weight=most, noise_multiplier=noise),
+    secure_mean(10, clip=1.0, max_weight=most, noise_multiplier=noise),
   ):
     aggregators.check(made, update)
 
@@ -312,16 +312,16 @@ def test_a_run_is_that_of_the_plain_mean():
     )
   )
   plain = run(aggregators.weighted_mean())
-  found = run(secure_mean(5, clip=4.0, most_weight=12.0))
+  found = run(secure_mean(5, clip=4.0, max_weight=12.0))
   assert np.abs(plain).max() > 0.1
   np.testing.assert_allclose(found, plain, atol=5e-6)
 
 
 def config_of(**fields):
   config = default_config()
+  config.aggregator.name = "secure_mean"
   for name, value in fields.items():
-    config.secure[name] = value
-  config.server.aggregator = "secure_mean"
+    config.aggregator[name] = value
   return config
 
 
@@ -331,7 +331,7 @@ def test_a_config_tells_the_largest_weight_and_cohort():
   simulator = build(config).simulator
   assert simulator.hparams["aggregator"] == {
     "clip": 1.0,
-    "most_weight": 7.0,
+    "max_weight": 7.0,
     "dropout": 0.0,
   }
 
@@ -339,17 +339,21 @@ def test_a_config_tells_the_largest_weight_and_cohort():
 @pytest.mark.parametrize(
   ("fields", "server", "match"),
   [
-    ({}, {}, r"'secure_mean' lacks the argument 'secure\.clip'"),
-    ({"clip": 1.0}, {"aggregator": "mean"}, r"secure\.clip=1\.0: .*not secure"),
+    ({}, {}, r"'secure_mean' lacks the argument 'aggregator\.clip'"),
+    (
+      {"clip": 1.0},
+      {"aggregator": "mean"},
+      r"aggregator\.clip=1\.0: .*not secure",
+    ),
     (
       {"clip": 1.0, "noise_multiplier": 1.0},
       {"sampling": "poisson"},
-      r"secure\.noise_multiplier: every client",
+      r"aggregator\.noise_multiplier: every client",
     ),
     (
-      {"clip": 1.0, "most_weight": 1.0},
+      {"clip": 1.0, "max_weight": 1.0},
       {"aggregator": "secure_sum"},
-      r"does not take 'secure\.most_weight'",
+      r"does not take 'aggregator\.max_weight'",
     ),
   ],
 )

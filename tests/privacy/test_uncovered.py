@@ -45,7 +45,7 @@ CHECKPOINTED = {  # facts beside the state; `checkpoints` is named as a whole
 PRIVATE = {
   "server.rounds": "2",
   "server.eval_every": "2",
-  "server.sampling": "poisson",
+  "sampler.name": "poisson",
   "privacy.mechanism": "gaussian",
   "privacy.clip_norm": "1.0",
   "privacy.delta": "0.001",
@@ -76,8 +76,8 @@ def names_of(folder):
 
 def described(config):
   """The names of lines."""
-  text = describe.describe(build(config), config)
-  facts = text[text.index("\n}\n") + 3 :].strip().splitlines()
+  text = describe.describe(build(config))
+  facts = text.rpartition("\n\n")[2].splitlines()
   return {line.split("  ")[0].strip() for line in facts}
 
 

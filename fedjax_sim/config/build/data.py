@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_sim.config.build.sections import given_fields
-from fedjax_sim.core import references, validate
+from fedjax_sim.config import components
 from fedjax_sim.data import (
-  DATASETS,
-  PARTITIONERS,
   FederatedDataset,
   preprocess,
   with_few_labels,
@@ -19,11 +16,6 @@ from fedjax_sim.data import (
   with_server_data,
 )
 
-_CHANGES = (  # of any data set
-  "server_clients",
-  "random_label_clients",
-  "labelled_fraction",
-)
 AUGMENTATION = ("crop", "crop_fill", "flip")  # of training batches
 _PREPROCESSING = (  # of all batches, on the device
   "reshape",
@@ -36,20 +28,22 @@ _PREPROCESSING = (  # of all batches, on the device
 
 
 def build_data(config: ConfigDict) -> FederatedDataset:
-  """The federated data of a config."""
+  """Return the federated data of a config.
+
+  Args:
+    config: complete.
+  """
   section = config.data
-  load = references.lookup(
-    "data.name", section.name, DATASETS, FederatedDataset
-  )
-  if section.partition is not None:
-    references.lookup(
-      "data.partition", section.partition, PARTITIONERS, np.ndarray
-    )
-  arguments = given_fields(section, "name", *_CHANGES, *_PREPROCESSING)
-  owner = f"data.name={section.name!r}"
-  validate.arguments(owner, arguments, load, section="data")
+  slots = components.slots_of("data")
+  load = slots[0].factory(section.name)
+  arguments: dict[str, Any] = {}
+  for slot in slots:
+    if slot.key in section:
+      arguments |= components.given_fields(config, slot)
+  if "seed" in inspect.signature(load).parameters:
+    arguments["seed"] = section.seed
   try:
-    data = load(**arguments)
+    data: FederatedDataset = load(**arguments)
     if section.server_clients is not None:
       data = with_server_data(data, section.server_clients, section.seed)
     if section.random_label_clients is not None:
@@ -104,7 +98,7 @@ def _preprocessed(
 
 def naming_data(config: ConfigDict, error: Exception) -> str:
   """The error's text; the data set's name first, if the text names nothing."""
-  text, path = str(error), config.data.path
+  text, path = str(error), config.data.get("path")
   if text.startswith("data.") or (path and str(path) in text):
     return text
   where = f", data.path={path!r}" if path else ""

@@ -7,14 +7,12 @@ before anything is compiled, placed on a device or written.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
-import inspect
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from fedjax_sim import sampling, transforms
+from fedjax_sim import sampling
 from fedjax_sim.config.build.algorithm import build_algorithm
 from fedjax_sim.config.build.data import build_data, naming_data
 from fedjax_sim.config.build.privacy import (
@@ -24,15 +22,16 @@ from fedjax_sim.config.build.privacy import (
   local_guarantee,
   secure_noise,
 )
-from fedjax_sim.config.build.sections import WORK_FIELDS, given_fields
 from fedjax_sim.config.build.server import (
   build_aggregator,
   build_sampler,
   build_schedules,
+  build_transforms,
 )
 from fedjax_sim.config.build.task import build_task
 from fedjax_sim.config.build.timetable import Timetable
-from fedjax_sim.config.fields import check_fields, fields_of
+from fedjax_sim.config.complete import complete, reference_fields
+from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import references, validate
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalWork
@@ -49,6 +48,7 @@ class Experiment:
   Attributes:
     simulator: what runs.
     schedule: when it does what.
+    config: complete.
     sources: `references.sources` of the config.
     local_guarantee: what local privacy guarantees; "" without any.
     secure_noise: what the noise of secure aggregation does; "" without any.
@@ -58,6 +58,7 @@ class Experiment:
 
   simulator: Simulator
   timetable: Timetable
+  config: ConfigDict
   sources: Mapping[str, str]
   local_guarantee: str
   secure_noise: str
@@ -71,13 +72,16 @@ class Experiment:
 
 
 def build(config: ConfigDict) -> Experiment:
-  """The experiment that a config describes; checks all of it.
+  """Return the experiment that a config describes; check all of it.
+
+  Args:
+    config: what a config file returns.
 
   Raises:
     TypeError, ValueError, OSError, ImportError: what the message says, with
       the field.
   """
-  check_fields(config)
+  config = complete(config)
   client, server, runtime = config.client, config.server, config.runtime
   if runtime.residency == "disk" and config.data.name == "store":
     residencies.check_on_disk(config.data)
@@ -103,7 +107,11 @@ def build(config: ConfigDict) -> Experiment:
       ) from error
   validate.real("runtime.peer_timeout", runtime.peer_timeout, least=5)
   validate.real("runtime.start_timeout", runtime.start_timeout, above=0)
-  work = LocalWork(**{name: client[name] for name in WORK_FIELDS})
+  work = LocalWork(
+    **{
+      field.name: client[field.name] for field in dataclasses.fields(LocalWork)
+    }
+  )
   at_once = runtime.rounds_per_dispatch
   speed = Runtime(
     lanes=runtime.lanes,
@@ -115,21 +123,16 @@ def build(config: ConfigDict) -> Experiment:
     most_rounds=min(MOST_ROUNDS, timetable.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,
   )
-  sampler = build_sampler(config)
-  chain = {k: given_fields(v) for k, v in config.transforms.items()}
-  chain = {name: arguments for name, arguments in chain.items() if arguments}
-
   data = build_data(config)
   task = build_task(config, data)
   algorithm = build_algorithm(config, task)
   clients = data.train.num_clients, server.clients_per_round
-  if "sizes" in inspect.signature(sampler).parameters:  # a user's own
-    sampler = functools.partial(sampler, sizes=data.train.sizes)
-  fields = dict(fields_of(config))
-  size = (1, 1) if algorithm.pooled else clients
-  draw = sampling.uniform if algorithm.pooled else sampler
+  sampler = build_sampler(config, data.train.sizes)
+  fields = reference_fields(config)
+  size = (1, 1) if algorithm.requirements.pools_data else clients
+  draw = sampling.uniform if algorithm.requirements.pools_data else sampler
   try:
-    with references.named(fields):
+    with references.named(fields, dict(fields_of(config))):
       drawn = draw(*size)
       check_promise(config, draw, drawn, size)
       algorithm, budget = build_privacy(config, algorithm, drawn, size[0])
@@ -140,7 +143,7 @@ def build(config: ConfigDict) -> Experiment:
         sampler=drawn,
         work=work,
         aggregator=build_aggregator(config, drawn, data),
-        transforms=transforms.from_config(chain),
+        transforms=build_transforms(config),
         seed=config.seed,
         noise_seed=config.privacy.noise_seed,
         runtime=speed,
@@ -155,7 +158,7 @@ def build(config: ConfigDict) -> Experiment:
   except DataError as error:
     raise ValueError(naming_data(config, error)) from error
   except ModelError as error:
-    model = [f"model.{k}={v!r}" for k, v in given_fields(config.model).items()]
+    model = [f"model.{k}={v!r}" for k, v in config.model.items() if v]
     raise ValueError(
       f"{', '.join(model)}: {naming_data(config, error)}"
     ) from error
@@ -166,7 +169,7 @@ def build(config: ConfigDict) -> Experiment:
       f" privacy.noise_multiplier={config.privacy.noise_multiplier}; raise one"
       " of them."
     )
-  private = simulator.algorithm.release is not None
+  private = simulator.algorithm.privacy is not None
   if is_locally_private(config, simulator.num_clients):
     check_unwatched(simulator.best_metric, simulator.react.schedules)
     private = True
@@ -176,6 +179,7 @@ def build(config: ConfigDict) -> Experiment:
   return Experiment(
     simulator=simulator,
     timetable=timetable,
+    config=config,
     sources=sources,
     local_guarantee=local_guarantee(config, drawn, parameters),
     secure_noise=secure_noise(config, drawn, parameters),

@@ -10,34 +10,29 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fedjax_sim.config.defaults import default_config
+from fedjax_sim.config import components
+from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import Algorithm, Sampler, validate
 from fedjax_sim.privacy import accounting, local
 from fedjax_sim.privacy.accounting import calibration, composition
 from fedjax_sim.privacy.central import Central, central, factorization, guard
 from fedjax_sim.privacy.central.canaries import Canaries
-from fedjax_sim.privacy.local import Randomizer, registry
+from fedjax_sim.privacy.local import Randomizer
 from fedjax_sim.privacy.secure import distributed_gaussian
+from fedjax_sim.privacy.secure.aggregators import SECURE
 from fedjax_sim.simulation.simulator import Simulator
 
-MECHANISMS = {
-  "gaussian": "independent Gaussian noise",
-  "laplace": "independent Laplace noise; the clipping norm is L1",
-  "discrete_gaussian": "Gaussian noise on whole numbers, to the last bit",
-  "banded": "Gaussian noise, correlated over privacy.bands rounds",
-  "blt": "Gaussian noise, correlated over all rounds; buffered Toeplitz",
-}
-_OF = {"bands": "banded", "buffers": "blt"}  # field -> the one that takes it
+_CORRELATED = ("banded", "blt")
 _CENTRAL = (
   "clip_norm",
   "per_layer",
   "denominator",
   "max_weight",
-  "noised_weight",
+  "noise_weights",
   "statistics_norm",
   "quantile",
   "quantile_rate",
-  "share",
+  "extras_fraction",
 )
 
 
@@ -59,51 +54,26 @@ def build_privacy(
     TypeError, ValueError: names the field.
     ImportError: the extra `privacy` is not installed.
   """
-  known = [f"privacy.{field}" for field in default_config().privacy]
-  for field in config.privacy:
-    validate.known("config: field", f"privacy.{field}", known)
-  given = {k: v for k, v in config.privacy.items() if v is not None}
-  name = given.pop("mechanism", None)
-  _check_noise_seed(config, name, given.pop("noise_seed", None))
+  _check_noise_seed(config)
+  name = config.privacy.mechanism
   if name is None:
-    for field, value in given.items():
-      raise ValueError(
-        f"privacy.{field}={value!r}: there is no privacy; set"
-        " privacy.mechanism, or unset it by"
-        f" --config.privacy.{field}=None."
-      )
     return algorithm, None
-  validate.known("privacy.mechanism", name, MECHANISMS)
+  (slot,) = components.slots_of("privacy")
+  given = components.given_fields(config, slot)
   other = config.local_privacy.mechanism
   if other is not None:
     raise ValueError(
       f"privacy.mechanism={name!r} trusts the server with clients' updates, and"
       f" local_privacy.mechanism={other!r} does not; unset one of them."
     )
-  for field, owner in _OF.items():
-    if field in given and owner != name:
-      raise ValueError(
-        f"privacy.{field}={given[field]} is of privacy.mechanism={owner!r},"
-        f" and it is {name!r}; unset one of them."
-      )
-  for field in ("clip_norm", "delta"):
-    if field not in given:
-      raise ValueError(
-        f"privacy.mechanism={name!r} needs privacy.{field};"
-        + (
-          " without clipping, a client may change the sum by any amount."
-          if field == "clip_norm"
-          else f" take one well below 1 over the {num_clients} clients."
-        )
-      )
   if "noise_multiplier" not in given and "target_epsilon" not in given:
     raise ValueError(
       f"privacy.mechanism={name!r} needs privacy.noise_multiplier, or"
       " privacy.target_epsilon, to which the noise is fitted."
     )
   _check_effect(given)
-  weighting = config.algorithm.weighting
-  if weighting not in (None, "uniform") and "max_weight" not in given:
+  weighting = config.algorithm.get("weighting", "uniform")
+  if weighting != "uniform" and "max_weight" not in given:
     raise ValueError(
       f"algorithm.weighting={weighting!r}: weights depend on clients' data; set"
       " privacy.max_weight to bound them, or let all clients weigh the same by"
@@ -119,23 +89,27 @@ def build_privacy(
   part = sampler.participation
   if name == "discrete_gaussian" and part is not None and part.population:
     raise ValueError(
-      f"server.sampling_population={part.population} hides how many clients"
+      f"sampler.population={part.population} hides how many clients"
       " there are, and the whole numbers of"
       " privacy.mechanism='discrete_gaussian' are as fine as their number"
       " allows; unset it, or take 'gaussian'."
     )
-  settings = Central(
-    noise="gaussian" if name in _OF.values() else name,
-    most_clients=sampler.sizes[-1] if name == "discrete_gaussian" else None,
-    noise_multiplier=given.get("noise_multiplier", 1.0),
-    strategy=_strategy(config, name, given, sampler, simulated),
-    simulated=simulated,
-    canaries=_canaries(given, sampler),
-    **{
-      "denominator": _denominator(config, sampler),
-      **_some(given, *_CENTRAL),
-    },
-  )
+  try:
+    settings = Central(
+      noise="gaussian" if name in _CORRELATED else name,
+      most_clients=sampler.sizes[-1] if name == "discrete_gaussian" else None,
+      noise_multiplier=given.get("noise_multiplier", 1.0),
+      strategy=_strategy(config, name, given, sampler, simulated),
+      simulated=simulated,
+      canaries=_canaries(given, sampler),
+      **{
+        "denominator": _denominator(config, sampler),
+        **_some(given, *_CENTRAL),
+      },
+    )
+  except (TypeError, ValueError) as error:
+    text = components.in_section(slot, name, str(error))
+    raise type(error)(text) from error
   if "noise_multiplier" not in given:
     counted = guard.ledger(settings.release, sampler, budget, num_clients)
     fitted = calibration.calibrate(
@@ -150,31 +124,19 @@ def build_privacy(
   return central(algorithm, settings), budget
 
 
-def _check_noise_seed(
-  config: ConfigDict, mechanism: str | None, seed: int | None
-) -> None:
-  """Refuses a seed of noise that nobody draws."""
+def _check_noise_seed(config: ConfigDict) -> None:
+  """Refuse a seed of noise that nobody draws."""
+  seed = config.privacy.noise_seed
   if seed is None:
     return
   validate.whole("privacy.noise_seed", seed, least=0, most=2**32 - 1)
-  others = config.local_privacy.mechanism, config.secure.noise_multiplier
-  if not any([mechanism, *others]):
+  others = config.privacy.mechanism, config.local_privacy.mechanism
+  if not any([*others, config.aggregator.get("noise_multiplier")]):
     raise ValueError(
       f"privacy.noise_seed={seed}: there is no noise; set privacy.mechanism,"
-      " local_privacy.mechanism or secure.noise_multiplier, or unset it by"
+      " local_privacy.mechanism or aggregator.noise_multiplier, or unset it by"
       " --config.privacy.noise_seed=None."
     )
-
-
-_DRAWS = (  # of `server`: what, with the seed, decides who takes part
-  "sampling",
-  "clients_per_round",
-  "least_clients_per_round",
-  "sampling_groups",
-  "sampling_population",
-  "trace",
-  "round_seconds",
-)
 
 
 def account(
@@ -192,7 +154,8 @@ def account(
   """
   if simulator.account.ledger is None:
     return None
-  draws = {field: config.server[field] for field in _DRAWS}
+  draws = dict(fields_of(config.sampler, "sampler."))
+  draws["server.clients_per_round"] = config.server.clients_per_round
   part = simulator.sampler.participation
   clients = (part and part.population) or simulator.num_clients
   draws |= {"seed": simulator.seed, "clients": clients}
@@ -221,10 +184,11 @@ def check_promise(
   promised = sampler.participation
   if promised is None or config.privacy.mechanism is None:
     return
-  name = config.server.sampling
-  if "sizes" in inspect.signature(draw).parameters:
+  name = config.sampler.name
+  (slot,) = components.slots_of("sampler")
+  if "sizes" in inspect.signature(slot.factory(name)).parameters:
     raise ValueError(
-      f"server.sampling={name!r} is told how many examples clients have, on"
+      f"sampler.name={name!r} is told how many examples clients have, on"
       " which no privacy accountant can count; leave its argument 'sizes' out,"
       " or let Sampler.participation be None."
     )
@@ -233,7 +197,7 @@ def check_promise(
     more = draw(clients + 1, wanted).participation
     if more != promised:
       raise ValueError(
-        f"server.sampling={name!r}: Sampler.participation promises a rate that"
+        f"sampler.name={name!r}: Sampler.participation promises a rate that"
         f" was chosen in advance, for population={promised.population}; of"
         f" {clients} clients it is {promised}, of one more {more}. Let it not"
         " depend on their number, or leave population None."
@@ -253,10 +217,10 @@ def _denominator(config: ConfigDict, sampler: Sampler) -> float:
 
 def _check_effect(given: dict[str, Any]) -> None:
   """Refuses fields that do nothing without another."""
-  extras = ("quantile", "noised_weight", "statistics_norm")
+  extras = ("quantile", "noise_weights", "statistics_norm")
   for field, needed in (
     ("quantile_rate", ("quantile",)),
-    ("share", extras),
+    ("extras_fraction", extras),
   ):
     if field in given and not any(given.get(name) for name in needed):
       others = " or ".join(f"privacy.{name}" for name in needed)
@@ -272,6 +236,19 @@ def _check_effect(given: dict[str, Any]) -> None:
     )
 
 
+def build_randomizer(config: ConfigDict) -> Randomizer | None:
+  """Return the mechanism of local privacy; None: there is none.
+
+  Args:
+    config: complete.
+  """
+  if config.local_privacy.mechanism is None:
+    return None
+  (slot,) = components.slots_of("local_privacy")
+  made: Randomizer = components.make(config, slot)
+  return made
+
+
 def check_local_weights(config: ConfigDict, randomizer: Randomizer) -> None:
   """Refuses weights that are asked for and that a randomizer makes 1.
 
@@ -282,8 +259,8 @@ def check_local_weights(config: ConfigDict, randomizer: Randomizer) -> None:
   Raises:
     ValueError: names the field.
   """
-  weighting = config.algorithm.weighting
-  if weighting not in (None, "uniform") and not randomizer.weighs:
+  weighting = config.algorithm.get("weighting", "uniform")
+  if weighting != "uniform" and not randomizer.weighs:
     raise ValueError(
       f"algorithm.weighting={weighting!r}: with"
       f" local_privacy.mechanism={randomizer.name!r} every client weighs 1;"
@@ -303,7 +280,7 @@ def local_guarantee(config: ConfigDict, sampler: Sampler, numbers: int) -> str:
   Raises:
     ValueError: with so many reports no epsilon holds at its delta.
   """
-  randomizer = registry.from_config(config.local_privacy)
+  randomizer = build_randomizer(config)
   if randomizer is None:
     return ""
   part = sampler.participation
@@ -327,7 +304,7 @@ def is_locally_private(config: ConfigDict, num_clients: int) -> bool:
     ValueError: with a delta of 1 over the number of clients, or more, by which
       clients may give themselves away.
   """
-  randomizer = registry.from_config(config.local_privacy)
+  randomizer = build_randomizer(config)
   if randomizer is None or math.isinf(local.guarantee(randomizer)[0]):
     return False
   if randomizer.delta:
@@ -346,12 +323,11 @@ def secure_noise(config: ConfigDict, sampler: Sampler, dimension: int) -> str:
     sampler: who takes part.
     dimension: how many numbers an update has.
   """
-  secure = config.secure
-  if secure.noise_multiplier is None:
+  secure = config.aggregator
+  if secure.name not in SECURE or secure.noise_multiplier is None:
     return ""
-  bits = {} if secure.bits is None else {"bits": secure.bits}
   grid = distributed_gaussian.grid(
-    sampler.sizes[-1], secure.noise_multiplier, **bits
+    sampler.sizes[-1], secure.noise_multiplier, bits=secure.bits
   )
   return distributed_gaussian.sentence(grid, dimension, bool(secure.dropout))
 
@@ -382,9 +358,10 @@ def _simulated(
     return None
   least = config.server.clients_per_round
   validate.whole("privacy.noise_cohort_size", cohort)
-  if config.server.sampling_population is not None:
+  population = config.sampler.get("population")
+  if population is not None:
     raise ValueError(
-      f"server.sampling_population={config.server.sampling_population} is of"
+      f"sampler.population={population} is of"
       f" the cohort that is trained, and privacy.noise_cohort_size={cohort}"
       " tells the epsilon of another; unset one of them."
     )
@@ -417,7 +394,7 @@ def _strategy(
     if "bands" not in given:
       raise ValueError(
         "privacy.mechanism='banded' needs privacy.bands: over how many rounds"
-        " noise is correlated, at most the period of server.sampling."
+        " noise is correlated, at most the period of sampler.name."
       )
     return factorization.banded(rounds, given["bands"])
   if name == "blt":
@@ -425,7 +402,7 @@ def _strategy(
     if part is None or part.rate < 1:
       raise ValueError(
         "privacy.mechanism='blt' needs rounds between two participations of a"
-        " client; set server.sampling='cyclic'."
+        " client; set sampler.name='cyclic'."
       )
     part = guard.simulated_participation(part, simulated)
     return factorization.blt(rounds, part.period, **_some(given, "buffers"))

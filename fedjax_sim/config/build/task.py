@@ -8,27 +8,24 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fedjax_sim import tasks
-from fedjax_sim.config.build.sections import given_fields
+from fedjax_sim.config import components
 from fedjax_sim.core import Task, references, validate
 from fedjax_sim.data import FederatedDataset
-from fedjax_sim.models import MODELS
 from fedjax_sim.tasks.freezing import with_frozen
 from fedjax_sim.tasks.metrics import with_metrics
 from fedjax_sim.tasks.scheduled_sampling import with_scheduled_sampling
 
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
-_TASKS = (  # of any model
-  "frozen",
-  "scheduled_sampling",
-  "schedule",
-  "metrics",
-)
 
 
 def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
-  """The model's task, in the precision that the config asks for."""
+  """Return the model's task, in the precision that the config asks for.
+
+  Args:
+    config: complete.
+    data: what it is trained on.
+  """
   section = config.model
-  make = references.lookup("model.name", section.name, MODELS, Task)
   own = references.is_reference(section.name)  # it may be no classifier
   if not data.num_classes and not own:
     raise ValueError(
@@ -37,11 +34,10 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
       " numbers, or data.num_classes is 0. Give integer labels from 0, and"
       " leave data.num_classes out."
     )
-  arguments = given_fields(section, "name", *_TASKS)
-  fixed = ("example_shape", "num_classes")
-  owner = f"model.name={section.name!r}"
-  validate.arguments(owner, arguments, make, hidden=fixed, section="model")
-  task = make(data.example_shape, data.num_classes, **arguments)
+  (slot,) = components.slots_of("model")
+  task: Task = components.make(
+    config, slot, data.example_shape, data.num_classes
+  )
   if section.scheduled_sampling is not None:
     task = with_scheduled_sampling(task, section.scheduled_sampling)
   if section.frozen is not None:

@@ -53,11 +53,15 @@ def load_cifar10(
   Fields: x, (32, 32, 3), uint8; y, (), uint8.
 
   Args:
-    path: the folder that holds `cifar10/`; see `locate`.
+    path: the folder that holds `cifar10/`; relative to
+      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
     num_clients: how many clients, unseen ones included.
-    partition: a name of `PARTITIONERS`.
-    heldout_fraction: see `make_dataset`.
-    unseen_clients: see `make_dataset`.
+    partition: how examples are dealt to clients: a name of `PARTITIONERS`, or
+      a reference.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: of each client.
     seed: of partition and splits.
     **options: of the partitioner, such as `alpha`.

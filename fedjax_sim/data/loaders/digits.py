@@ -39,9 +39,12 @@ def load_digits(
   Args:
     path: not used; the data comes with scikit-learn.
     num_clients: how many clients, unseen ones included.
-    partition: a name of `PARTITIONERS`.
-    heldout_fraction: see `make_dataset`.
-    unseen_clients: see `make_dataset`.
+    partition: how examples are dealt to clients: a name of `PARTITIONERS`, or
+      a reference.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: of each client.
     seed: of test set, partition and splits.
     **options: of the partitioner, such as `alpha`.

@@ -36,9 +36,12 @@ def load_ecg(
   Fields: x, (187, 1), uint8; y, (), int8.
 
   Args:
-    path: the folder that holds `ecg_mitbih/`; see `locate`.
-    heldout_fraction: see `make_dataset`.
-    unseen_clients: see `make_dataset`.
+    path: the folder that holds `ecg_mitbih/`; relative to
+      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: records with fewer beats are left out.
     seed: of the splits.
 

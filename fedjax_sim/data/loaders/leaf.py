@@ -54,7 +54,8 @@ def load_leaf_json(
   examples.
 
   Args:
-    path: the file, `.json` or `.json.gz`, or the folder; see `locate`.
+    path: the file, `.json` or `.json.gz`, or the folder; relative to
+      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
     num_classes: None: the largest whole label + 1, or 0 if labels are no whole
       numbers; 0: labels are no classes. For labels that are characters there is
       no choice.
@@ -62,8 +63,10 @@ def load_leaf_json(
       as int32.
     sequence_length: characters of an example, of text; None: 80.
     vocabulary: all characters, of text; None: those that there are, sorted.
-    heldout_fraction: see `make_dataset`.
-    unseen_clients: see `make_dataset`.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: users with fewer are left out.
     seed: of the splits.
 

@@ -43,11 +43,15 @@ def load_mnist(
   Fields: x, (28, 28, 1), uint8; y, (), uint8.
 
   Args:
-    path: the folder that holds `mnist/`; see `locate`.
+    path: the folder that holds `mnist/`; relative to
+      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
     num_clients: how many clients, unseen ones included.
-    partition: a name of `PARTITIONERS`.
-    heldout_fraction: see `make_dataset`.
-    unseen_clients: see `make_dataset`.
+    partition: how examples are dealt to clients: a name of `PARTITIONERS`, or
+      a reference.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: of each client.
     seed: of partition and splits.
     **options: of the partitioner, such as `alpha`.
@@ -97,10 +101,13 @@ def load_mnist_power_law(
   Fields: as `load_mnist`.
 
   Args:
-    path: the folder that holds `mnist/`; see `locate`.
+    path: the folder that holds `mnist/`; relative to
+      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
     num_clients: a multiple of 10, unseen ones included.
-    heldout_fraction: see `make_dataset`.
-    unseen_clients: see `make_dataset`.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: clients with fewer are left out.
     seed: of sizes, examples and splits.
 
@@ -146,8 +153,10 @@ def load_mnist_writers(
   Fields: as `load_mnist`. Clients are named by the writer's number.
 
   Args:
-    path: the folder that holds `mnist/` and `mnist_writers/`; see `locate`.
-    heldout_fraction: see `make_dataset`.
+    path: the folder that holds `mnist/` and `mnist_writers/`; relative to
+      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
     min_examples: writers with fewer are left out.
     seed: of the split.
 

@@ -38,11 +38,14 @@ def load_npz(
   """Clients, named and sorted by the file's `client`.
 
   Args:
-    path: the file; see `locate`.
+    path: the file; relative to
+      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
     num_classes: None: the largest integer label + 1, or 0 if `y` is no
       integer; 0: `y` is no class.
-    heldout_fraction: see `make_dataset`.
-    unseen_clients: see `make_dataset`.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: clients with fewer are left out.
     seed: of the splits.
 

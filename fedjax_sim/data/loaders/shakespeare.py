@@ -39,14 +39,16 @@ def load_shakespeare(
   none, which is no label to learn. Classes are the characters and 0.
 
   Args:
-    path: the folder that holds `tinyshakespeare/`; see `locate`.
+    path: the folder that holds `tinyshakespeare/`; relative to
+      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
     sequence_length: characters of an example.
     vocabulary: all characters; the first has id 1. None: those of all roles
       that are kept, sorted.
     min_characters: roles with fewer are left out, and those with fewer than
       two in any case, as the next one is predicted.
     heldout_fraction: see `make_dataset`; of each role's sequences.
-    unseen_clients: see `make_dataset`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: roles with fewer sequences are left out.
     seed: of the splits.
 

@@ -57,8 +57,10 @@ def load_synthetic(
     alpha: >= 0; None is 1.
     beta: >= 0; None is 1.
     iid: one model and one distribution of inputs for all clients.
-    heldout_fraction: see `make_dataset`.
-    unseen_clients: see `make_dataset`.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: clients with fewer are left out.
     seed: of data and splits.
 

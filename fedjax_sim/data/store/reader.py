@@ -129,7 +129,8 @@ def load_store(
   Splits that are made here copy the examples into memory.
 
   Args:
-    path: the store's folder; see `locate`.
+    path: the store's folder; relative to
+      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
     heldout_fraction: see `make_dataset`; not where the store has a split of
       train's clients.
     unseen_clients: see `make_dataset`; not where the store has "unseen".

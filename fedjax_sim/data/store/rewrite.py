@@ -134,8 +134,10 @@ def partition_store(
     name: of `PARTITIONERS`, by which the examples, all in one, are dealt to
       clients; None: the clients stay.
     num_clients: how many clients, with a partitioner.
-    heldout_fraction: see `make_dataset`.
-    unseen_clients: see `make_dataset`.
+    heldout_fraction: the fraction of each training client's examples that is
+      held out, for the metrics `seen/...`.
+    unseen_clients: clients that never train, for the metrics `unseen/...`: a
+      number, a fraction below 1, or names.
     min_examples: see `make_dataset`.
     seed: of all draws.
     vocabulary: see `StoreWriter`.

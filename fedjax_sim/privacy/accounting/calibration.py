@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from fedjax_sim.core import Participation, Release, validate
+from fedjax_sim.core import Participation, PrivacySpec, validate
 from fedjax_sim.privacy import library
 from fedjax_sim.privacy.accounting.accountants import LEAST_MULTIPLIER
 from fedjax_sim.privacy.accounting.ledger import Ledger, usual_accountant
@@ -19,13 +19,13 @@ _PRECISION = 1e-4  # of a multiplier's logarithm
 
 
 def calibrate(
-  release: Release,
+  release: PrivacySpec,
   participation: Participation,
   rounds: int,
   delta: float,
   epsilon: float,
   accountant: str | None = None,
-) -> Release:
+) -> PrivacySpec:
   """The release with the least noise that keeps within epsilon.
 
   Args:
@@ -80,7 +80,7 @@ def calibrate(
 
 
 def calibrate_cohort(
-  release: Release,
+  release: PrivacySpec,
   participation: Callable[[int], Participation],
   population: int,
   rounds: int,

@@ -1,8 +1,8 @@
 """What a private run has spent: epsilon after any number of rounds.
 
-A `Ledger` puts together what an algorithm releases (`core.Release`) and what a
-sampler promises (`sampling.Participation`), and says which two federations it
-cannot tell apart:
+A `Ledger` puts together what an algorithm releases (`core.PrivacySpec`) and
+what a sampler promises (`sampling.Participation`), and says which two
+federations it cannot tell apart:
 
 - `zero-out`: one client sends nothing instead of its contributions; how many
   clients there are is public. Of samplers that draw everybody by itself, with a
@@ -21,7 +21,7 @@ import dataclasses
 import math
 from typing import Any
 
-from fedjax_sim.core import Participation, Release, validate
+from fedjax_sim.core import Participation, PrivacySpec, validate
 from fedjax_sim.privacy import draws
 from fedjax_sim.privacy.accounting import accountants
 from fedjax_sim.privacy.accounting.accountants import ACCOUNTANTS, Step
@@ -60,14 +60,14 @@ class Ledger:
       cannot do this noise or this sampling.
   """
 
-  release: Release
+  release: PrivacySpec
   participation: Participation
   delta: float
   accountant: str = "pld"
 
   def __post_init__(self) -> None:
     release, participation = self.release, self.participation
-    validate.instance("release", release, Release, "Algorithm.release")
+    validate.instance("release", release, PrivacySpec, "Algorithm.privacy")
     validate.instance(
       "participation", participation, Participation, "Sampler.participation"
     )
@@ -230,7 +230,7 @@ class Ledger:
     if step.multiplier < accountants.LEAST_MULTIPLIER:
       return 0.0  # no epsilon is told
     if step.noise == "discrete_gaussian":
-      return 0.0  # its ends are part of `Release.distance`
+      return 0.0  # its ends are part of `PrivacySpec.distance`
     together = 1 if self.release.sensitivity is None else rounds
     bound = (
       draws.laplace_exposure

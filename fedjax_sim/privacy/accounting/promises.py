@@ -337,7 +337,7 @@ def _check_repeats(sampler: Sampler, seed: int, round_: int) -> None:
   one, other = (np.asarray(sampler.sample(seed, round_)) for _ in range(2))
   if not np.array_equal(one, other):
     raise ValueError(
-      f"server.sampling: round {round_ + 1} of seed {seed} is another one when"
+      f"sampler.name: round {round_ + 1} of seed {seed} is another one when"
       " it is drawn again; let Sampler.sample follow from seed and round alone."
     )
 
@@ -349,7 +349,7 @@ def _refuse(promised: Participation, found: str) -> NoReturn:
     if value is not None
   )
   raise ValueError(
-    f"server.sampling: Sampler.participation promises {told}, but {found};"
+    f"sampler.name: Sampler.participation promises {told}, but {found};"
     " promise what is drawn, or None, for which no epsilon is told."
   )
 

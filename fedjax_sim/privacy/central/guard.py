@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from fedjax_sim.core import (
   HParams,
   Participation,
+  PrivacySpec,
   PyTree,
-  Release,
   Sampler,
   Transform,
   validate,
@@ -79,7 +79,7 @@ def counted(rounds: int, last: int | None) -> int:
 
 
 def ledger(
-  release: Release, sampler: Sampler, budget: Budget, num_clients: int
+  release: PrivacySpec, sampler: Sampler, budget: Budget, num_clients: int
 ) -> accounting.Ledger:
   """What counts the run's epsilon.
 
@@ -96,11 +96,11 @@ def ledger(
   participation = sampler.participation
   if participation is None:
     raise ValueError(
-      "server.sampling promises nothing of how often a client takes part, so"
+      "sampler.name promises nothing of how often a client takes part, so"
       " no epsilon holds; take 'poisson' or 'uniform' with"
-      " server.least_clients_per_round=None, or give Sampler.participation."
+      " sampler.min_clients=None, or give Sampler.participation."
     )
-  rate = "server.sampling: Sampler.participation.rate"
+  rate = "sampler.name: Sampler.participation.rate"
   validate.real(rate, participation.rate, above=0, most=1)
   if release.simulated is not None:
     participation = simulated_participation(participation, release.simulated)
@@ -173,7 +173,7 @@ def simulated_participation(
       f"privacy.noise_cohort_size={cohort:g} of"
       f" privacy.population={population:g}, where everybody takes part in every"
       " round: that does not say how so many would be drawn, or take turns;"
-      " lower server.clients_per_round, or take server.sampling='poisson'."
+      " lower server.clients_per_round, or take sampler.name='poisson'."
     )
   if period * cohort > population * (1 + 1e-9):
     raise ValueError(
@@ -189,7 +189,7 @@ def check(
   transforms: Sequence[Transform],
   params: PyTree,
   scheduled: Iterable[str],
-  release: Release,
+  release: PrivacySpec,
   fall_back: bool,
 ) -> None:
   """Refuses what would let more than the noisy sums into the model.
@@ -238,7 +238,8 @@ def _learns(transform: Transform, params: PyTree) -> bool:
   shared = jax.eval_shape(transform.init, params, numbers)
   own = jax.eval_shape(transform.client_init, params, numbers)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  _, _, aux = jax.eval_shape(transform.apply, params, shared, own, numbers, key)
+  given = params, shared, own, numbers, key
+  aux = jax.eval_shape(transform.apply, *given).aux
   traced = jax.make_jaxpr(transform.update)(shared, aux, numbers).jaxpr
   first, count = len(jax.tree.leaves(shared)), len(jax.tree.leaves(aux))
   tainted = set(map(id, traced.invars[first : first + count]))
@@ -265,12 +266,14 @@ def check_watched(watched: Mapping[str, str | None]) -> None:
       )
 
 
-def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
+def check_noise(
+  release: PrivacySpec, hparams: HParams, sampler: Sampler
+) -> None:
   """Refuses noise other than what is told to the accountant.
 
   Args:
     release: of the algorithm.
-    hparams: of the run.
+    hparams: of the algorithm.
     sampler: who takes part.
 
   Raises:
@@ -282,7 +285,7 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
     release.multiplier,
   ):
     raise ValueError(
-      f"hparams['privacy']['noise_multiplier']={drawn} is not the"
+      f"hparams['algorithm']['privacy']['noise_multiplier']={drawn} is not the"
       f" {release.multiplier} that the algorithm tells accountants; wrap it"
       " again, with this one."
     )
@@ -291,14 +294,14 @@ def check_noise(release: Release, hparams: HParams, sampler: Sampler) -> None:
   if most is not None and sampler.sizes[-1] > most:
     raise ValueError(
       f"Central.most_clients={most} is below the {sampler.sizes[-1]} clients"
-      " that server.sampling may draw, whose sum could overflow; give as many."
+      " that sampler.name may draw, whose sum could overflow; give as many."
     )
   scale = float(numbers.get("noise_scale", 1.0))
   if release.simulated is None:
     if scale != 1:
       raise ValueError(
-        f"hparams['privacy']['noise_scale']={scale} is of a simulated cohort,"
-        " and there is none; leave it at 1."
+        f"hparams['algorithm']['privacy']['noise_scale']={scale} is of a"
+        " simulated cohort, and there is none; leave it at 1."
       )
     return
   cohort, _ = release.simulated
@@ -331,7 +334,7 @@ def _check_denominator(denominator: float | None, sampler: Sampler) -> None:
   if math.isclose(denominator, there) and not math.isclose(denominator, chosen):
     raise ValueError(
       f"privacy.denominator={denominator:g} is the mean cohort of the clients"
-      f" that there are, whose number server.sampling_population="
+      f" that there are, whose number sampler.population="
       f"{part.population} keeps private; give one chosen in advance, such as"
       f" {chosen:g}."
     )
@@ -351,6 +354,6 @@ def check_numbers(given: HParams, counted: HParams) -> None:
     one, other = given["privacy"][name], counted["privacy"][name]
     if float(one) != float(other):
       raise ValueError(
-        f"hparams['privacy'][{name!r}]={one} is not {other}, which the"
-        " accountant counts on; wrap the algorithm again, with this one."
+        f"hparams['algorithm']['privacy'][{name!r}]={one} is not {other}, which"
+        " the accountant counts on; wrap the algorithm again, with this one."
       )

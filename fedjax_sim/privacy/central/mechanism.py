@@ -14,6 +14,7 @@ Contributions and noise may be whole numbers (`integers`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -43,7 +44,7 @@ from fedjax_sim.privacy.central.contribution import (
 from fedjax_sim.privacy.central.integers import size
 from fedjax_sim.privacy.central.settings import Central
 from fedjax_sim.training.seal import sealed
-from fedjax_sim.training.wrappers import around, inside
+from fedjax_sim.training.wrappers import wrap_algorithm
 
 LEAST_FACTOR = 1e-6  # that a quantile may multiply the clipping norm by
 _TAG = 0x6E6F6973  # of the key: no number that an algorithm would fold in
@@ -106,8 +107,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
   if settings.grid is not None:
     distance = settings.grid.distance(_dimension(algorithm))
 
-  def init(key: Key, hparams: HParams) -> PrivateState:
-    server = algorithm.init(key, hparams)
+  def init(server: PyTree, key: Key, hparams: HParams) -> PrivateState:
     report = report_shapes(algorithm, server, hparams)
     _check_report(report, settings)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), report.update)
@@ -119,8 +119,10 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       audit=planting.init(settings, own, zeros, report.statistics, hparams),
     )
 
-  def send(client: Client, report: Report) -> Report:
-    report = algorithm.send(inside(algorithm, client), report)
+  def postprocess_report(
+    client: Client, report: Report, inner: Callable[[Report], Report]
+  ) -> Report:
+    report = inner(report)
     sent = contribute(
       settings,
       report.update,
@@ -156,31 +158,30 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
       ),
     )
 
-  def told(state: PrivateState, hparams: HParams) -> dict[str, Array]:
-    shown = algorithm.told(state.server, hparams)
-    norm = clip_norm(hparams, state.clip_factor)
-    return {**shown, "privacy/clip_norm": norm}
+  def state_metrics(state: PrivateState, hparams: HParams) -> dict[str, Array]:
+    return {"privacy/clip_norm": clip_norm(hparams, state.clip_factor)}
 
-  outer = around(
-    algorithm, lambda state, message: Message(message, state.clip_factor)
-  )
-  private = outer._replace(
+  private = wrap_algorithm(
+    algorithm,
     init=init,
-    send=send,
+    message=lambda state, inner: Message(inner, state.clip_factor),
+    postprocess_report=postprocess_report,
     apply=apply,
-    told=told,
-    draws_noise=True,
-    checks_updates=algorithm.send is Algorithm._field_defaults["send"],
-    weighted_mean=True,
-    log_weight=None,
-    hparams={**algorithm.hparams, "privacy": settings.hparams},
+    state_metrics=state_metrics,
+    hparams={"privacy": settings.hparams},
+    requirements=algorithm.requirements._replace(weighted_mean=True),
   )
   canaries, (multiplier, _) = settings.canaries, settings.multipliers()
   audited = canaries and (
     lambda state: canaries.evidence(state.audit, multiplier)
   )
-  release = settings.release._replace(audited=audited, distance=distance)
-  return sealed(private, release)
+  default = Algorithm._field_defaults["postprocess_report"]
+  privacy = settings.release._replace(
+    audited=audited,
+    distance=distance,
+    checks_updates=algorithm.postprocess_report is default,
+  )
+  return sealed(private._replace(draws_noise=True, log_weight=None), privacy)
 
 
 def _with_noise(
@@ -297,19 +298,19 @@ def _nobody(members: Members) -> Members:
 
 def _check(algorithm: Algorithm, settings: Central) -> None:
   """Refuses an algorithm that has to see its clients."""
-  if algorithm.release is not None:
+  if algorithm.privacy is not None:
     raise ValueError("The algorithm is private already; wrap it once.")
   if "stale_probability" in algorithm.hparams:
     raise ValueError(
       "server.stale_probability: a late report can meet its client's next one"
       " in a sum, of which privacy.mechanism does not know; unset one of them."
     )
-  if algorithm.stacked:
+  if algorithm.requirements.all_updates:
     raise ValueError(
       "privacy.mechanism adds noise to a sum of updates, and algorithm.name"
       " wants every client's update by itself; take another one of the two."
     )
-  if algorithm.pooled:
+  if algorithm.requirements.pools_data:
     raise ValueError(
       "privacy.mechanism protects clients, and algorithm.name pools the data"
       " of all; take another one of the two."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from fedjax_sim.core import Release, validate
+from fedjax_sim.core import PrivacySpec, validate
 from fedjax_sim.privacy.accounting import MOST_MULTIPLIER, NOISES
 from fedjax_sim.privacy.central import integers
 from fedjax_sim.privacy.central.canaries import Canaries
@@ -28,12 +28,13 @@ class Central:
     per_layer: clip every parameter array by itself, to equal shares.
     max_weight: larger weights count as this, and this as 1; None: all clients
       count 1, whatever weight they report.
-    noised_weight: divide by the noisy sum of the weights instead, but never by
+    noise_weights: divide by the noisy sum of the weights instead, but never by
       less than 1.
     statistics_norm: clip `Report.statistics` to it and release them, too.
     quantile: let the clipping norm follow this quantile of the norms.
     quantile_rate: how fast.
-    share: of the privacy, that each of weight, statistics and quantile takes.
+    extras_fraction: of the privacy, that each of weight, statistics and
+      quantile takes.
     simulated: (cohort, population) whose noise is simulated: the noise is as
       large, relative to the sum, as `noise_multiplier` would be for that
       cohort. The epsilon is that of a run with such a cohort.
@@ -52,49 +53,49 @@ class Central:
   strategy: Strategy | None = None
   per_layer: bool = False
   max_weight: float | None = None
-  noised_weight: bool = False
+  noise_weights: bool = False
   statistics_norm: float | None = None
   quantile: float | None = None
   quantile_rate: float = 0.2
-  share: float = 0.01
+  extras_fraction: float = 0.01
   simulated: tuple[float, float] | None = None
   canaries: Canaries | None = None
   most_clients: int | None = None
 
   def __post_init__(self) -> None:
-    validate.real("privacy.clip_norm", self.clip_norm, above=0)
+    validate.real("clip_norm", self.clip_norm, above=0)
     validate.real(
-      "privacy.noise_multiplier",
+      "noise_multiplier",
       self.noise_multiplier,
       least=0,
       most=MOST_MULTIPLIER,
     )
-    validate.real("privacy.denominator", self.denominator, above=0)
-    validate.known("privacy.noise", self.noise, NOISES)
-    validate.boolean("privacy.per_layer", self.per_layer)
-    validate.boolean("privacy.noised_weight", self.noised_weight)
+    validate.real("denominator", self.denominator, above=0)
+    validate.known("noise", self.noise, NOISES)
+    validate.boolean("per_layer", self.per_layer)
+    validate.boolean("noise_weights", self.noise_weights)
     for field in ("max_weight", "statistics_norm"):
       if getattr(self, field) is not None:
-        validate.real(f"privacy.{field}", getattr(self, field), above=0)
+        validate.real(field, getattr(self, field), above=0)
     if self.quantile is not None:
-      validate.real("privacy.quantile", self.quantile, above=0)
-      validate.real("privacy.quantile", self.quantile, most=1)
-    validate.real("privacy.quantile_rate", self.quantile_rate, least=0)
-    validate.real("privacy.share", self.share, above=0)
-    if self.num_extras * self.share >= 1:
+      validate.real("quantile", self.quantile, above=0)
+      validate.real("quantile", self.quantile, most=1)
+    validate.real("quantile_rate", self.quantile_rate, least=0)
+    validate.real("extras_fraction", self.extras_fraction, above=0)
+    if self.num_extras * self.extras_fraction >= 1:
       raise ValueError(
-        f"privacy.share={self.share}: {self.num_extras} numbers besides the"
-        " update take all of the privacy; lower it."
+        f"extras_fraction={self.extras_fraction}: {self.num_extras} numbers"
+        " besides the update take all of the privacy; lower it."
       )
-    if self.noised_weight and self.max_weight is None:
+    if self.noise_weights and self.max_weight is None:
       raise ValueError(
-        "privacy.noised_weight=True, but without privacy.max_weight every"
+        "noise_weights=True, but without max_weight every"
         " client weighs 1; set both, or neither."
       )
     if self.quantile is not None and self.per_layer:
       raise ValueError(
-        f"privacy.quantile={self.quantile} follows the norm of the whole"
-        " update; it does not go with privacy.per_layer=True."
+        f"quantile={self.quantile} follows the norm of the whole"
+        " update; it does not go with per_layer=True."
       )
     for field, kind, example in (
       ("strategy", Strategy, "factorization.banded(rounds, bands)"),
@@ -107,14 +108,14 @@ class Central:
     if self.strategy is not None and (self.noise != "gaussian" or self.extras):
       raise ValueError(
         "Correlated noise is Gaussian, and for the update alone:"
-        " privacy.noised_weight, privacy.statistics_norm and privacy.quantile"
+        " noise_weights, statistics_norm and quantile"
         " do not go with it."
       )
     self._check_discrete()
     if self.simulated is not None and self.canaries is not None:
       raise ValueError(
-        "privacy.canaries audit the noise that there is, and"
-        " privacy.noise_cohort_size tells the epsilon of another; unset one of"
+        "canaries audit the noise that there is, and"
+        " noise_cohort_size tells the epsilon of another; unset one of"
         " them."
       )
     if self.simulated is not None:
@@ -124,9 +125,7 @@ class Central:
           " cohort and population."
         )
       cohort, population = self.simulated
-      validate.real(
-        "privacy.noise_cohort_size", cohort, above=0, most=population
-      )
+      validate.real("noise_cohort_size", cohort, above=0, most=population)
 
   def _check_discrete(self) -> None:
     """Refuses what discrete noise cannot do."""
@@ -138,16 +137,16 @@ class Central:
         )
       return
     for field, given in (
-      ("noised_weight", self.noised_weight),
+      ("noise_weights", self.noise_weights),
       ("statistics_norm", self.statistics_norm is not None),
       ("quantile", self.quantile is not None),
       ("noise_cohort_size", self.simulated is not None),
     ):
       if given:
         raise ValueError(
-          f"privacy.mechanism='discrete_gaussian' adds noise to whole numbers,"
+          f"noise='discrete_gaussian' adds noise to whole numbers,"
           f" the clipped updates' alone, and as much as it is made for; unset"
-          f" privacy.{field}, or take 'gaussian'."
+          f" {field}, or take 'gaussian'."
         )
     if self.most_clients is None:
       raise ValueError(
@@ -175,7 +174,7 @@ class Central:
     """What is released besides the update."""
     wanted = {
       "statistics": self.statistics_norm is not None,
-      "weight": self.noised_weight,
+      "weight": self.noise_weights,
       "below": self.quantile is not None,
     }
     return tuple(name for name, there in wanted.items() if there)
@@ -193,14 +192,14 @@ class Central:
     (sum of 1/m_k)^-1.
     """
     power = 1.0 if self.noise == "laplace" else 0.5
-    rest = 1 - self.num_extras * self.share
-    return rest**-power, self.share**-power
+    rest = 1 - self.num_extras * self.extras_fraction
+    return rest**-power, self.extras_fraction**-power
 
   @property
-  def release(self) -> Release:
+  def release(self) -> PrivacySpec:
     """What accountants have to know."""
     strategy = self.strategy
-    return Release(
+    return PrivacySpec(
       noise=self.noise,
       multiplier=self.noise_multiplier,
       sensitivity=strategy and strategy.sensitivity,

@@ -7,7 +7,7 @@ of what the round's clients reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ from fedjax_sim.core import (
   Report,
 )
 from fedjax_sim.training.seal import check_open
-from fedjax_sim.training.wrappers import around, inside
+from fedjax_sim.training.wrappers import wrap_algorithm
 
 HPARAMS = "limits"  # the section of the thresholds
 
@@ -75,15 +75,18 @@ def limited(
   def limits(hparams: HParams, adapted: dict[str, Array]) -> dict[str, Array]:
     return {**hparams[HPARAMS]["thresholds"], **adapted}
 
-  def init(key: Key, hparams: HParams) -> LimitedState:
+  def init(server: PyTree, key: Key, hparams: HParams) -> LimitedState:
+    del key
     first = hparams[HPARAMS]["thresholds"]
     return LimitedState(
-      algorithm.init(key, hparams),
+      server,
       {name: jnp.asarray(first[name], jnp.float32) for name in quantiles},
     )
 
-  def send(client: Client, report: Report) -> Report:
-    report = algorithm.send(inside(algorithm, client), report)
+  def postprocess_report(
+    client: Client, report: Report, inner: Callable[[Report], Report]
+  ) -> Report:
+    report = inner(report)
     out = jnp.zeros((), bool)
     for name, most in limits(client.hparams, client.message.adapted).items():
       out |= report.values[name] > most
@@ -125,22 +128,21 @@ def limited(
       adapted,
     )
 
-  def told(state: LimitedState, hparams: HParams) -> dict[str, Array]:
+  def state_metrics(state: LimitedState, hparams: HParams) -> dict[str, Array]:
     now = limits(hparams, state.adapted)
-    return {
-      **algorithm.told(state.server, hparams),
-      **{f"{name}/threshold": most for name, most in now.items()},
-    }
+    return {f"{name}/threshold": most for name, most in now.items()}
 
-  outer = around(
-    algorithm, lambda state, message: Message(message, state.adapted)
-  )
   numbers = {"thresholds": dict(thresholds), "quantiles": dict(quantiles)}
-  return outer._replace(
+  needs = algorithm.requirements
+  return wrap_algorithm(
+    algorithm,
     init=init,
-    send=send,
+    message=lambda state, inner: Message(inner, state.adapted),
+    postprocess_report=postprocess_report,
     apply=apply,
-    told=told,
-    weighted_mean=algorithm.weighted_mean or not algorithm.stacked,
-    hparams={**algorithm.hparams, HPARAMS: numbers},
+    state_metrics=state_metrics,
+    hparams={HPARAMS: numbers},
+    requirements=needs._replace(
+      weighted_mean=needs.weighted_mean or not needs.all_updates
+    ),
   )

@@ -16,6 +16,8 @@ data, or other attacks.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +45,7 @@ from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.privacy.leakage.words import guessed, words_in
 from fedjax_sim.tasks.freezing import matching
 from fedjax_sim.training.local import metric, zero_metric
+from fedjax_sim.training.wrappers import unwrap_client, wrap_algorithm
 
 STATISTICS = ("max", "mean")
 
@@ -70,7 +73,7 @@ def log_ratio(
     metrics = task.metrics(variables, examples)
     if "loss" not in metrics:
       raise ValueError(
-        "leakage.statistic needs a task with the metric 'loss'; there are"
+        "statistic needs a task with the metric 'loss'; there are"
         f" {', '.join(metrics)}."
       )
     total, weight = metrics["loss"]
@@ -128,25 +131,22 @@ def measured(
     TypeError, ValueError: an unknown statistic, a pattern that does not match
       one matrix, or an algorithm that this does not fit.
   """
-  validate.known("leakage.statistic", statistic, STATISTICS)
-  if algorithm.pooled:
+  validate.known("statistic", statistic, STATISTICS)
+  if algorithm.requirements.pools_data:
     raise ValueError(
-      f"leakage.statistic={statistic!r} measures clients, and algorithm.name"
+      f"statistic={statistic!r} measures clients, and algorithm.name"
       " pools the data of all; take another algorithm, or unset it."
     )
-  if algorithm.release is not None:
+  if algorithm.privacy is not None:
     raise ValueError(
       "The algorithm is private already, and hides its clients' updates; put"
       " the measurement inside: central(leakage(...), ...)."
     )
   leaf, size = (None, 0) if embedding is None else _find(embedding, task)
-  inner = len(algorithm.passes)
-
-  def inside(client: Client) -> Client:
-    return client._replace(num_steps=client.num_steps[:inner])
+  walked = len(algorithm.passes)
 
   def start(client: Client, *carries: PyTree) -> Measured:
-    report = algorithm.finish(inside(client), *carries)
+    report = algorithm.finish(unwrap_client(algorithm, client), *carries)
     zero = jnp.zeros((), jnp.float32)
     words = () if leaf is None else jnp.zeros(size, bool)
     return Measured(report, zero, zero_metric(), words)
@@ -173,7 +173,7 @@ def measured(
 
   def finish(client: Client, *carries: PyTree) -> Report:
     del client
-    last: Measured = carries[inner]
+    last: Measured = carries[walked]
     total, weight = metric(last.total)
     mean = total / jnp.maximum(weight, 1)
     value = last.worst if statistic == "max" else mean
@@ -184,7 +184,10 @@ def measured(
       metrics={**last.report.metrics, "leakage": Metric(value, one)},
     )
 
-  def send(client: Client, report: Report) -> Report:
+  def postprocess_report(
+    client: Client, report: Report, inner: Callable[[Report], Report]
+  ) -> Report:
+    del client
     own: Own = report.state
     values, metrics = dict(report.values), dict(report.metrics)
     if leaf is not None:
@@ -195,23 +198,17 @@ def measured(
       values["words_recovered"] = right / jnp.maximum(count, 1)
       metrics["words_recovered"] = Metric(right, count)
       metrics["words_by_chance"] = Metric(count**2 / (size - 1), count)
-    report = report._replace(state=own.state, values=values, metrics=metrics)
-    return algorithm.send(inside(client), report)
-
-  def init(key: Key, hparams: HParams) -> PyTree:
-    server = algorithm.init(key, hparams)
-    _check(algorithm, server, hparams)
-    return server
+    return inner(
+      report._replace(state=own.state, values=values, metrics=metrics)
+    )
 
   split = algorithm.passes[0].split
-  return algorithm._replace(
-    init=init,
-    passes=(
-      *algorithm.passes,
-      Pass(start, step, split, epochs=1, augmented=False),
-    ),
+  return wrap_algorithm(
+    algorithm,
+    check=functools.partial(_check, algorithm),
+    passes=(Pass(start, step, split, epochs=1, augmented=False),),
     finish=finish,
-    send=send,
+    postprocess_report=postprocess_report,
   )
 
 
@@ -225,13 +222,13 @@ def _model(message: PyTree) -> PyTree:
 def _find(pattern: str, task: Task) -> tuple[int, int]:
   """The embedding's place among the parameters' arrays, and its rows."""
   params = jax.eval_shape(task.init, jax.random.key(0)).params
-  hits = matching("leakage.embedding", (pattern,), params)
+  hits = matching("embedding", (pattern,), params)
   shapes = [x.shape for x in jax.tree.leaves(params)]
   found = [i for i, hit in enumerate(hits) if hit]
   if len(found) > 1 or len(shapes[found[0]]) != 2:
     named = ", ".join(str(shapes[i]) for i in found)
     raise ValueError(
-      f"leakage.embedding={pattern!r} matches parameters of shape {named}; let"
+      f"embedding={pattern!r} matches parameters of shape {named}; let"
       " it match one, of shape (ids, dimensions)."
     )
   return found[0], shapes[found[0]][0]
@@ -246,6 +243,6 @@ def _check(algorithm: Algorithm, server: PyTree, hparams: HParams) -> None:
   structure: Any = jax.tree.structure
   if model is None or structure(model.params) != structure(update):
     raise ValueError(
-      "leakage.statistic: clients of algorithm.name do not send the update of"
+      "statistic: clients of algorithm.name do not send the update of"
       " the model that they receive; take another algorithm, or unset it."
     )

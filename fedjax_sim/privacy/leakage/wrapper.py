@@ -42,7 +42,7 @@ def leakage(
       an algorithm that this does not fit.
   """
   real = lambda name, value, most: validate.real(
-    f"leakage.{name}", value, least=0, most=most
+    f"{name}", value, least=0, most=most
   )
   thresholds, quantiles = {}, {}
   if threshold is not None:
@@ -51,15 +51,14 @@ def leakage(
     quantiles["leakage"] = real("quantile", quantile, 1)
     if threshold is None:
       raise ValueError(
-        f"leakage.quantile={quantile} needs a threshold for the first round;"
-        " set leakage.threshold."
+        f"quantile={quantile} needs a threshold for the first round;"
+        " set threshold."
       )
   if word_threshold is not None:
     thresholds["words_recovered"] = real("word_threshold", word_threshold, 1)
     if embedding is None:
       raise ValueError(
-        f"leakage.word_threshold={word_threshold} needs words; set"
-        " leakage.embedding."
+        f"word_threshold={word_threshold} needs words; set embedding."
       )
   made = measured(algorithm, task, statistic, embedding)
   return limited(made, thresholds, quantiles) if thresholds else made

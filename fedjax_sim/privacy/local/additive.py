@@ -27,13 +27,13 @@ MOST_LAPLACE, LAPLACE_DELTA = 18.0, 1e-11
 
 def checked_norm(clip_norm: float) -> float:
   """`clip_norm`, if it is positive."""
-  return validate.real("local_privacy.clip_norm", clip_norm, above=0)
+  return validate.real("clip_norm", clip_norm, above=0)
 
 
 def checked_epsilon(epsilon: float) -> float:
   """`epsilon`, if mechanisms can be computed with it."""
   return validate.real(
-    "local_privacy.epsilon", epsilon, least=LEAST_EPSILON, most=MOST_EPSILON
+    "epsilon", epsilon, least=LEAST_EPSILON, most=MOST_EPSILON
   )
 
 
@@ -70,18 +70,18 @@ def gaussian(
       and stddev; a weight's field without `max_weight`.
     ImportError: the extra `privacy` is missing.
   """
-  delta = validate.real("local_privacy.delta", delta, above=0, below=1)
+  delta = validate.real("delta", delta, above=0, below=1)
   weights = _weights(max_weight, min_weight, weight_scale)
   longest = math.hypot(2, weights.get("weight_scale", 0))
   if (epsilon is None) == (stddev is None):
     raise ValueError(
-      f"local_privacy.epsilon={epsilon} and local_privacy.stddev={stddev}: give"
+      f"epsilon={epsilon} and stddev={stddev}: give"
       " one of them, the other follows."
     )
   if epsilon is not None:
     calibrated = library("dp_accounting").get_sigma_gaussian
     stddev = longest * calibrated(checked_epsilon(epsilon), draws.KEPT * delta)
-  stddev = validate.real("local_privacy.stddev", stddev, least=1e-6, most=1e6)
+  stddev = validate.real("stddev", stddev, least=1e-6, most=1e6)
   return Randomizer(
     name="gaussian",
     hparams={"clip_norm": checked_norm(clip_norm), "stddev": stddev, **weights},
@@ -110,16 +110,18 @@ def laplace(
   Args:
     clip_norm: longest L1 norm of an update.
     epsilon: of a report, at most `MOST_LAPLACE`.
-    max_weight: as of `gaussian`, as are the next two.
-    min_weight: least weight that is sent.
-    weight_scale: how much the weight counts.
+    max_weight: greatest weight; None: every client weighs 1.
+    min_weight: least weight that is sent, above 0; None: a tenth of
+      `max_weight`.
+    weight_scale: a larger one makes the weight's noise smaller against its
+      range, and the update's larger; None: 1.
 
   Raises:
     TypeError, ValueError: a number is out of range, or a weight's field is
       given without `max_weight`.
   """
   epsilon = validate.real(
-    "local_privacy.epsilon", epsilon, least=LEAST_EPSILON, most=MOST_LAPLACE
+    "epsilon", epsilon, least=LEAST_EPSILON, most=MOST_LAPLACE
   )
   weights = _weights(max_weight, min_weight, weight_scale)
   scale = (2 + weights.get("weight_scale", 0)) / epsilon
@@ -142,21 +144,17 @@ def _weights(
     for field, value in (("min_weight", least), ("weight_scale", scale)):
       if value is not None:
         raise ValueError(
-          f"local_privacy.{field}={value}: every client weighs 1; set"
-          f" local_privacy.max_weight, or set {field} to None."
+          f"{field}={value}: every client weighs 1; set"
+          f" max_weight, or set {field} to None."
         )
     return {}
-  most = validate.real("local_privacy.max_weight", most, above=0)
+  most = validate.real("max_weight", most, above=0)
   least = most / 10 if least is None else least
   scale = 1.0 if scale is None else scale
   return {
     "max_weight": most,
-    "min_weight": validate.real(
-      "local_privacy.min_weight", least, above=0, most=most
-    ),
-    "weight_scale": validate.real(
-      "local_privacy.weight_scale", scale, above=0, most=1e3
-    ),
+    "min_weight": validate.real("min_weight", least, above=0, most=most),
+    "weight_scale": validate.real("weight_scale", scale, above=0, most=1e3),
   }
 
 
@@ -210,7 +208,7 @@ def clip_only(clip_norm: float, *, per_layer: bool = False) -> Randomizer:
   Raises:
     TypeError, ValueError: no positive norm, or `per_layer` is no bool.
   """
-  per_layer = validate.boolean("local_privacy.per_layer", per_layer)
+  per_layer = validate.boolean("per_layer", per_layer)
 
   def apply(
     update: PyTree, weight: Array, hparams: HParams, key: Key

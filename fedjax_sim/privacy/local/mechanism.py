@@ -25,9 +25,11 @@ from fedjax_sim.core import (
   Report,
   validate,
 )
+from fedjax_sim.core.types import EMPTY
 from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.privacy import draws, library
 from fedjax_sim.privacy.accounting import rounded_up
+from fedjax_sim.training.wrappers import wrap_algorithm
 
 
 class Randomizer(NamedTuple):
@@ -81,17 +83,17 @@ def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
   owner = f"local_privacy.mechanism={randomizer.name!r}"
   softmax = algorithm.log_weight is not None
   unset = "set it to None, or take another"
-  if algorithm.stacked:
+  if algorithm.requirements.all_updates:
     raise ValueError(
       f"{owner} makes updates that are of use in a sum alone, and"
       f" algorithm.name wants every update by itself; {unset} algorithm."
     )
-  if algorithm.release is not None:
+  if algorithm.privacy is not None:
     raise ValueError(
       f"{owner} acts on what the server's noise is fitted to, and its epsilon"
       " would no longer hold; take local_privacy, or privacy.central, alone."
     )
-  if algorithm.pooled:
+  if algorithm.requirements.pools_data:
     raise ValueError(
       f"{owner}: algorithm.name trains on everybody's data at once, and no"
       f" client sends anything; {unset} algorithm."
@@ -99,13 +101,12 @@ def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
   if softmax and not randomizer.weighs:
     raise ValueError(
       f"{owner} makes every client weigh 1, and algorithm.name weighs them by"
-      " their data; with 'gaussian' or 'laplace' set local_privacy.max_weight,"
+      " their data; with 'gaussian' or 'laplace' set max_weight,"
       " or let all weigh the same by algorithm.weighting='uniform'."
     )
   fixed = "set algorithm.reference, such as 0.0, to send none"
 
-  def init(key: Key, hparams: HParams) -> PyTree:
-    server = algorithm.init(key, hparams)
+  def check(server: PyTree, hparams: HParams) -> None:
     report = report_shapes(algorithm, server, hparams)
     for part, source, remedy in (
       ("buffers", "model.name", f"{unset} model"),
@@ -121,22 +122,24 @@ def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
           f" send {part}, too; {remedy}."
         )
     _check_ends(randomizer, report.update)
-    return server
 
-  def send(client: Client, report: Report) -> Report:
-    report = algorithm.send(client, report)
+  def postprocess_report(
+    client: Client, report: Report, inner: Callable[[Report], Report]
+  ) -> Report:
+    report = inner(report)
     hparams = client.hparams["local_privacy"]
     update, weight = randomizer.apply(
       report.update, report.weight, hparams, client.noise_key
     )
-    return report._replace(update=update, weight=weight, values={})
+    return report._replace(update=update, weight=weight, values=EMPTY)
 
-  return algorithm._replace(
-    init=init,
-    send=send,
-    draws_noise=True,
-    hparams={**algorithm.hparams, "local_privacy": randomizer.hparams},
+  wrapped = wrap_algorithm(
+    algorithm,
+    check=check,
+    postprocess_report=postprocess_report,
+    hparams={"local_privacy": randomizer.hparams},
   )
+  return wrapped._replace(draws_noise=True)
 
 
 def _check_ends(randomizer: Randomizer, update: PyTree) -> None:
@@ -149,7 +152,7 @@ def _check_ends(randomizer: Randomizer, update: PyTree) -> None:
     needed /= 1 - draws.KEPT
   if needed > randomizer.delta:
     raise ValueError(
-      f"local_privacy.delta={randomizer.delta:g}: noise on {numbers} numbers"
+      f"delta={randomizer.delta:g}: noise on {numbers} numbers"
       " that is made of finitely many bits betrays by its end more often than"
       f" that; give at least {needed:.2g}, or more noise."
     )

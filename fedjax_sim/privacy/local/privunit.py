@@ -74,7 +74,7 @@ def privunit(
   """
   epsilon = checked_epsilon(epsilon)
   share = validate.real(
-    "local_privacy.norm_share",
+    "norm_share",
     0.2 if norm_share is None else norm_share,
     above=0,
     below=1,

@@ -28,8 +28,9 @@ def secure_sum(
     bits: of a number that a client sends, from 2 to 32.
     rounding: `nearest` (the default) or `stochastic`; with noise always the
       latter.
-    neighbours: as `masking.secure` takes it.
-    dropout: as `masking.secure` takes it.
+    neighbours: how many clients each one shares masks with; an even number.
+    dropout: the probability that a client sends nothing after all masks are
+      agreed on.
     noise_multiplier: of distributed discrete Gaussian noise, the standard
       deviation of the sum's noise in units of `clip`; None: no noise.
 
@@ -53,7 +54,7 @@ def secure_mean(
   clients: int,
   *,
   clip: float,
-  most_weight: float | None = None,
+  max_weight: float | None = None,
   bits: int = 32,
   rounding: str | None = None,
   neighbours: int = 8,
@@ -65,35 +66,39 @@ def secure_mean(
   With noise, the sum of updates, whatever their weights, over `clients`.
 
   Args:
-    clients: as for `secure_sum`, and so on.
-    clip: the same.
-    most_weight: without noise, the largest weight; a greater one counts as
+    clients: the most clients of a round.
+    clip: the largest coordinate of an update; with noise its largest L2 norm.
+    max_weight: without noise, the largest weight; a greater one counts as
       this.
-    bits: the same.
-    rounding: the same.
-    neighbours: the same.
-    dropout: the same.
-    noise_multiplier: the same.
+    bits: of a number that a client sends, from 2 to 32.
+    rounding: `nearest` (the default) or `stochastic`; with noise always the
+      latter.
+    neighbours: how many clients each one shares masks with; an even number.
+    dropout: the probability that a client sends nothing after all masks are
+      agreed on.
+    noise_multiplier: of distributed discrete Gaussian noise, the standard
+      deviation of the sum's noise in units of `clip`; None: no noise. With
+      noise the sum is divided by `clients`, and weights count nothing.
 
   Raises:
     TypeError, ValueError: an argument is out of range, or does not go with
       another.
   """
   if noise_multiplier is None:
-    if most_weight is None:
+    if max_weight is None:
       raise ValueError(
-        "secure.most_weight is missing; give the largest weight of a client."
+        "max_weight is missing; give the largest weight of a client."
       )
     code = fixed_point(
       clients,
       clip=clip,
-      most_weight=most_weight,
+      max_weight=max_weight,
       bits=bits,
       rounding=rounding or "nearest",
     )
   else:
     _without_noise("rounding", rounding)
-    _without_noise("most_weight", most_weight)
+    _without_noise("max_weight", max_weight)
     code = distributed_gaussian(
       clients,
       clip=clip,
@@ -107,8 +112,7 @@ def secure_mean(
 def _without_noise(field: str, value: object) -> None:
   if value is not None:
     raise ValueError(
-      f"secure.{field}={value!r} does not go with secure.noise_multiplier;"
-      " unset one of them."
+      f"{field}={value!r} does not go with noise_multiplier; unset one of them."
     )
 
 
@@ -125,15 +129,15 @@ def fixed_cohort(expected: float, most: int, promised: bool) -> None:
   """
   if not promised:
     raise ValueError(
-      "secure.noise_multiplier: every client of a cohort adds its share of the"
-      " noise, and server.sampling does not promise how many there are; take"
+      "aggregator.noise_multiplier: every client of a cohort adds its share of"
+      " the noise, and sampler.name does not promise how many there are; take"
       " 'uniform'."
     )
   if validate.real("expected", expected) != most:
     raise ValueError(
-      "secure.noise_multiplier: every client of a cohort adds its share of the"
-      f" noise, and here a cohort has {expected:g} clients on average, but up"
-      f" to {most}; let server.sampling draw always as many."
+      "aggregator.noise_multiplier: every client of a cohort adds its share of"
+      f" the noise, and here a cohort has {expected:g} clients on average, but"
+      f" up to {most}; let sampler.name draw always as many."
     )
 
 

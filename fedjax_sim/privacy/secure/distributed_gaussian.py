@@ -61,10 +61,8 @@ def grid(clients: int, multiplier: float, bits: int = 32) -> Grid:
     TypeError, ValueError: an argument is out of range, or no grid fits.
   """
   clients = validate.whole("clients", clients)
-  multiplier = validate.real(
-    "secure.noise_multiplier", multiplier, above=0, most=1e6
-  )
-  bits = validate.whole("secure.bits", bits, least=2, most=32)
+  multiplier = validate.real("noise_multiplier", multiplier, above=0, most=1e6)
+  bits = validate.whole("bits", bits, least=2, most=32)
   for exponent in range(bits - 1, -1, -1):
     made = Grid(clients, multiplier, 2.0**exponent)
     if made.stddev > discrete_gaussian.MOST_TABLE:
@@ -74,14 +72,14 @@ def grid(clients: int, multiplier: float, bits: int = 32) -> Grid:
       continue
     if made.stddev < LEAST_STDDEV:
       raise ValueError(
-        f"secure.bits={bits}: on the finest grid that holds the sum of"
-        f" {clients} clients, a client's noise of secure.noise_multiplier="
+        f"bits={bits}: on the finest grid that holds the sum of"
+        f" {clients} clients, a client's noise of noise_multiplier="
         f"{multiplier:g} has a standard deviation of {made.stddev:.2g} steps,"
         f" below {LEAST_STDDEV:g}, and protects little; give more bits."
       )
     return made
   raise ValueError(
-    f"secure.bits={bits} and secure.noise_multiplier={multiplier:g}: the sum of"
+    f"bits={bits} and noise_multiplier={multiplier:g}: the sum of"
     f" {clients} clients fits no grid; give more bits, or less noise."
   )
 
@@ -132,7 +130,7 @@ def distributed_gaussian(
   """
   made = grid(clients, noise_multiplier, bits)
   discrete_gaussian.thresholds(made.stddev)
-  norm = validate.real("secure.clip", clip, above=0)
+  norm = validate.real("clip", clip, above=0)
 
   def encode(
     update: PyTree, weight: Array, key: Key, hparams: HParams

@@ -22,11 +22,11 @@ def fraction_bits(clients: int, bits: int) -> int:
     ValueError: there would be none.
   """
   clients = validate.whole("clients", clients)
-  bits = validate.whole("secure.bits", bits, least=2, most=32)
+  bits = validate.whole("bits", bits, least=2, most=32)
   room = (2 ** (bits - 1) - 1) // clients
   if room < 2:
     raise ValueError(
-      f"secure.bits={bits}: the sum of {clients} clients would overflow; give"
+      f"bits={bits}: the sum of {clients} clients would overflow; give"
       f" at least {(2 * clients).bit_length() + 1}, or fewer clients."
     )
   return room.bit_length() - 1
@@ -36,7 +36,7 @@ def fixed_point(
   clients: int,
   *,
   clip: float,
-  most_weight: float | None = None,
+  max_weight: float | None = None,
   bits: int = 32,
   rounding: str = "nearest",
 ) -> Code:
@@ -50,7 +50,7 @@ def fixed_point(
   Args:
     clients: the most clients of a round.
     clip: the largest coordinate.
-    most_weight: the largest weight; a greater one counts as this. Weights are
+    max_weight: the largest weight; a greater one counts as this. Weights are
       encoded, too, and the weighted sum is divided by theirs. None: the plain
       sum.
     bits: of a number that a client sends, from 2 to 32.
@@ -60,11 +60,11 @@ def fixed_point(
     TypeError, ValueError: an argument is out of range, or sums would overflow.
   """
   scale = 2.0 ** fraction_bits(clients, bits)
-  validate.known("secure.rounding", rounding, ROUNDINGS)
-  hparams = {"clip": validate.real("secure.clip", clip, above=0)}
-  if most_weight is not None:
-    most = validate.real("secure.most_weight", most_weight, above=0)
-    hparams["most_weight"] = most
+  validate.known("rounding", rounding, ROUNDINGS)
+  hparams = {"clip": validate.real("clip", clip, above=0)}
+  if max_weight is not None:
+    most = validate.real("max_weight", max_weight, above=0)
+    hparams["max_weight"] = most
 
   def whole(key: Key, x: Array) -> Array:
     x = jnp.clip(x, -1, 1) * scale
@@ -76,8 +76,8 @@ def fixed_point(
     update: PyTree, weight: Array, key: Key, hparams: HParams
   ) -> PyTree:
     share = jnp.ones((), jnp.float32)
-    if most_weight is not None:
-      share = jnp.minimum(weight / hparams["most_weight"], 1)
+    if max_weight is not None:
+      share = jnp.minimum(weight / hparams["max_weight"], 1)
     leaves, structure = jax.tree.flatten(update)
     unit = [
       jnp.clip(x.astype(jnp.float32) / hparams["clip"], -1, 1) * share
@@ -85,12 +85,12 @@ def fixed_point(
     ]
     keys = [jax.random.fold_in(key, i) for i in range(len(unit) + 1)]
     numbers = [whole(k, x) for k, x in zip(keys[:-1], unit, strict=True)]
-    weights = () if most_weight is None else whole(keys[-1], share)
+    weights = () if max_weight is None else whole(keys[-1], share)
     return jax.tree.unflatten(structure, numbers), weights
 
   def decode(sums: PyTree, hparams: HParams) -> PyTree:
     numbers, weights = sums
-    unit = scale if most_weight is None else jnp.maximum(weights, 1)
+    unit = scale if max_weight is None else jnp.maximum(weights, 1)
     return jax.tree.map(
       lambda x: hparams["clip"] * (x.astype(jnp.float32) / unit), numbers
     )

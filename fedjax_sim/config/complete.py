@@ -1,0 +1,271 @@
+"""Complete a config: every field that its components take, with its value.
+
+`default_config()` holds the names of components and the fields that are there
+whatever they are. `complete` adds the fields of the components that a config
+names, with the defaults of their signatures, and refuses all others.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import placeholder
+
+from fedjax_sim.config.components import (
+  CHAIN,
+  SLOTS,
+  Field,
+  Slot,
+  slots_of,
+  transform_slot,
+)
+from fedjax_sim.config.defaults import default_config
+from fedjax_sim.core import validate
+
+_FEEDBACK = "error_feedback"  # of every transform
+_SEEDS = ("seed", "data.seed", "privacy.noise_seed")  # with bounds of their own
+_MEANT = {  # papers' names for FedAvg with another server optimizer
+  "fedadagrad": "server.optimizer='adagrad'",
+  "fedadam": "server.optimizer='adam'",
+  "fedavgm": "server.momentum=0.9",
+  "fedyogi": "server.optimizer='yogi'",
+}
+_WITHOUT = {  # section -> the parameter of algorithms that its optimizer fills
+  "client": "client_optimizer",
+  "server": "server_optimizer",
+}
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+  """Return the config with every field that its components take.
+
+  Fields that are None and cannot be are as if they were not set. An optimizer
+  that the algorithm does not take is left out, with its fields.
+
+  Args:
+    config: what a config file returns, or a complete one.
+
+  Returns:
+    A locked ConfigDict whose fields have the types of their parameters.
+
+  Raises:
+    UnknownNameError: no such component, or a field that no component takes.
+    TypeError, ValueError: a field is missing, or a value does not fit.
+
+  Example:
+    config = default_config()
+    config.algorithm.name = "fedprox"
+    complete(config).algorithm.mu  # 0.01
+  """
+  fixed = default_config()
+  for name in config:
+    validate.known("config: field", name, fixed)
+  result = {}
+  for name, default in fixed.items():
+    if name not in config:
+      raise ValueError(
+        f"{name} is missing; let the config begin with default_config()."
+      )
+    if not isinstance(default, ConfigDict):
+      result[name] = _fixed(fixed, name, name).check(name, config[name])
+      continue
+    if not isinstance(config[name], ConfigDict):
+      raise TypeError(f"{name}={config[name]!r} is no section; set its fields.")
+    section = _transforms if name == "transforms" else _section
+    result[name] = section(config, name)
+  completed = ConfigDict(result)
+  completed.lock()
+  return completed
+
+
+def _fixed(section: ConfigDict, key: str, name: str) -> Field:
+  """Return a field of the default config."""
+  kind = section.get_type(key)
+  default = section[key]
+  # A reference to a bool, say, is none to an int; None has no type of its own.
+  known = kind if kind in (bool, int, float, str, tuple) else object
+  return Field(known, default, default is None, unbounded=name in _SEEDS)
+
+
+def _section(config: ConfigDict, name: str) -> ConfigDict:
+  """Return a section, complete."""
+  defaults, given = default_config()[name], dict(config[name])
+  fields = {k: _fixed(defaults, k, f"{name}.{k}") for k in defaults}
+  for key in fields:
+    if key not in given:
+      raise ValueError(
+        f"{name}.{key} is missing; let the config begin with default_config()."
+      )
+  owners: list[str] = []
+  ignored: dict[str, Field] = {}
+  for slot in slots_of(name):
+    choice = given.get(slot.key)
+    if slot.key not in fields or (slot.switch and given[slot.switch] is None):
+      continue  # a loader without a partition; no replay
+    choice = fields[slot.key].default if choice is None else choice
+    if choice is None:
+      continue
+    if slot.section == "algorithm" and choice in _MEANT:
+      raise validate.UnknownNameError(
+        f"algorithm.name={choice!r}: give algorithm.name='fedavg' and"
+        f" {_MEANT[choice]}."
+      )
+    own = slot.fields(choice)
+    if name in _WITHOUT and not _takes(config, _WITHOUT[name]):
+      fields[slot.key] = Field(str, None, optional=True)
+      ignored = {**own, slot.key: fields[slot.key]}
+      continue
+    owners.append(f"{slot.field}={choice!r}")
+    if both := sorted(own.keys() & fields.keys()):
+      raise ValueError(
+        f"{owners[-1]} has a parameter {both[0]!r}, and {name}.{both[0]} is"
+        " something else; give the parameter another name."
+      )
+    fields |= _adapted(config, slot, own)
+  given = {k: v for k, v in given.items() if k not in ignored}
+  _refuse_unknown(name, owners, given, fields, defaults)
+  return _filled(name, owners, given, fields)
+
+
+def _takes(config: ConfigDict, parameter: str) -> bool:
+  """Return whether the algorithm takes a parameter."""
+  (slot,) = slots_of("algorithm")
+  function = slot.factory(config.algorithm.name)
+  return parameter in inspect.signature(function).parameters
+
+
+def _adapted(
+  config: ConfigDict, slot: Slot, fields: dict[str, Field]
+) -> dict[str, Field]:
+  """Return the fields with defaults that depend on other sections.
+
+  Where a mechanism of privacy makes all clients count the same, an algorithm
+  that would weigh them by their examples says so.
+  """
+  if slot.section != "algorithm" or "weighting" not in fields:
+    return fields
+  unweighted = [
+    section
+    for section in (config.privacy, config.local_privacy)
+    if section.get("mechanism") is not None
+    and section.get("max_weight") is None
+  ]
+  weighting = fields["weighting"]
+  if unweighted and weighting.default == "examples":
+    weighting = Field(weighting.kind, "uniform")
+  return {**fields, "weighting": weighting}
+
+
+def _refuse_unknown(
+  section: str,
+  owners: Sequence[str],
+  given: Mapping[str, Any],
+  fields: Mapping[str, Field],
+  fixed: Iterable[str],
+) -> None:
+  """Refuse a field that is set and that nothing takes."""
+  unknown = [k for k in given if k not in fields and given[k] is not None]
+  if not unknown:
+    return
+  key = unknown[0]
+  off = [s.switch or s.key for s in slots_of(section)]
+  off = [name for name in off if given.get(name) is None and name in fixed]
+  if off and not owners:
+    raise validate.UnknownNameError(
+      f"{section}.{key}={given[key]!r}: nothing takes it; set"
+      f" {section}.{off[0]}, or unset it by --config.{section}.{key}=None."
+    )
+  own = [name for name in fields if name not in fixed]
+  owner = ", ".join(owners) or f"The section {section}"
+  raise validate.UnknownNameError(
+    validate.not_taken(owner, key, own, section, [*fixed])
+  )
+
+
+def _filled(
+  section: str,
+  owners: Sequence[str],
+  given: Mapping[str, Any],
+  fields: Mapping[str, Field],
+) -> ConfigDict:
+  """Return the section with every field, in the fields' types."""
+  values = {}
+  for key, field in fields.items():
+    name, value = f"{section}.{key}", given.get(key)
+    if value is not None:
+      value = field.check(name, value)
+    elif field.required:
+      raise ValueError(
+        f"{', '.join(owners)} lacks the argument {name!r}; give it."
+      )
+    else:
+      value = field.default
+    values[key] = _typed(field, value)
+  return ConfigDict(values)
+
+
+def _typed(field: Field, value: Any) -> Any:
+  """Return the value as a ConfigDict holds it, so that it keeps its type."""
+  if value is None:
+    return placeholder(field.kind)
+  if field.kind is float:
+    return float(value)
+  return FieldReference(value, object) if field.kind is object else value
+
+
+def _transforms(config: ConfigDict, name: str) -> ConfigDict:
+  """Return the section of transforms, complete."""
+  given = {k: v for k, v in config[name].items() if v is not None}
+  if "order" not in config[name]:
+    raise ValueError(
+      "transforms.order is missing; let the config begin with default_config()."
+    )
+  order = given.pop("order", None)
+  for label, section in given.items():
+    if not isinstance(section, ConfigDict):
+      raise TypeError(
+        f"transforms.{label}={section!r} is no section; set the fields of a"
+        " transform."
+      )
+  order = tuple(order) if order else tuple(given)
+  if sorted(order) != sorted(given):
+    raise ValueError(
+      f"transforms.order={order} is no order of the transforms"
+      f" {', '.join(given) or '(none)'}; name each of them once."
+    )
+  result: dict[str, Any] = {"order": order}
+  for label in order:
+    values = dict(given[label])
+    slot = transform_slot(label)
+    choice = values.pop(CHAIN.key, None) or label
+    fields = {**slot.fields(choice), _FEEDBACK: Field(bool, False)}
+    owner = f"{slot.section}" if choice == label else f"{slot.field}={choice!r}"
+    for key in values:
+      if key not in fields and values[key] is not None:
+        raise validate.UnknownNameError(
+          validate.not_taken(owner, key, [*fields], slot.section, [])
+        )
+    filled = _filled(slot.section, [owner], values, fields)
+    result[label] = ConfigDict({CHAIN.key: choice, **filled})
+  return ConfigDict(result)
+
+
+def reference_fields(config: ConfigDict) -> dict[str, Any]:
+  """Return the fields that may refer to a user's own code, with their values.
+
+  Args:
+    config: complete.
+  """
+  slots = [s for s in SLOTS if s.references]
+  slots += [transform_slot(label) for label in config.transforms.order]
+  found = {}
+  for slot in slots:
+    section: Any = config
+    for part in slot.section.split("."):
+      section = section[part]
+    if slot.key in section:
+      found[slot.field] = section[slot.key]
+  return {**found, "model.metrics": config.model.metrics}

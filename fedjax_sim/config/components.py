@@ -1,0 +1,444 @@
+"""The replaceable parts of a config, and the fields that each one takes.
+
+A `Slot` is a field that names a component, such as `algorithm.name`. The other
+fields of its section are the parameters of that component: their types and
+defaults are those of its signature, and what they mean is in its docstring. So
+a new component needs its file and its line of registry, and nothing here.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import math
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from fedjax_sim import aggregators, sampling, transforms
+from fedjax_sim.algorithms import ALGORITHMS
+from fedjax_sim.core import (
+  Aggregator,
+  Algorithm,
+  Sampler,
+  Task,
+  Transform,
+  references,
+  validate,
+)
+from fedjax_sim.data import DATASETS, PARTITIONERS, FederatedDataset
+from fedjax_sim.models import MODELS
+from fedjax_sim.privacy.central.options import MECHANISMS
+from fedjax_sim.privacy.leakage import STATISTICS
+from fedjax_sim.privacy.local import Randomizer, registry
+from fedjax_sim.privacy.secure.aggregators import SECURE
+from fedjax_sim.training.optimizers import OPTIMIZERS
+
+MOST_WHOLE = 2**31 - 1
+_NAMES = {
+  bool: "True or False",
+  int: "a whole number",
+  float: "a number",
+  str: "a text",
+  tuple: "a tuple, such as (1, 2)",
+}
+
+
+class Text(str):
+  """A field's value as the command line gives it, to be read by its type."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A field of a section.
+
+  Attributes:
+    kind: bool, int, float, str, tuple, or object where any value may be given.
+    default: its value where none is given; `inspect.Parameter.empty`: one has
+      to be given.
+    optional: whether None is one of its values.
+    unbounded: whether a whole number may be larger than `MOST_WHOLE`.
+  """
+
+  kind: type
+  default: Any = inspect.Parameter.empty
+  optional: bool = False
+  unbounded: bool = False
+
+  @property
+  def required(self) -> bool:
+    """Whether a value has to be given."""
+    return self.default is inspect.Parameter.empty
+
+  def check(self, name: str, value: Any) -> Any:
+    """Return the value in the field's type.
+
+    Args:
+      name: "section.field", for messages.
+      value: as a config file or a flag (`Text`) gives it; not None.
+
+    Raises:
+      TypeError: a value of another type.
+      ValueError: a number beyond int32 or float32.
+    """
+    if isinstance(value, Text):
+      value = self._read(name, value)
+    whole = isinstance(value, numbers.Integral)
+    real = isinstance(value, numbers.Real)
+    boolean = isinstance(value, bool | np.bool_)
+    fits = {
+      bool: boolean,
+      int: whole and not boolean,
+      float: real and not boolean,
+      str: isinstance(value, str | os.PathLike),
+      tuple: isinstance(value, tuple | list),
+      object: True,
+    }[self.kind]
+    if not fits:
+      raise TypeError(
+        f"{name}={value!r} is a {type(value).__name__}; give"
+        f" {_NAMES[self.kind]}."
+      )
+    if whole and not boolean and value > MOST_WHOLE and not self.unbounded:
+      raise ValueError(
+        f"{name}={value} is out of range; give at most {MOST_WHOLE}."
+      )
+    if real and not whole and not _fits_float32(float(value)):
+      raise ValueError(
+        f"{name}={value} is out of range; give 0 or a finite number that"
+        " float32 holds."
+      )
+    if self.kind is object:
+      return value
+    return os.fspath(value) if self.kind is str else self.kind(value)
+
+  def _read(self, name: str, text: str) -> Any:
+    """Return the value that a text stands for."""
+    if self.kind is str:
+      return str(text)
+    if self.kind is bool:
+      values = {"true": True, "1": True, "false": False, "0": False}
+      if text.lower() not in values:
+        raise ValueError(f"{name}={text}: give true or false.")
+      return values[text.lower()]
+    if self.kind is float:
+      with contextlib.suppress(ValueError):
+        return float(text)
+    try:
+      value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      value = tuple(text.split(",")) if self.kind is tuple else str(text)
+    if self.kind is tuple and not isinstance(value, tuple | list):
+      return (value,)
+    if self.kind in (int, float) and isinstance(value, str):
+      raise ValueError(f"{name}={text}: give {_NAMES[self.kind]}.")
+    return value
+
+
+def _fits_float32(value: float) -> bool:
+  """Return whether float32 holds the value, and not as 0 or infinity."""
+  limits = np.finfo(np.float32)
+  return value == 0 or float(limits.tiny) <= abs(value) <= float(limits.max)
+
+
+class Slot(NamedTuple):
+  """A field of a config that names a component.
+
+  Attributes:
+    section: of the config.
+    key: the field in it that holds the name.
+    registry: the components that there are, by name.
+    returns: what a component returns.
+    title: what a list of the components is called.
+    positional: how many parameters the builder gives first, by position.
+    filled: parameters that the builder gives by name.
+    defaults: parameters -> a default instead of the signature's.
+    references: whether it may name a user's own, `path/to/file.py:name`.
+    switch: a field of the section; where it is None there is no component.
+  """
+
+  section: str
+  key: str
+  registry: Mapping[str, Callable[..., Any]]
+  returns: type
+  title: str
+  positional: int = 0
+  filled: Sequence[str] = ()
+  defaults: Mapping[str, Any] = types.MappingProxyType({})
+  references: bool = True
+  switch: str = ""
+
+  @property
+  def field(self) -> str:
+    """The name of the field, with its section."""
+    return f"{self.section}.{self.key}"
+
+  def factory(self, name: str) -> Callable[..., Any]:
+    """Return the component's function.
+
+    Raises:
+      UnknownNameError, BadReferenceError: there is none of that name.
+    """
+    if not self.references:
+      return validate.lookup(self.field, name, self.registry)
+    return references.lookup(self.field, name, self.registry, self.returns)
+
+  def own_fields(self, name: str) -> dict[str, Field]:
+    """Return `fields`, with the defaults of the component's signature."""
+    function = self.factory(name)
+    filled = [*inspect.signature(function).parameters][: self.positional]
+    return fields_of_function(function, [*filled, *self.filled])
+
+  def fields(self, name: str) -> dict[str, Field]:
+    """Return the fields that a component takes, by name, in its own order.
+
+    Raises:
+      UnknownNameError, BadReferenceError: there is none of that name.
+    """
+    found = self.own_fields(name)
+    for key, default in self.defaults.items():
+      if key in found:
+        found[key] = dataclasses.replace(found[key], default=default)
+    return found
+
+
+_OPTIMIZERS = (OPTIMIZERS, optax.GradientTransformation)
+_MASKS = ("mask", "weight_decay_mask", "trust_ratio_mask")  # pytrees
+SLOTS = (
+  Slot(
+    *("data", "name", DATASETS, FederatedDataset, "data sets"),
+    filled=["seed"],
+  ),
+  Slot(
+    *("data", "partition", PARTITIONERS, np.ndarray, "partitions"),
+    positional=1,
+    filled=["num_clients", "seed", "min_examples"],
+  ),
+  Slot(*("model", "name", MODELS, Task, "models"), positional=2),
+  Slot(
+    *("algorithm", "name", ALGORITHMS, Algorithm, "algorithms"),
+    positional=1,
+    filled=["client_optimizer", "server_optimizer"],
+  ),
+  Slot(
+    *("client", "optimizer", *_OPTIMIZERS, "optimizers of clients"),
+    filled=_MASKS,
+    defaults={"learning_rate": 0.1},
+  ),
+  Slot(
+    *("server", "optimizer", *_OPTIMIZERS, "optimizers of the server"),
+    filled=_MASKS,
+    defaults={"learning_rate": 1.0},
+  ),
+  Slot(
+    *("sampler", "name", sampling.SAMPLERS, Sampler, "samplers"),
+    positional=2,
+    filled=["sizes"],
+  ),
+  Slot(
+    *("aggregator", "name", {**aggregators.AGGREGATORS, **SECURE}, Aggregator),
+    "aggregators",
+    filled=["clients"],
+  ),
+  Slot(
+    *("replay", "optimizer", *_OPTIMIZERS, "optimizers of replay"),
+    filled=_MASKS,
+    defaults={"learning_rate": 0.01},
+    switch="steps",
+  ),
+  Slot(
+    *("privacy", "mechanism", MECHANISMS, dict, "mechanisms of privacy"),
+    references=False,
+  ),
+  Slot(
+    *("leakage", "statistic", STATISTICS, Algorithm, "statistics of leakage"),
+    positional=2,
+    filled=["statistic"],
+    references=False,
+  ),
+  Slot(
+    *("local_privacy", "mechanism", registry.RANDOMIZERS, Randomizer),
+    "mechanisms of local privacy",
+  ),
+)
+CHAIN = Slot(  # of each section in `transforms`
+  *("transforms", "name", transforms.TRANSFORMS, Transform, "transforms")
+)
+
+
+def transform_slot(label: str) -> Slot:
+  """Return the slot of the section `transforms.<label>`."""
+  return CHAIN._replace(section=f"transforms.{label}")
+
+
+def slots_of(section: str) -> list[Slot]:
+  """Return the slots of a section, in the order in which they are read."""
+  return [slot for slot in SLOTS if slot.section == section]
+
+
+def fields_of_function(
+  function: Callable[..., Any], filled: Sequence[str] = ()
+) -> dict[str, Field]:
+  """Return the fields that a function's parameters make, by name.
+
+  A parameter that no config can hold, such as a function, makes none.
+
+  Args:
+    function: any, annotated or not.
+    filled: parameters that make none.
+  """
+  try:
+    hints = typing.get_type_hints(function)
+  except Exception:  # names that are imported for type checkers alone
+    hints = {}
+  found = {}
+  for name, parameter in inspect.signature(function).parameters.items():
+    if name in filled or parameter.kind in (
+      parameter.VAR_POSITIONAL,
+      parameter.VAR_KEYWORD,
+    ):
+      continue
+    hint = hints.get(name, _annotation(parameter))
+    field = _field(hint, parameter.default)
+    if field is not None:
+      found[name] = field
+  return found
+
+
+def _annotation(parameter: inspect.Parameter) -> Any:
+  """Return the annotation where it is no text, else that of the default."""
+  known = {kind.__name__: kind for kind in _NAMES}
+  hint = parameter.annotation
+  if isinstance(hint, str):
+    parts = [part.strip() for part in hint.split("|")]
+    if all(part in known or part == "None" for part in parts):
+      kinds = [known.get(part, type(None)) for part in parts]
+      return typing.Union[tuple(kinds)]  # noqa: UP007
+    return Any
+  return Any if hint is parameter.empty else hint
+
+
+def _field(hint: Any, default: Any) -> Field | None:
+  """Return the field of a parameter; None: no config can hold its values."""
+  found = [_kind(part) for part in _parts(hint)]
+  optional = type(None) in found or default is None
+  kinds = {kind for kind in found if kind not in (None, type(None))}
+  if kinds >= {bool, int, float}:  # a number of JAX or optax
+    kinds = {float}
+  elif kinds == {int, float}:
+    kinds = {object} if isinstance(default, int) else {float}
+  if object in kinds and isinstance(default, tuple(_NAMES)):
+    kinds = {type(default)}
+  if not kinds:
+    return None
+  return Field(kinds.pop() if len(kinds) == 1 else object, default, optional)
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+  """Yield the members of a union, of unions in it, too."""
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    for part in typing.get_args(hint):
+      yield from _parts(part)
+  elif typing.get_origin(hint) is typing.Literal:
+    yield from {type(value) for value in typing.get_args(hint)}
+  else:
+    yield hint
+
+
+def _kind(hint: Any) -> type | None:
+  """Return the kind of a field for a type that is no union; None: no kind."""
+  origin = typing.get_origin(hint) or hint
+  if hint is None:
+    return type(None)
+  if origin is Any or origin is object:
+    return object
+  if not isinstance(origin, type):
+    return None
+  if issubclass(origin, type(None)) or origin in (bool, int, float, str):
+    return origin
+  if issubclass(origin, os.PathLike):
+    return str
+  if origin in (tuple, list, Sequence):
+    return tuple
+  return None
+
+
+def given_fields(config: ConfigDict, slot: Slot) -> dict[str, Any]:
+  """Return the arguments that a section has for a slot's component.
+
+  Those with the value that the component has by itself are left out, so that
+  what no config sets stays a constant; but for those that the slot has a
+  default for, which are numbers that schedules change.
+
+  Args:
+    config: complete.
+    slot: its component is there.
+  """
+  section = section_of(config, slot.section)
+  own = slot.own_fields(section[slot.key])
+  return {
+    name: section[name]
+    for name, field in own.items()
+    if name in section
+    and (name in slot.defaults or not _same(section[name], field.default))
+  }
+
+
+def _same(value: Any, default: Any) -> bool:
+  """Return whether a value is the default; NaN is."""
+  if isinstance(value, float) and isinstance(default, float):
+    return value == default or (math.isnan(value) and math.isnan(default))
+  return type(value) is type(default) and bool(value == default)
+
+
+def section_of(config: ConfigDict, name: str) -> Any:
+  """Return a section, such as "client" or "transforms.clip"."""
+  for part in name.split("."):
+    config = config[part]
+  return config
+
+
+def make(config: ConfigDict, slot: Slot, *filled: Any, **named: Any) -> Any:
+  """Return what a slot's component makes of its section.
+
+  Args:
+    config: complete.
+    slot: its component is there.
+    *filled: the builder's arguments, by position.
+    **named: the builder's arguments, by name; those that the component does
+      not take are left out.
+
+  Raises:
+    TypeError, ValueError, OSError, ImportError: from the component; a message
+      about one of its parameters begins with the section.
+  """
+  name = section_of(config, slot.section)[slot.key]
+  function = slot.factory(name)
+  taken = inspect.signature(function).parameters
+  every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+  named = {k: v for k, v in named.items() if k in taken or every}
+  arguments = given_fields(config, slot)
+  try:
+    return function(*filled, **named, **arguments)
+  except (TypeError, ValueError) as error:
+    text = in_section(slot, name, str(error))
+    if text == str(error):
+      raise
+    raise type(error)(text) from error
+
+
+def in_section(slot: Slot, name: str, text: str) -> str:
+  """Return a component's message with the section before its parameters."""
+  word = text.split("=")[0].split(":")[0].split(" ")[0]
+  if word == slot.key or word in slot.own_fields(name):
+    return f"{slot.section}.{text}"
+  return text
