@@ -53,7 +53,9 @@ def check(fields: Mapping[str, Any]) -> None:
   check_kinds(**{name: fields[name] for name in KINDS})
   check_transforms(f.transforms)
   check_parts(f.algorithm, f.aggregator, f.data, f.runtime)
-  clients = 1 if f.algorithm.requirements.pools_data else f.data.train.num_clients
+  clients = (
+    1 if f.algorithm.requirements.pools_data else f.data.train.num_clients
+  )
   check_sampler(f.sampler, clients)
   check_unobserved(f.sampler, f.algorithm, f.aggregator)
   check_fall_back(f.fall_back, f.best_metric)
