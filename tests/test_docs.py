@@ -341,16 +341,25 @@ def test_an_extension_by_the_steps_of_contributing(tmp_path):
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignore)
   follow(
-    section(CONTRIBUTING, "How to add an algorithm, a model and a data set"),
+    section(CONTRIBUTING, "How to add a component"),
     tree,
   )
   workdir = tree / "runs" / "smoke"
   config = json.loads((workdir / "config.json").read_text())
-  names = {k: config[k]["name"] for k in ("algorithm", "model", "data")}
-  assert names == {
-    "algorithm": "fedexp",
-    "model": "tanh_network",
-    "data": "wine",
+  parts = ("algorithm", "model", "data", "aggregator", "sampler")
+  assert [config[part]["name"] for part in parts] == [
+    "fedexp",
+    "tanh_network",
+    "wine",
+    "clipped_mean",
+    "semi_cyclic",
+  ]
+  assert config["aggregator"]["radius"] == 0.5
+  assert config["sampler"]["half_day"] == 5
+  assert config["transforms"]["scaled_sign"] == {
+    "name": "scaled_sign",
+    "factor": 0.9,
+    "error_feedback": True,
   }
   summary = json.loads((workdir / "summary.json").read_text())
   assert summary["rounds"] == 1
