@@ -222,7 +222,12 @@ def test_all_errors_have_one_base():
   assert len(found) > 12
   assert [e for e in found if not issubclass(e, FedjaxSimError)] == []
   codes = {e.__name__ for e in found if getattr(e, "exit_code", 2) == 1}
-  assert codes == {"CheckpointError", "DivergedError", "WriteError"}
+  assert codes == {
+    "CheckpointError",
+    "DivergedError",
+    "StageError",
+    "WriteError",
+  }
 
 
 @pytest.mark.integration

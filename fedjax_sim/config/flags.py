@@ -175,7 +175,11 @@ def _set(tree: Any, field: str, value: Any) -> None:
     if not isinstance(tree, dict | ConfigDict):
       path = ".".join(where)
       raise UsageError(f"--config.{field}: {path}={tree!r} is no section.")
-  tree[key] = value
+  if isinstance(tree, ConfigDict):  # what a file gives may be of another type
+    with tree.ignore_type():
+      tree[key] = value
+  else:
+    tree[key] = value
 
 
 def _remove(config: ConfigDict, field: str) -> None:

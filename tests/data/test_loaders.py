@@ -99,7 +99,7 @@ def test_digits_test_set_is_stratified_and_apart_from_the_partition():
 
 
 def test_digits_refuses_unknown_options():
-  with pytest.raises(ValueError, match=r"not take 'data.alhpa'. Did you"):
+  with pytest.raises(ValueError, match=r"not take 'alhpa'. Did you"):
     load_digits(alhpa=0.1)
 
 

@@ -199,7 +199,7 @@ def test_by_key_refuses(keys):
     (
       lambda: partition("dirichlet", [0], 1, 0, alhpa=1),
       ValueError,
-      "does not take 'data.alhpa'. Did you mean 'data.alpha'.* min_examples",
+      "does not take 'alhpa'. Did you mean 'alpha'.* min_examples",
     ),
   ],
 )

@@ -293,8 +293,8 @@ def test_mlp_without_hidden_layers_is_linear():
 @pytest.mark.parametrize(
   ("sizes", "error", "match"),
   [
-    ((8, 0), ValueError, "model.hidden_sizes=0 is out of range"),
-    ((8.0,), TypeError, "model.hidden_sizes=8.0 is a float"),
+    ((8, 0), ValueError, "hidden_sizes=0 is out of range"),
+    ((8.0,), TypeError, "hidden_sizes=8.0 is a float"),
   ],
 )
 def test_mlp_refuses_sizes(sizes, error, match):
@@ -315,18 +315,18 @@ def test_a_model_needs_classes(name, shape):
   [
     ("femnist_cnn", (28, 28), {}, r"shape \(28, 28\); give images"),
     ("femnist_cnn", (5, 28, 1), {}, "both sides >= 6"),
-    ("femnist_cnn", (9, 9, 1), {"dropout": (2, 0)}, "model.dropout=2"),
+    ("femnist_cnn", (9, 9, 1), {"dropout": (2, 0)}, "dropout=2"),
     ("resnet18", (7, 32, 3), {}, "both sides >= 8"),
-    ("resnet18", (8, 8, 3), {"width": 3}, "model.width=3 is odd"),
+    ("resnet18", (8, 8, 3), {"width": 3}, "width=3 is odd"),
     ("ecg_cnn", (187,), {}, r"give \(time, channels\)"),
     ("char_lstm", (80, 2), {}, r"give \(time,\) ids"),
-    ("char_lstm", (80,), {"units": (0,)}, "model.units=0"),
+    ("char_lstm", (80,), {"units": (0,)}, "units=0"),
     ("char_lstm", (80,), {"units": 256}, r"units=256; give .*\(256, 256\)"),
     ("char_lstm", (80,), {"units": ()}, r"units=\(\); give a number for each"),
     ("char_lstm", (80,), {"units": "256"}, "units='256'; give a number for"),
-    ("char_lstm", (80,), {"embedding": 8.0}, "model.embedding=8.0 is a float"),
+    ("char_lstm", (80,), {"embedding": 8.0}, "embedding=8.0 is a float"),
     ("text_lstm", (80, 2), {}, r"text_lstm: .* give \(time,\) ids"),
-    ("text_lstm", (80,), {"tokens": 0}, "model.tokens=0 is out of range"),
+    ("text_lstm", (80,), {"tokens": 0}, "tokens=0 is out of range"),
     ("femnist_cnn", (9, 9, 1), {"dropout": 0.25}, r"=0.25; .*\(0.25, 0.5\)"),
     ("femnist_cnn", (9, 9, 1), {"dropout": (0.1,) * 3}, "give two rates"),
     ("femnist_cnn", (9, 9, 1), {"dropout": (0.1, "a")}, "dropout='a' is a str"),

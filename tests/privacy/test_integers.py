@@ -20,7 +20,7 @@ from fedjax_sim.privacy import central
 from fedjax_sim.privacy import library as privacy_library
 from fedjax_sim.privacy.accounting import Ledger, accountants, calibration
 from fedjax_sim.privacy.accounting.accountants import Step
-from fedjax_sim.privacy.central import Central, integers, mechanism
+from fedjax_sim.privacy.central import Central, contribution, integers
 from fedjax_sim.privacy.central.canaries import Canaries
 from fedjax_sim.privacy.central.factorization import banded
 from fedjax_sim.privacy.central.guard import Budget
@@ -190,7 +190,7 @@ def test_a_client_that_is_too_long_is_left_out(monkeypatch):
   broken = lambda update, bound, order: jax.tree.map(
     lambda x: jnp.where(jnp.abs(x).max() > 1, 1.01, 0.5) * x / 2, update
   )
-  monkeypatch.setattr(mechanism, "clipped", broken)
+  monkeypatch.setattr(contribution, "clipped", broken)
   centres = np.zeros((CLIENTS, DIM))
   centres[:, 0] = [1, 1, 1, 2, 2, 1, 1]  # 2 are 1.01 long
   for noise in ("discrete_gaussian", "gaussian"):
@@ -368,10 +368,10 @@ def test_the_usual_accountant_is_one_that_can():
 @pytest.mark.parametrize(
   ("more", "message"),
   [
-    ({"noise_weights": True, "max_weight": 2.0}, "unset privacy.noise_weights"),
-    ({"statistics_norm": 1.0}, "unset privacy.statistics_norm"),
-    ({"quantile": 0.5}, "unset privacy.quantile"),
-    ({"simulated": (100.0, 1000.0)}, "unset privacy.noise_cohort_size"),
+    ({"noise_weights": True, "max_weight": 2.0}, "unset noise_weights"),
+    ({"statistics_norm": 1.0}, "unset statistics_norm"),
+    ({"quantile": 0.5}, "unset quantile"),
+    ({"simulated": (100.0, 1000.0)}, "unset noise_cohort_size"),
     ({"strategy": banded(4, 2)}, "Correlated noise is Gaussian"),
     ({"most_clients": None}, "most_clients=None .* give the most clients"),
     ({"most_clients": 0}, "Central.most_clients=0"),

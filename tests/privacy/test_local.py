@@ -575,7 +575,7 @@ def test_weights_by_data_are_sent_or_refused():
   source.algorithm.weighting = "uniform"
   assert build(source).local_guarantee
   source.algorithm.name, source.algorithm.weighting = "dga", None
-  with pytest.raises(ValueError, match=r"weigh 1, .*set .*max_weight"):
+  with pytest.raises(ValueError, match=r"weighs 1; .*max_weight"):
     build(source)
   source.local_privacy.max_weight = 1.0
   with pytest.raises(
@@ -595,7 +595,7 @@ def test_weights_by_data_are_sent_or_refused():
       validate.UnknownNameError,
       r"mechanism='gauss' .*mean 'gaussian'",
     ),
-    ({"clip_norm": 1.0}, ValueError, r"privacy\.clip_norm=1.0: there is no"),
+    ({"clip_norm": 1.0}, ValueError, r"clip_norm=1.0: nothing takes it"),
     (
       {"mechanism": "gaussian", "clip_norm": 1.0, "epsilon": 1.0},
       ValueError,
@@ -620,12 +620,12 @@ def test_weights_by_data_are_sent_or_refused():
         "delta": 1e-5,
       },
       ValueError,
-      r"epsilon=1.0 and local_privacy\.stddev=1.0: give one",
+      r"epsilon=1.0 and stddev=1.0: give one",
     ),
     (
       {"mechanism": "gaussian", "clip_norm": 1.0, "delta": 1e-5},
       ValueError,
-      r"epsilon=None and local_privacy\.stddev=None: give one",
+      r"epsilon=None and stddev=None: give one",
     ),
     (
       {
