@@ -86,6 +86,7 @@ def patterns(uncovered):
   return [told.split(" (")[0] for told in uncovered]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
   "more", [pytest.param({}, marks=pytest.mark.slow), EVERYTHING]
 )
