@@ -18,6 +18,7 @@ from pyarrow import parquet
 from fedjax_sim import config, reporting
 from fedjax_sim.config import build, flags
 from fedjax_sim.config.build import experiment as experiment_builder
+from fedjax_sim.config.complete import complete
 from fedjax_sim.core.files import plain
 from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.run import checkpoint, experiment, resume
@@ -162,7 +163,7 @@ def test_what_a_run_leaves(tmp_path, capfd):
   assert len(os.listdir(folder / "events")) == 1
   lines = (folder / "clients_unseen.csv").read_text().splitlines()
   assert len(lines) == 1 + 2
-  assert config.resolved(quick()) == json.loads(
+  assert config.resolved(complete(quick())) == json.loads(
     (folder / "config.json").read_text()
   )
   assert sorted(os.listdir(folder / "checkpoints"), key=int) == ["4", "8", "12"]
@@ -331,7 +332,7 @@ def test_a_changed_config_is_refused(tmp_path, undisturbed):
   with pytest.raises(ConfigChangedError) as caught:
     experiment.run(changed, folder)
   assert "client.learning_rate: 0.1 -> 0.5" in str(caught.value)
-  assert "data.heldout_fraction: None -> 0.5" in str(caught.value)
+  assert "data.heldout_fraction: 0.0 -> 0.5" in str(caught.value)
   assert "seed" not in str(caught.value)
   assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
@@ -389,7 +390,7 @@ def test_what_the_round_refuses_leaves_nothing(tmp_path, monkeypatch):
   """Found where the round is traced, not before."""
   config_ = quick(
     algorithm__name="dga_rl",
-    server__aggregator="stack",
+    aggregator__name="stack",
     data__server_clients="2",
     algorithm__metric="f1",
   )

@@ -233,7 +233,7 @@ def test_parts_that_do_not_go_with_each_other():
       needs(all_updates=True),
       stack,
       Runtime(deterministic_reduction=2, lanes=1),
-      "deterministic_reduction=2: server",
+      "deterministic_reduction=2: aggregator",
     ),
   ]
   for changes, aggregator, runtime, message in cases:

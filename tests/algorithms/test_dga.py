@@ -365,17 +365,17 @@ def test_they_need_a_stack_and_the_servers_examples(make):
 @pytest.mark.parametrize(
   ("make", "options", "field"),
   [
-    (dga, {"statistic": "losses"}, r"algorithm\.statistic"),
-    (dga, {"weighting": "examples"}, r"algorithm\.weighting"),
-    (dga, {"beta": float("nan")}, r"algorithm\.beta"),
-    (dga, {"beta": 1.0, "weighting": "uniform"}, r"algorithm\.beta=1\.0"),
-    (dga_rl, {"metric": "size"}, r"algorithm\.metric='size'.*higher_is_bet"),
-    (dga_rl, {"epsilon": 1.5}, r"algorithm\.epsilon"),
-    (dga_rl, {"ridge": 0.0}, r"algorithm\.ridge"),
-    (dga_rl, {"memory_rounds": 0}, r"algorithm\.memory_rounds"),
-    (fedlaw, {"weight_steps": 0}, r"algorithm\.weight_steps"),
-    (fedlaw, {"weight_rate": -1.0}, r"algorithm\.weight_rate"),
-    (fedlaw, {"kl_weight": -1.0}, r"algorithm\.kl_weight"),
+    (dga, {"statistic": "losses"}, r"statistic"),
+    (dga, {"weighting": "examples"}, r"weighting"),
+    (dga, {"beta": float("nan")}, r"beta"),
+    (dga, {"beta": 1.0, "weighting": "uniform"}, r"beta=1\.0"),
+    (dga_rl, {"metric": "size"}, r"metric='size'.*higher_is_bet"),
+    (dga_rl, {"epsilon": 1.5}, r"epsilon"),
+    (dga_rl, {"ridge": 0.0}, r"ridge"),
+    (dga_rl, {"memory_rounds": 0}, r"memory_rounds"),
+    (fedlaw, {"weight_steps": 0}, r"weight_steps"),
+    (fedlaw, {"weight_rate": -1.0}, r"weight_rate"),
+    (fedlaw, {"kl_weight": -1.0}, r"kl_weight"),
   ],
 )
 def test_options_out_of_range(make, options, field):

@@ -349,10 +349,10 @@ def test_spread_centroids_keep_their_distance(features):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"clusters": 0}, "model.clusters=0 is out of range"),
-    ({"clusters": 2.0}, "model.clusters=2.0 is a float"),
-    ({"low": 1.0}, "model.high=1.0 is out of range; give .* > 1"),
-    ({"init": "sphere"}, "model.init='sphere' is unknown"),
+    ({"clusters": 0}, "clusters=0 is out of range"),
+    ({"clusters": 2.0}, "clusters=2.0 is a float"),
+    ({"low": 1.0}, "high=1.0 is out of range; give .* > 1"),
+    ({"init": "sphere"}, "init='sphere' is unknown"),
   ],
 )
 def test_what_the_task_refuses(options, message):
@@ -363,10 +363,10 @@ def test_what_the_task_refuses(options, message):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"count_weight": 0.0}, "algorithm.count_weight=0.0 is out of range"),
-    ({"least_share": 1.0}, "algorithm.least_share=1.0 is out of range"),
-    ({"empty": "drop"}, "algorithm.empty='drop' is unknown"),
-    ({"weighting": "all"}, "algorithm.weighting='all' is unknown"),
+    ({"count_weight": 0.0}, "count_weight=0.0 is out of range"),
+    ({"least_share": 1.0}, "least_share=1.0 is out of range"),
+    ({"empty": "drop"}, "empty='drop' is unknown"),
+    ({"weighting": "all"}, "weighting='all' is unknown"),
   ],
 )
 def test_what_the_algorithm_refuses(options, message):

@@ -222,13 +222,13 @@ def _model(message: PyTree) -> PyTree:
 def _find(pattern: str, task: Task) -> tuple[int, int]:
   """The embedding's place among the parameters' arrays, and its rows."""
   params = jax.eval_shape(task.init, jax.random.key(0)).params
-  hits = matching("embedding", (pattern,), params)
+  hits = matching("leakage.embedding", (pattern,), params)
   shapes = [x.shape for x in jax.tree.leaves(params)]
   found = [i for i, hit in enumerate(hits) if hit]
   if len(found) > 1 or len(shapes[found[0]]) != 2:
     named = ", ".join(str(shapes[i]) for i in found)
     raise ValueError(
-      f"embedding={pattern!r} matches parameters of shape {named}; let"
+      f"leakage.embedding={pattern!r} matches parameters of shape {named}; let"
       " it match one, of shape (ids, dimensions)."
     )
   return found[0], shapes[found[0]][0]

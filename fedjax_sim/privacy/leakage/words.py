@@ -28,7 +28,7 @@ def words_in(ids: Array, mask: Array, size: int) -> Array:
   """
   if not jnp.issubdtype(ids.dtype, jnp.integer):
     raise ValueError(
-      f"embedding: field 'x' is {ids.dtype}; its words have to be"
+      f"leakage.embedding: field 'x' is {ids.dtype}; its words have to be"
       " whole numbers."
     )
   real = mask.reshape(-1, *[1] * (ids.ndim - 1)) & (ids > 0)
