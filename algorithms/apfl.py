@@ -100,8 +100,8 @@ def apfl(
     TypeError, ValueError: a number is out of range.
   """
   numbers = {
-    "alpha": validate.real("alpha", alpha, least=0, most=1),
-    "alpha_rate": validate.real("alpha_rate", alpha_rate, least=0),
+    "alpha": validate.number("alpha", alpha, ge=0, le=1),
+    "alpha_rate": validate.number("alpha_rate", alpha_rate, ge=0),
   }
   base = fedavg(task, client_optimizer, server_optimizer, weighting=weighting)
   training = base.passes[0]

@@ -85,8 +85,8 @@ def dga(
   Raises:
     TypeError, ValueError: an argument is none of these.
   """
-  validate.known("weighting", weighting, ("softmax", "uniform"))
-  validate.known("statistic", statistic, STATISTICS)
+  validate.one_of("weighting", weighting, ("softmax", "uniform"))
+  validate.one_of("statistic", statistic, STATISTICS)
   softmax = weighting == "softmax"
   for name, value in (("beta", beta), ("reference", reference)):
     if not softmax and value is not None:
@@ -97,16 +97,16 @@ def dga(
   numbers = {}
   if softmax:
     sharpness = 1.0 if beta is None else beta
-    numbers["beta"] = validate.real("beta", sharpness)
+    numbers["beta"] = validate.number("beta", sharpness)
   if reference is not None:
-    numbers["reference"] = validate.real("reference", reference)
+    numbers["reference"] = validate.number("reference", reference)
   follows = softmax and reference is None
   base = fedavg(
     task,
     client_optimizer,
     server_optimizer,
     weighting="uniform",
-    received=lambda client: client.message.variables,
+    get_model=lambda client: client.message.variables,
   )
 
   def finish(client: Client, carry: LocalState) -> Report:

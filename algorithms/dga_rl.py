@@ -112,13 +112,13 @@ def dga_rl(
   )
   with_model = inner.with_model
   assert with_model is not None
-  validate.whole("memory_rounds", memory_rounds, most=10**6)
-  share = lambda name, value: validate.real(name, value, least=0, most=1)
+  validate.integer("memory_rounds", memory_rounds, le=10**6)
+  share = lambda name, value: validate.number(name, value, ge=0, le=1)
   numbers = {
     "epsilon": share("epsilon", epsilon),
     "epsilon_decay": share("epsilon_decay", epsilon_decay),
     "epsilon_least": share("epsilon_least", epsilon_least),
-    "ridge": validate.real("ridge", ridge, above=0),
+    "ridge": validate.number("ridge", ridge, gt=0),
   }
   score = _score(task, metric)
 

@@ -63,7 +63,7 @@ def ditto(
   Raises:
     TypeError, ValueError: lam is not such a number.
   """
-  lam = validate.real("lam", lam, least=0)
+  lam = validate.number("lam", lam, ge=0)
   base = fedavg(task, client_optimizer, server_optimizer, weighting=weighting)
 
   def towards_global(client: Client, v: PyTree, gradient: PyTree) -> PyTree:
@@ -79,7 +79,7 @@ def ditto(
     return client.message._replace(params=params, buffers=buffers)
 
   personal = local_training(
-    task, client_optimizer, adjust=towards_global, received=own_model
+    task, client_optimizer, gradient_hook=towards_global, get_model=own_model
   )
 
   def finish(client: Client, shared: LocalState, own: LocalState) -> Report:

@@ -24,7 +24,7 @@ from fedjax_sim.core import (
   Variables,
 )
 from fedjax_sim.training import optimizers
-from fedjax_sim.training.local import Adjust, Received, local_training
+from fedjax_sim.training.local import GetModel, GradientHook, local_training
 from fedjax_sim.training.optimizers import Optimizer, descend
 
 
@@ -41,8 +41,8 @@ def fedavg(
   server_optimizer: Optimizer,
   *,
   weighting: str = "examples",
-  adjust: Adjust | None = None,
-  received: Received = lambda client: client.message,
+  gradient_hook: GradientHook | None = None,
+  get_model: GetModel = lambda client: client.message,
 ) -> Algorithm:
   """Return FedAvg: local training, then a server step along the mean update.
 
@@ -52,8 +52,8 @@ def fedavg(
     server_optimizer: sgd with learning rate 1 is FedAvg.
     weighting: a client's weight in the mean: its number of `examples`; its
       `tokens`, the sum of the loss's weights over its steps; or `uniform`.
-    adjust: (client, params, gradient) -> gradient, in every local step.
-    received: client -> the `Variables` that it starts from, for algorithms
+    gradient_hook: (client, params, gradient) -> gradient, in every local step.
+    get_model: client -> the `Variables` that it starts from, for algorithms
       whose message holds more than those.
   """
   optimizers.check("server_optimizer", server_optimizer)
@@ -61,8 +61,8 @@ def fedavg(
     task,
     client_optimizer,
     weighting=weighting,
-    adjust=adjust,
-    received=received,
+    gradient_hook=gradient_hook,
+    get_model=get_model,
   )
 
   def init(key: Key, hparams: HParams) -> ServerState:

@@ -70,7 +70,7 @@ def fedbuff(
   Raises:
     TypeError, ValueError: versions is not such a number.
   """
-  versions = validate.whole("versions", versions, least=2, most=1000)
+  versions = validate.integer("versions", versions, ge=2, le=1000)
   base = fedavg.fedavg(
     task, client_optimizer, server_optimizer, weighting="uniform"
   )

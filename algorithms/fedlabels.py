@@ -107,23 +107,23 @@ COMPARISONS: dict[str, Callable[[Array], Array]] = {
 
 
 def pseudo_labels(
-  received: Array, supervised: Array, comparison: str = "variance"
+  get_model: Array, supervised: Array, comparison: str = "variance"
 ) -> PseudoLabels:
   """Return the labels of the more certain of two models.
 
   Args:
-    received: shape=(batch, classes); the received model's probabilities.
+    get_model: shape=(batch, classes); the received model's probabilities.
     supervised: the same of the model trained on the labelled examples.
     comparison: a name of `COMPARISONS`.
   """
   certainty = COMPARISONS[comparison]
-  theirs, own = certainty(received), certainty(supervised)
-  trusted = jnp.where((own > theirs)[:, None], supervised, received)
+  theirs, own = certainty(get_model), certainty(supervised)
+  trusted = jnp.where((own > theirs)[:, None], supervised, get_model)
   greater = jnp.maximum(own, theirs)
   return PseudoLabels(
     label=jnp.argmax(trusted, axis=-1),
     confidence=jnp.max(trusted, axis=-1),
-    agree=jnp.argmax(received, axis=-1) == jnp.argmax(supervised, axis=-1),
+    agree=jnp.argmax(get_model, axis=-1) == jnp.argmax(supervised, axis=-1),
     ratio=jnp.where(
       greater > 0,
       jnp.minimum(own, theirs) / jnp.where(greater > 0, greater, 1),
@@ -193,7 +193,7 @@ def fedlabels(
       "algorithm.name='fedlabels' needs a task with logits, and Task.logits is"
       " None; make the task by nnx_task or linen_task, or give that field."
     )
-  validate.known("comparison", comparison, COMPARISONS)
+  validate.one_of("comparison", comparison, COMPARISONS)
   validate.boolean("flip", flip)
   numbers = _numbers(
     burn_in=burn_in,
@@ -255,11 +255,11 @@ def _numbers(**given: float) -> dict[str, float]:
     "l2": {"least": 0},
     "magnitude": {"least": 0, "most": 1},
   }
-  burn_in = validate.whole("burn_in", given["burn_in"], least=0)
+  burn_in = validate.integer("burn_in", given["burn_in"], ge=0)
   return {
     "burn_in": float(burn_in),
     **{
-      name: validate.real(name, given[name], **limits)
+      name: validate.number(name, given[name], **limits)
       for name, limits in bounds.items()
     },
   }
@@ -311,12 +311,12 @@ class _UnlabelledPass(NamedTuple):
   ) -> Unlabelled:
     """Label a batch, and take a step if any example got a label."""
     hparams, examples = client.hparams, batch.examples
-    received, supervised = (
+    get_model, supervised = (
       self._log_softmax(variables, examples, hparams)
       for variables in (client.message, carry.supervised)
     )
     pseudo = pseudo_labels(
-      jnp.exp(received), jnp.exp(supervised), self.comparison
+      jnp.exp(get_model), jnp.exp(supervised), self.comparison
     )
     labelled = batch.mask & (pseudo.confidence > hparams["threshold"])
     changed = augment(
@@ -392,10 +392,10 @@ def _consistency(
   return jnp.sum(ratio * divergence) / jnp.maximum(count, 1)
 
 
-def _distance(params: PyTree, received: PyTree) -> Array:
+def _distance(params: PyTree, get_model: PyTree) -> Array:
   """Return the mean squared differences of all arrays, summed; shape=()."""
   squares = jax.tree.map(
-    lambda a, b: jnp.mean(core.in_float32(a - b) ** 2), params, received
+    lambda a, b: jnp.mean(core.in_float32(a - b) ** 2), params, get_model
   )
   distance: Array = jax.tree.reduce(jnp.add, squares)
   return distance

@@ -64,10 +64,10 @@ def fedlaw(
   Raises:
     TypeError, ValueError: a number is out of range.
   """
-  validate.whole("weight_steps", weight_steps)
-  validate.whole("server_batch_size", server_batch_size)
-  rate = validate.real("weight_rate", weight_rate, least=0)
-  pull = validate.real("kl_weight", kl_weight, least=0)
+  validate.integer("weight_steps", weight_steps)
+  validate.integer("server_batch_size", server_batch_size)
+  rate = validate.number("weight_rate", weight_rate, ge=0)
+  pull = validate.number("kl_weight", kl_weight, ge=0)
   base = fedavg(task, client_optimizer, server_optimizer)
 
   def learn(

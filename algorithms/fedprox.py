@@ -34,7 +34,7 @@ def fedprox(
   Raises:
     TypeError, ValueError: mu is not such a number.
   """
-  mu = validate.real("mu", mu, least=0.0)
+  mu = validate.number("mu", mu, ge=0.0)
 
   def proximal(client: Client, params: PyTree, gradient: PyTree) -> PyTree:
     weight = client.hparams["mu"]
@@ -50,6 +50,6 @@ def fedprox(
     client_optimizer,
     server_optimizer,
     weighting=weighting,
-    adjust=proximal,
+    gradient_hook=proximal,
   )
   return base._replace(hparams={**base.hparams, "mu": mu})

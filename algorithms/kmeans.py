@@ -100,9 +100,9 @@ def kmeans(
   _check(task)
   optimizers.check("server_optimizer", server_optimizer)
   weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
-  worth = validate.real("count_weight", count_weight, above=0)
-  least = validate.real("least_share", least_share, least=0, below=1)
-  validate.known("empty", empty, EMPTY)
+  worth = validate.number("count_weight", count_weight, gt=0)
+  least = validate.number("least_share", least_share, ge=0, lt=1)
+  validate.one_of("empty", empty, EMPTY)
   assert task.logits is not None
   logits = task.logits
 

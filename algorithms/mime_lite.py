@@ -70,8 +70,8 @@ def mime_lite(
     weighting: as in `fedavg`; the paper's is `uniform`.
   """
   base_step = client_optimizer.build
-  received = lambda client: client.message.x
-  at_x = full_gradient(task, weighting=weighting, received=received)
+  get_model = lambda client: client.message.x
+  at_x = full_gradient(task, weighting=weighting, get_model=get_model)
 
   def mimic(client: Client, params: PyTree, gradient: PyTree) -> PyTree:
     """Return -eta U(g, s), the change of the parameters."""
@@ -86,8 +86,8 @@ def mime_lite(
     added,
     server_optimizer,
     weighting=weighting,
-    adjust=mimic,
-    received=received,
+    gradient_hook=mimic,
+    get_model=get_model,
   )
 
   def init(key: Key, hparams: HParams) -> ServerState:

@@ -94,7 +94,7 @@ def per_fedavg(
   Raises:
     TypeError, ValueError: inner_rate is not such a number.
   """
-  rate = validate.real("inner_rate", inner_rate, least=0)
+  rate = validate.number("inner_rate", inner_rate, ge=0)
   base = fedavg(task, client_optimizer, server_optimizer, weighting=weighting)
   training = base.passes[0]
 

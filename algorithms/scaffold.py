@@ -68,11 +68,11 @@ def scaffold(
     UnknownNameError: no such option.
     ValueError: option II with a client optimizer other than plain sgd.
   """
-  validate.known("option", option, ("I", "II"))
+  validate.one_of("option", option, ("I", "II"))
   if option == "II":  # else x - y_i is no sum of gradients
     check_sgd("client_optimizer", client_optimizer, "weight_decay")
-  received = lambda client: client.message.x
-  at_x = full_gradient(task, received=received)
+  get_model = lambda client: client.message.x
+  at_x = full_gradient(task, get_model=get_model)
 
   def corrected(client: Client, params: PyTree, gradient: PyTree) -> PyTree:
     return jax.tree.map(  # line 10
@@ -87,8 +87,8 @@ def scaffold(
     client_optimizer,
     server_optimizer,
     weighting="uniform",
-    adjust=corrected,
-    received=received,
+    gradient_hook=corrected,
+    get_model=get_model,
   )
 
   def init(key: Key, hparams: HParams) -> ServerState:

@@ -17,11 +17,11 @@ from jax import lax
 
 from fedjax_sim.core import PyTree, Task, Variables
 from fedjax_sim.data import Prepare, as_stored
-from fedjax_sim.engine.plan import Cohort
+from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.simulation.costs import cost
 
 
-def rows_of(plans: list[Cohort], batch_size: int) -> np.ndarray:
+def rows_of(plans: list[CohortPlan], batch_size: int) -> np.ndarray:
   """The rows that the plans' clients train on, batch after batch, int32."""
   parts = []
   for plan in plans:

@@ -19,7 +19,7 @@ from fedjax_sim.data import (
   as_stored,
   from_bytes,
 )
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.char_lstm import char_lstm
 from fedjax_sim.models.femnist_cnn import femnist_cnn
 from fedjax_sim.models.logistic_regression import logistic_regression
@@ -215,7 +215,7 @@ def simulator(
     ),
     data=data,
     sampler=sampling.uniform(case.num_clients, case.clients_per_round),
-    work=LocalWork(batch_size=case.batch_size),
+    batching=LocalBatching(batch_size=case.batch_size),
     runtime=Runtime(
       lanes=lanes, devices=devices, rounds_per_dispatch=case.rounds
     ),

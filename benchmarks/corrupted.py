@@ -30,7 +30,7 @@ from fedjax_sim.data import (
   with_random_labels,
   with_server_data,
 )
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.reporting import print_final_table
 
@@ -81,7 +81,7 @@ def accuracy(
     algorithm=algorithm,
     data=data,
     sampler=sampling.uniform(data.train.num_clients, COHORT.value),
-    work=LocalWork(batch_size=20, epochs=EPOCHS.value),
+    batching=LocalBatching(batch_size=20, epochs=EPOCHS.value),
     aggregator=(
       aggregators.stack()
       if algorithm.requirements.all_updates

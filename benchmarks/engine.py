@@ -36,7 +36,7 @@ from benchmarks.turns import rotated
 from fedjax_sim.core.files import write_json
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.distributed import cpu
-from fedjax_sim.engine.plan import Cohort, Waste, at_round
+from fedjax_sim.engine.plan import CohortPlan, PaddingWaste, at_round
 from fedjax_sim.simulation.simulator import Simulator
 
 # Name -> devices; None: as many as there are. Each may use every core.
@@ -64,7 +64,7 @@ class Engine:
 
   def __init__(self, simulator: Simulator, rounds: int, dispatches: int):
     self.simulator = simulator
-    self.waste, self.clients = Waste(), 0
+    self.waste, self.clients = PaddingWaste(), 0
     self._rounds, self._dispatches = rounds, dispatches
     self._pool = ThreadPoolExecutor(1, "plan")
     self._state = simulator.init()
@@ -72,7 +72,7 @@ class Engine:
 
   def seconds(self) -> float:
     """What a turn takes, the planning of as many rounds included."""
-    self.waste, self.clients = Waste(), 0
+    self.waste, self.clients = PaddingWaste(), 0
     began = time.perf_counter()
     for _ in range(self._dispatches):
       after = self._planned.first + self._rounds
@@ -91,9 +91,9 @@ class Engine:
     self._pool.shutdown()
 
 
-def plans_of(simulator: Simulator, first: int, count: int) -> list[Cohort]:
+def plans_of(simulator: Simulator, first: int, count: int) -> list[CohortPlan]:
   """The plans of these rounds."""
-  plans: list[Cohort] = []
+  plans: list[CohortPlan] = []
   while len(plans) < count:
     planned = simulator.plan(first + len(plans), count - len(plans), 1)
     plans += [at_round(planned.cohorts, r) for r in range(planned.num_rounds)]
@@ -123,13 +123,13 @@ def measure(
     for name in engines
   }
   simulator = next(iter(running.values())).simulator
-  (work,) = simulator.works
+  (batching,) = simulator.batchings
   rounds = case.rounds * case.dispatches
-  largest = np.sort(work.order_length(data.train.sizes))
+  largest = np.sort(batching.order_length(data.train.sizes))
   bare = Bare(
     task,
     data.train.examples,
-    batch_size=work.batch_size,
+    batch_size=batching.batch_size,
     learning_rate=LEARNING_RATE,
     capacity=rounds * int(largest[-case.clients_per_round :].sum()),
     prepare=data.prepare,
@@ -144,14 +144,18 @@ def measure(
   turns: list[dict[str, float]] = []
   steps: list[int] = []
   for turn in range(pairs + 1):
-    rows = rows_of(plans_of(simulator, turn * rounds, rounds), work.batch_size)
-    count = len(rows) // work.batch_size
+    rows = rows_of(
+      plans_of(simulator, turn * rounds, rounds), batching.batch_size
+    )
+    count = len(rows) // batching.batch_size
     calls: dict[str, Callable[[], float]] = {
       name: engine.seconds for name, engine in running.items()
     }
     calls["bare"] = _bare_seconds(bare, rows)
     if loop is not None:
-      calls["torch"] = _torch_seconds(loop, case, data, rows, work.batch_size)
+      calls["torch"] = _torch_seconds(
+        loop, case, data, rows, batching.batch_size
+      )
     timed = {name: calls[name]() for name in rotated(calls, turn)}
     if turn:  # the first one compiles and warms up
       turns.append(timed)

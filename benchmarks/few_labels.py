@@ -25,7 +25,7 @@ from fedjax_sim.algorithms.fedlabels import fedlabels
 from fedjax_sim.core import Examples, Key, Loss, Task, Variables
 from fedjax_sim.data import load_mnist_writers, with_few_labels
 from fedjax_sim.data.augment import augment
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.reporting import print_final_table
 
@@ -91,7 +91,7 @@ def accuracy(name: str, options: dict[str, Any], seed: int) -> float:
     ),
     data=data,
     sampler=sampling.uniform(data.train.num_clients, COHORT.value),
-    work=LocalWork(batch_size=20, epochs=EPOCHS.value),
+    batching=LocalBatching(batch_size=20, epochs=EPOCHS.value),
     seed=seed,
     runtime=Runtime(lanes=1),
   )

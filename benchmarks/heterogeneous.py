@@ -33,7 +33,7 @@ from fedjax_sim.algorithms.mime_lite import mime_lite
 from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core import Algorithm, Task
 from fedjax_sim.data import FederatedDataset, load_digits, load_synthetic
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.reporting import print_final_table
@@ -83,7 +83,7 @@ def accuracy(
     algorithm=make(task, local, optimizer("sgd", learning_rate=1.0), **options),
     data=data,
     sampler=sampling.uniform(data.train.num_clients, COHORT.value),
-    work=LocalWork(batch_size=8, epochs=EPOCHS.value),
+    batching=LocalBatching(batch_size=8, epochs=EPOCHS.value),
     seed=seed,
     runtime=Runtime(lanes=1),
   )

@@ -39,10 +39,10 @@ from fedjax_sim.core import (
   Report,
 )
 from fedjax_sim.data import FederatedDataset, load_digits, load_mnist_writers
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models import kmeans as centroids
 from fedjax_sim.privacy.accounting.calibration import calibrate
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.central.guard import simulated_participation
 from fedjax_sim.reporting import print_final_table
 
@@ -162,7 +162,7 @@ def trained(
   sampler = sampling.poisson(clients, clients)
   if math.isfinite(epsilon):
     size = float(larger * clients)
-    settings = Central(
+    settings = CentralDPConfig(
       clip_norm=norm,
       noise_multiplier=1.0,
       denominator=float(clients),
@@ -174,13 +174,13 @@ def trained(
     delta = setting.delta / larger
     fitted = calibrate(release, part, rounds, delta, epsilon).multiplier
     settings = dataclasses.replace(settings, noise_multiplier=fitted)
-    algorithm = central(algorithm, settings)
+    algorithm = with_central_dp(algorithm, settings)
   simulator = Simulator(
     task=task,
     algorithm=algorithm,
     data=data,
     sampler=sampler,
-    work=LocalWork(batch_size=64),
+    batching=LocalBatching(batch_size=64),
     seed=seed,
     noise_seed=seed,  # a table that can be made again
     runtime=Runtime(lanes=1),

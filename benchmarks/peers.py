@@ -227,7 +227,7 @@ def train(
   *,
   data: Path,
   rounds: int,
-  work: Mapping[str, Any],
+  batching: Mapping[str, Any],
   env: Mapping[str, str],
   seconds: float,
 ) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def train(
     packages: as in `Peer`.
     data: what `write_data` wrote.
     rounds: of training, more than `WARMUP`.
-    work: as `WORK`, and what else the script reads.
+    batching: as `WORK`, and what else the script reads.
     env: of the process.
     seconds: it may take.
 
@@ -252,7 +252,7 @@ def train(
     out = Path(folder) / "out.npz"
     path = SCRIPTS / f"{script}.py"
     call(
-      [interpreter, path, data, out, str(rounds), json.dumps(work)],
+      [interpreter, path, data, out, str(rounds), json.dumps(batching)],
       seconds=seconds,
       env={**env, "FLWR_HOME": folder},
     )
@@ -269,7 +269,7 @@ def train(
     "examples_per_second": statistics.median(
       count / time for count, time in zip(examples, times, strict=True)
     ),
-    "clients_per_second": work["cohort"] / statistics.median(times),
+    "clients_per_second": batching["cohort"] / statistics.median(times),
     "examples_per_round": statistics.mean(examples),
     "train_loss": loss,
     "train_accuracy": accuracy,
@@ -361,14 +361,14 @@ class Runner(NamedTuple):
     script: of `peers_`.
     interpreter: of its environment.
     packages: as in `Peer`.
-    work: what it trains.
+    batching: what it trains.
     env: of its process.
   """
 
   script: str
   interpreter: str | Path
   packages: tuple[str, ...]
-  work: Mapping[str, Any]
+  batching: Mapping[str, Any]
   env: Mapping[str, str]
 
 
@@ -513,7 +513,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "rounds": args.rounds,
     "repeats": args.repeats,
     "data": dict(DATA),
-    "work": dict(WORK),
+    "batching": dict(WORK),
     "results": results,
   }
   print(

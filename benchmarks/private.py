@@ -31,10 +31,10 @@ from fedjax_sim import Runtime, Simulator, optimizer, sampling
 from fedjax_sim import setup as one_device_a_core
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.data import load_mnist_writers
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.privacy.accounting.calibration import calibrate
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.central.factorization import blt
 from fedjax_sim.privacy.central.guard import Budget, simulated_participation
 from fedjax_sim.reporting import print_final_table
@@ -74,7 +74,7 @@ def accuracy(mechanism: str, epsilon: float, larger: int, seed: int) -> float:
   if larger > 1:
     simulated = (float(larger * cohort), float(larger * population))
   part = simulated_participation(sampler.participation, simulated)
-  settings = Central(
+  settings = CentralDPConfig(
     clip_norm=CLIP_NORM,
     noise_multiplier=0.0,
     denominator=float(cohort),
@@ -92,10 +92,10 @@ def accuracy(mechanism: str, epsilon: float, larger: int, seed: int) -> float:
   )
   simulator = Simulator(
     task=task,
-    algorithm=central(inner, settings),
+    algorithm=with_central_dp(inner, settings),
     data=data,
     sampler=sampler,
-    work=LocalWork(batch_size=20),
+    batching=LocalBatching(batch_size=20),
     seed=seed,
     noise_seed=seed,  # a table that can be made again
     runtime=Runtime(lanes=1),
@@ -189,13 +189,13 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
   }
   found = {"no privacy": plain}
   for name, more in settings.items():
-    private = Central(
+    private = CentralDPConfig(
       clip_norm=1.0,
       noise_multiplier=4.0,
       denominator=float(case.clients_per_round),
       **more,
     )
-    algorithm = central(plain.algorithm, private)
+    algorithm = with_central_dp(plain.algorithm, private)
     budget = Budget(delta=1e-4, rounds=horizon)
     sampler = turns_or_chance(case, private.strategy is None)
     found[name] = dataclasses.replace(

@@ -25,8 +25,8 @@ from benchmarks.engine import Engine
 from benchmarks.turns import rotated
 from fedjax_sim.core.files import write_json
 from fedjax_sim.engine import plan as plans
-from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.plan import Waste
+from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.engine.plan import PaddingWaste
 from fedjax_sim.simulation.runtime import MOST_ROUNDS
 
 SIZES = (100, 316, 1000, 3162, 10_000)
@@ -112,14 +112,14 @@ def step_waste(
   case = replace(cases.CASES["lr"], num_clients=num_clients)
   sizes = cases.sizes(case)
   offsets = np.concatenate([[0], np.cumsum(sizes)])
-  work = LocalWork(batch_size=case.batch_size)
-  shape = plans.capacity([sizes], [work], cohort, lanes=lanes, devices=1)
-  total = Waste()
+  batching = LocalBatching(batch_size=case.batch_size)
+  shape = plans.capacity([sizes], [batching], cohort, lanes=lanes, devices=1)
+  total = PaddingWaste()
   for round_ in range(5):
     rng = np.random.default_rng(round_)
     ids = rng.choice(num_clients, cohort, replace=False)
-    plan = plans.plan([offsets], [work], ids, shape, seed=0, round_=round_)
-    total += plans.waste(plan, [work])
+    plan = plans.plan([offsets], [batching], ids, shape, seed=0, round_=round_)
+    total += plans.waste(plan, [batching])
   return total.step / total.computed
 
 

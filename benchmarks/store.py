@@ -52,7 +52,7 @@ def simulator_of(
   path: Path, cohort: int, residency: Any, cnn: bool = False
 ) -> Any:
   """A logistic regression, or a CNN, on the clients of a store."""
-  from fedjax_sim import LocalWork, Runtime, Simulator, optimizer, sampling
+  from fedjax_sim import LocalBatching, Runtime, Simulator, optimizer, sampling
   from fedjax_sim.algorithms.fedavg import fedavg
   from fedjax_sim.data import open_store
   from fedjax_sim.models.femnist_cnn import femnist_cnn
@@ -67,7 +67,7 @@ def simulator_of(
     algorithm=fedavg(task, *sgd),
     data=data,
     sampler=sampling.uniform(data.train.num_clients, cohort),
-    work=LocalWork(batch_size=20),
+    batching=LocalBatching(batch_size=20),
     runtime=Runtime(lanes=1, rounds_per_dispatch=1, residency=residency),
   )
 

@@ -29,6 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
   config.server.eval_every = 5
   config.runtime.lanes = 1  # measured once, so that runs repeat bit for bit
   config.runtime.checkpoint_every = 20
-  if validate.known("argument", arg, ("", "smoke")) == "smoke":
+  if validate.one_of("argument", arg, ("", "smoke")) == "smoke":
     config.server.rounds = 2
   return config

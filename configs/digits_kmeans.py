@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.server.rounds = 30
   config.server.clients_per_round = 100
   config.runtime.lanes = 1
-  validate.known("argument", arg, ("", "private", "smoke"))
+  validate.one_of("argument", arg, ("", "private", "smoke"))
   if arg == "private":
     config.algorithm.weighting = "uniform"
     config.server.rounds = 10

@@ -42,6 +42,6 @@ def get_config(arg: str = "") -> ConfigDict:
   config.server.eval_every = 25
   config.runtime.lanes = 1
   config.runtime.checkpoint_every = 50
-  if validate.known("argument", arg, ("", "smoke")) == "smoke":
+  if validate.one_of("argument", arg, ("", "smoke")) == "smoke":
     config.server.rounds = 2
   return config

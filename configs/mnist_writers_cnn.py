@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.server.eval_every = 10
   config.runtime.lanes = 1
   config.runtime.checkpoint_every = 20
-  if validate.known("argument", arg, ("", "smoke")) == "smoke":
+  if validate.one_of("argument", arg, ("", "smoke")) == "smoke":
     config.server.rounds = 2
     config.server.clients_per_round = 2
   return config

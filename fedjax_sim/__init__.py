@@ -36,7 +36,7 @@ if TYPE_CHECKING:
   from fedjax_sim.core.errors import FedjaxSimError
   from fedjax_sim.data import FederatedData, FederatedDataset, make_dataset
   from fedjax_sim.distributed import setup
-  from fedjax_sim.engine.batching import LocalWork
+  from fedjax_sim.engine.batching import LocalBatching
   from fedjax_sim.engine.state import RunState
   from fedjax_sim.simulation.runtime import Runtime
   from fedjax_sim.simulation.simulate import simulate
@@ -52,7 +52,7 @@ __all__ = [
   "FederatedData",
   "FederatedDataset",
   "FedjaxSimError",
-  "LocalWork",
+  "LocalBatching",
   "Optimizer",
   "Pass",
   "Report",
@@ -80,7 +80,7 @@ _HOME = {
   "FederatedData": "fedjax_sim.data",
   "FederatedDataset": "fedjax_sim.data",
   "FedjaxSimError": "fedjax_sim.core.errors",
-  "LocalWork": "fedjax_sim.engine.batching",
+  "LocalBatching": "fedjax_sim.engine.batching",
   "Optimizer": "fedjax_sim.training.optimizers",
   "Pass": "fedjax_sim.core",
   "Report": "fedjax_sim.core",

@@ -71,8 +71,8 @@ def char_lstm(
       no layer.
   """
   check_sequence("char_lstm", example_shape)
-  tokens = validate.whole("num_classes", num_classes)
-  embedding = validate.whole("embedding", embedding)
+  tokens = validate.integer("num_classes", num_classes)
+  embedding = validate.integer("embedding", embedding)
   sizes = layer_sizes(units)
   return nnx_task(
     lambda rngs: CharLSTM(tokens, embedding, sizes, rngs),
@@ -103,7 +103,7 @@ def layer_sizes(units: tuple[int, ...]) -> tuple[int, ...]:
   layers = several("units", units, what, example)
   if not layers:
     raise ValueError(f"units={units!r}; give {what}, {example}.")
-  return tuple(validate.whole("units", n) for n in layers)
+  return tuple(validate.integer("units", n) for n in layers)
 
 
 def check_ids(x: np.ndarray, tokens: int, field: str = "num_classes") -> None:

@@ -45,5 +45,5 @@ def ecg_cnn(example_shape: tuple[int, ...], num_classes: int) -> Task:
       " time >= 4."
     )
   length, channels = example_shape
-  classes = validate.whole("num_classes", num_classes)
+  classes = validate.integer("num_classes", num_classes)
   return nnx_task(lambda rngs: EcgCNN(length, channels, classes, rngs=rngs))

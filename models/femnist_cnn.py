@@ -60,14 +60,14 @@ def femnist_cnn(
   Raises:
     TypeError, ValueError: another shape, a rate outside 0..1, or not two.
   """
-  shape = validate.image_shape("femnist_cnn", example_shape, least=6)
-  classes = validate.whole("num_classes", num_classes)
+  shape = validate.image_shape("femnist_cnn", example_shape, ge=6)
+  classes = validate.integer("num_classes", num_classes)
   what, example = "two rates", "(0.25, 0.5)"
   rates = several("dropout", dropout, what, example)
   if len(rates) != 2:
     raise ValueError(f"dropout={dropout!r}; give {what}, {example}.")
   first, second = (
-    validate.real("dropout", rate, least=0, most=1) for rate in rates
+    validate.number("dropout", rate, ge=0, le=1) for rate in rates
   )
   return nnx_task(
     lambda rngs: FemnistCNN(shape, classes, (first, second), rngs=rngs)

@@ -113,9 +113,9 @@ def kmeans(
   """
   features = math.prod(example_shape)
   field = "num_classes" if clusters is None else "clusters"
-  count = validate.whole(field, num_classes if clusters is None else clusters)
-  low = validate.real("low", low)
-  high = validate.real("high", high, above=low)
+  count = validate.integer(field, num_classes if clusters is None else clusters)
+  low = validate.number("low", low)
+  high = validate.number("high", high, gt=low)
   draw = validate.lookup("init", init, INITS)
 
   def first(key: Key) -> Variables:

@@ -36,5 +36,5 @@ def logistic_regression(
     TypeError, ValueError: a number of classes that is not whole and >= 1.
   """
   features = math.prod(example_shape)
-  classes = validate.whole("num_classes", num_classes)
+  classes = validate.integer("num_classes", num_classes)
   return nnx_task(lambda rngs: LogisticRegression(features, classes, rngs=rngs))

@@ -48,7 +48,7 @@ def mlp(
   given = several(
     "hidden_sizes", hidden_sizes, "a number for each layer", "(64,)"
   )
-  hidden = tuple(validate.whole("hidden_sizes", n) for n in given)
-  classes = validate.whole("num_classes", num_classes)
+  hidden = tuple(validate.integer("hidden_sizes", n) for n in given)
+  classes = validate.integer("num_classes", num_classes)
   sizes = (math.prod(example_shape), *hidden, classes)
   return nnx_task(lambda rngs: MLP(sizes, rngs=rngs))

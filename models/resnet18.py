@@ -75,9 +75,9 @@ def resnet18(
   Raises:
     TypeError, ValueError: another shape, or a width that is not such a number.
   """
-  _, _, channels = validate.image_shape("resnet18", example_shape, least=8)
-  classes = validate.whole("num_classes", num_classes)
-  width = validate.whole("width", width, least=2)
+  _, _, channels = validate.image_shape("resnet18", example_shape, ge=8)
+  classes = validate.integer("num_classes", num_classes)
+  width = validate.integer("width", width, ge=2)
   if width % 2:
     raise ValueError(f"width={width} is odd; give an even number.")
   return nnx_task(lambda rngs: ResNet18(channels, width, classes, rngs))

@@ -66,9 +66,9 @@ def text_lstm(
       no layer.
   """
   check_sequence("text_lstm", example_shape)
-  classes = validate.whole("num_classes", num_classes)
-  known = classes if tokens is None else validate.whole("tokens", tokens)
-  embedding = validate.whole("embedding", embedding)
+  classes = validate.integer("num_classes", num_classes)
+  known = classes if tokens is None else validate.integer("tokens", tokens)
+  embedding = validate.integer("embedding", embedding)
   sizes = layer_sizes(units)
 
   return nnx_task(

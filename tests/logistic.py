@@ -11,14 +11,14 @@ import numpy as np
 
 from fedjax_sim import sampling
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.tasks import function_task
 from problems import make_simulator, train
 
 SIZES = np.array([1, 4, 7, 10, 3])
 OFFSETS = np.concatenate([[0], np.cumsum(SIZES)])
 COHORTS = ([0, 2, 3], [1, 3, 4], [0, 1, 2])  # of the rounds 0, 1, 2, 3, ...
-WORK = LocalWork(batch_size=3, epochs=2, shuffle=False)
+WORK = LocalBatching(batch_size=3, epochs=2, shuffle=False)
 DIM = 4
 
 _rng = np.random.default_rng(7)
@@ -75,7 +75,7 @@ def simulate(algorithm, rounds, *, versions=None, **options):
   )
   if versions is not None:
     sampler = sampler._replace(versions=versions)
-  options = {"work": WORK, "sampler": sampler, "lanes": 2, **options}
+  options = {"batching": WORK, "sampler": sampler, "lanes": 2, **options}
   simulator = make_simulator(TASK, algorithm, DATA, **options)
   return simulator, train(simulator, rounds)
 

@@ -8,7 +8,7 @@ import pytest
 from fedjax_sim import aggregators, sampling
 from fedjax_sim.core import Algorithm, Task
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
@@ -78,7 +78,7 @@ def make_simulator(
   data: FederatedDataset,
   *,
   clients_per_round=None,
-  work=None,
+  batching=None,
   lanes=1,
   devices=1,
   aggregator=None,
@@ -95,7 +95,7 @@ def make_simulator(
     algorithm=algorithm,
     data=data,
     sampler=sampler or sampling.uniform(count, clients_per_round or count),
-    work=work or LocalWork(batch_size=4),
+    batching=batching or LocalBatching(batch_size=4),
     aggregator=aggregator or aggregators.weighted_mean(),
     transforms=transforms,
     seed=seed,

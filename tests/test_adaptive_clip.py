@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_sim import transforms
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from problems import (
   make_simulator,
   params_of,
@@ -17,7 +17,7 @@ from problems import (
   train,
 )
 
-ONE_STEP = LocalWork(batch_size=1)
+ONE_STEP = LocalBatching(batch_size=1)
 
 
 def simulator_of(centers, server_rate, **options):
@@ -28,7 +28,7 @@ def simulator_of(centers, server_rate, **options):
     task,
     algorithm,
     quadratic_data(centers),
-    work=ONE_STEP,
+    batching=ONE_STEP,
     lanes=3,
     transforms=[transforms.adaptive_clip(**options)],
   )

@@ -15,7 +15,7 @@ from fedjax_sim.aggregators import AGGREGATORS
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import AggregationContext, Purpose, Requirements, key_for
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_log import combine
 from problems import make_simulator, params_of, quadratic, sgd
 
@@ -78,7 +78,7 @@ def simulator_of(name, lanes, devices, ids):
     task,
     algorithm._replace(finish=finish),
     copies(),
-    work=LocalWork(batch_size=8),
+    batching=LocalBatching(batch_size=8),
     lanes=lanes,
     devices=devices,
     aggregator=AGGREGATORS[name](),

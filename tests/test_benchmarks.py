@@ -217,7 +217,7 @@ def test_bare_loop_reads_the_batches_of_the_engine(benchmark):
   simulator = cases.simulator(case, task, data, devices=1, lanes=1)
   plans = engine.plans_of(simulator, 3, 5)
   rows = bare.rows_of(plans, case.batch_size)
-  train, steps = data.train, simulator.works[0].num_steps(data.train.sizes)
+  train, steps = data.train, simulator.batchings[0].num_steps(data.train.sizes)
   first = 0
   for i, plan in enumerate(plans):
     ids = simulator.sampler.sample(simulator.seed, 3 + i)
@@ -634,7 +634,7 @@ def test_our_script_for_peers_trains(benchmark, tmp_path):
   data = tmp_path / "data.npz"
   peers.write_data(data, {**peers.DATA, **small})
   runner = peers.our_runners({**os.environ, "JAX_PLATFORMS": "cpu"})[peers.OURS]
-  runner.work.update(small, cohort=5)
+  runner.batching.update(small, cohort=5)
   row = peers.train(
     **runner._asdict(), data=data, rounds=peers.SMALLEST_ROUNDS, seconds=120
   )

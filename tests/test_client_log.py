@@ -15,7 +15,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.config import build, flags
 from fedjax_sim.core import Requirements
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_log import combine
 from fedjax_sim.training.stale import stale
 from problems import MODELS, blobs, make_simulator, quadratic, sgd
@@ -108,7 +108,7 @@ def test_numbers_are_those_of_numpy(name, layout):
     quadratic(7),
     algorithm_of(name),
     copies(),
-    work=LocalWork(batch_size=8),
+    batching=LocalBatching(batch_size=8),
     lanes=lanes,
     devices=devices,
     aggregator=aggregators.AGGREGATORS[name](),
@@ -147,7 +147,7 @@ def test_numbers_are_of_the_transformed_update_and_not_of_what_is_late():
     quadratic(7),
     algorithm,
     copies(),
-    work=LocalWork(batch_size=8),
+    batching=LocalBatching(batch_size=8),
     transforms=[transforms.clip(0.5)],
     sampler=cohorts([0, 1, 2]),
   )

@@ -22,7 +22,7 @@ from fedjax_sim.core import (
 )
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine import client_log
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.tasks import function_task
 from problems import make_simulator, params_of, sgd, train
 
@@ -180,7 +180,7 @@ def test_counts_beyond_float32_over_batches_and_clients():
     task,
     fedavg(task, sgd(0.0), sgd(1.0)),
     data,
-    work=LocalWork(batch_size=1, shuffle=False),
+    batching=LocalBatching(batch_size=1, shuffle=False),
   )
   out = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
   mean = 64 / (2**24 + 64)
@@ -214,7 +214,7 @@ def test_a_full_gradient_is_summed_in_float32():
     task,
     fedsgd(task, sgd(1.0)),
     data_of([1000], a=np.ones(1000, np.float32)),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
   )
   assert params_of(simulator, train(simulator, 1))["w"] == -1
 

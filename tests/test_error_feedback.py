@@ -9,7 +9,7 @@ import pytest
 from fedjax_sim import transforms
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Transform, TransformResult
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.training.optimizers import optimizer
 from fedjax_sim.transforms import error_feedback
@@ -65,7 +65,7 @@ def test_a_run_follows_the_recursion_of_each_client(lanes):
     task,
     fedavg(task, sgd(0.5), sgd(1.0), weighting="uniform"),
     quadratic_data(centres, curvatures),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     lanes=lanes,
     transforms=[error_feedback(top(2))],
     sampler=Sampler(
@@ -157,7 +157,7 @@ def test_with_feedback_a_biased_transform_reaches_the_optimum():
       task,
       fedavg(task, sgd(0.1), sgd(1.0), weighting="uniform"),
       quadratic_data(centres),
-      work=LocalWork(batch_size=1),
+      batching=LocalBatching(batch_size=1),
       transforms=[transform],
       rounds_per_dispatch=200,
     )

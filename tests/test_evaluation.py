@@ -15,7 +15,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, open_store, write_store
 from fedjax_sim.engine import evaluation, residency
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks, in_pieces
 from problems import MODELS, blobs, make_simulator, sgd, train
@@ -191,8 +191,8 @@ def test_pieces_have_every_client_once_and_room(
     offsets=np.append(0, np.cumsum(sizes)),
     allow_empty=True,
   )
-  work = LocalWork(batch_size=BATCH, shuffle=False).fitted(sizes)
-  pieces, shape = in_pieces(data, work, most, lanes=lanes, devices=devices)
+  batching = LocalBatching(batch_size=BATCH, shuffle=False).fitted(sizes)
+  pieces, shape = in_pieces(data, batching, most, lanes=lanes, devices=devices)
   np.testing.assert_array_equal(np.concatenate(pieces), np.flatnonzero(sizes))
   (held,) = shape.examples
   if len(pieces) == 1:
@@ -203,7 +203,7 @@ def test_pieces_have_every_client_once_and_room(
     pairs = itertools.pairwise([int(sizes[ids].sum()) for ids in pieces])
     assert all(one + other > most / 2 for one, other in pairs)
   for ids in pieces:
-    plan, slices = evaluation._planned(data, work, ids, shape)
+    plan, slices = evaluation._planned(data, batching, ids, shape)
     assert sorted(plan.client[plan.client >= 0]) == ids.tolist()
     assert slices.place.max() < held
     assert sorted(slices.row) == [

@@ -132,7 +132,7 @@ FEATURES = {
   "best model": {
     "server.initial_eval": "True",
     "server.best_metric": "test/accuracy",
-    "server.fall_back": "True",
+    "server.revert_to_best": "True",
   },
 }
 

@@ -20,9 +20,9 @@ from fedjax_sim.algorithms.dga_rl import dga_rl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.core import Batch, Client, Loss, Metric, Task, Variables
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.privacy import local
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.leakage.measurement import log_ratio
 from fedjax_sim.privacy.local import additive
 from fedjax_sim.tasks import function_task
@@ -103,7 +103,7 @@ def test_softmax_beta(flute, smooth, batch, ours, divisor):
     task,
     dga(task, sgd(RATE), sgd(1.0), statistic=ours, beta=softmax_beta / divisor),
     quadratic_data(CENTRES, CURVATURES, copies=EXAMPLES),
-    work=LocalWork(batch_size=batch),
+    batching=LocalBatching(batch_size=batch),
   )
   after = params_of(simulator, train(simulator, 1))["w"]
   np.testing.assert_allclose(after, total / weights, rtol=1e-5, atol=1e-6)
@@ -137,7 +137,7 @@ def test_mu():
     task,
     fedprox(task, sgd(rate), sgd(1.0), mu=mu),
     quadratic_data([centre], copies=STEPS),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
   )
   last = params_of(simulator, train(simulator, 1))["v"]
   np.testing.assert_allclose(last, expected[1], rtol=1e-5)
@@ -211,7 +211,7 @@ def test_server_iterations(server_iterations):
     task,
     replay(inner, task, sgd(rate), steps=steps, batch_size=batch),
     data,
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
   )
   found = params_of(simulator, train(simulator, 1))["w"]
   np.testing.assert_allclose(found, w, rtol=1e-5)
@@ -224,7 +224,7 @@ def test_stale_prob():
     task,
     stale(fedavg(task, sgd(RATE), sgd(1.0)), 1.0),
     quadratic_data(CENTRES, copies=1),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
   )
   found = params_of(simulator, train(simulator, 2))["w"]
   late = RATE * CENTRES  # of the first round, from 0; FLUTE divides by 0 there
@@ -253,7 +253,7 @@ def test_initial_epsilon():
     task,
     made,
     data,
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     aggregator=aggregators.stack(),
   )
   found = float(train(simulator, 3).server.epsilon)
@@ -379,9 +379,9 @@ def test_global_sigma():
   """`apply_global_dp`: sigma max_grad / clients, on the mean."""
   sigma, max_grad, clients, size = 3.0, 0.5, 4, 4000
   task = quadratic(size)
-  private = central(
+  private = with_central_dp(
     fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform"),
-    Central(
+    CentralDPConfig(
       clip_norm=max_grad, noise_multiplier=sigma, denominator=float(clients)
     ),
   )

@@ -7,7 +7,7 @@ import pytest
 from fedjax_sim.algorithms import fedavg, fedprox
 from fedjax_sim.config import build, default_config
 from fedjax_sim.data import load_digits
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.tasks.freezing import paths_of, with_frozen
@@ -22,7 +22,7 @@ def by_path(params):
 def run(task, data, *, make=fedavg.fedavg, devices=1, rounds=3):
   algorithm = make(task, optimizer("adam", learning_rate=0.05), sgd(1.0))
   simulator = make_simulator(
-    task, algorithm, data, work=LocalWork(batch_size=4), devices=devices
+    task, algorithm, data, batching=LocalBatching(batch_size=4), devices=devices
   )
   state = train(simulator, rounds)
   assert simulator.compilations == 1

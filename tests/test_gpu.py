@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.distributed import AXIS
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
 
@@ -27,7 +27,7 @@ def simulator_of(lanes, clients_per_round=100):
     algorithm,
     data,
     clients_per_round=clients_per_round,
-    work=LocalWork(batch_size=8),
+    batching=LocalBatching(batch_size=8),
     lanes=lanes,
   )
 

@@ -10,7 +10,7 @@ import pytest
 from fedjax_sim import aggregators, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import validate
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training import schedules
 from problems import (
   hparams_of,
@@ -61,7 +61,7 @@ def simulator_of(**more):
     task,
     algorithm,
     quadratic_data([[8.0, 4.0]]),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     transforms=[transforms.clip(1e6)],
     aggregator=aggregator,
     **more,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine import plan as cohorts
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation import lanes
 from fedjax_sim.simulation.lanes import Probe
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
@@ -210,14 +210,16 @@ def plans(draw):
     draw(st.lists(st.integers(1, 200), min_size=1, max_size=40)), np.int64
   )
   passes = draw(st.integers(1, 2))
-  works = [LocalWork(batch_size=b) for b in (2, 7)[:passes]]
+  batchings = [LocalBatching(batch_size=b) for b in (2, 7)[:passes]]
   lanes_, devices = draw(st.integers(1, 8)), draw(st.integers(1, 3))
   shape = cohorts.capacity(
-    [sizes] * passes, works, len(sizes), lanes=lanes_, devices=devices
+    [sizes] * passes, batchings, len(sizes), lanes=lanes_, devices=devices
   )
   offsets = np.append(0, np.cumsum(sizes))
   ids = np.arange(len(sizes))
-  return cohorts.plan([offsets] * passes, works, ids, shape, seed=0, round_=0)
+  return cohorts.plan(
+    [offsets] * passes, batchings, ids, shape, seed=0, round_=0
+  )
 
 
 def steps_run(plan):

@@ -14,7 +14,7 @@ import fedjax_sim
 fedjax_sim.setup(2)
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.data import load_digits
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.training.optimizers import optimizer
@@ -33,7 +33,7 @@ simulator = Simulator(
   ),
   data=data,
   sampler=sampling.uniform(1000, size),
-  work=LocalWork(batch_size=2),
+  work=LocalBatching(batch_size=2),
   runtime=Runtime(lanes=4),
 )
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

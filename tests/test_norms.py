@@ -10,10 +10,10 @@ from hypothesis.extra import numpy as hnp
 from fedjax_sim import transforms
 from fedjax_sim.core.tree import (
   bounded,
-  clipped,
+  clip_to_unit_norm,
   clipped_by_layer,
   fits,
-  length,
+  tree_norm,
 )
 from fedjax_sim.engine.client_log import cosine, gradient_statistics
 from fedjax_sim.privacy.leakage.words import guessed
@@ -31,8 +31,8 @@ def trees(most):
 
 
 BOUNDS = st.floats(2.0**-20, 2.0**20, width=32)
-jitted_length = jax.jit(length, static_argnums=1)
-jitted = jax.jit(clipped, static_argnums=2)
+jitted_length = jax.jit(tree_norm, static_argnums=1)
+jitted = jax.jit(clip_to_unit_norm, static_argnums=2)
 jitted_by_layer = jax.jit(clipped_by_layer, static_argnums=2)
 
 
@@ -85,7 +85,7 @@ def test_zeros_stay_zeros_whatever_the_bound(order):
 
 
 def test_more_than_float32_holds(x64):
-  cut = clipped({"w": np.array([1e300, 1.0])}, 1.0)["w"]
+  cut = clip_to_unit_norm({"w": np.array([1e300, 1.0])}, 1.0)["w"]
   np.testing.assert_allclose(cut, [1.0, 0.0], rtol=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_rows_of_any_size(size):
   exact_[2] = 0
   tiny = 1e-37  # devices may flush what is smaller
   np.testing.assert_allclose(
-    jax.vmap(length)(tree), exact_.astype(np.float32), rtol=1e-6, atol=tiny
+    jax.vmap(tree_norm)(tree), exact_.astype(np.float32), rtol=1e-6, atol=tiny
   )
   for bound in (1e-3, 1.0, 1e30):
     short = np.minimum(exact_, bound)

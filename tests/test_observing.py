@@ -10,9 +10,9 @@ import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Participation, Report, Sampler
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.local.additive import gaussian
-from fedjax_sim.privacy.local.mechanism import local_privacy
+from fedjax_sim.privacy.local.mechanism import with_local_dp
 from fedjax_sim.run.checkpoint import Checkpoints, StateChangedError
 from fedjax_sim.sampling import power_of_choice
 from fedjax_sim.sampling.draws import generator
@@ -267,8 +267,8 @@ def test_an_algorithm_without_a_loss_is_refused_by_name():
 def test_private_runs_refuse_to_observe():
   task = MODELS["lr"](blobs(SIZES))
   base = fedavg(task, sgd(0.3), sgd(1.0), weighting="uniform")
-  noise = Central(clip_norm=1.0, noise_multiplier=1.0, denominator=3.0)
-  local = local_privacy(base, gaussian(1.0, epsilon=1.0, delta=1e-5))
-  for private in (central(base, noise), local):
+  noise = CentralDPConfig(clip_norm=1.0, noise_multiplier=1.0, denominator=3.0)
+  local = with_local_dp(base, gaussian(1.0, epsilon=1.0, delta=1e-5))
+  for private in (with_central_dp(base, noise), local):
     with pytest.raises(ValueError, match="no epsilon covers"):
       choosing(algorithm=private)

@@ -16,7 +16,7 @@ from flax import nnx
 from fedjax_sim.config.build import build
 from fedjax_sim.config.flags import load
 from fedjax_sim.core import AggregationContext, references
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.run import experiment
 from fedjax_sim.training.optimizers import optimizer
 from problems import make_simulator, quadratic, quadratic_data, sgd, train
@@ -206,7 +206,10 @@ def test_the_algorithm_is_fedexp():
   task = quadratic(2)
   algorithm = own("algorithm", "fedexp")(task, sgd(0.5), sgd(1.0))
   simulator = make_simulator(
-    task, algorithm, quadratic_data(centers), work=LocalWork(batch_size=1)
+    task,
+    algorithm,
+    quadratic_data(centers),
+    batching=LocalBatching(batch_size=1),
   )
   state = train(simulator, 3)
   w = np.zeros(2)

@@ -21,7 +21,7 @@ from fedjax_sim.core import (
 )
 from fedjax_sim.data import FederatedData, make_dataset
 from fedjax_sim.distributed import memory
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.simulation import arguments
 from fedjax_sim.simulation.dispatch import DivergedError
@@ -69,7 +69,7 @@ def sized(task, data, batch, evaluated):
     task,
     fedavg(task, sgd(0.1), sgd(1.0)),
     data,
-    work=LocalWork(batch_size=batch),
+    batching=LocalBatching(batch_size=batch),
   )
   runtime = dataclasses.replace(simulator.runtime, eval_batch_size=evaluated)
   return dataclasses.replace(simulator, runtime=runtime)
@@ -140,7 +140,7 @@ def test_a_model_that_no_device_can_hold(monkeypatch):
 
 def test_a_model_with_too_few_outputs_does_not_train_in_silence():
   task = logistic_regression(DATA.example_shape, DATA.num_classes - 1)
-  run = begin(task, work=LocalWork(batch_size=8))
+  run = begin(task, batching=LocalBatching(batch_size=8))
   with pytest.raises(DivergedError, match="Round 1: .*as many outputs"):
     list(run)
 
@@ -151,7 +151,7 @@ def test_a_model_with_too_few_outputs_does_not_train_in_silence():
     ("aggregator", "median", "aggregator is a str; .*weighted_mean"),
     ("aggregator", aggregators.median, "aggregator is median;"),
     ("sampler", "uniform", "sampler is a str; .*sampling.uniform"),
-    ("work", (8, 1), "work is a tuple; .*LocalWork"),
+    ("batching", (8, 1), "work is a tuple; .*LocalBatching"),
     ("transforms", "clip", "transforms is a str; .*clip"),
     ("transforms", ["clip"], r"transforms\[0\] is a str; .*clip"),
     ("runtime", {"lanes": 1}, "runtime is a dict; .*Runtime"),

@@ -12,7 +12,7 @@ import pytest
 from fedjax_sim import reporting
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cli.main import main
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.run import experiment, profiling, signals
 from fedjax_sim.run.profiling import Profile, Trained
@@ -187,7 +187,7 @@ def dense(batch=20, features=784, classes=10, **options):
     task,
     fedavg(task, sgd(0.01), sgd(1)),
     data,
-    work=LocalWork(batch_size=batch),
+    batching=LocalBatching(batch_size=batch),
     **options,
   )
 

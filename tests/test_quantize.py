@@ -17,7 +17,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cli import describe
 from fedjax_sim.config import build, flags
 from fedjax_sim.core import Transform, TransformResult, validate
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation.dispatch import Row
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
@@ -363,7 +363,7 @@ def movers(centres, *chain, **more):
     task,
     algorithm,
     quadratic_data(centres, more.pop("curvatures", None)),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     transforms=chain,
     **more,
   )
@@ -443,7 +443,7 @@ def digest(lanes, devices, rounds=3, **runtime):
     algorithm=fedavg(task, sgd(0.3), sgd(1.0)),
     data=data,
     sampler=make_simulator(task, fedavg(task, sgd(1), sgd(1)), data).sampler,
-    work=LocalWork(batch_size=4),
+    batching=LocalBatching(batch_size=4),
     transforms=[quantize(0.6, 5, anneal=0.9)],
     runtime=Runtime(
       lanes=lanes,

@@ -14,8 +14,8 @@ from fedjax_sim import aggregators, sampling, simulate, transforms
 from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.scaffold import scaffold
-from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.sampling import power_of_choice
 from fedjax_sim.simulation.reference import StageError
 from fedjax_sim.simulation.runtime import Runtime
@@ -54,7 +54,9 @@ def both(simulator, rounds=2):
 CASES = {
   "fedavg": lambda: of(),
   "two devices": lambda: of(devices=2),
-  "a client's state": lambda: of(scaffold(TASK, sgd(0.3), sgd(1.0)), work=None),
+  "a client's state": lambda: of(
+    scaffold(TASK, sgd(0.3), sgd(1.0)), batching=None
+  ),
   "a personal model": lambda: of(ditto(TASK, sgd(0.3), sgd(1.0))),
   "transforms": lambda: of(
     transforms=[
@@ -65,13 +67,13 @@ CASES = {
     ]
   ),
   "private": lambda: of(
-    central(
+    with_central_dp(
       fedavg(TASK, sgd(0.3), sgd(1.0), weighting="uniform"),
-      Central(clip_norm=0.1, noise_multiplier=1.0, denominator=3.0),
+      CentralDPConfig(clip_norm=0.1, noise_multiplier=1.0, denominator=3.0),
     ),
     sampler=sampling.poisson(len(SIZES), 2),
   ),
-  "tokens": lambda: of(work=LocalWork(batch_size=2, max_tokens=5)),
+  "tokens": lambda: of(batching=LocalBatching(batch_size=2, max_tokens=5)),
   "median": lambda: of(aggregator=aggregators.median()),
   "an observer": lambda: of(
     sampler=power_of_choice(len(SIZES), 2, np.array(SIZES))

@@ -13,7 +13,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.mime_lite import mime_lite
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine import residency
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator, sgd
@@ -42,14 +42,14 @@ def run(simulator, **changes):
 
 
 WORKS = {
-  "epochs": LocalWork(batch_size=4, epochs=2),
-  "steps": LocalWork(batch_size=4, steps=3, max_examples=6),
+  "epochs": LocalBatching(batch_size=4, epochs=2),
+  "steps": LocalBatching(batch_size=4, steps=3, max_examples=6),
 }
 
 
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
-  ("name", "devices", "work"),
+  ("name", "devices", "batching"),
   slow_but(
     [
       ("fedavg", 2, "steps"),
@@ -59,11 +59,15 @@ WORKS = {
     itertools.product(ALGORITHMS, [1, 2], WORKS),
   ),
 )
-def test_host_and_device_are_bit_identical(name, work, devices):
+def test_host_and_device_are_bit_identical(name, batching, devices):
   data = blobs([3, 9, 1, 14, 6, 8, 5])
   task = MODELS["lr"](data)
   simulator = make_simulator(
-    task, ALGORITHMS[name](task), data, clients_per_round=4, work=WORKS[work]
+    task,
+    ALGORITHMS[name](task),
+    data,
+    clients_per_round=4,
+    batching=WORKS[batching],
   )
   (one, rows), (other, same) = (
     run(simulator, devices=devices, residency=where)

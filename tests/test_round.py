@@ -15,7 +15,7 @@ from fedjax_sim.algorithms.fedsgd import fedsgd
 from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core import Metric, Task, key_for
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.training.optimizers import optimizer
 from problems import (
@@ -64,7 +64,7 @@ def test_lanes_and_devices_do_not_change_the_result(model, precision, request):
       clients_per_round=10,
       lanes=lanes,
       devices=devices,
-      work=LocalWork(batch_size=4, epochs=2),
+      batching=LocalBatching(batch_size=4, epochs=2),
       transforms=[transforms.clip(0.5), transforms.gaussian(0.01)],
     )
     params = flat(params_of(simulator, train(simulator, 3)))
@@ -85,7 +85,7 @@ def test_full_participation_with_one_full_batch_is_a_gradient_step():
     task,
     fedavg(task, sgd(rate), sgd(1.0)),
     data,
-    work=LocalWork(batch_size=max(SIZES)),
+    batching=LocalBatching(batch_size=max(SIZES)),
     lanes=3,
     devices=2,
   )
@@ -111,14 +111,16 @@ def test_full_participation_with_one_full_batch_is_a_gradient_step():
 def test_fedsgd_and_centralized_training_take_the_same_step():
   data = blobs(SIZES)
   task = MODELS["lr"](data)
-  work = LocalWork(batch_size=sum(SIZES))
+  batching = LocalBatching(batch_size=sum(SIZES))
   results = [
     params_of(simulator, train(simulator, 4))
     for simulator in (
       make_simulator(
-        task, fedsgd(task, sgd(0.3)), data, work=LocalWork(batch_size=4)
+        task, fedsgd(task, sgd(0.3)), data, batching=LocalBatching(batch_size=4)
       ),
-      make_simulator(task, centralized(task, sgd(0.3)), data, work=work),
+      make_simulator(
+        task, centralized(task, sgd(0.3)), data, batching=batching
+      ),
     )
   ]
   first, second = map(flat, results)
@@ -134,7 +136,7 @@ def test_centralized_training_is_optax_on_the_pooled_data():
     task,
     centralized(task, opt),
     data,
-    work=LocalWork(batch_size=5, shuffle=False),
+    batching=LocalBatching(batch_size=5, shuffle=False),
   )
   after = params_of(simulator, train(simulator, 3))
 
@@ -174,7 +176,7 @@ def test_fedprox_takes_the_proximal_gradient():
     task,
     fedprox(task, sgd(rate), sgd(1.0), mu=mu),
     quadratic_data([b], [a]),
-    work=LocalWork(batch_size=1, steps=steps),
+    batching=LocalBatching(batch_size=1, steps=steps),
   )
   w, start = np.zeros(2), np.zeros(2)
   for _ in range(3):
@@ -208,7 +210,7 @@ def test_the_median_round_is_numpys(count):
     task,
     fedavg(task, sgd(0.1), sgd(1.0)),
     quadratic_data(centres),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     aggregator=aggregators.median(),
     lanes=2,
     devices=2,
@@ -236,7 +238,7 @@ def test_weights_are_numbers_of_examples_or_uniform():
       task,
       fedavg(task, sgd(1.0), sgd(1.0), weighting=weighting),
       data,
-      work=LocalWork(batch_size=3),
+      batching=LocalBatching(batch_size=3),
     )
     got = params_of(simulator, train(simulator, 1))["w"]
     np.testing.assert_allclose(got, [expected], rtol=1e-6)
@@ -292,7 +294,7 @@ def test_a_round_can_be_differentiated_forwards():
     task,
     fedavg(task, sgd(0.1), sgd(1.0)),
     quadratic_data([[1.0], [3.0]]),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     lanes=2,
   )
   plan = jax.tree.map(jnp.asarray, simulator.plan(0, 1).cohorts)
@@ -529,7 +531,7 @@ def test_clients_have_their_own_keys():
       task,
       base._replace(finish=finish),
       quadratic_data(np.zeros((4, 2))),
-      work=LocalWork(batch_size=1),
+      batching=LocalBatching(batch_size=1),
       seed=seed,
       lanes=lanes,
     )
@@ -606,7 +608,7 @@ def test_a_full_gradient_takes_all_examples():
     task,
     fedsgd(task, sgd(1.0)),
     data,
-    work=LocalWork(batch_size=2, drop_remainder=True, max_examples=3),
+    batching=LocalBatching(batch_size=2, drop_remainder=True, max_examples=3),
   )
   after = params_of(simulator, train(simulator, 1))["w"]
   np.testing.assert_allclose(after, [20.0], rtol=1e-6)
@@ -621,7 +623,7 @@ def test_rounds_before_a_failure_are_kept():
       task,
       rates,
       quadratic_data([[1.0]]),
-      work=LocalWork(batch_size=1),
+      batching=LocalBatching(batch_size=1),
       rounds_per_dispatch=at_once,
     )
     rows: list[dict[str, float]] = []
@@ -637,7 +639,7 @@ def test_a_global_model_that_is_not_finite_stops_the_run():
     task,
     fedavg(task, sgd(1.0), sgd(3e38)),
     quadratic_data([[1e3]]),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
   )
   with pytest.raises(DivergedError, match=r"Round 1: .*server\.learning_rate"):
     train(simulator, 3)
@@ -657,7 +659,7 @@ def test_a_client_whose_state_is_not_finite_is_left_out():
       finish=finish, client_init=lambda server, hparams: jnp.zeros(())
     ),
     quadratic_data([[1.0], [2.0], [3.0]]),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
   )
   out = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
   assert out.rows[0]["clients_rejected"] == 1

@@ -16,7 +16,7 @@ from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.engine import plan
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.simulation import costs as client_costs
@@ -81,13 +81,20 @@ def test_the_layout_is_that_of_the_plan(count, devices, lanes, virtual):
   rng = np.random.default_rng(count)
   sizes = np.ceil(rng.lognormal(2, 1, 50)).astype(np.int64)
   offsets = np.concatenate([[0], np.cumsum(sizes)])
-  works = [LocalWork(batch_size=3, epochs=2), LocalWork(batch_size=3)]
+  batchings = [
+    LocalBatching(batch_size=3, epochs=2),
+    LocalBatching(batch_size=3),
+  ]
   ids = rng.choice(50, count, replace=False)
-  shape = plan.capacity([sizes] * 2, works, count, lanes=lanes, devices=devices)
+  shape = plan.capacity(
+    [sizes] * 2, batchings, count, lanes=lanes, devices=devices
+  )
   planned = plan.plan(
-    [offsets] * 2, works, ids, shape, seed=0, round_=0
+    [offsets] * 2, batchings, ids, shape, seed=0, round_=0
   ).num_steps
-  steps = np.stack([work.num_steps(sizes[ids]) for work in works], -1)
+  steps = np.stack(
+    [batching.num_steps(sizes[ids]) for batching in batchings], -1
+  )
   found = scaling.layout(steps, shape, virtual)
 
   together = lambda x: x.reshape(-1, virtual, *x.shape[1:]).sum(1)
@@ -159,7 +166,7 @@ def test_flops_of_logistic_regression():
     lambda data: logistic_regression(data.example_shape, data.num_classes),
     features=features,
     classes=classes,
-    work=LocalWork(batch_size=batch),
+    batching=LocalBatching(batch_size=batch),
   )
   costs = client_costs.costs_of(simulator)
   (step,) = costs.step_flops
@@ -177,7 +184,7 @@ def test_flops_of_a_network():
     [64] * 3,
     lambda data: mlp(data.example_shape, data.num_classes, sizes[1:-1]),
     features=64,
-    work=LocalWork(batch_size=batch),
+    batching=LocalBatching(batch_size=batch),
   )
   entries = [a * b for a, b in itertools.pairwise(sizes)]
   (step,) = client_costs.costs_of(simulator).step_flops
@@ -326,7 +333,7 @@ def test_ratios_of_measured_rounds():
       lambda data: mlp(data.example_shape, data.num_classes, (hidden, hidden)),
       features=256,
       clients_per_round=clients,
-      work=LocalWork(batch_size=64, epochs=epochs),
+      batching=LocalBatching(batch_size=64, epochs=epochs),
     )
 
   variants = {
@@ -365,7 +372,7 @@ def test_a_measured_rate_predicts_the_round_that_it_was_measured_on():
     [64] * 8,
     lambda data: mlp(data.example_shape, data.num_classes, (256,)),
     features=256,
-    work=LocalWork(batch_size=32, epochs=4),
+    batching=LocalBatching(batch_size=32, epochs=4),
   )
   costs = client_costs.costs_of(simulator)
   speed, lanes = client_costs.measure(simulator, costs)

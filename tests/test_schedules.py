@@ -111,7 +111,9 @@ def simulator_with(devices=1, **arguments) -> Simulator:
   made = make_simulator(
     task, algorithm, data, clients_per_round=4, devices=devices
   )
-  fields = {f: getattr(made, f) for f in ("sampler", "work", "runtime", "seed")}
+  fields = {
+    f: getattr(made, f) for f in ("sampler", "batching", "runtime", "seed")
+  }
   return Simulator(
     task=task, algorithm=algorithm, data=data, **fields, **arguments
   )
@@ -150,7 +152,7 @@ def test_several_rounds_in_a_dispatch_have_several_rates():
   many = Simulator(
     **{
       f: getattr(planned, f)
-      for f in ("task", "algorithm", "data", "sampler", "work", "schedules")
+      for f in ("task", "algorithm", "data", "sampler", "batching", "schedules")
     }
   )
   out = next(iter(many.run(many.init(), 3)))

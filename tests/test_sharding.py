@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core import tree as trees
 from fedjax_sim.distributed import AXIS, MODEL
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
@@ -45,7 +45,7 @@ def simulator_of(
     algorithm=fedavg(task, sgd(0.3), server or sgd(1.0)),
     data=data,
     sampler=sampler or sampling.uniform(len(SIZES), 9),
-    work=LocalWork(batch_size=4, epochs=2),
+    batching=LocalBatching(batch_size=4, epochs=2),
     aggregator=aggregator or aggregators.weighted_mean(),
     transforms=steps,
     runtime=dataclasses.replace(runtime, rounds_per_dispatch=2, donate=False),

@@ -10,7 +10,7 @@ from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Metric, Pass, validate
 from fedjax_sim.data import FederatedData, FederatedDataset, load_digits
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
@@ -238,7 +238,7 @@ def test_passes_walk_over_their_own_splits():
     task,
     two,
     data,
-    work=LocalWork(batch_size=2, epochs=3),
+    batching=LocalBatching(batch_size=2, epochs=3),
     lanes=2,
     devices=2,
   )

@@ -12,7 +12,7 @@ from flax import linen, nnx
 from fedjax_sim import aggregators, core, transforms
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Batch, Loss, Metric, Task, Variables
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.simulation.preflight import ModelError
 from fedjax_sim.tasks import (
@@ -326,7 +326,7 @@ def test_buffers_become_the_weighted_mean_over_clients(net):
     task,
     fedavg(task, sgd(0.0), optimizer("adam", learning_rate=0.1)),
     data,
-    work=LocalWork(batch_size=4, shuffle=False, epochs=2),
+    batching=LocalBatching(batch_size=4, shuffle=False, epochs=2),
     lanes=2,
     aggregator=aggregators.sum_(),
     transforms=[transforms.clip(1e-6)],
@@ -376,7 +376,7 @@ def test_a_run_with_all_of_it_depends_on_neither_lanes_nor_devices(net, layout):
       fedavg(task, sgd(0.3), sgd(1.0)),
       data,
       clients_per_round=4,
-      work=LocalWork(batch_size=2),
+      batching=LocalBatching(batch_size=2),
       lanes=lanes,
       devices=devices,
     )
@@ -535,7 +535,7 @@ def test_rows_that_fill_a_batch_bring_in_no_other_client():
     task,
     fedavg(task, sgd(0.1), sgd(1.0), weighting="uniform"),
     data,
-    work=LocalWork(batch_size=2),
+    batching=LocalBatching(batch_size=2),
     lanes=3,
   )
   out = simulator.dispatch(simulator.init(), simulator.plan(0, 1))

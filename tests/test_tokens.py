@@ -16,7 +16,7 @@ from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.core import Loss, Task, Variables
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from problems import make_simulator, params_of, sgd, train
 
 SIZES = [7, 3, 5, 1]
@@ -92,12 +92,12 @@ def round_by_hand(w, weighting, epochs, most):
   return w + np.average(updates, axis=0, weights=weights), told
 
 
-def simulator_of(make=fedavg, work=None, **options):
+def simulator_of(make=fedavg, batching=None, **options):
   return make_simulator(
     task(),
     make(task(), sgd(RATE), sgd(1.0), **options.pop("algorithm", {})),
     DATA,
-    work=work or LocalWork(batch_size=BATCH, shuffle=False),
+    batching=batching or LocalBatching(batch_size=BATCH, shuffle=False),
     **options,
   )
 
@@ -113,11 +113,14 @@ def simulator_of(make=fedavg, work=None, **options):
   ],
 )
 def test_a_round_is_that_of_a_loop(weighting, epochs, most, lanes, devices):
-  work = LocalWork(
+  batching = LocalBatching(
     batch_size=BATCH, epochs=epochs, shuffle=False, max_tokens=most
   )
   simulator = simulator_of(
-    work=work, algorithm={"weighting": weighting}, lanes=lanes, devices=devices
+    batching=batching,
+    algorithm={"weighting": weighting},
+    lanes=lanes,
+    devices=devices,
   )
   w = np.zeros(2)
   for _ in range(2):
@@ -132,9 +135,9 @@ def test_a_round_is_that_of_a_loop(weighting, epochs, most, lanes, devices):
 @pytest.mark.parametrize("make", [fedprox, apfl])
 def test_other_algorithms_end_as_fedavg_does(make):
   still = {"mu": 0.0} if make is fedprox else {}
-  work = LocalWork(batch_size=BATCH, shuffle=False, max_tokens=5)
+  batching = LocalBatching(batch_size=BATCH, shuffle=False, max_tokens=5)
   one, other = (
-    simulator_of(make, work, algorithm={"weighting": "tokens"} | options)
+    simulator_of(make, batching, algorithm={"weighting": "tokens"} | options)
     for make, options in ((fedavg, {}), (make, still))
   )
   np.testing.assert_allclose(
@@ -168,8 +171,12 @@ def test_an_algorithm_is_told_what_was_used():
     ),
     apply=apply,
   )
-  work = LocalWork(batch_size=BATCH, epochs=2, shuffle=False, max_tokens=16)
-  simulator = make_simulator(task(), algorithm, DATA, work=work, lanes=4)
+  batching = LocalBatching(
+    batch_size=BATCH, epochs=2, shuffle=False, max_tokens=16
+  )
+  simulator = make_simulator(
+    task(), algorithm, DATA, batching=batching, lanes=4
+  )
   jax.block_until_ready(train(simulator, 1))
   jax.effects_barrier()
   _, expected = round_by_hand(np.zeros(2), "uniform", 2, 16)
@@ -182,8 +189,8 @@ def test_an_algorithm_is_told_what_was_used():
 
 def test_an_end_beyond_all_tokens_changes_no_bit():
   plain = simulator_of()
-  work = dataclasses.replace(plain.work, max_tokens=10**6)
-  far = simulator_of(work=work)
+  batching = dataclasses.replace(plain.batching, max_tokens=10**6)
+  far = simulator_of(batching=batching)
   np.testing.assert_array_equal(
     params_of(plain, train(plain, 2))["w"], params_of(far, train(far, 2))["w"]
   )
@@ -199,7 +206,7 @@ def test_algorithms_that_do_not_count_are_refused(make):
       task(),
       make(task(), *arguments),
       DATA,
-      work=LocalWork(batch_size=BATCH, max_tokens=5),
+      batching=LocalBatching(batch_size=BATCH, max_tokens=5),
     )
 
 

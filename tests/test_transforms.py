@@ -15,7 +15,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.core import validate
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.optimizers import optimizer
 from problems import (
   flat,
@@ -27,7 +27,7 @@ from problems import (
 )
 
 KEY = jax.random.key(0)
-ONE_STEP = LocalWork(batch_size=1)
+ONE_STEP = LocalBatching(batch_size=1)
 
 
 def mover(dim):
@@ -108,7 +108,7 @@ def test_clip_in_a_round():
     task,
     algorithm,
     quadratic_data(centres),
-    work=ONE_STEP,
+    batching=ONE_STEP,
     lanes=3,
     transforms=[transforms.clip(2.0)],
   )
@@ -159,7 +159,7 @@ def test_noise_belongs_to_client_round_and_place_in_the_chain():
       task,
       algorithm,
       quadratic_data(np.zeros((clients, dim))),
-      work=ONE_STEP,
+      batching=ONE_STEP,
       lanes=lanes,
       aggregator=aggregators.sum_(),
       transforms=chain,
@@ -209,7 +209,7 @@ def test_a_lifted_state_advances_only_for_clients_that_took_part(lanes):
     task,
     algorithm,
     quadratic_data(centres, curvatures),
-    work=ONE_STEP,
+    batching=ONE_STEP,
     lanes=lanes,
     transforms=[lifted],
     sampler=cohorts.sampler,

@@ -22,7 +22,7 @@ def message(function, *arguments, **options):
 
 @pytest.mark.parametrize("value", [1, 3, np.int32(2), np.uint8(7), np.int64(9)])
 def test_whole_returns_an_int(value):
-  out = validate.whole("n", value)
+  out = validate.integer("n", value)
   assert type(out) is int
   assert out == value
 
@@ -57,7 +57,7 @@ def test_whole_returns_an_int(value):
   ],
 )
 def test_whole_refuses(value, options, error, text):
-  assert message(validate.whole, "n", value, **options) == (error, text)
+  assert message(validate.integer, "n", value, **options) == (error, text)
 
 
 @given(
@@ -65,14 +65,14 @@ def test_whole_refuses(value, options, error, text):
 )
 def test_whole_keeps_to_its_bounds(value, least, most):
   if least <= value <= most:
-    assert validate.whole("n", value, least=least, most=most) == value
+    assert validate.integer("n", value, ge=least, le=most) == value
   else:
-    message(validate.whole, "n", value, least=least, most=most)
+    message(validate.integer, "n", value, ge=least, le=most)
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.5, -2.5, np.float32(0.25), 1e300])
 def test_real_returns_a_float(value):
-  out = validate.real("x", value)
+  out = validate.number("x", value)
   assert type(out) is float
   assert out == value
 
@@ -129,11 +129,11 @@ NAN, INF = float("nan"), float("inf")
   ],
 )
 def test_real_refuses(value, options, error, text):
-  assert message(validate.real, "x", value, **options) == (error, text)
+  assert message(validate.number, "x", value, **options) == (error, text)
 
 
 def test_a_jax_array_is_no_number():
-  error, text = message(validate.real, "x", jnp.float32(1))
+  error, text = message(validate.number, "x", jnp.float32(1))
   assert error is TypeError
   assert text.endswith("give a number.")
 
@@ -142,11 +142,11 @@ def test_a_jax_array_is_no_number():
 
 
 def test_known_and_lookup_give_what_there_is():
-  assert validate.known("sort", "b", ["b", "a"]) == "b"
+  assert validate.one_of("sort", "b", ["b", "a"]) == "b"
   assert validate.lookup("sort", "b", {"a": 1, "b": 2}) == 2
 
 
-@pytest.mark.parametrize("function", [validate.known, validate.lookup])
+@pytest.mark.parametrize("function", [validate.one_of, validate.lookup])
 def test_an_unknown_name_lists_the_known_ones(function):
   registry = {"yogi": 1, "adam": 2}
   assert message(function, "optimizer", "adm", registry) == (
@@ -341,9 +341,9 @@ def test_arrays_refuses_another_byte_order():
 def test_alike():
   model = {"x": np.zeros((3, 2), np.float32), "y": np.zeros(3, np.int32)}
   fitting = {"y": np.zeros(9, np.int32), "x": np.ones((9, 2), np.float32)}
-  validate.alike("test", fitting, "train", model)
+  validate.same_fields("test", fitting, "train", model)
   refused = lambda examples: message(
-    validate.alike, "test", examples, "train", model
+    validate.same_fields, "test", examples, "train", model
   )
   assert refused({"x": fitting["x"]}) == (
     ValueError,

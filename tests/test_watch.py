@@ -74,7 +74,7 @@ def test_nothing_was_evaluated():
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_back_to_the_best_model(devices):
-  simulator = watching(devices, fall_back=True)
+  simulator = watching(devices, revert_to_best=True)
   state, models = told(simulator, [0.1, 0.4, 0.3, None])
   after_two = simulator.init()
   for r in range(2):
@@ -89,7 +89,7 @@ def test_back_to_the_best_model(devices):
 
 
 def test_after_the_last_round_nothing_goes_back():
-  simulator = watching(fall_back=True)
+  simulator = watching(revert_to_best=True)
   state, _ = told(simulator, [0.4])
   state = simulator.dispatch(state, simulator.plan(1, 1)).state
   last = flat(params_of(simulator, state))
@@ -99,7 +99,7 @@ def test_after_the_last_round_nothing_goes_back():
 
 
 @pytest.mark.parametrize(
-  ("field", "value"), [("fall_back", "no"), ("metric", 3)]
+  ("field", "value"), [("revert_to_best", "no"), ("metric", 3)]
 )
 def test_arguments_of_another_type(field, value):
   with pytest.raises(TypeError, match="server"):
@@ -107,7 +107,7 @@ def test_arguments_of_another_type(field, value):
 
 
 def test_no_best_value_yet_to_go_back_to():
-  simulator = watching(fall_back=True)
+  simulator = watching(revert_to_best=True)
   state, models = told(simulator, [float("nan")])
   np.testing.assert_array_equal(flat(params_of(simulator, state)), models[0])
 
@@ -115,7 +115,7 @@ def test_no_best_value_yet_to_go_back_to():
 def test_a_state_that_was_on_the_host_goes_on_the_same():
   plateau = schedules.plateau(METRIC, factor=0.5)
   simulator = watching(
-    2, fall_back=True, schedules={"client.learning_rate": plateau}
+    2, revert_to_best=True, schedules={"client.learning_rate": plateau}
   )
   state, _ = told(simulator, [0.4, 0.3])
   copy = simulator.states.to_devices(
@@ -130,8 +130,10 @@ def test_a_state_that_was_on_the_host_goes_on_the_same():
 
 
 def test_going_back_needs_a_metric():
-  with pytest.raises(ValueError, match=r"server\.fall_back=True .*best_metric"):
-    watching(metric=None, fall_back=True)
+  with pytest.raises(
+    ValueError, match=r"server\.revert_to_best=True .*best_metric"
+  ):
+    watching(metric=None, revert_to_best=True)
 
 
 def test_a_metric_that_nobody_tells():

@@ -10,7 +10,7 @@ import pytest
 from fedjax_sim import core
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core.types import EMPTY
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.training.stale import stale
 from fedjax_sim.training.wrappers import wrap_algorithm
@@ -44,7 +44,7 @@ def simulator_of(algorithm, rounds=1, **more):
     TASK,
     algorithm,
     quadratic_data(CENTRES),
-    work=LocalWork(batch_size=1, epochs=2),
+    batching=LocalBatching(batch_size=1, epochs=2),
     **more,
   )
 

@@ -12,7 +12,7 @@ import optax
 
 from fedjax_sim import (
   Aggregator,
-  LocalWork,
+  LocalBatching,
   Runtime,
   Sampler,
   Simulator,
@@ -102,7 +102,7 @@ def main(rounds: int = 60) -> float:
     data=data,
     sampler=in_turn(data.train.num_clients, 10),
     aggregator=sign_mean(),
-    work=LocalWork(batch_size=8),
+    batching=LocalBatching(batch_size=8),
     runtime=Runtime(lanes=1),
   )
   for out in simulator.run(simulator.init(), rounds, stops=[10]):

@@ -208,7 +208,7 @@ def _whole(text: Mapping[str, str], name: str, least: int = 1) -> int | None:
   if not text[name]:
     return None
   value = flags.number(f"--{name}", text[name], int)
-  return validate.whole(f"--{name}", value, least=least)
+  return validate.integer(f"--{name}", value, ge=least)
 
 
 def _text(text: Mapping[str, str]) -> str | Text | None:
@@ -218,7 +218,7 @@ def _text(text: Mapping[str, str]) -> str | Text | None:
       if text[name]:
         raise flags.UsageError(f"--{name} is for text; give --text=..., too.")
     return None
-  validate.known("--text", kind, TEXTS)
+  validate.one_of("--text", kind, TEXTS)
   if not vocabulary:
     return kind
   if text["vocabulary-size"]:
@@ -313,7 +313,7 @@ def _export(arguments: Sequence[str]) -> str:
   store, path = local(values["store"].value), local(values["to"].value)
   data, split = open_store(store), values["split"].value
   _check_outside(store, path)
-  validate.known("--split", split, SPLITS)
+  validate.one_of("--split", split, SPLITS)
   further = data.splits.get(split)
   held = further if split in FURTHER else getattr(data, split)
   if held is None:

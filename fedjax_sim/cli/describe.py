@@ -44,7 +44,7 @@ def describe(experiment: Experiment) -> str:
   choices = lanes.candidates(size, dealt) if width == "auto" else [int(width)]
   down, up, _ = simulator.traffic
   rounds = timetable.rounds
-  walked = zip(simulator.works, simulator.splits, strict=True)
+  walked = zip(simulator.batchings, simulator.splits, strict=True)
   steps = sum(float(w.num_steps(d.sizes).mean()) for w, d in walked)
   a_round = steps * simulator.sampler.expected
   facts = {

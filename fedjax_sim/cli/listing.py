@@ -43,7 +43,7 @@ def run(names: Sequence[str]) -> str:
   if names[0] == "schedule":
     return "\n".join(_schedules())
   known = kinds()
-  validate.known("list: kind", names[0], [*known, "schedule"])
+  validate.one_of("list: kind", names[0], [*known, "schedule"])
   slot = known[names[0]]
   if len(names) == 1:
     return "\n".join(_names(slot))

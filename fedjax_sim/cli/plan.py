@@ -36,14 +36,14 @@ def run(arguments: Sequence[str]) -> int:
 
   def number(name: str, other: str = "") -> float:
     value = flags.number(f"--{name}", values[name].value, float, other)
-    return validate.real(f"--{name}", value, above=0)
+    return validate.number(f"--{name}", value, gt=0)
 
   def rate(name: str, default: float) -> float:
     given = values[name].value
     return number(name) * 1e9 / 8 if given else default  # bytes a second
 
   devices = flags.number("--devices", values["devices"].value, int)
-  validate.whole("--devices", devices, most=MOST_DEVICES)
+  validate.integer("--devices", devices, le=MOST_DEVICES)
   link = rate("link-gbps", 0.0)
   host = rate("host-gbps", link)
   memory = rate("memory-gbps", math.inf)
@@ -102,8 +102,8 @@ def plan(
   vanishing = model.vanishing_cohort()
   rounds = [model.predict(size) for size in _cohorts(simulator)]
   first, last = rounds[0], rounds[-1]
-  walked = zip(simulator.works, simulator.splits, strict=True)
-  steps = [work.num_steps(data.sizes) for work, data in walked]
+  walked = zip(simulator.batchings, simulator.splits, strict=True)
+  steps = [batching.num_steps(data.sizes) for batching, data in walked]
   facts = {
     "parameters": f"{simulator.states.num_parameters:,}",
     "train": client_sizes(simulator.data.train),

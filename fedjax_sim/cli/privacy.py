@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     raise flags.UsageError(
       f"privacy: say what to do first, one of {', '.join(_QUESTIONS)}"
     )
-  question = validate.known("privacy", arguments[0], _QUESTIONS)
+  question = validate.one_of("privacy", arguments[0], _QUESTIONS)
   # Accountants import JAX, which takes a while.
   from fedjax_sim.cli import privacy_questions
 

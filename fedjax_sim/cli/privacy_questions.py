@@ -50,13 +50,13 @@ class _Setting:
     delta = self.real("delta", above=0, below=1)
     self.delta = accounting.check_delta(delta, self.population)
     self.noise, self.sampling = (
-      validate.known(f"--{name}", values[name].value, names)
+      validate.one_of(f"--{name}", values[name].value, names)
       for name, names in (
         ("noise", accounting.NOISES),
         ("sampling", _SAMPLERS),
       )
     )
-    self.accountant = validate.known(
+    self.accountant = validate.one_of(
       "--accountant",
       values["accountant"].value or accounting.usual_accountant(self.noise),
       accountants.ACCOUNTANTS,
@@ -67,11 +67,11 @@ class _Setting:
 
   def whole(self, name: str, most: int = _MOST) -> int:
     value = flags.number(f"--{name}", self._values[name].value, int)
-    return validate.whole(f"--{name}", value, most=most)
+    return validate.integer(f"--{name}", value, le=most)
 
   def real(self, name: str, **bounds: float) -> float:
     value = flags.number(f"--{name}", self._values[name].value, float)
-    return validate.real(f"--{name}", value, **bounds)
+    return validate.number(f"--{name}", value, **bounds)
 
   def clients(self) -> int:
     return self.whole(_CLIENTS, self.population)
@@ -278,7 +278,7 @@ def compose(arguments: Sequence[str]) -> str:
   flagged = [a for a in arguments if a.startswith("-")]
   values = flags.parse(flagged, "delta")
   delta = flags.number("--delta", values.delta, float)
-  validate.real("--delta", delta, above=0, below=1)
+  validate.number("--delta", delta, gt=0, lt=1)
   if not workdirs:
     raise flags.UsageError("privacy compose: name the runs' workdirs.")
   if len({path.resolve() for path in workdirs}) < len(workdirs):

@@ -62,7 +62,7 @@ def complete(config: ConfigDict) -> ConfigDict:
   """
   fixed = default_config()
   for name in config:
-    validate.known("config: field", name, fixed)
+    validate.one_of("config: field", name, fixed)
   result = {}
   for name, default in fixed.items():
     if name not in config:

@@ -78,7 +78,7 @@ def default_config() -> ConfigDict:
   config.server.test_every = placeholder(int)  # None: eval_every
   config.server.initial_eval = False
   config.server.best_metric = placeholder(str)
-  config.server.fall_back = False
+  config.server.revert_to_best = False
   config.server.client_log = False  # needs pyarrow
 
   config.sampler = ConfigDict()

@@ -154,7 +154,7 @@ def overridden(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
     section = field.rpartition(".")[0]
     if field not in known and field not in dict(fields_of(config)):
       names = [name for name in known if name.rpartition(".")[0] == section]
-      validate.known("config: field", field, names)
+      validate.one_of("config: field", field, names)
     if field in known:
       _set(config, field, known[field])
     elif text == "None":
@@ -170,7 +170,7 @@ def _set(tree: Any, field: str, value: Any) -> None:
     if name not in tree and where == ["transforms"]:
       tree[name] = {}
     where.append(name)
-    validate.known(f"--config.{field}: section", name, tree)
+    validate.one_of(f"--config.{field}: section", name, tree)
     tree = tree[name]
     if not isinstance(tree, dict | ConfigDict):
       path = ".".join(where)

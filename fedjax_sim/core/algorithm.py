@@ -30,9 +30,9 @@ class Client(NamedTuple):
     version: shape=(), int32; which version of the broadcast the client holds;
       0 unless the plan of the cohort says otherwise.
     num_examples: shape=(), int32; its number of examples in the first pass's
-      split, at most `LocalWork.max_examples`.
+      split, at most `LocalBatching.max_examples`.
     num_steps: shape=(passes,), int32; local steps of each pass. If
-      `LocalWork.max_tokens` ends a pass, this and `num_examples` hold the
+      `LocalBatching.max_tokens` ends a pass, this and `num_examples` hold the
       planned numbers during the pass and the used ones after it.
     round: shape=(), int32; number of the round.
     key: its key in this round; the keys of local steps are derived from it.
@@ -142,12 +142,13 @@ class Pass(NamedTuple):
     start: (client, *carries of the passes before) -> carry.
     step: (client, carry, batch, key) -> carry; one local step.
     split: name of the federated data set that the pass reads.
-    epochs: number of epochs, whatever the run's `LocalWork` says, such as 1 for
-      a full-batch gradient; None takes the run's.
+    epochs: number of epochs, whatever the run's `LocalBatching` says, such as
+      1 for a full-batch gradient; None takes the run's.
     augmented: whether batches are augmented as the data set says; False for a
       pass that measures.
     tokens: carry -> shape=(); sum of the loss weights over the steps so far, by
-      which `LocalWork.max_tokens` ends the pass; None if they are not counted.
+      which `LocalBatching.max_tokens` ends the pass; None if they are not
+      counted.
   """
 
   start: Callable[..., PyTree]

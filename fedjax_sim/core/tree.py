@@ -24,7 +24,7 @@ from fedjax_sim.core.types import Array, PyTree
 MARGIN = 4e-6  # relative; more than float32 sums are wrong by
 
 
-def length(tree: PyTree, order: int = 2) -> Array:
+def tree_norm(tree: PyTree, order: int = 2) -> Array:
   """Return the L1 or L2 norm of the whole tree.
 
   Args:
@@ -38,7 +38,9 @@ def length(tree: PyTree, order: int = 2) -> Array:
   return _reciprocal(inverse) * _length(leaves, order)
 
 
-def clipped(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
+def clip_to_unit_norm(
+  tree: PyTree, bound: Array | float, order: int = 2
+) -> PyTree:
   """Return the tree divided by `bound`, clipped to norm 1, in float32.
 
   Args:
@@ -62,7 +64,9 @@ def clipped_by_layer(
   """
   leaves, treedef = jax.tree.flatten(tree)
   share = len(leaves) ** -(1.0 / order)
-  cut = [clipped(leaf, bound * share, order) * share for leaf in leaves]
+  cut = [
+    clip_to_unit_norm(leaf, bound * share, order) * share for leaf in leaves
+  ]
   return jax.tree.unflatten(treedef, cut)
 
 
@@ -79,8 +83,8 @@ def bounded(tree: PyTree, bound: Array | float, order: int = 2) -> PyTree:
     The norm is at most `bound`. A tree whose norm is below it by a relative
     `MARGIN` is unchanged.
   """
-  short = length(tree, order) <= bound * (1 - MARGIN)
-  unit = clipped(tree, 0.0, order)
+  short = tree_norm(tree, order) <= bound * (1 - MARGIN)
+  unit = clip_to_unit_norm(tree, 0.0, order)
   return jax.tree.map(
     lambda x, u: jnp.where(short, _wide(x), u.astype(_wide(x).dtype) * bound),
     tree,

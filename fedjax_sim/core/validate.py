@@ -25,10 +25,10 @@ class UnknownNameError(FedjaxSimError, ValueError):
   """A name that no registry holds."""
 
 
-def whole(
-  field: str, value: Any, *, least: int = 1, most: int | None = None
+def integer(
+  field: str, value: Any, *, ge: int = 1, le: int | None = None
 ) -> int:
-  """`value` as an int within [least, most].
+  """`value` as an int within [ge, le].
 
   Raises:
     TypeError: it is not a whole number.
@@ -39,24 +39,24 @@ def whole(
       f"{field}={value!r} is a {type(value).__name__}; give a whole number."
     )
   number = int(value)
-  if number < least or (most is not None and number > most):
-    bounds = f">= {least}" if most is None else f"from {least} to {most}"
+  if number < ge or (le is not None and number > le):
+    bounds = f">= {ge}" if le is None else f"from {ge} to {le}"
     raise ValueError(
       f"{field}={number} is out of range; give a number {bounds}."
     )
   return number
 
 
-def real(
+def number(
   field: str,
   value: Any,
   *,
-  least: float = float("-inf"),
-  most: float = float("inf"),
-  above: float | None = None,
-  below: float | None = None,
+  ge: float = float("-inf"),
+  le: float = float("inf"),
+  gt: float | None = None,
+  lt: float | None = None,
 ) -> float:
-  """`value` as a finite float within [least, most], > `above` and < `below`.
+  """`value` as a finite float within [ge, le], > `gt` and < `lt`.
 
   Raises:
     TypeError: it is not a number.
@@ -67,13 +67,13 @@ def real(
       f"{field}={value!r} is a {type(value).__name__}; give a number."
     )
   value = float(value)
-  inside = least <= value <= most and (above is None or value > above)
-  inside &= below is None or value < below
+  inside = ge <= value <= le and (gt is None or value > gt)
+  inside &= lt is None or value < lt
   if not inside or not math.isfinite(value):
-    bounds = [f"> {above:g}"] if above is not None else []
-    bounds += [f">= {least:g}"] if math.isfinite(least) else []
-    bounds += [f"<= {most:g}"] if math.isfinite(most) else []
-    bounds += [f"< {below:g}"] if below is not None else []
+    bounds = [f"> {gt:g}"] if gt is not None else []
+    bounds += [f">= {ge:g}"] if math.isfinite(ge) else []
+    bounds += [f"<= {le:g}"] if math.isfinite(le) else []
+    bounds += [f"< {lt:g}"] if lt is not None else []
     wanted = " ".join(["a finite number", " and ".join(bounds)]).strip()
     raise ValueError(f"{field}={value} is out of range; give {wanted}.")
   return value
@@ -113,23 +113,23 @@ def instance(
 
 
 def image_shape(
-  owner: str, shape: tuple[int, ...], *, least: int
+  owner: str, shape: tuple[int, ...], *, ge: int
 ) -> tuple[int, int, int]:
-  """`shape`, if it is (height, width, channels), both sides >= `least`.
+  """`shape`, if it is (height, width, channels), both sides >= `ge`.
 
   Raises:
     ValueError: it is not.
   """
-  if len(shape) != 3 or min(shape[:2]) < least:
+  if len(shape) != 3 or min(shape[:2]) < ge:
     raise ValueError(
       f"{owner}: an example has shape {shape}; give images, (height, width,"
-      f" channels), both sides >= {least}."
+      f" channels), both sides >= {ge}."
     )
   height, width, channels = shape
   return height, width, channels
 
 
-def known(kind: str, name: str, names: Iterable[str]) -> str:
+def one_of(kind: str, name: str, names: Iterable[str]) -> str:
   """`name` if it is among `names`.
 
   Raises:
@@ -147,10 +147,10 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
 
 def lookup(kind: str, name: str, registry: Mapping[str, T]) -> T:
   """`registry[name]`, or an `UnknownNameError` that lists what there is."""
-  return registry[known(kind, name, registry)]
+  return registry[one_of(kind, name, registry)]
 
 
-def fits(what: str, array: np.ndarray, dtype: Any) -> None:
+def representable(what: str, array: np.ndarray, dtype: Any) -> None:
   """Refuses numbers that would change when they are kept in `dtype`.
 
   Raises:
@@ -298,7 +298,7 @@ def arrays(owner: str, examples: Mapping[str, Any]) -> int:
   return length
 
 
-def alike(
+def same_fields(
   owner: str,
   examples: Mapping[str, np.ndarray],
   model_owner: str,

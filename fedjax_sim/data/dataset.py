@@ -68,7 +68,7 @@ class FederatedDataset:
   tables: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
-    validate.whole("num_classes", self.num_classes, least=0)
+    validate.integer("num_classes", self.num_classes, ge=0)
     train = self.train
     if "x" in train.examples:
       shape = input_shape(self.prepare, train.examples)
@@ -95,7 +95,7 @@ class FederatedDataset:
     if self.seen is not None and not self.seen.num_examples:
       raise ValueError("seen has no examples; give None instead.")
     for part, data in self.parts.items():
-      validate.alike(part, data.examples, "train", train.examples)
+      validate.same_fields(part, data.examples, "train", train.examples)
       labels = data.examples.get("y")
       if self.stored_classes and labels is not None:
         check_labels(data, "y", self.stored_classes, part)
@@ -142,7 +142,7 @@ def check_labels(
     TypeError: the labels are no integers.
     ValueError: a label is outside; names its client.
   """
-  field = validate.known("field", field, data.examples)
+  field = validate.one_of("field", field, data.examples)
   labels = data.examples[field]
   if labels.dtype.kind not in "iu":
     raise TypeError(

@@ -81,7 +81,7 @@ class FederatedData:
       size = validate.arrays(who, arrays)
       if size:
         if kept:
-          validate.alike(
+          validate.same_fields(
             who, arrays, named_client(kept[0][0], names), kept[0][2]
           )
         kept.append((index, size, arrays))
@@ -135,7 +135,7 @@ class FederatedData:
     largest = int(client_of.max(initial=-1))
     if num_clients is None:
       num_clients = largest + 1 if names is None else len(names)
-    num_clients = validate.whole("num_clients", num_clients)
+    num_clients = validate.integer("num_clients", num_clients)
     if largest >= num_clients or client_of.min(initial=0) < 0:
       wrong = largest if largest >= num_clients else int(client_of.min())
       raise ValueError(
@@ -171,13 +171,13 @@ class FederatedData:
 
   def client(self, i: int) -> dict[str, np.ndarray]:
     """Client i's examples, field -> (examples of i, ...), as views."""
-    i = validate.whole("client", i, least=0, most=self.num_clients - 1)
+    i = validate.integer("client", i, ge=0, le=self.num_clients - 1)
     rows = slice(self.offsets[i], self.offsets[i + 1])
     return {field: array[rows] for field, array in self.examples.items()}
 
   def client_name(self, i: int) -> str:
     """Client i's name, or 'client i' if clients have none."""
-    i = validate.whole("client", i, least=0, most=self.num_clients - 1)
+    i = validate.integer("client", i, ge=0, le=self.num_clients - 1)
     return f"client {i}" if self.names is None else self.names[i]
 
   def owner_of(self, rows: npt.ArrayLike) -> np.ndarray:
@@ -213,7 +213,7 @@ class FederatedData:
     Raises:
       ValueError: there is none.
     """
-    n = validate.whole("data.min_examples", n, least=0)
+    n = validate.integer("data.min_examples", n, ge=0)
     kept = np.flatnonzero(self.sizes >= n)
     if not kept.size:
       raise ValueError(

@@ -411,5 +411,7 @@ def shrink(
   if is_whole:
     dtype = np.uint8 if low >= 0 and high <= 255 else whole
   for name, client in clients.items():
-    validate.fits(f"field {field!r} of user {name!r}", client[field], dtype)
+    validate.representable(
+      f"field {field!r} of user {name!r}", client[field], dtype
+    )
     client[field] = client[field].astype(dtype)

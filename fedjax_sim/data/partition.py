@@ -61,7 +61,7 @@ def dirichlet(
     min_examples: of each client.
   """
   classes, left = _classes(labels)
-  alpha = validate.real("data.alpha", alpha, above=0)
+  alpha = validate.number("data.alpha", alpha, gt=0)
   _check_room(len(classes), num_clients, min_examples)
   rng = generator(seed, Stream.PARTITION)
   mix = rng.dirichlet(alpha * left / len(classes), num_clients)
@@ -107,7 +107,7 @@ def shards(
   """
   classes, _ = _classes(labels)
   _check_room(len(classes), num_clients, min_examples)
-  each = validate.whole("data.shards_per_client", shards_per_client)
+  each = validate.integer("data.shards_per_client", shards_per_client)
   total = num_clients * each
   if len(classes) // total * each < min_examples:
     raise ValueError(
@@ -142,7 +142,7 @@ def power_law(
     exponent: > 1; small is skewed.
     min_examples: of each client.
   """
-  exponent = validate.real("data.exponent", exponent, above=1)
+  exponent = validate.number("data.exponent", exponent, gt=1)
   _check_room(num_examples, num_clients, min_examples)
   rng = generator(seed, Stream.PARTITION)
   # Logarithms, as weights overflow when the exponent is close to 1.
@@ -243,8 +243,8 @@ def _classes(labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_room(num_examples: int, num_clients: int, min_examples: int) -> None:
-  num_clients = validate.whole("data.num_clients", num_clients)
-  min_examples = validate.whole("data.min_examples", min_examples)
+  num_clients = validate.integer("data.num_clients", num_clients)
+  min_examples = validate.integer("data.min_examples", min_examples)
   if num_clients * min_examples > num_examples:
     raise ValueError(
       f"data.num_clients={num_clients} with data.min_examples="

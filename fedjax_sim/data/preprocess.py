@@ -209,7 +209,7 @@ def with_reshape(
   what = f"data.reshape={shape!r}"
   if not isinstance(shape, tuple | list):
     raise TypeError(f"{what}: give a tuple, such as (8, 8, 1).")
-  sizes = tuple(validate.whole("data.reshape", n) for n in shape)
+  sizes = tuple(validate.integer("data.reshape", n) for n in shape)
   count = math.prod(_field(dataset, what).shape)
   if math.prod(sizes) != count:
     raise ValueError(
@@ -337,7 +337,7 @@ def with_normalization(
     numbers: list[Any] = [*given] if isinstance(given, _SEVERAL) else [given]
     for number in numbers:
       try:
-        validate.real("number", number, least=least[kind], most=limit)
+        validate.number("number", number, ge=least[kind], le=limit)
       except (TypeError, ValueError) as error:
         raise type(error)(
           f"{what}: the {kind} {number!r} is no number"
@@ -376,7 +376,7 @@ def with_padding(
       f"{what} does not fit to 'x' of shape {shape}; give the length of"
       " sequences, a number, or (height, width) of images."
     )
-  sizes = [validate.whole("data.pad", n) for n in wanted]
+  sizes = [validate.integer("data.pad", n) for n in wanted]
   if any(n < old for n, old in zip(sizes, shape, strict=False)):
     raise ValueError(
       f"{what} is smaller than 'x', whose shape is {shape}; give at least that."
@@ -394,8 +394,8 @@ def with_crop(
     TypeError, ValueError: `x` are no images, or too small.
   """
   height, width = _image(dataset, f"data.crop={pixels!r}")
-  validate.whole("data.crop", pixels, most=min(height, width) - 1)
-  validate.known("data.crop_fill", fill, FILLS)
+  validate.integer("data.crop", pixels, le=min(height, width) - 1)
+  validate.one_of("data.crop_fill", fill, FILLS)
   step = functools.partial(random_crop, pixels=pixels, fill=fill)
   return _augmented(dataset, step)
 

@@ -34,6 +34,6 @@ def generator(seed: int, stream: Stream) -> np.random.Generator:
   Raises:
     TypeError, ValueError: `seed` is not such a number.
   """
-  seed = validate.whole("data.seed", seed, least=0, most=MOST_SEED)
+  seed = validate.integer("data.seed", seed, ge=0, le=MOST_SEED)
   key = np.array([seed, _DATA + stream], np.uint64)
   return np.random.Generator(np.random.Philox(key=key))

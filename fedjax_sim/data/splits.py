@@ -39,7 +39,7 @@ def split_clients(
   Raises:
     TypeError, ValueError: no such fraction, or it holds out nothing.
   """
-  fraction = validate.real("data.heldout_fraction", fraction, above=0, most=1)
+  fraction = validate.number("data.heldout_fraction", fraction, gt=0, le=1)
   sizes = data.sizes
   counts = np.rint(fraction * sizes).astype(np.int64)
   counts = np.clip(counts, 0, np.maximum(sizes - 1, 0))
@@ -111,11 +111,11 @@ def split_off_clients(
   if isinstance(amount, Sequence):
     chosen: Any = _named(field, data, amount)
   else:
-    if 0 < validate.real(field, amount, above=0) < 1:
+    if 0 < validate.number(field, amount, gt=0) < 1:
       amount = max(1, round(amount * total))
     if isinstance(amount, float) and amount.is_integer():
       amount = int(amount)
-    count = validate.whole(field, amount, most=total - 1)
+    count = validate.integer(field, amount, le=total - 1)
     chosen = generator(seed, stream).permutation(total)[:count]
   moved = np.zeros(total, bool)
   moved[chosen] = True
@@ -199,7 +199,7 @@ def with_random_labels(
       example.
   """
   field = "data.random_label_clients"
-  fraction = validate.real(field, fraction, least=0, most=1)
+  fraction = validate.number(field, fraction, ge=0, le=1)
   if not dataset.stored_classes:
     raise ValueError(
       f"{field}={fraction}: the labels of {dataset.name} are no classes; leave"
@@ -245,7 +245,7 @@ def with_few_labels(
       there are such splits already.
   """
   field = "data.labelled_fraction"
-  fraction = validate.real(field, fraction, above=0, most=1)
+  fraction = validate.number(field, fraction, gt=0, le=1)
   for name in ("labelled", "unlabelled"):
     if name in dataset.splits:
       raise ValueError(
@@ -298,10 +298,10 @@ def make_dataset(
       f"{name}: the examples have fields {sorted(data.examples)}; call the"
       " model's input 'x'."
     )
-  validate.whole("data.seed", seed, least=0, most=MOST_SEED)
-  validate.real("data.heldout_fraction", heldout_fraction, least=0, most=1)
+  validate.integer("data.seed", seed, ge=0, le=MOST_SEED)
+  validate.number("data.heldout_fraction", heldout_fraction, ge=0, le=1)
   if not isinstance(unseen_clients, Sequence):
-    validate.real("data.unseen_clients", unseen_clients, least=0)
+    validate.number("data.unseen_clients", unseen_clients, ge=0)
   train = data.at_least(min_examples)
   unseen = seen = None
   if unseen_clients:

@@ -107,7 +107,7 @@ def make_mesh(
     )
   if num_devices is None:
     num_devices = len(found)
-  validate.whole("runtime.devices", num_devices, most=len(found))
+  validate.integer("runtime.devices", num_devices, le=len(found))
   shape: tuple[int, ...] = (num_devices,)
   axes: tuple[str, ...] = (AXIS,)
   if model_devices is not None and model_devices > 1:

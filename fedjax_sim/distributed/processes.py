@@ -110,8 +110,8 @@ def join(text: str, peer_timeout: float, start_timeout: float) -> None:
   if text == "off":
     return
   address = parse(text)
-  timeout = validate.real("runtime.peer_timeout", peer_timeout, least=5)
-  patience = validate.real("runtime.start_timeout", start_timeout, above=0)
+  timeout = validate.number("runtime.peer_timeout", peer_timeout, ge=5)
+  patience = validate.number("runtime.start_timeout", start_timeout, gt=0)
   options: dict[str, Any] = {
     # The rest of the time is for what follows: the abort, and the message.
     "heartbeat_timeout_seconds": max(2, int(0.7 * timeout)),

@@ -45,7 +45,7 @@ from fedjax_sim.engine.client_round import (
   RoundInputs,
   train_client,
 )
-from fedjax_sim.engine.plan import Cohort
+from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.virtual_devices import (
   isolate_compilation,
@@ -105,7 +105,7 @@ def train_cohort(
   given: RoundInputs,
   data: Mapping[str, Examples],
   states: PyTree,
-  cohort: Cohort,
+  cohort: CohortPlan,
   rank: Array,
 ) -> tuple[CohortSums, Array, PerClient]:
   """Train all clients of a cohort on all devices and sum their reports.
@@ -152,7 +152,7 @@ def _train_device(
   given: RoundInputs,
   data: Mapping[str, Examples],
   states: PyTree,
-  cohort: Cohort,
+  cohort: CohortPlan,
   rank: Array,
 ) -> tuple[CohortSums, Array, PerClient]:
   """Train one device's share of the cohort and sum with the other devices.
@@ -400,7 +400,7 @@ def per_client(outcome: ClientOutcome) -> PerClient:
   )
 
 
-def ranks(cohort: Cohort, mesh: Mesh) -> tuple[Array, Array]:
+def ranks(cohort: CohortPlan, mesh: Mesh) -> tuple[Array, Array]:
   """Rank the clients of a cohort by their ids.
 
   Args:
@@ -421,7 +421,7 @@ def ranks(cohort: Cohort, mesh: Mesh) -> tuple[Array, Array]:
   return rank, jnp.sum(there, dtype=jnp.int32)
 
 
-def cohort_members(cohort: Cohort, kept: PerClient, mesh: Mesh) -> Members:
+def cohort_members(cohort: CohortPlan, kept: PerClient, mesh: Mesh) -> Members:
   """List the clients of all devices, in the order of a stack's rows.
 
   The result is copied to every device, so that sums over it have one order.

@@ -19,7 +19,7 @@ from fedjax_sim.core import Purpose, validate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LocalWork:
+class LocalBatching:
   """What a client does in a round.
 
   Attributes:
@@ -48,15 +48,15 @@ class LocalWork:
   shuffle: bool = True
 
   def __post_init__(self) -> None:
-    validate.whole("client.batch_size", self.batch_size)
-    validate.whole("client.epochs", self.epochs)
+    validate.integer("client.batch_size", self.batch_size)
+    validate.integer("client.epochs", self.epochs)
     if self.steps is not None:
-      validate.whole("client.steps", self.steps)
+      validate.integer("client.steps", self.steps)
     if self.max_examples is not None:
-      validate.whole("client.max_examples", self.max_examples)
+      validate.integer("client.max_examples", self.max_examples)
     if self.max_tokens is not None:
       # Beyond, not every sum of ones in float32 grows.
-      validate.whole("client.max_tokens", self.max_tokens, most=2**24)
+      validate.integer("client.max_tokens", self.max_tokens, le=2**24)
 
   def examples_used(self, sizes: np.ndarray) -> np.ndarray:
     """Distinct examples that clients of these sizes use in a round."""
@@ -88,7 +88,7 @@ class LocalWork:
     batches = self.num_epochs(sizes) * self.batches_per_epoch(sizes)
     return batches * self.batch_size
 
-  def fitted(self, sizes: np.ndarray) -> LocalWork:
+  def fitted(self, sizes: np.ndarray) -> LocalBatching:
     """The same work, with no batch larger than any client can fill.
 
     Raises:
@@ -190,7 +190,7 @@ class Batches(NamedTuple):
 def batches(
   offsets: np.ndarray,
   ids: np.ndarray,
-  work: LocalWork,
+  batching: LocalBatching,
   *,
   seed: int,
   round_: int | np.ndarray,
@@ -201,19 +201,19 @@ def batches(
   Args:
     offsets: shape=(num_clients + 1,); where each client's examples begin.
     ids: shape=(cohort,); the cohort.
-    work: what a client does.
+    batching: what a client does.
     seed: the run's seed.
     round_: the round, or every client's, shape=(cohort,).
     salt: tells passes apart.
   """
   sizes = offsets[ids + 1] - offsets[ids]
-  used = work.examples_used(sizes)
-  per_epoch = work.batches_per_epoch(sizes)
-  epochs = work.num_epochs(sizes)
+  used = batching.examples_used(sizes)
+  per_epoch = batching.batches_per_epoch(sizes)
+  epochs = batching.num_epochs(sizes)
   secret = _hash(seed, int(Purpose.SHUFFLING), salt, round_, ids)
 
   # Which of its examples a client uses: its first `used` in a random order.
-  if work.shuffle and work.max_examples is not None:
+  if batching.shuffle and batching.max_examples is not None:
     chosen = _shuffled(sizes, _hash(secret.astype(np.int64), -1))
     _, rank = positions(sizes)
     chosen = chosen[rank < np.repeat(used, sizes)]
@@ -223,16 +223,16 @@ def batches(
   # One segment for every (client, epoch).
   client, epoch = positions(epochs)
   counts = used[client]
-  if work.shuffle:
+  if batching.shuffle:
     shuffled = _shuffled(counts, _hash(secret[client].astype(np.int64), epoch))
   else:
     _, shuffled = positions(counts)
   first = np.cumsum(counts) - counts
 
   # Whole batches: entries past the segment's end wrap around and are marked.
-  segment, entry = positions(per_epoch[client] * work.batch_size)
+  segment, entry = positions(per_epoch[client] * batching.batch_size)
   count = counts[segment]
-  lengths = work.order_length(sizes)
+  lengths = batching.order_length(sizes)
   return Batches(
     client=client[segment],
     example=shuffled[first[segment] + entry % np.maximum(count, 1)],

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim.core import Array, PyTree, Report, in_float32
-from fedjax_sim.core.tree import length, scaled
+from fedjax_sim.core.tree import scaled, tree_norm
 
 
 class Entry(NamedTuple):
@@ -91,7 +91,7 @@ def gradient_statistics(update: PyTree) -> dict[str, Array]:
   ]
   count = sum(x.size for x in leaves)
   mean = -sum(jnp.sum(x) for x in leaves) / count
-  norm = length(update)
+  norm = tree_norm(update)
   spread = sum(jnp.sum((-x - mean.astype(x.dtype)) ** 2) for x in leaves)
   return {
     "norm": norm,

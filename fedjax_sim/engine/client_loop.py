@@ -30,10 +30,10 @@ from fedjax_sim.core import (
 )
 from fedjax_sim.data import Augment, Prepare
 from fedjax_sim.distributed import AXIS
-from fedjax_sim.engine.plan import Cohort
+from fedjax_sim.engine.plan import CohortPlan
 
 # A plan's grids are dealt over the devices; every device reads all of `order`.
-COHORT_SPEC = Cohort(
+COHORT_SPEC = CohortPlan(
   client=P(AXIS),
   version=P(AXIS),
   num_examples=P(AXIS),
@@ -44,7 +44,7 @@ COHORT_SPEC = Cohort(
 )
 
 
-class Walk(NamedTuple):
+class PassSpec(NamedTuple):
   """How a pass reads its batches: constants of the compiled round.
 
   Attributes:
@@ -52,7 +52,7 @@ class Walk(NamedTuple):
     batch_size: examples of a batch.
     prepare: what is done to a batch before the algorithm sees it.
     augment: what is done to it then, at random; None: nothing.
-    max_tokens: see `LocalWork`.
+    max_tokens: see `LocalBatching`.
   """
 
   source: str
@@ -63,7 +63,7 @@ class Walk(NamedTuple):
 
 
 def read_batch(
-  examples: Examples, order: Array, first: Array, walk: Walk
+  examples: Examples, order: Array, first: Array, walk: PassSpec
 ) -> Batch:
   """The batch whose entries of `order` begin at `first`."""
   entries = lax.dynamic_slice(order, (first,), (walk.batch_size,))
@@ -127,7 +127,7 @@ def run_client(
   algorithm: Algorithm,
   client: Client,
   start: Array,
-  walks: Sequence[Walk],
+  walks: Sequence[PassSpec],
   data: Mapping[str, Examples],
   orders: Sequence[Array],
   task_hparams: HParams,
@@ -167,7 +167,7 @@ def run_client(
 
 def _walk_once(
   walked: Pass,
-  walk: Walk,
+  walk: PassSpec,
   p: int,
   client: Client,
   carry: PyTree,

@@ -36,16 +36,16 @@ from fedjax_sim.core.compensated import Total
 from fedjax_sim.data import FederatedData, Prepare, as_stored
 from fedjax_sim.data.stored import take
 from fedjax_sim.engine import plan as plans
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_loop import (
   COHORT_SPEC,
-  Walk,
+  PassSpec,
   over_waves,
   put_wave,
   read_batch,
 )
 from fedjax_sim.engine.client_metrics import ClientMetrics
-from fedjax_sim.engine.plan import Capacity, Cohort
+from fedjax_sim.engine.plan import Capacity, CohortPlan
 from fedjax_sim.engine.state import RunState
 
 
@@ -63,7 +63,7 @@ def make_evaluate(
   batch_size: int,
   mesh: Mesh,
   prepare: Prepare,
-) -> Callable[[PyTree, PyTree, Examples, Cohort], Total]:
+) -> Callable[[PyTree, PyTree, Examples, CohortPlan], Total]:
   """The function that evaluates every client of a cohort.
 
   Returns:
@@ -73,10 +73,10 @@ def make_evaluate(
     client of the plan, leaves (devices, waves, lanes, ...); None evaluates the
     global model.
   """
-  walk = Walk("eval", batch_size, prepare)
+  walk = PassSpec("eval", batch_size, prepare)
 
   def device(
-    server: PyTree, states: PyTree, examples: Examples, cohort: Cohort
+    server: PyTree, states: PyTree, examples: Examples, cohort: CohortPlan
   ) -> Total:
     mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
     states, examples = jax.tree.map(lambda x: x[0], (states, examples))
@@ -125,7 +125,7 @@ def _client_metrics(
   order: Array,
   start: Array,
   num_steps: Array,
-  walk: Walk,
+  walk: PassSpec,
 ) -> Total:
   """One client's metrics, name -> `Metric`, summed over its batches."""
 
@@ -187,8 +187,8 @@ class EvaluationSet:
     self.num_clients = data.num_clients
     self._data, self._mesh = data, mesh
     self._personal = personal and algorithm.personal is not None
-    work = LocalWork(batch_size=batch_size, shuffle=False)
-    self._work = work.fitted(data.sizes)
+    batching = LocalBatching(batch_size=batch_size, shuffle=False)
+    self._work = batching.fitted(data.sizes)
     each = sum(x[:1].nbytes for x in data.examples.values())
     self.pieces, self._capacity = in_pieces(
       data,
@@ -206,7 +206,7 @@ class EvaluationSet:
     )
 
     def program(
-      server: PyTree, table: PyTree, examples: Examples, plan: Cohort
+      server: PyTree, table: PyTree, examples: Examples, plan: CohortPlan
     ) -> Total:
       rows = jnp.maximum(plan.client, 0)
       own = table[0] if self._personal else None
@@ -265,7 +265,7 @@ class EvaluationSet:
 
 def in_pieces(
   data: FederatedData,
-  work: LocalWork,
+  batching: LocalBatching,
   most: float,
   *,
   lanes: int,
@@ -275,7 +275,7 @@ def in_pieces(
 
   Args:
     data: the set.
-    work: its batches.
+    batching: its batches.
     most: examples that a device has room for.
     lanes: clients that a device evaluates at once.
     devices: how many there are.
@@ -288,11 +288,11 @@ def in_pieces(
   # In pieces as many as of the whole: how metrics are rounded hangs on them.
   lanes = min(lanes, -(-len(ids) // devices))
   if data.num_examples <= most * devices:  # or it is not worth a plan
-    whole = _fitting(data, work, [ids], lanes, devices)
+    whole = _fitting(data, batching, [ids], lanes, devices)
     if whole.examples[0] <= most:
       return [ids], whole
   pieces = _cut(data.sizes, ids, most / 2, lanes, devices)
-  return pieces, _fitting(data, work, pieces, lanes, devices)
+  return pieces, _fitting(data, batching, pieces, lanes, devices)
 
 
 def _cut(
@@ -320,7 +320,7 @@ def _cut(
 
 def _fitting(
   data: FederatedData,
-  work: LocalWork,
+  batching: LocalBatching,
   pieces: Sequence[np.ndarray],
   lanes: int,
   devices: int,
@@ -329,7 +329,7 @@ def _fitting(
   capacities = [
     plans.capacity(
       [data.sizes[ids]],
-      [work],
+      [batching],
       len(ids),
       lanes=lanes,
       devices=devices,
@@ -341,17 +341,17 @@ def _fitting(
     waves=max(c.waves for c in capacities),
     order=(max(c.order[0] for c in capacities),),
   )
-  slices = (_planned(data, work, ids, shape)[1] for ids in pieces)
+  slices = (_planned(data, batching, ids, shape)[1] for ids in pieces)
   return shape._replace(examples=(1 + max(int(s.place.max()) for s in slices),))
 
 
 def _planned(
-  data: FederatedData, work: LocalWork, ids: np.ndarray, shape: Capacity
-) -> tuple[Cohort, plans.Slices]:
+  data: FederatedData, batching: LocalBatching, ids: np.ndarray, shape: Capacity
+) -> tuple[CohortPlan, plans.ExampleSlices]:
   """The plan of a piece, and which examples a device has where."""
   planned, (slices,) = plans.plan_rounds(
     [data.offsets],
-    [work],
+    [batching],
     [ids],
     shape,
     seed=0,
@@ -373,5 +373,5 @@ class _Sent(NamedTuple):
   """
 
   clients: np.ndarray
-  plan: Cohort
+  plan: CohortPlan
   examples: PyTree

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.core import validate
-from fedjax_sim.engine.batching import LocalWork, batches, positions
+from fedjax_sim.engine.batching import LocalBatching, batches, positions
 
 
 class Capacity(NamedTuple):
@@ -45,7 +45,7 @@ class Capacity(NamedTuple):
 Ints = Any  # of int32: numpy on the host, jax.Array in the trace
 
 
-class Cohort(NamedTuple):
+class CohortPlan(NamedTuple):
   """A plan: who trains where, on what. All int32.
 
   Attributes:
@@ -71,7 +71,7 @@ class Cohort(NamedTuple):
 
 def capacity(
   sizes: Sequence[np.ndarray],
-  works: Sequence[LocalWork],
+  batchings: Sequence[LocalBatching],
   cohort_size: int,
   *,
   lanes: int,
@@ -83,7 +83,7 @@ def capacity(
 
   Args:
     sizes: for every pass, examples of every client, shape=(num_clients,).
-    works: for every pass, what a client does.
+    batchings: for every pass, what a client does.
     cohort_size: clients in the largest cohort.
     lanes: clients that a device trains at once.
     devices: as in `Capacity`.
@@ -96,11 +96,11 @@ def capacity(
   if devices > 1:  # dealing by steps may give one device more waves
     waves = min(waves, 2 * -(-waves // devices))
   order, examples = [], []
-  for size, work in zip(sizes, works, strict=True):
-    longest = _sum_of_largest(work.order_length(size), cohort_size)
-    order.append(max(longest, work.batch_size))
+  for size, batching in zip(sizes, batchings, strict=True):
+    longest = _sum_of_largest(batching.order_length(size), cohort_size)
+    order.append(max(longest, batching.batch_size))
     here = min(cohort_size, waves * lanes)
-    examples.append(max(1, _sum_of_largest(work.examples_used(size), here)))
+    examples.append(max(1, _sum_of_largest(batching.examples_used(size), here)))
   return Capacity(devices, waves, lanes, tuple(order), tuple(examples), idle)
 
 
@@ -137,21 +137,21 @@ def deal(steps: np.ndarray, devices: int, most: int) -> np.ndarray:
 
 def plan(
   offsets: Sequence[np.ndarray],
-  works: Sequence[LocalWork],
+  batchings: Sequence[LocalBatching],
   ids: np.ndarray,
   shape: Capacity,
   *,
   seed: int,
   round_: int,
-) -> Cohort:
+) -> CohortPlan:
   """One cohort, laid out; arguments as those of `plan_rounds`."""
   planned, _ = plan_rounds(
-    offsets, works, [ids], shape, seed=seed, first=round_, rounds=1
+    offsets, batchings, [ids], shape, seed=seed, first=round_, rounds=1
   )
   return at_round(planned, 0)
 
 
-class Slices(NamedTuple):
+class ExampleSlices(NamedTuple):
   """Which examples lie where, if every device has only those it needs.
 
   All int64, shape=(used,).
@@ -171,7 +171,7 @@ class Slices(NamedTuple):
 
 def plan_rounds(
   offsets: Sequence[np.ndarray],
-  works: Sequence[LocalWork],
+  batchings: Sequence[LocalBatching],
   cohorts: Sequence[np.ndarray],
   shape: Capacity,
   *,
@@ -180,12 +180,12 @@ def plan_rounds(
   rounds: int,
   versions: Sequence[np.ndarray] | None = None,
   sliced: bool = False,
-) -> tuple[Cohort, list[Slices]]:
+) -> tuple[CohortPlan, list[ExampleSlices]]:
   """Lays the cohorts of consecutive rounds out, all at once.
 
   Args:
     offsets: for every pass, the offsets of its federated data.
-    works: for every pass, what a client does.
+    batchings: for every pass, what a client does.
     cohorts: for every round, who takes part; ids, shape=(cohort,).
     shape: the static shapes, from `capacity`.
     seed: the run's seed.
@@ -197,8 +197,8 @@ def plan_rounds(
       `order` says where there; otherwise all examples, as they are stored.
 
   Returns:
-    A `Cohort` whose leaves have a leading axis of `rounds`, and for every pass
-    its slices, if `sliced`.
+    A `CohortPlan` whose leaves have a leading axis of `rounds`, and for every
+    pass its slices, if `sliced`.
 
   Raises:
     ValueError: duplicated or unknown ids, or more than the capacity holds.
@@ -211,7 +211,10 @@ def plan_rounds(
   devices, waves, lanes = shape.devices, shape.waves, shape.lanes
   sizes = [o[ids + 1] - o[ids] for o in offsets]
   steps = np.stack(
-    [work.num_steps(size) for work, size in zip(works, sizes, strict=True)],
+    [
+      batching.num_steps(size)
+      for batching, size in zip(batchings, sizes, strict=True)
+    ],
     axis=-1,
   )
 
@@ -232,20 +235,24 @@ def plan_rounds(
   owner, turn = dealt[wave].T
   where = (row, owner, turn, place % lanes)
 
-  planned = blank(shape, len(works), rounds)
+  planned = blank(shape, len(batchings), rounds)
   device = np.empty_like(ids)
   device[rank] = owner
   starts, slices = [], []
-  for salt, (offset, work, length) in enumerate(
-    zip(offsets, works, shape.order, strict=True)
+  for salt, (offset, batching, length) in enumerate(
+    zip(offsets, batchings, shape.order, strict=True)
   ):
-    made = batches(offset, ids, work, seed=seed, round_=first + row, salt=salt)
+    made = batches(
+      offset, ids, batching, seed=seed, round_=first + row, salt=salt
+    )
     if sliced:
-      used = work.examples_used(sizes[salt])
+      used = batching.examples_used(sizes[salt])
       begin = _begin_in_group(row * devices + device, used)
       order = made.order(begin)
       who, nth = positions(used)
-      slices.append(Slices(row[who], device[who], begin[who] + nth, made.rows))
+      slices.append(
+        ExampleSlices(row[who], device[who], begin[who] + nth, made.rows)
+      )
     else:
       order = made.order()
     ends = np.append(made.start, len(order))[np.cumsum(counts)]
@@ -262,7 +269,7 @@ def plan_rounds(
   planned.client[where] = ids[rank]
   if versions is not None:
     planned.version[where] = np.concatenate(versions)[rank]
-  planned.num_examples[where] = works[0].examples_used(sizes[0])[rank]
+  planned.num_examples[where] = batchings[0].examples_used(sizes[0])[rank]
   planned.start[where] = np.stack(starts, axis=-1)[rank]
   planned.num_steps[where] = steps[rank]
   planned.num_waves[:] = (planned.client[..., 0] >= 0).sum(-1)
@@ -281,7 +288,7 @@ def _begin_in_group(group: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def fill(
-  slices: Slices,
+  slices: ExampleSlices,
   array: np.ndarray,
   *,
   rounds: int,
@@ -311,13 +318,13 @@ def fill(
   return out
 
 
-def at_round(cohorts: Cohort, r: int) -> Cohort:
+def at_round(cohorts: CohortPlan, r: int) -> CohortPlan:
   """Round `r` of plans with a leading axis of rounds; no copy."""
   order = tuple(x[r] for x in cohorts.order)
-  return Cohort._make([*(x[r] for x in cohorts[:-1]), order])
+  return CohortPlan._make([*(x[r] for x in cohorts[:-1]), order])
 
 
-def blank(shape: Capacity, passes: int, *rounds: int) -> Cohort:
+def blank(shape: Capacity, passes: int, *rounds: int) -> CohortPlan:
   """A plan of these shapes in which nobody takes part.
 
   Args:
@@ -328,7 +335,7 @@ def blank(shape: Capacity, passes: int, *rounds: int) -> Cohort:
   devices = shape.devices + shape.idle
   grid = (*rounds, devices, shape.waves, shape.lanes)
   zeros = lambda *more: np.zeros((*grid, *more), np.int32)
-  return Cohort(
+  return CohortPlan(
     client=np.full(grid, -1, np.int32),
     version=zeros(),
     num_examples=zeros(),
@@ -339,7 +346,7 @@ def blank(shape: Capacity, passes: int, *rounds: int) -> Cohort:
   )
 
 
-class Waste(NamedTuple):
+class PaddingWaste(NamedTuple):
   """What a plan computes in vain, in batch rows; sums over rounds add up.
 
   Attributes:
@@ -359,32 +366,36 @@ class Waste(NamedTuple):
     """Rows that were computed, with or without an example."""
     return self.useful + self.batch + self.step
 
-  def __add__(self, other: object) -> Waste:
-    if not isinstance(other, Waste):
+  def __add__(self, other: object) -> PaddingWaste:
+    if not isinstance(other, PaddingWaste):
       return NotImplemented
-    return Waste(*(a + b for a, b in zip(self, other, strict=True)))
+    return PaddingWaste(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def waste(cohort: Cohort, works: Sequence[LocalWork], each: int = 1) -> Waste:
+def waste(
+  cohort: CohortPlan, batchings: Sequence[LocalBatching], each: int = 1
+) -> PaddingWaste:
   """What this plan computes in vain; also of plans with an axis of rounds.
 
   Args:
     cohort: the plan.
-    works: for every pass, what a client does.
+    batchings: for every pass, what a client does.
     each: as in `Dealt`.
   """
   lanes = cohort.client.shape[-1]
-  total = Waste()
-  for p, (order, work) in enumerate(zip(cohort.order, works, strict=True)):
+  total = PaddingWaste()
+  for p, (order, batching) in enumerate(
+    zip(cohort.order, batchings, strict=True)
+  ):
     steps = cohort.num_steps[..., p]
-    rows = int(steps.sum()) * work.batch_size
-    per_device = steps.max(-1).sum(-1) * lanes * work.batch_size
+    rows = int(steps.sum()) * batching.batch_size
+    per_device = steps.max(-1).sum(-1) * lanes * batching.batch_size
     shape = (*per_device.shape[:-1], -1, each)
     per_device = per_device.reshape(shape).sum(-1)
     useful = int((order >= 0).sum())
-    if work.steps is not None:  # the order holds whole epochs
-      useful = _used_rows(cohort, p, work)
-    total += Waste(
+    if batching.steps is not None:  # the order holds whole epochs
+      useful = _used_rows(cohort, p, batching)
+    total += PaddingWaste(
       useful=useful,
       batch=rows - useful,
       step=int(per_device.sum()) - rows,
@@ -393,16 +404,16 @@ def waste(cohort: Cohort, works: Sequence[LocalWork], each: int = 1) -> Waste:
   return total
 
 
-def _used_rows(cohort: Cohort, p: int, work: LocalWork) -> int:
+def _used_rows(cohort: CohortPlan, p: int, batching: LocalBatching) -> int:
   order = cohort.order[p]
   # The rounds' orders end to end.
   first = np.arange(order[..., 0].size)[:, None] * order.shape[-1]
   start = cohort.start[..., p].reshape(len(first), -1) + first
   steps = cohort.num_steps[..., p].reshape(len(first), -1)
   real = np.append(0, np.cumsum(order >= 0))
-  return int((real[start + steps * work.batch_size] - real[start]).sum())
+  return int((real[start + steps * batching.batch_size] - real[start]).sum())
 
 
-def wave_steps(cohort: Cohort) -> int:
+def wave_steps(cohort: CohortPlan) -> int:
   """Steps of the busiest device: how long the plan takes, in wave steps."""
   return int(cohort.num_steps.max(-2).sum((-1, -2)).max())

@@ -52,7 +52,7 @@ class Residency(Protocol):
 
   def gather(
     self,
-    slices: Sequence[plan.Slices],
+    slices: Sequence[plan.ExampleSlices],
     capacity: plan.Capacity,
     rounds: int,
   ) -> PyTree:
@@ -91,7 +91,7 @@ class _OnDevices:
 
   def gather(
     self,
-    slices: Sequence[plan.Slices],
+    slices: Sequence[plan.ExampleSlices],
     capacity: plan.Capacity,
     rounds: int,
   ) -> PyTree:
@@ -153,7 +153,7 @@ class _Sliced:
 
   def gather(
     self,
-    slices: Sequence[plan.Slices],
+    slices: Sequence[plan.ExampleSlices],
     capacity: plan.Capacity,
     rounds: int,
   ) -> PyTree:

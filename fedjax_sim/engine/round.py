@@ -48,7 +48,7 @@ from fedjax_sim.engine.aggregation import (
 from fedjax_sim.engine.client_loop import with_numbers
 from fedjax_sim.engine.client_round import ClientStatus, RoundInputs
 from fedjax_sim.engine.hparams import named, path_of, scheduled
-from fedjax_sim.engine.plan import Cohort
+from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.engine.virtual_devices import isolate_compilation
@@ -68,9 +68,9 @@ def make_rounds(
   Returns:
     (state, hparams, data, cohorts, num_rounds, server_data) -> (state,
     metrics). `data` is source -> field -> (examples, ...), on every device,
-    or, if `sliced`, (R, devices, examples, ...); `cohorts` is a `Cohort` whose
-    leaves have a leading axis of R rounds, of which the first `num_rounds`,
-    shape=(), int32, are run; `server_data` is as in `Context`; `metrics` is a
+    or, if `sliced`, (R, devices, examples, ...); `cohorts` is a `CohortPlan`
+    whose leaves have a leading axis of R rounds, of which the first
+    `num_rounds`, shape=(), int32, are run; `server_data` is as in `Context`; `metrics` is a
     `RoundMetrics` whose leaves have a leading axis of R. The function is pure:
     it can be jitted, vmapped over runs and differentiated in forward mode.
   """
@@ -79,7 +79,7 @@ def make_rounds(
     state: RunState,
     hparams: HParams,
     data: Mapping[str, Examples],
-    cohorts: Cohort,
+    cohorts: CohortPlan,
     num_rounds: Array,
     server_data: Examples | None = None,
   ) -> tuple[RunState, RoundMetrics]:
@@ -107,7 +107,7 @@ def run_round(
   spec: RoundSpec,
   state: RunState,
   hparams: HParams,
-  cohort: Cohort,
+  cohort: CohortPlan,
   data: Mapping[str, Examples],
   server_data: Examples | None,
   train: TrainCohort = train_cohort,
@@ -173,7 +173,7 @@ def run_round(
 
 
 def _broadcast(
-  spec: RoundSpec, state: RunState, hparams: HParams, cohort: Cohort
+  spec: RoundSpec, state: RunState, hparams: HParams, cohort: CohortPlan
 ) -> tuple[RoundInputs, Array]:
   """Return the inputs common to all clients, and the clients' ranks."""
   isolate = functools.partial(isolate_compilation, spec.virtual, state.round)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim.core import Aggregator, Algorithm, Transform
 from fedjax_sim.data import Prepare
-from fedjax_sim.engine.client_loop import Walk
+from fedjax_sim.engine.client_loop import PassSpec
 from fedjax_sim.engine.hparams import Schedule
 
 
@@ -39,7 +39,7 @@ class RoundSpec:
   algorithm: Algorithm
   aggregator: Aggregator
   transforms: Sequence[Transform]
-  walks: Sequence[Walk]
+  walks: Sequence[PassSpec]
   num_clients: int
   mesh: Mesh
   prepare: Prepare

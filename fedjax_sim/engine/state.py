@@ -30,7 +30,7 @@ class RunState(NamedTuple):
   server: PyTree
   clients: PyTree
   shared: PyTree
-  watch: Watch
+  watch: MonitorState
   sampler: PyTree = ()
 
 
@@ -82,7 +82,7 @@ class Best(NamedTuple):
   server: PyTree
 
 
-class Watch(NamedTuple):
+class MonitorState(NamedTuple):
   """What evaluations left.
 
   Attributes:

@@ -159,7 +159,7 @@ def check(
   """
   if virtual is None:
     return
-  validate.whole("runtime.deterministic_reduction", virtual, most=MOST_VIRTUAL)
+  validate.integer("runtime.deterministic_reduction", virtual, le=MOST_VIRTUAL)
   if lanes == "auto":
     raise ValueError(
       "runtime.lanes='auto' is measured anew on every machine, and other"

@@ -170,7 +170,7 @@ def _parse(where: str, line: bytes) -> dict[str, float]:
     row = json.loads(line)
     if not isinstance(row, dict):
       raise ValueError("no JSON object")
-    validate.whole("round", row.get("round"), least=0)
+    validate.integer("round", row.get("round"), ge=0)
   except (ValueError, TypeError) as error:
     raise ValueError(
       f"{where} is damaged ({error}); restore the file or start in a new"
@@ -182,7 +182,7 @@ def _parse(where: str, line: bytes) -> dict[str, float]:
 
 def _following(where: str, row: Row, last: int, complete: bool) -> int:
   """The round of `row`, which must follow round `last`."""
-  round_ = validate.whole(f"{where}: round", row.get("round"), least=0)
+  round_ = validate.integer(f"{where}: round", row.get("round"), ge=0)
   following = max(last, 0) + 1
   begins = last == _NONE and round_ == 0
   if not begins and (round_ < following or (complete and round_ != following)):

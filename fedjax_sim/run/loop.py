@@ -19,7 +19,7 @@ from fedjax_sim.run.resume import Totals, account_facts, environment
 from fedjax_sim.run.signals import Interrupted
 from fedjax_sim.run.summary import rejection
 from fedjax_sim.run.tracking import Journal
-from fedjax_sim.simulation.dispatch import Dispatch, Row
+from fedjax_sim.simulation.dispatch import DispatchResult, Row
 from fedjax_sim.simulation.evaluator import as_row
 from fedjax_sim.simulation.lanes import Choice
 from fedjax_sim.simulation.simulator import Simulator
@@ -141,7 +141,7 @@ class Loop:
     if sets:
       self.journal.begin({"round": 0, **self._evaluate(sets)})
 
-  def _dispatches(self) -> Generator[Dispatch, RunState | None, None]:
+  def _dispatches(self) -> Generator[DispatchResult, RunState | None, None]:
     timetable = self.experiment.timetable
     return self.simulator.run(
       self.state,
@@ -161,12 +161,12 @@ class Loop:
       self._save()
     raise Interrupted(int(number), self.done, self.folder)
 
-  def _count_rounds(self, out: Dispatch) -> None:
+  def _count_rounds(self, out: DispatchResult) -> None:
     self.done += len(out.rows)
     self.totals.add(out)
     self.state = out.state
 
-  def _evaluate_after(self, out: Dispatch) -> float:
+  def _evaluate_after(self, out: DispatchResult) -> float:
     """Evaluate what is due after a dispatch; return the seconds it took."""
     began = time.perf_counter()
     sets = self.experiment.timetable.evaluated(self.done)
@@ -193,7 +193,7 @@ class Loop:
       self.measured = measured
     return row
 
-  def _log(self, out: Dispatch, eval_seconds: float) -> None:
+  def _log(self, out: DispatchResult, eval_seconds: float) -> None:
     with self.phases("write"):
       self.journal.write(self.done, out, eval_seconds)
     for round_, ids in out.rejected:

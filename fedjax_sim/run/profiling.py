@@ -21,7 +21,7 @@ import numpy as np
 from fedjax_sim import reporting
 from fedjax_sim.reporting import formatting
 from fedjax_sim.simulation import costs
-from fedjax_sim.simulation.dispatch import Dispatch
+from fedjax_sim.simulation.dispatch import DispatchResult
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.simulation.timing import Phases
 
@@ -48,7 +48,7 @@ class Trained(NamedTuple):
   steps: np.ndarray | int = 0
   seconds: float = 0.0
 
-  def plus(self, out: Dispatch) -> Trained:
+  def plus(self, out: DispatchResult) -> Trained:
     """With one more dispatch."""
     return Trained(
       self.rounds + len(out.rows),
@@ -95,7 +95,7 @@ class Profile:
     ):
       self._stop()
 
-  def after(self, out: Dispatch) -> None:
+  def after(self, out: DispatchResult) -> None:
     """Counts a dispatch."""
     self._dispatches += 1
     if self._running:

@@ -19,7 +19,7 @@ from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.run.checkpoint import Checkpoints, Restored, tree_digest
 from fedjax_sim.run.workdir import ConfigChangedError
-from fedjax_sim.simulation.dispatch import Dispatch
+from fedjax_sim.simulation.dispatch import DispatchResult
 from fedjax_sim.simulation.lanes import Choice
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.simulation.timing import Phases
@@ -38,7 +38,7 @@ class Totals:
   compilations: int = 0
   phase_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
-  def add(self, out: Dispatch) -> None:
+  def add(self, out: DispatchResult) -> None:
     """Counts a dispatch."""
     self.clients += out.clients
     self.useful += out.waste.useful

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedjax_sim import reporting
 from fedjax_sim.distributed import processes
-from fedjax_sim.simulation.dispatch import Columns, Dispatch, Row
+from fedjax_sim.simulation.dispatch import Columns, DispatchResult, Row
 
 
 class Journal:
@@ -24,7 +24,7 @@ class Journal:
   def begin(self, row: Row) -> None:
     """Writes what an evaluation before the first round told."""
 
-  def write(self, done: int, out: Dispatch, eval_seconds: float) -> None:
+  def write(self, done: int, out: DispatchResult, eval_seconds: float) -> None:
     """Writes the rows of a dispatch.
 
     Args:
@@ -58,7 +58,7 @@ class _Written(Journal):
     self._metrics.append([row])
     self._events.write([row])
 
-  def write(self, done: int, out: Dispatch, eval_seconds: float) -> None:
+  def write(self, done: int, out: DispatchResult, eval_seconds: float) -> None:
     self._metrics.append(out.rows)
     self._events.write(out.rows)
     if out.rows:
@@ -86,7 +86,7 @@ class _Written(Journal):
       self._clients.sync()
 
 
-def _timing(done: int, out: Dispatch, eval_seconds: float) -> Row:
+def _timing(done: int, out: DispatchResult, eval_seconds: float) -> Row:
   sent = {} if out.sent_bytes is None else {"sent_bytes": out.sent_bytes}
   return {
     "round": done,

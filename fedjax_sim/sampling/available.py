@@ -41,11 +41,11 @@ def available(
   Raises:
     TypeError, ValueError, FileNotFoundError: an argument is out of range.
   """
-  num_clients = validate.whole("num_clients", num_clients)
-  size = validate.whole(
-    "server.clients_per_round", clients_per_round, most=num_clients
+  num_clients = validate.integer("num_clients", num_clients)
+  size = validate.integer(
+    "server.clients_per_round", clients_per_round, le=num_clients
   )
-  seconds = validate.real("round_seconds", round_seconds, above=0)
+  seconds = validate.number("round_seconds", round_seconds, gt=0)
   made = load_trace(trace) if isinstance(trace, str) else trace
   validate.instance("trace", made, Trace, "load_trace('trace.npz')")
   devices = min(made.devices, num_clients)

@@ -52,10 +52,10 @@ def cyclic_poisson(
     TypeError, ValueError: groups is not within 1..num_clients, or
       clients_per_round not within (0, num_clients / groups].
   """
-  num_clients = validate.whole("num_clients", num_clients)
-  groups = validate.whole("groups", groups, most=num_clients)
-  expected = validate.real(
-    "server.clients_per_round", clients_per_round, above=0.0
+  num_clients = validate.integer("num_clients", num_clients)
+  groups = validate.integer("groups", groups, le=num_clients)
+  expected = validate.number(
+    "server.clients_per_round", clients_per_round, gt=0.0
   )
   rate = expected / (num_clients / groups)
   if rate > 1:
@@ -98,8 +98,8 @@ def shuffled(num_clients: int, clients_per_round: int) -> Sampler:
 
 def _turns(num_clients: int, most: int, *, reshuffled: bool) -> Sampler:
   """As few groups as there can be of at most so many take turns."""
-  num_clients = validate.whole("num_clients", num_clients)
-  size = validate.whole("server.clients_per_round", most, most=num_clients)
+  num_clients = validate.integer("num_clients", num_clients)
+  size = validate.integer("server.clients_per_round", most, le=num_clients)
   period = -(-num_clients // size)
   return Sampler(
     sample=_groups(num_clients, period, reshuffled=reshuffled),

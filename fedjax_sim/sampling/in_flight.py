@@ -36,8 +36,8 @@ def delayed(sampler: Sampler, versions: int, scale: float = 1.0) -> Sampler:
   Example:
     delayed(uniform(100, 10), versions=4, scale=2.0)
   """
-  versions = validate.whole("versions", versions)
-  scale = validate.real("scale", scale, least=0)
+  versions = validate.integer("versions", versions)
+  scale = validate.number("scale", scale, ge=0)
 
   def held(seed: int, round_: int, ids: np.ndarray) -> np.ndarray:
     count = int(ids.max(initial=-1)) + 1  # so that a client's draw is its own

@@ -49,13 +49,13 @@ def power_of_choice(
       candidates not within clients_per_round..num_clients, or a size is not 1
       or more.
   """
-  num_clients = validate.whole("num_clients", num_clients)
-  size = validate.whole(
-    "server.clients_per_round", clients_per_round, most=num_clients
+  num_clients = validate.integer("num_clients", num_clients)
+  size = validate.integer(
+    "server.clients_per_round", clients_per_round, le=num_clients
   )
   if candidates is None:
     candidates = min(num_clients, 2 * size)
-  drawn = validate.whole("candidates", candidates, least=size, most=num_clients)
+  drawn = validate.integer("candidates", candidates, ge=size, le=num_clients)
   sizes = np.asarray(sizes)
   if sizes.shape != (num_clients,) or sizes.min() < 1:
     raise ValueError(

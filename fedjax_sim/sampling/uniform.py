@@ -31,8 +31,8 @@ def uniform(
     TypeError, ValueError: clients_per_round is not within 1..num_clients, or
       min_clients not within 1..clients_per_round.
   """
-  num_clients = validate.whole("num_clients", num_clients)
-  size = validate.whole("server.clients_per_round", clients_per_round)
+  num_clients = validate.integer("num_clients", num_clients)
+  size = validate.integer("server.clients_per_round", clients_per_round)
   if size > num_clients:
     raise ValueError(
       f"server.clients_per_round={size} exceeds the {num_clients} training"
@@ -41,7 +41,7 @@ def uniform(
   lowest = (
     size
     if min_clients is None
-    else validate.whole("min_clients", min_clients, most=size)
+    else validate.integer("min_clients", min_clients, le=size)
   )
 
   def sample(seed: int, round_: int) -> np.ndarray:
@@ -75,12 +75,12 @@ def poisson(
   Raises:
     TypeError, ValueError: clients_per_round is not within (0, population].
   """
-  num_clients = validate.whole("num_clients", num_clients)
+  num_clients = validate.integer("num_clients", num_clients)
   of = num_clients
   if population is not None:
-    of = validate.whole("population", population)
-  wanted = validate.real(
-    "server.clients_per_round", clients_per_round, above=0.0, most=of
+    of = validate.integer("population", population)
+  wanted = validate.number(
+    "server.clients_per_round", clients_per_round, gt=0.0, le=of
   )
   rate = wanted / of
 

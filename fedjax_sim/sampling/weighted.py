@@ -29,9 +29,9 @@ def by_size(
     TypeError, ValueError: clients_per_round is not within 1..num_clients, or a
       size is not 1 or more.
   """
-  num_clients = validate.whole("num_clients", num_clients)
-  size = validate.whole(
-    "server.clients_per_round", clients_per_round, most=num_clients
+  num_clients = validate.integer("num_clients", num_clients)
+  size = validate.integer(
+    "server.clients_per_round", clients_per_round, le=num_clients
   )
   sizes = np.asarray(sizes)
   if sizes.shape != (num_clients,) or sizes.min() < 1:

@@ -22,7 +22,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.data import FederatedDataset
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation.runtime import Runtime
 
 # Field of `Simulator` -> its type, and an expression that gives one.
@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
   "algorithm": (Algorithm, "fedavg(task, client_optimizer, server_optimizer)"),
   "data": (FederatedDataset, "make_dataset(name, data, num_classes=10)"),
   "sampler": (Sampler, "sampling.uniform(num_clients, 10)"),
-  "work": (LocalWork, "LocalWork(batch_size=20, epochs=1)"),
+  "batching": (LocalBatching, "LocalBatching(batch_size=20, epochs=1)"),
   "aggregator": (Aggregator, "aggregators.weighted_mean()"),
   "transforms": ((list, tuple), "[transforms.clip(1.0)]"),
   "runtime": (Runtime, "Runtime(lanes=1)"),
@@ -49,7 +49,7 @@ def check(fields: Mapping[str, Any]) -> None:
   """
   f = types.SimpleNamespace(**fields)
   check_seeds(f.seed, f.noise_seed)
-  check_options(f.log_clients, f.fall_back, f.best_metric, f.debug)
+  check_options(f.log_clients, f.revert_to_best, f.best_metric, f.debug)
   check_kinds(**{name: fields[name] for name in KINDS})
   check_transforms(f.transforms)
   check_parts(f.algorithm, f.aggregator, f.data, f.runtime)
@@ -57,7 +57,7 @@ def check(fields: Mapping[str, Any]) -> None:
   clients = 1 if pools_data else f.data.train.num_clients
   check_sampler(f.sampler, clients)
   check_unobserved(f.sampler, f.algorithm, f.aggregator)
-  check_fall_back(f.fall_back, f.best_metric)
+  check_revert_to_best(f.revert_to_best, f.best_metric)
 
 
 def check_kinds(**fields: Any) -> None:
@@ -83,19 +83,19 @@ def check_seeds(seed: int, noise_seed: int | None) -> None:
   Raises:
     TypeError, ValueError: names the seed.
   """
-  validate.whole("seed", seed, least=0, most=2**32 - 1)
+  validate.integer("seed", seed, ge=0, le=2**32 - 1)
   if noise_seed is not None:
-    validate.whole("noise_seed", noise_seed, least=0, most=2**32 - 1)
+    validate.integer("noise_seed", noise_seed, ge=0, le=2**32 - 1)
 
 
 def check_options(
-  log_clients: bool, fall_back: bool, best_metric: str | None, debug: bool
+  log_clients: bool, revert_to_best: bool, best_metric: str | None, debug: bool
 ) -> None:
   """Refuse options of another type than theirs.
 
   Args:
     log_clients: whether clients are logged.
-    fall_back: whether a run goes back to its best model.
+    revert_to_best: whether a run goes back to its best model.
     best_metric: metric that selects it; None to keep none.
     debug: whether rounds run as a Python loop over clients.
 
@@ -104,7 +104,7 @@ def check_options(
     ValueError: several processes debug, each of which has a part of the state.
   """
   validate.boolean("log_clients", log_clients)
-  validate.boolean("server.fall_back", fall_back)
+  validate.boolean("server.revert_to_best", revert_to_best)
   if best_metric is not None:
     example = "'test/accuracy'"
     validate.instance("server.best_metric", best_metric, str, example)
@@ -116,20 +116,20 @@ def check_options(
     )
 
 
-def check_fall_back(fall_back: bool, best_metric: str | None) -> None:
+def check_revert_to_best(revert_to_best: bool, best_metric: str | None) -> None:
   """Refuse to go back to the best model where none is kept.
 
   Args:
-    fall_back: whether a run goes back to its best model.
+    revert_to_best: whether a run goes back to its best model.
     best_metric: metric that selects it; None to keep none.
 
   Raises:
     ValueError: none is kept.
   """
-  if fall_back and best_metric is None:
+  if revert_to_best and best_metric is None:
     raise ValueError(
-      "server.fall_back=True goes back to the best model, and none is kept;"
-      " set server.best_metric, such as 'test/accuracy'."
+      "server.revert_to_best=True goes back to the best model, and none is"
+      " kept; set server.best_metric, such as 'test/accuracy'."
     )
 
 
@@ -176,13 +176,13 @@ def check_sampler(sampler: Sampler, num_clients: int) -> None:
       f"sampler.name: Sampler.sizes={sizes!r}; give a tuple of numbers."
     )
   for size in sizes:
-    validate.whole("sampler.name: Sampler.sizes", size)
+    validate.integer("sampler.name: Sampler.sizes", size)
   if any(a >= b for a, b in itertools.pairwise(sizes)):
     raise ValueError(
       f"sampler.name: Sampler.sizes={sizes}: give increasing numbers."
     )
   expected = sampler.expected
-  validate.real("sampler.name: Sampler.expected", expected, least=0)
+  validate.number("sampler.name: Sampler.expected", expected, ge=0)
   if sizes[-1] > num_clients:
     raise ValueError(
       f"The sampler draws up to {sizes[-1]} clients a round;"

@@ -15,15 +15,15 @@ from fedjax_sim.core import Aggregator, Algorithm, PyTree, Transform
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
-from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.engine.client_loop import Walk
+from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.engine.client_loop import PassSpec
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.residency import Residency
 from fedjax_sim.engine.round import make_rounds
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.simulation import preflight, reference
-from fedjax_sim.simulation.dispatch import Planned
+from fedjax_sim.simulation.dispatch import PlannedRounds
 
 RoundFunction = Callable[..., tuple[RunState, RoundMetrics]]
 
@@ -34,7 +34,7 @@ def round_spec(
   transforms: Sequence[Transform],
   *,
   data: FederatedDataset,
-  works: Sequence[LocalWork],
+  batchings: Sequence[LocalBatching],
   schedules: Mapping[str, Schedule],
   residency: Residency,
   mesh: Mesh,
@@ -50,7 +50,7 @@ def round_spec(
     aggregator: how updates become one.
     transforms: transforms of the client updates.
     data: federated data, whose `prepare` and `augment` apply to batches.
-    works: for every pass, what a client does.
+    batchings: for every pass, what a client does.
     schedules: hyper-parameter -> its schedule.
     residency: where the training examples are.
     mesh: the devices.
@@ -64,15 +64,15 @@ def round_spec(
     aggregator=aggregator,
     transforms=transforms,
     walks=[
-      Walk(
+      PassSpec(
         source,
-        work.batch_size,
+        batching.batch_size,
         data.prepare,
         data.augment if walked.augmented else None,
-        work.max_tokens,
+        batching.max_tokens,
       )
-      for walked, source, work in zip(
-        algorithm.passes, residency.sources, works, strict=True
+      for walked, source, batching in zip(
+        algorithm.passes, residency.sources, batchings, strict=True
       )
     ],
     num_clients=num_clients,
@@ -131,7 +131,7 @@ class Compiler:
       self.compiled[lanes, size] = self._compile(self.shape(lanes, size))
     return self.compiled[lanes, size]
 
-  def prepare(self, planned: Planned) -> float | None:
+  def prepare(self, planned: PlannedRounds) -> float | None:
     """Compile what planned rounds need, unless `debug`.
 
     Returns:
@@ -180,7 +180,7 @@ class Compiler:
     return distributed.put(self.server_data, self.spec.mesh, P())
 
   def call(
-    self, state: RunState, planned: Planned, hparams: PyTree
+    self, state: RunState, planned: PlannedRounds, hparams: PyTree
   ) -> tuple[RunState, RoundMetrics]:
     """Run planned rounds.
 

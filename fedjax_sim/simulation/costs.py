@@ -21,7 +21,7 @@ from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.client_loop import augmented, with_numbers
 from fedjax_sim.engine.traffic import first_client
 from fedjax_sim.simulation import lanes
-from fedjax_sim.simulation.dispatch import Planned
+from fedjax_sim.simulation.dispatch import PlannedRounds
 from fedjax_sim.simulation.runtime import MOST_ROUNDS
 from fedjax_sim.simulation.simulator import Simulator
 
@@ -133,7 +133,7 @@ def costs_of(simulator: Simulator) -> Costs:
       "runtime.model_devices: what devices send that share a model is not"
       " predicted; unset it, by --config.runtime.model_devices=None."
     )
-  aggregator = simulator.joined_by
+  aggregator = simulator.effective_aggregator
   prepare, augment = simulator.data.prepare, simulator.data.augment
   begin = functools.partial(first_client, simulator.algorithm)
   end = functools.partial(_end, simulator)
@@ -153,11 +153,11 @@ def costs_of(simulator: Simulator) -> Costs:
   )
 
   steps = []
-  for walked, carry, data, work in zip(
+  for walked, carry, data, batching in zip(
     simulator.algorithm.passes,
     carries,
     simulator.splits,
-    simulator.works,
+    simulator.batchings,
     strict=True,
   ):
 
@@ -175,7 +175,7 @@ def costs_of(simulator: Simulator) -> Costs:
       batch = batch._replace(examples=examples)
       return walked.step(client, carry, batch, key)
 
-    shape: Any = lambda x, size=work.batch_size: jax.ShapeDtypeStruct(
+    shape: Any = lambda x, size=batching.batch_size: jax.ShapeDtypeStruct(
       (size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
     )
     fields = {field: shape(x) for field, x in data.examples.items()}
@@ -254,7 +254,7 @@ def measure(simulator: Simulator, costs: Costs) -> tuple[Speed, int]:
   )
   state, done = alone.init(), 0
 
-  def seconds(planned: Planned, plan: plans.Cohort) -> float:
+  def seconds(planned: PlannedRounds, plan: plans.CohortPlan) -> float:
     nonlocal state, done
     out = alone.dispatch(state, planned._replace(first=done, cohorts=plan))
     if out.failure is not None and plan is planned.cohorts:

@@ -25,7 +25,7 @@ class DivergedError(FedjaxSimError, RuntimeError):
   exit_code = 1
 
 
-class Planned(NamedTuple):
+class PlannedRounds(NamedTuple):
   """Rounds laid out on the host, ready to be sent.
 
   Attributes:
@@ -40,14 +40,14 @@ class Planned(NamedTuple):
 
   first: int
   num_rounds: int
-  cohorts: plan.Cohort
+  cohorts: plan.CohortPlan
   examples: PyTree
   key: tuple[int, int]
-  waste: plan.Waste
+  waste: plan.PaddingWaste
   seconds: float
 
 
-class Dispatch(NamedTuple):
+class DispatchResult(NamedTuple):
   """What one call of the compiled program left.
 
   Attributes:
@@ -71,7 +71,7 @@ class Dispatch(NamedTuple):
   rejected: list[tuple[int, np.ndarray]]
   failure: DivergedError | None
   clients: int
-  waste: plan.Waste
+  waste: plan.PaddingWaste
   steps: np.ndarray
   seconds: float
   plan_seconds: float
@@ -79,8 +79,8 @@ class Dispatch(NamedTuple):
   client_log: Columns
 
 
-class Read(NamedTuple):
-  """Metrics of several rounds, read on the host; fields as in `Dispatch`."""
+class ReadMetrics(NamedTuple):
+  """Metrics of several rounds on the host; fields as in `DispatchResult`."""
 
   rows: list[Row]
   rejected: list[tuple[int, np.ndarray]]
@@ -90,10 +90,10 @@ class Read(NamedTuple):
 
 def read_metrics(
   metrics: RoundMetrics,
-  planned: Planned,
+  planned: PlannedRounds,
   traffic: Traffic,
   chain: Sequence[str],
-) -> Read:
+) -> ReadMetrics:
   """Reads the metrics of a call, up to the first round that failed.
 
   Args:
@@ -113,20 +113,20 @@ def read_metrics(
       rejected.append((round_, ids))
     failure = _failure(round_, one, ids)
     if failure is not None:
-      return Read(rows, rejected, failure, _joined(logs))
+      return ReadMetrics(rows, rejected, failure, _joined(logs))
     rows.append(_row(round_, one, traffic, chain))
     if one.client_values:
       logs.append(_client_lines(round_, planned.cohorts.client[i], one))
-  return Read(rows, rejected, None, _joined(logs))
+  return ReadMetrics(rows, rejected, None, _joined(logs))
 
 
 def dispatched(
   state: RunState,
-  planned: Planned,
-  read: Read,
+  planned: PlannedRounds,
+  read: ReadMetrics,
   seconds: float,
   sent_bytes: float | None,
-) -> Dispatch:
+) -> DispatchResult:
   """Return what one call of the compiled program left.
 
   Args:
@@ -136,7 +136,7 @@ def dispatched(
     seconds: what the call took.
     sent_bytes: what a device sent to the others in each round; None if unknown.
   """
-  return Dispatch(
+  return DispatchResult(
     state=state,
     rows=read.rows,
     rejected=read.rejected,
@@ -152,7 +152,7 @@ def dispatched(
 
 
 def observed(
-  planned: Planned, metrics: RoundMetrics
+  planned: PlannedRounds, metrics: RoundMetrics
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
   """Return what a sampler observes of a single round, in the clients' order.
 

@@ -21,11 +21,11 @@ from fedjax_sim.core import Algorithm, PyTree, Task, Variables, validate
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine import client_metrics
 from fedjax_sim.engine import residency as residencies
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks
 from fedjax_sim.engine.hparams import Schedule
-from fedjax_sim.engine.state import Best, RunState, Watch
+from fedjax_sim.engine.state import Best, MonitorState, RunState
 from fedjax_sim.simulation import monitor, preflight
 from fedjax_sim.simulation.dispatch import Row
 from fedjax_sim.simulation.lanes import Choice
@@ -39,7 +39,7 @@ class Evaluator:
     task: what is evaluated.
     algorithm: which may give clients of `seen` models of their own.
     data: federated data, whose `prepare` applies to every batch.
-    works: for every pass, what a client does.
+    batchings: for every pass, what a client does.
     mesh: the devices.
     lanes: chooses how many clients a device trains at once.
     batch_size: number of examples that are evaluated at once, at most.
@@ -50,7 +50,7 @@ class Evaluator:
   task: Task
   algorithm: Algorithm
   data: FederatedDataset
-  works: Sequence[LocalWork]
+  batchings: Sequence[LocalBatching]
   mesh: Mesh
   lanes: Callable[[], Choice]
   batch_size: int
@@ -82,7 +82,7 @@ class Evaluator:
     if not self.parts:
       return {}
     # About as many examples at once as in training.
-    widest = max(work.batch_size for work in self.works)
+    widest = max(batching.batch_size for batching in self.batchings)
     lanes = max(1, self.lanes().lanes * widest // self.batch_size)
     return {
       name: EvaluationSet(
@@ -235,8 +235,8 @@ class Reaction:
     schedules: hyper-parameter -> its schedule.
     higher_is_better: for every metric that is followed, its direction.
     best_metric: metric that selects the best model; None to keep none.
-    fall_back: go on with the best model after an evaluation without a better
-      value.
+    revert_to_best: go on with the best model after an evaluation without a
+      better value.
     mesh: the devices.
     shapes: shapes and dtypes of a state.
     spec: how a state lies on the devices.
@@ -247,7 +247,7 @@ class Reaction:
   schedules: Mapping[str, Schedule]
   higher_is_better: Mapping[str, bool]
   best_metric: str | None
-  fall_back: bool
+  revert_to_best: bool
   mesh: Mesh
   shapes: RunState
   spec: RunState
@@ -274,7 +274,7 @@ class Reaction:
         value_, round_ = distributed.put(numbers, self.mesh, P())
         best = Best(value_, round_, self.copied(server))
         watch = watch._replace(best=best)
-      elif self.fall_back and not ends and int(best.round) >= 0:
+      elif self.revert_to_best and not ends and int(best.round) >= 0:
         server = self.copied(best.server)
     return state._replace(server=server, watch=watch)
 
@@ -293,7 +293,7 @@ class Reaction:
     )
     return distributed.put(server, self.mesh, self.spec.server)
 
-  def _schedules_after(self, watch: Watch, metrics: Row) -> Watch:
+  def _schedules_after(self, watch: MonitorState, metrics: Row) -> MonitorState:
     """Return what is monitored after schedules have seen the metrics."""
     if not watch.schedules:
       return watch

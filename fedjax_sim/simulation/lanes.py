@@ -22,9 +22,9 @@ from jax.sharding import Mesh
 
 from fedjax_sim import distributed
 from fedjax_sim.distributed import memory, processes
-from fedjax_sim.engine.plan import Cohort, wave_steps
+from fedjax_sim.engine.plan import CohortPlan, wave_steps
 from fedjax_sim.engine.program import Program
-from fedjax_sim.simulation.dispatch import Planned
+from fedjax_sim.simulation.dispatch import PlannedRounds
 from fedjax_sim.simulation.timing import Phases
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,10 @@ class Trial(NamedTuple):
     seconds: planned round -> seconds of one call, from the initial state.
   """
 
-  plan: Callable[[int, int], Planned]
+  plan: Callable[[int, int], PlannedRounds]
   program: Callable[[int, int], Program]
   waiting_bytes: Callable[[int, int], int]
-  seconds: Callable[[Planned], float]
+  seconds: Callable[[PlannedRounds], float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,7 +141,7 @@ def probe_steps(run: float) -> int:
   return int(min(PROBE_STEPS, SHARE / 2 * run / PROBE_CALLS))
 
 
-def shortened(plan: Cohort, most: int = PROBE_STEPS) -> Cohort:
+def shortened(plan: CohortPlan, most: int = PROBE_STEPS) -> CohortPlan:
   """Return a plan with the first waves alone, so that it has few steps.
 
   Waves that are left out have no steps, so `wave_steps` counts what is run.
@@ -161,7 +161,7 @@ def shortened(plan: Cohort, most: int = PROBE_STEPS) -> Cohort:
   )
 
 
-def emptied(plan: Cohort) -> Cohort:
+def emptied(plan: CohortPlan) -> CohortPlan:
   """Return a plan without any wave, to time a call that trains nobody."""
   return plan._replace(
     num_waves=np.zeros_like(plan.num_waves),
@@ -214,7 +214,7 @@ def probe(
   return Probe(seconds, device_bytes, compiling, spent - compiling)
 
 
-def _seconds(trial: Trial, planned: Planned) -> float:
+def _seconds(trial: Trial, planned: PlannedRounds) -> float:
   """Return the shortest time of a few calls, after one that warms up."""
   times = [trial.seconds(planned) for _ in range(PROBE_CALLS)]
   (slowest,) = processes.greatest(min(times[1:]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_sim.core import PyTree, Task, validate
 from fedjax_sim.engine.hparams import Schedule, reacted
-from fedjax_sim.engine.state import Best, Watch
+from fedjax_sim.engine.state import Best, MonitorState
 
 _SETS = {  # prefix -> what gives such metrics
   "test": "the data have no central test set",
@@ -24,7 +24,7 @@ _SETS = {  # prefix -> what gives such metrics
 
 def first(
   schedules: Mapping[str, Schedule], server: PyTree, keeps_best: bool
-) -> Watch:
+) -> MonitorState:
   """What there is before any evaluation.
 
   Args:
@@ -36,7 +36,7 @@ def first(
   if keeps_best:
     zeros = jax.tree.map(jnp.zeros_like, server)
     best = Best(jnp.float32(jnp.nan), jnp.int32(-1), zeros)
-  return Watch({name: s.init() for name, s in schedules.items()}, best)
+  return MonitorState({name: s.init() for name, s in schedules.items()}, best)
 
 
 def after(
@@ -88,7 +88,7 @@ def directions(
     part = metric.partition("/")[0]
     if part in _SETS and not any(name.startswith(f"{part}/") for name in names):
       raise ValueError(f"{owner}={metric!r} is not evaluated; {_SETS[part]}.")
-    validate.known(owner, metric, names)
+    validate.one_of(owner, metric, names)
     base = names[metric]
     if base not in task.higher_is_better:
       raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
-from fedjax_sim.simulation.dispatch import Dispatch, Planned
+from fedjax_sim.simulation.dispatch import DispatchResult, PlannedRounds
 from fedjax_sim.simulation.timing import Phases
 
 
@@ -21,11 +21,11 @@ def run(
   last: int,
   *,
   count: Callable[[int, float], int],
-  plan: Callable[[RunState, int, int], Planned],
-  dispatch: Callable[[RunState, Planned], Dispatch],
+  plan: Callable[[RunState, int, int], PlannedRounds],
+  dispatch: Callable[[RunState, PlannedRounds], DispatchResult],
   phases: Phases,
   ahead: bool = True,
-) -> Generator[Dispatch, RunState | None, None]:
+) -> Generator[DispatchResult, RunState | None, None]:
   """Run until the last round, one dispatch after the other.
 
   It goes on with the state that is sent to it, or with its own.
@@ -52,7 +52,7 @@ def run(
   # A thread has a setting of its own.
   x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
-  def plan_here(state: RunState, first: int, most: int) -> Planned:
+  def plan_here(state: RunState, first: int, most: int) -> PlannedRounds:
     with jax.enable_x64(x64):
       return plan(state, first, most)
 

@@ -14,12 +14,12 @@ from fedjax_sim.core import Pass, PyTree, Sampler, errors, validate
 from fedjax_sim.data import FederatedData
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.residency import Residency
 from fedjax_sim.engine.state import RoundMetrics
 from fedjax_sim.engine.virtual_devices import DeviceSplit
 from fedjax_sim.privacy.accounting import promises
-from fedjax_sim.simulation.dispatch import Planned, observed
+from fedjax_sim.simulation.dispatch import PlannedRounds, observed
 from fedjax_sim.simulation.runtime import Runtime
 
 TARGET_SECONDS = 1.0  # of one dispatch, if its number of rounds is free
@@ -41,13 +41,15 @@ def rounds_per_dispatch(
   return min([most, last - done, *(s - done % s for s in stops)])
 
 
-def works_of(
-  work: LocalWork, passes: Sequence[Pass], splits: Sequence[FederatedData]
-) -> list[LocalWork]:
+def batchings_of(
+  batching: LocalBatching,
+  passes: Sequence[Pass],
+  splits: Sequence[FederatedData],
+) -> list[LocalBatching]:
   """Return for every pass what a client does, with batches that it can fill.
 
   Args:
-    work: what a client does in a round.
+    batching: what a client does in a round.
     passes: passes of the algorithm.
     splits: for every pass, the data that it goes through.
 
@@ -55,7 +57,7 @@ def works_of(
     ValueError: the algorithm does not count tokens, as `work` asks for, or a
       client has no batch.
   """
-  most = work.max_tokens
+  most = batching.max_tokens
   ends = [p.tokens for p in passes if p.epochs is None]
   if most is not None and (not ends or None in ends):
     raise ValueError(
@@ -63,15 +65,17 @@ def works_of(
       " count tokens, or a fixed number of them; unset it by"
       " --config.client.max_tokens=None, or take another algorithm."
     )
-  works = []
+  batchings = []
   for p, data in zip(passes, splits, strict=True):
-    own = work
+    own = batching
     if p.epochs is not None:
-      own = LocalWork(
-        batch_size=work.batch_size, epochs=p.epochs, shuffle=work.shuffle
+      own = LocalBatching(
+        batch_size=batching.batch_size,
+        epochs=p.epochs,
+        shuffle=batching.shuffle,
       )
-    works.append(own.fitted(data.sizes))
-  return works
+    batchings.append(own.fitted(data.sizes))
+  return batchings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +116,7 @@ class Cohorts:
     return state
 
   def after(
-    self, state: PyTree, planned: Planned, metrics: RoundMetrics
+    self, state: PyTree, planned: PlannedRounds, metrics: RoundMetrics
   ) -> PyTree:
     """Return the sampler's state after a round; the same if it has none.
 
@@ -218,7 +222,7 @@ class Planner:
   Attributes:
     cohorts: draws the clients of every round.
     splits: for every pass, the data that it goes through.
-    works: for every pass, what a client does.
+    batchings: for every pass, what a client does.
     split: the devices, real or virtual, that clients are assigned to.
     residency: where the training examples are.
     runtime: how many rounds one call may run.
@@ -226,7 +230,7 @@ class Planner:
 
   cohorts: Cohorts
   splits: Sequence[FederatedData]
-  works: Sequence[LocalWork]
+  batchings: Sequence[LocalBatching]
   split: DeviceSplit
   residency: Residency
   runtime: Runtime
@@ -245,7 +249,7 @@ class Planner:
     if (lanes, size) not in self._shapes:  # it looks at every client
       capacity = plans.capacity(
         [data.sizes for data in self.splits],
-        self.works,
+        self.batchings,
         size,
         lanes=lanes,
         devices=self.split.devices,
@@ -253,7 +257,7 @@ class Planner:
       )
       self._shapes[lanes, size] = programs.shape_of(
         capacity,
-        len(self.works),
+        len(self.batchings),
         1 if self.cohorts.observes else self.runtime.rounds_per_dispatch,
         self.runtime.most_rounds,
         self.residency.bytes_per_round(capacity),
@@ -277,7 +281,7 @@ class Planner:
     lanes: int,
     planned: Callable[[int], object] = lambda round_: None,
     state: PyTree | None = None,
-  ) -> Planned:
+  ) -> PlannedRounds:
     """Draw and lay out the rounds that follow `first` rounds.
 
     Args:
@@ -311,7 +315,7 @@ class Planner:
     self.cohorts.check(first, ids)
     laid_out, slices = plans.plan_rounds(
       [data.offsets for data in self.splits],
-      self.works,
+      self.batchings,
       ids,
       shape.capacity,
       seed=self.cohorts.seed,
@@ -322,7 +326,7 @@ class Planner:
     )
     for i in range(len(ids)):
       planned(first + i + 1)
-    return Planned(
+    return PlannedRounds(
       first=first,
       num_rounds=len(ids),
       cohorts=laid_out,
@@ -331,6 +335,6 @@ class Planner:
         self.residency.gather(slices, shape.capacity, shape.rounds)
       ),
       key=(lanes, size),
-      waste=plans.waste(laid_out, self.works, self.split.each),
+      waste=plans.waste(laid_out, self.batchings, self.split.each),
       seconds=time.perf_counter() - began,
     )

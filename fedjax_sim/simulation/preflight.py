@@ -30,7 +30,7 @@ from fedjax_sim.data import FederatedData, FederatedDataset, prepared_shapes
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_loop import augmented, with_numbers
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.tasks import fast_layers
@@ -53,8 +53,8 @@ def check(
   task: Task,
   data: FederatedDataset,
   splits: Sequence[FederatedData],
-  work: LocalWork,
-  works: Sequence[LocalWork],
+  batching: LocalBatching,
+  batchings: Sequence[LocalBatching],
   most_clients: int,
   variables: Variables,
   state: RunState,
@@ -68,8 +68,8 @@ def check(
     task: what is trained.
     data: what it is trained and evaluated on.
     splits: for every pass of the algorithm, the data that it goes through.
-    work: what a client does, as it was asked for.
-    works: for every pass, what a client does.
+    batching: what a client does, as it was asked for.
+    batchings: for every pass, what a client does.
     most_clients: clients of the largest cohort.
     variables: shapes and dtypes of the global model.
     state: shapes and dtypes of the run's state.
@@ -85,15 +85,15 @@ def check(
       to its contract.
   """
   capacity = plans.capacity(
-    [part.sizes for part in splits], works, most_clients, lanes=1, devices=1
+    [part.sizes for part in splits], batchings, most_clients, lanes=1, devices=1
   )
-  check_order(max(capacity.order), work)
+  check_order(max(capacity.order), batching)
   check_values(task, data)
   check_augment(data)
   check_parameters(variables.params)
   check_memory(state, mesh)
   aggregators.check(aggregator, variables.params)
-  check_task(task, variables, data, works, eval_batch_size)
+  check_task(task, variables, data, batchings, eval_batch_size)
 
 
 def check_values(task: Task, data: FederatedDataset) -> None:
@@ -115,7 +115,7 @@ def check_values(task: Task, data: FederatedDataset) -> None:
     for field, array in examples.items():
       kept = jax.dtypes.canonicalize_dtype(array.dtype)
       try:
-        validate.fits(f"field {field!r} of {name}", array, kept)
+        validate.representable(f"field {field!r} of {name}", array, kept)
       except ValueError as error:
         raise DataError(str(error)) from error
     try:
@@ -149,20 +149,21 @@ def check_augment(data: FederatedDataset) -> None:
     )
 
 
-def check_order(examples: int, work: LocalWork) -> None:
+def check_order(examples: int, batching: LocalBatching) -> None:
   """Refuse a round whose examples no int32 counts.
 
   Args:
     examples: of the largest round, padding included.
-    work: what a client does.
+    batching: what a client does.
 
   Raises:
     ValueError: there are too many.
   """
   if examples > MOST_EXAMPLES:
     raise ValueError(
-      f"client.epochs={work.epochs}, client.steps={work.steps}: a round has"
-      f" {examples:,} examples, more than {MOST_EXAMPLES:,}; lower one of them."
+      f"client.epochs={batching.epochs}, client.steps={batching.steps}: a round"
+      f" has {examples:,} examples, more than {MOST_EXAMPLES:,}; lower one of"
+      " them."
     )
 
 
@@ -170,7 +171,7 @@ def check_task(
   task: Task,
   variables: Variables,
   data: FederatedDataset,
-  works: Sequence[LocalWork],
+  batchings: Sequence[LocalBatching],
   eval_batch_size: int,
 ) -> None:
   """Trace the task's loss and metrics on batches as large as the run's.
@@ -179,7 +180,7 @@ def check_task(
     task: what is trained.
     variables: shapes and dtypes.
     data: what it is trained and evaluated on.
-    works: for every pass, what a client does; fitted to the clients.
+    batchings: for every pass, what a client does; fitted to the clients.
     eval_batch_size: examples that are evaluated at once, at most.
 
   Raises:
@@ -193,7 +194,7 @@ def check_task(
 
   stored = data.train.examples
   batch_of = functools.partial(_batch, stored)
-  trained = {work.batch_size for work in works}
+  trained = {batching.batch_size for batching in batchings}
   evaluated = {min(eval_batch_size, n) for n in _largest_evaluated(data)}
   try:
     for size in sorted(trained):
@@ -265,7 +266,7 @@ def slow_layers(
   task: Task,
   variables: Variables,
   data: FederatedDataset,
-  works: Sequence[LocalWork],
+  batchings: Sequence[LocalBatching],
 ) -> list[str]:
   """Describe which layers are slow on this backend, and what mends them.
 
@@ -273,11 +274,11 @@ def slow_layers(
     task: what is trained.
     variables: shapes and dtypes.
     data: what it is trained on.
-    works: for every pass, what a client does; fitted to the clients.
+    batchings: for every pass, what a client does; fitted to the clients.
   """
   if jax.default_backend() != "cpu":
     return []
-  batch = _batch(data.train.examples, works[0].batch_size)
+  batch = _batch(data.train.examples, batchings[0].batch_size)
   loss, arguments = _loss(task, data), (variables, batch, _SEED)
   slow = fast_layers.slow_layers(loss, *arguments)
   if not slow:

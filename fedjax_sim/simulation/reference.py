@@ -40,11 +40,11 @@ from fedjax_sim.engine.client_round import (
   RoundInputs,
   train_client,
 )
-from fedjax_sim.engine.plan import Cohort, at_round
+from fedjax_sim.engine.plan import CohortPlan, at_round
 from fedjax_sim.engine.round import run_round
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
-from fedjax_sim.simulation.dispatch import Planned
+from fedjax_sim.simulation.dispatch import PlannedRounds
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -145,7 +145,7 @@ def run_rounds(
   spec: RoundSpec,
   state: RunState,
   hparams: PyTree,
-  planned: Planned,
+  planned: PlannedRounds,
   server_data: PyTree,
 ) -> tuple[RunState, RoundMetrics]:
   """Run planned rounds, one client after the other, without compiling.
@@ -190,7 +190,7 @@ def _train_cohort(
   given: RoundInputs,
   data: Mapping[str, Examples],
   states: PyTree,
-  cohort: Cohort,
+  cohort: CohortPlan,
   rank: Array,
 ) -> tuple[CohortSums, Array, PerClient]:
   """Train a cohort, as `aggregation.train_cohort` does, in a Python loop.

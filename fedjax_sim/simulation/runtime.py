@@ -58,16 +58,16 @@ class Runtime:
         raise validate.UnknownNameError(
           f"runtime.lanes={self.lanes!r} is neither 'auto' nor a whole number."
         )
-      validate.whole("runtime.lanes", self.lanes)
+      validate.integer("runtime.lanes", self.lanes)
     if self.devices is not None:
-      validate.whole("runtime.devices", self.devices)
+      validate.integer("runtime.devices", self.devices)
     if self.model_devices is not None:
-      validate.whole("runtime.model_devices", self.model_devices)
+      validate.integer("runtime.model_devices", self.model_devices)
     virtual_devices.check(
       self.deterministic_reduction, self.lanes, self.model_devices
     )
-    validate.known("runtime.residency", self.residency, residencies.NAMES)
+    validate.one_of("runtime.residency", self.residency, residencies.NAMES)
     if self.rounds_per_dispatch is not None:
-      validate.whole("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
-    validate.whole("Runtime.most_rounds", self.most_rounds)
-    validate.whole("runtime.eval_batch_size", self.eval_batch_size)
+      validate.integer("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
+    validate.integer("Runtime.most_rounds", self.most_rounds)
+    validate.integer("runtime.eval_batch_size", self.eval_batch_size)

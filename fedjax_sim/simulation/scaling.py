@@ -190,12 +190,16 @@ class Model:
     dealt, idle, each = self._split
     copies = -(-clients // simulator.num_clients)
     sizes = [np.tile(data.sizes, copies) for data in simulator.splits]
-    works = simulator.works
+    batchings = simulator.batchings
     capacity = plans.capacity(
-      sizes, works, clients, lanes=self.lanes, devices=dealt, idle=idle
+      sizes, batchings, clients, lanes=self.lanes, devices=dealt, idle=idle
     )
     steps = np.stack(
-      [work.num_steps(s) for work, s in zip(works, sizes, strict=True)], -1
+      [
+        batching.num_steps(s)
+        for batching, s in zip(batchings, sizes, strict=True)
+      ],
+      -1,
     )
     sample = sampling.uniform(len(steps), clients).sample
     busiest = mean = lane_steps = own_steps = 0.0
@@ -211,7 +215,7 @@ class Model:
 
     slots = each * capacity.waves * capacity.lanes
     network = self._exchanged(len(steps), slots, each)
-    plan = _INT32 * (sum(capacity.order) + slots * (3 + 2 * len(works)))
+    plan = _INT32 * (sum(capacity.order) + slots * (3 + 2 * len(batchings)))
     sliced, examples = self._examples(capacity, copies, each)
     sent = plan + (examples if sliced else 0)
     return Prediction(

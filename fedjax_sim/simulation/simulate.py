@@ -63,8 +63,8 @@ def simulate(
     TypeError, ValueError: arguments that do not fit each other.
     DivergedError: while iterating, a round that left nothing finite.
   """
-  validate.whole("server.rounds", rounds)
-  validate.whole("server.eval_every", eval_every)
+  validate.integer("server.rounds", rounds)
+  validate.integer("server.eval_every", eval_every)
   runtime = Runtime() if runtime is None else runtime
   checks.check_kinds(algorithm=algorithm, data=data, runtime=runtime)
   if sampler is None:

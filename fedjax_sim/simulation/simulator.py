@@ -24,7 +24,7 @@ from fedjax_sim import aggregators, core, distributed
 from fedjax_sim.core import Aggregator, Algorithm, HParams, Task, Transform
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine import residency as residencies
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.traffic import Traffic, traffic
@@ -34,8 +34,8 @@ from fedjax_sim.simulation import arguments, pipeline, preflight
 from fedjax_sim.simulation.account import Account, check_budget, check_unwatched
 from fedjax_sim.simulation.compiler import Compiler, round_spec
 from fedjax_sim.simulation.dispatch import (
-  Dispatch,
-  Planned,
+  DispatchResult,
+  PlannedRounds,
   dispatched,
   read_metrics,
 )
@@ -44,8 +44,8 @@ from fedjax_sim.simulation.lanes import Chooser, Trial
 from fedjax_sim.simulation.planner import (
   Cohorts,
   Planner,
+  batchings_of,
   rounds_per_dispatch,
-  works_of,
 )
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.state import States, copier, default_hparams
@@ -62,7 +62,7 @@ class Simulator:
     algorithm: how clients train and the server reacts.
     data: federated data; an algorithm that pools data gets their union.
     sampler: who takes part in a round.
-    work: what a client does in a round.
+    batching: what a client does in a round.
     aggregator: how updates become one.
     transforms: what happens to a client's update, in order.
     seed: the run's seed, 0 to 2**32 - 1.
@@ -74,8 +74,8 @@ class Simulator:
       multiplies it: a `Schedule`, or a function of the rounds done.
     best_metric: metric of an evaluation, such as `unseen/accuracy`; the state
       keeps the model with the best value. None to keep none.
-    fall_back: go on with the best model after an evaluation that is no better.
-    log_clients: fill `Dispatch.client_log`; devices then keep all updates.
+    revert_to_best: go on with the best model after one that is no better.
+    log_clients: fill `DispatchResult.client_log`; devices keep all updates.
     budget: delta, and perhaps the largest epsilon, of a private algorithm;
       every round's metrics then have its epsilon. None to count no epsilon.
     debug: run rounds as a Python loop over clients, see `reference.py`; slow.
@@ -88,7 +88,7 @@ class Simulator:
   algorithm: Algorithm
   data: FederatedDataset
   sampler: core.Sampler
-  work: LocalWork = LocalWork()
+  batching: LocalBatching = LocalBatching()
   aggregator: Aggregator = aggregators.weighted_mean()
   transforms: Sequence[Transform] = ()
   seed: int = 0
@@ -98,7 +98,7 @@ class Simulator:
     default_factory=dict
   )
   best_metric: str | None = None
-  fall_back: bool = False
+  revert_to_best: bool = False
   log_clients: bool = False
   budget: guard.Budget | None = None
   debug: bool = False
@@ -107,7 +107,7 @@ class Simulator:
     arguments.check(vars(self))
     _ = self._schedules
     self._check_privacy()
-    _ = self.works  # checks that every client has a batch
+    _ = self.batchings  # checks that every client has a batch
 
   def _check_privacy(self) -> None:
     check_budget(self.algorithm, self.budget)
@@ -120,7 +120,7 @@ class Simulator:
       self.states.variables.params,
       self._schedules,
       release,
-      self.fall_back,
+      self.revert_to_best,
     )
     check_unwatched(self.best_metric, self._schedules)
     self.account.check_ledger(self.seed, self.states.num_parameters)
@@ -136,7 +136,7 @@ class Simulator:
     )
 
   @property
-  def joined_by(self) -> Aggregator:
+  def effective_aggregator(self) -> Aggregator:
     """The aggregator in use: a plain sum if the algorithm is private."""
     if self.algorithm.privacy is None:
       return self.aggregator
@@ -157,9 +157,9 @@ class Simulator:
     return [named[p.split] for p in self.algorithm.passes]
 
   @functools.cached_property
-  def works(self) -> list[LocalWork]:
+  def batchings(self) -> list[LocalBatching]:
     """For every pass, what a client does."""
-    return works_of(self.work, self.algorithm.passes, self.splits)
+    return batchings_of(self.batching, self.algorithm.passes, self.splits)
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -194,7 +194,7 @@ class Simulator:
   def hparams(self) -> HParams:
     """The run's numeric hyper-parameters at their defaults, by section."""
     return default_hparams(
-      self.task, self.algorithm, self.joined_by, self.transforms
+      self.task, self.algorithm, self.effective_aggregator, self.transforms
     )
 
   @functools.cached_property
@@ -215,12 +215,12 @@ class Simulator:
       task=self.task,
       data=self.data,
       splits=self.splits,
-      work=self.work,
-      works=self.works,
+      batching=self.batching,
+      batchings=self.batchings,
       most_clients=self.sampler.sizes[-1],
       variables=self.states.variables,
       state=self.states.shapes,
-      aggregator=self.joined_by,
+      aggregator=self.effective_aggregator,
       mesh=self.mesh,
       eval_batch_size=self.runtime.eval_batch_size,
     )
@@ -231,7 +231,7 @@ class Simulator:
   def slow_layers(self) -> list[str]:
     """Which layers are slow on this backend and what mends them, in words."""
     return preflight.slow_layers(
-      self.task, self.states.variables, self.data, self.works
+      self.task, self.states.variables, self.data, self.batchings
     )
 
   def trace(self) -> None:
@@ -259,7 +259,7 @@ class Simulator:
   @functools.cached_property
   def states(self) -> States:
     """Makes states, and moves them between devices and host."""
-    noisy = self.algorithm.draws_noise or self.joined_by.draws_noise
+    noisy = self.algorithm.draws_noise or self.effective_aggregator.draws_noise
     return States(
       algorithm=self.algorithm,
       transforms=self.transforms,
@@ -305,7 +305,7 @@ class Simulator:
         sampler=self.sampler, seed=self.seed, num_clients=self.num_clients
       ),
       splits=self.splits,
-      works=self.works,
+      batchings=self.batchings,
       split=self._split,
       residency=self.residency,
       runtime=self.runtime,
@@ -317,10 +317,10 @@ class Simulator:
     return Compiler(
       spec=round_spec(
         self.algorithm,
-        self.joined_by,
+        self.effective_aggregator,
         self.transforms,
         data=self.data,
-        works=self.works,
+        batchings=self.batchings,
         schedules=self._schedules,
         residency=self.residency,
         mesh=self.mesh,
@@ -350,7 +350,7 @@ class Simulator:
     most: int,
     lanes: int | None = None,
     state: RunState | None = None,
-  ) -> Planned:
+  ) -> PlannedRounds:
     """Draw and lay out, on the host, the rounds that follow `first` rounds.
 
     Args:
@@ -371,10 +371,10 @@ class Simulator:
   def dispatch(
     self,
     state: RunState,
-    planned: Planned,
+    planned: PlannedRounds,
     hparams: HParams | None = None,
     phases: Phases | None = None,
-  ) -> Dispatch:
+  ) -> DispatchResult:
     """Run planned rounds in one call.
 
     Args:
@@ -422,7 +422,7 @@ class Simulator:
     hparams: HParams | None = None,
     phases: Phases | None = None,
     singles: int = 0,
-  ) -> Generator[Dispatch, RunState | None, None]:
+  ) -> Generator[DispatchResult, RunState | None, None]:
     """Run until round `last`, one dispatch after the other.
 
     The next one is planned while the devices work, unless the sampler observes.
@@ -475,7 +475,7 @@ class Simulator:
       task=self.task,
       algorithm=self.algorithm,
       data=self.data,
-      works=self.works,
+      batchings=self.batchings,
       mesh=self.mesh,
       lanes=self.choose_lanes,
       batch_size=self.runtime.eval_batch_size,
@@ -492,7 +492,7 @@ class Simulator:
       schedules=self._schedules,
       higher_is_better=self._higher_is_better,
       best_metric=self.best_metric,
-      fall_back=self.fall_back,
+      revert_to_best=self.revert_to_best,
       mesh=self.mesh,
       shapes=self.states.shapes,
       spec=spec,

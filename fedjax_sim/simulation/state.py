@@ -96,7 +96,7 @@ def traced_hparams(
     )
   for path, value in jax.tree_util.tree_leaves_with_path(hparams):
     number = value.item() if hasattr(value, "item") else value
-    validate.real(f"hparams{jax.tree_util.keystr(path)}", number)
+    validate.number(f"hparams{jax.tree_util.keystr(path)}", number)
   if release is not None:
     guard.check_numbers(hparams["algorithm"], defaults["algorithm"])
   dtype = jax.dtypes.canonicalize_dtype(np.float64)

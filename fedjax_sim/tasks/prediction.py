@@ -45,7 +45,7 @@ def predict(
       like this: there is none of this name, it has another shape, or is of
       another kind, as inputs are that were normalized already.
   """
-  validate.whole("batch_size", batch_size)
+  validate.integer("batch_size", batch_size)
   logits = task.logits
   if logits is None:
     raise ValueError(
@@ -79,5 +79,5 @@ def _as_stored(
       f" data stores {wanted} of shape {like.shape[1:]}; give examples as they"
       " are stored, before anything is done to them."
     )
-  validate.fits(f"predict: field {field!r}", x, like.dtype)
+  validate.representable(f"predict: field {field!r}", x, like.dtype)
   return x.astype(like.dtype)

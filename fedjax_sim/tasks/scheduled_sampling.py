@@ -31,7 +31,7 @@ def with_scheduled_sampling(task: Task, probability: float) -> Task:
       while tracing, examples or logits of another shape.
   """
   field = f"model.{FIELD}"
-  probability = validate.real(field, probability, least=0, most=1)
+  probability = validate.number(field, probability, ge=0, le=1)
   read = task.logits
   if read is None:
     raise ValueError(

@@ -2,7 +2,7 @@
 
 Several steps of an optimiser on mini-batches, starting from the server's
 parameters (McMahan et al. 2017, arXiv 1602.05629, `ClientUpdate`). Algorithms
-that differ in the gradient alone pass `adjust`.
+that differ in the gradient alone pass `gradient_hook`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from fedjax_sim.core.compensated import Total
 from fedjax_sim.core.tree import zeros_accumulator
 from fedjax_sim.training import optimizers
 
-Adjust = Callable[[Client, PyTree, PyTree], PyTree]
+GradientHook = Callable[[Client, PyTree, PyTree], PyTree]
 
 
-Received = Callable[[Client], Variables]
+GetModel = Callable[[Client], Variables]
 
 
 class LocalState(NamedTuple):
@@ -83,9 +83,9 @@ def local_training(
   task: Task,
   optimizer: optimizers.Optimizer,
   *,
-  adjust: Adjust | None = None,
+  gradient_hook: GradientHook | None = None,
   weighting: str = "examples",
-  received: Callable[[Client], Variables] = lambda client: client.message,
+  get_model: Callable[[Client], Variables] = lambda client: client.message,
 ) -> LocalTraining:
   """Mini-batch training from the server's parameters.
 
@@ -93,10 +93,10 @@ def local_training(
     task: what is trained.
     optimizer: the client's optimiser; its state starts anew every round. Its
       hyper-parameters are read from `hparams["client"]`.
-    adjust: (client, params, gradient) -> gradient, before the optimiser.
+    gradient_hook: (client, params, gradient) -> gradient, before the optimiser.
     weighting: a client's weight: its number of `examples`; its `tokens`, the
       sum of the loss's weights over its steps; or `uniform`.
-    received: client -> the `Variables` that it starts from.
+    get_model: client -> the `Variables` that it starts from.
 
   Raises:
     UnknownNameError: no such weighting.
@@ -107,7 +107,7 @@ def local_training(
 
   def start(client: Client, *earlier: PyTree) -> LocalState:
     del earlier
-    params, buffers, _ = received(client)
+    params, buffers, _ = get_model(client)
     state = optimizer.build(client.hparams["client"]).init(params)
     return LocalState(params, buffers, state, zero_metric())
 
@@ -115,12 +115,12 @@ def local_training(
     client: Client, carry: LocalState, batch: Batch, key: Key
   ) -> LocalState:
     def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
-      variables = Variables(params, carry.buffers, received(client).frozen)
+      variables = Variables(params, carry.buffers, get_model(client).frozen)
       return core.mean_loss(task, variables, batch, key)
 
     gradient, (buffers, total) = jax.grad(loss, has_aux=True)(carry.params)
-    if adjust is not None:
-      gradient = adjust(client, carry.params, gradient)
+    if gradient_hook is not None:
+      gradient = gradient_hook(client, carry.params, gradient)
     params, state = optimizers.descend(
       optimizer.build(client.hparams["client"]),
       gradient,
@@ -133,7 +133,7 @@ def local_training(
   def finish(client: Client, carry: LocalState) -> Report:
     loss = metric(carry.loss)
     return Report(
-      update=difference(carry.params, received(client).params),
+      update=difference(carry.params, get_model(client).params),
       weight=weigh(client, loss),
       buffers=carry.buffers,
       metrics={"loss": loss},
@@ -148,7 +148,7 @@ def full_gradient(
   task: Task,
   *,
   weighting: str = "examples",
-  received: Received = lambda client: client.message,
+  get_model: GetModel = lambda client: client.message,
 ) -> LocalTraining:
   """The mean gradient over all of a client's data, at what it received.
 
@@ -158,24 +158,24 @@ def full_gradient(
   Args:
     task: what is differentiated.
     weighting: as in `local_training`.
-    received: as in `local_training`.
+    get_model: as in `local_training`.
   """
   weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
 
   def start(client: Client, *earlier: PyTree) -> LocalState:
     del earlier
-    params, buffers, _ = received(client)
+    params, buffers, _ = get_model(client)
     return LocalState(zeros_accumulator(params), buffers, (), zero_metric())
 
   def step(
     client: Client, carry: LocalState, batch: Batch, key: Key
   ) -> LocalState:
     def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
-      variables = Variables(params, carry.buffers, received(client).frozen)
+      variables = Variables(params, carry.buffers, get_model(client).frozen)
       return core.mean_loss(task, variables, batch, key)
 
     gradient, (buffers, total) = jax.grad(loss, has_aux=True)(
-      received(client).params
+      get_model(client).params
     )
     # Not the gradient of the sum, which a model's dtype may be too short for.
     summed = jax.tree.map(
@@ -193,7 +193,7 @@ def full_gradient(
       update=jax.tree.map(
         lambda g, p: (-g / weight.astype(g.dtype)).astype(p.dtype),
         carry.params,
-        received(client).params,
+        get_model(client).params,
       ),
       weight=weigh(client, loss),
       buffers=carry.buffers,

@@ -107,7 +107,7 @@ def optimizer(
   validate.arguments(f"optimizer {name}".strip(), arguments, factory)
   rate = arguments.get("learning_rate", 0)
   if "learning_rate" in arguments and not callable(rate):  # a schedule is
-    arguments["learning_rate"] = validate.real("learning_rate", rate, least=0.0)
+    arguments["learning_rate"] = validate.number("learning_rate", rate, ge=0.0)
   numeric = {
     k: float(v)
     for k, v in arguments.items()
@@ -133,7 +133,7 @@ def clipped(inner: Optimizer, norm: float, field: str = "norm") -> Optimizer:
   Raises:
     TypeError, ValueError: no positive number.
   """
-  norm = validate.real(field, norm, above=0)
+  norm = validate.number(field, norm, gt=0)
 
   def build(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     rest = {k: v for k, v in hparams.items() if k != "max_grad_norm"}
@@ -174,7 +174,7 @@ def by_layer(
   freezing.matching(field, [pattern for pattern, _ in rates], params)
   factors: list[float | None] = [None] * len(freezing.paths_of(params))
   for pattern, factor in rates:
-    factor = validate.real(f"{field}: factor of {pattern!r}", factor, least=0)
+    factor = validate.number(f"{field}: factor of {pattern!r}", factor, ge=0)
     hits = freezing.matching(field, (pattern,), params)
     factors = [
       factor if hit and old is None else old

@@ -51,8 +51,8 @@ def replay(
     TypeError, ValueError: a number is not whole or < 1, or an algorithm whose
       model cannot be replaced, or that is private already.
   """
-  validate.whole("replay.steps", steps)
-  validate.whole("replay.batch_size", batch_size)
+  validate.integer("replay.steps", steps)
+  validate.integer("replay.batch_size", batch_size)
   optimizers.check("optimizer", optimizer)
   check_open(algorithm, "replay")
   with_model = algorithm.with_model

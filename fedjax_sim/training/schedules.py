@@ -42,7 +42,7 @@ def multi_step(at: Sequence[int], factor: float = 0.1) -> Schedule:
 def linear(rounds: int, start: float = 0.0, begin: int = 0) -> Schedule:
   """From `start` to 1 within so many rounds, after `begin` rounds."""
   rounds = _rounds("rounds", rounds)
-  start = validate.real("start", start, least=0)
+  start = validate.number("start", start, ge=0)
   begin = _rounds("begin", begin, least=0)
   return of_round(optax.linear_schedule(start, 1.0, rounds, begin))
 
@@ -50,7 +50,7 @@ def linear(rounds: int, start: float = 0.0, begin: int = 0) -> Schedule:
 def cosine(rounds: int, floor: float = 0.0) -> Schedule:
   """From 1 to `floor` within so many rounds, on half a cosine."""
   rounds = _rounds("rounds", rounds)
-  floor = validate.real("floor", floor, least=0, most=1)
+  floor = validate.number("floor", floor, ge=0, le=1)
   return of_round(optax.cosine_decay_schedule(1.0, rounds, floor))
 
 
@@ -96,10 +96,10 @@ def plateau(
   """
   validate.instance("metric", metric, str, "'test/loss'")
   patience = _rounds("patience", patience)
-  factor = validate.real("factor", factor, above=0)
+  factor = validate.number("factor", factor, gt=0)
   if factor >= 1:
     raise ValueError(f"factor={factor} is out of range; give less than 1.")
-  floor = validate.real("floor", floor, least=0, most=1)
+  floor = validate.number("floor", floor, ge=0, le=1)
   rule = optax.contrib.reduce_on_plateau(
     factor=factor,
     patience=patience,
@@ -136,11 +136,11 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def _rounds(field: str, value: int, least: int = 1) -> int:
-  return validate.whole(field, value, least=least, most=2**31 - 1)
+  return validate.integer(field, value, ge=least, le=2**31 - 1)
 
 
 def _factor(field: str, value: float) -> float:
-  return validate.real(field, value, above=0, most=1)
+  return validate.number(field, value, gt=0, le=1)
 
 
 def parse(field: str, text: str) -> Schedule:
@@ -210,7 +210,7 @@ def checked(
     short = name if path is None else short_name(path, paths)
     if path is None:
       names = {short_name(path, paths) for path in paths}
-      validate.known("schedules: hyper-parameter", name, names)
+      validate.one_of("schedules: hyper-parameter", name, names)
     if short in result:
       raise ValueError(
         f"schedules has {short!r} twice, once as {name!r}; leave one out."

@@ -71,9 +71,7 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
     TypeError, ValueError: no such probability, or an algorithm that wants a
       stack, or is private.
   """
-  chance = validate.real(
-    "server.stale_probability", probability, least=0, most=1
-  )
+  chance = validate.number("server.stale_probability", probability, ge=0, le=1)
   _check(algorithm, probability)
 
   def postprocess_report(

@@ -17,7 +17,7 @@ from fedjax_sim.core import (
   TransformResult,
   validate,
 )
-from fedjax_sim.core.tree import bounded, length
+from fedjax_sim.core.tree import bounded, tree_norm
 
 
 def adaptive_clip(
@@ -45,9 +45,9 @@ def adaptive_clip(
   Raises:
     TypeError, ValueError: an argument is no such number.
   """
-  quantile = validate.real("quantile", quantile, least=0.0, most=1.0)
-  rate = validate.real("learning_rate", learning_rate, least=0.0)
-  first = validate.real("initial_norm", initial_norm, above=0.0)
+  quantile = validate.number("quantile", quantile, ge=0.0, le=1.0)
+  rate = validate.number("learning_rate", learning_rate, ge=0.0)
+  first = validate.number("initial_norm", initial_norm, gt=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
@@ -56,7 +56,7 @@ def adaptive_clip(
     clipped = jax.tree.map(
       lambda u, c: c.astype(u.dtype), update, bounded(update, shared)
     )
-    below = (length(update) <= shared).astype(jnp.float32)
+    below = (tree_norm(update) <= shared).astype(jnp.float32)
     return TransformResult(clipped, state, below, {"below": below})
 
   def renew(norm: PyTree, below: PyTree, hparams: HParams) -> PyTree:

@@ -18,7 +18,7 @@ from fedjax_sim.core import (
   TransformResult,
   validate,
 )
-from fedjax_sim.core.tree import bounded, length
+from fedjax_sim.core.tree import bounded, tree_norm
 from fedjax_sim.training.optimizers import Optimizer
 
 
@@ -34,7 +34,7 @@ def clip(norm: float) -> Transform:
   Raises:
     ValueError: a norm that is not positive.
   """
-  norm = validate.real("norm", norm, above=0.0)
+  norm = validate.number("norm", norm, gt=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
@@ -44,7 +44,7 @@ def clip(norm: float) -> Transform:
     cut = jax.tree.map(
       lambda u, c: c.astype(u.dtype), update, bounded(update, bound)
     )
-    longer = (length(update) > bound).astype(jnp.float32)
+    longer = (tree_norm(update) > bound).astype(jnp.float32)
     return TransformResult(cut, state, metrics={"clipped": longer})
 
   return Transform(name="clip", hparams={"norm": norm}, apply=apply)
@@ -61,7 +61,7 @@ def gaussian(stddev: float) -> Transform:
   Raises:
     ValueError: a negative standard deviation.
   """
-  stddev = validate.real("stddev", stddev, least=0.0)
+  stddev = validate.number("stddev", stddev, ge=0.0)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key

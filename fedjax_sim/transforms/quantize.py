@@ -74,9 +74,9 @@ def quantize(
   Raises:
     TypeError, ValueError: an argument of another kind or out of range.
   """
-  sparsity = validate.real("sparsity", sparsity, least=0.0, below=1.0)
-  bits = validate.whole("bits", bits, most=16)
-  anneal = validate.real("anneal", anneal, above=0.0, most=1.0)
+  sparsity = validate.number("sparsity", sparsity, ge=0.0, lt=1.0)
+  bits = validate.integer("bits", bits, le=16)
+  anneal = validate.number("anneal", anneal, gt=0.0, le=1.0)
   per_layer = validate.boolean("per_layer", per_layer)
 
   def apply(

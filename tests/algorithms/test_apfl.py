@@ -11,7 +11,7 @@ from fedjax_sim import sampling
 from fedjax_sim.algorithms.apfl import Own, apfl
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Variables
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.optimizers import optimizer
 from problems import (
   MODELS,
@@ -29,7 +29,7 @@ from problems import (
 CENTRES = np.array([[4.0, 0.0], [-2.0, 1.0], [1.0, 0.3], [1.0, 0.4]])
 CURVATURES = np.array([0.5, 1.0, 0.6, 0.8])
 CLIENTS, COPIES, RATE, SERVER_RATE = len(CENTRES), 3, 0.15, 0.6
-WORK = LocalWork(batch_size=2, epochs=2)  # 4 steps, on equal examples
+WORK = LocalBatching(batch_size=2, epochs=2)  # 4 steps, on equal examples
 STEPS = 4
 COHORTS = ([0, 1, 2], [2, 3], [0, 2, 3], [1, 2])
 SAMPLER = sampling.Sampler(
@@ -46,7 +46,7 @@ def simulator_of(lanes=1, devices=1, server_rate=SERVER_RATE, **options):
     task,
     apfl(task, sgd(RATE), sgd(server_rate), **options),
     dataclasses.replace(data, seen=data.train),
-    work=WORK,
+    batching=WORK,
     sampler=SAMPLER,
     lanes=lanes,
     devices=devices,
@@ -167,7 +167,7 @@ def test_the_global_model_is_that_of_fedavg(weighting, devices):
       make(task, *optimizers, weighting=weighting, **options),
       data,
       clients_per_round=3,
-      work=LocalWork(batch_size=4, epochs=2),
+      batching=LocalBatching(batch_size=4, epochs=2),
       devices=devices,
       seed=5,
     )

@@ -29,7 +29,7 @@ from fedjax_sim.core import (
 )
 from fedjax_sim.data import with_few_labels
 from fedjax_sim.engine import client_loop
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.plan import at_round
 from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.models.kmeans import kmeans as centroids_task
@@ -136,7 +136,7 @@ def simulator_of(name, lanes):
     sampler=sampling.uniform(
       *(1, 1) if algorithm.requirements.pools_data else (5, 3)
     ),
-    work=LocalWork(batch_size=BATCH),
+    batching=LocalBatching(batch_size=BATCH),
     transforms=[adaptive_clip(0.5)] if name == WITH_TRANSFORM else [],
     lanes=lanes,
     rounds_per_dispatch=lanes,
@@ -282,8 +282,8 @@ def by_hand(simulator, state):
       key = client_loop.pass_key(client.key, p)
       carry = walked.start(client, *carries)
       for i in range(plan.num_steps[where][p]):
-        first = plan.start[where][p] + i * simulator.works[p].batch_size
-        entries = plan.order[p][first:][: simulator.works[p].batch_size]
+        first = plan.start[where][p] + i * simulator.batchings[p].batch_size
+        entries = plan.order[p][first:][: simulator.batchings[p].batch_size]
         rows = np.where(entries < 0, ~entries, entries)
         examples = {
           k: jnp.asarray(v[rows])

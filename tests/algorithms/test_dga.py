@@ -25,7 +25,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.core import Members
 from fedjax_sim.data import with_random_labels, with_server_data
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_log import combine, gradient_statistics
 from fedjax_sim.models.logistic_regression import logistic_regression
 from problems import (
@@ -79,7 +79,7 @@ def quadratic_run(make, rounds, **settings):
     task,
     make(task, sgd(RATE), sgd(1.0)),
     data,
-    work=LocalWork(batch_size=1, epochs=STEPS),
+    batching=LocalBatching(batch_size=1, epochs=STEPS),
     **settings,
   )
   return simulator, train(simulator, rounds)
@@ -221,7 +221,7 @@ def classes(make, corrupted, rounds=15, devices=1, **options):
     task,
     algorithm,
     data,
-    work=LocalWork(batch_size=10, epochs=5),
+    batching=LocalBatching(batch_size=10, epochs=5),
     lanes=devices,
     devices=devices,
     aggregator=aggregators.stack()

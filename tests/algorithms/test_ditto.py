@@ -6,7 +6,7 @@ import pytest
 
 from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from logistic import (
   DIM,
   SIZES,
@@ -76,12 +76,12 @@ def test_own_models_end_between_the_own_optimum_and_the_global_one():
   centers = np.array([[0.0, 0.0], [1.0, 4.0], [5.0, -1.0], [-2.0, 2.0]])
   task, lam = quadratic(2), 0.5
   algorithm = ditto(task, sgd(0.2), sgd(1.0), lam=lam)
-  work = LocalWork(batch_size=1, steps=5)
+  batching = LocalBatching(batch_size=1, steps=5)
   simulator = make_simulator(
     task,
     algorithm,
     quadratic_data(centers),
-    work=work,
+    batching=batching,
     lanes=2,
     rounds_per_dispatch=50,
   )

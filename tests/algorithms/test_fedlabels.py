@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels, pseudo_labels
 from fedjax_sim.core import Loss, Metric, Task, Variables, validate
 from fedjax_sim.data import FederatedData, load_digits, with_few_labels
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.char_lstm import char_lstm
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.tasks import function_task
@@ -37,10 +37,10 @@ RATE = 0.4
 # --- pseudo labels ------------------------------------------------------------
 
 
-def by_loop(received, supervised, comparison):
+def by_loop(get_model, supervised, comparison):
   """FLUTE's rule, example by example."""
   found = []
-  for theirs, own in zip(received, supervised, strict=True):
+  for theirs, own in zip(get_model, supervised, strict=True):
     if comparison == "variance":
       one, other = np.var(theirs), np.var(own)
     else:
@@ -64,16 +64,16 @@ def by_loop(received, supervised, comparison):
 def test_the_more_certain_model_gives_the_label(comparison):
   rng = np.random.default_rng(0)
   draw = lambda: rng.dirichlet(np.full(5, 0.4), 300)
-  received, supervised = draw(), draw()
+  get_model, supervised = draw(), draw()
   found = pseudo_labels(
-    jnp.asarray(received), jnp.asarray(supervised), comparison
+    jnp.asarray(get_model), jnp.asarray(supervised), comparison
   )
-  expected = by_loop(received, supervised, comparison)
+  expected = by_loop(get_model, supervised, comparison)
   np.testing.assert_array_equal(found.label, expected[0])
   np.testing.assert_allclose(found.confidence, expected[1], rtol=1e-5)
   np.testing.assert_array_equal(found.agree, expected[2])
   np.testing.assert_allclose(found.ratio, expected[3], rtol=2e-4)
-  assert 0.2 < np.mean(found.label == received.argmax(1)) < 0.8
+  assert 0.2 < np.mean(found.label == get_model.argmax(1)) < 0.8
   assert 0.1 < np.mean(found.agree) < 0.9
 
 
@@ -135,7 +135,7 @@ def simulator_of(
     task,
     fedlabels(task, sgd(RATE), sgd(rate), **OPTIONS | options),
     data,
-    work=LocalWork(batch_size=100, epochs=3, shuffle=False),
+    batching=LocalBatching(batch_size=100, epochs=3, shuffle=False),
     transforms=transform,
     devices=devices,
     lanes=lanes,
@@ -282,7 +282,7 @@ def test_the_burn_in_is_fedavg_on_the_labelled_and_recompiles_nothing():
     task,
     base._replace(passes=passes),
     data,
-    work=LocalWork(batch_size=100, epochs=3, shuffle=False),
+    batching=LocalBatching(batch_size=100, epochs=3, shuffle=False),
   )
   simulator = simulator_of(data, burn_in=2, magnitude=0.3)
   for rounds in (1, 2, 3):
@@ -346,7 +346,7 @@ def test_pseudo_labels_help_where_labels_are_few():
         threshold=0.8,
       ),
       with_few_labels(digits, 0.1, seed),
-      work=LocalWork(batch_size=20, epochs=2),
+      batching=LocalBatching(batch_size=20, epochs=2),
       lanes=20,
       seed=seed,
     )

@@ -5,7 +5,7 @@ import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fednova import fednova
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.optimizers import optimizer
 from logistic import DIM, SIZES, TASK, batches, cohort, gradient, model
 from problems import sgd
@@ -53,9 +53,9 @@ def test_slow_momentum_and_equal_weights():
 def test_with_equal_local_steps_it_is_fedavg():
   local = optimizer("sgd", learning_rate=ETA, momentum=0.6)
   ours, plain = (make(TASK, local, sgd(0.7)) for make in (fednova, fedavg))
-  equal = LocalWork(batch_size=3, steps=4)
+  equal = LocalBatching(batch_size=3, steps=4)
   np.testing.assert_allclose(
-    model(ours, 4, work=equal), model(plain, 4, work=equal), rtol=1e-5
+    model(ours, 4, batching=equal), model(plain, 4, batching=equal), rtol=1e-5
   )
 
 

@@ -17,11 +17,11 @@ from fedjax_sim.algorithms.kmeans import Clusters, kmeans
 from fedjax_sim.core import Aggregate, Batch, Context, Members, PrivacySpec
 from fedjax_sim.data import load_digits
 from fedjax_sim.engine import traffic
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.kmeans import kmeans as centroids_task
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.privacy.accounting.calibration import calibrate
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from problems import blobs, make_simulator, params_of, sgd, train
 
 SIZES = [3, 17, 8, 1, 30, 6]
@@ -217,9 +217,9 @@ numbers = st.floats(-1e3, 1e3, width=32)
 @pytest.mark.parametrize("order", [1, 2])
 def test_a_clients_gaps_and_counts_have_one_norm(order):
   task = centroids_task((3,), 4, low=-1e3, high=1e3)
-  private = central(
+  private = with_central_dp(
     kmeans(task, sgd(1.0)),
-    Central(
+    CentralDPConfig(
       clip_norm=1.0,
       noise_multiplier=1.0,
       denominator=5.0,
@@ -267,16 +267,16 @@ def inertia_of(epsilon):
       epsilon,
       "gdp",
     )
-    settings_ = Central(
+    settings_ = CentralDPConfig(
       clip_norm=0.5, noise_multiplier=release.multiplier, denominator=100.0
     )
-    algorithm = central(algorithm, settings_)
+    algorithm = with_central_dp(algorithm, settings_)
   simulator = make_simulator(
     task,
     algorithm,
     data,
     sampler=sampler,
-    work=LocalWork(batch_size=64),
+    batching=LocalBatching(batch_size=64),
     rounds_per_dispatch=10,
   )
   state = train(simulator, 10)

@@ -12,7 +12,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.per_fedavg import halves, per_fedavg
 from fedjax_sim.core import Batch
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from problems import (
   make_simulator,
   params_of,
@@ -52,7 +52,7 @@ def simulator_of(lanes=1, devices=1, inner_rate=INNER, batch_size=BATCH):
       example_shape=(2,),
       seen=data,
     ),
-    work=LocalWork(batch_size=batch_size, epochs=EPOCHS, shuffle=False),
+    batching=LocalBatching(batch_size=batch_size, epochs=EPOCHS, shuffle=False),
     sampler=SAMPLER,
     lanes=lanes,
     devices=devices,
@@ -125,7 +125,7 @@ def test_it_ends_where_first_order_adaptation_does():
     task,
     per_fedavg(task, sgd(0.3), sgd(1.0), inner_rate=inner),
     quadratic_data(centres, a, copies=2),
-    work=LocalWork(batch_size=2),
+    batching=LocalBatching(batch_size=2),
   )
   w = params_of(simulator, train(simulator, 100))["w"]
   # The mean over clients of a (u - b) is 0, with u - b = (1 - inner a)(w - b).
@@ -143,7 +143,7 @@ def test_without_adaptation_single_examples_are_fedavgs():
     simulator.task,
     fedavg(simulator.task, sgd(RATE), sgd(SERVER_RATE)),
     simulator.data,
-    work=LocalWork(batch_size=1, epochs=EPOCHS, shuffle=False),
+    batching=LocalBatching(batch_size=1, epochs=EPOCHS, shuffle=False),
     sampler=SAMPLER,
   )
   a, b = (params_of(s, train(s, 5))["w"] for s in (simulator, plain))

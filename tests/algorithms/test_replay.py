@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.replay import replay
 from problems import (
   make_simulator,
@@ -32,7 +32,7 @@ def simulator_of(*, own=True, devices=1, **options):
     task,
     replay(algorithm, task, sgd(0.25), **options),
     data,
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     devices=devices,
   )
 
@@ -98,7 +98,7 @@ def test_the_tasks_numbers_are_there_for_the_servers_examples():
       scaled,
       replay(fedavg(scaled, sgd(0.0), sgd(1.0)), scaled, sgd(1.0), steps=1),
       data,
-      work=LocalWork(batch_size=1),
+      batching=LocalBatching(batch_size=1),
     )
     ends.append(params_of(simulator, train(simulator, 1))["w"])
   np.testing.assert_allclose(ends, np.outer([0.1, 0.2], OWN[0]), rtol=1e-5)

@@ -8,7 +8,7 @@ from fedjax_sim.algorithms.reptile import reptile
 from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.data import FederatedData, FederatedDataset
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.optimizers import optimizer
 from problems import make_simulator, params_of, quadratic, sgd, train
 
@@ -33,7 +33,7 @@ def simulator_of(make, epsilon, devices=1):
     FederatedDataset(
       name="quadratic", train=train_data, num_classes=0, example_shape=(2,)
     ),
-    work=LocalWork(batch_size=2, steps=K),
+    batching=LocalBatching(batch_size=2, steps=K),
     lanes=devices,
     devices=devices,
   )

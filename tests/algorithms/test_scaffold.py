@@ -7,7 +7,7 @@ import pytest
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core.validate import UnknownNameError
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.optimizers import optimizer
 from logistic import (
   DIM,
@@ -82,9 +82,9 @@ def test_it_reaches_the_optimum_that_fedavg_misses():
 
   def distance(algorithm):
     data = quadratic_data(centers, curvatures)
-    work = LocalWork(batch_size=1, steps=5)
+    batching = LocalBatching(batch_size=1, steps=5)
     simulator = make_simulator(
-      task, algorithm, data, work=work, rounds_per_dispatch=50
+      task, algorithm, data, batching=batching, rounds_per_dispatch=50
     )
     w = params_of(simulator, train(simulator, 200))["w"]
     return np.linalg.norm(w - optimum)

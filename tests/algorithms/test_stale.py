@@ -8,7 +8,7 @@ from fedjax_sim import aggregators
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Purpose, key_for
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.stale import stale
 from problems import (
   hparams_of,
@@ -37,7 +37,7 @@ def simulator_of(probability, lanes=1, devices=1, aggregator=None):
     task,
     stale(base._replace(finish=finish), probability),
     quadratic_data(CENTRES),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     lanes=lanes,
     devices=devices,
     aggregator=aggregator,
@@ -106,7 +106,10 @@ def test_late_clients_of_dga_count_as_their_statistic_says(
   made = dga(task, sgd(RATE), sgd(1.0), beta=beta, reference=reference)
   algorithm = stale(made, 0.5)
   simulator = make_simulator(
-    task, algorithm, quadratic_data(centres), work=LocalWork(batch_size=1)
+    task,
+    algorithm,
+    quadratic_data(centres),
+    batching=LocalBatching(batch_size=1),
   )
   state, w = simulator.init(), np.zeros(3)
   held: list[tuple[np.floating, np.ndarray]] = []

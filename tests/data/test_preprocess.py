@@ -36,7 +36,7 @@ from fedjax_sim.data.preprocess import (
   with_padding,
   with_reshape,
 )
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_loop import pass_key
 from fedjax_sim.privacy.leakage import leakage
 from fedjax_sim.run import resume
@@ -237,11 +237,11 @@ def test_a_steps_key_follows_from_seed_round_client_and_step():
     return told._replace(value=told.value * jax.random.uniform(key))
 
   data = dataclasses.replace(quadratic_data(centres, copies=4), augment=move)
-  work = LocalWork(batch_size=4, steps=3, shuffle=False)
+  batching = LocalBatching(batch_size=4, steps=3, shuffle=False)
   plain = quadratic(2)
   task = plain._replace(loss=loss)
   simulator = make_simulator(
-    task, fedavg(task, sgd(0.3), sgd(1.0)), data, work=work, seed=7
+    task, fedavg(task, sgd(0.3), sgd(1.0)), data, batching=batching, seed=7
   )
   w = np.zeros(2)
   for round_ in range(2):
@@ -285,7 +285,7 @@ def begun(data, **runtime):
     fedavg(task, sgd(0.1), sgd(1.0)),
     data,
     clients_per_round=4,
-    work=LocalWork(batch_size=2),
+    batching=LocalBatching(batch_size=2),
   )
   fast = Runtime(
     **{"lanes": 1, "devices": 1, "rounds_per_dispatch": 2} | runtime

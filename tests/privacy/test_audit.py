@@ -12,9 +12,9 @@ import scipy.stats
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import PrivacySpec
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.privacy.accounting import Ledger
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.central.audit import LAWS, audit, moved, separation
 from fedjax_sim.privacy.central.canaries import Canaries, Evidence, Moments
 from fedjax_sim.privacy.central.factorization import banded
@@ -197,9 +197,9 @@ def test_an_honest_run_passes(bands):
   inner = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
   sampler = sampling.cyclic(4, 2)
   assert sampler.participation is not None
-  private = central(
+  private = with_central_dp(
     inner,
-    Central(
+    CentralDPConfig(
       clip_norm=1.0,
       noise_multiplier=0.4,
       denominator=2.0,
@@ -212,7 +212,7 @@ def test_an_honest_run_passes(bands):
     algorithm=private,
     data=quadratic_data(np.ones((4, dim))),
     sampler=sampler,
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     seed=0,
     noise_seed=0,
     budget=Budget(delta=DELTA),

@@ -14,10 +14,10 @@ from fedjax_sim.core import Aggregate, Context, Members, PrivacySpec
 from fedjax_sim.core import tree as trees
 from fedjax_sim.privacy.accounting import Ledger
 from fedjax_sim.privacy.central import (
-  Central,
+  CentralDPConfig,
   Contribution,
-  central,
   contribution,
+  with_central_dp,
   worst_case,
 )
 from fedjax_sim.privacy.central.audit import audit
@@ -47,22 +47,24 @@ def no_clip(tree, bound, order=2):
 
 def flushed_clip(tree, bound, order=2):
   """Long updates have no length, as where the inverse is flushed to zero."""
-  length = trees.length(tree, order)
+  length = trees.tree_norm(tree, order)
   return scaled(tree, jnp.where(length >= 2.0**126, 0, length), bound)
 
 
 def layers_to_the_whole_bound(tree, bound, order=2):
-  return {name: trees.clipped(x, bound, order) for name, x in tree.items()}
+  return {
+    name: trees.clip_to_unit_norm(x, bound, order) for name, x in tree.items()
+  }
 
 
 def clip_without_layer(tree, bound, order=2):
-  return scaled(tree, trees.length([tree["a"], tree["b"]], order), bound)
+  return scaled(tree, trees.tree_norm([tree["a"], tree["b"]], order), bound)
 
 
 def centred_clip(tree, bound, order=2):
   """The standard deviation instead of the root of the mean square."""
   flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
-  return scaled(tree, trees.length(flat - flat.mean(), order), bound)
+  return scaled(tree, trees.tree_norm(flat - flat.mean(), order), bound)
 
 
 BROKEN = {
@@ -83,9 +85,9 @@ def private_algorithm(canaries, participation=EVERY_ROUND, **settings):
     lambda params, batch: jnp.zeros(len(batch["x"])) * params["c"][0],
   )
   defaults = {"clip_norm": 2.0, "noise_multiplier": 1.0, "denominator": 4.0}
-  return central(
+  return with_central_dp(
     fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform"),
-    Central(
+    CentralDPConfig(
       canaries=Canaries(canaries, participation), **(defaults | settings)
     ),
   )
@@ -195,7 +197,7 @@ def test_the_gradient_finds_what_random_directions_do_not(monkeypatch):
     """Does not count what is along one direction."""
     along = dot(tree, blind)
     rest = jax.tree.map(lambda x, d: x - along * d, tree, blind)
-    return scaled(tree, trees.length(rest), 1.0)
+    return scaled(tree, trees.tree_norm(rest), 1.0)
 
   def seek() -> worst_case.Worst:
     one = jnp.float32(1)
@@ -216,7 +218,10 @@ def test_the_gradient_finds_what_random_directions_do_not(monkeypatch):
 def test_of_a_right_clip_no_worse_case_is_found():
   found = jax.jit(
     lambda key: worst_case.worst(
-      key, LIKE, functools.partial(trees.clipped, bound=0.5), jnp.float32(0.5)
+      key,
+      LIKE,
+      functools.partial(trees.clip_to_unit_norm, bound=0.5),
+      jnp.float32(0.5),
     )
   )(jax.random.key(0))
   assert 1 - 2 * trees.MARGIN < found.contributes <= 1

@@ -25,13 +25,13 @@ from fedjax_sim.algorithms.per_fedavg import per_fedavg
 from fedjax_sim.algorithms.reptile import reptile
 from fedjax_sim.data import with_few_labels
 from fedjax_sim.engine import traffic
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.kmeans import kmeans as centroids_task
 from fedjax_sim.privacy.central import (
-  Central,
+  CentralDPConfig,
   Contribution,
-  central,
   contribution,
+  with_central_dp,
 )
 from fedjax_sim.privacy.central.factorization import banded, blt
 from problems import (
@@ -48,7 +48,7 @@ from problems import (
 )
 from tiers import slow_but
 
-ONE_STEP = LocalWork(batch_size=1)
+ONE_STEP = LocalBatching(batch_size=1)
 
 
 def mover(dim, **settings):
@@ -56,7 +56,7 @@ def mover(dim, **settings):
   task = quadratic(dim)
   inner = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
   defaults = {"clip_norm": 1.0, "noise_multiplier": 1.0, "denominator": 4.0}
-  return task, central(inner, Central(**(defaults | settings)))
+  return task, with_central_dp(inner, CentralDPConfig(**(defaults | settings)))
 
 
 class Cohorts:
@@ -107,7 +107,9 @@ def test_a_last_look_is_at_all_that_is_sent(
   elif case == "dga":
     inner = dga(task, sgd(1.0), sgd(1.0))
     numbers |= {"statistics_norm": 5.0, "max_weight": 10.0}
-  made = make_simulator(task, central(inner, Central(**numbers)), data, lanes=2)
+  made = make_simulator(
+    task, with_central_dp(inner, CentralDPConfig(**numbers)), data, lanes=2
+  )
   (out,) = made.run(made.init(), 1)
   rejected = [i for _, ids in out.rejected for i in ids]
   assert rejected == ([0, 1, 2, 3] if left_out else [])
@@ -122,7 +124,7 @@ def test_who_is_not_finite_is_left_out(noise):
   if noise == "discrete_gaussian":
     numbers["most_clients"] = 5
   inner = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
-  private = central(inner, Central(noise=noise, **numbers))
+  private = with_central_dp(inner, CentralDPConfig(noise=noise, **numbers))
   made = make_simulator(
     task, private, quadratic_data(centres, curvatures), lanes=2
   )
@@ -166,7 +168,7 @@ def test_the_sum_has_the_noise_once_whatever_the_devices(name, devices):
   )
   data = quadratic_data(np.zeros((4, dim)))  # nobody moves
   simulator = make_simulator(
-    task, algorithm, data, work=ONE_STEP, devices=devices, seed=3
+    task, algorithm, data, batching=ONE_STEP, devices=devices, seed=3
   )
   mean = flat(params_of(simulator, train(simulator, 1)))
   law = law_of(name, 1.5 * 2.0)
@@ -186,7 +188,7 @@ def test_one_and_two_devices_draw_the_same_noise():
   results = []
   for devices in (1, 2):
     simulator = make_simulator(
-      task, algorithm, data, work=ONE_STEP, devices=devices
+      task, algorithm, data, batching=ONE_STEP, devices=devices
     )
     results.append(flat(params_of(simulator, train(simulator, 3))))
   np.testing.assert_allclose(results[0], results[1], atol=1e-5)
@@ -197,7 +199,9 @@ def test_every_round_and_every_seed_has_noise_of_its_own():
   data = quadratic_data(np.zeros((4, 200)))
   noises = []
   for seed in (0, 1):
-    simulator = make_simulator(task, algorithm, data, work=ONE_STEP, seed=seed)
+    simulator = make_simulator(
+      task, algorithm, data, batching=ONE_STEP, seed=seed
+    )
     before = np.zeros(200)
     state = simulator.init()
     for out in simulator.run(state, 3):
@@ -211,7 +215,7 @@ def test_every_round_and_every_seed_has_noise_of_its_own():
 def test_vmapped_seeds_get_different_noise():
   task, algorithm = mover(500)
   data = quadratic_data(np.zeros((4, 500)))
-  simulator = make_simulator(task, algorithm, data, work=ONE_STEP)
+  simulator = make_simulator(task, algorithm, data, batching=ONE_STEP)
   planned = simulator.plan(0, 1)
   states = jax.vmap(
     lambda noise_seed: simulator.init()._replace(noise_seed=noise_seed)
@@ -238,7 +242,7 @@ def test_correlated_noise_is_partly_taken_back():
   # So much that what the clients add, four contributions, is far below it.
   task, algorithm = mover(20_000, strategy=strategy, noise_multiplier=100.0)
   data = quadratic_data(np.zeros((4, 20_000)))
-  simulator = make_simulator(task, algorithm, data, work=ONE_STEP)
+  simulator = make_simulator(task, algorithm, data, batching=ONE_STEP)
   state, steps, before = simulator.init(), [], np.zeros(20_000)
   for out in simulator.run(state, 6):
     after = flat(params_of(simulator, out.state))
@@ -351,14 +355,14 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
   """
   make, more = ALGORITHMS[name]
   own = more | WEIGHTINGS[weighting] | CLIPPINGS[clipping]
-  settings_ = Central(
+  settings_ = CentralDPConfig(
     clip_norm=1.0, noise_multiplier=1.0, denominator=6.0, **own
   )
   data = blobs((1, 7, 30, 4, 2, 11), features=5)
   if name == "fedlabels":
     data = with_few_labels(data, 0.4, 0)
   task = centroids_task((5,), 3) if name == "kmeans" else MODELS["lr"](data)
-  private = central(make(task), settings_)
+  private = with_central_dp(make(task), settings_)
   cohorts = Cohorts(6)
   simulator = make_simulator(
     task,
@@ -427,8 +431,8 @@ def test_a_noise_weights_divides():
   }
   found = []
   for weighted in (True, False):
-    settings_ = Central(max_weight=20.0, noise_weights=weighted, **more)
-    simulator = make_simulator(task, central(inner, settings_), data)
+    settings_ = CentralDPConfig(max_weight=20.0, noise_weights=weighted, **more)
+    simulator = make_simulator(task, with_central_dp(inner, settings_), data)
     start = flat(params_of(simulator, simulator.init()))
     found.append(flat(params_of(simulator, train(simulator, 1))) - start)
   # 5 / 20 + 10 / 20 + 1 instead of 3 clients.
@@ -453,7 +457,7 @@ def test_the_clipping_norm_finds_the_quantile(quantile):
     quantile=quantile,
   )
   still = make_simulator(
-    task, algorithm, quadratic_data(centres), work=ONE_STEP
+    task, algorithm, quadratic_data(centres), batching=ONE_STEP
   )
   # The norms stay what they are.
   hparams = hparams_of(still, server={"learning_rate": 0.0})
@@ -469,7 +473,7 @@ def test_the_clipping_norm_finds_the_quantile(quantile):
 @pytest.mark.parametrize("noise", ["gaussian", "laplace"])
 @pytest.mark.parametrize("share", [0.01, 0.2])
 def test_extras_and_update_are_as_private_as_one_release(noise, share):
-  settings_ = Central(
+  settings_ = CentralDPConfig(
     clip_norm=1.0,
     noise_multiplier=1.0,
     denominator=1.0,
@@ -493,7 +497,7 @@ def test_an_empty_cohort_is_not_to_be_seen():
   data = quadratic_data(np.ones((4, 1000)))
   cohorts = Cohorts(4)
   simulator = make_simulator(
-    task, algorithm, data, work=ONE_STEP, sampler=cohorts.sampler
+    task, algorithm, data, batching=ONE_STEP, sampler=cohorts.sampler
   )
   cohorts.ids = []
   moved = flat(params_of(simulator, train(simulator, 1)))
@@ -518,9 +522,9 @@ def test_the_number_of_clients_is_the_expected_one(ids):
     )
     return inner.apply(server, aggregate, context)
 
-  private = central(
+  private = with_central_dp(
     inner._replace(apply=spy),
-    Central(clip_norm=1.0, noise_multiplier=1.0, denominator=3.0),
+    CentralDPConfig(clip_norm=1.0, noise_multiplier=1.0, denominator=3.0),
   )
   cohorts = Cohorts(4)
   cohorts.ids = ids
@@ -534,7 +538,7 @@ def test_the_number_of_clients_is_the_expected_one(ids):
 def test_a_scheduled_clipping_norm_is_told_as_it_is_used():
   task, algorithm = mover(3, noise_multiplier=0.0, clip_norm=4.0)
   simulator = make_simulator(
-    task, algorithm, quadratic_data(100 * np.ones((4, 3))), work=ONE_STEP
+    task, algorithm, quadratic_data(100 * np.ones((4, 3))), batching=ONE_STEP
   )
   halved = dataclasses.replace(
     simulator, schedules={"privacy.clip_norm": lambda done: 0.5}

@@ -17,11 +17,11 @@ from fedjax_sim.cli import describe
 from fedjax_sim.config import flags
 from fedjax_sim.config.build import build
 from fedjax_sim.core import Transform, TransformResult
-from fedjax_sim.privacy.central import Central, central, guard
+from fedjax_sim.privacy.central import CentralDPConfig, guard, with_central_dp
 from fedjax_sim.privacy.central.canaries import Canaries
 from fedjax_sim.privacy.central.factorization import banded
 from fedjax_sim.privacy.central.guard import Budget
-from fedjax_sim.privacy.local import local_privacy
+from fedjax_sim.privacy.local import with_local_dp
 from fedjax_sim.privacy.local.additive import laplace
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
@@ -36,13 +36,13 @@ PLAIN = fedavg(TASK, sgd(1.0), sgd(1.0))
 
 def settings(**more):
   defaults = {"clip_norm": 1.0, "noise_multiplier": 1.0, "denominator": 2.0}
-  return Central(**(defaults | more))
+  return CentralDPConfig(**(defaults | more))
 
 
 def simulator(algorithm=None, **more):
   defaults: dict[str, Any] = {
     "task": TASK,
-    "algorithm": algorithm or central(PLAIN, settings()),
+    "algorithm": algorithm or with_central_dp(PLAIN, settings()),
     "data": DATA,
     "sampler": sampling.poisson(4, 2),
     "budget": Budget(delta=1e-3),
@@ -81,12 +81,12 @@ def with_buffers():
       {"statistics_norm": 1.0},
       r"set privacy.max_weight",
     ),
-    (lambda: central(PLAIN, settings()), {}, "private already"),
+    (lambda: with_central_dp(PLAIN, settings()), {}, "private already"),
   ],
 )
 def test_algorithms_that_see_their_clients(make, more, message):
   with pytest.raises(ValueError, match=message):
-    central(make(), settings(**more))
+    with_central_dp(make(), settings(**more))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_algorithms_that_see_their_clients(make, more, message):
   ],
 )
 def test_reports_that_hold_more_than_an_update(make, more, message):
-  private = central(make(), settings(**more))
+  private = with_central_dp(make(), settings(**more))
   with pytest.raises(ValueError, match=message):
     simulator(private).init()
 
@@ -180,12 +180,12 @@ def learner():
     ({"budget": Budget(delta=0.5)}, r"privacy.delta=0.5"),
     (
       {
-        "algorithm": central(PLAIN, settings(strategy=banded(4, 2))),
+        "algorithm": with_central_dp(PLAIN, settings(strategy=banded(4, 2))),
         "sampler": sampling.cyclic(4, 2),
         "best_metric": "test/loss",
-        "fall_back": True,
+        "revert_to_best": True,
       },
-      r"server.fall_back=True goes back .* correlated noise",
+      r"server.revert_to_best=True goes back .* correlated noise",
     ),
   ],
 )
@@ -244,21 +244,21 @@ def test_rows_are_counted_not_before_and_little_later(rounds, more):
 
 def test_correlated_noise_is_for_so_many_rounds():
   part = sampling.cyclic(4, 2)
-  private = central(PLAIN, settings(strategy=banded(4, 2)))
+  private = with_central_dp(PLAIN, settings(strategy=banded(4, 2)))
   made = simulator(private, sampler=part)
   with pytest.raises(ValueError, match=r"server.rounds=5.*made for 4 rounds"):
     next(made.run(made.init(), 5))
 
 
 def test_without_noise_no_epsilon_is_told():
-  made = simulator(central(PLAIN, settings(noise_multiplier=0.0)))
+  made = simulator(with_central_dp(PLAIN, settings(noise_multiplier=0.0)))
   (out,) = made.run(made.init(), 1)
   assert "privacy/epsilon" not in out.rows[0]
 
 
 def test_a_simulated_cohort_is_called_so():
   made = simulator(
-    central(PLAIN, settings(simulated=(200.0, 1000.0))),
+    with_central_dp(PLAIN, settings(simulated=(200.0, 1000.0))),
     sampler=sampling.poisson(4, 2),
     budget=Budget(delta=1e-4),
   )
@@ -492,16 +492,16 @@ def test_clipping_alone_may_follow_anything():
 
 
 def test_noise_other_than_what_is_told():
-  private = central(PLAIN, settings())
+  private = with_central_dp(PLAIN, settings())
   numbers = {**private.hparams["privacy"], "noise_multiplier": 0.01}
   less = private._replace(hparams={**private.hparams, "privacy": numbers})
   with pytest.raises(ValueError, match=r"=0.01 is not the 1.0"):
     simulator(less)
   simulated = settings(simulated=(200.0, 1000.0), denominator=1.0)
   with pytest.raises(ValueError, match=r"privacy.denominator=1.0.*cohort, 2"):
-    simulator(central(PLAIN, simulated), budget=Budget(delta=1e-4))
+    simulator(with_central_dp(PLAIN, simulated), budget=Budget(delta=1e-4))
   with pytest.raises(ValueError, match=r"noise_cohort_size=1 is below"):
-    simulator(central(PLAIN, settings(simulated=(1.0, 10.0))))
+    simulator(with_central_dp(PLAIN, settings(simulated=(1.0, 10.0))))
 
 
 def test_cohorts_in_turns_are_simulated():
@@ -532,7 +532,7 @@ def test_another_strategy_is_another_account():
 
 def test_what_is_no_such_object():
   with pytest.raises(TypeError, match=r"settings is a dict; give.*Central"):
-    central(PLAIN, {"clip_norm": 1.0})  # type: ignore[arg-type]
+    with_central_dp(PLAIN, {"clip_norm": 1.0})  # type: ignore[arg-type]
   with pytest.raises(TypeError, match=r"budget is a float; give.*Budget"):
     simulator(budget=1e-3)
   for field, value in (
@@ -546,11 +546,11 @@ def test_what_is_no_such_object():
 
 def test_local_noise_around_central_noise():
   with pytest.raises(ValueError, match=r"server's noise is fitted to"):
-    local_privacy(central(PLAIN, settings()), laplace(1.0, epsilon=2.0))
+    with_local_dp(with_central_dp(PLAIN, settings()), laplace(1.0, epsilon=2.0))
 
 
 def test_simulate_ends_at_the_budget():
-  private = central(PLAIN, settings())
+  private = with_central_dp(PLAIN, settings())
   rounds = list(
     simulate(
       task=TASK,

@@ -20,7 +20,7 @@ from fedjax_sim.privacy import central
 from fedjax_sim.privacy import library as privacy_library
 from fedjax_sim.privacy.accounting import Ledger, accountants, calibration
 from fedjax_sim.privacy.accounting.accountants import Step
-from fedjax_sim.privacy.central import Central, contribution, integers
+from fedjax_sim.privacy.central import CentralDPConfig, contribution, integers
 from fedjax_sim.privacy.central.canaries import Canaries
 from fedjax_sim.privacy.central.factorization import banded
 from fedjax_sim.privacy.central.guard import Budget
@@ -53,13 +53,13 @@ def settings(**more):
     "denominator": 7.0,
   }
   discrete = {"noise": "discrete_gaussian", "most_clients": CLIENTS}
-  return Central(**(usual | discrete | more))
+  return CentralDPConfig(**(usual | discrete | more))
 
 
 def simulator(algorithm=None, **more):
   usual: dict[str, Any] = {
     "task": TASK,
-    "algorithm": algorithm or central.central(PLAIN, settings()),
+    "algorithm": algorithm or central.with_central_dp(PLAIN, settings()),
     "data": DATA,
     "sampler": sampling.poisson(CLIENTS, 3),
     "budget": Budget(delta=1e-3),
@@ -138,7 +138,7 @@ def trained(noise, lanes, devices):
     kind["most_clients"] = None
   made = make_simulator(
     TASK,
-    central.central(PLAIN, settings(**kind)),
+    central.with_central_dp(PLAIN, settings(**kind)),
     DATA,
     lanes=lanes,
     devices=devices,
@@ -170,7 +170,7 @@ def test_what_the_server_gets_is_the_sum_with_discrete_noise(multiplier):
   task = quadratic(dimension)
   made = make_simulator(
     task,
-    central.central(
+    central.with_central_dp(
       fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform"),
       settings(clip_norm=clip, noise_multiplier=multiplier, denominator=1.0),
     ),
@@ -199,7 +199,7 @@ def test_a_client_that_is_too_long_is_left_out(monkeypatch):
       kind["most_clients"] = None
     made = make_simulator(
       TASK,
-      central.central(PLAIN, settings(clip_norm=1.0, **kind)),
+      central.with_central_dp(PLAIN, settings(clip_norm=1.0, **kind)),
       quadratic_data(centres),
       lanes=2,
     )
@@ -220,7 +220,7 @@ def test_canaries_are_summed_with_the_clients():
       noise_multiplier=0.0,
       canaries=Canaries(DIM, part),
     )
-    made = make_simulator(TASK, central.central(PLAIN, kind), DATA)
+    made = make_simulator(TASK, central.with_central_dp(PLAIN, kind), DATA)
     found[noise] = train(made, 1).server.audit.present.total
     assert most is None or kind.grid.clients == CLIENTS + DIM + 1
   assert np.abs(found["gaussian"]).max() > 0.99
@@ -241,7 +241,7 @@ def test_an_audit_of_discrete_noise_is_a_bound_of_it():
   algorithm = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
   made = make_simulator(
     task,
-    central.central(algorithm, kind),
+    central.with_central_dp(algorithm, kind),
     quadratic_data(np.ones((CLIENTS, 60))),
   )
   made = dataclasses.replace(made, budget=Budget(delta=1e-3))
@@ -334,7 +334,9 @@ def test_epsilon_is_that_of_gaussians_of_whole_orders(clients, rounds):
 
 def test_draws_are_part_of_delta():
   """(1 + e^epsilon) times the distance of all rounds' draws, at most 0.1 %."""
-  release: Any = central.central(PLAIN, settings(noise_multiplier=20.0)).privacy
+  release: Any = central.with_central_dp(
+    PLAIN, settings(noise_multiplier=20.0)
+  ).privacy
   one = discrete_gaussian.distance(integers.grid(CLIENTS, 20.0).stddev)
   assert release.distance == pytest.approx(DIM * one)
   part: Any = sampling.uniform(CLIENTS, CLIENTS).participation
@@ -374,7 +376,7 @@ def test_the_usual_accountant_is_one_that_can():
     ({"simulated": (100.0, 1000.0)}, "unset noise_cohort_size"),
     ({"strategy": banded(4, 2)}, "Correlated noise is Gaussian"),
     ({"most_clients": None}, "most_clients=None .* give the most clients"),
-    ({"most_clients": 0}, "Central.most_clients=0"),
+    ({"most_clients": 0}, "CentralDPConfig.most_clients=0"),
     ({"noise": "gaussian"}, "most_clients=7 is of noise='discrete_gaussian'"),
     ({"noise_multiplier": 1e7}, "fits no grid"),
   ],
@@ -404,14 +406,14 @@ def test_runs_that_discrete_noise_does_not_go_with(more, message):
   most = more.pop("most", CLIENTS)
   if name := more.pop("schedule", None):
     more["schedules"] = {f"privacy.{name}": schedules.cosine(10)}
-  algorithm = central.central(PLAIN, settings(most_clients=most))
+  algorithm = central.with_central_dp(PLAIN, settings(most_clients=most))
   with pytest.raises(ValueError, match=message):
     _ = simulator(algorithm, **more)
 
 
 def test_a_model_that_is_too_large_for_its_noise_is_refused():
   with pytest.raises(ValueError, match=r"4 steps, and rounding its 5 numbers"):
-    central.central(PLAIN, settings(noise_multiplier=1e5))
+    central.with_central_dp(PLAIN, settings(noise_multiplier=1e5))
 
 
 def test_other_noise_in_a_call_is_refused():

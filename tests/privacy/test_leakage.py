@@ -21,8 +21,8 @@ from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, FederatedDataset, with_few_labels
-from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.leakage import leakage
 from fedjax_sim.privacy.leakage.measurement import log_ratio
 from fedjax_sim.privacy.leakage.words import guessed, words_in
@@ -44,7 +44,7 @@ from tiers import slow_but
 SIZES, RATE = (5, 9, 3, 7, 4, 6), 0.6
 DATA = blobs(SIZES)
 TASK = MODELS["lr"](DATA)
-WHOLE = LocalWork(batch_size=max(SIZES))  # a step of full-batch descent
+WHOLE = LocalBatching(batch_size=max(SIZES))  # a step of full-batch descent
 
 
 def algorithm_of(**options):
@@ -94,7 +94,7 @@ def test_softmax_regression_by_hand(statistic, lanes, devices):
     TASK,
     algorithm_of(statistic=statistic),
     DATA,
-    work=WHOLE,
+    batching=WHOLE,
     lanes=lanes,
     devices=devices,
   )
@@ -109,11 +109,11 @@ def test_softmax_regression_by_hand(statistic, lanes, devices):
 @pytest.mark.slow
 def test_batches_do_not_matter_to_the_measurement():
   """The model is FedAvg's; leakage is of all examples, whatever a batch."""
-  work = LocalWork(batch_size=4, epochs=2)
+  batching = LocalBatching(batch_size=4, epochs=2)
   plain = make_simulator(
-    TASK, fedavg(TASK, sgd(RATE), sgd(1.0)), DATA, work=work
+    TASK, fedavg(TASK, sgd(RATE), sgd(1.0)), DATA, batching=batching
   )
-  simulator = make_simulator(TASK, algorithm_of(), DATA, work=work)
+  simulator = make_simulator(TASK, algorithm_of(), DATA, batching=batching)
   np.testing.assert_array_equal(
     flat(params_of(plain, train(plain, 2))),
     flat(params_of(simulator, train(simulator, 2))),
@@ -167,7 +167,7 @@ def middle(simulator):
   return float(np.sort(worst)[2:4].mean())
 
 
-CENTRAL = Central(clip_norm=0.5, noise_multiplier=0.0, denominator=6.0)
+CENTRAL = CentralDPConfig(clip_norm=0.5, noise_multiplier=0.0, denominator=6.0)
 same = lambda algorithm: algorithm
 
 # What is inside, and what is around it: leakage goes between them.
@@ -180,7 +180,7 @@ ALGORITHMS = {
   "of stale": (lambda: stale(fedavg(TASK, sgd(RATE), sgd(1.0)), 0.0), same),
   "private": (
     lambda: fedavg(TASK, sgd(RATE), sgd(1.0)),
-    lambda a: central(a, CENTRAL),
+    lambda a: with_central_dp(a, CENTRAL),
   ),
 }
 
@@ -193,7 +193,7 @@ def test_who_is_left_out_is_not_in_the_aggregate(name):
   if name == "learned":
     data = dataclasses.replace(DATA, server=dict(DATA.train.client(0)))
     aggregator = aggregators.stack()
-  options = {"work": WHOLE, "aggregator": aggregator}
+  options = {"batching": WHOLE, "aggregator": aggregator}
   reference = make_simulator(TASK, outer(make()), data, **options)
   threshold = middle(reference)
   kept, worst = kept_by(threshold, reference)
@@ -392,7 +392,7 @@ def test_arguments_that_are_refused(options, message):
 def test_algorithms_that_do_not_fit():
   with pytest.raises(ValueError, match="pools the data of all"):
     leakage(centralized(TASK, sgd(RATE)), TASK)
-  private = central(fedavg(TASK, sgd(RATE), sgd(1.0)), CENTRAL)
+  private = with_central_dp(fedavg(TASK, sgd(RATE), sgd(1.0)), CENTRAL)
   with pytest.raises(ValueError, match="put the measurement inside"):
     leakage(private, TASK)
   few = with_few_labels(DATA, 0.5, 0)
@@ -436,8 +436,14 @@ def test_a_config_asks_for_it():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"threshold": 0.5}, r"leakage\.threshold=0\.5: nothing takes it; set leakage.statistic"),
-    ({"embedding": "x"}, r"leakage\.embedding='x': nothing takes it; set leakage.statistic"),
+    (
+      {"threshold": 0.5},
+      r"leakage\.threshold=0\.5: nothing takes it; set leakage.statistic",
+    ),
+    (
+      {"embedding": "x"},
+      r"leakage\.embedding='x': nothing takes it; set leakage.statistic",
+    ),
     ({"statistic": "max", "word": 1}, r"does not take 'leakage\.word'"),
   ],
 )

@@ -30,7 +30,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.data import with_few_labels
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.privacy import local
 from fedjax_sim.privacy.accounting import rounded_up
 from fedjax_sim.privacy.local import additive, registry
@@ -278,9 +278,9 @@ def test_the_ends_of_noise_cost_a_delta():
   with pytest.raises(ValueError, match=r"delta=1e-06: .*least"):
     make_simulator(
       task,
-      local.local_privacy(of_weights(task), little),
+      local.with_local_dp(of_weights(task), little),
       quadratic_data(CENTRES),
-      work=LocalWork(batch_size=1),
+      batching=LocalBatching(batch_size=1),
     ).init()
 
 
@@ -320,7 +320,7 @@ def of_weights(task):
 def test_a_round_is_the_mean_of_what_clients_send(lanes, devices, late):
   task = quadratic(2)
   randomizer = additive.gaussian(2.0, stddev=2.5, delta=1e-5, max_weight=4.0)
-  algorithm = local.local_privacy(of_weights(task), randomizer)
+  algorithm = local.with_local_dp(of_weights(task), randomizer)
   seen = {}
 
   def apply(server, aggregate, context):
@@ -335,7 +335,7 @@ def test_a_round_is_the_mean_of_what_clients_send(lanes, devices, late):
     task,
     algorithm,
     quadratic_data(CENTRES),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     lanes=lanes,
     devices=devices,
   )
@@ -365,9 +365,9 @@ def test_bounds_and_noise_are_hyper_parameters():
   randomizer = additive.gaussian(1.0, stddev=1.0, delta=1e-5)
   simulator = make_simulator(
     task,
-    local.local_privacy(of_weights(task), randomizer),
+    local.with_local_dp(of_weights(task), randomizer),
     quadratic_data(CENTRES),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
   )
   state = simulator.init()
   for norm in (0.5, 2.0):
@@ -396,9 +396,9 @@ def softmax_of_losses(randomizer, weighting="softmax", **options):
   )
   return make_simulator(
     task,
-    local.local_privacy(made, randomizer),
+    local.with_local_dp(made, randomizer),
     quadratic_data(CENTRES, CURVATURES),
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     **options,
   )
 
@@ -448,7 +448,7 @@ def test_no_two_clients_of_dga_are_further_apart_than_the_noise_allows():
   centres = np.concatenate([centres, -centres]).astype(np.float32)
   task = quadratic(2)
   made = dga(task, sgd(1.0), sgd(1.0), reference=0.0)
-  made = local.local_privacy(made, randomizer)
+  made = local.with_local_dp(made, randomizer)
   server = made.init(KEY, traced(made.hparams))
 
   @jax.jit
@@ -494,22 +494,22 @@ def test_algorithms_that_send_more_are_refused():
   task = quadratic(2)
   clip = additive.clip_only(1.0)
   with pytest.raises(ValueError, match="'clip' .* every update by itself"):
-    local.local_privacy(fedlaw(task, sgd(1.0), sgd(1.0)), clip)
+    local.with_local_dp(fedlaw(task, sgd(1.0), sgd(1.0)), clip)
   with pytest.raises(ValueError, match="'clip': .* everybody's data at once"):
-    local.local_privacy(centralized(task, sgd(1.0)), clip)
+    local.with_local_dp(centralized(task, sgd(1.0)), clip)
   data = quadratic_data(CENTRES)
-  algorithm = local.local_privacy(dga(task, sgd(1.0), sgd(1.0)), clip)
+  algorithm = local.with_local_dp(dga(task, sgd(1.0), sgd(1.0)), clip)
   with pytest.raises(
     ValueError, match=r"send statistics, too; set .*reference"
   ):
     make_simulator(task, algorithm, data).init()
   with pytest.raises(ValueError, match=r"weigh 1, and .* set .*max_weight"):
-    local.local_privacy(
+    local.with_local_dp(
       dga(task, sgd(1.0), sgd(1.0)), additive.laplace(1.0, epsilon=1.0)
     )
   few = blobs([3, 4], 4, 3)
   labelled = MODELS["lr"](few)
-  algorithm = local.local_privacy(fedlabels(labelled, sgd(1.0), sgd(1.0)), clip)
+  algorithm = local.with_local_dp(fedlabels(labelled, sgd(1.0), sgd(1.0)), clip)
   with pytest.raises(ValueError, match=r"send statistics, too; set it to None"):
     make_simulator(labelled, algorithm, with_few_labels(few, 0.5)).init()
 
@@ -517,7 +517,7 @@ def test_algorithms_that_send_more_are_refused():
     return Variables({"w": jnp.zeros(2)}, buffers={"mean": jnp.zeros(2)})
 
   norms = task._replace(init=init)
-  algorithm = local.local_privacy(fedavg(norms, sgd(1.0), sgd(1.0)), clip)
+  algorithm = local.with_local_dp(fedavg(norms, sgd(1.0), sgd(1.0)), clip)
   with pytest.raises(ValueError, match=r"model\.name .* send buffers"):
     make_simulator(norms, algorithm, data).init()
 

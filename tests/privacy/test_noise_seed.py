@@ -10,9 +10,9 @@ import pytest
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Purpose, key_for, noise_key_for
-from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.privacy.central import Central, central
-from fedjax_sim.privacy.local import local_privacy
+from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
+from fedjax_sim.privacy.local import with_local_dp
 from fedjax_sim.privacy.local.additive import gaussian
 from fedjax_sim.privacy.secure import secure
 from fedjax_sim.privacy.secure.distributed_gaussian import distributed_gaussian
@@ -35,13 +35,13 @@ def simulator_of(kind, clip_norm=1.0, seed=0):
   algorithm = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
   aggregator = None
   if kind == "central":
-    settings = Central(
+    settings = CentralDPConfig(
       clip_norm=clip_norm, noise_multiplier=1.0, denominator=2.0
     )
-    algorithm = central(algorithm, settings)
+    algorithm = with_central_dp(algorithm, settings)
   elif kind == "local":
     noise = gaussian(clip_norm, stddev=1.0, delta=1e-3)
-    algorithm = local_privacy(algorithm, noise)
+    algorithm = with_local_dp(algorithm, noise)
   elif kind == "secure":
     code = distributed_gaussian(2, clip=clip_norm, noise_multiplier=1.0)
     aggregator = secure(code, neighbours=2)
@@ -49,7 +49,7 @@ def simulator_of(kind, clip_norm=1.0, seed=0):
     task,
     algorithm,
     quadratic_data(np.zeros((2, DIM))),  # nobody moves
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     aggregator=aggregator or aggregators.weighted_mean(),
     seed=seed,
   )

@@ -11,7 +11,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.config import flags
 from fedjax_sim.config.build import build
 from fedjax_sim.privacy.accounting import overlaps, promises
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.sampling import Participation, Sampler, generator
 from fedjax_sim.simulation.simulator import Simulator
@@ -399,10 +399,12 @@ def test_every_round_of_a_run_is_held_against_the_promise():
     return honest.sample(seed, round_ - (round_ == 5))
 
   algorithm = fedavg(quadratic(2), sgd(1.0), sgd(1.0))
-  settings = Central(clip_norm=1.0, noise_multiplier=1.0, denominator=2.0)
+  settings = CentralDPConfig(
+    clip_norm=1.0, noise_multiplier=1.0, denominator=2.0
+  )
   made = Simulator(
     task=quadratic(2),
-    algorithm=central(algorithm, settings),
+    algorithm=with_central_dp(algorithm, settings),
     data=quadratic_data([[1.0, 0], [0, 1], [1, 1], [2, 1]]),
     sampler=honest._replace(sample=sample),
     budget=Budget(delta=1e-3),

@@ -9,7 +9,7 @@ import pytest
 from fedjax_sim import sampling, tasks
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Algorithm, PrivacySpec, Requirements
-from fedjax_sim.privacy.central import Central, central
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.privacy.leakage import leakage
 from fedjax_sim.privacy.leakage.limits import limited
@@ -20,8 +20,8 @@ from problems import quadratic, quadratic_data, sgd
 
 TASK = quadratic(2)
 PLAIN = fedavg(TASK, sgd(1.0), sgd(1.0))
-SETTINGS = Central(clip_norm=1.0, noise_multiplier=1.0, denominator=2.0)
-PRIVATE = central(PLAIN, SETTINGS)
+SETTINGS = CentralDPConfig(clip_norm=1.0, noise_multiplier=1.0, denominator=2.0)
+PRIVATE = with_central_dp(PLAIN, SETTINGS)
 
 
 def simulator(algorithm):
@@ -98,7 +98,7 @@ def test_what_is_sent_larger_than_it_was_clipped():
       r"central\(leakage\(\.\.\.\), \.\.\.\)",
     ),
     (lambda a: stale(a, 0.5), r"server.stale_probability=0.5: a late report"),
-    (lambda a: central(a, SETTINGS), r"private already; wrap it once"),
+    (lambda a: with_central_dp(a, SETTINGS), r"private already; wrap it once"),
   ],
 )
 def test_wrappers_say_how_to_put_it_right(wrap, words):
@@ -124,4 +124,4 @@ def test_without_an_epsilon_it_may_be_looked_into():
 def test_another_task_is_no_other_algorithm():
   """What a wrapper of tasks does is inside, before anything is clipped."""
   task = tasks.with_remat(TASK)
-  assert simulator(central(fedavg(task, sgd(1.0), sgd(1.0)), SETTINGS))
+  assert simulator(with_central_dp(fedavg(task, sgd(1.0), sgd(1.0)), SETTINGS))

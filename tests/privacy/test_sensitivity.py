@@ -19,9 +19,13 @@ from hypothesis.extra import numpy as hnp
 from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Aggregator, Algorithm
-from fedjax_sim.engine.batching import LocalWork
-from fedjax_sim.privacy.central import Central, central, integers
-from fedjax_sim.privacy.local import local_privacy
+from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.privacy.central import (
+  CentralDPConfig,
+  integers,
+  with_central_dp,
+)
+from fedjax_sim.privacy.local import with_local_dp
 from fedjax_sim.privacy.local.additive import gaussian, laplace
 from fedjax_sim.privacy.secure import secure
 from fedjax_sim.privacy.secure.distributed_gaussian import distributed_gaussian
@@ -111,16 +115,16 @@ def released(norm, lanes, dtype):
   aggregator: Aggregator | None = aggregators.sum_()
   if norm in NORMS:
     aggregator = None
-    algorithm = central(
+    algorithm = with_central_dp(
       inner,
-      Central(
+      CentralDPConfig(
         clip_norm=CLIP,
         denominator=1.0,
         **{"noise_multiplier": 0.0} | NORMS[norm],
       ),
     )
   elif norm in LOCAL:
-    algorithm = local_privacy(inner, LOCAL[norm]())
+    algorithm = with_local_dp(inner, LOCAL[norm]())
   else:
     code = distributed_gaussian(CLIENTS, clip=CLIP, noise_multiplier=1e-5)
     aggregator = secure(code, neighbours=2)
@@ -129,7 +133,7 @@ def released(norm, lanes, dtype):
     task,
     algorithm,
     data,
-    work=LocalWork(batch_size=1),
+    batching=LocalBatching(batch_size=1),
     lanes=lanes,
     aggregator=aggregator,
   )

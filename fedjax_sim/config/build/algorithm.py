@@ -11,7 +11,7 @@ from fedjax_sim.config.build.privacy import (
   check_local_weights,
 )
 from fedjax_sim.core import Algorithm, Task, validate
-from fedjax_sim.privacy.local import local_privacy
+from fedjax_sim.privacy.local import with_local_dp
 from fedjax_sim.training.optimizers import (
   Optimizer,
   by_layer,
@@ -28,17 +28,17 @@ def _optimizer(config: ConfigDict, section: str, task: Task) -> Optimizer:
   (slot,) = components.slots_of(section)
   arguments = components.given_fields(config, slot)
   if "learning_rate" in arguments:
-    validate.real(
-      f"{section}.learning_rate", arguments["learning_rate"], least=0
+    validate.number(
+      f"{section}.learning_rate", arguments["learning_rate"], ge=0
     )
   for key, value in arguments.items():
     field = f"{section}.{key}"
     if key == "weight_decay":
-      validate.real(field, value, least=0)
+      validate.number(field, value, ge=0)
     if key == "eps":
-      validate.real(field, value, above=0)
+      validate.number(field, value, gt=0)
     if key in ("momentum", "b1", "b2"):
-      validate.real(field, value, least=0, below=1)
+      validate.number(field, value, ge=0, lt=1)
   made = optimizer(slot.factory(fields.optimizer), **arguments)
   made.build(made.hparams)  # so that what is wrong with it shows now
   if fields.get("layer_rates") is not None:
@@ -70,7 +70,7 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
   randomizer = build_randomizer(config)
   if randomizer is not None:  # a late report is randomized before it is late
     check_local_weights(config, randomizer)
-    algorithm = local_privacy(algorithm, randomizer)
+    algorithm = with_local_dp(algorithm, randomizer)
   probability = config.server.stale_probability
   if probability is not None:
     algorithm = stale(algorithm, probability)

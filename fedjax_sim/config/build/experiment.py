@@ -34,7 +34,7 @@ from fedjax_sim.config.complete import complete, reference_fields
 from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import references, validate
 from fedjax_sim.engine import residency as residencies
-from fedjax_sim.engine.batching import LocalWork
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation.account import check_unwatched, uncovered
 from fedjax_sim.simulation.preflight import DataError, ModelError
 from fedjax_sim.simulation.runtime import MOST_ROUNDS, Runtime
@@ -96,7 +96,7 @@ def build(config: ConfigDict) -> Experiment:
     checkpoint_every=runtime.checkpoint_every,
     keep_checkpoints=runtime.keep_checkpoints,
   )
-  validate.whole("server.clients_per_round", server.clients_per_round)
+  validate.integer("server.clients_per_round", server.clients_per_round)
   if server.client_log:
     try:
       importlib.import_module("pyarrow.parquet")
@@ -105,11 +105,12 @@ def build(config: ConfigDict) -> Experiment:
         "server.client_log=True writes Parquet with pyarrow, which cannot be"
         f" imported ({error}); pip install pyarrow, or set it to False."
       ) from error
-  validate.real("runtime.peer_timeout", runtime.peer_timeout, least=5)
-  validate.real("runtime.start_timeout", runtime.start_timeout, above=0)
-  work = LocalWork(
+  validate.number("runtime.peer_timeout", runtime.peer_timeout, ge=5)
+  validate.number("runtime.start_timeout", runtime.start_timeout, gt=0)
+  batching = LocalBatching(
     **{
-      field.name: client[field.name] for field in dataclasses.fields(LocalWork)
+      field.name: client[field.name]
+      for field in dataclasses.fields(LocalBatching)
     }
   )
   at_once = runtime.rounds_per_dispatch
@@ -141,7 +142,7 @@ def build(config: ConfigDict) -> Experiment:
         algorithm=algorithm,
         data=data,
         sampler=drawn,
-        work=work,
+        batching=batching,
         aggregator=build_aggregator(config, drawn, data),
         transforms=build_transforms(config),
         seed=config.seed,
@@ -149,7 +150,7 @@ def build(config: ConfigDict) -> Experiment:
         runtime=speed,
         schedules=build_schedules(config, algorithm, task),
         best_metric=server.best_metric,
-        fall_back=server.fall_back,
+        revert_to_best=server.revert_to_best,
         log_clients=server.client_log,
         budget=budget,
       )

@@ -15,7 +15,12 @@ from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import Algorithm, Sampler, validate
 from fedjax_sim.privacy import accounting, local
 from fedjax_sim.privacy.accounting import calibration, composition
-from fedjax_sim.privacy.central import Central, central, factorization, guard
+from fedjax_sim.privacy.central import (
+  CentralDPConfig,
+  factorization,
+  guard,
+  with_central_dp,
+)
 from fedjax_sim.privacy.central.canaries import Canaries
 from fedjax_sim.privacy.local import Randomizer
 from fedjax_sim.privacy.secure import distributed_gaussian
@@ -95,7 +100,7 @@ def build_privacy(
       " allows; unset it, or take 'gaussian'."
     )
   try:
-    settings = Central(
+    settings = CentralDPConfig(
       noise="gaussian" if name in _CORRELATED else name,
       most_clients=sampler.sizes[-1] if name == "discrete_gaussian" else None,
       noise_multiplier=given.get("noise_multiplier", 1.0),
@@ -121,7 +126,7 @@ def build_privacy(
       budget.accountant,
     )
     settings = dataclasses.replace(settings, noise_multiplier=fitted.multiplier)
-  return central(algorithm, settings), budget
+  return with_central_dp(algorithm, settings), budget
 
 
 def _check_noise_seed(config: ConfigDict) -> None:
@@ -129,7 +134,7 @@ def _check_noise_seed(config: ConfigDict) -> None:
   seed = config.privacy.noise_seed
   if seed is None:
     return
-  validate.whole("privacy.noise_seed", seed, least=0, most=2**32 - 1)
+  validate.integer("privacy.noise_seed", seed, ge=0, le=2**32 - 1)
   others = config.privacy.mechanism, config.local_privacy.mechanism
   if not any([*others, config.aggregator.get("noise_multiplier")]):
     raise ValueError(
@@ -339,7 +344,7 @@ def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:
 def _canaries(given: dict[str, Any], sampler: Sampler) -> Canaries | None:
   if "canaries" not in given:
     return None
-  validate.whole("privacy.canaries", given["canaries"], least=20, most=10**6)
+  validate.integer("privacy.canaries", given["canaries"], ge=20, le=10**6)
   part = sampler.participation
   return None if part is None else Canaries(given["canaries"], part)
 
@@ -357,7 +362,7 @@ def _simulated(
       )
     return None
   least = config.server.clients_per_round
-  validate.whole("privacy.noise_cohort_size", cohort)
+  validate.integer("privacy.noise_cohort_size", cohort)
   population = config.sampler.get("population")
   if population is not None:
     raise ValueError(
@@ -371,7 +376,7 @@ def _simulated(
       f" server.clients_per_round={least}; give the larger cohort whose noise"
       " is to be simulated."
     )
-  population = validate.whole(
+  population = validate.integer(
     "privacy.population", given.get("population", num_clients)
   )
   if population < cohort:

@@ -33,12 +33,12 @@ class Timetable:
   wanted: int
 
   def __post_init__(self) -> None:
-    validate.whole("server.rounds", self.rounds)
-    validate.whole("server.eval_every", self.eval_every)
-    validate.whole("server.test_every", self.test_every)
+    validate.integer("server.rounds", self.rounds)
+    validate.integer("server.eval_every", self.eval_every)
+    validate.integer("server.test_every", self.test_every)
     validate.boolean("server.initial_eval", self.initial_eval)
-    validate.whole("runtime.checkpoint_every", self.checkpoint_every)
-    validate.whole("runtime.keep_checkpoints", self.keep_checkpoints, least=2)
+    validate.integer("runtime.checkpoint_every", self.checkpoint_every)
+    validate.integer("runtime.keep_checkpoints", self.keep_checkpoints, ge=2)
 
   @property
   def longest_stretch(self) -> int:

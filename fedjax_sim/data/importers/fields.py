@@ -236,7 +236,7 @@ def converted(
       f" {values.flat[0]} in {place(0)}; give numbers that are real."
     )
   name = dtype or _NARROW.get(values.dtype.name, values.dtype.name)
-  validate.known(f"{where}: field {field!r}: dtype", name, DTYPES)
+  validate.one_of(f"{where}: field {field!r}: dtype", name, DTYPES)
   target = np.dtype(name)
   wrong = _changed(values, target)
   if wrong.any():
@@ -285,7 +285,7 @@ def check_dtypes(dtypes: Mapping[str, str]) -> None:
     ValueError: names the field and the dtype.
   """
   for field, name in dtypes.items():
-    validate.known(f"dtypes: {field}", name, DTYPES)
+    validate.one_of(f"dtypes: {field}", name, DTYPES)
 
 
 DTYPES = (

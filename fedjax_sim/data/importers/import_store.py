@@ -87,7 +87,7 @@ def import_store(
       the disk is full; then no store is there.
   """
   for split in sources:
-    validate.known("split", split, SPLITS)
+    validate.one_of("split", split, SPLITS)
   if "train" not in sources:
     raise ValueError("There is no source of the split 'train'; give one.")
   dtypes = dict(dtypes or {})
@@ -296,7 +296,7 @@ def _text(
 ) -> Text | None:
   if text is None or isinstance(text, Text):
     return text
-  validate.known("text", text, TEXTS)
+  validate.one_of("text", text, TEXTS)
   for split, source in blocks.items():
     if not source.again:
       raise ValueError(
@@ -306,7 +306,7 @@ def _text(
   if text == "characters":
     found = {c for source in blocks.values() for c in characters_in(source)}
     return Characters(sorted(found), length)
-  most = validate.whole("vocabulary_size", vocabulary_size)
+  most = validate.integer("vocabulary_size", vocabulary_size)
   words = words_in(blocks["train"], most)
   return Words(words, length)
 
@@ -320,7 +320,7 @@ def _append(
 ) -> None:
   where = _where(block)
   for field in dtypes:
-    validate.known(f"{where}: dtypes: field", field, block.examples)
+    validate.one_of(f"{where}: dtypes: field", field, block.examples)
   examples: dict[str, Any] = {}
   for field, values in block.examples.items():
     told, column_of = where, (block.columns or {}).get(field, [])

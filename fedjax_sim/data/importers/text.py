@@ -38,10 +38,10 @@ class Text(abc.ABC):
 
   def __init__(self, vocabulary: Sequence[str], length: int | None = None):
     self.vocabulary = tuple(vocabulary)
-    self.length = validate.whole(
+    self.length = validate.integer(
       "sequence_length",
       self.usual_length if length is None else length,
-      most=2**16,
+      le=2**16,
     )
 
   def blocks(self, given: Iterable[Block]) -> Iterator[Block]:

@@ -75,11 +75,11 @@ def load_leaf_json(
     TypeError, ValueError: it is damaged or contradicts itself, or an option is
       refused.
   """
-  length = validate.whole(
+  length = validate.integer(
     "data.sequence_length",
     80 if sequence_length is None else sequence_length,
   )
-  inputs = validate.known("data.inputs", inputs, INPUTS)
+  inputs = validate.one_of("data.inputs", inputs, INPUTS)
   place = locate(path)
   users = read_users(place)
   is_text = _text_in(users)

@@ -115,7 +115,7 @@ def load_mnist_power_law(
     FileNotFoundError: a file is missing.
     TypeError, ValueError: a file is damaged, or an option is refused.
   """
-  num_clients = validate.whole("data.num_clients", num_clients)
+  num_clients = validate.integer("data.num_clients", num_clients)
   if num_clients % CLASSES:
     raise ValueError(
       f"data.num_clients={num_clients} does not give every digit as many"

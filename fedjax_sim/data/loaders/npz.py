@@ -64,7 +64,7 @@ def load_npz(
       "np.savez(file, x=..., y=..., client=...)."
     )
   for name in arrays:
-    validate.known(f"{file}: array", name, _REQUIRED + _TEST)
+    validate.one_of(f"{file}: array", name, _REQUIRED + _TEST)
   examples = {"x": arrays["x"], "y": arrays["y"]}
   if not validate.arrays(str(file), examples):
     raise ValueError(f"{file}: x has no examples; give at least one.")

@@ -57,8 +57,8 @@ def load_shakespeare(
     TypeError, ValueError: it is damaged, no role is left, a character is not
       in `vocabulary`, or an option is refused.
   """
-  length = validate.whole("data.sequence_length", sequence_length)
-  fewest = validate.whole("data.min_characters", min_characters, least=0)
+  length = validate.integer("data.sequence_length", sequence_length)
+  fewest = validate.integer("data.min_characters", min_characters, ge=0)
   file = find(locate(path) / "tinyshakespeare", "roles_leaf.json.gz")
   texts, where = {}, {}
   for role, user in read_users(file).items():

@@ -69,7 +69,7 @@ def load_synthetic(
       given with `iid`.
   """
   del path
-  num_clients = validate.whole("data.num_clients", num_clients)
+  num_clients = validate.integer("data.num_clients", num_clients)
   validate.instance("data.iid", iid, bool, "True")
   for field, value in {"data.alpha": alpha, "data.beta": beta}.items():
     if iid and value is not None:
@@ -77,8 +77,8 @@ def load_synthetic(
         f"{field}={value} makes clients differ, data.iid=True alike; unset one"
         " of them."
       )
-  alpha = validate.real("data.alpha", 1 if alpha is None else alpha, least=0)
-  beta = validate.real("data.beta", 1 if beta is None else beta, least=0)
+  alpha = validate.number("data.alpha", 1 if alpha is None else alpha, ge=0)
+  beta = validate.number("data.beta", 1 if beta is None else beta, ge=0)
   # Nothing is partitioned: the stream of partitions is free for the data.
   rng = generator(seed, Stream.PARTITION)
   sizes = LEAST_EXAMPLES + rng.lognormal(4, 2, num_clients).astype(np.int64)

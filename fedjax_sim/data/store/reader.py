@@ -241,7 +241,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
         " write the store again."
       )
     for split_name, split in facts["splits"].items():
-      validate.known("split", split_name, format.SPLITS)
+      validate.one_of("split", split_name, format.SPLITS)
       for name, said in split["files"].items():
         if not format.FILE.fullmatch(name):
           raise StoreError(f"{file} names {name!r}, which is no store's file.")

@@ -51,7 +51,7 @@ def write_store(
       " with StoreWriter."
     )
   for name in data.splits:
-    validate.known(f"The data set {data.name!r}: split", name, FURTHER)
+    validate.one_of(f"The data set {data.name!r}: split", name, FURTHER)
   with StoreWriter(
     path,
     name=data.name,

@@ -148,7 +148,9 @@ class SplitWriter:
     for owner, split in ((self._name, self), ("train", self._like)):
       if split is not None and split._columns:
         model = {k: c.example for k, c in split._columns.items()}
-        validate.alike(where, examples, f"what came before ({owner})", model)
+        validate.same_fields(
+          where, examples, f"what came before ({owner})", model
+        )
     if self._columns:
       return
     for field, values in examples.items():

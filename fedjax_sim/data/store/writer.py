@@ -83,12 +83,12 @@ class StoreWriter:
         " it."
       )
     if num_classes is not None:
-      num_classes = validate.whole(
-        "num_classes", num_classes, least=0, most=2**31 - 1
+      num_classes = validate.integer(
+        "num_classes", num_classes, ge=0, le=2**31 - 1
       )
     if name is not None:
       validate.instance("name", name, str, "'my data'")
-    validate.known("prepare", prepare, PREPARE)
+    validate.one_of("prepare", prepare, PREPARE)
     self.num_classes = num_classes
     self._facts: dict[str, Any] = {
       "name": self.path.name if name is None else name,
@@ -134,7 +134,7 @@ class StoreWriter:
       UnknownNameError: no such split.
       ValueError: outside the context, or one of `OF_TRAIN` before "train".
     """
-    validate.known("split", name, SPLITS)
+    validate.one_of("split", name, SPLITS)
     if self._folder is None:
       raise ValueError("A store is written inside `with StoreWriter(...)`.")
     if name not in self._splits:

@@ -42,8 +42,8 @@ def calibrate(
   Raises:
     TypeError, ValueError: a number is out of range, or no noise is enough.
   """
-  validate.whole("rounds", rounds)
-  validate.real("epsilon", epsilon, above=0.0)
+  validate.integer("rounds", rounds)
+  validate.number("epsilon", epsilon, gt=0.0)
   accountant = accountant or usual_accountant(release.noise)
 
   def spent(multiplier: float) -> float:
@@ -103,9 +103,9 @@ def calibrate_cohort(
     TypeError, ValueError: a number is out of range, or even one client a round
       spends more.
   """
-  validate.whole("population", population)
-  validate.whole("rounds", rounds)
-  validate.real("epsilon", epsilon, above=0.0)
+  validate.integer("population", population)
+  validate.integer("rounds", rounds)
+  validate.number("epsilon", epsilon, gt=0.0)
   accountant = accountant or usual_accountant(release.noise)
 
   def spent(cohort: int) -> float:

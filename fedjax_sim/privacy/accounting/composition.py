@@ -125,7 +125,7 @@ def epsilon(accounts: Sequence[Account], delta: float) -> float:
     TypeError, ValueError: two runs have the same noise, or cohorts that depend
       on each other in a way that no accountant knows, or discrete noise.
   """
-  delta = validate.real("delta", delta, above=0.0, below=1.0)
+  delta = validate.number("delta", delta, gt=0.0, lt=1.0)
   noisy = [a for a in accounts if a.noise_seed is not None]
   for one, other in itertools.combinations(noisy, 2):
     if one.noise_seed == other.noise_seed:

@@ -71,14 +71,14 @@ class Ledger:
     validate.instance(
       "participation", participation, Participation, "Sampler.participation"
     )
-    validate.known("noise", release.noise, NOISES)
-    validate.known("accountant", self.accountant, ACCOUNTANTS)
-    validate.real(
-      "noise multiplier", release.multiplier, least=0.0, most=MOST_MULTIPLIER
+    validate.one_of("noise", release.noise, NOISES)
+    validate.one_of("accountant", self.accountant, ACCOUNTANTS)
+    validate.number(
+      "noise multiplier", release.multiplier, ge=0.0, le=MOST_MULTIPLIER
     )
-    validate.real("delta", self.delta, above=0.0, below=1.0)
-    validate.real("rate", participation.rate, above=0.0, most=1.0)
-    validate.whole("period", participation.period)
+    validate.number("delta", self.delta, gt=0.0, lt=1.0)
+    validate.number("rate", participation.rate, gt=0.0, le=1.0)
+    validate.integer("period", participation.period)
     if participation.population is not None and (
       participation.period > 1 or not participation.independent
     ):
@@ -167,7 +167,7 @@ class Ledger:
       TypeError, ValueError: no such number, or more rounds than the noise was
         made for.
     """
-    validate.whole("rounds", rounds, least=0)
+    validate.integer("rounds", rounds, ge=0)
     most = self.release.rounds
     if most is not None and rounds > most:
       raise ValueError(
@@ -266,8 +266,8 @@ class Ledger:
     Raises:
       TypeError, ValueError: a number that is out of range.
     """
-    validate.real("epsilon", epsilon, least=0.0)
-    validate.whole("rounds", most, least=0)
+    validate.number("epsilon", epsilon, ge=0.0)
+    validate.integer("rounds", most, ge=0)
     if self.release.rounds is not None:
       most = min(most, self.release.rounds)
     if self.epsilon(most) <= epsilon:
@@ -365,8 +365,8 @@ def check_delta(delta: float, num_clients: int) -> float:
   Raises:
     TypeError, ValueError: it is not.
   """
-  validate.whole("num_clients", num_clients)
-  delta = validate.real("delta", delta, above=0.0, below=1.0)
+  validate.integer("num_clients", num_clients)
+  delta = validate.number("delta", delta, gt=0.0, lt=1.0)
   if delta >= 1 / num_clients:
     raise ValueError(
       f"delta={delta} would allow to give away one of {num_clients} clients;"

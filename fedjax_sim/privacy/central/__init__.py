@@ -5,15 +5,15 @@ from fedjax_sim.privacy.central.mechanism import (
   LEAST_FACTOR,
   Message,
   PrivateState,
-  central,
+  with_central_dp,
 )
-from fedjax_sim.privacy.central.settings import Central
+from fedjax_sim.privacy.central.settings import CentralDPConfig
 
 __all__ = [
   "LEAST_FACTOR",
-  "Central",
+  "CentralDPConfig",
   "Contribution",
   "Message",
   "PrivateState",
-  "central",
+  "with_central_dp",
 ]

@@ -127,7 +127,7 @@ class Canaries(NamedTuple):
     Raises:
       ValueError: there are more canaries than parameters.
     """
-    validate.whole("privacy.canaries", self.size)
+    validate.integer("privacy.canaries", self.size)
     dimension = _dimension(like)
     if self.size > dimension:
       raise ValueError(

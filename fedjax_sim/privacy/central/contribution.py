@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from fedjax_sim.core import Array, HParams, PyTree
 from fedjax_sim.core.tree import (
   all_finite,
-  clipped,
+  clip_to_unit_norm,
   clipped_by_layer,
   fits,
-  length,
+  tree_norm,
 )
-from fedjax_sim.privacy.central.settings import Central
+from fedjax_sim.privacy.central.settings import CentralDPConfig
 from fedjax_sim.privacy.central.worst_case import LARGEST
 
 
@@ -59,7 +59,7 @@ class Checked(NamedTuple):
 
 
 def contribute(
-  settings: Central,
+  settings: CentralDPConfig,
   update: PyTree,
   statistics: PyTree,
   weight: Array,
@@ -83,10 +83,12 @@ def contribute(
     share = jnp.clip(weight / numbers["max_weight"], 0, 1)
     share = share.astype(jnp.float32)
   update = jax.tree.map(lambda u: share * u, update)
-  below = length(update, order) <= bound
+  below = tree_norm(update, order) <= bound
   if "statistics" in settings.extras:
-    statistics = clipped(statistics, numbers["statistics_norm"], order)
-  clip = clipped_by_layer if settings.per_layer else clipped
+    statistics = clip_to_unit_norm(
+      statistics, numbers["statistics_norm"], order
+    )
+  clip = clipped_by_layer if settings.per_layer else clip_to_unit_norm
   update = clip(update, bound, order)
   grid = settings.grid
   sent = Contribution(
@@ -103,7 +105,7 @@ def contribute(
 
 
 def canary(
-  settings: Central, statistics: PyTree, hparams: HParams, factor: Array
+  settings: CentralDPConfig, statistics: PyTree, hparams: HParams, factor: Array
 ) -> Callable[[PyTree], Contribution]:
   """Return what makes a canary's contribution of its raw update.
 
@@ -124,7 +126,7 @@ def canary(
   return make
 
 
-def shares(settings: Central, update: PyTree) -> PyTree:
+def shares(settings: CentralDPConfig, update: PyTree) -> PyTree:
   """Return a sum of updates as canaries see it: 1 is the longest update."""
   grid = settings.grid
   return update if grid is None else grid.shares(update)

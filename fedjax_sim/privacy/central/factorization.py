@@ -56,8 +56,8 @@ class Strategy(NamedTuple):
     Raises:
       TypeError, ValueError: a number is not whole or out of range.
     """
-    rounds = validate.whole("rounds", rounds, most=self.rounds)
-    period = validate.whole("period", period)
+    rounds = validate.integer("rounds", rounds, le=self.rounds)
+    period = validate.integer("period", period)
     moved = np.zeros(rounds)
     for first in range(0, rounds, period):
       moved[first:] += self.coefficients[: rounds - first]
@@ -79,8 +79,8 @@ def banded(rounds: int, bands: int) -> Strategy:
   Raises:
     TypeError, ValueError: a number is not whole, bands is not within 1..rounds.
   """
-  rounds = validate.whole("server.rounds", rounds)
-  bands = validate.whole("privacy.bands", bands, most=rounds)
+  rounds = validate.integer("server.rounds", rounds)
+  bands = validate.integer("privacy.bands", bands, le=rounds)
   toeplitz = library("jax_privacy.matrix_factorization.toeplitz")
   with _on_the_host():
     found = toeplitz.optimize_banded_toeplitz(rounds, bands)
@@ -110,9 +110,9 @@ def blt(rounds: int, period: int, buffers: int = 2) -> Strategy:
     TypeError, ValueError: a number is not whole or out of range, or no such
       strategy was found.
   """
-  rounds = validate.whole("server.rounds", rounds)
-  period = validate.whole("period", period)
-  buffers = validate.whole("privacy.buffers", buffers, most=10)
+  rounds = validate.integer("server.rounds", rounds)
+  period = validate.integer("period", period)
+  buffers = validate.integer("privacy.buffers", buffers, le=10)
   module = library("jax_privacy.matrix_factorization.buffered_toeplitz")
   with _on_the_host():
     loss = module.LossFn.build_min_sep(n=rounds, error="mean", min_sep=period)

@@ -50,16 +50,16 @@ class Budget:
   rounds: int | None = None
 
   def __post_init__(self) -> None:
-    validate.real("privacy.delta", self.delta, above=0)
+    validate.number("privacy.delta", self.delta, gt=0)
     if self.rounds is not None:
-      validate.whole("server.rounds", self.rounds)
+      validate.integer("server.rounds", self.rounds)
     if self.accountant is not None:
-      validate.known(
+      validate.one_of(
         "privacy.accountant", self.accountant, accountants.ACCOUNTANTS
       )
     if self.epsilon is not None:
-      validate.real(
-        "privacy.target_epsilon", self.epsilon, above=0, most=MOST_EPSILON
+      validate.number(
+        "privacy.target_epsilon", self.epsilon, gt=0, le=MOST_EPSILON
       )
 
 
@@ -101,7 +101,7 @@ def ledger(
       " sampler.min_clients=None, or give Sampler.participation."
     )
   rate = "sampler.name: Sampler.participation.rate"
-  validate.real(rate, participation.rate, above=0, most=1)
+  validate.number(rate, participation.rate, gt=0, le=1)
   if release.simulated is not None:
     participation = simulated_participation(participation, release.simulated)
     num_clients = int(release.simulated[1])
@@ -190,7 +190,7 @@ def check(
   params: PyTree,
   scheduled: Iterable[str],
   release: PrivacySpec,
-  fall_back: bool,
+  revert_to_best: bool,
 ) -> None:
   """Refuses what would let more than the noisy sums into the model.
 
@@ -199,7 +199,7 @@ def check(
     params: the model's, or their shapes.
     scheduled: hyper-parameters that schedules change.
     release: of the algorithm.
-    fall_back: whether a run goes back to its best state.
+    revert_to_best: whether a run goes back to its best state.
 
   Raises:
     ValueError: names the field.
@@ -211,10 +211,10 @@ def check(
         f"A schedule of {name} would change the noise that the accountant"
         " counts on; leave it out. privacy.clip_norm may have one."
       )
-  if fall_back and (release.sensitivity or release.audited) is not None:
+  if revert_to_best and (release.sensitivity or release.audited) is not None:
     raise ValueError(
-      "server.fall_back=True goes back to an older state, and with it to what"
-      " correlated noise, or an audit, remembers of the rounds; set it to"
+      "server.revert_to_best=True goes back to an older state, and with it to"
+      " what correlated noise, or an audit, remembers of the rounds; set it to"
       " False, or take privacy.mechanism='gaussian' without privacy.canaries."
     )
   for transform in transforms:
@@ -293,8 +293,9 @@ def check_noise(
   most = release.most_clients
   if most is not None and sampler.sizes[-1] > most:
     raise ValueError(
-      f"Central.most_clients={most} is below the {sampler.sizes[-1]} clients"
-      " that sampler.name may draw, whose sum could overflow; give as many."
+      f"CentralDPConfig.most_clients={most} is below the {sampler.sizes[-1]}"
+      " clients that sampler.name may draw, whose sum could overflow; give as"
+      " many."
     )
   scale = float(numbers.get("noise_scale", 1.0))
   if release.simulated is None:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import Array, Key, PyTree, validate
-from fedjax_sim.core.tree import length
+from fedjax_sim.core.tree import tree_norm
 from fedjax_sim.privacy.central import noise
 from fedjax_sim.privacy.secure import discrete_gaussian
 
@@ -93,7 +93,7 @@ class Grid(NamedTuple):
     case that a device computes otherwise than clipping counts on.
     """
     number = jax.tree.map(lambda x: x.astype(jnp.float32), steps)
-    return length(number) <= self.scale
+    return tree_norm(number) <= self.scale
 
   def noised(self, key: Key, total: PyTree) -> PyTree:
     """Return the sum with noise; int32, as it is.
@@ -139,8 +139,8 @@ def grid(clients: int, multiplier: float) -> Grid:
   Raises:
     TypeError, ValueError: an argument is out of range, or no grid fits.
   """
-  validate.whole("clients", clients)
-  validate.real("privacy.noise_multiplier", multiplier, least=0)
+  validate.integer("clients", clients)
+  validate.number("privacy.noise_multiplier", multiplier, ge=0)
   scale = _FINEST
   while scale >= 1:
     made = Grid(clients, multiplier, scale)

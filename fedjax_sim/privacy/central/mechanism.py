@@ -42,7 +42,7 @@ from fedjax_sim.privacy.central.contribution import (
   contribute,
 )
 from fedjax_sim.privacy.central.integers import size
-from fedjax_sim.privacy.central.settings import Central
+from fedjax_sim.privacy.central.settings import CentralDPConfig
 from fedjax_sim.training.seal import sealed
 from fedjax_sim.training.wrappers import wrap_algorithm
 
@@ -84,7 +84,9 @@ class _Noisy(NamedTuple):
   below: PyTree
 
 
-def central(algorithm: Algorithm, settings: Central) -> Algorithm:
+def with_central_dp(
+  algorithm: Algorithm, settings: CentralDPConfig
+) -> Algorithm:
   """The algorithm, private for its clients.
 
   The noise of a round is a function of the run's noise seed and the round
@@ -101,7 +103,7 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
     ValueError: the algorithm needs to know more of its clients.
   """
   example = "Central(clip_norm=1.0, noise_multiplier=1.0, denominator=20.0)"
-  validate.instance("settings", settings, Central, example)
+  validate.instance("settings", settings, CentralDPConfig, example)
   _check(algorithm, settings)
   distance = 0.0
   if settings.grid is not None:
@@ -185,7 +187,10 @@ def central(algorithm: Algorithm, settings: Central) -> Algorithm:
 
 
 def _with_noise(
-  settings: Central, total: Contribution, memory: PyTree, context: Context
+  settings: CentralDPConfig,
+  total: Contribution,
+  memory: PyTree,
+  context: Context,
 ) -> tuple[_Noisy, PyTree]:
   """Add a round's noise to the sum.
 
@@ -223,7 +228,7 @@ def _with_noise(
 
 
 def _independent(
-  settings: Central, multiplier: Array, key: Key, total: PyTree
+  settings: CentralDPConfig, multiplier: Array, key: Key, total: PyTree
 ) -> PyTree:
   """Return the sum with noise that is new in every round."""
   if settings.noise == "laplace":
@@ -232,7 +237,7 @@ def _independent(
 
 
 def _mean(
-  settings: Central,
+  settings: CentralDPConfig,
   noisy: _Noisy,
   aggregate: Aggregate,
   factor: Array,
@@ -265,7 +270,7 @@ def _mean(
 
 
 def _next_factor(
-  settings: Central, noisy: _Noisy, factor: Array, hparams: HParams
+  settings: CentralDPConfig, noisy: _Noisy, factor: Array, hparams: HParams
 ) -> Array:
   """Return the clipping norm's factor after a round; shape=(), float32.
 
@@ -296,7 +301,7 @@ def _nobody(members: Members) -> Members:
   return empty._replace(id=jnp.full_like(members.id, -1))
 
 
-def _check(algorithm: Algorithm, settings: Central) -> None:
+def _check(algorithm: Algorithm, settings: CentralDPConfig) -> None:
   """Refuses an algorithm that has to see its clients."""
   if algorithm.privacy is not None:
     raise ValueError("The algorithm is private already; wrap it once.")
@@ -323,7 +328,7 @@ def _check(algorithm: Algorithm, settings: Central) -> None:
     )
 
 
-def _check_report(report: Report, settings: Central) -> None:
+def _check_report(report: Report, settings: CentralDPConfig) -> None:
   """Refuses reports of which more would be released than the noisy sum."""
   if jax.tree.leaves(report.buffers):
     raise ValueError(

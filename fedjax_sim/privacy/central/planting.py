@@ -1,6 +1,7 @@
 """Canaries in a private round: planted in the sum, and seen in what it tells.
 
-All functions give () for the audit's state where `Central.canaries` is None.
+All functions give () for the audit's state where `CentralDPConfig.canaries` is
+None.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from fedjax_sim.privacy.central.contribution import (
   clip_norm,
   shares,
 )
-from fedjax_sim.privacy.central.settings import Central
+from fedjax_sim.privacy.central.settings import CentralDPConfig
 
 
 def init(
-  settings: Central,
+  settings: CentralDPConfig,
   key: Key,
   like: PyTree,
   statistics: PyTree,
@@ -50,7 +51,7 @@ def init(
 
 
 def plant(
-  settings: Central,
+  settings: CentralDPConfig,
   audit: PyTree,
   total: Contribution,
   factor: Array,
@@ -95,7 +96,7 @@ def plant(
 
 
 def observe(
-  settings: Central,
+  settings: CentralDPConfig,
   audit: PyTree,
   clients: Contribution,
   everyone: Contribution,

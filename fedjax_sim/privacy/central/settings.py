@@ -13,7 +13,7 @@ from fedjax_sim.privacy.central.factorization import Strategy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Central:
+class CentralDPConfig:
   """What central privacy does to clients' contributions and to their sum.
 
   Attributes:
@@ -63,25 +63,25 @@ class Central:
   most_clients: int | None = None
 
   def __post_init__(self) -> None:
-    validate.real("clip_norm", self.clip_norm, above=0)
-    validate.real(
+    validate.number("clip_norm", self.clip_norm, gt=0)
+    validate.number(
       "noise_multiplier",
       self.noise_multiplier,
-      least=0,
-      most=MOST_MULTIPLIER,
+      ge=0,
+      le=MOST_MULTIPLIER,
     )
-    validate.real("denominator", self.denominator, above=0)
-    validate.known("noise", self.noise, NOISES)
+    validate.number("denominator", self.denominator, gt=0)
+    validate.one_of("noise", self.noise, NOISES)
     validate.boolean("per_layer", self.per_layer)
     validate.boolean("noise_weights", self.noise_weights)
     for field in ("max_weight", "statistics_norm"):
       if getattr(self, field) is not None:
-        validate.real(field, getattr(self, field), above=0)
+        validate.number(field, getattr(self, field), gt=0)
     if self.quantile is not None:
-      validate.real("quantile", self.quantile, above=0)
-      validate.real("quantile", self.quantile, most=1)
-    validate.real("quantile_rate", self.quantile_rate, least=0)
-    validate.real("extras_fraction", self.extras_fraction, above=0)
+      validate.number("quantile", self.quantile, gt=0)
+      validate.number("quantile", self.quantile, le=1)
+    validate.number("quantile_rate", self.quantile_rate, ge=0)
+    validate.number("extras_fraction", self.extras_fraction, gt=0)
     if self.num_extras * self.extras_fraction >= 1:
       raise ValueError(
         f"extras_fraction={self.extras_fraction}: {self.num_extras} numbers"
@@ -121,18 +121,18 @@ class Central:
     if self.simulated is not None:
       if not isinstance(self.simulated, tuple) or len(self.simulated) != 2:
         raise TypeError(
-          f"Central.simulated={self.simulated!r}; give a tuple of two numbers,"
-          " cohort and population."
+          f"CentralDPConfig.simulated={self.simulated!r}; give a tuple of two"
+          " numbers, cohort and population."
         )
       cohort, population = self.simulated
-      validate.real("noise_cohort_size", cohort, above=0, most=population)
+      validate.number("noise_cohort_size", cohort, gt=0, le=population)
 
   def _check_discrete(self) -> None:
     """Refuses what discrete noise cannot do."""
     if self.noise != "discrete_gaussian":
       if self.most_clients is not None:
         raise ValueError(
-          f"Central.most_clients={self.most_clients} is of"
+          f"CentralDPConfig.most_clients={self.most_clients} is of"
           f" noise='discrete_gaussian', and it is {self.noise!r}; leave it out."
         )
       return
@@ -150,10 +150,10 @@ class Central:
         )
     if self.most_clients is None:
       raise ValueError(
-        "Central.most_clients=None with noise='discrete_gaussian', whose sums"
-        " need room for all; give the most clients of a round."
+        "CentralDPConfig.most_clients=None with noise='discrete_gaussian',"
+        " whose sums need room for all; give the most clients of a round."
       )
-    validate.whole("Central.most_clients", self.most_clients)
+    validate.integer("CentralDPConfig.most_clients", self.most_clients)
     _ = self.grid
 
   @property

@@ -131,7 +131,7 @@ def measured(
     TypeError, ValueError: an unknown statistic, a pattern that does not match
       one matrix, or an algorithm that this does not fit.
   """
-  validate.known("statistic", statistic, STATISTICS)
+  validate.one_of("statistic", statistic, STATISTICS)
   if algorithm.requirements.pools_data:
     raise ValueError(
       f"statistic={statistic!r} measures clients, and algorithm.name"

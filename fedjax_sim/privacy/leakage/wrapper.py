@@ -41,8 +41,8 @@ def leakage(
     TypeError, ValueError: an argument is out of range or lacks another one, or
       an algorithm that this does not fit.
   """
-  real = lambda name, value, most: validate.real(
-    f"{name}", value, least=0, most=most
+  real = lambda name, value, most: validate.number(
+    f"{name}", value, ge=0, le=most
   )
   thresholds, quantiles = {}, {}
   if threshold is not None:

@@ -5,8 +5,8 @@ from fedjax_sim.privacy.local.mechanism import (
   composed,
   default_delta,
   guarantee,
-  local_privacy,
   sentence,
+  with_local_dp,
 )
 
 __all__ = [
@@ -14,6 +14,6 @@ __all__ = [
   "composed",
   "default_delta",
   "guarantee",
-  "local_privacy",
   "sentence",
+  "with_local_dp",
 ]

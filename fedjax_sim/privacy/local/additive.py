@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import Array, HParams, Key, PyTree, validate
-from fedjax_sim.core.tree import bounded, length
+from fedjax_sim.core.tree import bounded, tree_norm
 from fedjax_sim.privacy import draws, library
 from fedjax_sim.privacy.local.mechanism import Randomizer
 
@@ -27,14 +27,12 @@ MOST_LAPLACE, LAPLACE_DELTA = 18.0, 1e-11
 
 def checked_norm(clip_norm: float) -> float:
   """`clip_norm`, if it is positive."""
-  return validate.real("clip_norm", clip_norm, above=0)
+  return validate.number("clip_norm", clip_norm, gt=0)
 
 
 def checked_epsilon(epsilon: float) -> float:
   """`epsilon`, if mechanisms can be computed with it."""
-  return validate.real(
-    "epsilon", epsilon, least=LEAST_EPSILON, most=MOST_EPSILON
-  )
+  return validate.number("epsilon", epsilon, ge=LEAST_EPSILON, le=MOST_EPSILON)
 
 
 def gaussian(
@@ -70,7 +68,7 @@ def gaussian(
       and stddev; a weight's field without `max_weight`.
     ImportError: the extra `privacy` is missing.
   """
-  delta = validate.real("delta", delta, above=0, below=1)
+  delta = validate.number("delta", delta, gt=0, lt=1)
   weights = _weights(max_weight, min_weight, weight_scale)
   longest = math.hypot(2, weights.get("weight_scale", 0))
   if (epsilon is None) == (stddev is None):
@@ -81,7 +79,7 @@ def gaussian(
   if epsilon is not None:
     calibrated = library("dp_accounting").get_sigma_gaussian
     stddev = longest * calibrated(checked_epsilon(epsilon), draws.KEPT * delta)
-  stddev = validate.real("stddev", stddev, least=1e-6, most=1e6)
+  stddev = validate.number("stddev", stddev, ge=1e-6, le=1e6)
   return Randomizer(
     name="gaussian",
     hparams={"clip_norm": checked_norm(clip_norm), "stddev": stddev, **weights},
@@ -120,8 +118,8 @@ def laplace(
     TypeError, ValueError: a number is out of range, or a weight's field is
       given without `max_weight`.
   """
-  epsilon = validate.real(
-    "epsilon", epsilon, least=LEAST_EPSILON, most=MOST_LAPLACE
+  epsilon = validate.number(
+    "epsilon", epsilon, ge=LEAST_EPSILON, le=MOST_LAPLACE
   )
   weights = _weights(max_weight, min_weight, weight_scale)
   scale = (2 + weights.get("weight_scale", 0)) / epsilon
@@ -148,13 +146,13 @@ def _weights(
           f" max_weight, or set {field} to None."
         )
     return {}
-  most = validate.real("max_weight", most, above=0)
+  most = validate.number("max_weight", most, gt=0)
   least = most / 10 if least is None else least
   scale = 1.0 if scale is None else scale
   return {
     "max_weight": most,
-    "min_weight": validate.real("min_weight", least, above=0, most=most),
-    "weight_scale": validate.real("weight_scale", scale, above=0, most=1e3),
+    "min_weight": validate.number("min_weight", least, gt=0, le=most),
+    "weight_scale": validate.number("weight_scale", scale, gt=0, le=1e3),
   }
 
 
@@ -174,7 +172,7 @@ def _with_noise(
     bound, noise = hparams["clip_norm"], hparams[size]
     update = bounded(update, bound, order)
     # As `tree.fits`: a last look, and else a report that is left out.
-    fits = length(update, order) <= bound
+    fits = tree_norm(update, order) <= bound
     update = jax.tree.map(lambda x: jnp.where(fits, x, jnp.nan), update)
     leaves, treedef = jax.tree.flatten(update)
     noisy = [

@@ -63,7 +63,7 @@ class Randomizer(NamedTuple):
   weighs: bool = False
 
 
-def local_privacy(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
+def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
   """The algorithm, with clients that randomise what they send.
 
   The randomiser has the last word, after the transforms. `Report.values`, which
@@ -200,10 +200,10 @@ def composed(
     TypeError, ValueError: a number is out of range.
     ImportError: the extra `privacy`, which Gaussian noise needs, is missing.
   """
-  validate.whole("reports", reports)
+  validate.integer("reports", reports)
   if delta is None:
     delta = default_delta(randomizer, reports)
-  delta = validate.real("delta", delta, least=0, below=1)
+  delta = validate.number("delta", delta, ge=0, lt=1)
   if randomizer.multiplier is not None:
     gaussian = library("dp_accounting").get_epsilon_gaussian
     multiplier = randomizer.multiplier / math.sqrt(reports)

@@ -24,8 +24,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from fedjax_sim.core import Array, HParams, Key, PyTree, validate
-from fedjax_sim.core.tree import MARGIN, clipped
-from fedjax_sim.core.tree import length as length_of
+from fedjax_sim.core.tree import MARGIN, clip_to_unit_norm
+from fedjax_sim.core.tree import tree_norm as length_of
 from fedjax_sim.privacy import draws, library
 from fedjax_sim.privacy.local import scalar_dp
 from fedjax_sim.privacy.local.additive import checked_epsilon, checked_norm
@@ -73,11 +73,11 @@ def privunit(
     TypeError, ValueError: a number is out of range.
   """
   epsilon = checked_epsilon(epsilon)
-  share = validate.real(
+  share = validate.number(
     "norm_share",
     0.2 if norm_share is None else norm_share,
-    above=0,
-    below=1,
+    gt=0,
+    lt=1,
   )
   law = scalar_dp.levels(share * epsilon)
 
@@ -85,8 +85,8 @@ def privunit(
     update: PyTree, weight: Array, hparams: HParams, key: Key
   ) -> tuple[PyTree, Array]:
     bound = hparams["clip_norm"]
-    share_of_bound = length_of(clipped(update, bound))
-    flat, unflatten = ravel_pytree(clipped(update, 0.0))
+    share_of_bound = length_of(clip_to_unit_norm(update, bound))
+    flat, unflatten = ravel_pytree(clip_to_unit_norm(update, 0.0))
     # Any direction will do for no update, but there has to be one.
     even = jnp.full_like(flat, 1 / math.sqrt(flat.size))
     direction = jnp.where(jnp.any(flat != 0), flat / (1 - MARGIN), even)

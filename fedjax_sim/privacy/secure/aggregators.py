@@ -133,7 +133,7 @@ def fixed_cohort(expected: float, most: int, promised: bool) -> None:
       " the noise, and sampler.name does not promise how many there are; take"
       " 'uniform'."
     )
-  if validate.real("expected", expected) != most:
+  if validate.number("expected", expected) != most:
     raise ValueError(
       "aggregator.noise_multiplier: every client of a cohort adds its share of"
       f" the noise, and here a cohort has {expected:g} clients on average, but"

@@ -50,7 +50,7 @@ def stages(stddev: float) -> tuple[int, float]:
   Raises:
     TypeError, ValueError: stddev is out of range.
   """
-  s = validate.real("stddev", stddev, above=0, most=MOST_STDDEV)
+  s = validate.number("stddev", stddev, gt=0, le=MOST_STDDEV)
   if s <= MOST_TABLE:
     return 0, s
   k = max(1, math.ceil(math.sqrt((s / MOST_TABLE) ** 2 - 1)))
@@ -136,7 +136,7 @@ def thresholds(stddev: float) -> tuple[int, ...]:
   Raises:
     TypeError, ValueError: stddev is out of range.
   """
-  stddev = validate.real("stddev", stddev, above=0, most=MOST_TABLE)
+  stddev = validate.number("stddev", stddev, gt=0, le=MOST_TABLE)
   with decimal.localcontext() as context:
     context.prec = 50
     half = -2 * decimal.Decimal(stddev) ** 2

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim.core import Array, HParams, Key, PyTree, validate
-from fedjax_sim.core.tree import clipped, length
+from fedjax_sim.core.tree import clip_to_unit_norm, tree_norm
 from fedjax_sim.privacy import library
 from fedjax_sim.privacy.secure import discrete_gaussian
 from fedjax_sim.privacy.secure.masking import Code
@@ -60,9 +60,9 @@ def grid(clients: int, multiplier: float, bits: int = 32) -> Grid:
   Raises:
     TypeError, ValueError: an argument is out of range, or no grid fits.
   """
-  clients = validate.whole("clients", clients)
-  multiplier = validate.real("noise_multiplier", multiplier, above=0, most=1e6)
-  bits = validate.whole("bits", bits, least=2, most=32)
+  clients = validate.integer("clients", clients)
+  multiplier = validate.number("noise_multiplier", multiplier, gt=0, le=1e6)
+  bits = validate.integer("bits", bits, ge=2, le=32)
   for exponent in range(bits - 1, -1, -1):
     made = Grid(clients, multiplier, 2.0**exponent)
     if made.stddev > discrete_gaussian.MOST_TABLE:
@@ -130,15 +130,15 @@ def distributed_gaussian(
   """
   made = grid(clients, noise_multiplier, bits)
   discrete_gaussian.thresholds(made.stddev)
-  norm = validate.real("clip", clip, above=0)
+  norm = validate.number("clip", clip, gt=0)
 
   def encode(
     update: PyTree, weight: Array, key: Key, hparams: HParams
   ) -> PyTree:
     del weight
     rounding, noise = jax.random.split(key)
-    unit = clipped(update, hparams["clip"])
-    short = length(unit) <= 1  # else nothing is sent
+    unit = clip_to_unit_norm(update, hparams["clip"])
+    short = tree_norm(unit) <= 1  # else nothing is sent
     unit = jax.tree.map(lambda x: jnp.where(short, x, 0), unit)
     steps = round_by_chance(
       rounding, jax.tree.map(lambda x: x * made.scale, unit), made.scale
@@ -220,9 +220,9 @@ def zcdp(
   Raises:
     TypeError, ValueError: an argument is out of range.
   """
-  dimension = validate.whole("dimension", dimension)
-  least = validate.whole("least", least, most=made.clients)
-  sensitivity = validate.real("sensitivity", sensitivity, above=0)
+  dimension = validate.integer("dimension", dimension)
+  least = validate.integer("least", least, le=made.clients)
+  sensitivity = validate.number("sensitivity", sensitivity, gt=0)
   squared = squared_sensitivity(made.scale, dimension) * sensitivity**2
   ratio = squared / (least * made.stddev**2)
   tau = _tau(made.stddev, least)
@@ -276,9 +276,9 @@ def epsilon(rho: float, delta: float, rounds: int = 1) -> float:
     TypeError, ValueError: an argument is out of range.
     ImportError: dp-accounting is missing.
   """
-  rho = validate.real("rho", rho, least=0)
-  delta = validate.real("delta", delta, above=0, below=1)
-  rounds = validate.whole("rounds", rounds)
+  rho = validate.number("rho", rho, ge=0)
+  delta = validate.number("delta", delta, gt=0, lt=1)
+  rounds = validate.integer("rounds", rounds)
   event = library("dp_accounting").ZCDpEvent(rho=rho)
   accountant = library("dp_accounting.rdp").RdpAccountant()
   accountant.compose(event, rounds)

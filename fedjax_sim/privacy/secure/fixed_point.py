@@ -21,8 +21,8 @@ def fraction_bits(clients: int, bits: int) -> int:
   Raises:
     ValueError: there would be none.
   """
-  clients = validate.whole("clients", clients)
-  bits = validate.whole("bits", bits, least=2, most=32)
+  clients = validate.integer("clients", clients)
+  bits = validate.integer("bits", bits, ge=2, le=32)
   room = (2 ** (bits - 1) - 1) // clients
   if room < 2:
     raise ValueError(
@@ -60,10 +60,10 @@ def fixed_point(
     TypeError, ValueError: an argument is out of range, or sums would overflow.
   """
   scale = 2.0 ** fraction_bits(clients, bits)
-  validate.known("rounding", rounding, ROUNDINGS)
-  hparams = {"clip": validate.real("clip", clip, above=0)}
+  validate.one_of("rounding", rounding, ROUNDINGS)
+  hparams = {"clip": validate.number("clip", clip, gt=0)}
   if max_weight is not None:
-    most = validate.real("max_weight", max_weight, above=0)
+    most = validate.number("max_weight", max_weight, gt=0)
     hparams["max_weight"] = most
 
   def whole(key: Key, x: Array) -> Array:

@@ -90,13 +90,13 @@ def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
   Raises:
     TypeError, ValueError: an argument is out of range.
   """
-  half, odd = divmod(validate.whole("neighbours", neighbours), 2)
+  half, odd = divmod(validate.integer("neighbours", neighbours), 2)
   if odd:
     raise ValueError(
       f"neighbours={neighbours} is odd, and a ring has as many on one"
       " side as on the other; give an even number."
     )
-  validate.real("dropout", dropout, least=0, most=1)
+  validate.number("dropout", dropout, ge=0, le=1)
 
   def encode(
     update: PyTree, weight: Array, rank: Array, context: AggregationContext
