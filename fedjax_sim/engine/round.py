@@ -70,9 +70,10 @@ def make_rounds(
     metrics). `data` is source -> field -> (examples, ...), on every device,
     or, if `sliced`, (R, devices, examples, ...); `cohorts` is a `CohortPlan`
     whose leaves have a leading axis of R rounds, of which the first
-    `num_rounds`, shape=(), int32, are run; `server_data` is as in `Context`; `metrics` is a
-    `RoundMetrics` whose leaves have a leading axis of R. The function is pure:
-    it can be jitted, vmapped over runs and differentiated in forward mode.
+    `num_rounds`, shape=(), int32, are run; `server_data` is as in `Context`;
+    `metrics` is a `RoundMetrics` whose leaves have a leading axis of R. The
+    function is pure: it can be jitted, vmapped over runs and differentiated in
+    forward mode.
   """
 
   def rounds(

@@ -122,7 +122,7 @@ def test_stored_and_prepared(folder, load):
 @pytest.mark.parametrize(
   ("load", "options", "match"),
   [
-    (load_mnist, {"alhpa": 1}, "not take 'data.alhpa'. Did you mean"),
+    (load_mnist, {"alhpa": 1}, "not take 'alhpa'. Did you mean"),
     (load_mnist, {"num_clients": 301}, "needs 301 examples"),
     (load_mnist_power_law, {"num_clients": 15}, "give a multiple of 10"),
     (load_mnist_power_law, {"num_clients": 40}, "needs 40 examples of digit 0"),
