@@ -248,12 +248,12 @@ def _numbers(**given: float) -> dict[str, float]:
     TypeError, ValueError: names the one that is no number or out of range.
   """
   bounds: dict[str, dict[str, float]] = {
-    "threshold": {"least": 0, "most": 1},
-    "temperature": {"above": 0},
-    "unsup_weight": {"least": 0},
-    "consistency_weight": {"least": 0},
-    "l2": {"least": 0},
-    "magnitude": {"least": 0, "most": 1},
+    "threshold": {"ge": 0, "le": 1},
+    "temperature": {"gt": 0},
+    "unsup_weight": {"ge": 0},
+    "consistency_weight": {"ge": 0},
+    "l2": {"ge": 0},
+    "magnitude": {"ge": 0, "le": 1},
   }
   burn_in = validate.integer("burn_in", given["burn_in"], ge=0)
   return {

@@ -47,7 +47,7 @@ class _Setting:
   def __init__(self, values: Any):
     self._values = values
     self.population = self.whole("population")
-    delta = self.real("delta", above=0, below=1)
+    delta = self.number("delta", gt=0, lt=1)
     self.delta = accounting.check_delta(delta, self.population)
     self.noise, self.sampling = (
       validate.one_of(f"--{name}", values[name].value, names)
@@ -69,7 +69,7 @@ class _Setting:
     value = flags.number(f"--{name}", self._values[name].value, int)
     return validate.integer(f"--{name}", value, le=most)
 
-  def real(self, name: str, **bounds: float) -> float:
+  def number(self, name: str, **bounds: float) -> float:
     value = flags.number(f"--{name}", self._values[name].value, float)
     return validate.number(f"--{name}", value, **bounds)
 
@@ -80,10 +80,10 @@ class _Setting:
     return self.whole(_ROUNDS)
 
   def multiplier(self) -> float:
-    return self.real(_NOISE, least=0)
+    return self.number(_NOISE, ge=0)
 
   def epsilon(self) -> float:
-    return self.real(_EPSILON, above=0)
+    return self.number(_EPSILON, gt=0)
 
   def sampler(self, clients: int) -> Sampler:
     """Draws cohorts of so many."""
