@@ -108,6 +108,7 @@ def _section(config: ConfigDict, name: str) -> ConfigDict:
     choice = fields[slot.key].default if choice is None else choice
     if choice is None:
       continue
+    choice = fields[slot.key].check(slot.field, choice)
     if slot.section == "algorithm" and choice in _MEANT:
       raise validate.UnknownNameError(
         f"algorithm.name={choice!r}: give algorithm.name='fedavg' and"
@@ -240,7 +241,7 @@ def _transforms(config: ConfigDict, name: str) -> ConfigDict:
   for label in order:
     values = dict(given[label])
     slot = transform_slot(label)
-    choice = values.pop(CHAIN.key, None) or label
+    choice = Field(str).check(slot.field, values.pop(CHAIN.key, None) or label)
     fields = {**slot.fields(choice), _FEEDBACK: Field(bool, False)}
     owner = f"{slot.section}" if choice == label else f"{slot.field}={choice!r}"
     for key in values:

@@ -540,7 +540,7 @@ def test_what_is_no_such_object():
     ("canaries", 100),
     ("simulated", (5,)),
   ):
-    with pytest.raises(TypeError, match=f"Central.{field}"):
+    with pytest.raises(TypeError, match=f"CentralDPConfig.{field}"):
       settings(**{field: value})
 
 

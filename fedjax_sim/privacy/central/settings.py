@@ -103,7 +103,7 @@ class CentralDPConfig:
     ):
       if getattr(self, field) is not None:
         validate.instance(
-          f"Central.{field}", getattr(self, field), kind, example
+          f"CentralDPConfig.{field}", getattr(self, field), kind, example
         )
     if self.strategy is not None and (self.noise != "gaussian" or self.extras):
       raise ValueError(
