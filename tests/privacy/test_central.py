@@ -96,7 +96,7 @@ def test_a_last_look_is_at_all_that_is_sent(
     factor = jnp.float32(factors.get(part, 1.0))
     return jax.tree.map(lambda x: factor * x, tree)
 
-  monkeypatch.setattr(contribution, "clipped", broken)
+  monkeypatch.setattr(contribution, "clip_to_unit_norm", broken)
   centres = np.full((5, 2), 0.6)
   centres[4] = 0  # one that always fits
   task, data = quadratic(2), quadratic_data(centres)

@@ -190,7 +190,7 @@ def test_a_client_that_is_too_long_is_left_out(monkeypatch):
   broken = lambda update, bound, order: jax.tree.map(
     lambda x: jnp.where(jnp.abs(x).max() > 1, 1.01, 0.5) * x / 2, update
   )
-  monkeypatch.setattr(contribution, "clipped", broken)
+  monkeypatch.setattr(contribution, "clip_to_unit_norm", broken)
   centres = np.zeros((CLIENTS, DIM))
   centres[:, 0] = [1, 1, 1, 2, 2, 1, 1]  # 2 are 1.01 long
   for noise in ("discrete_gaussian", "gaussian"):
