@@ -107,23 +107,23 @@ COMPARISONS: dict[str, Callable[[Array], Array]] = {
 
 
 def pseudo_labels(
-  get_model: Array, supervised: Array, comparison: str = "variance"
+  received: Array, supervised: Array, comparison: str = "variance"
 ) -> PseudoLabels:
   """Return the labels of the more certain of two models.
 
   Args:
-    get_model: shape=(batch, classes); the received model's probabilities.
+    received: shape=(batch, classes); the received model's probabilities.
     supervised: the same of the model trained on the labelled examples.
     comparison: a name of `COMPARISONS`.
   """
   certainty = COMPARISONS[comparison]
-  theirs, own = certainty(get_model), certainty(supervised)
-  trusted = jnp.where((own > theirs)[:, None], supervised, get_model)
+  theirs, own = certainty(received), certainty(supervised)
+  trusted = jnp.where((own > theirs)[:, None], supervised, received)
   greater = jnp.maximum(own, theirs)
   return PseudoLabels(
     label=jnp.argmax(trusted, axis=-1),
     confidence=jnp.max(trusted, axis=-1),
-    agree=jnp.argmax(get_model, axis=-1) == jnp.argmax(supervised, axis=-1),
+    agree=jnp.argmax(received, axis=-1) == jnp.argmax(supervised, axis=-1),
     ratio=jnp.where(
       greater > 0,
       jnp.minimum(own, theirs) / jnp.where(greater > 0, greater, 1),

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from fedjax_sim import config
 from fedjax_sim.config import components, default_config
 from fedjax_sim.config.build import build
-from fedjax_sim.config.complete import complete
+from fedjax_sim.config.completion import complete
 from fedjax_sim.config.flags import load
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))

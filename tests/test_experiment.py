@@ -18,7 +18,7 @@ from pyarrow import parquet
 from fedjax_sim import config, reporting
 from fedjax_sim.config import build, flags
 from fedjax_sim.config.build import experiment as experiment_builder
-from fedjax_sim.config.complete import complete
+from fedjax_sim.config.completion import complete
 from fedjax_sim.core.files import plain
 from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.run import checkpoint, experiment, resume

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from fedjax_sim.config import complete
 from fedjax_sim.config.build import build
 from fedjax_sim.config.flags import UsageError, load, number, parse
 from fedjax_sim.run.experiment import run
@@ -226,3 +227,107 @@ def test_no_whole_number(text):
   with pytest.raises(UsageError) as caught:
     number("--devices", text, int)
   assert str(caught.value) == f"--devices={text} is wrong; give a whole number."
+
+
+OPTIONS = """
+from fedjax_sim import aggregators
+from fedjax_sim.transforms import clip
+
+
+def mine(maybe: float | None = 0.5, many: int | float = 1, on: bool = True):
+  seen.append((maybe, many, on))
+  return aggregators.mean()
+
+
+def named(name: str = "x", norm: float = 1.0):
+  return clip(norm)
+
+
+def fed(error_feedback: bool = True):
+  return clip(1.0)
+
+
+seen = []
+"""
+
+
+@pytest.mark.parametrize(
+  ("field", "text", "value"),
+  [
+    ("maybe", "None", None),
+    ("maybe", "2", 2.0),
+    ("many", "2.5", 2.5),
+    ("on", "false", False),
+  ],
+)
+def test_options_have_the_types_of_their_annotations(
+  tmp_path, field, text, value
+):
+  path = tmp_path / "mine.py"
+  path.write_text(OPTIONS)
+  fields = {"aggregator.name": f"{path}:mine", f"aggregator.{field}": text}
+  found = complete(load(DIGITS, fields)).aggregator
+  assert found == complete(load(DIGITS, fields)).aggregator
+  assert found[field] == value
+  assert type(found[field]) is type(value)
+
+
+def test_a_flag_without_a_value_is_false(tmp_path):
+  (tmp_path / "mine.py").write_text(OPTIONS)
+  parsed = parse(
+    [
+      f"--config={DIGITS}",
+      f"--config.aggregator.name={tmp_path / 'mine.py'}:mine",
+      "--noconfig.aggregator.on",
+    ],
+    "config",
+  )
+  assert parsed.config.aggregator.on is False
+
+
+@pytest.mark.parametrize("order", ["noise,clip", "(noise, clip)"])
+def test_an_order_of_transforms(order):
+  fields = {
+    "transforms.clip.norm": "1",
+    "transforms.noise.name": "gaussian",
+    "transforms.noise.stddev": "1",
+    "transforms.order": order,
+  }
+  assert complete(load(DIGITS, fields)).transforms.order == ("noise", "clip")
+  fields["transforms.noise"] = "None"
+  assert complete(load(DIGITS, fields)).transforms.order == ("clip",)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"transforms.e.name": "{}:named"},
+      "'name', and transforms.e.name is",
+    ),
+    ({"transforms.e.name": "{}:fed"}, "'error_feedback', and transforms.e.err"),
+    (
+      {
+        "transforms.gaussian.stddev": "1",
+        "transforms.gaussian.error_feedback": "true",
+      },
+      "would take the noise back",
+    ),
+  ],
+)
+def test_options_of_transforms_that_are_taken(tmp_path, fields, message):
+  (tmp_path / "mine.py").write_text(OPTIONS)
+  fields = {k: v.format(tmp_path / "mine.py") for k, v in fields.items()}
+  with pytest.raises(ValueError, match=message):
+    build(load(DIGITS, fields))
+
+
+def test_what_is_unset_may_be_absent():
+  plain = complete(load(DIGITS))
+  for field in ("aggregator.fraction", "algorithm.name", "seed", "model.name"):
+    unset = {field: "None"}
+    if field == "model.name":
+      unset["model.hidden_sizes"] = "None"
+    assert complete(load(DIGITS, unset)).algorithm == plain.algorithm
+  one_side = {"algorithm.name": "fedsgd", "client.momentum": "0.9"}
+  assert complete(load(DIGITS, one_side)).client.optimizer is None

@@ -13,7 +13,7 @@ import pytest
 
 from fedjax_sim import aggregators
 from fedjax_sim.config import build, default_config
-from fedjax_sim.config.complete import complete, reference_fields
+from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.config.flags import load
 from fedjax_sim.core import references
 from fedjax_sim.core.errors import BadReferenceError

@@ -13,7 +13,14 @@ import time
 import jax
 import numpy as np
 
-from fedjax_sim import LocalWork, Runtime, Simulator, optimizer, sampling, setup
+from fedjax_sim import (
+  LocalBatching,
+  Runtime,
+  Simulator,
+  optimizer,
+  sampling,
+  setup,
+)
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.data import load_npz
 from fedjax_sim.models.logistic_regression import logistic_regression
@@ -36,7 +43,9 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
     algorithm=algorithm,
     data=dataset,
     sampler=sampler,
-    work=LocalWork(batch_size=work["batch_size"], epochs=work["epochs"]),
+    batching=LocalBatching(
+      batch_size=work["batch_size"], epochs=work["epochs"]
+    ),
     runtime=Runtime(rounds_per_dispatch=1),
   )
   state = simulator.init()

@@ -249,7 +249,7 @@ def _vocabulary(path: Path) -> Sequence[str]:
 def _import_config(arguments: Sequence[str]) -> str:
   values = flags.parse(arguments, "config", "store")
   from fedjax_sim.config.build import build_data, preprocessing
-  from fedjax_sim.config.complete import complete
+  from fedjax_sim.config.completion import complete
 
   config = complete(values.config)
   for key, value in preprocessing(config).items():

@@ -117,12 +117,14 @@ def component(slot: Slot, name: str) -> str:
     UnknownNameError, BadReferenceError: there is none of that name.
   """
   function = slot.factory(name)
-  section = slot.section if slot is not CHAIN else f"transforms.{name}"
+  label = name.rpartition(":")[2]  # of a reference
+  section = slot.section if slot is not CHAIN else f"transforms.{label}"
   parsed = docstring_parser.parse(inspect.getdoc(function) or "")
   meanings = _meanings(function)
   own = not any(f is function for f in OPTIMIZERS.values())
   text = [parsed.short_description, parsed.long_description if own else None]
-  lines = [f"{slot.field}={name}" if slot is not CHAIN else section, ""]
+  named = slot.field if slot is not CHAIN else f"{section}.name"
+  lines = [f"{named}={name}", ""]
   lines += "\n\n".join(part for part in text if part).splitlines()
   fields = slot.fields(name)
   lines += ["", "Fields:" if fields else "It takes no fields."]

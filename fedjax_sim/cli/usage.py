@@ -56,8 +56,9 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim data export --store=DIR --format=FORMAT --to=FILE
       writes a split of a store (--split=train) as a file: fedjax_sqlite,
       flute_hdf5, leaf_json, npz, parquet or tff_hdf5
-  fedjax-sim list
-      algorithms, aggregators, transforms, models, data sets, ...
+  fedjax-sim list [KIND [NAME]]
+      algorithms, aggregators, transforms, models, data sets, ..., or those
+      of a kind, or the fields of one, with defaults and meanings
 
 --version names the version.
 --debug shows a traceback with every error.

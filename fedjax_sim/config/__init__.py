@@ -1,11 +1,26 @@
-"""Configs: default fields, command-line flags, and checks of fields."""
+"""Configs: components and their fields, complete configs, and flags."""
+
+from typing import TYPE_CHECKING, Any
 
 from fedjax_sim.config.defaults import default_config
 from fedjax_sim.config.fields import differences, fields_of, resolved
 
+if TYPE_CHECKING:
+  from fedjax_sim.config.completion import complete
+
 __all__ = [
+  "complete",
   "default_config",
   "differences",
   "fields_of",
   "resolved",
 ]
+
+
+def __getattr__(name: str) -> Any:
+  """Import `complete` when it is asked for: components take JAX along."""
+  if name != "complete":
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  from fedjax_sim.config import completion
+
+  return completion.complete

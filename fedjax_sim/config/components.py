@@ -15,6 +15,7 @@ import inspect
 import math
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,7 +140,8 @@ class Field:
     try:
       value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-      value = tuple(text.split(",")) if self.kind is tuple else str(text)
+      words = [word.strip() for word in text.strip("()").split(",")]
+      value = tuple(filter(None, words)) if self.kind is tuple else str(text)
     if self.kind is tuple and not isinstance(value, tuple | list):
       return (value,)
     if self.kind in (int, float) and isinstance(value, str):
@@ -335,13 +337,17 @@ def _field(hint: Any, default: Any) -> Field | None:
   found = [_kind(part) for part in _parts(hint)]
   optional = type(None) in found or default is None
   kinds = {kind for kind in found if kind not in (None, type(None))}
-  if kinds >= {bool, int, float}:  # a number of JAX or optax
+  if kinds >= {bool, int, float} or kinds == {
+    int,
+    float,
+  }:  # a number of JAX or optax
     kinds = {float}
-  elif kinds == {int, float}:
-    kinds = {object} if isinstance(default, int) else {float}
   if object in kinds and isinstance(default, tuple(_NAMES)):
     kinds = {type(default)}
-  if not kinds:
+  given = default is not inspect.Parameter.empty
+  if not kinds or (
+    given and (callable(default) or isinstance(default, np.ndarray))
+  ):
     return None
   return Field(kinds.pop() if len(kinds) == 1 else object, default, optional)
 
@@ -440,8 +446,11 @@ def make(config: ConfigDict, slot: Slot, *filled: Any, **named: Any) -> Any:
 
 
 def in_section(slot: Slot, name: str, text: str) -> str:
-  """Return a component's message with the section before its parameters."""
-  word = text.split("=")[0].split(":")[0].split(" ")[0]
-  if word == slot.key or word in slot.own_fields(name):
-    return f"{slot.section}.{text}"
-  return text
+  """Return a component's message with the section before its parameters.
+
+  Before those that a value follows, and those that are to be set or unset; a
+  word such as "delta" may be a word.
+  """
+  names = "|".join(sorted([slot.key, *slot.own_fields(name)], reverse=True))
+  given = rf"(?<![\w.])({names})(?==)|(?<=set )({names})\b|^({names})(?=:)"
+  return re.sub(given, lambda m: f"{slot.section}.{m[0]}", text)

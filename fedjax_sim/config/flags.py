@@ -137,7 +137,7 @@ def overridden(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
     UnknownNameError: a field that there is not.
     TypeError, ValueError: the config is wrong without them.
   """
-  from fedjax_sim.config.complete import complete
+  from fedjax_sim.config.completion import complete
   from fedjax_sim.config.components import Text
 
   tree = config.to_dict()
@@ -149,15 +149,11 @@ def overridden(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
     if any(str(error).startswith(f"{field}=") for field in texts):
       raise UsageError(f"--config.{error}") from error
     raise
-  known = dict(fields_of(completed))
+  known, given = dict(fields_of(completed)), dict(fields_of(config))
   for field, text in texts.items():
-    section = field.rpartition(".")[0]
-    if field not in known and field not in dict(fields_of(config)):
-      names = [name for name in known if name.rpartition(".")[0] == section]
-      validate.one_of("config: field", field, names)
     if field in known:
       _set(config, field, known[field])
-    elif text == "None":
+    elif text == "None" and field in given:
       _remove(config, field)
   return config
 
@@ -198,6 +194,9 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   while left:
     argument = left.pop(0)
     found = re.match(r"--?config\.([^=]+)(=?)(.*)", argument, re.DOTALL)
+    if off := re.fullmatch(r"--?noconfig\.([^=]+)", argument):
+      overrides[off[1]] = "false"
+      continue
     if not found:
       rest.append(argument)
       continue

@@ -58,9 +58,10 @@ def clip_to_unit_norm(
 def clipped_by_layer(
   tree: PyTree, bound: Array | float, order: int = 2
 ) -> PyTree:
-  """Return the tree with every leaf clipped as by `clipped`, to equal shares.
+  """Return the tree with every leaf clipped to an equal share of the norm.
 
-  The whole tree then has a norm of at most 1.
+  The leaves are clipped as by `clip_to_unit_norm`. The whole tree then has a
+  norm of at most 1.
   """
   leaves, treedef = jax.tree.flatten(tree)
   share = len(leaves) ** -(1.0 / order)

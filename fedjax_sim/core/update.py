@@ -52,6 +52,8 @@ class Transform(NamedTuple):
       takes part, such as the residual of error feedback.
     update: (shared, mean of aux over clients, hparams) -> shared state, once
       a round.
+    adds_noise: whether it adds random noise, which error feedback would take
+      back.
   """
 
   name: str
@@ -62,6 +64,7 @@ class Transform(NamedTuple):
   update: Callable[[PyTree, PyTree, HParams], PyTree] = (
     lambda shared, aux, hparams: shared
   )
+  adds_noise: bool = False
 
 
 class AggregationContext(NamedTuple):

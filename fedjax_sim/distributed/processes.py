@@ -268,7 +268,7 @@ def check_same(
   except Exception as error:
     say({"error": str(error)})
     # If this is process 0, it holds what the others have still to read.
-    with contextlib.suppress(PeerError):
+    with contextlib.suppress(PeerError, jax.errors.JaxRuntimeError):
       _words_of_all(client, key, timeout)
     raise
   say({"said": said})

@@ -24,7 +24,7 @@ from fedjax_sim import config as configs
 from fedjax_sim import reporting
 from fedjax_sim.config import build
 from fedjax_sim.config.build import privacy
-from fedjax_sim.config.complete import complete, reference_fields
+from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.core import references
 from fedjax_sim.distributed import processes
 from fedjax_sim.privacy.accounting import composition

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from fedjax_sim.core import (
+  Aggregator,
   Algorithm,
   PrivacySpec,
   PyTree,
@@ -24,6 +25,7 @@ from fedjax_sim.core import (
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.privacy import accounting
 from fedjax_sim.privacy.accounting import promises
 from fedjax_sim.privacy.central import audit as audits
@@ -31,6 +33,7 @@ from fedjax_sim.privacy.central import guard
 from fedjax_sim.privacy.central import uncovered as outputs
 from fedjax_sim.simulation.dispatch import Row
 from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.simulation.state import States
 from fedjax_sim.training import seal
 
 DRAWN_ROUNDS = 1000  # of a run without an end, for which a promise is tested
@@ -250,3 +253,36 @@ def uncovered(
     measured=auto,
     keeps_state=bool(jax.tree.leaves(client_state)),
   )
+
+
+def check_noised(
+  algorithm: Algorithm,
+  aggregator: Aggregator,
+  transforms: Sequence[Transform],
+  states: States,
+) -> None:
+  """Refuse what would go around noise of clients or of secure aggregation.
+
+  Args:
+    algorithm: without central privacy.
+    aggregator: how updates become one.
+    transforms: what happens to an update.
+    states: of the run.
+
+  Raises:
+    ValueError: a transform learns from clients without noise, or clients send
+      more than the update that a noisy aggregator covers.
+  """
+  if not (algorithm.draws_noise or aggregator.draws_noise):
+    return
+  guard.check_transforms(transforms, states.variables.params)
+  if not aggregator.draws_noise:
+    return
+  hparams = states.traced()["algorithm"]
+  report = report_shapes(algorithm, states.shapes.server, hparams)
+  for part in ("buffers", "statistics"):
+    if jax.tree.leaves(getattr(report, part)):
+      raise ValueError(
+        f"aggregator.noise_multiplier: clients send {part}, too, which get no"
+        " noise; take another algorithm or model, or unset it."
+      )

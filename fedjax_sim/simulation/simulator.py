@@ -30,8 +30,8 @@ from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.traffic import Traffic, traffic
 from fedjax_sim.engine.virtual_devices import DeviceSplit, split_devices
 from fedjax_sim.privacy.central import guard
+from fedjax_sim.simulation import account as accounts
 from fedjax_sim.simulation import arguments, pipeline, preflight
-from fedjax_sim.simulation.account import Account, check_budget, check_unwatched
 from fedjax_sim.simulation.compiler import Compiler, round_spec
 from fedjax_sim.simulation.dispatch import (
   DispatchResult,
@@ -72,8 +72,7 @@ class Simulator:
     runtime: how fast it goes.
     schedules: hyper-parameter, such as `client.learning_rate` -> what
       multiplies it: a `Schedule`, or a function of the rounds done.
-    best_metric: metric of an evaluation, such as `unseen/accuracy`; the state
-      keeps the model with the best value. None to keep none.
+    best_metric: metric, such as `unseen/accuracy`, whose best model is kept.
     revert_to_best: go on with the best model after one that is no better.
     log_clients: fill `DispatchResult.client_log`; devices keep all updates.
     budget: delta, and perhaps the largest epsilon, of a private algorithm;
@@ -110,10 +109,11 @@ class Simulator:
     _ = self.batchings  # checks that every client has a batch
 
   def _check_privacy(self) -> None:
-    check_budget(self.algorithm, self.budget)
-    release = self.algorithm.privacy
+    accounts.check_budget(self.algorithm, self.budget)
+    release, joined = self.algorithm.privacy, self.effective_aggregator
     if release is None:
-      return
+      parts = self.algorithm, joined, self.transforms, self.states
+      return accounts.check_noised(*parts)
     guard.check_noise(release, self.hparams["algorithm"], self.sampler)
     guard.check(
       self.transforms,
@@ -122,13 +122,13 @@ class Simulator:
       release,
       self.revert_to_best,
     )
-    check_unwatched(self.best_metric, self._schedules)
+    accounts.check_unwatched(self.best_metric, self._schedules)
     self.account.check_ledger(self.seed, self.states.num_parameters)
 
   @functools.cached_property
-  def account(self) -> Account:
+  def account(self) -> accounts.Account:
     """Counts the epsilon of a private run."""
-    return Account(
+    return accounts.Account(
       release=self.algorithm.privacy,
       budget=self.budget,
       sampler=self.sampler,
@@ -259,7 +259,7 @@ class Simulator:
   @functools.cached_property
   def states(self) -> States:
     """Makes states, and moves them between devices and host."""
-    noisy = self.algorithm.draws_noise or self.effective_aggregator.draws_noise
+    joined = self.effective_aggregator
     return States(
       algorithm=self.algorithm,
       transforms=self.transforms,
@@ -268,7 +268,7 @@ class Simulator:
       keeps_best=self.best_metric is not None,
       seed=self.seed,
       noise_seed=self.noise_seed,
-      draws_noise=noisy,
+      draws_noise=self.algorithm.draws_noise or joined.draws_noise,
       num_clients=self.num_clients,
       mesh=self.mesh,
       sampler=self.planner.cohorts.first_state,

@@ -76,10 +76,13 @@ class Optimizer(NamedTuple):
     build: hyper-parameters -> `optax.GradientTransformation`; called inside
       the trace.
     hparams: name -> float, such as the learning rate.
+    is_sgd: whether a step is minus the learning rate times the gradient, to
+      which momentum, decay or clipping may be added, and nothing else.
   """
 
   build: Callable[[Mapping[str, Any]], optax.GradientTransformation]
   hparams: dict[str, float]
+  is_sgd: bool = False
 
 
 def optimizer(
@@ -118,7 +121,8 @@ def optimizer(
   def build(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     return factory(**static, **hparams)
 
-  return Optimizer(build=build, hparams=numeric)
+  plain = any(factory is sgd for sgd in (OPTIMIZERS["sgd"], optax.sgd))
+  return Optimizer(build, numeric, is_sgd=plain and not any(static.values()))
 
 
 def clipped(inner: Optimizer, norm: float, field: str = "norm") -> Optimizer:
@@ -141,7 +145,9 @@ def clipped(inner: Optimizer, norm: float, field: str = "norm") -> Optimizer:
       optax.clip_by_global_norm(hparams["max_grad_norm"]), inner.build(rest)
     )
 
-  return Optimizer(build, {**inner.hparams, "max_grad_norm": norm})
+  return inner._replace(
+    build=build, hparams={**inner.hparams, "max_grad_norm": norm}
+  )
 
 
 def by_layer(
@@ -208,7 +214,7 @@ def check(field: str, value: Optimizer) -> Optimizer:
 
 
 def check_sgd(field: str, value: Optimizer, *allowed: str) -> Optimizer:
-  """Return `value`, if its hyper-parameters are those of SGD.
+  """Return `value`, if it is SGD.
 
   Args:
     field: how messages name it.
@@ -217,17 +223,18 @@ def check_sgd(field: str, value: Optimizer, *allowed: str) -> Optimizer:
 
   Raises:
     TypeError: it is no `Optimizer`.
-    ValueError: it has no learning rate, or hyper-parameters that are not
-      allowed, as Adam's are not.
+    ValueError: it is another optimizer, or SGD with Nesterov's momentum, rates
+      by layer or hyper-parameters that are not allowed.
   """
   check(field, value)
   others = sorted(set(value.hparams) - {"learning_rate", *allowed})
-  if "learning_rate" not in value.hparams or others:
+  if not value.is_sgd or "learning_rate" not in value.hparams or others:
     found = ", ".join(value.hparams) or "none"
     raise ValueError(
-      f"{field} has the hyper-parameters {found}, and the algorithm is made for"
-      " sgd; give sgd with a learning_rate"
-      + (f", and perhaps {' or '.join(allowed)}." if allowed else ".")
+      f"{field} is not plain sgd (its hyper-parameters: {found}), which the"
+      " algorithm is made for; give sgd with a learning_rate"
+      + (f", and perhaps {' or '.join(allowed)}," if allowed else ",")
+      + " without nesterov and layer_rates."
     )
   return value
 

@@ -70,9 +70,11 @@ def wrap_algorithm(
         server: PyTree  # the wrapped algorithm's state
         rounds: Array
 
+
       def apply(state, aggregate, context):
         server = algorithm.apply(state.server, aggregate, context)
         return Counted(server, state.rounds + 1)
+
 
       wrap_algorithm(
         algorithm,

@@ -76,7 +76,9 @@ def gaussian(stddev: float) -> Transform:
     ]
     return TransformResult(jax.tree.unflatten(treedef, noisy), state)
 
-  return Transform(name="gaussian", hparams={"stddev": stddev}, apply=apply)
+  return Transform(
+    name="gaussian", hparams={"stddev": stddev}, apply=apply, adds_noise=True
+  )
 
 
 def lift(name: str, optimizer: Optimizer) -> Transform:

@@ -62,9 +62,15 @@ def error_feedback(transform: Transform) -> Transform:
 
   Raises:
     TypeError: it is no `Transform`.
+    ValueError: it adds noise.
   """
   example = "transforms.quantize(0.9)"
   validate.instance("error_feedback: transform", transform, Transform, example)
+  if transform.adds_noise:
+    raise ValueError(
+      f"transforms.{transform.name}.error_feedback=True would take the noise"
+      " back in the next round; set it to False."
+    )
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key

@@ -1,12 +1,20 @@
 """FedNova against its paper, in numpy."""
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fednova import fednova
+from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.engine.batching import LocalBatching
-from fedjax_sim.training.optimizers import optimizer
+from fedjax_sim.training.optimizers import (
+  OPTIMIZERS,
+  by_layer,
+  clipped,
+  optimizer,
+)
 from logistic import DIM, SIZES, TASK, batches, cohort, gradient, model
 from problems import sgd
 
@@ -59,7 +67,18 @@ def test_with_equal_local_steps_it_is_fedavg():
   )
 
 
-def test_adam_is_refused():
-  adam = optimizer("adam", learning_rate=0.1, b1=0.9)
-  with pytest.raises(ValueError, match=r"client_optimizer.*b1.*give sgd"):
-    fednova(TASK, adam, sgd(1.0))
+def test_other_optimizers_are_refused():
+  others = [name for name in OPTIMIZERS if name != "sgd"]
+  made = [optimizer(name, learning_rate=0.1) for name in others]
+  made += [optimizer("sgd", learning_rate=0.1, momentum=0.9, nesterov=True)]
+  shapes = jax.eval_shape(TASK.init, jax.random.key(0)).params
+  made += [by_layer(sgd(0.1), ((".*", 3.0),), shapes)]
+  made += [optimizer("sgd", learning_rate=lambda step: 0.1)]
+  for wrong in made:
+    with pytest.raises(ValueError, match=r"client_optimizer is not plain sgd"):
+      fednova(TASK, wrong, sgd(1.0))
+    with pytest.raises(ValueError, match=r"client_optimizer is not plain sgd"):
+      scaffold(TASK, wrong, sgd(1.0))
+  assert fednova(
+    TASK, clipped(optimizer(optax.sgd, learning_rate=0.1), 1.0), sgd(1.0)
+  )

@@ -160,7 +160,7 @@ def test_honest_rounds_pass_and_noise_too_small_by_four_is_caught():
 )
 def test_a_broken_clip_is_caught(monkeypatch, name):
   per_layer = name == "whole bound by layer"
-  where = "clipped_by_layer" if per_layer else "clipped"
+  where = "clipped_by_layer" if per_layer else "clip_to_unit_norm"
   monkeypatch.setattr(contribution, where, BROKEN[name])
   run = program(private_algorithm(40, per_layer=per_layer))
   for epsilon, sigma in SIGMAS.items():

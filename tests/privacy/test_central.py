@@ -420,7 +420,7 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
 # --- weights and quantiles ----------------------------------------------------
 
 
-def test_a_noise_weights_divides():
+def test_a_noisy_weight_divides():
   data = blobs((5, 10, 40), features=4)
   task = MODELS["lr"](data)
   inner = fedavg(task, sgd(0.5), sgd(1.0))

@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlaw import fedlaw
 from fedjax_sim.cli import describe
-from fedjax_sim.config import flags
+from fedjax_sim.config import complete, flags
 from fedjax_sim.config.build import build
 from fedjax_sim.core import Transform, TransformResult
 from fedjax_sim.privacy.central import CentralDPConfig, guard, with_central_dp
@@ -648,3 +648,63 @@ def test_what_may_not_depend_on_how_many_clients_there_are():
 def test_what_would_tell_how_many_clients_there_are(changes, message):
   with pytest.raises(ValueError, match=message):
     build(flags.load(str(DIGITS), PRIVATE | IN_ADVANCE | changes))
+
+
+LOCAL = {
+  "local_privacy.mechanism": "gaussian",
+  "local_privacy.clip_norm": "1.0",
+  "local_privacy.stddev": "3.0",
+  "local_privacy.delta": "1e-5",
+}
+SECURE = {
+  "aggregator.name": "secure_mean",
+  "aggregator.clip": "1.0",
+  "aggregator.noise_multiplier": "1.0",
+}
+
+
+@pytest.mark.parametrize(
+  ("private", "changes", "message"),
+  [
+    (
+      LOCAL,
+      {"transforms.adaptive_clip.quantile": "0.5"},
+      "adaptive_clip learns",
+    ),
+    (
+      SECURE,
+      {"transforms.adaptive_clip.quantile": "0.5"},
+      "adaptive_clip lear",
+    ),
+    (SECURE, {"algorithm.name": "scaffold"}, "clients send statistics, too"),
+    (SECURE, {"algorithm.name": "fednova"}, "clients send statistics, too"),
+  ],
+)
+def test_what_would_go_around_the_noise(private, changes, message):
+  """A bit of a client, or its statistics, that no noise covers."""
+  with pytest.raises(ValueError, match=message):
+    build(flags.load(str(DIGITS), private | changes))
+
+
+def test_weights_are_kept_where_a_mechanism_sends_them(tmp_path):
+  """Whatever its bound on weights is called."""
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from fedjax_sim.privacy.local import additive\n\n\n"
+    "def mine(clip_norm, stddev=1.0, delta=1e-5, heaviest=9.0):\n"
+    "  return additive.gaussian(\n"
+    "    clip_norm, delta=delta, stddev=stddev, max_weight=heaviest\n"
+    "  )\n"
+  )
+  fields = {
+    "local_privacy.mechanism": f"{path}:mine",
+    "local_privacy.clip_norm": "1.0",
+  }
+  weighting = lambda more: (
+    complete(flags.load(str(DIGITS), fields | more)).algorithm.weighting
+  )
+  assert weighting({}) == "examples"
+  assert weighting({"local_privacy.heaviest": "5"}) == "examples"
+  assert (
+    complete(flags.load(str(DIGITS), LOCAL)).algorithm.weighting == "uniform"
+  )

@@ -275,7 +275,7 @@ def test_the_ends_of_noise_cost_a_delta():
   assert local.composed(noisy, 10_000, numbers=300_000_000) == math.inf
   task = quadratic(2)
   little = additive.gaussian(1.0, stddev=0.4, delta=1e-6)
-  with pytest.raises(ValueError, match=r"delta=1e-06: .*least"):
+  with pytest.raises(ValueError, match=r"local_privacy.delta=1e-06: .*least"):
     make_simulator(
       task,
       local.with_local_dp(of_weights(task), little),

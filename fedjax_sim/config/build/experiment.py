@@ -30,7 +30,7 @@ from fedjax_sim.config.build.server import (
 )
 from fedjax_sim.config.build.task import build_task
 from fedjax_sim.config.build.timetable import Timetable
-from fedjax_sim.config.complete import complete, reference_fields
+from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import references, validate
 from fedjax_sim.engine import residency as residencies

@@ -217,6 +217,19 @@ def check(
       " what correlated noise, or an audit, remembers of the rounds; set it to"
       " False, or take privacy.mechanism='gaussian' without privacy.canaries."
     )
+  check_transforms(transforms, params)
+
+
+def check_transforms(transforms: Sequence[Transform], params: PyTree) -> None:
+  """Refuse transforms that learn from what no noise covers.
+
+  Args:
+    transforms: of a run in which clients' updates, or their sum, get noise.
+    params: the model's, or their shapes.
+
+  Raises:
+    ValueError: a transform's shared state depends on the clients' aux.
+  """
   for transform in transforms:
     if _learns(transform, params):
       raise ValueError(

@@ -102,7 +102,9 @@ def with_central_dp(
   Raises:
     ValueError: the algorithm needs to know more of its clients.
   """
-  example = "Central(clip_norm=1.0, noise_multiplier=1.0, denominator=20.0)"
+  example = (
+    "CentralDPConfig(clip_norm=1.0, noise_multiplier=1.0, denominator=20.0)"
+  )
   validate.instance("settings", settings, CentralDPConfig, example)
   _check(algorithm, settings)
   distance = 0.0

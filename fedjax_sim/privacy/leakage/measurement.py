@@ -243,6 +243,6 @@ def _check(algorithm: Algorithm, server: PyTree, hparams: HParams) -> None:
   structure: Any = jax.tree.structure
   if model is None or structure(model.params) != structure(update):
     raise ValueError(
-      "statistic: clients of algorithm.name do not send the update of"
+      "leakage.statistic: clients of algorithm.name do not send the update of"
       " the model that they receive; take another algorithm, or unset it."
     )

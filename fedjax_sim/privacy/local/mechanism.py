@@ -101,8 +101,9 @@ def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
   if softmax and not randomizer.weighs:
     raise ValueError(
       f"{owner} makes every client weigh 1, and algorithm.name weighs them by"
-      " their data; with 'gaussian' or 'laplace' set max_weight,"
-      " or let all weigh the same by algorithm.weighting='uniform'."
+      " their data; with 'gaussian' or 'laplace' set"
+      " local_privacy.max_weight, or let all weigh the same by"
+      " algorithm.weighting='uniform'."
     )
   fixed = "set algorithm.reference, such as 0.0, to send none"
 
@@ -152,7 +153,7 @@ def _check_ends(randomizer: Randomizer, update: PyTree) -> None:
     needed /= 1 - draws.KEPT
   if needed > randomizer.delta:
     raise ValueError(
-      f"delta={randomizer.delta:g}: noise on {numbers} numbers"
+      f"local_privacy.delta={randomizer.delta:g}: noise on {numbers} numbers"
       " that is made of finitely many bits betrays by its end more often than"
       f" that; give at least {needed:.2g}, or more noise."
     )

@@ -19,6 +19,7 @@ from fedjax_sim.config.components import (
   SLOTS,
   Field,
   Slot,
+  make,
   slots_of,
   transform_slot,
 )
@@ -70,7 +71,8 @@ def complete(config: ConfigDict) -> ConfigDict:
         f"{name} is missing; let the config begin with default_config()."
       )
     if not isinstance(default, ConfigDict):
-      result[name] = _fixed(fixed, name, name).check(name, config[name])
+      value = default if config[name] is None else config[name]
+      result[name] = _fixed(fixed, name, name).check(name, value)
       continue
     if not isinstance(config[name], ConfigDict):
       raise TypeError(f"{name}={config[name]!r} is no section; set its fields.")
@@ -134,7 +136,8 @@ def _section(config: ConfigDict, name: str) -> ConfigDict:
 def _takes(config: ConfigDict, parameter: str) -> bool:
   """Return whether the algorithm takes a parameter."""
   (slot,) = slots_of("algorithm")
-  function = slot.factory(config.algorithm.name)
+  name = config.algorithm.get(slot.key) or default_config().algorithm[slot.key]
+  function = slot.factory(name)
   return parameter in inspect.signature(function).parameters
 
 
@@ -148,12 +151,14 @@ def _adapted(
   """
   if slot.section != "algorithm" or "weighting" not in fields:
     return fields
-  unweighted = [
-    section
-    for section in (config.privacy, config.local_privacy)
-    if section.get("mechanism") is not None
-    and section.get("max_weight") is None
-  ]
+  unweighted = (
+    config.privacy.mechanism is not None
+    and config.privacy.get("max_weight") is None
+  )
+  if config.local_privacy.mechanism is not None:
+    (randomizer,) = slots_of("local_privacy")
+    alone = ConfigDict({"local_privacy": _section(config, "local_privacy")})
+    unweighted |= not make(alone, randomizer).weighs
   weighting = fields["weighting"]
   if unweighted and weighting.default == "examples":
     weighting = Field(weighting.kind, "uniform")
@@ -172,7 +177,9 @@ def _refuse_unknown(
   if not unknown:
     return
   key = unknown[0]
-  off = [s.switch or s.key for s in slots_of(section)]
+  off = [
+    s.switch or s.key for s in slots_of(section) if section not in _WITHOUT
+  ]
   off = [name for name in off if given.get(name) is None and name in fixed]
   if off and not owners:
     raise validate.UnknownNameError(
@@ -198,6 +205,8 @@ def _filled(
     name, value = f"{section}.{key}", given.get(key)
     if value is not None:
       value = field.check(name, value)
+    elif key in given and field.optional:
+      value = None
     elif field.required:
       raise ValueError(
         f"{', '.join(owners)} lacks the argument {name!r}; give it."
@@ -231,7 +240,10 @@ def _transforms(config: ConfigDict, name: str) -> ConfigDict:
         f"transforms.{label}={section!r} is no section; set the fields of a"
         " transform."
       )
-  order = tuple(order) if order else tuple(given)
+  if order:
+    order = Field(tuple).check("transforms.order", order)
+    order = tuple(x for x in order if x in given or x not in config[name])
+  order = tuple(order or given)
   if sorted(order) != sorted(given):
     raise ValueError(
       f"transforms.order={order} is no order of the transforms"
@@ -242,7 +254,14 @@ def _transforms(config: ConfigDict, name: str) -> ConfigDict:
     values = dict(given[label])
     slot = transform_slot(label)
     choice = Field(str).check(slot.field, values.pop(CHAIN.key, None) or label)
-    fields = {**slot.fields(choice), _FEEDBACK: Field(bool, False)}
+    fields = slot.fields(choice)
+    for own in (CHAIN.key, _FEEDBACK):
+      if own in fields:
+        raise ValueError(
+          f"{slot.field}={choice!r} has a parameter {own!r}, and {slot.section}"
+          f".{own} is something else; give the parameter another name."
+        )
+    fields[_FEEDBACK] = Field(bool, False)
     owner = f"{slot.section}" if choice == label else f"{slot.field}={choice!r}"
     for key in values:
       if key not in fields and values[key] is not None:
