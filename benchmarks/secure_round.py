@@ -47,17 +47,17 @@ def main() -> None:
   """Prints a table."""
   plain = seconds("weighted_mean")
   print(f"plain {1000 * plain:.2f} ms")
-  for neighbours in (2, 8, 32):
+  for neighbors in (2, 8, 32):
     for dropout in (0.0, 0.1):
       took = seconds(
-        "secure_mean", clip=1.0, neighbours=neighbours, dropout=dropout
+        "secure_mean", clip=1.0, neighbors=neighbors, dropout=dropout
       )
       print(
-        f"neighbours={neighbours} dropout={dropout} {1000 * took:.2f} ms,"
+        f"neighbors={neighbors} dropout={dropout} {1000 * took:.2f} ms,"
         f" ratio {took / plain:.2f}"
       )
   noisy = seconds("secure_mean", clip=1.0, noise_multiplier=1.0)
-  print(f"neighbours=8 noise {1000 * noisy:.2f} ms, ratio {noisy / plain:.2f}")
+  print(f"neighbors=8 noise {1000 * noisy:.2f} ms, ratio {noisy / plain:.2f}")
 
 
 if __name__ == "__main__":

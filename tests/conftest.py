@@ -178,7 +178,7 @@ def data_folder() -> pathlib.Path:
 
 @pytest.fixture
 def optimized() -> Iterator[None]:
-  """All of LLVM's optimisations, for a test that computes for long."""
+  """All of LLVM's optimizations, for a test that computes for long."""
   before = jax.config.values["jax_disable_most_optimizations"]
   jax.config.update("jax_disable_most_optimizations", False)
   yield

@@ -282,7 +282,7 @@ def test_a_sum_of_whole_numbers_is_exact():
 
 
 def test_the_median_of_bfloat16_is_float32():
-  """257 lies between two neighbours in bfloat16."""
+  """257 lies between two neighbors in bfloat16."""
   rows = jnp.array([256, 258], jnp.bfloat16)
   aggregator = aggregators.median()
   context = context_of(2)

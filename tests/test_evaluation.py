@@ -199,7 +199,7 @@ def test_pieces_have_every_client_once_and_room(
     assert held <= most or (sizes > 0).sum() == 1
   else:
     assert held <= max(most / 2, sizes.max())
-    # Two neighbours are one piece where all devices together have no room.
+    # Two neighbors are one piece where all devices together have no room.
     pairs = itertools.pairwise([int(sizes[ids].sum()) for ids in pieces])
     assert all(one + other > most / 2 for one, other in pairs)
   for ids in pieces:

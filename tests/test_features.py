@@ -70,7 +70,7 @@ FEATURES = {
   "fednova": {"algorithm.name": "fednova", "client.momentum": "0.5"},
   "mime_lite": {"algorithm.name": "mime_lite", "client.momentum": "0.9"},
   "scaffold": {"algorithm.name": "scaffold", "algorithm.option": "I"},
-  "quantisation": {
+  "quantization": {
     "transforms.quantize.sparsity": "0.5",
     "transforms.quantize.bits": "4",
     "transforms.quantize.anneal": "0.9",

@@ -164,7 +164,7 @@ def test_a_wrong_file_says_where(written, text, message):
     ("from .beside_it import ROUNDS", "leave out the dot, and set"),
   ],
 )
-def test_a_file_that_imports_its_neighbour_is_told_how(
+def test_a_file_that_imports_its_neighbor_is_told_how(
   written, tmp_path, line, cause, monkeypatch
 ):
   (tmp_path / "beside_it.py").write_text("ROUNDS = 7\n")

@@ -272,7 +272,7 @@ def with_loss_metric(task):
   return task._replace(metrics=metrics)
 
 
-# --- quantisation and leakage -------------------------------------------------
+# --- quantization and leakage -------------------------------------------------
 
 
 def quantised_by_flute(g, bits, threshold):

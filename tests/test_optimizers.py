@@ -1,4 +1,4 @@
-"""Optimisers with traced numbers, against optax with Python constants."""
+"""Optimizers with traced numbers, against optax with Python constants."""
 
 import inspect
 
@@ -40,7 +40,7 @@ PARAMS = {
 
 
 def numbers_of(name):
-  """The optimiser's numeric arguments, without the learning rate."""
+  """The optimizer's numeric arguments, without the learning rate."""
   parameters = inspect.signature(OPTIMIZERS[name]).parameters
   numeric = {
     p.name

@@ -1,4 +1,4 @@
-"""Quantised updates: alone against numpy and an encoder, and in real rounds."""
+"""Quantized updates: alone against numpy and an encoder, and in real rounds."""
 
 import functools
 import itertools

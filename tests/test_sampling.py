@@ -98,7 +98,7 @@ def test_cohorts_differ_over_rounds_and_seeds(name):
     for round_ in (0, 1, 2, 2**31 - 1)
   }
   assert len(cohorts) == 12
-  # Neighbouring rounds and seeds share no more than chance gives them.
+  # Neighboring rounds and seeds share no more than chance gives them.
   taken = included(sampler, 1000, 400)
   assert abs(np.sum(taken[1:] & taken[:-1]) / 399 - 0.4) < 0.12
   other = included(sampler, 1000, 400, seed=1)

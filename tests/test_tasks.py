@@ -319,7 +319,7 @@ def running(name, variables, examples, batches):
 
 @pytest.mark.parametrize("net", NETS)
 def test_buffers_become_the_weighted_mean_over_clients(net):
-  """Neither clipped, nor negated, nor optimised, nor weighted otherwise."""
+  """Neither clipped, nor negated, nor optimized, nor weighted otherwise."""
   task = NETS[net]
   data = blobs(SIZES)
   simulator = make_simulator(
@@ -518,7 +518,7 @@ def test_a_masked_loss_that_is_not_finite_is_left_out(bad):
 
 
 def test_rows_that_fill_a_batch_bring_in_no_other_client():
-  """They repeat the client's own examples: its neighbours' NaN stay away.
+  """They repeat the client's own examples: its neighbors' NaN stay away.
 
   A mask after the forward pass could not stop them: 0 times NaN is NaN in the
   gradient.

@@ -292,11 +292,11 @@ def compose(arguments: Sequence[str]) -> str:
     for account, epsilon in zip(accounts, alone, strict=True)
   }
   told = accounting.rounded_up(spent)
-  neighbours = accounting.MEANING[composition.adjacency(accounts)]
+  neighbors = accounting.MEANING[composition.adjacency(accounts)]
   facts["guarantee"] = (
     "none: a run has no noise"
     if math.isinf(told)
-    else f"({told:g}, {delta:.15g})-DP for {neighbours}, by PLD, of all"
+    else f"({told:g}, {delta:.15g})-DP for {neighbors}, by PLD, of all"
     f" {len(accounts)} runs together"
   )
   return reporting.final_text({"epsilon": told}, facts).rstrip()

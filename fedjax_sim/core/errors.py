@@ -47,11 +47,11 @@ def raised(path: str | None, error: BaseException) -> str:
   if isinstance(error, SyntaxError) and error.filename == path:
     lines, text = [error.lineno], error.msg
   where = f"line {lines[-1]}: " if lines else ""
-  hint = "" if path is None else _neighbour(Path(path).parent, error)
+  hint = "" if path is None else _neighbor(Path(path).parent, error)
   return f"{where}{type(error).__name__}: {text}{hint}"
 
 
-def _neighbour(folder: Path, error: BaseException) -> str:
+def _neighbor(folder: Path, error: BaseException) -> str:
   """Return how to import a file beside this one, if that failed; else ""."""
   if not isinstance(error, ImportError):
     return ""

@@ -33,7 +33,7 @@ _FORM = "give path/to/file.py:name or package.module:name"
 
 
 def is_reference(value: Any) -> bool:
-  """Whether a field's value is a reference, and no name in a table."""
+  """Return whether a field's value is a reference, not a name in a table."""
   return isinstance(value, str) and ":" in value
 
 
@@ -83,7 +83,7 @@ def lookup(
 
 
 def load(field: str, value: str) -> Callable[..., Any]:
-  """The function that a reference leads to.
+  """Return the function that a reference names.
 
   A file runs once in a process as long as it is the same.
 
@@ -114,7 +114,7 @@ def load(field: str, value: str) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def named(fields: Mapping[str, Any], others: Iterable[str]) -> Iterator[None]:
-  """Lets errors begin with the references of a config, if there are any.
+  """Begin errors with the references of a config, if there are any.
 
   What is traced is many parts at once, and an error of the user's own does not
   say whose it is.
@@ -142,7 +142,7 @@ def named(fields: Mapping[str, Any], others: Iterable[str]) -> Iterator[None]:
 
 
 def sources(fields: Mapping[str, Any]) -> dict[str, str]:
-  """What the references of a config lead to, by name and content.
+  """Return the objects that references name, by name and content digest.
 
   Args:
     fields: "section.field" -> value, of those that may be references.
@@ -197,7 +197,7 @@ def _module(field: str, value: str) -> types.ModuleType:
 
 
 def _from_file(field: str, value: str, path: Path) -> types.ModuleType:
-  """The module of a file, from `sys.modules` if it has run already."""
+  """Return the module of a file, from `sys.modules` if it has run already."""
   try:
     content = path.read_bytes()
   except FileNotFoundError as error:

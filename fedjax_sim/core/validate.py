@@ -28,7 +28,7 @@ class UnknownNameError(FedjaxSimError, ValueError):
 def integer(
   field: str, value: Any, *, ge: int = 1, le: int | None = None
 ) -> int:
-  """`value` as an int within [ge, le].
+  """Return `value` as an int within [ge, le].
 
   Raises:
     TypeError: it is not a whole number.
@@ -56,7 +56,7 @@ def number(
   gt: float | None = None,
   lt: float | None = None,
 ) -> float:
-  """`value` as a finite float within [ge, le], > `gt` and < `lt`.
+  """Return `value` as a finite float within [ge, le], > `gt` and < `lt`.
 
   Raises:
     TypeError: it is not a number.
@@ -80,7 +80,7 @@ def number(
 
 
 def boolean(field: str, value: Any) -> bool:
-  """`value` as True or False.
+  """Return `value` as True or False.
 
   Raises:
     TypeError: it is neither.
@@ -95,7 +95,7 @@ def boolean(field: str, value: Any) -> bool:
 def instance(
   field: str, value: Any, kind: type | tuple[type, ...], example: str
 ) -> None:
-  """Refuses a value of another type.
+  """Refuse a value of another type.
 
   Args:
     field: what messages call it.
@@ -151,7 +151,7 @@ def lookup(kind: str, name: str, registry: Mapping[str, T]) -> T:
 
 
 def representable(what: str, array: np.ndarray, dtype: Any) -> None:
-  """Refuses numbers that would change when they are kept in `dtype`.
+  """Refuse numbers that would change when they are kept in `dtype`.
 
   Raises:
     ValueError: a number is beyond the range of `dtype`.
@@ -222,7 +222,7 @@ def not_taken(
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-  """Each key whose values differ, with both of them."""
+  """Return each key whose values differ, with both of them."""
   missing = "(missing)"
   return [
     f"{key}: {one.get(key, missing)!r} -> {other.get(key, missing)!r}"
@@ -232,7 +232,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def cohort(ids: Any, num_clients: int) -> np.ndarray:
-  """A cohort's ids as int64, shape=(cohort,).
+  """Return a cohort's ids as int64, shape=(cohort,).
 
   Raises:
     TypeError: they are not whole numbers in one dimension.
@@ -262,7 +262,7 @@ def cohort(ids: Any, num_clients: int) -> np.ndarray:
 
 
 def arrays(owner: str, examples: Mapping[str, Any]) -> int:
-  """How many examples all fields, field -> (examples, ...), agree to hold.
+  """Return the number of examples, on which all fields must agree.
 
   Raises:
     TypeError: a field is no numpy array of numbers or bools.
@@ -304,7 +304,7 @@ def same_fields(
   model_owner: str,
   model: Mapping[str, np.ndarray],
 ) -> None:
-  """Refuses examples whose fields, dtypes or shapes are not the model's.
+  """Refuse examples whose fields, dtypes or shapes are not the model's.
 
   Raises:
     ValueError: they differ; names the first field that does.

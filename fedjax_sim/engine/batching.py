@@ -65,13 +65,13 @@ class LocalBatching:
     return np.minimum(sizes, self.max_examples)
 
   def batches_per_epoch(self, sizes: np.ndarray) -> np.ndarray:
-    """Batches in one epoch of clients of these sizes."""
+    """Return the batches in one epoch of clients of these sizes."""
     used = self.examples_used(sizes)
     extra = 0 if self.drop_remainder else self.batch_size - 1
     return (used + extra) // self.batch_size
 
   def num_epochs(self, sizes: np.ndarray) -> np.ndarray:
-    """Epochs begun by clients of these sizes."""
+    """Return the epochs begun by clients of these sizes."""
     if self.steps is None:
       return np.full_like(sizes, self.epochs)
     return -(-self.steps // np.maximum(self.batches_per_epoch(sizes), 1))
@@ -84,12 +84,12 @@ class LocalBatching:
     return np.where(batches > 0, self.steps, 0)
 
   def order_length(self, sizes: np.ndarray) -> np.ndarray:
-    """Entries that clients of these sizes take in `order`."""
+    """Return the entries that clients of these sizes take in `order`."""
     batches = self.num_epochs(sizes) * self.batches_per_epoch(sizes)
     return batches * self.batch_size
 
   def fitted(self, sizes: np.ndarray) -> LocalBatching:
-    """The same work, with no batch larger than any client can fill.
+    """Return the same, with no batch larger than the largest client can fill.
 
     Raises:
       ValueError: `drop_remainder` would leave a client without any batch.
@@ -110,14 +110,14 @@ class LocalBatching:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-  """A bijective 64-bit finaliser (Stafford's variant 13, as in SplitMix64)."""
+  """Mix 64 bits bijectively (Stafford's variant 13, as in SplitMix64)."""
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
 
 
 def _hash(*words: Any) -> np.ndarray:
-  """A 64-bit hash of broadcast integer arrays."""
+  """Return a 64-bit hash of broadcast integer arrays."""
   state = np.zeros((), np.uint64)
   with np.errstate(over="ignore"):
     for word in words:
@@ -134,7 +134,7 @@ def positions(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shuffled(counts: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-  """A random permutation of 0..count-1 for every segment, end to end.
+  """Return a random permutation of 0..count-1 for each segment, end to end.
 
   Entries are sorted by segment, then by 32 bits of a hash, then by their own
   position. Where the three fit into 64 bits one sort of numbers does it, which
@@ -174,7 +174,7 @@ class Batches(NamedTuple):
   first: np.ndarray
 
   def order(self, first: np.ndarray | None = None) -> np.ndarray:
-    """The entries of `order`, see the module.
+    """Return the entries of `order`; see the module.
 
     Args:
       first: shape=(cohort,); where each client's examples in use begin, one
@@ -196,7 +196,7 @@ def batches(
   round_: int | np.ndarray,
   salt: int = 0,
 ) -> Batches:
-  """The batches of a cohort.
+  """Return the batches of a cohort.
 
   Args:
     offsets: shape=(num_clients + 1,); where each client's examples begin.

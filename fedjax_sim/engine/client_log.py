@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 def entry(report: Report, update: PyTree) -> Entry:
-  """What is told of a client but for what the others decide.
+  """Return a client's log entry, without what depends on other clients.
 
   Args:
     report: as it is sent.
@@ -55,7 +55,7 @@ def entry(report: Report, update: PyTree) -> Entry:
 def columns(
   entries: Entry, present: Array, direction: PyTree
 ) -> dict[str, Array]:
-  """The log's numbers, shape=(waves, lanes), of one (virtual) device.
+  """Return the log's numbers, shape=(waves, lanes), of a (virtual) device.
 
   Args:
     entries: of its clients, leaves (waves, lanes, ...).
@@ -72,7 +72,7 @@ def columns(
 
 
 def gradient_statistics(update: PyTree) -> dict[str, Array]:
-  """What describes a client's pseudo-gradient, the negative of its update.
+  """Return statistics of a client's pseudo-gradient, its negated update.
 
   With n coordinates g (Dimitriadis et al. 2021, arXiv 2106.07578, weigh clients
   by such numbers):
@@ -102,7 +102,7 @@ def gradient_statistics(update: PyTree) -> dict[str, Array]:
 
 
 def cosine(a: PyTree, b: PyTree) -> Array:
-  """The cosine of the angle between two updates, NaN if one of them is 0.
+  """Return the cosine of the angle between two updates, NaN if one is 0.
 
   Returns:
     shape=(), float32 at least. No square overflows, or is lost.
@@ -116,7 +116,7 @@ def cosine(a: PyTree, b: PyTree) -> Array:
 
 
 def combine(stack: PyTree, weights: Array) -> PyTree:
-  """The weighted mean of stacked updates, 0 if no weight is left.
+  """Return the weighted mean of stacked updates, 0 if no weight is left.
 
   Args:
     stack: leaves (slots, ...).

@@ -65,7 +65,7 @@ class PassSpec(NamedTuple):
 def read_batch(
   examples: Examples, order: Array, first: Array, walk: PassSpec
 ) -> Batch:
-  """The batch whose entries of `order` begin at `first`."""
+  """Return the batch whose entries of `order` begin at `first`."""
   entries = lax.dynamic_slice(order, (first,), (walk.batch_size,))
   rows = jnp.where(entries < 0, ~entries, entries)
   take = lambda x: x.at[rows].get(mode="promise_in_bounds")
@@ -74,7 +74,7 @@ def read_batch(
 
 
 def augmented(batch: Batch, augment: Augment | None, key: Key) -> Batch:
-  """The batch, changed at random if there is something to do it.
+  """Return the batch, augmented if the data set says how.
 
   Args:
     batch: as `prepare` leaves it.
@@ -118,7 +118,7 @@ def random_batch(examples: Examples, size: int, key: Key) -> Batch:
 
 
 def pass_key(key: Key, p: int) -> Key:
-  """The key of a client's pass; fold in the step for a step's key."""
+  """Return the key of a client's pass; fold in the step for a step's key."""
   tag = 0x70617373  # no number that an algorithm would fold in itself
   return jax.random.fold_in(jax.random.fold_in(key, tag), p)
 
@@ -132,7 +132,7 @@ def run_client(
   orders: Sequence[Array],
   task_hparams: HParams,
 ) -> tuple[Client, Report]:
-  """One client's round: its walks over its data, then its report.
+  """Run one client's round: its passes over its data, then its report.
 
   Args:
     algorithm: what it does.
@@ -176,7 +176,7 @@ def _walk_once(
   start: Array,
   task_hparams: HParams,
 ) -> tuple[Client, PyTree]:
-  """A client's pass `p`, from its first carry to its last.
+  """Run a client's pass `p`, from its first carry to its last.
 
   Returns:
     The client, with what it used if tokens ended the pass, and the carry.
@@ -210,7 +210,7 @@ def _walk_once(
 
 
 def _has_value(number: Array) -> bool:
-  """Whether this runs outside of a trace, as the reference does to debug.
+  """Return whether this runs outside of a trace, as `debug=True` does.
 
   Then local steps are a Python loop, in which arrays have values.
   """
@@ -223,7 +223,7 @@ def _until(
   most: Array,
   carry: PyTree,
 ) -> tuple[PyTree, Array, Array]:
-  """Takes steps until it is enough, at most so many.
+  """Take steps until a condition holds, at most a given number.
 
   Returns:
     The carry, the number of steps, shape=(), int32, and of their examples.
@@ -257,7 +257,7 @@ def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:
 
 
 def put_wave(grid: PyTree, outputs: PyTree, w: Array) -> PyTree:
-  """The grid, leaves (waves, lanes, ...), with wave `w` set to the outputs."""
+  """Return the grid, leaves (waves, lanes, ...), with wave `w` replaced."""
   put = functools.partial(lax.dynamic_update_index_in_dim, index=w, axis=0)
   return jax.tree.map(put, grid, outputs)
 
@@ -269,7 +269,7 @@ def over_waves(
   fold: Callable[[PyTree, PyTree, Array], PyTree],
   acc: PyTree,
 ) -> PyTree:
-  """Runs `one` on every client of the grid and folds wave after wave.
+  """Run `one` on every client of the grid, and fold wave after wave.
 
   Args:
     one: row -> outputs, for one client.

@@ -22,7 +22,7 @@ class ClientMetrics(NamedTuple):
   weight: dict[str, np.ndarray]
 
   def per_client(self) -> dict[str, np.ndarray]:
-    """Each client's mean; NaN for a client without examples."""
+    """Return each client's mean; NaN for a client without examples."""
     means = {}
     for name, total in self.total.items():
       weight = self.weight[name]
@@ -31,7 +31,7 @@ class ClientMetrics(NamedTuple):
     return means
 
   def overall(self) -> dict[str, float]:
-    """The mean over all examples; NaN if none has weight."""
+    """Return the mean over all examples; NaN if none has weight."""
     means = {}
     for name, total in self.total.items():
       weight = self.weight[name].sum()
@@ -59,6 +59,6 @@ class ClientMetrics(NamedTuple):
 
 
 def told(metric: str, prefix: str) -> list[str]:
-  """The names under which `ClientMetrics.summary` tells a metric."""
+  """Return the names that `ClientMetrics.summary` gives a metric."""
   one = {metric: np.ones(1)}
   return list(ClientMetrics(one, one).summary(prefix))

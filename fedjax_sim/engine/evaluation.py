@@ -50,7 +50,7 @@ from fedjax_sim.engine.state import RunState
 
 
 def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:
-  """A central set as federated data: blocks of `size` examples."""
+  """Return a central set as federated data: blocks of `size` examples."""
   count = len(next(iter(examples.values())))
   offsets = np.append(np.arange(0, count, size), count)
   return FederatedData(examples=examples, offsets=offsets)
@@ -64,7 +64,7 @@ def make_evaluate(
   mesh: Mesh,
   prepare: Prepare,
 ) -> Callable[[PyTree, PyTree, Examples, CohortPlan], Total]:
-  """The function that evaluates every client of a cohort.
+  """Return the function that evaluates every client of a cohort.
 
   Returns:
     (server state, client states, examples, cohort) -> `Total` of name ->
@@ -127,7 +127,7 @@ def _client_metrics(
   num_steps: Array,
   walk: PassSpec,
 ) -> Total:
-  """One client's metrics, name -> `Metric`, summed over its batches."""
+  """Return one client's metrics, name -> `Metric`, summed over its batches."""
 
   def batch_sums(i: Array) -> dict[str, Metric]:
     batch = read_batch(examples, order, start + i * walk.batch_size, walk)
@@ -218,7 +218,7 @@ class EvaluationSet:
     self._kept = self._sent(*self.pieces) if len(self.pieces) == 1 else None
 
   def __call__(self, state: RunState) -> ClientMetrics:
-    """Metrics of every client of the set."""
+    """Return the metrics of every client of the set."""
     table = state.clients if self._personal else ()
     zeros = functools.partial(np.zeros, self.num_clients)
     total: dict[str, np.ndarray] = collections.defaultdict(zeros)
@@ -271,7 +271,7 @@ def in_pieces(
   lanes: int,
   devices: int,
 ) -> tuple[list[np.ndarray], Capacity]:
-  """Clients that are evaluated at once, and the shapes of every such plan.
+  """Split clients into groups evaluated at once, and return plan shapes.
 
   Args:
     data: the set.
@@ -298,7 +298,7 @@ def in_pieces(
 def _cut(
   sizes: np.ndarray, ids: np.ndarray, most: float, lanes: int, devices: int
 ) -> list[np.ndarray]:
-  """Clients in a row of which a device gets at most so many examples, or one.
+  """Split clients into consecutive groups that fit on a device.
 
   Args:
     sizes: examples of every client.
@@ -325,7 +325,7 @@ def _fitting(
   lanes: int,
   devices: int,
 ) -> Capacity:
-  """Shapes into which every piece fits, with no more examples than that."""
+  """Return the smallest shapes into which every group fits."""
   capacities = [
     plans.capacity(
       [data.sizes[ids]],
@@ -348,7 +348,7 @@ def _fitting(
 def _planned(
   data: FederatedData, batching: LocalBatching, ids: np.ndarray, shape: Capacity
 ) -> tuple[CohortPlan, plans.ExampleSlices]:
-  """The plan of a piece, and which examples a device has where."""
+  """Return the plan of a group, and the positions of examples on devices."""
   planned, (slices,) = plans.plan_rounds(
     [data.offsets],
     [batching],

@@ -26,7 +26,7 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)[^\[\s]*\[([\d,]*)\]")
 
 
 def sent_bytes(text: str, devices: int, rounds: int) -> float | None:
-  """Bytes that a device sends to the others in a round.
+  """Return the bytes that a device sends to the others in a round.
 
   Args:
     text: the compiled program, as XLA prints it. A collective in a loop counts
@@ -52,7 +52,7 @@ def sent_bytes(text: str, devices: int, rounds: int) -> float | None:
 
 
 def _nbytes(array: tuple[str, str]) -> int:
-  """Of an array in XLA's text: its type and its sides."""
+  """Return the type and the shape of an array in XLA's text."""
   kind, sides = array
   bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
   return bits // 8 * math.prod(int(n) for n in sides.split(",") if n)

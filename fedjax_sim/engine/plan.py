@@ -79,7 +79,7 @@ def capacity(
   idle: int = 0,
   lower: bool = True,
 ) -> Capacity:
-  """Shapes that hold any cohort of at most `cohort_size` clients.
+  """Return shapes that hold any cohort of at most `cohort_size` clients.
 
   Args:
     sizes: for every pass, examples of every client, shape=(num_clients,).
@@ -110,7 +110,7 @@ def _sum_of_largest(values: np.ndarray, count: int) -> int:
 
 
 def deal(steps: np.ndarray, devices: int, most: int) -> np.ndarray:
-  """Deals waves, longest first, each to the device with the least to do.
+  """Assign waves, longest first, each to the device with the least to do.
 
   Args:
     steps: shape=(waves,), decreasing.
@@ -144,7 +144,7 @@ def plan(
   seed: int,
   round_: int,
 ) -> CohortPlan:
-  """One cohort, laid out; arguments as those of `plan_rounds`."""
+  """Lay out one cohort; arguments as those of `plan_rounds`."""
   planned, _ = plan_rounds(
     offsets, batchings, [ids], shape, seed=seed, first=round_, rounds=1
   )
@@ -181,7 +181,7 @@ def plan_rounds(
   versions: Sequence[np.ndarray] | None = None,
   sliced: bool = False,
 ) -> tuple[CohortPlan, list[ExampleSlices]]:
-  """Lays the cohorts of consecutive rounds out, all at once.
+  """Lay out the cohorts of consecutive rounds, all at once.
 
   Args:
     offsets: for every pass, the offsets of its federated data.
@@ -277,7 +277,7 @@ def plan_rounds(
 
 
 def _begin_in_group(group: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """Where each piece begins among those of its group, end to end."""
+  """Return where each piece begins among those of its group, end to end."""
   by_group = np.argsort(group, kind="stable")
   end = np.cumsum(lengths[by_group])
   counts = np.bincount(group)
@@ -298,7 +298,7 @@ def fill(
     lambda array, rows: array[rows]
   ),
 ) -> np.ndarray:
-  """Copies a field's examples to where the slices want them.
+  """Copy a field's examples to the positions that the slices give.
 
   Args:
     slices: where.
@@ -325,7 +325,7 @@ def at_round(cohorts: CohortPlan, r: int) -> CohortPlan:
 
 
 def blank(shape: Capacity, passes: int, *rounds: int) -> CohortPlan:
-  """A plan of these shapes in which nobody takes part.
+  """Return a plan of these shapes in which nobody takes part.
 
   Args:
     shape: the static shapes.
@@ -375,7 +375,7 @@ class PaddingWaste(NamedTuple):
 def waste(
   cohort: CohortPlan, batchings: Sequence[LocalBatching], each: int = 1
 ) -> PaddingWaste:
-  """What this plan computes in vain; also of plans with an axis of rounds.
+  """Return what a plan, of one round or several, computes in vain.
 
   Args:
     cohort: the plan.
@@ -415,5 +415,5 @@ def _used_rows(cohort: CohortPlan, p: int, batching: LocalBatching) -> int:
 
 
 def wave_steps(cohort: CohortPlan) -> int:
-  """Steps of the busiest device: how long the plan takes, in wave steps."""
+  """Return the wave steps of the busiest device."""
   return int(cohort.num_steps.max(-2).sum((-1, -2)).max())

@@ -26,7 +26,7 @@ from fedjax_sim.engine.state import RunState
 
 
 def state_spec(shapes: RunState, mesh: Mesh) -> RunState:
-  """How a state lies on the devices.
+  """Return how a state is partitioned over the devices.
 
   The clients' table is dealt over them, and the rest is on every one; but along
   the axis `model`, if there is one, each has a piece.
@@ -74,7 +74,7 @@ def shape_of(
   most: int,
   slice_bytes: int = 0,
 ) -> Shape:
-  """The shape for this capacity.
+  """Return the shape for a capacity.
 
   Args:
     capacity: a cohort's shapes.
@@ -132,7 +132,7 @@ def compile_rounds(
   donate: bool,
   deterministic: bool = False,
 ) -> Program:
-  """Compiles a function from `make_rounds`.
+  """Compile a function from `make_rounds`.
 
   Args:
     function: the function.
@@ -169,7 +169,7 @@ def compile_rounds(
 
 
 def _options(mesh: Mesh, deterministic: bool) -> dict[str, str | bool]:
-  """How XLA compiles for the CPU; elsewhere as it likes.
+  """Return XLA's options for the CPU; none elsewhere.
 
   By default it orders a device's operations so that more of them can run at
   the same time, for which they need more memory at once. But several devices

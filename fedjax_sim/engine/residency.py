@@ -45,10 +45,10 @@ class Residency(Protocol):
   sources: list[str]
 
   def shapes(self, capacity: plan.Capacity, rounds: int) -> PyTree:
-    """Shapes and dtypes of the data of a call of `rounds` rounds."""
+    """Return shapes and dtypes of the data of a call of `rounds` rounds."""
 
   def bytes_per_round(self, capacity: plan.Capacity) -> int:
-    """What one device is sent of examples in a round, in bytes."""
+    """Return the bytes of examples that a device is sent in a round."""
 
   def gather(
     self,
@@ -56,10 +56,10 @@ class Residency(Protocol):
     capacity: plan.Capacity,
     rounds: int,
   ) -> PyTree:
-    """What is sent with a plan; numpy."""
+    """Return what is sent with a plan, as numpy arrays."""
 
   def put(self, gathered: PyTree) -> PyTree:
-    """The data of a call."""
+    """Return the data of a call."""
 
 
 class _OnDevices:
@@ -174,7 +174,7 @@ class _Sliced:
 
   @functools.cached_property
   def _sources(self) -> dict[str, dict[str, np.ndarray]]:
-    """Where examples are taken from; a store is read when it is first asked."""
+    """Return the source of examples; a store is read at the first call."""
     if self.name == "disk":
       return self._examples
     splits = [
@@ -198,7 +198,7 @@ def residency(
   mesh: Mesh,
   each: int = 1,
 ) -> Residency:
-  """The residency of this name.
+  """Return the residency of a name.
 
   Args:
     name: of `NAMES`. "auto", of examples in memory: "device" where one process
@@ -233,7 +233,7 @@ def residency(
 
 
 def check_on_disk(given: Mapping[str, Any]) -> None:
-  """Refuses options of a store that copy its examples into memory.
+  """Refuse options of a store that copy its examples into memory.
 
   Args:
     given: option of `data` -> its value; None: not given.
@@ -260,7 +260,7 @@ def check_on_disk(given: Mapping[str, Any]) -> None:
 def _chosen(
   splits: Sequence[FederatedData], mesh: Mesh, stored: bool
 ) -> tuple[str, str]:
-  """What "auto" is, and why."""
+  """Return what "auto" chooses, and why."""
   several = mesh.is_multi_process
   if not stored:
     of_many = "several processes, each with its own devices"
@@ -279,12 +279,12 @@ def _chosen(
 
 
 def device_room(mesh: Mesh) -> float:
-  """Bytes of examples that may be on a device; all processes agree on it."""
+  """Return the bytes of examples that may be on a device, in any process."""
   return _agreed(memory.memory_limit(mesh.local_devices[0]))
 
 
 def evaluation_room(given: str, name: str, mesh: Mesh, sets: int) -> float:
-  """Bytes that examples of one of so many sets may take on a device.
+  """Return the bytes that one of several sets may take on a device.
 
   Args:
     given: the residency that is asked for. "device" is for them, too.

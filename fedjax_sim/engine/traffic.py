@@ -53,7 +53,7 @@ def first_client(
 def _begin(
   algorithm: Algorithm, server: PyTree, own: PyTree, hparams: HParams
 ) -> tuple[Client, tuple[PyTree, ...]]:
-  """A client that keeps `own`, before any step; its carries."""
+  """Return a client that keeps `own`, before any step, and its carries."""
   zero = jnp.zeros((), jnp.int32)
   client = Client(
     message=algorithm.download(algorithm.broadcast(server), zero),
@@ -95,7 +95,7 @@ def report_shapes(
 
 
 def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
-  """What one client receives and sends in a round, before transforms.
+  """Return what one client receives and sends in a round, before transforms.
 
   Args:
     algorithm: what it does.

@@ -2,7 +2,7 @@
 
 A path is the parameter's place in the tree, joined by slashes, such as
 `layers/0/kernel`; a pattern is a regular expression that matches its beginning.
-What is frozen is one copy a device, is not sent back and takes no optimiser.
+What is frozen is one copy a device, is not sent back and takes no optimizer.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def with_compute_dtype(
 ) -> Task:
   """The task computed in `dtype`, e.g. bfloat16.
 
-  Parameters, optimisers, updates and their sums stay in float32; losses and
+  Parameters, optimizers, updates and their sums stay in float32; losses and
   metrics are reduced in float32.
 
   Args:

@@ -1,6 +1,6 @@
 """Local training: what a client does with its own data in most algorithms.
 
-Several steps of an optimiser on mini-batches, starting from the server's
+Several steps of an optimizer on mini-batches, starting from the server's
 parameters (McMahan et al. 2017, arXiv 1602.05629, `ClientUpdate`). Algorithms
 that differ in the gradient alone pass `gradient_hook`.
 """
@@ -91,9 +91,9 @@ def local_training(
 
   Args:
     task: what is trained.
-    optimizer: the client's optimiser; its state starts anew every round. Its
+    optimizer: the client's optimizer; its state starts anew every round. Its
       hyper-parameters are read from `hparams["client"]`.
-    gradient_hook: (client, params, gradient) -> gradient, before the optimiser.
+    gradient_hook: (client, params, gradient) -> gradient, before the optimizer.
     weighting: a client's weight: its number of `examples`; its `tokens`, the
       sum of the loss's weights over its steps; or `uniform`.
     get_model: client -> the `Variables` that it starts from.
@@ -153,7 +153,7 @@ def full_gradient(
   """The mean gradient over all of a client's data, at what it received.
 
   The batch size only bounds memory. The report's update is the negative
-  gradient, so that a server optimiser sees the gradient.
+  gradient, so that a server optimizer sees the gradient.
 
   Args:
     task: what is differentiated.

@@ -1,4 +1,4 @@
-"""Optimisers whose numbers are hyper-parameters: any of optax, built in trace.
+"""Optimizers whose numbers are hyper-parameters: any of optax, built in trace.
 
 An `Optimizer` keeps its numeric arguments apart from the function that makes
 the `optax.GradientTransformation`, so that the engine can pass them in traced:
@@ -70,7 +70,7 @@ OPTIMIZERS: dict[str, Factory] = {
 
 
 class Optimizer(NamedTuple):
-  """An optimiser and its default numeric hyper-parameters.
+  """An optimizer and its default numeric hyper-parameters.
 
   Attributes:
     build: hyper-parameters -> `optax.GradientTransformation`; called inside
@@ -89,7 +89,7 @@ def optimizer(
   kind: str | Callable[..., optax.GradientTransformation],
   **arguments: Any,
 ) -> Optimizer:
-  """An optimiser by name, or from any function that makes one.
+  """An optimizer by name, or from any function that makes one.
 
   Args:
     kind: a name in `OPTIMIZERS`, or a function such as `optax.sgd`.
@@ -97,7 +97,7 @@ def optimizer(
       ints, strings and functions, such as a schedule, stay Python constants.
 
   Raises:
-    UnknownNameError: no such optimiser, or no such argument.
+    UnknownNameError: no such optimizer, or no such argument.
     TypeError, ValueError: a learning rate that is no number >= 0, or an
       argument that is missing.
   """
@@ -126,10 +126,10 @@ def optimizer(
 
 
 def clipped(inner: Optimizer, norm: float, field: str = "norm") -> Optimizer:
-  """The optimiser on gradients whose global L2 norm is at most `norm`.
+  """The optimizer on gradients whose global L2 norm is at most `norm`.
 
   Args:
-    inner: the optimiser.
+    inner: the optimizer.
     norm: longer gradients are scaled down to it; the hyper-parameter
       `max_grad_norm`.
     field: what messages call it.
@@ -156,10 +156,10 @@ def by_layer(
   params: PyTree,
   field: str = "layer_rates",
 ) -> Optimizer:
-  """The optimiser with other rates for some parameters.
+  """The optimizer with other rates for some parameters.
 
   Args:
-    inner: the optimiser.
+    inner: the optimizer.
     rates: (pattern, factor): a parameter whose path the pattern matches, see
       `tasks/freezing.py`, takes steps times the factor; the first pattern
       counts.
@@ -245,7 +245,7 @@ def descend(
   state: PyTree,
   params: PyTree,
 ) -> tuple[PyTree, PyTree]:
-  """One optimiser step.
+  """One optimizer step.
 
   Returns:
     (params, state), both new, in the dtypes that they had. Traced numbers may

@@ -1,4 +1,4 @@
-"""Quantisation of updates: small entries go, the others take few values.
+"""Quantization of updates: small entries go, the others take few values.
 
 That of FLUTE (Dimitriadis et al. 2022, arXiv 2203.13789): a quantile of the
 magnitudes says which entries become 0, uniform bins say what the others are

@@ -231,7 +231,7 @@ def test_fixed_size_is_between_poisson_and_the_renyi_bound(
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "laplace"])
-def test_fixed_size_dominates_any_order_of_neighbours(noise):
+def test_fixed_size_dominates_any_order_of_neighbors(noise):
   """Rounds of one kind and of the other, composed by dp-accounting.
 
   A client may be the one that stands out in some rounds, and the one that does
@@ -320,7 +320,7 @@ def test_epsilon_does_not_depend_on_what_was_asked_before():
   assert forwards == backwards[::-1]
 
 
-# --- what is neighbouring, what is counted ------------------------------------
+# --- what is neighboring, what is counted ------------------------------------
 
 
 def test_adjacency():

@@ -276,7 +276,7 @@ def formulas(multiplier, rate=1.0, fixed=False):
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
 @pytest.mark.parametrize(("stddev", "moved"), [(0.5, 1), (3.3, 2), (20.0, 31)])
 def test_moments_of_whole_orders_are_a_gaussians(stddev, moved, rate):
-  """Sums over the exact laws, of both orders of neighbours."""
+  """Sums over the exact laws, of both orders of neighbors."""
   found = formulas(stddev / moved, rate)
   size = math.ceil(25 * stddev)
   base = law(stddev, 0, size)

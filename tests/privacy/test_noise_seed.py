@@ -44,7 +44,7 @@ def simulator_of(kind, clip_norm=1.0, seed=0):
     algorithm = with_local_dp(algorithm, noise)
   elif kind == "secure":
     code = distributed_gaussian(2, clip=clip_norm, noise_multiplier=1.0)
-    aggregator = secure(code, neighbours=2)
+    aggregator = secure(code, neighbors=2)
   return make_simulator(
     task,
     algorithm,

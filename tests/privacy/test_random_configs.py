@@ -4,7 +4,7 @@ Each config goes the way of the command line, `flags.load` and `build`. If it is
 accepted, its clients move the sum of a compiled round as far as they can, by
 brute force: with and without one client, and with another in its place. The
 independent bound is the epsilon that the likelihood ratio of two federations
-attains (`test_neighbours.attained`): a mixture of shifted densities, composed
+attains (`test_neighbors.attained`): a mixture of shifted densities, composed
 by FFT on losses that are rounded down, for as many turns and with the rate that
 follow from the config's own numbers, and with the shift that was measured. Of
 correlated noise the shift is the longest sum of columns of the strategy's
@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 from scipy import linalg, optimize, stats
 from test_central import recorded
-from test_neighbours import attained
+from test_neighbors import attained
 
 from fedjax_sim import sampling
 from fedjax_sim.config import flags

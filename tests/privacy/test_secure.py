@@ -86,7 +86,7 @@ def test_the_masks_of_all_add_up_to_nothing(clients, half):
 def test_one_masked_message_is_uniform():
   """The server's view of a client whose update is all ones."""
   size = 50_000
-  aggregator = secure.secure(fixed_point(CLIENTS, clip=1.0), neighbours=2)
+  aggregator = secure.secure(fixed_point(CLIENTS, clip=1.0), neighbors=2)
   present = jnp.arange(CLIENTS) == 3
   acc = received(
     aggregator,
@@ -104,7 +104,7 @@ def test_one_masked_message_is_uniform():
 @pytest.mark.slow
 def test_a_message_has_no_more_bits_than_asked_for():
   aggregator = secure.secure(
-    fixed_point(CLIENTS, clip=1.0, bits=9), neighbours=2
+    fixed_point(CLIENTS, clip=1.0, bits=9), neighbors=2
   )
   acc = received(
     aggregator,
@@ -121,7 +121,7 @@ def joined(rows, weights, present, weighted=False, bits=32):
   code = fixed_point(
     CLIENTS, clip=2.0, max_weight=8.0 if weighted else None, bits=bits
   )
-  aggregator = secure.secure(code, neighbours=4)
+  aggregator = secure.secure(code, neighbors=4)
   context = context_of(aggregator.hparams)
   acc = received(aggregator, rows, weights, present, context)
   return aggregator.finish(acc, jnp.float32(0), jnp.int32(0), context)
@@ -162,7 +162,7 @@ def test_what_drops_out_is_recovered_bit_for_bit():
   rows = np.random.default_rng(0).uniform(-1, 1, (CLIENTS, SIZE))
   rows = rows.astype(np.float32)
   code = fixed_point(CLIENTS, clip=1.0)
-  aggregator = secure.secure(code, neighbours=4, dropout=0.4)
+  aggregator = secure.secure(code, neighbors=4, dropout=0.4)
   scale = 2.0 ** fraction_bits(CLIENTS, 32)
   numbers = np.round(rows * scale).astype(np.int64)
   sizes = set()
@@ -207,7 +207,7 @@ def test_the_largest_sum_just_fits(clients, bits):
 
 @pytest.mark.slow
 def test_a_cohort_that_is_too_large_gives_nan():
-  aggregator = secure.secure(fixed_point(2, clip=1.0), neighbours=2)
+  aggregator = secure.secure(fixed_point(2, clip=1.0), neighbors=2)
   context = context_of(aggregator.hparams, cohort_size=3)
   args = jnp.ones((3, 4)), jnp.ones(3), jnp.ones(3, bool), context
   acc = received(aggregator, *args)
@@ -218,8 +218,8 @@ def test_a_cohort_that_is_too_large_gives_nan():
 @pytest.mark.parametrize(
   ("changes", "match"),
   [
-    ({"neighbours": 3}, r"neighbours=3 is odd"),
-    ({"neighbours": 0}, r"neighbours=0 is out of range"),
+    ({"neighbors": 3}, r"neighbors=3 is odd"),
+    ({"neighbors": 0}, r"neighbors=0 is out of range"),
     ({"dropout": 1.5}, r"dropout=1\.5 is out of range"),
     ({"bits": 33}, r"bits=33 is out of range"),
     ({"clip": 0.0}, r"clip=0\.0 is out of range"),

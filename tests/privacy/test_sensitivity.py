@@ -127,7 +127,7 @@ def released(norm, lanes, dtype):
     algorithm = with_local_dp(inner, LOCAL[norm]())
   else:
     code = distributed_gaussian(CLIENTS, clip=CLIP, noise_multiplier=1e-5)
-    aggregator = secure(code, neighbours=2)
+    aggregator = secure(code, neighbors=2)
   data = quadratic_data(np.zeros((CLIENTS, DIM)))
   simulator = make_simulator(
     task,

@@ -93,7 +93,7 @@ def load_mnist_power_law(
   i % 10 and (i + 1) % 10, five examples of each, and shares what is left of a
   digit with its other owners in proportion to draws from lognormal(0, 2).
 
-  The authors' script mixes MNIST's training and test images, standardises each
+  The authors' script mixes MNIST's training and test images, standardizes each
   pixel, and leaves over what whole numbers of examples do not use up. Here
   clients share the 60,000 training images, every one of them, in an order that
   `seed` shuffles; the test set is MNIST's own, and pixels go from 0 to 1.

@@ -43,7 +43,7 @@ class Step(NamedTuple):
     multiplier: the noise over how far that client can move the sum (L2; L1
       with Laplace noise).
     rate: the probability that it takes part.
-    fixed: whether it is drawn into a cohort of fixed size, and neighbours
+    fixed: whether it is drawn into a cohort of fixed size, and neighbors
       differ in who it is; otherwise everybody is drawn by itself, and they
       differ in whether it is there.
   """
@@ -148,7 +148,7 @@ def rdp(step: Step, count: int, delta: float) -> float:
   equal. What is left is the moment of Gaussians. Of a sampled release the
   binomial of ((1 - q) + q Q / P)^a has moments of whole orders only (arXiv
   1908.10530, section 3.3), as have the bounds of fixed-size samples (arXiv
-  1808.00087); and the other order of neighbours is no worse (arXiv 1908.10530,
+  1808.00087); and the other order of neighbors is no worse (arXiv 1908.10530,
   theorem 5), since x -> m - x swaps P and Q.
   """
   orders, divergences = _renyi_divergences(step)
@@ -192,7 +192,7 @@ def epsilon(accountant: str, step: Step, count: int, delta: float) -> float:
 
 
 def _loss(step: Step, added: bool) -> Any:
-  """The library's loss of one release, for one order of neighbours."""
+  """The library's loss of one release, for one order of neighbors."""
   mechanisms = library("dp_accounting.pld.privacy_loss_mechanism")
   make = {
     "gaussian": mechanisms.GaussianPrivacyLoss,
@@ -219,7 +219,7 @@ def _grid(step: Step) -> tuple[float, float]:
 def _losses(
   step: Step, interval: float | None = None
 ) -> tuple[LossDistribution, ...]:
-  """The losses of one release, of every order of neighbours that counts."""
+  """The losses of one release, of every order of neighbors that counts."""
   fitting, most = _grid(step)
   interval = fitting if interval is None else interval
   removed, added = (_loss(step, added) for added in (False, True))

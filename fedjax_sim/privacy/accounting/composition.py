@@ -102,7 +102,7 @@ def read(workdir: Path) -> Account:
 
 
 def adjacency(accounts: Sequence[Account]) -> str:
-  """What holds for all of them: their neighbours, or a client left out.
+  """What holds for all of them: their neighbors, or a client left out.
 
   To leave out what a client sends is no more than to replace it, and the same
   as to remove it where rates do not follow from the number of clients.

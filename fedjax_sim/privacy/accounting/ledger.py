@@ -146,7 +146,7 @@ class Ledger:
 
   @property
   def adjacency(self) -> str:
-    """Which federations are neighbours: a name from the module's docstring."""
+    """Which federations are neighbors: a name from the module's docstring."""
     rate, period, independent, population = self.participation
     if population is not None:
       return "add-or-remove"

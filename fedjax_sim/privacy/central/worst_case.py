@@ -4,7 +4,7 @@ Whoever knows all other contributions and sees c + N(0, s^2 I) in place of
 N(0, s^2 I) tells the two apart best by the score <released, c> / |c| (Neyman
 and Pearson), which moves by |c| / s deviations; epsilon is a function of that
 number alone. So the noise is a constant, the score is given, and the worst case
-of a mechanism is the update u that maximises |c(u)|, where c weighs and clips
+of a mechanism is the update u that maximizes |c(u)|, where c weighs and clips
 as it does for clients. c is differentiable: u is found by gradient ascent, from
 the worst of some random and one-layered beginnings, and then tried at lengths
 up to the largest float32. With a right clip the gradient is 0, and what is

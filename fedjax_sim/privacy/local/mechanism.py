@@ -1,4 +1,4 @@
-"""Local differential privacy: a client randomises what it sends.
+"""Local differential privacy: a client randomizes what it sends.
 
 Nobody has to be trusted, neither the server nor whoever listens: whatever two
 clients hold, what they send looks much the same. A `Randomizer` acts on a
@@ -35,7 +35,7 @@ from fedjax_sim.training.wrappers import wrap_algorithm
 class Randomizer(NamedTuple):
   """What a client does to its update and weight, and what that guarantees.
 
-  Any two reports are neighbours: whatever a client holds is covered.
+  Any two reports are neighbors: whatever a client holds is covered.
 
   Attributes:
     name: of the mechanism.
@@ -64,10 +64,10 @@ class Randomizer(NamedTuple):
 
 
 def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
-  """The algorithm, with clients that randomise what they send.
+  """The algorithm, with clients that randomize what they send.
 
-  The randomiser has the last word, after the transforms. `Report.values`, which
-  no randomiser sees, are not sent. `Report.metrics`, such as training losses,
+  The randomizer has the last word, after the transforms. `Report.values`, which
+  no randomizer sees, are not sent. `Report.metrics`, such as training losses,
   are: they are what a simulation shows and no guarantee covers them, as little
   as the transforms' `aux` and the log of clients.
 
@@ -182,7 +182,7 @@ def composed(
   Nothing is won by sampling: whoever sees reports knows who sent them.
 
   Gaussian noise composes exactly (Balle and Wang 2018, arXiv 1805.06530, of a
-  multiplier smaller by sqrt(reports)). Other mechanisms compose as randomised
+  multiplier smaller by sqrt(reports)). Other mechanisms compose as randomized
   response does, than which none of the same epsilon is worse (Kairouz, Oh and
   Viswanath 2015, arXiv 1311.0776); at delta 0 epsilons add up.
 
@@ -230,7 +230,7 @@ def default_delta(randomizer: Randomizer, reports: int) -> float:
 
 
 def _responses(epsilon: float, reports: int, delta: float) -> float:
-  """Epsilon of so many randomised responses, exactly."""
+  """Epsilon of so many randomized responses, exactly."""
   total = reports * epsilon
   if delta == 0:
     return total

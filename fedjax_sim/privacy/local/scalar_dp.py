@@ -1,7 +1,7 @@
 """ScalarDP: a number within a range, sent as one of a few levels.
 
 Bhowmick et al. 2018 (arXiv 1812.00984, algorithm 3). The number is rounded to a
-level at random, without bias, then told by randomised response.
+level at random, without bias, then told by randomized response.
 """
 
 from __future__ import annotations

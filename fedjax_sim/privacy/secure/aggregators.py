@@ -16,7 +16,7 @@ def secure_sum(
   clip: float,
   bits: int = 32,
   rounding: str | None = None,
-  neighbours: int = 8,
+  neighbors: int = 8,
   dropout: float = 0.0,
   noise_multiplier: float | None = None,
 ) -> Aggregator:
@@ -28,7 +28,7 @@ def secure_sum(
     bits: of a number that a client sends, from 2 to 32.
     rounding: `nearest` (the default) or `stochastic`; with noise always the
       latter.
-    neighbours: how many clients each one shares masks with; an even number.
+    neighbors: how many clients each one shares masks with; an even number.
     dropout: the probability that a client sends nothing after all masks are
       agreed on.
     noise_multiplier: of distributed discrete Gaussian noise, the standard
@@ -47,7 +47,7 @@ def secure_sum(
     code = distributed_gaussian(
       clients, clip=clip, noise_multiplier=noise_multiplier, bits=bits
     )
-  return secure(code, neighbours=neighbours, dropout=dropout)
+  return secure(code, neighbors=neighbors, dropout=dropout)
 
 
 def secure_mean(
@@ -57,7 +57,7 @@ def secure_mean(
   max_weight: float | None = None,
   bits: int = 32,
   rounding: str | None = None,
-  neighbours: int = 8,
+  neighbors: int = 8,
   dropout: float = 0.0,
   noise_multiplier: float | None = None,
 ) -> Aggregator:
@@ -73,7 +73,7 @@ def secure_mean(
     bits: of a number that a client sends, from 2 to 32.
     rounding: `nearest` (the default) or `stochastic`; with noise always the
       latter.
-    neighbours: how many clients each one shares masks with; an even number.
+    neighbors: how many clients each one shares masks with; an even number.
     dropout: the probability that a client sends nothing after all masks are
       agreed on.
     noise_multiplier: of distributed discrete Gaussian noise, the standard
@@ -106,7 +106,7 @@ def secure_mean(
       bits=bits,
       mean=True,
     )
-  return secure(code, neighbours=neighbours, dropout=dropout)
+  return secure(code, neighbors=neighbors, dropout=dropout)
 
 
 def _without_noise(field: str, value: object) -> None:

@@ -1,9 +1,9 @@
 """Secure aggregation, simulated: the server adds up what it cannot read.
 
 Every client's numbers become whole ones, modulo a power of two. Each pair of
-neighbours on a ring shares a random mask, which one of them adds and the other
+neighbors on a ring shares a random mask, which one of them adds and the other
 subtracts (Bonawitz et al. 2017, "Practical Secure Aggregation for
-Privacy-Preserving Machine Learning"; a graph with few neighbours: Bell et al.
+Privacy-Preserving Machine Learning"; a graph with few neighbors: Bell et al.
 2020, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead"). One
 masked message is uniform; in the sum the masks are gone.
 
@@ -69,7 +69,7 @@ class Received(NamedTuple):
   arrived: Array
 
 
-def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
+def secure(code: Code, *, neighbors: int, dropout: float = 0.0) -> Aggregator:
   """The sum of masked messages; sees no client's update by itself.
 
   Sums of whole numbers do not round: the result has the same bits on any
@@ -77,7 +77,7 @@ def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
 
   Args:
     code: how updates become whole numbers.
-    neighbours: clients that each shares masks with, an even number; in a
+    neighbors: clients that each shares masks with, an even number; in a
       smaller cohort all others.
     dropout: probability that a client, its masks agreed on, sends nothing. As
       for clients whose report is rejected, the server then learns the masks
@@ -90,10 +90,10 @@ def secure(code: Code, *, neighbours: int, dropout: float = 0.0) -> Aggregator:
   Raises:
     TypeError, ValueError: an argument is out of range.
   """
-  half, odd = divmod(validate.integer("neighbours", neighbours), 2)
+  half, odd = divmod(validate.integer("neighbors", neighbors), 2)
   if odd:
     raise ValueError(
-      f"neighbours={neighbours} is odd, and a ring has as many on one"
+      f"neighbors={neighbors} is odd, and a ring has as many on one"
       " side as on the other; give an even number."
     )
   validate.number("dropout", dropout, ge=0, le=1)
@@ -187,7 +187,7 @@ def client_mask(
     context: the round's; its `rank` is not read.
     like: a message.
     rank: shape=(), int32; the client's.
-    half: neighbours on each side of the ring.
+    half: neighbors on each side of the ring.
 
   Returns:
     uint32, of the message's shapes, modulo 2^32. The masks of all clients add

@@ -200,7 +200,7 @@ def test_one_more_client_changes_the_rates_of_all():
 def test_a_rate_that_was_fixed_in_advance_is_nobody_elses():
   """Then one client more or less betrays no more than is claimed."""
   rounds, spread, delta = 1000, 20.0, 1e-3
-  for clients in (90, 91):  # neighbours are told the same
+  for clients in (90, 91):  # neighbors are told the same
     part = promised(poisson(clients, 45, population=90))
     ours = Ledger(PrivacySpec("gaussian", spread), part, delta)
     assert ours.adjacency == "add-or-remove"
