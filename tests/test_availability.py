@@ -145,11 +145,11 @@ def test_what_a_file_lacks(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"sampler.name": "available"}, r"needs sampler.trace"),
-    ({"sampler.trace": "t.npz"}, r"trace='t.npz' is of sampler.name='avail"),
+    ({"sampler.name": "available"}, r"lacks the argument 'sampler.trace'"),
+    ({"sampler.trace": "t.npz"}, r"uniform' does not take 'sampler.trace'"),
     (
       {"sampler.round_seconds": "5.0", "sampler.name": "cyclic"},
-      r"round_seconds=5.0 is of sampler.name='available', and it is 'cyc",
+      r"'cyclic' does not take 'sampler.round_seconds'",
     ),
   ],
 )

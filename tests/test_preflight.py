@@ -151,7 +151,7 @@ def test_a_model_with_too_few_outputs_does_not_train_in_silence():
     ("aggregator", "median", "aggregator is a str; .*weighted_mean"),
     ("aggregator", aggregators.median, "aggregator is median;"),
     ("sampler", "uniform", "sampler is a str; .*sampling.uniform"),
-    ("batching", (8, 1), "work is a tuple; .*LocalBatching"),
+    ("batching", (8, 1), "batching is a tuple; .*LocalBatching"),
     ("transforms", "clip", "transforms is a str; .*clip"),
     ("transforms", ["clip"], r"transforms\[0\] is a str; .*clip"),
     ("runtime", {"lanes": 1}, "runtime is a dict; .*Runtime"),

@@ -66,7 +66,7 @@ def fixed(devices, virtual, lanes=1, **more):
 @pytest.mark.parametrize(
   ("model", "virtual", "lanes"),
   [
-    ("lr", 3, 3),
+    pytest.param("lr", 3, 3, marks=pytest.mark.integration),  # 4 programs
     *(
       pytest.param(*case, marks=pytest.mark.slow)
       for case in [("lr", 2, 1), ("mlp", 2, 3), ("mlp", 3, 1), ("mlp", 4, 3)]

@@ -152,10 +152,10 @@ def _adapted(
   if slot.section != "algorithm" or "weighting" not in fields:
     return fields
   unweighted = (
-    config.privacy.mechanism is not None
+    config.privacy.get("mechanism") is not None
     and config.privacy.get("max_weight") is None
   )
-  if config.local_privacy.mechanism is not None:
+  if config.local_privacy.get("mechanism") is not None:
     (randomizer,) = slots_of("local_privacy")
     alone = ConfigDict({"local_privacy": _section(config, "local_privacy")})
     unweighted |= not make(alone, randomizer).weighs

@@ -75,8 +75,7 @@ class Simulator:
     best_metric: metric, such as `unseen/accuracy`, whose best model is kept.
     revert_to_best: go on with the best model after one that is no better.
     log_clients: fill `DispatchResult.client_log`; devices keep all updates.
-    budget: delta, and perhaps the largest epsilon, of a private algorithm;
-      every round's metrics then have its epsilon. None to count no epsilon.
+    budget: delta and largest epsilon of a private run; None counts no epsilon.
     debug: run rounds as a Python loop over clients, see `reference.py`; slow.
 
   Raises:
@@ -110,10 +109,12 @@ class Simulator:
 
   def _check_privacy(self) -> None:
     accounts.check_budget(self.algorithm, self.budget)
-    release, joined = self.algorithm.privacy, self.effective_aggregator
+    release, noisy = self.algorithm.privacy, self.aggregator.draws_noise
+    if release is None and (noisy or self.algorithm.draws_noise):
+      parts = self.algorithm, self.aggregator, self.transforms, self.states
+      accounts.check_noised(*parts)
     if release is None:
-      parts = self.algorithm, joined, self.transforms, self.states
-      return accounts.check_noised(*parts)
+      return
     guard.check_noise(release, self.hparams["algorithm"], self.sampler)
     guard.check(
       self.transforms,
@@ -259,7 +260,6 @@ class Simulator:
   @functools.cached_property
   def states(self) -> States:
     """Makes states, and moves them between devices and host."""
-    joined = self.effective_aggregator
     return States(
       algorithm=self.algorithm,
       transforms=self.transforms,
@@ -268,7 +268,7 @@ class Simulator:
       keeps_best=self.best_metric is not None,
       seed=self.seed,
       noise_seed=self.noise_seed,
-      draws_noise=self.algorithm.draws_noise or joined.draws_noise,
+      draws_noise=self.algorithm.draws_noise or self.aggregator.draws_noise,
       num_clients=self.num_clients,
       mesh=self.mesh,
       sampler=self.planner.cohorts.first_state,

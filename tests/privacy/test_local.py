@@ -620,12 +620,12 @@ def test_weights_by_data_are_sent_or_refused():
         "delta": 1e-5,
       },
       ValueError,
-      r"epsilon=1.0 and stddev=1.0: give one",
+      r"epsilon=1.0 and local_privacy\.stddev=1.0: give one",
     ),
     (
       {"mechanism": "gaussian", "clip_norm": 1.0, "delta": 1e-5},
       ValueError,
-      r"epsilon=None and stddev=None: give one",
+      r"epsilon=None and local_privacy\.stddev=None: give one",
     ),
     (
       {
