@@ -120,7 +120,7 @@ def component(slot: Slot, name: str) -> str:
   label = name.rpartition(":")[2]  # of a reference
   section = slot.section if slot is not CHAIN else f"transforms.{label}"
   parsed = docstring_parser.parse(inspect.getdoc(function) or "")
-  meanings = _meanings(function)
+  meanings = _meanings(parsed)
   own = not any(f is function for f in OPTIMIZERS.values())
   text = [parsed.short_description, parsed.long_description if own else None]
   named = slot.field if slot is not CHAIN else f"{section}.name"
@@ -160,7 +160,7 @@ def markdown() -> str:
       lines += ["", f"### `{own}`", "", _summary(function)]
       fields = slot.fields(name)
       if fields:
-        meanings = _meanings(function)
+        meanings = _meanings(docstring_parser.parse(function.__doc__ or ""))
         lines += ["", "| field | type | default | meaning |"]
         lines += ["| --- | --- | --- | --- |"]
       for key, field in fields.items():
@@ -172,9 +172,8 @@ def markdown() -> str:
   return "\n".join(lines)
 
 
-def _meanings(function: Callable[..., Any]) -> dict[str, str]:
+def _meanings(parsed: docstring_parser.Docstring) -> dict[str, str]:
   """Return what a docstring says of each parameter, on one line each."""
-  parsed = docstring_parser.parse(inspect.getdoc(function) or "")
   return {
     p.arg_name: " ".join((p.description or "").split()) for p in parsed.params
   }

@@ -20,6 +20,7 @@ from fedjax_sim.config.components import (
   Field,
   Slot,
   make,
+  section_of,
   slots_of,
   transform_slot,
 )
@@ -177,11 +178,9 @@ def _refuse_unknown(
   if not unknown:
     return
   key = unknown[0]
-  off = [
-    s.switch or s.key for s in slots_of(section) if section not in _WITHOUT
-  ]
+  off = [s.switch or s.key for s in slots_of(section)]
   off = [name for name in off if given.get(name) is None and name in fixed]
-  if off and not owners:
+  if off and not owners and section not in _WITHOUT:
     raise validate.UnknownNameError(
       f"{section}.{key}={given[key]!r}: nothing takes it; set"
       f" {section}.{off[0]}, or unset it by --config.{section}.{key}=None."
@@ -281,11 +280,6 @@ def reference_fields(config: ConfigDict) -> dict[str, Any]:
   """
   slots = [s for s in SLOTS if s.references]
   slots += [transform_slot(label) for label in config.transforms.order]
-  found = {}
-  for slot in slots:
-    section: Any = config
-    for part in slot.section.split("."):
-      section = section[part]
-    if slot.key in section:
-      found[slot.field] = section[slot.key]
+  sections = [(slot, section_of(config, slot.section)) for slot in slots]
+  found = {s.field: given[s.key] for s, given in sections if s.key in given}
   return {**found, "model.metrics": config.model.metrics}

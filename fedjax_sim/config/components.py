@@ -337,10 +337,7 @@ def _field(hint: Any, default: Any) -> Field | None:
   found = [_kind(part) for part in _parts(hint)]
   optional = type(None) in found or default is None
   kinds = {kind for kind in found if kind not in (None, type(None))}
-  if kinds >= {bool, int, float} or kinds == {
-    int,
-    float,
-  }:  # a number of JAX or optax
+  if kinds in ({int, float}, {bool, int, float}):  # the latter of optax
     kinds = {float}
   if object in kinds and isinstance(default, tuple(_NAMES)):
     kinds = {type(default)}
