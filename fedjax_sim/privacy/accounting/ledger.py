@@ -282,11 +282,11 @@ class Ledger:
     return low
 
   def told(self, rounds: int) -> float:
-    """Return epsilon rounded up to four digits, so that it holds as it reads."""
+    """Return epsilon rounded up to four digits, so it holds as it reads."""
     return rounded_up(self.epsilon(rounds))
 
   def describe(self, rounds: int) -> str:
-    """Return the guarantee after so many rounds, as a sentence for summaries."""
+    """Return the guarantee after so many rounds, in a summary's sentence."""
     if math.isinf(self.told(rounds)):
       if math.isfinite(self._counted(rounds)):
         return f"none: draws of the noise may add more to delta={self.delta:g}"

@@ -86,7 +86,7 @@ class Witness:
     self._look(round_, ids)
 
   def _look(self, round_: int, ids: np.ndarray) -> None:
-    """Check a round, also in what is a matter of chance."""
+    """Check a round, and test what is a matter of chance."""
     self.see(round_, ids)
     found = self._overlaps.see(ids) if self._overlaps is not None else None
     if found is not None:
@@ -155,7 +155,7 @@ class _Counts(NamedTuple):
 def check_draws(
   sampler: Sampler, num_clients: int, rounds: int, seed: int = 0
 ) -> None:
-  """Test what a sampler promises of chances, on draws with many seeds.
+  """Test what a sampler promises about chances, on draws with many seeds.
 
   Args:
     sampler: who takes part.

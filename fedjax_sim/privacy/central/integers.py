@@ -119,8 +119,8 @@ class Grid(NamedTuple):
     """Return an update rounded to whole steps.
 
     Args:
-      update: float32; of an L2 norm of at most 1 (`clip_to_unit_norm`), it becomes
-        one of the scale at most.
+      update: float32; its L2 norm is at most 1 (`clip_to_unit_norm`), and that
+        of the result at most the scale.
 
     Returns:
       int32.

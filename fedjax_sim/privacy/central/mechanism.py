@@ -87,7 +87,7 @@ class _Noisy(NamedTuple):
 def with_central_dp(
   algorithm: Algorithm, settings: CentralDPConfig
 ) -> Algorithm:
-  """Return the algorithm with central differential privacy for its clients.
+  """Return the algorithm with central differential privacy.
 
   The noise of a round is a function of the run's noise seed and the round
   alone, and the same on every device. But for `discrete_gaussian` it is
