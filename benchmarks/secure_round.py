@@ -19,7 +19,7 @@ ROUNDS, REPEATS = 20, 5
 
 
 def seconds(aggregator: str, **secure: float) -> float:
-  """The median time of a round."""
+  """Return the median time of a round."""
   config = default_config()
   config.model.name = "mlp"
   config.server.clients_per_round = 20
@@ -44,7 +44,7 @@ def seconds(aggregator: str, **secure: float) -> float:
 
 
 def main() -> None:
-  """Prints a table."""
+  """Print a table."""
   plain = seconds("weighted_mean")
   print(f"plain {1000 * plain:.2f} ms")
   for neighbors in (2, 8, 32):

@@ -355,7 +355,7 @@ def described(
 
   Args:
     path: the store's folder.
-    columns: field -> the columns of the source that it was made of, where
+    columns: field -> the fields of the source that it was made of, where
       they were named.
   """
   data = open_store(path)

@@ -147,7 +147,7 @@ def _name(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _colors(classes: int) -> np.ndarray:
-  """Return a color for every class, shape=(classes, 4), RGBA; 256 differ."""
+  """Return a color for every class, shape=(classes, 4); at most 256 differ."""
   from matplotlib import colormaps
 
   name = "tab20" if classes <= _NAMED else "turbo"
