@@ -46,7 +46,7 @@ class Plain(nnx.Module):
     self.pool = pool
 
   def __call__(self, x: Any) -> Any:
-    """Logits, shape=(batch, classes)."""
+    """Return logits, shape=(batch, classes)."""
     x = self.pool(nnx.relu(self.first(x)))
     x = self.pool(nnx.relu(self.second(x)))
     return self.logits(x.reshape(len(x), -1))
@@ -57,7 +57,7 @@ class Linen(linen.Module):
 
   @linen.compact
   def __call__(self, x: Any) -> Any:
-    """Logits, shape=(batch, classes)."""
+    """Return logits, shape=(batch, classes)."""
     for features in (32, 64):
       x = linen.relu(linen.Conv(features, (3, 3))(x))
       x = linen.max_pool(x, (2, 2), strides=(2, 2))
@@ -73,7 +73,7 @@ class Strided(nnx.Module):
     self.logits = nnx.Linear(64, CLASSES, rngs=rngs)
 
   def __call__(self, x: Any) -> Any:
-    """Logits, shape=(batch, classes)."""
+    """Return logits, shape=(batch, classes)."""
     x = nnx.relu(self.second(nnx.relu(self.first(x))))
     return self.logits(nnx.avg_pool(x, (7, 7)).reshape(len(x), -1))
 

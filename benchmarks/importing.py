@@ -4,8 +4,8 @@
 
 Exports stores of 3,000 and 30,000 clients, of 1 to 39 examples of 64 bytes,
 in every format, and imports the files again. Every import runs in a process of
-its own, whose peak of resident memory is told, and must give the same examples
-as the store has. Times are ratios to that of `npz`.
+its own, whose peak of resident memory is printed, and must give the same
+examples as the store has. Times are ratios to that of `npz`.
 """
 
 from __future__ import annotations

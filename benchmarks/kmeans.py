@@ -4,8 +4,8 @@
     python -m benchmarks.kmeans --data=mnist_writers --larger=10
 
 Ten centroids, from random points of the range, never from the data. All clients
-take part in every round, and the accountant is told of Poisson sampling with
-rate 1, that is, of leaving out what one client sends. Inertia is the mean
+take part in every round, and the accountant counts Poisson sampling with rate
+1, that is, the leaving out of what one client sends. Inertia is the mean
 squared distance to the nearest centroid, accuracy the share of examples whose
 label is the most frequent one of their cluster; both on the test set of the
 digits, and on the writers that never train. Mean and standard error over the

@@ -50,7 +50,7 @@ def cnn(
   second: Callable[..., Any],
   pool: Callable[..., Any],
 ) -> Any:
-  """Return the loss of FEMNIST CNN's convolutions, pooling and a dense layer."""
+  """Return the loss of the FEMNIST CNN's convolutions and a dense layer."""
 
   def loss(params: Mapping[str, Any], x: Any) -> Any:
     x = jax.nn.relu(first(x, params["one"], (1, 1)))

@@ -167,7 +167,7 @@ def draw(rows: dict[str, list[float]], path: pathlib.Path) -> None:
 
 
 def variants(case: cases.Case) -> dict[str, Simulator]:
-  """Return simulators of the case without privacy and with kinds of it."""
+  """Return simulators of the case, without privacy and with kinds of it."""
   task = case.model(case.example_shape, case.num_classes)
   data = cases.dataset(case)
   plain = cases.simulator(case, task, data, devices=None)

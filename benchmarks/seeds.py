@@ -1,4 +1,4 @@
-"""Variants of an experiment over several seeds, and what is told of them."""
+"""Variants of an experiment over several seeds: mean and standard error."""
 
 from __future__ import annotations
 

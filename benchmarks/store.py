@@ -5,7 +5,7 @@
 Writes stores of 100,000 and 1,000,000 clients, of 1 to 39 examples of 64 bytes,
 opens them, and trains a logistic regression in rounds of 10,000 clients, read
 from the disk. Every part runs in a process of its own, whose peak of resident
-memory is told. The two stores take turns, a few rounds each; ratios of times
+memory is printed. The two stores take turns, a few rounds each; ratios of times
 are quartiles over the turns. Then a CNN, in cohorts of 10 of 500 clients with
 images of 28 x 28, takes turns between the residencies.
 """

@@ -2,8 +2,8 @@
 
 A run may be killed at any moment and go on from a checkpoint. The file is
 first cut back to that checkpoint's round, so that it ends up byte for byte as
-if nothing had happened: no row lost, none doubled. A row of round 0 tells what
-was before the first one; a file need not have it.
+if nothing had happened: no row lost, none doubled. A row of round 0 holds what
+was measured before the first one; a file need not have it.
 
 JSON has no NaN and no infinities: both are written as null and read as NaN.
 """
