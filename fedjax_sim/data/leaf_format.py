@@ -88,7 +88,7 @@ def users_of(
     counts: as `num_samples`.
     data: the pairs of `user_data`, as they come.
     labels: the pairs of `user_data_label`.
-    notes: gets what is to be told.
+    notes: collects the deviations to warn of.
 
   Raises:
     ValueError: the file contradicts itself; names the user.
@@ -159,7 +159,7 @@ def checked_user(
     count: of `num_samples`.
     data: of `user_data`.
     labels: of `user_data_label`, or None.
-    notes: gets what is to be told.
+    notes: collects the deviations to warn of.
 
   Returns:
     None of a user without examples.
@@ -204,7 +204,7 @@ def has_examples(
     count: of `num_samples`.
     length: of x.
     labels: the length of y, or None.
-    notes: gets what is to be told.
+    notes: collects the deviations to warn of.
 
   Raises:
     ValueError: x and y differ in length, or without y, x and `count`.
@@ -402,12 +402,12 @@ def has_labels(users: Mapping[str, User]) -> bool:
 def shrink(
   clients: Mapping[str, dict[str, np.ndarray]], field: str, whole: Any
 ) -> None:
-  """Convert a field of all clients, in place, to the smallest dtype that fits.
+  """Convert a field of all clients, in place: to uint8, `whole` or float32.
 
   Args:
     clients: client -> field -> array; changed.
     field: the field.
-    whole: the integer dtype for whole numbers beyond uint8.
+    whole: the dtype of whole numbers outside 0..255; fractions get float32.
   """
   arrays = [client[field] for client in clients.values() if client[field].size]
   is_whole = all((a == np.rint(a)).all() for a in arrays if a.dtype.kind == "f")

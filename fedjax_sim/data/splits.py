@@ -236,12 +236,12 @@ def with_few_labels(
 
   Args:
     dataset: the data set, most of whose labels are to be hidden.
-    fraction: of each client's examples that is labelled, rounded, but at least
-      one; > 0. A client may be left without unlabelled ones.
+    fraction: of each client's examples that is labeled, rounded, but at least
+      one; > 0. A client may be left without unlabeled ones.
     seed: chooses the examples.
 
   Raises:
-    TypeError, ValueError: no such fraction, it leaves nothing unlabelled, or
+    TypeError, ValueError: no such fraction, it leaves nothing unlabeled, or
       there are such splits already.
   """
   field = "data.labelled_fraction"

@@ -80,9 +80,9 @@ def _code_points(text: str) -> np.ndarray:
 def labelled_text(
   users: Mapping[str, User], length: int, vocabulary: str | None
 ) -> tuple[dict[str, dict[str, np.ndarray]], int]:
-  """Return each user's examples, and the number of classes, or 0.
+  """Return the examples of users with labels, and the vocabulary's size.
 
-  Labels are characters, in the vocabulary, or numbers; 0 is for numbers.
+  Labels are characters of the vocabulary, or numbers; the size is then 0.
 
   Args:
     users: the users, all with labels.

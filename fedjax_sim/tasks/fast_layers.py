@@ -2,7 +2,7 @@
 
 A function is traced, and in its program XLA's convolutions and windows are
 replaced by `convolution.py` and `pooling.py`, wherever they are: in loops, in
-branches, under rematerialisation. Values, gradients, dtypes and the names of
+branches, under rematerialization. Values, gradients, dtypes and the names of
 scopes stay what they are, up to rounding; all else is left as it is. A function
 with a derivative of its own keeps that derivative, as it was written.
 """
