@@ -18,7 +18,7 @@ from fedjax_sim.config.build import build
 ROUNDS, REPEATS = 20, 5
 
 
-def seconds(aggregator: str, **secure: float) -> float:
+def seconds(aggregator: str, **parameters: float) -> float:
   """Return the median time of a round."""
   config = default_config()
   config.model.name = "mlp"
@@ -29,8 +29,8 @@ def seconds(aggregator: str, **secure: float) -> float:
   config.runtime.rounds_per_dispatch = ROUNDS
   config.server.eval_every = ROUNDS
   config.runtime.checkpoint_every = ROUNDS
-  for field, value in secure.items():
-    config.secure[field] = value
+  for field, value in parameters.items():
+    config.aggregator[field] = value
   simulator = build(config).simulator
   planned = simulator.plan(0, ROUNDS)
   taken = []
