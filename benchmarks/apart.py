@@ -20,7 +20,7 @@ BLOCK = 10_000  # clients that are written at once
 def build(
   path: Path, clients: int, shape: tuple[int, ...] = (FIELDS,)
 ) -> dict[str, float]:
-  """Writes a store of examples of this shape; returns what that took."""
+  """Write a store of examples of this shape; return the seconds it took."""
   from fedjax_sim.data import StoreWriter
 
   began = time.perf_counter()
@@ -40,9 +40,10 @@ def build(
 
 
 def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
-  """Calls it in a fresh process; adds the peak of its memory, in bytes.
+  """Call a function in a fresh process; return its result.
 
-  The peaks of processes that it starts are part of it.
+  The result gets the process's peak memory, "peak", in bytes. The peaks of
+  processes that it starts are included.
   """
   context = multiprocessing.get_context("spawn")
   with context.Pool(1) as pool:

@@ -41,7 +41,7 @@ class Setting(NamedTuple):
   noise: str = "gaussian"
 
   def ledger(self) -> Ledger:
-    """With the least noise that keeps within the epsilon."""
+    """Return a ledger with the least noise that keeps within the epsilon."""
     release = calibrate(
       PrivacySpec(self.noise, 1.0),
       self.participation,
@@ -68,7 +68,7 @@ SETTINGS = tuple(
 
 
 def drawn(setting: Setting, multiplier: float, seed: int) -> Evidence:
-  """What canaries leave behind, whose contributions are all 1 long.
+  """Draw the evidence of canaries whose contributions all have norm 1.
 
   Args:
     setting: of the run.
@@ -101,7 +101,7 @@ def drawn(setting: Setting, multiplier: float, seed: int) -> Evidence:
 def accused(
   setting: Setting, quieter: float, seeds: int
 ) -> tuple[float, float]:
-  """How often a run is accused, and the least epsilon that it betrays.
+  """Return how often runs are accused, and the least epsilon they reveal.
 
   Args:
     setting: of the run.
@@ -119,7 +119,7 @@ def accused(
 
 
 def main(argv: list[str]) -> None:
-  """Prints a row of Markdown for every setting."""
+  """Print a row of Markdown for every setting."""
   del argv
   for setting in SETTINGS:
     rate, period, independent, _ = setting.participation

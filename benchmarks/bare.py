@@ -22,7 +22,7 @@ from fedjax_sim.simulation.costs import cost
 
 
 def rows_of(plans: list[CohortPlan], batch_size: int) -> np.ndarray:
-  """The rows that the plans' clients train on, batch after batch, int32."""
+  """Return the rows that the plans' clients train on, batch by batch, int32."""
   parts = []
   for plan in plans:
     used = plan.order[0][: int(plan.num_steps.sum()) * batch_size]
@@ -95,14 +95,18 @@ class Bare:
     return lax.fori_loop(0, steps, step, params)
 
   def put(self, rows: np.ndarray) -> tuple[jax.Array, np.int32]:
-    """What `train` takes for these rows: whole batches, shape=(rows,)."""
+    """Return what `train` takes: the rows on the device, and the steps.
+
+    Args:
+      rows: whole batches, shape=(steps * batch_size,).
+    """
     padded = np.zeros(self._capacity, np.int32)
     padded[: len(rows)] = rows
     steps = np.int32(len(rows) // self.batch_size)
     return jax.device_put(padded, self._device), steps
 
   def train(self, rows: jax.Array, steps: np.int32) -> None:
-    """Trains on the rows, and waits until it is done."""
+    """Train on the rows, and wait until it is done."""
     trained = self._train(self.params, self._kept, self._examples, rows, steps)
     self.params = jax.block_until_ready(trained)
 

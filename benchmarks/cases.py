@@ -142,7 +142,7 @@ CASES: dict[str, Case] = {
 
 
 def smoke(case: Case) -> Case:
-  """The case, small enough for a test."""
+  """Return the case, small enough for a test."""
   return dataclasses.replace(
     case,
     num_clients=min(case.num_clients, 40),
@@ -156,7 +156,7 @@ def smoke(case: Case) -> Case:
 
 
 def sizes(case: Case, seed: int = 0) -> np.ndarray:
-  """Examples of each client, lognormal, shape=(num_clients,), int64."""
+  """Return lognormal sizes of the clients, shape=(num_clients,), int64."""
   rng = np.random.default_rng(seed)
   # exp(mu + sigma^2 / 2) is the mean.
   mu = np.log(case.mean_size) - case.sigma**2 / 2
@@ -165,7 +165,7 @@ def sizes(case: Case, seed: int = 0) -> np.ndarray:
 
 
 def dataset(case: Case, seed: int = 0) -> FederatedDataset:
-  """Random clients."""
+  """Return the data of random clients."""
   rng = np.random.default_rng([seed, 1])
   offsets = np.concatenate([[0], np.cumsum(sizes(case, seed))])
   count, shape = int(offsets[-1]), case.example_shape
@@ -195,7 +195,7 @@ def simulator(
   devices: int | None,
   lanes: int | Literal["auto"] | None = None,
 ) -> Simulator:
-  """FedAvg with one local epoch.
+  """Return a simulator of FedAvg with one local epoch.
 
   Args:
     case: what is trained.

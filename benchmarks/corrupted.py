@@ -48,7 +48,7 @@ Make = Callable[..., Algorithm]
 
 
 def algorithms() -> dict[str, tuple[Make, dict[str, Any]]]:
-  """What is compared, with its options."""
+  """Return the algorithms that are compared: name -> (algorithm, options)."""
   return {
     "FedAvg": (fedavg, {}),
     "DGA, loss": (dga, {"beta": BETA.value}),
@@ -59,7 +59,7 @@ def algorithms() -> dict[str, tuple[Make, dict[str, Any]]]:
 
 
 def data_of(seed: int, corrupted: float) -> FederatedDataset:
-  """The writers; the server's images keep their labels."""
+  """Return the writers' data; the server's images keep their labels."""
   data = with_server_data(load_mnist_writers(), SERVER.value, seed)
   return with_random_labels(data, corrupted, seed)[0]
 
@@ -67,7 +67,7 @@ def data_of(seed: int, corrupted: float) -> FederatedDataset:
 def accuracy(
   corrupted: float, make: Make, options: dict[str, Any], seed: int
 ) -> float:
-  """Of the last round's model on the writers that never train."""
+  """Return the last model's accuracy on the writers that never train."""
   data = data_of(seed, corrupted)
   task = mlp(data.example_shape, data.num_classes, (100,))
   algorithm = make(
@@ -94,7 +94,7 @@ def accuracy(
 
 
 def main(argv: list[str]) -> None:
-  """Runs all, and prints the table."""
+  """Run all, and print the table."""
   del argv
   one_device_a_core()
   cases = {

@@ -71,7 +71,7 @@ class Engine:
     self._planned = simulator.plan(0, rounds)
 
   def seconds(self) -> float:
-    """What a turn takes, the planning of as many rounds included."""
+    """Return the seconds of a turn, with the planning of as many rounds."""
     self.waste, self.clients = PaddingWaste(), 0
     began = time.perf_counter()
     for _ in range(self._dispatches):
@@ -87,12 +87,12 @@ class Engine:
     return time.perf_counter() - began
 
   def close(self) -> None:
-    """Ends the thread that plans."""
+    """End the thread that plans."""
     self._pool.shutdown()
 
 
 def plans_of(simulator: Simulator, first: int, count: int) -> list[CohortPlan]:
-  """The plans of these rounds."""
+  """Return the plans of the `count` rounds that follow `first` rounds."""
   plans: list[CohortPlan] = []
   while len(plans) < count:
     planned = simulator.plan(first + len(plans), count - len(plans), 1)
@@ -103,7 +103,7 @@ def plans_of(simulator: Simulator, first: int, count: int) -> list[CohortPlan]:
 def measure(
   case: Case, engines: Sequence[str], pairs: int, torch: Any
 ) -> dict[str, Any]:
-  """Everything about one case.
+  """Measure a case; return all that is reported of it.
 
   Args:
     case: what is trained.
@@ -185,7 +185,7 @@ def _torch_seconds(
   rows: np.ndarray,
   batch_size: int,
 ) -> Callable[[], float]:
-  """The seconds that all rows would take, by those of the first ones."""
+  """Return a function that estimates the seconds of all rows from the first."""
   some = rows[: case.torch_batches * batch_size]
   batches = loop.batches(data.train.examples, some, batch_size, data.prepare)
   share = len(rows) / len(some)
@@ -280,7 +280,7 @@ def _engine_summary(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Measures, prints a table, and writes JSON if asked to."""
+  """Measure, print a table, and write JSON if asked to."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.engine", description="How fast the engine is."
   )

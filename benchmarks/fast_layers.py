@@ -32,7 +32,7 @@ SHAPE = (28, 28, 1)
 
 
 def flax_pool(x: Any) -> Any:
-  """Flax's own pooling, over windows of 2 x 2."""
+  """Return Flax's own pooling of x, over windows of 2 x 2."""
   return nnx.max_pool(x, (2, 2), (2, 2))
 
 
@@ -46,7 +46,7 @@ class Plain(nnx.Module):
     self.pool = pool
 
   def __call__(self, x: Any) -> Any:
-    """Logits, shape=(batch, classes)."""
+    """Return logits, shape=(batch, classes)."""
     x = self.pool(nnx.relu(self.first(x)))
     x = self.pool(nnx.relu(self.second(x)))
     return self.logits(x.reshape(len(x), -1))
@@ -57,7 +57,7 @@ class Linen(linen.Module):
 
   @linen.compact
   def __call__(self, x: Any) -> Any:
-    """Logits, shape=(batch, classes)."""
+    """Return logits, shape=(batch, classes)."""
     for features in (32, 64):
       x = linen.relu(linen.Conv(features, (3, 3))(x))
       x = linen.max_pool(x, (2, 2), strides=(2, 2))
@@ -73,13 +73,13 @@ class Strided(nnx.Module):
     self.logits = nnx.Linear(64, CLASSES, rngs=rngs)
 
   def __call__(self, x: Any) -> Any:
-    """Logits, shape=(batch, classes)."""
+    """Return logits, shape=(batch, classes)."""
     x = nnx.relu(self.second(nnx.relu(self.first(x))))
     return self.logits(nnx.avg_pool(x, (7, 7)).reshape(len(x), -1))
 
 
 def models() -> dict[str, Callable[[bool], Task]]:
-  """Name -> whether in the fast forms -> the task."""
+  """Return name -> a function that makes the task, with fast layers or not."""
   plain = lambda rngs: Plain(nnx.Conv, flax_pool, rngs)
   one = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
   return {
@@ -90,7 +90,7 @@ def models() -> dict[str, Callable[[bool], Task]]:
 
 
 def compare(tasks: dict[str, Task], turns: int, scale: str) -> list[float]:
-  """Times of a round of each as ratios to the first's, medians of turns."""
+  """Return how many times as fast as the first each other trains a round."""
   size = 20 if scale == "smoke" else 100
   case = replace(
     cases.CASES["cnn"], clients_per_round=2, mean_size=size, sigma=0.0
@@ -116,7 +116,7 @@ def compare(tasks: dict[str, Task], turns: int, scale: str) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Prints how many times as fast a round is in the fast forms."""
+  """Print how many times as fast a round is in the fast forms."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.fast_layers",
     description="Time of a round of plain Flax models.",

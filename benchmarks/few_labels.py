@@ -45,7 +45,7 @@ ALL = "FedAvg, all labels"
 
 
 def cases() -> dict[str, dict[str, Any]]:
-  """What is compared, as options of FedLabels."""
+  """Return what is compared: name -> options of FedLabels."""
   own = {
     "burn_in": BURN_IN.value,
     "threshold": THRESHOLD.value,
@@ -63,7 +63,7 @@ def cases() -> dict[str, dict[str, Any]]:
 
 
 def augmented(task: Task) -> Task:
-  """The task, trained on augmented images."""
+  """Return the task, trained on augmented images."""
 
   def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
     x = augment(key, examples["x"], MAGNITUDE.value)
@@ -73,7 +73,7 @@ def augmented(task: Task) -> Task:
 
 
 def accuracy(name: str, options: dict[str, Any], seed: int) -> float:
-  """Of the last round's model on the writers that never train."""
+  """Return the last model's accuracy on the writers that never train."""
   data = with_few_labels(load_mnist_writers(), LABELLED.value, seed)
   task = mlp(data.example_shape, data.num_classes, (100,))
   if name == AUGMENTED:
@@ -99,7 +99,7 @@ def accuracy(name: str, options: dict[str, Any], seed: int) -> float:
 
 
 def main(argv: list[str]) -> None:
-  """Runs all, and prints the table."""
+  """Run all, and print the table."""
   del argv
   one_device_a_core()
   rows = seeds.compare(

@@ -4,8 +4,8 @@
 
 Exports stores of 3,000 and 30,000 clients, of 1 to 39 examples of 64 bytes,
 in every format, and imports the files again. Every import runs in a process of
-its own, whose peak of resident memory is told, and must give the same examples
-as the store has. Times are ratios to that of `npz`.
+its own, whose peak of resident memory is printed, and must give the same
+examples as the store has. Times are ratios to that of `npz`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DTYPES = {"x": "uint8", "y": "uint8"}
 
 
 def write(store: Path, file: Path, format: str) -> dict[str, float]:
-  """Exports a store; CSV and JSON lines are written here."""
+  """Export a store; CSV and JSON lines are written here."""
   from fedjax_sim.data import open_store
   from fedjax_sim.data.exporters import EXPORTERS, export
 
@@ -58,7 +58,7 @@ def write(store: Path, file: Path, format: str) -> dict[str, float]:
 
 
 def read(file: Path, store: Path, format: str) -> dict[str, float]:
-  """Imports a file; returns the seconds that this took."""
+  """Import a file; return the seconds that this took."""
   from fedjax_sim.data.importers import IMPORTERS, import_store
 
   options: Any = {}
@@ -74,7 +74,7 @@ def read(file: Path, store: Path, format: str) -> dict[str, float]:
 
 
 def same(one: Path, other: Path) -> bool:
-  """Whether two stores have the same clients and examples, in any order."""
+  """Return whether two stores have the same clients, in any order."""
   from fedjax_sim.data import open_store
 
   a, b = (open_store(path).train for path in (one, other))
@@ -94,7 +94,7 @@ CLIENTS = flags.DEFINE_integer("clients", 30_000, "Of the larger store.")
 
 
 def main(argv: list[str]) -> None:
-  """Prints a table."""
+  """Print a table."""
   del argv
   folder = Path(FOLDER.value or ".") / "benchmark_importing"
   folder.mkdir(parents=True)

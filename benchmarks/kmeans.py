@@ -4,8 +4,8 @@
     python -m benchmarks.kmeans --data=mnist_writers --larger=10
 
 Ten centroids, from random points of the range, never from the data. All clients
-take part in every round, and the accountant is told of Poisson sampling with
-rate 1, that is, of leaving out what one client sends. Inertia is the mean
+take part in every round, and the accountant counts Poisson sampling with rate
+1, that is, the leaving out of what one client sends. Inertia is the mean
 squared distance to the nearest centroid, accuracy the share of examples whose
 label is the most frequent one of their cluster; both on the test set of the
 digits, and on the writers that never train. Mean and standard error over the
@@ -77,7 +77,7 @@ SEEDS = flags.DEFINE_integer("seeds", 3, "how many seeds")
 
 
 def of_examples(algorithm: Algorithm) -> Algorithm:
-  """The algorithm, whose clients sum up examples instead of gaps."""
+  """Return the algorithm, with clients that sum up examples instead of gaps."""
 
   def finish(client: Client, *carries: PyTree) -> Report:
     report = algorithm.finish(client, *carries)
@@ -98,14 +98,14 @@ def of_examples(algorithm: Algorithm) -> Algorithm:
 
 @functools.cache
 def dataset() -> FederatedDataset:
-  """What is clustered."""
+  """Return the data that are clustered."""
   if DATA.value == "digits":
     return load_digits(num_clients=100, alpha=1.0)
   return load_mnist_writers()
 
 
 def judged(found: np.ndarray) -> tuple[float, float]:
-  """Inertia and accuracy of centroids, shape=(clusters, features)."""
+  """Return inertia and accuracy of centroids, shape=(clusters, features)."""
   data = dataset()
   test = data.test if data.unseen is None else data.unseen.examples
   assert test is not None
@@ -130,12 +130,12 @@ def trained(
   least_share: float = 0.02,
   sums: bool = False,
 ) -> tuple[float, float]:
-  """What comes of a run.
+  """Return the inertia and the accuracy after a run.
 
   Args:
     epsilon: infinite: without clipping and noise.
     seed: of first centroids and noise.
-    larger: by how much the simulated population is.
+    larger: by how much the simulated population is larger.
     rate: of the server; None: the flag's.
     rounds: None: the flag's.
     init: as the task takes it.
@@ -193,7 +193,7 @@ def trained(
 
 
 def variants() -> dict[str, dict[str, Any]]:
-  """Name -> arguments of `trained`."""
+  """Return name -> arguments of `trained`."""
   lloyd: dict[str, Any] = {"epsilon": math.inf, "rate": 1.0, "rounds": 30}
   compared = {"epsilon": COMPARED.value, "larger": LARGER.value}
   name = f"epsilon {COMPARED.value:g}"
@@ -212,7 +212,7 @@ def variants() -> dict[str, dict[str, Any]]:
 
 
 def main(argv: list[str]) -> None:
-  """Runs all, and prints the table."""
+  """Run all, and print the table."""
   del argv
   one_device_a_core()
   told = {

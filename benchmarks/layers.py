@@ -29,7 +29,7 @@ STEPS = 5  # of one call
 
 
 def xla(padded: Any, kernel: Any, strides: Any) -> Any:
-  """XLA's own convolution, of an input that is padded already."""
+  """Return XLA's own convolution of an input that is padded already."""
   return lax.conv_general_dilated(
     padded,
     kernel,
@@ -40,7 +40,7 @@ def xla(padded: Any, kernel: Any, strides: Any) -> Any:
 
 
 def window_pool(x: Any) -> Any:
-  """XLA's own pooling."""
+  """Return XLA's own pooling of x."""
   shape = (1, 2, 2, 1)
   return lax.reduce_window(x, -jnp.inf, lax.max, shape, shape, "VALID")
 
@@ -50,7 +50,7 @@ def cnn(
   second: Callable[..., Any],
   pool: Callable[..., Any],
 ) -> Any:
-  """The convolutions of the FEMNIST CNN, its pooling, and a dense layer."""
+  """Return the loss of the FEMNIST CNN's convolutions and a dense layer."""
 
   def loss(params: Mapping[str, Any], x: Any) -> Any:
     x = jax.nn.relu(first(x, params["one"], (1, 1)))
@@ -62,7 +62,7 @@ def cnn(
 
 
 def one(convolution: Callable[..., Any]) -> Any:
-  """A convolution alone, with the gradient of its inputs."""
+  """Return the loss of a convolution alone, with the gradient of its inputs."""
 
   def loss(params: Mapping[str, Any], x: Any) -> Any:
     return jnp.mean(convolution(x * params["scale"], params["kernel"]) ** 2)
@@ -71,14 +71,14 @@ def one(convolution: Callable[..., Any]) -> Any:
 
 
 def cell(z: Any, c: Any) -> Any:
-  """An LSTM's new (h, c) from its gates and c."""
+  """Return an LSTM's new (h, c) from its gates and c."""
   i, f, g, o = jnp.split(z, 4, axis=-1)
   c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
   return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
 def scanned(gates: Any, kernel: Any) -> Any:
-  """An LSTM whose gradient is autodiff's."""
+  """Return the outputs of an LSTM whose gradient is autodiff's."""
 
   def step(state: Any, z: Any) -> Any:
     h, c = state
@@ -90,7 +90,7 @@ def scanned(gates: Any, kernel: Any) -> Any:
 
 
 def inside() -> Any:
-  """An LSTM whose inputs are multiplied step by step, too."""
+  """Return the loss of an LSTM that multiplies its inputs step by step, too."""
 
   def loss(params: Mapping[str, Any], x: Any) -> Any:
     joined = jnp.concatenate([params["inputs"], params["kernel"]])
@@ -107,7 +107,7 @@ def inside() -> Any:
 
 
 def rnn(recurrence: Callable[..., Any]) -> Any:
-  """One LSTM layer, with one product for the inputs of all steps."""
+  """Return the loss of an LSTM layer with one product for all steps' inputs."""
 
   def loss(params: Mapping[str, Any], x: Any) -> Any:
     return jnp.mean(recurrence(x @ params["inputs"], params["kernel"]) ** 2)
@@ -116,7 +116,7 @@ def rnn(recurrence: Callable[..., Any]) -> Any:
 
 
 def trained(loss: Any, x: Any, params: Any) -> Any:
-  """Some steps of SGD, compiled."""
+  """Return some steps of SGD, compiled."""
 
   @jax.jit
   def run(params: Any) -> Any:
@@ -132,7 +132,7 @@ def trained(loss: Any, x: Any, params: Any) -> Any:
 def compare(
   title: str, ways: Mapping[str, Any], params: Any, x: Any, turns: int
 ) -> None:
-  """Prints how many times as fast as the first each way is, and its memory."""
+  """Print how many times as fast as the first each way is, and its memory."""
   runs = {name: trained(loss, x, params) for name, loss in ways.items()}
   times: dict[str, list[float]] = {name: [] for name in runs}
   for turn in range(turns + 1):
@@ -150,7 +150,7 @@ def compare(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Prints the tables."""
+  """Print the tables."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.layers", description="How fast layers are."
   )

@@ -21,7 +21,7 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "optax", "torch")
 
 
 def pin(number: int) -> None:
-  """Keeps this process to some of its cores, on Linux; before JAX starts.
+  """Keep this process to some of its cores, on Linux; before JAX starts.
 
   XLA and PyTorch then have as many threads, wherever they divide the work.
 
@@ -34,7 +34,7 @@ def pin(number: int) -> None:
 
 
 def describe() -> dict[str, Any]:
-  """Versions, cores and devices."""
+  """Return versions, cores and devices."""
   versions = {}
   for library in _LIBRARIES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -52,7 +52,7 @@ def describe() -> dict[str, Any]:
 
 
 def processor() -> str:
-  """The name of the CPU."""
+  """Return the name of the CPU."""
   with contextlib.suppress(OSError):
     for line in Path("/proc/cpuinfo").read_text().splitlines():
       if line.startswith("model name"):
@@ -61,15 +61,16 @@ def processor() -> str:
 
 
 def forget_peak() -> None:
-  """Lets `process_peak_bytes` begin anew, where Linux allows it."""
+  """Let `process_peak_bytes` begin anew, where Linux allows it."""
   with contextlib.suppress(OSError):
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def process_peak_bytes() -> int | None:
-  """The most memory of the whole process so far; None: not on a CPU.
+  """Return the process's peak memory so far; None: not on a CPU.
 
-  All that is compared is in it, with the data. A GPU's peak never begins anew.
+  It includes all that is compared, and the data. A GPU's peak never begins
+  anew.
   """
   if jax.default_backend() != "cpu":
     return None
@@ -78,7 +79,7 @@ def process_peak_bytes() -> int | None:
 
 
 def matmul_peak(size: int | None = None, trials: int = 10) -> float:
-  """FLOP/s of one device on products of square float32 matrices.
+  """Return the FLOP/s of one device on products of square float32 matrices.
 
   On a CPU that is what all cores reach together, however many devices there
   are: XLA divides such a product among them.

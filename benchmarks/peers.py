@@ -132,7 +132,7 @@ def call(
   seconds: float,
   env: Mapping[str, str] | None = None,
 ) -> str:
-  """Runs a command in a process group of its own, and returns its output.
+  """Run a command in a process group of its own, and return its output.
 
   Raises:
     FailedError: it failed, or ran out of time; then its group is killed.
@@ -160,14 +160,14 @@ def call(
 
 
 def reason(output: str) -> str:
-  """The line of a failed command's output that says most."""
+  """Return the last line of the output that has "error" in it, or the last."""
   lines = [line.strip() for line in output.splitlines() if line.strip()]
   errors = [line for line in lines if "error" in line.lower()]
   return (errors or lines or [""])[-1][:300]
 
 
 def data_name(of: Mapping[str, Any] = DATA) -> str:
-  """The file of this data: another one wherever its content would be another.
+  """Return the name of the data's file, which differs where its content would.
 
   Args:
     of: as `DATA`.
@@ -177,7 +177,7 @@ def data_name(of: Mapping[str, Any] = DATA) -> str:
 
 
 def write_data(path: Path, of: Mapping[str, Any] = DATA) -> None:
-  """Writes the clients' examples: of a random linear model, with noise.
+  """Write the clients' examples: of a random linear model, with noise.
 
   As `fedjax_sim.data.load_npz` reads it, one client after the other.
 
@@ -203,7 +203,7 @@ def write_data(path: Path, of: Mapping[str, Any] = DATA) -> None:
 def environment(
   folder: Path, requirements: Sequence[str], *, python: str, seconds: float
 ) -> Path:
-  """The interpreter of a virtual environment, made where there is none.
+  """Return a virtual environment's interpreter; make it where there is none.
 
   Raises:
     FailedError: it cannot be made.
@@ -231,7 +231,7 @@ def train(
   env: Mapping[str, str],
   seconds: float,
 ) -> dict[str, Any]:
-  """Trains by a script of `peers_`, and measures it.
+  """Train by a script of `peers_`, and measure it.
 
   Args:
     script: its name.
@@ -282,7 +282,7 @@ def train(
 def evaluate(
   data: Path, kernel: np.ndarray, bias: np.ndarray
 ) -> tuple[float, float]:
-  """Mean cross-entropy and accuracy over all clients' examples."""
+  """Return mean cross-entropy and accuracy over all clients' examples."""
   with np.load(data) as file:
     x, y = file["x"], file["y"]
   scores = x @ kernel + bias
@@ -295,10 +295,11 @@ def evaluate(
 def ratios(
   runs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[float]]:
-  """Times as ratios to our time in the same turn, of a round and an example.
+  """Return the times of a round and of an example, as ratios to ours.
 
-  Cohorts are drawn by each simulator itself, and some rounds of one have more
-  examples than another's; so there is a ratio for an example, too.
+  Each is a ratio to our time in the same turn. Every simulator draws cohorts
+  itself, so that rounds of one may have more examples than another's; therefore
+  there is a ratio for an example, too.
   """
   pairs = list(zip(runs, ours, strict=True))
   return {
@@ -312,7 +313,7 @@ def ratios(
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-  """Times as ratios to fedjax_sim's.
+  """Return a table of times as ratios to fedjax_sim's, in Markdown.
 
   Args:
     results: simulator -> its `runs`, one a turn, or the `error` of one.
@@ -346,7 +347,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-  """The median, and the least and greatest where they differ from it."""
+  """Return the median; with the least and greatest where they differ."""
   shown = [
     f"{value:.{digits}f}"
     for value in (statistics.median(values), min(values), max(values))
@@ -373,7 +374,7 @@ class Runner(NamedTuple):
 
 
 def our_runners(env: Mapping[str, str]) -> dict[str, Runner]:
-  """This simulator, on one CPU device and on one for every core."""
+  """Return runners of this simulator, on one CPU device and on one a core."""
   path = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
   # Without setup() JAX has one CPU device, which uses every core by itself.
   number = cpu.count()
@@ -400,7 +401,7 @@ def peer_runner(
   python: str,
   seconds: float,
 ) -> Runner:
-  """A peer, in its environment.
+  """Return the runner of a peer, in its environment.
 
   Raises:
     FailedError: that cannot be made.
@@ -419,7 +420,7 @@ def peer_runner(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Runs what the command line asks for."""
+  """Run what the command line asks for."""
   home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.peers",

@@ -54,7 +54,7 @@ MECHANISMS = {"DP-FedAvg": (60, 200), "DP-FTRL": (40, 135)}  # rounds, cohort
 
 
 def accuracy(mechanism: str, epsilon: float, larger: int, seed: int) -> float:
-  """Of the last round's model on the writers that never train.
+  """Return the last model's accuracy on the writers that never train.
 
   Args:
     mechanism: one of `MECHANISMS`.
@@ -104,7 +104,7 @@ def accuracy(mechanism: str, epsilon: float, larger: int, seed: int) -> float:
 
 
 def accuracies() -> None:
-  """Runs all, prints the table, draws the plot."""
+  """Run all, print the table, draw the plot."""
   variants = {
     f"{name}, epsilon {epsilon:g}"
     + (f", population x {larger}" if larger > 1 else ""): functools.partial(
@@ -128,7 +128,7 @@ def accuracies() -> None:
 
 
 def draw(rows: dict[str, list[float]], path: pathlib.Path) -> None:
-  """Accuracy against epsilon, with standard errors."""
+  """Draw a PNG of accuracy against epsilon, with standard errors."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -167,7 +167,7 @@ def draw(rows: dict[str, list[float]], path: pathlib.Path) -> None:
 
 
 def variants(case: cases.Case) -> dict[str, Simulator]:
-  """The case without privacy, and with some."""
+  """Return simulators of the case, without privacy and with kinds of it."""
   task = case.model(case.example_shape, case.num_classes)
   data = cases.dataset(case)
   plain = cases.simulator(case, task, data, devices=None)
@@ -205,13 +205,13 @@ def variants(case: cases.Case) -> dict[str, Simulator]:
 
 
 def turns_or_chance(case: cases.Case, chance: bool) -> sampling.Sampler:
-  """Cohorts of the case's size: drawn, as without privacy, or in turns."""
+  """Return a sampler of the case's cohorts, by chance or in turns."""
   draw = sampling.uniform if chance else sampling.cyclic
   return draw(case.num_clients, case.clients_per_round)
 
 
 def costs(name: str) -> dict[str, list[float]]:
-  """Seconds of rounds without privacy and with it, one of each a turn."""
+  """Return the seconds of rounds without privacy and with it, turn by turn."""
   case = cases.CASES[name]
   if SMOKE.value:
     case = cases.smoke(case)
@@ -233,7 +233,7 @@ def costs(name: str) -> dict[str, list[float]]:
 
 
 def main(argv: list[str]) -> None:
-  """Accuracies, or times."""
+  """Measure accuracies, or times, and print them."""
   del argv
   one_device_a_core()
   if not COST.value:

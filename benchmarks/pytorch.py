@@ -14,7 +14,7 @@ MISSING = "PyTorch is not installed: pip install 'fedjax_sim[benchmarks]'"
 
 
 def load() -> Any:
-  """The module `torch`; None where it is missing."""
+  """Return the module `torch`; None where it is missing."""
   try:
     import torch
   except ImportError:
@@ -26,7 +26,7 @@ FEW = 8  # batches that decide how many threads
 
 
 def threads_to_try(most: int) -> list[int]:
-  """The powers of two up to the number of cores, and that number."""
+  """Return the powers of two up to the number of cores, and that number."""
   return sorted({*(1 << i for i in range(most.bit_length())), most})
 
 
@@ -67,7 +67,7 @@ class Loop:
     batch_size: int,
     prepare: Callable[[Any], Any],
   ) -> list[tuple[Any, Any]]:
-    """Tensors (x, y) of the rows, cut into whole batches.
+    """Return tensors (x, y) of the rows, cut into whole batches.
 
     Args:
       examples: field -> (examples, ...).
@@ -89,10 +89,10 @@ class Loop:
     return cut
 
   def seconds(self, batches: list[tuple[Any, Any]]) -> float:
-    """What training on the batches takes, with the best number of threads.
+    """Return the seconds of training, with the best number of threads.
 
-    The first call finds that out. A number that does not suit, timed in every
-    turn, could take minutes where other processes use the cores, too.
+    The first call finds that number. To time unsuitable ones in every turn
+    could take minutes where other processes use the cores, too.
     """
     if self.threads is None:
       few = batches[:FEW]
@@ -116,7 +116,7 @@ class Loop:
       self._torch.cuda.synchronize()
 
   def train(self, batches: list[tuple[Any, Any]]) -> None:
-    """A step on each batch."""
+    """Take a step on each batch."""
     torch = self._torch
     params = list(self.model.parameters())
     loss_of = torch.nn.functional.cross_entropy

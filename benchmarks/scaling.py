@@ -35,7 +35,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
-  """Time and memory a client, for every cohort size, LR on all devices.
+  """Measure time and memory a client, for every cohort size, LR on all devices.
 
   Rounds of small cohorts are run together, as a run does by itself: as many a
   call as have about as many clients as the largest cohort, 64 at most. Beside
@@ -102,7 +102,7 @@ def cohort_sizes(sizes: Sequence[int], turns: int) -> list[dict[str, Any]]:
 def step_waste(
   num_clients: int = 10_000, cohort: int = 1000, lanes: int = 10
 ) -> float:
-  """Share of lane steps that wait, for lognormal sizes with sigma 1.
+  """Return the share of lane steps that wait, for lognormal sizes with sigma 1.
 
   Args:
     num_clients: the population.
@@ -124,7 +124,7 @@ def step_waste(
 
 
 def start(scale: str, times: int) -> dict[str, float]:
-  """Seconds to the first round of a new process, the medians of each part.
+  """Measure the seconds to a new process's first round: each part's median.
 
   Args:
     scale: full or smoke.
@@ -152,7 +152,7 @@ def start(scale: str, times: int) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Measures, prints tables, and writes JSON if asked to."""
+  """Measure, print tables, and write JSON if asked to."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.scaling",
     description="How time and memory grow with the cohort.",

@@ -18,8 +18,8 @@ from fedjax_sim.config.build import build
 ROUNDS, REPEATS = 20, 5
 
 
-def seconds(aggregator: str, **secure: float) -> float:
-  """The median time of a round."""
+def seconds(aggregator: str, **parameters: float) -> float:
+  """Return the median time of a round."""
   config = default_config()
   config.model.name = "mlp"
   config.server.clients_per_round = 20
@@ -29,8 +29,8 @@ def seconds(aggregator: str, **secure: float) -> float:
   config.runtime.rounds_per_dispatch = ROUNDS
   config.server.eval_every = ROUNDS
   config.runtime.checkpoint_every = ROUNDS
-  for field, value in secure.items():
-    config.secure[field] = value
+  for field, value in parameters.items():
+    config.aggregator[field] = value
   simulator = build(config).simulator
   planned = simulator.plan(0, ROUNDS)
   taken = []
@@ -44,7 +44,7 @@ def seconds(aggregator: str, **secure: float) -> float:
 
 
 def main() -> None:
-  """Prints a table."""
+  """Print a table."""
   plain = seconds("weighted_mean")
   print(f"plain {1000 * plain:.2f} ms")
   for neighbors in (2, 8, 32):

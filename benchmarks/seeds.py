@@ -1,4 +1,4 @@
-"""Variants of an experiment over several seeds, and what is told of them."""
+"""Variants of an experiment over several seeds: mean and standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedjax_sim.simulation.dispatch import Row
 def compare(
   variants: Mapping[str, Callable[[int], float]], seeds: int
 ) -> dict[str, list[float]]:
-  """Runs every variant with the seeds 0, 1, ..., and prints what each gives.
+  """Run every variant with the seeds 0, 1, ..., and print what each gives.
 
   Args:
     variants: name -> function of a seed.
@@ -31,7 +31,7 @@ def compare(
 
 
 def told(values: Sequence[float]) -> str:
-  """Mean and standard error, "0.9471 +- 0.0006"; of one value the error is 0.
+  """Return mean and standard error, "0.9471 +- 0.0006"; of one value +- 0.
 
   The error is that of the mean: the sample's standard deviation, with n - 1,
   over the root of n.
@@ -41,7 +41,7 @@ def told(values: Sequence[float]) -> str:
 
 
 def trained(simulator: Simulator, rounds: int) -> Row:
-  """The evaluation after so many rounds."""
+  """Run so many rounds, and return the evaluation after them."""
   state = simulator.init()
   for out in simulator.run(state, rounds):
     state = out.state

@@ -32,12 +32,12 @@ _ENGINE = {
 
 
 def progress(text: str) -> None:
-  """A line on the standard error."""
+  """Print a line on the standard error."""
   print(text, file=sys.stderr, flush=True)
 
 
 def number(value: Any) -> str:
-  """Three digits; `-` for what is not there."""
+  """Return a number with three digits; `-` for None and NaN."""
   if value is None or (isinstance(value, float) and math.isnan(value)):
     return "-"
   if isinstance(value, int) and abs(value) < 10_000:
@@ -48,7 +48,7 @@ def number(value: Any) -> str:
 def table(
   title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-  """Prints a table, of one line a row wherever it goes."""
+  """Print a table, each row on one line wherever it goes."""
   made = Table(title=title)
   for i, column in enumerate(columns):
     made.add_column(column, justify="right" if i else "left", no_wrap=True)
@@ -58,7 +58,7 @@ def table(
 
 
 def engine(report: Mapping[str, Any]) -> None:
-  """The table of `benchmarks.engine`: a column a case."""
+  """Print the table of `benchmarks.engine`: a column a case."""
   found = report["cases"]
   rows = [
     [label, *(number(case[key]) for case in found.values())]
@@ -125,7 +125,7 @@ def _batches(theirs: Mapping[str, Any] | None) -> str:
 
 
 def scaling(report: Mapping[str, Any]) -> None:
-  """The tables of `benchmarks.scaling`."""
+  """Print the tables of `benchmarks.scaling`."""
   table(
     "LR, all devices, by cohort",
     [
@@ -162,7 +162,7 @@ def scaling(report: Mapping[str, Any]) -> None:
 
 
 def weak_scaling(report: Mapping[str, Any]) -> None:
-  """The table of `benchmarks.weak_scaling`."""
+  """Print the table of `benchmarks.weak_scaling`."""
   keys = {
     "devices": "devices",
     "clients_per_round": "clients a round",

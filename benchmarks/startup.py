@@ -12,7 +12,7 @@ import time
 
 
 def main() -> None:
-  """Prints the seconds of every part, as JSON."""
+  """Print the seconds of every part, as JSON."""
   began, scale = float(sys.argv[1]), sys.argv[2]
   marks = {"python": time.time()}
   import fedjax_sim

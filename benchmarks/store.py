@@ -5,7 +5,7 @@
 Writes stores of 100,000 and 1,000,000 clients, of 1 to 39 examples of 64 bytes,
 opens them, and trains a logistic regression in rounds of 10,000 clients, read
 from the disk. Every part runs in a process of its own, whose peak of resident
-memory is told. The two stores take turns, a few rounds each; ratios of times
+memory is printed. The two stores take turns, a few rounds each; ratios of times
 are quartiles over the turns. Then a CNN, in cohorts of 10 of 500 clients with
 images of 28 x 28, takes turns between the residencies.
 """
@@ -28,7 +28,7 @@ RESIDENCIES = ["device", "host", "disk"]
 
 
 def open_it(path: Path) -> dict[str, float]:
-  """Opens a store, the fastest of five times."""
+  """Open a store five times; return the least seconds."""
   from fedjax_sim.data import open_store
 
   seconds = []
@@ -40,7 +40,7 @@ def open_it(path: Path) -> dict[str, float]:
 
 
 def check(path: Path) -> dict[str, float]:
-  """Reads all of a store and compares its checksums."""
+  """Read all of a store and compare its checksums; return the seconds."""
   from fedjax_sim.data import verify
 
   began = time.perf_counter()
@@ -51,7 +51,7 @@ def check(path: Path) -> dict[str, float]:
 def simulator_of(
   path: Path, cohort: int, residency: Any, cnn: bool = False
 ) -> Any:
-  """A logistic regression, or a CNN, on the clients of a store."""
+  """Return a simulator of a linear model or a CNN on a store's clients."""
   from fedjax_sim import LocalBatching, Runtime, Simulator, optimizer, sampling
   from fedjax_sim.algorithms.fedavg import fedavg
   from fedjax_sim.data import open_store
@@ -79,7 +79,7 @@ def train(
   residencies: list[str],
   cnn: bool = False,
 ) -> dict[str, Any]:
-  """Rounds on every store, or with every residency, in turns."""
+  """Train on every store with every residency, a few rounds each in turns."""
   from fedjax_sim import setup
 
   setup()
@@ -130,7 +130,7 @@ KEEP = flags.DEFINE_boolean("keep", False, "Leave the stores there.")
 
 
 def main(argv: list[str]) -> None:
-  """Prints a table, and the numbers as JSON."""
+  """Print the name of every measurement and its values as JSON."""
   del argv
   folder = Path(FOLDER.value or ".") / "benchmark_stores"
   sizes = {"smaller": CLIENTS.value // 10, "larger": CLIENTS.value}
@@ -171,7 +171,7 @@ def main(argv: list[str]) -> None:
 
 
 def _quartered(values: list[int]) -> list[int]:
-  """After the first round, a quarter, half, three quarters, and the last."""
+  """Return the values after the first round, each quarter, and the last."""
   where = np.linspace(0, len(values) - 1, 5).astype(int)
   return [values[i] for i in where]
 

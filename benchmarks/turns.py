@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 def rotated(items: Iterable[T], turn: int) -> list[T]:
-  """All of them, another one first in every turn.
+  """Return all items in order, beginning with another one in every turn.
 
-  What comes first in a turn may find the caches and the clock otherwise than
-  what comes last.
+  What runs first in a turn may find the caches and the clock in another state
+  than what runs last.
   """
   everything = list(items)
   first = turn % len(everything)

@@ -31,7 +31,7 @@ EACH = 10  # clients a device and round
 def weak_scaling(
   name: str, devices: Sequence[int], turns: int, scale: str
 ) -> list[dict[str, Any]]:
-  """Time of a round with `EACH` clients a device, as a ratio to one device.
+  """Measure a round with `EACH` clients a device, as a ratio to one device.
 
   Args:
     name: of a case.
@@ -81,7 +81,7 @@ def weak_scaling(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Measures, prints a table, and writes JSON if asked to."""
+  """Measure, print a table, and write JSON if asked to."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.weak_scaling",
     description="Time of a round with as many clients a device.",

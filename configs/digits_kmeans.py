@@ -15,7 +15,7 @@ from fedjax_sim.core import validate
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "private" adds noise, "smoke" makes two rounds."""
+  """Return the config; `arg` "private" adds noise, "smoke" makes two rounds."""
   config = default_config()
   config.data.name = "digits"
   config.data.num_clients = 100

@@ -14,7 +14,7 @@ from fedjax_sim.core import validate
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.data.name = "shakespeare"
   config.data.heldout_fraction = 0.2

@@ -13,7 +13,7 @@ from fedjax_sim.core import validate
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.data.name = "synthetic"
   config.data.num_clients = 30

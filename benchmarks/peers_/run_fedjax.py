@@ -19,7 +19,7 @@ from fedjax.algorithms import fed_avg
 
 
 def main(data: str, out: str, rounds: int, work: dict) -> None:
-  """Trains, and writes seconds, examples and the model to `out`."""
+  """Train, and write seconds, examples and the model to `out`."""
   with np.load(data) as file:
     x, y, client = file["x"], file["y"], file["client"]
   cuts = np.cumsum(np.bincount(client))[:-1]

@@ -27,7 +27,7 @@ from fedjax_sim.models.logistic_regression import logistic_regression
 
 
 def main(data: str, out: str, rounds: int, work: dict) -> None:
-  """Trains, and writes seconds, examples and the model to `out`."""
+  """Train, and write seconds, examples and the model to `out`."""
   if work["devices"] > 1:
     setup(work["devices"])
   dataset = load_npz(path=data, num_classes=work["classes"])

@@ -34,7 +34,7 @@ client_app = ClientApp()
 
 @functools.cache
 def load(data: str) -> list[TensorDataset]:
-  """Every client's examples; read once by a process."""
+  """Return every client's examples; each process reads them once."""
   with np.load(data) as file:
     sizes = np.bincount(file["client"]).tolist()
     x = torch.from_numpy(file["x"]).split(sizes)
@@ -44,7 +44,7 @@ def load(data: str) -> list[TensorDataset]:
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-  """One client's round."""
+  """Train one client in a round; return its reply."""
   config = message.content["config"]
   dataset = load(config["data"])[context.node_config["partition-id"]]
   model = torch.nn.Linear(config["features"], config["classes"])
@@ -66,7 +66,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def main(data: str, out: str, rounds: int, work: dict) -> None:
-  """Trains, and writes seconds, examples and the model to `out`."""
+  """Train, and write seconds, examples and the model to `out`."""
   with np.load(data) as file:
     features, num_clients = file["x"].shape[1], file["client"].max() + 1
   server_app = ServerApp()

@@ -30,12 +30,12 @@ class Linear(torch.nn.Linear):
   """A linear model with the two methods that pfl asks for."""
 
   def loss(self, x, y, eval=False):
-    """The mean cross-entropy of a batch."""
+    """Return the mean cross-entropy of a batch."""
     return torch.nn.functional.cross_entropy(self(x), y)
 
   @torch.no_grad()
   def metrics(self, x, y, eval=False):
-    """The mean cross-entropy, weighted."""
+    """Return the mean cross-entropy, weighted by examples."""
     total = torch.nn.functional.cross_entropy(self(x), y, reduction="sum")
     return {"loss": Weighted(total.item(), len(x))}
 
@@ -47,20 +47,20 @@ class Clock(TrainingProcessCallback):
     self.times = []
 
   def on_train_begin(self, *, model):
-    """Notes when the first round begins."""
+    """Note when the first round begins."""
     self.times.append(time.perf_counter())
     return Metrics()
 
   def after_central_iteration(
     self, aggregate_metrics, model, *, central_iteration
   ):
-    """Notes when a round ends."""
+    """Note when a round ends."""
     self.times.append(time.perf_counter())
     return False, Metrics()
 
 
 def main(data: str, out: str, rounds: int, work: dict) -> None:
-  """Trains, and writes seconds, examples and the model to `out`."""
+  """Train, and write seconds, examples and the model to `out`."""
   np.random.seed(0)  # noqa: NPY002 - pfl draws from the global state
   torch.manual_seed(0)
   # A step is too small to share: with a thread for each of two busy cores a

@@ -64,7 +64,7 @@ def _real(flag: str, text: str) -> float:
 
 
 def _clients(flag: str, text: str) -> float | list[str]:
-  """How many clients, what share of them, or their names."""
+  """Return a number or share of clients, a float, or a list of their names."""
   try:
     return float(text)
   except ValueError:
@@ -87,7 +87,7 @@ _SPLIT: dict[str, Callable[[str, str], Any]] = {
 
 
 def run(arguments: Sequence[str]) -> int:
-  """Do what is asked for, and print what there is; return the exit code.
+  """Run an action, such as `import`, and print its text; return the exit code.
 
   Args:
     arguments: what follows `fedjax-sim data`.
@@ -189,7 +189,7 @@ def _source(
 
 
 def _pairs(flag: str, text: str) -> dict[str, str] | None:
-  """`a:b,c:d` as a dict; nothing is None."""
+  """Return `a:b,c:d` as a dict; None for an empty text."""
   if not text:
     return None
   found: dict[str, str] = {}
@@ -231,7 +231,7 @@ def _text(text: Mapping[str, str]) -> str | Text | None:
 
 
 def _vocabulary(path: Path) -> Sequence[str]:
-  """Of a store, or of a JSON list of texts."""
+  """Return the vocabulary of a store, or of a JSON list of texts."""
   if path.is_dir():
     known = vocabulary_of(path)
     if known is None:
@@ -327,7 +327,7 @@ def _export(arguments: Sequence[str]) -> str:
 def _part(
   name: str, held: FederatedData | Mapping[str, np.ndarray]
 ) -> FederatedData:
-  """A split; central examples are those of one client, called as it is."""
+  """Return a split; central examples become one client of the split's name."""
   if isinstance(held, FederatedData):
     return held
   offsets = np.array([0, len(next(iter(held.values())))], np.int64)
@@ -351,12 +351,12 @@ def _info(arguments: Sequence[str]) -> str:
 def described(
   path: Path, columns: Mapping[str, Sequence[str]] | None = None
 ) -> str:
-  """What a store holds, some lines.
+  """Return lines that describe what a store holds.
 
   Args:
     path: the store's folder.
-    columns: field -> what of the source it was made of, where that was asked
-      for.
+    columns: field -> the fields of the source that it was made of, where
+      they were named.
   """
   data = open_store(path)
   train = data.train
@@ -393,7 +393,7 @@ def described(
 
 
 def _listed(part: FederatedData) -> str:
-  """Every client and its number of examples."""
+  """Return the name and the number of examples of every client."""
   names = map(part.client_name, range(part.num_clients))
   sizes = zip(names, part.sizes.tolist(), strict=True)
   return ", ".join(f"{name or repr(name)}: {size:,}" for name, size in sizes)
@@ -410,7 +410,7 @@ def _sizes(part: FederatedData) -> str:
 
 
 def _classes(part: FederatedData, num_classes: int) -> np.ndarray:
-  """Examples of each class, shape=(num_classes,); a piece at a time."""
+  """Count the examples of each class, shape=(num_classes,), piece by piece."""
   labels = part.examples["y"]
   counts = np.zeros(num_classes, np.int64)
   for first in range(0, len(labels), _PIECE):
@@ -425,7 +425,7 @@ def _classes(part: FederatedData, num_classes: int) -> np.ndarray:
 
 
 def draw(path: Path, picture: Path) -> None:
-  """Draws sizes and classes of a store's training clients.
+  """Draw the sizes and classes of a store's training clients.
 
   Raises:
     OSError: the picture cannot be written.

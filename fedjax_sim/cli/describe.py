@@ -125,7 +125,7 @@ def _wrapped(name: str, fields: list[str]) -> list[str]:
 
 
 def _evaluation(simulator: Simulator) -> str:
-  """How large the sets for evaluation are, and where; "" without any."""
+  """Return the evaluation sets' sizes and places, as text; "" without any."""
   told = []
   for name, part in simulator.evaluate.parts.items():
     size = sum(x.nbytes for x in part.examples.values())
@@ -136,7 +136,7 @@ def _evaluation(simulator: Simulator) -> str:
 
 
 def _preprocessing(source: ConfigDict) -> str:
-  """What is done to batches, by field; "" if nothing is."""
+  """Return the preprocessing of batches, by field; "" without any."""
   given = preprocessing(source)
   told = lambda keys: ", ".join(f"{key}={given[key]!r}" for key in keys)
   always = told(key for key in given if key not in AUGMENTATION)
@@ -147,7 +147,7 @@ def _preprocessing(source: ConfigDict) -> str:
 
 
 def _privacy(simulator: Simulator, rounds: int) -> str:
-  """The guarantee after the last round, and the noise; "" without any."""
+  """Return the guarantee after the last round, and the noise; "" if none."""
   release, ledger = simulator.algorithm.privacy, simulator.account.ledger
   if release is None or ledger is None:
     return ""
@@ -159,7 +159,7 @@ def _privacy(simulator: Simulator, rounds: int) -> str:
 
 
 def aligned(facts: Mapping[str, Any]) -> list[str]:
-  """One line a fact, those that do not hold left out."""
+  """Return one line for each fact, without those whose value is empty."""
   keep = {k: v for k, v in facts.items() if v}
   pad = max(map(len, keep))
   return [f"{name:<{pad}}  {value}" for name, value in keep.items()]

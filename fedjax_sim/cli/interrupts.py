@@ -22,7 +22,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-  """Ctrl-C and the like raise, so that what is half written is removed."""
+  """Raise `Stopped` on Ctrl-C and the like, so that half a file is removed."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
@@ -45,7 +45,7 @@ def signals_as_exceptions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def prompt_interrupts() -> Iterator[None]:
-  """Ctrl-C ends the process at once, but where a run saves itself first.
+  """Let Ctrl-C end the process at once, unless a run saves itself first.
 
   As an exception it would be lost in the middle of an import.
   """

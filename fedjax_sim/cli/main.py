@@ -77,7 +77,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command.
+  """Run a command.
 
   Args:
     argv: what follows the program's name; None: `sys.argv`.
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _distributed(arguments: Sequence[str]) -> str:
-  """What --distributed says; the command checks it."""
+  """Return the value of --distributed, unchecked; "off" without it."""
   for i, argument in enumerate(arguments):
     name, equals, value = argument.partition("=")
     if name in ("--distributed", "-distributed"):
@@ -149,7 +149,7 @@ def _execute(
 
 @contextlib.contextmanager
 def _short_warnings() -> Iterator[None]:
-  """What users are warned of is a line, without that of the source."""
+  """Show user warnings in one line, without the line of source code."""
   before = warnings.formatwarning
 
   def short(
@@ -171,7 +171,7 @@ def _short_warnings() -> Iterator[None]:
 
 
 def _exit_code(error: Exception) -> int | None:
-  """Return what a user's error exits with; None for an error of ours."""
+  """Return the exit code of a user's error; None for an error of ours."""
   if isinstance(error, FedjaxSimError):
     return error.exit_code
   kinds = ValueError | TypeError | OSError | ImportError | MemoryError

@@ -70,7 +70,7 @@ def plan(
   host: float,
   speed: costs.Speed | None,
 ) -> str:
-  """How rounds would go on other devices, predicted by `scaling.Model`.
+  """Return how rounds would go on other devices, by `scaling.Model`, as text.
 
   Args:
     experiment: from `build.build`.
@@ -131,7 +131,7 @@ def plan(
 
 
 def _cohorts(simulator: Simulator) -> list[int]:
-  """The run's cohort, 10 times as large, ..., and at last the largest."""
+  """Return cohort sizes: the run's, 10 times as many, ..., and the largest."""
   first = max(1, round(simulator.sampler.expected))
   if simulator.algorithm.requirements.pools_data:
     return [first]
@@ -142,7 +142,7 @@ def _cohorts(simulator: Simulator) -> list[int]:
 
 
 def _each(texts: Iterable[str]) -> str:
-  """Of every pass."""
+  """Join the texts of every pass."""
   return "; ".join(texts)
 
 
@@ -181,7 +181,7 @@ _HEAD = (
 
 
 def _row(round_: scaling.Prediction) -> tuple[str, ...]:
-  """The cells below `_HEAD`."""
+  """Return the cells of a row below `_HEAD`."""
   return (
     f"{round_.clients:,}",
     f"{round_.compute_seconds:.3g}",
@@ -195,7 +195,7 @@ def _row(round_: scaling.Prediction) -> tuple[str, ...]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-  """Columns, aligned at their right ends."""
+  """Yield the lines of a table, its columns aligned at their right ends."""
   cells = [head, *rows]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   for row in cells:
@@ -206,7 +206,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 def _notes(
   simulator: Simulator, rounds: Sequence[scaling.Prediction]
 ) -> list[str]:
-  """What has to be known of some of the rows."""
+  """Return notes on rows that reuse clients or that a run would refuse."""
   notes = []
   population = simulator.num_clients
   if rounds[-1].clients > population:

@@ -42,7 +42,7 @@ _SIZES = 12  # of the second
 
 
 class _Setting:
-  """The flags, checked: those of all questions at once, others when read."""
+  """The flags; those of all questions are checked at once, others when read."""
 
   def __init__(self, values: Any):
     self._values = values
@@ -86,7 +86,7 @@ class _Setting:
     return self.number(_EPSILON, gt=0)
 
   def sampler(self, clients: int) -> Sampler:
-    """Draws cohorts of so many."""
+    """Return the sampler of cohorts of this many clients."""
     made: Sampler
     if self.sampling == "cyclic_poisson":
       groups = self.whole(_GROUPS, self.population)
@@ -101,7 +101,7 @@ class _Setting:
     return made
 
   def participation(self, clients: int) -> Participation:
-    """Of one client, in cohorts of so many."""
+    """Return the participation of a client, in cohorts of this many clients."""
     promised = self.sampler(clients).participation
     if promised is None:
       raise flags.UsageError(
@@ -145,14 +145,16 @@ class _Setting:
 
 
 def epsilon(arguments: Sequence[str]) -> str:
-  """Return what rounds with this noise cost.
+  """Return the epsilon of rounds with this noise, as text.
 
   Args:
-    arguments: the flags; so of all questions here.
+    arguments: the flags; the same for all questions here.
 
   Raises:
-    UsageError: a flag is unknown, missing or has a wrong value; so of all.
-    TypeError, ValueError: numbers that do not go with each other; so of all.
+    UsageError: a flag is unknown, missing or has a wrong value; the same for
+      all questions here.
+    TypeError, ValueError: numbers that do not go with each other; the same for
+      all questions here.
   """
   values = flags.parse(arguments, *_ALWAYS, _CLIENTS, _ROUNDS, _NOISE, **_KINDS)
   given = _Setting(values)
@@ -160,7 +162,7 @@ def epsilon(arguments: Sequence[str]) -> str:
 
 
 def calibrate(arguments: Sequence[str]) -> str:
-  """Return the one of clients, rounds and noise that an epsilon leaves."""
+  """Find the one of clients, rounds and noise that is not given, by epsilon."""
   searched = (_CLIENTS, _ROUNDS, _NOISE)
   values = flags.parse(
     arguments, *_ALWAYS, _EPSILON, **dict.fromkeys(searched, ""), **_KINDS
@@ -204,7 +206,7 @@ def _most_rounds(ledger: Ledger, epsilon: float) -> int:
 
 
 def curve(arguments: Sequence[str]) -> str:
-  """Draw the cost by round and by cohort, and return where it is.
+  """Draw epsilon by round and noise by cohort; return a text with the files.
 
   Raises:
     OSError: a file cannot be written.
@@ -264,12 +266,12 @@ def curve(arguments: Sequence[str]) -> str:
 
 
 def _whole(values: np.ndarray) -> list[int]:
-  """Rounded, each once."""
+  """Return the values rounded and sorted, each once."""
   return sorted({round(value) for value in values.tolist()})
 
 
 def compose(arguments: Sequence[str]) -> str:
-  """Return what the runs in several workdirs cost together.
+  """Return the epsilon of the runs in several workdirs together, as text.
 
   Raises:
     OSError: a file cannot be read.

@@ -66,7 +66,7 @@ fedjax-sim: federated learning, simulated.
 
 
 def usage_of(arguments: Sequence[str]) -> str:
-  """How the command that stands before --help is used, or every one."""
+  """Return the usage of the command before --help, or of all commands."""
   words = list(itertools.takewhile(str.isalpha, arguments))
   entries = re.split(r"^(?=  fedjax-sim )", USAGE, flags=re.MULTILINE)
   for count in range(len(words), 0, -1):

@@ -14,14 +14,14 @@ from fedjax_sim.distributed import supervisor
 
 
 def work(execute: Callable[[], int], reporter: supervisor.Reporter) -> NoReturn:
-  """Execute a command, tell the parent how it ended, and leave the process.
+  """Execute a command, report to the parent how it ended, and exit.
 
-  It is left at once, always: JAX's own end waits minutes for processes that
-  are gone.
+  The process always exits at once: JAX's own shutdown waits minutes for
+  processes that are gone.
 
   Args:
     execute: runs the command; returns the exit code.
-    reporter: what the parent hears.
+    reporter: sends the parent how the command ended.
   """
   code = 1
   try:

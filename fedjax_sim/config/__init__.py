@@ -18,7 +18,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-  """Import `complete` when it is asked for: components take JAX along."""
+  """Import `complete` on first access, since its components import JAX."""
   if name != "complete":
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   from fedjax_sim.config import completion

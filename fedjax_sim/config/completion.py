@@ -85,7 +85,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def _fixed(section: ConfigDict, key: str, name: str) -> Field:
-  """Return a field of the default config."""
+  """Return the `Field` of an entry of the default config's section `name`."""
   kind = section.get_type(key)
   default = section[key]
   # A reference to a bool, say, is none to an int; None has no type of its own.
@@ -147,8 +147,8 @@ def _adapted(
 ) -> dict[str, Field]:
   """Return the fields with defaults that depend on other sections.
 
-  Where a mechanism of privacy makes all clients count the same, an algorithm
-  that would weigh them by their examples says so.
+  Where a mechanism of privacy makes all clients count the same, "uniform"
+  replaces a default weighting by examples.
   """
   if slot.section != "algorithm" or "weighting" not in fields:
     return fields

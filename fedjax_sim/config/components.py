@@ -320,7 +320,7 @@ def fields_of_function(
 
 
 def _annotation(parameter: inspect.Parameter) -> Any:
-  """Return the annotation where it is no text, else that of the default."""
+  """Return the annotation, where it is text as far as it names known types."""
   known = {kind.__name__: kind for kind in _NAMES}
   hint = parameter.annotation
   if isinstance(hint, str):
@@ -350,7 +350,7 @@ def _field(hint: Any, default: Any) -> Field | None:
 
 
 def _parts(hint: Any) -> Iterator[Any]:
-  """Yield the members of a union, of unions in it, too."""
+  """Yield the members of a union, and of unions within it."""
   if typing.get_origin(hint) in (typing.Union, types.UnionType):
     for part in typing.get_args(hint):
       yield from _parts(part)
@@ -400,7 +400,7 @@ def given_fields(config: ConfigDict, slot: Slot) -> dict[str, Any]:
 
 
 def _same(value: Any, default: Any) -> bool:
-  """Return whether a value is the default; NaN is."""
+  """Return whether a value equals the default; NaN equals NaN."""
   if isinstance(value, float) and isinstance(default, float):
     return value == default or (math.isnan(value) and math.isnan(default))
   return type(value) is type(default) and bool(value == default)
@@ -414,7 +414,7 @@ def section_of(config: ConfigDict, name: str) -> Any:
 
 
 def make(config: ConfigDict, slot: Slot, *filled: Any, **named: Any) -> Any:
-  """Return what a slot's component makes of its section.
+  """Call a slot's component with the fields of its section; return the result.
 
   Args:
     config: complete.

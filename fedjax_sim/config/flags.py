@@ -89,7 +89,7 @@ def parse(
 
 
 def number(flag: str, text: str, kind: type[T], other: str = "") -> T:
-  """A flag's text as a number.
+  """Return a flag's text as a number.
 
   Args:
     flag: its name, with the dashes.
@@ -211,7 +211,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:
-  """The config file, whether its name stands apart or not."""
+  """Return the file of `--config FILE` or `--config=FILE`; None without."""
   for i, argument in enumerate(arguments):
     if argument == "--config" and i + 1 < len(arguments):
       return arguments[i + 1].partition(":")[0]
@@ -222,7 +222,7 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
 @contextlib.contextmanager
 def _as_argv(arguments: Sequence[str]) -> Iterator[None]:
-  """ml_collections looks for fields in sys.argv; it imports the config."""
+  """Put the arguments into sys.argv, where ml_collections looks for fields."""
   before = sys.argv, sys.dont_write_bytecode
   sys.argv, sys.dont_write_bytecode = ["", *arguments], True
   sys.modules.pop("config_config", None)  # what it called the last config
@@ -233,7 +233,7 @@ def _as_argv(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _of_file(path: str | None, error: BaseException | None) -> str:
-  """What is wrong with the config file; nothing, if it is not to blame."""
+  """Return what is wrong with the config file; "" if it is not to blame."""
   while error is not None:
     text, told = errors.one_line(error), errors.raised(path, error)
     if told.startswith("line "):
@@ -247,7 +247,7 @@ def _of_file(path: str | None, error: BaseException | None) -> str:
 
 
 def _no_config(path: str | None, given: Any) -> str:
-  """Why there is no ConfigDict."""
+  """Return why the config file gives no ConfigDict."""
   try:
     _ = given.seed  # ml_collections keeps an OSError for later
   except OSError as error:

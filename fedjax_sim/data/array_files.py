@@ -23,7 +23,7 @@ _UINT8 = 0x08
 
 
 def contents(file: Path) -> bytes:
-  """A file's bytes, decompressed if it is gzipped, whatever its name.
+  """Return a file's bytes, decompressed if they are gzip, whatever its name.
 
   Raises:
     ValueError: the compression is damaged.
@@ -41,11 +41,11 @@ def contents(file: Path) -> bytes:
 
 
 def read_idx(file: Path, shape: Shape) -> np.ndarray:
-  """The uint8 array of an idx file, plain or gzipped; read-only.
+  """Read the uint8 array of an idx file, plain or gzipped; it is read-only.
 
   Args:
     file: the file.
-    shape: what it should hold.
+    shape: the shape that the array must have; a None fits any size.
 
   Raises:
     ValueError: it holds something else; names the field that says so.
@@ -73,14 +73,14 @@ def read_idx(file: Path, shape: Shape) -> np.ndarray:
 def read_fields(
   file: Path, fields: Mapping[str, Shape]
 ) -> dict[str, np.ndarray]:
-  """Arrays of whole numbers from an `.npz` file, which may hold more.
+  """Read arrays of whole numbers from an `.npz` file, which may hold more.
 
   Args:
     file: the file.
-    fields: the shape of each.
+    fields: name -> the shape that the array must have, as in `read_idx`.
 
   Raises:
-    ValueError: one is missing, or is something else.
+    ValueError: an array is missing, or has another dtype or shape.
   """
   arrays = read_npz(file)
   for field, shape in fields.items():
@@ -118,10 +118,14 @@ _SINGLE = b"\x93NUMPY"  # how a .npy file begins
 
 
 def read_npz(file: Path, field: str = "data.path") -> dict[str, np.ndarray]:
-  """The arrays of an `.npz` file, by name; messages call its path `field`.
+  """Read the arrays of an `.npz` file, by name.
+
+  Args:
+    file: the file.
+    field: what messages call the config's field that names the file.
 
   Raises:
-    ValueError: it is none, is damaged, or holds objects.
+    ValueError: the file is no `.npz` file, is damaged, or holds objects.
   """
   if file.is_dir():
     raise ValueError(f"{file} is a folder; let {field} name the .npz file.")
@@ -154,7 +158,7 @@ def read_npz(file: Path, field: str = "data.path") -> dict[str, np.ndarray]:
 
 
 def members_of(archive: zipfile.ZipFile) -> dict[str, str]:
-  """Return array -> the archive's member."""
+  """Return the name of each array -> the name of its file in the archive."""
   return {
     name.removesuffix(".npy"): name
     for name in archive.namelist()
@@ -165,12 +169,12 @@ def members_of(archive: zipfile.ZipFile) -> dict[str, str]:
 class Member:
   """An array of an `.npz` file, read row after row.
 
-  Whatever order of bytes and of axes it is written in. One in Fortran order has
-  no rows in a row, and is held in memory.
+  It may be written in any order of bytes and of axes. In Fortran order a row is
+  not contiguous, so such an array is held in memory.
 
   Attributes:
-    shape: the array's.
-    row: bytes of a row.
+    shape: the array's shape.
+    row: how many bytes a row has.
   """
 
   def __init__(self, where: str, stream: IO[bytes]):
@@ -193,10 +197,10 @@ class Member:
     self._whole: np.ndarray | None = None
 
   def read(self, rows: int | None) -> np.ndarray:
-    """Return the next rows, in native bytes and C order, or None: all.
+    """Return the next `rows` rows, or all with None; native bytes, C order.
 
     Raises:
-      ValueError: the member ends before them, or goes on after the last one.
+      ValueError: the array ends before the last of them.
     """
     if self._fortran and len(self.shape) > 1:
       if self._whole is None:

@@ -45,7 +45,7 @@ def augment(
   operations: int = 2,
   flip: bool = False,
 ) -> Array:
-  """Examples that look different and are of the same class.
+  """Return examples that look different and are of the same class.
 
   An image gets `operations` different ones of: a shift by up to 0.2 of a side,
   a rotation by up to 30 degrees, a shear by up to 0.3 (what moves in takes the
@@ -67,7 +67,7 @@ def augment(
     flip: whether mirror images have the same class.
 
   Returns:
-    As `x`.
+    The changed examples, of the same shape and dtype as `x`.
   """
   if not jnp.issubdtype(x.dtype, jnp.floating):
     return x
@@ -89,7 +89,7 @@ def _augment_one(
   operations: int,
   flip: bool,
 ) -> Array:
-  """`augment` of one image, shape=(height, width, channels)."""
+  """Augment one image, shape=(height, width, channels); see `augment`."""
   names = (*_OPERATIONS, "flip") if flip else _OPERATIONS
   draw = lambda i, n, least: jax.random.uniform(
     jax.random.fold_in(key, i), (n,), minval=least

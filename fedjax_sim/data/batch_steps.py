@@ -15,12 +15,12 @@ Augment = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def as_stored(examples: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The examples as they are."""
+  """Return the examples as they are."""
   return examples
 
 
 def prepared(examples: Mapping[str, Any], x: Any) -> dict[str, Any]:
-  """The examples with this `x`, and `y`, if there, as int32 if it is whole."""
+  """Return the examples with this `x`, and integer labels `y` as int32."""
   out = {**examples, "x": x}
   if "y" in out and out["y"].dtype.kind in "iu":
     out["y"] = out["y"].astype(np.int32)
@@ -28,7 +28,7 @@ def prepared(examples: Mapping[str, Any], x: Any) -> dict[str, Any]:
 
 
 def prepared_shapes(prepare: Prepare, examples: Examples) -> dict[str, Any]:
-  """What `prepare` makes of one example, traced.
+  """Return the shapes and dtypes that `prepare` gives for one example.
 
   Args:
     prepare: see `FederatedDataset`.
@@ -38,7 +38,7 @@ def prepared_shapes(prepare: Prepare, examples: Examples) -> dict[str, Any]:
     field -> `jax.ShapeDtypeStruct`, shape=(1, ...).
 
   Raises:
-    ValueError: it cannot be traced.
+    ValueError: `prepare` cannot be traced.
   """
   import jax  # here, as data that are stored as they are do without
 
@@ -58,7 +58,7 @@ def prepared_shapes(prepare: Prepare, examples: Examples) -> dict[str, Any]:
 
 
 def input_shape(prepare: Prepare, examples: Examples) -> tuple[int, ...]:
-  """`FederatedDataset.example_shape`; () where there is no field "x"."""
+  """Return `FederatedDataset.example_shape`; () if there is no field "x"."""
   if "x" not in examples:
     return ()
   if prepare is as_stored:
@@ -68,14 +68,14 @@ def input_shape(prepare: Prepare, examples: Examples) -> tuple[int, ...]:
 
 
 def from_bytes(examples: Mapping[str, Any]) -> dict[str, Any]:
-  """`x`, bytes, as float32 from 0 to 1, and whole labels as int32."""
+  """Scale `x`, bytes, to float32 from 0 to 1; make integer labels int32."""
   return prepared(examples, examples["x"].astype(np.float32) / 255)
 
 
 def normalize(
   examples: Mapping[str, Any], *, mean: np.ndarray, stddev: np.ndarray
 ) -> dict[str, Any]:
-  """`x` becomes (x - mean) / stddev, in its dtype if that is a float's.
+  """Replace `x` by (x - mean) / stddev, in its dtype if that is a float's.
 
   Args:
     examples: with "x", (batch, ..., channels); whole numbers become float32.
@@ -98,10 +98,10 @@ def normalize(
 
 
 def prepare_numbers(examples: Mapping[str, Any]) -> dict[str, Any]:
-  """Inputs as float32, whole labels as int32."""
+  """Convert inputs to float32 and integer labels to int32."""
   return prepared(examples, examples["x"].astype(np.float32))
 
 
 def prepare_ids(examples: Mapping[str, Any]) -> dict[str, Any]:
-  """Ids, of characters or others, as int32, whole labels as int32."""
+  """Convert inputs that are ids, and integer labels, to int32."""
   return prepared(examples, examples["x"].astype(np.int32))

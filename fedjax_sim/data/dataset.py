@@ -102,12 +102,12 @@ class FederatedDataset:
 
   @property
   def stored_classes(self) -> int:
-    """Above all labels "y" as they are stored; 0 if they are no classes."""
+    """The bound below which stored labels "y" lie; 0 if they are no classes."""
     return len(self.tables["y"]) if "y" in self.tables else self.num_classes
 
   @property
   def parts(self) -> dict[str, FederatedData]:
-    """Every set that there is; central ones as one client's."""
+    """Every part that is not None, by name; a central set is one client's."""
     splits = {f"splits[{name!r}]": data for name, data in self.splits.items()}
     parts = {"train": self.train, **splits}
     parts |= {
@@ -123,17 +123,17 @@ class FederatedDataset:
 
   @property
   def all_splits(self) -> dict[str, FederatedData]:
-    """Every set that a pass may walk over, by the name of its split."""
+    """Every set that an algorithm's pass may walk over, by its split's name."""
     return {"train": self.train, **self.splits}
 
 
 def check_labels(
   data: FederatedData, field: str, num_classes: int, part: str = "data"
 ) -> None:
-  """Refuses labels outside 0..num_classes - 1.
+  """Refuse labels outside 0..num_classes - 1.
 
   Args:
-    data: has `field`, (num_examples, ...), integer.
+    data: clients with `field`, shape=(num_examples, ...), integer.
     field: the labels' field.
     num_classes: at least 1.
     part: what messages call `data`.

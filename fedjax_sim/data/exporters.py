@@ -30,13 +30,14 @@ def export(
   format: str,
   progress: Told | None = None,
 ) -> None:
-  """Writes clients as a file, which is there whole or not at all.
+  """Write clients as a file, which is there whole or not at all.
 
   Args:
     data: the clients.
     path: the file, which must not be there yet.
-    format: of `EXPORTERS`.
-    progress: is told the format, and how many clients and examples it has.
+    format: a name of `EXPORTERS`.
+    progress: a function that is called with the format and how many clients
+      and examples are written; None: none.
 
   Raises:
     FileExistsError: there is something at `path`.
@@ -73,7 +74,7 @@ def _clients(
 def _leaf_json(
   data: FederatedData, file: Path, told: Callable[[int], None]
 ) -> None:
-  """LEAF's JSON; FLUTE reads it, too."""
+  """Write LEAF's JSON; FLUTE reads it, too."""
   if set(data.examples) - {"x", "y"}:
     raise ValueError(
       f"LEAF's JSON holds x and y, and there are {', '.join(data.examples)};"
@@ -94,7 +95,7 @@ def _leaf_json(
 def _tff_hdf5(
   data: FederatedData, file: Path, told: Callable[[int], None]
 ) -> None:
-  """TFF's and FedML's HDF5: `examples/<client>/<field>`."""
+  """Write TFF's and FedML's HDF5: `examples/<client>/<field>`."""
   h5py = library("h5py", "hdf5")
   _check_nodes(data)
   # Of a full disk HDF5 itself does not tell.
@@ -108,7 +109,7 @@ def _tff_hdf5(
 def _flute_hdf5(
   data: FederatedData, file: Path, told: Callable[[int], None]
 ) -> None:
-  """FLUTE's HDF5: `user_data/<user>/x`, and the labels apart."""
+  """Write FLUTE's HDF5: `user_data/<user>/x`, `user_data_label/<user>`."""
   h5py = library("h5py", "hdf5")
   _check_nodes(data)
   with file.open("w+b") as plain, h5py.File(plain, "w") as out:
@@ -121,7 +122,7 @@ def _flute_hdf5(
 
 
 def _check_nodes(data: FederatedData) -> None:
-  """Refuses clients whose names cannot be those of groups."""
+  """Refuse clients whose names cannot be those of HDF5 groups."""
   for i in range(data.num_clients):
     name = data.client_name(i)
     if "/" in name or "\0" in name or name in ("", "."):
@@ -133,7 +134,7 @@ def _check_nodes(data: FederatedData) -> None:
 def _fedjax_sqlite(
   data: FederatedData, file: Path, told: Callable[[int], None]
 ) -> None:
-  """FedJAX's SQLite; see `fedjax_sim.data.importers.fedjax_sqlite`."""
+  """Write FedJAX's SQLite; see `fedjax_sim.data.importers.fedjax_sqlite`."""
   msgpack = library("msgpack", "sqlite")
 
   def packed(x: np.ndarray) -> Any:
@@ -166,7 +167,7 @@ def _as_os_error() -> Iterator[None]:
 def _parquet(
   data: FederatedData, file: Path, told: Callable[[int], None]
 ) -> None:
-  """A row an example; arrays are lists of one length, of rows first."""
+  """Write Parquet, a row an example; arrays become lists of fixed sizes."""
   arrow = library("pyarrow", "parquet")
   parquet = library("pyarrow.parquet", "parquet")
 
@@ -196,7 +197,7 @@ def _parquet(
 
 
 def _npz(data: FederatedData, file: Path, told: Callable[[int], None]) -> None:
-  """Arrays of all examples, and `client`, the name of each one's."""
+  """Write an array per field, and `client`, each example's client's name."""
   names = [data.client_name(i) for i in range(data.num_clients)]
   for name in names:
     if name.endswith("\0"):

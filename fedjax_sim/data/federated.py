@@ -61,7 +61,7 @@ class FederatedData:
     | Iterable[Mapping[str, npt.ArrayLike]],
     drop_empty: bool = False,
   ) -> FederatedData:
-    """Joins the clients' own arrays.
+    """Concatenate the clients' own arrays.
 
     Args:
       clients: one field -> (examples of this client, ...) a client, by name (a
@@ -107,7 +107,7 @@ class FederatedData:
     names: Sequence[str] | None = None,
     drop_empty: bool = False,
   ) -> FederatedData:
-    """Sorts examples by the client that owns each; stable inside a client.
+    """Sort examples by the client that owns each; stable inside a client.
 
     Args:
       examples: field -> (num_examples, ...).
@@ -156,39 +156,39 @@ class FederatedData:
 
   @property
   def num_clients(self) -> int:
-    """How many clients there are."""
+    """The number of clients."""
     return len(self.offsets) - 1
 
   @property
   def num_examples(self) -> int:
-    """How many examples all clients have."""
+    """The number of examples of all clients."""
     return int(self.offsets[-1])
 
   @property
   def sizes(self) -> np.ndarray:
-    """Examples of each client, shape=(num_clients,), int64."""
+    """The number of examples of each client, shape=(num_clients,), int64."""
     return np.diff(self.offsets)
 
   def client(self, i: int) -> dict[str, np.ndarray]:
-    """Client i's examples, field -> (examples of i, ...), as views."""
+    """Return client i's examples, field -> (examples of i, ...), as views."""
     i = validate.integer("client", i, ge=0, le=self.num_clients - 1)
     rows = slice(self.offsets[i], self.offsets[i + 1])
     return {field: array[rows] for field, array in self.examples.items()}
 
   def client_name(self, i: int) -> str:
-    """Client i's name, or 'client i' if clients have none."""
+    """Return client i's name, or 'client i' if clients have none."""
     i = validate.integer("client", i, ge=0, le=self.num_clients - 1)
     return f"client {i}" if self.names is None else self.names[i]
 
   def owner_of(self, rows: npt.ArrayLike) -> np.ndarray:
-    """The clients, shape=(n,), int64, that own rows, shape=(n,), integer."""
+    """Return the client, shape=(n,), int64, that owns each of n rows."""
     return np.searchsorted(self.offsets, rows, side="right") - 1
 
   def select(self, ids: npt.ArrayLike) -> FederatedData:
-    """These clients, in this order.
+    """Return these clients, in this order.
 
     Args:
-      ids: shape=(n,), integer; n >= 1, no duplicates.
+      ids: the clients' indices, shape=(n,), integer; n >= 1, no duplicates.
 
     Raises:
       TypeError, ValueError: `ids` is not such an array.
@@ -208,7 +208,7 @@ class FederatedData:
     )
 
   def at_least(self, n: int) -> FederatedData:
-    """The clients with n examples or more.
+    """Return the clients with n examples or more.
 
     Raises:
       ValueError: there is none.
@@ -223,7 +223,7 @@ class FederatedData:
     return self if len(kept) == self.num_clients else self.select(kept)
 
   def pooled(self) -> FederatedData:
-    """All examples as one client's; shares the arrays."""
+    """Return all examples as one client's; shares the arrays."""
     return FederatedData(
       examples=self.examples,
       offsets=offsets_of([self.num_examples]),
@@ -231,7 +231,7 @@ class FederatedData:
     )
 
   def label_range(self, field: str) -> tuple[int, int]:
-    """The least and the largest of a field of whole numbers, with examples."""
+    """Return the smallest and the largest number of a field of integers."""
     labels = self.examples[field]
     return int(labels.min()), int(labels.max())
 
@@ -243,11 +243,11 @@ class FederatedData:
 def check_finite(
   field: str, array: np.ndarray, where: Callable[[int], str]
 ) -> None:
-  """Refuses NaN and infinity.
+  """Refuse NaN and infinity.
 
   Args:
     field: what messages call the array.
-    array: (examples, ...).
+    array: shape=(examples, ...).
     where: row -> whose it is, for messages.
 
   Raises:
@@ -266,7 +266,7 @@ def check_finite(
 
 
 def offsets_of(sizes: npt.ArrayLike) -> np.ndarray:
-  """`FederatedData.offsets`, int64, of sizes, shape=(num_clients,)."""
+  """Return `FederatedData.offsets` for sizes, shape=(num_clients,)."""
   return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 

@@ -45,19 +45,19 @@ class User(NamedTuple):
 
 
 class Notes:
-  """What was not as it should be, and was taken all the same; told once."""
+  """Deviations from the format that were accepted, for one warning per kind."""
 
   def __init__(self) -> None:
     self._count: collections.Counter[str] = collections.Counter()
     self._first: dict[str, str] = {}
 
   def add(self, what: str, where: str) -> None:
-    """Counts a user of whom this is to be told."""
+    """Count one more user with this deviation."""
     self._count[what] += 1
     self._first.setdefault(what, where)
 
   def warn(self) -> None:
-    """Warns of all that was counted; once a kind, with its first user."""
+    """Warn of all that was counted; once per kind, with its first user."""
     for what, count in self._count.items():
       more = f" (and {count - 1:,} more)" if count > 1 else ""
       warnings.warn(f"{self._first[what]}{more}: {what}", stacklevel=2)
@@ -88,7 +88,7 @@ def users_of(
     counts: as `num_samples`.
     data: the pairs of `user_data`, as they come.
     labels: the pairs of `user_data_label`.
-    notes: gets what is to be told.
+    notes: collects the deviations to warn of.
 
   Raises:
     ValueError: the file contradicts itself; names the user.
@@ -126,7 +126,7 @@ def users_of(
 def counts_of(
   file: str, names: Sequence[Any], counts: Sequence[Any], notes: Notes
 ) -> dict[str, Any]:
-  """Return user -> what the file says is the number of examples.
+  """Return user -> the number of examples that the file states.
 
   Raises:
     ValueError: a user is twice there, or is no name, or counts are missing.
@@ -159,7 +159,7 @@ def checked_user(
     count: of `num_samples`.
     data: of `user_data`.
     labels: of `user_data_label`, or None.
-    notes: gets what is to be told.
+    notes: collects the deviations to warn of.
 
   Returns:
     None of a user without examples.
@@ -197,14 +197,14 @@ def checked_user(
 def has_examples(
   where: str, count: Any, length: int, labels: int | None, notes: Notes
 ) -> bool:
-  """Whether a user has examples, if what the file says of their number fits.
+  """Return whether a user has examples; refuse numbers that do not fit.
 
   Args:
     where: file and user, for messages.
     count: of `num_samples`.
     length: of x.
     labels: the length of y, or None.
-    notes: gets what is to be told.
+    notes: collects the deviations to warn of.
 
   Raises:
     ValueError: x and y differ in length, or without y, x and `count`.
@@ -225,7 +225,7 @@ def has_examples(
 
 
 def _is_empty(held: Any) -> bool:
-  """Whether what a file says of a user holds no example."""
+  """Return whether a user's data or labels hold no example."""
   parts = list(held.values()) if isinstance(held, dict) else [held]
   return bool(parts) and all(part == [] for part in parts)
 
@@ -247,7 +247,7 @@ class _Labels:
     self._pairs, self._kept = iter(pairs), dict[str, Any]()
 
   def of(self, name: str) -> Any:
-    """The user's labels, or None."""
+    """Return the user's labels, or None."""
     if name not in self._kept:
       for other, labels in self._pairs:
         self._kept[other] = labels
@@ -256,13 +256,13 @@ class _Labels:
     return self._kept.pop(name, None)
 
   def others(self) -> Iterator[tuple[str, Any]]:
-    """Users whose labels nobody asked for, and those."""
+    """Yield the users whose labels nobody asked for, with those labels."""
     yield from self._kept.items()
     yield from self._pairs
 
 
 def numbers(where: str, field: str, values: Any) -> np.ndarray:
-  """Return values of a user as an array.
+  """Return a user's values as an array.
 
   Features that are texts, several an example, are numbers if all are.
 
@@ -293,7 +293,7 @@ def numbers(where: str, field: str, values: Any) -> np.ndarray:
 
 
 def _first_odd(values: Any) -> str:
-  """Return which entry holds what is no number."""
+  """Return the place of the first entry that is no number, in words."""
   for i, value in enumerate(values):
     if np.asarray(value).dtype.kind not in "biuf":
       return f" as of entry {i}, {value!r:.60}"
@@ -301,7 +301,7 @@ def _first_odd(values: Any) -> str:
 
 
 def _uneven(values: Any) -> str:
-  """Which entry has another shape than those before; "" if none has."""
+  """Return the first entry with another shape, in words; "" if none has."""
   first = None
   for i, value in enumerate(values):
     try:
@@ -315,7 +315,7 @@ def _uneven(values: Any) -> str:
 
 
 def without_twins(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
-  """Return a JSON object of its pairs, for `object_pairs_hook`.
+  """Return a JSON object's pairs as a mapping, for `object_pairs_hook`.
 
   Raises:
     ValueError: a name is there twice.
@@ -329,7 +329,7 @@ def without_twins(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
 
 
 def read_users(place: Path) -> dict[str, User]:
-  """Users who have examples, in the order of the files, by name.
+  """Read the users who have examples, by name, in the order of the files.
 
   Args:
     place: a file, plain or gzipped, or a folder of `.json` and `.json.gz`.
@@ -392,7 +392,7 @@ _JSON = {list: "array", dict: "object"}
 
 
 def has_labels(users: Mapping[str, User]) -> bool:
-  """Whether there are labels; refuses users without where others have some."""
+  """Return whether users have labels; refuse it if only some have."""
   without = [user.where for user in users.values() if user.y is None]
   if without and len(without) < len(users):
     raise ValueError(f"{without[0]}: y is missing; expected it, as others do.")
@@ -402,7 +402,13 @@ def has_labels(users: Mapping[str, User]) -> bool:
 def shrink(
   clients: Mapping[str, dict[str, np.ndarray]], field: str, whole: Any
 ) -> None:
-  """Makes a field of all clients uint8, else `whole`, else float32."""
+  """Convert a field of all clients, in place: to uint8, `whole` or float32.
+
+  Args:
+    clients: client -> field -> array; changed.
+    field: the field.
+    whole: the dtype of whole numbers outside 0..255; fractions get float32.
+  """
   arrays = [client[field] for client in clients.values() if client[field].size]
   is_whole = all((a == np.rint(a)).all() for a in arrays if a.dtype.kind == "f")
   low = min((a.min() for a in arrays), default=0)

@@ -9,12 +9,12 @@ VARIABLE = "FEDJAX_SIM_DATA"
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-  """Whether a path is none of the local disk."""
+  """Return whether a path is a URL, not a path of the local disk."""
   return "://" in os.fspath(path)
 
 
 def local(path: str | os.PathLike[str]) -> Path:
-  """A path of the local disk.
+  """Return a path of the local disk as a `Path`.
 
   Raises:
     ValueError: it is a URL.
@@ -30,7 +30,7 @@ def local(path: str | os.PathLike[str]) -> Path:
 def locate(
   path: str | os.PathLike[str] | None, field: str = "data.path"
 ) -> Path:
-  """The file or folder that a loader reads.
+  """Return the file or folder that a loader reads.
 
   Args:
     path: absolute, or relative to the working folder or else to the folder
@@ -38,8 +38,8 @@ def locate(
     field: what messages call it.
 
   Raises:
-    FileNotFoundError: there is nothing; names what was tried.
-    ValueError: neither is set, or the path is a URL.
+    FileNotFoundError: nothing is there; names the paths that were tried.
+    ValueError: neither `path` nor FEDJAX_SIM_DATA is set, or the path is a URL.
   """
   root = os.environ.get(VARIABLE)
   if path is None and not root:
@@ -62,7 +62,7 @@ def locate(
 
 
 def find(folder: Path, *names: str) -> Path:
-  """The first of these files that `folder` holds.
+  """Return the first of these files that `folder` holds.
 
   Raises:
     FileNotFoundError: it holds none; names the files.

@@ -22,7 +22,7 @@ from fedjax_sim.data.seeding import Stream, generator
 def iid(
   num_examples: int, num_clients: int, *, seed: int, min_examples: int = 1
 ) -> np.ndarray:
-  """Deals the shuffled examples in turn; sizes differ by at most 1.
+  """Deal the shuffled examples in turn; sizes differ by at most 1.
 
   Args:
     num_examples: how many to deal.
@@ -43,7 +43,7 @@ def dirichlet(
   alpha: float = 0.5,
   min_examples: int = 1,
 ) -> np.ndarray:
-  """Skews labels as Hsu et al. (2019, arXiv 1909.06335), with equal sizes.
+  """Skew labels as Hsu et al. (2019, arXiv 1909.06335), with equal sizes.
 
   Client i draws its mix of classes q_i ~ Dirichlet(alpha * p), p being the
   classes' shares in the data, and its examples, without replacement, by q_i.
@@ -93,7 +93,7 @@ def shards(
   shards_per_client: int = 2,
   min_examples: int = 1,
 ) -> np.ndarray:
-  """Gives clients few classes, as McMahan et al. (2017, arXiv 1602.05629).
+  """Give clients few classes, as McMahan et al. (2017, arXiv 1602.05629).
 
   Examples, sorted by label, are cut into shards whose sizes differ by at most
   1; chance deals `shards_per_client` to each client.
@@ -130,7 +130,7 @@ def power_law(
   exponent: float = 2.5,
   min_examples: int = 1,
 ) -> np.ndarray:
-  """Gives clients i.i.d. examples but sizes after a power law.
+  """Give clients i.i.d. examples, in numbers that follow a power law.
 
   Every client has `min_examples`; the rest is shared in proportion to weights
   w >= 1 from the Pareto density w**-exponent.
@@ -155,7 +155,7 @@ def power_law(
 
 
 def by_key(keys: npt.ArrayLike) -> tuple[np.ndarray, tuple[str, ...]]:
-  """One client for each distinct key, sorted by key.
+  """Make one client for each distinct key, sorted by key.
 
   Args:
     keys: shape=(num_examples,), integers or strings, such as the user's name.
@@ -190,7 +190,7 @@ def partition(
   seed: int,
   **options: Any,
 ) -> np.ndarray:
-  """`client_of` by the partitioner of this name.
+  """Return `client_of` by the partitioner of this name.
 
   Args:
     name: of `PARTITIONERS`, or a reference to the user's own.
@@ -215,7 +215,7 @@ def partition(
 def deal(
   examples: Examples, name: str, num_clients: int, seed: int, **options: Any
 ) -> FederatedData:
-  """A central set's examples, dealt to clients by their labels "y".
+  """Deal a central set's examples to clients by their labels "y".
 
   Args:
     examples: field -> (num_examples, ...).
@@ -229,7 +229,7 @@ def deal(
 
 
 def _classes(labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-  """Labels as 0..classes - 1, and the examples of each class."""
+  """Return labels as 0..classes - 1, and the number of examples of each."""
   labels = np.asarray(labels)
   if labels.ndim != 1 or labels.dtype.kind not in "iu":
     raise TypeError(

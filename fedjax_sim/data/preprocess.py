@@ -59,7 +59,7 @@ Numbers = float | Sequence[float] | np.ndarray  # one, or one a channel
 def reshape(
   examples: Mapping[str, Any], *, shape: tuple[int, ...]
 ) -> dict[str, Any]:
-  """Every `x` in another shape of as many numbers, row by row."""
+  """Reshape every `x` to a shape of as many numbers, in row-major order."""
   x = examples["x"]
   return {**examples, "x": x.reshape(len(x), *shape)}
 
@@ -67,7 +67,7 @@ def reshape(
 def look_up(
   examples: Mapping[str, Any], *, table: np.ndarray, field: str
 ) -> dict[str, Any]:
-  """A field's numbers i, whole, replaced by `table[i]`.
+  """Replace a field's integers i by `table[i]`.
 
   Args:
     examples: with the field, of any shape; without it nothing is done, as to
@@ -85,7 +85,7 @@ def look_up(
 def pad(
   examples: Mapping[str, Any], *, size: int | tuple[int, int]
 ) -> dict[str, Any]:
-  """`x` with zeros around it.
+  """Pad `x` with zeros.
 
   Args:
     examples: with "x".
@@ -108,7 +108,7 @@ def pad(
 def _pad(
   x: Array, widths: Sequence[tuple[int, int]], mode: str = "constant"
 ) -> Array:
-  """`jnp.pad` of the axes after the first."""
+  """Pad the axes after the first by `jnp.pad`."""
   rest = [(0, 0)] * (x.ndim - 1 - len(widths))
   return jnp.pad(x, [(0, 0), *widths, *rest], mode=mode)
 
@@ -119,7 +119,7 @@ def _pad(
 def random_crop(
   key: Key, examples: Mapping[str, Any], *, pixels: int, fill: str = "zeros"
 ) -> dict[str, Any]:
-  """Every image `x` moved by up to so many pixels up or down, left or right.
+  """Move every image `x` by up to `pixels` up or down, left or right.
 
   Args:
     key: draws one move an example.
@@ -136,10 +136,10 @@ def random_crop(
 
 
 def random_flip(key: Key, examples: Mapping[str, Any]) -> dict[str, Any]:
-  """Every image `x`, (height, width, ...), as a mirror shows it, or as it is.
+  """Mirror every image `x` left to right with probability 1/2.
 
   Args:
-    key: draws for every example whether, with probability 1/2.
+    key: draws for every example whether it is mirrored.
     examples: with "x", (batch, height, width) or with channels at the end.
   """
   x = examples["x"]
@@ -151,7 +151,7 @@ def random_flip(key: Key, examples: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def then(prepare: Prepare, step: Prepare) -> Prepare:
-  """One after the other; can be pickled if both can."""
+  """Chain two steps of `prepare`; the result can be pickled if both can."""
   if prepare is as_stored:
     return step
   return functools.partial(_in_turn, (prepare, step))
@@ -166,7 +166,7 @@ def _in_turn(
 
 
 def then_augment(augment: Augment | None, step: Augment) -> Augment:
-  """One after the other, each with a key of its own."""
+  """Chain two steps of `augment`, each with a key of its own."""
   if augment is None:
     return step
   return functools.partial(_in_turn_at_random, (augment, step))
@@ -181,14 +181,14 @@ def _in_turn_at_random(
 
 
 def _prepared(dataset: FederatedDataset, step: Prepare) -> FederatedDataset:
-  """The data set with one more step for every batch."""
+  """Return the data set with one more step for every batch."""
   prepare = then(dataset.prepare, step)
   shape = input_shape(prepare, dataset.train.examples)
   return dataclasses.replace(dataset, prepare=prepare, example_shape=shape)
 
 
 def _field(dataset: FederatedDataset, what: str, field: str = "x") -> Any:
-  """Shape and dtype of a field of a batch of one, as the model gets it."""
+  """Return shape and dtype of a field in a batch of one, as models get it."""
   shapes = prepared_shapes(dataset.prepare, dataset.train.examples)
   if field not in shapes:
     raise ValueError(
@@ -201,10 +201,10 @@ def _field(dataset: FederatedDataset, what: str, field: str = "x") -> Any:
 def with_reshape(
   dataset: FederatedDataset, shape: Sequence[int]
 ) -> FederatedDataset:
-  """Gives every `x` another shape, such as (8, 8, 1) for (64,).
+  """Reshape every `x`, such as (64,) to (8, 8, 1).
 
   Raises:
-    TypeError, ValueError: it does not have as many numbers.
+    TypeError, ValueError: `shape` does not have as many numbers.
   """
   what = f"data.reshape={shape!r}"
   if not isinstance(shape, tuple | list):
@@ -224,7 +224,7 @@ def with_lookup(
   table: np.ndarray | str | os.PathLike[str],
   field: str = "x",
 ) -> FederatedDataset:
-  """Replaces a field's whole numbers i by `table[i]`.
+  """Replace a field's integers i by `table[i]`, in every batch.
 
   A table for "y" makes the classes: there are as many as its largest entry + 1.
 
@@ -286,7 +286,7 @@ def with_lookup(
 def _table(
   what: str, name: str, table: np.ndarray | str | os.PathLike[str]
 ) -> np.ndarray:
-  """The entries, shape=(n,), int32, read if they are in a file."""
+  """Return the entries, shape=(n,), int32, from an array or a file."""
   if not isinstance(table, np.ndarray):
     table = _read(what, locate(Path(table), name))
   if table.dtype.kind not in "iu" or table.ndim != 1 or not table.size:
@@ -317,7 +317,7 @@ def _read(what: str, path: Path) -> np.ndarray:
 def with_normalization(
   dataset: FederatedDataset, mean: Numbers, stddev: Numbers
 ) -> FederatedDataset:
-  """Subtracts a mean from every `x` and divides by a standard deviation.
+  """Subtract a mean from every `x` and divide by a standard deviation.
 
   Args:
     dataset: with "x", (..., channels).
@@ -357,7 +357,7 @@ def with_normalization(
 def with_padding(
   dataset: FederatedDataset, size: int | Sequence[int]
 ) -> FederatedDataset:
-  """Makes every `x` larger, by zeros.
+  """Pad every `x` with zeros to a larger size.
 
   Args:
     dataset: with "x", (length,) or (length, channels), or images.
@@ -388,7 +388,7 @@ def with_padding(
 def with_crop(
   dataset: FederatedDataset, pixels: int, fill: str = "zeros"
 ) -> FederatedDataset:
-  """Moves training images by up to so many pixels; see `random_crop`.
+  """Move training images at random by up to `pixels`; see `random_crop`.
 
   Raises:
     TypeError, ValueError: `x` are no images, or too small.
@@ -401,7 +401,7 @@ def with_crop(
 
 
 def with_flip(dataset: FederatedDataset) -> FederatedDataset:
-  """Mirrors half of the training images; see `random_flip`.
+  """Mirror training images with probability 1/2; see `random_flip`.
 
   Raises:
     ValueError: `x` are no images.
@@ -411,7 +411,7 @@ def with_flip(dataset: FederatedDataset) -> FederatedDataset:
 
 
 def _image(dataset: FederatedDataset, what: str) -> tuple[int, int]:
-  """Height and width."""
+  """Return the height and width of images; refuse what is no image."""
   shape = _field(dataset, what).shape[1:]
   if len(shape) not in (2, 3) or min(shape[:2]) < LEAST_SIDE:
     raise ValueError(
@@ -423,6 +423,6 @@ def _image(dataset: FederatedDataset, what: str) -> tuple[int, int]:
 
 
 def _augmented(dataset: FederatedDataset, step: Augment) -> FederatedDataset:
-  """The data set with one more step for training batches."""
+  """Return the data set with one more step for training batches."""
   augment = then_augment(dataset.augment, step)
   return dataclasses.replace(dataset, augment=augment)

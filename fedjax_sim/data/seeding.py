@@ -13,7 +13,7 @@ _DATA = 6 << 32  # `base.Purpose.DATA`: apart from the engine's own streams
 
 
 class Stream(enum.IntEnum):
-  """What randomness is for; equal seeds never share a stream."""
+  """Purposes of random draws; each has its own stream for the same seed."""
 
   PARTITION = 0
   TEST = 1
@@ -25,7 +25,7 @@ class Stream(enum.IntEnum):
 
 
 def generator(seed: int, stream: Stream) -> np.random.Generator:
-  """The generator of (seed, stream), the same on every machine.
+  """Return the generator of (seed, stream), the same on every machine.
 
   Args:
     seed: from 0 to 2**64 - 1.

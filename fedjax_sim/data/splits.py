@@ -25,7 +25,7 @@ def split_clients(
   seed: int,
   stream: Stream = Stream.HELD_OUT,
 ) -> tuple[FederatedData, FederatedData]:
-  """Holds out examples of every client, who keeps at least one.
+  """Hold out examples of every client, who keeps at least one.
 
   Args:
     data: the clients.
@@ -58,7 +58,7 @@ def split_clients(
 def _divide(
   data: FederatedData, counts: np.ndarray, seed: int, stream: Stream
 ) -> tuple[FederatedData, FederatedData]:
-  """A random choice of every client's examples, and the others.
+  """Split every client's examples in a random choice and the others.
 
   Args:
     data: the clients.
@@ -90,7 +90,7 @@ def split_off_clients(
   seed: int,
   stream: Stream = Stream.UNSEEN,
 ) -> tuple[FederatedData, FederatedData]:
-  """Moves whole clients away.
+  """Split the clients in those that stay and those that are moved away.
 
   Args:
     data: the clients.
@@ -125,7 +125,7 @@ def split_off_clients(
 def _named(
   field: str, data: FederatedData, names: str | Sequence[str]
 ) -> list[int]:
-  """Return the clients of these names.
+  """Return the indices of the clients with these names.
 
   Raises:
     TypeError, ValueError: there is none of a name, or all are named.
@@ -155,12 +155,12 @@ def _named(
 def with_server_data(
   dataset: FederatedDataset, amount: Clients, seed: int = 0
 ) -> FederatedDataset:
-  """Gives the examples of some training clients to the server.
+  """Give the examples of some training clients to the server.
 
-  What is held out of them goes nowhere.
+  Their held-out examples are dropped.
 
   Args:
-    dataset: of which some clients train no more.
+    dataset: the data set, some of whose clients no longer train.
     amount: how many clients, or which; see `split_off_clients`.
     seed: chooses them.
 
@@ -184,15 +184,15 @@ def with_server_data(
 def with_random_labels(
   dataset: FederatedDataset, fraction: float, seed: int = 0
 ) -> tuple[FederatedDataset, np.ndarray]:
-  """Replaces all training labels of some clients by random ones.
+  """Replace all training labels of some clients by random ones.
 
   Args:
-    dataset: with classes.
+    dataset: a data set with classes.
     fraction: of the training clients, rounded; from 0 to 1.
     seed: chooses the clients and the labels.
 
   Returns:
-    The data set, and which clients those are, increasing, int64.
+    The data set, and the indices of those clients, increasing, int64.
 
   Raises:
     TypeError, ValueError: no such fraction, no classes, or several labels an
@@ -228,20 +228,20 @@ def with_random_labels(
 def with_few_labels(
   dataset: FederatedDataset, fraction: float, seed: int = 0
 ) -> FederatedDataset:
-  """Splits every training client's examples in labelled and unlabelled ones.
+  """Split every training client's examples in labeled and unlabeled ones.
 
   The two become the splits "labelled" and "unlabelled"; `train` stays. Both
   keep the field "y", which a pass over "unlabelled" must not look at. Changes
   of `train` come before this one.
 
   Args:
-    dataset: of which most labels are to be hidden.
-    fraction: of each client's examples that is labelled, rounded, but at least
-      one; > 0. A client may be left without unlabelled ones.
+    dataset: the data set, most of whose labels are to be hidden.
+    fraction: of each client's examples that is labeled, rounded, but at least
+      one; > 0. A client may be left without unlabeled ones.
     seed: chooses the examples.
 
   Raises:
-    TypeError, ValueError: no such fraction, it leaves nothing unlabelled, or
+    TypeError, ValueError: no such fraction, it leaves nothing unlabeled, or
       there are such splits already.
   """
   field = "data.labelled_fraction"
@@ -276,7 +276,7 @@ def make_dataset(
   seed: int = 0,
   prepare: Prepare = as_stored,
 ) -> FederatedDataset:
-  """The data set of a run out of all clients; every loader ends here.
+  """Make the data set of a run from all clients; every loader ends here.
 
   Args:
     name: what reports call it.

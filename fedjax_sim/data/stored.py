@@ -39,12 +39,12 @@ class StoredData(FederatedData):
       )
 
   def label_range(self, field: str) -> tuple[int, int]:
-    """As recorded."""
+    """Return the recorded range if there is one, else compute it."""
     return self.bounds.get(field) or super().label_range(field)
 
   @functools.cached_property
   def in_memory(self) -> FederatedData:
-    """A copy in the host's memory, made once."""
+    """The data copied to the host's memory, once."""
     examples = {k: np.array(values) for k, values in self.examples.items()}
     for values in self.examples.values():
       forget(values)
@@ -52,14 +52,14 @@ class StoredData(FederatedData):
 
 
 def forget(values: np.ndarray) -> None:
-  """Lets a memory-mapped array's pages go; the disk has them."""
+  """Release a memory-mapped array's pages from memory; the disk has them."""
   mapped = getattr(values, "_mmap", None)
   if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
     mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """These rows; of an array on the disk without keeping its pages in memory.
+  """Return these rows; keep no pages of an array on the disk in memory.
 
   The system maps many pages around each that is read, hence piece by piece.
   """

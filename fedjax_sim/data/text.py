@@ -17,7 +17,7 @@ def encode(
   vocabulary: str | None,
   where: Mapping[str, str],
 ) -> tuple[dict[str, np.ndarray], str]:
-  """Ids of characters: 1 for the first of the vocabulary, and so on.
+  """Return ids of characters: 1 for the first of the vocabulary, and so on.
 
   Args:
     texts: of each user.
@@ -54,11 +54,11 @@ def encode(
 
 
 def next_characters(ids: np.ndarray, length: int) -> dict[str, np.ndarray]:
-  """A text as sequences that do not overlap, each with what follows.
+  """Cut a text in sequences that do not overlap, with the next characters.
 
   Args:
     ids: shape=(characters,), two or more.
-    length: of a sequence; the last is padded with 0 at its end.
+    length: the length of a sequence; the last is padded with 0 at its end.
 
   Returns:
     x and y, shape=(n, length), y the character after each of x; where there
@@ -80,7 +80,15 @@ def _code_points(text: str) -> np.ndarray:
 def labelled_text(
   users: Mapping[str, User], length: int, vocabulary: str | None
 ) -> tuple[dict[str, dict[str, np.ndarray]], int]:
-  """Examples of each user, and the vocabulary's size if labels are of it."""
+  """Return the examples of users with labels, and the vocabulary's size.
+
+  Labels are characters of the vocabulary, or numbers; the size is then 0.
+
+  Args:
+    users: the users, all with labels.
+    length: characters of an example.
+    vocabulary: see `encode`.
+  """
   has_labels(users)  # refuses users without, as there are some with
   named = {name: (user, user.y or []) for name, user in users.items()}
   letters = any(isinstance(c, str) for _, y in named.values() for c in y)

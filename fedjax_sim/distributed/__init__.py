@@ -71,7 +71,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-  """Import a name when it is asked for, as some modules need no JAX."""
+  """Import a name when it is first used, as some modules need no JAX."""
   if name not in _HOME:
     raise AttributeError(
       f"module 'fedjax_sim.distributed' has no attribute {name!r}"

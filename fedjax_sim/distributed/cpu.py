@@ -8,17 +8,17 @@ CPU_DEVICES = "FEDJAX_SIM_CPU_DEVICES"  # how many JAX shall make
 
 
 def count() -> int:
-  """Cores that this process may use."""
+  """Return the number of cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1  # macOS
 
 
 def cpu_devices() -> int:
-  """What FEDJAX_SIM_CPU_DEVICES says, or else one device for every core.
+  """Return FEDJAX_SIM_CPU_DEVICES, or else the number of cores.
 
   Raises:
-    ValueError: it says no whole number >= 1.
+    ValueError: FEDJAX_SIM_CPU_DEVICES is no whole number >= 1.
   """
   text = os.environ.get(CPU_DEVICES)
   if not text:

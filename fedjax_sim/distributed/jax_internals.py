@@ -18,7 +18,7 @@ class KeyValueClient(Protocol):
   """The key-value store that all processes reach, as far as it is used here."""
 
   def key_value_set(self, key: str, value: str) -> None:
-    """Store a value, once a key."""
+    """Store a value under a key, which can be done once per key."""
 
   def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str:
     """Return a value as soon as any process has stored it."""
@@ -56,11 +56,11 @@ def key_value_client() -> KeyValueClient:
 
 
 def is_timeout(error: BaseException) -> bool:
-  """Return whether the key-value client has waited in vain."""
+  """Return whether the key-value client has reached its timeout."""
   known = isinstance(error, jax.errors.JaxRuntimeError)
   return known and "DEADLINE_EXCEEDED" in str(error)
 
 
 def may_be_loss(error: BaseException) -> bool:
-  """Return whether an error may come of another process that is gone."""
+  """Return whether an error may come from the loss of another process."""
   return re.search(_LOSS, str(error)) is not None

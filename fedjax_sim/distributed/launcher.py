@@ -20,13 +20,13 @@ _PROGRAM = (sys.executable, "-m", "fedjax_sim")
 
 
 def parse(arguments: Sequence[str]) -> tuple[int, tuple[str, ...]]:
-  """`--processes=N [--] run ...` as (N, ("run", ...)).
+  """Parse `--processes=N [--] run ...` into (N, ("run", ...)).
 
   Args:
     arguments: what follows `launch`.
 
   Raises:
-    ValueError: the arguments are others, or wrong.
+    ValueError: the arguments have another form, or N is wrong.
   """
   name, equals, text = (arguments[0] if arguments else "").partition("=")
   if name != "--processes":
@@ -52,7 +52,7 @@ def launch(
   grace: float = 30.0,
   program: Sequence[str] = _PROGRAM,
 ) -> int:
-  """Runs a command in several processes; must be called in the main thread.
+  """Run a command in several processes; must be called in the main thread.
 
   SIGTERM and SIGINT are passed on to all. Each process sees as many CPU
   devices as its share of the cores, unless FEDJAX_SIM_CPU_DEVICES is set. The
@@ -132,10 +132,10 @@ def launch(
 
 
 def _check(processes: int, command: Sequence[str]) -> None:
-  """Refuses what `launch` cannot run; by hand, since `validate` needs numpy.
+  """Refuse what `launch` cannot run; by hand, since `validate` needs numpy.
 
   Raises:
-    ValueError: it cannot.
+    ValueError: `processes` or `command` is wrong.
   """
   if processes < 1:
     raise ValueError(
@@ -161,7 +161,7 @@ def _check(processes: int, command: Sequence[str]) -> None:
 
 
 def _reserved_port() -> socket.socket:
-  """A socket that keeps a free port for process 0, as long as it is open.
+  """Return a socket that keeps a free port for process 0 while it is open.
 
   It does not listen, so no connection ends up here. JAX's server sets
   SO_REUSEPORT, too, and can so take the port; no other user's program can, and
@@ -178,10 +178,10 @@ def _reserved_port() -> socket.socket:
 
 
 def _first(statuses: Sequence[int]) -> int:
-  """The exit code of processes that ended at the same time; 0 if all is well.
+  """Return the exit code for processes that ended at the same time.
 
-  A reason to correct something comes before one to try again, which is what
-  the others then have.
+  A code that asks for a correction comes before "try again", with which the
+  other processes then end; 0 if all returned 0.
   """
   codes = [128 - status if status < 0 else status for status in statuses]
   failures = sorted(
@@ -191,7 +191,7 @@ def _first(statuses: Sequence[int]) -> int:
 
 
 def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
-  """Ends processes that are left when starting one has failed."""
+  """End the processes that run already when starting one has failed."""
   for process in running:
     process.kill()
   for process in running:

@@ -11,9 +11,9 @@ MEMORY_SHARE = 0.8
 
 
 def memory_limit(device: jax.Device) -> int:
-  """Bytes of the device's memory that a round may take.
+  """Return the bytes of a device's memory that a round may take.
 
-  CPU devices share what the machine has left.
+  CPU devices share what the machine has available.
   """
   stats = device.memory_stats() or {}
   if "bytes_limit" in stats:
@@ -46,9 +46,9 @@ def _machine_memory(root: Path) -> int:
 
 
 def _group_memory(root: Path) -> list[int]:
-  """Return what the process's control groups, and those around them, have left.
+  """Return the bytes left in the process's control groups and their parents.
 
-  Of both versions; a group without a limit is left out.
+  Control groups of versions 1 and 2; a group without a limit is left out.
   """
   try:
     lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -75,7 +75,7 @@ def _group_memory(root: Path) -> list[int]:
 
 
 def _left(group: Path, names: tuple[str, str], cache: str) -> int | None:
-  """Return a group's limit less its use, without files that can be dropped."""
+  """Return a group's limit minus its use, not counting droppable file cache."""
   try:
     limit, used = ((group / name).read_text().strip() for name in names)
     if limit == "max":

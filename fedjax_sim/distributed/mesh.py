@@ -34,7 +34,7 @@ _LARGE = 2**20  # bytes
 
 
 def setup(cpu_devices: int | None = None) -> None:
-  """Prepares JAX for a run; must come before its first use.
+  """Prepare JAX for a run; must come before its first use.
 
   On the CPU: one device for every core, and synchronous dispatch (with
   asynchronous dispatch all-reduces over CPU devices were seen to hang). With
@@ -70,10 +70,10 @@ def setup(cpu_devices: int | None = None) -> None:
 
 
 def devices() -> list[jax.Device]:
-  """The devices that JAX finds.
+  """Return the devices that JAX finds.
 
   Raises:
-    ValueError: none of the kind that JAX_PLATFORMS asks for.
+    ValueError: JAX finds none of the kind that JAX_PLATFORMS asks for.
   """
   try:
     return jax.devices()
@@ -89,10 +89,10 @@ def devices() -> list[jax.Device]:
 def make_mesh(
   num_devices: int | None = None, model_devices: int | None = None
 ) -> Mesh:
-  """A mesh over the first `num_devices` devices; None: all.
+  """Make a mesh over the first `num_devices` devices.
 
   Args:
-    num_devices: how many.
+    num_devices: how many; None: all, which several processes must use.
     model_devices: how many of them share a model; None or 1: each has all of
       it, and there is no axis `model`.
 
@@ -126,16 +126,17 @@ def make_mesh(
 
 
 def size(mesh: Mesh) -> int:
-  """How many devices, or groups of them, clients are dealt to."""
+  """Return how many devices, or groups of them, clients are dealt to."""
   return int(mesh.shape[AXIS])
 
 
 def in_pieces(tree: PyTree, mesh: Mesh, *leading: str) -> PyTree:
-  """Specs of arrays of the model's shapes: each array's longest axis is cut.
+  """Return specs that cut the longest axis of each of the model's arrays.
 
   Args:
     tree: arrays, or their shapes.
-    mesh: the devices; without an axis `model` nothing is cut.
+    mesh: the devices; without an axis `model` nothing is cut, nor is an axis
+      whose length is no multiple of the size of `model`.
     *leading: mesh axes of the arrays' first axes.
   """
   pieces = mesh.shape.get(MODEL, 1)
@@ -152,7 +153,7 @@ def in_pieces(tree: PyTree, mesh: Mesh, *leading: str) -> PyTree:
 
 
 def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
-  """Where arrays with these specs live; a tree, or a prefix of one."""
+  """Return the shardings of specs, a tree or a prefix of one."""
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
     specs,
@@ -166,7 +167,7 @@ def _with_shardings(
   mesh: Mesh,
   specs: PyTree,
 ) -> PyTree:
-  """function(leaf, sharding) for every leaf; `specs` may be a prefix."""
+  """Return function(leaf, sharding) per leaf; `specs` may be a prefix."""
   return jax.tree.map(
     lambda sharding, part: jax.tree.map(lambda x: function(x, sharding), part),
     shardings(mesh, specs),
@@ -176,7 +177,7 @@ def _with_shardings(
 
 
 def shard_nbytes(tree: PyTree, mesh: Mesh, specs: PyTree) -> int:
-  """Bytes of what one device has of these arrays."""
+  """Return the bytes that one device has of these arrays."""
   size = lambda x, sharding: (
     math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
   )
@@ -184,9 +185,9 @@ def shard_nbytes(tree: PyTree, mesh: Mesh, specs: PyTree) -> int:
 
 
 def put(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
-  """The tree's arrays on the devices; `specs` may be a prefix of the tree.
+  """Put the tree's arrays on the devices; `specs` may be a prefix of the tree.
 
-  With several processes all of them have to give the same.
+  With several processes all of them have to give the same arrays.
   """
   if not mesh.is_multi_process:
     # No alias: who changes an array on the host changes nothing here.
@@ -203,14 +204,14 @@ def put(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
 
 
 def put_own(tree: PyTree, mesh: Mesh, spec: P) -> PyTree:
-  """Arrays of which every process has the part of its own devices."""
+  """Make arrays of which each process gives the part of its own devices."""
   sharding = NamedSharding(mesh, spec)
   place = functools.partial(jax.make_array_from_process_local_data, sharding)
   return jax.tree.map(place, tree)
 
 
 def own_devices(mesh: Mesh) -> list[int]:
-  """Which places on the axis `clients` this process has devices at."""
+  """Return the positions on the axis `clients` with devices of this process."""
   here = jax.process_index()
   groups = mesh.devices.reshape(size(mesh), -1)
   return [
@@ -221,7 +222,7 @@ def own_devices(mesh: Mesh) -> list[int]:
 
 
 def fetch(tree: PyTree) -> PyTree:
-  """The whole of every array as numpy, on every process that calls it."""
+  """Return every array whole, as numpy, on every process that calls it."""
   from jax.experimental import multihost_utils
 
   def whole(x: Any) -> Any:
@@ -233,7 +234,7 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def abstract(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
-  """Shapes, dtypes and shardings of what `put` would give."""
+  """Return the shapes, dtypes and shardings of what `put` would return."""
   return _with_shardings(
     lambda x, sharding: jax.ShapeDtypeStruct(
       x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding

@@ -61,16 +61,16 @@ class PeerError(FedjaxSimError, ValueError):
 
 
 def parse(text: str) -> Address | None:
-  """What `--distributed` names.
+  """Parse the value of `--distributed`.
 
   Args:
     text: "coordinator:port,process,count", or "auto".
 
   Returns:
-    None for "auto".
+    The address; None for "auto".
 
   Raises:
-    ValueError: it is neither.
+    ValueError: `text` is neither.
   """
   if text == "auto":
     return None
@@ -96,7 +96,7 @@ def parse(text: str) -> Address | None:
 
 
 def join(text: str, peer_timeout: float, start_timeout: float) -> None:
-  """Meets the other processes; before JAX's first use.
+  """Connect to the other processes; must come before JAX's first use.
 
   Args:
     text: "off", or as in `parse`. "auto" asks the cluster: SLURM, Open MPI,
@@ -105,7 +105,8 @@ def join(text: str, peer_timeout: float, start_timeout: float) -> None:
     start_timeout: seconds that processes wait for each other here.
 
   Raises:
-    ValueError: no such address, no cluster, or processes that do not come.
+    ValueError: the address is none, there is no cluster, or the processes do
+      not meet.
   """
   if text == "off":
     return
@@ -153,10 +154,10 @@ def join(text: str, peer_timeout: float, start_timeout: float) -> None:
 
 
 def _check_port(text: str, address: Address) -> None:
-  """Refuses a port that another program listens on; JAX would crash on it.
+  """Refuse a port that another program listens on; JAX would crash on it.
 
   Raises:
-    ValueError: it is in use.
+    ValueError: the port is in use.
   """
   port = int(address.coordinator.rpartition(":")[2])
   with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -184,7 +185,7 @@ def _say(message: str) -> None:
 
 
 def _all_local_gpus() -> list[int] | None:
-  """Every GPU of this host, where one process has the host to itself.
+  """Return every GPU of this host if a process has it to itself, else None.
 
   Under SLURM and Open MPI JAX takes one GPU for each process otherwise.
   """
@@ -203,19 +204,19 @@ def _all_local_gpus() -> list[int] | None:
 
 
 def is_loss(error: BaseException) -> bool:
-  """Whether an error comes of another process that is gone."""
+  """Return whether an error comes from the loss of another process."""
   if jax.process_count() == 1 or isinstance(error, PeerError):
     return False
   return may_be_loss(error)
 
 
 def leave(last_word: Callable[[], None], seconds: float = 20.0) -> None:
-  """Says the last word once all processes are about to leave.
+  """Call `last_word` once all processes are about to leave.
 
-  Process 0 holds what the others still read, so it says its own, and goes,
-  after theirs. When it is gone JAX may abort the others, who must have said
-  it by then. A process that is not leaving does not come; the last word is
-  then said after `seconds`.
+  Process 0 holds what the others still read, so it calls its own, and leaves,
+  after them. When it is gone JAX may abort the others, who must have called
+  theirs by then. If a process is not leaving, `last_word` is called after
+  `seconds`.
 
   Args:
     last_word: called at least once; the first call counts.
@@ -232,28 +233,28 @@ def leave(last_word: Callable[[], None], seconds: float = 20.0) -> None:
 
 
 def is_first() -> bool:
-  """Whether this is process 0, which alone writes."""
+  """Return whether this is process 0, which alone writes."""
   return jax.process_index() == 0
 
 
 def _occasion() -> str:
-  """A key that all processes have in common, and nobody has used."""
+  """Return a new key of the key-value store, the same on all processes."""
   return f"fedjax_sim/{next(_occasions)}"
 
 
 def check_same(
   make: Callable[[], tuple[T, dict[str, Any]]], timeout: float
 ) -> tuple[T, Any]:
-  """Refuse to start unless all processes say the same.
+  """Refuse to start unless all processes report the same facts.
 
   Args:
-    make: gives what a process starts with, and what it says, which JSON holds;
-      the others learn of an error that it raises.
+    make: returns what a process starts with, and its facts, as JSON can hold
+      them; an error that it raises reaches the others.
     timeout: seconds to wait for the others, which may load their data for
       longer than this process; `runtime.start_timeout`.
 
   Raises:
-    PeerError: another process says something else, cannot start, or is not
+    PeerError: another process reports other facts, cannot start, or is not
       ready in time.
     Exception: what `make` raises.
   """
@@ -289,18 +290,18 @@ def check_same(
 def _words_of_all(
   client: KeyValueClient, key: str, timeout: float
 ) -> dict[int, Any]:
-  """Wait for what every process says at the start.
+  """Wait for the facts that every process reports at the start.
 
   A process that is lost meanwhile is found out by JAX's heartbeats; one that
   is only slow is waited for, and named.
 
   Args:
-    client: of the key-value store.
-    key: each process says its words under "key/process".
+    client: the client of the key-value store.
+    key: each process stores its facts under "key/process".
     timeout: seconds to wait.
 
   Returns:
-    Process -> its words.
+    Process -> its facts.
 
   Raises:
     PeerError: the time is over; names the processes that are not ready.
@@ -334,7 +335,7 @@ def _words_of_all(
 
 
 def _silent(client: KeyValueClient, key: str) -> str:
-  """Return the processes without a word, such as "process 1 is", or ""."""
+  """Return the processes without facts, such as "process 1 is", or ""."""
   spoken = {
     int(name.rpartition("/")[2]) for name, _ in client.key_value_dir_get(key)
   }
@@ -350,14 +351,14 @@ def _silent(client: KeyValueClient, key: str) -> str:
 
 
 def from_first(make: Callable[[], T]) -> T:
-  """What process 0 makes, on all; for what is small.
+  """Return what process 0 makes, on all processes; for small values.
 
   Args:
-    make: called by process 0 alone; returns what JSON holds.
+    make: called by process 0 alone; returns what JSON can hold.
 
   Raises:
     Exception: in process 0, what `make` raises.
-    PeerError: in the others, if it raised.
+    PeerError: in the others, if `make` raised.
   """
   if jax.process_count() == 1:
     return make()
@@ -381,7 +382,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def arrays_from_first(tree: PyTree) -> PyTree:
-  """Process 0's arrays, bit by bit, on all.
+  """Return process 0's arrays, bit by bit, on all processes.
 
   Args:
     tree: numpy arrays; on the other processes only shapes and dtypes count.
@@ -401,7 +402,7 @@ def arrays_from_first(tree: PyTree) -> PyTree:
 
 
 def greatest(*values: float) -> list[float]:
-  """The largest of each value over all processes; float32."""
+  """Return the largest of each value over all processes, in float32."""
   if jax.process_count() == 1:
     return list(values)
   from jax.experimental import multihost_utils

@@ -18,11 +18,11 @@ MOST_PACKED = 2**17  # numbers of an array that is summed together with others
 
 
 def packed_psum(tree: PyTree) -> PyTree:
-  """`psum` over the devices, small arrays of one dtype as one array.
+  """Sum over the devices by `psum`, small arrays of one dtype as one array.
 
-  Inside `shard_map`. On the CPU devices meet anew for every array, which takes
-  longer than to add a small one. Pieces of arrays are added one by one, as they
-  would have to be put together first.
+  Inside `shard_map`. CPU devices synchronize for every array, which takes
+  longer than to add a small one. With an axis `model` arrays are added one by
+  one, as their pieces would have to be put together first.
   """
   if lax.axis_size(AXIS) == 1:  # which XLA's partitioner does not take
     return tree
@@ -34,13 +34,13 @@ def packed_psum(tree: PyTree) -> PyTree:
 
 
 def ordered_sum(tree: PyTree, count: int) -> PyTree:
-  """The sum over shards in their order, the same bits on any number of devices.
+  """Sum over shards in their order: the same bits on any number of devices.
 
   Inside `shard_map`. Every device adds a share of the coordinates.
 
   Args:
     tree: leaves (shards of this device, ...); devices have equally many.
-    count: how many shards there are, the first ones; the rest are left out.
+    count: how many shards, from the first on, are summed.
 
   Returns:
     The sums, leaves (...).
@@ -54,10 +54,10 @@ def ordered_sum(tree: PyTree, count: int) -> PyTree:
 
 
 def _packed(join: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
-  """`join` of every leaf, the small ones of a dtype side by side as one.
+  """Apply `join` to every leaf, to the small ones of a dtype side by side.
 
   Args:
-    join: (rows, n) -> (n,), each coordinate by itself.
+    join: (rows, n) -> (n,), acting on each coordinate by itself.
     tree: leaves (rows, ...).
 
   Returns:
@@ -81,10 +81,10 @@ def _packed(join: Callable[[jax.Array], jax.Array], tree: PyTree) -> PyTree:
 def over_coordinates(
   function: Callable[[PyTree], PyTree], stack: PyTree, like: PyTree
 ) -> PyTree:
-  """function(stack of all devices), each device doing a share of it.
+  """Return function(stack of all devices), each device computing a share.
 
-  Inside `shard_map`. Never has a device more than its own part of the stack,
-  and as much again.
+  Inside `shard_map`. A device never holds more than twice its own part of the
+  stack.
 
   Args:
     function: of leaves (rows of all devices, coordinates); its result's leaves
@@ -111,7 +111,7 @@ def over_coordinates(
 
 
 def _gather(x: jax.Array) -> jax.Array:
-  """The devices' shares, end to end."""
+  """Return the devices' shares, end to end."""
   if lax.axis_size(AXIS) == 1:
     return x
   whole: jax.Array = lax.all_gather(x, AXIS, tiled=True)
@@ -119,7 +119,10 @@ def _gather(x: jax.Array) -> jax.Array:
 
 
 def _scatter(x: jax.Array) -> jax.Array:
-  """(rows, n) -> (rows of all devices, this device's share of n, padded)."""
+  """Exchange (rows, n) for (rows of all devices, this device's share of n).
+
+  n is padded to a multiple of the number of devices.
+  """
   if lax.axis_size(AXIS) == 1:
     return x
   missing = -x.shape[1] % lax.axis_size(AXIS)

@@ -2,7 +2,7 @@
 
 When a process of such a run dies, the others abort deep inside JAX or wait for
 it without end. So every process that trains, the worker, is the child of one
-that only watches: `supervise`. The worker tells it every second that it is
+that only watches: `supervise`. The worker reports to it every second that it is
 alive, in lines of JSON through a pipe (`Reporter`). Whatever ends the worker
 before its time becomes one line and exit code 75, "try again".
 
@@ -37,22 +37,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 def supervise(command: Sequence[str], *, timeout: float, rank: str) -> int:
-  """Runs a worker and watches it; must be called in the main thread.
+  """Run a worker and watch it; must be called in the main thread.
 
   SIGTERM and SIGINT are passed on to the worker, which then ends by itself.
 
   Args:
     command: the worker's program and arguments.
-    timeout: seconds, until the worker says its own. One that is silent for
-      longer is taken for frozen and killed; so is one that has said its last
-      word and does not leave. It must be long enough for a call that holds
+    timeout: seconds, until the worker reports its own. A worker that is silent
+      for longer is taken for frozen and killed; so is one that has reported its
+      end and does not leave. It must be long enough for a call that holds
       Python's lock, like reading a large file of JSON.
-    rank: what messages call the worker until it says its rank.
+    rank: what messages call the worker until it reports its rank.
 
   Returns:
-    What to exit with: the worker's own exit code if it has announced one;
-    128 + signal if a signal that was passed on has ended it; 75 for any other
-    end, after a line on the standard error that tells of it.
+    The exit code: the worker's own if it has reported one; 128 + signal if a
+    signal that was passed on has ended it; 75 for any other end, after a line
+    on the standard error that gives the reason.
 
   Raises:
     OSError: the command cannot be started.
@@ -127,11 +127,11 @@ def supervise(command: Sequence[str], *, timeout: float, rank: str) -> int:
 
 
 class Reporter:
-  """What a worker tells its parent; ends the worker when the parent is gone.
+  """A worker's reports to its parent; ends the worker if the parent is gone.
 
-  A thread tells every second that the process is alive: one that is frozen
-  falls silent, one with a long round does not. `failed` and `done` are last
-  words: the first of them counts, and the worker must then leave.
+  A thread reports every second that the process is alive: one that is frozen
+  falls silent, one with a long round does not. `failed` and `done` report the
+  end: the first of them counts, and the worker must then leave.
 
   Attributes:
     rank: the worker's rank, as soon as it is known.
@@ -140,7 +140,7 @@ class Reporter:
   """
 
   def __init__(self, fd: int, *, every: float = 1.0):
-    """Begins to report.
+    """Begin to report.
 
     Args:
       fd: the end of the pipe to write to.
@@ -165,7 +165,7 @@ class Reporter:
 
   @classmethod
   def from_environment(cls, *, every: float = 1.0) -> Reporter | None:
-    """The reporter of this process, if it is a worker; only once.
+    """Return the reporter of this process if it is a worker; only once.
 
     Args:
       every: seconds between two signs of life.
@@ -174,12 +174,12 @@ class Reporter:
     return None if fd is None else cls(fd, every=every)
 
   def round(self, number: int) -> None:
-    """Tells the last round that is done."""
+    """Report the last round that is done."""
     self._round = int(number)
     self._send("round")
 
   def failed(self, cause: str) -> None:
-    """Tells why the run must be gone on with; leave by `os._exit` then.
+    """Report why the run must be resumed; leave by `os._exit` then.
 
     Args:
       cause: half a sentence, such as "rank 0 does not answer".
@@ -187,7 +187,7 @@ class Reporter:
     self._last_word("error", cause=cause[:500])
 
   def done(self, code: int) -> None:
-    """Tells the exit code; leave with it within the parent's timeout."""
+    """Report the exit code; leave with it within the parent's timeout."""
     self._last_word("done", code=int(code) & 0xFF)
 
   def _live(self, every: float) -> None:
@@ -222,7 +222,7 @@ class Reporter:
 
 @contextlib.contextmanager
 def signals() -> Iterator[socket.socket]:
-  """A socket that SIGTERM, SIGINT and SIGCHLD can be read from.
+  """Give a socket from which SIGTERM, SIGINT and SIGCHLD can be read.
 
   A selector can wait for it; a handler in Python would act between any two
   lines.
@@ -243,7 +243,7 @@ def signals() -> Iterator[socket.socket]:
 
 
 def read_signals(received: socket.socket) -> list[int]:
-  """The SIGTERMs and SIGINTs that have arrived at `signals()`."""
+  """Return the SIGTERMs and SIGINTs that have arrived at `signals()`."""
   try:
     numbers = received.recv(_PIPE_BYTES)
   except BlockingIOError:
@@ -252,9 +252,9 @@ def read_signals(received: socket.socket) -> list[int]:
 
 
 def pipe() -> tuple[int, int]:
-  """The two ends of a pipe, neither of which takes a standard stream's place.
+  """Return the two ends of a pipe, neither with a standard stream's number.
 
-  One of those may be closed, and its number free.
+  A standard stream may be closed, and its number free.
   """
   ends = os.pipe()
   ours, theirs = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in ends)
@@ -265,10 +265,10 @@ def pipe() -> tuple[int, int]:
 
 
 def _inherited_pipe(name: str) -> int | None:
-  """The pipe whose number a variable holds; removes the variable.
+  """Return the pipe whose number a variable holds; remove the variable.
 
-  What this process starts is not to find it. A number that is no pipe's has
-  come through a process that kept the variable and closed the pipe.
+  So the processes that this one starts do not find it. A number that is no
+  pipe's has come through a process that kept the variable and closed the pipe.
   """
   text = os.environ.pop(name, "")
   try:
@@ -278,7 +278,7 @@ def _inherited_pipe(name: str) -> int | None:
 
 
 class _Words:
-  """What a worker has said."""
+  """The reports of a worker."""
 
   def __init__(self, fd: int, rank: str, timeout: float):
     self.rank = rank
@@ -292,11 +292,11 @@ class _Words:
 
   @property
   def when(self) -> str:
-    """Where in the run it is, as far as it has said."""
+    """Where in the run the worker is, as far as it has reported."""
     return f"after round {self._round}" if self._round else "before any round"
 
   def listen(self) -> bool:
-    """Reads what there is; whether any of it was a sign of life."""
+    """Read what there is; return whether any of it was a sign of life."""
     try:
       read = os.read(self._fd, _PIPE_BYTES)
     except BlockingIOError:
@@ -307,7 +307,7 @@ class _Words:
     return sum(self._understand(line) for line in lines) > 0
 
   def _understand(self, line: bytes) -> bool:
-    """Takes a line in; False if none of ours wrote it, or after a last word."""
+    """Take a line in; return False if it is no report, or after the end."""
     if self.cause is not None or self.code is not None:
       return False
     try:
@@ -330,12 +330,12 @@ class _Words:
 def _reason(
   status: int | None, cause: str | None, timeout: float | None
 ) -> str:
-  """Why a worker has ended.
+  """Return why a worker has ended, in words.
 
   Args:
     status: as in `Popen.returncode`.
-    cause: what it says itself.
-    timeout: seconds of silence for which it was killed, if it was.
+    cause: the reason that the worker reported itself, or None.
+    timeout: seconds of silence after which it was killed, or None.
   """
   if cause is not None:
     return " ".join(cause.split()).rstrip(".")
@@ -356,7 +356,7 @@ def _reason(
 
 
 def _say(text: str) -> None:
-  """Writes a line to the standard error, if anybody listens."""
+  """Write a line to the standard error, if it can be written to."""
   with contextlib.suppress(AttributeError, OSError, ValueError):
     bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     # What was killed has left its progress bar, and the cursor hidden.
@@ -366,7 +366,7 @@ def _say(text: str) -> None:
 
 
 def _die_with_parent() -> None:
-  """Has Linux kill this process when its parent dies, even a stopped one."""
+  """Have Linux kill this process when its parent dies, even a stopped one."""
   if sys.platform == "linux":
     import ctypes
 

@@ -31,7 +31,7 @@ _PANELS = {
 class ClientRounds:
   """Collects the lines and writes them part by part.
 
-  A part's name tells its first and its last round, since a round may have no
+  A part's name holds its first and its last round, since a round may have no
   client.
   """
 
@@ -42,12 +42,12 @@ class ClientRounds:
     *,
     keep_through: int,
   ):
-    """Drops what the folder has of rounds > `keep_through`.
+    """Drop what the folder has of rounds > `keep_through`.
 
     Args:
       folder: of the parts; made if missing.
-      table: the file; where the parts are gone, since it was done, they are
-        taken from there again.
+      table: the joined file, from which the lines are read again where a
+        finished run has removed its parts.
       keep_through: the round of the checkpoint to go on from; 0 starts anew.
 
     Raises:
@@ -76,7 +76,7 @@ class ClientRounds:
     self._waiting: list[Mapping[str, np.ndarray]] = []
 
   def append(self, last: int, columns: Mapping[str, np.ndarray]) -> None:
-    """Takes lines in.
+    """Add the lines of some rounds; they are kept in memory until `sync`.
 
     Args:
       last: the last round that they are of; they begin after those before.
@@ -86,7 +86,7 @@ class ClientRounds:
     self._last = last
 
   def sync(self) -> None:
-    """Brings all lines to the disk; call it before a checkpoint commits."""
+    """Write all lines to the disk; call it before a checkpoint commits."""
     if self._last == self._written:
       return
     import pyarrow as pa
@@ -100,14 +100,14 @@ class ClientRounds:
     self._written, self._waiting = self._last, []
 
   def close(self) -> None:
-    """Writes what is left: the last rounds before a failure are telling."""
+    """Write what is left; the last rounds may explain a failure."""
     self.sync()
 
 
 def join_client_rounds(
   folder: str | os.PathLike[str], path: str | os.PathLike[str]
 ) -> None:
-  """Makes one file of all parts; the same one however they were cut.
+  """Join all parts to one file; it is the same however they were cut.
 
   Args:
     folder: of the parts, which stay.
@@ -125,7 +125,7 @@ def _copy(
   path: Path,
   through: int | None = None,
 ) -> None:
-  """Writes all lines in groups of one size, of rounds <= `through` alone.
+  """Copy the lines of rounds <= `through`, or all, in groups of one size.
 
   No more than a group is in memory.
   """
@@ -150,14 +150,14 @@ def _copy(
 
 
 def remove_parts(folder: str | os.PathLike[str]) -> None:
-  """Removes the parts of a run that has its file."""
+  """Remove the parts of a run whose joined file is written."""
   shutil.rmtree(folder, ignore_errors=True)
 
 
 def draw_client_rounds(
   table: str | os.PathLike[str], path: str | os.PathLike[str], title: str
 ) -> None:
-  """Draws a PNG of how norms, cosines and losses spread over the clients.
+  """Draw a PNG of how norms, cosines and losses spread over the clients.
 
   Args:
     table: `client_rounds.parquet`.
@@ -209,7 +209,7 @@ def draw_client_rounds(
 def _by_round(
   file: Any, names: list[str]
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-  """(round, column -> its values), of every round that has lines, in order."""
+  """Yield (round, column -> its values) of every round that has lines."""
   names = ["round", *names]
   rest = {name: np.zeros(0) for name in names}
   for batch in file.iter_batches(columns=names):
@@ -225,7 +225,7 @@ def _by_round(
 def _first_round(
   rest: dict[str, np.ndarray],
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-  """The first round of the lines, which are left without it."""
+  """Yield the first round of the lines, and remove it from them."""
   round_ = rest["round"][0]
   count = np.searchsorted(rest["round"], round_, side="right")
   yield int(round_), {name: x[:count] for name, x in rest.items()}
@@ -234,7 +234,7 @@ def _first_round(
 
 
 def _percentiles(values: np.ndarray) -> np.ndarray:
-  """Without NaN; all of them NaN if nothing else is there."""
+  """Return the percentiles of the values that are not NaN; NaN without any."""
   known = values[~np.isnan(values)]
   if not known.size:
     return np.full(len(_QUANTILES), np.nan)
@@ -242,7 +242,7 @@ def _percentiles(values: np.ndarray) -> np.ndarray:
 
 
 def _kept(folder: Path, through: int) -> int:
-  """Removes later parts; the round up to which there is one after the other."""
+  """Remove parts beyond `through`; return the last round before a gap."""
   last = 0
   for path, (first, end) in _parts(folder):
     if end > through:
@@ -257,7 +257,7 @@ def _name(first: int, last: int) -> str:
 
 
 def _parts(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
-  """The parts and their first and last rounds, in order."""
+  """Return the parts and their first and last rounds, in order."""
   found = []
   for path in sorted(folder.glob("[0-9]*-*.parquet")):
     first, _, last = path.stem.partition("-")

@@ -27,7 +27,7 @@ class EventFiles:
   """
 
   def __init__(self, logdir: str | os.PathLike[str], *, first_round: int = 1):
-    """Opens a new event file.
+    """Open a new event file.
 
     Args:
       logdir: the folder of the run's event files; made if missing.
@@ -49,7 +49,7 @@ class EventFiles:
     self.flush()
 
   def write(self, rows: Iterable[Row]) -> None:
-    """Writes all that the rows hold, other than the round, as scalars."""
+    """Write all that the rows hold, other than the round, as scalars."""
     for row in rows:
       values = [
         {"tag": key, "simple_value": float(value)}
@@ -61,12 +61,12 @@ class EventFiles:
       self.flush()
 
   def flush(self) -> None:
-    """Brings all rows to the disk; call it before a checkpoint commits."""
+    """Write all rows to the file; call it before a checkpoint commits."""
     self._writer.flush()
     self._flushed = time.monotonic()
 
   def close(self) -> None:
-    """Flushes and closes the file; twice is harmless."""
+    """Flush and close the file; twice is harmless."""
     if not self._closed:
       self._closed = True
       try:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def number(value: float) -> str:
-  """Four significant digits: 0.3100, 12.34, 12,345, 1.200e-05.
+  """Return a number with four digits: 0.3100, 12.34, 12,345, 1.200e-05.
 
   Whole numbers (ints) are given in full.
   """
@@ -18,7 +18,7 @@ def number(value: float) -> str:
 
 
 def size(count: float) -> str:
-  """A number of bytes: 532 B, 1.234 kB, 2.500 GB (powers of 1000)."""
+  """Return a number of bytes: 532 B, 1.234 kB, 2.500 GB (powers of 1000)."""
   if abs(count) < 1000:
     return f"{count:.0f} B"
   units = ["kB", "MB", "GB", "TB"]
@@ -30,7 +30,7 @@ def size(count: float) -> str:
 
 
 def metric(name: str, value: float) -> str:
-  """A metric's value; one whose name speaks of bytes is a size."""
+  """Return a metric's value as text; as a size if its name has "bytes"."""
   if "bytes" in re.split("[/_]", name):
     return size(value)
   return number(value)

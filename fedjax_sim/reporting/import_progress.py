@@ -10,10 +10,11 @@ from fedjax_sim.reporting.progress import stderr
 
 @contextlib.contextmanager
 def written() -> Iterator[Callable[[str, int, int], None]]:
-  """Draws on the standard error, where `Progress` does.
+  """Show a line of progress on the standard error, if that is a terminal.
 
   Yields:
-    what is told of a split, say, and how many clients and examples it has.
+    A function of what is written, such as a split's name, and of how many
+    clients and examples it has so far; it updates the line.
   """
   from rich import progress
 

@@ -2,8 +2,8 @@
 
 A run may be killed at any moment and go on from a checkpoint. The file is
 first cut back to that checkpoint's round, so that it ends up byte for byte as
-if nothing had happened: no row lost, none doubled. A row of round 0 tells what
-was before the first one; a file need not have it.
+if nothing had happened: no row lost, none doubled. A row of round 0 holds what
+was measured before the first one; a file need not have it.
 
 JSON has no NaN and no infinities: both are written as null and read as NaN.
 """
@@ -38,7 +38,7 @@ class MetricsFile:
     keep_through: int,
     complete: bool = True,
   ):
-    """Opens `path`, cut back to the rows of rounds <= `keep_through`.
+    """Open `path`, cut back to the rows of rounds <= `keep_through`.
 
     The cut drops later rows and a last line torn by a kill. A file that needs
     no cut is not rewritten.
@@ -74,7 +74,7 @@ class MetricsFile:
     self.close()
 
   def append(self, rows: Iterable[Row]) -> None:
-    """Writes rows, in the order of their rounds, and flushes.
+    """Write rows, in the order of their rounds, and flush.
 
     Keys keep the order given, after "round"; floats read back exactly.
 
@@ -92,12 +92,12 @@ class MetricsFile:
     self._last = last
 
   def sync(self) -> None:
-    """Brings all rows to the disk; call it before a checkpoint commits."""
+    """Write all rows to the disk; call it before a checkpoint commits."""
     self._file.flush()
     os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    """Closes the file, with all rows on the disk; twice is harmless."""
+    """Write all rows to the disk, and close the file; twice is harmless."""
     if not self._file.closed:
       try:
         self.sync()
@@ -106,7 +106,7 @@ class MetricsFile:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-  """The rows of a file, also of one that a run still writes.
+  """Read the rows of a file, also of one that a run still writes.
 
   Returns:
     The rows as they were appended, with NaN for null. A torn last line is
@@ -122,7 +122,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
 def columns(
   rows: Iterable[Row],
 ) -> dict[str, tuple[list[int], list[float]]]:
-  """Key -> (rounds, values), over the rows that have the key."""
+  """Return key -> (rounds, values), over the rows that have the key."""
   result: dict[str, tuple[list[int], list[float]]] = {}
   for row in rows:
     for key, value in row.items():
@@ -134,7 +134,7 @@ def columns(
 
 
 def _kept(path: Path, content: bytes, through: int, complete: bool) -> bytes:
-  """The lines of rounds <= `through`; what follows them is not looked at."""
+  """Return the lines of rounds <= `through`; what follows is not checked."""
   kept = []
   last = _NONE if through else 0
   for number, line in enumerate(_whole_lines(content), 1):
@@ -155,7 +155,7 @@ def _kept(path: Path, content: bytes, through: int, complete: bool) -> bytes:
 
 
 def _whole_lines(content: bytes) -> list[bytes]:
-  """The lines of a file, without a last one that a kill tore."""
+  """Return the lines of a file, without a last one torn by a kill."""
   *lines, rest = content.split(b"\n")
   try:
     _parse("the last line", rest)
@@ -165,7 +165,7 @@ def _whole_lines(content: bytes) -> list[bytes]:
 
 
 def _parse(where: str, line: bytes) -> dict[str, float]:
-  """A line's row; `where` names the line if it is none."""
+  """Return a line's row; the error of a damaged line begins with `where`."""
   try:
     row = json.loads(line)
     if not isinstance(row, dict):
@@ -181,7 +181,7 @@ def _parse(where: str, line: bytes) -> dict[str, float]:
 
 
 def _following(where: str, row: Row, last: int, complete: bool) -> int:
-  """The round of `row`, which must follow round `last`."""
+  """Return the round of `row`, which must follow round `last`."""
   round_ = validate.integer(f"{where}: round", row.get("round"), ge=0)
   following = max(last, 0) + 1
   begins = last == _NONE and round_ == 0

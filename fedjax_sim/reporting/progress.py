@@ -21,7 +21,7 @@ _WARM_UP_SECONDS = 0.2
 class Progress:
   """A bar with round, loss, accuracy, clients per second and time left.
 
-  And with epsilon, if the rounds tell one.
+  And with epsilon, if the rows have one.
 
   A context manager. It draws on the standard error, and nothing at all unless
   that is a terminal which can move its cursor: nothing into files, notebooks
@@ -35,7 +35,7 @@ class Progress:
     done: int = 0,
     console: Console | None = None,
   ):
-    """Prepares the bar.
+    """Prepare the bar.
 
     Args:
       rounds: the run's last round.
@@ -77,7 +77,7 @@ class Progress:
       self._bar = None
 
   def update(self, row: Row, *, clients_per_second: float) -> None:
-    """Shows a round that is done.
+    """Show a round that is done.
 
     Args:
       row: the round's metrics.
@@ -101,7 +101,7 @@ class Progress:
   def log(
     self, message: str, *, level: Literal["info", "warning"] = "info"
   ) -> None:
-    """Prints a line above the bar; without a bar, only if it is a warning."""
+    """Print a line above the bar; without a bar, only if it is a warning."""
     if self._bar is not None:
       style = "yellow" if level == "warning" else None
       self._bar.console.print(
@@ -113,7 +113,7 @@ class Progress:
 
 
 def _epsilon(row: Row) -> str:
-  """What a private run has spent, "epsilon 1.23 "; else nothing."""
+  """Return the epsilon of a private run, as "epsilon 1.23  "; "" of others."""
   for key in ("epsilon", "simulated_epsilon"):
     if f"privacy/{key}" in row:
       name = key.replace("_", " ")
@@ -134,7 +134,7 @@ class _Pace:
     self._from = 0
 
   def left(self, round_: int, rounds: int) -> str:
-    """The time from `round_` to `rounds`; '-' as long as nothing is known."""
+    """Return the time from `round_` to `rounds`; '-' while it is unknown."""
     now = time.monotonic()
     if self._first is None:
       self._first = now
@@ -149,7 +149,7 @@ class _Pace:
 
 
 def stderr() -> Console:
-  """The standard error, interactive if that is a terminal."""
+  """Return the standard error, interactive if it is a terminal."""
   from rich.console import Console
 
   # FORCE_COLOR asks for colours in a log file, not for a moving bar.

@@ -17,7 +17,7 @@ def print_final_table(
   *,
   console: Console | None = None,
 ) -> None:
-  """Prints a table to a terminal, plain lines to anything else.
+  """Print a table to a terminal, plain lines to anything else.
 
   Args:
     metrics: name -> value, such as the last row of `metrics.jsonl`.
@@ -47,7 +47,7 @@ def print_final_table(
 
 
 def final_text(metrics: Mapping[str, float], facts: Mapping[str, str]) -> str:
-  """Lines `name  value`, aligned; the arguments of `print_final_table`."""
+  """Return `print_final_table`'s plain text: lines `name  value`, aligned."""
   values = {
     name: formatting.metric(name, value) for name, value in metrics.items()
   }
@@ -62,7 +62,7 @@ def print_phases(
   *,
   console: Console | None = None,
 ) -> None:
-  """Prints where the time went, as a table to a terminal, else as lines.
+  """Print where the time went, as a table to a terminal, else as lines.
 
   Args:
     seconds: phase -> seconds; their sum is the whole.
@@ -91,7 +91,7 @@ def print_phases(
 
 
 def phases_text(seconds: Mapping[str, float], facts: Mapping[str, str]) -> str:
-  """Lines `phase  seconds  share`, then those of the facts, aligned."""
+  """Return `print_phases`' plain text: `phase  seconds  share`, then facts."""
   rows = [("phase", "seconds", "share"), *_phase_rows(seconds)]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
@@ -102,7 +102,7 @@ def phases_text(seconds: Mapping[str, float], facts: Mapping[str, str]) -> str:
 
 
 def _phase_rows(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
-  """Name, seconds and share of each phase, and of all at last."""
+  """Return name, seconds and share of each phase, and last of all together."""
   whole = sum(seconds.values())
   rows = [*seconds.items(), ("all", whole)]
   share = lambda value: 100 * value / max(whole, 1e-9)

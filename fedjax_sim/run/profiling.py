@@ -31,7 +31,7 @@ MOST_STEPS = 5000  # local steps, after which a trace ends
 
 
 class Trained(NamedTuple):
-  """What some dispatches trained.
+  """Counts of what some dispatches trained.
 
   Attributes:
     rounds: how many.
@@ -49,7 +49,7 @@ class Trained(NamedTuple):
   seconds: float = 0.0
 
   def plus(self, out: DispatchResult) -> Trained:
-    """With one more dispatch."""
+    """Return the counts with one more dispatch."""
     return Trained(
       self.rounds + len(out.rows),
       self.clients + out.clients,
@@ -63,7 +63,7 @@ class Profile:
   """Traces a few dispatches; a context manager, which ends the trace."""
 
   def __init__(self, folder: Path, phases: Phases):
-    """Prepares; nothing is written yet.
+    """Prepare a profile; nothing is written yet.
 
     Args:
       folder: where the trace goes; made if it is missing.
@@ -82,7 +82,7 @@ class Profile:
     self._stop()
 
   def before(self, left: int) -> None:
-    """Begins or ends the trace, before a dispatch.
+    """Begin or end the trace, before a dispatch.
 
     Args:
       left: rounds that are left.
@@ -96,7 +96,7 @@ class Profile:
       self._stop()
 
   def after(self, out: DispatchResult) -> None:
-    """Counts a dispatch."""
+    """Count a dispatch."""
     self._dispatches += 1
     if self._running:
       self._traced = self._traced.plus(out)
@@ -128,7 +128,7 @@ class Profile:
       _warn(f"There is no trace: {' '.join(str(error).split())}")
 
   def write(self, simulator: Simulator) -> dict[str, Any]:
-    """Writes `phases.json` after the run, and returns what is in it."""
+    """Write `phases.json` after the run, and return its content."""
     self._stop()
     # The tracer slows down what it watches.
     trained = self._plain if self._plain.rounds else self._traced
@@ -149,12 +149,12 @@ class Profile:
 
 
 def show(found: dict[str, Any]) -> None:
-  """Prints the table of what `Profile.write` returned."""
+  """Print what `Profile.write` returned, as a table."""
   reporting.print_phases(found["phase_seconds"], facts(found))
 
 
 def measured(simulator: Simulator, trained: Trained) -> dict[str, Any]:
-  """What training achieved a second.
+  """Return what training achieved a second: clients, examples, operations.
 
   The operations are XLA's count for a local step, compiled by itself, times
   the steps that clients took: not what lanes compute while they wait, and
@@ -180,7 +180,7 @@ def measured(simulator: Simulator, trained: Trained) -> dict[str, Any]:
 def _flops(
   simulator: Simulator, trained: Trained
 ) -> tuple[float | None, str | None]:
-  """Operations of all steps, or why they are not known."""
+  """Return the operations of all steps and None, or None and the reason."""
   if not trained.rounds:
     return None, "No round was left to train."
   try:
@@ -193,7 +193,7 @@ def _flops(
 
 
 def facts(found: dict[str, Any]) -> dict[str, str]:
-  """The lines below the table."""
+  """Return the lines below the table: name -> text."""
   number = formatting.number
   achieved = found["flops_per_second"]
   if achieved is None:
@@ -220,7 +220,7 @@ def facts(found: dict[str, Any]) -> dict[str, str]:
 
 
 def _newest(folder: Path) -> str | None:
-  """The folder of the last trace."""
+  """Return the folder of the last trace; None without one."""
   traces = sorted(folder.glob("plugins/profile/*/"))
   return str(traces[-1]) if traces else None
 

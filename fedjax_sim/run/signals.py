@@ -31,10 +31,14 @@ class Interrupted(FedjaxSimError):
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
-  """Collects the first SIGTERM or SIGINT; a second acts as usual.
+  """Collect the first SIGTERM or SIGINT; a second one acts as usual.
 
-  But not at once where there are several processes: batch systems signal a
-  process and its parent, which passes it on.
+  Where there are several processes, one that follows within
+  `REPEATED_SECONDS` is ignored: batch systems signal a process and its parent,
+  which passes the signal on.
+
+  Yields:
+    The signals received so far.
   """
   patience = REPEATED_SECONDS if jax.process_count() > 1 else 0.0
   began = 0.0

@@ -24,7 +24,7 @@ from fedjax_sim.simulation.timing import Phases
 
 
 def rejection(simulator: Simulator, round_: int, ids: Any) -> str:
-  """Return a line that names clients that were left out."""
+  """Return a line that names the clients whose updates were left out."""
   name = simulator.data.train.client_name
   named = (
     ["the pooled data"]
@@ -137,7 +137,7 @@ def sum_up(
 def _write_clients(
   data: FederatedData, evaluated: ClientMetrics, path: Path
 ) -> None:
-  """Every client's own metrics, one line a client."""
+  """Write every client's own metrics as CSV, one line a client."""
   metrics = evaluated.per_client()
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")

@@ -59,7 +59,7 @@ class Account:
 
   @functools.cached_property
   def ledger(self) -> accounting.Ledger | None:
-    """Return the ledger of a private run; None if no epsilon is counted.
+    """The ledger of a private run; None if no epsilon is counted.
 
     Raises:
       ValueError: no epsilon holds for this sampler and this release.
@@ -72,7 +72,7 @@ class Account:
 
   @property
   def public_clients(self) -> int:
-    """Return the number of clients that the algorithm may know of.
+    """The number of clients that the algorithm may know.
 
     If adding or removing a client must not show, it is the number that was
     chosen in advance.
@@ -84,7 +84,7 @@ class Account:
 
   @functools.cached_property
   def _last_counted(self) -> int | None:
-    """Return the last round that budget and noise allow; None if unknown."""
+    """The last round that budget and noise allow; None if unknown."""
     assert self.budget is not None
     wanted = self.budget.rounds or (self.release and self.release.rounds)
     return wanted and self.rounds_within_budget(wanted)

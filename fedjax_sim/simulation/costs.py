@@ -45,7 +45,7 @@ class Speed(NamedTuple):
 
 
 class Cost(NamedTuple):
-  """What XLA says of a compiled function.
+  """The cost of a compiled function, by XLA's count.
 
   Attributes:
     flops: floating-point operations of a call.
@@ -88,7 +88,7 @@ class Costs(NamedTuple):
 
 
 def cost(function: Callable[..., Any], *arguments: Any) -> Cost:
-  """Compiles a function for these arguments, or their shapes.
+  """Compile a function for arguments or shapes, and return its cost.
 
   XLA counts a loop's body once; matrix products in scans are counted as often
   as the scan runs, other loops are not.
@@ -105,7 +105,7 @@ def cost(function: Callable[..., Any], *arguments: Any) -> Cost:
 
 
 def _repeats(jaxpr: Any, times: int = 1) -> float:
-  """Operations of products in scans, without each body's first pass."""
+  """Return the operations of products in scans after each body's first pass."""
   total = 0.0
   for equation in jaxpr.eqns:
     name, params = equation.primitive.name, equation.params
@@ -123,10 +123,10 @@ def _repeats(jaxpr: Any, times: int = 1) -> float:
 
 
 def costs_of(simulator: Simulator) -> Costs:
-  """What the clients of this run cost; compiles their parts, runs nothing.
+  """Return what a run's clients cost; compile their parts, but run nothing.
 
   Raises:
-    ValueError: the run's devices share models.
+    ValueError: several devices share a model.
   """
   if simulator.runtime.model_devices is not None:
     raise ValueError(
@@ -212,7 +212,12 @@ def _end(
   shared: PyTree,
   hparams: HParams,
 ) -> tuple[PyTree, PyTree, Array, PyTree]:
-  """What it sends; what else is summed; whether all is finite; its update."""
+  """Return what a client leaves after its steps.
+
+  Returns:
+    The update that it sends; what else is summed, with its weight; whether all
+    is finite; its update after the transforms.
+  """
   report = simulator.algorithm.finish(client, *carries)
   update, released = report.update, []
   for transform, common, own in zip(
@@ -231,10 +236,10 @@ def _end(
 
 
 def measure(simulator: Simulator, costs: Costs) -> tuple[Speed, int]:
-  """Runs rounds on one of this machine's devices.
+  """Measure how fast one of this machine's devices runs rounds.
 
   The same rounds are run as they are, with clients that take no step, and
-  without clients; each as fast as in the fastest of a few calls.
+  without clients; of each the fastest of a few calls counts.
 
   Returns:
     How fast the device is, by the model's counts; and its lanes.

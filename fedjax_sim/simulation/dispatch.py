@@ -48,7 +48,7 @@ class PlannedRounds(NamedTuple):
 
 
 class DispatchResult(NamedTuple):
-  """What one call of the compiled program left.
+  """The result of one call of the compiled program.
 
   Attributes:
     state: the run's state after it.
@@ -62,8 +62,9 @@ class DispatchResult(NamedTuple):
     seconds: what the call took, planning not counted.
     plan_seconds: what planning took; it overlaps with the call before.
     sent_bytes: that a device sent to the others in each round; None: not known.
-    client_log: `round`, `client`, `present` and what else is told of clients: a
-      line for every client of a cohort; empty unless they are logged.
+    client_log: name -> values, a line for every client of a cohort: `round`,
+      `client`, `present` and what else is logged; empty unless clients are
+      logged.
   """
 
   state: RunState
@@ -94,7 +95,7 @@ def read_metrics(
   traffic: Traffic,
   chain: Sequence[str],
 ) -> ReadMetrics:
-  """Reads the metrics of a call, up to the first round that failed.
+  """Read the metrics of a call, up to the first round that failed.
 
   Args:
     metrics: on the host, with a leading axis of rounds.
@@ -127,7 +128,7 @@ def dispatched(
   seconds: float,
   sent_bytes: float | None,
 ) -> DispatchResult:
-  """Return what one call of the compiled program left.
+  """Return the result of one call of the compiled program.
 
   Args:
     state: the state after it.
@@ -182,7 +183,7 @@ def _in_order(client: np.ndarray) -> np.ndarray:
 def _client_lines(
   round_: int, client: np.ndarray, metrics: RoundMetrics
 ) -> Columns:
-  """A round's lines of the clients' log, in the clients' order.
+  """Return a round's lines of the clients' log, in the order of their ids.
 
   Args:
     round_: which round it is.
@@ -239,7 +240,7 @@ def _row(
 
 
 def _put(row: Row, name: str, value: Any, owner: str) -> None:
-  """Adds a number to a row; none that is there already gives way to it."""
+  """Add a number to a row; refuse a name that is empty or taken."""
   if not name or name in row:
     raise ValueError(
       f"{owner} tells a number {name!r}, and every round has one of that name,"
@@ -251,7 +252,7 @@ def _put(row: Row, name: str, value: Any, owner: str) -> None:
 def _failure(
   round_: int, metrics: RoundMetrics, rejected: np.ndarray
 ) -> DivergedError | None:
-  """What ends the run after this round, if anything does."""
+  """Return the error that ends the run after this round; None if none does."""
   if metrics.nan_losses:
     return DivergedError(
       f"Round {round_}: clients ({named(rejected)}) have finite updates, but a"
@@ -273,6 +274,6 @@ def _failure(
 
 
 def named(ids: np.ndarray, most: int = 10) -> str:
-  """Clients' ids for a message, not all if there are many."""
+  """Return clients' ids for a message, not all if there are many."""
   listed = ", ".join(str(i) for i in ids[:most])
   return listed + (", ..." if len(ids) > most else "")

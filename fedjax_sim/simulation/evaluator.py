@@ -78,7 +78,7 @@ class Evaluator:
 
   @functools.cached_property
   def sets(self) -> dict[str, EvaluationSet]:
-    """What evaluates each of `parts`."""
+    """The evaluation set of each of `parts`."""
     if not self.parts:
       return {}
     # About as many examples at once as in training.
@@ -180,7 +180,7 @@ def metric_names(
 def followed(
   schedules: Mapping[str, Schedule], best_metric: str | None
 ) -> dict[str, str]:
-  """Return which metrics decide on the run: who follows one -> the metric.
+  """Return the metrics that decide on the run: who follows one -> the metric.
 
   Args:
     schedules: hyper-parameter -> its schedule.
@@ -225,7 +225,7 @@ def directions(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Reaction:
-  """What follows from an evaluation: a function of state and metrics.
+  """The reaction to an evaluation: a function of state and metrics.
 
   The algorithm sees the metrics, schedules may follow them, and the best model
   is kept, or restored.
@@ -294,7 +294,7 @@ class Reaction:
     return distributed.put(server, self.mesh, self.spec.server)
 
   def _schedules_after(self, watch: MonitorState, metrics: Row) -> MonitorState:
-    """Return what is monitored after schedules have seen the metrics."""
+    """Return the monitored state after the schedules have seen the metrics."""
     if not watch.schedules:
       return watch
     states = monitor.after(

@@ -25,7 +25,7 @@ _SETS = {  # prefix -> what gives such metrics
 def first(
   schedules: Mapping[str, Schedule], server: PyTree, keeps_best: bool
 ) -> MonitorState:
-  """What there is before any evaluation.
+  """Return the monitored state before any evaluation.
 
   Args:
     schedules: hyper-parameter -> its schedule.
@@ -45,12 +45,12 @@ def after(
   metrics: Mapping[str, float],
   higher_is_better: Mapping[str, bool],
 ) -> dict[str, PyTree]:
-  """The schedules' states after an evaluation; on the host.
+  """Return the schedules' states after an evaluation; on the host.
 
   Args:
     states: hyper-parameter -> its schedule's state.
     schedules: hyper-parameter -> its schedule.
-    metrics: what the evaluation told; those that it left out change nothing.
+    metrics: what the evaluation measured; what is missing changes nothing.
     higher_is_better: of every metric.
   """
   new = dict(states)
@@ -63,7 +63,7 @@ def after(
 
 
 def is_better(value: float, best: Best, higher_is_better: bool) -> bool:
-  """Whether a value beats the best one; NaN never does."""
+  """Return whether a value is better than the best one; NaN never is."""
   if np.isnan(value) or int(best.round) < 0:
     return not np.isnan(value)
   one, other = np.float32(value), np.float32(best.value)
@@ -73,15 +73,15 @@ def is_better(value: float, best: Best, higher_is_better: bool) -> bool:
 def directions(
   wanted: Mapping[str, str], names: Mapping[str, str], task: Task
 ) -> dict[str, bool]:
-  """Of every metric that is watched, whether higher is better.
+  """Return for every metric that is followed whether higher is better.
 
   Args:
-    wanted: who watches, such as `server.best_metric` -> the metric.
-    names: what an evaluation tells -> the task's metric that it is of.
+    wanted: who follows one, such as `server.best_metric` -> the metric.
+    names: what an evaluation measures -> the task's metric that it is of.
     task: what is evaluated.
 
   Raises:
-    ValueError: an evaluation does not tell it, or the task does not say.
+    ValueError: a metric is not evaluated, or the task does not say.
   """
   result = {}
   for owner, metric in wanted.items():

@@ -181,7 +181,7 @@ class Cohorts:
 
   @functools.cached_property
   def _witness(self) -> promises.Witness | None:
-    """Return what tests the sampler's promise; None if it makes none."""
+    """The witness that tests the sampler's promise; None if it makes none."""
     if self.sampler.participation is None:
       return None
     return promises.Witness(self.sampler, self.num_clients, self.seed)

@@ -109,7 +109,7 @@ class _Position:
 
 
 def _with_stages(spec: RoundSpec, at: _Position) -> RoundSpec:
-  """Return the constants with functions whose errors name their stage."""
+  """Return the constants, with functions whose errors name their stage."""
   algorithm, aggregator = spec.algorithm, spec.aggregator
   several = len(algorithm.passes) > 1
   return dataclasses.replace(

@@ -34,7 +34,7 @@ class Runtime:
       where one process runs alone, and of a store what it is small enough for.
     rounds_per_dispatch: rounds in one call of the compiled program; None: as
       many as take about a second, up to `most_rounds`.
-    most_rounds: see there.
+    most_rounds: the most rounds in one call, see `rounds_per_dispatch`.
     eval_batch_size: examples of a client that are evaluated at once.
     donate: a state passed in is used up, and its memory used again.
 

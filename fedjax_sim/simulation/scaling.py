@@ -32,7 +32,7 @@ _INT32 = 4  # bytes
 
 
 class Hardware(NamedTuple):
-  """What a run would have.
+  """The hardware that a run would have.
 
   Attributes:
     devices: how many, all alike.
@@ -48,7 +48,7 @@ class Hardware(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """What each device does in a round.
+  """The work of each device in a round.
 
   Attributes:
     steps: lane steps of each pass, those of lanes that wait included,
@@ -60,13 +60,13 @@ class Layout(NamedTuple):
   lanes: np.ndarray
 
   def seconds(self, costs: Costs, speed: Speed) -> np.ndarray:
-    """Of each device, shape=(devices,), float64."""
+    """Return the seconds of each device, shape=(devices,), float64."""
     stepping = self.steps @ costs.step_flops / speed.flops
     return stepping + self.lanes * costs.client_bytes / speed.memory
 
 
 class Prediction(NamedTuple):
-  """A round with so many clients.
+  """The prediction of a round with some number of clients.
 
   Attributes:
     clients: in the cohort.
@@ -95,13 +95,13 @@ class Prediction(NamedTuple):
 
   @property
   def communication(self) -> float:
-    """Its share of the round's time."""
+    """The share of communication in the round's time."""
     seconds = self.network_seconds + self.host_seconds
     return seconds / (self.compute_seconds + seconds)
 
 
 def exchanged(size: float, devices: int, parts: int = 1) -> float:
-  """Bytes that a device sends so that all have the sum.
+  """Return the bytes that a device sends so that all devices have the sum.
 
   Every device keeps a share of the coordinates: it gets their parts from all
   others, and sends their sum to all. A ring does as much.
@@ -118,13 +118,13 @@ def exchanged(size: float, devices: int, parts: int = 1) -> float:
 def vanishing_cohort(
   fixed: float, compute: float, communication: float, share: float = SHARE
 ) -> float:
-  """The cohort from which on communication is at most a share of the round.
+  """Return the cohort from which on communication takes at most a share.
 
   Args:
     fixed: seconds of communication of a round, whatever the cohort.
     compute: seconds of computation that each client adds.
     communication: seconds of it that each client adds.
-    share: > 0, < 1.
+    share: of the round's time, > 0, < 1.
 
   Returns:
     The clients; infinity if what each client adds is too much already.
@@ -136,7 +136,7 @@ def vanishing_cohort(
 def layout(
   steps: np.ndarray, capacity: plans.Capacity, each: int = 1
 ) -> Layout:
-  """What `plan.plan_rounds` would give the devices, without the batches.
+  """Lay out a cohort as `plan.plan_rounds` would, without the batches.
 
   Args:
     steps: of every client of a cohort, shape=(clients, passes), int.
@@ -181,7 +181,7 @@ class Model:
     return split_devices(self.hardware.devices, virtual)
 
   def predict(self, clients: int) -> Prediction:
-    """A round with so many clients, drawn uniformly.
+    """Predict a round with this many clients, drawn uniformly.
 
     Args:
       clients: >= 1.
@@ -243,7 +243,7 @@ class Model:
     )
 
   def _exchanged(self, population: int, slots: int, each: int) -> float:
-    """What a device sends to the others in a round, in bytes.
+    """Return the bytes that a device sends to the others in a round.
 
     Args:
       population: clients that may take part.
@@ -268,7 +268,7 @@ class Model:
   def _examples(
     self, capacity: plans.Capacity, copies: int, each: int
   ) -> tuple[bool, int]:
-    """Whether examples are sent every round, and a device's bytes of them."""
+    """Return whether examples are sent every round, and a device's bytes."""
     simulator, devices = self.simulator, self.hardware.devices
     name = simulator.runtime.residency
     if name == "auto" and devices > jax.local_device_count():
@@ -285,9 +285,10 @@ class Model:
     return False, nbytes(residency.shapes(capacity, 1)) * copies
 
   def vanishing_cohort(self) -> float:
-    """The cohort from which on communication is at most `SHARE` of a round.
+    """Return the cohort from which on communication takes at most `SHARE`.
 
-    By rounds so large that all but the sums grows in proportion to the cohort.
+    It is extrapolated from a round so large that everything but the sums grows
+    in proportion to the cohort.
     """
     dealt, _, each = self._split
     population = self.simulator.num_clients

@@ -128,7 +128,7 @@ class Simulator:
 
   @functools.cached_property
   def account(self) -> accounts.Account:
-    """Counts the epsilon of a private run."""
+    """The account, which counts the epsilon of a private run."""
     return accounts.Account(
       release=self.algorithm.privacy,
       budget=self.budget,
@@ -151,7 +151,7 @@ class Simulator:
 
   @functools.cached_property
   def splits(self) -> list[FederatedData]:
-    """For every pass of the algorithm, the data that it goes through."""
+    """The data that each pass of the algorithm goes through."""
     named = self.data.all_splits
     if self.algorithm.requirements.pools_data:
       named = {name: data.pooled() for name, data in named.items()}
@@ -159,7 +159,7 @@ class Simulator:
 
   @functools.cached_property
   def batchings(self) -> list[LocalBatching]:
-    """For every pass, what a client does."""
+    """What a client does in each pass."""
     return batchings_of(self.batching, self.algorithm.passes, self.splits)
 
   @functools.cached_property
@@ -176,7 +176,7 @@ class Simulator:
 
   @functools.cached_property
   def choose_lanes(self) -> Chooser:
-    """Chooses how many clients a device trains at once."""
+    """The chooser of how many clients a device trains at once."""
     init = lambda: jax.block_until_ready(self.init())
     first = self.planner.cohorts.first_state
     return Chooser(
@@ -259,7 +259,7 @@ class Simulator:
 
   @functools.cached_property
   def states(self) -> States:
-    """Makes states, and moves them between devices and host."""
+    """The maker of states, which also moves them between devices and host."""
     return States(
       algorithm=self.algorithm,
       transforms=self.transforms,
@@ -299,7 +299,7 @@ class Simulator:
 
   @functools.cached_property
   def planner(self) -> Planner:
-    """Draws cohorts, and lays out rounds on the host."""
+    """The planner, which draws cohorts and lays out rounds on the host."""
     return Planner(
       cohorts=Cohorts(
         sampler=self.sampler, seed=self.seed, num_clients=self.num_clients
@@ -313,7 +313,7 @@ class Simulator:
 
   @functools.cached_property
   def compiler(self) -> Compiler:
-    """Compiles rounds, and calls them."""
+    """The compiler, which compiles rounds and calls them."""
     return Compiler(
       spec=round_spec(
         self.algorithm,
@@ -470,7 +470,7 @@ class Simulator:
 
   @functools.cached_property
   def evaluate(self) -> Evaluator:
-    """Evaluates a state on the test set and on seen and unseen clients."""
+    """The evaluator of states on the test set, seen and unseen clients."""
     return Evaluator(
       task=self.task,
       algorithm=self.algorithm,
@@ -485,7 +485,7 @@ class Simulator:
 
   @functools.cached_property
   def react(self) -> Reaction:
-    """Returns the state after an evaluation, which may change it."""
+    """The reaction to an evaluation, which gives the state after it."""
     spec = self.states.spec
     return Reaction(
       algorithm=self.algorithm,

@@ -263,7 +263,7 @@ class States:
     return -(-self.num_clients // devices) * devices
 
   def to_devices(self, state: PyTree) -> RunState:
-    """Put a state on the devices that is on the host.
+    """Put a state that is on the host on the devices.
 
     Args:
       state: with a row for every client, as `to_host` returns it.

@@ -40,10 +40,10 @@ class Phases:
   """
 
   def __init__(self, clock: Callable[[], float] = time.perf_counter):
-    """Begins to measure.
+    """Begin to measure.
 
     Args:
-      clock: tells the time in seconds.
+      clock: gives the time in seconds.
     """
     self._clock = clock
     self._seconds: dict[str, float] = {}
@@ -52,7 +52,7 @@ class Phases:
 
   @contextlib.contextmanager
   def __call__(self, name: str) -> Iterator[None]:
-    """While it is open, time is that of phase `name`, a key of `MEANING`."""
+    """Count the time inside as that of phase `name`, a key of `MEANING`."""
     assert name in MEANING, name
     self._charge()
     self._open.append(name)
@@ -64,13 +64,13 @@ class Phases:
       self._open.pop()
 
   def _charge(self) -> None:
-    """Gives the time since the last change to the innermost phase."""
+    """Add the time since the last change to the innermost phase."""
     now = self._clock()
     name = self._open[-1] if self._open else "other"
     self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
     self._since = now
 
   def seconds(self) -> dict[str, float]:
-    """Seconds of each phase until now; they add up to all that passed."""
+    """Return each phase's seconds until now; they add up to all that passed."""
     self._charge()
     return {name: self._seconds.get(name, 0.0) for name in MEANING}

@@ -43,11 +43,11 @@ def convolve(
   out_sharding: Any = None,
   batch_group_count: int = 1,
 ) -> Array:
-  """`jax.lax.conv_general_dilated` as matrix products.
+  """Compute `jax.lax.conv_general_dilated` by matrix products.
 
   A batch whose patches would take more than `WHOLE_BYTES` (`MOST_BYTES` off the
   CPU) is computed in equal parts, one after the other, and the backward pass
-  computes their patches anew. Left to XLA are windows of more than
+  computes their patches anew. XLA itself computes windows of more than
   `MOST_PLACES` places, examples of more than `MOST_BYTES`, groups of the batch,
   and outputs of a given sharding.
 
@@ -140,7 +140,7 @@ def convolve(
 
 
 def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
-  """Where batch, space and features are, of (batch, features, *space)."""
+  """Return the axes (batch, *space, features) of (batch, features, *space)."""
   return (spec[0], *spec[2:], spec[1])
 
 
@@ -150,7 +150,7 @@ def _outputs(
   strides: Sequence[int],
   dilation: Sequence[int],
 ) -> list[int]:
-  """The outputs' shape in space."""
+  """Return the outputs' shape in space."""
   spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
   return [
     max((n - k) // s + 1, 0)
@@ -164,13 +164,13 @@ def _in_pieces(
   kernel: Array,
   size: int,
 ) -> Array:
-  """The method for equal parts of the batch, one after the other.
+  """Apply a method to equal parts of the batch, one after the other.
 
   Args:
-    method: of (part of the batch, kernel).
+    method: (part of the batch, kernel) -> the part's outputs.
     padded: shape=(batch, ...).
     kernel: shared by all parts.
-    size: of one example, in bytes.
+    size: bytes of one example's patches.
   """
   batch = len(padded)
   whole, piece = MOST_BYTES, MOST_BYTES
@@ -198,7 +198,7 @@ def _grouped(
   kernel: Array,
   groups: int,
 ) -> Array:
-  """The method for each group of features by itself, side by side."""
+  """Apply a method to each group of features by itself, by `vmap`."""
   if groups == 1:
     return method(padded, kernel)
   cut = lambda x: x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
@@ -217,7 +217,7 @@ def _suits_winograd(
   precision: Any,
   preferred_element_type: Any,
 ) -> bool:
-  """Whether its fewer products are the faster way."""
+  """Return whether `winograd` can replace `patches` and is faster."""
   del precision
   *window, features_in, _ = kernel.shape
   small = features_in < 8  # then its sums cost more
@@ -240,7 +240,7 @@ def patches(
   precision: Any = None,
   preferred_element_type: Any = None,
 ) -> Array:
-  """Convolution as one product: all shifts of the input, side by side.
+  """Convolve by one product: all shifts of the input, side by side.
 
   The shifts are kept for the backward pass: as many times the input as the
   window has places, 9 for 3 x 3.
@@ -291,9 +291,9 @@ def winograd(
   precision: Any = None,
   preferred_element_type: Any = None,
 ) -> Array:
-  """A 3 x 3 convolution of stride 1 by 16 products for every 2 x 2 outputs.
+  """Convolve by 3 x 3, stride 1, with 16 products for every 2 x 2 outputs.
 
-  Patches take 36. The price are sums before and after, and rounding errors a
+  `patches` takes 36. The price is sums before and after, and rounding errors a
   few times those of the plain sum, which float32 can afford. A tile's 16 places
   are 16 arrays, so that the sums are elementwise and each product is one matrix
   product.
@@ -341,7 +341,7 @@ def winograd(
 
 
 def _both(matrix: np.ndarray, grid: Grid) -> list[list[Array]]:
-  """`matrix @ grid @ matrix.T`, for a grid of arrays."""
+  """Return `matrix @ grid @ matrix.T`, for a grid of arrays."""
   rows = [
     [_combine(weights, column) for column in zip(*grid, strict=True)]
     for weights in matrix
@@ -350,7 +350,7 @@ def _both(matrix: np.ndarray, grid: Grid) -> list[list[Array]]:
 
 
 def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
-  """The weighted sum of those arrays whose weight is not 0."""
+  """Return the weighted sum of those arrays whose weight is not 0."""
   terms = [
     x if w == 1 else -x if w == -1 else float(w) * x
     for w, x in zip(weights, arrays, strict=True)

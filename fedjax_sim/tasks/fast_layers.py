@@ -2,7 +2,7 @@
 
 A function is traced, and in its program XLA's convolutions and windows are
 replaced by `convolution.py` and `pooling.py`, wherever they are: in loops, in
-branches, under rematerialisation. Values, gradients, dtypes and the names of
+branches, under rematerialization. Values, gradients, dtypes and the names of
 scopes stay what they are, up to rounding; all else is left as it is. A function
 with a derivative of its own keeps that derivative, as it was written.
 """
@@ -29,11 +29,11 @@ MOST_PARTS = 64  # of a window of pooling, over all dimensions
 
 
 def with_fast_layers(task: Task, wanted: bool | None = None) -> Task:
-  """The task with convolution and pooling in the forms that are fast here.
+  """Return the task with convolution and pooling in their fast forms.
 
   Args:
     task: the task; its `init` is left alone.
-    wanted: None: on a CPU, where XLA's own are slow.
+    wanted: whether to do so; None: on a CPU, where XLA's own are slow.
   """
   if wanted is None:
     wanted = jax.default_backend() == "cpu"
@@ -47,7 +47,7 @@ def with_fast_layers(task: Task, wanted: bool | None = None) -> Task:
 
 
 def fast(function: F) -> F:
-  """A pure function of arrays with its layers in their fast forms."""
+  """Return a pure function of arrays with its layers in their fast forms."""
 
   @functools.wraps(function)
   def faster(*arguments: Any, **named: Any) -> Any:
@@ -67,7 +67,7 @@ def fast(function: F) -> F:
 
 
 def _changed(part: Any) -> Any:
-  """A parameter of an equation, itself where nothing in it is replaced."""
+  """Return an equation's parameter, itself where nothing in it is replaced."""
   if isinstance(part, core.ClosedJaxpr):
     inner = _changed(part.jaxpr)
     return part if inner is part.jaxpr else part.replace(jaxpr=inner)
@@ -83,7 +83,7 @@ def _changed(part: Any) -> Any:
 
 
 def _equation(equation: Any) -> Any:
-  """An equation with the same inputs and outputs, or itself."""
+  """Return an equation with fast layers, or itself if it has none."""
   form = _form(equation)
   if form is not None:
     return _replaced(equation, form)
@@ -94,7 +94,7 @@ def _equation(equation: Any) -> Any:
 
 
 def _form(equation: Any) -> Callable[..., jax.Array] | None:
-  """What computes the same; None: nothing does, or nothing has to."""
+  """Return the function that computes the same fast; None if there is none."""
   params = equation.params
   if equation.primitive is primitives.conv_general_dilated_p:
     return functools.partial(_CONVOLVE, **params)
@@ -112,7 +112,7 @@ def _form(equation: Any) -> Callable[..., jax.Array] | None:
 
 
 def _jitted(function: Callable[..., jax.Array], arrays: int) -> Any:
-  """So that a form is traced, and without a loop compiled, but once."""
+  """Jit a form, so that it is traced, and outside loops compiled, only once."""
   names = list(inspect.signature(function).parameters)
   return jax.jit(function, static_argnames=names[arrays:])
 
@@ -126,7 +126,10 @@ _POOLS = {
 
 
 def _replaced(equation: Any, form: Callable[..., jax.Array]) -> Any:
-  """A call of the form in the place of an equation."""
+  """Return a call of the form that replaces an equation, or the equation.
+
+  The equation stays where the form itself leaves it to XLA.
+  """
   shapes = [
     jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars
   ]
@@ -155,12 +158,12 @@ _SLOW = {
 def slow_layers(
   function: Callable[..., Any], *arguments: Any, **named: Any
 ) -> list[str]:
-  """The layers that a function leaves to XLA, each in words.
+  """Return the layers that a function leaves to XLA, each in words.
 
   Args:
-    function: pure.
+    function: a pure function of arrays.
     *arguments: its arguments, or their shapes.
-    **named: likewise.
+    **named: its named arguments, likewise.
   """
   program = jax.make_jaxpr(function)(*arguments, **named)
   return [
@@ -171,7 +174,7 @@ def slow_layers(
 
 
 def _equations(part: Any) -> Iterator[Any]:
-  """All equations of a program, those inside others too."""
+  """Yield all equations of a program, those inside others too."""
   if isinstance(part, core.ClosedJaxpr):
     part = part.jaxpr
   if isinstance(part, core.Jaxpr):
@@ -192,7 +195,7 @@ _PACKAGES = (
 
 
 def _told(equation: Any) -> str:
-  """What an equation computes, and the line that asks for it."""
+  """Return what an equation computes and the line of code it comes from."""
   shapes = [str(x.aval.shape) for x in equation.invars]
   if "window_dimensions" in equation.params:
     shapes.append(str(equation.params["window_dimensions"]))

@@ -26,7 +26,7 @@ from fedjax_sim.core import (
 
 
 def paths_of(params: PyTree) -> list[str]:
-  """The path of every parameter, in the order of the tree's leaves."""
+  """Return the path of every parameter, in the order of the tree's leaves."""
 
   def named(path: tuple[Any, ...]) -> str:
     # A Flax variable is a node, whose one leaf is its value.
@@ -39,7 +39,7 @@ def paths_of(params: PyTree) -> list[str]:
 
 
 def matching(field: str, patterns: Sequence[str], params: PyTree) -> list[bool]:
-  """For every parameter, whether a pattern matches its path.
+  """Return whether a pattern matches its path, for every parameter.
 
   Args:
     field: what messages call the patterns.
@@ -71,11 +71,11 @@ def matching(field: str, patterns: Sequence[str], params: PyTree) -> list[bool]:
 
 
 def with_frozen(task: Task, patterns: Sequence[str]) -> Task:
-  """The task with some of its parameters frozen as they begin.
+  """Return the task with some parameters frozen at their initial values.
 
   Args:
     task: what is trained.
-    patterns: of the parameters that are frozen.
+    patterns: patterns of the parameters that are frozen.
 
   Raises:
     TypeError, ValueError: a pattern is none or matches no parameter, or all
@@ -96,7 +96,7 @@ def with_trainable(task: Task, patterns: Sequence[str]) -> Task:
 
   Args:
     task: what is trained.
-    patterns: of the parameters that are not frozen.
+    patterns: patterns of the parameters that are not frozen.
 
   Raises:
     TypeError, ValueError: a pattern is none or matches no parameter, or there
@@ -113,11 +113,11 @@ def with_trainable(task: Task, patterns: Sequence[str]) -> Task:
 
 
 def _apart(task: Task, shapes: PyTree, frozen: Sequence[bool]) -> Task:
-  """Return the task with some of its parameters in `Variables.frozen`.
+  """Return the task with its frozen parameters in `Variables.frozen`.
 
   Args:
     task: what is trained.
-    shapes: of its parameters.
+    shapes: the shapes of its parameters.
     frozen: for every leaf of them, whether it is frozen.
   """
   treedef = jax.tree.structure(shapes)

@@ -33,7 +33,7 @@ def function_task(
   check: Check = lambda examples: None,
   fast_layers: bool | None = None,
 ) -> Task:
-  """A task from a plain pair of functions.
+  """Make a task from plain functions.
 
   Args:
     init: key -> params.

@@ -41,7 +41,7 @@ def linen_task(
   check: Check = lambda examples: None,
   fast_layers: bool | None = None,
 ) -> Task:
-  """A task from a `flax.linen` module.
+  """Make a task from a `flax.linen` module.
 
   Args:
     module: the `nn.Module`.
@@ -52,7 +52,7 @@ def linen_task(
       e.g. "train"; short for `lambda train: {"train": train}`.
     apply_kwargs: train, a bool -> the module's named arguments, e.g.
       `lambda train: {"deterministic": not train}`.
-    streams: names of the random streams it draws from in training.
+    streams: names of the random streams that the module uses in training.
     trainable: patterns of the parameters that are trained, regular expressions
       on their paths, as `model.frozen` has them; others are frozen. None: all
       are trained.

@@ -24,7 +24,7 @@ ExampleMetrics = Callable[[PyTree, Examples], dict[str, Metric]]
 
 
 def _negative_log_likelihood(logits: Array, labels: Array) -> Array:
-  """-log softmax(logits)[label], NaN for a label that is no class.
+  """Return -log softmax(logits)[label], NaN for a label that is no class.
 
   Picks by comparing, not by indexing as optax does, which takes a gather and,
   in the gradient, a scatter.
@@ -49,7 +49,7 @@ def _negative_log_likelihood(logits: Array, labels: Array) -> Array:
 
 
 def cross_entropy(logits: Array, examples: Examples) -> tuple[Array, Array]:
-  """Softmax cross-entropy with the integer labels in field `y`.
+  """Return the softmax cross-entropy with integer labels, and weights of 1.
 
   Args:
     logits: shape=(batch, classes).
@@ -62,7 +62,7 @@ def cross_entropy(logits: Array, examples: Examples) -> tuple[Array, Array]:
 def classification_metrics(
   logits: Array, examples: Examples
 ) -> dict[str, Metric]:
-  """`loss` and `accuracy` of a classifier; shapes as `cross_entropy`."""
+  """Return `loss` and `accuracy`; shapes as in `cross_entropy`."""
   value, weight = cross_entropy(logits, examples)
   hit = jnp.argmax(logits, axis=-1) == examples["y"]
   return {
@@ -74,14 +74,15 @@ def classification_metrics(
 def token_cross_entropy(
   logits: Array, examples: Examples
 ) -> tuple[Array, Array]:
-  """Mean cross-entropy over a sequence's tokens; 0 in `y` is padding.
+  """Return the mean cross-entropy over tokens; 0 in `y` is padding.
 
   Args:
     logits: shape=(batch, time, tokens).
     examples: with `y`, shape=(batch, time), integer.
 
   Returns:
-    The mean over a sequence's tokens, and how many those are.
+    The mean over each sequence's tokens that are not padding, and how many
+    those are, shape=(batch,) each.
   """
   values, real = _tokens(logits, examples)
   count = real.sum(-1)
@@ -89,7 +90,7 @@ def token_cross_entropy(
 
 
 def token_metrics(logits: Array, examples: Examples) -> dict[str, Metric]:
-  """`loss` and `accuracy` a token; shapes as `token_cross_entropy`."""
+  """Return `loss` and `accuracy` per token, for `token_cross_entropy`."""
   values, real = _tokens(logits, examples)
   hit = (jnp.argmax(logits, axis=-1) == examples["y"]) * real
   count = real.sum(-1)
@@ -100,7 +101,7 @@ def token_metrics(logits: Array, examples: Examples) -> dict[str, Metric]:
 
 
 def _tokens(logits: Array, examples: Examples) -> tuple[Array, Array]:
-  """Each token's loss, and 1 where it is none of padding; (batch, time)."""
+  """Return each token's loss and weight, 0 for padding; (batch, time)."""
   values = _negative_log_likelihood(logits, examples["y"])
   real = (examples["y"] != 0).astype(values.dtype)
   return values * real, real
@@ -115,7 +116,7 @@ def value_and_weight(
   """Return a loss's value and weight, shape=(batch,) each.
 
   Raises:
-    TypeError: it returned something else.
+    TypeError: the loss returned something else.
   """
   value, weight = returned.parts(
     returned.named("loss", loss),
@@ -131,14 +132,14 @@ def evaluated(
 ) -> ExampleMetrics:
   """Return the metrics of a task that trains this loss.
 
-  `loss` is the loss that trains, whatever the given metrics are.
+  The metric `loss` is always the loss that trains.
 
   Args:
-    loss: what is trained.
-    metrics: further ones. None: `accuracy` where there are classes. Of a loss
-      of one's own these are there if labels "y" are integers, shape=(batch,),
-      and outputs an array, shape=(batch, classes), of two or more; examples
-      whose loss weighs nothing do not count.
+    loss: the loss that trains.
+    metrics: further metrics. None: `accuracy` where there are classes. With a
+      user's own loss there are classes if labels "y" are integers,
+      shape=(batch,), and outputs an array, shape=(batch, classes), of two or
+      more classes; examples of weight 0 do not count.
   """
   if metrics is not None and not callable(metrics):
     raise TypeError(
@@ -174,7 +175,7 @@ def evaluated(
 
 
 def _has_classes(outputs: Any, examples: Examples) -> bool:
-  """Whether outputs are scores of classes, and labels "y" say which."""
+  """Return whether outputs are scores of classes and "y" are their labels."""
   y = examples.get("y")
   return (
     y is not None

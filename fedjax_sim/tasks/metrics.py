@@ -1,4 +1,4 @@
-"""Metrics of a user's own, for any task that tells its logits."""
+"""Metrics of a user's own, for any task with `Task.logits`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class MetricError(FedjaxSimError, ValueError):
 
 
 def with_metrics(task: Task, functions: Sequence[ExampleMetric]) -> Task:
-  """The task with further metrics, each under its function's name.
+  """Return the task with further metrics, each named as its function.
 
   Args:
-    task: with `Task.logits`.
+    task: a task with `Task.logits`.
     functions: (outputs, examples) -> one number an example, shape=(batch,), or
       a `Metric` of such; outputs are what `Task.logits` gives. The attribute
       `higher_is_better` of a function, a bool, is its direction.
@@ -84,7 +84,7 @@ def with_metrics(task: Task, functions: Sequence[ExampleMetric]) -> Task:
 def _as_metric(
   name: str, function: ExampleMetric, outputs: PyTree, examples: Examples
 ) -> Metric:
-  """What a function says of a batch, in float32 at least."""
+  """Return a metric function's values for a batch, in float32 at least."""
   try:
     said = function(outputs, examples)
     if not isinstance(said, Metric):

@@ -35,7 +35,7 @@ PROMOTE_DTYPE = (
 
 
 def _keep_statistics(args: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
-  """Promotes (x, mean, var, scale, bias) of a batch norm, but not mean and var.
+  """Promote (x, mean, var, scale, bias) of a batch norm, but not mean and var.
 
   By default nnx promotes all five, so with running statistics in float32
   whatever follows the layer would be computed in float32, too.
@@ -55,7 +55,7 @@ def nnx_task(
   check: Check = lambda examples: None,
   fast_layers: bool | None = None,
 ) -> Task:
-  """A task from a `flax.nnx` module.
+  """Make a task from a `flax.nnx` module.
 
   Variables that `trainable` selects are trained; other parameters are frozen;
   what is neither, such as batch statistics, are buffers. Random streams

@@ -23,9 +23,9 @@ def maximum(
   padding: Padding | None = None,
   dilation: Sequence[int] | None = None,
 ) -> Array:
-  """The largest of every window, NaN where one is.
+  """Return the largest number of every window, NaN if it holds a NaN.
 
-  As in XLA, of equal ones the first, row by row, has all of the gradient.
+  As in XLA, the first of equal numbers, row by row, gets all of the gradient.
 
   Args:
     x: any shape.
@@ -49,7 +49,7 @@ def minimum(
   padding: Padding | None = None,
   dilation: Sequence[int] | None = None,
 ) -> Array:
-  """The smallest of every window; else as `maximum`."""
+  """Return the smallest number of every window; see `maximum`."""
 
   def smaller(a: Array, b: Array) -> Array:
     return jnp.where((a <= b) | (a != a), a, b)
@@ -65,7 +65,7 @@ def total(
   padding: Padding | None = None,
   dilation: Sequence[int] | None = None,
 ) -> Array:
-  """The sum of every window, in float32 at least; else as `maximum`."""
+  """Return each window's sum, computed in float32 at least; see `maximum`."""
   dtype = x.dtype
   if jnp.issubdtype(dtype, jnp.floating):
     x = x.astype(jnp.promote_types(dtype, jnp.float32))
@@ -74,7 +74,7 @@ def total(
 
 
 def _bounds(x: Array) -> tuple[float, float]:
-  """What is below, and what is above, all that the dtype has."""
+  """Return a lower and an upper bound of all numbers of x's dtype."""
   if jnp.issubdtype(x.dtype, jnp.integer):
     limits = jnp.iinfo(x.dtype)
     return limits.min, limits.max
@@ -90,7 +90,7 @@ def _windows(
   padding: Padding | None,
   dilation: Sequence[int] | None,
 ) -> Array:
-  """All places of a window joined, from the last dimension to the first.
+  """Join all places of a window, from the last dimension to the first.
 
   So of equal maxima the first along rows, and then the first row, is kept.
   """

@@ -30,7 +30,7 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
 def with_compute_dtype(
   task: Task, dtype: Any, *, targets: tuple[str, ...] = ("y",)
 ) -> Task:
-  """The task computed in `dtype`, e.g. bfloat16.
+  """Return the task computed in `dtype`, e.g. bfloat16.
 
   Parameters, optimizers, updates and their sums stay in float32; losses and
   metrics are reduced in float32.
@@ -72,6 +72,6 @@ def with_compute_dtype(
 
 
 def with_remat(task: Task) -> Task:
-  """The task with its activations recomputed in the backward pass."""
+  """Return the task with its activations recomputed in the backward pass."""
   logits = None if task.logits is None else jax.checkpoint(task.logits)
   return task._replace(loss=jax.checkpoint(task.loss), logits=logits)

@@ -41,7 +41,7 @@ def predict(
     `Task.logits` of all examples, shape=(examples, ...), on the host.
 
   Raises:
-    TypeError, ValueError: the task tells no logits, or a field is not stored
+    TypeError, ValueError: the task has no logits, or a field is not stored
       like this: there is none of this name, it has another shape, or is of
       another kind, as inputs are that were normalized already.
   """

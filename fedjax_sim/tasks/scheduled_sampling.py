@@ -17,7 +17,7 @@ FIELD = "scheduled_sampling"
 
 
 def with_scheduled_sampling(task: Task, probability: float) -> Task:
-  """The task, trained on texts in which tokens are replaced by predictions.
+  """Return the task trained on texts with tokens replaced by predictions.
 
   Args:
     task: predicts the next token at every position: its examples have `x` and
@@ -27,7 +27,7 @@ def with_scheduled_sampling(task: Task, probability: float) -> Task:
       `task.scheduled_sampling`, so that a schedule may raise it.
 
   Raises:
-    TypeError, ValueError: no such probability, or the task tells no logits;
+    TypeError, ValueError: no such probability, or the task has no logits;
       while tracing, examples or logits of another shape.
   """
   field = f"model.{FIELD}"

@@ -57,7 +57,7 @@ def build_data(config: ConfigDict) -> FederatedDataset:
 
 
 def preprocessing(config: ConfigDict) -> dict[str, Any]:
-  """The fields of `data` that are set of those that change batches."""
+  """Return the fields of `data` that change batches and are set."""
   section = config.data
   return {
     key: section[key]
@@ -69,7 +69,7 @@ def preprocessing(config: ConfigDict) -> dict[str, Any]:
 def _preprocessed(
   section: ConfigDict, data: FederatedDataset
 ) -> FederatedDataset:
-  """The data with what the section's fields do to a batch."""
+  """Return the data, preprocessed as the section's fields say."""
   if section.reshape is not None:
     data = preprocess.with_reshape(data, section.reshape)
   if section.lookup is not None:
@@ -97,7 +97,7 @@ def _preprocessed(
 
 
 def naming_data(config: ConfigDict, error: Exception) -> str:
-  """The error's text; the data set's name first, if the text names nothing."""
+  """Return the error's text; prefix the data set's name if it names nothing."""
   text, path = str(error), config.data.get("path")
   if text.startswith("data.") or (path and str(path) in text):
     return text

@@ -52,8 +52,8 @@ class Experiment:
     sources: `references.sources` of the config.
     local_guarantee: what local privacy guarantees; "" without any.
     secure_noise: what the noise of secure aggregation does; "" without any.
-    uncovered: what a private run tells of its clients beside that; empty of
-      others.
+    uncovered: what a private run reveals of its clients that no epsilon
+      covers; empty for other runs.
   """
 
   simulator: Simulator

@@ -44,7 +44,7 @@ _CENTRAL = (
 def build_privacy(
   config: ConfigDict, algorithm: Algorithm, sampler: Sampler, num_clients: int
 ) -> tuple[Algorithm, guard.Budget | None]:
-  """The algorithm, private if the config says so, and what it may spend.
+  """Return the algorithm, private if the config says so, and its budget.
 
   Without `privacy.noise_multiplier` the noise is the least with which all of
   the run's rounds stay below `privacy.target_epsilon`.
@@ -147,7 +147,7 @@ def _check_noise_seed(config: ConfigDict) -> None:
 def account(
   config: ConfigDict, simulator: Simulator, rounds: int
 ) -> dict[str, Any] | None:
-  """What a private run keeps in its workdir, to be composed with others.
+  """Return the facts of a private run that `compose` needs from its workdir.
 
   Args:
     config: complete.
@@ -155,7 +155,7 @@ def account(
     rounds: of the run.
 
   Returns:
-    As `composition.facts`; None: no epsilon is told.
+    As `composition.facts`; None if no epsilon is counted.
   """
   if simulator.account.ledger is None:
     return None
@@ -174,7 +174,7 @@ def check_promise(
   sampler: Sampler,
   sizes: tuple[int, int],
 ) -> None:
-  """Refuses promises of a sampler that follow from what is private.
+  """Refuse a sampler's promise that depends on what a private run protects.
 
   Args:
     config: complete.
@@ -210,9 +210,11 @@ def check_promise(
 
 
 def _denominator(config: ConfigDict, sampler: Sampler) -> float:
-  """The expected cohort; of the population chosen in advance, if there is one.
+  """Return the expected cohort size, by which sums are divided.
 
-  Since nothing released may depend on how many clients there are, then.
+  Where the sampler has a population chosen in advance, it is
+  `server.clients_per_round`: nothing that is released may depend on how many
+  clients there are.
   """
   part = sampler.participation
   if part is None or part.population is None:
@@ -221,7 +223,7 @@ def _denominator(config: ConfigDict, sampler: Sampler) -> float:
 
 
 def _check_effect(given: dict[str, Any]) -> None:
-  """Refuses fields that do nothing without another."""
+  """Refuse fields that have no effect without another, or that exclude it."""
   extras = ("quantile", "noise_weights", "statistics_norm")
   for field, needed in (
     ("quantile_rate", ("quantile",)),
@@ -255,7 +257,7 @@ def build_randomizer(config: ConfigDict) -> Randomizer | None:
 
 
 def check_local_weights(config: ConfigDict, randomizer: Randomizer) -> None:
-  """Refuses weights that are asked for and that a randomizer makes 1.
+  """Refuse a weighting that the randomizer would ignore: every client weighs 1.
 
   Args:
     config: complete.
@@ -275,7 +277,7 @@ def check_local_weights(config: ConfigDict, randomizer: Randomizer) -> None:
 
 
 def local_guarantee(config: ConfigDict, sampler: Sampler, numbers: int) -> str:
-  """What local privacy guarantees a client in all of the run; "" without it.
+  """Return what local privacy guarantees over the whole run; "" without it.
 
   Args:
     config: complete.
@@ -303,11 +305,11 @@ def local_guarantee(config: ConfigDict, sampler: Sampler, numbers: int) -> str:
 
 
 def is_locally_private(config: ConfigDict, num_clients: int) -> bool:
-  """Whether local privacy guarantees anything.
+  """Return whether local privacy has a finite epsilon.
 
   Raises:
-    ValueError: with a delta of 1 over the number of clients, or more, by which
-      clients may give themselves away.
+    ValueError: its delta is at least 1 over the number of clients, and would
+      allow single clients to be revealed.
   """
   randomizer = build_randomizer(config)
   if randomizer is None or math.isinf(local.guarantee(randomizer)[0]):
@@ -321,7 +323,7 @@ def is_locally_private(config: ConfigDict, num_clients: int) -> bool:
 
 
 def secure_noise(config: ConfigDict, sampler: Sampler, dimension: int) -> str:
-  """What the noise of secure aggregation does; "" without any.
+  """Return what the noise of secure aggregation does; "" without any.
 
   Args:
     config: complete.
@@ -352,7 +354,7 @@ def _canaries(given: dict[str, Any], sampler: Sampler) -> Canaries | None:
 def _simulated(
   config: ConfigDict, given: dict[str, Any], num_clients: int
 ) -> tuple[float, float] | None:
-  """The (cohort, population) whose noise is simulated."""
+  """Return (cohort, population) whose noise is simulated; None if none is."""
   cohort = given.get("noise_cohort_size")
   if cohort is None:
     if "population" in given:

@@ -29,11 +29,11 @@ _SCHEDULED = {  # section -> the hyper-parameter that its schedule multiplies
 def build_schedules(
   config: ConfigDict, algorithm: Algorithm, task: Task
 ) -> dict[str, hparams.Schedule]:
-  """The schedules of a config: hyper-parameter -> schedule.
+  """Return the schedules of a config: hyper-parameter -> schedule.
 
   Raises:
-    TypeError, ValueError: a text that calls none, or one of what the run does
-      not have; names the field.
+    TypeError, ValueError: a text is no schedule, or the run does not have its
+      hyper-parameter; names the field.
   """
   result = {}
   there = hparams.named(algorithm.hparams) | hparams.named(
@@ -64,7 +64,7 @@ def build_schedules(
 def build_aggregator(
   config: ConfigDict, sampler: core.Sampler, data: FederatedDataset
 ) -> Aggregator:
-  """Return the aggregator; secure ones know the largest cohort and weight.
+  """Return the aggregator; secure ones are given the largest cohort and weight.
 
   Args:
     config: complete.
@@ -93,7 +93,7 @@ def build_aggregator(
 def build_sampler(
   config: ConfigDict, sizes: np.ndarray
 ) -> Callable[[int, float], core.Sampler]:
-  """Return (clients, clients a round) -> the sampler.
+  """Return a function of (clients, clients a round) that makes the sampler.
 
   Args:
     config: complete.

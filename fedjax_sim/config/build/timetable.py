@@ -42,16 +42,16 @@ class Timetable:
 
   @property
   def longest_stretch(self) -> int:
-    """Rounds without anything to do in between, at most."""
+    """The most rounds in a row after which there is nothing to do."""
     return min(self.rounds, *self.stops)
 
   @property
   def stops(self) -> tuple[int, ...]:
-    """There is something to do at every multiple of these numbers."""
+    """The numbers of rounds at whose multiples there is something to do."""
     return self.eval_every, self.test_every, self.checkpoint_every
 
   def evaluated(self, done: int) -> list[str]:
-    """The evaluation sets that are due after so many rounds."""
+    """Return the evaluation sets that are due after `done` rounds."""
     due = lambda every: done % every == 0 or done == self.rounds
     if done == 0 and not self.initial_eval:
       return []

@@ -28,7 +28,7 @@ class Block(NamedTuple):
   """Examples of some clients, client after client.
 
   Attributes:
-    where: file, and perhaps more, for messages.
+    where: the file, and perhaps more, for messages.
     names: the clients, each once.
     sizes: how many examples are whose.
     examples: field -> (examples, ...); text is of dtype object, `str` each.
@@ -48,7 +48,7 @@ class Block(NamedTuple):
   rows: npt.NDArray[np.int64] | None = None
 
   def place(self, example: int) -> str:
-    """Return whose an example is, and its row if there is one."""
+    """Return an example's client, and its row if there is one, in words."""
     ends = np.cumsum(np.asarray(self.sizes, np.int64))
     i = int(np.searchsorted(ends, example, side="right"))
     first = 0 if i == 0 else int(ends[i - 1])
@@ -69,7 +69,7 @@ class Source(Iterable[Block]):
 
 
 def source(read: Callable[P, Iterator[Block]]) -> Callable[P, Source]:
-  """Lets a generator function return what can be read again."""
+  """Decorate a generator function so that its result can be read again."""
 
   @functools.wraps(read)
   def made(*args: P.args, **options: P.kwargs) -> Source:
@@ -79,7 +79,7 @@ def source(read: Callable[P, Iterator[Block]]) -> Callable[P, Source]:
 
 
 def files_of(path: str | os.PathLike[str], *suffixes: str) -> list[Path]:
-  """The file, or all files of a folder that end so, sorted.
+  """Return the file, or a folder's files with these suffixes, sorted.
 
   Raises:
     FileNotFoundError: there is none.
@@ -102,7 +102,7 @@ def files_of(path: str | os.PathLike[str], *suffixes: str) -> list[Path]:
 
 
 def library(module: str, extra: str) -> Any:
-  """A library that only some formats need.
+  """Import a library that only some formats need.
 
   Raises:
     ModuleNotFoundError: it is not installed.
@@ -118,11 +118,11 @@ def library(module: str, extra: str) -> Any:
 
 @contextlib.contextmanager
 def reading(file: Path | str, kind: str) -> Iterator[None]:
-  """Lets every error name the file, whatever a library raises.
+  """Make every error name the file, whatever a library raises.
 
   Args:
     file: what is read.
-    kind: what it should be.
+    kind: the format that it should have, for messages.
 
   Raises:
     MemoryError: memory ran out.
@@ -150,10 +150,10 @@ def reading(file: Path | str, kind: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[IO[bytes]]:
-  """A text file's bytes, in UTF-8 without a byte order mark.
+  """Open a text file as UTF-8 bytes, without a byte order mark.
 
   They are decompressed if the file is gzipped, whatever its name. A file in
-  UTF-16, which its mark tells, is held in memory.
+  UTF-16, known by its byte order mark, is held in memory.
   """
   with contextlib.ExitStack() as stack:
     stream: Any = stack.enter_context(file.open("rb"))
@@ -170,13 +170,13 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
 def column(
   where: str, field: str, values: Sequence[Any], raw: bool = False
 ) -> np.ndarray:
-  """Python values, one an example, as numbers or as text, dtype object.
+  """Make an array of Python values: numbers, or text of dtype object.
 
   Args:
     where: for messages.
     field: for messages.
-    values: what there is.
-    raw: whether values that are neither come as they are, of dtype object.
+    values: the values, one an example.
+    raw: whether values that are neither stay as they are, of dtype object.
 
   Raises:
     ValueError: they are neither, or of several shapes, unless `raw`.
@@ -203,11 +203,11 @@ def grouped(
   fields: Mapping[str, str] | None = None,
   row: int | None = None,
 ) -> Block:
-  """Examples in any order as a block.
+  """Make a block of examples in any order.
 
   Args:
     where: for messages.
-    clients: whose each example is.
+    clients: each example's client.
     examples: the source's field -> (examples, ...).
     fields: see `fields.assigned`; None: all of them.
     row: the number of the first, for messages.
@@ -237,7 +237,7 @@ def client_names(
   row: int | None = 0,
   blank: bool = True,
 ) -> list[str]:
-  """The clients' names by a table's column of keys.
+  """Return the clients' names from a table's column of keys.
 
   Args:
     where: for messages.

@@ -1,7 +1,7 @@
 """CSV: rows of text, read by pyarrow.
 
 How columns and decimals are separated is found out from the first lines where
-it is not told: by commas, or as spreadsheets of many countries write it, by
+it is not given: by commas, or as spreadsheets of many countries write it, by
 semicolons or tabs, and 1,5 for one and a half.
 """
 
@@ -59,7 +59,7 @@ def csv(
   delimiter: str | None = None,
   decimal: str | None = None,
 ) -> Iterator[Block]:
-  """Rows of a CSV file with a header, plain or gzipped, or of a folder.
+  """Read the rows of a CSV file with a header, or of a folder of them.
 
   Args:
     path: `.csv`, `.csv.gz`, or their folder.
@@ -151,7 +151,7 @@ def _row_of(
 def _layout(
   file: Path, client: str, delimiter: str | None, decimal: str | None
 ) -> _Layout:
-  """What is told, and what is not from the file's beginning."""
+  """Return the layout: as given, the rest guessed from the file's beginning."""
   with opened(file) as stream:
     head = stream.read(_HEAD)
   end = head.rfind(b"\n") + 1 if len(head) == _HEAD else len(head)
@@ -183,7 +183,7 @@ def _layout(
 
 
 def _misleads(schema: Any, name: str, dtype: str) -> bool:
-  """Whether a column's first rows look like another kind than its dtype."""
+  """Return whether a column's first rows look like another kind of data."""
   types, kind = library("pyarrow.types", "parquet"), schema.field(name).type
   if dtype == "text":
     return not types.is_string(kind)
@@ -198,15 +198,15 @@ def _rows(
   layout: _Layout,
   columns: Sequence[str] = (),
 ) -> Any:
-  """What reads batches of rows.
+  """Return pyarrow's reader of batches of rows.
 
   Args:
     stream: the file.
-    client: its column, which is text.
+    client: the column of clients' names, which is text.
     kinds: column -> "text", or a dtype of fractions; of others the first rows
       decide.
     layout: how the file is written.
-    columns: those that are read; none: all.
+    columns: the columns that are read; none: all.
   """
   arrow, read = library("pyarrow", "parquet"), library("pyarrow.csv", "parquet")
   text, real = arrow.string(), arrow.float64()
@@ -229,7 +229,7 @@ def _rows(
 def _exact(
   where: str, batches: Iterable[Any], kinds: Mapping[str, str]
 ) -> Iterator[Any]:
-  """The batches, unless reading whole numbers as fractions changes some."""
+  """Yield the batches; refuse whole numbers that float64 may round."""
   for batch in batches:
     for name in kinds:
       if kinds[name] != "text":

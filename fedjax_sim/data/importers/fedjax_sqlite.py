@@ -36,12 +36,13 @@ _ARRAY, _TEXT = 1, 4
 
 @source
 def fedjax_sqlite(path: str | os.PathLike[str]) -> Iterator[Block]:
-  """Clients of a FedJAX file, or of a folder of them, a client at a time.
+  """Read a FedJAX file, or a folder of them, a client at a time.
 
   Raises:
     FileNotFoundError: there is no such file.
     ModuleNotFoundError: msgpack is not installed.
-    ValueError: a file is damaged, or not so; names file, client and field.
+    ValueError: a file is damaged, or of another layout; names file, client and
+      field.
   """
   for file in files_of(path, ".sqlite", ".sqlite3", ".db"):
     whole = file.resolve()

@@ -26,10 +26,10 @@ def columns_of(
   client: str,
   fields: Mapping[str, str] | None,
 ) -> list[str]:
-  """The columns of a table that are read, that of the client first.
+  """Return the columns of a table that are read, that of the client first.
 
   Raises:
-    ValueError: one is missing; names those that there are.
+    ValueError: a column is missing, or there twice; names those that there are.
   """
   if client not in columns:
     raise ValueError(
@@ -50,7 +50,7 @@ def columns_of(
 def wanted_of(
   where: str, names: Iterable[str], fields: Mapping[str, str]
 ) -> list[str]:
-  """Those of a source's fields that `fields` asks for, each once.
+  """Return the source's fields that `fields` asks for, each once.
 
   Raises:
     ValueError: see `assigned`.
@@ -119,7 +119,7 @@ def chosen(
   fields: Mapping[str, str] | None,
   row: int | None = None,
 ) -> dict[str, np.ndarray]:
-  """The fields of a store.
+  """Return a store's fields, made of those of a source.
 
   Args:
     where: for messages.
@@ -150,7 +150,7 @@ def _check_parts(
   parts: Mapping[str, np.ndarray],
   row: int | None,
 ) -> None:
-  """Refuses what cannot be one array, and tells where that shows first."""
+  """Refuse parts that cannot be one array; name the first that does not fit."""
   shape = next(iter(parts.values())).shape
   for name, part in parts.items():
     if part.dtype.kind not in "biuf":
@@ -169,11 +169,11 @@ def _check_parts(
 
 
 def not_a_number(values: np.ndarray) -> tuple[int, Any]:
-  """Return the first of some texts that is no number, and its place.
+  """Return the place and value of the first text that is no number.
 
   Args:
-    values: (n, ...), of dtype object; if all are numbers, with a point or a
-      comma, the first counts.
+    values: shape=(n, ...), of dtype object; if all are numbers, with a point or
+      a comma, the first is returned.
   """
   flat = values.reshape(len(values), -1)
   for i, row in enumerate(flat.tolist()):
@@ -195,7 +195,7 @@ def _matching(where: str, names: Sequence[str], part: str) -> list[str]:
 
 
 def few(names: Sequence[str], most: int = 20) -> str:
-  """Return names in words, the first ones if there are many."""
+  """Join names by commas, at most `most`, for messages."""
   return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
@@ -206,12 +206,12 @@ def converted(
   dtype: str | None,
   place: Callable[[int], str],
 ) -> np.ndarray:
-  """Numbers of another dtype, unless that would change whole numbers.
+  """Convert numbers to a dtype, unless that would change whole numbers.
 
   Args:
     where: for messages.
     field: for messages.
-    values: numbers, (examples, ...).
+    values: numbers, shape=(examples, ...).
     dtype: "uint8", say; None: float32 for float64, int32 for int64 and for
       unsigned ones beyond 16 bits, else as it is.
     place: number of an example -> whose it is, for messages.
@@ -220,7 +220,7 @@ def converted(
     The same numbers; fractions are rounded to what the dtype has.
 
   Raises:
-    ValueError: it is no number, or does not fit; names the field and a value.
+    ValueError: a value is no number, or does not fit; names it and the field.
   """
   if values.dtype.hasobject:
     at, value = not_a_number(values)
@@ -251,7 +251,7 @@ def converted(
 
 
 def _changed(values: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
-  """Which numbers would not be the same, but for rounded fractions."""
+  """Return a mask of numbers that `target` changes, but rounded fractions."""
   given = values.dtype.kind
   if target == values.dtype or given == "b":
     return np.zeros(values.shape, bool)
@@ -279,10 +279,10 @@ def _wider(given: np.dtype[Any], target: np.dtype[Any]) -> str:
 
 
 def check_dtypes(dtypes: Mapping[str, str]) -> None:
-  """Refuses dtypes of no numbers.
+  """Refuse dtypes that are not of numbers.
 
   Raises:
-    ValueError: names the field and the dtype.
+    ValueError: a dtype is not of numbers; names the field and the dtype.
   """
   for field, name in dtypes.items():
     validate.one_of(f"dtypes: {field}", name, DTYPES)

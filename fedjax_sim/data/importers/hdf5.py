@@ -36,7 +36,7 @@ _SUFFIXES = (".h5", ".hdf5")
 def tff_hdf5(
   path: str | os.PathLike[str], *, fields: Mapping[str, str] | None = None
 ) -> Iterator[Block]:
-  """Clients of a TFF file, or of a folder of them, a client at a time.
+  """Read a TFF file, or a folder of them, a client at a time.
 
   Args:
     path: `.h5` or `.hdf5`, or their folder.
@@ -45,7 +45,8 @@ def tff_hdf5(
   Raises:
     FileNotFoundError: there is no such file.
     ModuleNotFoundError: h5py is not installed.
-    ValueError: a file is damaged, or not so; names file, client and field.
+    ValueError: a file is damaged, or of another layout; names file, client and
+      field.
   """
   wanted = None if fields is None else dict(fields)
   yield from _blocks(path, functools.partial(_tff, wanted))
@@ -53,7 +54,7 @@ def tff_hdf5(
 
 @source
 def flute_hdf5(path: str | os.PathLike[str]) -> Iterator[Block]:
-  """Users of a FLUTE file, or of a folder of them, a user at a time.
+  """Read a FLUTE file, or a folder of them, a user at a time.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -132,7 +133,7 @@ def _flute(file: Path, held: Any) -> Iterator[Block]:
 
 
 def _get(where: Path | str, parent: Any, name: str) -> Any:
-  """What a group holds by this name, or None."""
+  """Return what a group holds by this name, or None; refuse links."""
   h5py = library("h5py", "hdf5")
   if "/" in name or not isinstance(
     parent.get(name, getlink=True, default=None), h5py.HardLink | None
@@ -145,10 +146,10 @@ def _get(where: Path | str, parent: Any, name: str) -> Any:
 
 
 def _group(where: Path | str, parent: Any, name: str) -> Any:
-  """The group of this name.
+  """Return the group of this name.
 
   Raises:
-    ValueError: it is something else, or missing.
+    ValueError: the group is missing, or is no group.
   """
   h5py = library("h5py", "hdf5")
   found = _get(where, parent, name)
@@ -159,10 +160,10 @@ def _group(where: Path | str, parent: Any, name: str) -> Any:
 
 
 def _values(where: str, field: str, parent: Any) -> np.ndarray:
-  """A group's data set, one entry an example; text as `str`.
+  """Read a group's data set, one entry an example; text as `str`.
 
   Raises:
-    ValueError: it is none, or has neither numbers nor text.
+    ValueError: there is no data set of numbers or text that this file holds.
   """
   h5py = library("h5py", "hdf5")
   with reading(f"{where}: {field}", "HDF5"):
@@ -192,9 +193,9 @@ def _values(where: str, field: str, parent: Any) -> np.ndarray:
 
 
 def _check_storage(where: str, field: str, held: Any) -> None:
-  """Refuses what claims to be larger than the file has of it.
+  """Refuse a data set that is larger than what the file stores of it.
 
-  HDF5 would fill it in, for hours and in any amount of memory.
+  HDF5 would fill in the rest, for hours and in any amount of memory.
   """
   if held.chunks is None:
     expected, found = held.nbytes, held.id.get_storage_size()

@@ -31,7 +31,7 @@ def datasets(
   split: str = "train",
   fields: Mapping[str, str] | None = None,
 ) -> Iterator[Block]:
-  """Rows of a data set with a column that names the client.
+  """Read the rows of a data set with a column that names the client.
 
   Args:
     path: the data set's name on the hub, "flwrlabs/femnist"; or a folder, with
@@ -59,7 +59,7 @@ def datasets(
 def _batches(
   where: str, path: str | os.PathLike[str], split: str
 ) -> Iterator[tuple[int, dict[str, list[Any]]]]:
-  """The number of the first row, and column -> values of the next rows."""
+  """Yield the number of the first row, and column -> values, of each batch."""
   hub = library("datasets", "datasets")
   first = 0
   folder = Path(path)

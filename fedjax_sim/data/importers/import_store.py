@@ -49,7 +49,7 @@ def import_store(
   prepare: str | None = None,
   progress: Told | None = None,
 ) -> dict[str, Sequence[str]]:
-  """Writes the examples of some sources as a store, as they come.
+  """Write the examples of some sources as a store, while they are read.
 
   Whole numbers are stored as they are, but int64 and unsigned ones beyond 16
   bits as int32, float64 as float32; `dtypes` says otherwise. A field of whole
@@ -75,11 +75,12 @@ def import_store(
     num_classes: see `StoreWriter`; None with text whose labels are ids: as many
       as there are.
     prepare: see `StoreWriter`; None: "ids" for text, else "numbers".
-    progress: is told the split, and how many clients and examples it has.
+    progress: a function that is called with the split and how many clients and
+      examples it has so far; None: none.
 
   Returns:
-    field -> the training source's fields that it is made of, of those that were
-    asked for, here or of the importer; what a map is given, if there is one.
+    field -> the training source's fields that it is made of, where `fields` was
+    given, here or to the importer; with a map, those that the map is given.
 
   Raises:
     FileExistsError: there is something at `path`.
@@ -120,7 +121,7 @@ def import_store(
 
 
 class _Fractions(Exception):
-  """A field that had whole numbers alone has others, too."""
+  """A field that held only whole numbers so far holds fractions, too."""
 
   def __init__(self, field: str, dtype: str):
     super().__init__(field)
@@ -134,11 +135,11 @@ def _write(
   dtypes: Mapping[str, str],
   progress: Told | None,
 ) -> None:
-  """Writes all splits; see `import_store`.
+  """Write all splits; see `import_store`.
 
   Raises:
-    _Fractions: of a field whose dtype is not told, if the sources can be read
-      again.
+    _Fractions: fractions follow whole numbers in a field whose dtype is not
+      given, and the sources can be read again.
   """
   again = all(selected.again for selected in blocks.values())
   own_classes = writer.num_classes is None
@@ -167,14 +168,14 @@ def _check_unseen(train: SplitWriter, block: Block) -> None:
 
 
 def _ids_as_labels(kinds: Mapping[str, np.dtype[Any]]) -> bool:
-  """Whether the labels of text are ids, as they are text or not there."""
+  """Return whether the labels of text are ids: they are text, or missing."""
   return "y" not in kinds or kinds["y"].hasobject
 
 
 def _alike(
   blocks: Iterable[Block], kinds: dict[str, np.dtype[Any]]
 ) -> Iterator[Block]:
-  """The blocks, unless a field is text in some and numbers in others."""
+  """Yield the blocks; refuse a field that is text in some, not in others."""
   for block in blocks:
     for field, values in block.examples.items():
       known = kinds.setdefault(field, values.dtype)
@@ -191,13 +192,13 @@ def _alike(
 
 
 def _where(block: Block) -> str:
-  """The block's source, and its client if that is one."""
+  """Return the block's source, and its client if it has only one."""
   one = len(block.names) == 1
   return f"{block.where}: client {block.names[0]!r}" if one else block.where
 
 
 class _Selected(Iterable[Block]):
-  """A source's blocks with the fields that are wanted, mapped."""
+  """A source's blocks with the wanted fields, after the map if there is one."""
 
   def __init__(
     self,
@@ -231,7 +232,7 @@ class _Selected(Iterable[Block]):
 
 
 def _mapped(block: Block, function: Map) -> Block:
-  """A block after a user's function."""
+  """Apply a user's map to every client of a block."""
   ends = np.cumsum(np.asarray(block.sizes, np.int64)).tolist()
   parts: list[Examples] = []
   sizes = []
@@ -274,10 +275,10 @@ def _mapped(block: Block, function: Map) -> Block:
 
 
 def _as_array(where: str, field: str, values: Any) -> np.ndarray:
-  """What a map returns as numbers, or as text of dtype object.
+  """Return a map's values as numbers, or as text of dtype object.
 
   Raises:
-    ValueError: it is neither, or of several shapes.
+    ValueError: the values are neither, or of several shapes.
   """
   if not isinstance(values, np.ndarray):
     values = (

@@ -39,19 +39,19 @@ _FILE, _BLOCK, _WARNING, _ERROR, _END = range(5)  # what the other process sends
 def apart(
   files: Sequence[Path], kind: str, read: Callable[[Path], Iterator[Block]]
 ) -> Iterator[Block]:
-  """The blocks of some files, as another process reads them.
+  """Yield the blocks of some files, which another process reads.
 
   Args:
-    files: what is read, one after the other.
-    kind: what they should be, for messages.
-    read: what reads one; can be pickled.
+    files: the files, read one after the other.
+    kind: the format that they should have, for messages.
+    read: the function that reads a file; it can be pickled.
 
   Raises:
     MemoryError: the process was killed.
     ChildProcessError: it ended for a reason that is not the file.
-    ValueError: it crashed, or computed for 30 seconds, and one a megabyte of
-      the file, `LIMIT` at most, without a block; names file and the last client
-      before.
+    ValueError: it crashed, or read no block in 30 seconds of computing, plus
+      one for every megabyte of the file, `LIMIT` at most; names the file and
+      the last client before.
     Exception: what `read` raises; where it was is in its notes.
   """
   receives, sends = os.pipe()
@@ -108,13 +108,13 @@ def _received(
 
 
 def _limit(file: Path) -> float:
-  """Seconds of the processor for one block of a file."""
+  """Return the seconds of computing that one block of a file may take."""
   size = file.stat().st_size if file.exists() else 0
   return min(LIMIT, 30 + size / 1e6)
 
 
 def _ended(code: int, file: Path, kind: str, place: str) -> Exception:
-  """What to raise as a process ended without its last word."""
+  """Return the error for a process that ended before it reported its end."""
   if code == -signal.SIGKILL:
     return MemoryError(
       f"{file}: {place} the process that reads it was killed, perhaps as memory"
@@ -136,7 +136,7 @@ def _ended(code: int, file: Path, kind: str, place: str) -> Exception:
 
 
 def serve(descriptor: int) -> None:
-  """The other process.
+  """Read the files in the other process, and write their blocks to a pipe.
 
   Args:
     descriptor: the pipe's end into which it writes.
@@ -169,7 +169,7 @@ def serve(descriptor: int) -> None:
 
 
 def _can_travel(error: Exception) -> Exception:
-  """The error, with its traceback as a note, or one that can be pickled."""
+  """Return the error, or one that can be pickled, with its traceback noted."""
   text = "".join(traceback.format_exception(error))
   try:
     pickle.loads(pickle.dumps(error))

@@ -29,7 +29,7 @@ from fedjax_sim.data.leaf_format import Notes, texts_of_tweets, users_of
 def leaf_json(
   path: str | os.PathLike[str], *, raw: bool = False
 ) -> Iterator[Block]:
-  """Users of a LEAF or FLUTE file, plain or gzipped, or of a folder of them.
+  """Read a LEAF or FLUTE file, or a folder of them, a user at a time.
 
   The memory that this takes is that of the users' names and of one user; and
   of the labels, where `user_data_label` has another order than `user_data`.
@@ -37,10 +37,10 @@ def leaf_json(
 
   Args:
     path: `.json`, `.json.gz`, or their folder.
-    raw: whether rows that are neither numbers of one shape nor texts come as
-      they are, of dtype object, (examples,), for a map to make something of.
-      Else they are refused, but of Sent140's rows, which are id, date, query,
-      user and text, x is the text.
+    raw: whether rows that are neither numbers of one shape nor texts stay as
+      they are, of dtype object, shape=(examples,), for a map to convert. Else
+      they are refused; only of Sent140's rows, which are id, date, query, user
+      and text, x is the text.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -80,7 +80,7 @@ def _items(ijson: Any, file: Path, field: str) -> list[Any]:
 
 
 def _whole(labels: np.ndarray) -> np.ndarray:
-  """The labels as integers if all are whole; 0 and 0.0 are one in JSON."""
+  """Return labels as integers if all are whole; JSON has 0 and 0.0 alike."""
   if labels.dtype.kind != "f" or (labels != np.rint(labels)).any():
     return labels
   return labels.astype(np.int64) if (np.abs(labels) < 2**53).all() else labels

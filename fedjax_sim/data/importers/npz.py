@@ -30,10 +30,10 @@ def npz(
   client: str = "client",
   fields: Mapping[str, str] | None = None,
 ) -> Iterator[Block]:
-  """Examples of an `.npz` file, or of a folder of them.
+  """Read the examples of an `.npz` file, or of a folder of them.
 
-  Nothing is unpickled, and nothing of it is written to files of its own. An
-  array in Fortran order is held in memory.
+  Nothing is unpickled, and no temporary files are written. An array in Fortran
+  order is held in memory.
 
   Args:
     path: `.npz`, or their folder.

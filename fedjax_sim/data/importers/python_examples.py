@@ -16,14 +16,14 @@ from fedjax_sim.data.importers.blocks import Block, Source, client_names, column
 def examples(
   pairs: Iterable[tuple[str | int, Mapping[str, Any]]],
 ) -> Iterable[Block]:
-  """Examples one by one, of clients in any order.
+  """Read examples one by one, of clients in any order.
 
   Args:
     pairs: client, a name or a whole number, and its example: field -> number,
       text or array. All examples have the same fields, of one shape each.
 
   Returns:
-    What can be read again if `pairs` can.
+    Blocks of examples, which can be read again if `pairs` can.
 
   Raises:
     TypeError, ValueError: a pair is something else; names its place.
@@ -61,7 +61,7 @@ def _checked(where: str, pair: Any) -> tuple[str, Mapping[str, Any]]:
 
 
 def _compact(value: Any) -> Any:
-  """Lists as arrays, which are smaller, and whose bytes are known."""
+  """Convert a list to an array, which is smaller and has a known size."""
   try:
     return np.asarray(value) if isinstance(value, list | tuple) else value
   except ValueError:  # of several shapes: told of with its field

@@ -34,7 +34,7 @@ def parquet(
   client: str,
   fields: Mapping[str, str] | None = None,
 ) -> Iterator[Block]:
-  """Rows of a Parquet file, or of a folder of them.
+  """Read the rows of a Parquet file, or of a folder of them.
 
   A column of lists of one length each is an array; so is one of lists of such
   lists.
@@ -73,7 +73,7 @@ def of_batches(
   fields: Mapping[str, str] | None,
   blank: bool = True,
 ) -> Iterator[Block]:
-  """Blocks of arrow's batches of rows; see `client_names` for `blank`."""
+  """Yield blocks of arrow's batches of rows; `blank`: see `client_names`."""
   row = 0
   for batch in batches:
     held = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -89,13 +89,13 @@ def of_batches(
 
 
 def _array(where: str, values: Any, row: int, each: int = 1) -> np.ndarray:
-  """An arrow array as numpy's.
+  """Convert an arrow array to a numpy array.
 
   Args:
     where: for messages.
     values: numbers, texts, or lists of one length each.
-    row: the number of the first, for messages.
-    each: how many of the values are in a row, in its lists.
+    row: the number of the first row, for messages.
+    each: how many of the values, in lists, belong to one row.
   """
   types = library("pyarrow.types", "parquet")
   kind = values.type
@@ -138,7 +138,7 @@ def _array(where: str, values: Any, row: int, each: int = 1) -> np.ndarray:
 
 
 def _texts(types: Any) -> Iterator[Callable[[Any], bool]]:
-  """Tests of an arrow type for text; Polars writes views of strings."""
+  """Yield tests for text of an arrow type; Polars writes views of strings."""
   for name in ("is_string", "is_large_string", "is_string_view"):
     if hasattr(types, name):  # old releases know no views
       yield getattr(types, name)
@@ -152,14 +152,14 @@ def json_lines(
   fields: Mapping[str, str] | None = None,
   raw: bool = False,
 ) -> Iterator[Block]:
-  """Lines of JSON objects, an example each, plain or gzipped, or of a folder.
+  """Read lines of JSON objects, an example each, of a file or a folder.
 
   Args:
     path: `.jsonl`, `.jsonl.gz`, or their folder.
     client: the entry that names a line's client: a text or a whole number.
     fields: field -> entry; see `parquet`.
-    raw: whether entries that are neither numbers of one shape nor texts come as
-      they are, of dtype object, for a map to make something of.
+    raw: whether entries that are neither numbers of one shape nor texts stay as
+      they are, of dtype object, for a map to convert.
 
   Raises:
     FileNotFoundError: there is no such file.

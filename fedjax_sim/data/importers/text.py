@@ -23,13 +23,14 @@ Ids = tuple[np.ndarray, np.ndarray | None]  # x, and y where it is ids, too
 
 
 class Text(abc.ABC):
-  """How the text "x" of blocks becomes ids.
+  """A conversion of the text "x" of blocks to ids.
 
   Attributes:
-    vocabulary: what has ids of its own.
-    length: ids of an example; what is shorter is padded with 0.
-    usual_length: what it is if it is not given.
-    num_classes: of labels that are ids: those, padding and others.
+    vocabulary: the characters or words that have ids of their own.
+    length: ids of an example; shorter ones are padded with 0.
+    usual_length: the length if none is given.
+    num_classes: how many classes labels have that are ids, those of padding and
+      of other reserved ids included.
   """
 
   vocabulary: tuple[str, ...]
@@ -45,11 +46,11 @@ class Text(abc.ABC):
     )
 
   def blocks(self, given: Iterable[Block]) -> Iterator[Block]:
-    """The blocks of a split with ids, int32, instead of text.
+    """Yield the blocks of a split with ids, int32, instead of text.
 
     Args:
-      given: with "x", text, and perhaps "y": numbers, which stay as they are,
-        or with `Characters` a character an example.
+      given: blocks with "x", text, and perhaps "y": numbers, which stay as they
+        are, or with `Characters` a character an example.
 
     Raises:
       ValueError: "x" is no text, labels are of another kind, or there are
@@ -71,7 +72,7 @@ class Text(abc.ABC):
 
   @abc.abstractmethod
   def _ids_of(self, user: User) -> Ids:
-    """x, (examples, length), and y unless it is numbers."""
+    """Return x, shape=(examples, length), and y, or None where y is numbers."""
 
 
 class Characters(Text):
@@ -94,9 +95,10 @@ class Characters(Text):
     self.num_classes = len(vocabulary) + 1
 
   def blocks(self, given: Iterable[Block]) -> Iterator[Block]:
-    """See `Text.blocks`.
+    """Yield the blocks with ids instead of text; see `Text.blocks`.
 
-    The end of a text, less than a sequence, waits for the client's next block.
+    The end of a text that is shorter than a sequence is kept for the client's
+    next block.
     """
     ends: dict[str, str] = {}
     where = ""
@@ -193,7 +195,7 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _users(block: Block) -> Iterator[User]:
-  """Each client's x, if that is text, and y."""
+  """Yield each client's x and y; refuse x that is no text."""
   x, y = (block.examples.get(field) for field in ("x", "y"))
   if x is None or x.dtype != object or x.ndim != 1:
     raise ValueError(
@@ -216,7 +218,7 @@ def _users(block: Block) -> Iterator[User]:
 
 
 def characters_in(blocks: Iterable[Block]) -> list[str]:
-  """All characters of "x" that have ids, and of labels that are, sorted."""
+  """Return all characters of "x" and of labels that need ids, sorted."""
   found: set[str] = set()
   for block in blocks:
     for user in _users(block):
@@ -230,11 +232,11 @@ def characters_in(blocks: Iterable[Block]) -> list[str]:
 
 
 def words_in(blocks: Iterable[Block], most: int) -> list[str]:
-  """The most frequent words of "x"; among equals the alphabet decides.
+  """Return the most frequent words of "x", ties in alphabetical order.
 
   Args:
-    blocks: of text.
-    most: how many.
+    blocks: blocks of text.
+    most: how many words, at most.
   """
   counts: collections.Counter[str] = collections.Counter()
   for block in blocks:

@@ -1,4 +1,4 @@
-"""CIFAR-10: colour photographs in 10 classes, from PNG sprites.
+"""CIFAR-10: color photographs in 10 classes, from PNG sprites.
 
 Krizhevsky (2009, "Learning multiple layers of features from tiny images"). A
 row of a sprite is an image: 32 x 32 RGB pixels, one after the other.
@@ -29,7 +29,7 @@ STDDEV = np.array([0.2470, 0.2435, 0.2616], np.float32)
 
 
 def prepare(examples: Mapping[str, Any]) -> dict[str, Any]:
-  """Pixels as float32 of mean 0 and variance 1 a channel, labels as int32."""
+  """Scale pixels to mean 0, variance 1 a channel; make labels int32."""
   return normalize(from_bytes(examples), mean=MEAN, stddev=STDDEV)
 
 
@@ -44,7 +44,7 @@ def load_cifar10(
   seed: int = 0,
   **options: Any,
 ) -> FederatedDataset:
-  """CIFAR-10's training images, partitioned over clients, and its test set.
+  """Load CIFAR-10: training images partitioned over clients, and a test set.
 
   `labels.npz` says by the lengths of `train_y` and `test_y` how many images
   there are. Sprites hold 1,000 each, the last what is left over: number 0 and
@@ -94,7 +94,7 @@ def load_cifar10(
 def _examples(
   folder: Path, first: int, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """The images of these labels, from sprites number `first` and on."""
+  """Read the images of these labels, from sprites number `first` on."""
   images = [np.zeros((0, 32, 32, 3), np.uint8)]
   for number, start in enumerate(range(0, len(labels), ROWS), first):
     file = find(folder, f"cifar10_batch_{number}.png")
@@ -103,7 +103,7 @@ def _examples(
 
 
 def _sprite(file: Path, rows: int) -> np.ndarray:
-  """Images, shape=(rows, 32, 32, 3), uint8."""
+  """Read a sprite's images, shape=(rows, 32, 32, 3), uint8."""
   from PIL import Image  # here, as it takes a while
 
   try:

@@ -1,6 +1,6 @@
 """Handwritten digits that scikit-learn brings along: a first data set.
 
-1,797 grey images of 8 x 8 pixels in 10 classes (UCI ML repository, E. Alpaydin
+1,797 gray images of 8 x 8 pixels in 10 classes (UCI ML repository, E. Alpaydin
 and C. Kaynak, 1998). No download, no files.
 """
 
@@ -31,7 +31,7 @@ def load_digits(
   seed: int = 0,
   **options: Any,
 ) -> FederatedDataset:
-  """Digits, partitioned over clients, and a central test set.
+  """Load scikit-learn's digits, partitioned over clients, and a test set.
 
   Fields: x, (64,), float32 from 0 to 1; y, (), int32. A fifth of each class is
   the test set, the same for every partition of one seed.

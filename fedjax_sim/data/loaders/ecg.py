@@ -31,7 +31,7 @@ def load_ecg(
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
-  """Heartbeats by patient record, named by its number.
+  """Load heartbeats; a client is a patient record, named by its number.
 
   Fields: x, (187, 1), uint8; y, (), int8.
 

@@ -3,7 +3,7 @@
 Caldas et al. (2018, "LEAF: a benchmark for federated settings", arXiv
 1812.01097). A file holds `users`, `num_samples` and `user_data`, with `x` and
 perhaps `y` of each user; FLUTE has the labels in `user_data_label`. What else
-there may be is told in `data/leaf_format.py`.
+there may be is listed in `data/leaf_format.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load_leaf_json(
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
-  """Users of a LEAF or FLUTE file, or of a folder of such files.
+  """Load the users of a LEAF or FLUTE file, or of a folder of such files.
 
   Numbers are stored as uint8 where all are whole and from 0 to 255, else as
   float32; whole labels and ids beyond that as int32. Text becomes the ids of
@@ -130,7 +130,7 @@ def load_leaf_json(
 
 
 def _text_in(users: Mapping[str, User]) -> bool:
-  """Whether all inputs are text, not numbers; refuses both."""
+  """Return whether all inputs are text; refuse text mixed with numbers."""
   kinds: dict[bool, str] = {}
   for user in users.values():
     for x in user.x:
@@ -157,7 +157,7 @@ def _check_inputs(
   clients: Mapping[str, Mapping[str, np.ndarray]],
   inputs: str,
 ) -> None:
-  """Refuses what are no ids, or whole numbers that float32 would change."""
+  """Refuse what are no ids, or whole numbers that float32 would change."""
   arrays = {name: client["x"] for name, client in clients.items()}
   if inputs == "ids":
     most = np.iinfo(np.int32).max
@@ -177,7 +177,7 @@ def _check_inputs(
 
 
 def _rounded(x: np.ndarray) -> np.ndarray:
-  """Which whole numbers float32 does not hold."""
+  """Return a mask of the whole numbers that float32 does not hold."""
   with np.errstate(over="ignore", invalid="ignore"):
     single = x.astype(np.float32)
     if x.dtype.kind == "f":

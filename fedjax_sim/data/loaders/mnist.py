@@ -38,7 +38,7 @@ def load_mnist(
   seed: int = 0,
   **options: Any,
 ) -> FederatedDataset:
-  """MNIST's training images, partitioned over clients, and its test set.
+  """Load MNIST: training images partitioned over clients, and its test set.
 
   Fields: x, (28, 28, 1), uint8; y, (), uint8.
 
@@ -86,7 +86,7 @@ def load_mnist_power_law(
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
-  """MNIST by two digits a client, with sizes by a heavy-tailed law.
+  """Load MNIST with two digits a client, and sizes by a heavy-tailed law.
 
   After Li et al. (2020, "Federated optimization in heterogeneous networks",
   arXiv 1812.06127), as FedProx and FedML benchmark it: client i has digits
@@ -143,7 +143,7 @@ def load_mnist_writers(
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
-  """MNIST by the people who wrote it, as QMNIST found them out.
+  """Load MNIST by the people who wrote it, as QMNIST found them out.
 
   Yadav and Bottou (2019, "Cold case: the lost MNIST digits", arXiv 1905.10498)
   matched MNIST with NIST's forms. The writers of the training images train.
@@ -192,7 +192,7 @@ def load_mnist_writers(
 
 
 def _images(root: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """Training and test images, with their labels."""
+  """Read training and test images, with their labels."""
 
   def read(stem: str) -> dict[str, np.ndarray]:
     images = f"{stem}-images-idx3-ubyte"
@@ -208,7 +208,7 @@ def _images(root: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 def _two_digits_each(
   labels: np.ndarray, num_clients: int, seed: int
 ) -> np.ndarray:
-  """`client_of`, shape=(num_examples,), of the power-law clients."""
+  """Return `client_of`, shape=(num_examples,), of the power-law clients."""
   rng = generator(seed, Stream.PARTITION)
   clients = np.arange(num_clients)
   client_of = np.zeros(len(labels), np.int64)

@@ -35,7 +35,7 @@ def load_npz(
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
-  """Clients, named and sorted by the file's `client`.
+  """Load clients from an `.npz` file, named and sorted by its `client`.
 
   Args:
     path: the file; relative to
@@ -95,7 +95,7 @@ def _count_classes(*labels: np.ndarray | None) -> int:
 
 
 def _check_labels(file: Path, y: np.ndarray) -> None:
-  """Refuses classes as columns: one number, or one 1, a row."""
+  """Refuse labels as columns: one number a row, or one-hot rows."""
   if y.ndim != 2 or y.dtype.kind not in "iub":
     return
   if y.shape[1] == 1:

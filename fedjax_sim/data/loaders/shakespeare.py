@@ -29,7 +29,7 @@ def load_shakespeare(
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
-  """Speaking roles; a role's speeches, joined by line breaks, are its text.
+  """Load speaking roles; a role's speeches, joined by line breaks, are a text.
 
   A text is cut into sequences that do not overlap; the last is padded with 0.
   A held-out sequence lies between sequences that its role trains on.

@@ -33,7 +33,7 @@ def load_synthetic(
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
-  """Examples whose labels a linear model of the client's own gives.
+  """Draw examples whose labels a linear model of the client's own gives.
 
   Client k has a model W_k (60 x 10), b_k (10) with elements from N(u_k, 1),
   u_k from N(0, alpha); and inputs from N(v_k, diag(j**-1.2)), where elements
@@ -113,7 +113,7 @@ def load_synthetic(
 def _models(
   rng: np.random.Generator, means: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Weights, (models, 60, 10), and biases, (models, 10), of these means."""
+  """Draw weights (models, 60, 10) and biases (models, 10) around `means`."""
   around = means[:, np.newaxis, np.newaxis]
   weights = rng.normal(around, 1, (len(means), FEATURES, CLASSES))
   biases = rng.normal(means[:, np.newaxis], 1, (len(means), CLASSES))

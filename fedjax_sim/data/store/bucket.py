@@ -21,15 +21,15 @@ from fedjax_sim.data.store.rewrite import Told
 
 
 def copy_store(source: str, to: str, progress: Told | None = None) -> None:
-  """Copies a store between a bucket and the local disk.
+  """Copy a store between a bucket and the local disk.
 
-  On the disk it takes its name after all checksums were compared. In a bucket
-  it is a store when `store.json` is there, which is sent last.
+  A folder gets its name after all checksums were compared. A bucket holds a
+  store once `store.json` is there, which is sent last.
 
   Args:
     source: the store's folder, or its URL.
-    to: its URL, or the folder, which must not be there yet.
-    progress: is told how far it is.
+    to: the copy's URL, or its folder, which must not be there yet.
+    progress: see `write_store`.
 
   Raises:
     FileExistsError: there is something at `to`.
@@ -38,7 +38,7 @@ def copy_store(source: str, to: str, progress: Told | None = None) -> None:
     OSError: the network, the bucket or the disk fails; nothing is left of it on
       the disk, and no store in the bucket.
     StoreError: the store is damaged.
-    ValueError: not one of them is a URL.
+    ValueError: neither or both of them are URLs.
   """
   if is_url(source) == is_url(to):
     raise ValueError(
@@ -105,7 +105,7 @@ def _send(folder: Path, url: str, progress: Told | None) -> None:
 
 
 def _files(folder: Path, progress: Told | None) -> Iterator[str]:
-  """A store's files but for `store.json`, split by split."""
+  """Yield a store's files but for `store.json`, split by split."""
   for name, split in facts_of(folder)["splits"].items():
     for file in split["files"]:
       yield f"{name}/{file}"
@@ -119,7 +119,7 @@ def _rows(shapes: dict[str, Any]) -> int:
 
 
 def _opened(url: str) -> tuple[Any, str]:
-  """The bucket, and the store's path in it."""
+  """Return the bucket's file system, and the store's path in it."""
   try:
     core = importlib.import_module("fsspec.core")
     bucket, base = core.url_to_fs(url)
@@ -136,7 +136,7 @@ def _opened(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _told(url: str, file: str) -> Iterator[None]:
-  """Lets an error name what was copied, whatever a bucket's library raises."""
+  """Make errors name what was copied, whatever a bucket's library raises."""
   try:
     yield
   except Exception as error:

@@ -33,14 +33,14 @@ class Column:
     self._file.write(header(self.example.dtype, shape))
 
   def append(self, values: np.ndarray) -> None:
-    """Writes more rows."""
+    """Write more rows."""
     data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     self._file.write(data)
     self._sums.update(data)
     self.rows += len(values)
 
   def finish(self) -> None:
-    """Writes how many rows there are, and closes the file."""
+    """Write how many rows there are, and close the file."""
     self._file.seek(0)
     self._write_header()
     assert self._file.tell() == self._begin
@@ -49,11 +49,17 @@ class Column:
     self.close()
 
   def close(self) -> None:
-    """Closes the file."""
+    """Close the file."""
     self._file.close()
 
   def reorder(self, destinations: np.ndarray, counts: np.ndarray) -> None:
-    """Moves segments of rows, in the order in which they came."""
+    """Move segments of rows to new places.
+
+    Args:
+      destinations: the first row of each segment's new place, in the order in
+        which the segments were written.
+      counts: how many rows each segment has.
+    """
     source = np.load(self.path, mmap_mode="r")
     temporary = self.path.with_suffix(".sorted.npy")
     with temporary.open("wb") as file:
@@ -82,7 +88,7 @@ class Column:
     self._sums = sums_of(self.path, self._begin)
 
   def facts(self) -> dict[str, Any]:
-    """Return what `store.json` says of it."""
+    """Return the column's entry in `store.json`."""
     return {
       "dtype": self.example.dtype.str,
       "shape": [self.rows, *self.example.shape[1:]],
@@ -92,7 +98,7 @@ class Column:
 
 
 def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-  """How a `.npy` file begins; as long however long the first axis is."""
+  """Return the header of a `.npy` file, as long for any number of rows."""
   text = io.BytesIO()
   facts = {"descr": dtype.str, "fortran_order": False, "shape": shape}
   np.lib.format.write_array_header_1_0(text, facts)
@@ -107,7 +113,7 @@ class Sums:
     self._current, self._filled = hashlib.sha256(), 0
 
   def update(self, data: memoryview) -> None:
-    """Counts more bytes in."""
+    """Add more bytes."""
     while len(data):
       part = data[: BLOCK - self._filled]
       self._current.update(part)
@@ -118,13 +124,13 @@ class Sums:
         self._current, self._filled = hashlib.sha256(), 0
 
   def digests(self) -> list[str]:
-    """Return the sums so far, hexadecimal."""
+    """Return the checksums so far, hexadecimal."""
     last = [self._current.hexdigest()] if self._filled else []
     return self._done + last
 
 
 def sums_of(path: Path, begin: int) -> Sums:
-  """The sums of a file's bytes from `begin` on."""
+  """Return the checksums of a file's bytes from `begin` on."""
   sums = Sums()
   with path.open("rb") as file:
     file.seek(begin)

@@ -33,14 +33,14 @@ FILE = re.compile(rf"(fields/{FIELD.pattern}|offsets|names|name_ends)\.npy")
 
 
 def seal(facts: Mapping[str, Any]) -> str:
-  """SHA-256 of what `store.json` says, but for this."""
+  """Return the SHA-256 of what `store.json` holds, but for this checksum."""
   told = {k: v for k, v in facts.items() if k != "sha256"}
   return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def naming_store(path: Path) -> Any:
-  """Errors of the disk name the store."""
+  """Make errors of the disk name the store."""
   try:
     yield
   except OSError as error:

@@ -35,7 +35,7 @@ class StoreError(FedjaxSimError, ValueError):
 
 
 class StoredNames(Sequence[str]):
-  """Clients' names, read from the disk when they are asked for."""
+  """Clients' names, each read from the disk when it is used."""
 
   def __init__(self, letters: np.ndarray, ends: np.ndarray):
     self._letters, self._ends = letters, ends
@@ -68,7 +68,7 @@ class StoredNames(Sequence[str]):
 
 
 def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
-  """The data of a store, memory-mapped.
+  """Open a store as a data set, memory-mapped.
 
   Raises:
     FileNotFoundError: there is no store.
@@ -106,7 +106,7 @@ def open_store(path: str | os.PathLike[str]) -> FederatedDataset:
 
 
 def vocabulary_of(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
-  """What the ids of a store of text stand for; see `data.importers.text`.
+  """Return what a store's ids of text stand for; see `data.importers.text`.
 
   Raises:
     FileNotFoundError: there is no store.
@@ -124,7 +124,7 @@ def load_store(
   min_examples: int = 1,
   seed: int = 0,
 ) -> FederatedDataset:
-  """A store's clients.
+  """Load a client store, memory-mapped.
 
   Splits that are made here copy the examples into memory.
 
@@ -171,7 +171,7 @@ def load_store(
 
 
 def verify(path: str | os.PathLike[str]) -> None:
-  """Reads all of a store and compares it with its checksums.
+  """Read all of a store and compare it with its checksums.
 
   Args:
     path: the store's folder.
@@ -205,7 +205,7 @@ def _clients_of(
   begin: int,
   facts: Mapping[str, Any],
 ) -> str:
-  """Which clients a damaged block is of."""
+  """Return the clients of a damaged block, in words."""
   each = np.dtype(said["dtype"]).itemsize * int(np.prod(said["shape"][1:]))
   rows = [begin // each, (begin + facts["block"] - 1) // each]
   rows = [min(row, said["shape"][0] - 1) for row in rows]
@@ -214,10 +214,10 @@ def _clients_of(
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-  """`store.json`, checked.
+  """Return what `store.json` holds, checked.
 
   Raises:
-    FileNotFoundError: there is none.
+    FileNotFoundError: there is no `store.json`.
     StoreError: it is of another version, or damaged.
   """
   file = folder / "store.json"

@@ -28,15 +28,16 @@ def write_store(
   vocabulary: Sequence[str] | None = None,
   progress: Told | None = None,
 ) -> None:
-  """Writes a data set with all of its splits.
+  """Write a data set with all of its splits as a store.
 
   Args:
     path: the store's folder, which must not be there yet.
-    data: what is written.
-    rows: other clients, whose only field is "x", (examples,): which of
-      data.train's examples; its train, seen and unseen are written instead.
+    data: the data set.
+    rows: other clients to write instead of data's train, seen and unseen; the
+      only field "x", shape=(examples,), has the rows of data.train's examples.
     vocabulary: see `StoreWriter`.
-    progress: is told how far it is.
+    progress: a function that is called with a split and how many clients and
+      examples of it are written; None: none.
 
   Raises:
     FileExistsError: there is something at `path`.
@@ -93,7 +94,7 @@ def write_store(
 
 
 def client_blocks(part: FederatedData, each: int) -> Iterator[tuple[int, int]]:
-  """Clients in a row, first and one past the last, of about `BLOCK` bytes.
+  """Yield runs of clients, (first, one past the last), of about `BLOCK` bytes.
 
   Args:
     part: the clients.
@@ -123,14 +124,14 @@ def partition_store(
   progress: Told | None = None,
   **options: Any,
 ) -> None:
-  """Writes the training examples of a data set with other clients or splits.
+  """Write the training examples of a data set with other clients or splits.
 
   The same options give the same clients as they do for a data set in memory.
-  In memory are some numbers an example, not the examples.
+  The memory holds a few numbers for each example, not the examples.
 
   Args:
     path: the new store's folder, which must not be there yet.
-    data: such as `open_store` gives; central examples are written as they are.
+    data: the data set, such as `open_store` returns; central examples stay.
     name: of `PARTITIONERS`, by which the examples, all in one, are dealt to
       clients; None: the clients stay.
     num_clients: how many clients, with a partitioner.

@@ -34,20 +34,20 @@ class SplitWriter:
 
   @property
   def num_clients(self) -> int:
-    """How many clients there are so far."""
+    """The number of clients so far."""
     return len(self._clients._index if self._clients else self._index)
 
   @property
   def num_examples(self) -> int:
-    """How many examples there are so far."""
+    """The number of examples so far."""
     return max((c.rows for c in self._columns.values()), default=0)
 
   def has(self, name: str) -> bool:
-    """Whether there is a client of this name so far."""
+    """Return whether there is a client of this name so far."""
     return name in (self._clients or self)._index
 
   def dtype_of(self, field: str) -> np.dtype[Any] | None:
-    """The dtype of a field in this split or in the first; None: not there."""
+    """Return a field's dtype in this split or in the first, or None."""
     for split in (self, self._like):
       if split is not None and field in split._columns:
         return split._columns[field].example.dtype
@@ -61,7 +61,7 @@ class SplitWriter:
     where: str | None = None,
     repeats: bool = True,
   ) -> None:
-    """Adds examples of some clients.
+    """Add examples of some clients.
 
     Args:
       names: the clients, each once.
@@ -163,7 +163,7 @@ class SplitWriter:
       self._columns[field] = Column(file, values)
 
   def finish(self) -> dict[str, Any]:
-    """Closes the split; returns what `store.json` says of it."""
+    """Close the split; return its entry in `store.json`."""
     for column in self._columns.values():
       column.finish()
     if self._failed:
@@ -206,19 +206,19 @@ class SplitWriter:
     }
 
   def close(self) -> None:
-    """Closes what is open."""
+    """Close the files that are open."""
     for column in self._columns.values():
       column.close()
 
 
 def _whose(where: str, name: Any) -> str:
-  """The client's source, which may name the client already."""
+  """Return the client's source in words, with the client's name once."""
   told = f"client {name!r}"
   return where if where.endswith(told) else f"{where}: {told}"
 
 
 def _destinations(clients: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """Where each segment belongs: after those of its client that came before."""
+  """Return each segment's first row after sorting by client, stable."""
   order = np.argsort(clients, kind="stable")
   before = np.cumsum(counts[order]) - counts[order]
   destinations = np.empty_like(before)

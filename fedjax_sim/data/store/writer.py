@@ -44,9 +44,9 @@ from fedjax_sim.data.store.split_writer import SplitWriter
 
 
 class StoreWriter:
-  """A store that is being written; a context.
+  """A store that is being written; a context manager.
 
-  Left without an exception, the store is there, whole; else nothing is.
+  If it is left without an exception, the store is whole; else nothing is kept.
 
   Attributes:
     path: the store's folder.
@@ -124,11 +124,11 @@ class StoreWriter:
       shutil.rmtree(self._folder, ignore_errors=True)
 
   def split(self, name: str) -> SplitWriter:
-    """The writer of a split.
+    """Return the writer of a split.
 
     Args:
       name: of `SPLITS`. The clients of `OF_TRAIN` are those of "train", which
-        must be there first; "test" and "server" have one client, the centre.
+        must be there first; "test" and "server" have one client, the center.
 
     Raises:
       UnknownNameError: no such split.

@@ -31,7 +31,7 @@ def draw_clients(
   title: str,
   names: Sequence[str] | None = None,
 ) -> None:
-  """Draws a PNG of clients' sizes, and of the classes of some of them.
+  """Draw a PNG of clients' sizes, and of the classes of some of them.
 
   Args:
     sizes: shape=(clients,), integer; examples of every client.
@@ -40,8 +40,8 @@ def draw_clients(
       classes, and no right panel.
     path: the file; replaced atomically.
     title: stands above the panels.
-    names: of all clients, where each is to have a bar of its own, with its name
-      below; None: they are too many for that.
+    names: of all clients, which then have a bar each, with its name below;
+      None: they are too many for that.
 
   Raises:
     OSError: the file cannot be written.
@@ -59,7 +59,7 @@ def clients_figure(
   title: str,
   names: Sequence[str] | None = None,
 ) -> Figure:
-  """Return what `draw_clients` draws; its arguments."""
+  """Return the figure of `draw_clients`, whose arguments these are."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.cm import ScalarMappable
   from matplotlib.colors import ListedColormap, Normalize
@@ -119,7 +119,7 @@ def clients_figure(
 
 
 def _draw_histogram(ax: Axes, sizes: np.ndarray) -> None:
-  """Draws how many clients have how many examples."""
+  """Draw how many clients have how many examples."""
   from matplotlib.ticker import MaxNLocator
 
   most = int(sizes.max())
@@ -134,7 +134,7 @@ def _draw_histogram(ax: Axes, sizes: np.ndarray) -> None:
 
 
 def _name(ax: Axes, names: Sequence[str]) -> None:
-  """Writes a name below each bar, aslant if they would not fit."""
+  """Write a name below each bar, aslant if they would not fit."""
   half = _LONGEST // 2 - 1
   told = [
     name if len(name) <= _LONGEST else f"{name[:half]}...{name[-half:]}"
@@ -147,7 +147,7 @@ def _name(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _colors(classes: int) -> np.ndarray:
-  """A colour of its own for every class, as far as 256 go; RGBA rows."""
+  """Return a color for every class, shape=(classes, 4); at most 256 differ."""
   from matplotlib import colormaps
 
   name = "tab20" if classes <= _NAMED else "turbo"

@@ -25,7 +25,7 @@ _FEW = 30  # points; fewer are marked one by one
 def draw_curves(
   rows: Iterable[Row], path: str | os.PathLike[str], title: str
 ) -> None:
-  """Draws a PNG with a panel of losses, of accuracies and of epsilon.
+  """Draw a PNG with a panel of losses, of accuracies and of epsilon.
 
   A panel holds every key whose last part, or last but `/mean`, ends with its
   word: `train/loss`, `seen/accuracy/mean`. A panel without any is left out.
@@ -64,7 +64,7 @@ def draw_curves(
 def _draw_panel(
   ax: Axes, label: str, series: _Series, colors: Mapping[str, str]
 ) -> None:
-  """One colour for each group (train, test, ...), alike in all panels."""
+  """Draw a panel, each group (train, test, ...) in its color of `colors`."""
   from matplotlib.ticker import MaxNLocator
 
   used: collections.Counter[str] = collections.Counter()

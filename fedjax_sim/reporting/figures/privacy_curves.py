@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Setting(NamedTuple):
-  """What a run would be like."""
+  """The settings of a run, and its cost."""
 
   rounds: int
   clients_per_round: int
@@ -25,7 +25,7 @@ class Setting(NamedTuple):
 
   @property
   def noise_std(self) -> float:
-    """Of the noise on the mean update, over the clip norm."""
+    """Noise's standard deviation on the mean update, over the clip norm."""
     return self.noise_multiplier / self.mean_cohort
 
 
@@ -35,7 +35,7 @@ def draw_privacy_curves(
   path: str | os.PathLike[str],
   title: str,
 ) -> None:
-  """Draws a PNG of epsilon against rounds, and of noise against cohorts.
+  """Draw a PNG of epsilon against rounds, and of noise against cohorts.
 
   Args:
     by_round: settings that differ in their rounds.
@@ -108,7 +108,7 @@ def write_privacy_curves(
   by_cohort: Sequence[Setting],
   path: str | os.PathLike[str],
 ) -> None:
-  """Writes the same numbers as lines of a CSV file.
+  """Write the numbers of `draw_privacy_curves` as lines of a CSV file.
 
   Args:
     by_round: as in `draw_privacy_curves`.
