@@ -102,8 +102,8 @@ def laplace(
   """Add Laplace noise to the update, clipped in L1, and to the weight.
 
   Two reports are at most 2 + `weight_scale` apart in L1; noise of that over
-  epsilon gives epsilon with delta 0 (Dwork et al. 2006). Drawn noise is bounded:
-  that of `draws` costs a delta of `LAPLACE_DELTA` a report.
+  epsilon gives epsilon with delta 0 (Dwork et al. 2006). Drawn noise is
+  bounded: that of `draws` costs a delta of `LAPLACE_DELTA` a report.
 
   Args:
     clip_norm: longest L1 norm of an update.

@@ -166,8 +166,8 @@ def round_by_chance(key: Key, tree: PyTree, scale: float) -> PyTree:
   """Round to whole numbers by chance, conditional on their length.
 
   The paper's conditional stochastic rounding: independent coordinates, rounded
-  up or down such that the mean is kept, and drawn anew until the squared norm is
-  at most `squared_sensitivity`.
+  up or down such that the mean is kept, and drawn anew until the squared norm
+  is at most `squared_sensitivity`.
 
   Args:
     key: of the draws.
