@@ -163,11 +163,11 @@ def gaussian_exposure(sensitivity: float, coordinates: int) -> float:
   """Return a bound of how often Gaussian noise's range exposes a client.
 
   A pair of coordinates that a client moves by a, in standard deviations, is
-  beyond the `RADIUS` that a neighbor's noise cannot pass with the probability
-  of the tail of a noncentral chi-squared law. That is convex in a^2 (each of
-  the central laws of which it is a Poisson mixture adds more than the one
-  before, far out in the tail), so a client is exposed most if it moves one pair
-  alone.
+  beyond the `RADIUS`, which a neighbor's noise cannot pass, with the
+  probability of the tail of a noncentral chi-squared law. That is convex in
+  a^2 (each of the central laws of which it is a Poisson mixture adds more than
+  the one before, far out in the tail), so a client is exposed most if it moves
+  one pair alone.
 
   Args:
     sensitivity: how far one client can move all of the release, in L2 and in

@@ -189,7 +189,7 @@ def composed(
   Args:
     randomizer: the mechanism.
     reports: how many reports, at least 1.
-    delta: at which delta; None: that of one report.
+    delta: at which delta; None: `default_delta`.
     numbers: how many an update has; the more of them, and of reports, the
       larger the share of delta that the ends of the noise take.
 

@@ -132,7 +132,7 @@ def point(direction: Array, law: Cap, key: Key) -> Array:
 
 
 def _latitude(law: Cap, exponent: Array) -> Array:
-  """Return how far above the edge; cubic between the table's knots."""
+  """Return a latitude above the edge; cubic between the table's knots."""
   values = jnp.asarray(law.latitudes, exponent.dtype)
   slopes = jnp.asarray(law.slopes * _STEP, exponent.dtype)
   place = exponent / _STEP
