@@ -245,7 +245,7 @@ class EvaluationSet:
     return ClientMetrics(total=dict(total), weight=dict(weight))
 
   def _sent(self, ids: np.ndarray) -> _Sent:
-    """Some clients' examples and plan, on the devices."""
+    """Return some clients' examples and plan, on the devices."""
     plan, slices = _planned(self._data, self._work, ids, self._capacity)
     fill = functools.partial(
       plans.fill,

@@ -57,14 +57,14 @@ class Restored(NamedTuple):
 
 
 def digest(leaf: np.ndarray) -> str:
-  """SHA-256 of an array's dtype, shape and bytes."""
+  """Return the SHA-256 of an array's dtype, shape and bytes."""
   total = hashlib.sha256(f"{leaf.dtype.name}{leaf.shape}".encode())
   total.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
   return total.hexdigest()
 
 
 def tree_digest(tree: PyTree) -> str:
-  """SHA-256 over all leaves of the tree, in order."""
+  """Return the SHA-256 over all leaves of a tree, in order."""
   total = hashlib.sha256()
   for leaf in jax.tree.leaves(jax.device_get(tree)):
     total.update(digest(np.asarray(leaf)).encode())
@@ -72,7 +72,7 @@ def tree_digest(tree: PyTree) -> str:
 
 
 def rounds_in(folder: Path) -> list[int]:
-  """Rounds of which there is a checkpoint, in order."""
+  """Return the rounds of which there is a checkpoint, in order."""
   names = [path.name for path in folder.glob("*")]
   return sorted(int(name) for name in names if name.isdecimal())
 
@@ -107,11 +107,11 @@ class Checkpoints:
     self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
 
   def rounds(self) -> list[int]:
-    """Rounds of which there is a checkpoint, in order."""
+    """Return the rounds of which there is a checkpoint, in order."""
     return rounds_in(self._folder)
 
   def save(self, round_: int, state: PyTree, facts: dict[str, Any]) -> None:
-    """Writes a checkpoint; returns when it is committed.
+    """Write a checkpoint; return when it is committed.
 
     Checkpoints of this round and of later ones go first, since the run is being
     repeated; damaged ones go last.
@@ -163,7 +163,7 @@ class Checkpoints:
   def restore(
     self, like: PyTree, warn: Callable[[str], None]
   ) -> Restored | None:
-    """The newest checkpoint that is whole; None if there is none.
+    """Return the newest whole checkpoint; None if there is none.
 
     Damaged ones are set aside under another name until the next `save`.
 
@@ -224,7 +224,7 @@ class Checkpoints:
     return self._orbax.restore(self._path(round_), composite)[item]
 
   def close(self) -> None:
-    """Ends orbax's threads."""
+    """End orbax's threads."""
     self._orbax.close()
 
   def _path(self, round_: int) -> Path:
@@ -236,14 +236,14 @@ class Checkpoints:
     os.rename(self._path(round_), aside)
 
   def _remove(self, mark: str) -> None:
-    """Removes what has the mark in its name."""
+    """Remove what has the mark in its name."""
     for path in self._folder.glob(f"*{mark}*"):
       with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:
-  """Path of each leaf -> its dtype and shape, in order."""
+  """Return the dtype and shape of each leaf, by its path, in order."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {
     jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}{leaf.shape}"
@@ -275,7 +275,7 @@ def _key(index: int) -> str:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-  """File below the folder -> its SHA-256, but for the file that holds these."""
+  """Return the SHA-256 of each file of a folder, but for that of the sums."""
   sums = {}
   for path in sorted(folder.rglob("*")):
     if path.is_file() and path.name != _SUMS:
@@ -286,7 +286,7 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _check_room(folder: Path, size: int) -> None:
-  """Raises OSError if the disk has no room for a checkpoint of `size` bytes.
+  """Raise OSError if the disk has no room for a checkpoint of `size` bytes.
 
   Orbax would report it, too, but with a traceback for every file.
   """
@@ -299,7 +299,7 @@ def _check_room(folder: Path, size: int) -> None:
 
 
 def _check_files(folder: Path) -> None:
-  """Raises ValueError or OSError for a file that is not as it was written."""
+  """Raise ValueError or OSError for a file that is not as it was written."""
   wanted = json.loads((folder / _SUMS).read_bytes())
   found = _sums(folder)
   for name in sorted(wanted.keys() | found.keys()):

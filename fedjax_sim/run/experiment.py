@@ -51,7 +51,7 @@ def run(
   *,
   profile: bool = False,
 ) -> dict[str, Any]:
-  """Runs a config in a workdir, or goes on with it.
+  """Run a config in a workdir, or go on with it.
 
   With several processes all of them call it; the first one alone reads and
   writes the workdir.

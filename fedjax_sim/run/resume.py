@@ -39,7 +39,7 @@ class Totals:
   phase_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def add(self, out: DispatchResult) -> None:
-    """Counts a dispatch."""
+    """Count a dispatch."""
     self.clients += out.clients
     self.useful += out.waste.useful
     self.computed += out.waste.computed
@@ -126,7 +126,7 @@ def begin(
 def restore(
   checkpoints: Checkpoints | None, simulator: Simulator
 ) -> Restored | None:
-  """The newest whole checkpoint, which process 0 reads, on all."""
+  """Return the newest whole checkpoint, which the first process reads."""
   shapes = simulator.states.host_shapes
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
@@ -162,7 +162,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(simulator: Simulator) -> dict[str, str]:
-  """What may change the last digits of a result."""
+  """Return what may change the last digits of a result."""
   devices = simulator.mesh.devices
   kind = devices.flat[0].device_kind
   if simulator.runtime.deterministic_reduction is None:
@@ -171,7 +171,7 @@ def environment(simulator: Simulator) -> dict[str, str]:
 
 
 def data_digest(simulator: Simulator) -> str:
-  """Of what clients train on."""
+  """Return the SHA-256 of what clients train on."""
   tables = dict(simulator.data.tables)
   return tree_digest(
     [
@@ -196,7 +196,7 @@ def refuse_other_data(before: str, now: str) -> None:
 def refuse_other_account(
   before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-  """Refuses to go on where rounds done would be counted as they were not."""
+  """Refuse to go on where rounds done would be counted as they were not."""
   told = lambda facts: {k: v for k, v in facts.items() if k != "epsilon"}
   if changed := validate.differences(told(before), told(now)):
     raise ConfigChangedError(
@@ -208,7 +208,7 @@ def refuse_other_account(
 
 
 def account_facts(simulator: Simulator, done: int) -> dict[str, Any]:
-  """The account of so many rounds; empty without privacy."""
+  """Return the account of so many rounds; empty without privacy."""
   ledger = simulator.account.ledger
   return {} if ledger is None else ledger.facts(done)
 

@@ -30,7 +30,7 @@ class WriteError(FedjaxSimError, RuntimeError):
 
 @contextlib.contextmanager
 def as_write_error(folder: Path) -> Iterator[None]:
-  """Names the checkpoint that is left where the disk refuses."""
+  """Name the checkpoint that is left where the disk refuses."""
   try:
     yield
   except OSError as error:
@@ -75,7 +75,7 @@ def refuse_other_config(folder: Path, resolved: dict[str, Any]) -> None:
 
 
 def finished_summary(folder: Path) -> dict[str, Any] | None:
-  """The summary of a finished run."""
+  """Return the summary of a finished run; None if it is not finished."""
   path = folder / "summary.json"
   if not path.exists():
     return None
@@ -91,7 +91,7 @@ def finished_summary(folder: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-  """Makes the workdir and keeps other processes out of it."""
+  """Make the workdir, and keep other processes out of it."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / ".lock").open("w")
