@@ -20,7 +20,7 @@ class Network(linen.Module):
 
   @linen.compact
   def __call__(self, x, deterministic):
-    """Return the logits, shape=(batch, classes), of x, shape=(batch, features)."""
+    """Return logits, (batch, classes), of x, shape=(batch, features)."""
     h = linen.relu(linen.Dense(self.hidden)(x))
     h = linen.Dropout(0.2)(h, deterministic=deterministic)
     return linen.Dense(self.classes)(h)

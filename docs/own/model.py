@@ -19,7 +19,7 @@ class Network(nnx.Module):
     self.linear = nnx.Linear(side * side * channels, classes, rngs=rngs)
 
   def __call__(self, x):
-    """Return the logits, shape=(batch, classes), of x, shape=(batch, side * side)."""
+    """Return logits, (batch, classes), of x, shape=(batch, side * side)."""
     side = round(x.shape[1] ** 0.5)
     x = nnx.relu(self.norm(self.conv(x.reshape(-1, side, side, 1))))
     return self.linear(x.reshape(len(x), -1))
