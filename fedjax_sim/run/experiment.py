@@ -28,10 +28,10 @@ from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.core import references
 from fedjax_sim.distributed import processes
 from fedjax_sim.privacy.accounting import composition
-from fedjax_sim.run import profiling
+from fedjax_sim.run import changes, profiling
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
-from fedjax_sim.run.resume import begin, data_digest, versions
+from fedjax_sim.run.resume import begin, data_digest, versions, warn
 from fedjax_sim.run.signals import noted_signals
 from fedjax_sim.run.summary import print_summary, sum_up
 from fedjax_sim.run.tracking import journal
@@ -39,7 +39,7 @@ from fedjax_sim.run.workdir import (
   as_write_error,
   finished_summary,
   locked,
-  refuse_other_config,
+  rounds_done,
 )
 from fedjax_sim.simulation.timing import Phases
 
@@ -80,16 +80,19 @@ def run(
   config = complete(config)
   resolved = configs.resolved(config)
 
-  def look() -> dict[str, Any] | None:
-    refuse_other_config(folder, resolved)
-    return finished_summary(folder)
+  def look() -> tuple[changes.Changes, int, dict[str, Any] | None]:
+    changed = changes.changes_since(folder, resolved) or {}
+    finished = changes.ROUNDS not in changed
+    summary = finished_summary(folder) if finished else None
+    return changed, rounds_done(folder), summary
 
-  if (finished := processes.from_first(look)) is not None:
+  changed, done, finished = processes.from_first(look)
+  if finished is not None:
     if processes.is_first():
       nothing = "nothing is left to profile, and " if profile else ""
       print(  # noqa: T201
-        f"The run in {folder} is finished; {nothing}for more rounds take"
-        " another --workdir."
+        f"The run in {folder} is finished; {nothing}for more rounds raise"
+        f" --config.{changes.ROUNDS}."
       )
       print_summary(finished, folder)
     return finished
@@ -100,6 +103,8 @@ def run(
       named = dict(configs.fields_of(config))
       with references.named(reference_fields(config), named):
         experiment.simulator.trace()
+      timetable = experiment.timetable
+      changes.check_evaluations(changed, experiment.simulator, timetable, done)
       digest = data_digest(experiment.simulator)
     fields = dict(configs.fields_of(ConfigDict(resolved)))
     # A path may be another on every host; what lies there may not. So of
@@ -122,8 +127,10 @@ def run(
     def prepare() -> None:
       nonlocal checkpoints
       stack.enter_context(locked(folder))
-      refuse_other_config(folder, resolved)  # nobody can change it any more
+      changes.changes_since(folder, resolved)  # nobody can change it any more
       with as_write_error(folder):
+        # A run that gets more rounds is not finished, and its config says so.
+        (folder / "summary.json").unlink(missing_ok=True)
         reporting.write_json(folder / "config.json", resolved)
         rounds = experiment.timetable.rounds
         told = privacy.account(config, experiment.simulator, rounds)
@@ -134,6 +141,9 @@ def run(
 
     with phases("checkpoint"):
       processes.from_first(prepare)
+    if changed and processes.is_first():
+      told = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in changed.items())
+      warn(f"The run goes on with other settings: {told}.")
     received = stack.enter_context(noted_signals())
     with as_write_error(folder):
       summary, profiled = _run(

@@ -212,6 +212,7 @@ class Loop:
         "data": self.data_digest,
         "sources": self.experiment.sources,
         "privacy": account_facts(self.simulator, self.done),
+        "ended": self.done == self.experiment.timetable.rounds,
       }
       self.checkpoints.save(self.done, fetched, facts)
 

@@ -107,6 +107,8 @@ def begin(
   runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
   simulator = dataclasses.replace(simulator, runtime=runtime)
   state = simulator.states.to_devices(restored.state)
+  if done < rounds and facts.get("ended"):  # it was given more rounds
+    state = simulator.react.continued(state)
   if processes.is_first():
     warn_of_changes(facts["environment"], environment(simulator))
     warn_of_changes(
