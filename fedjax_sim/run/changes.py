@@ -24,7 +24,7 @@ from fedjax_sim.simulation.simulator import Simulator
 ORIGIN = "origin"  # in config.json, where a branch began
 ROUNDS = "server.rounds"
 _EVALUATION = ("server.eval_every", "server.test_every", "server.initial_eval")
-_FREE = (
+FREE = (
   ROUNDS,
   *_EVALUATION,
   "runtime.checkpoint_every",
@@ -124,7 +124,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
   """
   path = folder / "config.json"
   if not path.exists():
-    if (folder / "summary.json").exists() or (folder / "checkpoints").exists():
+    if (folder / "summary.json").exists() or rounds_done(folder):
       raise WorkdirError(
         f"{folder} holds a run, but its config.json is missing; restore it, or"
         " take another --workdir."
@@ -186,4 +186,4 @@ def _fields(resolved: Mapping[str, Any]) -> dict[str, Any]:
 def _is_free(name: str, config: Mapping[str, Any]) -> bool:
   """Return whether no number of the rounds done rests on a field."""
   same_bits = config["runtime.deterministic_reduction"] is not None
-  return name in _FREE or (name == "runtime.devices" and same_bits)
+  return name in FREE or (name == "runtime.devices" and same_bits)

@@ -129,21 +129,23 @@ def run(
       stack.enter_context(locked(folder))
       changes.changes_since(folder, resolved)  # nobody can change it any more
       with as_write_error(folder):
-        # A run that gets more rounds is not finished, and its config says so.
-        (folder / "summary.json").unlink(missing_ok=True)
-        reporting.write_json(folder / "config.json", resolved)
-        rounds = experiment.timetable.rounds
-        told = privacy.account(config, experiment.simulator, rounds)
-        if told is not None:
-          reporting.write_json(folder / composition.FILE, told)
         checkpoints = Checkpoints(saved, keep=keep)
         stack.enter_context(contextlib.closing(checkpoints))
 
+    def describe() -> None:
+      # A run that gets more rounds is not finished, and its config says so.
+      (folder / "summary.json").unlink(missing_ok=True)
+      reporting.write_json(folder / "config.json", resolved)
+      rounds = experiment.timetable.rounds
+      account = privacy.account(config, experiment.simulator, rounds)
+      if account is not None:
+        reporting.write_json(folder / composition.FILE, account)
+      if changed:
+        told = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in changed.items())
+        warn(f"The run goes on with other settings: {told}.")
+
     with phases("checkpoint"):
       processes.from_first(prepare)
-    if changed and processes.is_first():
-      told = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in changed.items())
-      warn(f"The run goes on with other settings: {told}.")
     received = stack.enter_context(noted_signals())
     with as_write_error(folder):
       summary, profiled = _run(
@@ -155,6 +157,7 @@ def run(
         facts["data"],
         on_round,
         profile,
+        describe,
       )
   if processes.is_first():
     print_summary(summary, folder)
@@ -172,6 +175,7 @@ def _run(
   data_digest: str,
   on_round: Callable[[int], None],
   profiled: bool,
+  describe: Callable[[], None],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
   """Restore or begin, run to the end, and sum up; return summary and profile.
 
@@ -184,8 +188,10 @@ def _run(
     data_digest: of the data.
     on_round: is told how many rounds are done.
     profiled: whether to trace a few rounds.
+    describe: writes what the workdir says of the run, once nothing refuses it.
   """
   begun = begin(experiment, checkpoints, phases, data_digest)
+  processes.from_first(describe)
   simulator = begun.simulator
   with contextlib.ExitStack() as stack:
     profile = None
