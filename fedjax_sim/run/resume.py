@@ -90,27 +90,18 @@ def begin(
     ConfigChangedError: the checkpoint is of other data, or of an account that
       counted otherwise.
   """
-  simulator, rounds = experiment.simulator, experiment.timetable.rounds
+  simulator = experiment.simulator
   with phases("checkpoint"):
     restored = restore(checkpoints, simulator)
   if restored is None:
     with phases("build"):
       state = simulator.init()
-    choice = simulator.choose_lanes(rounds, phases)
+    choice = simulator.choose_lanes(experiment.timetable.rounds, phases)
     return Begun(simulator, choice, False, Totals(), state, 0)
-  done, facts = restored.round, restored.facts
-  refuse_other_data(facts["data"], data_digest)
-  account = account_facts(simulator, done)
-  refuse_other_account(facts.get("privacy", {}), account)
-  # The lanes were measured when the run began; its float sums follow them.
-  choice = Choice(*facts["lanes"])
-  runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
-  simulator = dataclasses.replace(simulator, runtime=runtime)
-  state = simulator.states.to_devices(restored.state)
-  if done < rounds and facts.get("ended"):  # it was given more rounds
-    state = simulator.react.continued(state)
+  begun = going_on(experiment, restored, data_digest)
   if processes.is_first():
-    warn_of_changes(facts["environment"], environment(simulator))
+    facts = restored.facts
+    warn_of_changes(facts["environment"], environment(begun.simulator))
     warn_of_changes(
       facts.get("sources", {}),  # those of old checkpoints had none
       experiment.sources,
@@ -118,9 +109,40 @@ def begin(
     )
     warn_of_changes(
       facts.get("privacy", {}),
-      account,
+      account_facts(begun.simulator, begun.done),
       "The accountant's libraries are other ones; both epsilons are bounds",
     )
+  return begun
+
+
+def going_on(
+  experiment: Experiment, restored: Restored, data_digest: str
+) -> Begun:
+  """Return where a run goes on from a checkpoint.
+
+  Args:
+    experiment: what the config describes.
+    restored: the checkpoint.
+    data_digest: of the data.
+
+  Raises:
+    ConfigChangedError: the checkpoint is of other data, or of an account that
+      counted otherwise.
+  """
+  simulator = experiment.simulator
+  done, facts = restored.round, restored.facts
+  refuse_other_data(facts["data"], data_digest)
+  refuse_other_account(
+    facts.get("privacy", {}), account_facts(simulator, done)
+  )
+  # The lanes were measured when the run began; its float sums follow them.
+  choice = Choice(*facts["lanes"])
+  runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
+  simulator = dataclasses.replace(simulator, runtime=runtime)
+  state = simulator.states.to_devices(restored.state)
+  ended = facts.get("timetable", {}).get("rounds") == done
+  if ended and done < experiment.timetable.rounds:  # it was given more rounds
+    state = simulator.react.continued(state)
   before = Totals(**facts["totals"])
   return Begun(simulator, choice, True, before, state, done)
 
