@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_sim.core.digests import digest, tree_digest
 from fedjax_sim.run.checkpoint import (
   CheckpointError,
   Checkpoints,
   StateChangedError,
-  digest,
-  tree_digest,
 )
 
 

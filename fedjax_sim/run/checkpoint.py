@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import PyTree
+from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.reporting import write_json
 
@@ -54,21 +55,6 @@ class Restored(NamedTuple):
   round: int
   state: PyTree
   facts: dict[str, Any]
-
-
-def digest(leaf: np.ndarray) -> str:
-  """SHA-256 of an array's dtype, shape and bytes."""
-  total = hashlib.sha256(f"{leaf.dtype.name}{leaf.shape}".encode())
-  total.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-  return total.hexdigest()
-
-
-def tree_digest(tree: PyTree) -> str:
-  """SHA-256 over all leaves of the tree, in order."""
-  total = hashlib.sha256()
-  for leaf in jax.tree.leaves(jax.device_get(tree)):
-    total.update(digest(np.asarray(leaf)).encode())
-  return total.hexdigest()
 
 
 def rounds_in(folder: Path) -> list[int]:

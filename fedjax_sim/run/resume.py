@@ -14,10 +14,11 @@ import numpy as np
 
 from fedjax_sim.config.build import Experiment
 from fedjax_sim.core import validate
+from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import StoredData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
-from fedjax_sim.run.checkpoint import Checkpoints, Restored, tree_digest
+from fedjax_sim.run.checkpoint import Checkpoints, Restored
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.dispatch import DispatchResult
 from fedjax_sim.simulation.lanes import Choice

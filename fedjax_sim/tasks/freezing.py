@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -23,19 +22,7 @@ from fedjax_sim.core import (
   Task,
   Variables,
 )
-
-
-def paths_of(params: PyTree) -> list[str]:
-  """Return the path of every parameter, in the order of the tree's leaves."""
-
-  def named(path: tuple[Any, ...]) -> str:
-    # A Flax variable is a node, whose one leaf is its value.
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey):
-      path = path[:-1] if path[-1].name == "value" else path
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return [named(path) for path, _ in leaves]
+from fedjax_sim.core.tree import paths_of
 
 
 def matching(field: str, patterns: Sequence[str], params: PyTree) -> list[bool]:
