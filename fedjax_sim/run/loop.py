@@ -122,6 +122,9 @@ class Loop:
     """Log how the run goes on."""
     if self.resumed:
       self.journal.log(f"Going on after round {self.done}.")
+    elif build.INITIAL in self.experiment.sources:
+      weights = self.experiment.sources[build.INITIAL]
+      self.journal.log(f"Beginning with the weights of {weights}.")
     count, reason = self.choice
     lanes = "1 lane" if count == 1 else f"{count} lanes"
     self.journal.log(f"{lanes} a device: {reason}.")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_sim.config.build import Experiment
+from fedjax_sim.config.build import INITIAL, Experiment
 from fedjax_sim.core import validate
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import StoredData
@@ -110,11 +110,14 @@ def begin(
   state = simulator.states.to_devices(restored.state)
   if processes.is_first():
     warn_of_changes(facts["environment"], environment(simulator))
+    began = dict(facts.get("sources", {}))  # old checkpoints had none
+    sources = dict(experiment.sources)
     warn_of_changes(
-      facts.get("sources", {}),  # those of old checkpoints had none
-      experiment.sources,
-      "The rounds to come follow the new code",
+      {INITIAL: began.pop(INITIAL, "none")},
+      {INITIAL: sources.pop(INITIAL, "none")},
+      "The run keeps the weights that it began with",
     )
+    warn_of_changes(began, sources, "The rounds to come follow the new code")
     warn_of_changes(
       facts.get("privacy", {}),
       account,

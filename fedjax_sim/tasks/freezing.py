@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -23,6 +24,49 @@ from fedjax_sim.core import (
   Variables,
 )
 from fedjax_sim.core.tree import paths_of
+
+BUFFERS, FROZEN = "buffers/", "frozen/"  # before such variables' paths
+
+
+class Parts(NamedTuple):
+  """What is frozen of a task, some of whose parameters a pattern froze.
+
+  Attributes:
+    params: the frozen parameters, in the tree of all; None for the others.
+    rest: what was frozen before.
+  """
+
+  params: PyTree
+  rest: PyTree
+
+
+def named_variables(variables: Variables) -> dict[str, Any]:
+  """Return the variables of a model by name, in the order of the leaves.
+
+  A parameter is called by its path, whether or not a pattern froze it. Before
+  the path of a buffer is `buffers/`, and before that of what the model itself
+  keeps frozen `frozen/`.
+
+  Args:
+    variables: of a task, or their shapes.
+
+  Raises:
+    ValueError: two of them have the same name.
+  """
+  names = paths_of(variables.params)
+  names += [BUFFERS + path for path in paths_of(variables.buffers)]
+  frozen = variables.frozen
+  while isinstance(frozen, Parts):
+    names += paths_of(frozen.params)
+    frozen = frozen.rest
+  names += [FROZEN + path for path in paths_of(frozen)]
+  named = dict(zip(names, jax.tree.leaves(variables), strict=True))
+  if len(named) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(
+      f"Two variables of the model are called {twice!r}; rename the parameter."
+    )
+  return named
 
 
 def matching(field: str, patterns: Sequence[str], params: PyTree) -> list[bool]:
@@ -119,7 +163,8 @@ def _apart(task: Task, shapes: PyTree, frozen: Sequence[bool]) -> Task:
   def init(key: Key) -> Variables:
     params, buffers, rest = task.init(key)
     leaves = jax.tree.leaves(params)
-    return Variables(part(leaves, False), buffers, (part(leaves, True), rest))
+    frozen = Parts(part(leaves, True), rest)
+    return Variables(part(leaves, False), buffers, frozen)
 
   def whole(variables: Variables) -> Variables:
     params, buffers, (kept, rest) = variables
