@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim run|launch|describe|plan|privacy|data|list`."""
+"""The command line: `fedjax-sim run|launch|verify|describe|...`."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "privacy": _of_module("privacy"),
   "data": _of_module("data"),
   "list": _list,
+  "verify": _of_module("verify"),
 }
 
 

@@ -108,7 +108,7 @@ def run(
       digest = data_digest(experiment.simulator)
     fields = dict(configs.fields_of(ConfigDict(resolved)))
     # A path may be another on every host; what lies there may not. So of
-    # references.
+    # references, and of the weights to begin from.
     fields.pop("data.path", None)
     fields.update(experiment.sources)
     same = {

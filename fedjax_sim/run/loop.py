@@ -35,7 +35,8 @@ class Loop:
     simulator: what runs, with the lanes of `choice`.
     choice: number of lanes, and why.
     folder: the workdir.
-    checkpoints: None in all processes but the first one.
+    checkpoints: None in all processes but the first one, and where none shall
+      be written.
     phases: measures what takes how long.
     data_digest: of the data, for checkpoints.
     journal: where metrics and messages go.
@@ -125,6 +126,9 @@ class Loop:
     """Log how the run goes on."""
     if self.resumed:
       self.journal.log(f"Going on after round {self.done}.")
+    elif build.INITIAL in self.experiment.sources:
+      weights = self.experiment.sources[build.INITIAL]
+      self.journal.log(f"Beginning with the weights of {weights}.")
     count, reason = self.choice
     lanes = "1 lane" if count == 1 else f"{count} lanes"
     self.journal.log(f"{lanes} a device: {reason}.")
@@ -207,7 +211,8 @@ class Loop:
     """Commit all that was done to a checkpoint."""
 
     def write() -> None:
-      assert self.checkpoints is not None
+      if self.checkpoints is None:
+        return
       self.journal.sync()
       facts = {
         "lanes": self.choice,

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_sim.config.build import Experiment
+from fedjax_sim.config.build import INITIAL, Experiment
 from fedjax_sim.core import validate
+from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import StoredData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
-from fedjax_sim.run.checkpoint import Checkpoints, Restored, tree_digest
+from fedjax_sim.run.checkpoint import Checkpoints, Restored
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.dispatch import DispatchResult
 from fedjax_sim.simulation.lanes import Choice
@@ -102,11 +103,14 @@ def begin(
   if processes.is_first():
     facts = restored.facts
     warn_of_changes(facts["environment"], environment(begun.simulator))
+    began = dict(facts.get("sources", {}))  # old checkpoints had none
+    sources = dict(experiment.sources)
     warn_of_changes(
-      facts.get("sources", {}),  # those of old checkpoints had none
-      experiment.sources,
-      "The rounds to come follow the new code",
+      {INITIAL: began.pop(INITIAL, "none")},
+      {INITIAL: sources.pop(INITIAL, "none")},
+      "The run keeps the weights that it began with",
     )
+    warn_of_changes(began, sources, "The rounds to come follow the new code")
     warn_of_changes(
       facts.get("privacy", {}),
       account_facts(begun.simulator, begun.done),
@@ -132,9 +136,7 @@ def going_on(
   simulator = experiment.simulator
   done, facts = restored.round, restored.facts
   refuse_other_data(facts["data"], data_digest)
-  refuse_other_account(
-    facts.get("privacy", {}), account_facts(simulator, done)
-  )
+  refuse_other_account(facts.get("privacy", {}), account_facts(simulator, done))
   # The lanes were measured when the run began; its float sums follow them.
   choice = Choice(*facts["lanes"])
   runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)

@@ -8,23 +8,24 @@ leaves, and the metrics of its rounds, have to be those of the second one and of
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from fedjax_sim import reporting
 from fedjax_sim.config import build
 from fedjax_sim.config.build import Experiment
 from fedjax_sim.core import PyTree, validate
+from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import one_line
 from fedjax_sim.run.changes import stored_config
-from fedjax_sim.run.checkpoint import CheckpointReader, Restored, digest
+from fedjax_sim.run.checkpoint import CheckpointReader, Restored
 from fedjax_sim.run.loop import Loop
 from fedjax_sim.run.resume import (
   Begun,
@@ -74,8 +75,8 @@ class Comparison(NamedTuple):
     if self.trouble:
       return f"{head}: not compared: {self.trouble}"
     return (
-      f"{head}: checkpoint, {_told(self.differing, self.arrays, 'arrays')};"
-      f" metrics, {_told(self.other_rows, self.rows, 'rows')}"
+      f"{head}: checkpoint, {_told(self.differing, self.arrays, 'array')};"
+      f" metrics, {_told(self.other_rows, self.rows, 'row')}"
     )
 
 
@@ -105,14 +106,16 @@ def verify(
     raise WorkdirError(f"--workdir={workdir} holds no run; name its folder.")
   reader = CheckpointReader(workdir / "checkpoints")
   stretches = _stretches(reader.rounds(), rounds, workdir)
-  experiment = build.build(ConfigDict(config))
+  experiment = build.build(config)
   measured = data_digest(experiment.simulator)
   like = experiment.simulator.states.host_shapes
   rows = reporting.read_metrics(workdir / "metrics.jsonl")
   _report_software(reader, experiment, like, measured, report)
   done = []
   for start, end in stretches:
-    done.append(_compare(workdir, experiment, reader, rows, measured, start, end))
+    done.append(
+      _compare(workdir, experiment, reader, rows, measured, start, end)
+    )
     report(done[-1].describe())
   reader.close()
   return done
@@ -134,7 +137,7 @@ def _stretches(
       " to compare with."
     )
   starts = [0, *saved] if saved[0] else list(saved)
-  every = list(zip(starts, starts[1:], strict=False))
+  every = list(itertools.pairwise(starts))
   if text == "all":
     return every
   if text == "checkpoints":
@@ -210,7 +213,7 @@ def _compare(
   loop = Loop(
     experiment=experiment,
     folder=workdir,
-    checkpoints=_NoCheckpoints(),
+    checkpoints=None,
     phases=Phases(),
     data_digest=measured,
     journal=journal,
@@ -272,13 +275,6 @@ class _Rows(Journal):
     self.rows += out.rows
 
 
-class _NoCheckpoints:
-  """Keeps no checkpoint: the state at the end is compared."""
-
-  def save(self, round_: int, state: PyTree, facts: Any) -> None:
-    """Keep nothing."""
-
-
 def _array_differences(before: PyTree, now: PyTree) -> dict[str, float]:
   """Return the arrays that differ in a bit -> their largest difference."""
   found = {}
@@ -330,7 +326,7 @@ def _differences(a: Row, b: Row) -> Iterator[tuple[str, float]]:
 def _told(differing: Mapping[str, float], count: int, what: str) -> str:
   """Return in words how much differs."""
   if not differing:
-    return f"{count} {what} equal"
+    return f"{count} {what}{'s' * (count != 1)} equal"
   names = [
     f"{name} by {apart:.3g}" for name, apart in list(differing.items())[:_SHOWN]
   ]
