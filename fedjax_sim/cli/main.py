@@ -72,6 +72,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "plan": _of_module("plan"),
   "privacy": _of_module("privacy"),
   "data": _of_module("data"),
+  "export": _of_module("export"),
   "list": _list,
   "verify": _of_module("verify"),
 }

@@ -60,6 +60,11 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim data export --store=DIR --format=FORMAT --to=FILE
       writes a split of a store (--split=train) as a file: fedjax_sqlite,
       flute_hdf5, leaf_json, npz, parquet or tff_hdf5
+  fedjax-sim export --workdir=DIR --to=FILE
+      writes the model of a run, and its config as JSON beside it: weights as
+      .safetensors, .npz or .msgpack, or predictions as a program, .stablehlo
+      --round=best|N: of the best evaluation, or of a checkpoint
+      --data-path=PATH: where the data lie now; it takes them
   fedjax-sim list [KIND [NAME]]
       algorithms, aggregators, transforms, models, data sets, ..., or those
       of a kind, or the fields of one, with defaults and meanings
