@@ -161,7 +161,7 @@ def test_nothing_runs(monkeypatch):
   described(**LINEAR, runtime__devices="1")
 
 
-SLOTS = [*components.SLOTS, components.CHAIN]
+SLOTS = [*components.SLOTS, *components.LABELED]
 
 
 def test_the_listing_has_every_name_and_what_it_is():

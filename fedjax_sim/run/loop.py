@@ -214,6 +214,7 @@ class Loop:
         "privacy": account_facts(self.simulator, self.done),
       }
       self.checkpoints.save(self.done, fetched, facts)
+      self.journal.commit(self.done)
 
     with self.phases("checkpoint"):
       fetched = self.simulator.states.to_host(self.state)

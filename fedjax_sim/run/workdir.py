@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim import config as configs
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.run.checkpoint import rounds_in
+
+# Sections of the config that change no result, so a run may resume with others.
+SECTIONS_THAT_MAY_DIFFER = ("trackers",)
 
 
 class ConfigChangedError(FedjaxSimError, ValueError):
@@ -26,6 +29,15 @@ class WriteError(FedjaxSimError, RuntimeError):
   """A result could not be written; what the last checkpoint holds is safe."""
 
   exit_code = 1
+
+
+def decisive(resolved: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the sections of a config that the results depend on."""
+  return {
+    name: section
+    for name, section in resolved.items()
+    if name not in SECTIONS_THAT_MAY_DIFFER
+  }
 
 
 @contextlib.contextmanager
@@ -54,9 +66,9 @@ def refuse_other_config(folder: Path, resolved: dict[str, Any]) -> None:
       )
     return
   try:
-    stored = json.loads(path.read_bytes())
-    older = stored.keys() != resolved.keys()
-    changed = configs.differences(stored, resolved)
+    stored, now = decisive(json.loads(path.read_bytes())), decisive(resolved)
+    older = stored.keys() != now.keys()
+    changed = configs.differences(stored, now)
   except (ValueError, AttributeError) as error:
     raise WorkdirError(
       f"{path} is damaged ({error}); restore it, or take another --workdir."
