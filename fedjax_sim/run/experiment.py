@@ -95,8 +95,7 @@ def run(
         " another --workdir."
       )
       print_summary(finished, folder)
-      with locked(folder):
-        deliver_rest(config, folder, finished["rounds"])
+      deliver_rest(config, folder, finished["rounds"])
     return finished
 
   def start() -> tuple[build.Experiment, dict[str, Any]]:

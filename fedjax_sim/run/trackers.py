@@ -27,7 +27,7 @@ from fedjax_sim.reporting.trackers import Row, RunFacts, Status
 from fedjax_sim.run.delivery import Delivery
 from fedjax_sim.run.resume import versions, warn
 from fedjax_sim.run.signals import Interrupted
-from fedjax_sim.run.workdir import decisive
+from fedjax_sim.run.workdir import decisive, locked
 
 FILE = "trackers.json"
 RESULTS = (  # patterns of files in the workdir that trackers get at the end
@@ -165,19 +165,21 @@ def deliver_rest(config: ConfigDict, folder: Path, rounds: int) -> None:
 
   Args:
     config: complete.
-    folder: the workdir, locked.
+    folder: the workdir.
     rounds: that the run has.
   """
   records = _Records(folder / FILE)
   configured = [
     tracker
     for tracker in build.build_trackers(config)
-    if not tracker.tracker.live
-    and records.of(tracker.label).get("ended") != "finished"
+    if not tracker.tracker.live and not records.finished(tracker.label)
   ]
-  trackers = Trackers(configured, folder, config, rounds + 1)
-  trackers.commit(rounds)
-  trackers.close("finished")
+  if not configured:
+    return
+  with locked(folder):
+    trackers = Trackers(configured, folder, config, rounds + 1)
+    trackers.commit(rounds)
+    trackers.close("finished")
 
 
 class _Records:
@@ -195,6 +197,10 @@ class _Records:
     if label not in self._all:
       self.change(label, {"key": uuid.uuid4().hex})
     return self._all[label]
+
+  def finished(self, label: str) -> bool:
+    """Return whether a tracker got all of a finished run."""
+    return self._all.get(label, {}).get("ended") == "finished"
 
   def change(self, label: str, changes: dict[str, Any]) -> None:
     """Change a tracker's record, and write all of them."""

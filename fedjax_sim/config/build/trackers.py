@@ -47,7 +47,7 @@ def build_trackers(config: ConfigDict) -> list[ConfiguredTracker]:
         label,
         components.make(config, slot),
         select.check(slot.section),
-        validate.number(f"{slot.section}.wait", section.wait, ge=0),
+        validate.number(f"{slot.section}.wait", section.wait, gt=0),
       )
     )
   return found
