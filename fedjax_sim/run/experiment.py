@@ -1,7 +1,8 @@
 """A run in a workdir: resume, train, evaluate, log, checkpoint, sum up.
 
 The workdir holds `config.json`, `metrics.jsonl`, `timings.jsonl`, `events/`,
-`checkpoints/`, of a private run `privacy.json`, and at the end `summary.json`,
+`checkpoints/`, of a private run `privacy.json`, where there are trackers on a
+server `trackers.json`, and at the end `summary.json`,
 `curves.png` and `clients_*.csv`; with `server.client_log` also
 `client_rounds/`, which at the end becomes `client_rounds.parquet` and
 `client_rounds.png`. Running on the same workdir goes on where the newest whole
@@ -34,6 +35,7 @@ from fedjax_sim.run.loop import Loop
 from fedjax_sim.run.resume import begin, data_digest, versions, warn
 from fedjax_sim.run.signals import noted_signals
 from fedjax_sim.run.summary import print_summary, sum_up
+from fedjax_sim.run.trackers import deliver_rest, tracked
 from fedjax_sim.run.tracking import journal
 from fedjax_sim.run.workdir import (
   as_write_error,
@@ -95,6 +97,7 @@ def run(
         f" --config.{changes.ROUNDS}."
       )
       print_summary(finished, folder)
+      deliver_rest(config, folder, finished["rounds"])
     return finished
 
   def start() -> tuple[build.Experiment, dict[str, Any]]:
@@ -106,7 +109,7 @@ def run(
       timetable = experiment.timetable
       changes.check_evaluations(changed, experiment.simulator, timetable, done)
       digest = data_digest(experiment.simulator)
-    fields = dict(configs.fields_of(ConfigDict(resolved)))
+    fields = dict(configs.fields_of(ConfigDict(changes.decisive(resolved))))
     # A path may be another on every host; what lies there may not. So of
     # references, and of the weights to begin from.
     fields.pop("data.path", None)
@@ -193,47 +196,51 @@ def _run(
   begun = begin(experiment, checkpoints, phases, data_digest)
   processes.from_first(describe)
   simulator = begun.simulator
-  with contextlib.ExitStack() as stack:
-    profile = None
-    if profiled and processes.is_first():
-      profile = profiling.Profile(folder / "profile", phases)
-      stack.enter_context(profile)
-    with phases("write"):
-      told = stack.enter_context(
-        journal(
-          folder,
-          rounds=experiment.timetable.rounds,
-          done=begun.done,
-          begins=begun.done == 0 and experiment.timetable.initial_eval,
-          log_clients=simulator.log_clients,
-          name_of=simulator.data.train.client_name
-          if not simulator.algorithm.requirements.pools_data
-          else lambda _: "all clients",
+  begins = begun.done == 0 and experiment.timetable.initial_eval
+  first_round = begun.done + (not begins)
+  with tracked(experiment, folder, first_round) as trackers:
+    with contextlib.ExitStack() as stack:
+      profile = None
+      if profiled and processes.is_first():
+        profile = profiling.Profile(folder / "profile", phases)
+        stack.enter_context(profile)
+      with phases("write"):
+        told = stack.enter_context(
+          journal(
+            folder,
+            rounds=experiment.timetable.rounds,
+            done=begun.done,
+            trackers=trackers,
+            begins=begins,
+            log_clients=simulator.log_clients,
+            name_of=simulator.data.train.client_name
+            if not simulator.algorithm.requirements.pools_data
+            else lambda _: "all clients",
+          )
         )
+      loop = Loop(
+        experiment=experiment,
+        folder=folder,
+        checkpoints=checkpoints,
+        phases=phases,
+        data_digest=data_digest,
+        journal=told,
+        received=received,
+        on_round=on_round,
+        profile=profile,
+        singles=profiling.SINGLES if profiled else 0,
+        **begun._asdict(),
       )
-    loop = Loop(
-      experiment=experiment,
-      folder=folder,
-      checkpoints=checkpoints,
-      phases=phases,
-      data_digest=data_digest,
-      journal=told,
-      received=received,
-      on_round=on_round,
-      profile=profile,
-      singles=profiling.SINGLES if profiled else 0,
-      **begun._asdict(),
+      del begun  # whose state would live as long as the run
+      loop.run()
+    summary = sum_up(
+      experiment,
+      simulator,
+      loop.state,
+      loop.choice,
+      loop.count,
+      phases,
+      folder,
+      loop.measured,
     )
-    del begun  # whose state would live as long as the run
-    loop.run()
-  summary = sum_up(
-    experiment,
-    simulator,
-    loop.state,
-    loop.choice,
-    loop.count,
-    phases,
-    folder,
-    loop.measured,
-  )
   return summary, None if profile is None else profile.write(simulator)

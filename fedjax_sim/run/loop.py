@@ -224,6 +224,7 @@ class Loop:
         "timetable": dataclasses.asdict(self.experiment.timetable),
       }
       self.checkpoints.save(self.done, fetched, facts)
+      self.journal.commit(self.done)
 
     with self.phases("checkpoint"):
       fetched = self.simulator.states.to_host(self.state)
