@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim run|launch|describe|plan|privacy|data|list`."""
+"""The command line: `fedjax-sim run|launch|describe|plan|report|...`."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "plan": _of_module("plan"),
   "privacy": _of_module("privacy"),
   "data": _of_module("data"),
+  "report": _of_module("report"),
   "list": _list,
 }
 
