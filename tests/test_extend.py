@@ -151,16 +151,18 @@ def test_fewer_rounds_than_were_done(finished):
 def test_the_end_of_a_run_that_reverts_to_its_best(tmp_path):
   """Its last model is what was evaluated; more rounds begin with the best."""
   worse = {
-    "server__best_metric": "test/loss",
+    "server__best_metrics": "test/loss,test/accuracy",
     "server__revert_to_best": "True",
     "server__learning_rate": "8",  # rounds 3 and 6 are worse than 2
     "server__eval_every": "2",
   }
   first = run(tmp_path / "run", 6, **worse)
-  assert first["best/round"] < 6
+  assert first["best/test/loss/round"] < 6
   extended = run(tmp_path / "run", 10, **worse)
   whole = run(tmp_path / "whole", 10, **worse)
   assert extended["params_digest"] == whole["params_digest"]
+  for name in ("best/test/loss/round", "best/test/accuracy/round"):
+    assert extended[name] == whole[name] > 0
   assert leaves_of(tmp_path / "run") == leaves_of(tmp_path / "whole")
 
 
