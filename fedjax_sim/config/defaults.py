@@ -79,6 +79,7 @@ def default_config() -> ConfigDict:
   config.server.initial_eval = False
   config.server.best_metrics = placeholder(tuple)
   config.server.revert_to_best = False
+  config.server.snapshot_every = placeholder(int)
   config.server.client_log = False  # needs pyarrow
 
   config.sampler = ConfigDict()

@@ -102,8 +102,7 @@ class Loop:
         self._log(out, seconds)
         if out.failure is not None:
           raise out.failure
-        every, last = timetable.checkpoint_every, timetable.rounds
-        if self.done % every == 0 or self.done == last:
+        if timetable.saved(self.done):
           self._save()
         self.on_round(self.done)
 

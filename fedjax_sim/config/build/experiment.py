@@ -95,6 +95,7 @@ def build(config: ConfigDict) -> Experiment:
     initial_eval=server.initial_eval,
     checkpoint_every=runtime.checkpoint_every,
     keep_checkpoints=runtime.keep_checkpoints,
+    snapshot_every=server.snapshot_every,
   )
   validate.integer("server.clients_per_round", server.clients_per_round)
   if server.client_log:
