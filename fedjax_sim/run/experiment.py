@@ -124,7 +124,7 @@ def run(
     return experiment, {**fields, **versions(), **same, "data": digest}
 
   experiment, facts = processes.check_same(start, config.runtime.start_timeout)
-  keep = experiment.timetable.keep_checkpoints
+  timetable = experiment.timetable
   saved = folder / "checkpoints"
   with contextlib.ExitStack() as stack:
     checkpoints: Checkpoints | None = None
@@ -134,7 +134,11 @@ def run(
       stack.enter_context(locked(folder))
       changes.changes_since(folder, resolved)  # nobody can change it any more
       with as_write_error(folder):
-        checkpoints = Checkpoints(saved, keep=keep)
+        checkpoints = Checkpoints(
+          saved,
+          keep=timetable.keep_checkpoints,
+          snapshot_every=timetable.snapshot_every,
+        )
         stack.enter_context(contextlib.closing(checkpoints))
 
     def describe() -> None:
