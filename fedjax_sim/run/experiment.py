@@ -30,11 +30,18 @@ from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.core import references
 from fedjax_sim.data import profile as data_profile
 from fedjax_sim.distributed import processes
+from fedjax_sim.engine.state import RunState
 from fedjax_sim.privacy.accounting import composition
-from fedjax_sim.run import changes, profiling
+from fedjax_sim.run import branch, changes, profiling
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
-from fedjax_sim.run.resume import begin, data_digest, versions, warn
+from fedjax_sim.run.resume import (
+  account_facts,
+  begin,
+  data_digest,
+  versions,
+  warn,
+)
 from fedjax_sim.run.signals import noted_signals
 from fedjax_sim.run.summary import print_summary, sum_up
 from fedjax_sim.run.trackers import deliver_rest, tracked
@@ -53,6 +60,7 @@ def run(
   workdir: str | os.PathLike[str],
   on_round: Callable[[int], None] = lambda round_: None,
   *,
+  branch_from: str = "",
   profile: bool = False,
 ) -> dict[str, Any]:
   """Run a config in a workdir, or go on with it.
@@ -64,6 +72,8 @@ def run(
     config: as a config file returns it.
     workdir: made if it is missing.
     on_round: is told how many rounds are done.
+    branch_from: "WORKDIR" or "WORKDIR:ROUND", the run and the checkpoint that
+      this one begins with; "" to begin anew.
     profile: trace a few rounds, and print a table of where the time goes.
 
   Returns:
@@ -84,13 +94,15 @@ def run(
   config = complete(config)
   resolved = configs.resolved(config)
 
-  def look() -> tuple[changes.Changes, int, dict[str, Any] | None]:
+  def look() -> tuple[changes.Changes, int, Any, dict[str, Any] | None]:
+    origin = branch.origin_of(folder, branch_from)
     changed = changes.changes_since(folder, resolved) or {}
     finished = changes.ROUNDS not in changed
     summary = finished_summary(folder) if finished else None
-    return changed, rounds_done(folder), summary
+    told = origin and origin._asdict()
+    return changed, rounds_done(folder), told, summary
 
-  changed, done, finished = processes.from_first(look)
+  changed, done, told, finished = processes.from_first(look)
   if finished is not None:
     if processes.is_first():
       nothing = "nothing is left to profile, and " if profile else ""
@@ -123,6 +135,7 @@ def run(
     }
     return experiment, {**fields, **versions(), **same, "data": digest}
 
+  origin = None if told is None else branch.Origin(**told)
   experiment, facts = processes.check_same(start, config.runtime.start_timeout)
   timetable = experiment.timetable
   saved = folder / "checkpoints"
@@ -141,10 +154,22 @@ def run(
         )
         stack.enter_context(contextlib.closing(checkpoints))
 
+    def take_over(fresh: RunState) -> RunState:
+      assert origin is not None
+      account = account_facts(experiment.simulator, origin.round)
+      begun = branch.take_over(
+        origin, experiment, fresh, facts["data"], account
+      )
+      for line in begun.lines:
+        warn(line)
+      branch.copy_rows(origin, folder)
+      return begun.state
+
     def describe() -> None:
       # A run that gets more rounds is not finished, and its config says so.
       (folder / "summary.json").unlink(missing_ok=True)
-      reporting.write_json(folder / "config.json", resolved)
+      beside = {} if origin is None else {changes.ORIGIN: origin._asdict()}
+      reporting.write_json(folder / "config.json", {**resolved, **beside})
       described = data_profile.profile_of(experiment.simulator.data)
       reporting.write_json(folder / data_profile.FILE, described)
       rounds = experiment.timetable.rounds
@@ -169,6 +194,7 @@ def run(
         on_round,
         profile,
         describe,
+        None if origin is None else take_over,
       )
   if processes.is_first():
     print_summary(summary, folder)
@@ -187,6 +213,7 @@ def _run(
   on_round: Callable[[int], None],
   profiled: bool,
   describe: Callable[[], None],
+  take_over: Callable[[RunState], RunState] | None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
   """Restore or begin, run to the end, and sum up; return summary and profile.
 
@@ -200,8 +227,9 @@ def _run(
     on_round: is told how many rounds are done.
     profiled: whether to trace a few rounds.
     describe: writes what the workdir says of the run, once nothing refuses it.
+    take_over: see `begin`; None for no branch.
   """
-  begun = begin(experiment, checkpoints, phases, data_digest)
+  begun = begin(experiment, checkpoints, phases, data_digest, take_over)
   processes.from_first(describe)
   simulator = begun.simulator
   begins = begun.done == 0 and experiment.timetable.initial_eval
