@@ -10,6 +10,7 @@ every leaf afterwards, and a checkpoint that fails makes way for the one before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -24,12 +25,13 @@ import numpy as np
 
 from fedjax_sim.core import PyTree
 from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.core.files import UNSUPPORTED
 from fedjax_sim.reporting import write_json
 
 _UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
 _DAMAGED = ".damaged"  # ends the name of one that was set aside
 _OVERHEAD = 2**20  # bytes, at most, that a checkpoint has besides its leaves
-_SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
+SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
 
 
 class CheckpointError(FedjaxSimError, RuntimeError):
@@ -145,7 +147,7 @@ class Checkpoints:
           shutil.rmtree(self._path(later))
       _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
       self._orbax.save(unfinished, args.Composite(**items))
-      write_json(unfinished / _SUMS, _sums(unfinished))
+      write_json(unfinished / SUMS, _sums(unfinished))
       os.rename(unfinished, self._path(round_))
     except Exception as error:  # whatever a full disk makes orbax raise
       self._remove(_UNFINISHED)
@@ -192,7 +194,7 @@ class Checkpoints:
 
   def _read(self, round_: int, like: PyTree) -> Restored:
     args = self._ocp.args
-    _check_files(self._path(round_))
+    check_files(self._path(round_))
     record = self._load(round_, "record", args.JsonRestore())
     if record["round"] != round_:
       raise ValueError(f"it is of round {record['round']}")
@@ -278,7 +280,7 @@ def _sums(folder: Path) -> dict[str, str]:
   """Return the SHA-256 of each file of a folder, but for that of the sums."""
   sums = {}
   for path in sorted(folder.rglob("*")):
-    if path.is_file() and path.name != _SUMS:
+    if path.is_file() and path.name != SUMS:
       with path.open("rb") as file:
         total = hashlib.file_digest(file, "sha256")
       sums[path.relative_to(folder).as_posix()] = total.hexdigest()
@@ -291,16 +293,22 @@ def _check_room(folder: Path, size: int) -> None:
   Orbax would report it, too, but with a traceback for every file.
   """
   path = folder / f"room{_UNFINISHED}"
+  size += _OVERHEAD
   try:
     with path.open("wb") as file:
-      os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD)
+      os.posix_fallocate(file.fileno(), 0, size)
+  except OSError as error:
+    if error.errno not in UNSUPPORTED:
+      raise
+    if shutil.disk_usage(folder).free < size:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
   finally:
     path.unlink(missing_ok=True)
 
 
-def _check_files(folder: Path) -> None:
+def check_files(folder: Path) -> None:
   """Raise ValueError or OSError for a file that is not as it was written."""
-  wanted = json.loads((folder / _SUMS).read_bytes())
+  wanted = json.loads((folder / SUMS).read_bytes())
   found = _sums(folder)
   for name in sorted(wanted.keys() | found.keys()):
     if name not in found:
