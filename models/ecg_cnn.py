@@ -25,7 +25,7 @@ class EcgCNN(nnx.Module):
     """Return logits, shape=(batch, classes), of x, (batch, time, channels)."""
     x = max_pool(nnx.relu(self.conv1(x)))
     x = max_pool(nnx.relu(self.conv2(x)))
-    x = nnx.relu(self.dense1(x.reshape(len(x), -1)))
+    x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
     return self.dense2(x)
 
 

@@ -40,7 +40,7 @@ class FemnistCNN(nnx.Module):
     """Return logits, (batch, classes), of (batch, height, width, channels)."""
     x = nnx.relu(self.conv1(x))
     x = max_pool(nnx.relu(self.conv2(x)))
-    x = self.dropout1(x).reshape(len(x), -1)
+    x = self.dropout1(x).reshape(x.shape[0], -1)
     x = self.dropout2(nnx.relu(self.dense1(x)))
     return self.dense2(x)
 

@@ -124,7 +124,8 @@ def kmeans(
     return Variables({"centroids": centroids}, frozen=bounds)
 
   def logits(variables: Variables, examples: Examples) -> Array:
-    x = examples["x"].reshape(len(examples["x"]), -1)
+    x = examples["x"]
+    x = x.reshape(x.shape[0], -1)
     # Not by the binomial formula, which loses digits where centroids are near.
     gaps = x[:, None] - variables.params["centroids"][None]
     return -jnp.sum(gaps**2, axis=-1)

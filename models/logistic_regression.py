@@ -20,7 +20,7 @@ class LogisticRegression(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Return logits, shape=(batch, classes), of x, shape=(batch, ...)."""
-    return self.linear(x.reshape(len(x), -1))
+    return self.linear(x.reshape(x.shape[0], -1))
 
 
 def logistic_regression(

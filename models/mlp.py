@@ -24,7 +24,7 @@ class MLP(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Return logits, shape=(batch, classes), of x, shape=(batch, ...)."""
-    x = x.reshape(len(x), -1)
+    x = x.reshape(x.shape[0], -1)
     for layer in self.layers[:-1]:
       x = nnx.relu(layer(x))
     return self.layers[-1](x)

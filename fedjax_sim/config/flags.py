@@ -31,7 +31,7 @@ def parse(
   arguments: Sequence[str],
   *required: str,
   switches: Sequence[str] = (),
-  **optional: str,
+  **optional: str | None,
 ) -> Any:
   """Return the flags of a command, as attributes.
 

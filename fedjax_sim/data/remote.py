@@ -7,9 +7,10 @@ documentation says how they find credentials.
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from typing import Any
+
+from fedjax_sim.core.optional import library
 
 
 def file_system_of(url: str) -> tuple[Any, str]:
@@ -19,13 +20,9 @@ def file_system_of(url: str) -> tuple[Any, str]:
     ModuleNotFoundError: fsspec, or what it needs for this URL, is missing.
     ValueError: no file system has such URLs.
   """
+  core = library("fsspec.core", "bucket", needed_by=url)
   try:
-    core = importlib.import_module("fsspec.core")
     files, path = core.url_to_fs(url)
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      f"{url} needs fsspec: pip install 'fedjax_sim[bucket]'."
-    ) from error
   except ImportError as error:  # fsspec says what to install
     raise ModuleNotFoundError(f"{url}: {error}") from error
   except ValueError as error:

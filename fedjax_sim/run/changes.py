@@ -58,7 +58,7 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
   stored = stored_config(folder)
   if stored is None:
     return None
-  before, now = _fields(stored), _fields(resolved)
+  before, now = _fields(configs.resolved(stored)), _fields(resolved)
   changed = {
     name: (before.get(name), now.get(name))
     for name in sorted(before.keys() | now.keys())
@@ -83,8 +83,8 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
   return changed
 
 
-def stored_config(folder: Path) -> dict[str, Any] | None:
-  """Return the config of the run in a workdir, complete, as JSON holds it.
+def stored_config(folder: Path) -> ConfigDict | None:
+  """Return the config of the run in a workdir, complete.
 
   Fields that this version has added since then have their defaults.
 
@@ -92,7 +92,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     folder: the workdir.
 
   Returns:
-    The config, without the branch's origin; None if there is no run.
+    The config, without the origin of a branch; None if there is no run.
 
   Raises:
     WorkdirError: `config.json` is missing or damaged.
@@ -101,13 +101,10 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
   stored = read_config(folder)
   if stored is None:
     return None
-  tree = configs.default_config().to_dict()
-  for section, value in stored.items():
-    known = isinstance(value, dict) and isinstance(tree.get(section), dict)
-    tree[section] = {**tree[section], **value} if known else value
-  tree.pop(ORIGIN, None)
+  stored.pop(ORIGIN, None)
+  tree = _merged(configs.default_config().to_dict(), _with_tuples(stored))
   try:
-    return configs.resolved(complete(ConfigDict(tree)))
+    return complete(ConfigDict(tree))
   except (ValueError, TypeError, OSError, ImportError) as error:
     raise ConfigChangedError(
       f"The run in {folder} was begun by another version of fedjax_sim, or with"
@@ -142,6 +139,24 @@ def read_config(folder: Path) -> dict[str, Any] | None:
       " --workdir."
     )
   return stored
+
+
+def _merged(tree: Any, stored: Any) -> dict[str, Any]:
+  """Return nested dictionaries, with the stored values where both have one."""
+  result = dict(tree)
+  for key, value in stored.items():
+    both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+    result[key] = _merged(tree[key], value) if both else value
+  return result
+
+
+def _with_tuples(value: Any) -> Any:
+  """Return what JSON holds with tuples for its lists, as configs have them."""
+  if isinstance(value, dict):
+    return {key: _with_tuples(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return tuple(map(_with_tuples, value))
+  return value
 
 
 def check_evaluations(

@@ -6,6 +6,7 @@ The workdir holds `config.json`, `metrics.jsonl`, `timings.jsonl`, `events/`,
 `client_rounds/`, which at the end becomes `client_rounds.parquet` and
 `client_rounds.png`. Running on the same workdir goes on where the newest whole
 checkpoint ends; the metrics are cut back to it, so no line is lost or doubled.
+Where a bucket has a copy, `bucket.json` names the run.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fedjax_sim.privacy.accounting import composition
 from fedjax_sim.run import changes, profiling
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
+from fedjax_sim.run.mirror import Place, placed
 from fedjax_sim.run.resume import begin, data_digest, versions, warn
 from fedjax_sim.run.signals import noted_signals
 from fedjax_sim.run.summary import print_summary, sum_up
@@ -50,6 +52,7 @@ def run(
   on_round: Callable[[int], None] = lambda round_: None,
   *,
   profile: bool = False,
+  sync_to: str | None = None,
 ) -> dict[str, Any]:
   """Run a config in a workdir, or go on with it.
 
@@ -58,16 +61,20 @@ def run(
 
   Args:
     config: as a config file returns it.
-    workdir: made if it is missing.
+    workdir: a folder, made if it is missing; or the URL of a folder in a
+      bucket, for which the run works in a folder of the user's cache.
     on_round: is told how many rounds are done.
     profile: trace a few rounds, and print a table of where the time goes.
+    sync_to: URL of a folder in a bucket that gets a copy of the workdir, after
+      each checkpoint; None for none.
 
   Returns:
     The summary, as in `summary.json`.
 
   Raises:
     ConfigChangedError: the workdir holds a run with another config or data.
-    WorkdirError: it cannot be written, or another process uses it.
+    WorkdirError: it cannot be written, or another process uses it; or the
+      bucket is in use, or holds another run.
     PeerError: another process refuses, or takes part in another run.
     TypeError, ValueError, OSError, ImportError: the config is wrong; nothing
       was written.
@@ -75,8 +82,19 @@ def run(
     WriteError, CheckpointError: the disk is full or refuses.
     DivergedError: a round left no finite update, or no finite model.
   """
+  with placed(workdir, sync_to) as place:
+    return _run_in(place, config, on_round, profile)
+
+
+def _run_in(
+  place: Place,
+  config: ConfigDict,
+  on_round: Callable[[int], None],
+  profile: bool,
+) -> dict[str, Any]:
+  """Run a config where the place is; see `run`."""
   phases = Phases()
-  folder = Path(workdir)
+  folder = place.folder
   config = complete(config)
   resolved = configs.resolved(config)
 
@@ -91,10 +109,10 @@ def run(
     if processes.is_first():
       nothing = "nothing is left to profile, and " if profile else ""
       print(  # noqa: T201
-        f"The run in {folder} is finished; {nothing}for more rounds raise"
+        f"The run in {place.name} is finished; {nothing}for more rounds raise"
         f" --config.{changes.ROUNDS}."
       )
-      print_summary(finished, folder)
+      print_summary(finished, place.name)
     return finished
 
   def start() -> tuple[build.Experiment, dict[str, Any]]:
@@ -108,7 +126,7 @@ def run(
       digest = data_digest(experiment.simulator)
     fields = dict(configs.fields_of(ConfigDict(resolved)))
     # A path may be another on every host; what lies there may not. So of
-    # references.
+    # references, and of the weights to begin from.
     fields.pop("data.path", None)
     fields.update(experiment.sources)
     same = {
@@ -150,7 +168,7 @@ def run(
     with as_write_error(folder):
       summary, profiled = _run(
         experiment,
-        folder,
+        place,
         checkpoints,
         received,
         phases,
@@ -160,7 +178,7 @@ def run(
         describe,
       )
   if processes.is_first():
-    print_summary(summary, folder)
+    print_summary(summary, place.name)
   if profiled is not None:
     profiling.show(profiled)
   return summary
@@ -168,7 +186,7 @@ def run(
 
 def _run(
   experiment: build.Experiment,
-  folder: Path,
+  place: Place,
   checkpoints: Checkpoints | None,
   received: list[int],
   phases: Phases,
@@ -181,7 +199,7 @@ def _run(
 
   Args:
     experiment: what the config describes.
-    folder: the workdir.
+    place: where the workdir is.
     checkpoints: None in all processes but the first one.
     received: signals so far.
     phases: measures what takes how long.
@@ -190,6 +208,7 @@ def _run(
     profiled: whether to trace a few rounds.
     describe: writes what the workdir says of the run, once nothing refuses it.
   """
+  folder = place.folder
   begun = begin(experiment, checkpoints, phases, data_digest)
   processes.from_first(describe)
   simulator = begun.simulator
@@ -214,6 +233,7 @@ def _run(
     loop = Loop(
       experiment=experiment,
       folder=folder,
+      mirror=place.mirror,
       checkpoints=checkpoints,
       phases=phases,
       data_digest=data_digest,

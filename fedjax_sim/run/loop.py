@@ -14,6 +14,7 @@ from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.mirror import Mirror
 from fedjax_sim.run.profiling import Profile
 from fedjax_sim.run.resume import Totals, account_facts, environment
 from fedjax_sim.run.signals import Interrupted
@@ -35,7 +36,8 @@ class Loop:
     simulator: what runs, with the lanes of `choice`.
     choice: number of lanes, and why.
     folder: the workdir.
-    checkpoints: None in all processes but the first one.
+    checkpoints: None in all processes but the first one, and where none shall
+      be written.
     phases: measures what takes how long.
     data_digest: of the data, for checkpoints.
     journal: where metrics and messages go.
@@ -48,6 +50,9 @@ class Loop:
     totals: what is counted so far.
     state: the state after `done` rounds.
     done: number of rounds done.
+    mirror: copies the workdir after each checkpoint; None for no copy.
+    until: number of the round to stop after, before the run's end; None for
+      the end.
     saved: number of rounds in the newest checkpoint.
     measured: set -> metrics of its clients, by the evaluation at the end; None
       if there was none here.
@@ -69,6 +74,8 @@ class Loop:
   before: Totals
   state: RunState
   done: int
+  mirror: Mirror | None = None
+  until: int | None = None
   totals: Totals = dataclasses.field(init=False)
   saved: int = dataclasses.field(init=False)
   measured: Mapping[str, ClientMetrics] | None = None
@@ -76,23 +83,26 @@ class Loop:
   def __post_init__(self) -> None:
     self.totals = dataclasses.replace(self.before)
     self.saved = self.done
+    if self.checkpoints is not None:
+      self.checkpoints.on_commit = self._committed
 
   def run(self) -> None:
-    """Run to the last round.
+    """Run to the last round, or to `until`.
 
     Raises:
       Interrupted: SIGTERM or SIGINT, in any process; a checkpoint was written.
       DivergedError: a round left no finite update, or no finite model.
     """
     timetable, profile = self.experiment.timetable, self.profile
+    last = timetable.rounds if self.until is None else self.until
     self._announce()
     self._begin()
     sent: RunState | None = None
-    with contextlib.closing(self._dispatches()) as dispatches:
-      while self.done < timetable.rounds:
+    with contextlib.closing(self._dispatches(last)) as dispatches:
+      while self.done < last:
         self._end_if_signalled()
         if profile is not None:
-          profile.before(timetable.rounds - self.done)
+          profile.before(last - self.done)
         out = dispatches.send(sent)
         if profile is not None:
           profile.after(out)
@@ -102,8 +112,7 @@ class Loop:
         self._log(out, seconds)
         if out.failure is not None:
           raise out.failure
-        every, last = timetable.checkpoint_every, timetable.rounds
-        if self.done % every == 0 or self.done == last:
+        if self.done % timetable.checkpoint_every == 0 or self.done == last:
           self._save()
         self.on_round(self.done)
 
@@ -122,6 +131,9 @@ class Loop:
     """Log how the run goes on."""
     if self.resumed:
       self.journal.log(f"Going on after round {self.done}.")
+    elif build.INITIAL in self.experiment.sources:
+      weights = self.experiment.sources[build.INITIAL]
+      self.journal.log(f"Beginning with the weights of {weights}.")
     count, reason = self.choice
     lanes = "1 lane" if count == 1 else f"{count} lanes"
     self.journal.log(f"{lanes} a device: {reason}.")
@@ -141,12 +153,13 @@ class Loop:
     if sets:
       self.journal.begin({"round": 0, **self._evaluate(sets)})
 
-  def _dispatches(self) -> Generator[DispatchResult, RunState | None, None]:
-    timetable = self.experiment.timetable
+  def _dispatches(
+    self, last: int
+  ) -> Generator[DispatchResult, RunState | None, None]:
     return self.simulator.run(
       self.state,
-      timetable.rounds,
-      stops=timetable.stops,
+      last,
+      stops=self.experiment.timetable.stops,
       phases=self.phases,
       singles=self.singles,
     )
@@ -196,6 +209,9 @@ class Loop:
   def _log(self, out: DispatchResult, eval_seconds: float) -> None:
     with self.phases("write"):
       self.journal.write(self.done, out, eval_seconds)
+    if self.mirror is not None:
+      for message, level in self.mirror.messages():
+        self.journal.log(message, level=level)
     for round_, ids in out.rejected:
       self.journal.log(rejection(self.simulator, round_, ids), level="warning")
 
@@ -203,7 +219,8 @@ class Loop:
     """Commit all that was done to a checkpoint."""
 
     def write() -> None:
-      assert self.checkpoints is not None
+      if self.checkpoints is None:
+        return
       self.journal.sync()
       facts = {
         "lanes": self.choice,
@@ -212,7 +229,7 @@ class Loop:
         "data": self.data_digest,
         "sources": self.experiment.sources,
         "privacy": account_facts(self.simulator, self.done),
-        "ended": self.done == self.experiment.timetable.rounds,
+        "timetable": dataclasses.asdict(self.experiment.timetable),
       }
       self.checkpoints.save(self.done, fetched, facts)
 
@@ -220,3 +237,9 @@ class Loop:
       fetched = self.simulator.states.to_host(self.state)
       processes.from_first(write)
     self.saved = self.done
+
+  def _committed(self, round_: int) -> None:
+    """Let others have what a checkpoint holds."""
+    del round_
+    if self.mirror is not None:
+      self.mirror.copy()

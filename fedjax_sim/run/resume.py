@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_sim.config.build import Experiment
+from fedjax_sim.config.build import INITIAL, Experiment
 from fedjax_sim.core import validate
+from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import StoredData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
-from fedjax_sim.run.checkpoint import Checkpoints, Restored, tree_digest
+from fedjax_sim.run.checkpoint import Checkpoints, Restored
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.dispatch import DispatchResult
 from fedjax_sim.simulation.lanes import Choice
@@ -90,37 +91,60 @@ def begin(
     ConfigChangedError: the checkpoint is of other data, or of an account that
       counted otherwise.
   """
-  simulator, rounds = experiment.simulator, experiment.timetable.rounds
+  simulator = experiment.simulator
   with phases("checkpoint"):
     restored = restore(checkpoints, simulator)
   if restored is None:
     with phases("build"):
       state = simulator.init()
-    choice = simulator.choose_lanes(rounds, phases)
+    choice = simulator.choose_lanes(experiment.timetable.rounds, phases)
     return Begun(simulator, choice, False, Totals(), state, 0)
+  begun = going_on(experiment, restored, data_digest)
+  if processes.is_first():
+    facts = restored.facts
+    warn_of_changes(facts["environment"], environment(begun.simulator))
+    began = dict(facts.get("sources", {}))  # old checkpoints had none
+    sources = dict(experiment.sources)
+    warn_of_changes(
+      {INITIAL: began.pop(INITIAL, "none")},
+      {INITIAL: sources.pop(INITIAL, "none")},
+      "The run keeps the weights that it began with",
+    )
+    warn_of_changes(began, sources, "The rounds to come follow the new code")
+    warn_of_changes(
+      facts.get("privacy", {}),
+      account_facts(begun.simulator, begun.done),
+      "The accountant's libraries are other ones; both epsilons are bounds",
+    )
+  return begun
+
+
+def going_on(
+  experiment: Experiment, restored: Restored, data_digest: str
+) -> Begun:
+  """Return where a run goes on from a checkpoint.
+
+  Args:
+    experiment: what the config describes.
+    restored: the checkpoint.
+    data_digest: of the data.
+
+  Raises:
+    ConfigChangedError: the checkpoint is of other data, or of an account that
+      counted otherwise.
+  """
+  simulator = experiment.simulator
   done, facts = restored.round, restored.facts
   refuse_other_data(facts["data"], data_digest)
-  account = account_facts(simulator, done)
-  refuse_other_account(facts.get("privacy", {}), account)
+  refuse_other_account(facts.get("privacy", {}), account_facts(simulator, done))
   # The lanes were measured when the run began; its float sums follow them.
   choice = Choice(*facts["lanes"])
   runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
   simulator = dataclasses.replace(simulator, runtime=runtime)
   state = simulator.states.to_devices(restored.state)
-  if done < rounds and facts.get("ended"):  # it was given more rounds
+  ended = facts.get("timetable", {}).get("rounds") == done
+  if ended and done < experiment.timetable.rounds:  # it was given more rounds
     state = simulator.react.continued(state)
-  if processes.is_first():
-    warn_of_changes(facts["environment"], environment(simulator))
-    warn_of_changes(
-      facts.get("sources", {}),  # those of old checkpoints had none
-      experiment.sources,
-      "The rounds to come follow the new code",
-    )
-    warn_of_changes(
-      facts.get("privacy", {}),
-      account,
-      "The accountant's libraries are other ones; both epsilons are bounds",
-    )
   before = Totals(**facts["totals"])
   return Begun(simulator, choice, True, before, state, done)
 

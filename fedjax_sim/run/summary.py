@@ -12,11 +12,11 @@ import jax
 
 from fedjax_sim import distributed, reporting
 from fedjax_sim.config import build
+from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import FederatedData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.state import RunState
-from fedjax_sim.run.checkpoint import tree_digest
 from fedjax_sim.run.resume import Totals, versions
 from fedjax_sim.simulation.lanes import Choice
 from fedjax_sim.simulation.simulator import Simulator
@@ -148,7 +148,7 @@ def _write_clients(
   reporting.write_atomically(path, text.getvalue().encode())
 
 
-def print_summary(summary: dict[str, Any], folder: Path) -> None:
+def print_summary(summary: dict[str, Any], workdir: str) -> None:
   """Print a run's metrics and facts."""
   shown = ("train/", "test/", "seen/", "unseen/", "best/", "privacy/")
   metrics = {
@@ -165,7 +165,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     "compilations": str(summary["compilations"]),
     "devices": f"{len(summary['devices'])} x {summary['device_kind']}",
     "lanes": str(summary["lanes"]),
-    "workdir": str(folder),
+    "workdir": workdir,
   }
   if "privacy_told" in summary:
     simulated = "privacy/simulated_epsilon" in summary

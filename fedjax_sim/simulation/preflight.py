@@ -26,6 +26,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.core.tree import paths_of
 from fedjax_sim.data import FederatedData, FederatedDataset, prepared_shapes
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine import plan as plans
@@ -34,7 +35,6 @@ from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_loop import augmented, with_numbers
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.tasks import fast_layers
-from fedjax_sim.tasks.freezing import paths_of
 from fedjax_sim.tasks.metrics import MetricError
 
 T = TypeVar("T")

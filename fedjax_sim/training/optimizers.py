@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from fedjax_sim.core import PyTree, validate
+from fedjax_sim.core.tree import paths_of
 from fedjax_sim.tasks import freezing
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -178,7 +179,7 @@ def by_layer(
       " (('layers/0/', 0.1),)."
     )
   freezing.matching(field, [pattern for pattern, _ in rates], params)
-  factors: list[float | None] = [None] * len(freezing.paths_of(params))
+  factors: list[float | None] = [None] * len(paths_of(params))
   for pattern, factor in rates:
     factor = validate.number(f"{field}: factor of {pattern!r}", factor, ge=0)
     hits = freezing.matching(field, (pattern,), params)
