@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,9 +29,9 @@ from fedjax_sim.core import references
 from fedjax_sim.distributed import processes
 from fedjax_sim.privacy.accounting import composition
 from fedjax_sim.run import changes, profiling
+from fedjax_sim.run.bucket.mirror import Place, placed
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
-from fedjax_sim.run.mirror import Place, placed
 from fedjax_sim.run.resume import begin, data_digest, versions, warn
 from fedjax_sim.run.signals import noted_signals
 from fedjax_sim.run.summary import print_summary, sum_up

@@ -13,8 +13,8 @@ from fedjax_sim.config import build
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.run.bucket.mirror import Mirror
 from fedjax_sim.run.checkpoint import Checkpoints
-from fedjax_sim.run.mirror import Mirror
 from fedjax_sim.run.profiling import Profile
 from fedjax_sim.run.resume import Totals, account_facts, environment
 from fedjax_sim.run.signals import Interrupted

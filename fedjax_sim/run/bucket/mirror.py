@@ -1,21 +1,13 @@
 """A copy of the workdir in a bucket, brought up to date by a thread.
 
-After a checkpoint a snapshot of the workdir is taken, of hard links, which
-costs no copy and keeps what the run removes or replaces meanwhile. A thread
-sends what is new of it. One snapshot waits at most; a newer one takes its
-place.
-
-Whenever the copying stops, the bucket holds a run that can go on: metrics are
-sent before the checkpoint that needs them, of a checkpoint the file of sums
-last, `summary.json` after all else, and what has to go is removed at the end.
+After each checkpoint a snapshot is taken, and the thread sends what is new of
+it. One snapshot waits at most; a newer one takes its place.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
 import sys
 import threading
 import uuid
@@ -27,18 +19,16 @@ from typing import NamedTuple
 from fedjax_sim.core.files import write_json
 from fedjax_sim.data import is_url
 from fedjax_sim.distributed import processes
-from fedjax_sim.run import staging
-from fedjax_sim.run.bucket import Bucket, Lock
-from fedjax_sim.run.checkpoint import SUMS
-from fedjax_sim.run.staging import IDENTITY, checkpoint_of, identity_of
+from fedjax_sim.run.bucket import snapshot as snapshots
+from fedjax_sim.run.bucket import staging
+from fedjax_sim.run.bucket.folder import Bucket
+from fedjax_sim.run.bucket.lock import Lock
+from fedjax_sim.run.bucket.sender import Sender
+from fedjax_sim.run.bucket.snapshot import Snapshot
+from fedjax_sim.run.bucket.staging import IDENTITY, identity_of
 from fedjax_sim.run.workdir import WorkdirError
 
-SUMMARY = "summary.json"
 START_SECONDS = 10.0  # that the start of a run waits for a bucket's answer
-_OWN = re.compile(r"checkpoints/\d+/|client_rounds/")  # what may be removed
-# What is not sent: hidden files, and checkpoints that are none.
-_LOCAL = re.compile(r"(?!checkpoints/\d+/)(.*/)?\.|checkpoints/(?!\d+/)")
-_SNAPSHOTS = ".snapshots"  # folder of a workdir
 
 
 class Place(NamedTuple):
@@ -105,30 +95,6 @@ def placed(
     yield Place(folder, name, mirror)
 
 
-class Stamp(NamedTuple):
-  """A file as it was; another one has another stamp."""
-
-  inode: int
-  size: int
-  changed: int
-
-
-class Snapshot(NamedTuple):
-  """The workdir as it was.
-
-  Attributes:
-    folder: of links to the files.
-    files: path in the workdir -> the file.
-  """
-
-  folder: Path
-  files: dict[str, Stamp]
-
-  def checkpoints(self) -> list[int]:
-    """Return the rounds of the checkpoints, in order."""
-    return staging.complete_rounds(self.files)
-
-
 class Mirror:
   """Copies a workdir to a bucket; leaving the context waits for the last copy.
 
@@ -142,8 +108,7 @@ class Mirror:
     self._lock = Lock(bucket)
     self._owns = False  # whether the bucket is known to hold this run or none
     self._adopts = False  # whether a run there is this one
-    self._there: dict[str, int] | None = None  # the bucket's files
-    self._sent: dict[str, Stamp] = {}
+    self._sender = Sender(bucket)
     self._taken = 0  # snapshots
     self._says: list[tuple[str, str]] = []
     self._owning = threading.Lock()
@@ -195,7 +160,7 @@ class Mirror:
       self._say(f"{self._bucket.url} has not answered yet.", level="warning")
 
   def __enter__(self) -> Mirror:
-    shutil.rmtree(self._folder / _SNAPSHOTS, ignore_errors=True)
+    snapshots.forget_all(self._folder)
     threading.Thread(target=self._work, daemon=True).start()
     return self
 
@@ -210,7 +175,7 @@ class Mirror:
         self._finish()
     finally:
       self._lock.release()
-      shutil.rmtree(self._folder / _SNAPSHOTS, ignore_errors=True)
+      snapshots.forget_all(self._folder)
 
   def copy(self) -> None:
     """Copy the workdir as it is now; return before it is copied.
@@ -263,7 +228,7 @@ class Mirror:
     for message, _ in left:
       _print(message)
     snapshot = self._snapshot()
-    lacking = [] if snapshot is None else self._lacking(snapshot)
+    lacking = [] if snapshot is None else self._sender.lacking(snapshot)
     _print(
       f"{self._bucket.url} lacks {', '.join(lacking) or 'nothing'}:"
       f" {self._failure}. All of it is in {self._folder}; the same command"
@@ -272,16 +237,6 @@ class Mirror:
 
   def _is_done(self) -> bool:
     return self._waiting is None and not self._busy
-
-  def _lacking(self, snapshot: Snapshot) -> list[str]:
-    """Return what was not sent, a checkpoint as one."""
-    names = [
-      "/".join(name.split("/")[:2]) if checkpoint_of(name) is not None else name
-      for name, stamp in snapshot.files.items()
-      if self._sent.get(name) != stamp
-    ]
-    found = list(dict.fromkeys(sorted(names)))
-    return [*found[:8], *(["..."] if len(found) > 8 else [])]
 
   def _work(self) -> None:
     """Copy what waits, until the end."""
@@ -293,7 +248,9 @@ class Mirror:
           return
         self._busy = True
       try:
-        self._send(snapshot)
+        self._own()
+        self._sender.send(snapshot, self._lock.check)
+        (self._folder / staging.SENT).touch()
       except Exception as error:  # whatever a bucket's library raises
         self._fail(error)
       else:
@@ -301,7 +258,7 @@ class Mirror:
           self._failure = ""
           self._say(f"The copy in {self._bucket.url} is up to date again.")
       finally:
-        self._forget_older(snapshot)
+        snapshots.forget(snapshot)
         with self._changed:
           self._busy = False
           self._changed.notify_all()
@@ -314,28 +271,7 @@ class Mirror:
     if not identity.exists():
       write_json(identity, {"run": uuid.uuid4().hex})
     self._taken += 1
-    links = self._folder / _SNAPSHOTS / str(self._taken)
-    files: dict[str, Stamp] = {}
-    for path in _files(self._folder):
-      name = path.relative_to(self._folder).as_posix()
-      if _LOCAL.match(name):
-        continue
-      link = links / name
-      link.parent.mkdir(parents=True, exist_ok=True)
-      with contextlib.suppress(FileNotFoundError):  # it has just been replaced
-        _link(path, link)
-        facts = link.stat()
-        own = path.stat().st_ino  # a copy has another one
-        files[name] = Stamp(own, facts.st_size, facts.st_mtime_ns)
-    return Snapshot(links, files)
-
-  def _forget_older(self, snapshot: Snapshot) -> None:
-    """Remove this snapshot and those that it took the place of."""
-    last = int(snapshot.folder.name)
-    with contextlib.suppress(OSError):
-      for path in snapshot.folder.parent.iterdir():
-        if int(path.name) <= last:
-          shutil.rmtree(path, ignore_errors=True)
+    return snapshots.take(self._folder, self._taken)
 
   def _own(self) -> None:
     """Take the bucket's lock, if that was not done; refuse another run's."""
@@ -360,93 +296,6 @@ class Mirror:
         " another URL, or go on with that one by"
         f" --workdir={self._bucket.url}."
       )
-
-  def _send(self, snapshot: Snapshot) -> None:
-    """Make the bucket hold what a snapshot holds."""
-    self._own()
-    if self._there is None:
-      self._there = self._bucket.sizes()
-    files, rounds = snapshot.files, snapshot.checkpoints()
-    if SUMMARY not in files:  # a finished run has got more rounds
-      self._remove(SUMMARY)
-    for name, stamp in files.items():
-      if name.startswith("client_rounds/"):  # a name there has one content
-        if self._there.get(name) == stamp.size:
-          self._sent[name] = stamp
-      if name != SUMMARY and checkpoint_of(name) is None:
-        self._put(snapshot, name)
-    for round_ in rounds:
-      self._put_checkpoint(snapshot, round_)
-    if SUMMARY in files:
-      self._put(snapshot, SUMMARY)
-    if rounds:
-      self._lock.check()
-      gone = [n for n in self._there if _OWN.match(n) and n not in files]
-      for name in sorted(gone, key=lambda n: not n.endswith(f"/{SUMS}")):
-        self._remove(name)
-    (self._folder / staging.SENT).touch()
-
-  def _put_checkpoint(self, snapshot: Snapshot, round_: int) -> None:
-    """Send a checkpoint, its sums last, unless it is there."""
-    assert self._there is not None
-    prefix = f"checkpoints/{round_}/"
-    names = [name for name in snapshot.files if name.startswith(prefix)]
-    if all(self._sent.get(name) == snapshot.files[name] for name in names):
-      return
-    sums = prefix + SUMS
-    there = {n: s for n, s in self._there.items() if n.startswith(prefix)}
-    if there == {name: snapshot.files[name].size for name in names}:
-      if self._bucket.read(sums) == (snapshot.folder / sums).read_bytes():
-        self._sent |= {name: snapshot.files[name] for name in names}
-        return
-    self._remove(sums)  # from here on it is none
-    for name in there:
-      if name not in names or self._sent.get(name) != snapshot.files[name]:
-        self._remove(name)
-    for name in names:
-      if name != sums:
-        self._put(snapshot, name)
-    self._put(snapshot, sums)
-
-  def _put(self, snapshot: Snapshot, name: str) -> None:
-    """Send a file, unless it is there."""
-    assert self._there is not None
-    stamp = snapshot.files[name]
-    if self._sent.get(name) != stamp or name not in self._there:
-      self._bucket.send(snapshot.folder / name, name, stamp.size)
-      self._there[name], self._sent[name] = stamp.size, stamp
-
-  def _remove(self, name: str) -> None:
-    assert self._there is not None
-    if name in self._there:
-      self._bucket.remove(name)
-      del self._there[name]
-    self._sent.pop(name, None)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-  """Yield the files below a folder, but for links and snapshots."""
-  found: list[os.DirEntry[str]] = []
-  # What other libraries keep here may go at any moment.
-  with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-    found = sorted(entries, key=lambda entry: entry.name)
-  for entry in found:
-    if entry.name == _SNAPSHOTS:
-      continue
-    if entry.is_dir(follow_symlinks=False):
-      yield from _files(Path(entry.path))
-    elif entry.is_file(follow_symlinks=False):
-      yield Path(entry.path)
-
-
-def _link(path: Path, link: Path) -> None:
-  """Make a hard link, or a copy where the file system has no links."""
-  try:
-    os.link(path, link)
-  except FileNotFoundError:
-    raise
-  except OSError:
-    shutil.copy2(path, link)
 
 
 def _print(message: str) -> None:

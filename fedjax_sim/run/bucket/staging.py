@@ -16,7 +16,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fedjax_sim.run.bucket import LOCK, Bucket
+from fedjax_sim.run.bucket.folder import Bucket
+from fedjax_sim.run.bucket.lock import LOCK
 from fedjax_sim.run.checkpoint import SUMS, check_files, rounds_in
 
 IDENTITY = "bucket.json"  # names the run that a bucket holds a copy of
@@ -79,9 +80,8 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
   local = _read(folder / IDENTITY)
   if "config.json" not in there:
     if (folder / SENT).exists():  # somebody has emptied the bucket
-      aside = _set_aside(folder)
-      text = f"{bucket.url} holds no run any more: what was here is in {aside}."
-      say(text, "warning")
+      text = f"holds no run any more; what was here is in {_set_aside(folder)}"
+      say(f"{bucket.url} {text}.", "warning")
     return
   copy = bucket.read(IDENTITY) if IDENTITY in there else None
   same = local is not None and identity_of(local) == identity_of(copy)
@@ -93,11 +93,9 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
   _fetch(bucket, there, folder, new)
   for round_ in rounds_in(new / "checkpoints"):
     path = new / "checkpoints" / str(round_)
-    try:
-      check_files(path)
-    except (ValueError, OSError) as error:
-      damage = f"the checkpoint of round {round_} is damaged: {error}"
-      say(f"{bucket.url}: {damage}", "warning")
+    if damage := _damage(path):
+      text = f"the checkpoint of round {round_} is damaged: {damage}"
+      say(f"{bucket.url}: {text}.", "warning")
       shutil.rmtree(path)
   if same and _progress(folder) > _progress(new):
     shutil.rmtree(new)
@@ -125,17 +123,28 @@ def _fetch(
   same = {}
   for round_ in complete:
     sums = f"checkpoints/{round_}/{SUMS}"
-    same[round_] = _read(folder / sums) == bucket.read(sums)
+    same[round_] = _read(folder / sums) == bucket.read(sums) and not _damage(
+      folder / f"checkpoints/{round_}"
+    )
   for name in there:
-    round_ = checkpoint_of(name)
-    if name == LOCK or (round_ is not None and round_ not in complete):
+    of = checkpoint_of(name)
+    if name == LOCK or (of is not None and of not in complete):
       continue
     path = new / name
-    if round_ is not None and same[round_] and (folder / name).is_file():
+    if of is not None and same[of] and (folder / name).is_file():
       path.parent.mkdir(parents=True, exist_ok=True)
       os.link(folder / name, path)
     else:
       bucket.fetch(name, path)
+
+
+def _damage(checkpoint: Path) -> str:
+  """Return what is wrong with a checkpoint's files; "" if nothing is."""
+  try:
+    check_files(checkpoint)
+  except (ValueError, OSError) as error:
+    return str(error)
+  return ""
 
 
 def _progress(folder: Path) -> tuple[int, bool]:
