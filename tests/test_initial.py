@@ -173,9 +173,8 @@ def test_what_does_not_fit_is_refused(task, given, change, only, message):
 
 
 def test_patterns_are_a_tuple(task, given):
-  with pytest.raises(
-    TypeError, match=r"model\.initial_only='layers' is a text"
-  ):
+  message = r"model\.initial_only='layers' is a text; give a tuple"
+  with pytest.raises(TypeError, match=message):
     with_initial(task, given, "layers")
 
 

@@ -82,11 +82,9 @@ def test_trees_strides_and_byte_orders(suffix, tmp_path):
 
 
 def test_the_formats_are_those_of_the_libraries(tmp_path):
-  nested = {
-    "layers": {"0": {"w": np.ones((2, 1), np.float32)}},
-    "n": np.int8(3),
-  }
-  flat = {"layers/0/w": np.ones((2, 1), np.float32), "n": np.array(3, np.int8)}
+  w, n = np.ones((2, 1), np.float32), np.array(3, np.int8)
+  nested = {"layers": {"0": {"w": w}}, "n": n}
+  flat: dict[str, np.ndarray] = {"layers/0/w": w, "n": n}
   for suffix in FORMATS:
     write_weights(tmp_path / f"ours{suffix}", nested)
   same(safetensors.numpy.load_file(tmp_path / "ours.safetensors"), flat)
@@ -98,7 +96,7 @@ def test_the_formats_are_those_of_the_libraries(tmp_path):
   same({name: restored[name] for name in sorted(flat)}, flat)
 
   safetensors.numpy.save_file(flat, tmp_path / "theirs.safetensors")
-  np.savez_compressed(tmp_path / "theirs.npz", **flat)
+  np.savez_compressed(tmp_path / "theirs.npz", **flat)  # type: ignore[arg-type]
   content = serialization.to_bytes(nested)
   (tmp_path / "theirs.msgpack").write_bytes(content)
   for suffix in FORMATS:
@@ -121,11 +119,14 @@ def test_damaged_files_are_refused_in_a_line(suffix, tmp_path):
   refused = 0
   for damaged in (*cuts, *flipped, b"", b"hello", content[::-1]):
     path.write_bytes(damaged)
+    said = ""
     try:
       arrays = read_weights(path).arrays
     except WeightsError as error:
-      assert str(error).startswith(f"{path} is damaged (")
-      assert "\n" not in str(error)
+      said = str(error)
+    if said:
+      assert said.startswith(f"{path} is damaged (")
+      assert "\n" not in said
       refused += 1
     else:  # a byte of the metadata, or one that the format does not use
       same(arrays, SMALL)
