@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim run|launch|describe|plan|export|...`."""
+"""The command line: `fedjax-sim run|launch|verify|describe|...`."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "data": _of_module("data"),
   "export": _of_module("export"),
   "list": _list,
+  "verify": _of_module("verify"),
 }
 
 

@@ -15,6 +15,10 @@ fedjax-sim: federated learning, simulated.
       --distributed=auto|HOST:PORT,PROCESS,COUNT: as one process of several
   fedjax-sim launch --processes=N -- run --config=FILE --workdir=DIR ...
       trains in several processes on this machine
+  fedjax-sim verify --workdir=DIR
+      executes a run's rounds again and compares with what it left: 0 if every
+      bit equals, else 1
+      --rounds=checkpoints: those between two checkpoints; all; or FROM-TO
   fedjax-sim describe --config=FILE [--config.SECTION.FIELD=VALUE ...]
       what would run: config, sizes, predicted memory
   fedjax-sim plan --config=FILE --devices=N --link-gbps=G --flops=F|measure

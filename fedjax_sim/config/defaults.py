@@ -10,6 +10,11 @@ from __future__ import annotations
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
+LABELED_SECTIONS = (
+  "transforms",
+  "trackers",
+)  # of which every entry is a section
+
 
 def default_config() -> ConfigDict:
   """Return the config of a run with every component at its default.
@@ -91,6 +96,10 @@ def default_config() -> ConfigDict:
 
   config.transforms = ConfigDict()  # a section each, such as transforms.clip
   config.transforms.order = placeholder(tuple)  # None: by the alphabet
+
+  config.trackers = ConfigDict()  # a section each, such as trackers.mlflow
+  config.trackers.tensorboard = ConfigDict()
+  config.trackers.tensorboard.name = "tensorboard"
 
   config.replay = ConfigDict()  # after each round, on the server's examples
   config.replay.steps = placeholder(int)  # None: no replay

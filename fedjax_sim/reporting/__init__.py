@@ -28,7 +28,12 @@ from fedjax_sim.reporting.figures.privacy_curves import (
   write_privacy_curves,
 )
 from fedjax_sim.reporting.import_progress import written
-from fedjax_sim.reporting.metrics_file import MetricsFile, columns, read_metrics
+from fedjax_sim.reporting.metrics_file import (
+  MetricsFile,
+  MetricsReader,
+  columns,
+  read_metrics,
+)
 from fedjax_sim.reporting.progress import Progress
 from fedjax_sim.reporting.table import (
   final_text,
@@ -43,6 +48,7 @@ __all__ = [
   "ClientRounds",
   "EventFiles",
   "MetricsFile",
+  "MetricsReader",
   "Progress",
   "Setting",
   "columns",

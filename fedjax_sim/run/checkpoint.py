@@ -59,7 +59,7 @@ class Restored(NamedTuple):
 
 
 def rounds_in(folder: Path) -> list[int]:
-  """Rounds of which there is a checkpoint, in order."""
+  """Return the rounds of which there is a checkpoint, in order."""
   names = [path.name for path in folder.glob("*")]
   return sorted(int(name) for name in names if name.isdecimal())
 
@@ -94,7 +94,7 @@ class CheckpointReader:
     self.orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
 
   def rounds(self) -> list[int]:
-    """Rounds of which there is a checkpoint, in order."""
+    """Return the rounds of which there is a checkpoint, in order."""
     return rounds_in(self._folder)
 
   def read(
@@ -155,7 +155,7 @@ class CheckpointReader:
     return self.orbax.restore(self.path(round_), composite)[item]
 
   def close(self) -> None:
-    """Ends orbax's threads."""
+    """End orbax's threads."""
     self.orbax.close()
 
   def path(self, round_: int) -> Path:
@@ -180,11 +180,11 @@ class Checkpoints:
     self._remove(_UNFINISHED)
 
   def rounds(self) -> list[int]:
-    """Rounds of which there is a checkpoint, in order."""
+    """Return the rounds of which there is a checkpoint, in order."""
     return self._reader.rounds()
 
   def save(self, round_: int, state: PyTree, facts: dict[str, Any]) -> None:
-    """Writes a checkpoint; returns when it is committed.
+    """Write a checkpoint; return when it is committed.
 
     Checkpoints of this round and of later ones go first, since the run is being
     repeated; damaged ones go last.
@@ -236,7 +236,7 @@ class Checkpoints:
   def restore(
     self, like: PyTree, warn: Callable[[str], None]
   ) -> Restored | None:
-    """The newest checkpoint that is whole; None if there is none.
+    """Return the newest whole checkpoint; None if there is none.
 
     Damaged ones are set aside under another name until the next `save`.
 
@@ -264,7 +264,7 @@ class Checkpoints:
     return None
 
   def close(self) -> None:
-    """Ends orbax's threads."""
+    """End orbax's threads."""
     self._reader.close()
 
   def _set_aside(self, round_: int) -> None:
@@ -273,14 +273,14 @@ class Checkpoints:
     os.rename(self._reader.path(round_), aside)
 
   def _remove(self, mark: str) -> None:
-    """Removes what has the mark in its name."""
+    """Remove what has the mark in its name."""
     for path in self._folder.glob(f"*{mark}*"):
       with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:
-  """Path of each leaf -> its dtype and shape, in order."""
+  """Return the dtype and shape of each leaf, by its path, in order."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {
     jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}{leaf.shape}"
@@ -312,7 +312,7 @@ def _key(index: int) -> str:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-  """File below the folder -> its SHA-256, but for the file that holds these."""
+  """Return the SHA-256 of each file of a folder, but for that of the sums."""
   sums = {}
   for path in sorted(folder.rglob("*")):
     if path.is_file() and path.name != _SUMS:
@@ -323,7 +323,7 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _check_room(folder: Path, size: int) -> None:
-  """Raises OSError if the disk has no room for a checkpoint of `size` bytes.
+  """Raise OSError if the disk has no room for a checkpoint of `size` bytes.
 
   Orbax would report it, too, but with a traceback for every file.
   """
@@ -336,7 +336,7 @@ def _check_room(folder: Path, size: int) -> None:
 
 
 def _check_files(folder: Path, part: str) -> None:
-  """Raises ValueError or OSError for a file that is not as it was written.
+  """Raise ValueError or OSError for a file that is not as it was written.
 
   Args:
     folder: of the checkpoint.

@@ -1,7 +1,8 @@
 """A run in a workdir: resume, train, evaluate, log, checkpoint, sum up.
 
 The workdir holds `config.json`, `metrics.jsonl`, `timings.jsonl`, `events/`,
-`checkpoints/`, of a private run `privacy.json`, and at the end `summary.json`,
+`checkpoints/`, of a private run `privacy.json`, where there are trackers on a
+server `trackers.json`, and at the end `summary.json`,
 `curves.png` and `clients_*.csv`; with `server.client_log` also
 `client_rounds/`, which at the end becomes `client_rounds.parquet` and
 `client_rounds.png`. Running on the same workdir goes on where the newest whole
@@ -28,18 +29,19 @@ from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.core import references
 from fedjax_sim.distributed import processes
 from fedjax_sim.privacy.accounting import composition
-from fedjax_sim.run import profiling
+from fedjax_sim.run import changes, profiling
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
-from fedjax_sim.run.resume import begin, data_digest, versions
+from fedjax_sim.run.resume import begin, data_digest, versions, warn
 from fedjax_sim.run.signals import noted_signals
 from fedjax_sim.run.summary import print_summary, sum_up
+from fedjax_sim.run.trackers import deliver_rest, tracked
 from fedjax_sim.run.tracking import journal
 from fedjax_sim.run.workdir import (
   as_write_error,
   finished_summary,
   locked,
-  refuse_other_config,
+  rounds_done,
 )
 from fedjax_sim.simulation.timing import Phases
 
@@ -51,7 +53,7 @@ def run(
   *,
   profile: bool = False,
 ) -> dict[str, Any]:
-  """Runs a config in a workdir, or goes on with it.
+  """Run a config in a workdir, or go on with it.
 
   With several processes all of them call it; the first one alone reads and
   writes the workdir.
@@ -80,18 +82,22 @@ def run(
   config = complete(config)
   resolved = configs.resolved(config)
 
-  def look() -> dict[str, Any] | None:
-    refuse_other_config(folder, resolved)
-    return finished_summary(folder)
+  def look() -> tuple[changes.Changes, int, dict[str, Any] | None]:
+    changed = changes.changes_since(folder, resolved) or {}
+    finished = changes.ROUNDS not in changed
+    summary = finished_summary(folder) if finished else None
+    return changed, rounds_done(folder), summary
 
-  if (finished := processes.from_first(look)) is not None:
+  changed, done, finished = processes.from_first(look)
+  if finished is not None:
     if processes.is_first():
       nothing = "nothing is left to profile, and " if profile else ""
       print(  # noqa: T201
-        f"The run in {folder} is finished; {nothing}for more rounds take"
-        " another --workdir."
+        f"The run in {folder} is finished; {nothing}for more rounds raise"
+        f" --config.{changes.ROUNDS}."
       )
       print_summary(finished, folder)
+      deliver_rest(config, folder, finished["rounds"])
     return finished
 
   def start() -> tuple[build.Experiment, dict[str, Any]]:
@@ -100,8 +106,10 @@ def run(
       named = dict(configs.fields_of(config))
       with references.named(reference_fields(config), named):
         experiment.simulator.trace()
+      timetable = experiment.timetable
+      changes.check_evaluations(changed, experiment.simulator, timetable, done)
       digest = data_digest(experiment.simulator)
-    fields = dict(configs.fields_of(ConfigDict(resolved)))
+    fields = dict(configs.fields_of(ConfigDict(changes.decisive(resolved))))
     # A path may be another on every host; what lies there may not. So of
     # references, and of the weights to begin from.
     fields.pop("data.path", None)
@@ -122,15 +130,22 @@ def run(
     def prepare() -> None:
       nonlocal checkpoints
       stack.enter_context(locked(folder))
-      refuse_other_config(folder, resolved)  # nobody can change it any more
+      changes.changes_since(folder, resolved)  # nobody can change it any more
       with as_write_error(folder):
-        reporting.write_json(folder / "config.json", resolved)
-        rounds = experiment.timetable.rounds
-        told = privacy.account(config, experiment.simulator, rounds)
-        if told is not None:
-          reporting.write_json(folder / composition.FILE, told)
         checkpoints = Checkpoints(saved, keep=keep)
         stack.enter_context(contextlib.closing(checkpoints))
+
+    def describe() -> None:
+      # A run that gets more rounds is not finished, and its config says so.
+      (folder / "summary.json").unlink(missing_ok=True)
+      reporting.write_json(folder / "config.json", resolved)
+      rounds = experiment.timetable.rounds
+      account = privacy.account(config, experiment.simulator, rounds)
+      if account is not None:
+        reporting.write_json(folder / composition.FILE, account)
+      if changed:
+        told = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in changed.items())
+        warn(f"The run goes on with other settings: {told}.")
 
     with phases("checkpoint"):
       processes.from_first(prepare)
@@ -145,6 +160,7 @@ def run(
         facts["data"],
         on_round,
         profile,
+        describe,
       )
   if processes.is_first():
     print_summary(summary, folder)
@@ -162,6 +178,7 @@ def _run(
   data_digest: str,
   on_round: Callable[[int], None],
   profiled: bool,
+  describe: Callable[[], None],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
   """Restore or begin, run to the end, and sum up; return summary and profile.
 
@@ -174,50 +191,56 @@ def _run(
     data_digest: of the data.
     on_round: is told how many rounds are done.
     profiled: whether to trace a few rounds.
+    describe: writes what the workdir says of the run, once nothing refuses it.
   """
   begun = begin(experiment, checkpoints, phases, data_digest)
+  processes.from_first(describe)
   simulator = begun.simulator
-  with contextlib.ExitStack() as stack:
-    profile = None
-    if profiled and processes.is_first():
-      profile = profiling.Profile(folder / "profile", phases)
-      stack.enter_context(profile)
-    with phases("write"):
-      told = stack.enter_context(
-        journal(
-          folder,
-          rounds=experiment.timetable.rounds,
-          done=begun.done,
-          begins=begun.done == 0 and experiment.timetable.initial_eval,
-          log_clients=simulator.log_clients,
-          name_of=simulator.data.train.client_name
-          if not simulator.algorithm.requirements.pools_data
-          else lambda _: "all clients",
+  begins = begun.done == 0 and experiment.timetable.initial_eval
+  first_round = begun.done + (not begins)
+  with tracked(experiment, folder, first_round) as trackers:
+    with contextlib.ExitStack() as stack:
+      profile = None
+      if profiled and processes.is_first():
+        profile = profiling.Profile(folder / "profile", phases)
+        stack.enter_context(profile)
+      with phases("write"):
+        told = stack.enter_context(
+          journal(
+            folder,
+            rounds=experiment.timetable.rounds,
+            done=begun.done,
+            trackers=trackers,
+            begins=begins,
+            log_clients=simulator.log_clients,
+            name_of=simulator.data.train.client_name
+            if not simulator.algorithm.requirements.pools_data
+            else lambda _: "all clients",
+          )
         )
+      loop = Loop(
+        experiment=experiment,
+        folder=folder,
+        checkpoints=checkpoints,
+        phases=phases,
+        data_digest=data_digest,
+        journal=told,
+        received=received,
+        on_round=on_round,
+        profile=profile,
+        singles=profiling.SINGLES if profiled else 0,
+        **begun._asdict(),
       )
-    loop = Loop(
-      experiment=experiment,
-      folder=folder,
-      checkpoints=checkpoints,
-      phases=phases,
-      data_digest=data_digest,
-      journal=told,
-      received=received,
-      on_round=on_round,
-      profile=profile,
-      singles=profiling.SINGLES if profiled else 0,
-      **begun._asdict(),
+      del begun  # whose state would live as long as the run
+      loop.run()
+    summary = sum_up(
+      experiment,
+      simulator,
+      loop.state,
+      loop.choice,
+      loop.count,
+      phases,
+      folder,
+      loop.measured,
     )
-    del begun  # whose state would live as long as the run
-    loop.run()
-  summary = sum_up(
-    experiment,
-    simulator,
-    loop.state,
-    loop.choice,
-    loop.count,
-    phases,
-    folder,
-    loop.measured,
-  )
   return summary, None if profile is None else profile.write(simulator)

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,11 +20,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax_sim import reporting
-from fedjax_sim.config import build, default_config
-from fedjax_sim.config.completion import complete
+from fedjax_sim.config import build
 from fedjax_sim.core import PyTree, Task, Variables, validate
 from fedjax_sim.core.errors import one_line
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.run.changes import stored_config
 from fedjax_sim.run.checkpoint import (
   CheckpointReader,
   Restored,
@@ -192,7 +191,12 @@ def load(
     if isinstance(round, str):
       raise ValueError(f"round={round!r}: give a number, {BEST!r} or None.")
     validate.integer("round", round, ge=0)
-  config = read_config(folder)
+  config = stored_config(folder)
+  if config is None:
+    raise WorkdirError(
+      f"{folder} holds no run: there is no config.json; give the --workdir of"
+      " one."
+    )
   changes: dict[str, Any] = dict(_ONE_DEVICE)
   if data_path is not None:
     changes["data.path"] = os.fspath(data_path)
@@ -237,49 +241,6 @@ def load(
     server=model,
     clients=clients,
   )
-
-
-def read_config(folder: Path) -> ConfigDict:
-  """Return the complete config of a workdir.
-
-  Fields that its version did not have get their defaults.
-
-  Raises:
-    WorkdirError: the folder holds no config, or a damaged one.
-  """
-  path = folder / "config.json"
-  try:
-    stored = json.loads(path.read_bytes())
-    tree = _merged(default_config().to_dict(), _with_tuples(stored))
-    return complete(ConfigDict(tree))
-  except FileNotFoundError as error:
-    raise WorkdirError(
-      f"{folder} holds no run: there is no {path.name}; give the --workdir of"
-      " one."
-    ) from error
-  except (ValueError, TypeError, AttributeError) as error:
-    raise WorkdirError(
-      f"{path} cannot be read ({one_line(error)}); restore it, or open the run"
-      " with the version that wrote it."
-    ) from error
-
-
-def _merged(tree: Any, stored: Any) -> dict[str, Any]:
-  """Return nested dictionaries, with the stored values where both have one."""
-  result = dict(tree)
-  for key, value in stored.items():
-    both = isinstance(value, dict) and isinstance(tree.get(key), dict)
-    result[key] = _merged(tree[key], value) if both else value
-  return result
-
-
-def _with_tuples(value: Any) -> Any:
-  """Return what JSON holds with tuples for its lists, as configs have them."""
-  if isinstance(value, dict):
-    return {key: _with_tuples(item) for key, item in value.items()}
-  if isinstance(value, list):
-    return tuple(map(_with_tuples, value))
-  return value
 
 
 def _changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:

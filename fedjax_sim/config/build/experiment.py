@@ -31,6 +31,7 @@ from fedjax_sim.config.build.server import (
 )
 from fedjax_sim.config.build.task import build_task
 from fedjax_sim.config.build.timetable import Timetable
+from fedjax_sim.config.build.trackers import ConfiguredTracker, build_trackers
 from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import references, validate
@@ -51,7 +52,8 @@ class Experiment:
 
   Attributes:
     simulator: what runs.
-    schedule: when it does what.
+    timetable: when it does what.
+    trackers: where its metrics are sent to.
     config: complete.
     sources: `references.sources` of the config, and the weights file that the
       run begins from.
@@ -63,6 +65,7 @@ class Experiment:
 
   simulator: Simulator
   timetable: Timetable
+  trackers: Sequence[ConfiguredTracker]
   config: ConfigDict
   sources: Mapping[str, str]
   local_guarantee: str
@@ -110,6 +113,7 @@ def build(config: ConfigDict) -> Experiment:
         "server.client_log=True writes Parquet with pyarrow, which cannot be"
         f" imported ({error}); pip install pyarrow, or set it to False."
       ) from error
+  trackers = build_trackers(config)
   validate.number("runtime.peer_timeout", runtime.peer_timeout, ge=5)
   validate.number("runtime.start_timeout", runtime.start_timeout, gt=0)
   batching = LocalBatching(
@@ -187,6 +191,7 @@ def build(config: ConfigDict) -> Experiment:
   return Experiment(
     simulator=simulator,
     timetable=timetable,
+    trackers=trackers,
     config=config,
     sources=sources,
     local_guarantee=local_guarantee(config, drawn, parameters),
