@@ -244,8 +244,13 @@ def load(
 
 
 def _changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-  """Return a copy of a config with other values of some "section.field"."""
-  tree = config.to_dict()
+  """Return a config without trackers, and with other values of some fields.
+
+  Args:
+    config: complete.
+    changes: "section.field" -> its value.
+  """
+  tree = {**config.to_dict(), "trackers": {}}
   for field, value in changes.items():
     section, key = field.split(".")
     tree[section][key] = value
