@@ -26,6 +26,10 @@ fedjax-sim: federated learning, simulated.
       sustains F FLOP/s and sends G gigabits a second to the others
       --host-gbps=H: it gets H from its host, if that is not G
       --memory-gbps=M: it reads and writes M of its memory, if that counts
+  fedjax-sim report --workdir=DIR [--workdir=DIR ...] [--to=FILE.html]
+      writes DIR/report.html of a run, finished or not, or compares several
+      --style=paper: curves a column wide, as PDF, SVG or PNG; of
+      --metrics=test/accuracy,... alone
   fedjax-sim privacy epsilon|calibrate|curve --population=N --delta=D ...
       what --clients-per-round=C, --rounds=T and --noise-multiplier=Z cost;
       with --epsilon=E calibrate finds the one of them that is left out;

@@ -84,8 +84,9 @@ def default_config() -> ConfigDict:
   config.server.eval_every = 1
   config.server.test_every = placeholder(int)  # None: eval_every
   config.server.initial_eval = False
-  config.server.best_metric = placeholder(str)
+  config.server.best_metrics = placeholder(tuple)
   config.server.revert_to_best = False
+  config.server.snapshot_every = placeholder(int)
   config.server.client_log = False  # needs pyarrow
 
   config.sampler = ConfigDict()

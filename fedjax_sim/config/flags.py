@@ -32,6 +32,7 @@ def parse(
   arguments: Sequence[str],
   *required: str,
   switches: Sequence[str] = (),
+  repeated: Sequence[str] = (),
   **optional: str,
 ) -> Any:
   """Return the flags of a command, as attributes.
@@ -40,6 +41,8 @@ def parse(
     arguments: what follows the command's name.
     *required: "config", and other flags that take a text; all must be there.
     switches: flags without a value, which are there or not.
+    repeated: those of `required` that may be given several times; their value
+      is a list.
     **optional: more flags that take a text, with their defaults.
 
   Raises:
@@ -59,6 +62,8 @@ def parse(
       config_flags.DEFINE_config_file(
         "config", None, "The config.", flag_values=values, lock_config=False
       )
+    elif name in repeated:
+      flags.DEFINE_multi_string(name, None, name, flag_values=values)
     else:
       flags.DEFINE_string(name, None, name, flag_values=values)
   for name in switches:

@@ -1,7 +1,7 @@
-"""What a run leaves behind and shows: files, curves, progress, a table.
+"""What a run leaves behind and shows: files, curves, a report, progress.
 
-Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Matplotlib,
-rich, tensorboardX and pyarrow are imported where they are used.
+Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Jinja,
+Matplotlib, rich, tensorboardX and pyarrow are imported where they are used.
 """
 
 from fedjax_sim.core.files import (
@@ -15,6 +15,7 @@ from fedjax_sim.reporting.client_rounds import (
   join_client_rounds,
   remove_parts,
 )
+from fedjax_sim.reporting.described_run import DescribedRun
 from fedjax_sim.reporting.events import EventFiles
 from fedjax_sim.reporting.figures.client_picture import (
   MOST_BARS,
@@ -22,11 +23,13 @@ from fedjax_sim.reporting.figures.client_picture import (
   draw_clients,
 )
 from fedjax_sim.reporting.figures.curves import draw_curves
+from fedjax_sim.reporting.figures.overlay import PAPER_SUFFIXES, draw_paper
 from fedjax_sim.reporting.figures.privacy_curves import (
   Setting,
   draw_privacy_curves,
   write_privacy_curves,
 )
+from fedjax_sim.reporting.html import unique_names, write_html
 from fedjax_sim.reporting.import_progress import written
 from fedjax_sim.reporting.metrics_file import (
   MetricsFile,
@@ -35,6 +38,7 @@ from fedjax_sim.reporting.metrics_file import (
   read_metrics,
 )
 from fedjax_sim.reporting.progress import Progress
+from fedjax_sim.reporting.run_record import NoRunError, RunRecord, read_run
 from fedjax_sim.reporting.table import (
   final_text,
   phases_text,
@@ -45,16 +49,21 @@ from fedjax_sim.reporting.table import (
 __all__ = [
   "MOST_BARS",
   "MOST_NAMES",
+  "PAPER_SUFFIXES",
   "ClientRounds",
+  "DescribedRun",
   "EventFiles",
   "MetricsFile",
   "MetricsReader",
+  "NoRunError",
   "Progress",
+  "RunRecord",
   "Setting",
   "columns",
   "draw_client_rounds",
   "draw_clients",
   "draw_curves",
+  "draw_paper",
   "draw_privacy_curves",
   "final_text",
   "join_client_rounds",
@@ -62,9 +71,12 @@ __all__ = [
   "print_final_table",
   "print_phases",
   "read_metrics",
+  "read_run",
   "remove_parts",
   "replace_atomically",
+  "unique_names",
   "write_atomically",
+  "write_html",
   "write_json",
   "write_privacy_curves",
   "written",

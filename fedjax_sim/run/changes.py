@@ -27,6 +27,7 @@ _EVALUATION = ("server.eval_every", "server.test_every", "server.initial_eval")
 FREE = (
   ROUNDS,
   *_EVALUATION,
+  "server.snapshot_every",
   "runtime.checkpoint_every",
   "runtime.eval_batch_size",
   "runtime.keep_checkpoints",

@@ -1,12 +1,13 @@
 """A run in a workdir: resume, train, evaluate, log, checkpoint, sum up.
 
-The workdir holds `config.json`, `metrics.jsonl`, `timings.jsonl`, `events/`,
-`checkpoints/`, of a private run `privacy.json`, where there are trackers on a
-server `trackers.json`, and at the end `summary.json`,
-`curves.png` and `clients_*.csv`; with `server.client_log` also
-`client_rounds/`, which at the end becomes `client_rounds.parquet` and
-`client_rounds.png`. Running on the same workdir goes on where the newest whole
-checkpoint ends; the metrics are cut back to it, so no line is lost or doubled.
+The workdir holds `config.json`, `data_profile.json`, `metrics.jsonl`,
+`timings.jsonl`, `events/`, `checkpoints/`, of a private run `privacy.json`,
+where there are trackers on a server `trackers.json`, and at the end
+`summary.json`, `curves.png`, `report.html` and `clients_*.csv`; with
+`server.client_log` also `client_rounds/`, which at the end becomes
+`client_rounds.parquet` and `client_rounds.png`. Running on the same workdir
+goes on where the newest whole checkpoint ends; the metrics are cut back to it,
+so no line is lost or doubled.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fedjax_sim.config import build
 from fedjax_sim.config.build import privacy
 from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.core import references
+from fedjax_sim.data import profile as data_profile
 from fedjax_sim.distributed import processes
 from fedjax_sim.privacy.accounting import composition
 from fedjax_sim.run import changes, profiling
@@ -122,7 +124,7 @@ def run(
     return experiment, {**fields, **versions(), **same, "data": digest}
 
   experiment, facts = processes.check_same(start, config.runtime.start_timeout)
-  keep = experiment.timetable.keep_checkpoints
+  timetable = experiment.timetable
   saved = folder / "checkpoints"
   with contextlib.ExitStack() as stack:
     checkpoints: Checkpoints | None = None
@@ -132,13 +134,19 @@ def run(
       stack.enter_context(locked(folder))
       changes.changes_since(folder, resolved)  # nobody can change it any more
       with as_write_error(folder):
-        checkpoints = Checkpoints(saved, keep=keep)
+        checkpoints = Checkpoints(
+          saved,
+          keep=timetable.keep_checkpoints,
+          snapshot_every=timetable.snapshot_every,
+        )
         stack.enter_context(contextlib.closing(checkpoints))
 
     def describe() -> None:
       # A run that gets more rounds is not finished, and its config says so.
       (folder / "summary.json").unlink(missing_ok=True)
       reporting.write_json(folder / "config.json", resolved)
+      described = data_profile.profile_of(experiment.simulator.data)
+      reporting.write_json(folder / data_profile.FILE, described)
       rounds = experiment.timetable.rounds
       account = privacy.account(config, experiment.simulator, rounds)
       if account is not None:

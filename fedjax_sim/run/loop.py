@@ -107,7 +107,7 @@ class Loop:
         self._log(out, seconds)
         if out.failure is not None:
           raise out.failure
-        if self.done % timetable.checkpoint_every == 0 or self.done == last:
+        if timetable.saved(self.done):
           self._save()
         self.on_round(self.done)
 

@@ -169,7 +169,8 @@ def load(
   Args:
     workdir: of the run.
     round: which model: None for the last checkpoint's, a round of which there
-      is a checkpoint, or "best" for that of `server.best_metric`.
+      is a checkpoint, "best" for the best by the first of
+      `server.best_metrics`, or "best/METRIC" for the best by another.
     data_path: instead of the config's `data.path`, where the data lie now.
 
   Raises:
@@ -187,7 +188,8 @@ def load(
     run.predict({"x": images}).argmax(axis=1)
   """
   folder = Path(workdir)
-  if round is not None and round != BEST:
+  best = isinstance(round, str) and round.partition("/")[0] == BEST
+  if round is not None and not best:
     if isinstance(round, str):
       raise ValueError(f"round={round!r}: give a number, {BEST!r} or None.")
     validate.integer("round", round, ge=0)
@@ -201,24 +203,20 @@ def load(
   if data_path is not None:
     changes["data.path"] = os.fspath(data_path)
   simulator = _rebuilt(folder, _changed(config, changes))
-  personal = simulator.algorithm.personal is not None and round != BEST
-  if round == BEST and simulator.best_metric is None:
-    raise WorkdirError(
-      f"The run in {folder} keeps no best model, as server.best_metric is not"
-      " set; open a round."
-    )
+  personal = simulator.algorithm.personal is not None and not best
+  metric = _best_metric(folder, simulator, str(round)) if best else ""
 
   def wanted(state: RunState) -> PyTree:
-    model = state.watch.best if round == BEST else state.server
+    model = state.watch.best[metric] if best else state.server
     return model, state.clients[0] if personal else None
 
   with contextlib.closing(CheckpointReader(folder / "checkpoints")) as reader:
     like = simulator.states.host_shapes
-    number = None if round in (None, BEST) else int(round or 0)
+    number = None if best or round is None else int(round)
     restored = _restored(folder, reader, like, wanted, number)
   model, clients = restored.state
   done = restored.round
-  if round == BEST:
+  if best:
     done, model = int(model.round), model.server
     if done < 0:
       raise WorkdirError(
@@ -241,6 +239,19 @@ def load(
     server=model,
     clients=clients,
   )
+
+
+def _best_metric(folder: Path, simulator: Simulator, text: str) -> str:
+  """Return the metric of "best", the first one, or of "best/METRIC"."""
+  kept = simulator.best_metrics
+  metric = text.partition("/")[2] or (kept[0] if kept else "")
+  if not kept:
+    raise WorkdirError(
+      f"The run in {folder} keeps no best model, as server.best_metrics is not"
+      " set; open a round."
+    )
+  validate.one_of(f"round={text!r}: metric", metric, kept)
+  return metric
 
 
 def _changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:

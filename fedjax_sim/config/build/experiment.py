@@ -103,6 +103,7 @@ def build(config: ConfigDict) -> Experiment:
     initial_eval=server.initial_eval,
     checkpoint_every=runtime.checkpoint_every,
     keep_checkpoints=runtime.keep_checkpoints,
+    snapshot_every=server.snapshot_every,
   )
   validate.integer("server.clients_per_round", server.clients_per_round)
   if server.client_log:
@@ -158,7 +159,7 @@ def build(config: ConfigDict) -> Experiment:
         noise_seed=config.privacy.noise_seed,
         runtime=speed,
         schedules=build_schedules(config, algorithm, task),
-        best_metric=server.best_metric,
+        best_metrics=server.best_metrics or (),
         revert_to_best=server.revert_to_best,
         log_clients=server.client_log,
         budget=budget,
@@ -181,7 +182,7 @@ def build(config: ConfigDict) -> Experiment:
     )
   private = simulator.algorithm.privacy is not None
   if is_locally_private(config, simulator.num_clients):
-    check_unwatched(simulator.best_metric, simulator.react.schedules)
+    check_unwatched(simulator.best_metrics, simulator.react.schedules)
     private = True
   timetable = dataclasses.replace(timetable, rounds=allowed)
   parameters = simulator.states.num_parameters
