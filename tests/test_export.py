@@ -18,7 +18,7 @@ from fedjax_sim import reporting
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import flags
 from fedjax_sim.core.weights import read_weights
-from fedjax_sim.run import experiment
+from fedjax_sim.run import experiment, report
 from fedjax_sim.run import export as exports
 from fedjax_sim.tasks.freezing import named_variables
 
@@ -33,7 +33,7 @@ TINY = {
   "client.epochs": "1",
   "runtime.devices": "1",
   "runtime.checkpoint_every": "1",
-  "server.best_metric": "test/loss",
+  "server.best_metrics": "test/loss",
 }
 LEN = '''
 import jax.numpy as jnp
@@ -63,6 +63,7 @@ def run(folder, **changes):
   named = {field.replace("__", "."): text for field, text in changes.items()}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(reporting, "draw_curves", lambda *_: None)
+    patch.setattr(report, "write_report", lambda *_: None)
     experiment.run(flags.load(str(DIGITS), TINY | named), folder)
   return folder
 
@@ -117,7 +118,12 @@ def test_buffers_have_a_prefix(with_buffers, tmp_path):
 
 
 def test_another_round(workdir, tmp_path):
-  for round_, expected in (("0", 0), ("1", 1), ("best", None)):
+  for round_, expected in (
+    ("0", 0),
+    ("1", 1),
+    ("best", None),
+    ("best/test/loss", None),
+  ):
     export(workdir, tmp_path / "model.npz", f"--round={round_}")
     facts = json.loads((tmp_path / "model.json").read_text())
     opened = fs.load(workdir, "best" if expected is None else expected)

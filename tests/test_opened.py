@@ -17,7 +17,7 @@ from fedjax_sim import reporting
 from fedjax_sim.config import flags
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data.store.rewrite import write_store
-from fedjax_sim.run import experiment
+from fedjax_sim.run import experiment, report
 from fedjax_sim.run.checkpoint import CheckpointReader, StateChangedError
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 
@@ -44,6 +44,7 @@ def run(folder, spec=DIGITS, base=TINY, **changes):
   named = {field.replace("__", "."): text for field, text in changes.items()}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(reporting, "draw_curves", lambda *_: None)
+    patch.setattr(report, "write_report", lambda *_: None)
     return experiment.run(flags.load(str(spec), {**base, **named}), folder)
 
 
@@ -51,7 +52,7 @@ def run(folder, spec=DIGITS, base=TINY, **changes):
 def digits(tmp_path_factory):
   """The workdir of a run on digits, checkpoints after rounds 0, 2 and 4."""
   folder = tmp_path_factory.mktemp("digits") / "run"
-  run(folder, server__best_metric="test/loss")
+  run(folder, server__best_metrics="test/loss")
   return folder
 
 
@@ -126,9 +127,10 @@ def test_a_round_and_the_best_one(digits):
   assert [o.round for o in opened] == [0, 2, 4]
   assert len({tree_digest(o.params) for o in opened}) == 3
   best = load(digits, "best")
+  assert load(digits, "best/test/loss").round == best.round
   losses = best.metrics["test/loss"]
   assert best.round == best.metrics["round"][losses.argmin()]
-  assert best.round == best.summary["best/round"]
+  assert best.round == best.summary["best/test/loss/round"]
   if best.round in (2, 4):
     same = opened[best.round // 2]
     assert tree_digest(same.params) == tree_digest(best.params)
@@ -220,6 +222,7 @@ def test_what_is_restored_is_the_model_alone(digits, monkeypatch):
 @pytest.mark.parametrize(
   ("round_", "error", "message"),
   [
+    ("best/loss", ValueError, r"round='best/loss': metric='loss' is unknown"),
     (3, WorkdirError, r"round=3: .* no checkpoint of it; there are 0, 2, 4"),
     ("last", ValueError, r"round='last': give a number, 'best' or None"),
     (-1, ValueError, r"round=-1 is out of range"),
@@ -253,10 +256,10 @@ def change_config(folder, **changes):
 
 
 def test_no_best_model(copied):
-  change_config(copied, server__best_metric=None)
+  change_config(copied, server__best_metrics=None)
   with pytest.raises(StateChangedError, match="other leaves"):
     load(copied)
-  with pytest.raises(WorkdirError, match=r"as server\.best_metric is not set"):
+  with pytest.raises(WorkdirError, match=r"server\.best_metrics is not set"):
     load(copied, "best")
 
 
@@ -399,7 +402,7 @@ def test_centroids_predict_the_nearest_one(tmp_path):
 @pytest.fixture(scope="module")
 def personal(tmp_path_factory):
   folder = tmp_path_factory.mktemp("personal") / "run"
-  run(folder, algorithm__name="apfl", server__best_metric="seen/loss/mean")
+  run(folder, algorithm__name="apfl", server__best_metrics="seen/loss/mean")
   return folder
 
 

@@ -318,8 +318,8 @@ def _restored(
     )
   if round_ is not None:
     raise WorkdirError(
-      f"round={round_}: {folder} has no checkpoint of it; there are {listed}"
-      " (runtime.checkpoint_every and runtime.keep_checkpoints say which)."
+      f"round={round_}: {folder} has no checkpoint of it; there are {listed}."
+      " server.snapshot_every keeps more of them."
     )
   whole = " whole" if failed else ""
   raise WorkdirError(
