@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_sim.core.digests import digest, tree_digest
 from fedjax_sim.run.checkpoint import (
   CheckpointError,
+  CheckpointReader,
   Checkpoints,
   StateChangedError,
-  digest,
-  tree_digest,
 )
 
 
@@ -231,7 +231,7 @@ def test_a_missing_checkpoint_is_no_damage(two, tmp_path):
 
 def test_leaves_that_orbax_gives_back_wrong(two, folder, monkeypatch):
   """The files are whole, and yet a value is not what was saved."""
-  load = Checkpoints._load
+  load = CheckpointReader._load
 
   def wrong(self, round_, item, how):
     loaded = load(self, round_, item, how)
@@ -240,7 +240,7 @@ def test_leaves_that_orbax_gives_back_wrong(two, folder, monkeypatch):
       loaded[key] = np.nextafter(loaded[key], 9)
     return loaded
 
-  monkeypatch.setattr(Checkpoints, "_load", wrong)
+  monkeypatch.setattr(CheckpointReader, "_load", wrong)
   check_damage(two, folder, "a leaf")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim run|launch|describe|plan|privacy|data|list`."""
+"""The command line: `fedjax-sim run|launch|verify|describe|...`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "plan": _of_module("plan"),
   "privacy": _of_module("privacy"),
   "data": _of_module("data"),
+  "export": _of_module("export"),
   "list": _list,
+  "verify": _of_module("verify"),
 }
 
 

@@ -50,6 +50,8 @@ def default_config() -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.name = "logistic_regression"
+  config.model.initial = placeholder(str)  # a weights file to begin from
+  config.model.initial_only = placeholder(tuple)  # patterns
   config.model.frozen = placeholder(tuple)  # patterns
   config.model.scheduled_sampling = placeholder(float)
   config.model.schedule = placeholder(str)  # of scheduled_sampling

@@ -29,20 +29,19 @@ from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.core import references
 from fedjax_sim.distributed import processes
 from fedjax_sim.privacy.accounting import composition
-from fedjax_sim.run import profiling
+from fedjax_sim.run import changes, profiling
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
-from fedjax_sim.run.resume import begin, data_digest, versions
+from fedjax_sim.run.resume import begin, data_digest, versions, warn
 from fedjax_sim.run.signals import noted_signals
 from fedjax_sim.run.summary import print_summary, sum_up
 from fedjax_sim.run.trackers import deliver_rest, tracked
 from fedjax_sim.run.tracking import journal
 from fedjax_sim.run.workdir import (
   as_write_error,
-  decisive,
   finished_summary,
   locked,
-  refuse_other_config,
+  rounds_done,
 )
 from fedjax_sim.simulation.timing import Phases
 
@@ -54,7 +53,7 @@ def run(
   *,
   profile: bool = False,
 ) -> dict[str, Any]:
-  """Runs a config in a workdir, or goes on with it.
+  """Run a config in a workdir, or go on with it.
 
   With several processes all of them call it; the first one alone reads and
   writes the workdir.
@@ -83,16 +82,19 @@ def run(
   config = complete(config)
   resolved = configs.resolved(config)
 
-  def look() -> dict[str, Any] | None:
-    refuse_other_config(folder, resolved)
-    return finished_summary(folder)
+  def look() -> tuple[changes.Changes, int, dict[str, Any] | None]:
+    changed = changes.changes_since(folder, resolved) or {}
+    finished = changes.ROUNDS not in changed
+    summary = finished_summary(folder) if finished else None
+    return changed, rounds_done(folder), summary
 
-  if (finished := processes.from_first(look)) is not None:
+  changed, done, finished = processes.from_first(look)
+  if finished is not None:
     if processes.is_first():
       nothing = "nothing is left to profile, and " if profile else ""
       print(  # noqa: T201
-        f"The run in {folder} is finished; {nothing}for more rounds take"
-        " another --workdir."
+        f"The run in {folder} is finished; {nothing}for more rounds raise"
+        f" --config.{changes.ROUNDS}."
       )
       print_summary(finished, folder)
       deliver_rest(config, folder, finished["rounds"])
@@ -104,10 +106,12 @@ def run(
       named = dict(configs.fields_of(config))
       with references.named(reference_fields(config), named):
         experiment.simulator.trace()
+      timetable = experiment.timetable
+      changes.check_evaluations(changed, experiment.simulator, timetable, done)
       digest = data_digest(experiment.simulator)
-    fields = dict(configs.fields_of(ConfigDict(decisive(resolved))))
+    fields = dict(configs.fields_of(ConfigDict(changes.decisive(resolved))))
     # A path may be another on every host; what lies there may not. So of
-    # references.
+    # references, and of the weights to begin from.
     fields.pop("data.path", None)
     fields.update(experiment.sources)
     same = {
@@ -126,15 +130,22 @@ def run(
     def prepare() -> None:
       nonlocal checkpoints
       stack.enter_context(locked(folder))
-      refuse_other_config(folder, resolved)  # nobody can change it any more
+      changes.changes_since(folder, resolved)  # nobody can change it any more
       with as_write_error(folder):
-        reporting.write_json(folder / "config.json", resolved)
-        rounds = experiment.timetable.rounds
-        told = privacy.account(config, experiment.simulator, rounds)
-        if told is not None:
-          reporting.write_json(folder / composition.FILE, told)
         checkpoints = Checkpoints(saved, keep=keep)
         stack.enter_context(contextlib.closing(checkpoints))
+
+    def describe() -> None:
+      # A run that gets more rounds is not finished, and its config says so.
+      (folder / "summary.json").unlink(missing_ok=True)
+      reporting.write_json(folder / "config.json", resolved)
+      rounds = experiment.timetable.rounds
+      account = privacy.account(config, experiment.simulator, rounds)
+      if account is not None:
+        reporting.write_json(folder / composition.FILE, account)
+      if changed:
+        told = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in changed.items())
+        warn(f"The run goes on with other settings: {told}.")
 
     with phases("checkpoint"):
       processes.from_first(prepare)
@@ -149,6 +160,7 @@ def run(
         facts["data"],
         on_round,
         profile,
+        describe,
       )
   if processes.is_first():
     print_summary(summary, folder)
@@ -166,6 +178,7 @@ def _run(
   data_digest: str,
   on_round: Callable[[int], None],
   profiled: bool,
+  describe: Callable[[], None],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
   """Restore or begin, run to the end, and sum up; return summary and profile.
 
@@ -178,8 +191,10 @@ def _run(
     data_digest: of the data.
     on_round: is told how many rounds are done.
     profiled: whether to trace a few rounds.
+    describe: writes what the workdir says of the run, once nothing refuses it.
   """
   begun = begin(experiment, checkpoints, phases, data_digest)
+  processes.from_first(describe)
   simulator = begun.simulator
   begins = begun.done == 0 and experiment.timetable.initial_eval
   first_round = begun.done + (not begins)

@@ -12,11 +12,11 @@ import jax
 
 from fedjax_sim import distributed, reporting
 from fedjax_sim.config import build
+from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import FederatedData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.state import RunState
-from fedjax_sim.run.checkpoint import tree_digest
 from fedjax_sim.run.resume import Totals, versions
 from fedjax_sim.simulation.lanes import Choice
 from fedjax_sim.simulation.simulator import Simulator

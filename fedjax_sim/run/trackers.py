@@ -24,10 +24,11 @@ from fedjax_sim.config import build
 from fedjax_sim.config.build import ConfiguredTracker
 from fedjax_sim.distributed import processes
 from fedjax_sim.reporting.trackers import Row, RunFacts, Status
+from fedjax_sim.run.changes import decisive
 from fedjax_sim.run.delivery import Delivery
 from fedjax_sim.run.resume import versions, warn
 from fedjax_sim.run.signals import Interrupted
-from fedjax_sim.run.workdir import decisive, locked
+from fedjax_sim.run.workdir import locked
 
 FILE = "trackers.json"
 RESULTS = (  # patterns of files in the workdir that trackers get at the end

@@ -20,13 +20,13 @@ class Journal:
   """The silent journal, and what every journal can do."""
 
   def log(self, message: str, level: str = "info") -> None:
-    """Tells something beside the metrics."""
+    """Log a message beside the metrics."""
 
   def begin(self, row: Row) -> None:
-    """Writes what an evaluation before the first round told."""
+    """Write the row of an evaluation before the first round."""
 
   def write(self, done: int, out: DispatchResult, eval_seconds: float) -> None:
-    """Writes the rows of a dispatch.
+    """Write the rows of a dispatch.
 
     Args:
       done: rounds done with it.
@@ -76,7 +76,7 @@ class _Written(Journal):
       self._progress.update(row, clients_per_second=rate)
 
   def _named(self, log: Columns) -> dict[str, Any]:
-    """The lines of clients, with their names beside their indices."""
+    """Return the lines of clients, with their names beside their indices."""
     found: dict[str, Any] = {}
     for column, values in log.items():
       found[column] = values
@@ -118,7 +118,7 @@ def journal(
   log_clients: bool = False,
   name_of: Callable[[int], str] = str,
 ) -> Iterator[Journal]:
-  """The journal of a run.
+  """Yield the journal of a run.
 
   Args:
     folder: the workdir.

@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedjax_sim import config as configs
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.run.checkpoint import rounds_in
-
-# Sections of the config that change no result, so a run may resume with others.
-SECTIONS_THAT_MAY_DIFFER = ("trackers",)
 
 
 class ConfigChangedError(FedjaxSimError, ValueError):
@@ -31,18 +27,9 @@ class WriteError(FedjaxSimError, RuntimeError):
   exit_code = 1
 
 
-def decisive(resolved: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the sections of a config that the results depend on."""
-  return {
-    name: section
-    for name, section in resolved.items()
-    if name not in SECTIONS_THAT_MAY_DIFFER
-  }
-
-
 @contextlib.contextmanager
 def as_write_error(folder: Path) -> Iterator[None]:
-  """Names the checkpoint that is left where the disk refuses."""
+  """Name the checkpoint that is left where the disk refuses."""
   try:
     yield
   except OSError as error:
@@ -55,39 +42,13 @@ def as_write_error(folder: Path) -> Iterator[None]:
     ) from error
 
 
-def refuse_other_config(folder: Path, resolved: dict[str, Any]) -> None:
-  """Refuse a folder that holds the run of another config."""
-  path = folder / "config.json"
-  if not path.exists():
-    if (folder / "summary.json").exists() or (folder / "checkpoints").exists():
-      raise WorkdirError(
-        f"{folder} holds a run, but its config.json is missing; restore it, or"
-        " take another --workdir."
-      )
-    return
-  try:
-    stored, now = decisive(json.loads(path.read_bytes())), decisive(resolved)
-    older = stored.keys() != now.keys()
-    changed = configs.differences(stored, now)
-  except (ValueError, AttributeError) as error:
-    raise WorkdirError(
-      f"{path} is damaged ({error}); restore it, or take another --workdir."
-    ) from error
-  if older:
-    raise ConfigChangedError(
-      f"The run in {folder} was begun by another version of fedjax_sim, whose"
-      " configs have other sections. Take another --workdir, or go on with that"
-      " version."
-    )
-  if changed:
-    raise ConfigChangedError(
-      f"The run in {folder} has another config: {'; '.join(changed)}. Take"
-      " another --workdir, or the config that it began with."
-    )
+def rounds_done(folder: Path) -> int:
+  """Return the rounds of the newest checkpoint in a workdir; 0 without any."""
+  return max(rounds_in(folder / "checkpoints"), default=0)
 
 
 def finished_summary(folder: Path) -> dict[str, Any] | None:
-  """The summary of a finished run."""
+  """Return the summary of a finished run; None if it is not finished."""
   path = folder / "summary.json"
   if not path.exists():
     return None
@@ -103,7 +64,7 @@ def finished_summary(folder: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-  """Makes the workdir and keeps other processes out of it."""
+  """Make the workdir, and keep other processes out of it."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / ".lock").open("w")

@@ -278,6 +278,29 @@ class Reaction:
         server = self.copied(best.server)
     return state._replace(server=server, watch=watch)
 
+  @property
+  def followers(self) -> list[str]:
+    """What makes the run depend on its evaluations, for messages."""
+    found = [
+      f"the schedule of {name}"
+      for name, schedule in self.schedules.items()
+      if schedule.metric is not None
+    ]
+    if self.algorithm.on_eval is not None:
+      found.append("the algorithm")
+    return found + ["server.revert_to_best"] * self.revert_to_best
+
+  def continued(self, state: RunState) -> RunState:
+    """Return the state of a run that ended, as if it had been to go on.
+
+    Args:
+      state: after the evaluation at the end, with `ends`.
+    """
+    best = state.watch.best
+    if self.revert_to_best and int(best.round) not in (-1, int(state.round)):
+      return state._replace(server=self.copied(best.server))
+    return state
+
   def _server_after(self, server: PyTree, metrics: Row) -> PyTree:
     """Return the server state after the algorithm has seen the metrics."""
     if self.algorithm.on_eval is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -34,12 +35,15 @@ from fedjax_sim.config.build.trackers import ConfiguredTracker, build_trackers
 from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import references, validate
+from fedjax_sim.core.weights import file_digest
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation.account import check_unwatched, uncovered
 from fedjax_sim.simulation.preflight import DataError, ModelError
 from fedjax_sim.simulation.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.simulation.simulator import Simulator
+
+INITIAL = "model.initial"  # the field in `Experiment.sources`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,8 @@ class Experiment:
     timetable: when it does what.
     trackers: where its metrics are sent to.
     config: complete.
-    sources: `references.sources` of the config.
+    sources: `references.sources` of the config, and the weights file that the
+      run begins from.
     local_guarantee: what local privacy guarantees; "" without any.
     secure_noise: what the noise of secure aggregation does; "" without any.
     uncovered: what a private run reveals of its clients that no epsilon
@@ -181,6 +186,8 @@ def build(config: ConfigDict) -> Experiment:
   timetable = dataclasses.replace(timetable, rounds=allowed)
   parameters = simulator.states.num_parameters
   sources = references.sources(fields)
+  if config.model.initial is not None:
+    sources[INITIAL] = _file(config.model.initial)
   return Experiment(
     simulator=simulator,
     timetable=timetable,
@@ -202,3 +209,8 @@ def _uncovered(simulator: Simulator) -> list[str]:
     simulator.states.shapes.clients,
     log_clients=simulator.log_clients,
   )
+
+
+def _file(path: str) -> str:
+  """Return a file's name and content digest; the same wherever it lies."""
+  return f"{Path(path).name} (SHA-256 {file_digest(path)[:16]})"
