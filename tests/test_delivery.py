@@ -121,7 +121,7 @@ def test_each_row_arrives_once(script, tmp_path, quick):
     "test/accuracy": 4 / 99,
   }
   assert server.closed == [("finished", ["summary.json"])]
-  assert notes[0] == {"run_id": "run-1", "sent": -1}
+  assert notes[0] == {"run_id": "run-1", "sent": -1, "ended": None}
   assert notes[-2:] == [{"sent": 10}, {"ended": "finished"}]
   assert len(warnings) <= 1
   assert server.threads == {"tracker it"}
