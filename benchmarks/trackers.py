@@ -5,8 +5,9 @@
 Runs the digits without any tracker, with TensorBoard, with an MLflow server on
 this machine, with Weights & Biases offline, with an MLflow server that refuses
 every connection, and with one that answers none. All take turns, each run in a
-process of its own, and the seconds of the whole process are compared with those
-of the run without trackers in the same turn. With the server that never answers
+process of its own. The seconds of the whole process, on the clock and of
+processors, are compared with those of the run without trackers in the same turn;
+on a busy machine the latter say more. With the server that never answers
 the end waits as long as `trackers.LABEL.wait` says, here 5 seconds.
 """
 
@@ -93,8 +94,8 @@ def kinds(folder: Path) -> Iterator[dict[str, list[str]]]:
     }
 
 
-def seconds_of(workdir: Path, fields: list[str]) -> float:
-  """Run the digits; return the seconds of the process."""
+def seconds_of(workdir: Path, fields: list[str]) -> tuple[float, float]:
+  """Run the digits; return the seconds of the clock, and of processors."""
   command = [
     *(sys.executable, "-m", "fedjax_sim", "run"),
     f"--config={CONFIG}",
@@ -103,9 +104,11 @@ def seconds_of(workdir: Path, fields: list[str]) -> float:
     "--config.runtime.lanes=1",
     *(f"--config.{field}" for field in fields),
   ]
-  began = time.perf_counter()
+  before = os.times()
   subprocess.run(command, capture_output=True, check=True)
-  return time.perf_counter() - began
+  after = os.times()
+  used = sum(after[2:4]) - sum(before[2:4])  # of children
+  return after.elapsed - before.elapsed, used
 
 
 def main(_: list[str]) -> None:
@@ -114,21 +117,27 @@ def main(_: list[str]) -> None:
     folder = Path(name)
     with kinds(folder) as fields:
       wanted = ["none", *(ONLY.value or list(fields)[1:])]
-      seconds: dict[str, list[float]] = {kind: [] for kind in wanted}
+      seconds: dict[str, list[tuple[float, float]]] = {k: [] for k in wanted}
       seconds_of(folder / "first", fields["none"])  # it compiles
       for turn in range(TURNS.value):
         for kind in rotated(wanted, turn):
           workdir = folder / f"{kind}-{turn}"
           seconds[kind].append(seconds_of(workdir, fields[kind]))
-  base = np.array(seconds["none"])
-  print("| trackers | seconds | ratio | quartiles |")
-  print("| --- | --- | --- | --- |")
+          clock, used = seconds[kind][-1]
+          print(f"turn {turn}, {kind}: {clock:.1f} s, {used:.1f} s", flush=True)
+  print("\n| trackers | clock | ratio | processors | ratio |")
+  print("| --- | --- | --- | --- | --- |")
   for kind, values in seconds.items():
-    low, middle, high = np.percentile(np.array(values) / base, [25, 50, 75])
-    print(
-      f"| {kind} | {np.median(values):.1f} | {middle:.3f} |"
-      f" {low:.3f} to {high:.3f} |"
-    )
+    cells = [kind]
+    for which in (0, 1):
+      taken = np.array([value[which] for value in values])
+      base = np.array([value[which] for value in seconds["none"]])
+      low, middle, high = np.percentile(taken / base, [25, 50, 75])
+      cells += [
+        f"{np.median(taken):.1f} s",
+        f"{middle:.3f} ({low:.3f} to {high:.3f})",
+      ]
+    print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

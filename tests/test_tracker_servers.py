@@ -256,6 +256,40 @@ def test_a_server_that_is_not_there(tmp_path):
   assert (folder / "summary.json").exists()
 
 
+def test_a_server_that_never_answers(tmp_path):
+  folder = tmp_path / "run"
+  with socket.socket() as listening:
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(10)
+    uri = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    fields = [f"trackers.mlflow.uri={uri}", "trackers.mlflow.wait=1"]
+    began = time.monotonic()
+    err = finish(command(folder, *fields), tmp_path)
+    took = time.monotonic() - began
+  assert err == (
+    f"mlflow: {ROUNDS} of {ROUNDS} rows were not sent: it took longer than 1 s;"
+    " they are in metrics.jsonl.\n"
+  )
+  summary = json.loads((folder / "summary.json").read_text())
+  assert took < summary["wall_seconds"] + 25  # imports, the end; MLflow has 30
+
+
+def test_wandb_out_of_reach(tmp_path):
+  folder = tmp_path / "run"
+  fields = ("wandb.wait=20", "wandb.timeout=2")
+  err = finish(
+    command(folder, *(f"trackers.{field}" for field in fields)),
+    tmp_path,
+    WANDB_BASE_URL=f"http://127.0.0.1:{free_port()}",
+    WANDB_API_KEY="a" * 40,
+  )
+  last = err.splitlines()[-1]
+  assert last.startswith(
+    f"wandb: {ROUNDS} of {ROUNDS} rows were not sent: Fail"
+  )
+  assert (folder / "summary.json").exists()
+
+
 def test_what_was_not_sent_is_sent_later(server, tmp_path):
   folder = tmp_path / "run"
   away = f"trackers.mlflow.uri=http://127.0.0.1:{free_port()}"
