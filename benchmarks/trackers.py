@@ -6,8 +6,8 @@ Runs the digits without any tracker, with TensorBoard, with an MLflow server on
 this machine, with Weights & Biases offline, with an MLflow server that refuses
 every connection, and with one that answers none. All take turns, each run in a
 process of its own. The seconds of the whole process, on the clock and of
-processors, are compared with those of the run without trackers in the same turn;
-on a busy machine the latter say more. With the server that never answers
+processors, are compared with those of the run without trackers in the same
+turn; on a busy machine the latter say more. With the server that never answers
 the end waits as long as `trackers.LABEL.wait` says, here 5 seconds.
 """
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -17,7 +18,7 @@ from fedjax_sim.run import experiment
 from fedjax_sim.run import trackers as run_trackers
 from fedjax_sim.run.signals import Interrupted
 from fedjax_sim.simulation.dispatch import DivergedError
-from test_experiment import quick
+from test_experiment import DIGITS, quick
 
 OWN = '''
 import json
@@ -307,3 +308,21 @@ def test_a_run_that_gets_more_rounds(tmp_path, fast, own):
   sent = [row for rows in lines_of(folder, "rows") for row in rows]
   assert sent == rows
   assert [x[0] for x in lines_of(folder, "close")] == ["finished"] * 2
+
+
+@pytest.mark.integration
+def test_only_the_first_of_several_processes_sends(tmp_path, own):
+  folder = tmp_path / "run"
+  subprocess.run(
+    [
+      *(sys.executable, "-m", "fedjax_sim", "launch", "--processes=2", "--"),
+      *("run", f"--config={DIGITS}:smoke", f"--workdir={folder}"),
+      f"--config.trackers.a.name={own}",
+    ],
+    env=os.environ | {"PYTHONPATH": str(DIGITS.parents[1])},
+    check=True,
+    timeout=240,
+  )
+  rows = reporting.read_metrics(folder / "metrics.jsonl")
+  assert lines_of(folder, "rows") == [rows]
+  assert len(lines_of(folder, "open")) == len(lines_of(folder, "close")) == 1
