@@ -167,7 +167,7 @@ def _rounds(run: DescribedRun) -> Section:
     asked = [row["clients"] for row in record.rows if "clients" in row]
     if asked:
       texts.append(
-        f"On average {formatting.number(float(np.nanmean(asked)))} clients took"
+        f"On average {f'{float(np.nanmean(asked)):.4g}'} clients took"
         " part in a round."
       )
     return Section(title, texts=texts)

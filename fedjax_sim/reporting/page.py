@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -106,7 +107,9 @@ def draw(
     caption: what it shows.
     onto: draws it.
   """
-  with page_style():
+  with page_style(), warnings.catch_warnings():
+    # Letters stay letters, so that the reader's fonts are those that count.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
     figure = new_figure(1, SCREEN._replace(width=_WIDTH, height=_HEIGHT))
     onto(figure.subplots())
     return Figure(caption, inline_svg(figure, name, caption))

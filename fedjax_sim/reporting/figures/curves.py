@@ -134,7 +134,7 @@ def draw_line(
   ax.plot(
     line.rounds,
     line.values,
-    label=text.replace("$", r"\$"),
+    label=_legend(text),
     color=color,
     linestyle=linestyle,
     linewidth=look.linewidth,
@@ -154,13 +154,19 @@ def draw_line(
     )
 
 
+def _legend(text: str) -> str:
+  """Return a text as a legend shows it, which hides those that begin with _."""
+  text = text.replace("$", r"\$")
+  return f" {text}" if text.startswith("_") else text
+
+
 def described(line: Line) -> str:
   """Return a line's name, its last value, and the best if that is another."""
   last, best = line.last, line.best
   if last is None:
     return line.name
   text = f"{line.name}: {formatting.number(last.value)}"
-  if best is None or best.round == last.round:
+  if best is None or best.value == last.value:
     return text
   value = formatting.number(best.value)
   return f"{text} (best {value}, round {best.round:,})"

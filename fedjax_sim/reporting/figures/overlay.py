@@ -117,7 +117,7 @@ def draw_paper(
 
   known = {key for rows in runs.values() for key in columns(rows)}
   for key in metrics:
-    validate.one_of("metric", key, sorted(known))
+    validate.one_of("metrics", key, sorted(known))
   suffix = Path(path).suffix
   image = io.BytesIO()
   metadata = {

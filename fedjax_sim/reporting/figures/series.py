@@ -39,8 +39,8 @@ class Line(NamedTuple):
 
   @property
   def name(self) -> str:
-    """The metrics' names, such as "test/loss = seen/loss"."""
-    return " = ".join(self.keys)
+    """What it shows, beside the panel's own name: "test = seen"."""
+    return " = ".join(map(_short, self.keys))
 
   @property
   def last(self) -> Point | None:
@@ -104,6 +104,16 @@ def groups_of(panels: Mapping[str, Sequence[Line]]) -> list[str]:
   """Return what the lines of all panels are of, in their order."""
   lines = (line for panel in panels.values() for line in panel)
   return list(dict.fromkeys(group(key) for line in lines for key in line.keys))
+
+
+def _short(key: str) -> str:
+  """Return "seen" for seen/loss, and "seen mean" for seen/loss/mean."""
+  name, *rest = key.split("/")
+  if rest in (["loss"], ["accuracy"]):
+    return name
+  if rest in (["loss", "mean"], ["accuracy", "mean"]):
+    return f"{name} mean"
+  return key
 
 
 def _merged(lines: Sequence[Line]) -> list[Line]:
