@@ -119,7 +119,7 @@ def test_another_version_is_said(runs, tmp_path, capsys):
   ("arguments", "said"),
   [
     ([], "--workdir=... is missing"),
-    (["--workdir=a", "--workdir=./a"], "--workdir=./a is given twice"),
+    (["--workdir=a", "--workdir=./a"], "--workdir=a is given twice"),
     (["--workdir=a", "--workdir=b"], "--to=... is missing; name the file"),
     (["--workdir=a", "--to=a.pdf"], "end in .html, or give --style=paper."),
     (

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 
 from fedjax_sim.core.files import write_atomically
-from fedjax_sim.reporting.compared_runs import compared_sections
-from fedjax_sim.reporting.described_run import DescribedRun
-from fedjax_sim.reporting.page import render
-from fedjax_sim.reporting.run_sections import run_sections, status_of
+from fedjax_sim.reporting.pages.described import DescribedRun
+from fedjax_sim.reporting.pages.one_run import run_sections, status_of
+from fedjax_sim.reporting.pages.page import render
+from fedjax_sim.reporting.pages.several_runs import compared_sections
 
 
 def write_html(

@@ -15,9 +15,9 @@ from fedjax_sim import reporting
 from fedjax_sim.config.completion import complete
 from fedjax_sim.config.defaults import default_config
 from fedjax_sim.reporting import formatting
-from fedjax_sim.reporting import page as pages
 from fedjax_sim.reporting.figures.style import PALETTE
 from fedjax_sim.reporting.html import page_of
+from fedjax_sim.reporting.pages import page as pages
 from fedjax_sim.run import report
 
 EVIL = "<script>alert('ü')</script>\"&$x$"
@@ -49,7 +49,9 @@ class Page(html.parser.HTMLParser):
 
   def __init__(self, text):
     super().__init__(convert_charrefs=True)
-    self.open, self.tags, self.cells = [], [], []
+    self.open: list[str] = []
+    self.tags: list[tuple[str, dict[str, str | None]]] = []
+    self.cells: list[tuple[str, str]] = []
     self.feed(text)
     self.close()
     assert self.open == []

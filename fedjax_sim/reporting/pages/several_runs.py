@@ -7,19 +7,19 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedjax_sim.reporting import formatting
-from fedjax_sim.reporting.described_run import DescribedRun
 from fedjax_sim.reporting.figures.overlay import (
   compared_metrics,
   draw_overlay,
 )
 from fedjax_sim.reporting.figures.series import line_of
-from fedjax_sim.reporting.page import Section, Table, draw
-from fedjax_sim.reporting.run_sections import (
+from fedjax_sim.reporting.pages.described import DescribedRun
+from fedjax_sim.reporting.pages.one_run import (
   repeat,
   shown,
   status_of,
   what_ran,
 )
+from fedjax_sim.reporting.pages.page import Section, Table, draw
 
 Named = Mapping[str, DescribedRun]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_sim.reporting.run_record import RunRecord
+from fedjax_sim.reporting.pages.record import RunRecord
 
 
 class DescribedRun(NamedTuple):

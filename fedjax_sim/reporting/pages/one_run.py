@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.reporting import formatting
-from fedjax_sim.reporting.client_sections import client_sections
-from fedjax_sim.reporting.described_run import DescribedRun
 from fedjax_sim.reporting.figures.curves import colors_of, draw_panel
 from fedjax_sim.reporting.figures.run_figures import draw_bytes, draw_phases
 from fedjax_sim.reporting.figures.series import (
@@ -22,7 +20,9 @@ from fedjax_sim.reporting.figures.series import (
   panels_of,
 )
 from fedjax_sim.reporting.metrics_file import columns
-from fedjax_sim.reporting.page import Card, Section, Table, draw, percent
+from fedjax_sim.reporting.pages.clients import client_sections
+from fedjax_sim.reporting.pages.described import DescribedRun
+from fedjax_sim.reporting.pages.page import Card, Section, Table, draw, percent
 
 _LONG = 300  # letters of a value that are shown
 _POINTS = 10  # rounds after which spent privacy is shown
