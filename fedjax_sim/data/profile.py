@@ -69,7 +69,9 @@ def class_counts(
     num_classes: how many there are.
   """
   labels = [np.asarray(data.client(int(i))["y"]).ravel() for i in clients]
-  return np.stack([np.bincount(y, minlength=num_classes) for y in labels])
+  return np.stack(
+    [np.bincount(y.astype(np.int64), minlength=num_classes) for y in labels]
+  )
 
 
 def _sizes(data: FederatedData) -> dict[str, Any]:

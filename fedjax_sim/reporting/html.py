@@ -11,6 +11,8 @@ from fedjax_sim.reporting.pages.one_run import run_sections, status_of
 from fedjax_sim.reporting.pages.page import render
 from fedjax_sim.reporting.pages.several_runs import compared_sections
 
+_MOST_NAMES = 6  # in the line below the title
+
 
 def write_html(
   runs: Sequence[DescribedRun], path: str | os.PathLike[str]
@@ -38,7 +40,10 @@ def page_of(runs: Sequence[DescribedRun]) -> str:
     return render(run.record.name, subtitle, run_sections(run))
   named = unique_names(runs)
   title = f"{len(runs)} runs compared"
-  return render(title, ", ".join(named), compared_sections(named))
+  names = [*named][:_MOST_NAMES]
+  if more := len(named) - len(names):
+    names.append(f"and {more} more")
+  return render(title, ", ".join(names), compared_sections(named))
 
 
 def unique_names(runs: Sequence[DescribedRun]) -> Mapping[str, DescribedRun]:

@@ -454,6 +454,36 @@ def test_several_runs_are_compared(tmp_path):
   ]
 
 
+def test_many_runs(tmp_path):
+  """One picture has all names, and the runs are rows of what differs."""
+  folders = [
+    workdir(tmp_path / f"r{i}", fields={"client.learning_rate": 0.1 + i})
+    for i in range(12)
+  ]
+  text, parsed = page(*folders)
+  assert "r0, r1, r2, r3, r4, r5, and 6 more" in parsed.texts("p")
+  assert parsed.texts("figcaption")[-1] == "The runs' lines"
+  found = parsed.texts("th", "td")
+  place = found.index("client.learning_rate")
+  assert found[place + 1 : place + 5] == ["r0", "0.1", "r1", "1.1"]
+  pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+  named = ["r11" in picture for picture in pictures]
+  assert named == [False, False, False, True]
+
+
+@pytest.mark.parametrize("value", [math.inf, 1e308, -1e308, 1e38, 1e-300, 0.0])
+def test_extreme_numbers(tmp_path, value):
+  rows = [row(1), row(2, **{"test/loss": value, "_x/loss": -value})]
+  folder = workdir(
+    tmp_path / "_日本",
+    rows=rows,
+    clients_seen=f"client,examples,loss\na,1,{value}\nb,1,{-value}\nc,1,1\n",
+  )
+  text, _ = page(folder)
+  picture = re.findall(r"<svg.*?</svg>", text, re.DOTALL)[0]
+  assert re.search(r">\s*_x: ", picture)
+
+
 def test_runs_with_one_config(tmp_path):
   one, two = workdir(tmp_path / "one"), workdir(tmp_path / "two")
   _, parsed = page(one, two)

@@ -13,6 +13,7 @@ from fedjax_sim.reporting import formatting
 from fedjax_sim.reporting.figures import style
 from fedjax_sim.reporting.figures.series import (
   Line,
+  drawable,
   group,
   groups_of,
   panels_of,
@@ -133,7 +134,7 @@ def draw_line(
   """Draw a line, with a star at its best value where legends have numbers."""
   ax.plot(
     line.rounds,
-    line.values,
+    drawable(line.values),
     label=_legend(text),
     color=color,
     linestyle=linestyle,
@@ -141,7 +142,8 @@ def draw_line(
     marker="o" if len(line.rounds) <= FEW else None,
     markersize=look.markersize,
   )
-  if look.told and (best := line.best) is not None:
+  best = line._replace(values=drawable(line.values)).best
+  if look.told and best is not None:
     ax.plot(
       *([best.round], [best.value]),
       color=color,

@@ -62,6 +62,12 @@ class Line(NamedTuple):
     return Point(int(self.rounds[index]), float(self.values[index]))
 
 
+def drawable(values: np.ndarray) -> np.ndarray:
+  """Return the values, NaN where float32 would not hold them."""
+  finite = np.abs(values) <= np.finfo(np.float32).max
+  return np.where(finite, values, np.nan)
+
+
 def kind(key: str) -> str | None:
   """Return "loss", "accuracy" or "epsilon"; None for other metrics.
 
@@ -84,8 +90,9 @@ def group(key: str) -> str:
 
 def line_of(rows: Iterable[Row], key: str) -> Line:
   """Return the line of one metric, without points if there are none."""
-  rounds, values = columns(rows).get(key, ([], []))
-  return Line((key,), np.asarray(rounds, int), np.asarray(values, float))
+  known = [row for row in rows if key in row]
+  rounds = np.asarray([row["round"] for row in known], int)
+  return Line((key,), rounds, np.asarray([row[key] for row in known], float))
 
 
 def panels_of(rows: Iterable[Row]) -> dict[str, list[Line]]:
