@@ -111,7 +111,7 @@ def train(
 
 
 def _digest(simulator: Any, state: Any) -> str:
-  from fedjax_sim.run.checkpoint import tree_digest
+  from fedjax_sim.core.digests import tree_digest
 
   return tree_digest(simulator.algorithm.variables(state.server).params)
 

@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     Variables,
   )
   from fedjax_sim.core.errors import FedjaxSimError
+  from fedjax_sim.core.weights import read_weights, write_weights
   from fedjax_sim.data import FederatedData, FederatedDataset, make_dataset
   from fedjax_sim.distributed import setup
   from fedjax_sim.engine.batching import LocalBatching
   from fedjax_sim.engine.state import RunState
+  from fedjax_sim.run.opened import load
   from fedjax_sim.simulation.runtime import Runtime
   from fedjax_sim.simulation.simulate import simulate
   from fedjax_sim.simulation.simulator import Simulator
@@ -65,13 +67,16 @@ __all__ = [
   "Variables",
   "function_task",
   "linen_task",
+  "load",
   "make_dataset",
   "nnx_task",
   "optimizer",
   "predict",
+  "read_weights",
   "schedules",
   "setup",
   "simulate",
+  "write_weights",
 ]
 
 _HOME = {
@@ -93,12 +98,15 @@ _HOME = {
   "Variables": "fedjax_sim.core",
   "function_task": "fedjax_sim.tasks",
   "linen_task": "fedjax_sim.tasks",
+  "load": "fedjax_sim.run.opened",
   "make_dataset": "fedjax_sim.data",
   "nnx_task": "fedjax_sim.tasks",
   "optimizer": "fedjax_sim.training.optimizers",
   "predict": "fedjax_sim.tasks.prediction",
+  "read_weights": "fedjax_sim.core.weights",
   "setup": "fedjax_sim.distributed",
   "simulate": "fedjax_sim.simulation.simulate",
+  "write_weights": "fedjax_sim.core.weights",
 }
 
 _MODULES = {

@@ -31,7 +31,7 @@ class Reader(nnx.Module):
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """What the last layer says, (time, batch, units), of (batch, time) ids."""
+    """Return outputs, shape=(time, batch, units), of ids, (batch, time)."""
     x = self.embed(x.T)
     for layer in self.layers:
       x = layer(x)
@@ -48,7 +48,7 @@ class CharLSTM(nnx.Module):
     self.logits = nnx.Linear(units[-1], tokens, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Logits, shape=(batch, time, tokens), of ids, shape=(batch, time)."""
+    """Return logits, shape=(batch, time, tokens), of ids, (batch, time)."""
     return jnp.swapaxes(self.logits(self.reader(x)), 0, 1)
 
 
@@ -58,7 +58,7 @@ def char_lstm(
   embedding: int = 8,
   units: tuple[int, ...] = (256, 256),
 ) -> Task:
-  """An LSTM that predicts the next character at every position.
+  """Return an LSTM that predicts the next character at every position.
 
   Args:
     example_shape: (time,); examples hold character ids.
@@ -82,7 +82,7 @@ def char_lstm(
 
 
 def check_sequence(owner: str, example_shape: tuple[int, ...]) -> None:
-  """Refuses examples that are no sequence of ids.
+  """Refuse examples that are no sequence of ids.
 
   Raises:
     ValueError: they have another shape than (time,).
@@ -94,7 +94,7 @@ def check_sequence(owner: str, example_shape: tuple[int, ...]) -> None:
 
 
 def layer_sizes(units: tuple[int, ...]) -> tuple[int, ...]:
-  """`units`, one or more.
+  """Return `units` as a tuple of one or more sizes.
 
   Raises:
     TypeError, ValueError: a size is not whole and >= 1, or there is none.
@@ -107,12 +107,12 @@ def layer_sizes(units: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_ids(x: np.ndarray, tokens: int, field: str = "num_classes") -> None:
-  """Refuses ids that are none of 0 to `tokens` - 1.
+  """Refuse ids that are not within 0..tokens - 1.
 
   Args:
-    x: of any shape.
+    x: ids, of any shape.
     tokens: how many ids there are.
-    field: what says so.
+    field: the option that says so.
 
   Raises:
     ValueError: `x` is not whole, or holds another number.

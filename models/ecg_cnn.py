@@ -11,7 +11,7 @@ from fedjax_sim.tasks import nnx_task
 
 
 class EcgCNN(nnx.Module):
-  """5 x 16, 5 x 32, each with max pooling; 64 units, classes."""
+  """Convolutions 5 x 16, 5 x 32, each with max pooling; 64 units, classes."""
 
   def __init__(
     self, length: int, channels: int, classes: int, *, rngs: nnx.Rngs
@@ -22,15 +22,15 @@ class EcgCNN(nnx.Module):
     self.dense2 = nnx.Linear(64, classes, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Logits, shape=(batch, classes), of x, shape=(batch, time, channels)."""
+    """Return logits, shape=(batch, classes), of x, (batch, time, channels)."""
     x = max_pool(nnx.relu(self.conv1(x)))
     x = max_pool(nnx.relu(self.conv2(x)))
-    x = nnx.relu(self.dense1(x.reshape(len(x), -1)))
+    x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
     return self.dense2(x)
 
 
 def ecg_cnn(example_shape: tuple[int, ...], num_classes: int) -> Task:
-  """A small 1-D CNN with cross-entropy, for heartbeats.
+  """Return a small 1-D CNN with cross-entropy, for heartbeats.
 
   Args:
     example_shape: (time, channels), time at least 4.

@@ -16,7 +16,7 @@ from fedjax_sim.tasks import nnx_task
 
 
 class FemnistCNN(nnx.Module):
-  """3 x 3 x 32, 3 x 3 x 64, max pooling, 128 units, classes."""
+  """Convolutions 3 x 3 x 32 and 3 x 3 x 64, max pooling, 128 units, classes."""
 
   def __init__(
     self,
@@ -37,10 +37,10 @@ class FemnistCNN(nnx.Module):
     self.dense2 = nnx.Linear(128, classes, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Logits, shape=(batch, classes), of (batch, height, width, channels)."""
+    """Return logits, (batch, classes), of (batch, height, width, channels)."""
     x = nnx.relu(self.conv1(x))
     x = max_pool(nnx.relu(self.conv2(x)))
-    x = self.dropout1(x).reshape(len(x), -1)
+    x = self.dropout1(x).reshape(x.shape[0], -1)
     x = self.dropout2(nnx.relu(self.dense1(x)))
     return self.dense2(x)
 
@@ -50,7 +50,7 @@ def femnist_cnn(
   num_classes: int,
   dropout: tuple[float, float] = (0.25, 0.5),
 ) -> Task:
-  """The FEMNIST CNN with cross-entropy: 2 convolutions, 2 dense layers.
+  """Return the FEMNIST CNN with cross-entropy: 2 convolutions, 2 dense layers.
 
   Args:
     example_shape: (height, width, channels), both sides at least 6.

@@ -30,12 +30,12 @@ _HALVINGS = 12  # of the distance between them
 
 
 def _uniform(key: Key, clusters: int, features: int) -> Array:
-  """Independent points of the unit cube, shape=(clusters, features)."""
+  """Draw independent points of the unit cube, shape=(clusters, features)."""
   return jax.random.uniform(key, (clusters, features))
 
 
 def _spread(key: Key, clusters: int, features: int) -> Array:
-  """Points of the unit cube, as far from each other as random search finds.
+  """Draw points of the unit cube, as far apart as random search finds.
 
   Balls of radius a around them lie in the cube, and do not overlap. Points are
   drawn until each has its place, or one has found none in 100 draws; halving
@@ -48,7 +48,7 @@ def _spread(key: Key, clusters: int, features: int) -> Array:
   draws = jax.random.uniform(key, (clusters, _TRIES, features))
 
   def placed(radius: Array) -> tuple[Array, Array]:
-    """The points, and whether there was a place for each."""
+    """Return the points, and whether there was a place for each."""
 
     def place(points: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
       i, drawn = given
@@ -93,7 +93,7 @@ def kmeans(
   high: float = 1.0,
   init: str = "uniform",
 ) -> Task:
-  """Centroids, from a range that is known beforehand and not from the data.
+  """Return centroids that begin in a range known beforehand, not at data.
 
   `Variables.params` is `centroids`, shape=(clusters, features), float32, and
   `Variables.frozen` the range, `low` and `high`. The loss is the squared
@@ -124,7 +124,8 @@ def kmeans(
     return Variables({"centroids": centroids}, frozen=bounds)
 
   def logits(variables: Variables, examples: Examples) -> Array:
-    x = examples["x"].reshape(len(examples["x"]), -1)
+    x = examples["x"]
+    x = x.reshape(x.shape[0], -1)
     # Not by the binomial formula, which loses digits where centroids are near.
     gaps = x[:, None] - variables.params["centroids"][None]
     return -jnp.sum(gaps**2, axis=-1)

@@ -34,7 +34,7 @@ def conv(
   use_bias: bool = True,
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
-  """An `nnx.Conv` that computes as `convolve` does."""
+  """Return an `nnx.Conv` that computes as `convolve` does."""
   return nnx.Conv(
     features_in,
     features_out,
@@ -48,7 +48,7 @@ def conv(
 
 
 def max_pool(x: Array, size: int = 2) -> Array:
-  """Maxima over windows of `size` in every dimension of space.
+  """Return maxima over windows of `size` in every spatial dimension.
 
   What does not fill a window is left out.
 
@@ -65,7 +65,7 @@ def max_pool(x: Array, size: int = 2) -> Array:
 
 @jax.custom_vjp
 def lstm(gates: Array, kernel: Array) -> Array:
-  """An LSTM over whole sequences, from a zero state.
+  """Run an LSTM over whole sequences, from a zero state.
 
   Hochreiter and Schmidhuber 1997, with forget gates. What depends on the input
   alone comes as an argument, one product for all steps. The gradient is
@@ -86,7 +86,7 @@ def lstm(gates: Array, kernel: Array) -> Array:
 
 
 def _opened(tanhs: Array) -> tuple[Array, Array, Array, Array]:
-  """i, f, g, o from tanh(z / 2), but tanh(z) for g."""
+  """Return i, f, g, o from tanh(z / 2), but tanh(z) for g."""
   i, f, g, o = jnp.split(tanhs, 4, axis=-1)
   sigmoid = lambda x: 0.5 * x + 0.5  # one tanh is faster than two functions
   return sigmoid(i), sigmoid(f), g, sigmoid(o)
@@ -164,5 +164,5 @@ class LSTM(nnx.Module):
     )
 
   def __call__(self, x: Array) -> Array:
-    """Outputs, shape=(time, batch, units), of (time, batch, features)."""
+    """Return outputs, (time, batch, units), of x, (time, batch, features)."""
     return lstm(self.inputs(x), self.recurrent[...])

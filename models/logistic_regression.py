@@ -19,14 +19,14 @@ class LogisticRegression(nnx.Module):
     self.linear = nnx.Linear(features, classes, kernel_init=zeros, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Logits, shape=(batch, classes), of x, shape=(batch, ...)."""
-    return self.linear(x.reshape(len(x), -1))
+    """Return logits, shape=(batch, classes), of x, shape=(batch, ...)."""
+    return self.linear(x.reshape(x.shape[0], -1))
 
 
 def logistic_regression(
   example_shape: tuple[int, ...], num_classes: int
 ) -> Task:
-  """Multinomial logistic regression with cross-entropy.
+  """Return multinomial logistic regression with cross-entropy.
 
   Args:
     example_shape: shape of one input.

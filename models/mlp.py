@@ -23,8 +23,8 @@ class MLP(nnx.Module):
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Logits, shape=(batch, classes), of x, shape=(batch, ...)."""
-    x = x.reshape(len(x), -1)
+    """Return logits, shape=(batch, classes), of x, shape=(batch, ...)."""
+    x = x.reshape(x.shape[0], -1)
     for layer in self.layers[:-1]:
       x = nnx.relu(layer(x))
     return self.layers[-1](x)
@@ -35,7 +35,7 @@ def mlp(
   num_classes: int,
   hidden_sizes: tuple[int, ...] = (64,),
 ) -> Task:
-  """A multi-layer perceptron with cross-entropy.
+  """Return a multi-layer perceptron with cross-entropy.
 
   Args:
     example_shape: shape of one input.

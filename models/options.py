@@ -7,7 +7,7 @@ from typing import Any
 
 
 def several(field: str, value: Any, what: str, example: str) -> tuple[Any, ...]:
-  """`value` as a tuple, if it is a list or tuple.
+  """Return `value` as a tuple, if it is a list or tuple.
 
   Args:
     field: what messages call it.

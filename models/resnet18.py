@@ -34,7 +34,7 @@ class Block(nnx.Module):
       self.around = nnx.Sequential(layer(features_in, 1, strides), norm())
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """(batch, height, width, features), of the same with fewer features."""
+    """Return the block's features of x, (batch, height, width, features_in)."""
     y = nnx.relu(self.norm1(self.conv1(x)))
     y = self.norm2(self.conv2(y))
     return nnx.relu(y + (x if self.around is None else self.around(x)))
@@ -55,7 +55,7 @@ class ResNet18(nnx.Module):
     self.logits = nnx.Linear(features, classes, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Logits, shape=(batch, classes), of (batch, height, width, channels)."""
+    """Return logits, (batch, classes), of (batch, height, width, channels)."""
     x = nnx.relu(self.norm(self.stem(x)))
     for block in self.blocks:
       x = block(x)
@@ -65,7 +65,7 @@ class ResNet18(nnx.Module):
 def resnet18(
   example_shape: tuple[int, ...], num_classes: int, width: int = 64
 ) -> Task:
-  """ResNet-18 with group norm and cross-entropy, for small images.
+  """Return ResNet-18 with group norm and cross-entropy, for small images.
 
   Args:
     example_shape: (height, width, channels), both sides at least 8.

@@ -36,7 +36,7 @@ class TextLSTM(nnx.Module):
     self.logits = nnx.Linear(units[-1], classes, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Logits, shape=(batch, classes), of ids, shape=(batch, time)."""
+    """Return logits, shape=(batch, classes), of ids, shape=(batch, time)."""
     end = jnp.maximum(jnp.count_nonzero(x, axis=1), 1) - 1  # 0 is padding
     at_end = jax.nn.one_hot(end, x.shape[1], axis=0)[..., jnp.newaxis]
     read = self.reader(x)
@@ -50,7 +50,7 @@ def text_lstm(
   embedding: int = 8,
   units: tuple[int, ...] = (256, 256),
 ) -> Task:
-  """An LSTM that reads a text and names its class.
+  """Return an LSTM that reads a text and names its class.
 
   Args:
     example_shape: (time,); examples hold character ids, padded with 0 at their

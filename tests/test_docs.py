@@ -147,9 +147,10 @@ FIELDS = {
     for key, field in slot.fields(name).items()
   },
   **{
-    f"transforms.{name}.{key}": field.default
-    for name in components.CHAIN.registry
-    for key, field in components.CHAIN.fields(name).items()
+    f"{slot.section}.{name}.{key}": field.default
+    for slot in components.LABELED
+    for name in slot.registry
+    for key, field in slot.fields(name).items()
   },
 }
 

@@ -181,7 +181,7 @@ def test_evaluations_of_their_own(tmp_path, fast):
       server__eval_every="3",
       server__test_every="2",
       server__initial_eval="True",
-      server__best_metric="test/loss",
+      server__best_metrics="test/loss,unseen/loss",
     ),
     folder,
   )
@@ -191,11 +191,10 @@ def test_evaluations_of_their_own(tmp_path, fast):
   assert told("unseen/loss") == [0, 3, 6, 7]
   assert told("test/loss") == [0, 2, 4, 6, 7]
   assert told("train/loss") == list(range(1, 8))
-  best = min(
-    (r for r in rows if "test/loss" in r), key=lambda r: r["test/loss"]
-  )
-  assert summary["best/round"] == best["round"] > 0
-  assert summary["best/test/loss"] == pytest.approx(best["test/loss"])
+  for metric in ("test/loss", "unseen/loss"):
+    best = min((r for r in rows if metric in r), key=lambda r: r[metric])
+    assert summary[f"best/{metric}/round"] == best["round"] > 0
+    assert summary[f"best/{metric}"] == pytest.approx(best[metric])
   assert summary["compilations"] == 1
 
 
@@ -608,8 +607,8 @@ def test_other_software_is_told(
     pytest.param(
       {
         "server__initial_eval": "True",
-        "server__best_metric": "unseen/loss",
-        "server__fall_back": "True",
+        "server__best_metrics": "unseen/loss,test/accuracy",
+        "server__revert_to_best": "True",
         "client__schedule": "plateau(metric='unseen/loss', factor=0.5)",
         "server__schedule": "linear(rounds=3)",  # no better model in round 1
       },

@@ -131,7 +131,7 @@ FEATURES = {
   },
   "best model": {
     "server.initial_eval": "True",
-    "server.best_metric": "test/accuracy",
+    "server.best_metrics": "test/accuracy,unseen/loss",
     "server.revert_to_best": "True",
   },
 }

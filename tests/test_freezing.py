@@ -6,11 +6,12 @@ import pytest
 
 from fedjax_sim.algorithms import fedavg, fedprox
 from fedjax_sim.config import build, default_config
+from fedjax_sim.core.tree import paths_of
 from fedjax_sim.data import load_digits
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.tasks.freezing import paths_of, with_frozen
+from fedjax_sim.tasks.freezing import with_frozen
 from fedjax_sim.training.optimizers import optimizer
 from problems import blobs, flat, make_simulator, sgd, train
 

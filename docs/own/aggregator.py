@@ -18,7 +18,7 @@ from fedjax_sim.core import Aggregator
 
 
 def short_mean(fraction: float = 0.3) -> Aggregator:
-  """The mean of all updates but the `fraction` of them with the largest norm.
+  """Return the mean of all updates but the share with the largest norms.
 
   Needs every update at once, so it keeps a stack of them: (updates, leaves
   (slots, ...); which slots are filled, shape=(slots,), bool).
@@ -58,7 +58,7 @@ def short_mean(fraction: float = 0.3) -> Aggregator:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.aggregator.name = f"{__file__}:short_mean"
   config.data.partition = "iid"

@@ -38,7 +38,7 @@ def fedexp(
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.algorithm.name = f"{__file__}:fedexp"
   config.data.alpha = 0.1  # clients differ in their classes

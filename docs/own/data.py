@@ -36,7 +36,7 @@ def rings(*, seed, num_clients=20, heldout_fraction=0.2) -> FederatedDataset:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.data.name = f"{__file__}:rings"
   config.data.num_clients = 30

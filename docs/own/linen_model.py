@@ -20,14 +20,14 @@ class Network(linen.Module):
 
   @linen.compact
   def __call__(self, x, deterministic):
-    """Logits, shape=(batch, classes), of x, shape=(batch, features)."""
+    """Return logits, (batch, classes), of x, shape=(batch, features)."""
     h = linen.relu(linen.Dense(self.hidden)(x))
     h = linen.Dropout(0.2)(h, deterministic=deterministic)
     return linen.Dense(self.classes)(h)
 
 
 def focal(logits, examples):
-  """The loss of Lin et al. 2017 (arXiv 1708.02002) with gamma 2."""
+  """Return the loss of Lin et al. 2017 (arXiv 1708.02002) with gamma 2."""
   log = jax.nn.log_softmax(logits)
   picked = jnp.take_along_axis(log, examples["y"][:, None], axis=1)[:, 0]
   value = -((1 - jnp.exp(picked)) ** 2) * picked
@@ -35,7 +35,7 @@ def focal(logits, examples):
 
 
 def focal_network(example_shape, num_classes, hidden=64) -> Task:
-  """The network with the focal loss."""
+  """Return the network with the focal loss."""
   return linen_task(
     Network(num_classes, hidden),
     jax.ShapeDtypeStruct((1, *example_shape), jnp.float32),
@@ -45,7 +45,7 @@ def focal_network(example_shape, num_classes, hidden=64) -> Task:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.model.name = f"{__file__}:focal_network"
   config.model.hidden = 32

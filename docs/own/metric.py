@@ -21,7 +21,7 @@ top_3.higher_is_better = True
 
 
 def recall_of_ones(logits, examples):
-  """The share of the digit 1 that is found: other examples weigh nothing."""
+  """Return the share of the digit 1 that is found; others weigh nothing."""
   ones = (examples["y"] == 1).astype(logits.dtype)
   found = jnp.argmax(logits, axis=1) == 1
   return Metric(total=found * ones, weight=ones)
@@ -31,7 +31,7 @@ recall_of_ones.higher_is_better = True
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.model.metrics = (f"{__file__}:top_3", f"{__file__}:recall_of_ones")
   config.data.unseen_clients = 10

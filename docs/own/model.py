@@ -19,20 +19,20 @@ class Network(nnx.Module):
     self.linear = nnx.Linear(side * side * channels, classes, rngs=rngs)
 
   def __call__(self, x):
-    """Logits, shape=(batch, classes), of x, shape=(batch, side * side)."""
+    """Return logits, (batch, classes), of x, shape=(batch, side * side)."""
     side = round(x.shape[1] ** 0.5)
     x = nnx.relu(self.norm(self.conv(x.reshape(-1, side, side, 1))))
     return self.linear(x.reshape(len(x), -1))
 
 
 def small_cnn(example_shape, num_classes, channels=8) -> Task:
-  """A convolution and a linear layer on square images, given as rows."""
+  """Return a convolution and a linear layer for square images, as rows."""
   side = round(example_shape[0] ** 0.5)
   return nnx_task(lambda rngs: Network(side, num_classes, channels, rngs))
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.model.name = f"{__file__}:small_cnn"
   config.model.channels = 4

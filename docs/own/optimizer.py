@@ -27,7 +27,7 @@ def sign_descent(
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.client.optimizer = f"{__file__}:sign_descent"
   config.client.learning_rate = 0.03

@@ -22,7 +22,7 @@ def by_size(num_clients, clients_per_round, sizes) -> Sampler:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` "smoke" is a run of two rounds."""
+  """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
   config.sampler.name = f"{__file__}:by_size"
   config.data.partition = "power_law"  # a few clients have most examples

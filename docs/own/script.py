@@ -28,7 +28,7 @@ from fedjax_sim.tasks.metrics import with_metrics
 
 
 def linear_task(features, classes) -> Task:
-  """A linear classifier, from plain functions."""
+  """Return a linear classifier, from plain functions."""
 
   def init(key):
     weight = 0.01 * jax.random.normal(key, (features, classes))
@@ -48,7 +48,7 @@ def linear_task(features, classes) -> Task:
 
 
 def surety(logits, examples):
-  """The probability that the model gives its answer, shape=(batch,)."""
+  """Return the probability that the model gives its answer, shape=(batch,)."""
   return jnp.max(jax.nn.softmax(logits), axis=1)
 
 

@@ -13,7 +13,7 @@ from fedjax_sim.core import AggregationContext, Aggregator, PyTree, errors
 def check(aggregator: Aggregator, update: PyTree) -> None:
   """Refuse an aggregator whose shapes break the contract.
 
-  A round would broadcast some of them, and be wrong in silence.
+  A round would broadcast some of them, and be wrong silently.
 
   Args:
     aggregator: the aggregator; traced, not run.

@@ -25,7 +25,7 @@ def _put_wave(
   present: Array,
   context: AggregationContext,
 ) -> PyTree:
-  """Write the rows of a wave, those of absent clients, too."""
+  """Write a wave's updates into the stack, absent clients' rows included."""
   del weights
   stack, filled = acc
   write = lambda s, u: lax.dynamic_update_slice_in_dim(s, u, context.slot, 0)

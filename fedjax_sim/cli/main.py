@@ -1,4 +1,4 @@
-"""The command line: `fedjax-sim run|launch|describe|plan|report|...`."""
+"""The command line: `fedjax-sim run|launch|verify|describe|...`."""
 
 from __future__ import annotations
 
@@ -72,8 +72,10 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "plan": _of_module("plan"),
   "privacy": _of_module("privacy"),
   "data": _of_module("data"),
+  "export": _of_module("export"),
   "report": _of_module("report"),
   "list": _list,
+  "verify": _of_module("verify"),
 }
 
 

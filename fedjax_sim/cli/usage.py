@@ -10,11 +10,17 @@ USAGE = """\
 fedjax-sim: federated learning, simulated.
 
   fedjax-sim run --config=FILE --workdir=DIR [--config.SECTION.FIELD=VALUE ...]
-      trains; on a workdir of an unfinished run, goes on with it
+      trains; on the workdir of a run, goes on with it: until its end, or, with
+      more --config.server.rounds, beyond
+      --branch-from=DIR[:ROUND]: begins at a checkpoint of another run
       --profile: where its time went, FLOP/s, and a trace in DIR/profile
       --distributed=auto|HOST:PORT,PROCESS,COUNT: as one process of several
   fedjax-sim launch --processes=N -- run --config=FILE --workdir=DIR ...
       trains in several processes on this machine
+  fedjax-sim verify --workdir=DIR
+      executes a run's rounds again and compares with what it left: 0 if every
+      bit equals, else 1
+      --rounds=checkpoints: those between two checkpoints; all; or FROM-TO
   fedjax-sim describe --config=FILE [--config.SECTION.FIELD=VALUE ...]
       what would run: config, sizes, predicted memory
   fedjax-sim plan --config=FILE --devices=N --link-gbps=G --flops=F|measure
@@ -60,6 +66,11 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim data export --store=DIR --format=FORMAT --to=FILE
       writes a split of a store (--split=train) as a file: fedjax_sqlite,
       flute_hdf5, leaf_json, npz, parquet or tff_hdf5
+  fedjax-sim export --workdir=DIR --to=FILE
+      writes the model of a run, and its config as JSON beside it: weights as
+      .safetensors, .npz or .msgpack, or predictions as a program, .stablehlo
+      --round=best|N: of the best evaluation, or of a checkpoint
+      --data-path=PATH: where the data lie now; it takes them
   fedjax-sim list [KIND [NAME]]
       algorithms, aggregators, transforms, models, data sets, ..., or those
       of a kind, or the fields of one, with defaults and meanings

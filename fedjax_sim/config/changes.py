@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fedjax_sim.config.components import SLOTS, Slot, transform_slot
+from fedjax_sim.config.components import LABELED, SLOTS, Slot, labeled_slot
 from fedjax_sim.config.defaults import default_config
 from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import validate
@@ -76,11 +76,15 @@ def config_file(tree: Mapping[str, Any]) -> str:
     'def get_config(arg=""):',
     "  config = default_config()",
   ]
-  labels = [k for k in tree["transforms"] if k != "order"]
+  given = dict.fromkeys(_labels(tree))
+  usual = dict.fromkeys(_labels(default_config().to_dict()))
+  removed = [pair for pair in usual if pair not in given]
+  added = [pair for pair in given if pair not in usual]
+  lines += [f"  del config.{section}[{label!r}]" for section, label in removed]
   lines += [
-    f"  config.transforms[{label!r}] = ConfigDict()" for label in labels
+    f"  config.{section}[{label!r}] = ConfigDict()" for section, label in added
   ]
-  if not labels:
+  if not added:
     del lines[:2]
   for change in changes(tree):
     *sections, key = change.field.split(".")
@@ -91,11 +95,18 @@ def config_file(tree: Mapping[str, Any]) -> str:
   return "\n".join([*lines, "  return config", ""])
 
 
+def _labels(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+  """Yield the section and the label of every labeled section."""
+  for slot in LABELED:
+    for label, section in tree.get(slot.section, {}).items():
+      if isinstance(section, Mapping):
+        yield slot.section, label
+
+
 def _chosen(tree: Mapping[str, Any]) -> Iterator[tuple[Slot, str]]:
   """Yield the slots that name one of our components, and the name."""
   slots = list(SLOTS)
-  labels = [k for k in tree.get("transforms", {}) if k != "order"]
-  slots += [transform_slot(label) for label in labels]
+  slots += [labeled_slot(*pair) for pair in _labels(tree)]
   for slot in slots:
     section: Any = tree
     for part in slot.section.split("."):

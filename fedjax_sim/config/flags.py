@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from fedjax_sim.config.defaults import LABELED_SECTIONS
 from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import errors, validate
 from fedjax_sim.core.errors import FedjaxSimError
@@ -154,11 +155,11 @@ def overridden(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
     if any(str(error).startswith(f"{field}=") for field in texts):
       raise UsageError(f"--config.{error}") from error
     raise
-  known, given = dict(fields_of(completed)), dict(fields_of(config))
+  known = dict(fields_of(completed))
   for field, text in texts.items():
     if field in known:
       _set(config, field, known[field])
-    elif text == "None" and field in given:
+    elif text == "None":
       _remove(config, field)
   return config
 
@@ -168,7 +169,7 @@ def _set(tree: Any, field: str, value: Any) -> None:
   *sections, key = field.split(".")
   where: list[str] = []
   for name in sections:
-    if name not in tree and where == ["transforms"]:
+    if name not in tree and len(where) == 1 and where[0] in LABELED_SECTIONS:
       tree[name] = {}
     where.append(name)
     validate.one_of(f"--config.{field}: section", name, tree)
@@ -184,11 +185,14 @@ def _set(tree: Any, field: str, value: Any) -> None:
 
 
 def _remove(config: ConfigDict, field: str) -> None:
-  """Remove a field that no component takes."""
+  """Remove a field that no component takes, or a section, if it is there."""
   *sections, key = field.split(".")
   for name in sections:
+    if name not in config:
+      return
     config = config[name]
-  del config[key]
+  if key in config:
+    del config[key]
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

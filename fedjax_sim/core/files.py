@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+PathLike = str | os.PathLike[str]
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+
+def write_atomically(path: PathLike, data: bytes) -> None:
   """Replace the content of `path` by `data`, as `replace_atomically` does.
 
   Raises:
@@ -26,9 +28,7 @@ def _write(path: Path, data: bytes) -> None:
     file.write(data)
 
 
-def replace_atomically(
-  path: str | os.PathLike[str], write: Callable[[Path], None]
-) -> None:
+def replace_atomically(path: PathLike, write: Callable[[Path], None]) -> None:
   """Replace the content of `path`; readers see the old content or the new.
 
   The new content is written to a hidden file in the same folder, synced to
@@ -91,7 +91,7 @@ def plain(value: Any) -> Any:
   return value
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: PathLike, value: Any) -> None:
   """Write `value` as indented JSON, in the order given.
 
   Raises:

@@ -271,3 +271,16 @@ def nbytes(tree: PyTree) -> int:
   return sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
+
+
+def paths_of(tree: PyTree) -> list[str]:
+  """Return the path of every leaf, such as `layers/0/kernel`, in order."""
+
+  def named(path: tuple[Any, ...]) -> str:
+    # A Flax variable is a node, whose one leaf is its value.
+    if path and isinstance(path[-1], jax.tree_util.GetAttrKey):
+      path = path[:-1] if path[-1].name == "value" else path
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return [named(path) for path, _ in leaves]

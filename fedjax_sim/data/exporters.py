@@ -16,8 +16,8 @@ import numpy as np
 
 from fedjax_sim import reporting
 from fedjax_sim.core import validate
+from fedjax_sim.core.optional import library
 from fedjax_sim.data.federated import FederatedData
-from fedjax_sim.data.importers.blocks import library
 from fedjax_sim.data.store.column import header
 from fedjax_sim.data.store.rewrite import Told, client_blocks
 

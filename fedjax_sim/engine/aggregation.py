@@ -47,6 +47,7 @@ from fedjax_sim.engine.client_round import (
 )
 from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.round_spec import RoundSpec
+from fedjax_sim.engine.tracing import trace_once
 from fedjax_sim.engine.virtual_devices import (
   isolate_compilation,
   over_parts,
@@ -168,12 +169,14 @@ def _train_device(
     cohort.num_steps,
     states,
   )
-  one = functools.partial(train_client, spec, given=given, orders=cohort.order)
+  one = trace_once(
+    lambda row, data: train_client(spec, row, given, data, cohort.order)
+  )
   data_of = lambda i: _at(data, i) if spec.sliced else data
-  outcome = jax.eval_shape(lambda: one(_at(grid, 0, 0, 0), data=data_of(0)))
+  outcome = jax.eval_shape(lambda: one(_at(grid, 0, 0, 0), data_of(0)))
 
   def train_part(i: Array | int) -> tuple[CohortSums, PerClient]:
-    here = functools.partial(one, data=data_of(i))
+    here = lambda row: one(row, data_of(i))
     waves = lambda: _train_waves(
       spec.aggregator,
       here,

@@ -101,7 +101,7 @@ def with_numbers(examples: Examples, hparams: HParams) -> Examples:
 
 
 def random_batch(examples: Examples, size: int, key: Key) -> Batch:
-  """Some examples, without replacement; all, in order, if there are no more.
+  """Return examples drawn without replacement; all, in order, if too few.
 
   Args:
     examples: as the model gets them, leaves (examples, ...).

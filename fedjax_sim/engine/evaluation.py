@@ -47,6 +47,7 @@ from fedjax_sim.engine.client_loop import (
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.plan import Capacity, CohortPlan
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.engine.tracing import trace_once
 
 
 def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:
@@ -83,6 +84,7 @@ def make_evaluate(
     message = algorithm.broadcast(server)
     order = jnp.asarray(cohort.order[0])
 
+    @trace_once
     def one(row: tuple[Array, Array, PyTree]) -> Total:
       start, num_steps, state = row
       if states is None or algorithm.personal is None:
@@ -129,6 +131,7 @@ def _client_metrics(
 ) -> Total:
   """Return one client's metrics, name -> `Metric`, summed over its batches."""
 
+  @trace_once
   def batch_sums(i: Array) -> dict[str, Metric]:
     batch = read_batch(examples, order, start + i * walk.batch_size, walk)
     return sum_metrics(task, variables, batch)
@@ -245,7 +248,7 @@ class EvaluationSet:
     return ClientMetrics(total=dict(total), weight=dict(weight))
 
   def _sent(self, ids: np.ndarray) -> _Sent:
-    """Some clients' examples and plan, on the devices."""
+    """Return some clients' examples and plan, on the devices."""
     plan, slices = _planned(self._data, self._work, ids, self._capacity)
     fill = functools.partial(
       plans.fill,

@@ -119,7 +119,7 @@ class Program(NamedTuple):
     )
 
 
-def compile_rounds(
+def trace_rounds(
   function: Callable[..., Any],
   shape: Shape,
   *,
@@ -130,9 +130,8 @@ def compile_rounds(
   server_data: PyTree,
   mesh: Mesh,
   donate: bool,
-  deterministic: bool = False,
-) -> Program:
-  """Compile a function from `make_rounds`.
+) -> jax.stages.Traced:
+  """Trace a function from `make_rounds`.
 
   Args:
     function: the function.
@@ -144,7 +143,6 @@ def compile_rounds(
     server_data: the server's own examples' shapes; None: it has none.
     mesh: the devices.
     donate: the state passed in is used up.
-    deterministic: floats are rounded the same on any number of devices.
   """
   spec = state_spec(state, mesh)
   stacked = plans.blank(shape.capacity, shape.passes, shape.rounds)
@@ -153,14 +151,29 @@ def compile_rounds(
     donate_argnums=(0,) if donate else (),
     out_shardings=distributed.shardings(mesh, (spec, P())),
   )
-  compiled = jitted.lower(
+  return jitted.trace(
     distributed.abstract(state, mesh, spec),
     distributed.abstract(hparams, mesh, P()),
     distributed.abstract(data, mesh, data_spec),
     distributed.abstract(stacked, mesh, COHORTS_SPEC),
     distributed.abstract(jnp.zeros((), jnp.int32), mesh, P()),
     distributed.abstract(server_data, mesh, P()),
-  ).compile(compiler_options=_options(mesh, deterministic))
+  )
+
+
+def compile_rounds(
+  traced: jax.stages.Traced, shape: Shape, mesh: Mesh, *, deterministic: bool
+) -> Program:
+  """Compile rounds from `trace_rounds`.
+
+  Args:
+    traced: the rounds.
+    shape: what their plans look like.
+    mesh: the devices.
+    deterministic: floats are rounded the same on any number of devices.
+  """
+  options = _options(mesh, deterministic)
+  compiled = traced.lower().compile(compiler_options=options)
   sent, text = None, compiled.as_text()
   if text is not None and distributed.MODEL not in mesh.axis_names:
     devices = distributed.size(mesh)

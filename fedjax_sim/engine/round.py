@@ -51,6 +51,7 @@ from fedjax_sim.engine.hparams import named, path_of, scheduled
 from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
+from fedjax_sim.engine.tracing import trace_once
 from fedjax_sim.engine.virtual_devices import isolate_compilation
 
 # Trains a cohort; arguments and results are those of `train_cohort`.
@@ -86,12 +87,14 @@ def make_rounds(
   ) -> tuple[RunState, RoundMetrics]:
     at = lambda tree, r: jax.tree.map(lambda x: x[r], tree)
     data_of = lambda r: at(data, r) if spec.sliced else data
-    run = lambda state, r: run_round(
-      spec, state, hparams, at(cohorts, r), data_of(r), server_data
+    run = trace_once(
+      lambda state, r: run_round(
+        spec, state, hparams, at(cohorts, r), data_of(r), server_data
+      )
     )
     capacity = len(cohorts.num_waves)
     zeros = lambda x: jnp.zeros((capacity, *x.shape), x.dtype)
-    _, shapes = jax.eval_shape(lambda: run(state, 0))
+    _, shapes = jax.eval_shape(run, state, jnp.zeros_like(num_rounds))
     metrics = jax.tree.map(zeros, shapes)
 
     def body(r: Array, carry: tuple[RunState, RoundMetrics]) -> PyTree:

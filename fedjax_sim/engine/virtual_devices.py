@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 
 from fedjax_sim import distributed
 from fedjax_sim.core import Array, PyTree, validate
+from fedjax_sim.engine.tracing import trace_once
 
 T = TypeVar("T")
 
@@ -121,6 +122,7 @@ def isolate_compilation(
   """
   if virtual is None:
     return function()
+  function = trace_once(function)
   shapes = jax.eval_shape(function)
   nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   result: T = lax.cond(round_ >= 0, function, nothing)

@@ -12,10 +12,10 @@ from typing import Any
 
 
 def library(name: str) -> Any:
-  """A module of the extra `privacy`, such as `dp_accounting.rdp`.
+  """Import a module of the extra `privacy`, such as `dp_accounting.rdp`.
 
   Raises:
-    ImportError: it is not installed; says how to.
+    ImportError: it is not installed; says how to install it.
   """
   try:
     return importlib.import_module(name)

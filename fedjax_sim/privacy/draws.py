@@ -51,9 +51,9 @@ def normal(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
 def normal_apart(
   key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> Array:
-  """Return the same from twice as many bits, and reshape nothing.
+  """Return standard normal numbers of twice as many bits, without a reshape.
 
-  So an array in pieces, on several devices, stays in pieces.
+  So an array that is sharded over several devices stays sharded.
   """
   return _normal_pair(key, shape, dtype)[0]
 
@@ -160,13 +160,14 @@ def _series(square: Array, first: int) -> Array:
 
 
 def gaussian_exposure(sensitivity: float, coordinates: int) -> float:
-  """Return a bound of how often Gaussian noise betrays a client by its end.
+  """Return a bound of how often Gaussian noise's range exposes a client.
 
   A pair of coordinates that a client moves by a, in standard deviations, is
-  beyond the `RADIUS` that a neighbor's noise would have had with the tail of a
-  noncentral chi-squared law. That is convex in a^2 (each of the central laws
-  of which it is a Poisson mixture adds more than the one before, far out in
-  the tail), so a client betrays most if it moves one pair alone.
+  beyond the `RADIUS`, which a neighbor's noise cannot pass, with the
+  probability of the tail of a noncentral chi-squared law. That is convex in
+  a^2 (each of the central laws of which it is a Poisson mixture adds more than
+  the one before, far out in the tail), so a client is exposed most if it moves
+  one pair alone.
 
   Args:
     sensitivity: how far one client can move all of the release, in L2 and in
@@ -184,10 +185,10 @@ def gaussian_exposure(sensitivity: float, coordinates: int) -> float:
 
 
 def laplace_exposure(sensitivity: float, coordinates: int) -> float:
-  """Return the same bound of Laplace noise.
+  """Return a bound of how often Laplace noise's range exposes a client.
 
-  Each coordinate that is moved by a_i scales is told by a chance of
-  2^-64 exp(a_i), which is convex.
+  A coordinate that a client moves by a_i scales exposes it with a probability
+  of 2^-64 exp(a_i), which is convex.
 
   Args:
     sensitivity: how far one client can move all of the release, in L1 and in

@@ -30,7 +30,12 @@ from fedjax_sim.reporting.figures.privacy_curves import (
 )
 from fedjax_sim.reporting.html import unique_names, write_html
 from fedjax_sim.reporting.import_progress import written
-from fedjax_sim.reporting.metrics_file import MetricsFile, columns, read_metrics
+from fedjax_sim.reporting.metrics_file import (
+  MetricsFile,
+  MetricsReader,
+  columns,
+  read_metrics,
+)
 from fedjax_sim.reporting.pages.described import DescribedRun
 from fedjax_sim.reporting.pages.record import NoRunError, RunRecord, read_run
 from fedjax_sim.reporting.progress import Progress
@@ -49,6 +54,7 @@ __all__ = [
   "DescribedRun",
   "EventFiles",
   "MetricsFile",
+  "MetricsReader",
   "NoRunError",
   "Progress",
   "RunRecord",

@@ -23,12 +23,14 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import PyTree
+from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.reporting import write_json
 
 _UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
 _DAMAGED = ".damaged"  # ends the name of one that was set aside
 _OVERHEAD = 2**20  # bytes, at most, that a checkpoint has besides its leaves
+_RECORD = "record"  # folder of a checkpoint: what is known of its leaves
 _SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
 
 
@@ -56,43 +58,28 @@ class Restored(NamedTuple):
   facts: dict[str, Any]
 
 
-def digest(leaf: np.ndarray) -> str:
-  """SHA-256 of an array's dtype, shape and bytes."""
-  total = hashlib.sha256(f"{leaf.dtype.name}{leaf.shape}".encode())
-  total.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-  return total.hexdigest()
-
-
-def tree_digest(tree: PyTree) -> str:
-  """SHA-256 over all leaves of the tree, in order."""
-  total = hashlib.sha256()
-  for leaf in jax.tree.leaves(jax.device_get(tree)):
-    total.update(digest(np.asarray(leaf)).encode())
-  return total.hexdigest()
-
-
 def rounds_in(folder: Path) -> list[int]:
-  """Rounds of which there is a checkpoint, in order."""
+  """Return the rounds of which there is a checkpoint, in order."""
   names = [path.name for path in folder.glob("*")]
   return sorted(int(name) for name in names if name.isdecimal())
 
 
-class Checkpoints:
-  """The checkpoints of a run, in a folder of their own.
+class CheckpointReader:
+  """Reads checkpoints, and changes nothing in their folder.
 
   Args:
-    folder: made if it is missing; nobody else may use it at the same time.
-    keep: how many of the newest to keep; 2 at least, to fall back.
+    folder: of the checkpoints; a run may write there at the same time.
+
+  Attributes:
+    ocp: the library.
+    orbax: its reader and writer of one checkpoint.
   """
 
-  def __init__(self, folder: Path, *, keep: int):
+  def __init__(self, folder: Path):
     import orbax.checkpoint as ocp
 
-    self._ocp = ocp
+    self.ocp = ocp
     self._folder = folder.absolute()
-    self._keep = max(2, keep)
-    self._folder.mkdir(parents=True, exist_ok=True)
-    self._remove(_UNFINISHED)
     # Of several processes only this one is here: it waits for no other.
     alone = ocp.options.MultiprocessingOptions(
       primary_host=jax.process_index(),
@@ -104,14 +91,105 @@ class Checkpoints:
       state=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
       composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
     )
-    self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
+    self.orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
 
   def rounds(self) -> list[int]:
-    """Rounds of which there is a checkpoint, in order."""
+    """Return the rounds of which there is a checkpoint, in order."""
     return rounds_in(self._folder)
 
+  def read(
+    self,
+    round_: int,
+    like: PyTree,
+    wanted: Callable[[PyTree], PyTree] | None = None,
+  ) -> Restored:
+    """Read the checkpoint of a round, verified.
+
+    Args:
+      round_: rounds done.
+      like: a state of the same structure, shapes and dtypes.
+      wanted: state -> the part of it that is read; None: all of it, and the
+        files are verified before orbax reads them.
+
+    Returns:
+      The checkpoint, with that part as its state.
+
+    Raises:
+      StateChangedError: it is of another state.
+      Exception: it is damaged or gone, whatever makes orbax raise.
+    """
+    args = self.ocp.args
+    _check_files(self.path(round_), "" if wanted is None else _RECORD)
+    record = self._load(round_, _RECORD, args.JsonRestore())
+    if record["round"] != round_:
+      raise ValueError(f"it is of round {record['round']}")
+    _check_leaves(round_, record["leaves"], _leaves(like))
+    shapes = jax.tree.leaves(like)
+    structure = jax.tree.structure(like)
+    part = lambda leaves: jax.tree.unflatten(structure, leaves)
+    if wanted is not None:
+      part = lambda leaves: wanted(jax.tree.unflatten(structure, leaves))
+    places = jax.tree.leaves(part(range(len(shapes))))
+    keys = [_key(i) for i in places if math.prod(shapes[i].shape)]
+    as_numpy = self.ocp.RestoreArgs(restore_type=np.ndarray)
+    arrays = {}
+    if keys:
+      restore = args.PyTreeRestore(
+        item=dict.fromkeys(keys, 0),
+        restore_args=dict.fromkeys(keys, as_numpy),
+        partial_restore=wanted is not None,
+      )
+      arrays = self._load(round_, "state", restore)
+    names = list(record["leaves"])
+    leaves: list[np.ndarray | None] = [None] * len(shapes)
+    for i in places:
+      empty = np.zeros(shapes[i].shape, shapes[i].dtype)
+      leaf = np.asarray(arrays.get(_key(i), empty))
+      if digest(leaf) != record["sha256"][i]:
+        raise ValueError(f"the SHA-256 of {names[i]} differs")
+      leaves[i] = leaf
+    return Restored(round_, part(leaves), record["facts"])
+
+  def _load(self, round_: int, item: str, how: Any) -> Any:
+    composite = self.ocp.args.Composite(**{item: how})
+    return self.orbax.restore(self.path(round_), composite)[item]
+
+  def close(self) -> None:
+    """End orbax's threads."""
+    self.orbax.close()
+
+  def path(self, round_: int) -> Path:
+    """Return the folder of a checkpoint."""
+    return self._folder / str(round_)
+
+
+class Checkpoints:
+  """The checkpoints of a run, in a folder of their own.
+
+  Args:
+    folder: made if it is missing; nobody else may write there at the same time.
+    keep: how many of the newest to keep; 2 at least, to fall back.
+    snapshot_every: those of its multiples, with round 0, are kept besides; None
+      for none.
+  """
+
+  def __init__(
+    self, folder: Path, *, keep: int, snapshot_every: int | None = None
+  ):
+    self._reader = CheckpointReader(folder)
+    self._ocp, self._orbax = self._reader.ocp, self._reader.orbax
+    self._folder = folder.absolute()
+    self._keep = max(2, keep)
+    self._snapshot_every = snapshot_every
+    self._folder.mkdir(parents=True, exist_ok=True)
+    self._remove(_UNFINISHED)
+
+  def rounds(self) -> list[int]:
+    """Return the rounds of which there is a checkpoint, in order."""
+    return self._reader.rounds()
+
   def save(self, round_: int, state: PyTree, facts: dict[str, Any]) -> None:
-    """Writes a checkpoint; returns when it is committed.
+    """Write a checkpoint; return when it is committed.
 
     Checkpoints of this round and of later ones go first, since the run is being
     repeated; damaged ones go last.
@@ -133,7 +211,7 @@ class Checkpoints:
       "sha256": [digest(leaf) for leaf in leaves],
     }
     args = self._ocp.args
-    items = {"record": args.JsonSave(record)}
+    items = {_RECORD: args.JsonSave(record)}
     # Orbax refuses arrays without elements; their shapes say it all.
     arrays = {_key(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
     if arrays:
@@ -142,11 +220,11 @@ class Checkpoints:
     try:
       for later in self.rounds():
         if later >= round_:
-          shutil.rmtree(self._path(later))
+          shutil.rmtree(self._reader.path(later))
       _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
       self._orbax.save(unfinished, args.Composite(**items))
       write_json(unfinished / _SUMS, _sums(unfinished))
-      os.rename(unfinished, self._path(round_))
+      os.rename(unfinished, self._reader.path(round_))
     except Exception as error:  # whatever a full disk makes orbax raise
       self._remove(_UNFINISHED)
       left = self.rounds()
@@ -156,14 +234,16 @@ class Checkpoints:
         + (f"That of round {left[-1]} is intact. " if left else "")
         + "Make room or correct the folder, and run the same command again."
       ) from error
+    every = self._snapshot_every
     for old in self.rounds()[: -self._keep]:
-      shutil.rmtree(self._path(old), ignore_errors=True)
+      if every is None or old % every:
+        shutil.rmtree(self._reader.path(old), ignore_errors=True)
     self._remove(_DAMAGED)
 
   def restore(
     self, like: PyTree, warn: Callable[[str], None]
   ) -> Restored | None:
-    """The newest checkpoint that is whole; None if there is none.
+    """Return the newest whole checkpoint; None if there is none.
 
     Damaged ones are set aside under another name until the next `save`.
 
@@ -177,7 +257,7 @@ class Checkpoints:
     rounds = self.rounds()
     for round_ in reversed(rounds):
       try:
-        return self._read(round_, like)
+        return self._reader.read(round_, like)
       except (MemoryError, PermissionError, StateChangedError):
         raise
       except Exception as error:  # whatever a torn file makes orbax raise
@@ -190,60 +270,24 @@ class Checkpoints:
       warn("No whole checkpoint is left; starting again from round 0.")
     return None
 
-  def _read(self, round_: int, like: PyTree) -> Restored:
-    args = self._ocp.args
-    _check_files(self._path(round_))
-    record = self._load(round_, "record", args.JsonRestore())
-    if record["round"] != round_:
-      raise ValueError(f"it is of round {record['round']}")
-    _check_leaves(round_, record["leaves"], _leaves(like))
-    shapes = jax.tree.leaves(like)
-    keys = [_key(i) for i, shape in enumerate(shapes) if math.prod(shape.shape)]
-    as_numpy = self._ocp.RestoreArgs(restore_type=np.ndarray)
-    arrays = {}
-    if keys:
-      restore = args.PyTreeRestore(
-        item=dict.fromkeys(keys, 0),
-        restore_args=dict.fromkeys(keys, as_numpy),
-      )
-      arrays = self._load(round_, "state", restore)
-    leaves = []
-    for i, (name, sha256) in enumerate(
-      zip(record["leaves"], record["sha256"], strict=True)
-    ):
-      empty = np.zeros(shapes[i].shape, shapes[i].dtype)
-      leaf = np.asarray(arrays.get(_key(i), empty))
-      if digest(leaf) != sha256:
-        raise ValueError(f"the SHA-256 of {name} differs")
-      leaves.append(leaf)
-    state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    return Restored(round_, state, record["facts"])
-
-  def _load(self, round_: int, item: str, how: Any) -> Any:
-    composite = self._ocp.args.Composite(**{item: how})
-    return self._orbax.restore(self._path(round_), composite)[item]
-
   def close(self) -> None:
-    """Ends orbax's threads."""
-    self._orbax.close()
-
-  def _path(self, round_: int) -> Path:
-    return self._folder / str(round_)
+    """End orbax's threads."""
+    self._reader.close()
 
   def _set_aside(self, round_: int) -> None:
     aside = self._folder / f"{round_}{_DAMAGED}"
     shutil.rmtree(aside, ignore_errors=True)
-    os.rename(self._path(round_), aside)
+    os.rename(self._reader.path(round_), aside)
 
   def _remove(self, mark: str) -> None:
-    """Removes what has the mark in its name."""
+    """Remove what has the mark in its name."""
     for path in self._folder.glob(f"*{mark}*"):
       with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:
-  """Path of each leaf -> its dtype and shape, in order."""
+  """Return the dtype and shape of each leaf, by its path, in order."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {
     jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}{leaf.shape}"
@@ -275,7 +319,7 @@ def _key(index: int) -> str:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-  """File below the folder -> its SHA-256, but for the file that holds these."""
+  """Return the SHA-256 of each file of a folder, but for that of the sums."""
   sums = {}
   for path in sorted(folder.rglob("*")):
     if path.is_file() and path.name != _SUMS:
@@ -286,7 +330,7 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _check_room(folder: Path, size: int) -> None:
-  """Raises OSError if the disk has no room for a checkpoint of `size` bytes.
+  """Raise OSError if the disk has no room for a checkpoint of `size` bytes.
 
   Orbax would report it, too, but with a traceback for every file.
   """
@@ -298,10 +342,17 @@ def _check_room(folder: Path, size: int) -> None:
     path.unlink(missing_ok=True)
 
 
-def _check_files(folder: Path) -> None:
-  """Raises ValueError or OSError for a file that is not as it was written."""
+def _check_files(folder: Path, part: str) -> None:
+  """Raise ValueError or OSError for a file that is not as it was written.
+
+  Args:
+    folder: of the checkpoint.
+    part: which of its folders; "" for all.
+  """
   wanted = json.loads((folder / _SUMS).read_bytes())
-  found = _sums(folder)
+  wanted = {k: v for k, v in wanted.items() if k.startswith(part)}
+  found = {f"{part}/{k}": v for k, v in _sums(folder / part).items()}
+  found = {k.removeprefix("/"): v for k, v in found.items()}
   for name in sorted(wanted.keys() | found.keys()):
     if name not in found:
       raise ValueError(f"{name} is missing")

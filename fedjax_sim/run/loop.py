@@ -35,7 +35,8 @@ class Loop:
     simulator: what runs, with the lanes of `choice`.
     choice: number of lanes, and why.
     folder: the workdir.
-    checkpoints: None in all processes but the first one.
+    checkpoints: None in all processes but the first one, and where none shall
+      be written.
     phases: measures what takes how long.
     data_digest: of the data, for checkpoints.
     journal: where metrics and messages go.
@@ -48,6 +49,8 @@ class Loop:
     totals: what is counted so far.
     state: the state after `done` rounds.
     done: number of rounds done.
+    until: number of the round to stop after, before the run's end; None for
+      the end.
     saved: number of rounds in the newest checkpoint.
     measured: set -> metrics of its clients, by the evaluation at the end; None
       if there was none here.
@@ -69,6 +72,7 @@ class Loop:
   before: Totals
   state: RunState
   done: int
+  until: int | None = None
   totals: Totals = dataclasses.field(init=False)
   saved: int = dataclasses.field(init=False)
   measured: Mapping[str, ClientMetrics] | None = None
@@ -78,21 +82,22 @@ class Loop:
     self.saved = self.done
 
   def run(self) -> None:
-    """Run to the last round.
+    """Run to the last round, or to `until`.
 
     Raises:
       Interrupted: SIGTERM or SIGINT, in any process; a checkpoint was written.
       DivergedError: a round left no finite update, or no finite model.
     """
     timetable, profile = self.experiment.timetable, self.profile
+    last = timetable.rounds if self.until is None else self.until
     self._announce()
     self._begin()
     sent: RunState | None = None
-    with contextlib.closing(self._dispatches()) as dispatches:
-      while self.done < timetable.rounds:
+    with contextlib.closing(self._dispatches(last)) as dispatches:
+      while self.done < last:
         self._end_if_signalled()
         if profile is not None:
-          profile.before(timetable.rounds - self.done)
+          profile.before(last - self.done)
         out = dispatches.send(sent)
         if profile is not None:
           profile.after(out)
@@ -102,8 +107,7 @@ class Loop:
         self._log(out, seconds)
         if out.failure is not None:
           raise out.failure
-        every, last = timetable.checkpoint_every, timetable.rounds
-        if self.done % every == 0 or self.done == last:
+        if timetable.saved(self.done):
           self._save()
         self.on_round(self.done)
 
@@ -122,6 +126,9 @@ class Loop:
     """Log how the run goes on."""
     if self.resumed:
       self.journal.log(f"Going on after round {self.done}.")
+    elif build.INITIAL in self.experiment.sources:
+      weights = self.experiment.sources[build.INITIAL]
+      self.journal.log(f"Beginning with the weights of {weights}.")
     count, reason = self.choice
     lanes = "1 lane" if count == 1 else f"{count} lanes"
     self.journal.log(f"{lanes} a device: {reason}.")
@@ -141,12 +148,13 @@ class Loop:
     if sets:
       self.journal.begin({"round": 0, **self._evaluate(sets)})
 
-  def _dispatches(self) -> Generator[DispatchResult, RunState | None, None]:
-    timetable = self.experiment.timetable
+  def _dispatches(
+    self, last: int
+  ) -> Generator[DispatchResult, RunState | None, None]:
     return self.simulator.run(
       self.state,
-      timetable.rounds,
-      stops=timetable.stops,
+      last,
+      stops=self.experiment.timetable.stops,
       phases=self.phases,
       singles=self.singles,
     )
@@ -203,7 +211,8 @@ class Loop:
     """Commit all that was done to a checkpoint."""
 
     def write() -> None:
-      assert self.checkpoints is not None
+      if self.checkpoints is None:
+        return
       self.journal.sync()
       facts = {
         "lanes": self.choice,
@@ -212,8 +221,10 @@ class Loop:
         "data": self.data_digest,
         "sources": self.experiment.sources,
         "privacy": account_facts(self.simulator, self.done),
+        "timetable": dataclasses.asdict(self.experiment.timetable),
       }
       self.checkpoints.save(self.done, fetched, facts)
+      self.journal.commit(self.done)
 
     with self.phases("checkpoint"):
       fetched = self.simulator.states.to_host(self.state)

@@ -6,18 +6,19 @@ import dataclasses
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_sim.config.build import Experiment
+from fedjax_sim.config.build import INITIAL, Experiment
 from fedjax_sim.core import validate
+from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import StoredData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
-from fedjax_sim.run.checkpoint import Checkpoints, Restored, tree_digest
+from fedjax_sim.run.checkpoint import Checkpoints, Restored
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.dispatch import DispatchResult
 from fedjax_sim.simulation.lanes import Choice
@@ -39,7 +40,7 @@ class Totals:
   phase_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def add(self, out: DispatchResult) -> None:
-    """Counts a dispatch."""
+    """Count a dispatch."""
     self.clients += out.clients
     self.useful += out.waste.useful
     self.computed += out.waste.computed
@@ -77,6 +78,7 @@ def begin(
   checkpoints: Checkpoints | None,
   phases: Phases,
   data_digest: str,
+  branch: Callable[[RunState], RunState] | None = None,
 ) -> Begun:
   """Restore a run from its newest whole checkpoint, or begin it.
 
@@ -85,40 +87,91 @@ def begin(
     checkpoints: None in all processes but the first one.
     phases: measures what takes how long.
     data_digest: of the data.
+    branch: the state before the first round -> that which a branch begins with,
+      both on the host; called by the first process alone. None for no branch.
 
   Raises:
     ConfigChangedError: the checkpoint is of other data, or of an account that
       counted otherwise.
   """
-  simulator, rounds = experiment.simulator, experiment.timetable.rounds
+  simulator = experiment.simulator
   with phases("checkpoint"):
     restored = restore(checkpoints, simulator)
   if restored is None:
     with phases("build"):
       state = simulator.init()
+      if branch is not None:
+        state = branched(simulator, state, branch)
+    done = int(jax.device_get(state.round))
+    rounds = experiment.timetable.rounds - done
     choice = simulator.choose_lanes(rounds, phases)
-    return Begun(simulator, choice, False, Totals(), state, 0)
+    return Begun(simulator, choice, False, Totals(), state, done)
+  begun = going_on(experiment, restored, data_digest)
+  if processes.is_first():
+    facts = restored.facts
+    warn_of_changes(facts["environment"], environment(begun.simulator))
+    began = dict(facts.get("sources", {}))  # old checkpoints had none
+    sources = dict(experiment.sources)
+    warn_of_changes(
+      {INITIAL: began.pop(INITIAL, "none")},
+      {INITIAL: sources.pop(INITIAL, "none")},
+      "The run keeps the weights that it began with",
+    )
+    warn_of_changes(began, sources, "The rounds to come follow the new code")
+    warn_of_changes(
+      facts.get("privacy", {}),
+      account_facts(begun.simulator, begun.done),
+      "The accountant's libraries are other ones; both epsilons are bounds",
+    )
+  return begun
+
+
+def branched(
+  simulator: Simulator, state: RunState, branch: Callable[[RunState], RunState]
+) -> RunState:
+  """Return the state that a branch begins with, on all processes.
+
+  Args:
+    simulator: of the branch.
+    state: before its first round; used up.
+    branch: as in `begin`.
+  """
+  fresh = simulator.states.to_host(state)
+
+  def take() -> None:
+    nonlocal fresh
+    fresh = branch(fresh)
+
+  processes.from_first(take)
+  return simulator.states.to_devices(processes.arrays_from_first(fresh))
+
+
+def going_on(
+  experiment: Experiment, restored: Restored, data_digest: str
+) -> Begun:
+  """Return where a run goes on from a checkpoint.
+
+  Args:
+    experiment: what the config describes.
+    restored: the checkpoint.
+    data_digest: of the data.
+
+  Raises:
+    ConfigChangedError: the checkpoint is of other data, or of an account that
+      counted otherwise.
+  """
+  simulator = experiment.simulator
   done, facts = restored.round, restored.facts
   refuse_other_data(facts["data"], data_digest)
-  account = account_facts(simulator, done)
-  refuse_other_account(facts.get("privacy", {}), account)
+  refuse_other_account(facts.get("privacy", {}), account_facts(simulator, done))
   # The lanes were measured when the run began; its float sums follow them.
   choice = Choice(*facts["lanes"])
   runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
   simulator = dataclasses.replace(simulator, runtime=runtime)
   state = simulator.states.to_devices(restored.state)
-  if processes.is_first():
-    warn_of_changes(facts["environment"], environment(simulator))
-    warn_of_changes(
-      facts.get("sources", {}),  # those of old checkpoints had none
-      experiment.sources,
-      "The rounds to come follow the new code",
-    )
-    warn_of_changes(
-      facts.get("privacy", {}),
-      account,
-      "The accountant's libraries are other ones; both epsilons are bounds",
-    )
+  ended = facts.get("timetable", {}).get("rounds") == done
+  if ended and done < experiment.timetable.rounds:  # it was given more rounds
+    state = simulator.react.continued(state)
   before = Totals(**facts["totals"])
   return Begun(simulator, choice, True, before, state, done)
 
@@ -126,7 +179,7 @@ def begin(
 def restore(
   checkpoints: Checkpoints | None, simulator: Simulator
 ) -> Restored | None:
-  """The newest whole checkpoint, which process 0 reads, on all."""
+  """Return the newest whole checkpoint, which the first process reads."""
   shapes = simulator.states.host_shapes
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
@@ -162,7 +215,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(simulator: Simulator) -> dict[str, str]:
-  """What may change the last digits of a result."""
+  """Return what may change the last digits of a result."""
   devices = simulator.mesh.devices
   kind = devices.flat[0].device_kind
   if simulator.runtime.deterministic_reduction is None:
@@ -171,7 +224,7 @@ def environment(simulator: Simulator) -> dict[str, str]:
 
 
 def data_digest(simulator: Simulator) -> str:
-  """Of what clients train on."""
+  """Return the SHA-256 of what clients train on."""
   tables = dict(simulator.data.tables)
   return tree_digest(
     [
@@ -196,7 +249,7 @@ def refuse_other_data(before: str, now: str) -> None:
 def refuse_other_account(
   before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-  """Refuses to go on where rounds done would be counted as they were not."""
+  """Refuse to go on where rounds done would be counted as they were not."""
   told = lambda facts: {k: v for k, v in facts.items() if k != "epsilon"}
   if changed := validate.differences(told(before), told(now)):
     raise ConfigChangedError(
@@ -208,7 +261,7 @@ def refuse_other_account(
 
 
 def account_facts(simulator: Simulator, done: int) -> dict[str, Any]:
-  """The account of so many rounds; empty without privacy."""
+  """Return the account of so many rounds; empty without privacy."""
   ledger = simulator.account.ledger
   return {} if ledger is None else ledger.facts(done)
 

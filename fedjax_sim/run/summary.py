@@ -12,13 +12,13 @@ import jax
 
 from fedjax_sim import distributed, reporting
 from fedjax_sim.config import build
+from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.core.files import plain
 from fedjax_sim.data import FederatedData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.run import report
-from fedjax_sim.run.checkpoint import tree_digest
 from fedjax_sim.run.resume import Totals, versions
 from fedjax_sim.simulation.lanes import Choice
 from fedjax_sim.simulation.simulator import Simulator
@@ -130,9 +130,7 @@ def sum_up(
       summary["secure_noise"] = experiment.secure_noise
     if experiment.uncovered:
       summary["privacy_not_covered"] = list(experiment.uncovered)
-    with phases(
-      "write"
-    ):  # of what the summary says, so it is not counted there
+    with phases("write"):  # no part of the seconds that the summary has
       report.write_report([folder], folder / report.FILE, plain(summary))
     reporting.write_json(folder / "summary.json", summary)
     if simulator.log_clients:  # until now the run might have had to go back

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedjax_sim import config as configs
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.run.checkpoint import rounds_in
 
@@ -30,9 +29,11 @@ class WriteError(FedjaxSimError, RuntimeError):
 
 @contextlib.contextmanager
 def as_write_error(folder: Path) -> Iterator[None]:
-  """Names the checkpoint that is left where the disk refuses."""
+  """Name the checkpoint that is left where the disk refuses."""
   try:
     yield
+  except FedjaxSimError:  # it says itself what is wrong
+    raise
   except OSError as error:
     kept = rounds_in(folder / "checkpoints")
     where = f"{error.filename}: " if error.filename else ""
@@ -43,39 +44,13 @@ def as_write_error(folder: Path) -> Iterator[None]:
     ) from error
 
 
-def refuse_other_config(folder: Path, resolved: dict[str, Any]) -> None:
-  """Refuse a folder that holds the run of another config."""
-  path = folder / "config.json"
-  if not path.exists():
-    if (folder / "summary.json").exists() or (folder / "checkpoints").exists():
-      raise WorkdirError(
-        f"{folder} holds a run, but its config.json is missing; restore it, or"
-        " take another --workdir."
-      )
-    return
-  try:
-    stored = json.loads(path.read_bytes())
-    older = stored.keys() != resolved.keys()
-    changed = configs.differences(stored, resolved)
-  except (ValueError, AttributeError) as error:
-    raise WorkdirError(
-      f"{path} is damaged ({error}); restore it, or take another --workdir."
-    ) from error
-  if older:
-    raise ConfigChangedError(
-      f"The run in {folder} was begun by another version of fedjax_sim, whose"
-      " configs have other sections. Take another --workdir, or go on with that"
-      " version."
-    )
-  if changed:
-    raise ConfigChangedError(
-      f"The run in {folder} has another config: {'; '.join(changed)}. Take"
-      " another --workdir, or the config that it began with."
-    )
+def rounds_done(folder: Path) -> int:
+  """Return the rounds of the newest checkpoint in a workdir; 0 without any."""
+  return max(rounds_in(folder / "checkpoints"), default=0)
 
 
 def finished_summary(folder: Path) -> dict[str, Any] | None:
-  """The summary of a finished run."""
+  """Return the summary of a finished run; None if it is not finished."""
   path = folder / "summary.json"
   if not path.exists():
     return None
@@ -91,7 +66,7 @@ def finished_summary(folder: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-  """Makes the workdir and keeps other processes out of it."""
+  """Make the workdir, and keep other processes out of it."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / ".lock").open("w")

@@ -24,7 +24,7 @@ def available(
   trace: Trace | str,
   round_seconds: float = 60.0,
 ) -> Sampler:
-  """Cohorts drawn uniformly among the clients that are ready.
+  """Draw cohorts uniformly among the clients that are ready.
 
   Round r begins r * round_seconds after the trace does, which is repeated when
   it ends. The seed gives every device of the trace as many clients as any
@@ -52,12 +52,12 @@ def available(
 
   @functools.lru_cache(maxsize=4)  # seeds
   def places(seed: int) -> np.ndarray:
-    """Which clients each device has: place, place + devices, ..."""
+    """Return each device's place; it has clients place, place + devices, ..."""
     order = generator(seed, 0, stream=2).permutation(made.devices)
     return np.argsort(order)
 
   def counts_at(seed: int, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """The places that are ready, and how many clients have each."""
+    """Return the places that are ready, and how many clients have each."""
     place = np.sort(places(seed)[made.ready(time)])
     place = place[place < devices]
     return place, (num_clients - place + devices - 1) // devices

@@ -16,7 +16,7 @@ from fedjax_sim.sampling.draws import (
 
 
 def cyclic(num_clients: int, clients_per_round: int) -> Sampler:
-  """Everybody in one order, again and again.
+  """Take all clients in one order, again and again.
 
   The seed shuffles the clients and deals them into ceil(num_clients /
   clients_per_round) groups, whose sizes differ by one at most; groups take
@@ -36,9 +36,9 @@ def cyclic(num_clients: int, clients_per_round: int) -> Sampler:
 def cyclic_poisson(
   num_clients: int, clients_per_round: float, groups: int
 ) -> Sampler:
-  """Groups take turns; of the one whose turn it is, each client by itself.
+  """Let groups take turns, and draw each client of a group independently.
 
-  What amplification of banded noise assumes (arXiv 2306.08153, algorithm 2).
+  Amplification of banded noise assumes this (arXiv 2306.08153, algorithm 2).
   The seed deals the clients into groups whose sizes differ by one at most. In
   its group's turn every client takes part with the same probability,
   clients_per_round * groups / num_clients.
@@ -81,7 +81,7 @@ def cyclic_poisson(
 
 
 def shuffled(num_clients: int, clients_per_round: int) -> Sampler:
-  """Everybody once, in an order that is another one each time.
+  """Take all clients again and again, each time in a new order.
 
   As `cyclic`, but whenever all have taken part they are shuffled and dealt to
   the groups anew. Nobody takes part twice before all others did once.
@@ -97,7 +97,7 @@ def shuffled(num_clients: int, clients_per_round: int) -> Sampler:
 
 
 def _turns(num_clients: int, most: int, *, reshuffled: bool) -> Sampler:
-  """As few groups as there can be of at most so many take turns."""
+  """Return a sampler of turns of as few groups as hold at most so many."""
   num_clients = validate.integer("num_clients", num_clients)
   size = validate.integer("server.clients_per_round", most, le=num_clients)
   period = -(-num_clients // size)
@@ -112,7 +112,7 @@ def _turns(num_clients: int, most: int, *, reshuffled: bool) -> Sampler:
 def _groups(
   num_clients: int, groups: int, *, reshuffled: bool = False
 ) -> Callable[[int, int], np.ndarray]:
-  """(seed, round) -> the sorted ids of the group whose turn it is.
+  """Return (seed, round) -> the sorted ids of the group whose turn it is.
 
   Args:
     num_clients: the population.

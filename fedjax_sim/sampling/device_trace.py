@@ -31,13 +31,13 @@ class Trace(NamedTuple):
     return float(self.end.max())
 
   def ready(self, time: float) -> np.ndarray:
-    """The devices that are ready, increasing, int64."""
+    """Return the devices that are ready at a time; increasing, int64."""
     time = time % self.seconds
     return self.device[(self.begin <= time) & (time < self.end)]
 
 
 def make_trace(intervals: np.ndarray, offsets: np.ndarray) -> Trace:
-  """A trace; overlapping intervals of a device are joined, empty ones left out.
+  """Make a trace: join a device's overlapping intervals, drop empty ones.
 
   Args:
     intervals: shape=(n, 2); begin and end in seconds, device after device.
@@ -94,7 +94,7 @@ def make_trace(intervals: np.ndarray, offsets: np.ndarray) -> Trace:
 
 
 def load_trace(path: str | os.PathLike[str]) -> Trace:
-  """A trace from an `.npz` file with `intervals` and `offsets`.
+  """Read a trace from an `.npz` file with `intervals` and `offsets`.
 
   Raises:
     FileNotFoundError: there is no such file.

@@ -10,7 +10,7 @@ from fedjax_sim.core import Purpose
 
 
 def generator(seed: int, round_: int, stream: int = 0) -> np.random.Generator:
-  """The generator of the draws of one round, the same on every machine.
+  """Return the generator of a round's draws, the same on every machine.
 
   Args:
     seed: the run's.
@@ -25,12 +25,12 @@ def generator(seed: int, round_: int, stream: int = 0) -> np.random.Generator:
 def without_replacement(
   rng: np.random.Generator, num_clients: int, size: int
 ) -> np.ndarray:
-  """So many of 0..num_clients - 1, increasing, all sets as likely; int64."""
+  """Draw `size` of 0..num_clients - 1 uniformly; sorted, int64."""
   return np.sort(rng.choice(num_clients, size, replace=False, shuffle=False))
 
 
 def binomial_sizes(most: int, rate: float) -> tuple[int, ...]:
-  """Sizes to compile for, of cohorts that are binomial(most, rate)."""
+  """Return sizes to compile for, of cohorts that are binomial(most, rate)."""
   mean = most * rate
   deviation = math.sqrt(mean * (1 - rate))
   # Nearly every cohort fits the first size, the second is for the rest of a

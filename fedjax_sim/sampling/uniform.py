@@ -19,7 +19,7 @@ from fedjax_sim.sampling.draws import (
 def uniform(
   num_clients: int, clients_per_round: int, min_clients: int | None = None
 ) -> Sampler:
-  """A number of clients a round, uniformly, without replacement.
+  """Draw clients uniformly, without replacement.
 
   Args:
     num_clients: the population.
@@ -61,9 +61,9 @@ def uniform(
 def poisson(
   num_clients: int, clients_per_round: float, population: int | None = None
 ) -> Sampler:
-  """Every client by itself, with probability clients_per_round / population.
+  """Draw each client by itself, with rate clients_per_round / population.
 
-  What amplification by subsampling assumes. A cohort varies, and may be empty.
+  Amplification by subsampling assumes this. A cohort varies, and may be empty.
 
   Args:
     num_clients: how many clients there are.

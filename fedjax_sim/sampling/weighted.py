@@ -14,7 +14,7 @@ _TRIES = 8
 def by_size(
   num_clients: int, clients_per_round: int, sizes: np.ndarray
 ) -> Sampler:
-  """Clients one after the other, in proportion to their examples.
+  """Draw clients one after the other, in proportion to their examples.
 
   Successive sampling: of those that were not drawn yet, each is next with a
   probability proportional to its examples. Of small cohorts a draw takes a time
@@ -42,7 +42,7 @@ def by_size(
   ends = np.cumsum(sizes, dtype=np.int64)
 
   def rest(rng: np.random.Generator, drawn: np.ndarray) -> np.ndarray:
-    """All others, in the order of such draws (Efraimidis, Spirakis 2006)."""
+    """Draw the clients still missing, at once (Efraimidis, Spirakis 2006)."""
     key = rng.exponential(size=num_clients) / sizes
     key[drawn] = np.inf
     missing = size - len(drawn)

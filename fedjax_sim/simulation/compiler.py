@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -13,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 from fedjax_sim import distributed
 from fedjax_sim.core import Aggregator, Algorithm, PyTree, Transform
 from fedjax_sim.data import FederatedDataset
-from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_loop import PassSpec
@@ -116,6 +116,11 @@ class Compiler:
     return make_rounds(self.spec)
 
   @functools.cached_property
+  def traced(self) -> dict[tuple[int, int], jax.stages.Traced]:
+    """(lanes, cohort size) -> what was traced for them, but not compiled."""
+    return {}
+
+  @functools.cached_property
   def compiled(self) -> dict[tuple[int, int], programs.Program]:
     """(lanes, cohort size) -> what was compiled for them so far."""
     return {}
@@ -128,7 +133,7 @@ class Compiler:
       size: size of the largest cohort, one of the sampler's.
     """
     if (lanes, size) not in self.compiled:
-      self.compiled[lanes, size] = self._compile(self.shape(lanes, size))
+      self.compiled[lanes, size] = self._compile(lanes, size)
     return self.compiled[lanes, size]
 
   def prepare(self, planned: PlannedRounds) -> float | None:
@@ -139,8 +144,21 @@ class Compiler:
     """
     return None if self.debug else self.program(*planned.key).sent_bytes
 
-  def _compile(self, shape: programs.Shape) -> programs.Program:
-    return programs.compile_rounds(
+  def trace(self, lanes: int, size: int) -> None:
+    """Trace the rounds; compiling them goes on from there.
+
+    Args:
+      lanes: as in `program`.
+      size: as in `program`.
+
+    Raises:
+      ValueError: the algorithm, or another part, refuses what it is given.
+    """
+    trace = functools.partial(self._trace, self.shape(lanes, size))
+    self.traced[lanes, size] = preflight.check_round(trace)
+
+  def _trace(self, shape: programs.Shape) -> jax.stages.Traced:
+    return programs.trace_rounds(
       self.function,
       shape,
       state=self.state,
@@ -150,28 +168,14 @@ class Compiler:
       server_data=self.server_data,
       mesh=self.spec.mesh,
       donate=self.donate,
-      deterministic=self.spec.virtual is not None,
     )
 
-  def trace(self, lanes: int, size: int) -> None:
-    """Trace the rounds, as compiling them does first.
-
-    Args:
-      lanes: as in `program`.
-      size: as in `program`.
-
-    Raises:
-      ValueError: the algorithm, or another part, refuses what it is given.
-    """
+  def _compile(self, lanes: int, size: int) -> programs.Program:
     shape = self.shape(lanes, size)
-    preflight.check_round(
-      self.function,
-      self.state,
-      self.hparams,
-      self.residency.shapes(shape.capacity, shape.rounds),
-      plans.blank(shape.capacity, shape.passes, shape.rounds),
-      np.int32(0),
-      self.server_data,
+    traced = self.traced.pop((lanes, size), None) or self._trace(shape)
+    mesh, deterministic = self.spec.mesh, self.spec.virtual is not None
+    return programs.compile_rounds(
+      traced, shape, mesh, deterministic=deterministic
     )
 
   @functools.cached_property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.core.tree import paths_of
 from fedjax_sim.data import FederatedData, FederatedDataset, prepared_shapes
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine import plan as plans
@@ -34,8 +35,9 @@ from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_loop import augmented, with_numbers
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.tasks import fast_layers
-from fedjax_sim.tasks.freezing import paths_of
 from fedjax_sim.tasks.metrics import MetricError
+
+T = TypeVar("T")
 
 MOST_EXAMPLES = 2**31 - 1  # in one round: entries of int32
 
@@ -301,18 +303,20 @@ def slow_layers(
   return told
 
 
-def check_round(function: Callable[..., Any], *arguments: PyTree) -> None:
+def check_round(trace: Callable[[], T]) -> T:
   """Trace a round, so that what its parts refuse shows before anything runs.
 
   Args:
-    function: as `make_rounds` gives it.
-    *arguments: its arguments, or their shapes.
+    trace: traces it.
+
+  Returns:
+    What `trace` returns.
 
   Raises:
-    ValueError: a part refuses; with its message, on one line.
+    TypeError, ValueError: a part refuses; with its message, on one line.
   """
   try:
-    jax.eval_shape(function, *arguments)
+    return trace()
   except Exception as error:
     text = " ".join(str(error).split()) or type(error).__name__
     own = isinstance(error, TypeError | ValueError) and "\n" not in str(error)

@@ -49,7 +49,7 @@ def convolve(
   CPU) is computed in equal parts, one after the other, and the backward pass
   computes their patches anew. XLA itself computes windows of more than
   `MOST_PLACES` places, examples of more than `MOST_BYTES`, groups of the batch,
-  and outputs of a given sharding.
+  outputs of a given sharding, and symbolic shapes.
 
   Args:
     inputs: shape=(batch, *space, features_in), unless `dimension_numbers` says
@@ -100,6 +100,7 @@ def convolve(
     math.prod(window) > MOST_PLACES
     or batch_group_count != 1
     or out_sharding is not None
+    or not all(isinstance(size, int) for size in inputs.shape)
   ):
     return of_xla()
   inputs = jnp.transpose(inputs, _channels_last(of_inputs))

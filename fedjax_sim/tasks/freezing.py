@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -23,19 +23,50 @@ from fedjax_sim.core import (
   Task,
   Variables,
 )
+from fedjax_sim.core.tree import paths_of
+
+BUFFERS, FROZEN = "buffers/", "frozen/"  # before such variables' paths
 
 
-def paths_of(params: PyTree) -> list[str]:
-  """Return the path of every parameter, in the order of the tree's leaves."""
+class Parts(NamedTuple):
+  """What is frozen of a task, some of whose parameters a pattern froze.
 
-  def named(path: tuple[Any, ...]) -> str:
-    # A Flax variable is a node, whose one leaf is its value.
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey):
-      path = path[:-1] if path[-1].name == "value" else path
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+  Attributes:
+    params: the frozen parameters, in the tree of all; None for the others.
+    rest: what was frozen before.
+  """
 
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return [named(path) for path, _ in leaves]
+  params: PyTree
+  rest: PyTree
+
+
+def named_variables(variables: Variables) -> dict[str, Any]:
+  """Return the variables of a model by name, in the order of the leaves.
+
+  A parameter is called by its path, whether or not a pattern froze it. Before
+  the path of a buffer is `buffers/`, and before that of what the model itself
+  keeps frozen `frozen/`.
+
+  Args:
+    variables: of a task, or their shapes.
+
+  Raises:
+    ValueError: two of them have the same name.
+  """
+  names = paths_of(variables.params)
+  names += [BUFFERS + path for path in paths_of(variables.buffers)]
+  frozen = variables.frozen
+  while isinstance(frozen, Parts):
+    names += paths_of(frozen.params)
+    frozen = frozen.rest
+  names += [FROZEN + path for path in paths_of(frozen)]
+  named = dict(zip(names, jax.tree.leaves(variables), strict=True))
+  if len(named) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(
+      f"Two variables of the model are called {twice!r}; rename the parameter."
+    )
+  return named
 
 
 def matching(field: str, patterns: Sequence[str], params: PyTree) -> list[bool]:
@@ -132,7 +163,8 @@ def _apart(task: Task, shapes: PyTree, frozen: Sequence[bool]) -> Task:
   def init(key: Key) -> Variables:
     params, buffers, rest = task.init(key)
     leaves = jax.tree.leaves(params)
-    return Variables(part(leaves, False), buffers, (part(leaves, True), rest))
+    frozen = Parts(part(leaves, True), rest)
+    return Variables(part(leaves, False), buffers, frozen)
 
   def whole(variables: Variables) -> Variables:
     params, buffers, (kept, rest) = variables

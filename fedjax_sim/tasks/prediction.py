@@ -45,26 +45,54 @@ def predict(
       like this: there is none of this name, it has another shape, or is of
       another kind, as inputs are that were normalized already.
   """
-  validate.integer("batch_size", batch_size)
-  logits = task.logits
-  if logits is None:
-    raise ValueError(
-      "predict needs a task that tells its logits; give it Task.logits, or make"
-      " it by nnx_task or linen_task."
-    )
-  stored = data.train.examples
-  given = {k: _as_stored(k, np.asarray(x), stored) for k, x in examples.items()}
-  count = validate.arrays("predict", given)
-  if not count:
-    raise ValueError("predict: there is no example; give one at least.")
-  said = jax.jit(lambda model, batch: logits(model, data.prepare(batch)))
-  size = min(batch_size, count)
-  found: list[PyTree] = []
-  for first in range(0, count, size):
-    rows = np.minimum(np.arange(first, first + size), count - 1)
-    batch = {field: x[rows] for field, x in given.items()}
-    found.append(jax.device_get(said(variables, batch)))
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
+  return Predictor(task, data)(variables, examples, batch_size=batch_size)
+
+
+class Predictor:
+  """`predict` of a task and its data, which compiles a size of batch once.
+
+  Args:
+    task: what was trained, with `Task.logits`.
+    data: what it was trained on.
+
+  Raises:
+    ValueError: the task has no logits.
+  """
+
+  def __init__(self, task: Task, data: FederatedDataset):
+    logits = task.logits
+    if logits is None:
+      raise ValueError(
+        "predict needs a task that tells its logits; give it Task.logits, or"
+        " make it by nnx_task or linen_task."
+      )
+    self._stored = data.train.examples
+    self.outputs = lambda model, batch: logits(model, data.prepare(batch))
+    self._jitted = jax.jit(self.outputs)
+
+  def __call__(
+    self,
+    variables: Variables,
+    examples: Mapping[str, Any],
+    *,
+    batch_size: int = 256,
+  ) -> Any:
+    """Return the model's outputs for examples, as `predict` does."""
+    validate.integer("batch_size", batch_size)
+    given = {
+      field: _as_stored(field, np.asarray(x), self._stored)
+      for field, x in examples.items()
+    }
+    count = validate.arrays("predict", given)
+    if not count:
+      raise ValueError("predict: there is no example; give one at least.")
+    size = min(batch_size, count)
+    found: list[PyTree] = []
+    for first in range(0, count, size):
+      rows = np.minimum(np.arange(first, first + size), count - 1)
+      batch = {field: x[rows] for field, x in given.items()}
+      found.append(jax.device_get(self._jitted(variables, batch)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
 
 
 def _as_stored(

@@ -75,7 +75,7 @@ def metric(total: Total) -> Metric:
 
 
 def difference(after: PyTree, before: PyTree) -> PyTree:
-  """`after - before`, leaf by leaf: a client's update."""
+  """Return `after - before`, leaf by leaf: a client's update."""
   return jax.tree.map(jnp.subtract, after, before)
 
 
@@ -87,7 +87,7 @@ def local_training(
   weighting: str = "examples",
   get_model: Callable[[Client], Variables] = lambda client: client.message,
 ) -> LocalTraining:
-  """Mini-batch training from the server's parameters.
+  """Return mini-batch training from the server's parameters.
 
   Args:
     task: what is trained.
@@ -150,9 +150,10 @@ def full_gradient(
   weighting: str = "examples",
   get_model: GetModel = lambda client: client.message,
 ) -> LocalTraining:
-  """The mean gradient over all of a client's data, at what it received.
+  """Return local training that computes a client's full gradient.
 
-  The batch size only bounds memory. The report's update is the negative
+  It is the mean over all of the client's data, at the model that it received;
+  the batch size only bounds memory. The report's update is the negative
   gradient, so that a server optimizer sees the gradient.
 
   Args:

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from fedjax_sim.core import PyTree, validate
+from fedjax_sim.core.tree import paths_of
 from fedjax_sim.tasks import freezing
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -89,7 +90,7 @@ def optimizer(
   kind: str | Callable[..., optax.GradientTransformation],
   **arguments: Any,
 ) -> Optimizer:
-  """An optimizer by name, or from any function that makes one.
+  """Return an optimizer by name, or from any function that makes one.
 
   Args:
     kind: a name in `OPTIMIZERS`, or a function such as `optax.sgd`.
@@ -126,7 +127,7 @@ def optimizer(
 
 
 def clipped(inner: Optimizer, norm: float, field: str = "norm") -> Optimizer:
-  """The optimizer on gradients whose global L2 norm is at most `norm`.
+  """Return the optimizer with gradients clipped to a global L2 norm.
 
   Args:
     inner: the optimizer.
@@ -156,7 +157,7 @@ def by_layer(
   params: PyTree,
   field: str = "layer_rates",
 ) -> Optimizer:
-  """The optimizer with other rates for some parameters.
+  """Return the optimizer with other rates for some parameters.
 
   Args:
     inner: the optimizer.
@@ -178,7 +179,7 @@ def by_layer(
       " (('layers/0/', 0.1),)."
     )
   freezing.matching(field, [pattern for pattern, _ in rates], params)
-  factors: list[float | None] = [None] * len(freezing.paths_of(params))
+  factors: list[float | None] = [None] * len(paths_of(params))
   for pattern, factor in rates:
     factor = validate.number(f"{field}: factor of {pattern!r}", factor, ge=0)
     hits = freezing.matching(field, (pattern,), params)
@@ -203,7 +204,7 @@ def by_layer(
 
 
 def check(field: str, value: Optimizer) -> Optimizer:
-  """`value`, if it is an `Optimizer`.
+  """Return `value`, if it is an `Optimizer`.
 
   Raises:
     TypeError: it is something else, such as optax's own transformation.
@@ -245,7 +246,7 @@ def descend(
   state: PyTree,
   params: PyTree,
 ) -> tuple[PyTree, PyTree]:
-  """One optimizer step.
+  """Take one optimizer step.
 
   Returns:
     (params, state), both new, in the dtypes that they had. Traced numbers may

@@ -35,7 +35,7 @@ def replay(
   steps: int = 1,
   batch_size: int = 32,
 ) -> Algorithm:
-  """The algorithm, and some steps on the server's examples after each round.
+  """Return the algorithm with steps on the server's examples after each round.
 
   Needs `Context.server_data`.
 

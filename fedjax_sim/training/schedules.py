@@ -22,14 +22,14 @@ _LEAST_CHANGE = 1e-9  # optax wants one that is not 0
 
 
 def step(every: int, factor: float = 0.1) -> Schedule:
-  """Times `factor` after every so many rounds."""
+  """Multiply by `factor` after every so many rounds."""
   every, factor = _rounds("every", every), _factor("factor", factor)
   # Whole numbers: compilers make a product of a division, and floor it wrong.
   return of_round(lambda done: jnp.float32(factor) ** (done // every))
 
 
 def multi_step(at: Sequence[int], factor: float = 0.1) -> Schedule:
-  """Times `factor` after each of these numbers of rounds."""
+  """Multiply by `factor` after each of these numbers of rounds."""
   if not isinstance(at, list | tuple) or not at:
     raise TypeError(f"at={at!r} holds no rounds; give some, such as (50, 75).")
   rounds = [_rounds("at", n) for n in at]
@@ -40,7 +40,7 @@ def multi_step(at: Sequence[int], factor: float = 0.1) -> Schedule:
 
 
 def linear(rounds: int, start: float = 0.0, begin: int = 0) -> Schedule:
-  """From `start` to 1 within so many rounds, after `begin` rounds."""
+  """Go from `start` to 1 within so many rounds, after `begin` rounds."""
   rounds = _rounds("rounds", rounds)
   start = validate.number("start", start, ge=0)
   begin = _rounds("begin", begin, least=0)
@@ -48,7 +48,7 @@ def linear(rounds: int, start: float = 0.0, begin: int = 0) -> Schedule:
 
 
 def cosine(rounds: int, floor: float = 0.0) -> Schedule:
-  """From 1 to `floor` within so many rounds, on half a cosine."""
+  """Go from 1 to `floor` within so many rounds, on half a cosine."""
   rounds = _rounds("rounds", rounds)
   floor = validate.number("floor", floor, ge=0, le=1)
   return of_round(optax.cosine_decay_schedule(1.0, rounds, floor))
@@ -57,7 +57,7 @@ def cosine(rounds: int, floor: float = 0.0) -> Schedule:
 def ramp_keep_decay(
   ramp: int, keep: int, decay: int, floor: float = 0.01
 ) -> Schedule:
-  """A linear ramp, a plateau, an exponential decay, and a floor.
+  """Ramp up linearly, keep 1, decay exponentially, and stay at a floor.
 
   Args:
     ramp: rounds in which the factor climbs, from 1 / ramp in the first one to
@@ -86,7 +86,7 @@ def plateau(
   factor: float = 0.1,
   floor: float = 0.0,
 ) -> Schedule:
-  """Times `factor` where a metric has stopped to improve.
+  """Multiply by `factor` where a metric has stopped improving.
 
   Args:
     metric: looked at after each evaluation that tells it.
@@ -121,7 +121,7 @@ def plateau(
 
 
 def of_round(function: Callable[[Array], Any]) -> Schedule:
-  """A schedule from a function of the rounds done, such as optax's."""
+  """Return a schedule from a function of the rounds done, such as optax's."""
   return Schedule(lambda round_, state: jnp.asarray(function(round_)))
 
 
@@ -144,7 +144,7 @@ def _factor(field: str, value: float) -> float:
 
 
 def parse(field: str, text: str) -> Schedule:
-  """The schedule that a text calls, such as `step(every=30, factor=0.5)`.
+  """Parse a schedule, such as `step(every=30, factor=0.5)`.
 
   Args:
     field: what messages call the text.

@@ -23,7 +23,7 @@ def sealed(algorithm: Algorithm, privacy: PrivacySpec) -> Algorithm:
 
 
 def check(algorithm: Algorithm) -> None:
-  """Refuses a private algorithm that is not as it was made private.
+  """Refuse a private algorithm that was changed after it was made private.
 
   Raises:
     ValueError: names what was changed.
@@ -54,7 +54,7 @@ def check(algorithm: Algorithm) -> None:
 
 
 def check_open(algorithm: Algorithm, wrapper: str) -> None:
-  """Refuses to wrap an algorithm that is private already.
+  """Refuse to wrap an algorithm that is private already.
 
   Args:
     algorithm: to be wrapped.

@@ -58,7 +58,7 @@ class _Sent(NamedTuple):
 
 
 def stale(algorithm: Algorithm, probability: float) -> Algorithm:
-  """The algorithm, with reports that may come a round late.
+  """Return the algorithm with reports that may come a round late.
 
   A late report keeps its weight. A round in which nothing arrives leaves the
   server as it is. Works with the aggregator `weighted_mean` alone.
@@ -84,7 +84,7 @@ def stale(algorithm: Algorithm, probability: float) -> Algorithm:
     return report._replace(update=sent, buffers=(), statistics=())
 
   def unit_of(server: PyTree, hparams: HParams) -> Array:
-    """`Algorithm.log_weight`, or 0; shape=(), float32."""
+    """Return `Algorithm.log_weight`, or 0; shape=(), float32."""
     if algorithm.log_weight is None:
       return jnp.zeros((), jnp.float32)
     return jnp.asarray(algorithm.log_weight(server, hparams), jnp.float32)

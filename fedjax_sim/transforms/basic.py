@@ -23,7 +23,7 @@ from fedjax_sim.training.optimizers import Optimizer
 
 
 def clip(norm: float) -> Transform:
-  """Scales an update whose global L2 norm exceeds `norm` down to it.
+  """Scale an update whose global L2 norm exceeds `norm` down to it.
 
   The metric `clip/clipped` is the fraction of the clients whose update was
   longer.
@@ -51,7 +51,7 @@ def clip(norm: float) -> Transform:
 
 
 def gaussian(stddev: float) -> Transform:
-  """Adds independent Gaussian noise of `stddev` to every coordinate.
+  """Add independent Gaussian noise of `stddev` to every coordinate.
 
   A mechanism, not a guarantee: nothing here accounts for privacy.
 
@@ -82,7 +82,7 @@ def gaussian(stddev: float) -> Transform:
 
 
 def lift(name: str, optimizer: Optimizer) -> Transform:
-  """An optax transformation as a client transform.
+  """Return an optax transformation as a client transform.
 
   Its state is the client's own and lasts from round to round.
 

@@ -46,7 +46,7 @@ def quantize(
   anneal: float = 1.0,
   per_layer: bool = True,
 ) -> Transform:
-  """Drops small entries of an update and rounds the others to 2**bits levels.
+  """Drop small entries of an update and round the others to 2**bits levels.
 
   Of every array, entries whose magnitude is at most the quantile `sparsity` of
   the magnitudes become 0; with a sparsity of 0, those that are 0 already. The
@@ -58,10 +58,10 @@ def quantize(
 
   The metric `quantize/kept` is the fraction of the entries that are kept,
   `quantize/bytes` what the update takes on the wire: for every array two
-  float32 numbers, the
-  least and the greatest entry; `bits` for every entry that is kept; and if any
-  is dropped, a bitmap with one bit an entry. Codes and bitmaps are filled up to
-  whole bytes. Shapes, and which arrays have a bitmap, are not counted.
+  float32 numbers, the least and the greatest entry; `bits` for every entry that
+  is kept; and if any is dropped, a bitmap with one bit an entry. Codes and
+  bitmaps are filled up to whole bytes. Shapes, and which arrays have a bitmap,
+  are not counted.
 
   Args:
     sparsity: in [0, 1).
@@ -108,7 +108,7 @@ def quantize(
 
 
 def _round_trip(arrays: Sequence[Array], sparsity: Array, bits: int) -> _Coded:
-  """Encodes arrays by one quantile and one set of levels, and decodes them."""
+  """Encode arrays by one quantile and one set of levels, and decode them."""
   dtype = jnp.result_type(jnp.float32, *arrays)
   wide = [x.astype(dtype) for x in arrays]
   magnitudes = [jnp.abs(x) for x in wide]
@@ -138,12 +138,12 @@ def _round_trip(arrays: Sequence[Array], sparsity: Array, bits: int) -> _Coded:
 
 
 def _quantile(magnitudes: Sequence[Array], share: Array) -> Array:
-  """The magnitude at or next below a quantile of all arrays' together.
+  """Return the magnitude at or next below a quantile of all arrays together.
 
   The quantile itself, between two magnitudes, has the same ones below it. The
   bits of a magnitude are ordered as the numbers are, so that they are found one
   after the other, by counting: a sort takes over 10 times as long on a CPU, and
-  would put together arrays that are in pieces.
+  would put together arrays that are sharded.
 
   Args:
     magnitudes: of one dtype, >= 0.

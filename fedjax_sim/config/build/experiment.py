@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -30,15 +31,19 @@ from fedjax_sim.config.build.server import (
 )
 from fedjax_sim.config.build.task import build_task
 from fedjax_sim.config.build.timetable import Timetable
+from fedjax_sim.config.build.trackers import ConfiguredTracker, build_trackers
 from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import references, validate
+from fedjax_sim.core.weights import file_digest
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation.account import check_unwatched, uncovered
 from fedjax_sim.simulation.preflight import DataError, ModelError
 from fedjax_sim.simulation.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.simulation.simulator import Simulator
+
+INITIAL = "model.initial"  # the field in `Experiment.sources`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +52,11 @@ class Experiment:
 
   Attributes:
     simulator: what runs.
-    schedule: when it does what.
+    timetable: when it does what.
+    trackers: where its metrics are sent to.
     config: complete.
-    sources: `references.sources` of the config.
+    sources: `references.sources` of the config, and the weights file that the
+      run begins from.
     local_guarantee: what local privacy guarantees; "" without any.
     secure_noise: what the noise of secure aggregation does; "" without any.
     uncovered: what a private run reveals of its clients that no epsilon
@@ -58,6 +65,7 @@ class Experiment:
 
   simulator: Simulator
   timetable: Timetable
+  trackers: Sequence[ConfiguredTracker]
   config: ConfigDict
   sources: Mapping[str, str]
   local_guarantee: str
@@ -95,6 +103,7 @@ def build(config: ConfigDict) -> Experiment:
     initial_eval=server.initial_eval,
     checkpoint_every=runtime.checkpoint_every,
     keep_checkpoints=runtime.keep_checkpoints,
+    snapshot_every=server.snapshot_every,
   )
   validate.integer("server.clients_per_round", server.clients_per_round)
   if server.client_log:
@@ -105,6 +114,7 @@ def build(config: ConfigDict) -> Experiment:
         "server.client_log=True writes Parquet with pyarrow, which cannot be"
         f" imported ({error}); pip install pyarrow, or set it to False."
       ) from error
+  trackers = build_trackers(config)
   validate.number("runtime.peer_timeout", runtime.peer_timeout, ge=5)
   validate.number("runtime.start_timeout", runtime.start_timeout, gt=0)
   batching = LocalBatching(
@@ -149,7 +159,7 @@ def build(config: ConfigDict) -> Experiment:
         noise_seed=config.privacy.noise_seed,
         runtime=speed,
         schedules=build_schedules(config, algorithm, task),
-        best_metric=server.best_metric,
+        best_metrics=server.best_metrics or (),
         revert_to_best=server.revert_to_best,
         log_clients=server.client_log,
         budget=budget,
@@ -172,14 +182,17 @@ def build(config: ConfigDict) -> Experiment:
     )
   private = simulator.algorithm.privacy is not None
   if is_locally_private(config, simulator.num_clients):
-    check_unwatched(simulator.best_metric, simulator.react.schedules)
+    check_unwatched(simulator.best_metrics, simulator.react.schedules)
     private = True
   timetable = dataclasses.replace(timetable, rounds=allowed)
   parameters = simulator.states.num_parameters
   sources = references.sources(fields)
+  if config.model.initial is not None:
+    sources[INITIAL] = _file(config.model.initial)
   return Experiment(
     simulator=simulator,
     timetable=timetable,
+    trackers=trackers,
     config=config,
     sources=sources,
     local_guarantee=local_guarantee(config, drawn, parameters),
@@ -197,3 +210,8 @@ def _uncovered(simulator: Simulator) -> list[str]:
     simulator.states.shapes.clients,
     log_clients=simulator.log_clients,
   )
+
+
+def _file(path: str) -> str:
+  """Return a file's name and content digest; the same wherever it lies."""
+  return f"{Path(path).name} (SHA-256 {file_digest(path)[:16]})"

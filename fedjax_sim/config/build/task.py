@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 from fedjax_sim import tasks
 from fedjax_sim.config import components
 from fedjax_sim.core import Task, references, validate
+from fedjax_sim.core.weights import read_weights
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.tasks.freezing import with_frozen
+from fedjax_sim.tasks.initial import with_initial
 from fedjax_sim.tasks.metrics import with_metrics
 from fedjax_sim.tasks.scheduled_sampling import with_scheduled_sampling
 
@@ -40,6 +42,7 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   )
   if section.scheduled_sampling is not None:
     task = with_scheduled_sampling(task, section.scheduled_sampling)
+  task = _begun(section, task)
   if section.frozen is not None:
     task = with_frozen(task, section.frozen)
   dtype = validate.lookup(
@@ -51,3 +54,24 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
     load = functools.partial(references.load, "model.metrics")
     task = with_metrics(task, [load(x) for x in section.metrics])
   return tasks.with_remat(task) if config.runtime.remat else task
+
+
+def _begun(section: ConfigDict, task: Task) -> Task:
+  """Return the task, beginning from the weights that the section names."""
+  if section.initial is None:
+    if section.initial_only is not None:
+      raise ValueError(
+        f"model.initial_only={section.initial_only!r} does nothing without"
+        " model.initial; set that, or unset it."
+      )
+    return task
+  source = f"model.initial={section.initial!r}"
+  try:
+    arrays = read_weights(section.initial).arrays
+  except OSError as error:
+    raise type(error)(
+      f"{source} cannot be read: {error.strerror}; give a weights file."
+    ) from error
+  except (ValueError, ImportError) as error:
+    raise type(error)(f"model.initial: {error}") from error
+  return with_initial(task, arrays, section.initial_only, source=source)

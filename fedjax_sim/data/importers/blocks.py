@@ -6,7 +6,6 @@ import codecs
 import contextlib
 import functools
 import gzip
-import importlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -99,21 +98,6 @@ def files_of(path: str | os.PathLike[str], *suffixes: str) -> list[Path]:
       f"{place} holds no {' or '.join(suffixes)}; name the file, or its folder."
     )
   return found
-
-
-def library(module: str, extra: str) -> Any:
-  """Import a library that only some formats need.
-
-  Raises:
-    ModuleNotFoundError: it is not installed.
-  """
-  try:
-    return importlib.import_module(module)
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      f"This format needs {module.partition('.')[0]}, which is not installed:"
-      f" pip install 'fedjax_sim[{extra}]'."
-    ) from error
 
 
 @contextlib.contextmanager

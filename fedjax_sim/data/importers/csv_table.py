@@ -18,11 +18,11 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sim.core.optional import library
 from fedjax_sim.data.importers import blocks
 from fedjax_sim.data.importers.blocks import (
   Block,
   files_of,
-  library,
   opened,
   reading,
   source,

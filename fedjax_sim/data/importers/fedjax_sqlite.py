@@ -20,10 +20,10 @@ from urllib.parse import quote
 
 import numpy as np
 
+from fedjax_sim.core.optional import library
 from fedjax_sim.data.importers.blocks import (
   Block,
   files_of,
-  library,
   reading,
   source,
 )

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core.optional import library
 from fedjax_sim.data.importers.blocks import (
   Block,
   files_of,
-  library,
   reading,
   source,
 )

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core.optional import library
 from fedjax_sim.data.importers.blocks import (
   Block,
   client_names,
   column,
   grouped,
-  library,
   reading,
   source,
 )

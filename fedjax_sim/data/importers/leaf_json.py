@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core.optional import library
 from fedjax_sim.data.importers.blocks import (
   Block,
   column,
   files_of,
-  library,
   opened,
   reading,
   source,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core.optional import library
 from fedjax_sim.data.importers import blocks
 from fedjax_sim.data.importers.blocks import (
   Block,
@@ -19,7 +20,6 @@ from fedjax_sim.data.importers.blocks import (
   column,
   files_of,
   grouped,
-  library,
   opened,
   reading,
   source,

@@ -1,7 +1,7 @@
 """How much privacy a number of releases costs, by three kinds of accounting.
 
 - `pld`: the distribution of the privacy loss (Koskela, Jälkö, Honkela 2020,
-  arXiv 1906.03049), discretised by Connect the Dots (Doroshenko et al. 2022,
+  arXiv 1906.03049), discretized by Connect the Dots (Doroshenko et al. 2022,
   arXiv 2207.04380) and composed by FFT; exact but for a small surplus.
 - `rdp`: Rényi differential privacy (Mironov 2017, arXiv 1702.07476; of sampled
   Gaussians 2019, arXiv 1908.10530; of fixed-size samples Wang, Balle,
@@ -36,16 +36,16 @@ _ROUNDING = 1e-14  # mass that an FFT makes up, a composition; 9e-15 measured
 
 
 class Step(NamedTuple):
-  """One release, as the client sees it that is added, removed or replaced.
+  """One release, in view of a client that is added, removed or replaced.
 
   Attributes:
     noise: `gaussian`, `laplace` or `discrete_gaussian`.
-    multiplier: the noise over how far that client can move the sum (L2; L1
-      with Laplace noise).
+    multiplier: the noise's scale over how far that client can move the sum
+      (L2; L1 with Laplace noise).
     rate: the probability that it takes part.
-    fixed: whether it is drawn into a cohort of fixed size, and neighbors
-      differ in who it is; otherwise everybody is drawn by itself, and they
-      differ in whether it is there.
+    fixed: whether cohorts have a fixed size, and neighbors differ in who this
+      client is; otherwise clients are drawn independently, and neighbors differ
+      in whether it is there.
   """
 
   noise: str
@@ -55,7 +55,7 @@ class Step(NamedTuple):
 
 
 def pld(step: Step, count: int, delta: float) -> float:
-  """Epsilon of `count` releases by their privacy loss distribution.
+  """Return the epsilon of `count` releases by their privacy loss distribution.
 
   A fixed-size cohort of rate q has, by advanced joint convexity (Balle, Barthe,
   Gaboardi 2018, arXiv 1807.01647, theorem 2), for every epsilon >= 0 no larger
@@ -77,7 +77,7 @@ def pld(step: Step, count: int, delta: float) -> float:
 
 
 def together(steps: Sequence[tuple[Step, int]], delta: float) -> float:
-  """Epsilon of releases of several kinds, by their privacy loss distribution.
+  """Return the joint epsilon of releases of several kinds, as `pld` does.
 
   Args:
     steps: each kind, and how many; drawn independently of one another. Later
@@ -118,7 +118,7 @@ def together(steps: Sequence[tuple[Step, int]], delta: float) -> float:
 
 
 def _check_rounding(count: int, delta: float) -> float:
-  """Mass that so many compositions may make up.
+  """Return a bound of the mass that rounding adds in so many compositions.
 
   Raises:
     ValueError: it is not far below delta.
@@ -134,12 +134,13 @@ def _check_rounding(count: int, delta: float) -> float:
 
 
 def rdp(step: Step, count: int, delta: float) -> float:
-  """Epsilon of `count` releases by Rényi divergences of about 160 orders.
+  """Return the epsilon of `count` releases by about 160 Rényi divergences.
 
-  Of discrete Gaussian noise by whole orders alone, for which it has the moments
-  of a Gaussian (Canonne, Kamath and Steinke 2020, arXiv 2004.00010). Let P be
-  N_Z(0, s^2) in every coordinate, and Q the same moved by a vector m of whole
-  numbers. Over P the mean of (Q / P)^a is, sums being over all whole vectors x,
+  Discrete Gaussian noise is counted by whole orders alone, at which it has the
+  moments of a Gaussian (Canonne, Kamath and Steinke 2020, arXiv 2004.00010).
+  Let P be N_Z(0, s^2) in every coordinate, and Q the same moved by a vector m
+  of whole numbers. Over P the mean of (Q / P)^a is, sums being over all whole
+  vectors x,
 
       exp((a^2 - a) |m|^2 / (2 s^2)) sum exp(-|x - a m|^2 / (2 s^2))
                                    / sum exp(-|x|^2 / (2 s^2)).
@@ -157,10 +158,10 @@ def rdp(step: Step, count: int, delta: float) -> float:
 
 
 def gdp(step: Step, count: int, delta: float) -> float:
-  """Epsilon of `count` Gaussian releases in closed form, without sampling.
+  """Return the epsilon of `count` Gaussian releases without sampling, exactly.
 
-  They are sqrt(count) / multiplier-GDP; epsilon follows from theorem 8 of Balle
-  and Wang 2018 (arXiv 1805.06530).
+  They are mu-GDP with mu = sqrt(count) / multiplier; epsilon follows from
+  theorem 8 of Balle and Wang 2018 (arXiv 1805.06530).
   """
   spread = step.multiplier / math.sqrt(count)
   with np.errstate(divide="ignore"):  # the logarithm of a delta of 0
@@ -176,12 +177,12 @@ ACCOUNTANTS: dict[str, Callable[[Step, int, float], float]] = {
 
 @functools.lru_cache(maxsize=4096)
 def epsilon(accountant: str, step: Step, count: int, delta: float) -> float:
-  """Epsilon of `count` releases; what was asked once is kept.
+  """Return the epsilon of `count` releases; results are cached.
 
   Args:
     accountant: a name in `ACCOUNTANTS`.
-    step: each of them.
-    count: how many.
+    step: each release.
+    count: how many releases.
     delta: of (epsilon, delta)-differential privacy.
   """
   if count == 0:
@@ -192,7 +193,7 @@ def epsilon(accountant: str, step: Step, count: int, delta: float) -> float:
 
 
 def _loss(step: Step, added: bool) -> Any:
-  """The library's loss of one release, for one order of neighbors."""
+  """Return dp-accounting's loss of a release, for one order of neighbors."""
   mechanisms = library("dp_accounting.pld.privacy_loss_mechanism")
   make = {
     "gaussian": mechanisms.GaussianPrivacyLoss,
@@ -207,7 +208,7 @@ def _loss(step: Step, added: bool) -> Any:
 
 
 def _grid(step: Step) -> tuple[float, float]:
-  """The interval of its discretised loss, and the largest loss."""
+  """Return the interval of a release's discretized loss, and the largest."""
   most = float(_loss(step, added=False).connect_dots_bounds().epsilon_upper)
   # The surplus grows with the square of interval over the loss's deviation,
   # which is rate / multiplier or more.
@@ -219,7 +220,7 @@ def _grid(step: Step) -> tuple[float, float]:
 def _losses(
   step: Step, interval: float | None = None
 ) -> tuple[LossDistribution, ...]:
-  """The losses of one release, of every order of neighbors that counts."""
+  """Return a release's losses, for every order of neighbors that counts."""
   fitting, most = _grid(step)
   interval = fitting if interval is None else interval
   removed, added = (_loss(step, added) for added in (False, True))
@@ -245,7 +246,7 @@ def _discretized(loss: Any, interval: float) -> LossDistribution:
 
 @functools.lru_cache(maxsize=16)
 def _renyi_divergences(step: Step) -> tuple[np.ndarray, np.ndarray]:
-  """Orders, and the divergence of each, of one release."""
+  """Return the orders, and a release's Rényi divergence at each."""
   accounting = library("dp_accounting")
   relations = accounting.NeighboringRelation
   relation = relations.ADD_OR_REMOVE_ONE

@@ -26,7 +26,7 @@ def calibrate(
   epsilon: float,
   accountant: str | None = None,
 ) -> PrivacySpec:
-  """The release with the least noise that keeps within epsilon.
+  """Return the release with the least noise that keeps within epsilon.
 
   Args:
     release: with any multiplier.
@@ -88,7 +88,7 @@ def calibrate_cohort(
   epsilon: float,
   accountant: str | None = None,
 ) -> int:
-  """The largest cohort whose privacy keeps within epsilon.
+  """Return the largest cohort whose privacy keeps within epsilon.
 
   Args:
     release: what every round releases; its multiplier stays.

@@ -1,8 +1,8 @@
 """What several runs on the same clients have spent together.
 
-Runs that try clipping norms, rates or rounds on the same data all tell of the
-same clients. Their epsilons neither add up nor is the largest one enough: their
-losses compose, as those of rounds do.
+Runs that try clipping norms, rates or rounds on the same data all reveal
+something about the same clients. Their epsilons do not simply add up, nor is
+the largest one enough: their losses compose, as those of rounds do.
 
 A run keeps its account in `privacy.json` in its workdir, from its beginning on
 and for all of its rounds, since one that was stopped may go on.
@@ -27,7 +27,7 @@ FILE = "privacy.json"
 
 
 class Account(NamedTuple):
-  """What a run releases of a client in all of its rounds.
+  """What a run releases about a client in all of its rounds.
 
   Attributes:
     name: of the run, for messages.
@@ -53,7 +53,7 @@ def facts(
   draws: Mapping[str, Any],
   noise_seed: int | None = None,
 ) -> dict[str, Any]:
-  """The account of a run, for `privacy.json`.
+  """Return the account of a run, for `privacy.json`.
 
   Args:
     ledger: the run's.
@@ -66,7 +66,7 @@ def facts(
 
 
 def read(workdir: Path) -> Account:
-  """The account of the run in a workdir.
+  """Return the account of the run in a workdir.
 
   Raises:
     FileNotFoundError: there is none.
@@ -102,20 +102,20 @@ def read(workdir: Path) -> Account:
 
 
 def adjacency(accounts: Sequence[Account]) -> str:
-  """What holds for all of them: their neighbors, or a client left out.
+  """Return the adjacency that holds for all accounts: theirs, or `zero-out`.
 
-  To leave out what a client sends is no more than to replace it, and the same
-  as to remove it where rates do not follow from the number of clients.
+  Leaving out what a client sends changes no more than replacing it, and the
+  same as removing it where rates do not depend on the number of clients.
   """
   kinds = {account.adjacency for account in accounts}
   return kinds.pop() if len(kinds) == 1 else "zero-out"
 
 
 def epsilon(accounts: Sequence[Account], delta: float) -> float:
-  """Epsilon of all runs together, by their privacy loss distribution.
+  """Return the epsilon of all runs together, by privacy loss distributions.
 
-  What each run was to do, its noise and its rounds, counts as settled before
-  the first one; what a run made of the results of others does not matter else.
+  Each run's noise and rounds count as settled before the first run; otherwise
+  a run may depend on the results of others in any way.
 
   Args:
     accounts: of runs on the same clients, each once.
@@ -150,7 +150,7 @@ def epsilon(accounts: Sequence[Account], delta: float) -> float:
 
 
 def _drawn_apart(accounts: Sequence[Account]) -> list[tuple[Step, int]]:
-  """Steps that are drawn independently of one another."""
+  """Return (step, count) of all runs, joined where cohorts are the same."""
   steps = [(a.step, a.releases) for a in accounts if a.step.rate == 1]
   sampled = [a for a in accounts if a.step.rate < 1]
   by_seed: dict[int, list[Account]] = {}
@@ -172,16 +172,16 @@ def _drawn_apart(accounts: Sequence[Account]) -> list[tuple[Step, int]]:
 
 
 def _kind(step: Step) -> Step:
-  """What has to be equal in runs that have the same cohorts."""
+  """Return what is equal in runs with the same cohorts: all but the noise."""
   return step._replace(multiplier=0.0)
 
 
 def _drawn_together(accounts: Sequence[Account]) -> list[tuple[Step, int]]:
-  """Steps of runs that have the same cohorts: each is of one draw.
+  """Return the joint steps of runs that have the same cohorts.
 
   A client that takes part in a round does so in all runs, and what they release
-  of it is one vector, in units of each run's noise: their squares add up, with
-  Laplace noise they themselves.
+  of it is one vector, in units of each run's noise: with Gaussian noise the
+  squares of the inverse multipliers add up, with Laplace noise the inverses.
   """
   steps = []
   done = 0

@@ -155,7 +155,7 @@ class Ledger:
     return "replace-one"
 
   def epsilon(self, rounds: int) -> float:
-    """Epsilon after so many rounds; a function of nothing else.
+    """Return the epsilon after so many rounds; it depends on nothing else.
 
     Args:
       rounds: 0 or more.
@@ -180,13 +180,13 @@ class Ledger:
     return spent if self._beyond(spent, rounds) <= 0 else math.inf
 
   def _counted(self, rounds: int) -> float:
-    """Epsilon, if noise had the law that accountants count."""
+    """Return the epsilon if noise has exactly the law that is counted."""
     step, count = self.steps(rounds)
     kept = draws.KEPT * self.delta
     return accountants.epsilon(self.accountant, step, count, kept)
 
   def _beyond(self, epsilon: float, rounds: int) -> float:
-    """What draws add to delta beyond the share that is kept for them.
+    """Return what inexact draws add to delta beyond the share kept for them.
 
     A release whose law is off by a total variation of d may add
     (1 + exp(epsilon)) d to delta.
@@ -196,11 +196,11 @@ class Ledger:
     return added * rounds * self.release.distance - kept
 
   def check_draws(self, rounds: int, most: float | None) -> None:
-    """Refuses a delta that the generator of the noise cannot serve.
+    """Refuse a delta that is too small for how exactly noise is drawn.
 
     Args:
       rounds: of the run.
-      most: an epsilon before which it ends; None: whatever it may be.
+      most: an epsilon before which the run ends; None: no bound.
 
     Raises:
       ValueError: names delta.
@@ -217,10 +217,10 @@ class Ledger:
       )
 
   def exposure(self, rounds: int, coordinates: int) -> float:
-    """Return a bound of how often the noise betrays a client by its end.
+    """Return a bound of how often the noise's finite range exposes a client.
 
-    The rest of delta, beyond `draws.KEPT`, has to cover it: a release that no
-    neighbor could have made has no epsilon.
+    A release that no neighbor could have made has no epsilon; the rest of
+    delta, beyond `draws.KEPT`, has to cover it.
 
     Args:
       rounds: 1 or more.
@@ -241,7 +241,7 @@ class Ledger:
     return min(1.0, count * step.rate * each)
 
   def steps(self, rounds: int) -> tuple[Step, int]:
-    """What a client's contributions are to an accountant, and how many.
+    """Return a client's contributions as a step, and their number.
 
     Args:
       rounds: 1 or more.
@@ -261,7 +261,7 @@ class Ledger:
     return Step(release.noise, multiplier, rate, fixed), count
 
   def rounds_within(self, epsilon: float, most: int) -> int:
-    """The last round, up to `most`, after which no more than epsilon is spent.
+    """Return the largest number of rounds, up to `most`, within epsilon.
 
     Raises:
       TypeError, ValueError: a number that is out of range.
@@ -282,11 +282,11 @@ class Ledger:
     return low
 
   def told(self, rounds: int) -> float:
-    """Epsilon with four digits, rounded up, so that it holds as it is read."""
+    """Return epsilon rounded up to four digits, so it holds as it reads."""
     return rounded_up(self.epsilon(rounds))
 
   def describe(self, rounds: int) -> str:
-    """The guarantee after so many rounds, in a sentence for summaries."""
+    """Return the guarantee after so many rounds, in a summary's sentence."""
     if math.isinf(self.told(rounds)):
       if math.isfinite(self._counted(rounds)):
         return f"none: draws of the noise may add more to delta={self.delta:g}"
@@ -312,7 +312,7 @@ class Ledger:
     )
 
   def facts(self, rounds: int) -> dict[str, Any]:
-    """The guarantee and what it rests on, as texts and numbers.
+    """Return the guarantee and what it rests on, as texts and numbers.
 
     Epsilon is infinite without noise, and rounded as `told` does.
     """
@@ -340,12 +340,12 @@ class Ledger:
 
 
 def usual_accountant(noise: str) -> str:
-  """The accountant to take where none is named; a name in `ACCOUNTANTS`."""
+  """Return the name in `ACCOUNTANTS` to use where none is given."""
   return "rdp" if noise == "discrete_gaussian" else "pld"
 
 
 def rounded_up(epsilon: float) -> float:
-  """Four digits of it, and no less, but for what a float's rounding adds."""
+  """Return epsilon rounded up to four digits, but for a float's rounding."""
   if epsilon == 0 or math.isinf(epsilon):
     return epsilon
   digits = 3 - math.floor(math.log10(epsilon))
@@ -358,9 +358,9 @@ def rounded_up(epsilon: float) -> float:
 
 
 def check_delta(delta: float, num_clients: int) -> float:
-  """`delta`, if it is less than one in `num_clients`.
+  """Return `delta`, if it is less than one in `num_clients`.
 
-  With more, giving away one client's data at random would be private.
+  With more, giving away one client's data at random would count as private.
 
   Raises:
     TypeError, ValueError: it is not.

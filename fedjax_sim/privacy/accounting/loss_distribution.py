@@ -55,7 +55,7 @@ class LossDistribution:
     self._spectra: dict[int, np.ndarray] = {}
 
   def epsilon(self, count: int, delta: float) -> float:
-    """The least epsilon >= 0 of `count` releases that has at most `delta`."""
+    """Return the least epsilon >= 0 of `count` releases for this delta."""
     if self._infinite_after(count) > delta:
       return math.inf
     return self.composed(count).epsilon(delta)
@@ -64,7 +64,7 @@ class LossDistribution:
     return _TRUNCATED - math.expm1(count * math.log1p(-self._infinite))
 
   def composed(self, count: int) -> Composition:
-    """The losses of `count` releases together."""
+    """Return the losses of `count` releases together."""
     size = len(self._masses)
     bounds = (
       count * self._log_moments + math.log(2 / _TRUNCATED)
@@ -104,7 +104,7 @@ class Composition(NamedTuple):
   infinite: float
 
   def joined(self, other: Composition) -> Composition:
-    """With those of releases of another kind, of the same interval."""
+    """Return the losses together with other releases' of the same interval."""
     masses = library("scipy.signal").fftconvolve(self.masses, other.masses)
     return Composition(
       interval=self.interval,
@@ -114,7 +114,7 @@ class Composition(NamedTuple):
     )
 
   def epsilon(self, delta: float) -> float:
-    """The least epsilon >= 0 that has at most `delta`."""
+    """Return the least epsilon >= 0 for this delta."""
     if self.infinite > delta:
       return math.inf
     nonnegative = max(0, -self.first)

@@ -22,11 +22,11 @@ _BETS = np.array([0.8, 0.5, 0.2, 0.03])  # that a chance is rate**bet instead
 
 
 class Overlaps:
-  """Follows cohorts of which each is to be drawn by itself.
+  """Tests of whether cohorts are drawn independently, one after another.
 
   Args:
     num_clients: the population.
-    rate: the most that a client's probability is, within (0, 1).
+    rate: the largest probability of a client, within (0, 1).
     period: groups take turns: clients are in one of so many cohorts at most.
   """
 
@@ -44,13 +44,13 @@ class Overlaps:
     self._before = np.zeros(LAGS)
 
   def see(self, ids: np.ndarray) -> str | None:
-    """Follows one more cohort.
+    """Count one more cohort, and test all so far.
 
     Args:
       ids: who takes part, shape=(cohort,), int64, no duplicates.
 
     Returns:
-      What is not by chance; None: nothing.
+      What cannot be by chance, in words; None: nothing.
     """
     now, period = len(self._sizes), self._period
     turns = now // period + 1
@@ -87,7 +87,7 @@ class Overlaps:
     return None
 
   def _shared(self, now: int, ids: np.ndarray) -> np.ndarray:
-    """Counts who was in each of the last cohorts; shape=(LAGS,), int64."""
+    """Count who was in each of the last cohorts; shape=(LAGS,), int64."""
     gap = (now - self._last[ids]) // self._period
     shift = np.clip(gap - 1, 0, LAGS - 1).astype(np.uint64)
     history = np.where(gap <= LAGS, self._history[ids] << shift, np.uint64(0))
@@ -98,7 +98,7 @@ class Overlaps:
     return bits.sum(axis=0, dtype=np.int64)
 
   def _gain(self, count: np.ndarray, trials: np.ndarray | int) -> np.ndarray:
-    """The logarithm of what the best of the bets has won; same shape."""
+    """Return the logarithm of what the best bet has won; shape as `count`."""
     chance = self._rate**_BETS
     won = np.log(chance / self._rate)
     lost = np.log((1 - chance) / (1 - self._rate))
@@ -108,7 +108,7 @@ class Overlaps:
     return best - np.log(len(_BETS))
 
   def _surprise(self, common: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Minus the logarithm of Chernoff's bound of so large an overlap."""
+    """Return minus the logarithm of Chernoff's bound of so large an overlap."""
     share = common / np.maximum(before, 1)
     rest = 1 - share
     tiny = np.finfo(float).tiny

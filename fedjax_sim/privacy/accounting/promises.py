@@ -40,7 +40,7 @@ _REHEARSED = 2 * LAGS  # turns of the run's own seed
 
 
 class Witness:
-  """Holds the rounds that are drawn against what has to be so in each.
+  """A check of the rounds that are drawn against what a sampler promises.
 
   Args:
     sampler: one that promises something.
@@ -66,7 +66,7 @@ class Witness:
       )
 
   def check(self, round_: int, ids: np.ndarray) -> None:
-    """Looks at one round, and at the last before it where it has not.
+    """Check a round; first draw and check the last ones before it, unless seen.
 
     Args:
       round_: rounds done before.
@@ -86,7 +86,7 @@ class Witness:
     self._look(round_, ids)
 
   def _look(self, round_: int, ids: np.ndarray) -> None:
-    """Looks also at what is a matter of chance."""
+    """Check a round, and test what is a matter of chance."""
     self.see(round_, ids)
     found = self._overlaps.see(ids) if self._overlaps is not None else None
     if found is not None:
@@ -95,7 +95,7 @@ class Witness:
       _refuse(promised, f"by round {round_ + 1} {found}")
 
   def see(self, round_: int, ids: np.ndarray) -> None:
-    """Looks at what is sure in one round, which follows what it has seen."""
+    """Check what must hold in a round that follows those seen so far."""
     promised = self._sampler.participation
     assert promised is not None
     rate, period, independent, _ = promised
@@ -129,15 +129,15 @@ class Witness:
 
 
 class _Counts(NamedTuple):
-  """What was counted in draws, each of as many rounds as there are turns.
+  """Counts over draws, each of as many rounds as there are turns.
 
   Attributes:
-    draws: how many; one of odd place follows the one before.
-    each: shape=(clients,), int64; in how many every client takes part.
-    twice: clients in both of two that follow each other.
-    together: shape=(distances, 2), int64; pairs of clients with ids so far from
-      each other in one, for two ways to make pairs.
-    pairs: shape=(distances, 2), int64; of how many pairs, in all draws.
+    draws: how many; every second one follows the one before it.
+    each: shape=(clients,), int64; in how many draws each client takes part.
+    twice: clients in both of two draws that follow each other.
+    together: shape=(distances, 2), int64; pairs of clients in the same draw
+      whose ids are so far apart, for two ways to make pairs.
+    pairs: shape=(distances, 2), int64; how many pairs all draws could have.
     distances: shape=(distances,), int64; of ids.
     halves: shape=(ways, 2, draws), int64; clients of one half, and of the
       other, for several ways to split them.
@@ -155,12 +155,12 @@ class _Counts(NamedTuple):
 def check_draws(
   sampler: Sampler, num_clients: int, rounds: int, seed: int = 0
 ) -> None:
-  """Tests what a sampler promises of chances, on draws with many seeds.
+  """Test what a sampler promises about chances, on draws with many seeds.
 
   Args:
     sampler: who takes part.
     num_clients: the population.
-    rounds: of the run, about, from which the drawn ones are.
+    rounds: about how many the run has; draws are of some of them.
     seed: the run's.
 
   Raises:
@@ -218,7 +218,7 @@ def check_draws(
 def _rehearse(
   sampler: Sampler, num_clients: int, rounds: int, seed: int
 ) -> None:
-  """Looks at the first rounds of a run, as it will do itself."""
+  """Check the first rounds of a run, as the run itself will do."""
   promised = sampler.participation
   assert promised is not None
   few = int(_IDS / 4 / (num_clients * promised.rate / promised.period))
@@ -232,10 +232,11 @@ def _rehearse(
 def _trials(
   rng: np.random.Generator, most: int, rounds: int, period: int, seed: int
 ) -> list[tuple[int, int]]:
-  """Seeds and first rounds of draws; two of them, each of a period, a trial.
+  """Return each trial's seed and first round; it has two draws of a period.
 
-  Half of them are of the first turns of a run: of seeds that follow its own,
-  and of others, which have to be others, lest the same cohort be drawn twice.
+  Half of the trials are of the first turns of a run: some with seeds that
+  follow the run's own, the rest with seeds that are none of these, lest the
+  same cohort be drawn twice.
   """
   others = rng.integers(most, 2**32 - most, most)
   seeds = [(seed + int(other)) % 2**32 for other in others]
@@ -253,7 +254,7 @@ def _trials(
 def _counted(
   sampler: Sampler, num_clients: int, rounds: int, seed: int
 ) -> _Counts:
-  """Counts in draws with many seeds, from rounds up to about so many."""
+  """Return counts over draws with many seeds, of rounds up to about so many."""
   promised = sampler.participation
   assert promised is not None
   rate, period = promised.rate, promised.period
@@ -300,7 +301,7 @@ def _counted(
 
 
 def _distances(rng: np.random.Generator, num_clients: int) -> np.ndarray:
-  """Small ones, fractions of all clients, and some by chance."""
+  """Return distances of ids: small ones, fractions of all, random ones."""
   small = np.arange(1, 9)
   random = rng.integers(1, max(num_clients, 2), 5)
   distances = np.unique(np.concatenate([small, num_clients // small, random]))
@@ -308,9 +309,10 @@ def _distances(rng: np.random.Generator, num_clients: int) -> np.ndarray:
 
 
 def _alternating(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """How many of 0..counts - 1 are in even, and in odd blocks of such lengths.
+  """Return how many of 0..counts - 1 are in even and in odd blocks.
 
-  Clients i and i + length, with i in even blocks alone, are disjoint pairs.
+  Blocks are `lengths` long. Clients i and i + length, with i in even blocks
+  alone, are disjoint pairs.
   """
   twos, rest = np.divmod(counts, 2 * lengths)
   odd = twos * lengths + np.maximum(rest - lengths, 0)
@@ -320,7 +322,7 @@ def _alternating(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def _together(
   ids: np.ndarray, num_clients: int, distances: np.ndarray, firsts: np.ndarray
 ) -> np.ndarray:
-  """Counts pairs i and i + distance among sorted ids, with i < first."""
+  """Count pairs i and i + distance among sorted ids, with i < first."""
   there = np.zeros(num_clients, bool)
   there[ids] = True
   counts = np.zeros((len(distances), 2), np.int64)
@@ -333,7 +335,7 @@ def _together(
 
 
 def _check_repeats(sampler: Sampler, seed: int, round_: int) -> None:
-  """Refuses cohorts that are others when they are drawn again."""
+  """Refuse a sampler whose cohort changes when it is drawn again."""
   one, other = (np.asarray(sampler.sample(seed, round_)) for _ in range(2))
   if not np.array_equal(one, other):
     raise ValueError(
@@ -355,22 +357,22 @@ def _refuse(promised: Participation, found: str) -> NoReturn:
 
 
 def _ways(rng: np.random.Generator, num_clients: int) -> list[np.ndarray]:
-  """Halves of the clients: every other one, the first ones, some by chance."""
+  """Return halves of the clients: every other one, the first, random ones."""
   ids, order = np.arange(num_clients), rng.permutation(num_clients)
   half = num_clients // 2
   return [ids % 2 == 0, ids < half, order < half]
 
 
 def _divergence(share: float, chance: float) -> float:
-  """Kullback-Leibler's, of one coin from another."""
+  """Return the Kullback-Leibler divergence of one coin from another."""
   entropy = library("scipy.special").rel_entr
   return float(entropy(share, chance) + entropy(1 - share, 1 - chance))
 
 
 def _more(count: int, trials: int, chance: float) -> float:
-  """Bounds the probability of so large a count (Hoeffding 1963, theorem 1).
+  """Bound the probability of so large a count (Hoeffding 1963, theorem 1).
 
-  It holds for draws by themselves, and for those without replacement.
+  It holds for independent draws, and for those without replacement.
   """
   share = count / trials
   if share <= chance:
@@ -379,12 +381,12 @@ def _more(count: int, trials: int, chance: float) -> float:
 
 
 def _less(count: int, trials: int, chance: float) -> float:
-  """Bounds the probability of so small a count."""
+  """Bound the probability of so small a count."""
   return _more(trials - count, trials, 1 - chance)
 
 
 def _least(count: int, trials: int) -> float:
-  """The least probability with which a count as large is no wonder."""
+  """Return the least chance with which so large a count is not improbable."""
   share = count / trials
   bound = math.log(1 / _ALARM) / trials
   excess = lambda chance: _divergence(share, chance) - bound
@@ -394,7 +396,7 @@ def _least(count: int, trials: int) -> float:
 
 
 def _associated(one: np.ndarray, other: np.ndarray) -> float:
-  """Fisher's exact test of whether two counts are large in the same draws."""
+  """Return the p-value of Fisher's exact test that two counts are unrelated."""
   large, larger = _large(one), _large(other)
   table = [
     [int((large & larger).sum()), int((large & ~larger).sum())],
@@ -404,7 +406,7 @@ def _associated(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _large(counts: np.ndarray) -> np.ndarray:
-  """Which counts are above a limit, which about half of them are."""
+  """Return which counts are above a limit that about half of them exceed."""
   limits = np.unique(counts)
   shares = (counts[None] > limits[:, None]).mean(axis=1)
   return counts > limits[np.abs(shares - 0.5).argmin()]

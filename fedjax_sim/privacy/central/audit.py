@@ -9,7 +9,7 @@ They doubt everything, and need e^epsilon canaries and more to reach an epsilon.
 Two look at single rounds: how long a contribution was, which is no matter of
 chance, and how many deviations of the noise a canary moved a sum. They find the
 noise multiplier that there really is, from as many samples as there are
-canaries and rounds, and the ledger tells its epsilon: these trust the sampling
+canaries and rounds, and the ledger gives its epsilon: these trust the sampling
 and the account.
 """
 
@@ -42,7 +42,7 @@ SHARES = {"noise": 0.5, "clopper_pearson": 0.25, "one_run": 0.25}
 
 
 class Audit(NamedTuple):
-  """What the canaries betray; all bounds hold at once, with the confidence.
+  """What canaries reveal; all bounds hold at once, with the confidence.
 
   Attributes:
     canaries: how many there were.
@@ -50,14 +50,15 @@ class Audit(NamedTuple):
     claimed: the epsilon of the accountant.
     epsilon: the largest of the bounds below; infinite, if a sum had what no
       contributions of at most 1 can add up to.
-    confidence: that no bound is above the true epsilon; of an honest run that
-      it is not accused.
+    confidence: that no bound is above the true epsilon, and so that an honest
+      run is not accused.
     longest: a canary's longest contribution, where 1 is the most.
-    multiplier: the noise multiplier is at most this; infinite: it is not told.
+    multiplier: an upper bound of the noise multiplier; infinite: none found.
     clip: a lower bound of epsilon: of a sum with the noise that is claimed and
-      the longest contribution. No matter of chance.
-    noise: a lower bound: epsilon with `multiplier`. Of correlated noise, which
-      has none, that of Gaussian scores of the whole run; 0 with sampling.
+      the longest contribution. It is no matter of chance.
+    noise: a lower bound: epsilon with `multiplier`. With correlated noise, for
+      which there is none, that of Gaussian scores of the whole run, or 0 with
+      sampling.
     clopper_pearson: a lower bound, whatever the noise is, if the scores of
       canaries are independent, as those without common coordinates are.
     one_run: a lower bound, even if they are not, as long as no score depends on
@@ -85,7 +86,7 @@ class Audit(NamedTuple):
     return self.epsilon > self.claimed
 
   def describe(self) -> str:
-    """What was found, in a sentence for summaries."""
+    """Return what was found, in a sentence for summaries."""
     told = (
       f"epsilon >= {self.epsilon:.3g} betrayed by {self.canaries} canaries"
       f" ({self.confidence:.0%})"
@@ -107,15 +108,15 @@ def audit(
   significance: float = SIGNIFICANCE,
   resamples: int = RESAMPLES,
 ) -> Audit:
-  """Lower bounds of epsilon from what canaries left behind.
+  """Return lower bounds of epsilon from what canaries left behind.
 
   The bounds that are matters of chance may be wrong with their `SHARES` of
   `significance`, so all hold together (Bonferroni).
 
   Args:
     evidence: of the run, numpy.
-    ledger: that claims an epsilon.
-    rounds: that were run.
+    ledger: the one that claims an epsilon.
+    rounds: how many were run.
     significance: how often one of the bounds may be wrong.
     resamples: for the bootstrap; 0: without.
   """
@@ -162,13 +163,13 @@ def _by_rounds(
   rounds: int,
   significance: float,
 ) -> Audit:
-  """With the noise that there is, if it is independent.
+  """Return the audit with the bound from single rounds, of independent noise.
 
   Args:
     found: so far.
     evidence: of the run.
     ledger: of the run.
-    rounds: that were run.
+    rounds: how many were run.
     significance: of this bound.
   """
   if ledger.release.sensitivity is not None:
@@ -191,7 +192,7 @@ def _of_whole_run(
   share: Mapping[str, float],
   resamples: int,
 ) -> Audit:
-  """With the bounds from whole runs' scores, by `jax_privacy.auditing`.
+  """Return the audit with `jax_privacy.auditing`'s bounds from the whole run.
 
   Args:
     found: so far.
@@ -221,13 +222,13 @@ def _of_whole_run(
 
 
 def epsilon(ledger: Ledger, multiplier: float, rounds: int) -> float:
-  """What the ledger would tell, were the noise so much.
+  """Return the ledger's epsilon for another noise multiplier.
 
   Args:
     ledger: of the run.
-    multiplier: at least; smaller ones count as a small one, so that what comes
-      out is finite, and a lower bound still.
-    rounds: that were run.
+    multiplier: of the noise; very small ones are raised to `LEAST_MULTIPLIER`
+      or the claimed one, so that epsilon is finite, and still a lower bound.
+    rounds: how many were run.
   """
   claimed = ledger.release.multiplier
   if multiplier > MOST_MULTIPLIER:
@@ -243,13 +244,13 @@ def moved(
   significance: float,
   kurtosis: float = 3.0,
 ) -> float:
-  """A lower bound of how many deviations a canary moves a sum.
+  """Return a lower bound of how many deviations a canary moves a sum.
 
-  The largest of that of all canaries, which gets half of the significance, and
-  of those of each kind and of the worst case, which share the other half
-  (Bonferroni). A contribution along a canary's direction is at most 1, and the
-  noise there is what it is everywhere, so rounds without a canary tell of the
-  noise for all kinds.
+  It is the largest of several bounds: that of all canaries, which gets half of
+  the significance, and those of each kind and of the worst case, which share
+  the other half (Bonferroni). A contribution along a canary's direction is at
+  most 1, and the noise there is what it is everywhere, so rounds without a
+  canary show the noise for all kinds.
 
   Args:
     present: of the rounds in which a canary took part, the last of which is the
@@ -275,7 +276,7 @@ def moved(
 def separation(
   taken: np.ndarray, left: np.ndarray, significance: float
 ) -> float:
-  """A lower bound of how many deviations two Gaussians are apart.
+  """Return a lower bound of how many deviations two Gaussians are apart.
 
   Args:
     taken: shape=(n,), float64; the sample with the greater mean.
@@ -290,7 +291,7 @@ def separation(
 
 
 class _Sample(NamedTuple):
-  """Of how many numbers, their mean, and their squared distances from it."""
+  """The number, the mean, and the summed squared deviations of scores."""
 
   number: float
   mean: float
@@ -298,7 +299,7 @@ class _Sample(NamedTuple):
 
   @classmethod
   def of(cls, moments: Moments, group: np.ndarray) -> _Sample:
-    """The scores of a group of canaries."""
+    """Return the sample of the scores of a group of canaries."""
     number, total, squares = (
       float(np.asarray(x, np.float64)[group].sum()) for x in moments
     )
@@ -309,7 +310,7 @@ class _Sample(NamedTuple):
 def _separation(
   taken: _Sample, left: _Sample, significance: float, kurtosis: float = 3.0
 ) -> float:
-  """A lower bound of how many deviations two samples' laws are apart.
+  """Return a lower bound of how many deviations two samples' laws differ.
 
   The t statistic of two Gaussian samples of one variance has a noncentral t
   law, whose parameter is the separation over (1/n + 1/m)^(1/2). Its bound is
@@ -330,7 +331,7 @@ def _separation(
 
 
 def _of_separation(apart: float, delta: float) -> float:
-  """Epsilon of two Gaussians that are so many deviations apart."""
+  """Return the epsilon of two Gaussians that are so many deviations apart."""
   if apart == 0:
     return 0.0
   return float(library("dp_accounting").get_epsilon_gaussian(1 / apart, delta))

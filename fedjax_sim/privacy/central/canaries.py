@@ -52,7 +52,7 @@ Contribute = Callable[[PyTree], Any]  # raw update -> central's `Contribution`
 
 
 class Moments(NamedTuple):
-  """Of the scores of some rounds, each shape=(canaries + 1,), float32."""
+  """Moments of scores over rounds, each shape=(canaries + 1,), float32."""
 
   number: Array
   total: Array
@@ -60,12 +60,13 @@ class Moments(NamedTuple):
 
 
 class AuditState(NamedTuple):
-  """What canaries leave in a run's state; of arrays, the worst is the last.
+  """What a run's state keeps of canaries; in arrays the worst case is last.
 
   Attributes:
     key: shape=(2,), uint32; of coins, directions and participations.
     worst: the worst case.
-    longest: shape=(), float32; of all contributions of canaries so far.
+    longest: shape=(), float32; length of the canaries' longest contribution
+      so far.
     present: of the rounds in which a canary took part.
     absent: of the others.
   """
@@ -78,7 +79,7 @@ class AuditState(NamedTuple):
 
 
 class Evidence(NamedTuple):
-  """What an audit is made of.
+  """What an audit needs to know of a run.
 
   Attributes:
     included: shape=(canaries,), bool; the coins.
@@ -97,7 +98,7 @@ class Evidence(NamedTuple):
 
 
 class Canaries(NamedTuple):
-  """Clients that are made up.
+  """Made-up clients, for an audit.
 
   Attributes:
     size: how many; a coin leaves out half of them.
@@ -115,7 +116,7 @@ class Canaries(NamedTuple):
     clip_norm: Array,
     order: int = 2,
   ) -> AuditState:
-    """The state before the first round.
+    """Return the state before the first round.
 
     Args:
       key: of all that is random here.
@@ -152,11 +153,11 @@ class Canaries(NamedTuple):
     )
 
   def included(self, state: AuditState) -> Array:
-    """The coins, shape=(canaries,), bool."""
+    """Return the coins: who is in the run; shape=(canaries,), bool."""
     return jax.random.bernoulli(_key(state, _COINS), shape=(self.size,))
 
   def present(self, state: AuditState, round_: Array) -> Array:
-    """Who takes part in a round, shape=(canaries + 1,), bool."""
+    """Return who takes part in a round, shape=(canaries + 1,), bool."""
     rate, period = self.participation[:2]
     drawn = jax.random.bernoulli(
       jax.random.fold_in(_key(state, _DRAWS), round_), rate, (self.size + 1,)
@@ -173,7 +174,7 @@ class Canaries(NamedTuple):
     clip_norm: Array,
     order: int = 2,
   ) -> tuple[PyTree, AuditState]:
-    """The sum, with canaries' contributions; the state, with their lengths.
+    """Return the sum with canaries' contributions, and the new state.
 
     Args:
       state: as it is.
@@ -223,16 +224,16 @@ class Canaries(NamedTuple):
     contribute: Contribute,
     clip_norm: Array,
   ) -> AuditState:
-    """The state after the noisy sum of a round was seen.
+    """Return the state after the noisy sum of a round was seen.
 
-    What an adversary may know besides is taken from the sum first: all
-    contributions but the one that is scored.
+    First the sum loses what an adversary may know: all contributions but the
+    one that is scored.
 
     Args:
       state: as `plant` left it.
       round_: shape=(), int32.
-      sums: of updates: the clients' one, that with canaries, and what is
-        released.
+      sums: three sums of updates: the clients', that with canaries, and that
+        with noise, which is released.
       contribute: raw update -> contribution, as a client's is made.
       clip_norm: shape=(); of this round.
     """
@@ -252,7 +253,7 @@ class Canaries(NamedTuple):
     )
 
   def evidence(self, state: AuditState, unit: float) -> Evidence:
-    """What an audit is made of; `unit` as in `Evidence`."""
+    """Return what an audit needs; `unit` as in `Evidence`."""
     return Evidence(
       included=self.included(state),
       present=state.present,
@@ -262,7 +263,7 @@ class Canaries(NamedTuple):
     )
 
   def _update(self, i: Array, everyone: PyTree, clip_norm: Array) -> PyTree:
-    """The raw update of a canary.
+    """Return the raw update of a canary.
 
     Args:
       i: shape=(), int32; which.
@@ -284,14 +285,14 @@ class Canaries(NamedTuple):
     return jax.tree.map(leaf, everyone, self._owners(everyone))
 
   def _owners(self, like: PyTree) -> PyTree:
-    """Which canary every coordinate belongs to; leaves as `like`, int32."""
+    """Return which canary owns each coordinate; leaves as `like`, int32."""
     return split(jnp.arange(_dimension(like)) % self.size, like)
 
   def _directions(self, state: AuditState, like: PyTree) -> PyTree:
-    """All canaries' directions, each 1 long, added up; leaves as `like`.
+    """Return the sum of canaries' directions, each 1 long; leaves as `like`.
 
-    Signs are random. A spike has its first coordinate alone, the others all
-    that are theirs.
+    Signs are random. A spike's direction is its first coordinate alone, another
+    canary's is all coordinates that it owns.
     """
     dimension = _dimension(like)
     sign = jax.random.rademacher(_key(state, _SIGNS), (dimension,), jnp.float32)
@@ -303,7 +304,7 @@ class Canaries(NamedTuple):
     return split(sign * scale, like)
 
   def _sums(self, tree: PyTree) -> Array:
-    """Of every canary's coordinates, shape=(canaries,), float32."""
+    """Return the sum of what each canary owns; shape=(canaries,), float32."""
     flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
     padded = jnp.pad(flat, (0, -len(flat) % self.size))
     return padded.reshape(-1, self.size).sum(0)
@@ -322,9 +323,10 @@ def _worst_update(state: AuditState, clip_norm: Array) -> PyTree:
 
 
 def _held(contribution: PyTree) -> PyTree:
-  """A contribution with no coordinate beyond `HELD`: a right one is none such.
+  """Return a contribution with every coordinate cut to `HELD`.
 
-  A broken one was measured before; the run shall last until it is told.
+  Only a clip that is broken needs it, whose contribution was measured before;
+  the run shall last until its audit.
   """
   return jax.tree.map(
     lambda x: jnp.clip(jnp.where(jnp.isnan(x), HELD, x), -HELD, HELD),
@@ -333,12 +335,12 @@ def _held(contribution: PyTree) -> PyTree:
 
 
 def _more(moments: Moments, scores: Array, where: Array) -> Moments:
-  """The moments of more scores.
+  """Return the moments with a round's scores added.
 
   Args:
     moments: so far.
     scores: shape=(canaries + 1,), float32.
-    where: which of them count, bool.
+    where: shape=(canaries + 1,), bool; which of them count.
   """
   counted = jnp.where(where, scores, 0)
   return Moments(

@@ -107,7 +107,7 @@ def contribute(
 def canary(
   settings: CentralDPConfig, statistics: PyTree, hparams: HParams, factor: Array
 ) -> Callable[[PyTree], Contribution]:
-  """Return what makes a canary's contribution of its raw update.
+  """Return the function that turns a canary's raw update into a contribution.
 
   Args:
     settings: as in `contribute`.

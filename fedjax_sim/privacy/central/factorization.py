@@ -42,7 +42,7 @@ class Strategy(NamedTuple):
   rounds: int
 
   def sensitivity(self, rounds: int, period: int) -> float:
-    """How far one client can move C X, in L2 over the first `rounds` rounds.
+    """Return how far, in L2, one client can move C X in the first rounds.
 
     Every contribution has norm 1 at most, and may be any vector. The farthest
     is reached by equal ones in rounds 0, period, 2 period, ..., since the
@@ -66,9 +66,9 @@ class Strategy(NamedTuple):
 
 @functools.lru_cache
 def banded(rounds: int, bands: int) -> Strategy:
-  """The banded Toeplitz strategy with the least mean squared error.
+  """Return the banded Toeplitz strategy with the least mean squared error.
 
-  Of all with so many bands it makes the noise of running totals least if a
+  Among those with so many bands it makes the noise of running totals least if a
   client takes part once in `bands` rounds at most (arXiv 2306.08153; how it is
   found, 2405.15913). The noise's state is `bands` - 1 copies of the parameters.
 
@@ -93,7 +93,7 @@ def banded(rounds: int, bands: int) -> Strategy:
 
 @functools.lru_cache
 def blt(rounds: int, period: int, buffers: int = 2) -> Strategy:
-  """The buffered linear Toeplitz strategy with the least mean squared error.
+  """Return the buffered linear Toeplitz strategy of least mean squared error.
 
   C's first column is 1 and then a sum of `buffers` exponentials (arXiv
   2404.16706), fitted for clients that take part once in `period` rounds at most
@@ -132,7 +132,7 @@ def blt(rounds: int, period: int, buffers: int = 2) -> Strategy:
 
 
 def _checked(strategy: Strategy) -> Strategy:
-  """Refuses coefficients for which `Strategy.sensitivity` would be wrong."""
+  """Refuse coefficients for which `Strategy.sensitivity` would be wrong."""
   c = strategy.coefficients
   if not (
     np.isfinite(c).all() and c.min() >= 0 and np.diff(c).max(initial=0) <= 0
@@ -147,7 +147,7 @@ def _checked(strategy: Strategy) -> Strategy:
 
 @contextlib.contextmanager
 def _on_the_host() -> Iterator[None]:
-  """Where coefficients are looked for: on the CPU, in float64, in no trace.
+  """Compute coefficients on the CPU, in float64, outside of any trace.
 
   So they are the same whatever accelerator there is, and whoever asks.
   """

@@ -2,7 +2,7 @@
 
 An epsilon holds for what is released: the noisy sums and all that is computed
 from them. Whatever else a run learns of its training clients is refused, where
-the model would depend on it; what it tells of them is named (`uncovered.py`).
+the model would depend on it; what it shows of them is listed (`uncovered.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Budget:
 
   Attributes:
     delta: of the (epsilon, delta); below 1 over the number of clients.
-    epsilon: the run ends before it exceeds this; None: it is only told.
+    epsilon: the run ends before it exceeds this; None: it is only shown.
     accountant: one of `accounting.ACCOUNTANTS`; None: the usual one.
     rounds: the run's last, beyond which nothing is counted; None: not known.
 
@@ -64,10 +64,10 @@ class Budget:
 
 
 def counted(rounds: int, last: int | None) -> int:
-  """A round up to which to count for the row of this one; not before it.
+  """Return the round whose epsilon a round's row gets: this or a later one.
 
-  To count takes milliseconds, so of later rounds only 32 to 64 in every
-  doubling are.
+  Counting takes milliseconds, so only 32 to 64 rounds in every doubling are
+  counted.
 
   Args:
     rounds: 1 or more.
@@ -81,13 +81,13 @@ def counted(rounds: int, last: int | None) -> int:
 def ledger(
   release: PrivacySpec, sampler: Sampler, budget: Budget, num_clients: int
 ) -> accounting.Ledger:
-  """What counts the run's epsilon.
+  """Return the ledger that counts the run's epsilon.
 
   Args:
     release: of the algorithm.
     sampler: who takes part.
     budget: delta and the accountant.
-    num_clients: that may take part.
+    num_clients: how many may take part.
 
   Raises:
     ValueError: no epsilon would hold: the sampler promises nothing, delta is
@@ -129,7 +129,7 @@ def ledger(
 def check_ends(
   ledger: accounting.Ledger, rounds: int, coordinates: int
 ) -> None:
-  """Refuses a delta that is too small for the ends of the noise.
+  """Refuse a delta that is too small for the ends of the noise.
 
   Args:
     ledger: of the run.
@@ -153,7 +153,7 @@ def check_ends(
 def simulated_participation(
   participation: Participation, simulated: tuple[float, float] | None
 ) -> Participation:
-  """What a sampler of this kind would promise of a larger cohort.
+  """Return what a sampler of this kind would promise of a larger cohort.
 
   Args:
     participation: of the cohort that is run.
@@ -192,7 +192,7 @@ def check(
   release: PrivacySpec,
   revert_to_best: bool,
 ) -> None:
-  """Refuses what would let more than the noisy sums into the model.
+  """Refuse what would let more than the noisy sums into the model.
 
   Args:
     transforms: what happens to an update before it is clipped.
@@ -240,7 +240,7 @@ def check_transforms(transforms: Sequence[Transform], params: PyTree) -> None:
 
 
 def _learns(transform: Transform, params: PyTree) -> bool:
-  """Whether its shared state depends on the clients' aux; nothing is run.
+  """Return whether its shared state depends on clients' aux; nothing is run.
 
   Args:
     transform: of the run.
@@ -262,17 +262,17 @@ def _learns(transform: Transform, params: PyTree) -> bool:
   return any(id(x) in tainted for x in traced.outvars)
 
 
-def check_watched(watched: Mapping[str, str | None]) -> None:
-  """Refuses what would let metrics of training clients into the model.
+def check_watched(watched: Mapping[str, str]) -> None:
+  """Refuse what would let metrics of training clients into the model.
 
   Args:
-    watched: who follows a metric -> the metric.
+    watched: the field that names a metric -> the metric.
 
   Raises:
     ValueError: names the field.
   """
   for owner, metric in watched.items():
-    if metric is not None and metric.startswith("seen/"):
+    if metric.startswith("seen/"):
       raise ValueError(
         f"{owner}={metric!r} is measured on clients that train, without noise;"
         " follow a metric of 'test' or 'unseen'."
@@ -282,7 +282,7 @@ def check_watched(watched: Mapping[str, str | None]) -> None:
 def check_noise(
   release: PrivacySpec, hparams: HParams, sampler: Sampler
 ) -> None:
-  """Refuses noise other than what is told to the accountant.
+  """Refuse noise other than what the accountant counts on.
 
   Args:
     release: of the algorithm.
@@ -334,7 +334,7 @@ def check_noise(
 
 
 def _check_denominator(denominator: float | None, sampler: Sampler) -> None:
-  """Refuses one that tells how many clients there are, where that is private.
+  """Refuse a denominator that reveals a private number of clients.
 
   Args:
     denominator: what sums are divided by; None: something else.
@@ -355,10 +355,10 @@ def _check_denominator(denominator: float | None, sampler: Sampler) -> None:
 
 
 def check_numbers(given: HParams, counted: HParams) -> None:
-  """Refuses hyper-parameters whose noise the ledger would not know.
+  """Refuse hyper-parameters that change the noise that the ledger counts on.
 
   Args:
-    given: of a call.
+    given: hyper-parameters of a call.
     counted: those of the algorithm.
 
   Raises:

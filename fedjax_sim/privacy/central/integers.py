@@ -41,11 +41,11 @@ class Grid(NamedTuple):
 
   @property
   def stddev(self) -> float:
-    """The noise's, in steps."""
+    """The noise's standard deviation, in steps."""
     return self.multiplier * self.scale
 
   def unit(self, dimension: int) -> float:
-    """Return what 1 is in steps, before it is rounded.
+    """Return how many steps the longest update has, before it is rounded.
 
     Rounding moves a coordinate by half a step at most, and so the update by
     sqrt(dimension) / 2: by so much the unit is less than the scale.
@@ -87,16 +87,16 @@ class Grid(NamedTuple):
     return dimension * discrete_gaussian.distance(self.stddev)
 
   def fits(self, steps: PyTree) -> Array:
-    """Return whether the norm is within the scale; shape=(), bool.
+    """Return whether an update's norm is within the scale; shape=(), bool.
 
     `in_steps` makes sure of it: this is a last look at what is released, in
-    case that a device computes otherwise than clipping counts on.
+    case a device computes otherwise than clipping counts on.
     """
     number = jax.tree.map(lambda x: x.astype(jnp.float32), steps)
     return tree_norm(number) <= self.scale
 
   def noised(self, key: Key, total: PyTree) -> PyTree:
-    """Return the sum with noise; int32, as it is.
+    """Return the sum with noise, int32 as the sum.
 
     Args:
       key: of this round.
@@ -107,20 +107,20 @@ class Grid(NamedTuple):
     return noise.discrete(self.stddev, key, total)
 
   def in_units(self, total: PyTree) -> PyTree:
-    """Return what it stands for, float32, 1 being the longest update."""
+    """Return a sum in units of the clipping norm; float32."""
     unit = self.unit(size(total))
     return jax.tree.map(lambda x: x.astype(jnp.float32) / unit, total)
 
   def shares(self, total: PyTree) -> PyTree:
-    """Return the same in units of the longest contribution; float32."""
+    """Return a sum in units of the longest contribution; float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) / self.scale, total)
 
   def in_steps(self, update: PyTree) -> PyTree:
-    """Return the nearest whole numbers.
+    """Return an update rounded to whole steps.
 
     Args:
-      update: float32; of an L2 norm of at most 1 (`tree.clipped`), it becomes
-        one of the scale at most.
+      update: float32; its L2 norm is at most 1 (`clip_to_unit_norm`), and that
+        of the result at most the scale.
 
     Returns:
       int32.
@@ -159,5 +159,5 @@ def grid(clients: int, multiplier: float) -> Grid:
 
 
 def size(tree: PyTree) -> int:
-  """Return how many numbers there are."""
+  """Return how many numbers a tree holds."""
   return sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree))

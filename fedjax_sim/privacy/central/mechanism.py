@@ -87,7 +87,7 @@ class _Noisy(NamedTuple):
 def with_central_dp(
   algorithm: Algorithm, settings: CentralDPConfig
 ) -> Algorithm:
-  """The algorithm, private for its clients.
+  """Return the algorithm with central differential privacy.
 
   The noise of a round is a function of the run's noise seed and the round
   alone, and the same on every device. But for `discrete_gaussian` it is
@@ -289,7 +289,7 @@ def _next_factor(
 
 
 def _dimension(algorithm: Algorithm) -> int:
-  """How many numbers an update has; nothing is run."""
+  """Return how many numbers an update has; nothing is run."""
   server = jax.eval_shape(
     algorithm.init, jax.random.key(0), dict(algorithm.hparams)
   )
@@ -298,13 +298,13 @@ def _dimension(algorithm: Algorithm) -> int:
 
 
 def _nobody(members: Members) -> Members:
-  """No client in any slot."""
+  """Return members with no client in any slot."""
   empty: Members = jax.tree.map(jnp.zeros_like, members)
   return empty._replace(id=jnp.full_like(members.id, -1))
 
 
 def _check(algorithm: Algorithm, settings: CentralDPConfig) -> None:
-  """Refuses an algorithm that has to see its clients."""
+  """Refuse an algorithm that a noisy sum cannot make private."""
   if algorithm.privacy is not None:
     raise ValueError("The algorithm is private already; wrap it once.")
   if "stale_probability" in algorithm.hparams:
@@ -331,7 +331,7 @@ def _check(algorithm: Algorithm, settings: CentralDPConfig) -> None:
 
 
 def _check_report(report: Report, settings: CentralDPConfig) -> None:
-  """Refuses reports of which more would be released than the noisy sum."""
+  """Refuse reports of which more would be released than the noisy sum."""
   if jax.tree.leaves(report.buffers):
     raise ValueError(
       "privacy.mechanism: the model has buffers, such as batch statistics,"

@@ -25,7 +25,7 @@ MOST_AT_ONCE = 2**20
 
 
 def init(strategy: Strategy | None, params: PyTree) -> PyTree:
-  """The state of the noise before the first round.
+  """Return the state of the noise before the first round.
 
   Args:
     strategy: what correlates the rounds' noise; None: they are independent,
@@ -53,9 +53,9 @@ def noised(
   state: PyTree,
   total: PyTree,
 ) -> tuple[PyTree, PyTree]:
-  """A round's sum with Gaussian noise: X + C^-1 Z, row by row.
+  """Add Gaussian noise to a round's sum: X + C^-1 Z, row by row.
 
-  C^-1 is multiplied by in a stream (arXiv 2506.08201, section 4.4).
+  The product with C^-1 is computed in a stream (arXiv 2506.08201, section 4.4).
 
   Args:
     strategy: C; None: the identity.
@@ -80,7 +80,7 @@ def noised(
 
 
 def laplace(scale: Array | float, key: Key, total: PyTree) -> PyTree:
-  """The sum with independent Laplace noise.
+  """Add independent Laplace noise to a sum.
 
   Args:
     scale: shape=(), of every number's noise: its mean absolute value; may be
@@ -97,7 +97,7 @@ def laplace(scale: Array | float, key: Key, total: PyTree) -> PyTree:
 
 
 def discrete(stddev: float, key: Key, total: PyTree) -> PyTree:
-  """The sum with independent discrete Gaussian noise, exactly.
+  """Add independent discrete Gaussian noise to a sum, exactly.
 
   Args:
     stddev: of every number's noise; not traced.
@@ -105,7 +105,7 @@ def discrete(stddev: float, key: Key, total: PyTree) -> PyTree:
     total: leaves of any shape, int32; no noisy sum may exceed that.
 
   Returns:
-    int32.
+    The noisy sum, int32.
   """
   whole, restored = _at_once(total)
   draw = lambda key, shape: discrete_gaussian.sample(key, stddev, shape)
@@ -114,9 +114,9 @@ def discrete(stddev: float, key: Key, total: PyTree) -> PyTree:
 
 
 def _at_once(total: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-  """Return the sum as noise is added to it, and what undoes that.
+  """Return the sum in the form that noise is added to, and the way back.
 
-  Where all of it is drawn at once it is one vector.
+  If all noise is drawn at once, that form is one vector.
   """
 
   def wide(x: Array) -> Array:
@@ -156,7 +156,7 @@ def _times(factor: Array | float, tree: PyTree) -> PyTree:
 
 
 def _few(tree: PyTree) -> bool:
-  """Whether all noise is drawn at once.
+  """Return whether all noise is drawn at once.
 
   Each draw takes a fixed time besides, on a CPU about that of some thousand
   numbers; but large arrays may be dealt over devices, and stay apart.

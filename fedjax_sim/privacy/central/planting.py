@@ -1,4 +1,4 @@
-"""Canaries in a private round: planted in the sum, and seen in what it tells.
+"""Canaries in a private round: planted in the sum, and scored by the noisy sum.
 
 All functions give () for the audit's state where `CentralDPConfig.canaries` is
 None.

@@ -33,8 +33,8 @@ class CentralDPConfig:
     statistics_norm: clip `Report.statistics` to it and release them, too.
     quantile: let the clipping norm follow this quantile of the norms.
     quantile_rate: how fast.
-    extras_fraction: of the privacy, that each of weight, statistics and
-      quantile takes.
+    extras_fraction: the fraction of the privacy that each of weight,
+      statistics and quantile takes.
     simulated: (cohort, population) whose noise is simulated: the noise is as
       large, relative to the sum, as `noise_multiplier` would be for that
       cohort. The epsilon is that of a run with such a cohort.
@@ -128,7 +128,7 @@ class CentralDPConfig:
       validate.number("noise_cohort_size", cohort, gt=0, le=population)
 
   def _check_discrete(self) -> None:
-    """Refuses what discrete noise cannot do."""
+    """Refuse what discrete noise cannot do."""
     if self.noise != "discrete_gaussian":
       if self.most_clients is not None:
         raise ValueError(
@@ -158,12 +158,12 @@ class CentralDPConfig:
 
   @property
   def order(self) -> int:
-    """Which norm is clipped: L1, of Laplace noise, or L2."""
+    """The order of the norm that is clipped: 1 with Laplace noise, else 2."""
     return 1 if self.noise == "laplace" else 2
 
   @functools.cached_property
   def grid(self) -> integers.Grid | None:
-    """The whole numbers of contributions; None: they are floats."""
+    """The grid of whole-number contributions; None: they are floats."""
     if self.most_clients is None:
       return None
     planted = self.canaries.size + 1 if self.canaries else 0  # the worst case
@@ -181,11 +181,11 @@ class CentralDPConfig:
 
   @property
   def num_extras(self) -> int:
-    """How many they are."""
+    """The number of extras."""
     return len(self.extras)
 
   def multipliers(self) -> tuple[float, float]:
-    """Of the noise on the update and on each extra, for a multiplier of 1.
+    """Return the multipliers of the update and each extra, of 1 for the whole.
 
     Gaussian: parts with multipliers m_k are together as private as one part
     with (sum of m_k^-2)^(-1/2) (arXiv 1905.03871, Theorem 1); Laplace: with
@@ -197,7 +197,7 @@ class CentralDPConfig:
 
   @property
   def release(self) -> PrivacySpec:
-    """What accountants have to know."""
+    """What accountants have to know of a round's release."""
     strategy = self.strategy
     return PrivacySpec(
       noise=self.noise,
@@ -211,7 +211,7 @@ class CentralDPConfig:
 
   @property
   def hparams(self) -> dict[str, float]:
-    """The numbers that are traced."""
+    """The numeric hyper-parameters, which are traced."""
     scale = 1.0
     if self.simulated is not None:
       scale = self.denominator / self.simulated[0]

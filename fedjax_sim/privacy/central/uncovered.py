@@ -1,7 +1,7 @@
-"""What a private run tells of training clients that no epsilon covers.
+"""What a private run reveals about training clients that no epsilon covers.
 
 An epsilon is for the noisy sums and what is computed from them. A simulator
-tells more: all of it is named here, by the names that it has among metrics,
+shows more: all of it is named here, by the names that it has among metrics,
 fields of summaries, lines of `describe`, and files. A test compares this with
 what a run leaves.
 """
@@ -22,7 +22,7 @@ def uncovered(
   measured: Sequence[str],
   keeps_state: bool,
 ) -> list[str]:
-  """What a private run tells of training clients without noise.
+  """Return what a private run reveals about training clients without noise.
 
   Args:
     data: federated data.

@@ -34,7 +34,7 @@ BEGINNINGS = 4  # random ones
 
 
 class Worst(NamedTuple):
-  """A raw update.
+  """A raw update, the worst case that was found.
 
   Attributes:
     direction: leaves of an update's shapes, float32; 1 long together.
@@ -48,9 +48,9 @@ class Worst(NamedTuple):
 
 
 def measured(tree: PyTree, order: int) -> Array:
-  """How long a contribution is, as far as float32 holds it.
+  """Return how long a contribution is, as far as float32 holds it.
 
-  It shares nothing with `core.tree`, which it is there to doubt: nothing is
+  It shares no code with `core.tree`, which it is there to check: nothing is
   divided, and squares are summed only where they cannot overflow.
 
   Args:
@@ -73,7 +73,7 @@ def measured(tree: PyTree, order: int) -> Array:
 
 
 def raw(direction: PyTree, length: Array) -> PyTree:
-  """The direction, so long, cut to what float32 holds."""
+  """Return a direction scaled to a length, cut to what float32 holds."""
   size = jnp.minimum(length, LARGEST)
   return jax.tree.map(lambda d: d * size, direction)
 
@@ -85,7 +85,7 @@ def worst(
   clip_norm: Array,
   order: int = 2,
 ) -> Worst:
-  """The raw update of the longest contribution that is found.
+  """Return the raw update of the longest contribution that is found.
 
   Args:
     key: of the beginnings.
@@ -132,15 +132,15 @@ def worst(
 
 
 def _clearly_longest(lengths: Array) -> Array:
-  """Which is the longest; the first, but for more than rounding.
+  """Return the index of the longest; the first, unless another clearly is.
 
-  So that with a right clip, where all are as long, every device takes the same.
+  So with a right clip, where all are as long, every device takes the same.
   """
   return jnp.argmax(jnp.where(lengths > (1 + CLEARLY) * lengths[0], lengths, 0))
 
 
 def _beginning(key: Key, i: Array, like: PyTree) -> PyTree:
-  """A direction, in which all layers are as long, or one is there alone."""
+  """Return a direction with all layers as long, or with one layer alone."""
   size = sum(x.size for x in jax.tree.leaves(like))
   signs = jax.random.rademacher(
     jax.random.fold_in(key, i), (size,), jnp.float32
@@ -156,7 +156,7 @@ def _beginning(key: Key, i: Array, like: PyTree) -> PyTree:
 
 
 def split(flat: Array, like: PyTree) -> PyTree:
-  """A vector as a tree, whatever the dtype; leaves of the shapes of `like`."""
+  """Return a vector, of any dtype, as a tree with the shapes of `like`."""
   leaves, treedef = jax.tree.flatten(like)
   ends = np.cumsum([x.size for x in leaves])[:-1]
   parts = jnp.split(flat, ends)
@@ -167,7 +167,7 @@ def split(flat: Array, like: PyTree) -> PyTree:
 
 
 def unit(tree: PyTree) -> PyTree:
-  """The direction of a tree, 1 long; of zeros, zeros."""
+  """Return the direction of a tree, 1 long; of zeros, zeros."""
   leaves = _leaves(tree)
   largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]))
   # Powers of two that make of any float32 one whose inverse is not subnormal.

@@ -55,9 +55,10 @@ def limited(
   thresholds: Mapping[str, float],
   quantiles: Mapping[str, float] = {},
 ) -> Algorithm:
-  """The algorithm without clients that report more than a threshold.
+  """Return the algorithm without clients that report more than a threshold.
 
-  Each has the value `left_out`, 0 or 1, and the round their share as a metric.
+  Each client has the value `left_out`, 0 or 1, and the round has their share as
+  a metric.
   If all are left out, the server stays as it is.
 
   Args:

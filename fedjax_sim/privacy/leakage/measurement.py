@@ -53,7 +53,7 @@ STATISTICS = ("max", "mean")
 def log_ratio(
   task: Task, before: Variables, after: Variables, examples: Examples
 ) -> Array:
-  """|log p_after - log p_before| of every example, in nats.
+  """Return |log p_after - log p_before| of every example, in nats.
 
   Args:
     task: its metric `loss` is the negative logarithm of a probability: the
@@ -87,7 +87,7 @@ class Measured(NamedTuple):
   """A client's carry through the examples that it has trained on.
 
   Attributes:
-    report: what it is going to send, but for transforms.
+    report: what it is going to send, before transforms.
     worst: shape=(); the largest leakage of an example so far.
     total: of all examples so far, and how many they are; see `local.metric`.
     words: shape=(size,), bool; the client's words; () if nobody asks.
@@ -100,7 +100,7 @@ class Measured(NamedTuple):
 
 
 class Own(NamedTuple):
-  """What a client keeps, and until it sends its report, which words it has."""
+  """A client's state, and which words it has, until it sends its report."""
 
   state: PyTree
   words: PyTree
@@ -109,7 +109,7 @@ class Own(NamedTuple):
 def measured(
   algorithm: Algorithm, task: Task, statistic: str, embedding: str | None
 ) -> Algorithm:
-  """The algorithm, whose clients' reports say what they give away.
+  """Return the algorithm whose clients report what their updates give away.
 
   The value and metric `leakage` is of the model that the client's update makes
   of the one it received, before transforms. It costs a further walk over the
@@ -213,14 +213,14 @@ def measured(
 
 
 def _model(message: PyTree) -> PyTree:
-  """The model in what a client receives; None: there is none."""
+  """Return the model in what a client receives; None: there is none."""
   if isinstance(message, Variables):
     return message
   return getattr(message, "variables", None)
 
 
 def _find(pattern: str, task: Task) -> tuple[int, int]:
-  """The embedding's place among the parameters' arrays, and its rows."""
+  """Return the embedding's index among parameters, and its number of rows."""
   params = jax.eval_shape(task.init, jax.random.key(0)).params
   hits = matching("leakage.embedding", (pattern,), params)
   shapes = [x.shape for x in jax.tree.leaves(params)]
@@ -235,7 +235,7 @@ def _find(pattern: str, task: Task) -> tuple[int, int]:
 
 
 def _check(algorithm: Algorithm, server: PyTree, hparams: HParams) -> None:
-  """Refuses clients that do not send the update of the model they receive."""
+  """Refuse clients that do not send the update of the model they receive."""
   zero = jnp.zeros((), jnp.int32)
   message = algorithm.download(algorithm.broadcast(server), zero)
   model = _model(message)

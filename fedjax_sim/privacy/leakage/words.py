@@ -4,7 +4,7 @@ A step changes the rows of an embedding whose words were read, and no others:
 who sees a client's update sees which words it has (Melis et al. 2019,
 "Exploiting unintended feature leakage in collaborative learning", arXiv
 1805.04049, section 4.1). FLUTE (arXiv 2203.13789) counts how many of a client's
-words can be told that way.
+words can be found that way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedjax_sim.core.tree import scaled
 
 
 def words_in(ids: Array, mask: Array, size: int) -> Array:
-  """Which words a batch of texts has.
+  """Return which words a batch of texts has.
 
   Args:
     ids: shape=(batch, ...), integer; 0 is padding, no word.
@@ -37,10 +37,11 @@ def words_in(ids: Array, mask: Array, size: int) -> Array:
 
 
 def guessed(rows: Array, count: Array) -> Array:
-  """The words that an attacker names who knows how many there are.
+  """Return the words that an attacker names who knows how many there are.
 
-  Those whose rows changed most, in L2. Where noise has changed all rows this
-  is what is left to do; without noise it names the rows that changed at all.
+  They are those whose rows changed most, in L2. Where noise has changed all
+  rows this is what is left to do; without noise it names the rows that changed
+  at all.
 
   Args:
     rows: shape=(size, dimensions); the embedding's update. Row 0 is that of

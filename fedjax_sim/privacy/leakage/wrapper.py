@@ -22,9 +22,9 @@ def leakage(
   embedding: str | None = None,
   word_threshold: float | None = None,
 ) -> Algorithm:
-  """The algorithm, whose clients measure what their updates give away.
+  """Return the algorithm whose clients measure what their updates give away.
 
-  What is measured: `measured`. Clients beyond a threshold are left out, as
+  `measured` says what is measured. Clients beyond a threshold are left out, as
   `limited` does it; FLUTE counts them, but adds their updates all the same.
 
   Args:

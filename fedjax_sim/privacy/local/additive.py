@@ -26,12 +26,12 @@ MOST_LAPLACE, LAPLACE_DELTA = 18.0, 1e-11
 
 
 def checked_norm(clip_norm: float) -> float:
-  """`clip_norm`, if it is positive."""
+  """Return `clip_norm`, if it is positive."""
   return validate.number("clip_norm", clip_norm, gt=0)
 
 
 def checked_epsilon(epsilon: float) -> float:
-  """`epsilon`, if mechanisms can be computed with it."""
+  """Return `epsilon`, if mechanisms can be computed with it."""
   return validate.number("epsilon", epsilon, ge=LEAST_EPSILON, le=MOST_EPSILON)
 
 
@@ -45,7 +45,7 @@ def gaussian(
   min_weight: float | None = None,
   weight_scale: float | None = None,
 ) -> Randomizer:
-  """Gaussian noise on the update, clipped in L2, and on the weight.
+  """Add Gaussian noise to the update, clipped in L2, and to the weight.
 
   Two updates are at most 2 apart, in units of `clip_norm`, and two weights
   `weight_scale`: two reports sqrt(4 + weight_scale^2). The noise is the least
@@ -99,11 +99,11 @@ def laplace(
   min_weight: float | None = None,
   weight_scale: float | None = None,
 ) -> Randomizer:
-  """Laplace noise on the update, clipped in L1, and on the weight.
+  """Add Laplace noise to the update, clipped in L1, and to the weight.
 
   Two reports are at most 2 + `weight_scale` apart in L1; noise of that over
-  epsilon gives epsilon with delta 0 (Dwork et al. 2006). No generator has noise
-  without an end: that of `draws` costs a delta of `LAPLACE_DELTA` a report.
+  epsilon gives epsilon with delta 0 (Dwork et al. 2006). Drawn noise is
+  bounded: that of `draws` costs a delta of `LAPLACE_DELTA` a report.
 
   Args:
     clip_norm: longest L1 norm of an update.
@@ -137,7 +137,7 @@ def laplace(
 def _weights(
   most: float | None, least: float | None, scale: float | None
 ) -> dict[str, float]:
-  """The hyper-parameters of a weight that is sent; none if it is not."""
+  """Return the hyper-parameters of a weight that is sent; none if it is not."""
   if most is None:
     for field, value in (("min_weight", least), ("weight_scale", scale)):
       if value is not None:
@@ -161,9 +161,12 @@ def _with_noise(
   order: int,
   draw: Callable[..., Array],
 ) -> Callable[[PyTree, Array, HParams, Key], tuple[PyTree, Array]]:
-  """`Randomizer.apply` with noise of the size that this hyper-parameter has.
+  """Return a `Randomizer.apply` that clips an update, and adds noise.
 
-  Clips to the norm of this order, 1 or 2.
+  Args:
+    size: the hyper-parameter that says how large the noise is.
+    order: 1 or 2; of the norm that is clipped.
+    draw: (key, shape, dtype) -> noise of size 1.
   """
 
   def apply(
@@ -196,7 +199,7 @@ def _with_noise(
 
 
 def clip_only(clip_norm: float, *, per_layer: bool = False) -> Randomizer:
-  """Clips the update in L2, without noise and without any guarantee.
+  """Clip the update in L2, without noise and without any guarantee.
 
   Args:
     clip_norm: longest L2 norm of an update.

@@ -48,8 +48,8 @@ class Randomizer(NamedTuple):
       of its noise; None: there is no guarantee.
     delta: of one report. A thousandth of that of Gaussian noise, and all that
       another mechanism has, is for the ends of the noise.
-    exposure: numbers of a report -> how often its noise betrays by its end what
-      no neighbor would have sent (`draws`); None: it has no end.
+    exposure: numbers of a report -> a bound of how often it is one that no
+      neighbor could have sent (`draws`); None: the noise has no ends.
     weighs: whether a client's weight counts; otherwise all weigh 1.
   """
 
@@ -64,7 +64,7 @@ class Randomizer(NamedTuple):
 
 
 def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
-  """The algorithm, with clients that randomize what they send.
+  """Return the algorithm with clients that randomize what they send.
 
   The randomizer has the last word, after the transforms. `Report.values`, which
   no randomizer sees, are not sent. `Report.metrics`, such as training losses,
@@ -144,7 +144,7 @@ def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
 
 
 def _check_ends(randomizer: Randomizer, update: PyTree) -> None:
-  """Refuses a delta that is too small for the ends of the noise."""
+  """Refuse a delta that is too small for the ends of the noise."""
   if randomizer.exposure is None:
     return
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(update))
@@ -160,14 +160,14 @@ def _check_ends(randomizer: Randomizer, update: PyTree) -> None:
 
 
 def _exposure(randomizer: Randomizer, numbers: int) -> float:
-  """Return how often a report of an update and a weight betrays by its end."""
+  """Return how often a report may be one that no neighbor could have sent."""
   return (
     0.0 if randomizer.exposure is None else randomizer.exposure(numbers + 1)
   )
 
 
 def guarantee(randomizer: Randomizer) -> tuple[float, float]:
-  """(epsilon, delta) of one report; epsilon is infinite if there is none."""
+  """Return (epsilon, delta) of one report; without any, epsilon is infinite."""
   return composed(randomizer, 1), randomizer.delta
 
 
@@ -177,21 +177,21 @@ def composed(
   delta: float | None = None,
   numbers: int = 1,
 ) -> float:
-  """Epsilon of several reports of one client, each chosen after the last.
+  """Return the epsilon of several reports of a client, chosen adaptively.
 
-  Nothing is won by sampling: whoever sees reports knows who sent them.
+  Sampling gains nothing: whoever sees reports knows who sent them.
 
-  Gaussian noise composes exactly (Balle and Wang 2018, arXiv 1805.06530, of a
+  Gaussian noise composes exactly (Balle and Wang 2018, arXiv 1805.06530, with a
   multiplier smaller by sqrt(reports)). Other mechanisms compose as randomized
-  response does, than which none of the same epsilon is worse (Kairouz, Oh and
+  response does, which is the worst one of the same epsilon (Kairouz, Oh and
   Viswanath 2015, arXiv 1311.0776); at delta 0 epsilons add up.
 
   Args:
     randomizer: the mechanism.
     reports: how many reports, at least 1.
-    delta: at which delta; None: that of one report.
-    numbers: of an update; more of them, and of reports, show more of the ends
-      of the noise.
+    delta: at which delta; None: `default_delta`.
+    numbers: how many an update has; the more of them, and of reports, the
+      larger the share of delta that the ends of the noise take.
 
   Returns:
     Epsilon; infinite without a guarantee, and at a delta that is too small for
@@ -220,9 +220,10 @@ def composed(
 
 
 def default_delta(randomizer: Randomizer, reports: int) -> float:
-  """Return the delta at which so many reports are told, if no other is given.
+  """Return the delta of so many reports, if no other is given.
 
-  That of one report; but the ends of noise without another delta add up.
+  With Gaussian noise it is that of one report. Another mechanism has a delta
+  for the ends of its noise alone, and reports add it up.
   """
   if randomizer.multiplier is not None:
     return randomizer.delta
@@ -230,7 +231,7 @@ def default_delta(randomizer: Randomizer, reports: int) -> float:
 
 
 def _responses(epsilon: float, reports: int, delta: float) -> float:
-  """Epsilon of so many randomized responses, exactly."""
+  """Return the epsilon of so many randomized responses, exactly."""
   total = reports * epsilon
   if delta == 0:
     return total
@@ -254,7 +255,7 @@ def sentence(
   delta: float | None = None,
   numbers: int = 1,
 ) -> str:
-  """What is guaranteed, in words, without a full stop.
+  """Return what is guaranteed, in words, without a full stop.
 
   Args:
     randomizer: the mechanism.

@@ -2,7 +2,7 @@
 
 Bhowmick et al. 2018 (arXiv 1812.00984, algorithm 1, PrivUnit2): what is sent is
 uniform on the cap of the sphere around the direction with some probability,
-and on the rest of the sphere else. The same law, told otherwise: with
+and on the rest of the sphere else. The same law in other words: with
 probability `forget` uniform on all of the sphere, else on the cap. The density
 is then `forget` outside of the cap and forget + (1 - forget) / area on it, with
 the whole sphere as the unit of area; their ratio is e^epsilon.
@@ -43,8 +43,8 @@ class Cap(NamedTuple):
     area: log of the cap's share of the sphere.
     forget: probability of a point of all of the sphere.
     mean: length of the expectation, which points to the direction.
-    latitudes: shape=(knots,); what is above `edge` at which e^-exponent of the
-      cap is further in, for exponents at equal steps.
+    latitudes: shape=(knots,); how far above `edge` a latitude is beyond which
+      lies a share of e^-exponent of the cap, for exponents at equal steps.
     slopes: shape=(knots,); their derivatives by the exponent.
   """
 
@@ -59,7 +59,7 @@ class Cap(NamedTuple):
 def privunit(
   clip_norm: float, *, epsilon: float, norm_share: float | None = None
 ) -> Randomizer:
-  """PrivUnit for an update's direction, ScalarDP for its length.
+  """Randomize an update's direction by PrivUnit, its length by ScalarDP.
 
   The update, clipped in L2, is the expectation of what is sent. Every client
   weighs 1.
@@ -106,7 +106,7 @@ def privunit(
 
 
 def point(direction: Array, law: Cap, key: Key) -> Array:
-  """A random vector whose expectation is the direction.
+  """Return a random vector whose expectation is the direction.
 
   Args:
     direction: shape=(d,), float, of length 1.
@@ -132,7 +132,7 @@ def point(direction: Array, law: Cap, key: Key) -> Array:
 
 
 def _latitude(law: Cap, exponent: Array) -> Array:
-  """Above the edge; cubic between the table's knots, by value and slope."""
+  """Return a latitude above the edge; cubic between the table's knots."""
   values = jnp.asarray(law.latitudes, exponent.dtype)
   slopes = jnp.asarray(law.slopes * _STEP, exponent.dtype)
   place = exponent / _STEP
@@ -148,10 +148,10 @@ def _latitude(law: Cap, exponent: Array) -> Array:
 
 @functools.lru_cache(maxsize=32)
 def cap(dimension: int, epsilon: float) -> Cap:
-  """The cap whose points are of the most use, of all that keep epsilon.
+  """Return the cap whose points are of the most use, of all that keep epsilon.
 
-  The paper splits epsilon between the cap's size and the coin; here the
-  shortest vectors of the right expectation decide.
+  The paper splits epsilon between the cap's size and the coin; here the cap is
+  the one whose vectors of the right expectation are shortest.
 
   Args:
     dimension: d, at least 2.
@@ -211,7 +211,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(96)
 
 
 def _mills(x: Any, n: int) -> Any:
-  """The integral of cos^n from x to pi / 2, over cos(x)^n.
+  """Return the integral of cos^n from x to pi / 2, divided by cos(x)^n.
 
   It is how fast a latitude rises with the exponent, as far as where the
   integrand falls below e^-45.

@@ -1,7 +1,7 @@
 """ScalarDP: a number within a range, sent as one of a few levels.
 
 Bhowmick et al. 2018 (arXiv 1812.00984, algorithm 3). The number is rounded to a
-level at random, without bias, then told by randomized response.
+level at random, without bias, then sent by randomized response.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _MOST_LEVELS = 2**16  # finer than anything that the noise lets see
 
 
 class Levels(NamedTuple):
-  """How a number of [0, 1] is told.
+  """How a number of [0, 1] is sent.
 
   Attributes:
     top: there are so many levels above 0.
     forget: probability that the level is drawn from all of them instead.
     scale: what one level above the mean of forgotten ones stands for, so that
       the expectation is right.
-    centre: what is taken off the level before.
+    centre: what is subtracted from the level before.
   """
 
   top: int
@@ -35,10 +35,10 @@ class Levels(NamedTuple):
 
 
 def levels(epsilon: float) -> Levels:
-  """The levels for this epsilon; ceil(e^(epsilon / 3)), as the paper has it.
+  """Return the levels for this epsilon; ceil(e^(epsilon / 3)), as in the paper.
 
-  A level is told with probability e^epsilon / (e^epsilon + top), any other
-  with 1 / (e^epsilon + top).
+  The right level is sent with probability e^epsilon / (e^epsilon + top), each
+  other one with 1 / (e^epsilon + top).
   """
   top = math.ceil(min(_MOST_LEVELS, math.exp(min(epsilon, 99.0) / 3)))
   small = math.exp(-epsilon)
@@ -52,7 +52,7 @@ def levels(epsilon: float) -> Levels:
 
 
 def randomize(number: Array, law: Levels, key: Key) -> Array:
-  """The number as it is told: its expectation is the number.
+  """Return a number as it is sent: its expectation is the number.
 
   Args:
     number: shape=(), float, from 0 to 1.

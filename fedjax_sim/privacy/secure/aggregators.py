@@ -20,7 +20,7 @@ def secure_sum(
   dropout: float = 0.0,
   noise_multiplier: float | None = None,
 ) -> Aggregator:
-  """The plain sum of updates by secure aggregation, simulated.
+  """Return the plain sum of updates by simulated secure aggregation.
 
   Args:
     clients: the most clients of a round.
@@ -61,7 +61,7 @@ def secure_mean(
   dropout: float = 0.0,
   noise_multiplier: float | None = None,
 ) -> Aggregator:
-  """The weighted mean of updates by secure aggregation, simulated.
+  """Return the weighted mean of updates by simulated secure aggregation.
 
   With noise, the sum of updates, whatever their weights, over `clients`.
 
@@ -117,7 +117,7 @@ def _without_noise(field: str, value: object) -> None:
 
 
 def fixed_cohort(expected: float, most: int, promised: bool) -> None:
-  """Refuses cohorts of varying size, of which every client makes a share.
+  """Refuse cohorts of varying size, whose clients each add a share of noise.
 
   Args:
     expected: the mean cohort size.

@@ -67,8 +67,8 @@ def distance(stddev: float) -> float:
   """Return how far the law of one draw is from the exact one.
 
   Entries of a table are rounded to 2^-95, of which each sign has a half, and
-  what lies beyond its end is left out; of two draws together there is what
-  their sum is not Gaussian by.
+  what lies beyond its end is left out; with two draws there is also what their
+  sum is not Gaussian by.
 
   Args:
     stddev: as for `sample`.
@@ -164,10 +164,10 @@ def _table(stddev: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _key(high: Array, middle: Array, low: Array) -> Array:
-  """Return where a number of three words begins, and 25 bits from there.
+  """Return the place of a three-word number's first 1, and the 25 bits after.
 
-  It rises with the number, and tells the entries of any table apart, which are
-  whole numbers that grow by 1/2000 or more from each to the next.
+  It rises with the number, and differs between the entries of any table, which
+  are whole numbers that grow by 1/2000 or more from each to the next.
   """
   skipped = jnp.where(high > 0, 0, jnp.where(middle > 0, 32, 64))
   first = jnp.where(high > 0, high, jnp.where(middle > 0, middle, low))
@@ -180,7 +180,7 @@ def _key(high: Array, middle: Array, low: Array) -> Array:
 
 
 def _looked_up(key: Key, stddev: float, shape: tuple[int, ...]) -> Array:
-  """Return draws by a table; as `sample`."""
+  """Return draws as `sample` does, by one table."""
   keys, entries = _table(stddev)
   size = len(keys)
   high, middle, low = draws.words(key, 3, shape)

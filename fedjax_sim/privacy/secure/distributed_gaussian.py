@@ -47,7 +47,7 @@ class Grid(NamedTuple):
 
 
 def grid(clients: int, multiplier: float, bits: int = 32) -> Grid:
-  """The finest grid whose noise has a table and whose sums fit.
+  """Return the finest grid whose noise has a table and whose sums fit.
 
   clients (scale + reach) <= 2^(bits - 1) - 1, where a client's noise is at most
   `reach`: no sum overflows.
@@ -85,7 +85,9 @@ def grid(clients: int, multiplier: float, bits: int = 32) -> Grid:
 
 
 def squared_sensitivity(scale: float, dimension: int) -> float:
-  """How long a rounded update of length `scale` may be, squared, in steps.
+  """Return the largest squared length of a rounded update, in steps.
+
+  Before it is rounded, the update is `scale` long at most.
 
   The paper's Theorem 1, with beta = exp(-1/2) and steps of 1, times 1.0001 for
   the device's float32.
@@ -110,7 +112,7 @@ def distributed_gaussian(
   bits: int = 32,
   mean: bool = False,
 ) -> Code:
-  """The sum of updates with discrete Gaussian noise of the clients.
+  """Return the code of a sum with discrete Gaussian noise of the clients.
 
   An update longer than `clip` (L2) is scaled down to it; weights count
   nothing. Every coordinate is rounded up or down by chance, all of them anew
@@ -161,10 +163,11 @@ def distributed_gaussian(
 
 
 def round_by_chance(key: Key, tree: PyTree, scale: float) -> PyTree:
-  """Whole numbers whose mean is the tree's, conditional on their length.
+  """Round to whole numbers by chance, conditional on their length.
 
-  The paper's conditional stochastic rounding: independent coordinates, drawn
-  anew until the squared norm is at most `squared_sensitivity`.
+  The paper's conditional stochastic rounding: independent coordinates, rounded
+  up or down such that the mean is kept, and drawn anew until the squared norm
+  is at most `squared_sensitivity`.
 
   Args:
     key: of the draws.
@@ -203,10 +206,10 @@ def _squared(leaves: list[Array]) -> Array:
 def zcdp(
   made: Grid, dimension: int, *, least: int, sensitivity: float = 1.0
 ) -> float:
-  """The zero-concentrated divergence rho of one round.
+  """Return the zero-concentrated divergence rho of one round.
 
   The paper's Theorem 1: the sum of `least` clients' noise is nearly a discrete
-  Gaussian; tau tells how nearly. rho = epsilon^2 / 2.
+  Gaussian; tau says how nearly. rho = epsilon^2 / 2.
 
   Args:
     made: the grid.
@@ -234,7 +237,7 @@ def zcdp(
 
 
 def sentence(made: Grid, dimension: int, dropout: bool) -> str:
-  """What the noise of one round guarantees, in words, without a full stop.
+  """Return what one round's noise guarantees, in words, no full stop.
 
   Args:
     made: the grid.
@@ -252,7 +255,7 @@ def sentence(made: Grid, dimension: int, dropout: bool) -> str:
 
 
 def _tau(stddev: float, clients: int) -> float:
-  """10 sum over k < clients of exp(-2 pi^2 stddev^2 k / (k + 1))."""
+  """Return 10 sum over k < clients of exp(-2 pi^2 stddev^2 k / (k + 1))."""
   rate = 2 * math.pi**2 * stddev**2
   return 10 * math.fsum(
     math.exp(-rate * k / (k + 1)) for k in range(1, clients)
@@ -260,7 +263,7 @@ def _tau(stddev: float, clients: int) -> float:
 
 
 def epsilon(rho: float, delta: float, rounds: int = 1) -> float:
-  """The epsilon at `delta` of so many rounds, not amplified by sampling.
+  """Return the epsilon of so many rounds, not amplified by sampling.
 
   Converted by dp-accounting from zero-concentrated to Renyi differential
   privacy and on; that the device's draws are not exact adds at most

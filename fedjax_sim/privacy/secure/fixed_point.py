@@ -16,7 +16,9 @@ ROUNDINGS = ("nearest", "stochastic")
 
 
 def fraction_bits(clients: int, bits: int) -> int:
-  """The most bits f behind the point: clients 2^f <= 2^(bits - 1) - 1.
+  """Return the most bits f behind the point that no sum overflows with.
+
+  They are the most with clients 2^f <= 2^(bits - 1) - 1.
 
   Raises:
     ValueError: there would be none.
@@ -40,7 +42,7 @@ def fixed_point(
   bits: int = 32,
   rounding: str = "nearest",
 ) -> Code:
-  """The sum of updates, or their weighted mean, in fixed point.
+  """Return the code of a sum of updates, or a weighted mean, in fixed point.
 
   With f = `fraction_bits(clients, bits)`, `nearest` rounding and
   |coordinates| <= clip, the sum of n clients is off by at most

@@ -70,7 +70,7 @@ class Received(NamedTuple):
 
 
 def secure(code: Code, *, neighbors: int, dropout: float = 0.0) -> Aggregator:
-  """The sum of masked messages; sees no client's update by itself.
+  """Return an aggregator that sums masked messages and reads none of them.
 
   Sums of whole numbers do not round: the result has the same bits on any
   number of devices, waves and lanes.
@@ -163,12 +163,14 @@ def secure(code: Code, *, neighbors: int, dropout: float = 0.0) -> Aggregator:
 
 
 def modulo(x: Array, bits: int) -> Array:
-  """`x` modulo 2^bits; uint32."""
+  """Return `x` modulo 2^bits; uint32."""
   return x & jnp.uint32(2**bits - 1)
 
 
 def signed(x: Array, bits: int) -> Array:
-  """The int32 within [-2^(bits - 1), 2^(bits - 1)) that is `x` modulo 2^bits.
+  """Return `x` modulo 2^bits as a signed number; int32.
+
+  It is within [-2^(bits - 1), 2^(bits - 1)).
 
   Args:
     x: uint32, of which the upper bits may be anything.
@@ -207,7 +209,7 @@ def client_mask(
 
 
 def unmasked(acc: Received, context: AggregationContext, half: int) -> PyTree:
-  """The total without the masks of which only one of a pair has arrived.
+  """Return the total without masks of pairs of which only one has arrived.
 
   Returns:
     uint32, leaves of the message's shapes.

@@ -1,0 +1,45 @@
+"""`fedjax-sim export`: write the model of a run to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedjax_sim.config import flags
+from fedjax_sim.run.export import check_target, export
+from fedjax_sim.run.opened import BEST, load
+
+
+def run(arguments: Sequence[str]) -> int:
+  """Write the model of a run; return the exit code.
+
+  Args:
+    arguments: what follows `fedjax-sim export`.
+
+  Raises:
+    UsageError: a flag is unknown, missing or has a wrong value.
+    ValueError, OSError, ImportError: the run cannot be opened, or the file not
+      written.
+  """
+  values = flags.parse(
+    arguments,
+    *("workdir", "to"),
+    **{"round": "", "format": "", "data-path": ""},
+  )
+  path = Path(values.to)
+  wanted = values.format
+  if wanted and f".{wanted}" != path.suffix:
+    raise flags.UsageError(
+      f"--format={wanted} and --to={path} name two formats; leave out --format,"
+      f" or let the file end in .{wanted}."
+    )
+  text = values["round"].value
+  round_: int | str | None = text or None
+  if text and text.partition("/")[0] != BEST:
+    round_ = flags.number("--round", text, int, f" or {BEST!r}")
+  check_target(path)
+  opened = load(
+    values.workdir, round_, data_path=values["data-path"].value or None
+  )
+  print(export(opened, path))  # noqa: T201
+  return 0

@@ -1,0 +1,215 @@
+"""Which fields a run may change when it goes on: none that its past rests on.
+
+A run that is given more rounds goes on as one that had them from the start. So
+what made the rounds done, and what follows the evaluations that were made, has
+to stay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fedjax_sim import config as configs
+from fedjax_sim.config.build.timetable import Timetable
+from fedjax_sim.config.completion import complete
+from fedjax_sim.core import validate
+from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError, rounds_done
+from fedjax_sim.simulation.simulator import Simulator
+
+ORIGIN = "origin"  # in config.json, where a branch began
+ROUNDS = "server.rounds"
+_EVALUATION = ("server.eval_every", "server.test_every", "server.initial_eval")
+FREE = (
+  ROUNDS,
+  *_EVALUATION,
+  "server.snapshot_every",
+  "runtime.checkpoint_every",
+  "runtime.eval_batch_size",
+  "runtime.keep_checkpoints",
+  "runtime.peer_timeout",
+  "runtime.residency",
+  "runtime.rounds_per_dispatch",
+  "runtime.start_timeout",
+)
+_FREE_SECTIONS = ("trackers",)  # no number of a run follows them
+
+# Field -> its value before and now.
+Changes = Mapping[str, tuple[Any, Any]]
+
+
+def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
+  """Return the fields that change where the run in a workdir goes on.
+
+  Args:
+    folder: the workdir.
+    resolved: the config of the run to be, complete, as JSON holds it.
+
+  Returns:
+    The changed fields; None if the workdir holds no run.
+
+  Raises:
+    WorkdirError: `config.json` is missing or damaged.
+    ConfigChangedError: a field differs that the rounds done rest on, or there
+      are fewer rounds than were done.
+  """
+  stored = stored_config(folder)
+  if stored is None:
+    return None
+  before, now = _fields(configs.resolved(stored)), _fields(resolved)
+  changed = {
+    name: (before.get(name), now.get(name))
+    for name in sorted(before.keys() | now.keys())
+    if before.get(name) != now.get(name)
+  }
+  if refused := [name for name in changed if not _is_free(name, now)]:
+    told = validate.differences(
+      {name: before.get(name) for name in refused},
+      {name: now.get(name) for name in refused},
+    )
+    raise ConfigChangedError(
+      f"The run in {folder} has another config: {'; '.join(told)}. Take the"
+      " config that it began with; or another --workdir, with"
+      f" --branch-from={folder} if it shall begin with this run's model."
+    )
+  done = rounds_done(folder)
+  if now[ROUNDS] < done:
+    raise ConfigChangedError(
+      f"{ROUNDS}={now[ROUNDS]}: the run in {folder} has done {done} rounds;"
+      " give as many at least, or take another --workdir."
+    )
+  return changed
+
+
+def stored_config(folder: Path) -> ConfigDict | None:
+  """Return the config of the run in a workdir, complete.
+
+  Fields that this version has added since then have their defaults.
+
+  Args:
+    folder: the workdir.
+
+  Returns:
+    The config, without the origin of a branch; None if there is no run.
+
+  Raises:
+    WorkdirError: `config.json` is missing or damaged.
+    ConfigChangedError: it is of another version, which had other fields.
+  """
+  stored = read_config(folder)
+  if stored is None:
+    return None
+  stored.pop(ORIGIN, None)
+  tree = _merged(configs.default_config().to_dict(), _with_tuples(stored))
+  try:
+    return complete(ConfigDict(tree))
+  except (ValueError, TypeError, OSError, ImportError) as error:
+    raise ConfigChangedError(
+      f"The run in {folder} was begun by another version of fedjax_sim, or with"
+      f" files that have changed: {error} Take another --workdir, or go on with"
+      " that version and those files."
+    ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+  """Return what `config.json` of a workdir holds; None if there is no run.
+
+  Raises:
+    WorkdirError: it is missing or damaged.
+  """
+  path = folder / "config.json"
+  if not path.exists():
+    if (folder / "summary.json").exists() or rounds_done(folder):
+      raise WorkdirError(
+        f"{folder} holds a run, but its config.json is missing; restore it, or"
+        " take another --workdir."
+      )
+    return None
+  try:
+    stored = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise WorkdirError(
+      f"{path} is damaged ({error}); restore it, or take another --workdir."
+    ) from error
+  if not isinstance(stored, dict):
+    raise WorkdirError(
+      f"{path} is damaged (it holds no config); restore it, or take another"
+      " --workdir."
+    )
+  return stored
+
+
+def _merged(tree: Any, stored: Any) -> dict[str, Any]:
+  """Return nested dictionaries, with the stored values where both have one."""
+  result = dict(tree)
+  for key, value in stored.items():
+    both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+    result[key] = _merged(tree[key], value) if both else value
+  return result
+
+
+def _with_tuples(value: Any) -> Any:
+  """Return what JSON holds with tuples for its lists, as configs have them."""
+  if isinstance(value, dict):
+    return {key: _with_tuples(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return tuple(map(_with_tuples, value))
+  return value
+
+
+def check_evaluations(
+  changes: Changes, simulator: Simulator, timetable: Timetable, done: int
+) -> None:
+  """Refuse changes after which the run would have followed other evaluations.
+
+  Args:
+    changes: of the config.
+    simulator: of the run.
+    timetable: of the run, as changed.
+    done: rounds of the newest checkpoint.
+
+  Raises:
+    ConfigChangedError: names the field and what follows evaluations.
+  """
+  followers = " and ".join(simulator.react.followers)
+  if not followers or not done:
+    return
+  for name in _EVALUATION:
+    if name in changes:
+      before, now = changes[name]
+      raise ConfigChangedError(
+        f"{name}: {before} -> {now}: {followers} followed the evaluations of"
+        " the rounds done; keep it, or take another --workdir."
+      )
+  # A run is evaluated at its end, whatever the rounds of evaluation are.
+  every = timetable.eval_every, timetable.test_every
+  if changes.get(ROUNDS, (None,))[0] == done and any(done % n for n in every):
+    raise ConfigChangedError(
+      f"{ROUNDS}: {done} -> {changes[ROUNDS][1]}: {followers} followed the"
+      f" evaluation at the run's end, after round {done}, which a longer run"
+      " would not have had. Take another --workdir, or branch from an earlier"
+      " checkpoint by --branch-from=WORKDIR:ROUND."
+    )
+
+
+def decisive(resolved: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the sections of a config that numbers of the run follow."""
+  return {k: v for k, v in resolved.items() if k not in _FREE_SECTIONS}
+
+
+def _fields(resolved: Mapping[str, Any]) -> dict[str, Any]:
+  return dict(configs.fields_of(ConfigDict(resolved)))
+
+
+def _is_free(name: str, config: Mapping[str, Any]) -> bool:
+  """Return whether no number of the rounds done rests on a field."""
+  same_bits = config["runtime.deterministic_reduction"] is not None
+  return (
+    name in FREE
+    or name.split(".")[0] in _FREE_SECTIONS
+    or (name == "runtime.devices" and same_bits)
+  )

@@ -1,0 +1,142 @@
+"""Export a run's model: its weights, or its prediction as a program.
+
+Beside the model a JSON file says which model of which config it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim import config as configs
+from fedjax_sim.core.digests import tree_digest
+from fedjax_sim.core.errors import FedjaxSimError, one_line
+from fedjax_sim.core.files import write_atomically, write_json
+from fedjax_sim.core.optional import library
+from fedjax_sim.core.weights import FORMATS, check_format, write_weights
+from fedjax_sim.run.opened import OpenedRun
+from fedjax_sim.tasks.freezing import named_variables
+
+STABLEHLO = ".stablehlo"
+_PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+class ExportError(FedjaxSimError, ValueError):
+  """A model's prediction cannot be exported as a program."""
+
+
+def check_target(path: Path) -> None:
+  """Refuse a file that no model could be exported to.
+
+  Raises:
+    ValueError: its suffix names no format.
+    FileNotFoundError: its folder is missing.
+    ModuleNotFoundError: the format's library is not installed.
+  """
+  if path.suffix == STABLEHLO:
+    library("flatbuffers", "stablehlo", f"{path}: the format")
+  else:
+    check_format(path)
+  if not path.parent.is_dir():
+    raise FileNotFoundError(
+      f"{path}: there is no folder {path.parent}; make it first."
+    )
+
+
+def export(run: OpenedRun, path: Path) -> str:
+  """Write a run's model, and a JSON file of the same name beside it.
+
+  The suffix says what: `.safetensors`, `.npz` and `.msgpack` hold the
+  variables of the global model by the names of `named_variables`, `.stablehlo`
+  the function from examples to the model's outputs, for `jax.export`.
+
+  Args:
+    run: whose model.
+    path: the file.
+
+  Returns:
+    What was written, in words.
+
+  Raises:
+    ExportError: the model's code does not allow any number of examples.
+    ValueError, OSError, ModuleNotFoundError: see `check_target`.
+  """
+  check_target(path)
+  facts = {
+    "round": run.round,
+    "params_digest": tree_digest(run.params),
+    "config": configs.resolved(run.config),
+  }
+  if path.suffix in FORMATS:
+    named = named_variables(run.variables)
+    write_weights(path, named, {k: json.dumps(v) for k, v in facts.items()})
+    said = f"{len(named)} arrays"
+  else:
+    content, inputs, platforms = _program(run)
+    write_atomically(path, content)
+    facts["inputs"] = inputs
+    facts["platforms"] = platforms
+    said = f"a program for {', '.join(platforms)}"
+  write_json(path.with_suffix(".json"), facts)
+  return f"{path}: {said}, of round {run.round}"
+
+
+def _program(run: OpenedRun) -> tuple[bytes, dict[str, Any], list[str]]:
+  """Return the exported prediction, its inputs in words, and its platforms.
+
+  It takes a dictionary of the fields that the model reads, as the data set
+  stores them, of any number of examples.
+  """
+  outputs, variables = run.predictor.outputs, run.variables
+  predict = lambda examples: outputs(variables, examples)
+  stored = dict(run.simulator.data.train.examples)
+  # Of a fixed number of examples, JAX leaves out the inputs that are not read.
+  fixed = _exported(predict, _specs(stored, 1), _PLATFORMS[:1])
+  fields = sorted(stored)  # as JAX sorts them
+  read = {fields[i]: stored[fields[i]] for i in fixed.module_kept_var_idx}
+  (batch,) = jax.export.symbolic_shape("b")
+  specs = _specs(read, batch)
+  try:
+    program = _exported(predict, specs, _PLATFORMS[:1])
+  except Exception as error:  # whatever a model's code raises
+    raise ExportError(
+      f"model.name={run.config.model.name!r} cannot be exported for any number"
+      f" of examples ({one_line(error)[:200]}); let its code take x.shape[0],"
+      " not len(x)."
+    ) from error
+  platforms = [*_PLATFORMS[:1]]
+  for platform in _PLATFORMS[1:]:
+    with contextlib.suppress(Exception):  # a layer that the platform lacks
+      program = _exported(predict, specs, [*platforms, platform])
+      platforms.append(platform)
+  inputs = {
+    field: {"dtype": x.dtype.name, "shape": ["b", *x.shape[1:]]}
+    for field, x in specs.items()
+  }
+  return bytes(program.serialize()), inputs, platforms
+
+
+def _exported(
+  predict: Callable[..., Any],
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  platforms: Sequence[str],
+) -> jax.export.Exported:
+  return jax.export.export(jax.jit(predict), platforms=platforms)(specs)
+
+
+def _specs(
+  stored: Mapping[str, np.ndarray], batch: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Return the shapes and dtypes of batches of stored examples."""
+  return {
+    field: jax.ShapeDtypeStruct(
+      (batch, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
+    )
+    for field, x in stored.items()
+  }

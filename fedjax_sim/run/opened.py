@@ -1,0 +1,369 @@
+"""Open a run: its model, its metrics and its predictions, in any process.
+
+The workdir is only read, and may be that of a run that goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedjax_sim import reporting
+from fedjax_sim.config import build
+from fedjax_sim.core import PyTree, Task, Variables, validate
+from fedjax_sim.core.errors import one_line
+from fedjax_sim.engine.state import RunState
+from fedjax_sim.run.changes import stored_config
+from fedjax_sim.run.checkpoint import (
+  CheckpointReader,
+  Restored,
+  StateChangedError,
+)
+from fedjax_sim.run.resume import data_digest
+from fedjax_sim.run.workdir import WorkdirError, finished_summary
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.tasks.prediction import Predictor
+
+BEST = "best"
+_ONE_DEVICE = {  # what does not change the model, and another machine may lack
+  "runtime.devices": 1,
+  "runtime.model_devices": None,
+  "runtime.deterministic_reduction": None,
+  "runtime.lanes": 1,
+  "server.client_log": False,
+  "model.initial": None,  # the checkpoint holds what became of it
+  "model.initial_only": None,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class OpenedRun:
+  """A run as a checkpoint left it; `load` makes it.
+
+  Attributes:
+    folder: the workdir.
+    config: complete.
+    round: rounds done when the model was the opened one.
+    metrics: metric -> shape=(rows,), float64, a row of `metrics.jsonl` each,
+      NaN where a row lacks the metric; and `round`, int64.
+    summary: content of `summary.json`; None if the run is not finished.
+    simulator: the experiment, on one device.
+    server: the algorithm's server state; leaves on the host.
+    clients: what every client keeps, leaves (clients, ...); None if clients
+      have no models of their own, or of the best model.
+  """
+
+  folder: Path
+  config: ConfigDict
+  round: int
+  metrics: Mapping[str, np.ndarray]
+  summary: Mapping[str, Any] | None
+  simulator: Simulator
+  server: PyTree
+  clients: PyTree | None
+
+  @property
+  def task(self) -> Task:
+    """What was trained."""
+    return self.simulator.task
+
+  @functools.cached_property
+  def variables(self) -> Variables:
+    """The global model; leaves on the host."""
+    variables: Variables = jax.device_get(
+      self.simulator.algorithm.variables(self.server)
+    )
+    return variables
+
+  @property
+  def params(self) -> PyTree:
+    """The trained parameters of the global model; leaves on the host."""
+    return self.variables.params
+
+  def predict(
+    self, examples: Mapping[str, Any], client: int | str | None = None
+  ) -> Any:
+    """Return the model's outputs for examples as the data set stores them.
+
+    Args:
+      examples: field -> (n, ...), such as `{"x": images}`; see
+        `fedjax_sim.predict`.
+      client: index or name of a training client whose own model predicts; None
+        for the global model.
+
+    Returns:
+      Outputs of `Task.logits`, shape=(n, ...), on the host.
+
+    Raises:
+      TypeError, ValueError: the task has no logits, an example is not as it is
+        stored, or the client is unknown or has no model of its own.
+
+    Example:
+      fs.load("runs/digits").predict({"x": np.zeros((1, 64))}).shape  # (1, 10)
+    """
+    variables = self.variables if client is None else self._own(client)
+    size = self.config.runtime.eval_batch_size
+    return self.predictor(jax.device_put(variables), examples, batch_size=size)
+
+  @functools.cached_property
+  def predictor(self) -> Predictor:
+    """The prediction of any variables of the task.
+
+    Raises:
+      ValueError: the task has no logits.
+    """
+    if self.task.logits is None:
+      raise ValueError(
+        f"model.name={self.config.model.name!r}: its task has no logits, so"
+        " nothing can be predicted; make it by nnx_task or linen_task, or give"
+        " it Task.logits. The parameters are there all the same."
+      )
+    return Predictor(self.task, self.simulator.data)
+
+  def _own(self, client: int | str) -> Variables:
+    """Return the variables that a client would use itself."""
+    personal = self.simulator.algorithm.personal
+    if personal is None:
+      raise ValueError(
+        f"client={client!r}: algorithm.name={self.config.algorithm.name!r}"
+        " gives clients no models of their own; leave it out."
+      )
+    if self.clients is None:
+      raise ValueError(
+        f"client={client!r}: of the best model the clients' own ones are not"
+        f" kept; open the run without round={BEST!r}."
+      )
+    row = _index(client, self.simulator.data.train.names, self.simulator)
+    own = jax.tree.map(lambda x: x[row], self.clients)
+    broadcast = self.simulator.algorithm.broadcast
+    return personal(broadcast(self.server), own)
+
+  def __repr__(self) -> str:
+    """Return where the run is and how far it is; arrays are left out."""
+    state = "unfinished" if self.summary is None else "finished"
+    return f"OpenedRun({str(self.folder)!r}, round={self.round}, {state})"
+
+
+def load(
+  workdir: str | os.PathLike[str],
+  round: int | str | None = None,
+  *,
+  data_path: str | os.PathLike[str] | None = None,
+) -> OpenedRun:
+  """Open a run, to look at its model and metrics and to predict.
+
+  The experiment is rebuilt from the workdir's config, which takes the run's
+  data set. Nothing is written, and the run may be going on.
+
+  Args:
+    workdir: of the run.
+    round: which model: None for the last checkpoint's, a round of which there
+      is a checkpoint, "best" for the best by the first of
+      `server.best_metrics`, or "best/METRIC" for the best by another.
+    data_path: instead of the config's `data.path`, where the data lie now.
+
+  Raises:
+    WorkdirError: the folder holds no run, no such checkpoint, or no best model;
+      or the experiment cannot be rebuilt, as its data are missing.
+    TypeError, ValueError: `round` is something else.
+    StateChangedError: the checkpoint is of another version's state.
+
+  Warns:
+    UserWarning: the data are not those that the run has, or a checkpoint is
+      damaged.
+
+  Example:
+    run = fs.load("runs/digits")
+    run.predict({"x": images}).argmax(axis=1)
+  """
+  folder = Path(workdir)
+  best = isinstance(round, str) and round.partition("/")[0] == BEST
+  if round is not None and not best:
+    if isinstance(round, str):
+      raise ValueError(f"round={round!r}: give a number, {BEST!r} or None.")
+    validate.integer("round", round, ge=0)
+  config = stored_config(folder)
+  if config is None:
+    raise WorkdirError(
+      f"{folder} holds no run: there is no config.json; give the --workdir of"
+      " one."
+    )
+  simulator = rebuild(folder, config, data_path)
+  personal = simulator.algorithm.personal is not None and not best
+  metric = _best_metric(folder, simulator, str(round)) if best else ""
+
+  def wanted(state: RunState) -> PyTree:
+    model = state.watch.best[metric] if best else state.server
+    return model, state.clients[0] if personal else None
+
+  with contextlib.closing(CheckpointReader(folder / "checkpoints")) as reader:
+    like = simulator.states.host_shapes
+    number = None if best or round is None else int(round)
+    restored = _restored(folder, reader, like, wanted, number)
+  model, clients = restored.state
+  done = restored.round
+  if best:
+    done, model = int(model.round), model.server
+    if done < 0:
+      raise WorkdirError(
+        f"The run in {folder} has no best model yet; wait for an evaluation, or"
+        " open a round."
+      )
+  if restored.facts["data"] != data_digest(simulator):
+    warnings.warn(
+      f"The data are not those that the run in {folder} was begun with; what"
+      " is predicted may mean something else.",
+      stacklevel=2,
+    )
+  return OpenedRun(
+    folder=folder,
+    config=config,
+    round=done,
+    metrics=_metrics(folder / "metrics.jsonl"),
+    summary=finished_summary(folder),
+    simulator=simulator,
+    server=model,
+    clients=clients,
+  )
+
+
+def _best_metric(folder: Path, simulator: Simulator, text: str) -> str:
+  """Return the metric of "best", the first one, or of "best/METRIC"."""
+  kept = simulator.best_metrics
+  metric = text.partition("/")[2] or (kept[0] if kept else "")
+  if not kept:
+    raise WorkdirError(
+      f"The run in {folder} keeps no best model, as server.best_metrics is not"
+      " set; open a round."
+    )
+  validate.one_of(f"round={text!r}: metric", metric, kept)
+  return metric
+
+
+def _changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+  """Return a copy of a config with other values of some "section.field"."""
+  tree = config.to_dict()
+  for field, value in changes.items():
+    section, key = field.split(".")
+    tree[section][key] = value
+  return ConfigDict(tree)
+
+
+def rebuild(
+  folder: Path,
+  config: ConfigDict,
+  data_path: str | os.PathLike[str] | None = None,
+) -> Simulator:
+  """Return the simulator of a run, on one device.
+
+  Args:
+    folder: the workdir, for messages.
+    config: of the run, complete.
+    data_path: instead of the config's `data.path`.
+
+  Raises:
+    WorkdirError: its data, or its own code, are missing or have changed.
+  """
+  changes: dict[str, Any] = dict(_ONE_DEVICE)
+  if data_path is not None:
+    changes["data.path"] = os.fspath(data_path)
+  try:
+    return build.build(_changed(config, changes)).simulator
+  except (TypeError, ValueError, OSError, ImportError) as error:
+    hint = ""
+    if isinstance(error, FileNotFoundError):
+      hint = " Opening a run takes its data; load has data_path for another"
+      hint += " place."
+    raise WorkdirError(
+      f"The run in {folder} cannot be rebuilt: {one_line(error)}{hint}"
+    ) from error
+
+
+def _restored(
+  folder: Path,
+  reader: CheckpointReader,
+  like: PyTree,
+  wanted: Any,
+  round_: int | None,
+) -> Restored:
+  """Return the checkpoint of a round, or the newest that is whole.
+
+  A run that goes on may remove one while it is read.
+  """
+  failed: dict[int, Exception] = {}
+  while True:
+    there = reader.rounds()
+    left = [r for r in there if r not in failed and round_ in (None, r)]
+    if not left:
+      break
+    try:
+      return reader.read(left[-1], like, wanted)
+    except (MemoryError, PermissionError, StateChangedError):
+      raise
+    except Exception as error:  # whatever a torn file makes orbax raise
+      failed[left[-1]] = error
+      if reader.rounds()[-1:] == left[-1:] and round_ is None:
+        warnings.warn(
+          f"The checkpoint of round {left[-1]} in {folder} is damaged"
+          f" ({one_line(error)}); the one before is opened.",
+          stacklevel=3,
+        )
+  listed = ", ".join(map(str, there)) or "none"
+  if round_ in there:
+    raise WorkdirError(
+      f"round={round_}: its checkpoint in {folder} is damaged"
+      f" ({one_line(failed[round_])}); there are {listed}."
+    )
+  if round_ is not None:
+    raise WorkdirError(
+      f"round={round_}: {folder} has no checkpoint of it; there are {listed}"
+      " (runtime.checkpoint_every and runtime.keep_checkpoints say which)."
+    )
+  whole = " whole" if failed else ""
+  raise WorkdirError(
+    f"{folder} has no{whole} checkpoint; wait for the run's first one, or run"
+    " it again."
+  )
+
+
+def _metrics(path: Path) -> dict[str, np.ndarray]:
+  """Return the metrics of a file as arrays, metric -> (rows,)."""
+  rows = reporting.read_metrics(path) if path.exists() else []
+  names = dict.fromkeys(name for row in rows for name in row)
+  return {
+    "round": np.array([int(row["round"]) for row in rows], np.int64),
+    **{
+      name: np.array([row.get(name, np.nan) for row in rows], np.float64)
+      for name in names
+      if name != "round"
+    },
+  }
+
+
+def _index(
+  client: int | str, names: Sequence[str] | None, simulator: Simulator
+) -> int:
+  """Return the index of a client that is given by index or name."""
+  count = simulator.num_clients
+  if not isinstance(client, str):
+    return validate.integer("client", client, ge=0, le=count - 1)
+  known = list(names or (f"client {i}" for i in range(count)))
+  if client in known:
+    return known.index(client)
+  near = difflib.get_close_matches(client, known, n=3, cutoff=0.5)
+  hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+  raise validate.UnknownNameError(
+    f"client={client!r} is none of the {count} training clients.{hint} Give a"
+    " name or an index."
+  )

@@ -1,0 +1,116 @@
+"""Tasks that begin from given values instead of random ones."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core import Key, Task, Variables
+from fedjax_sim.tasks.freezing import BUFFERS, FROZEN, matching, named_variables
+
+_MOST_NAMED = 5  # names in a message
+
+
+def with_initial(
+  task: Task,
+  arrays: Mapping[str, np.ndarray],
+  only: Sequence[str] | None = None,
+  *,
+  source: str = "initial",
+) -> Task:
+  """Return the task whose variables begin with given values.
+
+  Args:
+    task: what is trained.
+    arrays: name -> value; names are those of `named_variables`.
+    only: patterns, as `with_frozen` takes them, of the names that are looked up
+      in `arrays`; all others begin as usual. None looks up all, and buffers
+      and what the model itself keeps frozen may be missing.
+    source: what messages call the arrays.
+
+  Raises:
+    TypeError, ValueError: a pattern is none or matches nothing; or an array is
+      missing, or has another shape or dtype than the variable.
+
+  Warns:
+    UserWarning: arrays that nothing looks up, and variables that begin as
+      usual since no array has their names.
+  """
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  like = named_variables(shapes)
+  names = list(like)
+  wanted = set(names)
+  needed = {n for n in names if not n.startswith((BUFFERS, FROZEN))}
+  if only is not None:
+    hits = matching("model.initial_only", only, like)
+    wanted = {n for n, hit in zip(sorted(like), hits, strict=True) if hit}
+    needed = wanted
+  _refuse_missing(source, [n for n in names if n in needed], arrays)
+  used = [n for n in names if n in wanted and n in arrays]
+  for name in used:
+    _refuse_other(source, name, arrays[name], like[name])
+  missing = [n for n in names if n in wanted and n not in arrays]
+  if missing:
+    warnings.warn(
+      f"{source} lacks {_listed(missing)}; they begin as usual.", stacklevel=2
+    )
+  unused = [n for n in arrays if n not in used]
+  if unused:
+    warnings.warn(
+      f"{source} also holds {_listed(unused)}, which nothing takes.",
+      stacklevel=2,
+    )
+  given = {name: np.array(arrays[name]) for name in used}
+
+  def init(key: Key) -> Variables:
+    variables = task.init(key)
+    leaves, structure = jax.tree.flatten(variables)
+    leaves = [
+      jnp.asarray(given[name]) if name in given else leaf
+      for name, leaf in zip(names, leaves, strict=True)
+    ]
+    begun: Variables = jax.tree.unflatten(structure, leaves)
+    return begun
+
+  return task._replace(init=init)
+
+
+def _refuse_missing(
+  source: str, needed: Iterable[str], arrays: Mapping[str, np.ndarray]
+) -> None:
+  missing = [name for name in needed if name not in arrays]
+  if not missing:
+    return
+  near = difflib.get_close_matches(missing[0], arrays, n=3, cutoff=0.5)
+  there = near or list(arrays)
+  hint = "its nearest names are" if near else "it holds"
+  raise ValueError(
+    f"{source} lacks {_listed(missing)}; {hint} {_listed(there) or 'nothing'}."
+    " Rename its arrays, or name those to take by model.initial_only."
+  )
+
+
+def _refuse_other(
+  source: str, name: str, array: np.ndarray, like: jax.ShapeDtypeStruct
+) -> None:
+  if array.shape != like.shape:
+    raise ValueError(
+      f"{source}: {name!r} has shape {array.shape}, and the model's has shape"
+      f" {like.shape}; convert it, or leave it out by model.initial_only."
+    )
+  if array.dtype != like.dtype:
+    raise ValueError(
+      f"{source}: {name!r} is {array.dtype.name}, and the model's is"
+      f" {np.dtype(like.dtype).name}; convert it."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+  more = len(names) - _MOST_NAMED
+  listed = ", ".join(map(repr, names[:_MOST_NAMED]))
+  return f"{listed} and {more} more" if more > 0 else listed
