@@ -10,6 +10,7 @@ every leaf afterwards, and a checkpoint that fails makes way for the one before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -25,13 +26,14 @@ import numpy as np
 from fedjax_sim.core import PyTree
 from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.core.files import UNSUPPORTED
 from fedjax_sim.reporting import write_json
 
 _UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
 _DAMAGED = ".damaged"  # ends the name of one that was set aside
 _OVERHEAD = 2**20  # bytes, at most, that a checkpoint has besides its leaves
 _RECORD = "record"  # folder of a checkpoint: what is known of its leaves
-_SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
+SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
 
 
 class CheckpointError(FedjaxSimError, RuntimeError):
@@ -119,7 +121,7 @@ class CheckpointReader:
       Exception: it is damaged or gone, whatever makes orbax raise.
     """
     args = self.ocp.args
-    _check_files(self.path(round_), "" if wanted is None else _RECORD)
+    check_files(self.path(round_), "" if wanted is None else _RECORD)
     record = self._load(round_, _RECORD, args.JsonRestore())
     if record["round"] != round_:
       raise ValueError(f"it is of round {record['round']}")
@@ -171,7 +173,13 @@ class Checkpoints:
     keep: how many of the newest to keep; 2 at least, to fall back.
     snapshot_every: those of its multiples, with round 0, are kept besides; None
       for none.
+
+  Attributes:
+    on_commit: is given the round of each checkpoint when it is committed, and
+      those before it are pruned.
   """
+
+  on_commit: Callable[[int], None]
 
   def __init__(
     self, folder: Path, *, keep: int, snapshot_every: int | None = None
@@ -183,6 +191,7 @@ class Checkpoints:
     self._snapshot_every = snapshot_every
     self._folder.mkdir(parents=True, exist_ok=True)
     self._remove(_UNFINISHED)
+    self.on_commit = lambda round_: None
 
   def rounds(self) -> list[int]:
     """Return the rounds of which there is a checkpoint, in order."""
@@ -223,7 +232,7 @@ class Checkpoints:
           shutil.rmtree(self._reader.path(later))
       _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
       self._orbax.save(unfinished, args.Composite(**items))
-      write_json(unfinished / _SUMS, _sums(unfinished))
+      write_json(unfinished / SUMS, _sums(unfinished))
       os.rename(unfinished, self._reader.path(round_))
     except Exception as error:  # whatever a full disk makes orbax raise
       self._remove(_UNFINISHED)
@@ -239,6 +248,7 @@ class Checkpoints:
       if every is None or old % every:
         shutil.rmtree(self._reader.path(old), ignore_errors=True)
     self._remove(_DAMAGED)
+    self.on_commit(round_)
 
   def restore(
     self, like: PyTree, warn: Callable[[str], None]
@@ -322,7 +332,7 @@ def _sums(folder: Path) -> dict[str, str]:
   """Return the SHA-256 of each file of a folder, but for that of the sums."""
   sums = {}
   for path in sorted(folder.rglob("*")):
-    if path.is_file() and path.name != _SUMS:
+    if path.is_file() and path.name != SUMS:
       with path.open("rb") as file:
         total = hashlib.file_digest(file, "sha256")
       sums[path.relative_to(folder).as_posix()] = total.hexdigest()
@@ -335,21 +345,27 @@ def _check_room(folder: Path, size: int) -> None:
   Orbax would report it, too, but with a traceback for every file.
   """
   path = folder / f"room{_UNFINISHED}"
+  size += _OVERHEAD
   try:
     with path.open("wb") as file:
-      os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD)
+      os.posix_fallocate(file.fileno(), 0, size)
+  except OSError as error:
+    if error.errno not in UNSUPPORTED:
+      raise
+    if shutil.disk_usage(folder).free < size:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
   finally:
     path.unlink(missing_ok=True)
 
 
-def _check_files(folder: Path, part: str) -> None:
+def check_files(folder: Path, part: str = "") -> None:
   """Raise ValueError or OSError for a file that is not as it was written.
 
   Args:
     folder: of the checkpoint.
     part: which of its folders; "" for all.
   """
-  wanted = json.loads((folder / _SUMS).read_bytes())
+  wanted = json.loads((folder / SUMS).read_bytes())
   wanted = {k: v for k, v in wanted.items() if k.startswith(part)}
   found = {f"{part}/{k}": v for k, v in _sums(folder / part).items()}
   found = {k.removeprefix("/"): v for k, v in found.items()}

@@ -13,6 +13,7 @@ from fedjax_sim.config import build
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.run.bucket.mirror import Mirror
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.profiling import Profile
 from fedjax_sim.run.resume import Totals, account_facts, environment
@@ -49,6 +50,7 @@ class Loop:
     totals: what is counted so far.
     state: the state after `done` rounds.
     done: number of rounds done.
+    mirror: copies the workdir after each checkpoint; None for no copy.
     until: number of the round to stop after, before the run's end; None for
       the end.
     saved: number of rounds in the newest checkpoint.
@@ -72,6 +74,7 @@ class Loop:
   before: Totals
   state: RunState
   done: int
+  mirror: Mirror | None = None
   until: int | None = None
   totals: Totals = dataclasses.field(init=False)
   saved: int = dataclasses.field(init=False)
@@ -80,6 +83,8 @@ class Loop:
   def __post_init__(self) -> None:
     self.totals = dataclasses.replace(self.before)
     self.saved = self.done
+    if self.checkpoints is not None:
+      self.checkpoints.on_commit = self._committed
 
   def run(self) -> None:
     """Run to the last round, or to `until`.
@@ -204,6 +209,9 @@ class Loop:
   def _log(self, out: DispatchResult, eval_seconds: float) -> None:
     with self.phases("write"):
       self.journal.write(self.done, out, eval_seconds)
+    if self.mirror is not None:
+      for message, level in self.mirror.messages():
+        self.journal.log(message, level=level)
     for round_, ids in out.rejected:
       self.journal.log(rejection(self.simulator, round_, ids), level="warning")
 
@@ -230,3 +238,9 @@ class Loop:
       fetched = self.simulator.states.to_host(self.state)
       processes.from_first(write)
     self.saved = self.done
+
+  def _committed(self, round_: int) -> None:
+    """Let others have what a checkpoint holds."""
+    del round_
+    if self.mirror is not None:
+      self.mirror.copy()

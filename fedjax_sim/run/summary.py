@@ -154,7 +154,7 @@ def _write_clients(
   reporting.write_atomically(path, text.getvalue().encode())
 
 
-def print_summary(summary: dict[str, Any], folder: Path) -> None:
+def print_summary(summary: dict[str, Any], workdir: str) -> None:
   """Print a run's metrics and facts."""
   shown = ("train/", "test/", "seen/", "unseen/", "best/", "privacy/")
   metrics = {
@@ -171,7 +171,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     "compilations": str(summary["compilations"]),
     "devices": f"{len(summary['devices'])} x {summary['device_kind']}",
     "lanes": str(summary["lanes"]),
-    "workdir": str(folder),
+    "workdir": workdir,
   }
   if "privacy_told" in summary:
     simulated = "privacy/simulated_epsilon" in summary
