@@ -89,8 +89,8 @@ def kinds(folder: Path) -> Iterator[dict[str, list[str]]]:
       "tensorboard": [],
       "mlflow": of_uri(uri),
       "wandb offline": [off, "trackers.wandb.mode=offline"],
-      "mlflow, refused": of_uri("http://127.0.0.1:9"),
-      "mlflow, silent": [*of_uri(silent), f"trackers.mlflow.wait={WAIT}"],
+      "mlflow refused": of_uri("http://127.0.0.1:9"),
+      "mlflow silent": [*of_uri(silent), f"trackers.mlflow.wait={WAIT}"],
     }
 
 
