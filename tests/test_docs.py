@@ -227,7 +227,7 @@ def test_every_python_block_of_the_readme_is_followed():
     for title in titles
     if any(b.language == "python" for b in blocks(section(README, title)))
   }
-  assert with_code == set(WITH_PYTHON)
+  assert with_code == {"The command line", *WITH_PYTHON}
 
 
 def test_the_fields_that_the_readme_names_exist():
@@ -307,6 +307,16 @@ def test_preprocessing_can_be_followed(tmp_path):
   follow(section(path, "Tables"), tmp_path)
   code = [block.code for block in blocks(section(path, "In Python"))]
   run([sys.executable, "-c", "\n".join(code)], tmp_path)
+
+
+def test_weights_can_be_followed(tmp_path):
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  follow((ROOT / "docs" / "weights.md").read_text(), tmp_path)
+  left = {path.name for path in (tmp_path / "runs").glob("*.*")}
+  assert left == {
+    *("model.safetensors", "model.stablehlo", "model.json"),
+    *("best.npz", "best.json"),
+  }
 
 
 def test_importing_can_be_followed(tmp_path):

@@ -71,7 +71,7 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim export --workdir=DIR --to=FILE
       writes the model of a run, and its config as JSON beside it: weights as
       .safetensors, .npz or .msgpack, or predictions as a program, .stablehlo
-      --round=best|N: of the best evaluation, or of a checkpoint
+      --round=best|best/METRIC|N: of the best evaluation, or of a checkpoint
       --data-path=PATH: where the data lie now; it takes them
   fedjax-sim list [KIND [NAME]]
       algorithms, aggregators, transforms, models, data sets, ..., or those

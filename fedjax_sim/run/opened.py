@@ -252,8 +252,13 @@ def _best_metric(folder: Path, simulator: Simulator, text: str) -> str:
 
 
 def _changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-  """Return a copy of a config with other values of some "section.field"."""
-  tree = config.to_dict()
+  """Return a config without trackers, and with other values of some fields.
+
+  Args:
+    config: complete.
+    changes: "section.field" -> its value.
+  """
+  tree = {**config.to_dict(), "trackers": {}}
   for field, value in changes.items():
     section, key = field.split(".")
     tree[section][key] = value
@@ -327,8 +332,8 @@ def _restored(
     )
   if round_ is not None:
     raise WorkdirError(
-      f"round={round_}: {folder} has no checkpoint of it; there are {listed}"
-      " (runtime.checkpoint_every and runtime.keep_checkpoints say which)."
+      f"round={round_}: {folder} has no checkpoint of it; there are {listed}."
+      " server.snapshot_every keeps more of them."
     )
   whole = " whole" if failed else ""
   raise WorkdirError(
