@@ -44,6 +44,7 @@ if TYPE_CHECKING:
   from fedjax_sim.simulation.simulate import simulate
   from fedjax_sim.simulation.simulator import Simulator
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
+  from fedjax_sim.tasks.initial import with_initial
   from fedjax_sim.tasks.prediction import predict
   from fedjax_sim.training import schedules
   from fedjax_sim.training.optimizers import Optimizer, optimizer
@@ -76,6 +77,7 @@ __all__ = [
   "schedules",
   "setup",
   "simulate",
+  "with_initial",
   "write_weights",
 ]
 
@@ -106,6 +108,7 @@ _HOME = {
   "read_weights": "fedjax_sim.core.weights",
   "setup": "fedjax_sim.distributed",
   "simulate": "fedjax_sim.simulation.simulate",
+  "with_initial": "fedjax_sim.tasks.initial",
   "write_weights": "fedjax_sim.core.weights",
 }
 

@@ -25,8 +25,10 @@ def open_checkpoints(tmp_path):
   """Opens tmp_path/checkpoints, again and again if need be."""
   with contextlib.ExitStack() as stack:
 
-    def opened(keep=2):
-      checkpoints = Checkpoints(tmp_path / "checkpoints", keep=keep)
+    def opened(keep=2, snapshot_every=None):
+      checkpoints = Checkpoints(
+        tmp_path / "checkpoints", keep=keep, snapshot_every=snapshot_every
+      )
       return stack.enter_context(contextlib.closing(checkpoints))
 
     yield opened
@@ -102,6 +104,40 @@ def test_keeps_the_newest_and_two_at_least(open_checkpoints, keep, kept):
     checkpoints.save(round_, state_of(round_), {})
   assert checkpoints.rounds() == kept
   assert open_checkpoints(keep).rounds() == kept
+
+
+@pytest.mark.parametrize(
+  ("keep", "every", "kept"),
+  [
+    (2, 4, [0, 4, 8, 9, 10]),
+    (3, 3, [0, 3, 6, 8, 9, 10]),
+    (2, 1, [0, 3, 4, 6, 8, 9, 10]),
+    (2, 99, [0, 9, 10]),
+    (2, None, [9, 10]),
+  ],
+)
+def test_snapshots_stay_beside_the_newest(open_checkpoints, keep, every, kept):
+  checkpoints = open_checkpoints(keep, every)
+  for round_ in (0, 3, 4, 6):
+    checkpoints.save(round_, state_of(round_), {})
+  checkpoints = open_checkpoints(keep, every)  # as a run that goes on does
+  for round_ in (8, 9, 10):
+    checkpoints.save(round_, state_of(round_), {})
+  assert checkpoints.rounds() == kept
+  same(checkpoints.restore(LIKE, pytest.fail).state, state_of(10))
+
+
+def test_another_number_of_snapshots_holds_from_the_next_save_on(
+  open_checkpoints,
+):
+  checkpoints = open_checkpoints(2, 2)
+  for round_ in (0, 2, 3, 4, 6):
+    checkpoints.save(round_, state_of(round_), {})
+  assert checkpoints.rounds() == [0, 2, 4, 6]
+  checkpoints = open_checkpoints(2, 4)
+  assert checkpoints.rounds() == [0, 2, 4, 6]
+  checkpoints.save(7, state_of(7), {})
+  assert checkpoints.rounds() == [0, 4, 6, 7]
 
 
 def test_falls_back_one_after_the_other(open_checkpoints, tmp_path):

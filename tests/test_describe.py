@@ -161,7 +161,7 @@ def test_nothing_runs(monkeypatch):
   described(**LINEAR, runtime__devices="1")
 
 
-SLOTS = [*components.SLOTS, components.CHAIN]
+SLOTS = [*components.SLOTS, *components.LABELED]
 
 
 def test_the_listing_has_every_name_and_what_it_is():
@@ -187,7 +187,7 @@ def test_the_listing_of_a_component_has_its_fields(kind):
     text = listing.run([kind, name])
     fields = slot.fields(name)
     lines = [x for x in text.splitlines() if ": " in x and x[:3].strip()]
-    section = f"transforms.{name}" if kind == "transforms" else slot.section
+    section = f"{kind}.{name}" if slot in components.LABELED else slot.section
     for key, field in fields.items():
       (line,) = [x for x in lines if x.startswith(f"  {section}.{key}: ")]
       default = "required" if field.required else f"{field.default!r}"
@@ -202,7 +202,7 @@ def test_every_field_of_ours_says_what_it_means():
       if slot.registry is OPTIMIZERS:
         continue
       text = listing.run([kind, name])
-      section = f"transforms.{name}" if kind == "transforms" else slot.section
+      section = f"{kind}.{name}" if slot in components.LABELED else slot.section
       for key in slot.fields(name):
         after = text.partition(f"\n  {section}.{key}: ")[2].splitlines()
         if len(after) < 2 or not after[1].startswith("    "):

@@ -101,6 +101,7 @@ def test_a_crash_of_what_was_added(finished, tmp_path, monkeypatch):
 def test_evaluations_and_checkpoints_may_change(finished, tmp_path):
   other = {
     "server__eval_every": "4",
+    "server__snapshot_every": "3",
     "runtime__checkpoint_every": "5",
     "runtime__rounds_per_dispatch": "3",
     "runtime__eval_batch_size": "64",
@@ -110,6 +111,37 @@ def test_evaluations_and_checkpoints_may_change(finished, tmp_path):
   assert extended["params_digest"] == whole["params_digest"]
   rounds = [r["round"] for r in rows_of(finished) if "test/loss" in r]
   assert rounds == [3, 6, 8, 12]
+  kept = checkpoint.rounds_in(finished / "checkpoints")
+  assert kept == [0, 6, 9, 10, 12]
+
+
+def test_snapshots_of_a_run_that_goes_on(tmp_path):
+  folder, saved = tmp_path / "run", tmp_path / "run" / "checkpoints"
+  seldom = {
+    "server__snapshot_every": "3",
+    "server__eval_every": "100",
+    "runtime__checkpoint_every": "100",
+    "runtime__keep_checkpoints": "2",
+    "runtime__rounds_per_dispatch": "64",
+  }
+  run(folder, 7, **seldom)
+  assert checkpoint.rounds_in(saved) == [0, 3, 6, 7]
+  extended = run(folder, 11, **seldom)
+  assert checkpoint.rounds_in(saved) == [0, 3, 6, 9, 11]
+  timings = reporting.read_metrics(folder / "timings.jsonl")
+  assert [row["rounds"] for row in timings] == [3, 3, 1, 2, 2]
+  # What a kill in round 10 leaves.
+  (folder / "summary.json").unlink()
+  shutil.rmtree(saved / "11")
+  resumed = run(folder, 11, **seldom)
+  assert checkpoint.rounds_in(saved) == [0, 3, 6, 9, 11]
+  assert resumed["params_digest"] == extended["params_digest"]
+
+
+def test_no_snapshot_after_no_round(tmp_path):
+  with pytest.raises(ValueError, match=r"server\.snapshot_every=0 "):
+    run(tmp_path / "run", 3, server__snapshot_every="0")
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -151,16 +183,18 @@ def test_fewer_rounds_than_were_done(finished):
 def test_the_end_of_a_run_that_reverts_to_its_best(tmp_path):
   """Its last model is what was evaluated; more rounds begin with the best."""
   worse = {
-    "server__best_metric": "test/loss",
+    "server__best_metrics": "test/loss,test/accuracy",
     "server__revert_to_best": "True",
     "server__learning_rate": "8",  # rounds 3 and 6 are worse than 2
     "server__eval_every": "2",
   }
   first = run(tmp_path / "run", 6, **worse)
-  assert first["best/round"] < 6
+  assert first["best/test/loss/round"] < 6
   extended = run(tmp_path / "run", 10, **worse)
   whole = run(tmp_path / "whole", 10, **worse)
   assert extended["params_digest"] == whole["params_digest"]
+  for name in ("best/test/loss/round", "best/test/accuracy/round"):
+    assert extended[name] == whole[name] > 0
   assert leaves_of(tmp_path / "run") == leaves_of(tmp_path / "whole")
 
 

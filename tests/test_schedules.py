@@ -233,7 +233,7 @@ def test_of_a_metric_that_is_not_there_or_has_no_direction():
       sampler=make_simulator(
         task, fedavg(task, sgd(0.3), sgd(1.0)), data
       ).sampler,
-      best_metric="seen/size/p10",
+      best_metrics=("seen/size/p10",),
     ).checked
 
 

@@ -13,6 +13,7 @@ from fedjax_sim.config import build
 from fedjax_sim.run import experiment, resume
 from fedjax_sim.run.changes import stored_config
 from fedjax_sim.run.checkpoint import CheckpointReader, Checkpoints
+from fedjax_sim.run.verify import stretches_of
 from test_extend import quick
 
 PRIVATE = {
@@ -62,18 +63,18 @@ def test_an_honest_run(folder, capsys):
   assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_some_rounds(folder, capsys):
-  assert [line[:8] for line in verify(folder, capsys, "--rounds=6-7")[1]] == [
-    "machine ",
-    "rounds 5",
-    "verified",
-  ]
-  shutil.rmtree(folder / "checkpoints" / "0")
-  of = lambda *flags: len(verify(folder, capsys, *flags)[1]) - 2
-  assert of() == 2
-  assert of("--rounds=all") == 3
-  assert of("--rounds=1-9") == 3
-  assert of("--rounds=9-9") == 1
+@pytest.mark.parametrize(
+  ("text", "wanted"),
+  [
+    ("checkpoints", [(4, 8), (8, 9)]),
+    ("all", [(0, 4), (4, 8), (8, 9)]),
+    ("6-7", [(4, 8)]),
+    ("1-9", [(0, 4), (4, 8), (8, 9)]),
+    ("9-9", [(8, 9)]),
+  ],
+)
+def test_stretches_of_rounds(tmp_path, text, wanted):
+  assert stretches_of([0, 4, 8, 9], [4, 8, 9], text, tmp_path) == wanted
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from fedjax_sim.data import (
   locate,
   open_store,
   partition_store,
+  profile,
   verify,
   vocabulary_of,
   write_store,
@@ -433,16 +434,10 @@ def draw(path: Path, picture: Path) -> None:
   data = open_store(path)
   train = data.train
   assert isinstance(train, StoredData)
-  most = reporting.MOST_BARS
-  shown = np.unique(
-    np.linspace(0, train.num_clients - 1, most).round().astype(int)
-  )
+  shown = profile.spread(train.num_clients, reporting.MOST_BARS)
   counts = None
   if 0 < data.num_classes <= _MOST_CLASSES and "y" in train.examples:
-    labels = [np.asarray(train.client(int(i))["y"]).ravel() for i in shown]
-    counts = np.stack(
-      [np.bincount(y, minlength=data.num_classes) for y in labels]
-    )
+    counts = profile.class_counts(train, shown, data.num_classes)
   title = f"{data.name}: {train.num_clients:,} training clients"
   few = train.num_clients <= reporting.MOST_NAMES
   names = [train.client_name(int(i)) for i in shown] if few else None

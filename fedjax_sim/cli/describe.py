@@ -91,7 +91,7 @@ def sections(config: ConfigDict) -> list[str]:
   Fields that are None are off, and a section in which nothing is on is left
   out.
   """
-  slots = [*components.SLOTS, components.CHAIN]
+  slots = [*components.SLOTS, *components.LABELED]
   order = dict.fromkeys(["seed", *(slot.section for slot in slots), *config])
   lines = []
   for name in order:

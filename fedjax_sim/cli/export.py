@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     )
   text = values["round"].value
   round_: int | str | None = text or None
-  if text and text != BEST:
+  if text and text.partition("/")[0] != BEST:
     round_ = flags.number("--round", text, int, f" or {BEST!r}")
   check_target(path)
   opened = load(

@@ -10,7 +10,7 @@ from typing import Any
 import docstring_parser
 
 from fedjax_sim.config import components
-from fedjax_sim.config.components import CHAIN, SLOTS, Slot
+from fedjax_sim.config.components import LABELED, SLOTS, Slot
 from fedjax_sim.core import validate
 from fedjax_sim.training import schedules
 from fedjax_sim.training.optimizers import OPTIMIZERS
@@ -21,11 +21,11 @@ _WIDTH = 80
 def kinds() -> dict[str, Slot]:
   """Return the slots by the name that `fedjax-sim list` has for each kind."""
   found = {}
-  for slot in (*SLOTS, CHAIN):
+  for slot in SLOTS:
     others = [s for s in SLOTS if s.section == slot.section]
-    plain = slot is CHAIN or slot is others[0]
+    plain = slot is others[0]
     found[slot.section if plain else slot.key] = slot
-  return found
+  return found | {slot.section: slot for slot in LABELED}
 
 
 def run(names: Sequence[str]) -> str:
@@ -69,7 +69,7 @@ def _everything() -> str:
 def _names(slot: Slot, kind: str = "") -> list[str]:
   """Return the components of a slot, one a line."""
   sections = [s.field for s in SLOTS if s.registry is slot.registry]
-  named = ", ".join(sections) or "transforms.LABEL"
+  named = ", ".join(sections) or f"{slot.section}.LABEL"
   title = f"{kind or slot.section}: {slot.title} ({named})"
   if len(sections) > 1:
     title = f"{kind or slot.section}: optimizers of optax ({named})"
@@ -118,12 +118,12 @@ def component(slot: Slot, name: str) -> str:
   """
   function = slot.factory(name)
   label = name.rpartition(":")[2]  # of a reference
-  section = slot.section if slot is not CHAIN else f"transforms.{label}"
+  section = f"{slot.section}.{label}" if slot in LABELED else slot.section
   parsed = docstring_parser.parse(inspect.getdoc(function) or "")
   meanings = _meanings(parsed)
   own = not any(f is function for f in OPTIMIZERS.values())
   text = [parsed.short_description, parsed.long_description if own else None]
-  named = slot.field if slot is not CHAIN else f"{section}.name"
+  named = f"{section}.{slot.key}"
   lines = [f"{named}={name}", ""]
   lines += "\n\n".join(part for part in text if part).splitlines()
   fields = slot.fields(name)
@@ -131,7 +131,7 @@ def component(slot: Slot, name: str) -> str:
   for key, field in fields.items():
     lines.append(f"  {section}.{key}: {_type(field)}, {_default(field)}")
     lines += textwrap.wrap(
-      meanings.get(key, ""),
+      field.meaning or meanings.get(key, ""),
       _WIDTH,
       initial_indent="    ",
       subsequent_indent="    ",
@@ -155,8 +155,9 @@ def markdown() -> str:
       continue
     lines += ["", f"## {slot.title.capitalize()}"]
     for name, function in slot.registry.items():
-      section = f"transforms.{name}" if slot is CHAIN else slot.section
-      own = section if slot is CHAIN else f"{slot.field}={name}"
+      labeled = slot in LABELED
+      section = f"{slot.section}.{name}" if labeled else slot.section
+      own = section if labeled else f"{slot.field}={name}"
       lines += ["", f"### `{own}`", "", _summary(function)]
       fields = slot.fields(name)
       if fields:
@@ -167,7 +168,7 @@ def markdown() -> str:
         default = "required" if field.required else f"`{field.default!r}`"
         lines.append(
           f"| `{section}.{key}` | {_type(field)} | {default} |"
-          f" {meanings.get(key, '')} |"
+          f" {field.meaning or meanings.get(key, '')} |"
         )
   return "\n".join(lines)
 

@@ -20,7 +20,7 @@ def run(
     "workdir",
     switches=("profile",),
     distributed="off",
-    **{"sync-to": None},
+    **{"branch-from": "", "sync-to": ""},
   )
   import jax
 
@@ -50,8 +50,9 @@ def run(
       values.config,
       values.workdir,
       on_round,
+      branch_from=values["branch-from"].value,
       profile=values.profile,
-      sync_to=values["sync-to"].value,
+      sync_to=values["sync-to"].value or None,
     )
   except signals.Interrupted as stop:
     if processes.is_first():

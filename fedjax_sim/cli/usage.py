@@ -10,7 +10,9 @@ USAGE = """\
 fedjax-sim: federated learning, simulated.
 
   fedjax-sim run --config=FILE --workdir=DIR [--config.SECTION.FIELD=VALUE ...]
-      trains; on a workdir of an unfinished run, goes on with it
+      trains; on the workdir of a run, goes on with it: until its end, or, with
+      more --config.server.rounds, beyond
+      --branch-from=DIR[:ROUND]: begins at a checkpoint of another run
       --workdir=URL: in a bucket, such as s3://bucket/run
       --sync-to=URL: copies DIR to a bucket after each checkpoint
       --profile: where its time went, FLOP/s, and a trace in DIR/profile
@@ -28,6 +30,10 @@ fedjax-sim: federated learning, simulated.
       sustains F FLOP/s and sends G gigabits a second to the others
       --host-gbps=H: it gets H from its host, if that is not G
       --memory-gbps=M: it reads and writes M of its memory, if that counts
+  fedjax-sim report --workdir=DIR [--workdir=DIR ...] [--to=FILE.html]
+      writes DIR/report.html of a run, finished or not, or compares several
+      --style=paper: curves a column wide, as PDF, SVG or PNG; of
+      --metrics=test/accuracy,... alone
   fedjax-sim privacy epsilon|calibrate|curve --population=N --delta=D ...
       what --clients-per-round=C, --rounds=T and --noise-multiplier=Z cost;
       with --epsilon=E calibrate finds the one of them that is left out;
@@ -65,7 +71,7 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim export --workdir=DIR --to=FILE
       writes the model of a run, and its config as JSON beside it: weights as
       .safetensors, .npz or .msgpack, or predictions as a program, .stablehlo
-      --round=best|N: of the best evaluation, or of a checkpoint
+      --round=best|best/METRIC|N: of the best evaluation, or of a checkpoint
       --data-path=PATH: where the data lie now; it takes them
   fedjax-sim list [KIND [NAME]]
       algorithms, aggregators, transforms, models, data sets, ..., or those

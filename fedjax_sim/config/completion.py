@@ -15,19 +15,19 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from fedjax_sim.config.components import (
-  CHAIN,
+  LABELED,
   SLOTS,
   Field,
   Slot,
+  labeled_slot,
   make,
   section_of,
   slots_of,
-  transform_slot,
 )
 from fedjax_sim.config.defaults import default_config
 from fedjax_sim.core import validate
 
-_FEEDBACK = "error_feedback"  # of every transform
+_ORDER = "order"  # of labeled sections, where it matters
 _SEEDS = ("seed", "data.seed", "privacy.noise_seed")  # with bounds of their own
 _MEANT = {  # papers' names for FedAvg with another server optimizer
   "fedadagrad": "server.optimizer='adagrad'",
@@ -77,7 +77,8 @@ def complete(config: ConfigDict) -> ConfigDict:
       continue
     if not isinstance(config[name], ConfigDict):
       raise TypeError(f"{name}={config[name]!r} is no section; set its fields.")
-    section = _transforms if name == "transforms" else _section
+    labeled = any(slot.section == name for slot in LABELED)
+    section = _labeled if labeled else _section
     result[name] = section(config, name)
   completed = ConfigDict(result)
   completed.lock()
@@ -225,61 +226,70 @@ def _typed(field: Field, value: Any) -> Any:
   return FieldReference(value, object) if field.kind is object else value
 
 
-def _transforms(config: ConfigDict, name: str) -> ConfigDict:
-  """Return the section of transforms, complete."""
+def _labeled(config: ConfigDict, name: str) -> ConfigDict:
+  """Return a section of labeled components, such as transforms, complete."""
   given = {k: v for k, v in config[name].items() if v is not None}
-  if "order" not in config[name]:
+  ordered = _ORDER in default_config()[name]
+  if ordered and _ORDER not in config[name]:
     raise ValueError(
-      "transforms.order is missing; let the config begin with default_config()."
+      f"{name}.{_ORDER} is missing; let the config begin with default_config()."
     )
-  order = given.pop("order", None)
+  order = given.pop(_ORDER, None) if ordered else None
   for label, section in given.items():
     if not isinstance(section, ConfigDict):
       raise TypeError(
-        f"transforms.{label}={section!r} is no section; set the fields of a"
-        " transform."
+        f"{name}.{label}={section!r} is no section; set the fields of a"
+        f" {name.removesuffix('s')}."
       )
   if order:
-    order = Field(tuple).check("transforms.order", order)
+    order = Field(tuple).check(f"{name}.{_ORDER}", order)
     order = tuple(x for x in order if x in given or x not in config[name])
   order = tuple(order or given)
   if sorted(order) != sorted(given):
     raise ValueError(
-      f"transforms.order={order} is no order of the transforms"
+      f"{name}.{_ORDER}={order} is no order of the {name}"
       f" {', '.join(given) or '(none)'}; name each of them once."
     )
-  result: dict[str, Any] = {"order": order}
+  result: dict[str, Any] = {_ORDER: order} if ordered else {}
   for label in order:
-    values = dict(given[label])
-    slot = transform_slot(label)
-    choice = Field(str).check(slot.field, values.pop(CHAIN.key, None) or label)
-    fields = slot.fields(choice)
-    for own in (CHAIN.key, _FEEDBACK):
-      if own in fields:
-        raise ValueError(
-          f"{slot.field}={choice!r} has a parameter {own!r}, and {slot.section}"
-          f".{own} is something else; give the parameter another name."
-        )
-    fields[_FEEDBACK] = Field(bool, False)
-    owner = f"{slot.section}" if choice == label else f"{slot.field}={choice!r}"
-    for key in values:
-      if key not in fields and values[key] is not None:
-        raise validate.UnknownNameError(
-          validate.not_taken(owner, key, [*fields], slot.section, [])
-        )
-    filled = _filled(slot.section, [owner], values, fields)
-    result[label] = ConfigDict({CHAIN.key: choice, **filled})
+    result[label] = _component(labeled_slot(name, label), label, given[label])
   return ConfigDict(result)
+
+
+def _component(slot: Slot, label: str, given: ConfigDict) -> ConfigDict:
+  """Return the section of a labeled component, complete."""
+  values = dict(given)
+  choice = Field(str).check(slot.field, values.pop(slot.key, None) or label)
+  taken = slot.own_fields(choice)
+  for own in (slot.key, *slot.common):
+    if own in taken:
+      raise ValueError(
+        f"{slot.field}={choice!r} has a parameter {own!r}, and {slot.section}"
+        f".{own} is something else; give the parameter another name."
+      )
+  fields = slot.fields(choice)
+  owner = f"{slot.section}" if choice == label else f"{slot.field}={choice!r}"
+  for key in values:
+    if key not in fields and values[key] is not None:
+      raise validate.UnknownNameError(
+        validate.not_taken(owner, key, [*fields], slot.section, [])
+      )
+  filled = _filled(slot.section, [owner], values, fields)
+  return ConfigDict({slot.key: choice, **filled})
 
 
 def reference_fields(config: ConfigDict) -> dict[str, Any]:
   """Return the fields that may refer to a user's own code, with their values.
 
+  Those of trackers are not among them: they change no result.
+
   Args:
     config: complete.
   """
   slots = [s for s in SLOTS if s.references]
-  slots += [transform_slot(label) for label in config.transforms.order]
+  slots += [
+    labeled_slot("transforms", label) for label in config.transforms.order
+  ]
   sections = [(slot, section_of(config, slot.section)) for slot in slots]
   found = {s.field: given[s.key] for s, given in sections if s.key in given}
   return {**found, "model.metrics": config.model.metrics}

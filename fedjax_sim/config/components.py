@@ -42,6 +42,8 @@ from fedjax_sim.privacy.central.options import MECHANISMS
 from fedjax_sim.privacy.leakage import STATISTICS
 from fedjax_sim.privacy.local import Randomizer, registry
 from fedjax_sim.privacy.secure.aggregators import SECURE
+from fedjax_sim.reporting import trackers
+from fedjax_sim.reporting.trackers import Tracker
 from fedjax_sim.training.optimizers import OPTIMIZERS
 
 MOST_WHOLE = 2**31 - 1
@@ -71,12 +73,14 @@ class Field:
       to be given.
     optional: whether None is one of its values.
     unbounded: whether a whole number may be larger than `MOST_WHOLE`.
+    meaning: what it is, where no docstring says so.
   """
 
   kind: type
   default: Any = inspect.Parameter.empty
   optional: bool = False
   unbounded: bool = False
+  meaning: str = ""
 
   @property
   def required(self) -> bool:
@@ -169,6 +173,7 @@ class Slot(NamedTuple):
     defaults: parameters -> a default instead of the signature's.
     references: whether it may name a user's own, `path/to/file.py:name`.
     switch: a field of the section; where it is None there is no component.
+    common: fields that the builder reads, whatever the component.
   """
 
   section: str
@@ -181,6 +186,7 @@ class Slot(NamedTuple):
   defaults: Mapping[str, Any] = types.MappingProxyType({})
   references: bool = True
   switch: str = ""
+  common: Mapping[str, Field] = types.MappingProxyType({})
 
   @property
   def field(self) -> str:
@@ -206,6 +212,8 @@ class Slot(NamedTuple):
   def fields(self, name: str) -> dict[str, Field]:
     """Return the fields that a component takes, by name, in its own order.
 
+    Those that are common to all components of the slot come last.
+
     Raises:
       UnknownNameError, BadReferenceError: there is none of that name.
     """
@@ -213,7 +221,7 @@ class Slot(NamedTuple):
     for key, default in self.defaults.items():
       if key in found:
         found[key] = dataclasses.replace(found[key], default=default)
-    return found
+    return {**found, **self.common}
 
 
 _OPTIMIZERS = (OPTIMIZERS, optax.GradientTransformation)
@@ -275,14 +283,46 @@ SLOTS = (
     "mechanisms of local privacy",
   ),
 )
-CHAIN = Slot(  # of each section in `transforms`
-  *("transforms", "name", transforms.TRANSFORMS, Transform, "transforms")
+LABELED = (  # of each section in `transforms` and in `trackers`
+  Slot(
+    *("transforms", "name", transforms.TRANSFORMS, Transform, "transforms"),
+    common={
+      "error_feedback": Field(
+        bool, False, meaning="send later what it took off a client's update"
+      )
+    },
+  ),
+  Slot(
+    *("trackers", "name", trackers.TRACKERS, Tracker, "trackers"),
+    common={
+      "metrics": Field(
+        tuple,
+        None,
+        optional=True,
+        meaning="patterns of the metrics to send, such as ('test/*',); None:"
+        " all",
+      ),
+      "primary_metric": Field(
+        str,
+        None,
+        optional=True,
+        meaning="a metric that is sent under its last part, too:"
+        " test/accuracy as accuracy",
+      ),
+      "wait": Field(
+        float,
+        30.0,
+        meaning="seconds that the end of a run waits for what is not yet sent",
+      ),
+    },
+  ),
 )
 
 
-def transform_slot(label: str) -> Slot:
-  """Return the slot of the section `transforms.<label>`."""
-  return CHAIN._replace(section=f"transforms.{label}")
+def labeled_slot(section: str, label: str) -> Slot:
+  """Return the slot of a section such as `transforms.<label>`."""
+  (slot,) = (slot for slot in LABELED if slot.section == section)
+  return slot._replace(section=f"{section}.{label}")
 
 
 def slots_of(section: str) -> list[Slot]:

@@ -10,6 +10,11 @@ from __future__ import annotations
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
+LABELED_SECTIONS = (
+  "transforms",
+  "trackers",
+)  # of which every entry is a section
+
 
 def default_config() -> ConfigDict:
   """Return the config of a run with every component at its default.
@@ -79,8 +84,9 @@ def default_config() -> ConfigDict:
   config.server.eval_every = 1
   config.server.test_every = placeholder(int)  # None: eval_every
   config.server.initial_eval = False
-  config.server.best_metric = placeholder(str)
+  config.server.best_metrics = placeholder(tuple)
   config.server.revert_to_best = False
+  config.server.snapshot_every = placeholder(int)
   config.server.client_log = False  # needs pyarrow
 
   config.sampler = ConfigDict()
@@ -91,6 +97,10 @@ def default_config() -> ConfigDict:
 
   config.transforms = ConfigDict()  # a section each, such as transforms.clip
   config.transforms.order = placeholder(tuple)  # None: by the alphabet
+
+  config.trackers = ConfigDict()  # a section each, such as trackers.mlflow
+  config.trackers.tensorboard = ConfigDict()
+  config.trackers.tensorboard.name = "tensorboard"
 
   config.replay = ConfigDict()  # after each round, on the server's examples
   config.replay.steps = placeholder(int)  # None: no replay

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from fedjax_sim.config.defaults import LABELED_SECTIONS
 from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import errors, validate
 from fedjax_sim.core.errors import FedjaxSimError
@@ -31,7 +32,8 @@ def parse(
   arguments: Sequence[str],
   *required: str,
   switches: Sequence[str] = (),
-  **optional: str | None,
+  repeated: Sequence[str] = (),
+  **optional: str,
 ) -> Any:
   """Return the flags of a command, as attributes.
 
@@ -39,6 +41,8 @@ def parse(
     arguments: what follows the command's name.
     *required: "config", and other flags that take a text; all must be there.
     switches: flags without a value, which are there or not.
+    repeated: those of `required` that may be given several times; their value
+      is a list.
     **optional: more flags that take a text, with their defaults.
 
   Raises:
@@ -58,6 +62,8 @@ def parse(
       config_flags.DEFINE_config_file(
         "config", None, "The config.", flag_values=values, lock_config=False
       )
+    elif name in repeated:
+      flags.DEFINE_multi_string(name, None, name, flag_values=values)
     else:
       flags.DEFINE_string(name, None, name, flag_values=values)
   for name in switches:
@@ -149,11 +155,11 @@ def overridden(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
     if any(str(error).startswith(f"{field}=") for field in texts):
       raise UsageError(f"--config.{error}") from error
     raise
-  known, given = dict(fields_of(completed)), dict(fields_of(config))
+  known = dict(fields_of(completed))
   for field, text in texts.items():
     if field in known:
       _set(config, field, known[field])
-    elif text == "None" and field in given:
+    elif text == "None":
       _remove(config, field)
   return config
 
@@ -163,7 +169,7 @@ def _set(tree: Any, field: str, value: Any) -> None:
   *sections, key = field.split(".")
   where: list[str] = []
   for name in sections:
-    if name not in tree and where == ["transforms"]:
+    if name not in tree and len(where) == 1 and where[0] in LABELED_SECTIONS:
       tree[name] = {}
     where.append(name)
     validate.one_of(f"--config.{field}: section", name, tree)
@@ -179,11 +185,14 @@ def _set(tree: Any, field: str, value: Any) -> None:
 
 
 def _remove(config: ConfigDict, field: str) -> None:
-  """Remove a field that no component takes."""
+  """Remove a field that no component takes, or a section, if it is there."""
   *sections, key = field.split(".")
   for name in sections:
+    if name not in config:
+      return
     config = config[name]
-  del config[key]
+  if key in config:
+    del config[key]
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

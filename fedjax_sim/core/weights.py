@@ -230,10 +230,19 @@ class _PickledError(Exception):
 def _to_safetensors(
   arrays: dict[str, np.ndarray], metadata: dict[str, str]
 ) -> bytes:
-  content: bytes = library("safetensors.numpy", "safetensors").save(
-    arrays, metadata
-  )
-  return content
+  content = library("safetensors.numpy", "safetensors").save(arrays, metadata)
+  # The library writes the metadata in another order every time; in one order
+  # the same model is the same file.
+  header, data = _header(content)
+  text = json.dumps(header, sort_keys=True).encode()
+  text += b" " * (-len(text) % 8)
+  return len(text).to_bytes(8, "little") + text + data
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], bytes]:
+  """Return the header of a safetensors file, and what follows it."""
+  size = int.from_bytes(content[:8], "little")
+  return json.loads(content[8 : 8 + size]), content[8 + size :]
 
 
 def _from_safetensors(content: bytes) -> tuple[PyTree, Mapping[str, str]]:
@@ -248,8 +257,7 @@ def _from_safetensors(content: bytes) -> tuple[PyTree, Mapping[str, str]]:
     arrays[name] = array.reshape(part["shape"])
   # The library has checked the header; its metadata are in no other call that
   # takes bytes.
-  size = int.from_bytes(content[:8], "little")
-  return arrays, json.loads(content[8 : 8 + size]).get(_METADATA, {})
+  return arrays, _header(content)[0].get(_METADATA, {})
 
 
 def _to_npz(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:

@@ -69,10 +69,10 @@ class RoundMetrics(NamedTuple):
 
 
 class Best(NamedTuple):
-  """The best model so far.
+  """The best model so far, by one metric.
 
   Attributes:
-    value: shape=(), float32; of the metric.
+    value: shape=(), float32; of the metric; NaN: there is none yet.
     round: shape=(), int32; rounds done then; -1: there is none yet.
     server: the algorithm's server state then.
   """
@@ -87,8 +87,8 @@ class MonitorState(NamedTuple):
 
   Attributes:
     schedules: hyper-parameter -> its schedule's state.
-    best: a `Best`, or () if nobody asks for it.
+    best: metric -> its best model; {} if none is kept.
   """
 
   schedules: dict[str, PyTree]
-  best: PyTree
+  best: dict[str, Best]

@@ -1,7 +1,7 @@
-"""What a run leaves behind and shows: files, curves, progress, a table.
+"""What a run leaves behind and shows: files, curves, a report, progress.
 
-Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Matplotlib,
-rich, tensorboardX and pyarrow are imported where they are used.
+Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Jinja,
+Matplotlib, rich, tensorboardX and pyarrow are imported where they are used.
 """
 
 from fedjax_sim.core.files import (
@@ -22,13 +22,22 @@ from fedjax_sim.reporting.figures.client_picture import (
   draw_clients,
 )
 from fedjax_sim.reporting.figures.curves import draw_curves
+from fedjax_sim.reporting.figures.overlay import PAPER_SUFFIXES, draw_paper
 from fedjax_sim.reporting.figures.privacy_curves import (
   Setting,
   draw_privacy_curves,
   write_privacy_curves,
 )
+from fedjax_sim.reporting.html import unique_names, write_html
 from fedjax_sim.reporting.import_progress import written
-from fedjax_sim.reporting.metrics_file import MetricsFile, columns, read_metrics
+from fedjax_sim.reporting.metrics_file import (
+  MetricsFile,
+  MetricsReader,
+  columns,
+  read_metrics,
+)
+from fedjax_sim.reporting.pages.described import DescribedRun
+from fedjax_sim.reporting.pages.record import NoRunError, RunRecord, read_run
 from fedjax_sim.reporting.progress import Progress
 from fedjax_sim.reporting.table import (
   final_text,
@@ -40,15 +49,21 @@ from fedjax_sim.reporting.table import (
 __all__ = [
   "MOST_BARS",
   "MOST_NAMES",
+  "PAPER_SUFFIXES",
   "ClientRounds",
+  "DescribedRun",
   "EventFiles",
   "MetricsFile",
+  "MetricsReader",
+  "NoRunError",
   "Progress",
+  "RunRecord",
   "Setting",
   "columns",
   "draw_client_rounds",
   "draw_clients",
   "draw_curves",
+  "draw_paper",
   "draw_privacy_curves",
   "final_text",
   "join_client_rounds",
@@ -56,9 +71,12 @@ __all__ = [
   "print_final_table",
   "print_phases",
   "read_metrics",
+  "read_run",
   "remove_parts",
   "replace_atomically",
+  "unique_names",
   "write_atomically",
+  "write_html",
   "write_json",
   "write_privacy_curves",
   "written",

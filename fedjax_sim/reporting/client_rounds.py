@@ -8,6 +8,7 @@ file as if nothing had happened.
 
 from __future__ import annotations
 
+import collections
 import io
 import os
 import shutil
@@ -204,6 +205,46 @@ def draw_client_rounds(
   image = io.BytesIO()
   figure.savefig(image, format="png", metadata={"Software": None})
   write_atomically(path, image.getvalue())
+
+
+def count_rounds(
+  folder: str | os.PathLike[str], table: str | os.PathLike[str]
+) -> tuple[dict[int, str], dict[int, int]] | None:
+  """Count the rounds in which each client was in the aggregate.
+
+  Args:
+    folder: of the parts that an unfinished run has.
+    table: the joined file of a finished one, which is read if it exists.
+
+  Returns:
+    Index -> name, and index -> rounds, of the clients with lines; None if there
+    is no file.
+
+  Raises:
+    OSError, ValueError: a file cannot be read.
+  """
+  from pyarrow import parquet
+
+  found = [part for part, _ in _parts(Path(folder))]
+  sources = [Path(table)] if Path(table).exists() else found
+  if not sources:
+    return None
+  names: dict[int, str] = {}
+  counts: collections.Counter[int] = collections.Counter()
+  for source in sources:
+    with parquet.ParquetFile(source) as file:
+      for batch in file.iter_batches(columns=["client", "name", "present"]):
+        clients = batch.column("client").to_numpy(zero_copy_only=False)
+        present = batch.column("present").to_numpy(zero_copy_only=False)
+        indices, firsts = np.unique(clients, return_index=True)
+        for i, first in zip(indices.tolist(), firsts.tolist(), strict=True):
+          if i not in names:
+            names[i] = batch.column("name")[first].as_py()
+        taken, times = np.unique(
+          clients[present.astype(bool)], return_counts=True
+        )
+        counts.update(dict(zip(taken.tolist(), times.tolist(), strict=True)))
+  return names, {i: counts[i] for i in names}
 
 
 def _by_round(

@@ -105,6 +105,50 @@ class MetricsFile:
         self._file.close()
 
 
+class MetricsReader:
+  """Reads rows of a file that a run still writes, from an offset on.
+
+  Args:
+    path: of a file that nobody cuts back while it is read.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self._path = Path(path)
+    self._after, self._offset = _NONE, 0
+
+  def read(
+    self, after: int, through: int, most: int | None = None
+  ) -> list[dict[str, float]]:
+    """Return the first rows of rounds > `after` and <= `through`.
+
+    Args:
+      after: a round, not less than in earlier calls for the best speed.
+      through: a round.
+      most: number of rows; None: all.
+
+    Raises:
+      ValueError: a line is damaged.
+      OSError: the file cannot be read.
+    """
+    if after < self._after:
+      self._offset = 0
+    self._after = after
+    found: list[dict[str, float]] = []
+    with self._path.open("rb") as file:
+      file.seek(self._offset)
+      for line in file:
+        if not line.endswith(b"\n") or len(found) == most:
+          break
+        row = _parse(str(self._path), line)
+        if row["round"] > through:
+          break
+        if row["round"] > after:
+          found.append(row)
+        elif not found:
+          self._offset += len(line)
+    return found
+
+
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
   """Read the rows of a file, also of one that a run still writes.
 

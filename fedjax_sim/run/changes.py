@@ -27,6 +27,7 @@ _EVALUATION = ("server.eval_every", "server.test_every", "server.initial_eval")
 FREE = (
   ROUNDS,
   *_EVALUATION,
+  "server.snapshot_every",
   "runtime.checkpoint_every",
   "runtime.eval_batch_size",
   "runtime.keep_checkpoints",
@@ -35,6 +36,7 @@ FREE = (
   "runtime.rounds_per_dispatch",
   "runtime.start_timeout",
 )
+_FREE_SECTIONS = ("trackers",)  # no number of a run follows them
 
 # Field -> its value before and now.
 Changes = Mapping[str, tuple[Any, Any]]
@@ -194,6 +196,11 @@ def check_evaluations(
     )
 
 
+def decisive(resolved: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the sections of a config that numbers of the run follow."""
+  return {k: v for k, v in resolved.items() if k not in _FREE_SECTIONS}
+
+
 def _fields(resolved: Mapping[str, Any]) -> dict[str, Any]:
   return dict(configs.fields_of(ConfigDict(resolved)))
 
@@ -201,4 +208,8 @@ def _fields(resolved: Mapping[str, Any]) -> dict[str, Any]:
 def _is_free(name: str, config: Mapping[str, Any]) -> bool:
   """Return whether no number of the rounds done rests on a field."""
   same_bits = config["runtime.deterministic_reduction"] is not None
-  return name in FREE or (name == "runtime.devices" and same_bits)
+  return (
+    name in FREE
+    or name.split(".")[0] in _FREE_SECTIONS
+    or (name == "runtime.devices" and same_bits)
+  )

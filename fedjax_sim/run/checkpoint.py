@@ -171,6 +171,8 @@ class Checkpoints:
   Args:
     folder: made if it is missing; nobody else may write there at the same time.
     keep: how many of the newest to keep; 2 at least, to fall back.
+    snapshot_every: those of its multiples, with round 0, are kept besides; None
+      for none.
 
   Attributes:
     on_commit: is given the round of each checkpoint when it is committed, and
@@ -179,11 +181,14 @@ class Checkpoints:
 
   on_commit: Callable[[int], None]
 
-  def __init__(self, folder: Path, *, keep: int):
+  def __init__(
+    self, folder: Path, *, keep: int, snapshot_every: int | None = None
+  ):
     self._reader = CheckpointReader(folder)
     self._ocp, self._orbax = self._reader.ocp, self._reader.orbax
     self._folder = folder.absolute()
     self._keep = max(2, keep)
+    self._snapshot_every = snapshot_every
     self._folder.mkdir(parents=True, exist_ok=True)
     self._remove(_UNFINISHED)
     self.on_commit = lambda round_: None
@@ -238,8 +243,10 @@ class Checkpoints:
         + (f"That of round {left[-1]} is intact. " if left else "")
         + "Make room or correct the folder, and run the same command again."
       ) from error
+    every = self._snapshot_every
     for old in self.rounds()[: -self._keep]:
-      shutil.rmtree(self._reader.path(old), ignore_errors=True)
+      if every is None or old % every:
+        shutil.rmtree(self._reader.path(old), ignore_errors=True)
     self._remove(_DAMAGED)
     self.on_commit(round_)
 

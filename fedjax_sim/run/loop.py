@@ -112,7 +112,7 @@ class Loop:
         self._log(out, seconds)
         if out.failure is not None:
           raise out.failure
-        if self.done % timetable.checkpoint_every == 0 or self.done == last:
+        if timetable.saved(self.done):
           self._save()
         self.on_round(self.done)
 
@@ -232,6 +232,7 @@ class Loop:
         "timetable": dataclasses.asdict(self.experiment.timetable),
       }
       self.checkpoints.save(self.done, fetched, facts)
+      self.journal.commit(self.done)
 
     with self.phases("checkpoint"):
       fetched = self.simulator.states.to_host(self.state)

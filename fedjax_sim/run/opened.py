@@ -169,7 +169,8 @@ def load(
   Args:
     workdir: of the run.
     round: which model: None for the last checkpoint's, a round of which there
-      is a checkpoint, or "best" for that of `server.best_metric`.
+      is a checkpoint, "best" for the best by the first of
+      `server.best_metrics`, or "best/METRIC" for the best by another.
     data_path: instead of the config's `data.path`, where the data lie now.
 
   Raises:
@@ -187,7 +188,8 @@ def load(
     run.predict({"x": images}).argmax(axis=1)
   """
   folder = Path(workdir)
-  if round is not None and round != BEST:
+  best = isinstance(round, str) and round.partition("/")[0] == BEST
+  if round is not None and not best:
     if isinstance(round, str):
       raise ValueError(f"round={round!r}: give a number, {BEST!r} or None.")
     validate.integer("round", round, ge=0)
@@ -197,28 +199,21 @@ def load(
       f"{folder} holds no run: there is no config.json; give the --workdir of"
       " one."
     )
-  changes: dict[str, Any] = dict(_ONE_DEVICE)
-  if data_path is not None:
-    changes["data.path"] = os.fspath(data_path)
-  simulator = _rebuilt(folder, _changed(config, changes))
-  personal = simulator.algorithm.personal is not None and round != BEST
-  if round == BEST and simulator.best_metric is None:
-    raise WorkdirError(
-      f"The run in {folder} keeps no best model, as server.best_metric is not"
-      " set; open a round."
-    )
+  simulator = rebuild(folder, config, data_path)
+  personal = simulator.algorithm.personal is not None and not best
+  metric = _best_metric(folder, simulator, str(round)) if best else ""
 
   def wanted(state: RunState) -> PyTree:
-    model = state.watch.best if round == BEST else state.server
+    model = state.watch.best[metric] if best else state.server
     return model, state.clients[0] if personal else None
 
   with contextlib.closing(CheckpointReader(folder / "checkpoints")) as reader:
     like = simulator.states.host_shapes
-    number = None if round in (None, BEST) else int(round or 0)
+    number = None if best or round is None else int(round)
     restored = _restored(folder, reader, like, wanted, number)
   model, clients = restored.state
   done = restored.round
-  if round == BEST:
+  if best:
     done, model = int(model.round), model.server
     if done < 0:
       raise WorkdirError(
@@ -243,18 +238,53 @@ def load(
   )
 
 
+def _best_metric(folder: Path, simulator: Simulator, text: str) -> str:
+  """Return the metric of "best", the first one, or of "best/METRIC"."""
+  kept = simulator.best_metrics
+  metric = text.partition("/")[2] or (kept[0] if kept else "")
+  if not kept:
+    raise WorkdirError(
+      f"The run in {folder} keeps no best model, as server.best_metrics is not"
+      " set; open a round."
+    )
+  validate.one_of(f"round={text!r}: metric", metric, kept)
+  return metric
+
+
 def _changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-  """Return a copy of a config with other values of some "section.field"."""
-  tree = config.to_dict()
+  """Return a config without trackers, and with other values of some fields.
+
+  Args:
+    config: complete.
+    changes: "section.field" -> its value.
+  """
+  tree = {**config.to_dict(), "trackers": {}}
   for field, value in changes.items():
     section, key = field.split(".")
     tree[section][key] = value
   return ConfigDict(tree)
 
 
-def _rebuilt(folder: Path, config: ConfigDict) -> Simulator:
+def rebuild(
+  folder: Path,
+  config: ConfigDict,
+  data_path: str | os.PathLike[str] | None = None,
+) -> Simulator:
+  """Return the simulator of a run, on one device.
+
+  Args:
+    folder: the workdir, for messages.
+    config: of the run, complete.
+    data_path: instead of the config's `data.path`.
+
+  Raises:
+    WorkdirError: its data, or its own code, are missing or have changed.
+  """
+  changes: dict[str, Any] = dict(_ONE_DEVICE)
+  if data_path is not None:
+    changes["data.path"] = os.fspath(data_path)
   try:
-    return build.build(config).simulator
+    return build.build(_changed(config, changes)).simulator
   except (TypeError, ValueError, OSError, ImportError) as error:
     hint = ""
     if isinstance(error, FileNotFoundError):
@@ -302,8 +332,8 @@ def _restored(
     )
   if round_ is not None:
     raise WorkdirError(
-      f"round={round_}: {folder} has no checkpoint of it; there are {listed}"
-      " (runtime.checkpoint_every and runtime.keep_checkpoints say which)."
+      f"round={round_}: {folder} has no checkpoint of it; there are {listed}."
+      " server.snapshot_every keeps more of them."
     )
   whole = " whole" if failed else ""
   raise WorkdirError(

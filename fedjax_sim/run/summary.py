@@ -13,10 +13,12 @@ import jax
 from fedjax_sim import distributed, reporting
 from fedjax_sim.config import build
 from fedjax_sim.core.digests import tree_digest
+from fedjax_sim.core.files import plain
 from fedjax_sim.data import FederatedData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.run import report
 from fedjax_sim.run.resume import Totals, versions
 from fedjax_sim.simulation.lanes import Choice
 from fedjax_sim.simulation.simulator import Simulator
@@ -73,7 +75,9 @@ def sum_up(
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
     with phases("write"):
-      reporting.draw_curves(rows, folder / "curves.png", folder.name)
+      best_round = best.get("best/round")
+      kept = None if best_round is None else int(best_round)
+      reporting.draw_curves(rows, folder / "curves.png", folder.name, kept)
       parts, table = folder / "client_rounds", folder / "client_rounds.parquet"
       if simulator.log_clients:
         reporting.join_client_rounds(parts, table)
@@ -126,6 +130,8 @@ def sum_up(
       summary["secure_noise"] = experiment.secure_noise
     if experiment.uncovered:
       summary["privacy_not_covered"] = list(experiment.uncovered)
+    with phases("write"):  # no part of the seconds that the summary has
+      report.write_report([folder], folder / report.FILE, plain(summary))
     reporting.write_json(folder / "summary.json", summary)
     if simulator.log_clients:  # until now the run might have had to go back
       reporting.remove_parts(parts)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics, timings, events, progress.
+"""What a run writes and shows while it goes: metrics, timings, progress.
 
 With several processes only the first one writes; the others keep silent.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from fedjax_sim import reporting
 from fedjax_sim.distributed import processes
+from fedjax_sim.run.trackers import Trackers
 from fedjax_sim.simulation.dispatch import Columns, DispatchResult, Row
 
 
@@ -36,19 +37,22 @@ class Journal:
   def sync(self) -> None:
     """Return when all that was written is on the disk."""
 
+  def commit(self, done: int) -> None:
+    """Let trackers send rows: a checkpoint holds those of `done` rounds."""
+
 
 class _Written(Journal):
   def __init__(
     self,
     metrics: Any,
     timings: Any,
-    events: Any,
+    trackers: Trackers,
     progress: Any,
     clients: reporting.ClientRounds | None,
     name_of: Callable[[int], str],
   ):
     self._metrics, self._timings = metrics, timings
-    self._events, self._progress = events, progress
+    self._trackers, self._progress = trackers, progress
     self._clients, self._name_of = clients, name_of
 
   def log(self, message: str, level: str = "info") -> None:
@@ -56,15 +60,17 @@ class _Written(Journal):
 
   def begin(self, row: Row) -> None:
     self._metrics.append([row])
-    self._events.write([row])
+    self._trackers.write([row])
 
   def write(self, done: int, out: DispatchResult, eval_seconds: float) -> None:
     self._metrics.append(out.rows)
-    self._events.write(out.rows)
+    self._trackers.write(out.rows)
     if out.rows:
       self._timings.append([_timing(done, out, eval_seconds)])
       if self._clients is not None:
         self._clients.append(done, self._named(out.client_log))
+    for message in self._trackers.messages():
+      self.log(message, level="warning")
     rate = out.clients / max(out.seconds, 1e-9)
     for row in out.rows:
       self._progress.update(row, clients_per_second=rate)
@@ -81,9 +87,12 @@ class _Written(Journal):
   def sync(self) -> None:
     self._metrics.sync()
     self._timings.sync()
-    self._events.flush()
+    self._trackers.flush()
     if self._clients is not None:
       self._clients.sync()
+
+  def commit(self, done: int) -> None:
+    self._trackers.commit(done)
 
 
 def _timing(done: int, out: DispatchResult, eval_seconds: float) -> Row:
@@ -104,6 +113,7 @@ def journal(
   *,
   rounds: int,
   done: int,
+  trackers: Trackers,
   begins: bool = False,
   log_clients: bool = False,
   name_of: Callable[[int], str] = str,
@@ -114,6 +124,7 @@ def journal(
     folder: the workdir.
     rounds: that the run will have.
     done: that it has; what the files say of later ones is cut off.
+    trackers: where metrics are sent to.
     begins: whether there is a row of round 0 to write.
     log_clients: whether there are lines of clients to write.
     name_of: a client's index -> its name.
@@ -128,9 +139,6 @@ def journal(
     reporting.MetricsFile(
       folder / "timings.jsonl", keep_through=done, complete=False
     ) as timings,
-    contextlib.closing(
-      reporting.EventFiles(folder / "events", first_round=done + (not begins))
-    ) as events,
     reporting.Progress(rounds, done=done) as progress,
     contextlib.ExitStack() as stack,
   ):
@@ -142,4 +150,6 @@ def journal(
         keep_through=done,
       )
       stack.enter_context(contextlib.closing(clients))
-    yield _Written(metrics, timings, events, progress, clients, name_of)
+    if done:
+      trackers.commit(done)  # what another process has not sent
+    yield _Written(metrics, timings, trackers, progress, clients, name_of)

@@ -36,6 +36,8 @@ def as_write_error(folder: Path) -> Iterator[None]:
   """Name the checkpoint that is left where the disk refuses."""
   try:
     yield
+  except FedjaxSimError:  # it says itself what is wrong
+    raise
   except OSError as error:
     kept = rounds_in(folder / "checkpoints")
     where = f"{error.filename}: " if error.filename else ""

@@ -31,6 +31,7 @@ from fedjax_sim.privacy.accounting import promises
 from fedjax_sim.privacy.central import audit as audits
 from fedjax_sim.privacy.central import guard
 from fedjax_sim.privacy.central import uncovered as outputs
+from fedjax_sim.simulation import monitor
 from fedjax_sim.simulation.dispatch import Row
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.state import States
@@ -209,21 +210,18 @@ def check_budget(algorithm: Algorithm, budget: guard.Budget | None) -> None:
 
 
 def check_unwatched(
-  best_metric: str | None, schedules: Mapping[str, Schedule]
+  best_metrics: Sequence[str], schedules: Mapping[str, Schedule]
 ) -> None:
   """Refuse to follow metrics of training clients, which no noise protects.
 
   Args:
-    best_metric: metric that selects the best model; None without one.
+    best_metrics: metrics, of each of which the best model is kept.
     schedules: hyper-parameter -> its schedule.
 
   Raises:
     ValueError: names the field that follows such a metric.
   """
-  watched = {"server.best_metric": best_metric}
-  for name, schedule in schedules.items():
-    watched[f"schedule of {name}: metric"] = schedule.metric
-  guard.check_watched(watched)
+  guard.check_watched(monitor.followed(schedules, best_metrics))
 
 
 def uncovered(

@@ -49,7 +49,7 @@ def check(fields: Mapping[str, Any]) -> None:
   """
   f = types.SimpleNamespace(**fields)
   check_seeds(f.seed, f.noise_seed)
-  check_options(f.log_clients, f.revert_to_best, f.best_metric, f.debug)
+  check_options(f.log_clients, f.debug)
   check_kinds(**{name: fields[name] for name in KINDS})
   check_transforms(f.transforms)
   check_parts(f.algorithm, f.aggregator, f.data, f.runtime)
@@ -57,7 +57,7 @@ def check(fields: Mapping[str, Any]) -> None:
   clients = 1 if pools_data else f.data.train.num_clients
   check_sampler(f.sampler, clients)
   check_unobserved(f.sampler, f.algorithm, f.aggregator)
-  check_revert_to_best(f.revert_to_best, f.best_metric)
+  check_best(f.best_metrics, f.revert_to_best)
 
 
 def check_kinds(**fields: Any) -> None:
@@ -88,15 +88,11 @@ def check_seeds(seed: int, noise_seed: int | None) -> None:
     validate.integer("noise_seed", noise_seed, ge=0, le=2**32 - 1)
 
 
-def check_options(
-  log_clients: bool, revert_to_best: bool, best_metric: str | None, debug: bool
-) -> None:
+def check_options(log_clients: bool, debug: bool) -> None:
   """Refuse options of another type than theirs.
 
   Args:
     log_clients: whether clients are logged.
-    revert_to_best: whether a run goes back to its best model.
-    best_metric: metric that selects it; None to keep none.
     debug: whether rounds run as a Python loop over clients.
 
   Raises:
@@ -104,10 +100,6 @@ def check_options(
     ValueError: several processes debug, each of which has a part of the state.
   """
   validate.boolean("log_clients", log_clients)
-  validate.boolean("server.revert_to_best", revert_to_best)
-  if best_metric is not None:
-    example = "'test/accuracy'"
-    validate.instance("server.best_metric", best_metric, str, example)
   validate.boolean("debug", debug)
   if debug and jax.process_count() > 1:
     raise ValueError(
@@ -116,20 +108,32 @@ def check_options(
     )
 
 
-def check_revert_to_best(revert_to_best: bool, best_metric: str | None) -> None:
-  """Refuse to go back to the best model where none is kept.
+def check_best(best_metrics: Sequence[str], revert_to_best: bool) -> None:
+  """Refuse metrics of best models that are none, or going back without one.
 
   Args:
-    revert_to_best: whether a run goes back to its best model.
-    best_metric: metric that selects it; None to keep none.
+    best_metrics: metrics, of each of which the best model is kept.
+    revert_to_best: whether a run goes back to the best model by the first.
 
   Raises:
-    ValueError: none is kept.
+    TypeError: they are no tuple or list of texts.
+    ValueError: a metric is there twice, or none to go back by.
   """
-  if revert_to_best and best_metric is None:
+  field = "server.best_metrics"
+  if isinstance(best_metrics, str):
+    raise TypeError(
+      f"{field}={best_metrics!r} is a str; give a tuple: ({best_metrics!r},)."
+    )
+  validate.instance(field, best_metrics, (list, tuple), "('test/accuracy',)")
+  for i, metric in enumerate(best_metrics):
+    validate.instance(f"{field}[{i}]", metric, str, "'test/accuracy'")
+  if twice := [m for m in best_metrics if best_metrics.count(m) > 1]:
+    raise ValueError(f"{field} has {twice[0]!r} twice; leave one of them out.")
+  validate.boolean("server.revert_to_best", revert_to_best)
+  if revert_to_best and not best_metrics:
     raise ValueError(
       "server.revert_to_best=True goes back to the best model, and none is"
-      " kept; set server.best_metric, such as 'test/accuracy'."
+      f" kept; set {field}, such as ('test/accuracy',)."
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import jax
@@ -17,7 +18,14 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import distributed
-from fedjax_sim.core import Algorithm, PyTree, Task, Variables, validate
+from fedjax_sim.core import (
+  Algorithm,
+  Array,
+  PyTree,
+  Task,
+  Variables,
+  validate,
+)
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine import client_metrics
 from fedjax_sim.engine import residency as residencies
@@ -177,28 +185,9 @@ def metric_names(
   return names
 
 
-def followed(
-  schedules: Mapping[str, Schedule], best_metric: str | None
-) -> dict[str, str]:
-  """Return the metrics that decide on the run: who follows one -> the metric.
-
-  Args:
-    schedules: hyper-parameter -> its schedule.
-    best_metric: metric that selects the best model; None without one.
-  """
-  result = {
-    f"schedule of {name}: metric": schedule.metric
-    for name, schedule in schedules.items()
-    if schedule.metric is not None
-  }
-  if best_metric is not None:
-    result["server.best_metric"] = best_metric
-  return result
-
-
 def directions(
   schedules: Mapping[str, Schedule],
-  best_metric: str | None,
+  best_metrics: Sequence[str],
   *,
   task: Task,
   variables: Callable[[], Variables],
@@ -208,7 +197,7 @@ def directions(
 
   Args:
     schedules: hyper-parameter -> its schedule.
-    best_metric: metric that selects the best model; None without one.
+    best_metrics: metrics, of each of which the best model is kept.
     task: what is evaluated.
     variables: gives shapes and dtypes of the global model.
     data: federated data.
@@ -216,7 +205,7 @@ def directions(
   Raises:
     ValueError: a metric is not evaluated, or the task does not say.
   """
-  wanted = followed(schedules, best_metric)
+  wanted = monitor.followed(schedules, best_metrics)
   if not wanted:
     return {}
   names = metric_names(preflight.metrics_of(task, variables(), data), data)
@@ -227,16 +216,16 @@ def directions(
 class Reaction:
   """The reaction to an evaluation: a function of state and metrics.
 
-  The algorithm sees the metrics, schedules may follow them, and the best model
-  is kept, or restored.
+  The algorithm sees the metrics, schedules may follow them, and the best models
+  are kept, or one of them is restored.
 
   Attributes:
     algorithm: the algorithm, which may have an `on_eval`.
     schedules: hyper-parameter -> its schedule.
     higher_is_better: for every metric that is followed, its direction.
-    best_metric: metric that selects the best model; None to keep none.
-    revert_to_best: go on with the best model after an evaluation without a
-      better value.
+    best_metrics: metrics, of each of which the best model is kept.
+    revert_to_best: after an evaluation without a better value of the first of
+      them, go on with its best model.
     mesh: the devices.
     shapes: shapes and dtypes of a state.
     spec: how a state lies on the devices.
@@ -246,7 +235,7 @@ class Reaction:
   algorithm: Algorithm
   schedules: Mapping[str, Schedule]
   higher_is_better: Mapping[str, bool]
-  best_metric: str | None
+  best_metrics: Sequence[str]
   revert_to_best: bool
   mesh: Mesh
   shapes: RunState
@@ -266,17 +255,14 @@ class Reaction:
     """
     server = self._server_after(state.server, metrics)
     watch = self._schedules_after(state.watch, metrics)
-    metric = self.best_metric
-    if metric is not None and metric in metrics:
-      value, best = metrics[metric], watch.best
-      if monitor.is_better(value, best, self.higher_is_better[metric]):
-        numbers = np.float32(value), np.int32(jax.device_get(state.round))
-        value_, round_ = distributed.put(numbers, self.mesh, P())
-        best = Best(value_, round_, self.copied(server))
-        watch = watch._replace(best=best)
-      elif self.revert_to_best and not ends and int(best.round) >= 0:
-        server = self.copied(best.server)
-    return state._replace(server=server, watch=watch)
+    best = {
+      metric: self._best_after(metric, best, metrics, server, state.round)
+      for metric, best in watch.best.items()
+    }
+    after = state._replace(server=server, watch=watch._replace(best=best))
+    if self.revert_to_best and not ends and self.best_metrics[0] in metrics:
+      return self.continued(after)
+    return after
 
   @property
   def followers(self) -> list[str]:
@@ -291,15 +277,28 @@ class Reaction:
     return found + ["server.revert_to_best"] * self.revert_to_best
 
   def continued(self, state: RunState) -> RunState:
-    """Return the state of a run that ended, as if it had been to go on.
+    """Return the state after an evaluation of a run that goes on.
 
     Args:
-      state: after the evaluation at the end, with `ends`.
+      state: the same, of a run that ends, with `ends`.
     """
-    best = state.watch.best
-    if self.revert_to_best and int(best.round) not in (-1, int(state.round)):
-      return state._replace(server=self.copied(best.server))
-    return state
+    if not self.revert_to_best:
+      return state
+    best = state.watch.best[self.best_metrics[0]]
+    if int(best.round) in (-1, int(state.round)):
+      return state
+    return state._replace(server=self.copied(best.server))
+
+  def _best_after(
+    self, metric: str, best: Best, metrics: Row, server: PyTree, done: Array
+  ) -> Best:
+    """Return the best model by a metric after `done` rounds."""
+    value = metrics.get(metric, math.nan)
+    if not monitor.is_better(value, best, self.higher_is_better[metric]):
+      return best
+    numbers = np.float32(value), np.int32(jax.device_get(done))
+    value_, round_ = distributed.put(numbers, self.mesh, P())
+    return Best(value_, round_, self.copied(server))
 
   def _server_after(self, server: PyTree, metrics: Row) -> PyTree:
     """Return the server state after the algorithm has seen the metrics."""
@@ -330,18 +329,19 @@ class Reaction:
     return watch._replace(schedules=distributed.put(states, self.mesh, where))
 
   def best_row(self, state: RunState) -> Row:
-    """Return round and value of the best model as metrics `best/...`.
+    """Return value and round of the best models as metrics `best/...`.
 
     Args:
       state: state of the run.
 
     Returns:
-      A row; an empty one if there is no best model yet.
+      A row: for each metric that has a best model, such as `test/loss`, its
+      `best/test/loss` and `best/test/loss/round`.
     """
-    best = state.watch.best
-    if self.best_metric is None or int(best.round) < 0:
-      return {}
-    return {
-      "best/round": int(best.round),
-      f"best/{self.best_metric}": float(best.value),
-    }
+    row: Row = {}
+    for metric in self.best_metrics:
+      best = state.watch.best[metric]
+      if int(best.round) >= 0:
+        row[f"best/{metric}"] = float(best.value)
+        row[f"best/{metric}/round"] = int(best.round)
+    return row

@@ -1,11 +1,11 @@
-"""What evaluations leave in a run's state: rates on a plateau, the best model.
+"""What evaluations leave in a run's state: rates on a plateau, best models.
 
 It is part of the state, so a run that is resumed goes on as it would have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +23,23 @@ _SETS = {  # prefix -> what gives such metrics
 
 
 def first(
-  schedules: Mapping[str, Schedule], server: PyTree, keeps_best: bool
+  schedules: Mapping[str, Schedule],
+  server: PyTree,
+  best_metrics: Sequence[str],
 ) -> MonitorState:
   """Return the monitored state before any evaluation.
 
   Args:
     schedules: hyper-parameter -> its schedule.
     server: a server state.
-    keeps_best: whether the best model is kept.
+    best_metrics: metrics, of each of which the best model is kept.
   """
-  best: PyTree = ()
-  if keeps_best:
-    zeros = jax.tree.map(jnp.zeros_like, server)
-    best = Best(jnp.float32(jnp.nan), jnp.int32(-1), zeros)
-  return MonitorState({name: s.init() for name, s in schedules.items()}, best)
+  zeros = jax.tree.map(jnp.zeros_like, server)
+  none = Best(jnp.float32(jnp.nan), jnp.int32(-1), zeros)
+  return MonitorState(
+    schedules={name: s.init() for name, s in schedules.items()},
+    best=dict.fromkeys(best_metrics, none),
+  )
 
 
 def after(
@@ -70,13 +73,32 @@ def is_better(value: float, best: Best, higher_is_better: bool) -> bool:
   return bool(one > other if higher_is_better else one < other)
 
 
+def followed(
+  schedules: Mapping[str, Schedule], best_metrics: Sequence[str]
+) -> dict[str, str]:
+  """Return the metrics that decide on the run: who follows one -> the metric.
+
+  Args:
+    schedules: hyper-parameter -> its schedule.
+    best_metrics: metrics, of each of which the best model is kept.
+  """
+  result = {
+    f"schedule of {name}: metric": schedule.metric
+    for name, schedule in schedules.items()
+    if schedule.metric is not None
+  }
+  for i, metric in enumerate(best_metrics):
+    result[f"server.best_metrics[{i}]"] = metric
+  return result
+
+
 def directions(
   wanted: Mapping[str, str], names: Mapping[str, str], task: Task
 ) -> dict[str, bool]:
   """Return for every metric that is followed whether higher is better.
 
   Args:
-    wanted: who follows one, such as `server.best_metric` -> the metric.
+    wanted: who follows one, as `followed` returns it.
     names: what an evaluation measures -> the task's metric that it is of.
     task: what is evaluated.
 

@@ -72,8 +72,8 @@ class Simulator:
     runtime: how fast it goes.
     schedules: hyper-parameter, such as `client.learning_rate` -> what
       multiplies it: a `Schedule`, or a function of the rounds done.
-    best_metric: metric, such as `unseen/accuracy`, whose best model is kept.
-    revert_to_best: go on with the best model after one that is no better.
+    best_metrics: metrics, such as `test/loss`: of each the best model is kept.
+    revert_to_best: after a model no better by the first, go on with its best.
     log_clients: fill `DispatchResult.client_log`; devices keep all updates.
     budget: delta and largest epsilon of a private run; None counts no epsilon.
     debug: run rounds as a Python loop over clients, see `reference.py`; slow.
@@ -95,7 +95,7 @@ class Simulator:
   schedules: Mapping[str, Schedule | Callable[[Any], Any]] = dataclasses.field(
     default_factory=dict
   )
-  best_metric: str | None = None
+  best_metrics: Sequence[str] = ()
   revert_to_best: bool = False
   log_clients: bool = False
   budget: guard.Budget | None = None
@@ -123,7 +123,7 @@ class Simulator:
       release,
       self.revert_to_best,
     )
-    accounts.check_unwatched(self.best_metric, self._schedules)
+    accounts.check_unwatched(self.best_metrics, self._schedules)
     self.account.check_ledger(self.seed, self.states.num_parameters)
 
   @functools.cached_property
@@ -251,7 +251,7 @@ class Simulator:
     """For every metric that is followed, whether higher is better."""
     return directions(
       self._schedules,
-      self.best_metric,
+      self.best_metrics,
       task=self.task,
       variables=lambda: self.states.variables,
       data=self.data,
@@ -265,7 +265,7 @@ class Simulator:
       transforms=self.transforms,
       schedules=self._schedules,
       hparams=self.hparams,
-      keeps_best=self.best_metric is not None,
+      best_metrics=self.best_metrics,
       seed=self.seed,
       noise_seed=self.noise_seed,
       draws_noise=self.algorithm.draws_noise or self.aggregator.draws_noise,
@@ -491,7 +491,7 @@ class Simulator:
       algorithm=self.algorithm,
       schedules=self._schedules,
       higher_is_better=self._higher_is_better,
-      best_metric=self.best_metric,
+      best_metrics=self.best_metrics,
       revert_to_best=self.revert_to_best,
       mesh=self.mesh,
       shapes=self.states.shapes,

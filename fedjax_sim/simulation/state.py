@@ -111,7 +111,7 @@ def initial_state(
   algorithm: Algorithm,
   transforms: Sequence[Transform],
   schedules: Mapping[str, Schedule],
-  keeps_best: bool,
+  best_metrics: Sequence[str],
   table_rows: int,
 ) -> RunState:
   """Return the state before the first round.
@@ -123,7 +123,7 @@ def initial_state(
     algorithm: the algorithm.
     transforms: transforms of the client updates.
     schedules: hyper-parameter -> its schedule.
-    keeps_best: whether the best model is kept.
+    best_metrics: metrics, of each of which the best model is kept.
     table_rows: rows of the table of client states.
   """
   server = algorithm.init(key_for(seed, Purpose.INIT), hparams["algorithm"])
@@ -144,7 +144,7 @@ def initial_state(
     server=server,
     clients=table,
     shared=shared,
-    watch=monitor.first(schedules, server, keeps_best),
+    watch=monitor.first(schedules, server, best_metrics),
   )
 
 
@@ -157,7 +157,7 @@ class States:
     transforms: transforms of the client updates.
     schedules: hyper-parameter -> its schedule.
     hparams: numeric hyper-parameters, at their defaults.
-    keeps_best: whether the best model is kept.
+    best_metrics: metrics, of each of which the best model is kept.
     seed: seed of the run.
     noise_seed: fixes private noise, in simulations; None for fresh entropy.
     draws_noise: whether any private noise is drawn.
@@ -170,7 +170,7 @@ class States:
   transforms: Sequence[Transform]
   schedules: Mapping[str, Schedule]
   hparams: HParams
-  keeps_best: bool
+  best_metrics: Sequence[str]
   seed: int
   noise_seed: int | None
   draws_noise: bool
@@ -188,7 +188,7 @@ class States:
       algorithm=self.algorithm,
       transforms=self.transforms,
       schedules=self.schedules,
-      keeps_best=self.keeps_best,
+      best_metrics=self.best_metrics,
       table_rows=self._table_rows,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,9 @@ def with_initial(
     hits = matching("model.initial_only", only, like)
     wanted = {n for n, hit in zip(sorted(like), hits, strict=True) if hit}
     needed = wanted
-  _refuse_missing(source, [n for n in names if n in needed], arrays)
+  missing = [n for n in names if n in needed and n not in arrays]
+  if missing:
+    _refuse_missing(source, missing, [n for n in arrays if n not in like])
   used = [n for n in names if n in wanted and n in arrays]
   for name in used:
     _refuse_other(source, name, arrays[name], like[name])
@@ -81,17 +83,21 @@ def with_initial(
 
 
 def _refuse_missing(
-  source: str, needed: Iterable[str], arrays: Mapping[str, np.ndarray]
+  source: str, missing: Sequence[str], others: Sequence[str]
 ) -> None:
-  missing = [name for name in needed if name not in arrays]
-  if not missing:
-    return
-  near = difflib.get_close_matches(missing[0], arrays, n=3, cutoff=0.5)
-  there = near or list(arrays)
-  hint = "its nearest names are" if near else "it holds"
+  """Raise the error about missing arrays.
+
+  Args:
+    source: what messages call the arrays.
+    missing: names that are needed.
+    others: names in the source that no variable has.
+  """
+  near = difflib.get_close_matches(missing[0], others, n=3, cutoff=0.5)
+  hint = "its nearest names are" if near else "of other names it holds"
   raise ValueError(
-    f"{source} lacks {_listed(missing)}; {hint} {_listed(there) or 'nothing'}."
-    " Rename its arrays, or name those to take by model.initial_only."
+    f"{source} lacks {_listed(missing)}; {hint}"
+    f" {_listed(near or others) or 'none'}. Rename its arrays, or name those to"
+    " take by model.initial_only."
   )
 
 

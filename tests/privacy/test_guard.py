@@ -182,7 +182,7 @@ def learner():
       {
         "algorithm": with_central_dp(PLAIN, settings(strategy=banded(4, 2))),
         "sampler": sampling.cyclic(4, 2),
-        "best_metric": "test/loss",
+        "best_metrics": ("test/loss",),
         "revert_to_best": True,
       },
       r"server.revert_to_best=True goes back .* correlated noise",
@@ -320,10 +320,10 @@ PRIVATE = {
     ),
     (
       {
-        "server.best_metric": "seen/accuracy",
+        "server.best_metrics": "test/loss,seen/accuracy",
         "data.heldout_fraction": "0.2",
       },
-      r"server.best_metric='seen/accuracy' is measured on clients",
+      r"server.best_metrics\[1\]='seen/accuracy' is measured on clients",
     ),
     (
       {
@@ -463,7 +463,14 @@ LOCAL = {
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"server.best_metric": "seen/accuracy"}, r"best_metric='seen/accuracy'"),
+    (
+      {"server.best_metrics": "seen/accuracy,test/loss"},
+      r"server.best_metrics\[0\]='seen/accuracy' is measured",
+    ),
+    (
+      {"server.best_metrics": "test/loss,seen/accuracy"},
+      r"server.best_metrics\[1\]='seen/accuracy' is measured",
+    ),
     (
       {"server.schedule": "plateau(metric='seen/loss')"},
       r"='seen/loss' is measured on clients that train",
@@ -483,7 +490,7 @@ def test_clipping_alone_may_follow_anything():
   changes = {
     "local_privacy.mechanism": "clip",
     "local_privacy.clip_norm": "1.0",
-    "server.best_metric": "seen/accuracy",
+    "server.best_metrics": "seen/accuracy",
     "data.heldout_fraction": "0.2",
   }
   made = build(flags.load(str(DIGITS), changes))

@@ -60,7 +60,7 @@ EVERYTHING = {  # that tells something more
   "leakage.statistic": "max",
   "privacy.canaries": "20",
   "privacy.quantile": "0.5",
-  "server.best_metric": "test/loss",
+  "server.best_metrics": "test/loss",
   "server.client_log": "True",
   "transforms.quantize.sparsity": "0.5",
 }

@@ -6,11 +6,13 @@ from fedjax_sim.config.build.experiment import INITIAL, Experiment, build
 from fedjax_sim.config.build.server import build_aggregator, build_schedules
 from fedjax_sim.config.build.task import COMPUTE_DTYPES, build_task
 from fedjax_sim.config.build.timetable import Timetable
+from fedjax_sim.config.build.trackers import ConfiguredTracker, build_trackers
 
 __all__ = [
   "AUGMENTATION",
   "COMPUTE_DTYPES",
   "INITIAL",
+  "ConfiguredTracker",
   "Experiment",
   "Timetable",
   "build",
@@ -19,5 +21,6 @@ __all__ = [
   "build_data",
   "build_schedules",
   "build_task",
+  "build_trackers",
   "preprocessing",
 ]

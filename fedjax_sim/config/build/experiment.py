@@ -31,6 +31,7 @@ from fedjax_sim.config.build.server import (
 )
 from fedjax_sim.config.build.task import build_task
 from fedjax_sim.config.build.timetable import Timetable
+from fedjax_sim.config.build.trackers import ConfiguredTracker, build_trackers
 from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.config.fields import fields_of
 from fedjax_sim.core import references, validate
@@ -51,7 +52,8 @@ class Experiment:
 
   Attributes:
     simulator: what runs.
-    schedule: when it does what.
+    timetable: when it does what.
+    trackers: where its metrics are sent to.
     config: complete.
     sources: `references.sources` of the config, and the weights file that the
       run begins from.
@@ -63,6 +65,7 @@ class Experiment:
 
   simulator: Simulator
   timetable: Timetable
+  trackers: Sequence[ConfiguredTracker]
   config: ConfigDict
   sources: Mapping[str, str]
   local_guarantee: str
@@ -100,6 +103,7 @@ def build(config: ConfigDict) -> Experiment:
     initial_eval=server.initial_eval,
     checkpoint_every=runtime.checkpoint_every,
     keep_checkpoints=runtime.keep_checkpoints,
+    snapshot_every=server.snapshot_every,
   )
   validate.integer("server.clients_per_round", server.clients_per_round)
   if server.client_log:
@@ -110,6 +114,7 @@ def build(config: ConfigDict) -> Experiment:
         "server.client_log=True writes Parquet with pyarrow, which cannot be"
         f" imported ({error}); pip install pyarrow, or set it to False."
       ) from error
+  trackers = build_trackers(config)
   validate.number("runtime.peer_timeout", runtime.peer_timeout, ge=5)
   validate.number("runtime.start_timeout", runtime.start_timeout, gt=0)
   batching = LocalBatching(
@@ -154,7 +159,7 @@ def build(config: ConfigDict) -> Experiment:
         noise_seed=config.privacy.noise_seed,
         runtime=speed,
         schedules=build_schedules(config, algorithm, task),
-        best_metric=server.best_metric,
+        best_metrics=server.best_metrics or (),
         revert_to_best=server.revert_to_best,
         log_clients=server.client_log,
         budget=budget,
@@ -177,7 +182,7 @@ def build(config: ConfigDict) -> Experiment:
     )
   private = simulator.algorithm.privacy is not None
   if is_locally_private(config, simulator.num_clients):
-    check_unwatched(simulator.best_metric, simulator.react.schedules)
+    check_unwatched(simulator.best_metrics, simulator.react.schedules)
     private = True
   timetable = dataclasses.replace(timetable, rounds=allowed)
   parameters = simulator.states.num_parameters
@@ -187,6 +192,7 @@ def build(config: ConfigDict) -> Experiment:
   return Experiment(
     simulator=simulator,
     timetable=timetable,
+    trackers=trackers,
     config=config,
     sources=sources,
     local_guarantee=local_guarantee(config, drawn, parameters),

@@ -119,7 +119,7 @@ def build_transforms(config: ConfigDict) -> list[Transform]:
   """
   chain = []
   for label in config.transforms.order:
-    slot = components.transform_slot(label)
+    slot = components.labeled_slot("transforms", label)
     made: Transform = components.make(config, slot)._replace(name=label)
     feedback = config.transforms[label].error_feedback
     chain.append(error_feedback(made) if feedback else made)

@@ -18,6 +18,8 @@ class Timetable:
     initial_eval: evaluate before the first round, too.
     checkpoint_every: save after every so many rounds, and after the last.
     keep_checkpoints: how many of the newest to keep, >= 2.
+    snapshot_every: save after every so many rounds, and keep all of these; None
+      for no more than the newest.
     wanted: rounds that were asked for, of which a budget may leave fewer.
 
   Raises:
@@ -30,6 +32,7 @@ class Timetable:
   initial_eval: bool
   checkpoint_every: int
   keep_checkpoints: int
+  snapshot_every: int | None
   wanted: int
 
   def __post_init__(self) -> None:
@@ -39,6 +42,8 @@ class Timetable:
     validate.boolean("server.initial_eval", self.initial_eval)
     validate.integer("runtime.checkpoint_every", self.checkpoint_every)
     validate.integer("runtime.keep_checkpoints", self.keep_checkpoints, ge=2)
+    if self.snapshot_every is not None:
+      validate.integer("server.snapshot_every", self.snapshot_every)
 
   @property
   def longest_stretch(self) -> int:
@@ -48,7 +53,16 @@ class Timetable:
   @property
   def stops(self) -> tuple[int, ...]:
     """The numbers of rounds at whose multiples there is something to do."""
-    return self.eval_every, self.test_every, self.checkpoint_every
+    return self.eval_every, self.test_every, *self._saving
+
+  @property
+  def _saving(self) -> list[int]:
+    """The numbers of rounds at whose multiples the run is saved."""
+    return [n for n in (self.checkpoint_every, self.snapshot_every) if n]
+
+  def saved(self, done: int) -> bool:
+    """Return whether a checkpoint is due after `done` rounds."""
+    return done == self.rounds or any(done % n == 0 for n in self._saving)
 
   def evaluated(self, done: int) -> list[str]:
     """Return the evaluation sets that are due after `done` rounds."""

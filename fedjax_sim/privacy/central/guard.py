@@ -262,7 +262,7 @@ def _learns(transform: Transform, params: PyTree) -> bool:
   return any(id(x) in tainted for x in traced.outvars)
 
 
-def check_watched(watched: Mapping[str, str | None]) -> None:
+def check_watched(watched: Mapping[str, str]) -> None:
   """Refuse what would let metrics of training clients into the model.
 
   Args:
@@ -272,7 +272,7 @@ def check_watched(watched: Mapping[str, str | None]) -> None:
     ValueError: names the field.
   """
   for owner, metric in watched.items():
-    if metric is not None and metric.startswith("seen/"):
+    if metric.startswith("seen/"):
       raise ValueError(
         f"{owner}={metric!r} is measured on clients that train, without noise;"
         " follow a metric of 'test' or 'unseen'."

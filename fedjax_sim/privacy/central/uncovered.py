@@ -43,6 +43,8 @@ def uncovered(
     told.append("client_rounds*")
   told += [
     "curves.png",
+    "report.html",
+    "data_profile.json",
     "events (the same as pictures)",
     "timings.jsonl",
     "*_seconds",

@@ -61,10 +61,7 @@ def clients_figure(
 ) -> Figure:
   """Return the figure of `draw_clients`, whose arguments these are."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.cm import ScalarMappable
-  from matplotlib.colors import ListedColormap, Normalize
   from matplotlib.figure import Figure
-  from matplotlib.ticker import MaxNLocator
 
   panels = 1 if counts is None else 2
   figure = Figure(figsize=(5.5 * panels, 4.2), dpi=120)
@@ -72,50 +69,86 @@ def clients_figure(
   FigureCanvasAgg(figure)
   figure.suptitle(title, parse_math=False, fontsize=10)
   left, *right = np.atleast_1d(figure.subplots(1, panels)).tolist()
-  if names is None:
-    _draw_histogram(left, sizes)
-  else:
-    left.bar(np.arange(len(sizes)), sizes, _APART)
-    left.set_ylabel("Examples")
-    _name(left, names)
-  left.yaxis.set_major_locator(MaxNLocator(integer=True))
+  draw_sizes(left, sizes, names)
   for ax in right:
     assert counts is not None
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    order = np.lexsort((-shares.max(1), shares.argmax(1)))
-    if names is not None:  # as on the left
-      order = np.arange(len(shown))
-    base = np.zeros(len(shown))
-    width = 1.0 if names is None else _APART
-    for label, color in enumerate(_colors(counts.shape[1])):
-      share = shares[order, label]
-      ax.bar(
-        np.arange(len(shown)), share, width, base, color=color, label=str(label)
-      )
-      base += share
-    if counts.shape[1] <= _NAMED:
-      ax.legend(
-        title="Class", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7
-      )
-    else:
-      scale = ScalarMappable(
-        Normalize(-0.5, counts.shape[1] - 0.5),
-        ListedColormap(_colors(counts.shape[1])),
-      )
-      figure.colorbar(scale, ax=ax, label="Class")
-    if names is None:
-      ax.set_xlabel(
-        f"{len(shown):,} of {len(sizes):,} clients, by their most frequent"
-        " class"
-      )
-      ax.set_xticks([])
-    else:
-      _name(ax, names)
-    ax.set_ylabel("Share of each class")
-    ax.set_ylim(0, 1)
-  for ax in (left, *right):
-    ax.spines[["top", "right"]].set_visible(False)
+    draw_classes(ax, len(sizes), counts, names)
   return figure
+
+
+def draw_sizes(
+  ax: Axes, sizes: np.ndarray, names: Sequence[str] | None = None
+) -> None:
+  """Draw how many examples clients have: the left panel of `draw_clients`."""
+  from matplotlib.ticker import MaxNLocator
+
+  if names is None:
+    _draw_histogram(ax, sizes)
+  else:
+    ax.bar(np.arange(len(sizes)), sizes, _APART)
+    ax.set_ylabel("Examples")
+    _name(ax, names)
+  ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+  ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_classes(
+  ax: Axes,
+  num_clients: int,
+  counts: np.ndarray,
+  names: Sequence[str] | None = None,
+) -> None:
+  """Draw the classes of some clients: the right panel of `draw_clients`.
+
+  Args:
+    ax: where to.
+    num_clients: all that there are.
+    counts: shape=(n, classes); examples of each class.
+    names: of the n clients, in their order; None: they are sorted.
+  """
+  from matplotlib.cm import ScalarMappable
+  from matplotlib.colors import ListedColormap, Normalize
+
+  classes = counts.shape[1]
+  shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+  order = np.lexsort((-shares.max(1), shares.argmax(1)))
+  if names is not None:  # as on the left
+    order = np.arange(len(counts))
+  base, places = np.zeros(len(counts)), np.arange(len(counts))
+  edges = np.arange(len(counts) + 1) - 0.5
+  for label, color in enumerate(_colors(classes)):
+    top = base + shares[order, label]
+    if names is None:  # one shape a class, as bars that touch would look
+      ax.stairs(
+        *(top, edges),
+        baseline=base,
+        fill=True,
+        facecolor=color,
+        label=str(label),
+      )
+    else:
+      ax.bar(places, top - base, _APART, base, color=color, label=str(label))
+    base = top
+  if classes <= _NAMED:
+    ax.legend(
+      title="Class", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7
+    )
+  else:
+    scale = ScalarMappable(
+      Normalize(-0.5, classes - 0.5), ListedColormap(_colors(classes))
+    )
+    ax.figure.colorbar(scale, ax=ax, label="Class")
+  if names is None:
+    ax.set_xlabel(
+      f"{len(counts):,} of {num_clients:,} clients, by their most frequent"
+      " class"
+    )
+    ax.set_xticks([])
+  else:
+    _name(ax, names)
+  ax.set_ylabel("Share of each class")
+  ax.set_ylim(0, 1)
+  ax.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_histogram(ax: Axes, sizes: np.ndarray) -> None:

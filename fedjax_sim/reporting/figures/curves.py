@@ -5,101 +5,170 @@ from __future__ import annotations
 import collections
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fedjax_sim.core.files import write_atomically
-from fedjax_sim.reporting.metrics_file import Row, columns
+from fedjax_sim.reporting import formatting
+from fedjax_sim.reporting.figures import style
+from fedjax_sim.reporting.figures.series import (
+  Line,
+  drawable,
+  group,
+  groups_of,
+  panels_of,
+)
+from fedjax_sim.reporting.figures.style import SCREEN, Style
+from fedjax_sim.reporting.metrics_file import Row
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
-_Series = Mapping[str, tuple[list[int], list[float]]]
-_PANELS = {"loss": "Loss", "accuracy": "Accuracy", "epsilon": "Epsilon"}
-_STYLES = ("-", "--", ":", "-.")
-_FEW = 30  # points; fewer are marked one by one
+FEW = 30  # points; fewer are marked one by one
 
 
 def draw_curves(
-  rows: Iterable[Row], path: str | os.PathLike[str], title: str
+  rows: Iterable[Row],
+  path: str | os.PathLike[str],
+  title: str,
+  best_round: int | None = None,
 ) -> None:
   """Draw a PNG with a panel of losses, of accuracies and of epsilon.
 
   A panel holds every key whose last part, or last but `/mean`, ends with its
   word: `train/loss`, `seen/accuracy/mean`. A panel without any is left out.
+  Metrics with equal values share a line. A star marks the best value of each
+  line; the legend has it and the last value.
 
   Args:
     rows: one a round; keys may be missing in some, values may be NaN or None.
     path: the file; replaced atomically.
     title: stands above the panels.
+    best_round: of the model that the run kept as its best; None: it kept none.
 
   Raises:
     OSError: the file cannot be written.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  series = columns(rows)
-  panels = {
-    label: chosen
-    for word, label in _PANELS.items()
-    if (chosen := _ending(series, word))
-  } or {"Loss": {}}
-  figure = Figure(figsize=(1 + 5 * len(panels), 4.2), dpi=120)
-  figure.set_layout_engine("constrained", wspace=0.06)
-  FigureCanvasAgg(figure)
-  figure.suptitle(title, parse_math=False)
-  groups = dict.fromkeys(_group(key) for c in panels.values() for key in c)
-  colors = {group: f"C{index % 10}" for index, group in enumerate(groups)}
-  axes = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
-  for ax, (label, chosen) in zip(axes, panels.items(), strict=True):
-    _draw_panel(ax, label, chosen, colors)
   image = io.BytesIO()
+  figure = curves_figure(rows, title, best_round)
   figure.savefig(image, format="png", metadata={"Software": None})
   write_atomically(path, image.getvalue())
 
 
-def _draw_panel(
-  ax: Axes, label: str, series: _Series, colors: Mapping[str, str]
+def curves_figure(
+  rows: Iterable[Row], title: str, best_round: int | None = None
+) -> Figure:
+  """Return the figure of `draw_curves`, whose arguments these are."""
+  panels = panels_of(rows) or {"Loss": []}
+  figure = new_figure(len(panels), SCREEN)
+  figure.suptitle(title, parse_math=False)
+  colors = colors_of(panels)
+  axes = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+  for ax, (label, lines) in zip(axes, panels.items(), strict=True):
+    draw_panel(ax, label, lines, colors, best_round=best_round)
+  return figure
+
+
+def new_figure(across: int, look: Style, down: int = 1) -> Figure:
+  """Return an empty figure with room for so many panels."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  size = (across * look.width, down * look.height)
+  figure = Figure(figsize=size, dpi=120)
+  figure.set_layout_engine("constrained", wspace=0.06)
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def colors_of(panels: Mapping[str, Sequence[Line]]) -> dict[str, str]:
+  """Return a color for each of train, test, ...; the same in all panels."""
+  return {name: style.color(i) for i, name in enumerate(groups_of(panels))}
+
+
+def draw_panel(
+  ax: Axes,
+  label: str,
+  lines: Sequence[Line],
+  colors: Mapping[str, str],
+  *,
+  best_round: int | None = None,
+  look: Style = SCREEN,
 ) -> None:
-  """Draw a panel, each group (train, test, ...) in its color of `colors`."""
-  from matplotlib.ticker import MaxNLocator
+  """Draw lines against the round, each of train, test, ... in its color.
 
+  Args:
+    ax: where to.
+    label: of the vertical axis.
+    lines: one a metric.
+    colors: of `colors_of`.
+    best_round: a round to mark by a vertical line; None: none.
+    look: sizes and fonts.
+  """
   used: collections.Counter[str] = collections.Counter()
-  for key, (rounds, values) in series.items():
-    group = _group(key)
-    ax.plot(
-      rounds,
-      np.asarray(values, float),  # None becomes NaN: a gap
-      label=key,
-      color=colors[group],
-      linestyle=_STYLES[used[group] % len(_STYLES)],
-      linewidth=1.6,
-      marker="o" if len(rounds) <= _FEW else None,
-      markersize=4,
+  for line in lines:
+    name = group(line.keys[0])
+    linestyle = style.LINES[used[name] % len(style.LINES)]
+    text = described(line) if look.told else line.name
+    draw_line(ax, line, text, colors[name], linestyle, look)
+    used[name] += 1
+  if best_round is not None:
+    ax.axvline(
+      best_round,
+      color=style.PALETTE[7],
+      linewidth=look.linewidth / 2,
+      linestyle="--",
+      zorder=0,
+      label=f"best model, round {best_round:,}" if look.told else "best model",
     )
-    used[group] += 1
-  if series:
-    ax.legend(frameon=False)
-  ax.set_xlim(left=0)
-  ax.set_xlabel("Round")
+  if lines:
+    ax.legend(frameon=False, fontsize=8 if look.told else None)
   ax.set_ylabel(label)
-  ax.xaxis.set_major_locator(
-    MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+  style.against_rounds(ax)
+
+
+def draw_line(
+  ax: Axes, line: Line, text: str, color: str, linestyle: str, look: Style
+) -> None:
+  """Draw a line, with a star at its best value where legends have numbers."""
+  ax.plot(
+    line.rounds,
+    drawable(line.values),
+    label=_legend(text),
+    color=color,
+    linestyle=linestyle,
+    linewidth=look.linewidth,
+    marker="o" if len(line.rounds) <= FEW else None,
+    markersize=look.markersize,
   )
-  ax.grid(alpha=0.3)
-  ax.spines[["top", "right"]].set_visible(False)
+  best = line._replace(values=drawable(line.values)).best
+  if look.told and best is not None:
+    ax.plot(
+      *([best.round], [best.value]),
+      color=color,
+      linestyle="none",
+      marker="*",
+      markersize=3 * look.markersize,
+      markeredgecolor=style.BACKGROUND,
+      markeredgewidth=0.6,
+      zorder=3,
+    )
 
 
-def _ending(series: _Series, word: str) -> _Series:
-  return {
-    key: value
-    for key, value in series.items()
-    if key.removesuffix("/mean").endswith(word)
-  }
+def _legend(text: str) -> str:
+  """Return a text as a legend shows it, which hides those that begin with _."""
+  text = text.replace("$", r"\$")
+  return f" {text}" if text.startswith("_") else text
 
 
-def _group(key: str) -> str:
-  return key.split("/")[0]
+def described(line: Line) -> str:
+  """Return a line's name, its last value, and the best if that is another."""
+  last, best = line.last, line.best
+  if last is None:
+    return line.name
+  text = f"{line.name}: {formatting.number(last.value)}"
+  if best is None or best.value == last.value:
+    return text
+  value = formatting.number(best.value)
+  return f"{text} (best {value}, round {best.round:,})"

@@ -1,0 +1,222 @@
+"""The trackers of a run, all at once.
+
+Those that write local files get rows as rounds are trained. Those on a server
+get a `Delivery` each, which knows what other processes have sent from
+`trackers.json` in the workdir.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fedjax_sim import config as configs
+from fedjax_sim import reporting
+from fedjax_sim.config import build
+from fedjax_sim.config.build import ConfiguredTracker
+from fedjax_sim.distributed import processes
+from fedjax_sim.reporting.trackers import Row, RunFacts, Status
+from fedjax_sim.run.changes import decisive
+from fedjax_sim.run.delivery import Delivery
+from fedjax_sim.run.resume import versions, warn
+from fedjax_sim.run.signals import Interrupted
+from fedjax_sim.run.workdir import locked
+
+FILE = "trackers.json"
+RESULTS = (  # patterns of files in the workdir that trackers get at the end
+  *("config.json", "summary.json", "report.html"),
+  *("*.png", "*.csv", "*.safetensors", "*.npz", "*.msgpack"),
+)
+
+
+class Trackers:
+  """The trackers of a run; without any it does nothing.
+
+  Args:
+    configured: the trackers.
+    folder: the workdir.
+    config: complete.
+    first_round: the first round that this process trains.
+  """
+
+  def __init__(
+    self,
+    configured: Sequence[ConfiguredTracker],
+    folder: Path,
+    config: ConfigDict,
+    first_round: int,
+  ):
+    self._folder, self._config = folder, config
+    self._first_round = first_round
+    self._messages: list[str] = []
+    self._records = _Records(folder / FILE)
+    self._live = [x for x in configured if x.tracker.live]
+    self._deliveries = [
+      self._delivery(x) for x in configured if not x.tracker.live
+    ]
+
+  def _delivery(self, configured: ConfiguredTracker) -> Delivery:
+    label = configured.label
+    return Delivery(
+      configured,
+      self._folder / "metrics.jsonl",
+      lambda: self._facts(self._records.of(label)),
+      lambda changes: self._records.change(label, changes),
+      self._messages.append,
+    )
+
+  def _facts(self, record: Mapping[str, Any]) -> RunFacts:
+    """Return what a tracker with this record learns of the run."""
+    params = ConfigDict(decisive(configs.resolved(self._config)))
+    return RunFacts(
+      name=self._folder.resolve().name,
+      folder=self._folder,
+      key=record.get("key", ""),
+      run_id=record.get("run_id", ""),
+      sent=record.get("sent", -1),
+      first_round=self._first_round,
+      params=dict(configs.fields_of(params)),
+      tags=versions() | _git_commit(),
+    )
+
+  def open(self) -> None:
+    """Open the live trackers.
+
+    Raises:
+      OSError: one of them cannot write.
+    """
+    for live in self._live:
+      live.tracker.open(self._facts({}))
+
+  def write(self, rows: Iterable[Row]) -> None:
+    """Write rows to the live trackers."""
+    rows = list(rows)
+    for live in self._live:
+      live.tracker.send([live.select(row) for row in rows])
+
+  def flush(self) -> None:
+    """Return when the live trackers' files have all rows."""
+    for live in self._live:
+      live.tracker.flush()
+
+  def commit(self, done: int) -> None:
+    """Let rows be sent: a checkpoint holds those of `done` rounds."""
+    for delivery in self._deliveries:
+      delivery.commit(done)
+
+  def messages(self) -> Iterator[str]:
+    """Yield what trackers have to say to the user, once."""
+    while self._messages:
+      yield self._messages.pop(0)
+
+  def close(self, status: Status) -> None:
+    """End the run on every tracker, or warn of what was not sent."""
+    files: list[Path] = []
+    if status == "finished":
+      found = {f for p in RESULTS for f in self._folder.glob(p)}
+      files = sorted(found)
+    for delivery in self._deliveries:
+      delivery.end(status, files)
+    try:
+      for live in self._live:
+        live.tracker.close(status, files)
+    finally:
+      for delivery in self._deliveries:
+        if message := delivery.join():
+          self._messages.append(message)
+      for message in self.messages():
+        warn(message)
+
+
+@contextlib.contextmanager
+def tracked(
+  experiment: build.Experiment, folder: Path, first_round: int
+) -> Iterator[Trackers]:
+  """Open the trackers of a run, and end the run on them as it ends here.
+
+  Args:
+    experiment: what the config describes.
+    folder: the workdir.
+    first_round: the first round that this process trains.
+  """
+  configured = experiment.trackers if processes.is_first() else ()
+  trackers = Trackers(configured, folder, experiment.config, first_round)
+  status: Status = "failed"
+  trackers.open()
+  try:
+    yield trackers
+    status = "finished"
+  except (Interrupted, KeyboardInterrupt):
+    status = "killed"
+    raise
+  finally:
+    trackers.close(status)
+
+
+def deliver_rest(config: ConfigDict, folder: Path, rounds: int) -> None:
+  """Send what trackers of a finished run have not got.
+
+  Args:
+    config: complete.
+    folder: the workdir.
+    rounds: that the run has.
+  """
+  records = _Records(folder / FILE)
+  configured = [
+    tracker
+    for tracker in build.build_trackers(config)
+    if not tracker.tracker.live and not records.finished(tracker.label)
+  ]
+  if not configured:
+    return
+  with locked(folder):
+    trackers = Trackers(configured, folder, config, rounds + 1)
+    trackers.commit(rounds)
+    trackers.close("finished")
+
+
+class _Records:
+  """What `trackers.json` holds of each tracker; threads may share it."""
+
+  def __init__(self, path: Path):
+    self._path = path
+    self._lock = threading.Lock()
+    self._all: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(OSError, ValueError):  # none, or damaged
+      self._all = dict(json.loads(path.read_bytes()))
+
+  def of(self, label: str) -> dict[str, Any]:
+    """Return a tracker's record; a new one has a key, and is written."""
+    if label not in self._all:
+      self.change(label, {"key": uuid.uuid4().hex})
+    return self._all[label]
+
+  def finished(self, label: str) -> bool:
+    """Return whether a tracker got all of a finished run."""
+    return self._all.get(label, {}).get("ended") == "finished"
+
+  def change(self, label: str, changes: dict[str, Any]) -> None:
+    """Change a tracker's record, and write all of them."""
+    with self._lock:
+      self._all[label] = self._all.get(label, {}) | changes
+      reporting.write_json(self._path, self._all)
+
+
+def _git_commit() -> dict[str, str]:
+  """Return the commit of the working folder as a tag; none outside of git."""
+  command = ["git", "rev-parse", "HEAD"]
+  try:
+    result = subprocess.run(
+      command, capture_output=True, text=True, timeout=5, check=True
+    )
+  except (OSError, subprocess.SubprocessError):
+    return {}
+  return {"mlflow.source.git.commit": result.stdout.strip()}
