@@ -232,7 +232,6 @@ class Loop:
         "timetable": dataclasses.asdict(self.experiment.timetable),
       }
       self.checkpoints.save(self.done, fetched, facts)
-      self.journal.commit(self.done)
 
     with self.phases("checkpoint"):
       fetched = self.simulator.states.to_host(self.state)
@@ -241,6 +240,6 @@ class Loop:
 
   def _committed(self, round_: int) -> None:
     """Let others have what a checkpoint holds."""
-    del round_
+    self.journal.commit(round_)
     if self.mirror is not None:
       self.mirror.copy()
