@@ -665,7 +665,7 @@ def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
     (*saving, 1, refused, 4),
     (reporting.MetricsFile, "append", 5, WriteError, 8),  # of timings.jsonl
     (reporting.EventFiles, "write", 0, WriteError, 8),
-    (reporting, "write_json", 1, WriteError, 12),  # of summary.json
+    (reporting, "write_json", 2, WriteError, 12),  # of summary.json
   ]:
     with _limit(1) as fill, monkeypatch.context() as patch:
       at(patch, owner, name, when, fill)
