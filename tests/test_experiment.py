@@ -29,6 +29,7 @@ from fedjax_sim.simulation.compiler import Compiler
 from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.simulator import Simulator
+from workdirs import skip_pictures
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 
@@ -55,13 +56,9 @@ def quick(**changes):
   return flags.load(str(DIGITS), QUICK | named)
 
 
-def no_curves(*_):
-  """Drawing takes longer than a quick run."""
-
-
 @pytest.fixture
 def fast(monkeypatch):
-  monkeypatch.setattr(reporting, "draw_curves", no_curves)
+  skip_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +66,7 @@ def undisturbed(tmp_path_factory):
   """The workdir of a run that nothing disturbed."""
   folder = tmp_path_factory.mktemp("undisturbed") / "run"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reporting, "draw_curves", no_curves)
+    skip_pictures(patch)
     experiment.run(quick(), folder)
   return folder
 
@@ -124,11 +121,13 @@ def test_what_a_run_leaves(tmp_path, capfd):
   left = {path.name for path in folder.iterdir()} - {".lock"}
   assert left == {
     "config.json",
+    "data_profile.json",
     "metrics.jsonl",
     "timings.jsonl",
     "events",
     "checkpoints",
     "curves.png",
+    "report.html",
     "summary.json",
     "clients_unseen.csv",
   }
@@ -525,8 +524,8 @@ def test_a_kill_while_summing_up(
   folder = shutil.copytree(undisturbed, tmp_path / "run")
   (folder / "summary.json").unlink()
   with monkeypatch.context() as patch:
-    # write_json writes config.json first.
-    at(patch, reporting, name, name == "write_json", killed)
+    # write_json writes config.json and data_profile.json first.
+    at(patch, reporting, name, 2 * (name == "write_json"), killed)
     with pytest.raises(KilledError):
       experiment.run(quick(), folder)
   assert not (folder / "summary.json").exists()
@@ -661,7 +660,7 @@ def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
     (*saving, 1, refused, 4),
     (reporting.MetricsFile, "append", 5, WriteError, 8),  # of timings.jsonl
     (reporting.EventFiles, "write", 0, WriteError, 8),
-    (reporting, "write_json", 1, WriteError, 12),  # of summary.json
+    (reporting, "write_json", 2, WriteError, 12),  # of summary.json
   ]:
     with _limit(1) as fill, monkeypatch.context() as patch:
       at(patch, owner, name, when, fill)

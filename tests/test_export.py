@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim import reporting
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import flags
 from fedjax_sim.core.weights import read_weights
-from fedjax_sim.run import experiment, report
+from fedjax_sim.run import experiment
 from fedjax_sim.run import export as exports
 from fedjax_sim.tasks.freezing import named_variables
+from workdirs import skip_pictures
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"
@@ -62,8 +62,7 @@ def net(example_shape, num_classes):
 def run(folder, **changes):
   named = {field.replace("__", "."): text for field, text in changes.items()}
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reporting, "draw_curves", lambda *_: None)
-    patch.setattr(report, "write_report", lambda *_: None)
+    skip_pictures(patch)
     experiment.run(flags.load(str(DIGITS), TINY | named), folder)
   return folder
 

@@ -19,12 +19,13 @@ from fedjax_sim.run.profiling import Profile, Trained
 from fedjax_sim.simulation import simulator as simulators
 from fedjax_sim.simulation.timing import MEANING, Phases
 from problems import blobs, make_simulator, sgd
-from test_experiment import at, no_curves, quick, summary_of
+from test_experiment import at, quick, summary_of
+from workdirs import skip_pictures
 
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-  monkeypatch.setattr(reporting, "draw_curves", no_curves)
+  skip_pictures(monkeypatch)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ def run(
     "workdir",
     switches=("profile",),
     distributed="off",
+    **{"branch-from": "", "sync-to": ""},
   )
   import jax
 
@@ -46,7 +47,12 @@ def run(
     reporter.timeout = runtime.start_timeout
   try:
     experiment.run(
-      values.config, values.workdir, on_round, profile=values.profile
+      values.config,
+      values.workdir,
+      on_round,
+      branch_from=values["branch-from"].value,
+      profile=values.profile,
+      sync_to=values["sync-to"].value or None,
     )
   except signals.Interrupted as stop:
     if processes.is_first():

@@ -10,7 +10,11 @@ USAGE = """\
 fedjax-sim: federated learning, simulated.
 
   fedjax-sim run --config=FILE --workdir=DIR [--config.SECTION.FIELD=VALUE ...]
-      trains; on a workdir of an unfinished run, goes on with it
+      trains; on the workdir of a run, goes on with it: until its end, or, with
+      more --config.server.rounds, beyond
+      --branch-from=DIR[:ROUND]: begins at a checkpoint of another run
+      --workdir=URL: in a bucket, such as s3://bucket/run
+      --sync-to=URL: copies DIR to a bucket after each checkpoint
       --profile: where its time went, FLOP/s, and a trace in DIR/profile
       --distributed=auto|HOST:PORT,PROCESS,COUNT: as one process of several
   fedjax-sim launch --processes=N -- run --config=FILE --workdir=DIR ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import numbers
@@ -10,6 +11,15 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+# What a file system answers that does not know what it is asked for.
+UNSUPPORTED = (
+  errno.EINVAL,
+  errno.ENOLCK,
+  errno.ENOSYS,
+  errno.ENOTSUP,
+  errno.EOPNOTSUPP,
+)
 
 PathLike = str | os.PathLike[str]
 

@@ -10,12 +10,14 @@ every leaf afterwards, and a checkpoint that fails makes way for the one before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +27,14 @@ import numpy as np
 from fedjax_sim.core import PyTree
 from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.core.files import UNSUPPORTED
 from fedjax_sim.reporting import write_json
 
 _UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
 _DAMAGED = ".damaged"  # ends the name of one that was set aside
 _OVERHEAD = 2**20  # bytes, at most, that a checkpoint has besides its leaves
 _RECORD = "record"  # folder of a checkpoint: what is known of its leaves
-_SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
+SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
 
 
 class CheckpointError(FedjaxSimError, RuntimeError):
@@ -119,7 +122,7 @@ class CheckpointReader:
       Exception: it is damaged or gone, whatever makes orbax raise.
     """
     args = self.ocp.args
-    _check_files(self.path(round_), "" if wanted is None else _RECORD)
+    check_files(self.path(round_), "" if wanted is None else _RECORD)
     record = self._load(round_, _RECORD, args.JsonRestore())
     if record["round"] != round_:
       raise ValueError(f"it is of round {record['round']}")
@@ -171,7 +174,13 @@ class Checkpoints:
     keep: how many of the newest to keep; 2 at least, to fall back.
     snapshot_every: those of its multiples, with round 0, are kept besides; None
       for none.
+
+  Attributes:
+    on_commit: is given the round of each checkpoint when it is committed and
+      those before it are pruned, by the thread that writes.
   """
+
+  on_commit: Callable[[int], None]
 
   def __init__(
     self, folder: Path, *, keep: int, snapshot_every: int | None = None
@@ -183,6 +192,9 @@ class Checkpoints:
     self._snapshot_every = snapshot_every
     self._folder.mkdir(parents=True, exist_ok=True)
     self._remove(_UNFINISHED)
+    self.on_commit = lambda round_: None
+    self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
+    self._writing: futures.Future[None] | None = None
 
   def rounds(self) -> list[int]:
     """Return the rounds of which there is a checkpoint, in order."""
@@ -190,6 +202,19 @@ class Checkpoints:
 
   def save(self, round_: int, state: PyTree, facts: dict[str, Any]) -> None:
     """Write a checkpoint; return when it is committed.
+
+    The arguments and errors are those of `save_later`.
+    """
+    self.save_later(round_, state, facts)
+    self.wait()
+
+  def save_later(
+    self, round_: int, state: PyTree, facts: dict[str, Any]
+  ) -> None:
+    """Copy a state and return; a thread writes and commits the checkpoint.
+
+    The checkpoint before is waited for. What is said of a round that is to be
+    on the disk before the commit has to be there when this is called.
 
     Checkpoints of this round and of later ones go first, since the run is being
     repeated; damaged ones go last.
@@ -200,14 +225,37 @@ class Checkpoints:
       facts: anything JSON holds.
 
     Raises:
+      CheckpointError: for the checkpoint before, see `wait`.
+    """
+    self.wait()
+    # The next round uses the state up, of which arrays on a CPU are views.
+    leaves = [np.array(x) for x in jax.tree.leaves(jax.device_get(state))]
+    self._writing = self._thread.submit(
+      self._write, round_, leaves, _leaves(state), facts
+    )
+
+  def wait(self) -> None:
+    """Return when the last checkpoint is committed.
+
+    Raises:
       CheckpointError: the disk is full or refuses; earlier checkpoints and
         nothing half-written are left.
     """
-    leaves = [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state))]
+    writing, self._writing = self._writing, None
+    if writing is not None:
+      writing.result()
+
+  def _write(
+    self,
+    round_: int,
+    leaves: list[np.ndarray],
+    names: dict[str, str],
+    facts: dict[str, Any],
+  ) -> None:
     record = {
       "round": round_,
       "facts": facts,
-      "leaves": _leaves(state),
+      "leaves": names,
       "sha256": [digest(leaf) for leaf in leaves],
     }
     args = self._ocp.args
@@ -223,7 +271,7 @@ class Checkpoints:
           shutil.rmtree(self._reader.path(later))
       _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
       self._orbax.save(unfinished, args.Composite(**items))
-      write_json(unfinished / _SUMS, _sums(unfinished))
+      write_json(unfinished / SUMS, _sums(unfinished))
       os.rename(unfinished, self._reader.path(round_))
     except Exception as error:  # whatever a full disk makes orbax raise
       self._remove(_UNFINISHED)
@@ -239,6 +287,7 @@ class Checkpoints:
       if every is None or old % every:
         shutil.rmtree(self._reader.path(old), ignore_errors=True)
     self._remove(_DAMAGED)
+    self.on_commit(round_)
 
   def restore(
     self, like: PyTree, warn: Callable[[str], None]
@@ -271,7 +320,8 @@ class Checkpoints:
     return None
 
   def close(self) -> None:
-    """End orbax's threads."""
+    """Wait for what is being written, and end all threads."""
+    self._thread.shutdown()
     self._reader.close()
 
   def _set_aside(self, round_: int) -> None:
@@ -322,7 +372,7 @@ def _sums(folder: Path) -> dict[str, str]:
   """Return the SHA-256 of each file of a folder, but for that of the sums."""
   sums = {}
   for path in sorted(folder.rglob("*")):
-    if path.is_file() and path.name != _SUMS:
+    if path.is_file() and path.name != SUMS:
       with path.open("rb") as file:
         total = hashlib.file_digest(file, "sha256")
       sums[path.relative_to(folder).as_posix()] = total.hexdigest()
@@ -335,21 +385,27 @@ def _check_room(folder: Path, size: int) -> None:
   Orbax would report it, too, but with a traceback for every file.
   """
   path = folder / f"room{_UNFINISHED}"
+  size += _OVERHEAD
   try:
     with path.open("wb") as file:
-      os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD)
+      os.posix_fallocate(file.fileno(), 0, size)
+  except OSError as error:
+    if error.errno not in UNSUPPORTED:
+      raise
+    if shutil.disk_usage(folder).free < size:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
   finally:
     path.unlink(missing_ok=True)
 
 
-def _check_files(folder: Path, part: str) -> None:
+def check_files(folder: Path, part: str = "") -> None:
   """Raise ValueError or OSError for a file that is not as it was written.
 
   Args:
     folder: of the checkpoint.
     part: which of its folders; "" for all.
   """
-  wanted = json.loads((folder / _SUMS).read_bytes())
+  wanted = json.loads((folder / SUMS).read_bytes())
   wanted = {k: v for k, v in wanted.items() if k.startswith(part)}
   found = {f"{part}/{k}": v for k, v in _sums(folder / part).items()}
   found = {k.removeprefix("/"): v for k, v in found.items()}

@@ -66,7 +66,8 @@ class Delivery:
   def commit(self, round_: int) -> None:
     """Let rows through this round be sent; start with the first call."""
     with self._changed:
-      self._committed = round_
+      # A row of round 0 is written after the checkpoint of round 0.
+      self._committed = round_ or -1
       self._changed.notify()
     if not self._thread.ident:
       self._thread.start()
@@ -133,7 +134,8 @@ class Delivery:
       facts = self._facts()
       opened = self._tracker.open(facts)
       self._sent, self._newest = opened.sent, opened.newest
-      self._note({"run_id": opened.run_id, "sent": opened.sent})
+      begun = {"run_id": opened.run_id, "sent": opened.sent, "ended": None}
+      self._note(begun)
       self._opened = True
     elif self._sent < self._committed:
       self._send_batch()

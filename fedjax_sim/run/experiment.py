@@ -5,17 +5,18 @@ The workdir holds `config.json`, `data_profile.json`, `metrics.jsonl`,
 where there are trackers on a server `trackers.json`, and at the end
 `summary.json`, `curves.png`, `report.html` and `clients_*.csv`; with
 `server.client_log` also `client_rounds/`, which at the end becomes
-`client_rounds.parquet` and `client_rounds.png`. Running on the same workdir
-goes on where the newest whole checkpoint ends; the metrics are cut back to it,
-so no line is lost or doubled.
+`client_rounds.parquet` and `client_rounds.png`. Where a bucket has a copy,
+`bucket.json` names the run. Running on the same workdir goes on where the
+newest whole checkpoint ends; the metrics are cut back to it, so no line is lost
+or doubled.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,21 +31,26 @@ from fedjax_sim.config.completion import complete, reference_fields
 from fedjax_sim.core import references
 from fedjax_sim.data import profile as data_profile
 from fedjax_sim.distributed import processes
+from fedjax_sim.engine.state import RunState
 from fedjax_sim.privacy.accounting import composition
-from fedjax_sim.run import changes, profiling
+from fedjax_sim.run import branch, changes, profiling
+from fedjax_sim.run.bucket.mirror import Place, placed
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
-from fedjax_sim.run.resume import begin, data_digest, versions, warn
-from fedjax_sim.run.signals import noted_signals
-from fedjax_sim.run.summary import print_summary, sum_up
-from fedjax_sim.run.trackers import deliver_rest, tracked
-from fedjax_sim.run.tracking import journal
-from fedjax_sim.run.workdir import (
-  as_write_error,
-  finished_summary,
-  locked,
-  rounds_done,
+from fedjax_sim.run.resume import (
+  account_facts,
+  begin,
+  data_digest,
+  versions,
+  warn,
 )
+from fedjax_sim.run.signals import noted_signals
+from fedjax_sim.run.standing import Standing, look
+from fedjax_sim.run.summary import print_summary, sum_up
+from fedjax_sim.run.trackers import Trackers, deliver_rest, tracked
+from fedjax_sim.run.tracking import Journal, journal
+from fedjax_sim.run.workdir import as_write_error, locked
+from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.simulation.timing import Phases
 
 
@@ -53,7 +59,9 @@ def run(
   workdir: str | os.PathLike[str],
   on_round: Callable[[int], None] = lambda round_: None,
   *,
+  branch_from: str = "",
   profile: bool = False,
+  sync_to: str | None = None,
 ) -> dict[str, Any]:
   """Run a config in a workdir, or go on with it.
 
@@ -62,16 +70,22 @@ def run(
 
   Args:
     config: as a config file returns it.
-    workdir: made if it is missing.
+    workdir: a folder, made if it is missing; or the URL of a folder in a
+      bucket, for which the run works in a folder of the user's cache.
     on_round: is told how many rounds are done.
+    branch_from: "WORKDIR" or "WORKDIR:ROUND", the run and the checkpoint that
+      this one begins with; "" to begin anew.
     profile: trace a few rounds, and print a table of where the time goes.
+    sync_to: URL of a folder in a bucket that gets a copy of the workdir, after
+      each checkpoint; None for none.
 
   Returns:
     The summary, as in `summary.json`.
 
   Raises:
     ConfigChangedError: the workdir holds a run with another config or data.
-    WorkdirError: it cannot be written, or another process uses it.
+    WorkdirError: it cannot be written, or another process uses it; or the
+      bucket is in use, or holds another run.
     PeerError: another process refuses, or takes part in another run.
     TypeError, ValueError, OSError, ImportError: the config is wrong; nothing
       was written.
@@ -80,175 +94,252 @@ def run(
     DivergedError: a round left no finite update, or no finite model.
   """
   phases = Phases()
-  folder = Path(workdir)
-  config = complete(config)
-  resolved = configs.resolved(config)
-
-  def look() -> tuple[changes.Changes, int, dict[str, Any] | None]:
-    changed = changes.changes_since(folder, resolved) or {}
-    finished = changes.ROUNDS not in changed
-    summary = finished_summary(folder) if finished else None
-    return changed, rounds_done(folder), summary
-
-  changed, done, finished = processes.from_first(look)
-  if finished is not None:
+  with placed(workdir, sync_to) as place:
+    config = complete(config)
+    resolved = configs.resolved(config)
+    standing = look(place.folder, resolved, branch_from)
+    if standing.finished is not None:
+      _say_finished(config, place, standing.finished, profile)
+      return standing.finished
+    ready = lambda: _ready(config, resolved, standing, phases, profile)
+    experiment, facts = processes.check_same(
+      ready, config.runtime.start_timeout
+    )
+    launch = _Launch(
+      experiment=experiment,
+      resolved=resolved,
+      place=place,
+      standing=standing,
+      data_digest=facts["data"],
+      phases=phases,
+      on_round=on_round,
+      profiled=profile,
+    )
+    summary, profiled = launch.run()
     if processes.is_first():
-      nothing = "nothing is left to profile, and " if profile else ""
-      print(  # noqa: T201
-        f"The run in {folder} is finished; {nothing}for more rounds raise"
-        f" --config.{changes.ROUNDS}."
-      )
-      print_summary(finished, folder)
-      deliver_rest(config, folder, finished["rounds"])
-    return finished
-
-  def start() -> tuple[build.Experiment, dict[str, Any]]:
-    with phases("build"):
-      experiment = build.build(config)
-      named = dict(configs.fields_of(config))
-      with references.named(reference_fields(config), named):
-        experiment.simulator.trace()
-      timetable = experiment.timetable
-      changes.check_evaluations(changed, experiment.simulator, timetable, done)
-      digest = data_digest(experiment.simulator)
-    fields = dict(configs.fields_of(ConfigDict(changes.decisive(resolved))))
-    # A path may be another on every host; what lies there may not. So of
-    # references, and of the weights to begin from.
-    fields.pop("data.path", None)
-    fields.update(experiment.sources)
-    same = {
-      "--profile": profile,  # it changes the rounds of a dispatch
-      "devices of a process": jax.local_device_count(),
-      "widest float": str(jax.dtypes.canonicalize_dtype(np.float64)),
-    }
-    return experiment, {**fields, **versions(), **same, "data": digest}
-
-  experiment, facts = processes.check_same(start, config.runtime.start_timeout)
-  timetable = experiment.timetable
-  saved = folder / "checkpoints"
-  with contextlib.ExitStack() as stack:
-    checkpoints: Checkpoints | None = None
-
-    def prepare() -> None:
-      nonlocal checkpoints
-      stack.enter_context(locked(folder))
-      changes.changes_since(folder, resolved)  # nobody can change it any more
-      with as_write_error(folder):
-        checkpoints = Checkpoints(
-          saved,
-          keep=timetable.keep_checkpoints,
-          snapshot_every=timetable.snapshot_every,
-        )
-        stack.enter_context(contextlib.closing(checkpoints))
-
-    def describe() -> None:
-      # A run that gets more rounds is not finished, and its config says so.
-      (folder / "summary.json").unlink(missing_ok=True)
-      reporting.write_json(folder / "config.json", resolved)
-      described = data_profile.profile_of(experiment.simulator.data)
-      reporting.write_json(folder / data_profile.FILE, described)
-      rounds = experiment.timetable.rounds
-      account = privacy.account(config, experiment.simulator, rounds)
-      if account is not None:
-        reporting.write_json(folder / composition.FILE, account)
-      if changed:
-        told = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in changed.items())
-        warn(f"The run goes on with other settings: {told}.")
-
-    with phases("checkpoint"):
-      processes.from_first(prepare)
-    received = stack.enter_context(noted_signals())
-    with as_write_error(folder):
-      summary, profiled = _run(
-        experiment,
-        folder,
-        checkpoints,
-        received,
-        phases,
-        facts["data"],
-        on_round,
-        profile,
-        describe,
-      )
-  if processes.is_first():
-    print_summary(summary, folder)
-  if profiled is not None:
-    profiling.show(profiled)
-  return summary
+      print_summary(summary, place.name)
+    if profiled is not None:
+      profiling.show(profiled)
+    return summary
 
 
-def _run(
-  experiment: build.Experiment,
-  folder: Path,
-  checkpoints: Checkpoints | None,
-  received: list[int],
+def _say_finished(
+  config: ConfigDict, place: Place, summary: dict[str, Any], profile: bool
+) -> None:
+  """Print that nothing is left to do, and what the run gave."""
+  if not processes.is_first():
+    return
+  nothing = "nothing is left to profile, and " if profile else ""
+  print(  # noqa: T201
+    f"The run in {place.name} is finished; {nothing}for more rounds raise"
+    f" --config.{changes.ROUNDS}."
+  )
+  print_summary(summary, place.name)
+  deliver_rest(config, place, summary["rounds"])
+
+
+def _ready(
+  config: ConfigDict,
+  resolved: dict[str, Any],
+  standing: Standing,
   phases: Phases,
-  data_digest: str,
-  on_round: Callable[[int], None],
-  profiled: bool,
-  describe: Callable[[], None],
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-  """Restore or begin, run to the end, and sum up; return summary and profile.
+  profile: bool,
+) -> tuple[build.Experiment, dict[str, Any]]:
+  """Build the experiment; return it, and what is the same on all processes."""
+  with phases("build"):
+    experiment = build.build(config)
+    named = dict(configs.fields_of(config))
+    with references.named(reference_fields(config), named):
+      experiment.simulator.trace()
+    changes.check_evaluations(
+      standing.changed,
+      experiment.simulator,
+      experiment.timetable,
+      standing.done,
+    )
+    digest = data_digest(experiment.simulator)
+  fields = dict(configs.fields_of(ConfigDict(changes.decisive(resolved))))
+  # A path may be another on every host; what lies there may not. So of
+  # references, and of the weights to begin from.
+  fields.pop("data.path", None)
+  fields.update(experiment.sources)
+  same = {
+    "--profile": profile,  # it changes the rounds of a dispatch
+    "devices of a process": jax.local_device_count(),
+    "widest float": str(jax.dtypes.canonicalize_dtype(np.float64)),
+  }
+  return experiment, {**fields, **versions(), **same, "data": digest}
 
-  Args:
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Launch:
+  """A run that is about to begin, or to go on.
+
+  Attributes:
     experiment: what the config describes.
-    folder: the workdir.
-    checkpoints: None in all processes but the first one.
-    received: signals so far.
-    phases: measures what takes how long.
+    resolved: the config, as JSON holds it.
+    place: where the workdir is.
+    standing: how far the run is.
     data_digest: of the data.
+    phases: measures what takes how long.
     on_round: is told how many rounds are done.
     profiled: whether to trace a few rounds.
-    describe: writes what the workdir says of the run, once nothing refuses it.
   """
-  begun = begin(experiment, checkpoints, phases, data_digest)
-  processes.from_first(describe)
-  simulator = begun.simulator
-  begins = begun.done == 0 and experiment.timetable.initial_eval
-  first_round = begun.done + (not begins)
-  with tracked(experiment, folder, first_round) as trackers:
+
+  experiment: build.Experiment
+  resolved: dict[str, Any]
+  place: Place
+  standing: Standing
+  data_digest: str
+  phases: Phases
+  on_round: Callable[[int], None]
+  profiled: bool
+
+  def run(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Restore or begin, run to the end, and sum up.
+
+    Returns:
+      The summary, and what was profiled.
+    """
+    folder, phases = self.place.folder, self.phases
+    with contextlib.ExitStack() as stack:
+      with phases("checkpoint"):
+        checkpoints = stack.enter_context(self._checkpoints())
+      received = stack.enter_context(noted_signals())
+      stack.enter_context(as_write_error(folder))
+      begun = begin(
+        self.experiment,
+        checkpoints,
+        phases,
+        self.data_digest,
+        None if self.standing.origin is None else self._take_over,
+      )
+      processes.from_first(self._describe)
+      simulator, done = begun.simulator, begun.done
+      begins = done == 0 and self.experiment.timetable.initial_eval
+      first_round = done + (not begins)
+      trackers = stack.enter_context(
+        tracked(self.experiment, self.place, first_round)
+      )
+      with self._told(done, begins, simulator, trackers) as (told, profile):
+        loop = Loop(
+          experiment=self.experiment,
+          folder=folder,
+          mirror=self.place.mirror,
+          checkpoints=checkpoints,
+          phases=phases,
+          data_digest=self.data_digest,
+          journal=told,
+          received=received,
+          on_round=self.on_round,
+          profile=profile,
+          singles=profiling.SINGLES if self.profiled else 0,
+          **begun._asdict(),
+        )
+        del begun  # whose state would live as long as the run
+        loop.run()
+      summary = sum_up(
+        self.experiment,
+        simulator,
+        loop.state,
+        loop.choice,
+        loop.count,
+        phases,
+        folder,
+        loop.measured,
+      )
+    return summary, None if profile is None else profile.write(simulator)
+
+  @contextlib.contextmanager
+  def _checkpoints(self) -> Iterator[Checkpoints | None]:
+    """Yield the checkpoints of the workdir, which nobody else may use now.
+
+    Yields:
+      The checkpoints; None in all processes but the first one.
+    """
+    folder, timetable = self.place.folder, self.experiment.timetable
+    with contextlib.ExitStack() as stack:
+      checkpoints: Checkpoints | None = None
+
+      def prepare() -> None:
+        nonlocal checkpoints
+        stack.enter_context(locked(folder))
+        changes.changes_since(folder, self.resolved)  # nobody changes it now
+        with as_write_error(folder):
+          checkpoints = Checkpoints(
+            folder / "checkpoints",
+            keep=timetable.keep_checkpoints,
+            snapshot_every=timetable.snapshot_every,
+          )
+          stack.enter_context(contextlib.closing(checkpoints))
+
+      processes.from_first(prepare)
+      yield checkpoints
+
+  @contextlib.contextmanager
+  def _told(
+    self, done: int, begins: bool, simulator: Simulator, trackers: Trackers
+  ) -> Iterator[tuple[Journal, profiling.Profile | None]]:
+    """Yield where metrics and messages go, and what traces a few dispatches.
+
+    Args:
+      done: rounds done.
+      begins: whether there is a row of round 0 to write.
+      simulator: of the run.
+      trackers: of the run.
+    """
+    folder = self.place.folder
+    everyone = simulator.algorithm.requirements.pools_data
     with contextlib.ExitStack() as stack:
       profile = None
-      if profiled and processes.is_first():
-        profile = profiling.Profile(folder / "profile", phases)
+      if self.profiled and processes.is_first():
+        profile = profiling.Profile(folder / "profile", self.phases)
         stack.enter_context(profile)
-      with phases("write"):
+      with self.phases("write"):
         told = stack.enter_context(
           journal(
             folder,
-            rounds=experiment.timetable.rounds,
-            done=begun.done,
+            rounds=self.experiment.timetable.rounds,
+            done=done,
             trackers=trackers,
             begins=begins,
             log_clients=simulator.log_clients,
-            name_of=simulator.data.train.client_name
-            if not simulator.algorithm.requirements.pools_data
-            else lambda _: "all clients",
+            name_of=(lambda _: "all clients")
+            if everyone
+            else simulator.data.train.client_name,
           )
         )
-      loop = Loop(
-        experiment=experiment,
-        folder=folder,
-        checkpoints=checkpoints,
-        phases=phases,
-        data_digest=data_digest,
-        journal=told,
-        received=received,
-        on_round=on_round,
-        profile=profile,
-        singles=profiling.SINGLES if profiled else 0,
-        **begun._asdict(),
-      )
-      del begun  # whose state would live as long as the run
-      loop.run()
-    summary = sum_up(
-      experiment,
-      simulator,
-      loop.state,
-      loop.choice,
-      loop.count,
-      phases,
-      folder,
-      loop.measured,
+      yield told, profile
+
+  def _take_over(self, fresh: RunState) -> RunState:
+    """Return the state that a branch begins with; copy its first metrics."""
+    origin = self.standing.origin
+    assert origin is not None
+    account = account_facts(self.experiment.simulator, origin.round)
+    begun = branch.take_over(
+      origin, self.experiment, fresh, self.data_digest, account
     )
-  return summary, None if profile is None else profile.write(simulator)
+    for line in begun.lines:
+      warn(line)
+    branch.copy_rows(origin, self.place.folder)
+    return begun.state
+
+  def _describe(self) -> None:
+    """Write what the workdir says of the run, once nothing refuses it."""
+    folder, experiment = self.place.folder, self.experiment
+    # A run that gets more rounds is not finished, and its config says so.
+    (folder / "summary.json").unlink(missing_ok=True)
+    origin = self.standing.origin
+    beside = {} if origin is None else {changes.ORIGIN: origin._asdict()}
+    reporting.write_json(folder / "config.json", {**self.resolved, **beside})
+    described = data_profile.profile_of(experiment.simulator.data)
+    reporting.write_json(folder / data_profile.FILE, described)
+    rounds = experiment.timetable.rounds
+    account = privacy.account(experiment.config, experiment.simulator, rounds)
+    if account is not None:
+      reporting.write_json(folder / composition.FILE, account)
+    if self.standing.changed:
+      told = "; ".join(
+        f"{k}: {a} -> {b}" for k, (a, b) in self.standing.changed.items()
+      )
+      warn(f"The run goes on with other settings: {told}.")

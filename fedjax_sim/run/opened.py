@@ -199,10 +199,7 @@ def load(
       f"{folder} holds no run: there is no config.json; give the --workdir of"
       " one."
     )
-  changes: dict[str, Any] = dict(_ONE_DEVICE)
-  if data_path is not None:
-    changes["data.path"] = os.fspath(data_path)
-  simulator = _rebuilt(folder, _changed(config, changes))
+  simulator = rebuild(folder, config, data_path)
   personal = simulator.algorithm.personal is not None and not best
   metric = _best_metric(folder, simulator, str(round)) if best else ""
 
@@ -268,9 +265,26 @@ def _changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
   return ConfigDict(tree)
 
 
-def _rebuilt(folder: Path, config: ConfigDict) -> Simulator:
+def rebuild(
+  folder: Path,
+  config: ConfigDict,
+  data_path: str | os.PathLike[str] | None = None,
+) -> Simulator:
+  """Return the simulator of a run, on one device.
+
+  Args:
+    folder: the workdir, for messages.
+    config: of the run, complete.
+    data_path: instead of the config's `data.path`.
+
+  Raises:
+    WorkdirError: its data, or its own code, are missing or have changed.
+  """
+  changes: dict[str, Any] = dict(_ONE_DEVICE)
+  if data_path is not None:
+    changes["data.path"] = os.fspath(data_path)
   try:
-    return build.build(config).simulator
+    return build.build(_changed(config, changes)).simulator
   except (TypeError, ValueError, OSError, ImportError) as error:
     hint = ""
     if isinstance(error, FileNotFoundError):

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -78,6 +78,7 @@ def begin(
   checkpoints: Checkpoints | None,
   phases: Phases,
   data_digest: str,
+  branch: Callable[[RunState], RunState] | None = None,
 ) -> Begun:
   """Restore a run from its newest whole checkpoint, or begin it.
 
@@ -86,6 +87,8 @@ def begin(
     checkpoints: None in all processes but the first one.
     phases: measures what takes how long.
     data_digest: of the data.
+    branch: the state before the first round -> that which a branch begins with,
+      both on the host; called by the first process alone. None for no branch.
 
   Raises:
     ConfigChangedError: the checkpoint is of other data, or of an account that
@@ -97,8 +100,12 @@ def begin(
   if restored is None:
     with phases("build"):
       state = simulator.init()
-    choice = simulator.choose_lanes(experiment.timetable.rounds, phases)
-    return Begun(simulator, choice, False, Totals(), state, 0)
+      if branch is not None:
+        state = branched(simulator, state, branch)
+    done = int(jax.device_get(state.round))
+    rounds = experiment.timetable.rounds - done
+    choice = simulator.choose_lanes(rounds, phases)
+    return Begun(simulator, choice, False, Totals(), state, done)
   begun = going_on(experiment, restored, data_digest)
   if processes.is_first():
     facts = restored.facts
@@ -117,6 +124,26 @@ def begin(
       "The accountant's libraries are other ones; both epsilons are bounds",
     )
   return begun
+
+
+def branched(
+  simulator: Simulator, state: RunState, branch: Callable[[RunState], RunState]
+) -> RunState:
+  """Return the state that a branch begins with, on all processes.
+
+  Args:
+    simulator: of the branch.
+    state: before its first round; used up.
+    branch: as in `begin`.
+  """
+  fresh = simulator.states.to_host(state)
+
+  def take() -> None:
+    nonlocal fresh
+    fresh = branch(fresh)
+
+  processes.from_first(take)
+  return simulator.states.to_devices(processes.arrays_from_first(fresh))
 
 
 def going_on(

@@ -75,9 +75,14 @@ def sum_up(
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
     with phases("write"):
-      best_round = best.get("best/round")
-      kept = None if best_round is None else int(best_round)
-      reporting.draw_curves(rows, folder / "curves.png", folder.name, kept)
+      first = simulator.best_metrics[:1]
+      kept = best.get(f"best/{first[0]}/round") if first else None
+      reporting.draw_curves(
+        rows,
+        folder / "curves.png",
+        folder.name,
+        None if kept is None else int(kept),
+      )
       parts, table = folder / "client_rounds", folder / "client_rounds.parquet"
       if simulator.log_clients:
         reporting.join_client_rounds(parts, table)
@@ -130,9 +135,7 @@ def sum_up(
       summary["secure_noise"] = experiment.secure_noise
     if experiment.uncovered:
       summary["privacy_not_covered"] = list(experiment.uncovered)
-    with phases(
-      "write"
-    ):  # of what the summary says, so it is not counted there
+    with phases("write"):  # no part of the seconds that the summary has
       report.write_report([folder], folder / report.FILE, plain(summary))
     reporting.write_json(folder / "summary.json", summary)
     if simulator.log_clients:  # until now the run might have had to go back
@@ -156,7 +159,7 @@ def _write_clients(
   reporting.write_atomically(path, text.getvalue().encode())
 
 
-def print_summary(summary: dict[str, Any], folder: Path) -> None:
+def print_summary(summary: dict[str, Any], workdir: str) -> None:
   """Print a run's metrics and facts."""
   shown = ("train/", "test/", "seen/", "unseen/", "best/", "privacy/")
   metrics = {
@@ -173,7 +176,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     "compilations": str(summary["compilations"]),
     "devices": f"{len(summary['devices'])} x {summary['device_kind']}",
     "lanes": str(summary["lanes"]),
-    "workdir": str(folder),
+    "workdir": workdir,
   }
   if "privacy_told" in summary:
     simulated = "privacy/simulated_epsilon" in summary

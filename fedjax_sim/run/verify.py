@@ -24,7 +24,7 @@ from fedjax_sim.config.build import Experiment
 from fedjax_sim.core import PyTree, validate
 from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import one_line
-from fedjax_sim.run.changes import stored_config
+from fedjax_sim.run.changes import ORIGIN, read_config, stored_config
 from fedjax_sim.run.checkpoint import CheckpointReader, Restored
 from fedjax_sim.run.loop import Loop
 from fedjax_sim.run.resume import (
@@ -105,7 +105,11 @@ def verify(
   if config is None:
     raise WorkdirError(f"--workdir={workdir} holds no run; name its folder.")
   reader = CheckpointReader(workdir / "checkpoints")
-  stretches = _stretches(reader.rounds(), rounds, workdir)
+  saved = reader.rounds()
+  begins = ORIGIN not in (read_config(workdir) or {})
+  if saved and begins and saved[0]:
+    saved = [0, *saved]
+  stretches = stretches_of(saved, reader.rounds(), rounds, workdir)
   experiment = build.build(config)
   measured = data_digest(experiment.simulator)
   like = experiment.simulator.states.host_shapes
@@ -121,23 +125,23 @@ def verify(
   return done
 
 
-def _stretches(
-  saved: Sequence[int], text: str, workdir: Path
+def stretches_of(
+  starts: Sequence[int], saved: Sequence[int], text: str, workdir: Path
 ) -> list[tuple[int, int]]:
   """Return the stretches between checkpoints that hold the wanted rounds.
 
   Args:
-    saved: rounds of the checkpoints, in order.
+    starts: rounds of the checkpoints, in order, and 0 where the run began.
+    saved: rounds of the checkpoints.
     text: as in `verify`.
     workdir: for messages.
   """
-  if not saved or saved[-1] == 0:
-    raise WorkdirError(
-      f"--workdir={workdir} has no checkpoint of a round, so there is nothing"
-      " to compare with."
-    )
-  starts = [0, *saved] if saved[0] else list(saved)
   every = list(itertools.pairwise(starts))
+  if not every:
+    raise WorkdirError(
+      f"--workdir={workdir} has no two checkpoints, so there is nothing to"
+      " compare with."
+    )
   if text == "all":
     return every
   if text == "checkpoints":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.core.files import UNSUPPORTED
 from fedjax_sim.run.checkpoint import rounds_in
 
 
@@ -32,6 +36,8 @@ def as_write_error(folder: Path) -> Iterator[None]:
   """Name the checkpoint that is left where the disk refuses."""
   try:
     yield
+  except FedjaxSimError:  # it says itself what is wrong
+    raise
   except OSError as error:
     kept = rounds_in(folder / "checkpoints")
     where = f"{error.filename}: " if error.filename else ""
@@ -79,9 +85,56 @@ def locked(folder: Path) -> Iterator[None]:
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+      if error.errno in UNSUPPORTED:
+        raise _unsupported(folder, "flock", error) from error
       raise WorkdirError(
         f"--workdir={folder} is in use by another process; wait for it, or"
         " take another."
       ) from None
+    _check_file_system(folder)
     yield
+
+
+def _check_file_system(folder: Path) -> None:
+  """Refuse a file system without what keeps results safe at any kill.
+
+  Raises:
+    WorkdirError: names what is missing.
+  """
+  probe = folder / ".probe"
+  shutil.rmtree(probe, ignore_errors=True)
+  call = "mkdir"
+  try:
+    probe.mkdir()
+    file, renamed = probe / "file", probe / "renamed"
+    file.touch()
+    renamed.touch()
+    call = "fsync"
+    with file.open("rb+") as opened:
+      os.fsync(opened.fileno())
+    call = "rename"
+    os.replace(file, renamed)
+    made = probe / "folder"
+    made.mkdir()
+    os.rename(made, probe / "whole")
+    call = "fsync of a folder"
+    handle = os.open(probe, os.O_RDONLY)
+    try:
+      os.fsync(handle)
+    finally:
+      os.close(handle)
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+      return  # what is written first says so
+    raise _unsupported(folder, call, error) from error
+  finally:
+    shutil.rmtree(probe, ignore_errors=True)
+
+
+def _unsupported(folder: Path, call: str, error: OSError) -> WorkdirError:
+  return WorkdirError(
+    f"--workdir={folder}: its file system refuses {call} ({error.strerror}),"
+    " without which a run that is killed may lose its results; give a --workdir"
+    " on a local disk, with --sync-to=URL for a copy in a bucket."
+  )

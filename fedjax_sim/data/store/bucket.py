@@ -1,13 +1,8 @@
-"""Stores in buckets: copied whole, to the local disk or from it.
-
-fsspec knows where they are: `gs://bucket/store` with gcsfs, `s3://` with s3fs,
-`https://` with aiohttp, and so on.
-"""
+"""Stores in buckets: copied whole, to the local disk or from it."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import posixpath
 import tempfile
@@ -15,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim.data import remote
 from fedjax_sim.data.location import is_url
 from fedjax_sim.data.store.reader import StoreError, facts_of, verify
 from fedjax_sim.data.store.rewrite import Told
@@ -54,7 +50,7 @@ def copy_store(source: str, to: str, progress: Told | None = None) -> None:
 def _fetch(url: str, path: Path, progress: Told | None) -> None:
   if path.exists() or path.is_symlink():
     raise FileExistsError(f"{path} is there already; give another name.")
-  bucket, base = _opened(url)
+  bucket, base = remote.file_system_of(url)
   path.parent.mkdir(parents=True, exist_ok=True)
   name = f".{path.name[:40]}."
   with tempfile.TemporaryDirectory(prefix=name, dir=path.parent) as made:
@@ -64,7 +60,7 @@ def _fetch(url: str, path: Path, progress: Told | None) -> None:
     def get(file: str) -> None:
       place = folder / file
       place.parent.mkdir(parents=True, exist_ok=True)
-      with _told(url, file):
+      with _copying(url, file):
         bucket.get_file(posixpath.join(base, file), str(place))
 
     try:
@@ -89,17 +85,17 @@ def _fetch(url: str, path: Path, progress: Told | None) -> None:
 
 def _send(folder: Path, url: str, progress: Told | None) -> None:
   verify(folder)
-  bucket, base = _opened(url)
+  bucket, base = remote.file_system_of(url)
   last = posixpath.join(base, "store.json")
-  with _told(url, "store.json"):
+  with _copying(url, "store.json"):
     there = bucket.exists(last)
   if there:
     raise FileExistsError(f"{url} is a store already; give another name.")
   for file in [*_files(folder, progress), "store.json"]:
     place = posixpath.join(base, file)
-    with _told(url, file):
-      # Object stores have no folders: of theirs it would make the bucket.
-      if place.startswith("/"):
+    with _copying(url, file):
+      # Of an object store's folders it would make the bucket.
+      if remote.has_folders(place):
         bucket.makedirs(posixpath.dirname(place), exist_ok=True)
       bucket.put_file(str(folder / file), place)
 
@@ -118,33 +114,8 @@ def _rows(shapes: dict[str, Any]) -> int:
   return next(s[0] for k, s in shapes.items() if k.startswith("fields/"))
 
 
-def _opened(url: str) -> tuple[Any, str]:
-  """Return the bucket's file system, and the store's path in it."""
-  try:
-    core = importlib.import_module("fsspec.core")
-    bucket, base = core.url_to_fs(url)
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      f"{url} needs fsspec: pip install 'fedjax_sim[bucket]'."
-    ) from error
-  except ImportError as error:  # fsspec says what to install
-    raise ModuleNotFoundError(f"{url}: {error}") from error
-  except ValueError as error:
-    raise ValueError(f"{url}: {error}") from error
-  return bucket, base
-
-
-@contextlib.contextmanager
-def _told(url: str, file: str) -> Iterator[None]:
-  """Make errors name what was copied, whatever a bucket's library raises."""
-  try:
-    yield
-  except Exception as error:
-    why = " ".join(str(error).split()) or type(error).__name__
-    missing = isinstance(error, FileNotFoundError)
-    raise (FileNotFoundError if missing else OSError)(
-      f"{url}: {file} cannot be copied: {why}"
-    ) from error
+def _copying(url: str, file: str) -> contextlib.AbstractContextManager[None]:
+  return remote.naming(url, f"{file} cannot be copied")
 
 
 def _sync(file: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from fedjax_sim.reporting.trackers.mlflow import mlflow
+from fedjax_sim.reporting.trackers import mlflow, tensorboard, wandb
 from fedjax_sim.reporting.trackers.protocol import (
   Opened,
   Row,
@@ -18,8 +18,6 @@ from fedjax_sim.reporting.trackers.protocol import (
   Tracker,
 )
 from fedjax_sim.reporting.trackers.selection import Selection
-from fedjax_sim.reporting.trackers.tensorboard import tensorboard
-from fedjax_sim.reporting.trackers.wandb import wandb
 
 __all__ = [
   "TRACKERS",
@@ -33,8 +31,8 @@ __all__ = [
 
 TRACKERS: Mapping[str, Callable[..., Tracker]] = MappingProxyType(
   {
-    "mlflow": mlflow,
-    "tensorboard": tensorboard,
-    "wandb": wandb,
+    "mlflow": mlflow.mlflow,
+    "tensorboard": tensorboard.tensorboard,
+    "wandb": wandb.wandb,
   }
 )

@@ -87,6 +87,7 @@ class _MLflow(Tracker):
     # ask first whether it arrived. The client reads the environment alone.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(self._timeout))
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     self._client = MlflowClient(tracking_uri=self._uri)

@@ -47,7 +47,8 @@ def wandb(
     run_id: a run to join; None: `WANDB_RUN_ID`, or a run of its own.
     mode: "online" or "offline", for `wandb sync` later; None: `WANDB_MODE`, or
       online.
-    timeout: seconds that the server has to answer the start of a run.
+    timeout: seconds that the server has to answer the start of a run, and, at
+      the end, that uploads may take.
 
   Raises:
     ModuleNotFoundError: wandb is not installed.
@@ -62,6 +63,7 @@ def wandb(
 
 class _WandB(Tracker):
   _run: Run
+  _overdue = ""
 
   def __init__(
     self,
@@ -79,10 +81,28 @@ class _WandB(Tracker):
     self._mode, self._timeout = mode, timeout
 
   def open(self, run: RunFacts) -> Opened:
+    # Its reports of itself would hold up the end of a process without network.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    try:
+      self._run = self._init(run)
+    except Exception:
+      wandb.teardown()  # or the next try finds the run's id in use
+      raise
+    tags = {"versions": dict(run.tags)}
+    self._run.config.update(tags, allow_val_change=True)
+    if self._run.offline:
+      sent = wandb_files.newest_step(run.folder / "wandb", self._run.id)
+    else:
+      sent = self._run.step - 1  # the server's last one, if it is resumed
+    return Opened(self._run.id, sent)
+
+  def _init(self, run: RunFacts) -> Run:
     import wandb
 
     given = self._joined or os.environ.get("WANDB_RUN_ID")
-    self._run = wandb.init(
+    return wandb.init(
       project=self._project,
       entity=self._entity,
       group=self._group,
@@ -98,14 +118,10 @@ class _WandB(Tracker):
         console="off",  # the run's output is its own
         silent=True,
         init_timeout=self._timeout,
+        finish_timeout=self._timeout,
+        finish_timeout_raises=True,
       ),
     )
-    self._run.config.update({"versions": dict(run.tags)}, allow_val_change=True)
-    if self._run.offline:
-      sent = wandb_files.newest_step(run.folder / "wandb", self._run.id)
-    else:
-      sent = self._run.step - 1  # the server's last one, if it is resumed
-    return Opened(self._run.id, sent)
 
   def send(self, rows: Sequence[Row]) -> None:
     for row in rows:
@@ -113,9 +129,18 @@ class _WandB(Tracker):
       self._run.log(metrics, step=int(row["round"]), commit=True)
 
   def close(self, status: Status, files: Sequence[Path]) -> None:
+    if self._overdue:
+      raise TimeoutError(self._overdue)
     if files:
       self._send_files(files)
-    self._run.finish(exit_code=_EXIT[status])
+    try:
+      self._run.finish(exit_code=_EXIT[status])
+    except TimeoutError:
+      self._overdue = (
+        f"uploads took longer than {self._timeout:g} s; `wandb sync` of the"
+        " folder wandb in the workdir goes on with them"
+      )
+      raise TimeoutError(self._overdue) from None
 
   def _send_files(self, files: Sequence[Path]) -> None:
     import wandb

@@ -1,0 +1,60 @@
+"""File systems behind URLs, which fsspec opens.
+
+`gs://` wants gcsfs, `s3://` s3fs, `https://` aiohttp, and so on; their
+documentation says how they find credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from fedjax_sim.core.optional import library
+
+
+def file_system_of(url: str) -> tuple[Any, str]:
+  """Return the fsspec file system of a URL, and the URL's path in it.
+
+  Raises:
+    ModuleNotFoundError: fsspec, or what it needs for this URL, is missing.
+    ValueError: no file system has such URLs.
+  """
+  core = library("fsspec.core", "bucket", needed_by=url)
+  try:
+    files, path = core.url_to_fs(url)
+  except ImportError as error:  # fsspec says what to install
+    raise ModuleNotFoundError(f"{url}: {error}") from error
+  except ValueError as error:
+    raise ValueError(f"{url}: {error}") from error
+  return files, path
+
+
+def has_folders(path: str) -> bool:
+  """Return whether a path's file system has folders; object stores have none.
+
+  Args:
+    path: as `file_system_of` returns it.
+  """
+  return path.startswith("/")
+
+
+@contextlib.contextmanager
+def naming(url: str, what: str) -> Iterator[None]:
+  """Make errors name what failed, whatever a bucket's library raises.
+
+  Args:
+    url: where it failed.
+    what: what failed, such as "x.npy cannot be copied".
+
+  Raises:
+    FileNotFoundError, OSError: one line, instead of what was raised.
+  """
+  try:
+    yield
+  except Exception as error:
+    why = " ".join(str(error).split()) or type(error).__name__
+    missing = isinstance(error, FileNotFoundError)
+    raise (FileNotFoundError if missing else OSError)(
+      f"{url}: {what}: {why}"
+    ) from error

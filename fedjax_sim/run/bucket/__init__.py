@@ -1,0 +1,1 @@
+"""Workdirs in buckets: copied there, locked there, fetched from there."""

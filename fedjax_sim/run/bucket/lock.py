@@ -1,0 +1,131 @@
+"""The lock of a bucket's folder, which keeps a second run out of it.
+
+A bucket knows no locks. This one is an object that its owner writes anew every
+few seconds, so one that nobody has renewed for a while is nobody's. Two runs
+that begin within the same moment may both get it; the one that finds the
+other's name in it stops writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim.run.bucket.folder import Bucket
+from fedjax_sim.run.workdir import WorkdirError
+
+LOCK = "lock.json"
+BEAT_SECONDS = 20.0  # between two heartbeats
+STALE_SECONDS = 60.0  # without one, after which a lock is nobody's
+
+
+class Lock:
+  """The lock of a bucket's folder, with a heartbeat in a thread.
+
+  Args:
+    bucket: the folder.
+  """
+
+  def __init__(self, bucket: Bucket):
+    self._bucket = bucket
+    self._token = uuid.uuid4().hex
+    self._ended = threading.Event()
+    self._thread: threading.Thread | None = None
+
+  def take(self) -> None:
+    """Take the lock, unless it is held already.
+
+    Raises:
+      WorkdirError: another run has it.
+      OSError: the network or the bucket refuses.
+    """
+    if self._thread is not None:
+      return
+    self._refuse_other()
+    self._beat()
+    self._refuse_other()
+    self._thread = threading.Thread(target=self._beats, daemon=True)
+    self._thread.start()
+
+  def check(self) -> None:
+    """Raise WorkdirError if another run has taken the lock meanwhile."""
+    self._refuse_other()
+
+  def release(self) -> None:
+    """Give the lock back, if it is held; errors do not matter any more."""
+    self._ended.set()
+    if self._thread is None:
+      return
+    with contextlib.suppress(OSError):
+      if self._held().get("token") == self._token:
+        self._bucket.remove(LOCK)
+
+  def _held(self) -> dict[str, Any]:
+    """Return what the lock says; empty if there is none."""
+    with contextlib.suppress(ValueError):
+      held = json.loads(self._bucket.read(LOCK) or b"{}")
+      if isinstance(held, dict):
+        return held
+    return {}
+
+  def _refuse_other(self) -> None:
+    held = self._held()
+    if not held or held.get("token") == self._token:
+      return
+    age = time.time() - float(held.get("time", 0.0))
+    if age >= STALE_SECONDS or _is_gone(held):
+      return
+    raise WorkdirError(
+      f"{self._bucket.url} is in use by another run (process"
+      f" {held.get('process')} on {held.get('host')}, heard of"
+      f" {max(age, 0):.0f} s ago): stop that one; if it was killed, run the"
+      f" same command again in {STALE_SECONDS - age:.0f} s, or remove"
+      f" {self._bucket.url}/{LOCK}."
+    )
+
+  def _beat(self) -> None:
+    says = {
+      "token": self._token,
+      "host": socket.gethostname(),
+      "machine": _machine(),
+      "process": os.getpid(),
+      "time": time.time(),
+    }
+    self._bucket.write(LOCK, json.dumps(says).encode())
+
+  def _beats(self) -> None:
+    while not self._ended.wait(BEAT_SECONDS):
+      # A network that fails for a while is told by what cannot be sent.
+      with contextlib.suppress(OSError):
+        if self._held().get("token", self._token) == self._token:
+          self._beat()
+
+
+def _machine() -> str:
+  """Return what tells apart where process numbers mean the same; "" if none."""
+  try:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+  except OSError:
+    return ""
+
+
+def _is_gone(held: dict[str, Any]) -> bool:
+  """Return whether the lock's owner ran here, and was killed."""
+  machine = _machine()
+  if not machine or held.get("machine") != machine:
+    return False
+  try:
+    os.kill(int(held["process"]), 0)
+  except ProcessLookupError:
+    return True
+  except (OSError, KeyError, ValueError):
+    return False
+  return False

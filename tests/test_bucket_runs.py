@@ -1,0 +1,670 @@
+"""Workdirs in buckets: copied, locked, fetched, and whole after any kill."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import fsspec
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sim.cli.main import main
+from fedjax_sim.config import flags
+from fedjax_sim.core.files import write_json
+from fedjax_sim.reporting import MetricsFile
+from fedjax_sim.run import checkpoint, experiment
+from fedjax_sim.run.bucket import lock, mirror, snapshot, staging
+from fedjax_sim.run.bucket.folder import Bucket
+from fedjax_sim.run.bucket.lock import Lock
+from fedjax_sim.run.bucket.sender import Sender
+from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.loop import Loop
+from fedjax_sim.run.workdir import WorkdirError, locked
+
+DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
+
+QUICK = {
+  "model.name": "logistic_regression",
+  "model.hidden_sizes": "None",
+  "data.num_clients": "20",
+  "data.unseen_clients": "2",
+  "server.clients_per_round": "6",
+  "server.rounds": "8",
+  "server.eval_every": "4",
+  "client.epochs": "1",
+  "runtime.checkpoint_every": "2",
+  "runtime.devices": "1",
+  "runtime.lanes": "1",
+  "runtime.keep_checkpoints": "2",
+  "runtime.rounds_per_dispatch": "2",
+}
+
+
+def quick(rounds=8):
+  return flags.load(str(DIGITS), QUICK | {"server.rounds": str(rounds)})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  """The user's cache is a folder of this test."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setattr(experiment, "print_summary", lambda *_: None)
+  return tmp_path / "cache"
+
+
+@pytest.fixture
+def url(tmp_path):
+  """A folder in a bucket, of this test alone."""
+  memory = fsspec.filesystem("memory")
+  yield f"memory://{tmp_path.name}/deep/run"
+  memory.store.clear()
+
+
+def state_of(round_):
+  return {"round": jnp.int32(round_), "x": jnp.arange(5.0) * round_}
+
+
+class Work:
+  """A workdir to which rounds can be added; no training."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    folder.mkdir()
+    write_json(folder / "config.json", {"seed": 0})
+    write_json(folder / staging.IDENTITY, {"run": folder.name})
+
+  def save(self, round_):
+    with (
+      MetricsFile(
+        self.folder / "metrics.jsonl", keep_through=round_ - 1
+      ) as metrics,
+      contextlib.closing(
+        Checkpoints(self.folder / "checkpoints", keep=2)
+      ) as checkpoints,
+    ):
+      metrics.append([{"round": round_, "loss": 1 / round_}])
+      metrics.sync()
+      parts = self.folder / "client_rounds"
+      parts.mkdir(exist_ok=True)
+      (parts / f"{round_}.parquet").write_text(str(round_))
+      checkpoints.save(round_, state_of(round_), {})
+
+  def finish(self):
+    write_json(self.folder / "summary.json", {"lanes": 1, "rounds": 3})
+    shutil.rmtree(self.folder / "client_rounds")
+
+
+def files_of(folder):
+  return {
+    path.relative_to(folder).as_posix(): path.read_bytes()
+    for path in folder.rglob("*")
+    if path.is_file()
+    and not any(n.startswith(".") for n in path.relative_to(folder).parts)
+  }
+
+
+def copy_of(url):
+  bucket = Bucket(url)
+  return {name: bucket.read(name) for name in bucket.sizes()}
+
+
+def restored(folder):
+  """The newest checkpoint of a fetched folder, whose rows are there, too."""
+  with contextlib.closing(
+    Checkpoints(folder / "checkpoints", keep=2)
+  ) as checkpoints:
+    found = checkpoints.restore(state_of(0), pytest.fail)
+  if found is None:
+    return 0
+  np.testing.assert_array_equal(found.state["x"], state_of(found.round)["x"])
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  rounds = [json.loads(line)["round"] for line in lines]
+  assert rounds[: found.round] == list(range(1, found.round + 1))
+  return found.round
+
+
+# --- snapshots and their copies -----------------------------------------------
+
+
+def test_a_copy_is_what_the_workdir_was(tmp_path, url):
+  work = Work(tmp_path / "run")
+  (work.folder / ".lock").touch()
+  sender, bucket = Sender(Bucket(url)), Bucket(url)
+  for round_ in (1, 2, 3):
+    work.save(round_)
+    taken = snapshot.take(work.folder, round_)
+    before = files_of(work.folder)
+    # What comes later is not part of it, whatever becomes of the files.
+    with (work.folder / "metrics.jsonl").open("a") as file:
+      file.write('{"round": 9')
+    checkpoint = work.folder / "checkpoints" / str(round_)
+    checkpoint.rename(tmp_path / "gone")
+    sender.send(taken, lambda: None)
+    assert copy_of(url) == before
+    (tmp_path / "gone").rename(checkpoint)
+    (work.folder / "metrics.jsonl").write_bytes(before["metrics.jsonl"])
+  assert staging.complete_rounds(bucket.sizes()) == [2, 3]
+  snapshot.forget(taken)
+  assert not list((work.folder / snapshot.FOLDER).iterdir())
+
+
+def test_only_what_is_new_is_sent(tmp_path, url, monkeypatch):
+  sent = []
+  send = Bucket.send
+
+  def noted(self, path, name, size):
+    sent.append(name)
+    send(self, path, name, size)
+
+  monkeypatch.setattr(Bucket, "send", noted)
+  work = Work(tmp_path / "run")
+  sender = Sender(Bucket(url))
+  for round_ in (1, 2):
+    work.save(round_)
+    sent.clear()
+    sender.send(snapshot.take(work.folder, round_), lambda: None)
+  prefixes = {"/".join(name.split("/")[:2]) for name in sent}
+  assert prefixes == {
+    "metrics.jsonl",
+    "client_rounds/2.parquet",
+    "checkpoints/2",
+  }
+  assert sent[-1] == "checkpoints/2/sha256.json"
+  sent.clear()  # another process looks what is there
+  Sender(Bucket(url)).send(snapshot.take(work.folder, 3), lambda: None)
+  assert sorted(sent) == ["bucket.json", "config.json", "metrics.jsonl"]
+
+
+def test_without_hard_links_a_snapshot_copies(tmp_path, monkeypatch):
+  def refuses(*_):
+    raise OSError(errno.EPERM, "no links")
+
+  work = Work(tmp_path / "run")
+  work.save(1)
+  monkeypatch.setattr(os, "link", refuses)
+  taken = snapshot.take(work.folder, 1)
+  assert files_of(taken.folder) == files_of(work.folder)
+
+
+def test_a_file_too_large_for_one_piece(tmp_path, url, monkeypatch):
+  monkeypatch.setattr("fedjax_sim.run.bucket.folder._WHOLE", 10)
+  (tmp_path / "file").write_bytes(bytes(range(100)))
+  Bucket(url).send(tmp_path / "file", "file", 35)
+  assert Bucket(url).read("file") == bytes(range(35))
+
+
+class KilledError(BaseException):
+  pass
+
+
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
+  """Stops before every change of the bucket, or every ninth, in five copies."""
+  work = Work(tmp_path / "run")
+  taken = []
+  for round_ in (1, 2, 3, 4):
+    work.save(round_)
+    taken.append(snapshot.take(work.folder, round_))
+  work.finish()
+  taken.append(snapshot.take(work.folder, 5))
+  last = files_of(work.folder)
+  memory = fsspec.filesystem("memory")
+  left, sending = 0, 0
+
+  def counted(method):
+    def called(self, *args, **kwargs):
+      nonlocal left
+      left -= 1
+      if left < 0:
+        raise KilledError
+      return method(self, *args, **kwargs)
+
+    return called
+
+  for name in ("pipe_file", "mv", "rm_file"):
+    method = getattr(type(memory), name)
+    monkeypatch.setattr(type(memory), name, counted(method))
+  seen = set()
+  for moment in range(0, 1000, step):
+    url = f"memory://kill{moment}"
+    left, sending = moment, 0
+    sender = Sender(Bucket(url))
+    try:
+      for sending, one in enumerate(taken):  # noqa: B007 - read below
+        sender.send(one, lambda: None)
+      break
+    except KilledError:
+      pass
+    left = 10**6
+    folder = tmp_path / f"fetched{moment}"
+    staging.fill(folder, Bucket(url), lambda *_: None)
+    round_ = restored(folder) if folder.exists() else 0
+    seen.add(round_)
+    # The checkpoint of the copy before is there, or the new one.
+    assert min(sending, 4) <= round_ <= min(sending + 1, 4)
+    finished = (folder / "summary.json").exists()
+    assert not finished or sending == 4
+    # Another process goes on with what is there.
+    Sender(Bucket(url)).send(taken[-1], lambda: None)
+    assert copy_of(url) == last
+    shutil.rmtree(folder, ignore_errors=True)
+    memory.store.clear()
+  else:
+    pytest.fail("it never ends")
+  assert seen == {0, 1, 2, 3, 4}
+  memory.store.clear()
+
+
+# --- the lock -----------------------------------------------------------------
+
+
+def test_the_lock_keeps_others_out(url, monkeypatch):
+  first, second = Lock(Bucket(url)), Lock(Bucket(url))
+  first.take()
+  first.take()
+  with pytest.raises(
+    WorkdirError, match=rf"{url} is in use .*process {os.getpid()} .*remove"
+  ):
+    second.take()
+  first.release()
+  second.take()
+  second.check()
+  second.release()
+  assert Bucket(url).sizes() == {}
+
+
+def held(url, **changes):
+  """Somebody else's lock."""
+  says = {"token": "other", "host": "far", "process": 7, "time": time.time()}
+  Bucket(url).write(lock.LOCK, json.dumps(says | changes).encode())
+
+
+def test_whose_lock_is_nobodys(url):
+  held(url, time=time.time() - lock.STALE_SECONDS - 1)
+  with contextlib.closing(_Taken(url)):
+    pass
+  held(url)
+  with pytest.raises(WorkdirError, match="process 7 on far"):
+    Lock(Bucket(url)).take()
+  with subprocess.Popen(["true"]) as gone:
+    pass
+  held(url, process=gone.pid, machine=lock._machine())
+  with contextlib.closing(_Taken(url)):
+    pass
+  held(url, process=os.getpid(), machine=lock._machine())
+  with pytest.raises(WorkdirError, match="in use"):
+    Lock(Bucket(url)).take()
+  Bucket(url).write(lock.LOCK, b"{torn")
+  with contextlib.closing(_Taken(url)):
+    pass
+
+
+class _Taken:
+  def __init__(self, url):
+    self._lock = Lock(Bucket(url))
+    self._lock.take()
+
+  def close(self):
+    self._lock.release()
+
+
+def test_the_heart_beats_and_a_lock_can_be_lost(url, monkeypatch):
+  monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+  mine = Lock(Bucket(url))
+  mine.take()
+  said = lambda: json.loads(Bucket(url).read(lock.LOCK) or b"")
+  first, end = said()["time"], time.monotonic() + 20
+  while said()["time"] == first:
+    assert time.monotonic() < end
+  held(url)
+  with pytest.raises(WorkdirError, match="process 7 on far"):
+    mine.check()
+  time.sleep(0.05)
+  assert said()["token"] == "other"  # and no heartbeat takes it back
+  mine.release()
+  assert said()["token"] == "other"
+
+
+# --- staging ------------------------------------------------------------------
+
+
+@pytest.fixture
+def sent(tmp_path, url):
+  """A workdir of two rounds, and its copy."""
+  work = Work(tmp_path / "run")
+  for round_ in (1, 2):
+    work.save(round_)
+  Sender(Bucket(url)).send(snapshot.take(work.folder, 1), lambda: None)
+  snapshot.forget_all(work.folder)
+  return work
+
+
+def fill(folder, url):
+  says = []
+  staging.fill(folder, Bucket(url), lambda text, level: says.append(text))
+  return says
+
+
+def test_an_empty_folder_is_filled(sent, url, tmp_path):
+  (said,) = fill(tmp_path / "new", url)
+  assert "fetched the run, with its checkpoint of round 2" in said
+  assert files_of(tmp_path / "new") == files_of(sent.folder)
+  assert fill(tmp_path / "new", url) == []
+
+
+def test_a_folder_that_is_ahead_stays(sent, url, tmp_path):
+  fill(tmp_path / "new", url)
+  sent.save(3)
+  before = files_of(sent.folder)
+  assert fill(sent.folder, url) == []
+  assert files_of(sent.folder) == before
+  sender = Sender(Bucket(url))
+  sender.send(snapshot.take(sent.folder, 1), lambda: None)
+  (said,) = fill(tmp_path / "new", url)  # now it is behind
+  assert "round 3" in said
+  assert files_of(tmp_path / "new") == before
+  assert not (tmp_path / "new.before").exists()
+
+
+def test_another_run_is_set_aside(sent, url, tmp_path):
+  other = Work(tmp_path / "other")
+  other.save(1)
+  before = files_of(other.folder)
+  said = fill(other.folder, url)
+  assert "is now in" in said[-1]
+  assert files_of(tmp_path / "other.before") == before
+  assert files_of(other.folder) == files_of(sent.folder)
+
+
+def test_a_bucket_that_somebody_emptied(sent, url, tmp_path):
+  fill(tmp_path / "new", url)
+  fsspec.filesystem("memory").store.clear()
+  (said,) = fill(tmp_path / "new", url)
+  assert "holds no run any more" in said
+  assert not (tmp_path / "new").exists()
+  assert files_of(tmp_path / "new.before") == files_of(sent.folder)
+  assert fill(sent.folder, url) == []  # nothing of it was ever sent
+  assert sent.folder.exists()
+
+
+def test_a_damaged_checkpoint_is_not_fetched(sent, url, tmp_path):
+  bucket = Bucket(url)
+  name = "checkpoints/2/record/metadata"
+  bucket.write(name, (bucket.read(name) or b"").replace(b"2", b"3", 1))
+  damage, fetched = fill(tmp_path / "new", url)
+  assert "the checkpoint of round 2 is damaged: the SHA-256 of" in damage
+  assert "round 1" in fetched
+  assert restored(tmp_path / "new") == 1
+  assert fill(sent.folder, url) == []  # what is whole here is better
+  assert restored(sent.folder) == 2
+
+
+def test_an_object_outside_of_the_folder_is_not_fetched(sent, url, tmp_path):
+  store = fsspec.filesystem("memory").store
+  path = next(key for key in store if key.endswith("config.json"))
+  store[path.replace("config.json", "../evil")] = store[path]
+  fill(tmp_path / "new", url)
+  assert not list(tmp_path.rglob("evil"))
+
+
+def test_every_url_has_its_folder(cache):
+  folders = {
+    staging.folder_of(u)
+    for u in ("s3://a/b", "s3://a-b", "s3://a/b/c", "gs://a/b", "s3://../..")
+  }
+  assert len(folders) == 5
+  assert staging.folder_of("s3://a/b/") == staging.folder_of("s3://a/b")
+  assert {f.parent for f in folders} == {cache / "fedjax_sim" / "workdirs"}
+
+
+# --- runs ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  """A run without any bucket: its digest and metrics."""
+  folder = tmp_path_factory.mktemp("undisturbed") / "run"
+  digest = experiment.run(quick(), folder)["params_digest"]
+  return digest, (folder / "metrics.jsonl").read_bytes()
+
+
+def killed_after(rounds, url, monkeypatch):
+  """Lets a run end there as if it were killed, when that much was sent."""
+  count_rounds = Loop._count_rounds
+
+  def counted(self, out):
+    if self.done == rounds:
+      end = time.monotonic() + 20
+      while rounds not in staging.complete_rounds(Bucket(url).sizes()):
+        assert time.monotonic() < end
+      raise KilledError
+    count_rounds(self, out)
+
+  monkeypatch.setattr(Loop, "_count_rounds", counted)
+
+
+def test_a_run_goes_on_on_another_host(url, cache, undisturbed, monkeypatch):
+  for rounds in (2, 6):
+    with monkeypatch.context() as patch:
+      killed_after(rounds, url, patch)
+      with pytest.raises(KilledError):
+        experiment.run(quick(), url)
+    shutil.rmtree(cache)  # another host has another one
+  assert experiment.run(quick(), url)["params_digest"] == undisturbed[0]
+  there = copy_of(url)
+  assert there["metrics.jsonl"] == undisturbed[1]
+  assert json.loads(there["summary.json"])["rounds"] == 8
+  assert staging.complete_rounds(there) == [6, 8]
+  assert lock.LOCK not in there
+  folder = staging.folder_of(url)
+  assert files_of(folder) == there
+  shutil.rmtree(cache)
+  assert experiment.run(quick(), url)["rounds"] == 8  # it is finished
+  (folder / "curves.png").unlink()
+  experiment.run(quick(10), url)
+  assert json.loads(copy_of(url)["summary.json"])["rounds"] == 10
+
+
+def test_a_copy_of_a_folder(tmp_path, url, undisturbed, capfd):
+  folder = tmp_path / "run"
+  for _ in range(2):  # the second one finds it finished
+    summary = experiment.run(quick(), folder, sync_to=url)
+    assert summary["params_digest"] == undisturbed[0]
+    assert copy_of(url) == files_of(folder)
+  assert capfd.readouterr().err == ""
+  assert not (folder / snapshot.FOLDER).exists()
+  with pytest.raises(WorkdirError, match=rf"{url} holds another run .*give an"):
+    experiment.run(quick(), tmp_path / "other", sync_to=url)
+  assert not (tmp_path / "other").exists()
+  assert copy_of(url) == files_of(folder)
+  # Who fetches it goes on with the same copy.
+  shutil.copytree(folder, tmp_path / "copied")
+  experiment.run(quick(10), tmp_path / "copied", sync_to=url)
+  assert json.loads(copy_of(url)["summary.json"])["rounds"] == 10
+
+
+def test_a_bucket_in_use(tmp_path, url):
+  held(url)
+  for workdir, sync_to in ((tmp_path / "run", url), (url, None)):
+    with pytest.raises(WorkdirError, match=f"{url} is in use by another run"):
+      experiment.run(quick(), workdir, sync_to=sync_to)
+  assert not (tmp_path / "run").exists()
+  assert set(Bucket(url).sizes()) == {lock.LOCK}
+
+
+@contextlib.contextmanager
+def broken(*names):
+  """The bucket refuses some operations."""
+  memory = fsspec.filesystem("memory")
+  with pytest.MonkeyPatch.context() as patch:
+
+    def refuses(*_, **__):
+      raise PermissionError("no\nrights")
+
+    for name in names:
+      patch.setattr(type(memory), name, refuses)
+    yield
+
+
+def test_a_copy_that_fails_never_stops_a_run(tmp_path, url, undisturbed, capfd):
+  folder = tmp_path / "run"
+  with broken("pipe_file"):
+    summary = experiment.run(quick(), folder, sync_to=url)
+  assert summary["params_digest"] == undisturbed[0]
+  lines = capfd.readouterr().err.splitlines()
+  assert len(lines) == 2, lines
+  assert "not up to date" in lines[0]
+  assert "no rights. The run goes on" in lines[0]
+  assert lines[1].startswith(f"{url} lacks bucket.json, checkpoints/6, ")
+  assert f"All of it is in {folder}" in lines[1]
+  experiment.run(quick(), folder, sync_to=url)
+  assert capfd.readouterr().err == ""
+  assert copy_of(url) == files_of(folder)
+
+
+def test_a_copy_that_fails_for_a_while(tmp_path, url, capfd, monkeypatch):
+  """It fails at the first checkpoint, and then works again."""
+  folder, memory = tmp_path / "run", fsspec.filesystem("memory")
+  pipe_file, fails = type(memory).pipe_file, threading.Event()
+
+  def sometimes(self, path, value, **options):
+    if "checkpoints/0/" in path:
+      fails.set()
+      raise OSError("away")
+    return pipe_file(self, path, value, **options)
+
+  monkeypatch.setattr(type(memory), "pipe_file", sometimes)
+  copy = mirror.Mirror.copy
+
+  def after_failing(self):
+    if (folder / "checkpoints" / "2").exists():
+      fails.wait(20)
+    copy(self)
+
+  monkeypatch.setattr(mirror.Mirror, "copy", after_failing)
+  experiment.run(quick(), folder, sync_to=url)
+  (line,) = capfd.readouterr().err.splitlines()[:1]
+  assert "checkpoints/0/" in line
+  assert "away. The run goes on" in line
+  assert copy_of(url) == files_of(folder)
+
+
+def test_a_slow_bucket_slows_no_run(tmp_path, url, monkeypatch):
+  """One snapshot waits at most, and the newest one is what is sent."""
+  open_, sends = threading.Event(), []
+
+  class Slow(Sender):
+    def send(self, taken, check):
+      sends.append(taken.checkpoints()[-1])
+      assert open_.wait(60)
+      super().send(taken, check)
+
+  monkeypatch.setattr(mirror, "Sender", Slow)
+  finish = mirror.Mirror._finish
+
+  def at_the_end(self):
+    assert sends == [
+      0
+    ]  # all rounds are done, and the first is still on its way
+    open_.set()
+    finish(self)
+
+  monkeypatch.setattr(mirror.Mirror, "_finish", at_the_end)
+  experiment.run(quick(), tmp_path / "run", sync_to=url)
+  assert sends[0] == 0
+  assert set(sends[1:]) == {8}
+  assert copy_of(url) == files_of(tmp_path / "run")
+
+
+def test_a_workdir_in_a_bucket_that_refuses(url, cache, capsys):
+  arguments = ["run", f"--config={DIGITS}", f"--workdir={url}"]
+  for operation in ("cat_file", "pipe_file"):
+    with broken(operation):
+      assert main(arguments) == 2
+    out = capsys.readouterr().err
+    assert out.count("\n") == 1
+    assert url in out
+    assert "no rights" in out
+  assert not cache.exists()
+
+
+def test_urls_that_are_refused(tmp_path, url, monkeypatch, capsys):
+  run = lambda **given: main(
+    ["run", f"--config={DIGITS}", *(f"--{k}={v}" for k, v in given.items())]
+  )
+  folder = tmp_path / "run"
+  for given, text in (
+    ({"workdir": folder, "sync-to": "dir"}, "--sync-to=dir is no URL"),
+    ({"workdir": url, "sync-to": url}, "in a bucket already; give one"),
+    ({"workdir": folder, "sync-to": "nosuch://a/b"}, "nosuch://a/b: "),
+    ({"workdir": "nosuch://a/b"}, "nosuch://a/b: "),
+  ):
+    assert run(**given) == 2
+    err = capsys.readouterr().err
+    assert text in err
+    assert err.count("\n") == 1
+  monkeypatch.setitem(sys.modules, "fsspec.core", None)
+  assert run(workdir=url) == 2
+  assert "fedjax_sim[bucket]" in capsys.readouterr().err
+  assert not folder.exists()
+
+
+# --- file systems -------------------------------------------------------------
+
+
+def refusing(monkeypatch, owner, name, number):
+  def refuses(*_, **__):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(owner, name, refuses)
+
+
+@pytest.mark.parametrize(
+  ("owner", "name", "number", "text"),
+  [
+    (fcntl, "flock", errno.ENOLCK, r"refuses flock \(No locks available\)"),
+    (fcntl, "flock", errno.ENOTSUP, "refuses flock"),
+    (fcntl, "flock", errno.ENOSYS, "refuses flock"),
+    (os, "rename", errno.ENOSYS, "refuses rename"),
+    (os, "replace", errno.EPERM, "refuses rename"),
+    (os, "fsync", errno.EINVAL, "refuses fsync"),
+  ],
+)
+def test_a_file_system_that_is_not_safe(
+  tmp_path, monkeypatch, owner, name, number, text
+):
+  """One line, before a round is computed."""
+  monkeypatch.setattr(Loop, "run", pytest.fail)
+  refusing(monkeypatch, owner, name, number)
+  with pytest.raises(WorkdirError, match=text) as caught:
+    experiment.run(quick(), tmp_path / "run")
+  assert f"--workdir={tmp_path / 'run'}: " in str(caught.value)
+  assert "--workdir on a local disk, with --sync-to=URL" in str(caught.value)
+  assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock"}
+
+
+def test_a_full_disk_is_no_bad_file_system(tmp_path, monkeypatch):
+  refusing(monkeypatch, os, "replace", errno.ENOSPC)
+  with locked(tmp_path):
+    pass
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_room_without_fallocate(tmp_path, monkeypatch, number):
+  refusing(monkeypatch, os, "posix_fallocate", number)
+  with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+    checkpoints.save(1, state_of(1), {})
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(checkpoint.CheckpointError, match="No space left"):
+      checkpoints.save(2, state_of(2), {})
+    assert checkpoints.rounds() == [1]

@@ -1,0 +1,329 @@
+"""Trackers in configs, and in runs: what is chosen, refused and recorded."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fedjax_sim import reporting
+from fedjax_sim.cli import listing
+from fedjax_sim.config import default_config, flags
+from fedjax_sim.config.build import build_trackers
+from fedjax_sim.config.completion import complete
+from fedjax_sim.core import optional
+from fedjax_sim.reporting.trackers import TRACKERS, Selection, Tracker
+from fedjax_sim.run import experiment
+from fedjax_sim.run import trackers as run_trackers
+from fedjax_sim.run.signals import Interrupted
+from fedjax_sim.simulation.dispatch import DivergedError
+from test_experiment import DIGITS, quick
+from workdirs import skip_pictures
+
+OWN = '''
+import json
+from fedjax_sim.reporting.trackers import Opened, Tracker
+
+class Lines(Tracker):
+  def __init__(self, file, fails):
+    self.file, self.fails = file, fails
+
+  def open(self, run):
+    self.path = run.folder / self.file
+    facts = {"params": dict(run.params), "tags": dict(run.tags)}
+    self.write(["open", {**facts, "id": run.run_id}])
+    return Opened(run.run_id or run.key, run.sent)
+
+  def send(self, rows):
+    if self.fails:
+      raise OSError("no such server")
+    self.write(["rows", [dict(row) for row in rows]])
+
+  def close(self, status, files):
+    self.write(["close", [status, [file.name for file in files]]])
+
+  def write(self, line):
+    with self.path.open("a") as file:
+      file.write(json.dumps(line) + "\\n")
+
+def lines(file: str = "lines.txt", fails: bool = False) -> Tracker:
+  """Append lines to a file."""
+  return Lines(file, fails)
+
+def none() -> Tracker:
+  """Return no tracker."""
+'''
+
+
+@pytest.fixture
+def own(tmp_path):
+  path = tmp_path / "own.py"
+  path.write_text(OWN)
+  return f"{path}:lines"
+
+
+@pytest.fixture
+def fast(monkeypatch):
+  skip_pictures(monkeypatch)
+
+
+def lines_of(folder, kind, file="lines.txt"):
+  lines = (folder / file).read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  return [value for name, value in found if name == kind]
+
+
+# --- configs ------------------------------------------------------------------
+
+
+def test_tensorboard_alone_is_the_default():
+  trackers = build_trackers(complete(default_config()))
+  assert [t.label for t in trackers] == ["tensorboard"]
+  assert trackers[0].tracker.live
+
+
+def test_trackers_are_removed_and_added():
+  text = {"trackers.tensorboard": "None"}
+  config = flags.overridden(default_config(), text)
+  assert build_trackers(complete(config)) == []
+  del (config := default_config()).trackers.tensorboard
+  assert build_trackers(complete(config)) == []
+  config = flags.overridden(
+    default_config(),
+    {
+      "trackers.b.name": "tensorboard",
+      "trackers.b.folder": "more/events",
+      "trackers.b.metrics": "test/*, train/loss",
+      "trackers.b.wait": "2",
+    },
+  )
+  _, b = build_trackers(complete(config))[::-1]
+  assert b.label == "b"
+  assert b.select == Selection(("test/*", "train/loss"))
+  assert b.wait == 2.0
+
+
+def test_a_transform_of_a_file_is_removed():
+  config = default_config()
+  config.transforms.clip = {"norm": 1.0}
+  config = flags.overridden(config, {"transforms.clip": "None"})
+  assert complete(config).transforms.order == ()
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"mlfow.uri": "x"}, r"trackers\.mlfow\.name='mlfow' .*mean 'mlflow'"),
+    ({"mlflow.url": "x"}, r"trackers\.mlflow does not.*mlflow\.uri'"),
+    ({"mlflow.timeout": "0"}, r"trackers\.mlflow\.timeout=0 is out of range"),
+    ({"mlflow.wait": "0"}, r"trackers\.mlflow\.wait=0\.0 is out of range"),
+    ({"wandb.mode": "on"}, r"trackers\.wandb\.mode='on' is unknown"),
+    ({"wandb.timeout": "0"}, r"trackers\.wandb\.timeout=0\.0 is out of range"),
+    (
+      {"tensorboard.folder": "../x"},
+      r"tensorboard\.folder='../x' is no",
+    ),
+    ({"wandb.metrics": "(1,)"}, r"trackers\.wandb\.metrics=\(1,\) holds a int"),
+    ({"wandb.primary_metric": "loss"}, r"primary_metric='loss' has no part"),
+  ],
+)
+def test_what_is_refused(fields, message):
+  texts = {f"trackers.{name}": text for name, text in fields.items()}
+  with pytest.raises((ValueError, TypeError), match=message):
+    build_trackers(complete(flags.overridden(default_config(), texts)))
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_missing_extra_is_named_before_anything_runs(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, name, None)
+  message = rf"The tracker {name} needs {name}.*'fedjax_sim\[{name}\]'"
+  with pytest.raises(ImportError, match=message):
+    experiment.run(quick(**{f"trackers__{name}__name": name}), tmp_path / "x")
+  assert not (tmp_path / "x").exists()
+
+
+def test_what_is_installed_is_not_imported():
+  before = set(sys.modules)
+  optional.require("this", "zen", "Nobody")  # the standard library's
+  assert "this" not in sys.modules or "this" in before
+
+
+def test_trackers_are_listed():
+  text = listing.run(["trackers", "mlflow"])
+  for field in ("uri", "experiment", "run_name", "metrics", "wait"):
+    assert f"\n  trackers.mlflow.{field}: " in text
+  assert set(TRACKERS) == {"mlflow", "tensorboard", "wandb"}
+
+
+# --- selections ---------------------------------------------------------------
+
+
+def test_patterns_choose_metrics():
+  row = {"round": 1, "train/loss": 1.0, "test/loss": 2.0, "test/accuracy": 0.5}
+  assert Selection()(row) == row
+  assert Selection(())(row) == {"round": 1}
+  chosen = Selection(("test/*",))(row)
+  assert chosen == {"round": 1, "test/loss": 2.0, "test/accuracy": 0.5}
+  both = Selection(("t*/loss",), "test/accuracy")(row)
+  assert both == {
+    "round": 1,
+    "train/loss": 1.0,
+    "test/loss": 2.0,
+    "accuracy": 0.5,
+  }
+  assert Selection(("test/*",), "test/accuracy")({"round": 2}) == {"round": 2}
+
+
+# --- runs ---------------------------------------------------------------------
+
+
+def test_a_run_with_trackers_of_ones_own(tmp_path, fast, own):
+  """Two at once; one of them has no server. The result stays the same."""
+  folder = tmp_path / "run"
+  summary = experiment.run(
+    quick(
+      trackers__tensorboard="None",
+      trackers__a__name=own,
+      trackers__a__metrics="test/*",
+      trackers__a__primary_metric="test/accuracy",
+      trackers__b__name=own,
+      trackers__b__file="b.txt",
+      server__rounds="8",
+      server__initial_eval="True",
+    ),
+    folder,
+  )
+  assert not (folder / "events").exists()
+  rows = reporting.read_metrics(folder / "metrics.jsonl")
+  assert rows[0]["round"] == 0
+  sent = [row for rows in lines_of(folder, "rows", "b.txt") for row in rows]
+  assert sent == rows
+  sent = [row for rows in lines_of(folder, "rows") for row in rows]
+  assert [row["round"] for row in sent] == [0, 5, 8]
+  assert sent[-1]["accuracy"] == summary["test/accuracy"]
+  assert sent[-1].keys() == {"round", "accuracy", "test/accuracy", "test/loss"}
+  (facts,) = lines_of(folder, "open")
+  assert facts["params"]["client.batch_size"] == 8
+  assert not [name for name in facts["params"] if name.startswith("trackers")]
+  assert facts["tags"]["jax"]
+  ((status, files),) = lines_of(folder, "close")
+  assert status == "finished"
+  assert {"summary.json", "config.json", "clients_unseen.csv"} <= {*files}
+  records = json.loads((folder / "trackers.json").read_text())
+  assert records.keys() == {"a", "b"}
+  assert records["a"]["sent"] == 8
+  plain = experiment.run(
+    quick(server__rounds="8", server__initial_eval="True"), tmp_path / "plain"
+  )
+  assert plain["params_digest"] == summary["params_digest"]
+  assert not (tmp_path / "plain" / "trackers.json").exists()
+  assert len(os.listdir(tmp_path / "plain" / "events")) == 1
+
+
+def test_a_run_resumes_with_other_trackers(tmp_path, fast, own):
+  folder = tmp_path / "run"
+
+  def stop(done):
+    if done >= 8:
+      raise Interrupted(15, done, folder)
+
+  with pytest.raises(Interrupted):
+    experiment.run(quick(trackers__a__name=own), folder, stop)
+  assert lines_of(folder, "close") == [["killed", []]]
+  experiment.run(
+    quick(
+      trackers__a__name=own, trackers__b__name=own, trackers__b__file="b.txt"
+    ),
+    folder,
+  )
+  rows = reporting.read_metrics(folder / "metrics.jsonl")
+  for file in ("lines.txt", "b.txt"):
+    sent = [row for rows in lines_of(folder, "rows", file) for row in rows]
+    assert sent == rows
+  records = json.loads((folder / "trackers.json").read_text())
+  first, second = lines_of(folder, "open")
+  assert first["id"] == ""
+  assert second["id"] == records["a"]["run_id"] == records["a"]["key"]
+
+
+def test_a_tracker_that_fails_is_reported(tmp_path, fast, own, capfd):
+  folder = tmp_path / "run"
+  config = lambda **fields: quick(
+    trackers__a__name=own, trackers__a__wait="0.5", **fields
+  )
+  experiment.run(config(trackers__a__fails="True"), folder)
+  lines = capfd.readouterr().err.splitlines()
+  assert lines[-1] == (
+    "a: 12 of 12 rows were not sent: no such server; they are in metrics.jsonl."
+  )
+  assert all("the run goes on" in line for line in lines[:-1])
+  assert len(lines) <= 2
+  # The same command sends what is left.
+  experiment.run(config(), folder)
+  sent = [row for rows in lines_of(folder, "rows") for row in rows]
+  assert sent == reporting.read_metrics(folder / "metrics.jsonl")
+  assert lines_of(folder, "close")[0][0] == "finished"
+  assert capfd.readouterr().err == ""
+  before = (folder / "lines.txt").read_bytes()
+  experiment.run(config(), folder)
+  assert (folder / "lines.txt").read_bytes() == before
+
+
+def test_a_run_that_diverges_has_failed(tmp_path, own):
+  with pytest.raises(DivergedError):
+    experiment.run(
+      quick(trackers__a__name=own, client__learning_rate="3e38"), tmp_path
+    )
+  assert lines_of(tmp_path, "close") == [["failed", []]]
+
+
+def test_something_else_than_a_tracker(own):
+  config = quick(trackers__a__name=own.replace(":lines", ":none"))
+  with pytest.raises(TypeError, match=r"NoneType; .*type Tracker"):
+    build_trackers(complete(config))
+
+
+def test_damaged_records_begin_anew(tmp_path):
+  (tmp_path / "trackers.json").write_text("{")
+  records = run_trackers._Records(tmp_path / "trackers.json")
+  assert len(records.of("a")["key"]) == 32
+  again = run_trackers._Records(tmp_path / "trackers.json")
+  assert again.of("a") == records.of("a")
+
+
+def test_what_a_tracker_has_to_define():
+  with pytest.raises(NotImplementedError):
+    Tracker().send([])
+  assert Tracker().unsent([{"round": 1}]) == [{"round": 1}]
+
+
+def test_a_run_that_gets_more_rounds(tmp_path, fast, own):
+  folder = tmp_path / "run"
+  experiment.run(quick(trackers__a__name=own, server__rounds="8"), folder)
+  experiment.run(quick(trackers__a__name=own), folder)
+  rows = reporting.read_metrics(folder / "metrics.jsonl")
+  assert len(rows) == 12
+  sent = [row for rows in lines_of(folder, "rows") for row in rows]
+  assert sent == rows
+  assert [x[0] for x in lines_of(folder, "close")] == ["finished"] * 2
+
+
+@pytest.mark.integration
+def test_only_the_first_of_several_processes_sends(tmp_path, own):
+  folder = tmp_path / "run"
+  subprocess.run(
+    [
+      *(sys.executable, "-m", "fedjax_sim", "launch", "--processes=2", "--"),
+      *("run", f"--config={DIGITS}:smoke", f"--workdir={folder}"),
+      f"--config.trackers.a.name={own}",
+    ],
+    env=os.environ | {"PYTHONPATH": str(DIGITS.parents[1])},
+    check=True,
+    timeout=240,
+  )
+  rows = reporting.read_metrics(folder / "metrics.jsonl")
+  assert lines_of(folder, "rows") == [rows]
+  assert len(lines_of(folder, "open")) == len(lines_of(folder, "close")) == 1
