@@ -164,6 +164,15 @@ def test_what_is_refused(workdir, tmp_path, capsys, to, more, message):
   assert not any(tmp_path.iterdir())
 
 
+def test_no_other_file_is_replaced(workdir, capsys):
+  for name in ("config", "summary"):
+    before = (workdir / f"{name}.json").read_bytes()
+    assert export(workdir, workdir / f"{name}.npz") == 2
+    error = capsys.readouterr().err
+    assert f"{name}.json would be replaced, which no export wrote" in error
+    assert (workdir / f"{name}.json").read_bytes() == before
+
+
 def test_a_missing_library_is_named(workdir, tmp_path, capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, "flatbuffers", None)
   assert export(workdir, tmp_path / "model.stablehlo") == 2
