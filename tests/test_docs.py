@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 import types
 import typing
@@ -323,6 +324,34 @@ def test_importing_can_be_followed(tmp_path):
   for part in ("In Python", "Other clients, other splits", "To other formats"):
     follow(section(path, part), tmp_path)
   assert (tmp_path / "runs" / "mine.h5").is_file()
+
+
+def test_reports_can_be_followed(tmp_path):
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  path = ROOT / "docs" / "report.md"
+  for part in ("One run", "Several runs"):
+    shells = [b for b in blocks(section(path, part)) if b.language == "sh"]
+    (shell,) = shells
+    for command in loops(shell.code):
+      run(command, tmp_path)
+  follow(section(path, "For a paper"), tmp_path)
+  written = {"compared.html", "curves.pdf", "accuracy.svg"}
+  left = {p.name for p in (tmp_path / "runs").iterdir() if p.is_file()}
+  assert left == written
+  page = (tmp_path / "runs" / "fedavg" / "report.html").read_text()
+  titles = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+  rows = [row[0] for row in table(section(path, "One run"))]
+  assert titles == [name for row in rows for name in row.split(", ")]
+
+
+def loops(shell: str) -> list[list[str]]:
+  """The commands of a block, those of a loop `for name in ...` for each."""
+  loop = re.search(r"^for name in (.*); do\n(.*?)^done\n", shell, re.M | re.S)
+  if loop is None:
+    return commands(shell)
+  names, body = loop[1].split(), textwrap.dedent(loop[2])
+  inside = [c for n in names for c in commands(body.replace("$name", n))]
+  return [*inside, *commands(shell[loop.end() :])]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -21,7 +21,7 @@ from fedjax_sim.config.build import experiment as experiment_builder
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core.files import plain
 from fedjax_sim.engine.evaluation import EvaluationSet
-from fedjax_sim.run import checkpoint, experiment, resume
+from fedjax_sim.run import checkpoint, experiment, report, resume
 from fedjax_sim.run.signals import Interrupted
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError, WriteError
 from fedjax_sim.simulation import lanes
@@ -62,6 +62,7 @@ def no_curves(*_):
 @pytest.fixture
 def fast(monkeypatch):
   monkeypatch.setattr(reporting, "draw_curves", no_curves)
+  monkeypatch.setattr(report, "write_report", no_curves)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,7 @@ def undisturbed(tmp_path_factory):
   folder = tmp_path_factory.mktemp("undisturbed") / "run"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(reporting, "draw_curves", no_curves)
+    patch.setattr(report, "write_report", no_curves)
     experiment.run(quick(), folder)
   return folder
 
@@ -124,11 +126,13 @@ def test_what_a_run_leaves(tmp_path, capfd):
   left = {path.name for path in folder.iterdir()} - {".lock"}
   assert left == {
     "config.json",
+    "data_profile.json",
     "metrics.jsonl",
     "timings.jsonl",
     "events",
     "checkpoints",
     "curves.png",
+    "report.html",
     "summary.json",
     "clients_unseen.csv",
   }
@@ -525,8 +529,8 @@ def test_a_kill_while_summing_up(
   folder = shutil.copytree(undisturbed, tmp_path / "run")
   (folder / "summary.json").unlink()
   with monkeypatch.context() as patch:
-    # write_json writes config.json first.
-    at(patch, reporting, name, name == "write_json", killed)
+    # write_json writes config.json and data_profile.json first.
+    at(patch, reporting, name, 2 * (name == "write_json"), killed)
     with pytest.raises(KilledError):
       experiment.run(quick(), folder)
   assert not (folder / "summary.json").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from fedjax_sim import reporting
 from fedjax_sim.config import flags
-from fedjax_sim.run import experiment
+from fedjax_sim.run import experiment, report
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"
@@ -153,6 +153,7 @@ def told(folder):
 @pytest.mark.parametrize("name", FEATURES)
 def test_two_devices_resumed_compiled_once(name, tmp_path, monkeypatch):
   monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
+  monkeypatch.setattr(report, "write_report", lambda *_: None)
   whole = tmp_path / "whole"
   summary = experiment.run(config_of(name), whole)
   # Every size of a cohort has a program of its own.

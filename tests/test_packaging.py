@@ -80,6 +80,8 @@ def test_wheel_has_every_module(unpacked: pathlib.Path) -> None:
     for path in (ROOT / folder).rglob("*.py"):
       name = path.relative_to(ROOT).as_posix()
       expected.add(f"fedjax_sim/{name}" if folder in FOLDERS else name)
+  for path in (ROOT / "fedjax_sim" / "reporting").glob("*/templates/*"):
+    expected.add(path.relative_to(ROOT).as_posix())
   found = {
     path.relative_to(unpacked).as_posix()
     for path in (unpacked / "fedjax_sim").rglob("*")

@@ -14,7 +14,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cli.main import main
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.run import experiment, profiling, signals
+from fedjax_sim.run import experiment, profiling, report, signals
 from fedjax_sim.run.profiling import Profile, Trained
 from fedjax_sim.simulation import simulator as simulators
 from fedjax_sim.simulation.timing import MEANING, Phases
@@ -25,6 +25,7 @@ from test_experiment import at, no_curves, quick, summary_of
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
   monkeypatch.setattr(reporting, "draw_curves", no_curves)
+  monkeypatch.setattr(report, "write_report", no_curves)
 
 
 @pytest.fixture

@@ -76,11 +76,15 @@ def config_file(tree: Mapping[str, Any]) -> str:
     'def get_config(arg=""):',
     "  config = default_config()",
   ]
-  labels = list(_labels(tree))
+  given = dict.fromkeys(_labels(tree))
+  usual = dict.fromkeys(_labels(default_config().to_dict()))
+  removed = [x for x in usual if x not in given and x[0] in tree]
+  added = [pair for pair in given if pair not in usual]
+  lines += [f"  del config.{section}[{label!r}]" for section, label in removed]
   lines += [
-    f"  config.{section}[{label!r}] = ConfigDict()" for section, label in labels
+    f"  config.{section}[{label!r}] = ConfigDict()" for section, label in added
   ]
-  if not labels:
+  if not added:
     del lines[:2]
   for change in changes(tree):
     *sections, key = change.field.split(".")

@@ -21,8 +21,8 @@ _MOST_CLASSES = 1000  # whose examples are counted
 def profile_of(dataset: FederatedDataset) -> dict[str, Any]:
   """Return what `data_profile.json` holds.
 
-  Labels are those of the training clients, of `_COMPARED` of them at most,
-  spread evenly over all.
+  Labels are those of the training clients; where these are more than
+  `_COMPARED`, of so many, drawn at random, always the same.
 
   Returns:
     name: of the data set.
@@ -33,8 +33,9 @@ def profile_of(dataset: FederatedDataset) -> dict[str, Any]:
       how many clients have it, in order.
     labels: None without classes; else `clients`: how many are compared, `skew`:
       the total variation distance between the labels of a client and of all
-      clients compared, from 0 to 1, as the mean over those, and `shown`: some
-      clients' names, sizes and number of examples of each class.
+      clients compared, from 0 to 1, as the mean over those, and `shown`: the
+      names, sizes and number of examples of each class of some clients, evenly
+      spread over all.
   """
   sets = {
     name: data
@@ -68,7 +69,9 @@ def class_counts(
     num_classes: how many there are.
   """
   labels = [np.asarray(data.client(int(i))["y"]).ravel() for i in clients]
-  return np.stack([np.bincount(y, minlength=num_classes) for y in labels])
+  return np.stack(
+    [np.bincount(y.astype(np.int64), minlength=num_classes) for y in labels]
+  )
 
 
 def _sizes(data: FederatedData) -> dict[str, Any]:
@@ -84,7 +87,11 @@ def _sizes(data: FederatedData) -> dict[str, Any]:
 def _labels(train: FederatedData, num_classes: int) -> dict[str, Any] | None:
   if not 0 < num_classes <= _MOST_CLASSES or "y" not in train.examples:
     return None
-  compared = spread(train.num_clients, _COMPARED)
+  compared = np.arange(train.num_clients)
+  if len(compared) > _COMPARED:  # neighbors may be alike, and every third one
+    compared = np.sort(
+      np.random.default_rng(0).permutation(compared)[:_COMPARED]
+    )
   counts = class_counts(train, compared, num_classes)
   counts = counts.astype(float)
   all_of_them = counts.sum(0) / max(counts.sum(), 1)

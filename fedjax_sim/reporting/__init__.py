@@ -15,7 +15,6 @@ from fedjax_sim.reporting.client_rounds import (
   join_client_rounds,
   remove_parts,
 )
-from fedjax_sim.reporting.described_run import DescribedRun
 from fedjax_sim.reporting.events import EventFiles
 from fedjax_sim.reporting.figures.client_picture import (
   MOST_BARS,
@@ -37,8 +36,9 @@ from fedjax_sim.reporting.metrics_file import (
   columns,
   read_metrics,
 )
+from fedjax_sim.reporting.pages.described import DescribedRun
+from fedjax_sim.reporting.pages.record import NoRunError, RunRecord, read_run
 from fedjax_sim.reporting.progress import Progress
-from fedjax_sim.reporting.run_record import NoRunError, RunRecord, read_run
 from fedjax_sim.reporting.table import (
   final_text,
   phases_text,

@@ -10,9 +10,9 @@ import numpy as np
 def number(value: float) -> str:
   """Return a number with four digits: 0.3100, 12.34, 12,345, 1.200e-05.
 
-  Whole numbers (ints) are given in full.
+  Whole numbers (ints) are given in full, and floats up to 1e15.
   """
-  if isinstance(value, (int, np.integer)) or abs(value) >= 1000:
+  if isinstance(value, (int, np.integer)) or 1000 <= abs(value) < 1e15:
     return f"{value:,.0f}"
   return f"{value:#.4g}".rstrip(".")
 

@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 
 from fedjax_sim.core.files import write_atomically
-from fedjax_sim.reporting.compared_runs import compared_sections
-from fedjax_sim.reporting.described_run import DescribedRun
-from fedjax_sim.reporting.page import render
-from fedjax_sim.reporting.run_sections import run_sections, status_of
+from fedjax_sim.reporting.pages.described import DescribedRun
+from fedjax_sim.reporting.pages.one_run import run_sections, status_of
+from fedjax_sim.reporting.pages.page import render
+from fedjax_sim.reporting.pages.several_runs import compared_sections
+
+_MOST_NAMES = 6  # in the line below the title
 
 
 def write_html(
@@ -38,7 +40,10 @@ def page_of(runs: Sequence[DescribedRun]) -> str:
     return render(run.record.name, subtitle, run_sections(run))
   named = unique_names(runs)
   title = f"{len(runs)} runs compared"
-  return render(title, ", ".join(named), compared_sections(named))
+  names = [*named][:_MOST_NAMES]
+  if more := len(named) - len(names):
+    names.append(f"and {more} more")
+  return render(title, ", ".join(names), compared_sections(named))
 
 
 def unique_names(runs: Sequence[DescribedRun]) -> Mapping[str, DescribedRun]:

@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,8 +176,8 @@ class Checkpoints:
       for none.
 
   Attributes:
-    on_commit: is given the round of each checkpoint when it is committed, and
-      those before it are pruned.
+    on_commit: is given the round of each checkpoint when it is committed and
+      those before it are pruned, by the thread that writes.
   """
 
   on_commit: Callable[[int], None]
@@ -192,6 +193,8 @@ class Checkpoints:
     self._folder.mkdir(parents=True, exist_ok=True)
     self._remove(_UNFINISHED)
     self.on_commit = lambda round_: None
+    self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
+    self._writing: futures.Future[None] | None = None
 
   def rounds(self) -> list[int]:
     """Return the rounds of which there is a checkpoint, in order."""
@@ -199,6 +202,19 @@ class Checkpoints:
 
   def save(self, round_: int, state: PyTree, facts: dict[str, Any]) -> None:
     """Write a checkpoint; return when it is committed.
+
+    The arguments and errors are those of `save_later`.
+    """
+    self.save_later(round_, state, facts)
+    self.wait()
+
+  def save_later(
+    self, round_: int, state: PyTree, facts: dict[str, Any]
+  ) -> None:
+    """Copy a state and return; a thread writes and commits the checkpoint.
+
+    The checkpoint before is waited for. What is said of a round that is to be
+    on the disk before the commit has to be there when this is called.
 
     Checkpoints of this round and of later ones go first, since the run is being
     repeated; damaged ones go last.
@@ -209,14 +225,37 @@ class Checkpoints:
       facts: anything JSON holds.
 
     Raises:
+      CheckpointError: for the checkpoint before, see `wait`.
+    """
+    self.wait()
+    # The next round uses the state up, of which arrays on a CPU are views.
+    leaves = [np.array(x) for x in jax.tree.leaves(jax.device_get(state))]
+    self._writing = self._thread.submit(
+      self._write, round_, leaves, _leaves(state), facts
+    )
+
+  def wait(self) -> None:
+    """Return when the last checkpoint is committed.
+
+    Raises:
       CheckpointError: the disk is full or refuses; earlier checkpoints and
         nothing half-written are left.
     """
-    leaves = [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state))]
+    writing, self._writing = self._writing, None
+    if writing is not None:
+      writing.result()
+
+  def _write(
+    self,
+    round_: int,
+    leaves: list[np.ndarray],
+    names: dict[str, str],
+    facts: dict[str, Any],
+  ) -> None:
     record = {
       "round": round_,
       "facts": facts,
-      "leaves": _leaves(state),
+      "leaves": names,
       "sha256": [digest(leaf) for leaf in leaves],
     }
     args = self._ocp.args
@@ -281,7 +320,8 @@ class Checkpoints:
     return None
 
   def close(self) -> None:
-    """End orbax's threads."""
+    """Wait for what is being written, and end all threads."""
+    self._thread.shutdown()
     self._reader.close()
 
   def _set_aside(self, round_: int) -> None:

@@ -14,7 +14,7 @@ from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.run.bucket.mirror import Mirror
-from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.checkpoint import CheckpointError, Checkpoints
 from fedjax_sim.run.profiling import Profile
 from fedjax_sim.run.resume import Totals, account_facts, environment
 from fedjax_sim.run.signals import Interrupted
@@ -93,6 +93,16 @@ class Loop:
       Interrupted: SIGTERM or SIGINT, in any process; a checkpoint was written.
       DivergedError: a round left no finite update, or no finite model.
     """
+    try:
+      self._train()
+    except BaseException:
+      if self.checkpoints is not None:  # others are told of its commit
+        with contextlib.suppress(CheckpointError):
+          self.checkpoints.wait()
+      raise
+    self._wait_for_commit()
+
+  def _train(self) -> None:
     timetable, profile = self.experiment.timetable, self.profile
     last = timetable.rounds if self.until is None else self.until
     self._announce()
@@ -172,6 +182,7 @@ class Loop:
       return
     if self.saved < self.done:
       self._save()
+    self._wait_for_commit()
     raise Interrupted(int(number), self.done, self.folder)
 
   def _count_rounds(self, out: DispatchResult) -> None:
@@ -216,7 +227,7 @@ class Loop:
       self.journal.log(rejection(self.simulator, round_, ids), level="warning")
 
   def _save(self) -> None:
-    """Commit all that was done to a checkpoint."""
+    """Begin to write a checkpoint of all that was done."""
 
     def write() -> None:
       if self.checkpoints is None:
@@ -231,16 +242,25 @@ class Loop:
         "privacy": account_facts(self.simulator, self.done),
         "timetable": dataclasses.asdict(self.experiment.timetable),
       }
-      self.checkpoints.save(self.done, fetched, facts)
-      self.journal.commit(self.done)
+      self.checkpoints.save_later(self.done, fetched, facts)
 
     with self.phases("checkpoint"):
       fetched = self.simulator.states.to_host(self.state)
       processes.from_first(write)
     self.saved = self.done
 
+  def _wait_for_commit(self) -> None:
+    """Return when the last checkpoint is committed."""
+
+    def wait() -> None:
+      if self.checkpoints is not None:
+        self.checkpoints.wait()
+
+    with self.phases("checkpoint"):
+      processes.from_first(wait)
+
   def _committed(self, round_: int) -> None:
     """Let others have what a checkpoint holds."""
-    del round_
+    self.journal.commit(round_)
     if self.mirror is not None:
       self.mirror.copy()

@@ -14,6 +14,7 @@ from fedjax_sim import reporting
 from fedjax_sim.config import fields_of
 from fedjax_sim.config.changes import changes, config_file
 from fedjax_sim.config.defaults import default_config
+from fedjax_sim.run.changes import ORIGIN
 
 FILE = "report.html"
 
@@ -45,6 +46,9 @@ def described(
 ) -> reporting.DescribedRun:
   """Return what the workdir of a run says, with its config explained."""
   record = reporting.read_run(folder, summary)
+  config = dict(record.config)
+  origin = config.pop(ORIGIN, None)
+  record = record._replace(config=config)
   try:
     found = changes(record.config)
     text = config_file(record.config)
@@ -64,12 +68,20 @@ def described(
     fields=dict(fields_of(ConfigDict(dict(record.config)))),
     changes=found,
     config_file=text,
-    command=_command(record),
+    command=_command(record, origin),
+    origin="" if origin is None else _told(origin),
     other_version=other,
   )
 
 
-def _command(record: reporting.RunRecord) -> str:
+def _told(origin: Mapping[str, Any]) -> str:
+  """Return where a branch began."""
+  return f"round {origin['round']} of {origin['workdir']}"
+
+
+def _command(
+  record: reporting.RunRecord, origin: Mapping[str, Any] | None
+) -> str:
   """Return the command line that repeats a run with its config's file.
 
   Its flags fix what the run chose by measuring, or found on its machine.
@@ -82,5 +94,8 @@ def _command(record: reporting.RunRecord) -> str:
   if one and config["runtime"].get("devices") is None:
     flags.append(f"--config.runtime.devices={len(summary['devices'])}")
   workdir = shlex.quote(f"--workdir=runs/{record.name}-again")
+  if origin is not None:
+    place = f"--branch-from={origin['workdir']}:{origin['round']}"
+    flags.append(shlex.quote(place))
   words = ["fedjax-sim run --config=repeat.py", workdir, *flags]
   return " \\\n  ".join(words)

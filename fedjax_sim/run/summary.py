@@ -130,9 +130,7 @@ def sum_up(
       summary["secure_noise"] = experiment.secure_noise
     if experiment.uncovered:
       summary["privacy_not_covered"] = list(experiment.uncovered)
-    with phases(
-      "write"
-    ):  # of what the summary says, so it is not counted there
+    with phases("write"):  # no part of the seconds that the summary has
       report.write_report([folder], folder / report.FILE, plain(summary))
     reporting.write_json(folder / "summary.json", summary)
     if simulator.log_clients:  # until now the run might have had to go back

@@ -20,6 +20,7 @@ from fedjax_sim.reporting import formatting
     (12345.6, "12,346"),
     (0.000012, "1.200e-05"),
     (-2.5, "-2.500"),
+    (-1e15, "-1.000e+15"),
     (math.nan, "nan"),
     (-math.inf, "-inf"),
   ],

@@ -13,6 +13,7 @@ from fedjax_sim.reporting import formatting
 from fedjax_sim.reporting.figures import style
 from fedjax_sim.reporting.figures.series import (
   Line,
+  drawable,
   group,
   groups_of,
   panels_of,
@@ -133,15 +134,16 @@ def draw_line(
   """Draw a line, with a star at its best value where legends have numbers."""
   ax.plot(
     line.rounds,
-    line.values,
-    label=text.replace("$", r"\$"),
+    drawable(line.values),
+    label=_legend(text),
     color=color,
     linestyle=linestyle,
     linewidth=look.linewidth,
     marker="o" if len(line.rounds) <= FEW else None,
     markersize=look.markersize,
   )
-  if look.told and (best := line.best) is not None:
+  best = line._replace(values=drawable(line.values)).best
+  if look.told and best is not None:
     ax.plot(
       *([best.round], [best.value]),
       color=color,
@@ -154,13 +156,19 @@ def draw_line(
     )
 
 
+def _legend(text: str) -> str:
+  """Return a text as a legend shows it, which hides those that begin with _."""
+  text = text.replace("$", r"\$")
+  return f" {text}" if text.startswith("_") else text
+
+
 def described(line: Line) -> str:
   """Return a line's name, its last value, and the best if that is another."""
   last, best = line.last, line.best
   if last is None:
     return line.name
   text = f"{line.name}: {formatting.number(last.value)}"
-  if best is None or best.round == last.round:
+  if best is None or best.value == last.value:
     return text
   value = formatting.number(best.value)
   return f"{text} (best {value}, round {best.round:,})"

@@ -8,6 +8,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedjax_sim.core import validate
 from fedjax_sim.core.files import write_atomically
 from fedjax_sim.reporting import formatting
@@ -57,6 +59,8 @@ def draw_overlay(
   key: str,
   runs: Mapping[str, Iterable[Row]],
   look: Style = SCREEN,
+  *,
+  names: bool = True,
 ) -> None:
   """Draw one metric of several runs; a run without it has no line.
 
@@ -65,6 +69,7 @@ def draw_overlay(
     key: the metric.
     runs: name -> its rows.
     look: sizes and fonts.
+    names: whether a legend has the runs' names.
   """
   drawn = False
   for i, (name, rows) in enumerate(runs.items()):
@@ -77,10 +82,20 @@ def draw_overlay(
       text = f"{_short(name)}: {_value(line)}"
     linestyle = style.LINES[i % len(style.LINES)]  # one may lie on another
     draw_line(ax, line, text, style.color(i), linestyle, look)
-  if drawn:
+  if drawn and names:
     ax.legend(frameon=False, fontsize=8 if look.told else None)
   ax.set_ylabel(key)
   style.against_rounds(ax)
+
+
+def draw_names(ax: Axes, names: Sequence[str]) -> None:
+  """Draw which color and kind of line each run has, without any data."""
+  nothing = Line(("",), np.zeros(1, int), np.full(1, np.nan))
+  for i, name in enumerate(names):
+    linestyle = style.LINES[i % len(style.LINES)]
+    draw_line(ax, nothing, _short(name), style.color(i), linestyle, SCREEN)
+  ax.legend(frameon=False, fontsize=8, loc="upper left", borderpad=0)
+  ax.set_axis_off()
 
 
 def _value(line: Line) -> str:
@@ -117,7 +132,7 @@ def draw_paper(
 
   known = {key for rows in runs.values() for key in columns(rows)}
   for key in metrics:
-    validate.one_of("metric", key, sorted(known))
+    validate.one_of("metrics", key, sorted(known))
   suffix = Path(path).suffix
   image = io.BytesIO()
   metadata = {

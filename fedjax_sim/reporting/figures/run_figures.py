@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedjax_sim.reporting.figures import style
-from fedjax_sim.reporting.figures.series import Line
+from fedjax_sim.reporting.figures.series import Line, drawable
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ def draw_distribution(
     metric: its name.
     sets: name -> shape=(clients,); those that are not finite are left out.
   """
-  finite = {name: x[np.isfinite(x)] for name, x in sets.items()}
+  finite = {k: x[np.isfinite(drawable(x))] for k, x in sets.items()}
   known = {name: x for name, x in finite.items() if len(x)}
   if known:
     both = np.concatenate([*known.values()])

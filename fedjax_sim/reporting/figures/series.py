@@ -39,8 +39,8 @@ class Line(NamedTuple):
 
   @property
   def name(self) -> str:
-    """The metrics' names, such as "test/loss = seen/loss"."""
-    return " = ".join(self.keys)
+    """What it shows, beside the panel's own name: "test = seen"."""
+    return " = ".join(map(_short, self.keys))
 
   @property
   def last(self) -> Point | None:
@@ -60,6 +60,12 @@ class Line(NamedTuple):
     known = np.where(finite, self.values, worst)
     index = int(known.argmax() if higher else known.argmin())
     return Point(int(self.rounds[index]), float(self.values[index]))
+
+
+def drawable(values: np.ndarray) -> np.ndarray:
+  """Return the values, NaN where float32 would not hold them."""
+  finite = np.abs(values) <= np.finfo(np.float32).max
+  return np.where(finite, values, np.nan)
 
 
 def kind(key: str) -> str | None:
@@ -84,8 +90,9 @@ def group(key: str) -> str:
 
 def line_of(rows: Iterable[Row], key: str) -> Line:
   """Return the line of one metric, without points if there are none."""
-  rounds, values = columns(rows).get(key, ([], []))
-  return Line((key,), np.asarray(rounds, int), np.asarray(values, float))
+  known = [row for row in rows if key in row]
+  rounds = np.asarray([row["round"] for row in known], int)
+  return Line((key,), rounds, np.asarray([row[key] for row in known], float))
 
 
 def panels_of(rows: Iterable[Row]) -> dict[str, list[Line]]:
@@ -104,6 +111,16 @@ def groups_of(panels: Mapping[str, Sequence[Line]]) -> list[str]:
   """Return what the lines of all panels are of, in their order."""
   lines = (line for panel in panels.values() for line in panel)
   return list(dict.fromkeys(group(key) for line in lines for key in line.keys))
+
+
+def _short(key: str) -> str:
+  """Return "seen" for seen/loss, and "seen mean" for seen/loss/mean."""
+  name, *rest = key.split("/")
+  if rest in (["loss"], ["accuracy"]):
+    return name
+  if rest in (["loss", "mean"], ["accuracy", "mean"]):
+    return f"{name} mean"
+  return key
 
 
 def _merged(lines: Sequence[Line]) -> list[Line]:

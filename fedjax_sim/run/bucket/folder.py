@@ -54,6 +54,7 @@ class Bucket:
   def read(self, name: str) -> bytes | None:
     """Return a file's content; None if there is no such file."""
     with remote.naming(self.url, f"{name} cannot be read"):
+      self._files.invalidate_cache()  # s3fs would look into an old listing
       try:
         content: bytes = self._files.cat_file(self._place(name))
       except FileNotFoundError:
@@ -86,6 +87,7 @@ class Bucket:
     """Copy a file to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with remote.naming(self.url, f"{name} cannot be fetched"):
+      self._files.invalidate_cache()
       self._files.get_file(self._place(name), str(path))
 
   def remove(self, name: str) -> None:

@@ -113,6 +113,7 @@ class Mirror:
     self._says: list[tuple[str, str]] = []
     self._owning = threading.Lock()
     self._failure = ""  # of the last copy; "" if it was complete
+    self._missed = False  # whether there is no snapshot of the last state
     self._changed = threading.Condition()
     self._waiting: Snapshot | None = None
     self._busy = False
@@ -185,8 +186,10 @@ class Mirror:
     try:
       snapshot = self._snapshot()
     except OSError as error:
+      self._missed = True
       self._fail(error)
       return
+    self._missed = False
     if snapshot is None:
       return
     with self._changed:
@@ -205,7 +208,8 @@ class Mirror:
 
   def _fail(self, error: Exception) -> None:
     """Note an error, and say so if the copy before was complete."""
-    before, self._failure = self._failure, " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
+    before, self._failure = self._failure, text
     if not before:
       self._say(
         f"The copy of the run is not up to date: {self._failure}. The run goes"
@@ -254,7 +258,7 @@ class Mirror:
       except Exception as error:  # whatever a bucket's library raises
         self._fail(error)
       else:
-        if self._failure:
+        if self._failure and not self._missed:
           self._failure = ""
           self._say(f"The copy in {self._bucket.url} is up to date again.")
       finally:

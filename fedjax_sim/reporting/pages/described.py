@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_sim.reporting.run_record import RunRecord
+from fedjax_sim.reporting.pages.record import RunRecord
 
 
 class DescribedRun(NamedTuple):
@@ -17,6 +17,7 @@ class DescribedRun(NamedTuple):
     changes: (field, value, default) of those that differ from their defaults.
     config_file: a config file that gives the same config.
     command: what repeats the run with that file as `repeat.py`.
+    origin: the round and the run that it branched from; "" if from none.
     other_version: that another version began it; "" if this one did.
   """
 
@@ -25,6 +26,7 @@ class DescribedRun(NamedTuple):
   changes: Sequence[tuple[str, Any, Any]]
   config_file: str
   command: str
+  origin: str = ""
   other_version: str = ""
 
   @property
@@ -45,6 +47,7 @@ class DescribedRun(NamedTuple):
     }
     order = self.record.config.get("transforms", {}).get("order")
     named["transforms"] = ", ".join(order or ())
+    named["branched from"] = self.origin
     return {title: str(name) for title, name in named.items() if name}
 
   @property

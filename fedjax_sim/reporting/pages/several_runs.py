@@ -7,20 +7,22 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedjax_sim.reporting import formatting
-from fedjax_sim.reporting.described_run import DescribedRun
 from fedjax_sim.reporting.figures.overlay import (
   compared_metrics,
+  draw_names,
   draw_overlay,
 )
 from fedjax_sim.reporting.figures.series import line_of
-from fedjax_sim.reporting.page import Section, Table, draw
-from fedjax_sim.reporting.run_sections import (
+from fedjax_sim.reporting.pages.described import DescribedRun
+from fedjax_sim.reporting.pages.one_run import (
   repeat,
   shown,
   status_of,
   what_ran,
 )
+from fedjax_sim.reporting.pages.page import Section, Table, draw
 
+_MOST_NAMES = 8  # of runs in the legend of each picture
 Named = Mapping[str, DescribedRun]
 
 
@@ -122,14 +124,21 @@ def _of_summary(run: DescribedRun) -> list[str]:
 
 def _curves(runs: Named) -> Section:
   rows = {name: run.record.rows for name, run in runs.items()}
+  crowded = len(rows) > _MOST_NAMES
   figures = [
     draw(
       f"curve{i}",
       f"{key} against the round",
-      lambda ax, key=key: draw_overlay(ax, key, rows),  # type: ignore[misc]
+      lambda ax, key=key: draw_overlay(  # type: ignore[misc]
+        ax, key, rows, names=not crowded
+      ),
     )
     for i, key in enumerate(compared_metrics(rows.values()))
   ]
+  if crowded and figures:
+    height = 0.5 + 0.2 * len(rows)
+    onto = lambda ax: draw_names(ax, [*rows])
+    figures.append(draw("names", "The runs' lines", onto, height))
   texts = ["A star marks the best value of a line."]
   return Section(
     "Learning curves",
@@ -140,17 +149,23 @@ def _curves(runs: Named) -> Section:
 
 def _configs(runs: Named) -> Section:
   fields = dict.fromkeys(f for run in runs.values() for f in run.fields)
-  rows = []
-  for field in fields:
-    values = [
+  texts = {
+    field: [
       shown(run.fields[field]) if field in run.fields else "no such field"
       for run in runs.values()
     ]
-    if len(set(values)) > 1:
-      rows.append([field, *values])
+    for field in fields
+  }
+  differ = {field: x for field, x in texts.items() if len(set(x)) > 1}
   title = "Configs"
-  if not rows:
+  if not differ:
     return Section(title, texts=["All runs have the same config."])
   caption = "The fields in which the runs differ"
-  table = Table(caption, ["field", *runs], rows, texts=True)
+  if len(runs) > len(differ):  # the longer side goes down
+    columns = zip(*differ.values(), strict=True)
+    rows = [[name, *x] for name, x in zip(runs, columns, strict=True)]
+    table = Table(caption, ["run", *differ], rows, texts=True)
+  else:
+    rows = [[field, *x] for field, x in differ.items()]
+    table = Table(caption, ["field", *runs], rows, texts=True)
   return Section(title, tables=[table])

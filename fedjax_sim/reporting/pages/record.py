@@ -21,6 +21,12 @@ from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.reporting.client_rounds import count_rounds
 from fedjax_sim.reporting.metrics_file import read_metrics
 
+_SUMMARY = (  # what a report needs of it
+  *("rounds", "parameters", "params_digest", "wall_seconds", "phase_seconds"),
+  *("clients_per_second", "examples_per_second", "padding_waste"),
+  *("compilations", "lanes", "lanes_reason", "processes", "devices"),
+  *("device_kind", "versions"),
+)
 _SETS = ("seen", "unseen")
 
 
@@ -134,6 +140,7 @@ def read_run(
     raise NoRunError(str(error)) from error
   if summary is None and (folder / "summary.json").exists():
     summary = _json(folder / "summary.json")
+  _check_whole(folder, rows, summary)
   missing: list[str] = []
   return RunRecord(
     name=folder.resolve().name,
@@ -146,6 +153,30 @@ def read_run(
     participation=_participation(folder, config, missing),
     missing=missing,
   )
+
+
+def _check_whole(
+  folder: Path,
+  rows: Sequence[Mapping[str, float]],
+  summary: Mapping[str, Any] | None,
+) -> None:
+  """Refuse a summary that does not belong to the metrics."""
+  if summary is None:
+    return
+  path, last = folder / "summary.json", rows[-1]["round"] if rows else 0
+  try:
+    _ = [summary[name] for name in _SUMMARY]
+  except KeyError as error:
+    raise NoRunError(
+      f"{path} is of another version of fedjax_sim, or damaged: {error} is"
+      " missing; report with the version that made the run."
+    ) from error
+  if summary["rounds"] != last:
+    raise NoRunError(
+      f"{folder / 'metrics.jsonl'} ends with round {last}, but {path.name} is"
+      f" of round {summary['rounds']}: the folder was copied in part; copy all"
+      " of it."
+    )
 
 
 def _json(path: Path) -> Any:

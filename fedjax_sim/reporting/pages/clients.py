@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.reporting import formatting
-from fedjax_sim.reporting.described_run import DescribedRun
 from fedjax_sim.reporting.figures.client_picture import (
   MOST_NAMES,
   draw_classes,
@@ -18,8 +17,9 @@ from fedjax_sim.reporting.figures.run_figures import (
   draw_participation,
 )
 from fedjax_sim.reporting.figures.series import higher_is_better
-from fedjax_sim.reporting.page import Figure, Section, Table, draw
-from fedjax_sim.reporting.run_record import (
+from fedjax_sim.reporting.pages.described import DescribedRun
+from fedjax_sim.reporting.pages.page import Figure, Section, Table, draw
+from fedjax_sim.reporting.pages.record import (
   ClientTable,
   Participation,
   quantiles,
@@ -167,7 +167,7 @@ def _rounds(run: DescribedRun) -> Section:
     asked = [row["clients"] for row in record.rows if "clients" in row]
     if asked:
       texts.append(
-        f"On average {formatting.number(float(np.nanmean(asked)))} clients took"
+        f"On average {f'{float(np.nanmean(asked)):.4g}'} clients took"
         " part in a round."
       )
     return Section(title, texts=texts)

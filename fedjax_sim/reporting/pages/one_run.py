@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.reporting import formatting
-from fedjax_sim.reporting.client_sections import client_sections
-from fedjax_sim.reporting.described_run import DescribedRun
 from fedjax_sim.reporting.figures.curves import colors_of, draw_panel
 from fedjax_sim.reporting.figures.run_figures import draw_bytes, draw_phases
 from fedjax_sim.reporting.figures.series import (
@@ -22,9 +20,12 @@ from fedjax_sim.reporting.figures.series import (
   panels_of,
 )
 from fedjax_sim.reporting.metrics_file import columns
-from fedjax_sim.reporting.page import Card, Section, Table, draw, percent
+from fedjax_sim.reporting.pages.clients import client_sections
+from fedjax_sim.reporting.pages.described import DescribedRun
+from fedjax_sim.reporting.pages.page import Card, Section, Table, draw, percent
 
 _LONG = 300  # letters of a value that are shown
+_POINTS = 10  # rounds after which spent privacy is shown
 _FIRST = ("test/", "seen/", "unseen/", "train/")
 _PRIVACY = {
   "privacy_told": "guarantee",
@@ -105,11 +106,15 @@ def repeat(run: DescribedRun) -> Section:
     facts["lanes"] = f"{summary['lanes']} ({summary['lanes_reason']})"
   versions = summary.get("versions") or {}
   facts |= {name: str(version) for name, version in versions.items()}
-  texts = [
-    "The same versions on the same kind of machine give the same digest of the"
-    " parameters, params_digest in summary.json, on a CPU."
-  ]
-  mechanism = run.fields.get("privacy.mechanism")
+  texts = (
+    []
+    if not summary
+    else [
+      "On a CPU, the same versions on the same kind of machine give the same"
+      " digest of the parameters, params_digest in summary.json."
+    ]
+  )
+  mechanism = summary and run.fields.get("privacy.mechanism")
   if mechanism and run.fields.get("privacy.noise_seed") is None:
     texts = [
       "The noise came from fresh entropy (privacy.noise_seed is none), so"
@@ -165,7 +170,7 @@ def _cards(run: DescribedRun) -> Iterator[Card]:
       last, best = line.last, line.best
       assert last is not None
       note = f"round {last.round:,}"
-      if best is not None and best.round != last.round:
+      if best is not None and best.value != last.value:
         note += f"; best {formatting.number(best.value)}, round {best.round:,}"
       yield Card(key, formatting.number(last.value), note)
   for key in known:
@@ -267,37 +272,39 @@ def _privacy(run: DescribedRun) -> Section:
   if "privacy_not_covered" in summary:
     told = ", ".join(summary["privacy_not_covered"])
     facts["not covered by epsilon"] = told
-  spent = {
-    key: line
-    for key in columns(record.rows)
-    if key.startswith("privacy/")
-    and (line := line_of(record.rows, key)).last is not None
-  }
+  spent = _spent(run)
   mechanisms = [
     run.fields.get(f"{section}.mechanism")
     for section in ("privacy", "local_privacy")
   ]
-  if not any(mechanisms) and not facts and not spent:
+  if not any(mechanisms) and not facts and spent is None:
     return Section("Privacy", texts=["No mechanism of privacy was on."])
-  rows = []
-  for key, line in spent.items():
-    chosen = np.unique(
-      np.linspace(0, len(line.rounds) - 1, 8).round().astype(int)
-    )
-    points = [Point(int(line.rounds[i]), float(line.values[i])) for i in chosen]
-    rows.append([key, *(_at(key, p) for p in points)])
-  width = max((len(row) for row in rows), default=0)
-  rows = [[*row, *[""] * (width - len(row))] for row in rows]
-  head = ["metric", *[""] * (width - 1)]
-  caption = "Spent over the rounds: value (round)"
+  later = "The guarantee is summed up at the end of the run."
   return Section(
     "Privacy",
-    texts=[]
-    if facts
-    else ["The guarantee is summed up at the end of the run."],
+    texts=[] if facts else [later],
     facts=facts,
-    tables=[Table(caption, head, rows)] if rows else (),
+    tables=() if spent is None else [spent],
   )
+
+
+def _spent(run: DescribedRun) -> Table | None:
+  """Return the privacy spent after some rounds; None if rows have none."""
+  rows = run.record.rows
+  keys = [key for key in columns(rows) if key.startswith("privacy/")]
+  with_any = [row for row in rows if any(key in row for key in keys)]
+  if not with_any:
+    return None
+  places = np.linspace(0, len(with_any) - 1, _POINTS).round().astype(int)
+  chosen = [with_any[i] for i in np.unique(places).tolist()]
+  cells = [
+    [
+      f"{row['round']:,}",
+      *(formatting.number(row[key]) if key in row else "" for key in keys),
+    ]
+    for row in chosen
+  ]
+  return Table("Spent after some rounds", ["round", *keys], cells)
 
 
 def _time(run: DescribedRun) -> Section:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -98,6 +99,7 @@ def draw(
   name: str,
   caption: str,
   onto: Callable[[Axes], None],
+  height: float = _HEIGHT,
 ) -> Figure:
   """Return the picture of one panel.
 
@@ -105,9 +107,12 @@ def draw(
     name: of the picture; another for each of a page; letters and digits.
     caption: what it shows.
     onto: draws it.
+    height: of the picture, in inches.
   """
-  with page_style():
-    figure = new_figure(1, SCREEN._replace(width=_WIDTH, height=_HEIGHT))
+  with page_style(), warnings.catch_warnings():
+    # Letters stay letters, so that the reader's fonts are those that count.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    figure = new_figure(1, SCREEN._replace(width=_WIDTH, height=height))
     onto(figure.subplots())
     return Figure(caption, inline_svg(figure, name, caption))
 

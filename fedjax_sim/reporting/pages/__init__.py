@@ -1,0 +1,1 @@
+"""Pages about runs: what their files say, in sections, as HTML."""
