@@ -70,12 +70,14 @@ class Trackers:
     return Delivery(
       configured,
       self._folder / "metrics.jsonl",
-      lambda: self._facts(self._records.of(label)),
+      lambda: self._facts(self._records.of(label), versions() | _git_commit()),
       lambda changes: self._records.change(label, changes),
       self._messages.append,
     )
 
-  def _facts(self, record: Mapping[str, Any]) -> RunFacts:
+  def _facts(
+    self, record: Mapping[str, Any], tags: Mapping[str, str]
+  ) -> RunFacts:
     """Return what a tracker with this record learns of the run."""
     params = ConfigDict(decisive(configs.resolved(self._config)))
     return RunFacts(
@@ -86,7 +88,7 @@ class Trackers:
       sent=record.get("sent", -1),
       first_round=self._first_round,
       params=dict(configs.fields_of(params)),
-      tags=versions() | _git_commit(),
+      tags=tags,
     )
 
   def open(self) -> None:
@@ -96,7 +98,7 @@ class Trackers:
       OSError: one of them cannot write.
     """
     for live in self._live:
-      live.tracker.open(self._facts({}))
+      live.tracker.open(self._facts({}, {}))
 
   def write(self, rows: Iterable[Row]) -> None:
     """Write rows to the live trackers."""
