@@ -15,7 +15,7 @@ from fedjax_sim.config import build, flags
 from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.core.weights import read_weights, write_weights
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.run import experiment, report
+from fedjax_sim.run import experiment
 from fedjax_sim.run.opened import load
 from fedjax_sim.run.signals import Interrupted
 from fedjax_sim.simulation import state
@@ -25,6 +25,7 @@ from fedjax_sim.tasks.freezing import (
   with_trainable,
 )
 from fedjax_sim.tasks.initial import with_initial
+from workdirs import skip_pictures
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 TINY = {
@@ -185,8 +186,7 @@ def test_patterns_are_a_tuple(task, given):
 
 @pytest.fixture
 def fast(monkeypatch):
-  monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
-  monkeypatch.setattr(report, "write_report", lambda *_: None)
+  skip_pictures(monkeypatch)
 
 
 @pytest.fixture
