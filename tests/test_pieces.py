@@ -20,6 +20,7 @@ from fedjax_sim.run.checkpoint_files import (
   pieces_folder,
   rounds_in,
 )
+from fedjax_sim.run.orbax_internals import separate_saves
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "digits_fedavg.py"
