@@ -536,6 +536,25 @@ def test_the_power_of_audits_is_told():
   assert all(row[6] == "100.0%" for row in rows)
 
 
+# --- trackers -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_cost_of_trackers_is_told():
+  options = ["--turns=1", "--rounds=2", "--only=mlflow,mlflow silent"]
+  done = subprocess.run(
+    [sys.executable, "-m", "benchmarks.trackers", *options],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  rows = [x.strip("| ").split(" | ") for x in done.stdout.splitlines()[-3:]]
+  assert [row[0] for row in rows] == ["none", "mlflow", "mlflow silent"]
+  assert all(re.match(r"\d+\.\d{3} \(", row[2]) for row in rows)
+  assert rows[0][2] == "1.000 (1.000 to 1.000)"
+
+
 # --- other simulators ---------------------------------------------------------
 
 

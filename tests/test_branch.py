@@ -6,7 +6,6 @@ import shutil
 import pytest
 from pyarrow import parquet
 
-from fedjax_sim import reporting
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import build
 from fedjax_sim.core.digests import tree_digest
@@ -14,6 +13,7 @@ from fedjax_sim.run import experiment
 from fedjax_sim.run.checkpoint import CheckpointError, Checkpoints
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 from test_extend import leaves_of, quick, rows_of, run
+from workdirs import skip_pictures
 
 KEPT = {"runtime__keep_checkpoints": "9", "server__eval_every": "2"}
 PRIVATE = {
@@ -27,8 +27,7 @@ PRIVATE = {
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
   """Drawing takes longer than a quick run."""
-  for name in ("draw_curves", "write_html"):
-    monkeypatch.setattr(reporting, name, lambda *_, **__: None)
+  skip_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,7 @@ def origin(tmp_path_factory):
   """The workdir of a run of 8 rounds, with checkpoints after 0, 4 and 8."""
   folder = tmp_path_factory.mktemp("origin") / "run"
   with pytest.MonkeyPatch.context() as patch:
-    for name in ("draw_curves", "write_html"):
-      patch.setattr(reporting, name, lambda *_, **__: None)
+    skip_pictures(patch)
     run(folder, 8, **KEPT)
   return folder
 

@@ -41,6 +41,22 @@ def test_changes_are_those_of_the_file():
   assert not [c for c in found if c.field in ("data.name", "algorithm.name")]
 
 
+def test_trackers_are_removed_and_added(tmp_path):
+  config = default_config()
+  del config.trackers["tensorboard"]
+  config.trackers["mine"] = {"name": "mlflow", "wait": 5.0}
+  tree = configs.resolved(complete(config))
+  found = changes(tree)
+  assert Change("trackers.mine.wait", 5.0, 30.0) in found
+  assert {c.field for c in found} == {
+    "trackers.mine.name",
+    "trackers.mine.wait",
+  }
+  path = tmp_path / "repeat.py"
+  path.write_text(config_file(tree))
+  assert configs.resolved(complete(flags.load(str(path)))) == tree
+
+
 def test_components_of_others_have_no_defaults():
   """A user's file is not read, and a name may be of another version."""
   tree = resolved("digits_fedavg.py")

@@ -22,7 +22,7 @@ from fedjax_sim.config.build import experiment as experiment_builder
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core.files import plain
 from fedjax_sim.engine.evaluation import EvaluationSet
-from fedjax_sim.run import checkpoint, experiment, report, resume
+from fedjax_sim.run import checkpoint, experiment, resume
 from fedjax_sim.run.signals import Interrupted
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError, WriteError
 from fedjax_sim.simulation import lanes
@@ -30,6 +30,7 @@ from fedjax_sim.simulation.compiler import Compiler
 from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.simulator import Simulator
+from workdirs import skip_pictures
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 
@@ -56,14 +57,9 @@ def quick(**changes):
   return flags.load(str(DIGITS), QUICK | named)
 
 
-def no_curves(*_):
-  """Drawing takes longer than a quick run."""
-
-
 @pytest.fixture
 def fast(monkeypatch):
-  monkeypatch.setattr(reporting, "draw_curves", no_curves)
-  monkeypatch.setattr(report, "write_report", no_curves)
+  skip_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +67,7 @@ def undisturbed(tmp_path_factory):
   """The workdir of a run that nothing disturbed."""
   folder = tmp_path_factory.mktemp("undisturbed") / "run"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reporting, "draw_curves", no_curves)
-    patch.setattr(report, "write_report", no_curves)
+    skip_pictures(patch)
     experiment.run(quick(), folder)
   return folder
 
@@ -667,7 +662,7 @@ def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
     (*saving, 1, refused, 4),
     (reporting.MetricsFile, "append", 5, WriteError, 8),  # of timings.jsonl
     (reporting.EventFiles, "write", 0, WriteError, 8),
-    (reporting, "write_json", 1, WriteError, 12),  # of summary.json
+    (reporting, "write_json", 2, WriteError, 12),  # of summary.json
   ]
   for owner, name, when, error, intact in moments:
     with _limit(1) as fill, monkeypatch.context() as patch:

@@ -12,6 +12,7 @@ from fedjax_sim.config import flags
 from fedjax_sim.run import changes, checkpoint_files, experiment
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.simulator import Simulator
+from workdirs import skip_pictures
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 QUICK = {
@@ -38,7 +39,7 @@ def quick(rounds, **changes):
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
   """Drawing takes longer than a quick run."""
-  monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
+  skip_pictures(monkeypatch)
 
 
 def run(folder, rounds, **changes):
@@ -50,7 +51,7 @@ def six(tmp_path_factory):
   """The workdir of a finished run of 6 rounds."""
   folder = tmp_path_factory.mktemp("six") / "run"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reporting, "draw_curves", lambda *_: None)
+    skip_pictures(patch)
     run(folder, 6)
   return folder
 

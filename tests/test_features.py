@@ -12,7 +12,8 @@ import pytest
 
 from fedjax_sim import reporting
 from fedjax_sim.config import flags
-from fedjax_sim.run import experiment, report
+from fedjax_sim.run import experiment
+from workdirs import skip_pictures
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"
@@ -152,8 +153,7 @@ def told(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEATURES)
 def test_two_devices_resumed_compiled_once(name, tmp_path, monkeypatch):
-  monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
-  monkeypatch.setattr(report, "write_report", lambda *_: None)
+  skip_pictures(monkeypatch)
   whole = tmp_path / "whole"
   summary = experiment.run(config_of(name), whole)
   # Every size of a cohort has a program of its own.

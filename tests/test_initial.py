@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 import warnings
 
 import jax
@@ -14,15 +15,17 @@ from fedjax_sim.config import build, flags
 from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.core.weights import read_weights, write_weights
 from fedjax_sim.models.mlp import mlp
-from fedjax_sim.run import experiment, report
+from fedjax_sim.run import experiment
 from fedjax_sim.run.opened import load
 from fedjax_sim.run.signals import Interrupted
+from fedjax_sim.simulation import state
 from fedjax_sim.tasks.freezing import (
   named_variables,
   with_frozen,
   with_trainable,
 )
 from fedjax_sim.tasks.initial import with_initial
+from workdirs import skip_pictures
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 TINY = {
@@ -183,8 +186,7 @@ def test_patterns_are_a_tuple(task, given):
 
 @pytest.fixture
 def fast(monkeypatch):
-  monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
-  monkeypatch.setattr(report, "write_report", lambda *_: None)
+  skip_pictures(monkeypatch)
 
 
 @pytest.fixture
@@ -307,3 +309,32 @@ def test_the_digest_belongs_to_the_run(weights):
   assert json.dumps(dict(one)).count("weights.npz (SHA-256 ") == 1
   weights(".npz", seed=5)
   assert build.build(config).sources != one
+
+
+def test_weights_are_arguments_of_the_program_not_constants(monkeypatch):
+  given = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+  programs = []
+
+  def jit(function, **options):
+    jitted = jax.jit(function, **options)
+
+    def call(*arguments):
+      programs.append(jitted.lower(*arguments).as_text())
+      return jitted(*arguments)
+
+    return call
+
+  monkeypatch.setattr(
+    state, "jax", types.SimpleNamespace(**{**vars(jax), "jit": jit})
+  )
+  where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  init = state.jitted_once(
+    lambda key, scale: {"w": jnp.asarray(given) * scale, "key": key},
+    (np.uint32(0), np.float32(0)),
+    where,
+  )
+  found = init(np.uint32(7), np.float32(2))
+  np.testing.assert_array_equal(found["w"], 2 * given)
+  assert int(found["key"]) == 7
+  (program,) = programs
+  assert len(program) < 5_000

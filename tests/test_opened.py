@@ -17,9 +17,10 @@ from fedjax_sim import reporting
 from fedjax_sim.config import flags
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data.store.rewrite import write_store
-from fedjax_sim.run import experiment, report
+from fedjax_sim.run import experiment
 from fedjax_sim.run.checkpoint_reader import CheckpointReader, StateChangedError
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
+from workdirs import skip_pictures
 
 load: Any = fs.load  # what it returns has parts that may be None
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -43,8 +44,7 @@ def run(folder, spec=DIGITS, base=TINY, **changes):
   """Run a config in a folder; return its summary."""
   named = {field.replace("__", "."): text for field, text in changes.items()}
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reporting, "draw_curves", lambda *_: None)
-    patch.setattr(report, "write_report", lambda *_: None)
+    skip_pictures(patch)
     return experiment.run(flags.load(str(spec), {**base, **named}), folder)
 
 

@@ -14,18 +14,18 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cli.main import main
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.run import experiment, profiling, report, signals
+from fedjax_sim.run import experiment, profiling, signals
 from fedjax_sim.run.profiling import Profile, Trained
 from fedjax_sim.simulation import simulator as simulators
 from fedjax_sim.simulation.timing import MEANING, Phases
 from problems import blobs, make_simulator, sgd
-from test_experiment import at, no_curves, quick, summary_of
+from test_experiment import at, quick, summary_of
+from workdirs import skip_pictures
 
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-  monkeypatch.setattr(reporting, "draw_curves", no_curves)
-  monkeypatch.setattr(report, "write_report", no_curves)
+  skip_pictures(monkeypatch)
 
 
 @pytest.fixture

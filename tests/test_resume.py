@@ -33,12 +33,13 @@ FIELDS = {
 }
 
 
-def command(folder, rounds, **fields):
+def command(folder, rounds, *flags, **fields):
   fields = {name.replace("__", "."): text for name, text in fields.items()}
   return [
     *(sys.executable, "-m", "fedjax_sim", "run"),
     f"--config={ROOT / 'configs' / 'digits_fedavg.py'}",
     f"--workdir={folder}",
+    *flags,
     f"--config.server.rounds={rounds}",
     *(f"--config.{k}={v}" for k, v in (FIELDS | fields).items()),
   ]
@@ -64,9 +65,10 @@ def started(arguments, cwd):
     process.communicate()
 
 
-def finish(folder, rounds, **fields):
+def finish(folder, rounds, *flags, **fields):
   """Runs to the end; its standard error."""
-  with started(command(folder, rounds, **fields), folder.parent) as process:
+  arguments = command(folder, rounds, *flags, **fields)
+  with started(arguments, folder.parent) as process:
     out, err = process.communicate(timeout=250)
   assert process.returncode == 0, err
   assert "test/accuracy" in out
@@ -120,7 +122,7 @@ def at_work(process, folder, earlier, count=1):
   wait(process, lambda: rows(folder) >= first - 1 + count)
 
 
-def kill_at_random(folder, rounds, numbers, rng, most):
+def kill_at_random(folder, rounds, numbers, rng, most, *flags, begins=0):
   """Ends the run again and again, and checks what was lost.
 
   Args:
@@ -130,11 +132,14 @@ def kill_at_random(folder, rounds, numbers, rng, most):
     rng: chooses the moments: some time after 1 to `most` new rows, or while a
       checkpoint is written, or before the first row.
     most: see `rng`.
+    *flags: of the command.
+    begins: the round after which the run begins, where it is a branch.
   """
   for i, number in enumerate(numbers):
     kept, _ = checkpoints(folder)
     earlier = first_rounds(folder)
-    with started(command(folder, rounds), folder.parent) as process:
+    arguments = command(folder, rounds, *flags)
+    with started(arguments, folder.parent) as process:
       how = rng.choice(["time", "time", "time", "saving", "starting"])
       if how == "starting" and number == signal.SIGKILL:
         time.sleep(rng.uniform(0, 3))
@@ -154,7 +159,7 @@ def kill_at_random(folder, rounds, numbers, rng, most):
     )
     if number == signal.SIGKILL:
       assert process.returncode == -number
-      assert err == ""
+      assert not err or "other settings" in err or "Branching" in err
     else:
       assert process.returncode == 128 + number
       assert err.count("\n") == 1
@@ -162,7 +167,7 @@ def kill_at_random(folder, rounds, numbers, rng, most):
       assert now[-1] == rows(folder)
     # It went on from the newest checkpoint: only later rounds were lost.
     if len(first) > len(earlier):
-      assert first[-1] == (kept[-1] if kept else 0) + 1
+      assert first[-1] == (kept[-1] if kept else begins) + 1
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +249,25 @@ def test_twenty_kills_while_every_round_is_saved(tmp_path, undisturbed):
   assert cut_short
   assert finish(folder, 80, **fields) == ""
   assert outcome(folder) == undisturbed(80)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(2))
+def test_ten_kills_while_extending_and_branching(tmp_path, undisturbed, seed):
+  """Five of each; the first process of all may be killed as it begins."""
+  rng, kills = random.Random(seed), [signal.SIGKILL] * 5
+  folder = tmp_path / "run"
+  finish(folder, 99)
+  kill_at_random(folder, 300, kills, rng, 35)
+  finish(folder, 300)
+  assert outcome(folder) == undisturbed(300)
+
+  branch = tmp_path / "branch"
+  flag = f"--branch-from={folder}:300"
+  kill_at_random(branch, 600, kills, rng, 50, flag, begins=300)
+  finish(branch, 600, flag)
+  assert outcome(branch) == undisturbed(600)
 
 
 @pytest.mark.slow

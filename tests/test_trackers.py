@@ -19,6 +19,7 @@ from fedjax_sim.run import trackers as run_trackers
 from fedjax_sim.run.signals import Interrupted
 from fedjax_sim.simulation.dispatch import DivergedError
 from test_experiment import DIGITS, quick
+from workdirs import skip_pictures
 
 OWN = '''
 import json
@@ -64,7 +65,7 @@ def own(tmp_path):
 
 @pytest.fixture
 def fast(monkeypatch):
-  monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
+  skip_pictures(monkeypatch)
 
 
 def lines_of(folder, kind, file="lines.txt"):

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_sim import reporting
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import build
 from fedjax_sim.run import experiment, resume
@@ -16,6 +15,7 @@ from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.checkpoint_reader import CheckpointReader
 from fedjax_sim.run.verify import stretches_of
 from test_extend import quick
+from workdirs import skip_pictures
 
 PRIVATE = {
   "privacy__mechanism": "gaussian",
@@ -30,7 +30,7 @@ def honest(tmp_path_factory):
   """The workdir of a run with checkpoints after 0, 4 and 8 rounds, and 9."""
   folder = tmp_path_factory.mktemp("honest") / "run"
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reporting, "draw_curves", lambda *_: None)
+    skip_pictures(patch)
     experiment.run(
       quick(9, server__initial_eval="True", runtime__keep_checkpoints="9"),
       folder,
@@ -173,7 +173,7 @@ def test_other_data_are_refused(folder, capsys, monkeypatch):
 
 def test_a_run_that_was_extended(folder, capsys, monkeypatch):
   """The last round before was evaluated as a last one, and other rounds now."""
-  monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
+  skip_pictures(monkeypatch)
   fields = {
     "server__initial_eval": "True",
     "runtime__keep_checkpoints": "9",
@@ -193,7 +193,7 @@ def test_a_run_that_was_extended(folder, capsys, monkeypatch):
 
 @pytest.mark.integration
 def test_a_private_run_with_noise_of_its_own(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
+  skip_pictures(monkeypatch)
   experiment.run(quick(6, **PRIVATE), tmp_path / "run")
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "0")
   capsys.readouterr()

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedjax_sim.config import flags
-from fedjax_sim.run.export import check_target, export
-from fedjax_sim.run.opened import BEST, load
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,6 +31,9 @@ def run(arguments: Sequence[str]) -> int:
       f"--format={wanted} and --to={path} name two formats; leave out --format,"
       f" or let the file end in .{wanted}."
     )
+  from fedjax_sim.run.export import check_target, export
+  from fedjax_sim.run.opened import BEST, load
+
   text = values["round"].value
   round_: int | str | None = text or None
   if text and text.partition("/")[0] != BEST:

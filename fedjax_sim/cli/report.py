@@ -10,6 +10,7 @@ from typing import Any
 from fedjax_sim import reporting
 from fedjax_sim.config import flags
 from fedjax_sim.core import validate
+from fedjax_sim.data import is_url
 
 _STYLES = {"page": (".html",), "paper": reporting.PAPER_SUFFIXES}
 _NAMES = {"page": "report.html", "paper": "curves.pdf"}
@@ -63,6 +64,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def _path(values: Any, style: str, workdirs: Sequence[Path]) -> Path:
   """Return where to write."""
+  for folder in values.workdir:
+    if is_url(folder):
+      raise flags.UsageError(
+        f"--workdir={folder}: a report is of folders on a disk; copy it there."
+        " The bucket holds the report.html of a finished run."
+      )
   resolved = [folder.resolve() for folder in workdirs]
   for i, folder in enumerate(resolved):
     if folder in resolved[:i]:

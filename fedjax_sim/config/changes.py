@@ -78,7 +78,7 @@ def config_file(tree: Mapping[str, Any]) -> str:
   ]
   given = dict.fromkeys(_labels(tree))
   usual = dict.fromkeys(_labels(default_config().to_dict()))
-  removed = [pair for pair in usual if pair not in given]
+  removed = [x for x in usual if x not in given and x[0] in tree]
   added = [pair for pair in given if pair not in usual]
   lines += [f"  del config.{section}[{label!r}]" for section, label in removed]
   lines += [

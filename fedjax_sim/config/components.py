@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import aggregators, sampling, transforms
 from fedjax_sim.algorithms import ALGORITHMS
+from fedjax_sim.config.fields import Text
 from fedjax_sim.core import (
   Aggregator,
   Algorithm,
@@ -54,13 +55,6 @@ _NAMES = {
   str: "a text",
   tuple: "a tuple, such as (1, 2)",
 }
-
-
-class Text(str):
-  """A field's value as the command line gives it, to be read by its type."""
-
-  def __repr__(self) -> str:
-    return str(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,13 @@ from ml_collections import ConfigDict
 from fedjax_sim.core import validate
 
 
+class Text(str):
+  """A field's value as the command line gives it, to be read by its type."""
+
+  def __repr__(self) -> str:
+    return str(self)
+
+
 def resolved(config: ConfigDict) -> dict[str, Any]:
   """Return the config as JSON holds it.
 

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fedjax_sim.config.defaults import LABELED_SECTIONS
-from fedjax_sim.config.fields import fields_of
+from fedjax_sim.config.fields import Text, fields_of
 from fedjax_sim.core import errors, validate
 from fedjax_sim.core.errors import FedjaxSimError
 
@@ -143,12 +143,12 @@ def overridden(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
     UnknownNameError: a field that there is not.
     TypeError, ValueError: the config is wrong without them.
   """
-  from fedjax_sim.config.completion import complete
-  from fedjax_sim.config.components import Text
-
   tree = config.to_dict()
   for field, text in texts.items():
     _set(tree, field, None if text == "None" else Text(text))
+  # What follows takes all components, and so JAX; a wrong section is said now.
+  from fedjax_sim.config.completion import complete
+
   try:
     completed = complete(ConfigDict(tree))
   except ValueError as error:

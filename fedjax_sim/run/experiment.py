@@ -135,7 +135,7 @@ def _say_finished(
     f" --config.{changes.ROUNDS}."
   )
   print_summary(summary, place.name)
-  deliver_rest(config, place.folder, summary["rounds"])
+  deliver_rest(config, place, summary["rounds"])
 
 
 def _ready(
@@ -219,7 +219,7 @@ class _Launch:
       begins = done == 0 and self.experiment.timetable.initial_eval
       first_round = done + (not begins)
       trackers = stack.enter_context(
-        tracked(self.experiment, folder, first_round)
+        tracked(self.experiment, self.place, first_round)
       )
       with self._told(done, begins, simulator, trackers) as (told, profile):
         loop = Loop(

@@ -24,6 +24,7 @@ from fedjax_sim.run.opened import OpenedRun
 from fedjax_sim.tasks.freezing import named_variables
 
 STABLEHLO = ".stablehlo"
+_FACTS = ("round", "params_digest", "config")
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -36,6 +37,8 @@ def check_target(path: Path) -> None:
 
   Raises:
     ValueError: its suffix names no format.
+    FileExistsError: the JSON file beside it holds something else, such as the
+      config of a workdir.
     FileNotFoundError: its folder is missing.
     ModuleNotFoundError: the format's library is not installed.
   """
@@ -47,6 +50,20 @@ def check_target(path: Path) -> None:
     raise FileNotFoundError(
       f"{path}: there is no folder {path.parent}; make it first."
     )
+  beside = path.with_suffix(".json")
+  if beside.exists() and not _is_ours(beside):
+    raise FileExistsError(
+      f"{path}: {beside} would be replaced, which no export wrote; give the"
+      " file another name."
+    )
+
+
+def _is_ours(path: Path) -> bool:
+  """Return whether a JSON file is one that an export wrote."""
+  try:
+    return {*_FACTS} <= json.loads(path.read_bytes()).keys()
+  except (ValueError, AttributeError):
+    return False
 
 
 def export(run: OpenedRun, path: Path) -> str:
@@ -68,11 +85,12 @@ def export(run: OpenedRun, path: Path) -> str:
     ValueError, OSError, ModuleNotFoundError: see `check_target`.
   """
   check_target(path)
-  facts = {
-    "round": run.round,
-    "params_digest": tree_digest(run.params),
-    "config": configs.resolved(run.config),
-  }
+  values = (
+    run.round,
+    tree_digest(run.params),
+    configs.resolved(run.config),
+  )
+  facts: dict[str, Any] = dict(zip(_FACTS, values, strict=True))
   if path.suffix in FORMATS:
     named = named_variables(run.variables)
     write_weights(path, named, {k: json.dumps(v) for k, v in facts.items()})

@@ -75,9 +75,14 @@ def sum_up(
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
     with phases("write"):
-      best_round = best.get("best/round")
-      kept = None if best_round is None else int(best_round)
-      reporting.draw_curves(rows, folder / "curves.png", folder.name, kept)
+      first = simulator.best_metrics[:1]
+      kept = best.get(f"best/{first[0]}/round") if first else None
+      reporting.draw_curves(
+        rows,
+        folder / "curves.png",
+        folder.name,
+        None if kept is None else int(kept),
+      )
       parts, table = folder / "client_rounds", folder / "client_rounds.parquet"
       if simulator.log_clients:
         reporting.join_client_rounds(parts, table)

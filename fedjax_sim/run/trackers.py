@@ -24,6 +24,7 @@ from fedjax_sim.config import build
 from fedjax_sim.config.build import ConfiguredTracker
 from fedjax_sim.distributed import processes
 from fedjax_sim.reporting.trackers import Row, RunFacts, Status
+from fedjax_sim.run.bucket.mirror import Place
 from fedjax_sim.run.changes import decisive
 from fedjax_sim.run.delivery import Delivery
 from fedjax_sim.run.resume import versions, warn
@@ -42,7 +43,7 @@ class Trackers:
 
   Args:
     configured: the trackers.
-    folder: the workdir.
+    place: where the workdir is.
     config: complete.
     first_round: the first round that this process trains.
   """
@@ -50,14 +51,15 @@ class Trackers:
   def __init__(
     self,
     configured: Sequence[ConfiguredTracker],
-    folder: Path,
+    place: Place,
     config: ConfigDict,
     first_round: int,
   ):
-    self._folder, self._config = folder, config
+    self._folder, self._config = place.folder, config
+    self._name = Path(place.name).resolve().name  # also of a URL
     self._first_round = first_round
     self._messages: list[str] = []
-    self._records = _Records(folder / FILE)
+    self._records = _Records(self._folder / FILE)
     self._live = [x for x in configured if x.tracker.live]
     self._deliveries = [
       self._delivery(x) for x in configured if not x.tracker.live
@@ -68,23 +70,25 @@ class Trackers:
     return Delivery(
       configured,
       self._folder / "metrics.jsonl",
-      lambda: self._facts(self._records.of(label)),
+      lambda: self._facts(self._records.of(label), versions() | _git_commit()),
       lambda changes: self._records.change(label, changes),
       self._messages.append,
     )
 
-  def _facts(self, record: Mapping[str, Any]) -> RunFacts:
+  def _facts(
+    self, record: Mapping[str, Any], tags: Mapping[str, str]
+  ) -> RunFacts:
     """Return what a tracker with this record learns of the run."""
     params = ConfigDict(decisive(configs.resolved(self._config)))
     return RunFacts(
-      name=self._folder.resolve().name,
+      name=self._name,
       folder=self._folder,
       key=record.get("key", ""),
       run_id=record.get("run_id", ""),
       sent=record.get("sent", -1),
       first_round=self._first_round,
       params=dict(configs.fields_of(params)),
-      tags=versions() | _git_commit(),
+      tags=tags,
     )
 
   def open(self) -> None:
@@ -94,7 +98,7 @@ class Trackers:
       OSError: one of them cannot write.
     """
     for live in self._live:
-      live.tracker.open(self._facts({}))
+      live.tracker.open(self._facts({}, {}))
 
   def write(self, rows: Iterable[Row]) -> None:
     """Write rows to the live trackers."""
@@ -138,17 +142,17 @@ class Trackers:
 
 @contextlib.contextmanager
 def tracked(
-  experiment: build.Experiment, folder: Path, first_round: int
+  experiment: build.Experiment, place: Place, first_round: int
 ) -> Iterator[Trackers]:
   """Open the trackers of a run, and end the run on them as it ends here.
 
   Args:
     experiment: what the config describes.
-    folder: the workdir.
+    place: where the workdir is.
     first_round: the first round that this process trains.
   """
   configured = experiment.trackers if processes.is_first() else ()
-  trackers = Trackers(configured, folder, experiment.config, first_round)
+  trackers = Trackers(configured, place, experiment.config, first_round)
   status: Status = "failed"
   trackers.open()
   try:
@@ -161,15 +165,15 @@ def tracked(
     trackers.close(status)
 
 
-def deliver_rest(config: ConfigDict, folder: Path, rounds: int) -> None:
+def deliver_rest(config: ConfigDict, place: Place, rounds: int) -> None:
   """Send what trackers of a finished run have not got.
 
   Args:
     config: complete.
-    folder: the workdir.
+    place: where the workdir is.
     rounds: that the run has.
   """
-  records = _Records(folder / FILE)
+  records = _Records(place.folder / FILE)
   configured = [
     tracker
     for tracker in build.build_trackers(config)
@@ -177,8 +181,8 @@ def deliver_rest(config: ConfigDict, folder: Path, rounds: int) -> None:
   ]
   if not configured:
     return
-  with locked(folder):
-    trackers = Trackers(configured, folder, config, rounds + 1)
+  with locked(place.folder):
+    trackers = Trackers(configured, place, config, rounds + 1)
     trackers.commit(rounds)
     trackers.close("finished")
 

@@ -577,6 +577,20 @@ def test_what_is_no_workdir_is_refused(tmp_path):
     report.write_report([tmp_path / "file"], tmp_path / "report.html")
 
 
+def test_a_branch_names_its_origin(tmp_path):
+  """And is of this version, though its config.json has one more entry."""
+  folder = workdir(tmp_path / "mine")
+  tree = json.loads((folder / "config.json").read_text())
+  tree["origin"] = {"workdir": "/runs/a b", "round": 20}
+  (folder / "config.json").write_text(json.dumps(tree))
+  _, parsed = page(folder)
+  assert parsed.fact("branched from") == "round 20 of /runs/a b"
+  code, command = parsed.texts("pre")
+  assert "'--branch-from=/runs/a b:20'" in command
+  assert "origin" not in code
+  assert not any("another version" in text for text in parsed.texts("p"))
+
+
 def test_another_version_is_named(tmp_path):
   folder = workdir(tmp_path / "mine")
   without("config.json", "leakage")(folder)

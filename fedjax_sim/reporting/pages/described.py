@@ -52,8 +52,12 @@ class DescribedRun(NamedTuple):
 
   @property
   def best_round(self) -> int | None:
-    """The round of the model that the run kept as its best; None: none."""
-    round_ = (self.record.summary or {}).get("best/round")
+    """The round of the best model, by the first metric that selects one."""
+    metrics = self.record.config["server"].get("best_metrics")
+    if not metrics:
+      return None
+    summary = self.record.summary or {}
+    round_ = summary.get(f"best/{metrics[0]}/round")
     return None if round_ is None else int(round_)
 
 
