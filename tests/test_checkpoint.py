@@ -12,12 +12,8 @@ import numpy as np
 import pytest
 
 from fedjax_sim.core.digests import digest, tree_digest
-from fedjax_sim.run.checkpoint import (
-  CheckpointError,
-  CheckpointReader,
-  Checkpoints,
-  StateChangedError,
-)
+from fedjax_sim.run.checkpoint import CheckpointError, Checkpoints
+from fedjax_sim.run.checkpoint_reader import CheckpointReader, StateChangedError
 
 
 @pytest.fixture

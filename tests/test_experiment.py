@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import threading
+from typing import Any
 
 import jax
 import numpy as np
@@ -431,7 +432,7 @@ def test_signals_stop_after_a_checkpoint(
   tmp_path, fast, undisturbed, monkeypatch
 ):
   """One run, stopped in everything that it does, and gone on with."""
-  saving = checkpoint.Checkpoints, "save"
+  saving = checkpoint.Checkpoints, "save_later"
   for owner, name, number, stops_after in [
     (Simulator, "init", signal.SIGTERM, 0),
     (Compiler, "program", signal.SIGINT, 4),  # it compiles
@@ -651,9 +652,10 @@ def _limit(size):
 @pytest.mark.integration
 def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
   """One run, on a disk that is full in every moment, and gone on with."""
-  saving = checkpoint.Checkpoints, "save"
-  refused = checkpoint.CheckpointError
-  for owner, name, when, error, intact in [
+  saving = checkpoint.Checkpoints, "save_later"
+  # A thread writes it, while the run goes on until it has to write itself.
+  refused = checkpoint.CheckpointError, WriteError
+  moments: list[Any] = [
     (reporting, "write_json", 0, WriteError, None),  # of config.json
     (*saving, 0, refused, None),
     (reporting.MetricsFile, "append", 0, WriteError, 0),  # of metrics.jsonl
@@ -661,7 +663,8 @@ def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
     (reporting.MetricsFile, "append", 5, WriteError, 8),  # of timings.jsonl
     (reporting.EventFiles, "write", 0, WriteError, 8),
     (reporting, "write_json", 2, WriteError, 12),  # of summary.json
-  ]:
+  ]
+  for owner, name, when, error, intact in moments:
     with _limit(1) as fill, monkeypatch.context() as patch:
       at(patch, owner, name, when, fill)
       with pytest.raises(error) as caught:

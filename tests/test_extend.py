@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from fedjax_sim import config, reporting
 from fedjax_sim.config import flags
-from fedjax_sim.run import changes, checkpoint, experiment
+from fedjax_sim.run import changes, checkpoint_files, experiment
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.simulator import Simulator
 from workdirs import skip_pictures
@@ -63,7 +63,7 @@ def finished(six, tmp_path):
 
 def leaves_of(folder):
   """The SHA-256 of every array of the newest checkpoint."""
-  last = max(checkpoint.rounds_in(folder / "checkpoints"))
+  last = max(checkpoint_files.rounds_in(folder / "checkpoints"))
   record = folder / "checkpoints" / str(last) / "record" / "metadata"
   return json.loads(record.read_text())["sha256"]
 
@@ -112,7 +112,7 @@ def test_evaluations_and_checkpoints_may_change(finished, tmp_path):
   assert extended["params_digest"] == whole["params_digest"]
   rounds = [r["round"] for r in rows_of(finished) if "test/loss" in r]
   assert rounds == [3, 6, 8, 12]
-  kept = checkpoint.rounds_in(finished / "checkpoints")
+  kept = checkpoint_files.rounds_in(finished / "checkpoints")
   assert kept == [0, 6, 9, 10, 12]
 
 
@@ -126,16 +126,16 @@ def test_snapshots_of_a_run_that_goes_on(tmp_path):
     "runtime__rounds_per_dispatch": "64",
   }
   run(folder, 7, **seldom)
-  assert checkpoint.rounds_in(saved) == [0, 3, 6, 7]
+  assert checkpoint_files.rounds_in(saved) == [0, 3, 6, 7]
   extended = run(folder, 11, **seldom)
-  assert checkpoint.rounds_in(saved) == [0, 3, 6, 9, 11]
+  assert checkpoint_files.rounds_in(saved) == [0, 3, 6, 9, 11]
   timings = reporting.read_metrics(folder / "timings.jsonl")
   assert [row["rounds"] for row in timings] == [3, 3, 1, 2, 2]
   # What a kill in round 10 leaves.
   (folder / "summary.json").unlink()
   shutil.rmtree(saved / "11")
   resumed = run(folder, 11, **seldom)
-  assert checkpoint.rounds_in(saved) == [0, 3, 6, 9, 11]
+  assert checkpoint_files.rounds_in(saved) == [0, 3, 6, 9, 11]
   assert resumed["params_digest"] == extended["params_digest"]
 
 

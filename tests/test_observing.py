@@ -13,7 +13,8 @@ from fedjax_sim.core import Participation, Report, Sampler
 from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.local.additive import gaussian
 from fedjax_sim.privacy.local.mechanism import with_local_dp
-from fedjax_sim.run.checkpoint import Checkpoints, StateChangedError
+from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.checkpoint_reader import StateChangedError
 from fedjax_sim.sampling import power_of_choice
 from fedjax_sim.sampling.draws import generator
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd

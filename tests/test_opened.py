@@ -18,7 +18,7 @@ from fedjax_sim.config import flags
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data.store.rewrite import write_store
 from fedjax_sim.run import experiment
-from fedjax_sim.run.checkpoint import CheckpointReader, StateChangedError
+from fedjax_sim.run.checkpoint_reader import CheckpointReader, StateChangedError
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 from workdirs import skip_pictures
 

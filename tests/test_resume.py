@@ -228,6 +228,31 @@ def test_ten_kills_at_random_moments(tmp_path, undisturbed, seed):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_twenty_kills_while_every_round_is_saved(tmp_path, undisturbed):
+  """A thread always writes a checkpoint while the next round is trained."""
+  folder, rng = tmp_path / "run", random.Random(0)
+  fields = {"runtime__checkpoint_every": "1"}
+  cut_short = 0
+  for _ in range(20):
+    kept, earlier = checkpoints(folder)[0], first_rounds(folder)
+    with started(command(folder, 80, **fields), tmp_path) as process:
+      at_work(process, folder, earlier, rng.randint(1, 2))
+      time.sleep(rng.uniform(0, 0.15))
+      process.kill()
+      _, err = process.communicate(timeout=60)
+    assert err == ""
+    now, saving = checkpoints(folder)
+    cut_short += saving
+    assert now[-1] >= (kept[-1] if kept else 0)
+    assert first_rounds(folder)[-1] == (kept[-1] if kept else 0) + 1
+  print(f"{cut_short} of 20 kills came while a checkpoint was written")
+  assert cut_short
+  assert finish(folder, 80, **fields) == ""
+  assert outcome(folder) == undisturbed(80)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(2))
 def test_ten_kills_while_extending_and_branching(tmp_path, undisturbed, seed):
   """Five of each; the first process of all may be killed as it begins."""

@@ -11,7 +11,8 @@ from fedjax_sim.cli.main import main
 from fedjax_sim.config import build
 from fedjax_sim.run import experiment, resume
 from fedjax_sim.run.changes import stored_config
-from fedjax_sim.run.checkpoint import CheckpointReader, Checkpoints
+from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.checkpoint_reader import CheckpointReader
 from fedjax_sim.run.verify import stretches_of
 from test_extend import quick
 from workdirs import skip_pictures

@@ -409,3 +409,28 @@ def greatest(*values: float) -> list[float]:
 
   every = multihost_utils.process_allgather(np.array(values, np.float32))
   return [float(x) for x in np.max(every, axis=0)]
+
+
+class Meeting:
+  """What threads of all processes say to each other, once under each name.
+
+  Unlike the functions here, threads may come in any order.
+
+  Args:
+    name: of the occasion, another one for each.
+  """
+
+  def __init__(self, name: str):
+    self._name = f"fedjax_sim/{name}"
+
+  def say(self, name: str, text: str) -> None:
+    """Say something under a name under which nothing was said."""
+    key_value_client().key_value_set(f"{self._name}/{name}", f"={text}")
+
+  def hear(self, name: str) -> str:
+    """Return what a process says, as soon as it does."""
+    # However long it takes: whether it lives, JAX's heartbeats tell.
+    told = key_value_client().blocking_key_value_get(
+      f"{self._name}/{name}", 24 * 3600 * 1000
+    )
+    return told.removeprefix("=")

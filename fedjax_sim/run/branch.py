@@ -21,7 +21,8 @@ from fedjax_sim.core import PyTree, Variables, validate
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.reporting import read_metrics, write_atomically
 from fedjax_sim.run.changes import ORIGIN, read_config, stored_config
-from fedjax_sim.run.checkpoint import CheckpointReader, Restored, rounds_in
+from fedjax_sim.run.checkpoint_files import rounds_in
+from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
 from fedjax_sim.run.opened import rebuild
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 from fedjax_sim.simulation.simulator import Simulator

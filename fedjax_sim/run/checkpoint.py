@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
-import math
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,13 +26,30 @@ from fedjax_sim.core import PyTree
 from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.core.files import UNSUPPORTED
+from fedjax_sim.distributed import processes
+from fedjax_sim.distributed.pieces import Pieces, Wanted
 from fedjax_sim.reporting import write_json
+from fedjax_sim.run.checkpoint_files import (
+  DAMAGED,
+  RECORD,
+  SUMS,
+  UNFINISHED,
+  first_line,
+  key,
+  pieces_folder,
+  sums_of,
+)
+from fedjax_sim.run.checkpoint_reader import (
+  CheckpointReader,
+  Restored,
+  StateChangedError,
+  leaves_of,
+)
+from fedjax_sim.run.orbax_internals import separate_saves
 
-_UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
-_DAMAGED = ".damaged"  # ends the name of one that was set aside
 _OVERHEAD = 2**20  # bytes, at most, that a checkpoint has besides its leaves
-_RECORD = "record"  # folder of a checkpoint: what is known of its leaves
-SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
+_VISIBLE_SECONDS = 60.0  # until a network file system shows others' files
+_WHOLE, _DAMAGED, _ENDS = 0.0, 1.0, 2.0  # what became of reading a checkpoint
 
 
 class CheckpointError(FedjaxSimError, RuntimeError):
@@ -43,135 +58,15 @@ class CheckpointError(FedjaxSimError, RuntimeError):
   exit_code = 1
 
 
-class StateChangedError(FedjaxSimError, ValueError):
-  """A checkpoint is whole, but of a state with other leaves."""
-
-
-class Restored(NamedTuple):
-  """A checkpoint that was read.
-
-  Attributes:
-    round: rounds done.
-    state: the state, numpy leaves.
-    facts: what was stored with it.
-  """
-
-  round: int
-  state: PyTree
-  facts: dict[str, Any]
-
-
-def rounds_in(folder: Path) -> list[int]:
-  """Return the rounds of which there is a checkpoint, in order."""
-  names = [path.name for path in folder.glob("*")]
-  return sorted(int(name) for name in names if name.isdecimal())
-
-
-class CheckpointReader:
-  """Reads checkpoints, and changes nothing in their folder.
-
-  Args:
-    folder: of the checkpoints; a run may write there at the same time.
-
-  Attributes:
-    ocp: the library.
-    orbax: its reader and writer of one checkpoint.
-  """
-
-  def __init__(self, folder: Path):
-    import orbax.checkpoint as ocp
-
-    self.ocp = ocp
-    self._folder = folder.absolute()
-    # Of several processes only this one is here: it waits for no other.
-    alone = ocp.options.MultiprocessingOptions(
-      primary_host=jax.process_index(),
-      active_processes={jax.process_index()},
-      barrier_sync_key_prefix="checkpoints",
-    )
-    handler = ocp.CompositeCheckpointHandler(
-      record=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-      state=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
-      composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
-    )
-    self.orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-  def rounds(self) -> list[int]:
-    """Return the rounds of which there is a checkpoint, in order."""
-    return rounds_in(self._folder)
-
-  def read(
-    self,
-    round_: int,
-    like: PyTree,
-    wanted: Callable[[PyTree], PyTree] | None = None,
-  ) -> Restored:
-    """Read the checkpoint of a round, verified.
-
-    Args:
-      round_: rounds done.
-      like: a state of the same structure, shapes and dtypes.
-      wanted: state -> the part of it that is read; None: all of it, and the
-        files are verified before orbax reads them.
-
-    Returns:
-      The checkpoint, with that part as its state.
-
-    Raises:
-      StateChangedError: it is of another state.
-      Exception: it is damaged or gone, whatever makes orbax raise.
-    """
-    args = self.ocp.args
-    check_files(self.path(round_), "" if wanted is None else _RECORD)
-    record = self._load(round_, _RECORD, args.JsonRestore())
-    if record["round"] != round_:
-      raise ValueError(f"it is of round {record['round']}")
-    _check_leaves(round_, record["leaves"], _leaves(like))
-    shapes = jax.tree.leaves(like)
-    structure = jax.tree.structure(like)
-    part = lambda leaves: jax.tree.unflatten(structure, leaves)
-    if wanted is not None:
-      part = lambda leaves: wanted(jax.tree.unflatten(structure, leaves))
-    places = jax.tree.leaves(part(range(len(shapes))))
-    keys = [_key(i) for i in places if math.prod(shapes[i].shape)]
-    as_numpy = self.ocp.RestoreArgs(restore_type=np.ndarray)
-    arrays = {}
-    if keys:
-      restore = args.PyTreeRestore(
-        item=dict.fromkeys(keys, 0),
-        restore_args=dict.fromkeys(keys, as_numpy),
-        partial_restore=wanted is not None,
-      )
-      arrays = self._load(round_, "state", restore)
-    names = list(record["leaves"])
-    leaves: list[np.ndarray | None] = [None] * len(shapes)
-    for i in places:
-      empty = np.zeros(shapes[i].shape, shapes[i].dtype)
-      leaf = np.asarray(arrays.get(_key(i), empty))
-      if digest(leaf) != record["sha256"][i]:
-        raise ValueError(f"the SHA-256 of {names[i]} differs")
-      leaves[i] = leaf
-    return Restored(round_, part(leaves), record["facts"])
-
-  def _load(self, round_: int, item: str, how: Any) -> Any:
-    composite = self.ocp.args.Composite(**{item: how})
-    return self.orbax.restore(self.path(round_), composite)[item]
-
-  def close(self) -> None:
-    """End orbax's threads."""
-    self.orbax.close()
-
-  def path(self, round_: int) -> Path:
-    """Return the folder of a checkpoint."""
-    return self._folder / str(round_)
-
-
 class Checkpoints:
   """The checkpoints of a run, in a folder of their own.
 
   Args:
     folder: made if it is missing; nobody else may write there at the same time.
     keep: how many of the newest to keep; 2 at least, to fall back.
+    shared: whether all processes have such an object, of the same folder, and
+      each writes its pieces of the arrays that lie spread over them; if not,
+      only process 0 has one.
     snapshot_every: those of its multiples, with round 0, are kept besides; None
       for none.
 
@@ -183,15 +78,25 @@ class Checkpoints:
   on_commit: Callable[[int], None]
 
   def __init__(
-    self, folder: Path, *, keep: int, snapshot_every: int | None = None
+    self,
+    folder: Path,
+    *,
+    keep: int,
+    snapshot_every: int | None = None,
+    shared: bool = False,
   ):
     self._reader = CheckpointReader(folder)
     self._ocp, self._orbax = self._reader.ocp, self._reader.orbax
     self._folder = folder.absolute()
     self._keep = max(2, keep)
     self._snapshot_every = snapshot_every
-    self._folder.mkdir(parents=True, exist_ok=True)
-    self._remove(_UNFINISHED)
+    self.shared = shared
+    self._saves = 0
+    if shared:
+      separate_saves(jax.process_index())
+    if processes.is_first() or not shared:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._remove(UNFINISHED)
     self.on_commit = lambda round_: None
     self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
     self._writing: futures.Future[None] | None = None
@@ -221,7 +126,8 @@ class Checkpoints:
 
     Args:
       round_: rounds done.
-      state: a pytree of arrays.
+      state: a pytree of arrays; where all processes write, `Pieces` of those
+        that are spread over them.
       facts: anything JSON holds.
 
     Raises:
@@ -229,9 +135,10 @@ class Checkpoints:
     """
     self.wait()
     # The next round uses the state up, of which arrays on a CPU are views.
-    leaves = [np.array(x) for x in jax.tree.leaves(jax.device_get(state))]
+    leaves = [_copied(x) for x in jax.tree.leaves(jax.device_get(state))]
+    self._saves += 1
     self._writing = self._thread.submit(
-      self._write, round_, leaves, _leaves(state), facts
+      self._write, self._saves, round_, leaves, leaves_of(state), facts
     )
 
   def wait(self) -> None:
@@ -247,50 +154,151 @@ class Checkpoints:
 
   def _write(
     self,
+    number: int,
     round_: int,
-    leaves: list[np.ndarray],
+    leaves: list[np.ndarray | Pieces],
     names: dict[str, str],
     facts: dict[str, Any],
   ) -> None:
+    """Write and commit a checkpoint, or this process's part of it."""
+    meeting = processes.Meeting(f"checkpoint/{number}")
+    unfinished = self._folder / f"{round_}{UNFINISHED}"
+    if self.shared and not processes.is_first():
+      self._write_share(meeting, unfinished, leaves)
+      return
+    try:
+      self._begin(round_, leaves)
+      self._write_whole(unfinished, round_, leaves, names, facts)
+      if self.shared:
+        self._write_together(meeting, unfinished, leaves)
+      write_json(unfinished / SUMS, sums_of(unfinished))
+      os.rename(unfinished, self._reader.path(round_))
+    except Exception as error:  # whatever a full disk makes orbax raise
+      self._remove(UNFINISHED)
+      left = self._reader.rounds()
+      text = (
+        f"The checkpoint of round {round_} could not be written to"
+        f" {self._folder}: {first_line(error)}. "
+        + (f"That of round {left[-1]} is intact. " if left else "")
+        + "Make room or correct the folder, and run the same command again."
+      )
+      if self.shared:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+          meeting.say("begun", text)  # unless they have begun
+        meeting.say("ended", text)
+      raise CheckpointError(text) from error
+    if self.shared:
+      meeting.say("ended", "")
+    self._prune()
+    self.on_commit(round_)
+
+  def _begin(self, round_: int, leaves: Sequence[np.ndarray | Pieces]) -> None:
+    """Remove checkpoints of later rounds, and look whether there is room."""
+    for later in self._reader.rounds():
+      if later >= round_:
+        shutil.rmtree(self._reader.path(later))
+    _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
+
+  def _write_whole(
+    self,
+    unfinished: Path,
+    round_: int,
+    leaves: Sequence[np.ndarray | Pieces],
+    names: dict[str, str],
+    facts: dict[str, Any],
+  ) -> None:
+    """Write what is known of the state, and the arrays that are whole."""
+    whole = {i: x for i, x in enumerate(leaves) if isinstance(x, np.ndarray)}
     record = {
       "round": round_,
       "facts": facts,
       "leaves": names,
-      "sha256": [digest(leaf) for leaf in leaves],
+      "sha256": [
+        digest(whole[i]) if i in whole else None for i in range(len(leaves))
+      ],
+      "processes": jax.process_count() if self.shared else 0,
     }
-    args = self._ocp.args
-    items = {_RECORD: args.JsonSave(record)}
     # Orbax refuses arrays without elements; their shapes say it all.
-    arrays = {_key(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
+    arrays = {key(i): leaf for i, leaf in whole.items() if leaf.size}
+    self._save_items(unfinished, record, arrays)
+
+  def _write_pieces(
+    self, unfinished: Path, leaves: Sequence[np.ndarray | Pieces]
+  ) -> None:
+    """Write this process's pieces, with sums of their own."""
+    record: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for i, leaf in enumerate(leaves):
+      if isinstance(leaf, Pieces):
+        for n, (ranges, piece) in enumerate(leaf.own.items()):
+          said = {"leaf": i, "ranges": ranges, "sha256": digest(piece)}
+          record[key(i, n)], arrays[key(i, n)] = said, piece
+    folder = pieces_folder(unfinished, jax.process_index())
+    self._save_items(folder, record, arrays)
+    write_json(folder / SUMS, sums_of(folder))
+
+  def _save_items(
+    self, folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]
+  ) -> None:
+    args = self._ocp.args
+    items = {RECORD: args.JsonSave(record)}
     if arrays:
       items["state"] = args.PyTreeSave(arrays)
-    unfinished = self._folder / f"{round_}{_UNFINISHED}"
+    self._orbax.save(folder, args.Composite(**items))
+
+  def _write_together(
+    self,
+    meeting: processes.Meeting,
+    unfinished: Path,
+    leaves: Sequence[np.ndarray | Pieces],
+  ) -> None:
+    """Let all processes write their pieces, and write those of process 0."""
+    meeting.say("begun", "")
+    failures = []
     try:
-      for later in self.rounds():
-        if later >= round_:
-          shutil.rmtree(self._reader.path(later))
-      _check_room(self._folder, sum(leaf.nbytes for leaf in leaves))
-      self._orbax.save(unfinished, args.Composite(**items))
-      write_json(unfinished / SUMS, _sums(unfinished))
-      os.rename(unfinished, self._reader.path(round_))
-    except Exception as error:  # whatever a full disk makes orbax raise
-      self._remove(_UNFINISHED)
-      left = self.rounds()
-      raise CheckpointError(
-        f"The checkpoint of round {round_} could not be written to"
-        f" {self._folder}: {_first_line(error)}. "
-        + (f"That of round {left[-1]} is intact. " if left else "")
-        + "Make room or correct the folder, and run the same command again."
-      ) from error
+      self._write_pieces(unfinished, leaves)
+    except Exception as error:
+      failures.append(error)
+    for process in range(1, jax.process_count()):
+      if told := meeting.hear(f"done/{process}"):
+        failures.append(OSError(f"process {process}: {told}"))
+    if failures:
+      raise failures[0]
+    for process in range(1, jax.process_count()):
+      _await(pieces_folder(unfinished, process) / SUMS)
+
+  def _write_share(
+    self,
+    meeting: processes.Meeting,
+    unfinished: Path,
+    leaves: Sequence[np.ndarray | Pieces],
+  ) -> None:
+    """Write the pieces of a process that is not the first one."""
+    if told := meeting.hear("begun"):
+      raise CheckpointError(told)
+    failure = ""
+    try:
+      _await(unfinished)
+      self._write_pieces(unfinished, leaves)
+    except Exception as error:
+      failure = first_line(error)
+    meeting.say(f"done/{jax.process_index()}", failure)
+    if told := meeting.hear("ended"):
+      raise CheckpointError(told)
+
+  def _prune(self) -> None:
+    """Remove the checkpoints that are not to be kept."""
     every = self._snapshot_every
-    for old in self.rounds()[: -self._keep]:
+    for old in self._reader.rounds()[: -self._keep]:
       if every is None or old % every:
         shutil.rmtree(self._reader.path(old), ignore_errors=True)
-    self._remove(_DAMAGED)
-    self.on_commit(round_)
+    self._remove(DAMAGED)
 
   def restore(
-    self, like: PyTree, warn: Callable[[str], None]
+    self,
+    like: PyTree,
+    warn: Callable[[str], None],
+    ranges: Sequence[Wanted] | None = None,
   ) -> Restored | None:
     """Return the newest whole checkpoint; None if there is none.
 
@@ -299,21 +307,41 @@ class Checkpoints:
     Args:
       like: a state of the same structure, shapes and dtypes.
       warn: is told about damaged checkpoints.
+      ranges: where all processes write: for each leaf the pieces that this one
+        needs. All of them call it then, and agree on the checkpoint.
 
     Raises:
       StateChangedError: the newest whole checkpoint is of another state.
+      PeerError: another process cannot read it.
     """
     rounds = self.rounds()
+    if self.shared:
+      rounds = processes.from_first(self._reader.rounds)
     for round_ in reversed(rounds):
+      found, problem = None, ""
       try:
-        return self._reader.read(round_, like)
+        found = self._reader.read(round_, like, ranges=ranges)
       except (MemoryError, PermissionError, StateChangedError):
+        if not self.shared:
+          raise
+        processes.greatest(_ENDS)
         raise
       except Exception as error:  # whatever a torn file makes orbax raise
+        problem = first_line(error)
         warn(
-          f"The checkpoint of round {round_} is damaged"
-          f" ({_first_line(error)}); falling back to the one before."
+          f"The checkpoint of round {round_} is damaged ({problem}); falling"
+          " back to the one before."
         )
+      worst = _DAMAGED if problem else _WHOLE
+      if self.shared:
+        (worst,) = processes.greatest(worst)
+      if worst == _ENDS:
+        raise processes.PeerError(
+          f"Another process cannot read the checkpoint of round {round_}."
+        )
+      if worst == _WHOLE:
+        return found
+      if processes.is_first() or not self.shared:
         self._set_aside(round_)
     if rounds:
       warn("No whole checkpoint is left; starting again from round 0.")
@@ -325,7 +353,7 @@ class Checkpoints:
     self._reader.close()
 
   def _set_aside(self, round_: int) -> None:
-    aside = self._folder / f"{round_}{_DAMAGED}"
+    aside = self._folder / f"{round_}{DAMAGED}"
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(self._reader.path(round_), aside)
 
@@ -336,47 +364,20 @@ class Checkpoints:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _leaves(tree: PyTree) -> dict[str, str]:
-  """Return the dtype and shape of each leaf, by its path, in order."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {
-    jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}{leaf.shape}"
-    for path, leaf in leaves
-  }
+def _copied(leaf: Any) -> np.ndarray | Pieces:
+  if isinstance(leaf, Pieces):
+    own = {ranges: np.array(piece) for ranges, piece in leaf.own.items()}
+    return Pieces(leaf.shape, leaf.dtype, own)
+  return np.array(leaf)
 
 
-def _check_leaves(
-  round_: int, stored: dict[str, str], wanted: dict[str, str]
-) -> None:
-  if list(stored.items()) == list(wanted.items()):
-    return
-  names = sorted(stored.keys() | wanted.keys())
-  odd = [
-    f"{name}: {stored.get(name, 'missing')} -> {wanted.get(name, 'missing')}"
-    for name in names
-    if stored.get(name) != wanted.get(name)
-  ]
-  raise StateChangedError(
-    f"The checkpoint of round {round_} is of a state with other leaves"
-    f" ({'; '.join(odd[:3]) or 'in another order'}). Go on with the software"
-    " and the number of devices that it began with, or take another"
-    " --workdir."
-  )
-
-
-def _key(index: int) -> str:
-  return f"leaf{index:05d}"
-
-
-def _sums(folder: Path) -> dict[str, str]:
-  """Return the SHA-256 of each file of a folder, but for that of the sums."""
-  sums = {}
-  for path in sorted(folder.rglob("*")):
-    if path.is_file() and path.name != SUMS:
-      with path.open("rb") as file:
-        total = hashlib.file_digest(file, "sha256")
-      sums[path.relative_to(folder).as_posix()] = total.hexdigest()
-  return sums
+def _await(path: Path) -> None:
+  """Wait until another process's file or folder is seen here."""
+  end = time.monotonic() + _VISIBLE_SECONDS
+  while not path.exists():
+    if time.monotonic() > end:
+      raise OSError(errno.ENOENT, f"{path} of another process does not appear")
+    time.sleep(0.02)
 
 
 def _check_room(folder: Path, size: int) -> None:
@@ -384,7 +385,7 @@ def _check_room(folder: Path, size: int) -> None:
 
   Orbax would report it, too, but with a traceback for every file.
   """
-  path = folder / f"room{_UNFINISHED}"
+  path = folder / f"room{UNFINISHED}"
   size += _OVERHEAD
   try:
     with path.open("wb") as file:
@@ -396,28 +397,3 @@ def _check_room(folder: Path, size: int) -> None:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
   finally:
     path.unlink(missing_ok=True)
-
-
-def check_files(folder: Path, part: str = "") -> None:
-  """Raise ValueError or OSError for a file that is not as it was written.
-
-  Args:
-    folder: of the checkpoint.
-    part: which of its folders; "" for all.
-  """
-  wanted = json.loads((folder / SUMS).read_bytes())
-  wanted = {k: v for k, v in wanted.items() if k.startswith(part)}
-  found = {f"{part}/{k}": v for k, v in _sums(folder / part).items()}
-  found = {k.removeprefix("/"): v for k, v in found.items()}
-  for name in sorted(wanted.keys() | found.keys()):
-    if name not in found:
-      raise ValueError(f"{name} is missing")
-    if found[name] != wanted.get(name):
-      raise ValueError(f"the SHA-256 of {name} differs")
-
-
-def _first_line(error: BaseException) -> str:
-  text = str(getattr(error, "strerror", None) or error).strip()
-  text = text or type(error).__name__
-  line = text.splitlines()[0]
-  return line if len(line) <= 200 else line[:200] + "..."

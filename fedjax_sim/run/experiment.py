@@ -49,7 +49,7 @@ from fedjax_sim.run.standing import Standing, look
 from fedjax_sim.run.summary import print_summary, sum_up
 from fedjax_sim.run.trackers import Trackers, deliver_rest, tracked
 from fedjax_sim.run.tracking import Journal, journal
-from fedjax_sim.run.workdir import as_write_error, locked
+from fedjax_sim.run.workdir import as_write_error, is_seen_by_all, locked
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.simulation.timing import Phases
 
@@ -255,25 +255,41 @@ class _Launch:
     """Yield the checkpoints of the workdir, which nobody else may use now.
 
     Yields:
-      The checkpoints; None in all processes but the first one.
+      The checkpoints; None in all processes but those that write.
     """
     folder, timetable = self.place.folder, self.experiment.timetable
     with contextlib.ExitStack() as stack:
-      checkpoints: Checkpoints | None = None
 
       def prepare() -> None:
-        nonlocal checkpoints
         stack.enter_context(locked(folder))
         changes.changes_since(folder, self.resolved)  # nobody changes it now
+
+      processes.from_first(prepare)
+      shared = False
+      if self.experiment.simulator.states.spread:
+        shared = is_seen_by_all(folder)
+        if not shared and processes.is_first():
+          warn(
+            f"Not all processes see {folder}: the first one gathers the whole"
+            " state for each checkpoint. A --workdir on a shared file system"
+            " lets each write its part."
+          )
+      checkpoints: Checkpoints | None = None
+
+      def begin() -> None:
+        nonlocal checkpoints
         with as_write_error(folder):
           checkpoints = Checkpoints(
             folder / "checkpoints",
             keep=timetable.keep_checkpoints,
             snapshot_every=timetable.snapshot_every,
+            shared=shared,
           )
-          stack.enter_context(contextlib.closing(checkpoints))
+        stack.enter_context(contextlib.closing(checkpoints))
 
-      processes.from_first(prepare)
+      processes.from_first(begin)
+      if shared and not processes.is_first():
+        begin()
       yield checkpoints
 
   @contextlib.contextmanager

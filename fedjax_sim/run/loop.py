@@ -36,8 +36,8 @@ class Loop:
     simulator: what runs, with the lanes of `choice`.
     choice: number of lanes, and why.
     folder: the workdir.
-    checkpoints: None in all processes but the first one, and where none shall
-      be written.
+    checkpoints: None in all processes but those that write, and where none
+      shall be written.
     phases: measures what takes how long.
     data_digest: of the data, for checkpoints.
     journal: where metrics and messages go.
@@ -245,9 +245,17 @@ class Loop:
       self.checkpoints.save_later(self.done, fetched, facts)
 
     with self.phases("checkpoint"):
-      fetched = self.simulator.states.to_host(self.state)
+      states, ours = self.simulator.states, self._own_checkpoints()
+      gather = self.checkpoints is None or not self.checkpoints.shared
+      fetched = (states.to_host if gather else states.to_pieces)(self.state)
       processes.from_first(write)
+      if ours is not None:
+        ours.save_later(self.done, fetched, {})
     self.saved = self.done
+
+  def _own_checkpoints(self) -> Checkpoints | None:
+    """Return where a process writes its pieces that is not the first one."""
+    return None if processes.is_first() else self.checkpoints
 
   def _wait_for_commit(self) -> None:
     """Return when the last checkpoint is committed."""
@@ -258,6 +266,8 @@ class Loop:
 
     with self.phases("checkpoint"):
       processes.from_first(wait)
+      if (ours := self._own_checkpoints()) is not None:
+        ours.wait()
 
   def _committed(self, round_: int) -> None:
     """Let others have what a checkpoint holds."""

@@ -25,7 +25,7 @@ from fedjax_sim.core import PyTree, Task, Variables, validate
 from fedjax_sim.core.errors import one_line
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.run.changes import stored_config
-from fedjax_sim.run.checkpoint import (
+from fedjax_sim.run.checkpoint_reader import (
   CheckpointReader,
   Restored,
   StateChangedError,

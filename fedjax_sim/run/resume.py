@@ -18,7 +18,8 @@ from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import StoredData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
-from fedjax_sim.run.checkpoint import Checkpoints, Restored
+from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.checkpoint_reader import Restored
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.dispatch import DispatchResult
 from fedjax_sim.simulation.lanes import Choice
@@ -84,7 +85,7 @@ def begin(
 
   Args:
     experiment: what the config describes.
-    checkpoints: None in all processes but the first one.
+    checkpoints: None in all processes but those that write.
     phases: measures what takes how long.
     data_digest: of the data.
     branch: the state before the first round -> that which a branch begins with,
@@ -179,8 +180,14 @@ def going_on(
 def restore(
   checkpoints: Checkpoints | None, simulator: Simulator
 ) -> Restored | None:
-  """Return the newest whole checkpoint, which the first process reads."""
+  """Return the newest whole checkpoint.
+
+  The first process reads it; where all write, each reads what it needs.
+  """
   shapes = simulator.states.host_shapes
+  if checkpoints is not None and checkpoints.shared:
+    ranges = jax.tree.leaves(simulator.states.ranges())
+    return checkpoints.restore(shapes, warn, ranges)
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
   def read() -> tuple[int, dict[str, Any]] | None:

@@ -25,7 +25,7 @@ from fedjax_sim.core import PyTree, validate
 from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import one_line
 from fedjax_sim.run.changes import ORIGIN, read_config, stored_config
-from fedjax_sim.run.checkpoint import CheckpointReader, Restored
+from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
 from fedjax_sim.run.loop import Loop
 from fedjax_sim.run.resume import (
   Begun,

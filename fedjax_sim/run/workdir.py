@@ -7,14 +7,19 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.core.files import UNSUPPORTED
-from fedjax_sim.run.checkpoint import rounds_in
+from fedjax_sim.distributed import processes
+from fedjax_sim.run.checkpoint_files import rounds_in
+
+_SEEN_SECONDS = 5.0  # until another host sees a file on a network file system
 
 
 class ConfigChangedError(FedjaxSimError, ValueError):
@@ -94,6 +99,29 @@ def locked(folder: Path) -> Iterator[None]:
       ) from None
     _check_file_system(folder)
     yield
+
+
+def is_seen_by_all(folder: Path) -> bool:
+  """Return whether all processes see the same folder; all have to call it.
+
+  Args:
+    folder: of process 0; it is there.
+  """
+  token = secrets.token_hex(8)
+  path = folder / f".seen-{token}"
+
+  def write() -> str:
+    path.touch()
+    return token
+
+  told = folder / f".seen-{processes.from_first(write)}"
+  end = time.monotonic() + _SEEN_SECONDS
+  while not told.exists() and time.monotonic() < end:
+    time.sleep(0.1)
+  (missing,) = processes.greatest(not told.exists())
+  if processes.is_first():
+    path.unlink(missing_ok=True)
+  return not missing
 
 
 def _check_file_system(folder: Path) -> None:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from fedjax_sim import distributed
 from fedjax_sim.core import (
@@ -34,7 +34,7 @@ from fedjax_sim.core import (
   key_for,
   validate,
 )
-from fedjax_sim.distributed import processes
+from fedjax_sim.distributed import pieces, processes
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import RunState
@@ -263,12 +263,61 @@ class States:
     devices = distributed.size(self.mesh)
     return -(-self.num_clients // devices) * devices
 
+  @functools.cached_property
+  def _shardings(self) -> RunState:
+    """How each array lies on the devices, as a state."""
+    where = distributed.shardings(self.mesh, self.spec)
+    is_sharding = lambda x: isinstance(x, Sharding)
+    return jax.tree.map(
+      lambda sharding, part: jax.tree.map(lambda _: sharding, part),
+      where,
+      self.shapes._replace(sampler=()),
+      is_leaf=is_sharding,
+    )
+
+  @property
+  def spread(self) -> bool:
+    """Whether some array lies in pieces over several processes."""
+    return any(map(pieces.is_spread, jax.tree.leaves(self._shardings)))
+
+  def ranges(self) -> RunState:
+    """Return where this process's pieces of each spread array lie.
+
+    Returns:
+      For each array the ranges of its pieces, as a `pieces.Wanted`; None for
+      those that every process has whole. As a state, of which the sampler's
+      part has None everywhere.
+    """
+
+    def ranges(part: PyTree, where: PyTree, rows: int | None) -> PyTree:
+      return jax.tree.map(
+        lambda x, sharding: pieces.Wanted(
+          pieces.wanted_ranges(x.shape, sharding, rows)
+          if pieces.is_spread(sharding)
+          else None
+        ),
+        part,
+        where,
+      )
+
+    whole = self.shapes._replace(sampler=(), clients=())
+    found: RunState = ranges(whole, self._shardings._replace(clients=()), None)
+    return found._replace(
+      clients=ranges(
+        self.shapes.clients, self._shardings.clients, self.num_clients
+      ),
+      sampler=jax.tree.map(lambda _: pieces.Wanted(None), self.sampler()),
+    )
+
   def to_devices(self, state: PyTree) -> RunState:
     """Put a state that is on the host on the devices.
 
     Args:
-      state: with a row for every client, as `to_host` returns it.
+      state: with a row for every client, as `to_host` or `to_pieces` returns
+        it.
     """
+    if any(isinstance(x, pieces.Pieces) for x in jax.tree.leaves(state)):
+      return self._placed(state)
     missing = self._table_rows - self.num_clients
 
     def pad(x: np.ndarray) -> np.ndarray:
@@ -288,6 +337,39 @@ class States:
     fetched: RunState = distributed.fetch(state._replace(sampler=()))
     own = jax.tree.map(lambda x: x[: self.num_clients], fetched.clients)
     return fetched._replace(clients=own, sampler=state.sampler)
+
+  def to_pieces(self, state: RunState) -> RunState:
+    """Return a state on the host, as `to_host`, but gather nothing.
+
+    Arrays that lie in pieces over several processes are `Pieces`, those that
+    this process has to store.
+    """
+
+    def own(x: jax.Array, rows: int | None) -> Any:
+      if pieces.is_spread(x.sharding):
+        return pieces.to_pieces(x, rows)
+      return np.asarray(x)[:rows]
+
+    whole = lambda x: own(x, None) if x.ndim else np.asarray(x)
+    rest = jax.tree.map(whole, state._replace(sampler=(), clients=()))
+    table = jax.tree.map(lambda x: own(x, self.num_clients), state.clients)
+    return rest._replace(clients=table, sampler=state.sampler)
+
+  def _placed(self, state: PyTree) -> RunState:
+    """Put a state on the devices of which some arrays are `Pieces`."""
+
+    def put(x: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+      if isinstance(x, pieces.Pieces):
+        return pieces.place(x, shape.shape, sharding)
+      missing = shape.shape[:1] and shape.shape[0] - len(x)
+      if missing:  # rows of a table that every process has
+        x = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
+      return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+    on_host = state._replace(sampler=())
+    shapes = self.shapes._replace(sampler=())
+    placed: RunState = jax.tree.map(put, on_host, shapes, self._shardings)
+    return placed._replace(sampler=state.sampler)
 
   @functools.cached_property
   def _copied(self) -> Callable[[PyTree], PyTree]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from fedjax_sim.run.bucket.folder import Bucket
 from fedjax_sim.run.bucket.snapshot import Snapshot, Stamp
 from fedjax_sim.run.bucket.staging import checkpoint_of
-from fedjax_sim.run.checkpoint import SUMS
+from fedjax_sim.run.checkpoint_files import SUMS
 
 _SUMMARY = "summary.json"
 _OWN = re.compile(r"checkpoints/\d+/|client_rounds/")  # what may be removed

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedjax_sim.run.bucket.folder import Bucket
 from fedjax_sim.run.bucket.lock import LOCK
-from fedjax_sim.run.checkpoint import SUMS, check_files, rounds_in
+from fedjax_sim.run.checkpoint_files import SUMS, check_files, rounds_in
 
 IDENTITY = "bucket.json"  # names the run that a bucket holds a copy of
 SENT = ".sent"  # in a staging folder of which the bucket has got a copy
@@ -50,9 +50,8 @@ def complete_rounds(names: Mapping[str, object]) -> list[int]:
   Args:
     names: the files there.
   """
-  sums = [name for name in names if name.endswith(f"/{SUMS}")]
-  rounds = [checkpoint_of(name) for name in sums]
-  return sorted(round_ for round_ in rounds if round_ is not None)
+  found = [_CHECKPOINT.fullmatch(name) for name in names]
+  return sorted(int(f[1]) for f in found if f and f[2] == SUMS)
 
 
 def identity_of(content: bytes | None) -> str | None:
