@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from pyarrow import parquet
@@ -12,7 +14,7 @@ from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.run import experiment
 from fedjax_sim.run.checkpoint import CheckpointError, Checkpoints
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
-from test_extend import leaves_of, quick, rows_of, run
+from test_extend import DIGITS, flags_of, leaves_of, quick, rows_of, run
 from workdirs import skip_pictures
 
 KEPT = {"runtime__keep_checkpoints": "9", "server__eval_every": "2"}
@@ -88,7 +90,7 @@ def test_a_crash_before_the_first_checkpoint(origin, tmp_path, monkeypatch):
     raise CheckpointError("crashed")
 
   with monkeypatch.context() as patch:
-    patch.setattr(Checkpoints, "save", crash)
+    patch.setattr(Checkpoints, "save_later", crash)
     with pytest.raises(CheckpointError, match="crashed"):
       branch(tmp_path, f"{origin}:4", 8)
   experiment.run(quick(8, **KEPT), tmp_path)  # without naming the origin
@@ -119,6 +121,59 @@ def test_a_branch_is_verified(origin, tmp_path, capsys):
   assert main(["verify", f"--workdir={tmp_path}", "--rounds=all"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert [line.split(":")[0] for line in lines[1:-1]] == ["rounds 5 to 8"]
+
+
+def test_the_best_of_other_data_is_not_taken_over(tmp_path, capsys):
+  best = {
+    "server__best_metrics": "test/loss",
+    "client__schedule": "plateau(metric='test/loss')",
+  }
+  run(tmp_path / "origin", 8, **KEPT, **best)
+  capsys.readouterr()
+  for i, other in enumerate(({"data__seed": "1"}, {"model__frozen": ".*bias"})):
+    folder = tmp_path / f"branch{i}"
+    if i:
+      with pytest.raises(ConfigChangedError, match="the model is another one"):
+        branch(folder, f"{tmp_path / 'origin'}:8", 10, **best, **other)
+      continue
+    summary = branch(folder, f"{tmp_path / 'origin'}:8", 10, **best, **other)
+    assert summary["best/test/loss/round"] == 10
+    err = capsys.readouterr().err
+    assert "what schedules have seen, the best model so far" in err
+  branch(tmp_path / "same", f"{tmp_path / 'origin'}:8", 10, **best)
+  assert "begin anew" not in capsys.readouterr().err
+
+
+def test_another_branch_was_killed_as_it_began(origin, tmp_path):
+  """It left rows and parts of another origin, and no config."""
+  folder = tmp_path / "branch"
+  (folder / "client_rounds").mkdir(parents=True)
+  (folder / "client_rounds" / "1-2.parquet").write_bytes(b"other")
+  (folder / "metrics.jsonl").write_text('{"round": 1}\n')
+  branch(folder, f"{origin}:4", 8)
+  assert rows_of(folder) == rows_of(origin)
+  assert not (folder / "client_rounds").exists()
+
+
+@pytest.mark.integration
+def test_several_processes(origin, tmp_path):
+  """The origin is rebuilt by all of them, and read by the first one."""
+  fields = flags_of(8, client__learning_rate="0.02")
+  command = [
+    *(sys.executable, "-m", "fedjax_sim", "launch", "--processes=2", "--"),
+    *("run", f"--config={DIGITS}", f"--workdir={tmp_path / 'branch'}"),
+    f"--branch-from={origin}:4",
+    *(f"--config.{k}={v}" for k, v in fields.items()),
+    *("--config.runtime.devices=None", "--config.runtime.lanes=1"),
+  ]
+  done = subprocess.run(
+    command, capture_output=True, text=True, check=False, timeout=240
+  )
+  assert done.returncode == 0, done.stderr
+  assert "Branching from" in done.stderr
+  rows = rows_of(tmp_path / "branch")
+  assert rows[:4] == rows_of(origin)[:4]
+  assert len(rows) == 8
 
 
 @pytest.mark.integration

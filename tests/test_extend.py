@@ -9,7 +9,8 @@ from pyarrow import parquet
 
 from fedjax_sim import config, reporting
 from fedjax_sim.config import flags
-from fedjax_sim.run import changes, checkpoint_files, experiment
+from fedjax_sim.run import changes, checkpoint, checkpoint_files, experiment
+from fedjax_sim.run.loop import Loop
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.simulator import Simulator
 from workdirs import skip_pictures
@@ -30,10 +31,13 @@ QUICK = {
 PLATEAU = {"client__schedule": "plateau(metric='test/loss')"}
 
 
-def quick(rounds, **changes):
+def flags_of(rounds, **changes):
   named = {field.replace("__", "."): text for field, text in changes.items()}
-  fields = QUICK | {"server.rounds": str(rounds)} | named
-  return flags.load(str(DIGITS), fields)
+  return QUICK | {"server.rounds": str(rounds)} | named
+
+
+def quick(rounds, **changes):
+  return flags.load(str(DIGITS), flags_of(rounds, **changes))
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +109,6 @@ def test_evaluations_and_checkpoints_may_change(finished, tmp_path):
     "server__snapshot_every": "3",
     "runtime__checkpoint_every": "5",
     "runtime__rounds_per_dispatch": "3",
-    "runtime__eval_batch_size": "64",
     "runtime__residency": "host",
   }
   extended, whole = run(finished, 12, **other), run(tmp_path / "whole", 12)
@@ -151,6 +154,8 @@ def test_no_snapshot_after_no_round(tmp_path):
     ({"client__learning_rate": "0.5"}, "client.learning_rate: 0.1 -> 0.5"),
     ({"seed": "1"}, "seed: 0 -> 1"),
     ({"runtime__devices": "2"}, "runtime.devices: 1 -> 2"),
+    # The metrics' last digits, and what follows them.
+    ({"runtime__eval_batch_size": "64"}, "runtime.eval_batch_size: 256 -> 64"),
     ({"sampler__name": "cyclic"}, "sampler.name: 'uniform' -> 'cyclic'"),
   ],
 )
@@ -172,6 +177,38 @@ def test_devices_may_change_where_bits_do_not(tmp_path):
   extended = run(tmp_path / "run", 6, **same, runtime__devices="2")
   whole = run(tmp_path / "whole", 6, **same)
   assert extended["params_digest"] == whole["params_digest"]
+
+
+def test_rounds_that_were_done_as_no_end(tmp_path, monkeypatch):
+  """The end of a run is evaluated, and these rounds were not."""
+
+  def crash(*_, **__):
+    raise RuntimeError("crashed")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Loop, "_evaluate", crash)
+    with pytest.raises(RuntimeError, match="crashed"):
+      run(tmp_path, 9, server__eval_every="9")
+  assert checkpoint.rounds_in(tmp_path / "checkpoints")[-1] == 8
+  before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  with pytest.raises(ConfigChangedError, match="not evaluated as at its end"):
+    run(tmp_path, 8, server__eval_every="9")
+  after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  assert before == after
+
+
+def test_no_code_of_another_config_runs(finished, tmp_path):
+  """What a stored config names is imported only if it is the user's own."""
+  ran = tmp_path / "ran"
+  code = tmp_path / "evil.py"
+  code.write_text(f"open({str(ran)!r}, 'w').close()\n")
+  path = finished / "config.json"
+  stored = json.loads(path.read_text())
+  stored["model"]["name"] = f"{code}:f"
+  path.write_text(json.dumps(stored))
+  with pytest.raises(ConfigChangedError, match=r"model\.name"):
+    run(finished, 12)
+  assert not ran.exists()
 
 
 def test_fewer_rounds_than_were_done(finished):

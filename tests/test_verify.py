@@ -191,6 +191,27 @@ def test_a_run_that_was_extended(folder, capsys, monkeypatch):
   ]
 
 
+def test_a_checkpoint_between_two_timetables_is_gone(
+  folder, capsys, monkeypatch
+):
+  """Rounds 1 to 12 in one stretch, evaluated every third, then every second."""
+  skip_pictures(monkeypatch)
+  fields = {
+    "server__initial_eval": "True",
+    "runtime__keep_checkpoints": "9",
+    "server__eval_every": "2",
+  }
+  experiment.run(quick(12, **fields), folder)
+  for round_ in (4, 8, 9):
+    shutil.rmtree(folder / "checkpoints" / str(round_))
+  capsys.readouterr()
+  code, told = verify(folder, capsys)
+  assert code == 0, told
+  assert told[1] == (
+    "rounds 1 to 12: checkpoint, 5 arrays equal; metrics, 13 rows equal"
+  )
+
+
 @pytest.mark.integration
 def test_a_private_run_with_noise_of_its_own(tmp_path, capsys, monkeypatch):
   skip_pictures(monkeypatch)

@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
 from fedjax_sim.config.build import Experiment
+from fedjax_sim.config.completion import complete
 from fedjax_sim.core import PyTree, Variables, validate
+from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.reporting import read_metrics, write_atomically
 from fedjax_sim.run.changes import ORIGIN, read_config, stored_config
@@ -34,7 +36,10 @@ _PARTS = {  # of a state, besides the model
   "shared": "the states of transforms",
   "sampler": "the sampler's state",
 }
-_OF_ACCOUNTS = ("privacy", "local_privacy", "aggregator", "sampler")
+_OF_ACCOUNTS = (
+  *("privacy", "local_privacy", "aggregator", "sampler"),
+  *("transforms", "leakage"),  # whose metrics are copied, too
+)
 
 
 class Origin(NamedTuple):
@@ -113,6 +118,8 @@ def take_over(
 ) -> Branch:
   """Return the state that a branch begins with.
 
+  All processes call it; the first one alone reads the checkpoint.
+
   Args:
     origin: where it begins.
     experiment: the branch's.
@@ -121,45 +128,68 @@ def take_over(
     account: the branch's account of the rounds that are done, as in
       checkpoints.
 
+  Returns:
+    What the branch begins with; `fresh` in all processes but the first one.
+
   Raises:
     ConfigChangedError: the model is another one, there is no round left, or a
       private run's account would not hold.
     WorkdirError: the checkpoint is damaged, or the origin cannot be rebuilt.
   """
-  folder = Path(origin.workdir)
-  config = stored_config(folder)
-  if config is None:
-    raise WorkdirError(f"{FLAG}={folder}: it holds no run any more.")
+  folder, now = Path(origin.workdir), experiment.config
   last = experiment.timetable.rounds
   if last <= origin.round:
     raise ConfigChangedError(
       f"server.rounds={last}: the branch begins after round {origin.round};"
       " give more."
     )
+
+  def read_origin() -> dict[str, Any]:
+    stored = stored_config(folder)
+    if stored is None:
+      raise WorkdirError(f"{FLAG}={folder}: it holds no run any more.")
+    return configs.resolved(stored)
+
+  config = complete(ConfigDict(processes.from_first(read_origin)))
   if experiment.simulator.log_clients and not config.server.client_log:
     raise ConfigChangedError(
       f"server.client_log=True: {folder} logged no clients, so the log would"
       " lack the rounds before the branch; set it to False."
     )
-  before = rebuild(folder, config)
-  restored = _restored(folder, origin.round, before)
-  same_data = restored.facts["data"] == data_digest
-  _check_account(config, experiment.config, restored, account, same_data)
-  taken, missing = _grafted(
-    restored.state, fresh, before, experiment.simulator, same_data
-  )
-  return Branch(
-    taken._replace(round=restored.state.round),
-    list(_lines(origin, config, experiment.config, missing)),
-  )
+  before = rebuild(folder, config, runtime=now.runtime.to_dict())
+  begun = Branch(fresh, [])
+
+  def take() -> None:
+    nonlocal begun
+    restored = _restored(folder, origin.round, before)
+    same_data = restored.facts["data"] == data_digest
+    _check_account(config, now, restored, account, same_data)
+    same_metrics = same_data and all(
+      configs.resolved(config[part]) == configs.resolved(now[part])
+      for part in ("data", "model")
+    )
+    taken, missing = _grafted(
+      restored.state,
+      fresh,
+      before,
+      experiment.simulator,
+      same_data,
+      same_metrics,
+    )
+    taken = taken._replace(round=restored.state.round)
+    begun = Branch(taken, list(_lines(origin, config, now, missing)))
+
+  processes.from_first(take)
+  return begun
 
 
-def copy_rows(origin: Origin, folder: Path) -> None:
+def copy_rows(origin: Origin, folder: Path, logged: bool) -> None:
   """Begin the branch's metrics with the origin's, and its log of clients.
 
   Args:
     origin: where the branch begins.
     folder: the branch's workdir.
+    logged: whether the branch logs its clients.
 
   Raises:
     ValueError, OSError: the origin's metrics are damaged or missing.
@@ -169,9 +199,12 @@ def copy_rows(origin: Origin, folder: Path) -> None:
   lines = source.read_bytes().splitlines(keepends=True)[: len(kept)]
   write_atomically(folder / "metrics.jsonl", b"".join(lines))
   parts, table = "client_rounds", "client_rounds.parquet"
-  if (source.parent / parts).exists():
-    shutil.copytree(source.parent / parts, folder / parts, dirs_exist_ok=True)
-  if (source.parent / table).exists():
+  # A process that was killed here may have left those of another origin.
+  shutil.rmtree(folder / parts, ignore_errors=True)
+  (folder / table).unlink(missing_ok=True)
+  if logged and (source.parent / parts).exists():
+    shutil.copytree(source.parent / parts, folder / parts)
+  if logged and (source.parent / table).exists():
     shutil.copyfile(source.parent / table, folder / table)
 
 
@@ -232,8 +265,18 @@ def _grafted(
   before: Simulator,
   now: Simulator,
   same_data: bool,
+  same_metrics: bool,
 ) -> tuple[RunState, list[str]]:
-  """Return the fresh state with what fits of the old one, and what did not."""
+  """Return the fresh state with what fits of the old one, and what did not.
+
+  Args:
+    old: of the origin.
+    fresh: before the branch's first round.
+    before: the origin's simulator.
+    now: the branch's simulator.
+    same_data: whether both train on the same data.
+    same_metrics: whether evaluations measure the same, too.
+  """
   missing: list[str] = []
   parts: dict[str, PyTree] = {}
   for name, words in _PARTS.items():
@@ -251,7 +294,7 @@ def _grafted(
     ("best", "the best model so far"),
   ):
     a, b = getattr(old.watch, name), getattr(watch, name)
-    if _alike(a, b):
+    if _alike(a, b) and same_metrics:
       watch = watch._replace(**{name: a})
     elif jax.tree.leaves(b) or jax.tree.leaves(a):
       missing.append(words)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -29,7 +29,6 @@ FREE = (
   *_EVALUATION,
   "server.snapshot_every",
   "runtime.checkpoint_every",
-  "runtime.eval_batch_size",
   "runtime.keep_checkpoints",
   "runtime.peer_timeout",
   "runtime.residency",
@@ -57,25 +56,32 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
     ConfigChangedError: a field differs that the rounds done rest on, or there
       are fewer rounds than were done.
   """
-  stored = stored_config(folder)
+  stored = read_config(folder)
   if stored is None:
     return None
-  before, now = _fields(configs.resolved(stored)), _fields(resolved)
+  stored.pop(ORIGIN, None)
+  now = _fields(resolved)
+  # As they stand, before anything that a stored config names is imported.
+  before = _fields(stored)
   changed = {
     name: (before.get(name), now.get(name))
     for name in sorted(before.keys() | now.keys())
     if before.get(name) != now.get(name)
   }
-  if refused := [name for name in changed if not _is_free(name, now)]:
-    told = validate.differences(
-      {name: before.get(name) for name in refused},
-      {name: now.get(name) for name in refused},
-    )
-    raise ConfigChangedError(
-      f"The run in {folder} has another config: {'; '.join(told)}. Take the"
-      " config that it began with; or another --workdir, with"
-      f" --branch-from={folder} if it shall begin with this run's model."
-    )
+  new = {name for name in changed if name not in before}
+  refused = {name for name in changed if not _is_free(name, now)}
+  if refused - new:
+    _refuse(folder, {name: changed[name] for name in sorted(refused)}, now)
+  if new:  # fields that the run's version did not have yet
+    completed = stored_config(folder)
+    assert completed is not None
+    defaults = _fields(configs.resolved(completed))
+    for name in new:
+      changed[name] = defaults.get(name), now[name]
+      if changed[name][0] == changed[name][1]:
+        del changed[name]
+    if refused := refused & changed.keys():
+      _refuse(folder, {name: changed[name] for name in sorted(refused)}, now)
   done = rounds_done(folder)
   if now[ROUNDS] < done:
     raise ConfigChangedError(
@@ -83,6 +89,29 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
       " give as many at least, or take another --workdir."
     )
   return changed
+
+
+def _refuse(folder: Path, changed: Changes, now: Mapping[str, Any]) -> NoReturn:
+  """Refuse changed fields that rounds done rest on.
+
+  Raises:
+    ConfigChangedError: names the fields.
+  """
+  if not any(name in now for name in changed):
+    raise ConfigChangedError(
+      f"The run in {folder} was begun by another version of fedjax_sim, whose"
+      f" configs have other fields ({', '.join(changed)}). Take another"
+      " --workdir, or go on with that version."
+    )
+  pairs = [
+    {name: values[i] for name, values in changed.items()} for i in (0, 1)
+  ]
+  raise ConfigChangedError(
+    f"The run in {folder} has another config:"
+    f" {'; '.join(validate.differences(*pairs))}. Take the config that it"
+    f" began with; or another --workdir, with --branch-from={folder} if it"
+    " shall begin with this run's model."
+  )
 
 
 def stored_config(folder: Path) -> ConfigDict | None:
@@ -202,7 +231,7 @@ def decisive(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fields(resolved: Mapping[str, Any]) -> dict[str, Any]:
-  return dict(configs.fields_of(ConfigDict(resolved)))
+  return dict(configs.fields_of(ConfigDict(dict(resolved))))
 
 
 def _is_free(name: str, config: Mapping[str, Any]) -> bool:

@@ -329,15 +329,19 @@ class _Launch:
 
   def _take_over(self, fresh: RunState) -> RunState:
     """Return the state that a branch begins with; copy its first metrics."""
-    origin = self.standing.origin
+    origin, simulator = self.standing.origin, self.experiment.simulator
     assert origin is not None
-    account = account_facts(self.experiment.simulator, origin.round)
+    account = account_facts(simulator, origin.round)
     begun = branch.take_over(
       origin, self.experiment, fresh, self.data_digest, account
     )
-    for line in begun.lines:
-      warn(line)
-    branch.copy_rows(origin, self.place.folder)
+
+    def copy() -> None:
+      for line in begun.lines:
+        warn(line)
+      branch.copy_rows(origin, self.place.folder, simulator.log_clients)
+
+    processes.from_first(copy)
     return begun.state
 
   def _describe(self) -> None:

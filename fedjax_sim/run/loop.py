@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedjax_sim.config import build
 from fedjax_sim.distributed import processes
@@ -50,6 +51,7 @@ class Loop:
     totals: what is counted so far.
     state: the state after `done` rounds.
     done: number of rounds done.
+    timetables: those that the run has had, see `resume.with_timetable`.
     mirror: copies the workdir after each checkpoint; None for no copy.
     until: number of the round to stop after, before the run's end; None for
       the end.
@@ -74,6 +76,7 @@ class Loop:
   before: Totals
   state: RunState
   done: int
+  timetables: list[dict[str, Any]]
   mirror: Mirror | None = None
   until: int | None = None
   totals: Totals = dataclasses.field(init=False)
@@ -240,7 +243,7 @@ class Loop:
         "data": self.data_digest,
         "sources": self.experiment.sources,
         "privacy": account_facts(self.simulator, self.done),
-        "timetable": dataclasses.asdict(self.experiment.timetable),
+        "timetables": self.timetables,
       }
       self.checkpoints.save_later(self.done, fetched, facts)
 

@@ -269,6 +269,7 @@ def rebuild(
   folder: Path,
   config: ConfigDict,
   data_path: str | os.PathLike[str] | None = None,
+  runtime: Mapping[str, Any] | None = None,
 ) -> Simulator:
   """Return the simulator of a run, on one device.
 
@@ -276,6 +277,8 @@ def rebuild(
     folder: the workdir, for messages.
     config: of the run, complete.
     data_path: instead of the config's `data.path`.
+    runtime: fields of the section `runtime` to take instead of the run's; None
+      for one device. With several processes all of them call this function.
 
   Raises:
     WorkdirError: its data, or its own code, are missing or have changed.
@@ -283,6 +286,7 @@ def rebuild(
   changes: dict[str, Any] = dict(_ONE_DEVICE)
   if data_path is not None:
     changes["data.path"] = os.fspath(data_path)
+  changes |= {f"runtime.{k}": v for k, v in (runtime or {}).items()}
   try:
     return build.build(_changed(config, changes)).simulator
   except (TypeError, ValueError, OSError, ImportError) as error:

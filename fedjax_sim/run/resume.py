@@ -6,13 +6,13 @@ import dataclasses
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_sim.config.build import INITIAL, Experiment
+from fedjax_sim.config.build import INITIAL, Experiment, Timetable
 from fedjax_sim.core import validate
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import StoredData
@@ -64,6 +64,7 @@ class Begun(NamedTuple):
     before: what was counted before.
     state: the state after `done` rounds.
     done: number of rounds done.
+    timetables: see `with_timetable`.
   """
 
   simulator: Simulator
@@ -72,6 +73,7 @@ class Begun(NamedTuple):
   before: Totals
   state: RunState
   done: int
+  timetables: list[dict[str, Any]]
 
 
 def begin(
@@ -89,7 +91,8 @@ def begin(
     phases: measures what takes how long.
     data_digest: of the data.
     branch: the state before the first round -> that which a branch begins with,
-      both on the host; called by the first process alone. None for no branch.
+      both on the host; called by all processes, and what the first one returns
+      counts. None for no branch.
 
   Raises:
     ConfigChangedError: the checkpoint is of other data, or of an account that
@@ -106,7 +109,8 @@ def begin(
     done = int(jax.device_get(state.round))
     rounds = experiment.timetable.rounds - done
     choice = simulator.choose_lanes(rounds, phases)
-    return Begun(simulator, choice, False, Totals(), state, done)
+    timetables = with_timetable([], done, experiment.timetable)
+    return Begun(simulator, choice, False, Totals(), state, done, timetables)
   begun = going_on(experiment, restored, data_digest)
   if processes.is_first():
     facts = restored.facts
@@ -137,14 +141,8 @@ def branched(
     state: before its first round; used up.
     branch: as in `begin`.
   """
-  fresh = simulator.states.to_host(state)
-
-  def take() -> None:
-    nonlocal fresh
-    fresh = branch(fresh)
-
-  processes.from_first(take)
-  return simulator.states.to_devices(processes.arrays_from_first(fresh))
+  begun = branch(simulator.states.to_host(state))
+  return simulator.states.to_devices(processes.arrays_from_first(begun))
 
 
 def going_on(
@@ -170,11 +168,35 @@ def going_on(
   runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
   simulator = dataclasses.replace(simulator, runtime=runtime)
   state = simulator.states.to_devices(restored.state)
-  ended = facts.get("timetable", {}).get("rounds") == done
-  if ended and done < experiment.timetable.rounds:  # it was given more rounds
+  timetable, earlier = experiment.timetable, facts.get("timetables", [])
+  ended = bool(earlier) and earlier[-1]["rounds"] == done
+  if ended and done < timetable.rounds:  # it was given more rounds
     state = simulator.react.continued(state)
+  if earlier and not ended and done == timetable.rounds:
+    raise ConfigChangedError(
+      f"server.rounds={done}: the run has done {done} rounds and was not"
+      " evaluated as at its end; give more."
+    )
   before = Totals(**facts["totals"])
-  return Begun(simulator, choice, True, before, state, done)
+  timetables = with_timetable(earlier, done, timetable)
+  return Begun(simulator, choice, True, before, state, done, timetables)
+
+
+def with_timetable(
+  earlier: Sequence[Mapping[str, Any]], done: int, timetable: Timetable
+) -> list[dict[str, Any]]:
+  """Return the timetables that a run has had, each with where it `begins`.
+
+  Args:
+    earlier: those before.
+    done: rounds done.
+    timetable: of the rounds to come.
+  """
+  kept = [dict(entry) for entry in earlier if entry["begins"] < done]
+  now = {"begins": done, **dataclasses.asdict(timetable)}
+  if kept and {**kept[-1], "begins": done} == now:
+    return kept
+  return [*kept, now]
 
 
 def restore(

@@ -13,14 +13,14 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_sim import reporting
 from fedjax_sim.config import build
-from fedjax_sim.config.build import Experiment
+from fedjax_sim.config.build import Experiment, Timetable
 from fedjax_sim.core import PyTree, validate
 from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import one_line
@@ -34,6 +34,7 @@ from fedjax_sim.run.resume import (
   environment,
   going_on,
   refuse_other_data,
+  with_timetable,
 )
 from fedjax_sim.run.tracking import Journal
 from fedjax_sim.run.workdir import WorkdirError
@@ -206,30 +207,14 @@ def _compare(
     first = reader.read(start, like) if start in reader.rounds() else None
   except Exception as error:  # whatever a damaged checkpoint raises
     return Comparison(start, end, trouble=one_line(error))
-  # The checkpoint at the end has seen the evaluations of its own timetable,
-  # which may have been another one than now.
-  timetable = dataclasses.replace(
-    experiment.timetable, **last.facts.get("timetable", {})
-  )
-  experiment = dataclasses.replace(experiment, timetable=timetable)
+  timetables = last.facts.get("timetables", [])
+  found: list[Row] = []
   begun = _begun(experiment, first, last, measured)
-  journal = _Rows()
-  loop = Loop(
-    experiment=experiment,
-    folder=workdir,
-    checkpoints=None,
-    phases=Phases(),
-    data_digest=measured,
-    journal=journal,
-    received=[],
-    on_round=lambda round_: None,
-    profile=None,
-    singles=0,
-    until=end,
-    **begun._asdict(),
-  )
-  loop.run()
-  state = begun.simulator.states.to_host(loop.state)
+  for until, timetable in _pieces(experiment.timetable, timetables, start, end):
+    # Which rounds were evaluated, the timetable of then says.
+    piece = dataclasses.replace(experiment, timetable=timetable)
+    begun = _executed(piece, workdir, begun, measured, until, found)
+  state = begun.simulator.states.to_host(begun.state)
   theirs = [row for row in rows if start < row["round"] <= end]
   if start == 0:
     theirs = [row for row in rows if row["round"] <= end]
@@ -239,7 +224,7 @@ def _compare(
     arrays=len(jax.tree.leaves(state)),
     differing=_array_differences(last.state, state),
     rows=len(theirs),
-    other_rows=_row_differences(theirs, journal.rows),
+    other_rows=_row_differences(theirs, found),
   )
 
 
@@ -263,6 +248,65 @@ def _begun(
     done=0,
     resumed=False,
     before=Totals(),
+  )
+
+
+def _pieces(
+  timetable: Timetable,
+  timetables: Sequence[Mapping[str, Any]],
+  start: int,
+  end: int,
+) -> Iterator[tuple[int, Timetable]]:
+  """Yield the timetables of a stretch of rounds, each with where it ends.
+
+  Args:
+    timetable: that of now, for checkpoints of older versions.
+    timetables: those that the run has had, as checkpoints hold them.
+    start: rounds done before the stretch.
+    end: rounds done after it.
+  """
+  entries = [dict(entry) for entry in timetables] or [{"begins": 0}]
+  begins = [entry.pop("begins") for entry in entries]
+  ends = [*begins[1:], end]
+  for first, last, fields in zip(begins, ends, entries, strict=True):
+    if last > start and first < end:
+      yield min(last, end), dataclasses.replace(timetable, **fields)
+
+
+def _executed(
+  experiment: Experiment,
+  workdir: Path,
+  begun: Begun,
+  measured: str,
+  until: int,
+  rows: list[Row],
+) -> Begun:
+  """Execute rounds; return where they end, and add their rows to `rows`."""
+  state, last = begun.state, experiment.timetable.rounds
+  if begun.timetables[-1]["rounds"] == begun.done < last:
+    state = begun.simulator.react.continued(state)
+  journal = _Rows()
+  loop = Loop(
+    experiment=experiment,
+    folder=workdir,
+    checkpoints=None,
+    phases=Phases(),
+    data_digest=measured,
+    journal=journal,
+    received=[],
+    on_round=lambda round_: None,
+    profile=None,
+    singles=0,
+    until=until,
+    **begun._replace(state=state)._asdict(),
+  )
+  loop.run()
+  rows += journal.rows
+  return begun._replace(
+    state=loop.state,
+    done=loop.done,
+    resumed=True,
+    timetables=with_timetable([], until, experiment.timetable),
   )
 
 

@@ -41,7 +41,7 @@ COVERED = [
 ]
 CHECKPOINTED = {  # facts beside the state; `checkpoints` is named as a whole
   *("lanes", "totals", "environment", "data", "sources", "privacy"),
-  "timetable",
+  "timetables",
 }
 PRIVATE = {
   "server.rounds": "2",
