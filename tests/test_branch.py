@@ -88,7 +88,7 @@ def test_a_crash_before_the_first_checkpoint(origin, tmp_path, monkeypatch):
     raise CheckpointError("crashed")
 
   with monkeypatch.context() as patch:
-    patch.setattr(Checkpoints, "save", crash)
+    patch.setattr(Checkpoints, "save_later", crash)
     with pytest.raises(CheckpointError, match="crashed"):
       branch(tmp_path, f"{origin}:4", 8)
   experiment.run(quick(8, **KEPT), tmp_path)  # without naming the origin
