@@ -43,8 +43,8 @@ def command(workdir, *flags):
     *(sys.executable, "-m", "fedjax_sim", "run"),
     f"--config={ROOT / 'configs' / 'digits_fedavg.py'}",
     f"--workdir={workdir}",
-    *flags,
     *(f"--config.{k}={v}" for k, v in FIELDS.items()),
+    *flags,
   ]
 
 

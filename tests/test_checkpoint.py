@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -393,3 +394,64 @@ def test_digests_see_values_dtypes_and_shapes():
   assert tree_digest([jnp.ones(2, jnp.bfloat16)]) != tree_digest(
     [jnp.ones(2, jnp.float16)]
   )
+
+
+# --- in a thread --------------------------------------------------------------
+
+
+@pytest.fixture
+def held(monkeypatch):
+  """Checkpoints take their names when this event is set."""
+  opened, rename = threading.Event(), os.rename
+
+  def later(*paths):
+    assert opened.wait(60)
+    rename(*paths)
+
+  monkeypatch.setattr("fedjax_sim.run.checkpoint.os.rename", later)
+  return opened
+
+
+def test_a_thread_writes_what_the_state_was(open_checkpoints, folder, held):
+  checkpoints = open_checkpoints()
+  commits = []
+  checkpoints.on_commit = lambda round_: commits.append(
+    (round_, checkpoints.rounds())
+  )
+  x: np.ndarray = np.arange(1000.0)
+  checkpoints.save_later(1, {"x": x}, {})
+  x[:] = 0  # as the next round does that uses the state up
+  assert checkpoints.rounds() == []
+  assert commits == []
+  held.set()
+  checkpoints.save_later(2, {"x": x}, {})
+  assert checkpoints.rounds()[0] == 1  # it was waited for
+  checkpoints.wait()
+  assert commits == [(1, [1]), (2, [1, 2])]
+  like = {"x": x}
+  assert not checkpoints.restore(like, pytest.fail).state["x"].any()
+  shutil.rmtree(folder / "2")
+  restored = checkpoints.restore(like, pytest.fail).state["x"]
+  np.testing.assert_array_equal(restored, np.arange(1000.0))
+
+
+@pytest.mark.parametrize(
+  "then", [Checkpoints.wait, lambda x: x.save_later(3, state_of(3), {})]
+)
+def test_the_next_call_raises_what_a_thread_could_not(open_checkpoints, then):
+  checkpoints = open_checkpoints()
+  checkpoints.save(1, state_of(1), {})
+  with full_disk(1):
+    checkpoints.save_later(2, state_of(2), {})
+    with pytest.raises(CheckpointError, match="round 1 is intact"):
+      then(checkpoints)
+  checkpoints.save(3, state_of(3), {})  # it is raised once
+  assert checkpoints.rounds() == [1, 3]
+
+
+def test_closing_waits_for_the_commit(tmp_path, held):
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints.save_later(1, state_of(1), {})
+  threading.Timer(0.2, held.set).start()
+  checkpoints.close()
+  assert checkpoints.rounds() == [1]

@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import threading
-from typing import Any
 
 import jax
 import numpy as np
@@ -651,11 +650,20 @@ def _limit(size):
 
 @pytest.mark.integration
 def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
-  """One run, on a disk that is full in every moment, and gone on with."""
+  """One run, on a disk that is full in every moment, and gone on with.
+
+  Each checkpoint is waited for, so that it is known what the disk refuses.
+  """
+  save_later = checkpoint.Checkpoints.save_later
+
+  def save(self, *args):
+    save_later(self, *args)
+    self.wait()
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "save_later", save)
   saving = checkpoint.Checkpoints, "save_later"
-  # A thread writes it, while the run goes on until it has to write itself.
-  refused = checkpoint.CheckpointError, WriteError
-  moments: list[Any] = [
+  refused = checkpoint.CheckpointError
+  for owner, name, when, error, intact in [
     (reporting, "write_json", 0, WriteError, None),  # of config.json
     (*saving, 0, refused, None),
     (reporting.MetricsFile, "append", 0, WriteError, 0),  # of metrics.jsonl
@@ -663,8 +671,7 @@ def test_a_full_disk(tmp_path, fast, undisturbed, monkeypatch):
     (reporting.MetricsFile, "append", 5, WriteError, 8),  # of timings.jsonl
     (reporting.EventFiles, "write", 0, WriteError, 8),
     (reporting, "write_json", 2, WriteError, 12),  # of summary.json
-  ]
-  for owner, name, when, error, intact in moments:
+  ]:
     with _limit(1) as fill, monkeypatch.context() as patch:
       at(patch, owner, name, when, fill)
       with pytest.raises(error) as caught:
