@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from fedjax_sim import config, reporting
 from fedjax_sim.config import flags
-from fedjax_sim.run import changes, checkpoint, checkpoint_files, experiment
+from fedjax_sim.run import changes, checkpoint_files, experiment
 from fedjax_sim.run.loop import Loop
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.simulator import Simulator
@@ -189,7 +189,7 @@ def test_rounds_that_were_done_as_no_end(tmp_path, monkeypatch):
     patch.setattr(Loop, "_evaluate", crash)
     with pytest.raises(RuntimeError, match="crashed"):
       run(tmp_path, 9, server__eval_every="9")
-  assert checkpoint.rounds_in(tmp_path / "checkpoints")[-1] == 8
+  assert checkpoint_files.rounds_in(tmp_path / "checkpoints")[-1] == 8
   before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
   with pytest.raises(ConfigChangedError, match="not evaluated as at its end"):
     run(tmp_path, 8, server__eval_every="9")
