@@ -95,8 +95,7 @@ def wrap_algorithm(
       with shapes at least, to refuse an algorithm that does not fit.
     passes: further passes, after those of the algorithm. They receive the
       client as the wrapper sees it.
-    finish: (client, *carries of all passes) -> `Report`; None for the
-      algorithm's.
+    finish: (client, *carries of all passes) -> `Report`; None: as before.
     postprocess_report: (client, report, inner) -> report, where inner(report)
       applies the algorithm's own `postprocess_report`; None for that alone.
     apply: (wrapper's server state, `Aggregate`, `Context`) -> its new server
