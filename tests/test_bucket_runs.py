@@ -28,7 +28,7 @@ from fedjax_sim.run.bucket.lock import Lock
 from fedjax_sim.run.bucket.sender import Sender
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
-from fedjax_sim.run.workdir import WorkdirError, locked
+from fedjax_sim.run.workdir import WorkdirError, finished_summary, locked
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 
@@ -98,8 +98,8 @@ class Work:
       (parts / f"{round_}.parquet").write_text(str(round_))
       checkpoints.save(round_, state_of(round_), {})
 
-  def finish(self):
-    write_json(self.folder / "summary.json", {"lanes": 1, "rounds": 3})
+  def finish(self, rounds=3):
+    write_json(self.folder / "summary.json", {"lanes": 1, "rounds": rounds})
     shutil.rmtree(self.folder / "client_rounds")
 
 
@@ -206,6 +206,25 @@ class KilledError(BaseException):
   pass
 
 
+class Killer:
+  """Kills whoever changes the bucket, before a change to come."""
+
+  def __init__(self, monkeypatch):
+    self.left = 10**6  # changes that are let through
+    memory = type(fsspec.filesystem("memory"))
+    for name in ("pipe_file", "mv", "rm_file"):
+      monkeypatch.setattr(memory, name, self._counted(getattr(memory, name)))
+
+  def _counted(self, method):
+    def called(files, *args, **kwargs):
+      self.left -= 1
+      if self.left < 0:
+        raise KilledError
+      return method(files, *args, **kwargs)
+
+    return called
+
+
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
   """Stops before every change of the bucket, or every ninth, in five copies."""
@@ -217,26 +236,11 @@ def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
   work.finish()
   taken.append(snapshot.take(work.folder, 5))
   last = files_of(work.folder)
-  memory = fsspec.filesystem("memory")
-  left, sending = 0, 0
-
-  def counted(method):
-    def called(self, *args, **kwargs):
-      nonlocal left
-      left -= 1
-      if left < 0:
-        raise KilledError
-      return method(self, *args, **kwargs)
-
-    return called
-
-  for name in ("pipe_file", "mv", "rm_file"):
-    method = getattr(type(memory), name)
-    monkeypatch.setattr(type(memory), name, counted(method))
-  seen = set()
+  memory, killer = fsspec.filesystem("memory"), Killer(monkeypatch)
+  seen, sending = set(), 0
   for moment in range(0, 1000, step):
     url = f"memory://kill{moment}"
-    left, sending = moment, 0
+    killer.left, sending = moment, 0
     sender = Sender(Bucket(url))
     try:
       for sending, one in enumerate(taken):  # noqa: B007 - read below
@@ -244,7 +248,7 @@ def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
       break
     except KilledError:
       pass
-    left = 10**6
+    killer.left = 10**6
     folder = tmp_path / f"fetched{moment}"
     staging.fill(folder, Bucket(url), lambda *_: None)
     round_ = restored(folder) if folder.exists() else 0
@@ -262,6 +266,34 @@ def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
     pytest.fail("it never ends")
   assert seen == {0, 1, 2, 3, 4}
   memory.store.clear()
+
+
+def test_a_kill_leaves_no_summary_of_fewer_rounds(tmp_path, url, monkeypatch):
+  """Of a finished run with more rounds, only the last state is sent."""
+  killer = Killer(monkeypatch)
+  work = Work(tmp_path / "run")
+  work.save(1)
+  work.finish(1)
+  finished = snapshot.take(work.folder, 1)
+  write_json(work.folder / "config.json", {"server": {"rounds": 2}})
+  work.save(2)
+  work.finish(2)
+  taken, last = snapshot.take(work.folder, 2), files_of(work.folder)
+  for moment in range(1000):
+    killer.left = 10**6
+    Sender(Bucket(url)).send(finished, lambda: None)
+    assert json.loads(copy_of(url)["summary.json"])["rounds"] == 1
+    killer.left = moment
+    with contextlib.suppress(KilledError):
+      Sender(Bucket(url)).send(taken, lambda: None)
+    there = copy_of(url)
+    if killer.left >= 0:
+      break
+    if there["config.json"] == last["config.json"] and "summary.json" in there:
+      assert there["summary.json"] == last["summary.json"]
+    fsspec.filesystem("memory").store.clear()
+  assert moment > 5
+  assert there == last
 
 
 # --- the lock -----------------------------------------------------------------
@@ -424,6 +456,26 @@ def test_every_url_has_its_folder(cache):
   assert len(folders) == 5
   assert staging.folder_of("s3://a/b/") == staging.folder_of("s3://a/b")
   assert {f.parent for f in folders} == {cache / "fedjax_sim" / "workdirs"}
+
+
+@pytest.mark.parametrize(
+  ("rounds", "wanted", "more", "finished"),
+  [
+    (2, 2, {}, True),
+    (2, 3, {}, False),  # an older summary beside a newer config
+    (1, 1, {}, False),  # and beside a newer checkpoint
+    (2, 3, {"privacy_budget": "ends"}, True),
+    (1, 3, {"privacy_budget": "ends"}, False),
+  ],
+)
+def test_an_older_summary(tmp_path, rounds, wanted, more, finished):
+  work = Work(tmp_path / "run")
+  for round_ in (1, 2):
+    work.save(round_)
+  summary = {"lanes": 1, "rounds": rounds} | more
+  write_json(work.folder / "summary.json", summary)
+  found = finished_summary(work.folder, wanted)
+  assert found == (summary if finished else None)
 
 
 # --- runs ---------------------------------------------------------------------
