@@ -404,7 +404,7 @@ def test_a_folder_that_is_ahead_stays(sent, url, tmp_path):
   (said,) = fill(tmp_path / "new", url)  # now it is behind
   assert "round 3" in said
   assert files_of(tmp_path / "new") == before
-  assert not (tmp_path / "new.before").exists()
+  assert not (tmp_path / "new.before-1").exists()
 
 
 def test_another_run_is_set_aside(sent, url, tmp_path):
@@ -413,8 +413,37 @@ def test_another_run_is_set_aside(sent, url, tmp_path):
   before = files_of(other.folder)
   said = fill(other.folder, url)
   assert "is now in" in said[-1]
-  assert files_of(tmp_path / "other.before") == before
+  assert files_of(tmp_path / "other.before-1") == before
   assert files_of(other.folder) == files_of(sent.folder)
+
+
+def test_what_was_set_aside_stays(sent, url, tmp_path, monkeypatch):
+  """However often, and if whoever does so is killed before it says so."""
+  folder = tmp_path / "other"
+  rename = pathlib.Path.rename
+
+  def killed(path, to):
+    if path.name.endswith(".fetched"):
+      raise KilledError
+    return rename(path, to)
+
+  kept = {}
+  for number in (1, 2):
+    Work(folder).save(1)
+    write_json(folder / staging.IDENTITY, {"run": f"mine {number}"})
+    kept[number] = files_of(folder)
+    with monkeypatch.context() as patch:
+      patch.setattr(pathlib.Path, "rename", killed)
+      with pytest.raises(KilledError):
+        fill(folder, url)
+    assert not folder.exists()
+    said = fill(folder, url)
+    assert f"earlier is in {folder}.before-1" in said[0]
+    assert f"{folder}.before-{number}." in said[0]
+    assert files_of(folder) == files_of(sent.folder)
+    shutil.rmtree(folder)
+  for number, before in kept.items():
+    assert files_of(tmp_path / f"other.before-{number}") == before
 
 
 def test_a_bucket_that_somebody_emptied(sent, url, tmp_path):
@@ -423,7 +452,7 @@ def test_a_bucket_that_somebody_emptied(sent, url, tmp_path):
   (said,) = fill(tmp_path / "new", url)
   assert "holds no run any more" in said
   assert not (tmp_path / "new").exists()
-  assert files_of(tmp_path / "new.before") == files_of(sent.folder)
+  assert files_of(tmp_path / "new.before-1") == files_of(sent.folder)
   assert fill(sent.folder, url) == []  # nothing of it was ever sent
   assert sent.folder.exists()
 
@@ -440,12 +469,43 @@ def test_a_damaged_checkpoint_is_not_fetched(sent, url, tmp_path):
   assert restored(sent.folder) == 2
 
 
-def test_an_object_outside_of_the_folder_is_not_fetched(sent, url, tmp_path):
+@pytest.mark.parametrize(
+  "name",
+  [
+    "../evil",
+    "a/../../evil",
+    "{tmp_path}/evil",
+    "a//evil",
+    "./evil",
+    "a/./evil",
+    "..\\evil",
+    "C:/evil",
+    "C:evil",
+    "evil\0",
+    "evil/",
+  ],
+)
+def test_an_object_outside_of_the_folder_is_not_fetched(
+  sent, url, tmp_path, name
+):
   store = fsspec.filesystem("memory").store
-  path = next(key for key in store if key.endswith("config.json"))
-  store[path.replace("config.json", "../evil")] = store[path]
+  path = next(key for key in store if key.endswith("/config.json"))
+  evil = name.format(tmp_path=tmp_path)
+  store[path.replace("config.json", evil)] = store[path]
+  before = files_of(sent.folder)
   fill(tmp_path / "new", url)
-  assert not list(tmp_path.rglob("evil"))
+  assert files_of(tmp_path / "new") == before
+  assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_listing_that_leaves_the_folder(sent, url, tmp_path, monkeypatch):
+  sizes = Bucket.sizes
+  evil = str(tmp_path / "evil")
+  monkeypatch.setattr(Bucket, "sizes", lambda self: sizes(self) | {evil: 1})
+  with pytest.raises(WorkdirError, match="evil', which is outside .*; remove"):
+    fill(tmp_path / "new", url)
+  assert not (tmp_path / "evil").exists()
+  assert not (tmp_path / "new").exists()
 
 
 def test_every_url_has_its_folder(cache):
