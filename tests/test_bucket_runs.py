@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_sim import config as configs
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import flags
+from fedjax_sim.config.completion import complete
 from fedjax_sim.core.files import write_json
 from fedjax_sim.reporting import MetricsFile
 from fedjax_sim.run import checkpoint, experiment
@@ -602,6 +604,37 @@ def test_a_copy_of_a_folder(tmp_path, url, undisturbed, capfd):
   shutil.copytree(folder, tmp_path / "copied")
   experiment.run(quick(10), tmp_path / "copied", sync_to=url)
   assert json.loads(copy_of(url)["summary.json"])["rounds"] == 10
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_workdir_in_use_is_not_copied(tmp_path, url, capfd, finished):
+  work = Work(tmp_path / "run")
+  (work.folder / staging.IDENTITY).unlink()
+  write_json(work.folder / "config.json", configs.resolved(complete(quick())))
+  if finished:
+    summary = {"lanes": 1, "rounds": 8}
+    write_json(work.folder / "summary.json", summary)
+  (work.folder / snapshot.FOLDER / "1").mkdir(parents=True)
+  with locked(work.folder):
+    before = {path.name for path in work.folder.iterdir()}
+    with pytest.raises(WorkdirError, match="in use by another process"):
+      experiment.run(quick(), work.folder, sync_to=url)
+    assert {path.name for path in work.folder.iterdir()} == before
+    assert (work.folder / snapshot.FOLDER / "1").exists()
+  assert capfd.readouterr().err == ""
+  assert Bucket(url).sizes() == {}
+
+
+def test_a_staging_folder_in_use_is_not_filled(sent, url):
+  folder = staging.folder_of(url)
+  folder.parent.mkdir(parents=True)
+  Work(folder)
+  with locked(folder):
+    before = files_of(folder)
+    with pytest.raises(WorkdirError, match="in use by another process"):
+      experiment.run(quick(), url)
+    assert files_of(folder) == before
+  assert lock.LOCK not in Bucket(url).sizes()
 
 
 def test_a_bucket_in_use(tmp_path, url):
