@@ -301,8 +301,12 @@ def test_a_kill_leaves_no_summary_of_fewer_rounds(tmp_path, url, monkeypatch):
 # --- the lock -----------------------------------------------------------------
 
 
-def test_the_lock_keeps_others_out(url, monkeypatch):
-  first, second = Lock(Bucket(url)), Lock(Bucket(url))
+def lock_of(url, say=pytest.fail):
+  return Lock(Bucket(url), say)
+
+
+def test_the_lock_keeps_others_out(url):
+  first, second = lock_of(url), lock_of(url)
   first.take()
   first.take()
   with pytest.raises(
@@ -323,12 +327,9 @@ def held(url, **changes):
 
 
 def test_whose_lock_is_nobodys(url):
-  held(url, time=time.time() - lock.STALE_SECONDS - 1)
-  with contextlib.closing(_Taken(url)):
-    pass
   held(url)
   with pytest.raises(WorkdirError, match="process 7 on far"):
-    Lock(Bucket(url)).take()
+    lock_of(url).take()
   with subprocess.Popen(["true"]) as gone:
     pass
   held(url, process=gone.pid, machine=lock._machine())
@@ -336,15 +337,95 @@ def test_whose_lock_is_nobodys(url):
     pass
   held(url, process=os.getpid(), machine=lock._machine())
   with pytest.raises(WorkdirError, match="in use"):
-    Lock(Bucket(url)).take()
+    lock_of(url).take()
   Bucket(url).write(lock.LOCK, b"{torn")
   with contextlib.closing(_Taken(url)):
     pass
 
 
+SKEWED = (-3600, lock.STALE_SECONDS + 1, 3600)  # seconds that clocks differ
+
+
+@pytest.fixture
+def watched(monkeypatch):
+  """An old lock is watched for a short while; yields what is said of it."""
+  monkeypatch.setattr(lock, "WATCH_SECONDS", 0.5)
+  monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.01)
+  return []
+
+
+@pytest.mark.parametrize("age", SKEWED)
+def test_a_lock_that_looks_old_is_nobodys_if_it_stays(url, watched, age):
+  held(url, time=time.time() - age)
+  with contextlib.closing(_Taken(url, watched.append)):
+    assert json.loads(Bucket(url).read(lock.LOCK) or b"")["token"] != "other"
+  (said,) = watched
+  assert said.startswith(f"{url} may be in use by another run (process 7 on")
+
+
+@pytest.mark.parametrize("age", SKEWED)
+def test_a_living_lock_of_another_clock(url, watched, age, monkeypatch):
+  """It is renewed while it is watched, by a host whose clock is wrong."""
+  monkeypatch.setattr(lock, "WATCH_SECONDS", 20.0)
+  held(url, time=time.time() - age)
+
+  def renewed(text):
+    watched.append(text)
+    later = threading.Timer(0.1, held, [url], {"time": time.time() - age + 0.1})
+    later.start()
+
+  taken = lock_of(url, renewed)
+  with pytest.raises(WorkdirError, match="in use by another run .*process 7"):
+    taken.take()
+  assert json.loads(Bucket(url).read(lock.LOCK) or b"")["token"] == "other"
+  held(url, time=time.time() - age)
+  with pytest.raises(WorkdirError, match="in use by another run .*process 7"):
+    taken.check()
+  assert len(watched) == 2
+
+
+def test_a_lock_that_was_lost_to_a_killed_run_is_taken_back(url, watched):
+  mine = lock_of(url, watched.append)
+  mine.take()
+  held(url, time=0)
+  mine.check()
+  mine.check()
+  assert len(watched) == 1
+  mine.release()
+  assert Bucket(url).sizes() == {}
+
+
+def test_no_heartbeat_outlives_the_lock(url, monkeypatch):
+  """The lock is given back while a heartbeat is on its way."""
+  monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+  mine = lock_of(url)
+  mine.take()
+  write, begun = Bucket.write, threading.Event()
+
+  def slow(self, name, content):
+    begun.set()
+    time.sleep(0.3)
+    write(self, name, content)
+
+  monkeypatch.setattr(Bucket, "write", slow)
+  assert begun.wait(20)
+  mine.release()
+  time.sleep(0.5)
+  assert Bucket(url).sizes() == {}
+
+
+def test_a_lock_that_is_taken_after_all_is_over(url):
+  """As when the bucket answers too late."""
+  mine = lock_of(url)
+  mine.release()
+  mine.take()
+  mine.release()
+  assert Bucket(url).sizes() == {}
+
+
 class _Taken:
-  def __init__(self, url):
-    self._lock = Lock(Bucket(url))
+  def __init__(self, url, say=pytest.fail):
+    self._lock = lock_of(url, say)
     self._lock.take()
 
   def close(self):
@@ -353,7 +434,7 @@ class _Taken:
 
 def test_the_heart_beats_and_a_lock_can_be_lost(url, monkeypatch):
   monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
-  mine = Lock(Bucket(url))
+  mine = lock_of(url)
   mine.take()
   said = lambda: json.loads(Bucket(url).read(lock.LOCK) or b"")
   first, end = said()["time"], time.monotonic() + 20

@@ -121,7 +121,7 @@ class Mirror:
 
   def __init__(self, folder: Path, bucket: Bucket):
     self._folder, self._bucket = folder, bucket
-    self._lock = Lock(bucket)
+    self._lock = Lock(bucket, _print)
     self._owns = False  # whether the bucket is known to hold this run or none
     self._adopts = False  # whether a run there is this one
     self._sender = Sender(bucket)
@@ -176,7 +176,10 @@ class Mirror:
       self.close()
       raise refused[0]
     if thread.is_alive():
-      self._say(f"{self._bucket.url} has not answered yet.", level="warning")
+      self._say(
+        f"It is not known yet whether {self._bucket.url} can have the copy.",
+        level="warning",
+      )
 
   def __enter__(self) -> Mirror:
     snapshots.forget_all(self._folder)
