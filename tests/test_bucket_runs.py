@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_sim import config as configs
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import flags
+from fedjax_sim.config.completion import complete
 from fedjax_sim.core.files import write_json
 from fedjax_sim.reporting import MetricsFile
 from fedjax_sim.run import checkpoint, experiment
@@ -28,7 +30,7 @@ from fedjax_sim.run.bucket.lock import Lock
 from fedjax_sim.run.bucket.sender import Sender
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
-from fedjax_sim.run.workdir import WorkdirError, locked
+from fedjax_sim.run.workdir import WorkdirError, finished_summary, locked
 from workdirs import skip_pictures
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
@@ -100,8 +102,8 @@ class Work:
       (parts / f"{round_}.parquet").write_text(str(round_))
       checkpoints.save(round_, state_of(round_), {})
 
-  def finish(self):
-    write_json(self.folder / "summary.json", {"lanes": 1, "rounds": 3})
+  def finish(self, rounds=3):
+    write_json(self.folder / "summary.json", {"lanes": 1, "rounds": rounds})
     shutil.rmtree(self.folder / "client_rounds")
 
 
@@ -208,6 +210,25 @@ class KilledError(BaseException):
   pass
 
 
+class Killer:
+  """Kills whoever changes the bucket, before a change to come."""
+
+  def __init__(self, monkeypatch):
+    self.left = 10**6  # changes that are let through
+    memory = type(fsspec.filesystem("memory"))
+    for name in ("pipe_file", "mv", "rm_file"):
+      monkeypatch.setattr(memory, name, self._counted(getattr(memory, name)))
+
+  def _counted(self, method):
+    def called(files, *args, **kwargs):
+      self.left -= 1
+      if self.left < 0:
+        raise KilledError
+      return method(files, *args, **kwargs)
+
+    return called
+
+
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
   """Stops before every change of the bucket, or every ninth, in five copies."""
@@ -219,26 +240,11 @@ def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
   work.finish()
   taken.append(snapshot.take(work.folder, 5))
   last = files_of(work.folder)
-  memory = fsspec.filesystem("memory")
-  left, sending = 0, 0
-
-  def counted(method):
-    def called(self, *args, **kwargs):
-      nonlocal left
-      left -= 1
-      if left < 0:
-        raise KilledError
-      return method(self, *args, **kwargs)
-
-    return called
-
-  for name in ("pipe_file", "mv", "rm_file"):
-    method = getattr(type(memory), name)
-    monkeypatch.setattr(type(memory), name, counted(method))
-  seen = set()
+  memory, killer = fsspec.filesystem("memory"), Killer(monkeypatch)
+  seen, sending = set(), 0
   for moment in range(0, 1000, step):
     url = f"memory://kill{moment}"
-    left, sending = moment, 0
+    killer.left, sending = moment, 0
     sender = Sender(Bucket(url))
     try:
       for sending, one in enumerate(taken):  # noqa: B007 - read below
@@ -246,7 +252,7 @@ def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
       break
     except KilledError:
       pass
-    left = 10**6
+    killer.left = 10**6
     folder = tmp_path / f"fetched{moment}"
     staging.fill(folder, Bucket(url), lambda *_: None)
     round_ = restored(folder) if folder.exists() else 0
@@ -266,11 +272,43 @@ def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
   memory.store.clear()
 
 
+def test_a_kill_leaves_no_summary_of_fewer_rounds(tmp_path, url, monkeypatch):
+  """Of a finished run with more rounds, only the last state is sent."""
+  killer = Killer(monkeypatch)
+  work = Work(tmp_path / "run")
+  work.save(1)
+  work.finish(1)
+  finished = snapshot.take(work.folder, 1)
+  write_json(work.folder / "config.json", {"server": {"rounds": 2}})
+  work.save(2)
+  work.finish(2)
+  taken, last = snapshot.take(work.folder, 2), files_of(work.folder)
+  for moment in range(1000):
+    killer.left = 10**6
+    Sender(Bucket(url)).send(finished, lambda: None)
+    assert json.loads(copy_of(url)["summary.json"])["rounds"] == 1
+    killer.left = moment
+    with contextlib.suppress(KilledError):
+      Sender(Bucket(url)).send(taken, lambda: None)
+    there = copy_of(url)
+    if killer.left >= 0:
+      break
+    if there["config.json"] == last["config.json"] and "summary.json" in there:
+      assert there["summary.json"] == last["summary.json"]
+    fsspec.filesystem("memory").store.clear()
+  assert moment > 5
+  assert there == last
+
+
 # --- the lock -----------------------------------------------------------------
 
 
-def test_the_lock_keeps_others_out(url, monkeypatch):
-  first, second = Lock(Bucket(url)), Lock(Bucket(url))
+def lock_of(url, say=pytest.fail):
+  return Lock(Bucket(url), say)
+
+
+def test_the_lock_keeps_others_out(url):
+  first, second = lock_of(url), lock_of(url)
   first.take()
   first.take()
   with pytest.raises(
@@ -291,12 +329,9 @@ def held(url, **changes):
 
 
 def test_whose_lock_is_nobodys(url):
-  held(url, time=time.time() - lock.STALE_SECONDS - 1)
-  with contextlib.closing(_Taken(url)):
-    pass
   held(url)
   with pytest.raises(WorkdirError, match="process 7 on far"):
-    Lock(Bucket(url)).take()
+    lock_of(url).take()
   with subprocess.Popen(["true"]) as gone:
     pass
   held(url, process=gone.pid, machine=lock._machine())
@@ -304,15 +339,95 @@ def test_whose_lock_is_nobodys(url):
     pass
   held(url, process=os.getpid(), machine=lock._machine())
   with pytest.raises(WorkdirError, match="in use"):
-    Lock(Bucket(url)).take()
+    lock_of(url).take()
   Bucket(url).write(lock.LOCK, b"{torn")
   with contextlib.closing(_Taken(url)):
     pass
 
 
+SKEWED = (-3600, lock.STALE_SECONDS + 1, 3600)  # seconds that clocks differ
+
+
+@pytest.fixture
+def watched(monkeypatch):
+  """An old lock is watched for a short while; yields what is said of it."""
+  monkeypatch.setattr(lock, "WATCH_SECONDS", 0.5)
+  monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.01)
+  return []
+
+
+@pytest.mark.parametrize("age", SKEWED)
+def test_a_lock_that_looks_old_is_nobodys_if_it_stays(url, watched, age):
+  held(url, time=time.time() - age)
+  with contextlib.closing(_Taken(url, watched.append)):
+    assert json.loads(Bucket(url).read(lock.LOCK) or b"")["token"] != "other"
+  (said,) = watched
+  assert said.startswith(f"{url} may be in use by another run (process 7 on")
+
+
+@pytest.mark.parametrize("age", SKEWED)
+def test_a_living_lock_of_another_clock(url, watched, age, monkeypatch):
+  """It is renewed while it is watched, by a host whose clock is wrong."""
+  monkeypatch.setattr(lock, "WATCH_SECONDS", 20.0)
+  held(url, time=time.time() - age)
+
+  def renewed(text):
+    watched.append(text)
+    later = threading.Timer(0.1, held, [url], {"time": time.time() - age + 0.1})
+    later.start()
+
+  taken = lock_of(url, renewed)
+  with pytest.raises(WorkdirError, match="in use by another run .*process 7"):
+    taken.take()
+  assert json.loads(Bucket(url).read(lock.LOCK) or b"")["token"] == "other"
+  held(url, time=time.time() - age)
+  with pytest.raises(WorkdirError, match="in use by another run .*process 7"):
+    taken.check()
+  assert len(watched) == 2
+
+
+def test_a_lock_that_was_lost_to_a_killed_run_is_taken_back(url, watched):
+  mine = lock_of(url, watched.append)
+  mine.take()
+  held(url, time=0)
+  mine.check()
+  mine.check()
+  assert len(watched) == 1
+  mine.release()
+  assert Bucket(url).sizes() == {}
+
+
+def test_no_heartbeat_outlives_the_lock(url, monkeypatch):
+  """The lock is given back while a heartbeat is on its way."""
+  monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+  mine = lock_of(url)
+  mine.take()
+  write, begun = Bucket.write, threading.Event()
+
+  def slow(self, name, content):
+    begun.set()
+    time.sleep(0.3)
+    write(self, name, content)
+
+  monkeypatch.setattr(Bucket, "write", slow)
+  assert begun.wait(20)
+  mine.release()
+  time.sleep(0.5)
+  assert Bucket(url).sizes() == {}
+
+
+def test_a_lock_that_is_taken_after_all_is_over(url):
+  """As when the bucket answers too late."""
+  mine = lock_of(url)
+  mine.release()
+  mine.take()
+  mine.release()
+  assert Bucket(url).sizes() == {}
+
+
 class _Taken:
-  def __init__(self, url):
-    self._lock = Lock(Bucket(url))
+  def __init__(self, url, say=pytest.fail):
+    self._lock = lock_of(url, say)
     self._lock.take()
 
   def close(self):
@@ -321,7 +436,7 @@ class _Taken:
 
 def test_the_heart_beats_and_a_lock_can_be_lost(url, monkeypatch):
   monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
-  mine = Lock(Bucket(url))
+  mine = lock_of(url)
   mine.take()
   said = lambda: json.loads(Bucket(url).read(lock.LOCK) or b"")
   first, end = said()["time"], time.monotonic() + 20
@@ -374,7 +489,7 @@ def test_a_folder_that_is_ahead_stays(sent, url, tmp_path):
   (said,) = fill(tmp_path / "new", url)  # now it is behind
   assert "round 3" in said
   assert files_of(tmp_path / "new") == before
-  assert not (tmp_path / "new.before").exists()
+  assert not (tmp_path / "new.before-1").exists()
 
 
 def test_another_run_is_set_aside(sent, url, tmp_path):
@@ -383,8 +498,37 @@ def test_another_run_is_set_aside(sent, url, tmp_path):
   before = files_of(other.folder)
   said = fill(other.folder, url)
   assert "is now in" in said[-1]
-  assert files_of(tmp_path / "other.before") == before
+  assert files_of(tmp_path / "other.before-1") == before
   assert files_of(other.folder) == files_of(sent.folder)
+
+
+def test_what_was_set_aside_stays(sent, url, tmp_path, monkeypatch):
+  """However often, and if whoever does so is killed before it says so."""
+  folder = tmp_path / "other"
+  rename = pathlib.Path.rename
+
+  def killed(path, to):
+    if path.name.endswith(".fetched"):
+      raise KilledError
+    return rename(path, to)
+
+  kept = {}
+  for number in (1, 2):
+    Work(folder).save(1)
+    write_json(folder / staging.IDENTITY, {"run": f"mine {number}"})
+    kept[number] = files_of(folder)
+    with monkeypatch.context() as patch:
+      patch.setattr(pathlib.Path, "rename", killed)
+      with pytest.raises(KilledError):
+        fill(folder, url)
+    assert not folder.exists()
+    said = fill(folder, url)
+    assert f"earlier is in {folder}.before-1" in said[0]
+    assert f"{folder}.before-{number}." in said[0]
+    assert files_of(folder) == files_of(sent.folder)
+    shutil.rmtree(folder)
+  for number, before in kept.items():
+    assert files_of(tmp_path / f"other.before-{number}") == before
 
 
 def test_a_bucket_that_somebody_emptied(sent, url, tmp_path):
@@ -393,7 +537,7 @@ def test_a_bucket_that_somebody_emptied(sent, url, tmp_path):
   (said,) = fill(tmp_path / "new", url)
   assert "holds no run any more" in said
   assert not (tmp_path / "new").exists()
-  assert files_of(tmp_path / "new.before") == files_of(sent.folder)
+  assert files_of(tmp_path / "new.before-1") == files_of(sent.folder)
   assert fill(sent.folder, url) == []  # nothing of it was ever sent
   assert sent.folder.exists()
 
@@ -410,12 +554,43 @@ def test_a_damaged_checkpoint_is_not_fetched(sent, url, tmp_path):
   assert restored(sent.folder) == 2
 
 
-def test_an_object_outside_of_the_folder_is_not_fetched(sent, url, tmp_path):
+@pytest.mark.parametrize(
+  "name",
+  [
+    "../evil",
+    "a/../../evil",
+    "{tmp_path}/evil",
+    "a//evil",
+    "./evil",
+    "a/./evil",
+    "..\\evil",
+    "C:/evil",
+    "C:evil",
+    "evil\0",
+    "evil/",
+  ],
+)
+def test_an_object_outside_of_the_folder_is_not_fetched(
+  sent, url, tmp_path, name
+):
   store = fsspec.filesystem("memory").store
-  path = next(key for key in store if key.endswith("config.json"))
-  store[path.replace("config.json", "../evil")] = store[path]
+  path = next(key for key in store if key.endswith("/config.json"))
+  evil = name.format(tmp_path=tmp_path)
+  store[path.replace("config.json", evil)] = store[path]
+  before = files_of(sent.folder)
   fill(tmp_path / "new", url)
-  assert not list(tmp_path.rglob("evil"))
+  assert files_of(tmp_path / "new") == before
+  assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_listing_that_leaves_the_folder(sent, url, tmp_path, monkeypatch):
+  sizes = Bucket.sizes
+  evil = str(tmp_path / "evil")
+  monkeypatch.setattr(Bucket, "sizes", lambda self: sizes(self) | {evil: 1})
+  with pytest.raises(WorkdirError, match="evil', which is outside .*; remove"):
+    fill(tmp_path / "new", url)
+  assert not (tmp_path / "evil").exists()
+  assert not (tmp_path / "new").exists()
 
 
 def test_every_url_has_its_folder(cache):
@@ -426,6 +601,26 @@ def test_every_url_has_its_folder(cache):
   assert len(folders) == 5
   assert staging.folder_of("s3://a/b/") == staging.folder_of("s3://a/b")
   assert {f.parent for f in folders} == {cache / "fedjax_sim" / "workdirs"}
+
+
+@pytest.mark.parametrize(
+  ("rounds", "wanted", "more", "finished"),
+  [
+    (2, 2, {}, True),
+    (2, 3, {}, False),  # an older summary beside a newer config
+    (1, 1, {}, False),  # and beside a newer checkpoint
+    (2, 3, {"privacy_budget": "ends"}, True),
+    (1, 3, {"privacy_budget": "ends"}, False),
+  ],
+)
+def test_an_older_summary(tmp_path, rounds, wanted, more, finished):
+  work = Work(tmp_path / "run")
+  for round_ in (1, 2):
+    work.save(round_)
+  summary = {"lanes": 1, "rounds": rounds} | more
+  write_json(work.folder / "summary.json", summary)
+  found = finished_summary(work.folder, wanted)
+  assert found == (summary if finished else None)
 
 
 # --- runs ---------------------------------------------------------------------
@@ -489,6 +684,37 @@ def test_a_copy_of_a_folder(tmp_path, url, undisturbed, capfd):
   shutil.copytree(folder, tmp_path / "copied")
   experiment.run(quick(10), tmp_path / "copied", sync_to=url)
   assert json.loads(copy_of(url)["summary.json"])["rounds"] == 10
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_workdir_in_use_is_not_copied(tmp_path, url, capfd, finished):
+  work = Work(tmp_path / "run")
+  (work.folder / staging.IDENTITY).unlink()
+  write_json(work.folder / "config.json", configs.resolved(complete(quick())))
+  if finished:
+    summary = {"lanes": 1, "rounds": 8}
+    write_json(work.folder / "summary.json", summary)
+  (work.folder / snapshot.FOLDER / "1").mkdir(parents=True)
+  with locked(work.folder):
+    before = {path.name for path in work.folder.iterdir()}
+    with pytest.raises(WorkdirError, match="in use by another process"):
+      experiment.run(quick(), work.folder, sync_to=url)
+    assert {path.name for path in work.folder.iterdir()} == before
+    assert (work.folder / snapshot.FOLDER / "1").exists()
+  assert capfd.readouterr().err == ""
+  assert Bucket(url).sizes() == {}
+
+
+def test_a_staging_folder_in_use_is_not_filled(sent, url):
+  folder = staging.folder_of(url)
+  folder.parent.mkdir(parents=True)
+  Work(folder)
+  with locked(folder):
+    before = files_of(folder)
+    with pytest.raises(WorkdirError, match="in use by another process"):
+      experiment.run(quick(), url)
+    assert files_of(folder) == before
+  assert lock.LOCK not in Bucket(url).sizes()
 
 
 def test_a_bucket_in_use(tmp_path, url):

@@ -49,7 +49,7 @@ from fedjax_sim.run.standing import Standing, look
 from fedjax_sim.run.summary import print_summary, sum_up
 from fedjax_sim.run.trackers import Trackers, deliver_rest, tracked
 from fedjax_sim.run.tracking import Journal, journal
-from fedjax_sim.run.workdir import as_write_error, is_seen_by_all, locked
+from fedjax_sim.run.workdir import as_write_error, is_seen_by_all
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.simulation.timing import Phases
 
@@ -115,18 +115,20 @@ def run(
       on_round=on_round,
       profiled=profile,
     )
-    summary, profiled = launch.run()
-    if processes.is_first():
-      print_summary(summary, place.name)
-    if profiled is not None:
-      profiling.show(profiled)
+    with contextlib.ExitStack() as stack:
+      processes.from_first(lambda: stack.enter_context(place.held()))
+      summary, profiled = launch.run()
+      if processes.is_first():
+        print_summary(summary, place.name)
+      if profiled is not None:
+        profiling.show(profiled)
     return summary
 
 
 def _say_finished(
   config: ConfigDict, place: Place, summary: dict[str, Any], profile: bool
 ) -> None:
-  """Print that nothing is left to do, and what the run gave."""
+  """Print that nothing is left to do, and what the run gave; send the rest."""
   if not processes.is_first():
     return
   nothing = "nothing is left to profile, and " if profile else ""
@@ -136,6 +138,9 @@ def _say_finished(
   )
   print_summary(summary, place.name)
   deliver_rest(config, place, summary["rounds"])
+  if place.mirror is not None:
+    with place.held():
+      pass  # its end copies what the bucket lacks
 
 
 def _ready(
@@ -252,19 +257,15 @@ class _Launch:
 
   @contextlib.contextmanager
   def _checkpoints(self) -> Iterator[Checkpoints | None]:
-    """Yield the checkpoints of the workdir, which nobody else may use now.
+    """Yield the checkpoints of the workdir, which this process holds.
 
     Yields:
       The checkpoints; None in all processes but those that write.
     """
     folder, timetable = self.place.folder, self.experiment.timetable
     with contextlib.ExitStack() as stack:
-
-      def prepare() -> None:
-        stack.enter_context(locked(folder))
-        changes.changes_since(folder, self.resolved)  # nobody changes it now
-
-      processes.from_first(prepare)
+      # Nobody changes it any more.
+      processes.from_first(lambda: changes.changes_since(folder, self.resolved))
       shared = False
       if self.experiment.simulator.states.spread:
         shared = is_seen_by_all(folder)

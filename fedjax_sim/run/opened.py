@@ -231,7 +231,7 @@ def load(
     config=config,
     round=done,
     metrics=_metrics(folder / "metrics.jsonl"),
-    summary=finished_summary(folder),
+    summary=finished_summary(folder, config.server.rounds),
     simulator=simulator,
     server=model,
     clients=clients,

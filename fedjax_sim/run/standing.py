@@ -47,7 +47,9 @@ def look(
   def read() -> tuple[Changes, int, Any, dict[str, Any] | None]:
     origin = origin_of(folder, branch_from)
     changed = changes_since(folder, resolved) or {}
-    finished = None if ROUNDS in changed else finished_summary(folder)
+    finished = None
+    if ROUNDS not in changed:
+      finished = finished_summary(folder, resolved["server"]["rounds"])
     plain = None if origin is None else origin._asdict()
     return changed, rounds_done(folder), plain, finished
 

@@ -58,19 +58,32 @@ def rounds_done(folder: Path) -> int:
   return max(rounds_in(folder / "checkpoints"), default=0)
 
 
-def finished_summary(folder: Path) -> dict[str, Any] | None:
-  """Return the summary of a finished run; None if it is not finished."""
+def finished_summary(folder: Path, rounds: int) -> dict[str, Any] | None:
+  """Return the summary of a finished run; None if it is not finished.
+
+  A summary of fewer rounds than the run wants is an older one, which a copy of
+  the workdir in part may hold.
+
+  Args:
+    folder: the workdir.
+    rounds: that the run wants, of which a privacy budget may leave fewer.
+
+  Raises:
+    WorkdirError: the summary is damaged.
+  """
   path = folder / "summary.json"
   if not path.exists():
     return None
   try:
     summary: dict[str, Any] = json.loads(path.read_bytes())
-    _ = summary["lanes"], summary["rounds"]
+    _ = summary["lanes"]
+    wanted = 0 if "privacy_budget" in summary else rounds
+    is_older = summary["rounds"] < max(wanted, rounds_done(folder))
   except (ValueError, KeyError, TypeError) as error:
     raise WorkdirError(
       f"{path} is damaged ({error}); remove it, and run the same command again."
     ) from error
-  return summary
+  return None if is_older else summary
 
 
 @contextlib.contextmanager

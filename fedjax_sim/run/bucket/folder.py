@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from fedjax_sim.data import remote
@@ -32,6 +32,8 @@ class Bucket:
   def sizes(self) -> dict[str, int]:
     """Return each file's size in bytes, by its path in the folder.
 
+    Left out is what would lie outside of a folder of the disk by that path.
+
     Raises:
       OSError: the network or the bucket refuses; so all methods.
     """
@@ -48,7 +50,7 @@ class Bucket:
     return {
       name: size
       for name, size in names.items()
-      if name and ".." not in name.split("/") and not name.endswith(_PART)
+      if _is_inside(name) and not name.endswith(_PART)
     }
 
   def read(self, name: str) -> bytes | None:
@@ -109,3 +111,10 @@ class Bucket:
     self._files.makedirs(posixpath.dirname(place), exist_ok=True)
     write(place + _PART)
     self._files.mv(place + _PART, place)
+
+
+def _is_inside(name: str) -> bool:
+  """Return whether a path lies in its folder, on every file system."""
+  if "\\" in name or "\0" in name or PureWindowsPath(name).drive:
+    return False
+  return not {"", ".", ".."}.intersection(name.split("/"))

@@ -1,20 +1,23 @@
 """The lock of a bucket's folder, which keeps a second run out of it.
 
 A bucket knows no locks. This one is an object that its owner writes anew every
-few seconds, so one that nobody has renewed for a while is nobody's. Two runs
-that begin within the same moment may both get it; the one that finds the
-other's name in it stops writing.
+few seconds. One that looks old may be of a host whose clock is wrong, so it is
+watched: it is nobody's if it does not change meanwhile. Two runs that begin
+within the same moment may both get it; the one that finds the other's name in
+it stops writing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,10 @@ from fedjax_sim.run.workdir import WorkdirError
 
 LOCK = "lock.json"
 BEAT_SECONDS = 20.0  # between two heartbeats
-STALE_SECONDS = 60.0  # without one, after which a lock is nobody's
+STALE_SECONDS = 60.0  # without one, after which a lock may be nobody's
+WATCH_SECONDS = 45.0  # without a change, after which such a lock is nobody's
+_LOOK_SECONDS = 1.0  # between two looks at a lock that is watched
+_JOIN_SECONDS = 15.0  # that the end waits for a heartbeat under way
 
 
 class Lock:
@@ -31,10 +37,11 @@ class Lock:
 
   Args:
     bucket: the folder.
+    say: is given a line before there is something to wait for.
   """
 
-  def __init__(self, bucket: Bucket):
-    self._bucket = bucket
+  def __init__(self, bucket: Bucket, say: Callable[[str], None]):
+    self._bucket, self._say = bucket, say
     self._token = uuid.uuid4().hex
     self._ended = threading.Event()
     self._thread: threading.Thread | None = None
@@ -56,16 +63,14 @@ class Lock:
 
   def check(self) -> None:
     """Raise WorkdirError if another run has taken the lock meanwhile."""
-    self._refuse_other()
+    if self._refuse_other():
+      self._beat()
 
   def release(self) -> None:
     """Give the lock back, if it is held; errors do not matter any more."""
     self._ended.set()
-    if self._thread is None:
-      return
-    with contextlib.suppress(OSError):
-      if self._held().get("token") == self._token:
-        self._bucket.remove(LOCK)
+    if self._thread is not None:
+      self._thread.join(_JOIN_SECONDS)
 
   def _held(self) -> dict[str, Any]:
     """Return what the lock says; empty if there is none."""
@@ -75,13 +80,23 @@ class Lock:
         return held
     return {}
 
-  def _refuse_other(self) -> None:
+  def _refuse_other(self) -> bool:
+    """Refuse another run's lock, unless nobody renews it.
+
+    Returns:
+      Whether there is one, which nobody renews.
+    """
     held = self._held()
     if not held or held.get("token") == self._token:
-      return
-    age = time.time() - float(held.get("time", 0.0))
-    if age >= STALE_SECONDS or _is_gone(held):
-      return
+      return False
+    if _is_gone(held):
+      return True
+    age = _age(held)
+    if abs(age) >= STALE_SECONDS:
+      renewed = self._watched(held)
+      if renewed is None:
+        return True
+      held, age = renewed, 0.0
     raise WorkdirError(
       f"{self._bucket.url} is in use by another run (process"
       f" {held.get('process')} on {held.get('host')}, heard of"
@@ -89,6 +104,28 @@ class Lock:
       f" same command again in {STALE_SECONDS - age:.0f} s, or remove"
       f" {self._bucket.url}/{LOCK}."
     )
+
+  def _watched(self, held: dict[str, Any]) -> dict[str, Any] | None:
+    """Return another run's lock when it changes; None if it does not.
+
+    Args:
+      held: what the lock says.
+    """
+    self._say(
+      f"{self._bucket.url} may be in use by another run (process"
+      f" {held.get('process')} on {held.get('host')}): looking for up to"
+      f" {WATCH_SECONDS:.0f} s whether it is."
+    )
+    end = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < end:
+      if self._ended.wait(min(_LOOK_SECONDS, WATCH_SECONDS)):
+        return held  # nobody waits for the answer any more
+      now = self._held()
+      if not now or now.get("token") == self._token:
+        return None
+      if now != held:
+        return now
+    return None
 
   def _beat(self) -> None:
     says = {
@@ -101,11 +138,23 @@ class Lock:
     self._bucket.write(LOCK, json.dumps(says).encode())
 
   def _beats(self) -> None:
+    """Renew the lock until the end, and remove it: nothing is written later."""
     while not self._ended.wait(BEAT_SECONDS):
       # A network that fails for a while is told by what cannot be sent.
       with contextlib.suppress(OSError):
         if self._held().get("token", self._token) == self._token:
           self._beat()
+    with contextlib.suppress(OSError):
+      if self._held().get("token") == self._token:
+        self._bucket.remove(LOCK)
+
+
+def _age(held: dict[str, Any]) -> float:
+  """Return the seconds since a heartbeat, by the clocks of two hosts."""
+  try:
+    return time.time() - float(held["time"])
+  except (KeyError, TypeError, ValueError):
+    return math.inf
 
 
 def _machine() -> str:
@@ -126,6 +175,6 @@ def _is_gone(held: dict[str, Any]) -> bool:
     os.kill(int(held["process"]), 0)
   except ProcessLookupError:
     return True
-  except (OSError, KeyError, ValueError):
+  except (OSError, KeyError, TypeError, ValueError):
     return False
   return False

@@ -26,7 +26,7 @@ from fedjax_sim.run.bucket.lock import Lock
 from fedjax_sim.run.bucket.sender import Sender
 from fedjax_sim.run.bucket.snapshot import Snapshot
 from fedjax_sim.run.bucket.staging import IDENTITY, identity_of
-from fedjax_sim.run.workdir import WorkdirError
+from fedjax_sim.run.workdir import WorkdirError, locked
 
 START_SECONDS = 10.0  # that the start of a run waits for a bucket's answer
 
@@ -44,12 +44,25 @@ class Place(NamedTuple):
   name: str
   mirror: Mirror | None
 
+  @contextlib.contextmanager
+  def held(self) -> Iterator[None]:
+    """Keep other processes out of the folder, and copy it meanwhile.
+
+    At the end, wait until the copy is complete.
+
+    Raises:
+      WorkdirError: another process uses the folder, of which nothing is
+        copied or removed then; or it cannot be written.
+    """
+    with locked(self.folder), self.mirror or contextlib.nullcontext():
+      yield
+
 
 @contextlib.contextmanager
 def placed(
   workdir: str | os.PathLike[str], sync_to: str | None
 ) -> Iterator[Place]:
-  """Yield where a run works; at the end, wait until its copy is complete.
+  """Yield where a run works, and keep other runs out of its bucket.
 
   With several processes the first one alone copies.
 
@@ -89,7 +102,7 @@ def placed(
         found.fill()
       else:
         found.meet()
-      mirror = stack.enter_context(found)
+      mirror = stack.enter_context(contextlib.closing(found))
 
     processes.from_first(begin)
     yield Place(folder, name, mirror)
@@ -98,6 +111,9 @@ def placed(
 class Mirror:
   """Copies a workdir to a bucket; leaving the context waits for the last copy.
 
+  The context is for who has the workdir's lock. The bucket's lock is held from
+  `fill` or `meet` on, until `close`.
+
   Args:
     folder: the workdir.
     bucket: where the copy is.
@@ -105,7 +121,7 @@ class Mirror:
 
   def __init__(self, folder: Path, bucket: Bucket):
     self._folder, self._bucket = folder, bucket
-    self._lock = Lock(bucket)
+    self._lock = Lock(bucket, _print)
     self._owns = False  # whether the bucket is known to hold this run or none
     self._adopts = False  # whether a run there is this one
     self._sender = Sender(bucket)
@@ -123,16 +139,18 @@ class Mirror:
     """Fill the workdir from the bucket, whose lock this process then has.
 
     Raises:
-      WorkdirError: another run uses the bucket.
+      WorkdirError: another run uses the bucket or the workdir.
       OSError: the network, the bucket or the disk fails.
     """
     self._lock.take()
     try:
-      staging.fill(self._folder, self._bucket, self._say)
+      exists = self._folder.exists()
+      with locked(self._folder) if exists else contextlib.nullcontext():
+        staging.fill(self._folder, self._bucket, self._say)
       self._say(f"{self._bucket.url} is worked on in {self._folder}.")
       self._adopts = True
     except BaseException:
-      self._lock.release()
+      self.close()
       raise
 
   def meet(self) -> None:
@@ -155,10 +173,13 @@ class Mirror:
     thread.start()
     thread.join(START_SECONDS)
     if refused:
-      self._lock.release()
+      self.close()
       raise refused[0]
     if thread.is_alive():
-      self._say(f"{self._bucket.url} has not answered yet.", level="warning")
+      self._say(
+        f"It is not known yet whether {self._bucket.url} can have the copy.",
+        level="warning",
+      )
 
   def __enter__(self) -> Mirror:
     snapshots.forget_all(self._folder)
@@ -175,8 +196,11 @@ class Mirror:
       if error is None or isinstance(error, Exception):
         self._finish()
     finally:
-      self._lock.release()
       snapshots.forget_all(self._folder)
+
+  def close(self) -> None:
+    """Give the bucket's lock back."""
+    self._lock.release()
 
   def copy(self) -> None:
     """Copy the workdir as it is now; return before it is copied.

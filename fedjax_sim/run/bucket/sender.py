@@ -1,8 +1,8 @@
 """Send snapshots of a workdir to a bucket, so that any kill leaves a run there.
 
 Metrics are sent before the checkpoint that needs them, of a checkpoint the file
-of sums last, `summary.json` after all else, and what has to go is removed at
-the end.
+of sums last, `summary.json` after all else. An older `summary.json` is removed
+first, other files that have to go are at the end.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Sender:
     if self._there is None:
       self._there = self._bucket.sizes()
     files, rounds = snapshot.files, snapshot.checkpoints()
-    if _SUMMARY not in files:  # a finished run has got more rounds
-      self._remove(_SUMMARY)
+    if _SUMMARY not in files or self._sent.get(_SUMMARY) != files[_SUMMARY]:
+      self._remove(_SUMMARY)  # it may be of fewer rounds than what follows
     for name, stamp in files.items():
       there = self._there.get(name) == stamp.size
       if there and name.startswith("client_rounds/"):  # one content a name

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,8 +20,10 @@ from pathlib import Path
 from fedjax_sim.run.bucket.folder import Bucket
 from fedjax_sim.run.bucket.lock import LOCK
 from fedjax_sim.run.checkpoint_files import SUMS, check_files, rounds_in
+from fedjax_sim.run.workdir import WorkdirError
 
 IDENTITY = "bucket.json"  # names the run that a bucket holds a copy of
+_BEFORE = ".before-"  # and a number end the name of what was set aside
 SENT = ".sent"  # in a staging folder of which the bucket has got a copy
 _CHECKPOINT = re.compile(r"checkpoints/(\d+)/(.+)")
 
@@ -74,8 +77,13 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
 
   Raises:
     OSError: the network, the bucket or the disk fails.
+    WorkdirError: the bucket lists a file that is outside of its folder.
   """
   there = bucket.sizes()
+  if not folder.exists() and (asides := _set_aside_before(folder)):
+    # Whoever set the last one aside may have been killed before it said so.
+    kept = ", ".join(map(str, asides))
+    say(f"What was in {folder} earlier is in {kept}.", "warning")
   local = _read(folder / IDENTITY)
   if "config.json" not in there:
     if (folder / SENT).exists():  # somebody has emptied the bucket
@@ -116,7 +124,11 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
 def _fetch(
   bucket: Bucket, there: Mapping[str, int], folder: Path, new: Path
 ) -> None:
-  """Fetch all but incomplete checkpoints; take from `folder` what it has."""
+  """Fetch all but incomplete checkpoints; take from `folder` what it has.
+
+  Raises:
+    WorkdirError: a file there would lie outside of `new`.
+  """
   new.mkdir(parents=True)
   complete = complete_rounds(there)
   same = {}
@@ -125,7 +137,13 @@ def _fetch(
     same[round_] = _read(folder / sums) == bucket.read(sums) and not _damage(
       folder / f"checkpoints/{round_}"
     )
+  inside = new.resolve()
   for name in there:
+    if not (new / name).resolve().is_relative_to(inside):
+      raise WorkdirError(
+        f"{bucket.url} lists {name!r}, which is outside of the workdir; remove"
+        " that object."
+      )
     of = checkpoint_of(name)
     if name == LOCK or (of is not None and of not in complete):
       continue
@@ -160,8 +178,16 @@ def _read(path: Path) -> bytes | None:
 
 
 def _set_aside(folder: Path) -> Path:
-  """Rename a folder, out of the way; an earlier one of the name goes."""
-  aside = folder.with_name(f"{folder.name}.before")
-  shutil.rmtree(aside, ignore_errors=True)
+  """Rename a folder, out of the way; return its new name, an unused one."""
+  names = (f"{folder.name}{_BEFORE}{number}" for number in itertools.count(1))
+  asides = (folder.with_name(name) for name in names)
+  aside = next(path for path in asides if not path.exists())
   folder.rename(aside)
   return aside
+
+
+def _set_aside_before(folder: Path) -> list[Path]:
+  """Return what was set aside of a folder, in the order of the names."""
+  prefix = folder.name + _BEFORE
+  found = [p for p in folder.parent.glob("*") if p.name.startswith(prefix)]
+  return sorted(found, key=lambda path: (len(path.name), path.name))
