@@ -57,7 +57,7 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
     ConfigChangedError: a field differs that the rounds done rest on, or there
       are fewer rounds than were done.
   """
-  stored = stored_config(folder)
+  stored = stored_config(folder, trackers=True)
   if stored is None:
     return None
   before, now = _fields(configs.resolved(stored)), _fields(resolved)
@@ -85,13 +85,15 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
   return changed
 
 
-def stored_config(folder: Path) -> ConfigDict | None:
+def stored_config(folder: Path, *, trackers: bool = False) -> ConfigDict | None:
   """Return the config of the run in a workdir, complete.
 
   Fields that this version has added since then have their defaults.
 
   Args:
     folder: the workdir.
+    trackers: whether to keep the section `trackers`, whose packages and files
+      nothing needs but a run that goes on; without it, it is empty.
 
   Returns:
     The config, without the origin of a branch; None if there is no run.
@@ -105,6 +107,8 @@ def stored_config(folder: Path) -> ConfigDict | None:
     return None
   stored.pop(ORIGIN, None)
   tree = _merged(configs.default_config().to_dict(), _with_tuples(stored))
+  if not trackers:
+    tree["trackers"] = {}
   try:
     return complete(ConfigDict(tree))
   except (ValueError, TypeError, OSError, ImportError) as error:
