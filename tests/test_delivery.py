@@ -193,6 +193,35 @@ def test_a_tracker_out_of_reach(tmp_path, quick):
   assert not notes
 
 
+def test_what_is_said_of_an_error_has_no_password(tmp_path, quick):
+  """Though it is cut off in the middle of the URL."""
+  write(tmp_path, 3)
+
+  class Refusing(Server):
+    def open(self, run):
+      super().open(run)
+      far = "x" * 180
+      raise ConnectionError(f"{far} http://me:hunter2@host:5000: refused")
+
+  made, _, warnings = deliver(Refusing(), tmp_path)
+  made.commit(3)
+  wait_until(lambda: warnings)
+  made.end("finished", [])
+  for line in (made.join(), *warnings):
+    assert "http://***@" in line
+    assert "hunter" not in line
+
+
+def test_what_a_tracker_warns_of(tmp_path, quick):
+  write(tmp_path, 3)
+  server = Server(opened=Opened("run-1", warning="it is a child run."))
+  made, _, warnings = deliver(server, tmp_path)
+  made.commit(3)
+  made.end("finished", [])
+  assert made.join() == ""
+  assert warnings == ["it: it is a child run."]
+
+
 def test_a_tracker_that_comes_back(tmp_path, quick):
   write(tmp_path, 10)
   server = Server(reachable=False)

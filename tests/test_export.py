@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
+from fedjax_sim import config as configs
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import flags
+from fedjax_sim.config.completion import complete
 from fedjax_sim.core.weights import read_weights
 from fedjax_sim.run import experiment
 from fedjax_sim.run import export as exports
@@ -101,11 +103,100 @@ def test_weights_are_the_runs(workdir, tmp_path, suffix, capsys):
   facts = json.loads((tmp_path / "model.json").read_text())
   assert facts["params_digest"] == summary["params_digest"]
   assert facts["round"] == 2
-  assert facts["config"] == json.loads((workdir / "config.json").read_text())
+  config = json.loads((workdir / "config.json").read_text())
+  del config["trackers"]  # whose URIs are nobody else's business
+  assert facts["config"] == config
   assert {k: json.loads(metadata[k]) for k in facts} == facts
   first = path.read_bytes()
   export(workdir, path)
   assert path.read_bytes() == first  # the same model is the same file
+
+
+PRIVATE = {
+  "central": {
+    "privacy.mechanism": "gaussian",
+    "privacy.clip_norm": "1.0",
+    "privacy.delta": "0.001",
+    "privacy.noise_multiplier": "1.0",
+    "sampler.name": "poisson",
+  },
+  "local": {
+    "local_privacy.mechanism": "gaussian",
+    "local_privacy.clip_norm": "1.0",
+    "local_privacy.epsilon": "8.0",
+    "local_privacy.delta": "1e-5",
+  },
+  "secure": {
+    "aggregator.name": "secure_sum",
+    "aggregator.noise_multiplier": "1.0",
+    "aggregator.clip": "1.0",
+  },
+}
+SECRET = {"seed": "71717", "privacy.noise_seed": "81818"}
+
+
+@pytest.mark.parametrize("kind", [*PRIVATE])
+def test_a_private_config_goes_without_seeds_and_folders(kind, tmp_path):
+  (tmp_path / "secret").mkdir()
+  (tmp_path / "secret" / "net.py").write_text(LEN)
+  fields = {
+    **PRIVATE[kind],
+    **SECRET,
+    "model.name": f"{tmp_path / 'secret' / 'net.py'}:net",
+    "model.hidden_sizes": "None",
+    "model.initial": f"{tmp_path / 'secret' / 'first.npz'}",
+    "data.path": str(tmp_path / "secret"),
+    "data.name": "npz",
+    "data.num_clients": "None",
+    "data.partition": "None",
+    "data.alpha": "None",
+    "data.unseen_clients": "0",
+  }
+  config = complete(flags.load(str(DIGITS), fields))
+  shared = exports._shared_config(config)
+  text = json.dumps(shared)
+  for word in ("secret", "71717", "81818", str(tmp_path)):
+    assert word in json.dumps(configs.resolved(config))
+    assert word not in text
+  assert shared["model"]["name"] == "net.py:net"
+  assert shared["model"]["initial"] == "first.npz"
+  assert shared["client"]["epochs"] == config.client.epochs
+
+
+def test_a_private_model_goes_without_seeds(tmp_path):
+  changes = PRIVATE["central"] | SECRET | {"server.rounds": "1"}
+  folder = tmp_path / "run"
+  run(folder, **changes)
+  export(folder, tmp_path / "model.npz")
+  _, metadata = read_weights(tmp_path / "model.npz")
+  for text in ((tmp_path / "model.json").read_text(), *metadata.values()):
+    assert "71717" not in text
+    assert "81818" not in text
+  assert json.loads(metadata["config"])["privacy"]["noise_multiplier"] == 1.0
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".stablehlo"])
+def test_a_json_file_is_never_that_of_another_model(
+  suffix, workdir, tmp_path, monkeypatch
+):
+  """A kill before or after the model is written leaves none."""
+  path, beside = tmp_path / f"model{suffix}", tmp_path / "model.json"
+  writer = "write_weights" if suffix == ".npz" else "write_atomically"
+
+  def killed(*args):
+    raise KeyboardInterrupt
+
+  for name in (writer, "write_json"):
+    export(workdir, path, "--round=1")
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+      patch.setattr(exports, name, killed)
+      with pytest.raises(KeyboardInterrupt):
+        exports.export(fs.load(workdir, 2), path)
+    assert not beside.exists()
+    assert (path.read_bytes() == before) == (name == writer)
+  export(workdir, path, "--round=2")
+  assert json.loads(beside.read_text())["round"] == 2
 
 
 def test_buffers_have_a_prefix(with_buffers, tmp_path):

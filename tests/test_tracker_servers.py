@@ -13,7 +13,8 @@ import urllib.request
 import pytest
 
 from fedjax_sim import reporting
-from fedjax_sim.reporting.trackers import wandb_files
+from fedjax_sim.reporting.trackers import Opened, RunFacts, wandb_files
+from fedjax_sim.reporting.trackers.mlflow import mlflow
 
 pytestmark = pytest.mark.integration
 
@@ -57,8 +58,8 @@ if how == "half":
   mlflow._MLflow.send = sent
 if how == "created":
   create = mlflow._MLflow._create
-  def created(self, run):
-    create(self, run)
+  def created(self, run, parent):
+    create(self, run, parent)
     end()
   mlflow._MLflow._create = created
 from fedjax_sim.cli.main import main
@@ -239,6 +240,58 @@ def test_a_run_that_a_job_brings_along(server, tmp_path):
   (found,) = client.search_runs([number])
   assert found.info.run_id == run.info.run_id
   assert found.data.metrics.keys() == {"test/loss", "accuracy"}
+
+
+def test_two_runs_that_a_job_brings_along(server, tmp_path):
+  """The second one becomes a child, and loses no row."""
+  client = client_of(server)
+  number = client.create_experiment("two of a job")
+  job = client.create_run(number).info.run_id
+  fields = ["trackers.mlflow.experiment=elsewhere"]
+  both = {"MLFLOW_TRACKING_URI": server, "MLFLOW_RUN_ID": job}
+  first, second = tmp_path / "first", tmp_path / "second"
+  finish(command(first, *fields), tmp_path, **both)
+  before = check_history(first, server)
+  assert before.info.run_id == job
+  other = command(second, *fields, "seed=1")
+  killed = command(second, *fields, "seed=1", killed="sent=10")
+  finish(killed, tmp_path, code=-signal.SIGKILL, **both)
+  error = finish(other, tmp_path, **both)
+  assert error == (
+    f"mlflow: the run {job} belongs to another workdir; this one is a child"
+    " run of it.\n"
+  )
+  child = check_history(second, server)
+  assert child.data.tags["mlflow.parentRunId"] == job
+  assert child.data.params["seed"] == "1"
+  after = check_history(first, server)
+  assert after.data.tags == before.data.tags
+  assert after.data.params == before.data.params
+  assert len(client.search_runs([number])) == 2
+  # The first one's workdir joins its own run again.
+  more = command(first, *fields, f"server.rounds={ROUNDS + 5}")
+  error = finish(more, tmp_path, **both)
+  assert "belongs to another" not in error
+  assert check_history(first, server).info.run_id == job
+
+
+def test_of_two_at_once_one_gets_the_run(server, tmp_path, monkeypatch):
+  """Both saw it while it was nobody's."""
+  monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+  client = client_of(server)
+  run = client.create_run(client.create_experiment("at once"))
+  facts = lambda key: RunFacts(key, tmp_path, key, "", -1, 1, {"x": key}, {})
+  joining = {"uri": server, "run_id": run.info.run_id}
+  first, second = mlflow(**joining), mlflow(**joining)
+  monkeypatch.setattr(second, "_given", lambda: run)  # as it was before
+  assert first.open(facts("a")) == Opened(run.info.run_id)
+  first.send([{"round": 1, "loss": 1.0}])
+  opened = second.open(facts("b"))
+  assert opened.run_id != run.info.run_id
+  assert "is a child run" in opened.warning
+  found = client.get_run(run.info.run_id).data
+  assert found.tags["fedjax_sim.key"] == "a"
+  assert found.params["x"] == "a"
 
 
 def test_a_server_that_is_not_there(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -13,9 +14,16 @@ from fedjax_sim.config import default_config, flags
 from fedjax_sim.config.build import build_trackers
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core import optional
-from fedjax_sim.reporting.trackers import TRACKERS, Selection, Tracker
+from fedjax_sim.reporting.trackers import (
+  TRACKERS,
+  RunFacts,
+  Selection,
+  Tracker,
+)
 from fedjax_sim.run import experiment
 from fedjax_sim.run import trackers as run_trackers
+from fedjax_sim.run.report import write_report
+from fedjax_sim.run.resume import warn
 from fedjax_sim.run.signals import Interrupted
 from fedjax_sim.simulation.dispatch import DivergedError
 from test_experiment import DIGITS, quick
@@ -132,6 +140,80 @@ def test_what_is_refused(fields, message):
   texts = {f"trackers.{name}": text for name, text in fields.items()}
   with pytest.raises((ValueError, TypeError), match=message):
     build_trackers(complete(flags.overridden(default_config(), texts)))
+
+
+@pytest.mark.parametrize(
+  "uri",
+  [
+    "http://me:hunter2@host:5000",
+    "https://hunter2@host",
+    "http://me:hunter2/@x@host/path",
+    "postgresql://me:hunter2@host/db",
+    "postgresql:///db?user=me&password=hunter2",
+    "https://host/?access_token=hunter2&x=1",
+  ],
+)
+def test_a_password_in_a_uri_is_refused(uri, own):
+  """It would be in config.json, which trackers get."""
+  for fields in (
+    {"trackers.mlflow.uri": uri},
+    {"trackers.a.name": own, "trackers.a.file": uri},
+  ):
+    config = complete(flags.overridden(default_config(), fields))
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+      build_trackers(config)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("trackers.")
+
+
+@pytest.mark.parametrize(
+  "uri",
+  [
+    "http://host:5000/path",
+    "sqlite:////home/me@work/mlflow.db",
+    "file:///home/me@work/mlruns",
+    "databricks://profile:prefix",
+    "/home/me@work/mlruns",
+    "postgresql://host/db?sslmode=require",
+  ],
+)
+def test_a_uri_without_a_password_is_taken(uri):
+  texts = {"trackers.mlflow.uri": uri, "trackers.tensorboard": "None"}
+  config = flags.overridden(default_config(), texts)
+  (made,) = build_trackers(complete(config))
+  assert made.label == "mlflow"
+
+
+def test_no_warning_has_a_password(capsys):
+  warn(
+    "a: no answer of http://me:hunter2@host:5000/x; trackers.a.uri:"
+    " 'https://hunter2@b' -> 'postgresql:///db?password=hunter2&user=me'."
+  )
+  assert capsys.readouterr().err == (
+    "a: no answer of http://***@host:5000/x; trackers.a.uri:"
+    " 'https://***@b' -> 'postgresql:///db?password=***&user=me'.\n"
+  )
+
+
+@pytest.mark.parametrize(
+  ("run_id", "step", "warned"),
+  [("", 0, False), ("", 8, True), ("theirs", 8, False)],
+)
+def test_wandbs_run_of_another_workdir(
+  tmp_path, monkeypatch, run_id, step, warned
+):
+  """W&B drops rows of steps that it has, whoever sent them."""
+  monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+  tracker = TRACKERS["wandb"](run_id="theirs")
+  joined = types.SimpleNamespace(
+    id="theirs", step=step, offline=False, config={}
+  )
+  monkeypatch.setattr(tracker, "_init", lambda run: joined)
+  facts = RunFacts("run", tmp_path, "key", run_id, -1, 1, {}, {})
+  opened = tracker.open(facts)
+  assert opened[:2] == ("theirs", step - 1)
+  assert ("the run theirs has rows through step 7" in opened.warning) == warned
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
@@ -270,6 +352,41 @@ def test_a_tracker_that_fails_is_reported(tmp_path, fast, own, capfd):
   before = (folder / "lines.txt").read_bytes()
   experiment.run(config(), folder)
   assert (folder / "lines.txt").read_bytes() == before
+
+
+def test_a_finished_run_needs_no_package(
+  tmp_path, fast, own, monkeypatch, capfd
+):
+  """A tracker that is gone keeps nothing from the others."""
+  folder = tmp_path / "run"
+  first = experiment.run(quick(), folder)
+  capfd.readouterr()
+  monkeypatch.setitem(sys.modules, "mlflow", None)
+  config = quick(trackers__mlflow__name="mlflow", trackers__z__name=own)
+  assert experiment.run(config, folder) == first
+  (line,) = capfd.readouterr().err.splitlines()
+  assert line.startswith("mlflow: it gets nothing more: The tracker mlflow")
+  assert "pip install 'fedjax_sim[mlflow]'" in line
+  sent = [row for rows in lines_of(folder, "rows") for row in rows]
+  assert sent == reporting.read_metrics(folder / "metrics.jsonl")
+  # One that got everything is not asked for.
+  records = json.loads((folder / "trackers.json").read_text())
+  records["mlflow"] = records["z"]
+  (folder / "trackers.json").write_text(json.dumps(records))
+  assert experiment.run(config, folder) == first
+  assert capfd.readouterr().err == ""
+
+
+def test_no_report_has_the_trackers(tmp_path, fast, own):
+  """Their sections may hold what is secret."""
+  folder = tmp_path / "run"
+  experiment.run(
+    quick(trackers__mine__name=own, trackers__mine__file="hunter2.txt"), folder
+  )
+  assert "hunter2" in (folder / "config.json").read_text()
+  for folders in ([folder], [folder, folder]):
+    write_report(folders, tmp_path / "report.html")
+    assert "hunter2" not in (tmp_path / "report.html").read_text()
 
 
 def test_a_run_that_diverges_has_failed(tmp_path, own):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -62,6 +63,20 @@ def test_an_honest_run(folder, capsys):
     "verified: all equal",
   ]
   assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_no_tracker_is_needed(folder, capsys, monkeypatch):
+  """Neither a package nor a user's own file: nothing is sent."""
+  config = json.loads((folder / "config.json").read_text())
+  tracker = config["trackers"]["tensorboard"]
+  config["trackers"]["mlflow"] = {**tracker, "name": "mlflow"}
+  del config["trackers"]["mlflow"]["folder"]
+  config["trackers"]["mine"] = {"name": "gone.py:lines"}
+  (folder / "config.json").write_text(json.dumps(config))
+  monkeypatch.setitem(sys.modules, "mlflow", None)
+  code, lines = verify(folder, capsys, "--rounds=9-9")
+  assert code == 0, lines
+  assert lines[-1] == "verified: all equal"
 
 
 @pytest.mark.parametrize(

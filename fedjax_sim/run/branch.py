@@ -16,13 +16,18 @@ import jax
 from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
-from fedjax_sim.config.build import Experiment
+from fedjax_sim.config.build import Experiment, privacy
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core import PyTree, Variables, validate
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.reporting import read_metrics, write_atomically
-from fedjax_sim.run.changes import ORIGIN, read_config, stored_config
+from fedjax_sim.run.changes import (
+  ORIGIN,
+  decisive,
+  read_config,
+  stored_config,
+)
 from fedjax_sim.run.checkpoint_files import rounds_in
 from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
 from fedjax_sim.run.opened import rebuild
@@ -230,16 +235,7 @@ def _check_account(
   same_data: bool,
 ) -> None:
   """Refuse a branch whose epsilon would not count the rounds before it."""
-  private = any(
-    config[section].get(key) is not None
-    for config in (before, now)
-    for section, key in (
-      ("privacy", "mechanism"),
-      ("local_privacy", "mechanism"),
-      ("aggregator", "noise_multiplier"),
-    )
-  )
-  if not private:
+  if not (privacy.draws_noise(before) or privacy.draws_noise(now)):
     return
   counted = lambda facts: {k: v for k, v in facts.items() if k != "epsilon"}
   odd = validate.differences(
@@ -334,7 +330,7 @@ def _lines(
   origin: Origin, before: ConfigDict, now: ConfigDict, missing: list[str]
 ) -> Iterator[str]:
   """Yield what is said of a branch before it starts."""
-  fields = [configs.resolved(config) for config in (before, now)]
+  fields = [decisive(configs.resolved(config)) for config in (before, now)]
   odd = configs.differences(*fields)
   yield (
     f"Branching from {origin.workdir} after round {origin.round}, with"

@@ -73,7 +73,7 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
   if refused - new:
     _refuse(folder, {name: changed[name] for name in sorted(refused)}, now)
   if new:  # fields that the run's version did not have yet
-    completed = stored_config(folder)
+    completed = stored_config(folder, trackers=True)
     assert completed is not None
     defaults = _fields(configs.resolved(completed))
     for name in new:
@@ -114,13 +114,15 @@ def _refuse(folder: Path, changed: Changes, now: Mapping[str, Any]) -> NoReturn:
   )
 
 
-def stored_config(folder: Path) -> ConfigDict | None:
+def stored_config(folder: Path, *, trackers: bool = False) -> ConfigDict | None:
   """Return the config of the run in a workdir, complete.
 
   Fields that this version has added since then have their defaults.
 
   Args:
     folder: the workdir.
+    trackers: whether to keep the section `trackers`, whose packages and files
+      nothing needs but a run that goes on; without it, it is empty.
 
   Returns:
     The config, without the origin of a branch; None if there is no run.
@@ -134,6 +136,8 @@ def stored_config(folder: Path) -> ConfigDict | None:
     return None
   stored.pop(ORIGIN, None)
   tree = _merged(configs.default_config().to_dict(), _with_tuples(stored))
+  if not trackers:
+    tree["trackers"] = {}
   try:
     return complete(ConfigDict(tree))
   except (ValueError, TypeError, OSError, ImportError) as error:

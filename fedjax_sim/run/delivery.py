@@ -20,6 +20,7 @@ from typing import Any
 
 from fedjax_sim import reporting
 from fedjax_sim.config.build import ConfiguredTracker
+from fedjax_sim.core import urls
 from fedjax_sim.core.errors import one_line
 from fedjax_sim.reporting.trackers import Row, RunFacts, Status
 
@@ -137,6 +138,8 @@ class Delivery:
       begun = {"run_id": opened.run_id, "sent": opened.sent, "ended": None}
       self._note(begun)
       self._opened = True
+      if opened.warning:
+        self._warn(f"{self._label}: {opened.warning}")
     elif self._sent < self._committed:
       self._send_batch()
     elif self._end is not None:
@@ -160,6 +163,6 @@ class Delivery:
 
 
 def _short(error: BaseException) -> str:
-  """Return the first line of an error, at most 200 characters."""
-  text = one_line(error) or type(error).__name__
+  """Return an error on one line, at most 200 characters, without passwords."""
+  text = urls.redacted(one_line(error)) or type(error).__name__
   return text if len(text) <= 200 else f"{text[:200]}..."

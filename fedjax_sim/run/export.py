@@ -13,13 +13,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
+from fedjax_sim.config.build.privacy import draws_noise
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.core.errors import FedjaxSimError, one_line
 from fedjax_sim.core.files import write_atomically, write_json
 from fedjax_sim.core.optional import library
 from fedjax_sim.core.weights import FORMATS, check_format, write_weights
+from fedjax_sim.run.changes import decisive
 from fedjax_sim.run.opened import OpenedRun
 from fedjax_sim.tasks.freezing import named_variables
 
@@ -85,24 +88,56 @@ def export(run: OpenedRun, path: Path) -> str:
     ValueError, OSError, ModuleNotFoundError: see `check_target`.
   """
   check_target(path)
-  values = (
-    run.round,
-    tree_digest(run.params),
-    configs.resolved(run.config),
-  )
+  values = run.round, tree_digest(run.params), _shared_config(run.config)
   facts: dict[str, Any] = dict(zip(_FACTS, values, strict=True))
+  # A kill leaves a model without its JSON file, never with another one's.
+  beside = path.with_suffix(".json")
   if path.suffix in FORMATS:
     named = named_variables(run.variables)
+    beside.unlink(missing_ok=True)
     write_weights(path, named, {k: json.dumps(v) for k, v in facts.items()})
     said = f"{len(named)} arrays"
   else:
     content, inputs, platforms = _program(run)
+    beside.unlink(missing_ok=True)
     write_atomically(path, content)
     facts["inputs"] = inputs
     facts["platforms"] = platforms
     said = f"a program for {', '.join(platforms)}"
-  write_json(path.with_suffix(".json"), facts)
+  write_json(beside, facts)
   return f"{path}: {said}, of round {run.round}"
+
+
+def _shared_config(config: ConfigDict) -> dict[str, Any]:
+  """Return the config that goes with a model, as JSON holds it.
+
+  That of a private run lacks the seeds, which its account takes for secret, and
+  the folders of the machine.
+
+  Args:
+    config: of the run, complete.
+  """
+  shared = decisive(configs.resolved(config))
+  if not draws_noise(config):
+    return shared
+  shared.pop("seed")
+  shared["privacy"].pop("noise_seed")
+  shared["data"].pop("path", None)
+  if shared["model"]["initial"] is not None:
+    shared["model"]["initial"] = Path(shared["model"]["initial"]).name
+  without: dict[str, Any] = _without_folders(shared)
+  return without
+
+
+def _without_folders(value: Any) -> Any:
+  """Return what JSON holds, with names alone for absolute paths."""
+  if isinstance(value, dict):
+    return {key: _without_folders(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_without_folders(item) for item in value]
+  if isinstance(value, str) and (value[:1] == "~" or Path(value).is_absolute()):
+    return Path(value).name
+  return value
 
 
 def _program(run: OpenedRun) -> tuple[bytes, dict[str, Any], list[str]]:

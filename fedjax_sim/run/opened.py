@@ -53,7 +53,7 @@ class OpenedRun:
 
   Attributes:
     folder: the workdir.
-    config: complete.
+    config: complete, but for the section `trackers`, which is empty.
     round: rounds done when the model was the opened one.
     metrics: metric -> shape=(rows,), float64, a row of `metrics.jsonl` each,
       NaN where a row lacks the metric; and `round`, int64.
@@ -252,13 +252,13 @@ def _best_metric(folder: Path, simulator: Simulator, text: str) -> str:
 
 
 def _changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-  """Return a config without trackers, and with other values of some fields.
+  """Return a config with other values of some fields.
 
   Args:
     config: complete.
     changes: "section.field" -> its value.
   """
-  tree = {**config.to_dict(), "trackers": {}}
+  tree = config.to_dict()
   for field, value in changes.items():
     section, key = field.split(".")
     tree[section][key] = value

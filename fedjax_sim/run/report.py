@@ -14,7 +14,7 @@ from fedjax_sim import reporting
 from fedjax_sim.config import fields_of
 from fedjax_sim.config.changes import changes, config_file
 from fedjax_sim.config.defaults import default_config
-from fedjax_sim.run.changes import ORIGIN
+from fedjax_sim.run.changes import ORIGIN, decisive
 
 FILE = "report.html"
 
@@ -48,7 +48,8 @@ def described(
   record = reporting.read_run(folder, summary)
   config = dict(record.config)
   origin = config.pop(ORIGIN, None)
-  record = record._replace(config=config)
+  # Trackers explain nothing, and their sections may hold what is secret.
+  record = record._replace(config=decisive(config))
   try:
     found = changes(record.config)
     text = config_file(record.config)
@@ -58,7 +59,7 @@ def described(
       f" ({error}); report with the version that began the run."
     ) from error
   other = ""
-  if {*record.config} != {*default_config()}:
+  if {*config} != {*default_config()}:
     other = (
       f"{folder} was begun by another version of fedjax_sim, whose configs have"
       " other sections; its fields are compared with the defaults of this one."

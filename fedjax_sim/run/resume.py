@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.config.build import INITIAL, Experiment, Timetable
-from fedjax_sim.core import validate
+from fedjax_sim.core import urls, validate
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import StoredData
 from fedjax_sim.distributed import processes
@@ -307,5 +307,5 @@ def warn_of_changes(
 
 
 def warn(message: str) -> None:
-  """Print a warning to stderr."""
-  print(message, file=sys.stderr)  # noqa: T201
+  """Print a warning to stderr; passwords in URLs are left out."""
+  print(urls.redacted(message), file=sys.stderr)  # noqa: T201

@@ -22,6 +22,7 @@ from fedjax_sim import config as configs
 from fedjax_sim import reporting
 from fedjax_sim.config import build
 from fedjax_sim.config.build import ConfiguredTracker
+from fedjax_sim.core.errors import one_line
 from fedjax_sim.distributed import processes
 from fedjax_sim.reporting.trackers import Row, RunFacts, Status
 from fedjax_sim.run.bucket.mirror import Place
@@ -168,17 +169,25 @@ def tracked(
 def deliver_rest(config: ConfigDict, place: Place, rounds: int) -> None:
   """Send what trackers of a finished run have not got.
 
+  A tracker whose package is missing is only warned of.
+
   Args:
     config: complete.
     place: where the workdir is.
     rounds: that the run has.
   """
   records = _Records(place.folder / FILE)
-  configured = [
-    tracker
-    for tracker in build.build_trackers(config)
-    if not tracker.tracker.live and not records.finished(tracker.label)
-  ]
+  configured = []
+  for label in sorted(config.trackers):
+    if records.finished(label):
+      continue
+    try:
+      tracker = build.build_tracker(config, label)
+    except ImportError as error:
+      warn(f"{label}: it gets nothing more: {one_line(error)}")
+      continue
+    if not tracker.tracker.live:
+      configured.append(tracker)
   if not configured:
     return
   with locked(place.folder):

@@ -231,6 +231,7 @@ def uncovered(
   client_state: PyTree,
   *,
   log_clients: bool,
+  initial: str | None = None,
 ) -> list[str]:
   """List what a run reveals of its clients that no epsilon would cover.
 
@@ -240,6 +241,8 @@ def uncovered(
     runtime: whose "auto" settings are chosen by looking at the clients.
     client_state: table of client states, or its shapes.
     log_clients: whether every client is logged.
+    initial: name of the weights file that the run begins from; None if it
+      begins anew.
   """
   auto = [
     name for name in ("lanes", "residency") if getattr(runtime, name) == "auto"
@@ -250,6 +253,7 @@ def uncovered(
     log_clients=log_clients,
     measured=auto,
     keeps_state=bool(jax.tree.leaves(client_state)),
+    initial=initial,
   )
 
 

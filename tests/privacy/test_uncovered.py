@@ -8,8 +8,10 @@ import pytest
 from fedjax_sim.cli import describe
 from fedjax_sim.config import flags
 from fedjax_sim.config.build import build
+from fedjax_sim.core.weights import write_weights
 from fedjax_sim.run import experiment
 from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.tasks.freezing import named_variables
 from test_features import DIGITS
 
 # What takes nothing from training clients but noisy sums. Before a name is
@@ -129,3 +131,27 @@ def test_what_is_measured_is_named():
   fixed = {"runtime.lanes": "1", "runtime.residency": "device"}
   named = patterns(build(flags.load(str(DIGITS), PRIVATE | fixed)).uncovered)
   assert not {"lanes*", "residency*"} & set(named)
+
+
+LOCAL = {
+  "local_privacy.mechanism": "gaussian",
+  "local_privacy.clip_norm": "1.0",
+  "local_privacy.epsilon": "8.0",
+  "local_privacy.delta": "1e-5",
+}
+
+
+@pytest.mark.parametrize("private", [PRIVATE, LOCAL])
+def test_weights_that_a_private_run_begins_from_are_named(private, tmp_path):
+  """They may have been trained on the same clients, without noise."""
+  made = build(flags.load(str(DIGITS), private))
+  assert not any("initial" in told for told in made.uncovered)
+  simulator, path = made.simulator, tmp_path / "of_the_same_clients.npz"
+  server = simulator.init().server
+  write_weights(path, named_variables(simulator.algorithm.variables(server)))
+  more = {"model.initial": str(path)}
+  named = build(flags.load(str(DIGITS), private | more)).uncovered
+  assert (
+    "initial weights (of_the_same_clients.npz: whose data they were trained on)"
+    in named
+  )

@@ -6,7 +6,11 @@ from fedjax_sim.config.build.experiment import INITIAL, Experiment, build
 from fedjax_sim.config.build.server import build_aggregator, build_schedules
 from fedjax_sim.config.build.task import COMPUTE_DTYPES, build_task
 from fedjax_sim.config.build.timetable import Timetable
-from fedjax_sim.config.build.trackers import ConfiguredTracker, build_trackers
+from fedjax_sim.config.build.trackers import (
+  ConfiguredTracker,
+  build_tracker,
+  build_trackers,
+)
 
 __all__ = [
   "AUGMENTATION",
@@ -21,6 +25,7 @@ __all__ = [
   "build_data",
   "build_schedules",
   "build_task",
+  "build_tracker",
   "build_trackers",
   "preprocessing",
 ]

@@ -197,18 +197,20 @@ def build(config: ConfigDict) -> Experiment:
     sources=sources,
     local_guarantee=local_guarantee(config, drawn, parameters),
     secure_noise=secure_noise(config, drawn, parameters),
-    uncovered=_uncovered(simulator) if private else [],
+    uncovered=_uncovered(config, simulator) if private else [],
   )
 
 
-def _uncovered(simulator: Simulator) -> list[str]:
+def _uncovered(config: ConfigDict, simulator: Simulator) -> list[str]:
   """List what a run reveals of its clients that no epsilon would cover."""
+  initial = config.model.initial
   return uncovered(
     simulator.data,
     simulator.transforms,
     simulator.runtime,
     simulator.states.shapes.clients,
     log_clients=simulator.log_clients,
+    initial=None if initial is None else Path(initial).name,
   )
 
 

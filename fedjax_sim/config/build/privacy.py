@@ -135,13 +135,27 @@ def _check_noise_seed(config: ConfigDict) -> None:
   if seed is None:
     return
   validate.integer("privacy.noise_seed", seed, ge=0, le=2**32 - 1)
-  others = config.privacy.mechanism, config.local_privacy.mechanism
-  if not any([*others, config.aggregator.get("noise_multiplier")]):
+  if not draws_noise(config):
     raise ValueError(
       f"privacy.noise_seed={seed}: there is no noise; set privacy.mechanism,"
       " local_privacy.mechanism or aggregator.noise_multiplier, or unset it by"
       " --config.privacy.noise_seed=None."
     )
+
+
+def draws_noise(config: ConfigDict) -> bool:
+  """Return whether noise protects clients: central, local, or secure noise.
+
+  Args:
+    config: complete.
+  """
+  return any(
+    (
+      config.privacy.mechanism,
+      config.local_privacy.mechanism,
+      config.aggregator.get("noise_multiplier"),
+    )
+  )
 
 
 def account(

@@ -21,6 +21,7 @@ def uncovered(
   log_clients: bool,
   measured: Sequence[str],
   keeps_state: bool,
+  initial: str | None = None,
 ) -> list[str]:
   """Return what a private run reveals about training clients without noise.
 
@@ -31,6 +32,8 @@ def uncovered(
     measured: what is chosen by looking at clients' data and work: `lanes`,
       `residency`.
     keeps_state: whether clients keep something of their own.
+    initial: name of the weights file that the run begins from; None if it
+      begins anew.
 
   Returns:
     Names, patterns of names, and words in parentheses that explain them.
@@ -70,6 +73,8 @@ def uncovered(
   told.append(
     "that a run ends, or warns by name, if clients' numbers are not finite"
   )
+  if initial is not None:
+    told.append(f"initial weights ({initial}: whose data they were trained on)")
   if data.server is not None:
     told.append("the server's examples, on which it trains")
   return told

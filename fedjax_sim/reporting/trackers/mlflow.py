@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _KEY = "fedjax_sim.key"  # the tag by which a run is found again
+_PARENT = "mlflow.parentRunId"  # the tag that makes a run a child
 _METRICS_A_BATCH = 1000  # limits of MLflow's API
 _ENTRIES_A_BATCH = 100
 _LONGEST = 500  # characters of a parameter or a tag, on any server
@@ -45,7 +46,8 @@ def mlflow(
   """Send metrics, config and results to an MLflow server or store.
 
   In a job of Azure ML, or under `mlflow run`, it joins the job's run, whose id
-  is in `MLFLOW_RUN_ID`.
+  is in `MLFLOW_RUN_ID`. If another workdir has joined that one, it becomes a
+  child of it.
 
   Args:
     uri: of the server or store; None: `MLFLOW_TRACKING_URI`, or MLflow's own
@@ -91,27 +93,68 @@ class _MLflow(Tracker):
     from mlflow import MlflowClient
 
     self._client = MlflowClient(tracking_uri=self._uri)
-    found = self._find(run)
+    parent = self._given()
+    warning = ""
+    if parent is not None and not self._claim(parent, run):
+      found = self._child(parent, run)
+      warning = (
+        f"the run {parent.info.run_id} belongs to another workdir; this one is"
+        " a child run of it."
+      )
+    else:
+      found = parent or self._find(run)
     if found is None:
-      created = self._create(run)
+      created = self._create(run, parent)
       self._run_id = created.info.run_id
       self._describe(created, run)
-      return Opened(self._run_id)
+      return Opened(self._run_id, warning=warning)
     self._run_id = found.info.run_id
     if found.info.status != "RUNNING":
       self._client.update_run(self._run_id, status="RUNNING")
     self._describe(found, run)
     sent = run.sent if self._run_id == run.run_id else -1
-    return Opened(self._run_id, sent, self._newest(found))
+    return Opened(self._run_id, sent, self._newest(found), warning)
+
+  def _given(self) -> Run | None:
+    """Return the run that the config or the environment names, if one does."""
+    given = self._joined or os.environ.get("MLFLOW_RUN_ID")
+    return self._client.get_run(given) if given else None
+
+  def _claim(self, given: Run, run: RunFacts) -> bool:
+    """Return whether a given run is this workdir's; nobody's becomes its own.
+
+    Of two that claim one at once the first one wins: a parameter, unlike a tag,
+    cannot be written over.
+    """
+    from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
+
+    owner = given.data.tags.get(_KEY, given.data.params.get(_KEY))
+    if owner is not None:
+      return owner == run.key
+    number = given.info.run_id
+    try:
+      self._client.log_batch(number, params=[Param(_KEY, run.key)])
+    except MlflowException as error:  # it has another value by now
+      if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
+        raise
+    return self._client.get_run(number).data.params.get(_KEY) == run.key
+
+  def _child(self, parent: Run, run: RunFacts) -> Run | None:
+    """Return the child of another's run to join; None if there is none yet."""
+    runs = self._client.search_runs(
+      [parent.info.experiment_id],
+      f"tags.`{_KEY}` = '{run.key}' and"
+      f" tags.`{_PARENT}` = '{parent.info.run_id}'",
+    )
+    return runs[0] if runs else None
 
   def _find(self, run: RunFacts) -> Run | None:
-    """Return the run to join; None if there is none yet."""
+    """Return the run of its own to join; None if there is none yet."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-    given = self._joined or os.environ.get("MLFLOW_RUN_ID")
-    if given:
-      return self._client.get_run(given)
     if run.run_id:
       try:
         return self._client.get_run(run.run_id)
@@ -136,10 +179,13 @@ class _MLflow(Tracker):
       return str(found.experiment_id)
     return self._client.create_experiment(name)
 
-  def _create(self, run: RunFacts) -> Run:
+  def _create(self, run: RunFacts, parent: Run | None) -> Run:
+    tags = {_KEY: run.key, "mlflow.source.name": "fedjax_sim"}
+    if parent is not None:
+      tags[_PARENT] = parent.info.run_id
     return self._client.create_run(
-      self._experiment_id(),
-      tags={_KEY: run.key, "mlflow.source.name": "fedjax_sim"},
+      self._experiment_id() if parent is None else parent.info.experiment_id,
+      tags=tags,
       run_name=self._run_name or run.name,
     )
 

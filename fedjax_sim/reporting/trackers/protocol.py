@@ -46,11 +46,13 @@ class Opened(NamedTuple):
     run_id: the tracker's own name of the run.
     sent: the round through which the tracker has every row; -1: none.
     newest: the newest round of which it may have a part; -1: none.
+    warning: a line for the user; "" for none.
   """
 
   run_id: str
   sent: int = -1
   newest: int = -1
+  warning: str = ""
 
 
 class Tracker:

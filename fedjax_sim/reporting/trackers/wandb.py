@@ -96,7 +96,14 @@ class _WandB(Tracker):
       sent = wandb_files.newest_step(run.folder / "wandb", self._run.id)
     else:
       sent = self._run.step - 1  # the server's last one, if it is resumed
-    return Opened(self._run.id, sent)
+    warning = ""
+    if sent >= 0 and self._run.id not in (run.run_id, run.key):
+      warning = (
+        f"the run {self._run.id} has rows through step {sent} that this workdir"
+        " did not send, and W&B takes no earlier ones; give each workdir a run"
+        " of its own: unset run_id and WANDB_RUN_ID."
+      )
+    return Opened(self._run.id, sent, warning=warning)
 
   def _init(self, run: RunFacts) -> Run:
     import wandb
