@@ -8,6 +8,7 @@ import sys
 import pytest
 from pyarrow import parquet
 
+import fedjax_sim
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import build
 from fedjax_sim.core.digests import tree_digest
@@ -102,9 +103,7 @@ def test_another_algorithm_takes_over_the_model(origin, tmp_path, capsys):
   err = capsys.readouterr().err
   assert "begin anew" in err
   assert "the clients' states" in err
-  from fedjax_sim import load
-
-  ours, theirs = load(tmp_path, 8), load(origin, 8)
+  ours, theirs = fedjax_sim.load(tmp_path, 8), fedjax_sim.load(origin, 8)
   assert tree_digest(ours.params) == tree_digest(theirs.params)
 
 
@@ -139,6 +138,7 @@ def test_the_best_of_other_data_is_not_taken_over(tmp_path, capsys):
     summary = branch(folder, f"{tmp_path / 'origin'}:8", 10, **best, **other)
     assert summary["best/test/loss/round"] == 10
     err = capsys.readouterr().err
+    assert "The data are other ones than the origin's" in err
     assert "what schedules have seen, the best model so far" in err
   branch(tmp_path / "same", f"{tmp_path / 'origin'}:8", 10, **best)
   assert "begin anew" not in capsys.readouterr().err
@@ -235,6 +235,13 @@ def test_a_branch_of_a_private_run(tmp_path, capsys):
     with pytest.raises(ConfigChangedError, match="the same account"):
       branch(tmp_path / "other", f"{source}:4", 8, **changes)
     shutil.rmtree(tmp_path / "other", ignore_errors=True)
+
+
+def test_weights_to_begin_with_are_refused(origin, tmp_path):
+  weights = tmp_path / "model.npz"
+  fedjax_sim.write_weights(weights, fedjax_sim.load(origin, 4).params)
+  with pytest.raises(ConfigChangedError, match="its origin's model"):
+    branch(tmp_path / "branch", f"{origin}:4", 8, model__initial=str(weights))
 
 
 def test_a_damaged_checkpoint_is_named(origin, tmp_path):

@@ -11,7 +11,7 @@ from fedjax_sim import config, reporting
 from fedjax_sim.config import flags
 from fedjax_sim.run import changes, checkpoint_files, experiment
 from fedjax_sim.run.loop import Loop
-from fedjax_sim.run.workdir import ConfigChangedError
+from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 from fedjax_sim.simulation.simulator import Simulator
 from workdirs import skip_pictures
 
@@ -209,6 +209,22 @@ def test_no_code_of_another_config_runs(finished, tmp_path):
   with pytest.raises(ConfigChangedError, match=r"model\.name"):
     run(finished, 12)
   assert not ran.exists()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_without_its_checkpoints(finished, ended):
+  """Half copied: it would begin anew, and lose its metrics."""
+  shutil.rmtree(finished / "checkpoints")
+  if not ended:
+    (finished / "summary.json").unlink()
+  before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+  with pytest.raises(WorkdirError, match="without its checkpoints"):
+    run(finished, 12)
+  assert before == {
+    p: p.read_bytes() for p in finished.rglob("*") if p.is_file()
+  }
+  if ended:
+    assert run(finished, 6)["rounds"] == 6
 
 
 def test_fewer_rounds_than_were_done(finished):

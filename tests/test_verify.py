@@ -238,12 +238,16 @@ def test_a_private_run_with_noise_of_its_own(tmp_path, capsys, monkeypatch):
   assert len(told) == 4
 
 
-@pytest.mark.parametrize("what", ["nothing", "no checkpoint", "no config"])
+@pytest.mark.parametrize(
+  "what", ["nothing", "no checkpoint", "no config", "no metrics"]
+)
 def test_no_run(tmp_path, folder, capsys, what):
   if what == "nothing":
     folder = tmp_path / "nothing"
   elif what == "no config":
     (folder / "config.json").unlink()
+  elif what == "no metrics":
+    (folder / "metrics.jsonl").unlink()
   else:
     shutil.rmtree(folder / "checkpoints")
   code, lines = verify(folder, capsys)

@@ -23,6 +23,7 @@ fedjax-sim: federated learning, simulated.
       executes a run's rounds again and compares with what it left: 0 if every
       bit equals, else 1
       --rounds=checkpoints: those between two checkpoints; all; or FROM-TO
+      --data-path=PATH: where the data lie now
   fedjax-sim describe --config=FILE [--config.SECTION.FIELD=VALUE ...]
       what would run: config, sizes, predicted memory
   fedjax-sim plan --config=FILE --devices=N --link-gbps=G --flops=F|measure

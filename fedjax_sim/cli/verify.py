@@ -20,14 +20,21 @@ def run(arguments: Sequence[str]) -> int:
     TypeError, ValueError, OSError, ImportError: what the run was built from is
       missing or has changed.
   """
-  values = flags.parse(arguments, "workdir", rounds="checkpoints")
+  values = flags.parse(
+    arguments, "workdir", rounds="checkpoints", **{"data-path": ""}
+  )
   from fedjax_sim import distributed
   from fedjax_sim.run import verify
 
   distributed.setup()
   distributed.devices()  # what is wrong with JAX shows now
   say = lambda line: print(line, flush=True)  # noqa: T201
-  done = verify.verify(Path(values.workdir), values.rounds, say)
+  done = verify.verify(
+    Path(values.workdir),
+    values.rounds,
+    say,
+    data_path=values["data-path"].value or None,
+  )
   equal = all(comparison.equal for comparison in done)
   say("verified: all equal" if equal else "NOT verified")
   return 0 if equal else 1

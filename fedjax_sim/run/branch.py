@@ -161,6 +161,11 @@ def take_over(
       f"server.client_log=True: {folder} logged no clients, so the log would"
       " lack the rounds before the branch; set it to False."
     )
+  if now.model.initial not in (None, config.model.initial):
+    raise ConfigChangedError(
+      f"model.initial={now.model.initial!r}: a branch begins with its origin's"
+      f" model; leave out one of model.initial and {FLAG}."
+    )
   before = rebuild(folder, config, runtime=now.runtime.to_dict())
   begun = Branch(fresh, [])
 
@@ -182,7 +187,8 @@ def take_over(
       same_metrics,
     )
     taken = taken._replace(round=restored.state.round)
-    begun = Branch(taken, list(_lines(origin, config, now, missing)))
+    lines = _lines(origin, config, now, missing, same_data)
+    begun = Branch(taken, list(lines))
 
   processes.from_first(take)
   return begun
@@ -327,7 +333,11 @@ def _with_model(
 
 
 def _lines(
-  origin: Origin, before: ConfigDict, now: ConfigDict, missing: list[str]
+  origin: Origin,
+  before: ConfigDict,
+  now: ConfigDict,
+  missing: list[str],
+  same_data: bool,
 ) -> Iterator[str]:
   """Yield what is said of a branch before it starts."""
   fields = [decisive(configs.resolved(config)) for config in (before, now)]
@@ -336,6 +346,11 @@ def _lines(
     f"Branching from {origin.workdir} after round {origin.round}, with"
     f" {'; '.join(odd) if odd else 'the same settings'}."
   )
+  if not same_data:
+    yield (
+      "The data are other ones than the origin's: what it trained on may be"
+      " among what is held out now, and its metrics are those of its own data."
+    )
   if missing:
     yield (
       "The model is taken over. These begin anew, as the new settings cannot go"

@@ -18,6 +18,7 @@ from fedjax_sim import config as configs
 from fedjax_sim.config.build.timetable import Timetable
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core import validate
+from fedjax_sim.run.checkpoint_files import rounds_in
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError, rounds_done
 from fedjax_sim.simulation.simulator import Simulator
 
@@ -82,6 +83,7 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
         del changed[name]
     if refused := refused & changed.keys():
       _refuse(folder, {name: changed[name] for name in sorted(refused)}, now)
+  _refuse_without_checkpoints(folder, ends=ROUNDS not in changed)
   done = rounds_done(folder)
   if now[ROUNDS] < done:
     raise ConfigChangedError(
@@ -89,6 +91,29 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
       " give as many at least, or take another --workdir."
     )
   return changed
+
+
+def _refuse_without_checkpoints(folder: Path, *, ends: bool) -> None:
+  """Refuse to begin anew where a run has lost its checkpoints.
+
+  Args:
+    folder: the workdir.
+    ends: whether a finished run stays as it is.
+
+  Raises:
+    WorkdirError: `checkpoints/` is not there, or empty.
+  """
+  saved = folder / "checkpoints"
+  metrics = folder / "metrics.jsonl"
+  finished = (folder / "summary.json").exists()
+  if rounds_in(saved) or (finished and ends):
+    return
+  trained = metrics.exists() and metrics.stat().st_size > 0
+  if finished or (trained and not saved.exists()):
+    raise WorkdirError(
+      f"{folder} holds a run without its checkpoints; restore them, or take"
+      " another --workdir."
+    )
 
 
 def _refuse(folder: Path, changed: Changes, now: Mapping[str, Any]) -> NoReturn:

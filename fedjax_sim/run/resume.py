@@ -26,6 +26,8 @@ from fedjax_sim.simulation.lanes import Choice
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.simulation.timing import Phases
 
+_ACCOUNTANTS = ("dp-accounting", "jax-privacy")  # of private runs alone
+
 
 @dataclasses.dataclass(kw_only=True)
 class Totals:
@@ -232,7 +234,7 @@ def versions() -> dict[str, str]:
   """Return the versions of what results depend on."""
   names = [
     *("fedjax_sim", "jax", "jaxlib", "flax", "optax", "numpy"),
-    *("dp-accounting", "jax-privacy"),
+    *_ACCOUNTANTS,
   ]
   versions = {"python": platform.python_version()}
   for name in names:
@@ -249,7 +251,10 @@ def environment(simulator: Simulator) -> dict[str, str]:
   kind = devices.flat[0].device_kind
   if simulator.runtime.deterministic_reduction is None:
     kind = f"{devices.size} x {kind}"
-  return {"devices": kind, **versions()}
+  found = versions()
+  if simulator.account.ledger is None:
+    found = {k: v for k, v in found.items() if k not in _ACCOUNTANTS}
+  return {"devices": kind, **found}
 
 
 def data_digest(simulator: Simulator) -> str:

@@ -82,7 +82,11 @@ class Comparison(NamedTuple):
 
 
 def verify(
-  workdir: Path, rounds: str, report: Callable[[str], None]
+  workdir: Path,
+  rounds: str,
+  report: Callable[[str], None],
+  *,
+  data_path: str | None = None,
 ) -> list[Comparison]:
   """Execute rounds of a run again, and compare.
 
@@ -91,6 +95,7 @@ def verify(
     rounds: "checkpoints" for all rounds between two checkpoints, "all" from the
       first round to the newest checkpoint, or "FROM-TO".
     report: called with each line of the result.
+    data_path: instead of the config's `data.path`, where the data lie now.
 
   Returns:
     A comparison for each stretch of rounds between checkpoints.
@@ -105,6 +110,12 @@ def verify(
   config = stored_config(workdir)
   if config is None:
     raise WorkdirError(f"--workdir={workdir} holds no run; name its folder.")
+  metrics = workdir / "metrics.jsonl"
+  if not metrics.exists():
+    raise WorkdirError(f"{metrics} is missing; restore it.")
+  if data_path is not None:
+    with config.unlocked():
+      config.data.path = data_path
   reader = CheckpointReader(workdir / "checkpoints")
   saved = reader.rounds()
   begins = ORIGIN not in (read_config(workdir) or {})
@@ -114,7 +125,7 @@ def verify(
   experiment = build.build(config)
   measured = data_digest(experiment.simulator)
   like = experiment.simulator.states.host_shapes
-  rows = reporting.read_metrics(workdir / "metrics.jsonl")
+  rows = reporting.read_metrics(metrics)
   _report_software(reader, experiment, like, measured, report)
   done = []
   for start, end in stretches:
@@ -205,6 +216,9 @@ def _compare(
   try:
     last = reader.read(end, like)
     first = reader.read(start, like) if start in reader.rounds() else None
+  except FileNotFoundError:
+    gone = "a checkpoint is gone; does the run go on?"
+    return Comparison(start, end, trouble=gone)
   except Exception as error:  # whatever a damaged checkpoint raises
     return Comparison(start, end, trouble=one_line(error))
   timetables = last.facts.get("timetables", [])
