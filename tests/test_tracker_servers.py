@@ -387,7 +387,10 @@ def test_runs_that_do_not_finish_say_so(server, tmp_path):
 
 def test_wandbs_files_have_each_row_once(tmp_path):
   folder = tmp_path / "run"
-  fields = ("trackers.it.name=wandb", "trackers.it.mode=offline")
+  fields = (
+    *("trackers.it.name=wandb", "trackers.it.mode=offline"),
+    "trackers.it.wait=150",  # of a busy machine
+  )
   for number in (10, 25):
     finish(
       command(folder, *fields, killed=f"sent={number}"),
