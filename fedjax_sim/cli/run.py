@@ -20,7 +20,7 @@ def run(
     "workdir",
     switches=("profile",),
     distributed="off",
-    **{"branch-from": "", "sync-to": ""},
+    **{"branch-from": "", "sync-to": None},
   )
   import jax
 
@@ -52,7 +52,7 @@ def run(
       on_round,
       branch_from=values["branch-from"].value,
       profile=values.profile,
-      sync_to=values["sync-to"].value or None,
+      sync_to=values["sync-to"].value,
     )
   except signals.Interrupted as stop:
     if processes.is_first():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedjax_sim.config import flags
+from fedjax_sim.data import workdir_on_disk
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -21,13 +21,14 @@ def run(arguments: Sequence[str]) -> int:
       missing or has changed.
   """
   values = flags.parse(arguments, "workdir", rounds="checkpoints")
+  workdir = workdir_on_disk(values.workdir, "--workdir")
   from fedjax_sim import distributed
   from fedjax_sim.run import verify
 
   distributed.setup()
   distributed.devices()  # what is wrong with JAX shows now
   say = lambda line: print(line, flush=True)  # noqa: T201
-  done = verify.verify(Path(values.workdir), values.rounds, say)
+  done = verify.verify(workdir, values.rounds, say)
   equal = all(comparison.equal for comparison in done)
   say("verified: all equal" if equal else "NOT verified")
   return 0 if equal else 1

@@ -19,6 +19,7 @@ from fedjax_sim import config as configs
 from fedjax_sim.config.build import Experiment, privacy
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core import PyTree, Variables, validate
+from fedjax_sim.data import workdir_on_disk
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.reporting import read_metrics, write_atomically
@@ -68,6 +69,7 @@ def origin_of(folder: Path, text: str) -> Origin | None:
 
   Raises:
     WorkdirError: there is no such checkpoint.
+    ValueError: it is a URL.
     ConfigChangedError: the workdir holds a run that branched elsewhere.
   """
   stored = read_config(folder)
@@ -75,6 +77,7 @@ def origin_of(folder: Path, text: str) -> Origin | None:
   before = None if begun is None else Origin(**begun)
   if not text:
     return before
+  workdir_on_disk(text, FLAG)
   place, _, number = text.rpartition(":")
   if not place or not number.isdecimal():
     place, number = text, ""
