@@ -237,6 +237,13 @@ def test_a_branch_of_a_private_run(tmp_path, capsys):
     shutil.rmtree(tmp_path / "other", ignore_errors=True)
 
 
+@pytest.mark.parametrize("url", ["s3://b/run", "s3://b/run:4"])
+def test_a_url_is_no_origin(tmp_path, url):
+  with pytest.raises(ValueError, match=f"--branch-from={url} is a URL, which"):
+    branch(tmp_path / "branch", url, 8)
+  assert not (tmp_path / "branch").exists()
+
+
 def test_a_damaged_checkpoint_is_named(origin, tmp_path):
   source = shutil.copytree(origin, tmp_path / "origin")
   (source / "checkpoints" / "4" / "sha256.json").unlink()

@@ -823,6 +823,22 @@ def test_a_workdir_in_a_bucket_that_refuses(url, cache, capsys):
   assert not cache.exists()
 
 
+def test_a_copy_that_fails_shows_in_the_exit_code(tmp_path, url, capfd):
+  folder = tmp_path / "run"
+  arguments = ["run", f"--config={DIGITS}", f"--workdir={folder}"]
+  arguments += [f"--config.{field}={text}" for field, text in QUICK.items()]
+  arguments += ["--config.server.rounds=2", f"--sync-to={url}"]
+  with broken("pipe_file"):
+    assert main(arguments) == 1
+  last = capfd.readouterr().err.splitlines()[-1]
+  assert last.startswith(
+    f"fedjax-sim: error: The run in {folder} is finished, but its copy is not"
+    f" complete: {url} lacks "
+  )
+  assert main(arguments) == 0
+  assert capfd.readouterr().err == ""
+
+
 def test_urls_that_are_refused(tmp_path, url, monkeypatch, capsys):
   run = lambda **given: main(
     ["run", f"--config={DIGITS}", *(f"--{k}={v}" for k, v in given.items())]

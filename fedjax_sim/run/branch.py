@@ -29,7 +29,7 @@ from fedjax_sim.run.changes import (
   read_config,
   stored_config,
 )
-from fedjax_sim.run.checkpoint_files import rounds_in
+from fedjax_sim.run.checkpoint_files import first_line, rounds_in
 from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
 from fedjax_sim.run.opened import rebuild
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
@@ -225,8 +225,8 @@ def _restored(folder: Path, round_: int, simulator: Simulator) -> Restored:
       raise
     except Exception as error:  # whatever a torn file makes orbax raise
       raise WorkdirError(
-        f"{FLAG}={folder}:{round_}: the checkpoint cannot be read ({error});"
-        " name another round."
+        f"{FLAG}={folder}:{round_}: the checkpoint cannot be read"
+        f" ({first_line(error)}); name another round."
       ) from error
 
 

@@ -112,4 +112,4 @@ def first_line(error: BaseException) -> str:
   line = re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0]
   if len(line) <= 200:
     return line
-  return line[:197].rpartition(" ")[0] + "..."
+  return line[:197].rsplit(" ", 1)[0] + "..."
