@@ -244,6 +244,13 @@ def test_weights_to_begin_with_are_refused(origin, tmp_path):
     branch(tmp_path / "branch", f"{origin}:4", 8, model__initial=str(weights))
 
 
+@pytest.mark.parametrize("url", ["s3://b/run", "s3://b/run:4"])
+def test_a_url_is_no_origin(tmp_path, url):
+  with pytest.raises(ValueError, match=f"--branch-from={url} is a URL, which"):
+    branch(tmp_path / "branch", url, 8)
+  assert not (tmp_path / "branch").exists()
+
+
 def test_a_damaged_checkpoint_is_named(origin, tmp_path):
   source = shutil.copytree(origin, tmp_path / "origin")
   (source / "checkpoints" / "4" / "sha256.json").unlink()

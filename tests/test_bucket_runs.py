@@ -742,16 +742,17 @@ def broken(*names):
 
 def test_a_copy_that_fails_never_stops_a_run(tmp_path, url, undisturbed, capfd):
   folder = tmp_path / "run"
-  with broken("pipe_file"):
-    summary = experiment.run(quick(), folder, sync_to=url)
+  lacks = (
+    rf"{folder} is finished, but .*: {url} lacks bucket.json, checkp.*/6, "
+  )
+  for _ in range(2):  # the second one finds it finished
+    with broken("pipe_file"), pytest.raises(mirror.CopyError, match=lacks):
+      experiment.run(quick(), folder, sync_to=url)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "not up to date" in line
+    assert "no rights. The run goes on" in line
+  summary = experiment.run(quick(), folder, sync_to=url)
   assert summary["params_digest"] == undisturbed[0]
-  lines = capfd.readouterr().err.splitlines()
-  assert len(lines) == 2, lines
-  assert "not up to date" in lines[0]
-  assert "no rights. The run goes on" in lines[0]
-  assert lines[1].startswith(f"{url} lacks bucket.json, checkpoints/6, ")
-  assert f"All of it is in {folder}" in lines[1]
-  experiment.run(quick(), folder, sync_to=url)
   assert capfd.readouterr().err == ""
   assert copy_of(url) == files_of(folder)
 
@@ -822,6 +823,22 @@ def test_a_workdir_in_a_bucket_that_refuses(url, cache, capsys):
   assert not cache.exists()
 
 
+def test_a_copy_that_fails_shows_in_the_exit_code(tmp_path, url, capfd):
+  folder = tmp_path / "run"
+  arguments = ["run", f"--config={DIGITS}", f"--workdir={folder}"]
+  arguments += [f"--config.{field}={text}" for field, text in QUICK.items()]
+  arguments += ["--config.server.rounds=2", f"--sync-to={url}"]
+  with broken("pipe_file"):
+    assert main(arguments) == 1
+  last = capfd.readouterr().err.splitlines()[-1]
+  assert last.startswith(
+    f"fedjax-sim: error: The run in {folder} is finished, but its copy is not"
+    f" complete: {url} lacks "
+  )
+  assert main(arguments) == 0
+  assert capfd.readouterr().err == ""
+
+
 def test_urls_that_are_refused(tmp_path, url, monkeypatch, capsys):
   run = lambda **given: main(
     ["run", f"--config={DIGITS}", *(f"--{k}={v}" for k, v in given.items())]
@@ -832,6 +849,8 @@ def test_urls_that_are_refused(tmp_path, url, monkeypatch, capsys):
     ({"workdir": url, "sync-to": url}, "in a bucket already; give one"),
     ({"workdir": folder, "sync-to": "nosuch://a/b"}, "nosuch://a/b: "),
     ({"workdir": "nosuch://a/b"}, "nosuch://a/b: "),
+    ({"workdir": folder, "sync-to": ""}, "--sync-to= is empty; give a URL or"),
+    ({"workdir": folder, "sync-to": f"file://{folder}"}, "a URL outside of it"),
   ):
     assert run(**given) == 2
     err = capsys.readouterr().err
@@ -841,6 +860,68 @@ def test_urls_that_are_refused(tmp_path, url, monkeypatch, capsys):
   assert run(workdir=url) == 2
   assert "fedjax_sim[bucket]" in capsys.readouterr().err
   assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+  ("workdir", "target"),
+  [
+    ("run", "run"),
+    ("run", "run/copy"),
+    ("run", "."),
+    ("link", "run"),
+    ("run", "link/copy"),
+    ("link", "."),
+  ],
+)
+def test_no_copy_into_itself(tmp_path, workdir, target):
+  """Whatever is there stays, by whatever path it is named."""
+  work = Work(tmp_path / "run")
+  (tmp_path / "link").symlink_to(work.folder)
+  before = files_of(work.folder)
+  url = f"file://{tmp_path}/{target}"
+  with pytest.raises(ValueError, match=f"--sync-to={url} and .* outside of it"):
+    experiment.run(quick(), tmp_path / workdir, sync_to=url)
+  assert files_of(work.folder) == before
+  assert {path.name for path in tmp_path.iterdir()} == {"run", "link"}
+
+
+def test_no_staging_folder_in_its_own_copy(cache):
+  url = f"file://{cache}"
+  with pytest.raises(ValueError, match=f"--workdir={url} and .* outside of it"):
+    experiment.run(quick(), url)
+  assert not cache.exists()
+
+
+def test_a_copy_beside_the_workdir(tmp_path, undisturbed):
+  """What is removed of it leaves no folders, and the copy is a workdir."""
+  folder, copy = tmp_path / "run", tmp_path / "run2"
+  experiment.run(quick(), folder, sync_to=f"file://{copy}")
+  assert files_of(copy) == files_of(folder)
+  assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == [
+    "6",
+    "8",
+  ]
+  assert copy.exists()
+
+
+def test_a_folder_is_removed_when_it_is_empty(tmp_path):
+  there = Bucket(f"file://{tmp_path}/copy")
+  for name in ("a/b/c", "a/d", "e"):
+    there.write(name, b"")
+  there.remove("a/b/c")
+  assert {path.name for path in (tmp_path / "copy" / "a").iterdir()} == {"d"}
+  there.remove("a/d")
+  there.remove("e")
+  assert list((tmp_path / "copy").iterdir()) == []
+
+
+def test_a_workdir_in_memory_does_not_last(url):
+  place = mirror.Mirror(staging.folder_of(url), Bucket(url))
+  place.fill()
+  place.close()
+  warnings = [text for text, level in place.messages() if level == "warning"]
+  (text,) = warnings
+  assert text.startswith(f"--workdir={url} ends with this process; give a")
 
 
 # --- file systems -------------------------------------------------------------

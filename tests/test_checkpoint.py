@@ -1,6 +1,7 @@
 """Checkpoints are whole, verified and kept in order, or said to be damaged."""
 
 import contextlib
+import errno
 import os
 import random
 import resource
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 
 from fedjax_sim.core.digests import digest, tree_digest
+from fedjax_sim.core.errors import one_line
 from fedjax_sim.run.checkpoint import CheckpointError, Checkpoints
+from fedjax_sim.run.checkpoint_files import first_line
 from fedjax_sim.run.checkpoint_reader import CheckpointReader, StateChangedError
 
 
@@ -455,3 +458,19 @@ def test_closing_waits_for_the_commit(tmp_path, held):
   threading.Timer(0.2, held.set).start()
   checkpoints.close()
   assert checkpoints.rounds() == [1]
+
+
+def test_what_an_error_says_of_itself():
+  """One line of 200 characters at most, and no number alone."""
+  gone = FileNotFoundError(errno.ENOENT, "No such file", "/run/4/sha256.json")
+  assert first_line(gone) == "sha256.json is gone"
+  assert first_line(OSError(errno.ENOSPC, "No space left")) == "No space left"
+  assert one_line(gone) == "/run/4/sha256.json: No such file"
+  told = 'NOT_FOUND: Error opening "zarr" driver'
+  spec = f"{told} [tensorstore_spec='{{}}'] [source locations='a.cc:1\nb']"
+  assert first_line(ValueError(spec)) == told
+  long = first_line(ValueError("many words " * 40))
+  assert 150 < len(long) <= 200
+  assert long.endswith((" words...", " many..."))
+  assert first_line(ValueError("x" * 300)) == "x" * 197 + "..."
+  assert first_line(ValueError()) == "ValueError"

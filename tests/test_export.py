@@ -264,6 +264,14 @@ def test_no_other_file_is_replaced(workdir, capsys):
     assert (workdir / f"{name}.json").read_bytes() == before
 
 
+def test_a_url_is_no_folder(tmp_path, capsys):
+  to = tmp_path / "model.npz"
+  assert main(["export", "--workdir=s3://b/run", f"--to={to}"]) == 2
+  text = "--workdir=s3://b/run is a URL, which only run takes; copy"
+  assert text in capsys.readouterr().err
+  assert not to.exists()
+
+
 def test_a_missing_library_is_named(workdir, tmp_path, capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, "flatbuffers", None)
   assert export(workdir, tmp_path / "model.stablehlo") == 2

@@ -184,6 +184,29 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(copied):
     load(copied, 4)
 
 
+def test_a_folder_without_a_file_is_no_checkpoint(copied):
+  for name in ("3", "4"):
+    shutil.rmtree(copied / "checkpoints" / name, ignore_errors=True)
+    (copied / "checkpoints" / name / "state" / "d").mkdir(parents=True)
+  assert load(copied).round == 2
+  with pytest.raises(WorkdirError, match="no checkpoint of it; there are 0, 2"):
+    load(copied, 4)
+  (copied / "summary.json").unlink()
+  run(copied, server__best_metrics="test/loss")  # which replaces it
+  assert load(copied).round == 4
+
+
+def test_what_is_damaged_is_named_not_numbered(copied):
+  (copied / "checkpoints" / "4" / "sha256.json").unlink()
+  with pytest.raises(WorkdirError, match=r"damaged \(sha256.json is gone\)"):
+    load(copied, 4)
+
+
+def test_a_url_is_no_folder():
+  with pytest.raises(ValueError, match="workdir=s3://b/run is a URL, which on"):
+    load("s3://b/run")
+
+
 def test_a_leaf_that_changed_is_noticed(copied, monkeypatch):
   original = CheckpointReader._load
 

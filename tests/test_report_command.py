@@ -130,7 +130,10 @@ def test_another_version_is_said(runs, tmp_path, capsys):
     (["--workdir=a", "--style=book"], "--style='book' is unknown"),
     (["--workdir=a", "--metrics=b"], "--metrics=b is for --style=paper"),
     (["--workdir=missing/a"], "--workdir=missing/a: there is no such folder."),
-    (["--workdir=s3://b/run"], "--workdir=s3://b/run: a report is of folders"),
+    (
+      ["--workdir=s3://b/run"],
+      "--workdir=s3://b/run is a URL, which only run takes",
+    ),
     (["a"], "unexpected argument 'a'"),
   ],
 )

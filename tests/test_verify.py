@@ -125,6 +125,19 @@ def test_a_changed_line_of_metrics(folder, capsys):
   assert told[-1] == "NOT verified"
 
 
+def test_a_url_is_no_folder(capsys):
+  code, (line,) = verify("s3://b/run", capsys)
+  assert code == 2
+  assert "--workdir=s3://b/run is a URL, which only run takes; copy" in line
+
+
+def test_a_checkpoint_that_is_gone_is_named(folder, capsys):
+  (folder / "checkpoints" / "4" / "sha256.json").unlink()
+  code, told = verify(folder, capsys)
+  assert code == 1
+  assert any("sha256.json is gone" in line for line in told), told
+
+
 def test_a_row_that_is_missing(folder, capsys):
   path = folder / "metrics.jsonl"
   lines = path.read_text().splitlines(keepends=True)

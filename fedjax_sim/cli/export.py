@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedjax_sim.config import flags
+from fedjax_sim.data import workdir_on_disk
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -38,9 +39,8 @@ def run(arguments: Sequence[str]) -> int:
   round_: int | str | None = text or None
   if text and text.partition("/")[0] != BEST:
     round_ = flags.number("--round", text, int, f" or {BEST!r}")
+  workdir = workdir_on_disk(values.workdir, "--workdir")
   check_target(path)
-  opened = load(
-    values.workdir, round_, data_path=values["data-path"].value or None
-  )
+  opened = load(workdir, round_, data_path=values["data-path"].value or None)
   print(export(opened, path))  # noqa: T201
   return 0

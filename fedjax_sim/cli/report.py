@@ -10,7 +10,7 @@ from typing import Any
 from fedjax_sim import reporting
 from fedjax_sim.config import flags
 from fedjax_sim.core import validate
-from fedjax_sim.data import is_url
+from fedjax_sim.data import workdir_on_disk
 
 _STYLES = {"page": (".html",), "paper": reporting.PAPER_SUFFIXES}
 _NAMES = {"page": "report.html", "paper": "curves.pdf"}
@@ -24,6 +24,7 @@ def run(arguments: Sequence[str]) -> int:
 
   Raises:
     UsageError: a flag is unknown, missing or has a wrong value.
+    ValueError: a workdir is a URL.
     NoRunError: a folder holds no run, or a part of one, or damaged files.
     UnknownNameError: no run has such a metric.
     OSError: a file cannot be read or written.
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     metrics="",
   )
   style = validate.one_of("--style", values.style, [*_STYLES])
-  workdirs = [Path(folder) for folder in values.workdir]
+  workdirs = [workdir_on_disk(f, "--workdir") for f in values.workdir]
   path = _path(values, style, workdirs)
   metrics = [name for name in values.metrics.split(",") if name]
   if metrics and style == "page":
@@ -64,12 +65,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def _path(values: Any, style: str, workdirs: Sequence[Path]) -> Path:
   """Return where to write."""
-  for folder in values.workdir:
-    if is_url(folder):
-      raise flags.UsageError(
-        f"--workdir={folder}: a report is of folders on a disk; copy it there."
-        " The bucket holds the report.html of a finished run."
-      )
   resolved = [folder.resolve() for folder in workdirs]
   for i, folder in enumerate(resolved):
     if folder in resolved[:i]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from fedjax_sim.distributed import supervisor
 
@@ -14,13 +15,14 @@ def run(
   """Run a config in a workdir; return the exit code."""
   from fedjax_sim.config import flags
 
+  optional: dict[str, Any] = {"branch-from": "", "sync-to": None}
   values = flags.parse(
     arguments,
     "config",
     "workdir",
     switches=("profile",),
     distributed="off",
-    **{"branch-from": "", "sync-to": ""},
+    **optional,
   )
   import jax
 
@@ -52,7 +54,7 @@ def run(
       on_round,
       branch_from=values["branch-from"].value,
       profile=values.profile,
-      sync_to=values["sync-to"].value or None,
+      sync_to=values["sync-to"].value,
     )
   except signals.Interrupted as stop:
     if processes.is_first():

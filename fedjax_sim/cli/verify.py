@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedjax_sim.config import flags
+from fedjax_sim.data import workdir_on_disk
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -23,6 +23,7 @@ def run(arguments: Sequence[str]) -> int:
   values = flags.parse(
     arguments, "workdir", rounds="checkpoints", **{"data-path": ""}
   )
+  workdir = workdir_on_disk(values.workdir, "--workdir")
   from fedjax_sim import distributed
   from fedjax_sim.run import verify
 
@@ -30,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
   distributed.devices()  # what is wrong with JAX shows now
   say = lambda line: print(line, flush=True)  # noqa: T201
   done = verify.verify(
-    Path(values.workdir),
+    workdir,
     values.rounds,
     say,
     data_path=values["data-path"].value or None,

@@ -33,7 +33,7 @@ def parse(
   *required: str,
   switches: Sequence[str] = (),
   repeated: Sequence[str] = (),
-  **optional: str,
+  **optional: str | None,
 ) -> Any:
   """Return the flags of a command, as attributes.
 

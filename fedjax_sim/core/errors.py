@@ -74,4 +74,7 @@ def one_line(error: BaseException) -> str:
   """Return an error's text without line breaks."""
   while error.args and isinstance(error.args[0], BaseException):
     error = error.args[0]
+  if isinstance(error, OSError) and error.strerror:  # args begin with a number
+    where = f"{error.filename}: " if error.filename else ""
+    return " ".join(f"{where}{error.strerror}".split())
   return " ".join(str(error.args[0] if error.args else error).split())

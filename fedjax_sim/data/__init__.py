@@ -32,7 +32,7 @@ from fedjax_sim.data.loaders.mnist import (
 from fedjax_sim.data.loaders.npz import load_npz
 from fedjax_sim.data.loaders.shakespeare import load_shakespeare
 from fedjax_sim.data.loaders.synthetic import load_synthetic
-from fedjax_sim.data.location import is_url, local, locate
+from fedjax_sim.data.location import is_url, local, locate, workdir_on_disk
 from fedjax_sim.data.partition import PARTITIONERS
 from fedjax_sim.data.splits import (
   make_dataset,
@@ -108,5 +108,6 @@ __all__ = [
   "with_few_labels",
   "with_random_labels",
   "with_server_data",
+  "workdir_on_disk",
   "write_store",
 ]

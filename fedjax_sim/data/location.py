@@ -27,6 +27,24 @@ def local(path: str | os.PathLike[str]) -> Path:
   return Path(path)
 
 
+def workdir_on_disk(path: str | os.PathLike[str], name: str) -> Path:
+  """Return the workdir of a run as a `Path`, for what only reads it there.
+
+  Args:
+    path: of the workdir.
+    name: what messages call it, such as "--workdir".
+
+  Raises:
+    ValueError: it is a URL.
+  """
+  if is_url(path):
+    raise ValueError(
+      f"{name}={os.fspath(path)} is a URL, which only run takes; copy the"
+      " workdir to a folder first."
+    )
+  return Path(path)
+
+
 def locate(
   path: str | os.PathLike[str] | None, field: str = "data.path"
 ) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fedjax_sim.core.optional import library
@@ -37,6 +38,18 @@ def has_folders(path: str) -> bool:
     path: as `file_system_of` returns it.
   """
   return path.startswith("/")
+
+
+def on_disk(files: Any, path: str) -> Path | None:
+  """Return where on the local disk a URL leads; None if elsewhere.
+
+  Args:
+    files: as `file_system_of` returns them.
+    path: likewise.
+  """
+  kinds = files.protocol
+  kinds = {kinds} if isinstance(kinds, str) else set(kinds)
+  return Path(path) if kinds & {"file", "local"} else None
 
 
 @contextlib.contextmanager

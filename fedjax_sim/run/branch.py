@@ -19,6 +19,7 @@ from fedjax_sim import config as configs
 from fedjax_sim.config.build import Experiment, privacy
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core import PyTree, Variables, validate
+from fedjax_sim.data import workdir_on_disk
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.reporting import read_metrics, write_atomically
@@ -28,7 +29,7 @@ from fedjax_sim.run.changes import (
   read_config,
   stored_config,
 )
-from fedjax_sim.run.checkpoint_files import rounds_in
+from fedjax_sim.run.checkpoint_files import first_line, rounds_in
 from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
 from fedjax_sim.run.opened import rebuild
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
@@ -68,6 +69,7 @@ def origin_of(folder: Path, text: str) -> Origin | None:
 
   Raises:
     WorkdirError: there is no such checkpoint.
+    ValueError: it is a URL.
     ConfigChangedError: the workdir holds a run that branched elsewhere.
   """
   stored = read_config(folder)
@@ -75,6 +77,7 @@ def origin_of(folder: Path, text: str) -> Origin | None:
   before = None if begun is None else Origin(**begun)
   if not text:
     return before
+  workdir_on_disk(text, FLAG)
   place, _, number = text.rpartition(":")
   if not place or not number.isdecimal():
     place, number = text, ""
@@ -228,8 +231,8 @@ def _restored(folder: Path, round_: int, simulator: Simulator) -> Restored:
       raise
     except Exception as error:  # whatever a torn file makes orbax raise
       raise WorkdirError(
-        f"{FLAG}={folder}:{round_}: the checkpoint cannot be read ({error});"
-        " name another round."
+        f"{FLAG}={folder}:{round_}: the checkpoint cannot be read"
+        f" ({first_line(error)}); name another round."
       ) from error
 
 

@@ -172,6 +172,8 @@ class Checkpoints:
       if self.shared:
         self._write_together(meeting, unfinished, leaves)
       write_json(unfinished / SUMS, sums_of(unfinished))
+      # Of a folder without a file, which is no checkpoint.
+      shutil.rmtree(self._reader.path(round_), ignore_errors=True)
       os.rename(unfinished, self._reader.path(round_))
     except Exception as error:  # whatever a full disk makes orbax raise
       self._remove(UNFINISHED)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -25,9 +26,16 @@ _IN_PIECES = re.compile(r"(pieces_\d+)/(.*)")
 
 
 def rounds_in(folder: Path) -> list[int]:
-  """Return the rounds of which there is a checkpoint, in order."""
-  names = [path.name for path in folder.glob("*")]
-  return sorted(int(name) for name in names if name.isdecimal())
+  """Return the rounds of which there is a checkpoint, in order.
+
+  A folder without a file is none: some tools leave it of one that is removed.
+  """
+  found = [path for path in folder.glob("*") if path.name.isdecimal()]
+  return sorted(int(path.name) for path in found if _has_file(path))
+
+
+def _has_file(folder: Path) -> bool:
+  return any(path.is_file() for path in folder.rglob("*"))
 
 
 def key(leaf: int, piece: int | None = None) -> str:
@@ -95,7 +103,13 @@ def _sum(path: Path) -> str:
 
 def first_line(error: BaseException) -> str:
   """Return the first line of an error, 200 characters at most."""
+  if isinstance(error, FileNotFoundError) and error.filename:
+    return f"{Path(os.fsdecode(error.filename)).name} is gone"
   text = str(getattr(error, "strerror", None) or error).strip()
   text = text or type(error).__name__
   line = text.splitlines()[0]
-  return line if len(line) <= 200 else line[:200] + "..."
+  # TensorStore goes on with its specification, and where in its code.
+  line = re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0]
+  if len(line) <= 200:
+    return line
+  return line[:197].rsplit(" ", 1)[0] + "..."

@@ -91,6 +91,8 @@ def run(
       was written.
     Interrupted: SIGTERM or SIGINT, in any process; a checkpoint was written.
     WriteError, CheckpointError: the disk is full or refuses.
+    CopyError: the run is finished and the workdir complete, but its copy in the
+      bucket is not.
     DivergedError: a round left no finite update, or no finite model.
   """
   phases = Phases()

@@ -23,8 +23,10 @@ from fedjax_sim import reporting
 from fedjax_sim.config import build
 from fedjax_sim.core import PyTree, Task, Variables, validate
 from fedjax_sim.core.errors import one_line
+from fedjax_sim.data import workdir_on_disk
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.run.changes import stored_config
+from fedjax_sim.run.checkpoint_files import first_line
 from fedjax_sim.run.checkpoint_reader import (
   CheckpointReader,
   Restored,
@@ -176,7 +178,7 @@ def load(
   Raises:
     WorkdirError: the folder holds no run, no such checkpoint, or no best model;
       or the experiment cannot be rebuilt, as its data are missing.
-    TypeError, ValueError: `round` is something else.
+    TypeError, ValueError: `round` is something else, or the workdir is a URL.
     StateChangedError: the checkpoint is of another version's state.
 
   Warns:
@@ -187,7 +189,7 @@ def load(
     run = fs.load("runs/digits")
     run.predict({"x": images}).argmax(axis=1)
   """
-  folder = Path(workdir)
+  folder = workdir_on_disk(workdir, "workdir")
   best = isinstance(round, str) and round.partition("/")[0] == BEST
   if round is not None and not best:
     if isinstance(round, str):
@@ -325,14 +327,14 @@ def _restored(
       if reader.rounds()[-1:] == left[-1:] and round_ is None:
         warnings.warn(
           f"The checkpoint of round {left[-1]} in {folder} is damaged"
-          f" ({one_line(error)}); the one before is opened.",
+          f" ({first_line(error)}); the one before is opened.",
           stacklevel=3,
         )
   listed = ", ".join(map(str, there)) or "none"
   if round_ in there:
     raise WorkdirError(
       f"round={round_}: its checkpoint in {folder} is damaged"
-      f" ({one_line(failed[round_])}); there are {listed}."
+      f" ({first_line(failed[round_])}); there are {listed}."
     )
   if round_ is not None:
     raise WorkdirError(

@@ -23,8 +23,8 @@ from fedjax_sim.config import build
 from fedjax_sim.config.build import Experiment, Timetable
 from fedjax_sim.core import PyTree, validate
 from fedjax_sim.core.digests import digest
-from fedjax_sim.core.errors import one_line
 from fedjax_sim.run.changes import ORIGIN, read_config, stored_config
+from fedjax_sim.run.checkpoint_files import first_line
 from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
 from fedjax_sim.run.loop import Loop
 from fedjax_sim.run.resume import (
@@ -188,7 +188,7 @@ def _report_software(
       facts = reader.read(round_, like).facts
       break
     except Exception as error:  # whatever a damaged checkpoint raises
-      report(f"the checkpoint of round {round_}: {one_line(error)}")
+      report(f"the checkpoint of round {round_}: {first_line(error)}")
   if facts is None:
     raise WorkdirError("No checkpoint of the run can be read.")
   refuse_other_data(facts["data"], measured)
@@ -220,7 +220,7 @@ def _compare(
     gone = "a checkpoint is gone; does the run go on?"
     return Comparison(start, end, trouble=gone)
   except Exception as error:  # whatever a damaged checkpoint raises
-    return Comparison(start, end, trouble=one_line(error))
+    return Comparison(start, end, trouble=first_line(error))
   timetables = last.facts.get("timetables", [])
   found: list[Row] = []
   begun = _begun(experiment, first, last, measured)

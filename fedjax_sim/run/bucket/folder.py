@@ -29,6 +29,22 @@ class Bucket:
     self._files, self._base = remote.file_system_of(self.url)
     self._base = self._base.rstrip("/")
 
+  def overlaps(self, folder: Path) -> bool:
+    """Return whether one of the two folders is or holds the other one.
+
+    Args:
+      folder: on the local disk; it may be missing.
+    """
+    own = remote.on_disk(self._files, self._base or "/")
+    if own is None:
+      return False
+    return _holds(own, folder) or _holds(folder, own)
+
+  @property
+  def is_volatile(self) -> bool:
+    """Whether what is here ends with this process."""
+    return bool(self._files.protocol == "memory")
+
   def sizes(self) -> dict[str, int]:
     """Return each file's size in bytes, by its path in the folder.
 
@@ -98,7 +114,21 @@ class Bucket:
       remote.naming(self.url, f"{name} cannot be removed"),
       contextlib.suppress(FileNotFoundError),
     ):
-      self._files.rm_file(self._place(name))
+      place = self._place(name)
+      self._files.rm_file(place)
+      if remote.has_folders(place):
+        self._remove_empty(posixpath.dirname(place))
+
+  def _remove_empty(self, place: str) -> None:
+    """Remove a folder that is empty, and those above that become so."""
+    with contextlib.suppress(OSError, NotImplementedError):
+      while place.startswith(f"{self._base}/"):
+        self._files.invalidate_cache()
+        # Some file systems would remove a full one, too.
+        if self._files.ls(place, detail=False):
+          return
+        self._files.rmdir(place)
+        place = posixpath.dirname(place)
 
   def _place(self, name: str) -> str:
     return posixpath.join(self._base, name)
@@ -111,6 +141,16 @@ class Bucket:
     self._files.makedirs(posixpath.dirname(place), exist_ok=True)
     write(place + _PART)
     self._files.mv(place + _PART, place)
+
+
+def _holds(outer: Path, inner: Path) -> bool:
+  """Return whether a folder is another one or holds it, by whatever path."""
+  outer, inner = outer.resolve(), inner.resolve()
+  if inner.is_relative_to(outer):
+    return True
+  return outer.exists() and any(
+    path.exists() and path.samefile(outer) for path in (inner, *inner.parents)
+  )
 
 
 def _is_inside(name: str) -> bool:

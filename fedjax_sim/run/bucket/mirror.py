@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.core.files import write_json
 from fedjax_sim.data import is_url
 from fedjax_sim.distributed import processes
@@ -29,6 +30,12 @@ from fedjax_sim.run.bucket.staging import IDENTITY, identity_of
 from fedjax_sim.run.workdir import WorkdirError, locked
 
 START_SECONDS = 10.0  # that the start of a run waits for a bucket's answer
+
+
+class CopyError(FedjaxSimError, RuntimeError):
+  """A run is finished, but its copy is not complete."""
+
+  exit_code = 1
 
 
 class Place(NamedTuple):
@@ -51,6 +58,7 @@ class Place(NamedTuple):
     At the end, wait until the copy is complete.
 
     Raises:
+      CopyError: it is not, though nothing else went wrong.
       WorkdirError: another process uses the folder, of which nothing is
         copied or removed then; or it cannot be written.
     """
@@ -73,10 +81,13 @@ def placed(
   Raises:
     ModuleNotFoundError: what this URL needs is not installed.
     OSError: a workdir in a bucket cannot be read or written.
-    ValueError: a URL is none, or both of them are URLs.
+    ValueError: a URL is none, or both of them are URLs, or one is of the folder
+      that it would be the copy of.
     WorkdirError: another run uses the bucket, or it holds another run.
   """
   name = os.fspath(workdir)
+  if sync_to == "":
+    raise ValueError("--sync-to= is empty; give a URL or leave it out.")
   if sync_to is not None and not is_url(sync_to):
     raise ValueError(
       f"--sync-to={sync_to} is no URL, such as s3://bucket/run; give one."
@@ -97,7 +108,14 @@ def placed(
     def begin() -> None:
       nonlocal mirror
       assert url is not None
-      found = Mirror(folder, Bucket(url))
+      bucket = Bucket(url)
+      if bucket.overlaps(folder):
+        flag = "--workdir" if is_url(name) else "--sync-to"
+        raise ValueError(
+          f"{flag}={url} and {folder}, which is copied there, are or hold one"
+          " another; give a URL outside of it."
+        )
+      found = Mirror(folder, bucket)
       if is_url(name):
         found.fill()
       else:
@@ -148,6 +166,12 @@ class Mirror:
       with locked(self._folder) if exists else contextlib.nullcontext():
         staging.fill(self._folder, self._bucket, self._say)
       self._say(f"{self._bucket.url} is worked on in {self._folder}.")
+      if self._bucket.is_volatile:
+        self._say(
+          f"--workdir={self._bucket.url} ends with this process; give a folder,"
+          " or a URL of a bucket, for what is to stay.",
+          level="warning",
+        )
       self._adopts = True
     except BaseException:
       self.close()
@@ -193,10 +217,22 @@ class Mirror:
     trace: TracebackType | None,
   ) -> None:
     try:
+      lacks = ""
       if error is None or isinstance(error, Exception):
-        self._finish()
+        lacks = self._finish()
     finally:
       snapshots.forget_all(self._folder)
+    if not lacks:
+      return
+    if error is None:
+      raise CopyError(
+        f"The run in {self._folder} is finished, but its copy is not complete:"
+        f" {lacks}. The same command sends the rest."
+      )
+    _print(
+      f"{lacks}. All of it is in {self._folder}; the same command sends the"
+      " rest."
+    )
 
   def close(self) -> None:
     """Give the bucket's lock back."""
@@ -241,8 +277,8 @@ class Mirror:
         level="warning",
       )
 
-  def _finish(self) -> None:
-    """Copy the last state, wait for it, and say what is missing."""
+  def _finish(self) -> str:
+    """Copy the last state and wait for it; return what is missing, and why."""
     self.copy()
     with self._changed:
       self._ends = True
@@ -252,16 +288,15 @@ class Mirror:
         self._changed.wait_for(self._is_done)
     left = self.messages()
     if not self._failure:
-      return
+      return ""
     for message, _ in left:
       _print(message)
-    snapshot = self._snapshot()
-    lacking = [] if snapshot is None else self._sender.lacking(snapshot)
-    _print(
-      f"{self._bucket.url} lacks {', '.join(lacking) or 'nothing'}:"
-      f" {self._failure}. All of it is in {self._folder}; the same command"
-      " sends the rest."
-    )
+    lacking = ["the last state"]
+    if not self._missed:
+      snapshot = self._snapshot()
+      lacking = [] if snapshot is None else self._sender.lacking(snapshot)
+    what = f"lacks {', '.join(lacking)}" if lacking else "is not up to date"
+    return f"{self._bucket.url} {what}: {self._failure.rstrip('.')}"
 
   def _is_done(self) -> bool:
     return self._waiting is None and not self._busy
