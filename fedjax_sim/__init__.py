@@ -44,6 +44,7 @@ if TYPE_CHECKING:
   from fedjax_sim.simulation.simulate import simulate
   from fedjax_sim.simulation.simulator import Simulator
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
+  from fedjax_sim.tasks.freezing import named_variables
   from fedjax_sim.tasks.initial import with_initial
   from fedjax_sim.tasks.prediction import predict
   from fedjax_sim.training import schedules
@@ -70,6 +71,7 @@ __all__ = [
   "linen_task",
   "load",
   "make_dataset",
+  "named_variables",
   "nnx_task",
   "optimizer",
   "predict",
@@ -102,6 +104,7 @@ _HOME = {
   "linen_task": "fedjax_sim.tasks",
   "load": "fedjax_sim.run.opened",
   "make_dataset": "fedjax_sim.data",
+  "named_variables": "fedjax_sim.tasks.freezing",
   "nnx_task": "fedjax_sim.tasks",
   "optimizer": "fedjax_sim.training.optimizers",
   "predict": "fedjax_sim.tasks.prediction",

@@ -314,8 +314,9 @@ def test_weights_can_be_followed(tmp_path):
   follow((ROOT / "docs" / "weights.md").read_text(), tmp_path)
   left = {path.name for path in (tmp_path / "runs").glob("*.*")}
   assert left == {
-    *("model.safetensors", "model.stablehlo", "model.json"),
-    *("best.npz", "best.json"),
+    *("model.safetensors", "model.safetensors.json"),
+    *("model.stablehlo", "model.stablehlo.json"),
+    *("best.npz", "best.npz.json"),
   }
 
 

@@ -100,7 +100,7 @@ def test_weights_are_the_runs(workdir, tmp_path, suffix, capsys):
   for name, value in named_variables(fs.load(workdir).variables).items():
     assert arrays[name].tobytes() == np.asarray(value).tobytes()
   summary = json.loads((workdir / "summary.json").read_text())
-  facts = json.loads((tmp_path / "model.json").read_text())
+  facts = json.loads((tmp_path / f"model{suffix}.json").read_text())
   assert facts["params_digest"] == summary["params_digest"]
   assert facts["round"] == 2
   config = json.loads((workdir / "config.json").read_text())
@@ -169,7 +169,7 @@ def test_a_private_model_goes_without_seeds(tmp_path):
   run(folder, **changes)
   export(folder, tmp_path / "model.npz")
   _, metadata = read_weights(tmp_path / "model.npz")
-  for text in ((tmp_path / "model.json").read_text(), *metadata.values()):
+  for text in ((tmp_path / "model.npz.json").read_text(), *metadata.values()):
     assert "71717" not in text
     assert "81818" not in text
   assert json.loads(metadata["config"])["privacy"]["noise_multiplier"] == 1.0
@@ -180,7 +180,8 @@ def test_a_json_file_is_never_that_of_another_model(
   suffix, workdir, tmp_path, monkeypatch
 ):
   """A kill before or after the model is written leaves none."""
-  path, beside = tmp_path / f"model{suffix}", tmp_path / "model.json"
+  path = tmp_path / f"model{suffix}"
+  beside = tmp_path / f"model{suffix}.json"
   writer = "write_weights" if suffix == ".npz" else "write_atomically"
 
   def killed(*args):
@@ -215,7 +216,7 @@ def test_another_round(workdir, tmp_path):
     ("best/test/loss", None),
   ):
     export(workdir, tmp_path / "model.npz", f"--round={round_}")
-    facts = json.loads((tmp_path / "model.json").read_text())
+    facts = json.loads((tmp_path / "model.npz.json").read_text())
     opened = fs.load(workdir, "best" if expected is None else expected)
     assert facts["round"] == opened.round
     found = read_weights(tmp_path / "model.npz").arrays["layers/1/bias"]
@@ -238,7 +239,7 @@ def test_an_exported_model_begins_a_run(workdir, tmp_path):
     (
       "model.onnx",
       (),
-      r"\.onnx names no format of weights; take one of",
+      r"\.onnx names no format .* \.safetensors, .*\.msgpack, \.stablehlo\.",
     ),
     ("model.npz", ("--format=msgpack",), "--format=msgpack and --to="),
     ("model.npz", ("--round=last",), "--round=last is wrong; give a whole"),
@@ -255,13 +256,22 @@ def test_what_is_refused(workdir, tmp_path, capsys, to, more, message):
   assert not any(tmp_path.iterdir())
 
 
-def test_no_other_file_is_replaced(workdir, capsys):
-  for name in ("config", "summary"):
-    before = (workdir / f"{name}.json").read_bytes()
-    assert export(workdir, workdir / f"{name}.npz") == 2
+def test_no_other_file_is_replaced(workdir, tmp_path, capsys):
+  other = tmp_path / "model.npz.json"
+  for content in ("{}", "[]", "text"):
+    other.write_text(content)
+    assert export(workdir, tmp_path / "model.npz") == 2
     error = capsys.readouterr().err
-    assert f"{name}.json would be replaced, which no export wrote" in error
-    assert (workdir / f"{name}.json").read_bytes() == before
+    assert "model.npz.json would be replaced, which no export wrote" in error
+    assert other.read_text() == content
+
+
+def test_exports_of_one_stem_keep_their_facts(workdir, tmp_path):
+  for suffix, round_ in ((".npz", 1), (".msgpack", 2)):
+    export(workdir, tmp_path / f"model{suffix}", f"--round={round_}")
+  for suffix, round_ in ((".npz", 1), (".msgpack", 2)):
+    facts = json.loads((tmp_path / f"model{suffix}.json").read_text())
+    assert facts["round"] == round_
 
 
 def test_a_url_is_no_folder(tmp_path, capsys):
@@ -320,7 +330,7 @@ def test_a_program_runs_with_jax_alone(tmp_path, kind, workdir, data_folder):
   opened: Any = fs.load(workdir)
   path = tmp_path / "model.stablehlo"
   assert export(workdir, path, "--format=stablehlo") == 0
-  facts = json.loads((tmp_path / "model.json").read_text())
+  facts = json.loads((tmp_path / "model.stablehlo.json").read_text())
   assert facts["platforms"] == ["cpu", "cuda", "tpu"]
   assert list(facts["inputs"]) == ["x"]
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fedjax_sim as fs
 from fedjax_sim import reporting
 from fedjax_sim.config import build, flags
 from fedjax_sim.core import Loss, Metric, Task, Variables
-from fedjax_sim.core.weights import read_weights, write_weights
+from fedjax_sim.core.weights import Weights, read_weights, write_weights
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.run import experiment
 from fedjax_sim.run.opened import load
@@ -175,6 +176,50 @@ def test_what_does_not_fit_is_refused(task, given, change, only, message):
       with_initial(task, arrays, only)
 
 
+@pytest.mark.parametrize(
+  ("arrays", "message"),
+  [
+    (Weights({}, {}), r"is a Weights; .*such as read_weights\(path\)\.arrays"),
+    (({}, {}), r"is a tuple; .*such as read_weights\(path\)\.arrays"),
+    ("a.npz", r"is a str; .*such as read_weights\(path\)\.arrays"),
+    (None, "is a NoneType; give name -> array"),
+    ({"layers/0/bias": [0.0] * 8}, r"'layers/0/bias' is a list; .*np\.asarray"),
+    ({"layers": {"0": {}}}, r"'layers' is a dict of more, as in a tree; give"),
+  ],
+)
+def test_what_is_no_mapping_of_arrays(task, arrays, message):
+  with pytest.raises(TypeError, match=message):
+    with_initial(task, arrays)
+
+
+def test_a_tree_is_refused_and_its_names_are_taken(task):
+  variables = task.init(KEY)
+  with pytest.raises(TypeError, match=r"give .*named_variables\(variables\)"):
+    with_initial(task, variables)
+  with pytest.raises(TypeError, match="give name"):
+    with_initial(task, variables.params)
+  found = begun(with_initial(task, fs.named_variables(variables)))
+  assert sorted(found) == sorted(named_variables(variables))
+
+
+@pytest.mark.parametrize("only", [(), ("",), ("layers/0/", "")])
+def test_no_pattern_is_refused(task, given, only):
+  message = r"model\.initial_only=\(.*\) names nothing; give patterns"
+  with pytest.raises(ValueError, match=message):
+    with_initial(task, given, only)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_numbers_have_to_be_finite(task, given, odd):
+  bad = {k: np.array(v) for k, v in given.items()}
+  bad["layers/1/bias"][:2] = odd
+  message = r"^initial: 'layers/1/bias' holds 2 numbers that are NaN or"
+  with pytest.raises(ValueError, match=message):
+    with_initial(task, bad)
+  with pytest.warns(UserWarning, match="which nothing takes"):
+    with_initial(task, bad, ("layers/0/",))
+
+
 def test_patterns_are_a_tuple(task, given):
   message = r"model\.initial_only='layers' is a text; give a tuple"
   with pytest.raises(TypeError, match=message):
@@ -293,6 +338,26 @@ def test_a_changed_file_is_said_and_changes_nothing(
 def test_files_that_are_refused(changes, error, message):
   with pytest.raises(error, match=message):
     build.build(tiny(**changes))
+
+
+@pytest.mark.parametrize("text", ["", "()"])
+def test_a_flag_without_a_pattern_is_refused(text, weights):
+  changes = {
+    "model__initial": str(weights(".npz")),
+    "model__initial_only": text,
+  }
+  with pytest.raises(
+    ValueError, match=r"^model\.initial_only=.* names nothing"
+  ):
+    build.build(tiny(**changes))
+
+
+def test_a_file_with_nan_is_refused(weights):
+  bad = {"layers/0/bias": np.full(8, np.nan, np.float32)}
+  config = tiny(model__initial=str(weights(".npz", **bad)))
+  message = r"^model\.initial='.*weights\.npz': 'layers/0/bias' holds 8 numbers"
+  with pytest.raises(ValueError, match=message):
+    build.build(config)
 
 
 def test_a_file_of_another_model_is_refused(weights):

@@ -319,11 +319,17 @@ def test_missing_data_are_named(tmp_path, copied):
   (tmp_path / "mine.npz").rename(tmp_path / "moved.npz")
   with pytest.raises(
     WorkdirError,
-    match=r"cannot be rebuilt: .*mine\.npz \(from data\.path\).* data_path for",
+    match=r"be rebuilt: .*mine\.npz \(from data\.path\).* data_path, .*--data-",
   ):
     load(folder)
   opened = load(folder, data_path=tmp_path / "moved.npz")
-  assert opened.predict({"x": np.ones((2, 64), np.float32)}).shape == (2, 2)
+  x = np.ones((2, 64), np.float32)
+  for examples in (x, None):
+    with pytest.raises(
+      TypeError, match=r'give field -> array, such as \{"x": x'
+    ):
+      opened.predict(examples)
+  assert opened.predict({"x": x}).shape == (2, 2)
   assert opened.config.data.path == str(tmp_path / "mine.npz")
 
 

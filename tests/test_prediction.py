@@ -105,6 +105,22 @@ def test_examples_that_are_not_as_they_are_stored(data, examples, message):
     predict(task, model, data, examples)
 
 
+@pytest.mark.parametrize("examples", [np.zeros((2, 12), np.uint8), None, [1]])
+def test_examples_without_a_field(data, examples):
+  task = logistic_regression(data.example_shape, data.num_classes)
+  model = task.init(jax.random.key(0))
+  message = r'examples are a \w+; give field -> array, such as \{"x": x\}'
+  with pytest.raises(TypeError, match=message):
+    predict(task, model, data, examples)
+
+
+def test_params_are_no_variables(data):
+  task = logistic_regression(data.example_shape, data.num_classes)
+  model = task.init(jax.random.key(0))
+  with pytest.raises(TypeError, match="give Variables, .* not the params"):
+    predict(task, model.params, data, data.test)
+
+
 def test_a_task_without_logits(data):
   task = function_task(lambda key: jnp.zeros(2), lambda p, e: e["x"][:, 0])
   with pytest.raises(ValueError, match="tells its logits"):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 import zipfile
 
@@ -14,6 +15,7 @@ import pytest
 import safetensors.numpy
 from flax import serialization
 
+from fedjax_sim.core import Variables
 from fedjax_sim.core.weights import (
   FORMATS,
   WeightsError,
@@ -198,6 +200,38 @@ def test_what_no_file_holds(tree, error, message, tmp_path):
   with pytest.raises(error, match=message):
     write_weights(tmp_path / "model.npz", tree)
   assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("tree", "error", "message"),
+  [
+    ({}, WeightsError, "there is no array; give one at least"),
+    ([], WeightsError, "there is no array; give one at least"),
+    ({"a": None}, WeightsError, "there is no array; give one at least"),
+    (None, TypeError, "is a NoneType without a name; give name -> array"),
+    (np.ones(2), TypeError, "is a ndarray without a name; give name -> array"),
+    (Variables(SMALL, SMALL), TypeError, r"give named_variables\(variables\)"),
+  ],
+)
+def test_what_has_no_names(tree, error, message, tmp_path):
+  with pytest.raises(error, match=message):
+    write_weights(tmp_path / "model.npz", tree)
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x09", b"\x80" * 9])
+def test_what_is_no_file_of_its_format(suffix, content, tmp_path):
+  path = tmp_path / f"model{suffix}"
+  path.write_bytes(content)
+  with pytest.raises(WeightsError) as caught:
+    read_weights(path)
+  kind = suffix[1:]
+  assert re.fullmatch(
+    rf".* is damaged \((it is no {kind} file, or truncated|it holds a int, no"
+    r" names)\); get or write it again\.",
+    str(caught.value),
+  )
 
 
 def test_metadata_are_texts(tmp_path):

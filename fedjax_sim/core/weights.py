@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import FedjaxSimError, one_line
 from fedjax_sim.core.files import PathLike, write_atomically
 from fedjax_sim.core.optional import library
+from fedjax_sim.core.task import Variables
 from fedjax_sim.core.tree import paths_of
 from fedjax_sim.core.types import PyTree
 
@@ -78,14 +79,15 @@ def write_weights(
 
   Args:
     path: the file; its suffix is one of `FORMATS`.
-    tree: arrays; a tree, or a dictionary from names to arrays.
+    tree: arrays; a tree, or a dictionary from names to arrays. Of the
+      variables of a task it is `named_variables(variables)`.
     metadata: texts by name. `sha256`, the digest of the arrays, is added.
 
   Raises:
-    WeightsError: the suffix names none of the formats, or two arrays have the
-      same name.
-    TypeError: a leaf is no array of bools, integers or floats, or the metadata
-      hold something else than texts.
+    WeightsError: the suffix names none of the formats, two arrays have the
+      same name, or there is none.
+    TypeError: arrays have no names; a leaf is no array of bools, integers or
+      floats; or the metadata hold something else than texts.
     ModuleNotFoundError: the format's library is not installed.
     OSError: the file cannot be written.
 
@@ -93,6 +95,7 @@ def write_weights(
     write_weights("model.npz", {"kernel": np.zeros((3, 2), np.float32)})
   """
   chosen = check_format(path)
+  _check_names(tree)
   arrays = named_arrays(tree)
   texts = dict(metadata or {})
   for name, text in texts.items():
@@ -125,37 +128,48 @@ def read_weights(path: PathLike) -> Weights:
   content = Path(path).read_bytes()
   try:
     tree, metadata = chosen.decode(content)
-    arrays = named_arrays(tree)
+    texts = {str(name): str(text) for name, text in metadata.items()}
   except _PickledError as error:
     raise WeightsError(f"{path} {error}") from error
+  except _ContentError as error:
+    raise _damaged(path, str(error)) from error
   except MemoryError:
     raise
   except Exception as error:  # whatever a library raises for torn bytes
-    raise _damaged(path, one_line(error) or type(error).__name__) from error
-  texts = {str(name): str(text) for name, text in metadata.items()}
+    kind = Path(path).suffix[1:]
+    raise _damaged(path, f"it is no {kind} file, or truncated") from error
+  try:
+    arrays = named_arrays(tree)
+  except (TypeError, ValueError) as error:
+    raise _damaged(path, one_line(error)) from error
   if texts.get(_DIGEST, (found := _digest_of(arrays))) != found:
     raise _damaged(path, "its SHA-256 differs from the one that it names")
   return Weights(arrays, texts)
 
 
-def check_format(path: PathLike) -> _Format:
+def check_format(path: PathLike, others: Sequence[str] = ()) -> _Format:
   """Return the format of a file; its library is there.
+
+  Args:
+    path: the file.
+    others: suffixes that the caller takes, too, for messages.
 
   Raises:
     WeightsError: its suffix names none of the formats.
     ModuleNotFoundError: the format's library is not installed.
   """
   suffix = Path(path).suffix
+  known = ", ".join((*FORMATS, *others))
   if suffix in _PICKLES:
     raise WeightsError(
       f"{path}: a {suffix} file is a pickle, which runs code when it is read;"
       " convert it where you trust it, as docs/weights.md shows, to one of"
-      f" {', '.join(FORMATS)}."
+      f" {known}."
     )
   if suffix not in FORMATS:
     raise WeightsError(
       f"{path}: {suffix or 'no suffix'} names no format of weights; take one of"
-      f" {', '.join(FORMATS)}."
+      f" {known}."
     )
   if suffix == ".safetensors":
     library("safetensors", "safetensors", f"{path}: the format")
@@ -190,6 +204,27 @@ def file_digest(path: PathLike) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _check_names(tree: PyTree) -> None:
+  """Refuse what would be written without its names, or not at all.
+
+  Raises:
+    WeightsError: there is no array.
+    TypeError: the names are missing.
+  """
+  if isinstance(tree, Variables):
+    raise TypeError(
+      "write_weights: the tree is a Variables, whose names say what it is; give"
+      " named_variables(variables)."
+    )
+  if tree is None or jax.tree_util.all_leaves([tree]):
+    raise TypeError(
+      f"write_weights: the tree is a {type(tree).__name__} without a name; give"
+      ' name -> array, such as {"kernel": x}.'
+    )
+  if not jax.tree.leaves(tree):  # None is an empty tree, too
+    raise WeightsError("write_weights: there is no array; give one at least.")
+
+
 def _first(pair: tuple[str, Any]) -> str:
   return pair[0]
 
@@ -218,6 +253,10 @@ def _digest_of(arrays: Mapping[str, np.ndarray]) -> str:
 
 def _damaged(path: PathLike, why: str) -> WeightsError:
   return WeightsError(f"{path} is damaged ({why}); get or write it again.")
+
+
+class _ContentError(Exception):
+  """A file of the right format holds what no model has."""
 
 
 class _PickledError(Exception):
@@ -251,7 +290,7 @@ def _from_safetensors(content: bytes) -> tuple[PyTree, Mapping[str, str]]:
   arrays = {}
   for name, part in found:
     if part["dtype"] not in names:
-      raise ValueError(f"{name!r} has the unknown dtype {part['dtype']}")
+      raise _ContentError(f"{name!r} has the unknown dtype {part['dtype']}")
     dtype = jnp.dtype(names[part["dtype"]])
     array = np.frombuffer(bytes(part["data"]), dtype)
     arrays[name] = array.reshape(part["shape"])
@@ -322,7 +361,7 @@ def _from_msgpack(content: bytes) -> tuple[PyTree, Mapping[str, str]]:
 
   tree = serialization.msgpack_restore(content)
   if not isinstance(tree, dict):
-    raise ValueError(f"it holds a {type(tree).__name__}, no names")
+    raise _ContentError(f"it holds a {type(tree).__name__}, no names")
   metadata = tree.pop(_METADATA, {})
   return tree, metadata
 

@@ -48,17 +48,22 @@ def check_target(path: Path) -> None:
   if path.suffix == STABLEHLO:
     library("flatbuffers", "stablehlo", f"{path}: the format")
   else:
-    check_format(path)
+    check_format(path, (STABLEHLO,))
   if not path.parent.is_dir():
     raise FileNotFoundError(
       f"{path}: there is no folder {path.parent}; make it first."
     )
-  beside = path.with_suffix(".json")
+  beside = facts_file(path)
   if beside.exists() and not _is_ours(beside):
     raise FileExistsError(
       f"{path}: {beside} would be replaced, which no export wrote; give the"
       " file another name."
     )
+
+
+def facts_file(path: Path) -> Path:
+  """Return the JSON file beside a model, such as `model.npz.json`."""
+  return path.with_name(f"{path.name}.json")
 
 
 def _is_ours(path: Path) -> bool:
@@ -70,7 +75,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def export(run: OpenedRun, path: Path) -> str:
-  """Write a run's model, and a JSON file of the same name beside it.
+  """Write a run's model, and a JSON file about it beside it.
 
   The suffix says what: `.safetensors`, `.npz` and `.msgpack` hold the
   variables of the global model by the names of `named_variables`, `.stablehlo`
@@ -91,7 +96,7 @@ def export(run: OpenedRun, path: Path) -> str:
   values = run.round, tree_digest(run.params), _shared_config(run.config)
   facts: dict[str, Any] = dict(zip(_FACTS, values, strict=True))
   # A kill leaves a model without its JSON file, never with another one's.
-  beside = path.with_suffix(".json")
+  beside = facts_file(path)
   if path.suffix in FORMATS:
     named = named_variables(run.variables)
     beside.unlink(missing_ok=True)

@@ -38,6 +38,10 @@ from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.tasks.prediction import Predictor
 
 BEST = "best"
+_ELSEWHERE = (
+  " Opening a run takes its data; if they lie elsewhere now, give that place by"
+  " data_path, on the command line by --data-path."
+)
 _ONE_DEVICE = {  # what does not change the model, and another machine may lack
   "runtime.devices": 1,
   "runtime.model_devices": None,
@@ -201,7 +205,7 @@ def load(
       f"{folder} holds no run: there is no config.json; give the --workdir of"
       " one."
     )
-  simulator = rebuild(folder, config, data_path)
+  simulator = rebuild(folder, config, data_path, hint=_ELSEWHERE)
   personal = simulator.algorithm.personal is not None and not best
   metric = _best_metric(folder, simulator, str(round)) if best else ""
 
@@ -272,6 +276,7 @@ def rebuild(
   config: ConfigDict,
   data_path: str | os.PathLike[str] | None = None,
   runtime: Mapping[str, Any] | None = None,
+  hint: str = "",
 ) -> Simulator:
   """Return the simulator of a run, on one device.
 
@@ -281,6 +286,7 @@ def rebuild(
     data_path: instead of the config's `data.path`.
     runtime: fields of the section `runtime` to take instead of the run's; None
       for one device. With several processes all of them call this function.
+    hint: what to do where its data are missing, for the message.
 
   Raises:
     WorkdirError: its data, or its own code, are missing or have changed.
@@ -292,12 +298,9 @@ def rebuild(
   try:
     return build.build(_changed(config, changes)).simulator
   except (TypeError, ValueError, OSError, ImportError) as error:
-    hint = ""
-    if isinstance(error, FileNotFoundError):
-      hint = " Opening a run takes its data; load has data_path for another"
-      hint += " place."
+    fix = hint if isinstance(error, FileNotFoundError) else ""
     raise WorkdirError(
-      f"The run in {folder} cannot be rebuilt: {one_line(error)}{hint}"
+      f"The run in {folder} cannot be rebuilt: {one_line(error)}{fix}"
     ) from error
 
 

@@ -34,13 +34,22 @@ def with_initial(
     source: what messages call the arrays.
 
   Raises:
-    TypeError, ValueError: a pattern is none or matches nothing; or an array is
-      missing, or has another shape or dtype than the variable.
+    TypeError: `arrays` are something else, such as a file or a tree; or `only`
+      is one text.
+    ValueError: a pattern is none or matches nothing, or there is none; or an
+      array is missing, is not finite, or has another shape or dtype than the
+      variable.
 
   Warns:
     UserWarning: arrays that nothing looks up, and variables that begin as
       usual since no array has their names.
   """
+  _check_arrays(source, arrays)
+  if only is not None and ("" in tuple(only) or not only):
+    raise ValueError(
+      f"model.initial_only={only!r} names nothing; give patterns, such as"
+      " ('layers/0/',), or leave it out to take all."
+    )
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   like = named_variables(shapes)
   names = list(like)
@@ -82,6 +91,31 @@ def with_initial(
   return task._replace(init=init)
 
 
+def _check_arrays(source: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Refuse what is no mapping from names to arrays.
+
+  Raises:
+    TypeError: says what to give instead.
+  """
+  if not isinstance(arrays, Mapping):
+    hint = "name -> array, such as read_weights(path).arrays"
+    if isinstance(arrays, Variables):
+      hint = "named_variables(variables)"
+    raise TypeError(f"{source} is a {type(arrays).__name__}; give {hint}.")
+  for name, value in arrays.items():
+    if isinstance(value, Mapping):
+      raise TypeError(
+        f"{source}: {name!r} is a {type(value).__name__} of more, as in a tree;"
+        " give names joined by slashes, such as 'layers/0/kernel', as"
+        " named_variables(variables) has them."
+      )
+    if not isinstance(value, (np.ndarray, np.generic, jax.Array)):
+      raise TypeError(
+        f"{source}: {name!r} is a {type(value).__name__}; give an array of the"
+        " variable's dtype, such as np.asarray(value, np.float32)."
+      )
+
+
 def _refuse_missing(
   source: str, missing: Sequence[str], others: Sequence[str]
 ) -> None:
@@ -114,6 +148,14 @@ def _refuse_other(
       f"{source}: {name!r} is {array.dtype.name}, and the model's is"
       f" {np.dtype(like.dtype).name}; convert it."
     )
+  if jnp.issubdtype(array.dtype, jnp.inexact):
+    odd = int(np.size(array) - np.isfinite(array).sum())
+    if odd:
+      raise ValueError(
+        f"{source}: {name!r} holds {odd} numbers that are NaN or infinite; take"
+        " the weights of an earlier round, or leave it out by"
+        " model.initial_only."
+      )
 
 
 def _listed(names: Sequence[str]) -> str:

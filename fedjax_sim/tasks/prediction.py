@@ -41,9 +41,10 @@ def predict(
     `Task.logits` of all examples, shape=(examples, ...), on the host.
 
   Raises:
-    TypeError, ValueError: the task has no logits, or a field is not stored
-      like this: there is none of this name, it has another shape, or is of
-      another kind, as inputs are that were normalized already.
+    TypeError: variables are no Variables, or examples no mapping.
+    ValueError: the task has no logits, or a field is not stored like this:
+      there is none of this name, it has another shape, or is of another kind,
+      as inputs are that were normalized already.
   """
   return Predictor(task, data)(variables, examples, batch_size=batch_size)
 
@@ -79,6 +80,16 @@ class Predictor:
   ) -> Any:
     """Return the model's outputs for examples, as `predict` does."""
     validate.integer("batch_size", batch_size)
+    if not isinstance(variables, Variables):
+      raise TypeError(
+        f"predict: variables are a {type(variables).__name__}; give Variables,"
+        " as Task.init and load(...).variables are, not the params alone."
+      )
+    if not isinstance(examples, Mapping):
+      raise TypeError(
+        f"predict: examples are a {type(examples).__name__}; give"
+        ' field -> array, such as {"x": x}.'
+      )
     given = {
       field: _as_stored(field, np.asarray(x), self._stored)
       for field, x in examples.items()
