@@ -36,6 +36,7 @@ from fedjax_sim.reporting.trackers import Opened, Tracker
 class Lines(Tracker):
   def __init__(self, file, fails):
     self.file, self.fails = file, fails
+    self.place = file
 
   def open(self, run):
     self.path = run.folder / self.file
@@ -172,9 +173,10 @@ def test_a_password_in_a_uri_is_refused(uri, own):
   [
     "http://host:5000/path",
     "sqlite:////home/me@work/mlflow.db",
-    "file:///home/me@work/mlruns",
+    "databricks",
     "databricks://profile:prefix",
-    "/home/me@work/mlruns",
+    "azureml://westeurope.api.azureml.ms/mlflow",
+    "postgresql+psycopg2://host/db",
     "postgresql://host/db?sslmode=require",
   ],
 )
@@ -183,6 +185,37 @@ def test_a_uri_without_a_password_is_taken(uri):
   config = flags.overridden(default_config(), texts)
   (made,) = build_trackers(complete(config))
   assert made.label == "mlflow"
+
+
+@pytest.mark.parametrize(
+  "uri", ["file:///home/me@work/mlruns", "foo", "./mlruns", "s3://bucket/x"]
+)
+@pytest.mark.parametrize("name", ["uri", "MLFLOW_TRACKING_URI"])
+def test_a_store_that_mlflow_refuses(uri, name, monkeypatch):
+  """At the start, as the client would say so only when all is trained."""
+  texts = {"trackers.mlflow.name": "mlflow"}
+  if name == "uri":
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    texts["trackers.mlflow.uri"] = uri
+  else:
+    monkeypatch.setenv(name, uri)
+  config = flags.overridden(default_config(), texts)
+  message = rf"{name}='{uri}' is of no store .* give sqlite:///FILE, .* server"
+  with pytest.raises(ValueError, match=message):
+    build_trackers(complete(config))
+
+
+def test_the_place_of_a_tracker(monkeypatch):
+  for name in ("URI", "EXPERIMENT_NAME", "EXPERIMENT_ID"):
+    variable = f"MLFLOW_{name.replace('URI', 'TRACKING_URI')}"
+    monkeypatch.delenv(variable, raising=False)
+  mlflow = TRACKERS["mlflow"]
+  assert mlflow().place == "fedjax_sim"
+  assert mlflow(uri="sqlite:///a.db").place == "sqlite:///a.db fedjax_sim"
+  monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@host")
+  monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "b")
+  assert mlflow().place == "http://***@host b"
+  assert mlflow(experiment="c").place == "http://***@host c"
 
 
 def test_no_warning_has_a_password(capsys):
@@ -375,6 +408,37 @@ def test_a_finished_run_needs_no_package(
   (folder / "trackers.json").write_text(json.dumps(records))
   assert experiment.run(config, folder) == first
   assert capfd.readouterr().err == ""
+
+
+def test_another_place_gets_all_rows(tmp_path, fast, own):
+  """Also of a finished run; what was sent elsewhere counts there alone."""
+  folder = tmp_path / "run"
+  config = lambda file: quick(trackers__a__name=own, trackers__a__file=file)
+  records = lambda: json.loads((folder / "trackers.json").read_text())["a"]
+  first = experiment.run(config("a.txt"), folder)
+  before = records()
+  rows = reporting.read_metrics(folder / "metrics.jsonl")
+  for file in ("b.txt", "b.txt", "a.txt"):
+    assert experiment.run(config(file), folder) == first
+  for file in ("a.txt", "b.txt"):
+    sent = [row for rows in lines_of(folder, "rows", file) for row in rows]
+    assert sent == rows
+    (facts,) = lines_of(folder, "open", file)
+    assert facts["id"] == ""
+  assert records()["place"] == "b.txt"
+  assert records()["elsewhere"] == {"a.txt": before}
+  assert records()["key"] != before["key"]
+
+
+def test_records_of_earlier_versions_are_of_any_place(tmp_path):
+  path = tmp_path / "trackers.json"
+  old = {"key": "k", "run_id": "r", "sent": 3, "ended": "finished"}
+  path.write_text(json.dumps({"a": old}))
+  records = run_trackers._Records(path)
+  assert records.finished("a", "here")
+  assert records.of("a", "here") == old | {"place": "here"}
+  assert not run_trackers._Records(path).finished("a", "there")
+  assert run_trackers._Records(path).finished("a")
 
 
 def test_no_report_has_the_trackers(tmp_path, fast, own):

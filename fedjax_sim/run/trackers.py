@@ -67,11 +67,13 @@ class Trackers:
     ]
 
   def _delivery(self, configured: ConfiguredTracker) -> Delivery:
-    label = configured.label
+    label, place = configured.label, configured.tracker.place
     return Delivery(
       configured,
       self._folder / "metrics.jsonl",
-      lambda: self._facts(self._records.of(label), versions() | _git_commit()),
+      lambda: self._facts(
+        self._records.of(label, place), versions() | _git_commit()
+      ),
       lambda changes: self._records.change(label, changes),
       self._messages.append,
     )
@@ -179,15 +181,15 @@ def deliver_rest(config: ConfigDict, place: Place, rounds: int) -> None:
   records = _Records(place.folder / FILE)
   configured = []
   for label in sorted(config.trackers):
-    if records.finished(label):
-      continue
     try:
-      tracker = build.build_tracker(config, label)
+      found = build.build_tracker(config, label)
     except ImportError as error:
-      warn(f"{label}: it gets nothing more: {one_line(error)}")
+      if not records.finished(label):
+        warn(f"{label}: it gets nothing more: {one_line(error)}")
       continue
-    if not tracker.tracker.live:
-      configured.append(tracker)
+    tracker = found.tracker
+    if not (tracker.live or records.finished(label, tracker.place)):
+      configured.append(found)
   if not configured:
     return
   with locked(place.folder):
@@ -206,20 +208,49 @@ class _Records:
     with contextlib.suppress(OSError, ValueError):  # none, or damaged
       self._all = dict(json.loads(path.read_bytes()))
 
-  def of(self, label: str) -> dict[str, Any]:
-    """Return a tracker's record; a new one has a key, and is written."""
-    if label not in self._all:
-      self.change(label, {"key": uuid.uuid4().hex})
-    return self._all[label]
+  def of(self, label: str, place: str = "") -> dict[str, Any]:
+    """Return a tracker's record of a place; a new one is written.
 
-  def finished(self, label: str) -> bool:
-    """Return whether a tracker got all of a finished run."""
-    return self._all.get(label, {}).get("ended") == "finished"
+    Those of other places are kept in it as `elsewhere`.
+    """
+    record = self._at(label, place)
+    record.setdefault("key", uuid.uuid4().hex)
+    record["place"] = place
+    if record != self._all.get(label):
+      self._write(label, record)
+    return record
+
+  def finished(self, label: str, place: str | None = None) -> bool:
+    """Return whether a tracker got all of a finished run.
+
+    Args:
+      label: of the tracker.
+      place: where; None: where it was last.
+    """
+    if place is None:
+      place = self._all.get(label, {}).get("place", "")
+    return self._at(label, place).get("ended") == "finished"
+
+  def _at(self, label: str, place: str) -> dict[str, Any]:
+    """Return a copy of the record of a place; a new one has no key.
+
+    Records of earlier versions have no place, and are of any.
+    """
+    record = dict(self._all.get(label, {}))
+    last = record.get("place", place)
+    if last == place:
+      return record
+    others = record.pop("elsewhere", {}) | {last: record}
+    found = others.pop(place, {})
+    return {**found, "elsewhere": others}
 
   def change(self, label: str, changes: dict[str, Any]) -> None:
     """Change a tracker's record, and write all of them."""
+    self._write(label, self._all.get(label, {}) | changes)
+
+  def _write(self, label: str, record: dict[str, Any]) -> None:
     with self._lock:
-      self._all[label] = self._all.get(label, {}) | changes
+      self._all[label] = record
       reporting.write_json(self._path, self._all)
 
 

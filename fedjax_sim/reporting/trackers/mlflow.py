@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedjax_sim.core import optional, validate
+from fedjax_sim.core import optional, urls, validate
 from fedjax_sim.reporting.trackers.protocol import (
   Opened,
   Row,
@@ -30,6 +30,13 @@ T = TypeVar("T")
 
 _KEY = "fedjax_sim.key"  # the tag by which a run is found again
 _PARENT = "mlflow.parentRunId"  # the tag that makes a run a child
+_URI = "MLFLOW_TRACKING_URI"
+_DEFAULT = "fedjax_sim"  # experiment
+_EXPERIMENTS = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+_STORES = (  # schemes of URIs
+  *("http", "https", "databricks", "azureml"),
+  *("sqlite", "postgresql", "mysql", "mssql"),
+)
 _METRICS_A_BATCH = 1000  # limits of MLflow's API
 _ENTRIES_A_BATCH = 100
 _LONGEST = 500  # characters of a parameter or a tag, on any server
@@ -50,8 +57,10 @@ def mlflow(
   child of it.
 
   Args:
-    uri: of the server or store; None: `MLFLOW_TRACKING_URI`, or MLflow's own
-      default.
+    uri: of the server (http, https, databricks, azureml) or of a database
+      (sqlite, postgresql, mysql, mssql), such as sqlite:///mlflow.db; None:
+      `MLFLOW_TRACKING_URI`, or MLflow's own default. Folders, as file:///mlruns,
+      are refused, since MLflow takes them no longer.
     experiment: its name, made if missing; None: `MLFLOW_EXPERIMENT_NAME`, or
       that of `MLFLOW_EXPERIMENT_ID`, or fedjax_sim.
     run_name: None: the workdir's name.
@@ -61,11 +70,30 @@ def mlflow(
 
   Raises:
     ModuleNotFoundError: MLflow is not installed.
-    TypeError, ValueError: timeout is no whole number >= 1.
+    TypeError, ValueError: timeout is no whole number >= 1, or uri, or
+      `MLFLOW_TRACKING_URI`, is of another store.
   """
   optional.require("mlflow", "mlflow", "The tracker mlflow")
   validate.integer("timeout", timeout)
+  _check_store(uri)
   return _MLflow(uri, experiment, run_name, run_id, timeout)
+
+
+def _check_store(uri: str | None) -> None:
+  """Refuse a store before the run that MLflow would refuse at its end.
+
+  Raises:
+    ValueError: names the URI, and what to give instead.
+  """
+  name = "uri" if uri else _URI
+  given = uri or os.environ.get(_URI, "")
+  scheme = given.partition(":")[0].partition("+")[0].lower()
+  if given and scheme not in _STORES:
+    raise ValueError(
+      f"{name}={urls.redacted(given)!r} is of no store that MLflow writes to;"
+      " give sqlite:///FILE, such as sqlite:///mlflow.db, or a server, such as"
+      f" http://HOST:5000; schemes are {', '.join(_STORES)}."
+    )
 
 
 class _MLflow(Tracker):
@@ -83,6 +111,10 @@ class _MLflow(Tracker):
     self._uri, self._experiment = uri, experiment
     self._run_name, self._joined = run_name, run_id
     self._timeout = timeout
+    store = uri or os.environ.get(_URI, "")
+    names = (experiment, *map(os.environ.get, _EXPERIMENTS))
+    named = next(filter(None, names), _DEFAULT)
+    self.place = f"{urls.redacted(store)} {named}".strip()
 
   def open(self, run: RunFacts) -> Opened:
     # MLflow's client would repeat a request whose answer it did not get; we
@@ -173,7 +205,7 @@ class _MLflow(Tracker):
     number = os.environ.get("MLFLOW_EXPERIMENT_ID")
     if name is None and number:
       return number
-    name = name or "fedjax_sim"
+    name = name or _DEFAULT
     found = self._client.get_experiment_by_name(name)
     if found is not None:
       return str(found.experiment_id)

@@ -67,6 +67,8 @@ class Tracker:
     live: the tracker writes local files, in the run's own thread, before the
       checkpoint: its errors end the run, and what it wrote after a restored
       checkpoint is written again.
+    place: where on which server the run is, without passwords. Rows sent to
+      another place do not count; "" if there is only one.
 
   Example:
     class Lines(Tracker):
@@ -80,6 +82,7 @@ class Tracker:
   """
 
   live: bool = False
+  place: str = ""
 
   def open(self, run: RunFacts) -> Opened:
     """Create the run, or join the one of before; called until it succeeds."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedjax_sim.core import optional, validate
+from fedjax_sim.core import optional, urls, validate
 from fedjax_sim.reporting.trackers import wandb_files
 from fedjax_sim.reporting.trackers.protocol import (
   Opened,
@@ -79,6 +79,9 @@ class _WandB(Tracker):
     self._entity, self._group = entity, group
     self._run_name, self._joined = run_name, run_id
     self._mode, self._timeout = mode, timeout
+    server = urls.redacted(os.environ.get("WANDB_BASE_URL", ""))
+    team = entity or os.environ.get("WANDB_ENTITY")
+    self.place = " ".join(filter(None, (server, team, self._project)))
 
   def open(self, run: RunFacts) -> Opened:
     # Its reports of itself would hold up the end of a process without network.
