@@ -177,6 +177,15 @@ def data_folder() -> pathlib.Path:
 
 
 @pytest.fixture
+def real_data(
+  data_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> pathlib.Path:
+  """The folder of real data sets, where configs find them, too."""
+  monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
+  return data_folder
+
+
+@pytest.fixture
 def optimized() -> Iterator[None]:
   """All of LLVM's optimizations, for a test that computes for long."""
   before = jax.config.values["jax_disable_most_optimizations"]

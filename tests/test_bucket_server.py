@@ -166,6 +166,7 @@ def test_what_others_write_is_seen(url):
   assert first.sizes() == {"a": 1}
 
 
+@pytest.mark.slow
 def test_a_second_run_and_a_signal(url, popen, tmp_path):
   first = popen(command(url, "--config.server.rounds=100000"), cwd=tmp_path)
   end = time.monotonic() + 120
@@ -186,6 +187,7 @@ def test_a_second_run_and_a_signal(url, popen, tmp_path):
   assert f"after round {last}," in err
 
 
+@pytest.mark.slow
 def test_several_processes(url, popen, tmp_path):
   run = command(url)[3:]
   launch = [sys.executable, "-m", "fedjax_sim", "launch", "--processes=2"]
@@ -196,6 +198,7 @@ def test_several_processes(url, popen, tmp_path):
   assert summary["processes"] == 2
 
 
+@pytest.mark.slow
 def test_without_rights(popen, monkeypatch, tmp_path):
   """All but the making of the bucket needs rights, which nobody has."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -216,6 +219,7 @@ def test_without_rights(popen, monkeypatch, tmp_path):
   assert (folder / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_without_a_bucket_or_a_network(url, popen, monkeypatch, tmp_path):
   folder = tmp_path / "run"
   run = command(folder, "--sync-to=s3://nosuch/digits")

@@ -224,6 +224,7 @@ def test_all_errors_have_one_base():
   codes = {e.__name__ for e in found if getattr(e, "exit_code", 2) == 1}
   assert codes == {
     "CheckpointError",
+    "CopyError",
     "DivergedError",
     "StageError",
     "WriteError",

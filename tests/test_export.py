@@ -310,7 +310,7 @@ print(*program.platforms)
 
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["digits", "images", "text", "heartbeats"])
-def test_a_program_runs_with_jax_alone(tmp_path, kind, workdir, data_folder):
+def test_a_program_runs_with_jax_alone(tmp_path, kind, workdir, real_data):
   configs = {
     "images": "mnist_writers_cnn.py",
     "text": "shakespeare_lstm.py",

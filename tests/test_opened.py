@@ -514,6 +514,7 @@ def test_a_model_in_pieces_on_four_devices(tmp_path, popen, monkeypatch):
   assert opened.config.runtime.model_devices == 4
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_run_that_goes_on(tmp_path, popen):
   """Checkpoints come and go while it is opened again and again."""
@@ -543,7 +544,7 @@ def test_a_run_that_goes_on(tmp_path, popen):
 
 
 @pytest.mark.integration
-def test_text_and_its_next_characters(tmp_path, data_folder):
+def test_text_and_its_next_characters(tmp_path, real_data):
   spec = f"{ROOT / 'configs' / 'shakespeare_lstm.py'}:smoke"
   run(tmp_path / "run", spec, {"runtime.devices": "1"})
   opened = load(tmp_path / "run")
@@ -554,7 +555,7 @@ def test_text_and_its_next_characters(tmp_path, data_folder):
 
 
 @pytest.mark.integration
-def test_patients_with_models_of_their_own(tmp_path, data_folder):
+def test_patients_with_models_of_their_own(tmp_path, real_data):
   spec = f"{ROOT / 'configs' / 'ecg_apfl.py'}:smoke"
   run(tmp_path / "run", spec, {"runtime.devices": "1"})
   opened = load(tmp_path / "run")

@@ -127,6 +127,7 @@ def digest(folder):
   return json.loads((folder / "summary.json").read_bytes())["params_digest"]
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_table_of_clients_is_saved_by_its_processes(popen, tmp_path):
   """Two processes of two devices, then one of four, and two again."""
@@ -168,6 +169,7 @@ def test_a_model_in_pieces_over_two_processes(popen, tmp_path):
   assert digest(folder) == digest(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_folder_that_not_all_see(popen, tmp_path):
   folders = [tmp_path / "a", tmp_path / "b"]

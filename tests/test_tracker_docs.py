@@ -91,6 +91,7 @@ def test_a_search_by_optuna(here, monkeypatch):
   assert len(module.main(1, "configs/digits_fedavg.py:smoke").trials) == 3
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_sweep(here):
   """The command that W&B's agent makes out of the file, executed."""
   utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")

@@ -198,6 +198,7 @@ def test_a_run_that_is_killed_is_whole_on_the_server(server, tmp_path):
   assert "clients_unseen.csv" in names
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment(server, tmp_path):
   folder = tmp_path / "run"
   fields = [f"trackers.mlflow.uri={server}", "server.rounds=600"]
@@ -242,6 +243,7 @@ def test_a_run_that_a_job_brings_along(server, tmp_path):
   assert found.data.metrics.keys() == {"test/loss", "accuracy"}
 
 
+@pytest.mark.slow
 def test_two_runs_that_a_job_brings_along(server, tmp_path):
   """The second one becomes a child, and loses no row."""
   client = client_of(server)
@@ -309,6 +311,7 @@ def test_a_server_that_is_not_there(tmp_path):
   assert (folder / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers(tmp_path):
   folder = tmp_path / "run"
   with socket.socket() as listening:
@@ -327,6 +330,7 @@ def test_a_server_that_never_answers(tmp_path):
   assert took < summary["wall_seconds"] + 25  # imports, the end; MLflow has 30
 
 
+@pytest.mark.slow
 def test_wandb_out_of_reach(tmp_path):
   folder = tmp_path / "run"
   fields = ("wandb.wait=20", "wandb.timeout=2")
@@ -343,6 +347,7 @@ def test_wandb_out_of_reach(tmp_path):
   assert (folder / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_what_was_not_sent_is_sent_later(server, tmp_path):
   folder = tmp_path / "run"
   away = f"trackers.mlflow.uri=http://127.0.0.1:{free_port()}"
@@ -355,6 +360,7 @@ def test_what_was_not_sent_is_sent_later(server, tmp_path):
   assert (folder / "trackers.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_finish_say_so(server, tmp_path):
   """SIGTERM, and an update that is not finite."""
   folder = tmp_path / "run"
@@ -385,6 +391,7 @@ def test_runs_that_do_not_finish_say_so(server, tmp_path):
   assert run.info.status == "FAILED", err
 
 
+@pytest.mark.slow
 def test_wandbs_files_have_each_row_once(tmp_path):
   folder = tmp_path / "run"
   fields = (

@@ -492,6 +492,7 @@ def test_a_run_that_gets_more_rounds(tmp_path, fast, own):
   assert [x[0] for x in lines_of(folder, "close")] == ["finished"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_only_the_first_of_several_processes_sends(tmp_path, own):
   folder = tmp_path / "run"
