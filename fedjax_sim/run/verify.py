@@ -217,7 +217,7 @@ def _compare(
     last = reader.read(end, like)
     first = reader.read(start, like) if start in reader.rounds() else None
   except FileNotFoundError as error:
-    gone = f"{one_line(error)}; does the run go on?"
+    gone = f"{first_line(error)}; does the run go on?"
     return Comparison(start, end, trouble=gone)
   except Exception as error:  # whatever a damaged checkpoint raises
     return Comparison(start, end, trouble=first_line(error))
