@@ -309,7 +309,15 @@ print(*program.platforms)
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["digits", "images", "text", "heartbeats"])
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "digits",
+    pytest.param("images", marks=pytest.mark.slow),
+    "text",
+    "heartbeats",
+  ],
+)
 def test_a_program_runs_with_jax_alone(tmp_path, kind, workdir, real_data):
   configs = {
     "images": "mnist_writers_cnn.py",
