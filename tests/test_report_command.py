@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from fedjax_sim.cli.main import main
-from fedjax_sim.config import changes, flags
+from fedjax_sim.config import flags, nondefault
 from fedjax_sim.run import experiment
 from fedjax_sim.run.workdir import locked
 
@@ -66,7 +66,7 @@ def test_a_report_repeats_its_run(runs, tmp_path):
   """Its config file gives the same digest of the parameters."""
   tree = json.loads((runs / "fedavg" / "config.json").read_text())
   file = tmp_path / "repeat.py"
-  file.write_text(changes.config_file(tree))
+  file.write_text(nondefault.config_file(tree))
   summary = experiment.run(flags.load(str(file)), tmp_path / "again")
   first = json.loads((runs / "fedavg" / "summary.json").read_text())
   assert summary["params_digest"] == first["params_digest"]

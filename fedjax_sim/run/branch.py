@@ -177,10 +177,7 @@ def take_over(
     restored = _restored(folder, origin.round, before)
     same_data = restored.facts["data"] == data_digest
     _check_account(config, now, restored, account, same_data)
-    same_metrics = same_data and all(
-      configs.resolved(config[part]) == configs.resolved(now[part])
-      for part in ("data", "model")
-    )
+    same_metrics = same_data and _measured(config) == _measured(now)
     taken, missing = _grafted(
       restored.state,
       fresh,
@@ -195,6 +192,16 @@ def take_over(
 
   processes.from_first(take)
   return begun
+
+
+def _measured(config: ConfigDict) -> dict[str, Any]:
+  """Return the fields that the meaning of metrics rests on."""
+  fields = dict(configs.fields_of(config))
+  named = {k: v for k, v in fields.items() if k.startswith(("data.", "model."))}
+  # The data are compared themselves, and the first weights are long gone.
+  for field in ("data.path", "model.initial", "model.initial_only"):
+    named.pop(field, None)
+  return named
 
 
 def copy_rows(origin: Origin, folder: Path, logged: bool) -> None:

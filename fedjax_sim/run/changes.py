@@ -101,7 +101,8 @@ def _refuse_without_checkpoints(folder: Path, *, ends: bool) -> None:
     ends: whether a finished run stays as it is.
 
   Raises:
-    WorkdirError: `checkpoints/` is not there, or empty.
+    WorkdirError: a finished run has no checkpoint, or one that trained has no
+      folder of them; a run that was killed before its first one has that.
   """
   saved = folder / "checkpoints"
   metrics = folder / "metrics.jsonl"

@@ -228,7 +228,10 @@ class _Launch:
       trackers = stack.enter_context(
         tracked(self.experiment, self.place, first_round)
       )
-      with self._told(done, begins, simulator, trackers) as (told, profile):
+      with self._outputs(done, begins, simulator, trackers) as (
+        written,
+        profile,
+      ):
         loop = Loop(
           experiment=self.experiment,
           folder=folder,
@@ -236,7 +239,7 @@ class _Launch:
           checkpoints=checkpoints,
           phases=phases,
           data_digest=self.data_digest,
-          journal=told,
+          journal=written,
           received=received,
           on_round=self.on_round,
           profile=profile,
@@ -296,7 +299,7 @@ class _Launch:
       yield checkpoints
 
   @contextlib.contextmanager
-  def _told(
+  def _outputs(
     self, done: int, begins: bool, simulator: Simulator, trackers: Trackers
   ) -> Iterator[tuple[Journal, profiling.Profile | None]]:
     """Yield where metrics and messages go, and what traces a few dispatches.
@@ -315,7 +318,7 @@ class _Launch:
         profile = profiling.Profile(folder / "profile", self.phases)
         stack.enter_context(profile)
       with self.phases("write"):
-        told = stack.enter_context(
+        written = stack.enter_context(
           journal(
             folder,
             rounds=self.experiment.timetable.rounds,
@@ -328,7 +331,7 @@ class _Launch:
             else simulator.data.train.client_name,
           )
         )
-      yield told, profile
+      yield written, profile
 
   def _take_over(self, fresh: RunState) -> RunState:
     """Return the state that a branch begins with; copy its first metrics."""
@@ -362,7 +365,7 @@ class _Launch:
     if account is not None:
       reporting.write_json(folder / composition.FILE, account)
     if self.standing.changed:
-      told = "; ".join(
+      listed = "; ".join(
         f"{k}: {a} -> {b}" for k, (a, b) in self.standing.changed.items()
       )
-      warn(f"The run goes on with other settings: {told}.")
+      warn(f"The run goes on with other settings: {listed}.")

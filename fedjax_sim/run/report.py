@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import reporting
 from fedjax_sim.config import fields_of
-from fedjax_sim.config.changes import changes, config_file
 from fedjax_sim.config.defaults import default_config
+from fedjax_sim.config.nondefault import changes, config_file
 from fedjax_sim.run.changes import ORIGIN, decisive
 
 FILE = "report.html"

@@ -263,4 +263,4 @@ def _git_commit() -> dict[str, str]:
     )
   except (OSError, subprocess.SubprocessError):
     return {}
-  return {"mlflow.source.git.commit": result.stdout.strip()}
+  return {"git.commit": result.stdout.strip()}

@@ -23,6 +23,7 @@ from fedjax_sim.config import build
 from fedjax_sim.config.build import Experiment, Timetable
 from fedjax_sim.core import PyTree, validate
 from fedjax_sim.core.digests import digest
+from fedjax_sim.core.types import EMPTY
 from fedjax_sim.run.changes import ORIGIN, read_config, stored_config
 from fedjax_sim.run.checkpoint_files import first_line
 from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
@@ -60,9 +61,9 @@ class Comparison(NamedTuple):
   start: int
   end: int
   arrays: int = 0
-  differing: Mapping[str, float] = {}
+  differing: Mapping[str, float] = EMPTY
   rows: int = 0
-  other_rows: Mapping[str, float] = {}
+  other_rows: Mapping[str, float] = EMPTY
   trouble: str = ""
 
   @property
@@ -76,8 +77,8 @@ class Comparison(NamedTuple):
     if self.trouble:
       return f"{head}: not compared: {self.trouble}"
     return (
-      f"{head}: checkpoint, {_told(self.differing, self.arrays, 'array')};"
-      f" metrics, {_told(self.other_rows, self.rows, 'row')}"
+      f"{head}: checkpoint, {_in_words(self.differing, self.arrays, 'array')};"
+      f" metrics, {_in_words(self.other_rows, self.rows, 'row')}"
     )
 
 
@@ -385,7 +386,7 @@ def _differences(a: Row, b: Row) -> Iterator[tuple[str, float]]:
       yield name, abs(x - y)
 
 
-def _told(differing: Mapping[str, float], count: int, what: str) -> str:
+def _in_words(differing: Mapping[str, float], count: int, what: str) -> str:
   """Return in words how much differs."""
   if not differing:
     return f"{count} {what}{'s' * (count != 1)} equal"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,9 +90,9 @@ class Section(NamedTuple):
   warnings: Sequence[str] = ()
   cards: Sequence[Card] = ()
   figures: Sequence[Figure] = ()
-  facts: Mapping[str, str] = {}
+  facts: Mapping[str, str] = types.MappingProxyType({})
   tables: Sequence[Table] = ()
-  codes: Mapping[str, str] = {}
+  codes: Mapping[str, str] = types.MappingProxyType({})
   folded: bool = False
 
 

@@ -37,6 +37,7 @@ _STORES = (  # schemes of URIs
   *("http", "https", "databricks", "azureml"),
   *("sqlite", "postgresql", "mysql", "mssql"),
 )
+_TAGS = {"git.commit": "mlflow.source.git.commit"}  # as its pages look for it
 _METRICS_A_BATCH = 1000  # limits of MLflow's API
 _ENTRIES_A_BATCH = 100
 _LONGEST = 500  # characters of a parameter or a tag, on any server
@@ -231,7 +232,8 @@ class _MLflow(Tracker):
 
     params = {k: _text(v) for k, v in run.params.items()}
     before = found.data.params
-    tags = {_KEY: run.key, **{k: _text(v) for k, v in run.tags.items()}}
+    named = {_TAGS.get(k, k): _text(v) for k, v in run.tags.items()}
+    tags = {_KEY: run.key, **named}
     tags |= {k: v for k, v in params.items() if k in before and before[k] != v}
     new = [Param(k, v) for k, v in params.items() if k not in before]
     for part in _parts(new, _ENTRIES_A_BATCH):

@@ -7,9 +7,9 @@ import pytest
 
 from fedjax_sim import config as configs
 from fedjax_sim.config import flags
-from fedjax_sim.config.changes import Change, changes, config_file
 from fedjax_sim.config.completion import complete
 from fedjax_sim.config.defaults import default_config
+from fedjax_sim.config.nondefault import Change, changes, config_file
 from tiers import slow_but
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
