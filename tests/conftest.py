@@ -96,6 +96,16 @@ def forget_oldest(folder: pathlib.Path, limit: int) -> None:
     total -= size
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Put files with whole programs first, so that none is left at the end.
+
+  Several processes take files in this order; one that takes long would keep
+  the last of them busy alone.
+  """
+  long = {i.path for i in items if i.get_closest_marker("integration")}
+  items.sort(key=lambda item: item.path not in long)
+
+
 def pytest_collection_finish() -> None:
   # Tracing makes many objects, and looking for cycles among them and all that
   # was imported takes a tenth of the time.

@@ -1,7 +1,9 @@
 """The documents are true: their commands, code, tables and links."""
 
 import ast
+import contextlib
 import importlib
+import io
 import json
 import os
 import pathlib
@@ -15,6 +17,7 @@ import textwrap
 import tomllib
 import types
 import typing
+import warnings
 from typing import NamedTuple
 
 import pytest
@@ -22,6 +25,7 @@ import pytest
 import fedjax_sim
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.cli import listing
+from fedjax_sim.cli.main import main
 from fedjax_sim.config import components, default_config
 from tiers import slow_but
 
@@ -67,14 +71,19 @@ def table(text: str) -> list[list[str]]:
 
 
 def run(command: list[str], folder: pathlib.Path) -> str:
-  """Runs a command with the package of `folder`, or else of the root."""
-  here = folder if (folder / "fedjax_sim").exists() else ROOT
+  """Run a command with the package of `folder`, or else of the root.
+
+  A command of the root's own package runs in this process, which has JAX.
+  """
+  own = (folder / "fedjax_sim").exists()
+  if command[0] == "fedjax-sim" and not own:
+    return run_here(command[1:], folder)
   if command[0] == "fedjax-sim":
     command = [sys.executable, "-m", "fedjax_sim", *command[1:]]
   result = subprocess.run(
     command,
     cwd=folder,
-    env=os.environ | {"PYTHONPATH": str(here)},
+    env=os.environ | {"PYTHONPATH": str(folder if own else ROOT)},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -82,6 +91,19 @@ def run(command: list[str], folder: pathlib.Path) -> str:
   )
   assert result.returncode == 0, f"{command}\n{result.stdout}"
   return result.stdout
+
+
+def run_here(arguments: list[str], folder: pathlib.Path) -> str:
+  """Return what `fedjax-sim` prints; the current folder is `folder`."""
+  printed = io.StringIO()
+  with (
+    contextlib.chdir(folder),
+    contextlib.redirect_stdout(printed),
+    warnings.catch_warnings(action="default"),  # they do not end a user's run
+  ):
+    code = main(arguments)
+  assert code == 0, f"{arguments}\n{printed.getvalue()}"
+  return printed.getvalue()
 
 
 def commands(shell: str) -> list[list[str]]:

@@ -554,7 +554,7 @@ def test_text_and_its_next_characters(tmp_path, real_data):
   assert np.mean(hits) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_patients_with_models_of_their_own(tmp_path, real_data):
   spec = f"{ROOT / 'configs' / 'ecg_apfl.py'}:smoke"
   run(tmp_path / "run", spec, {"runtime.devices": "1"})

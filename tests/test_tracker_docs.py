@@ -73,6 +73,7 @@ def test_the_page_shows_the_example():
   assert f"```python\n{EXAMPLE.read_text()}```" in TRACKERS.read_text()
 
 
+@pytest.mark.slow
 def test_a_search_by_optuna(here, monkeypatch):
   reason = "pip install optuna"
   pytest.importorskip("optuna", reason=reason).logging.disable_default_handler()

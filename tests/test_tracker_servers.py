@@ -80,7 +80,11 @@ def command(folder, *fields, killed=None):
 
 def environment(**more):
   paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-  quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+  quiet = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # more processes
+    "WANDB_ERROR_REPORTING": "false",
+  }
   own = {
     k: v
     for k, v in os.environ.items()
@@ -171,10 +175,20 @@ def check_history(folder, uri, status="FINISHED"):
   return run
 
 
-def test_a_run_that_is_killed_is_whole_on_the_server(server, tmp_path):
+HALF = ("half=20",)
+ALL_KILLS = ("created=0", "sent=10", "half=20", "sent=30")
+
+
+@pytest.mark.parametrize(
+  "kills", [HALF, pytest.param(ALL_KILLS, marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_killed_is_whole_on_the_server(server, tmp_path, kills):
   folder = tmp_path / "run"
-  fields = [f"trackers.mlflow.uri={server}", "trackers.mlflow.experiment=kills"]
-  for killed in ("created=0", "sent=10", "half=20", "sent=30"):
+  fields = [
+    f"trackers.mlflow.uri={server}",
+    f"trackers.mlflow.experiment={len(kills)} kills",
+  ]
+  for killed in kills:
     finish(
       command(folder, *fields, killed=killed), tmp_path, code=-signal.SIGKILL
     )
@@ -186,7 +200,7 @@ def test_a_run_that_is_killed_is_whole_on_the_server(server, tmp_path):
   assert len(reporting.read_metrics(folder / "metrics.jsonl")) == ROUNDS
   run = check_history(folder, server)
   client = client_of(server)
-  experiment = client.get_experiment_by_name("kills")
+  experiment = client.get_experiment_by_name(f"{len(kills)} kills")
   assert len(client.search_runs([experiment.experiment_id])) == 1
   assert run.data.params["client.batch_size"] == "8"
   assert run.data.params["server.rounds"] == str(ROUNDS)
