@@ -176,7 +176,7 @@ def test_several_processes(origin, tmp_path):
   assert len(rows) == 8
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_log_of_clients(tmp_path, origin):
   logged = {"server__client_log": "True"}
   run(tmp_path / "origin", 8, **KEPT, **logged)
@@ -213,7 +213,7 @@ def test_what_is_refused(origin, tmp_path, place, rounds, changes, message):
   assert left <= {".lock", "checkpoints"}
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_branch_of_a_private_run(tmp_path, capsys):
   """Its account goes on, but never with the origin's noise."""
   source = tmp_path / "origin"

@@ -171,6 +171,7 @@ def test_what_made_the_past_stays(finished, changes, name):
   }
 
 
+@pytest.mark.slow
 def test_devices_may_change_where_bits_do_not(tmp_path):
   same = {"runtime__deterministic_reduction": "2", "runtime__lanes": "2"}
   run(tmp_path / "run", 3, **same)
@@ -268,7 +269,7 @@ def test_a_schedule_that_followed_evaluations_goes_on(tmp_path):
   assert extended["params_digest"] == whole["params_digest"]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_private_run_goes_on_where_its_account_holds(tmp_path):
   private = {
     "privacy__mechanism": "gaussian",
@@ -291,7 +292,7 @@ def test_a_private_run_goes_on_where_its_account_holds(tmp_path):
   assert (tmp_path / "fitted" / "summary.json").read_bytes() == before
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_clients_log_goes_on(tmp_path):
   logged = {"server__client_log": "True"}
   run(tmp_path / "run", 3, **logged)
