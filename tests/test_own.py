@@ -54,10 +54,10 @@ def test_the_page_shows_the_files():
   assert "python docs/own/script.py" in text
 
 
-@pytest.mark.integration
 QUICK = [p for p in CONFIGS if p.stem in ("linen_model", "data", "metric")]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
   "path", slow_but(QUICK, CONFIGS), ids=lambda path: path.stem
 )
