@@ -87,6 +87,7 @@ def test_no_tracker_is_needed(folder, capsys, monkeypatch):
     ("6-7", [(4, 8)]),
     ("1-9", [(0, 4), (4, 8), (8, 9)]),
     ("9-9", [(8, 9)]),
+    ("0-1", [(0, 4)]),
   ],
 )
 def test_stretches_of_rounds(tmp_path, text, wanted):
@@ -98,13 +99,23 @@ def test_stretches_of_rounds(tmp_path, text, wanted):
   [
     ("5", "give all, checkpoints, or FROM-TO"),
     ("7-6", "give all, checkpoints, or FROM-TO"),
-    ("10-12", "the newest checkpoint is of round 9"),
+    ("10-12", "can be verified from round 1 to round 9; give rounds of these"),
+    ("8-10", "can be verified from round 1 to round 9"),
   ],
 )
 def test_other_rounds_are_refused(folder, capsys, text, message):
   code, lines = verify(folder, capsys, f"--rounds={text}")
   assert code == 2
   assert message in lines[-1]
+
+
+@pytest.mark.parametrize("text", ["1-5", "10-15", "0-20"])
+def test_rounds_before_the_first_checkpoint_of_a_branch(tmp_path, text):
+  """None is left out in silence."""
+  with pytest.raises(
+    ValueError, match=f"={text}: .* from round 11 to round 20"
+  ):
+    stretches_of([10, 20], [10, 20], text, tmp_path)
 
 
 def test_a_changed_line_of_metrics(folder, capsys):
