@@ -212,6 +212,28 @@ def test_no_code_of_another_config_runs(finished, tmp_path):
   assert not ran.exists()
 
 
+def test_no_code_of_another_configs_trackers_runs(finished, tmp_path):
+  """Nor is it missed, where the run goes on with other trackers."""
+  ran = tmp_path / "ran"
+  code = tmp_path / "evil.py"
+  code.write_text(f"open({str(ran)!r}, 'w').close()\ndef f(): ...\n")
+  path = finished / "config.json"
+  stored = json.loads(path.read_text())
+  ours = config.resolved(config.complete(quick(12)))
+  named = "trackers.tensorboard.name"
+  for name in (f"{code}:f", f"{tmp_path}/gone.py:f"):
+    # Fields of now that it lacks, in free sections and in others.
+    stored["trackers"] = {"other": {"name": name}}
+    stored["runtime"].pop("start_timeout", None)
+    path.write_text(json.dumps(stored))
+    found = changes.changes_since(finished, ours)
+    assert found is not None
+    assert found.keys() >= {"trackers.other.name", named, "server.rounds"}
+    assert found[named] == (None, "tensorboard")
+    assert "runtime.start_timeout" not in found
+  assert not ran.exists()
+
+
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_run_without_its_checkpoints(finished, ended):
   """Half copied: it would begin anew, and lose its metrics."""
@@ -226,6 +248,19 @@ def test_a_run_without_its_checkpoints(finished, ended):
   }
   if ended:
     assert run(finished, 6)["rounds"] == 6
+
+
+def test_an_older_summary_is_no_end(finished):
+  """Copied in part: the config of now, the summary of 6 rounds."""
+  shutil.rmtree(finished / "checkpoints")
+  path = finished / "config.json"
+  stored = json.loads(path.read_text())
+  stored["server"]["rounds"] = 12
+  path.write_text(json.dumps(stored))
+  metrics = (finished / "metrics.jsonl").read_bytes()
+  with pytest.raises(WorkdirError, match="without its checkpoints"):
+    run(finished, 12)
+  assert (finished / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_fewer_rounds_than_were_done(finished):

@@ -339,11 +339,9 @@ class Mirror:
   def _own(self) -> None:
     """Take the bucket's lock, if that was not done; refuse another run's."""
     with self._owning:
-      if self._owns:
-        self._lock.check()
-        return
       self._lock.take()
-      if not self._adopts:
+      self._lock.check()  # it may have been lost since
+      if not (self._owns or self._adopts):
         self._refuse_other_run()
       self._owns = True
 

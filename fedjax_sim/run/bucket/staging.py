@@ -104,6 +104,8 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
       text = f"the checkpoint of round {round_} is damaged: {damage}"
       say(f"{bucket.url}: {text}.", "warning")
       shutil.rmtree(path)
+  if not rounds_in(new / "checkpoints"):
+    _show_whether_it_begins(new, there)
   if same and _progress(folder) > _progress(new):
     shutil.rmtree(new)
     return
@@ -153,6 +155,22 @@ def _fetch(
       os.link(folder / name, path)
     else:
       bucket.fetch(name, path)
+
+
+def _show_whether_it_begins(new: Path, there: Mapping[str, int]) -> None:
+  """Leave an empty folder of checkpoints if the run never had one.
+
+  So it may begin anew, as where it was killed; buckets keep no empty folders.
+
+  Args:
+    new: what was fetched, without any whole checkpoint.
+    there: the files in the bucket.
+  """
+  saved = new / "checkpoints"
+  shutil.rmtree(saved, ignore_errors=True)
+  begun = any(checkpoint_of(name) is not None for name in there)
+  if begun and not complete_rounds(there):
+    saved.mkdir()
 
 
 def _damage(checkpoint: Path) -> str:
