@@ -43,8 +43,8 @@ _OF_ACCOUNTS = (  # fields; leakage's metrics are copied, too
 )
 _FILES = ("path", "lookup", "label_lookup")  # of the section `data`
 _DATA_GONE = (
-  " The branch has other data, so it takes those of its origin from where they"
-  " were; restore them."
+  " That is the origin's data.path, and the branch has other data; restore"
+  " those of the origin there."
 )
 T = TypeVar("T")
 

@@ -93,7 +93,7 @@ def grafted(
     ConfigChangedError: the model is another one, or the branch's algorithm
       cannot begin with it.
   """
-  graft = _Graft(origin, branch, same_data)
+  graft = Graft(origin, branch, same_data)
   same = graft.keeps
   server = old.server
   if not _alike(server, fresh.server):
@@ -130,7 +130,7 @@ def grafted(
 
 
 @dataclasses.dataclass
-class _Graft:
+class Graft:
   """What is decided as a branch takes over its origin's state.
 
   Attributes:
