@@ -5,6 +5,7 @@ Branches stop before their first round, so hardly anything is compiled.
 
 import contextlib
 import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -243,7 +244,7 @@ def test_another_seed_where_nobody_takes_turns(data, tmp_path):
 
 
 def graft_of(personal, before, now, same_data=True):
-  simulator = types.SimpleNamespace(
+  simulator: Any = types.SimpleNamespace(
     algorithm=types.SimpleNamespace(personal=personal)
   )
   return Graft(Side(simulator, before), Side(simulator, now), same_data)
