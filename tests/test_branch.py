@@ -139,7 +139,8 @@ def test_the_best_of_other_data_is_not_taken_over(tmp_path, capsys):
     assert summary["best/test/loss/round"] == 10
     err = capsys.readouterr().err
     assert "The data are other ones than the origin's" in err
-    assert "what schedules have seen, the best model so far" in err
+    assert "what the schedule of client.learning_rate has seen" in err
+    assert "the best model by test/loss." in err
   branch(tmp_path / "same", f"{tmp_path / 'origin'}:8", 10, **best)
   assert "begin anew" not in capsys.readouterr().err
 

@@ -173,7 +173,7 @@ def stored_config(folder: Path) -> ConfigDict | None:
   if stored is None:
     return None
   stored.pop(ORIGIN, None)
-  tree = _merged(configs.default_config().to_dict(), _with_tuples(stored))
+  tree = _merged(configs.default_config().to_dict(), with_tuples(stored))
   tree["trackers"] = {}
   try:
     return complete(ConfigDict(tree))
@@ -222,12 +222,12 @@ def _merged(tree: Any, stored: Any) -> dict[str, Any]:
   return result
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
   """Return what JSON holds with tuples for its lists, as configs have them."""
   if isinstance(value, dict):
-    return {key: _with_tuples(item) for key, item in value.items()}
+    return {key: with_tuples(item) for key, item in value.items()}
   if isinstance(value, list):
-    return tuple(map(_with_tuples, value))
+    return tuple(map(with_tuples, value))
   return value
 
 

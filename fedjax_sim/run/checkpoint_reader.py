@@ -91,6 +91,16 @@ class CheckpointReader:
     """Return the rounds of which there is a checkpoint, in order."""
     return rounds_in(self._folder)
 
+  def facts(self, round_: int) -> dict[str, Any]:
+    """Return what was stored with the state of a round, verified.
+
+    Raises:
+      Exception: it is damaged or gone, whatever makes orbax raise.
+    """
+    check_files(self.path(round_), RECORD)
+    record = self._load(round_, RECORD, self.ocp.args.JsonRestore())
+    return dict(record["facts"])
+
   def read(
     self,
     round_: int,
