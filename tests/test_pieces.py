@@ -360,3 +360,5 @@ def test_a_folder_that_not_all_see(tmp_path):
   newest = folders[0] / "run" / "checkpoints" / "2"
   assert not pieces_file(newest, 0).exists()
   assert not (folders[1] / "run").exists()
+  run("run", folders, 2, "free", server__rounds="4")
+  assert first_rounds(folders[0] / "run") == [1, 3]
