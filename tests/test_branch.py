@@ -16,7 +16,7 @@ from fedjax_sim.run import experiment
 from fedjax_sim.run.checkpoint import CheckpointError, Checkpoints
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 from test_extend import DIGITS, flags_of, leaves_of, quick, rows_of, run
-from workdirs import skip_pictures
+from workdirs import first_rounds, skip_pictures
 
 KEPT = {"runtime__keep_checkpoints": "9", "server__eval_every": "2"}
 PRIVATE = {
@@ -175,6 +175,7 @@ def test_several_processes(origin, tmp_path):
   rows = rows_of(tmp_path / "branch")
   assert rows[:4] == rows_of(origin)[:4]
   assert len(rows) == 8
+  assert first_rounds(tmp_path / "branch") == [5]
 
 
 @pytest.mark.slow

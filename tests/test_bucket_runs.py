@@ -561,6 +561,18 @@ def test_a_damaged_checkpoint_is_not_fetched(sent, url, tmp_path):
   assert restored(sent.folder) == 2
 
 
+def test_without_a_whole_checkpoint_nothing_begins_anew(sent, url, tmp_path):
+  bucket = Bucket(url)
+  for round_ in (1, 2):
+    bucket.write(f"checkpoints/{round_}/record/metadata", b"{}")
+  for _ in range(2):
+    with pytest.raises(WorkdirError, match="none of its checkpoints is whole"):
+      fill(tmp_path / "new", url)
+    assert list(tmp_path.glob("new*")) == []
+  assert fill(sent.folder, url) == []  # what is whole here is better
+  assert restored(sent.folder) == 2
+
+
 @pytest.mark.parametrize(
   "name",
   [

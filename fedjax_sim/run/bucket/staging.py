@@ -77,7 +77,8 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
 
   Raises:
     OSError: the network, the bucket or the disk fails.
-    WorkdirError: the bucket lists a file that is outside of its folder.
+    WorkdirError: the bucket lists a file that is outside of its folder, or has
+      checkpoints of which none is whole.
   """
   there = bucket.sizes()
   if not folder.exists() and (asides := _set_aside_before(folder)):
@@ -109,6 +110,12 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
   if same and _progress(folder) > _progress(new):
     shutil.rmtree(new)
     return
+  if complete_rounds(there) and not rounds_in(new / "checkpoints"):
+    shutil.rmtree(new)
+    raise WorkdirError(
+      f"{bucket.url}: none of its checkpoints is whole; restore the objects, or"
+      " begin anew in another --workdir."
+    )
   aside = _set_aside(folder) if folder.exists() else None
   new.rename(folder)
   (folder / SENT).touch()
