@@ -20,7 +20,7 @@ from fedjax_sim.tasks.low_rank import LowRank, evaluate
 from problems import blobs, make_simulator, normal, sgd, train
 
 X = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
-EXAMPLES = {"x": X, "y": np.array([0, 1, 2], np.int32)}
+EXAMPLES = {"x": jnp.asarray(X), "y": jnp.arange(3)}
 
 
 class Attention(nnx.Module):
@@ -95,7 +95,7 @@ def test_an_adapted_model_is_the_model_with_changed_kernels(name):
   )
   changed = scattered(begun)
   whole = merged(changed)
-  assert jax.tree.structure(whole) == jax.tree.structure(task.init(key))
+  assert paths_of(whole) == paths_of(task.init(key))
   np.testing.assert_allclose(
     loss(adapted)(changed), loss(task)(whole), rtol=2e-5, atol=1e-6
   )
@@ -144,7 +144,7 @@ def test_products_with_a_matrix_in_parts(side):
   )
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
   program = jax.make_jaxpr(
-    lambda *parts: evaluate(product, LowRank(*parts, 0.5), x)
+    lambda base, a, b: evaluate(product, LowRank(base, a, b, 0.5), x)
   )
   shapes = [v.aval.shape for e in program(base, a, b).eqns for v in e.outvars]
   assert base.shape not in shapes
@@ -181,6 +181,7 @@ def test_a_further_lane_takes_no_further_kernel():
       stacked(shapes.params, lanes), shapes.frozen, stacked(examples, lanes)
     )
     memory = lowered.compile().memory_analysis()
+    assert memory is not None
     return (
       memory.temp_size_in_bytes
       + memory.argument_size_in_bytes

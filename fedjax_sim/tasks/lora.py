@@ -123,6 +123,7 @@ def with_lora(
     return made
 
   def logits(variables: Variables, examples: Examples) -> Array:
+    assert task.logits is not None
     made: Array = evaluate(task.logits, joined(variables), examples)
     return made
 

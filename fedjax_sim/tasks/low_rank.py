@@ -10,7 +10,6 @@ always those of the whole matrix, up to rounding.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,11 +22,7 @@ from jax.extend.core import primitives
 Array = jax.Array
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=("base", "a", "b"),
-  meta_fields=("scale",),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRank:
   """An array base + scale * a @ b that has not been multiplied out.
@@ -42,7 +37,7 @@ class LowRank:
   base: Array
   a: Array
   b: Array
-  scale: Any
+  scale: Any = dataclasses.field(metadata={"static": True})
 
   def whole(self) -> Array:
     """Return the array, in the dtype of its base."""
@@ -56,8 +51,8 @@ class LowRank:
 
   def astype(self, dtype: Any) -> LowRank:
     """Return it with all of its parts in another dtype."""
-    parts = (x.astype(dtype) for x in (self.base, self.a, self.b))
-    return LowRank(*parts, self.scale)
+    base, a, b = (x.astype(dtype) for x in (self.base, self.a, self.b))
+    return LowRank(base, a, b, self.scale)
 
   def transposed(self) -> LowRank:
     """Return it with its outs before its ins."""
