@@ -9,6 +9,8 @@ covariance sum_i w_i dA_i dB_i - (sum_i w_i dA_i) (sum_i w_i dB_i).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -21,6 +23,7 @@ from fedjax_sim.core import (
   PyTree,
   Requirements,
   Task,
+  Variables,
   in_float32,
 )
 from fedjax_sim.core.tree import paths_of
@@ -29,14 +32,26 @@ from fedjax_sim.tasks.lora import SCALE, A, B
 from fedjax_sim.training.optimizers import Optimizer
 
 
+class Message(NamedTuple):
+  """What the server sends.
+
+  Attributes:
+    variables: of the model.
+    kernels: those with adapters, which are no constants here.
+  """
+
+  variables: Variables
+  kernels: list[Array]
+
+
 def fedex_lora(
   task: Task, client_optimizer: Optimizer, server_optimizer: Optimizer
 ) -> Algorithm:
   """Return FedAvg of adapters with the exact mean of their products.
 
   Needs the aggregator `stack`, and a task with adapters of which both factors
-  train. `bytes_down` counts the adapters alone; a server that sends what it
-  adds to the kernels sends as much as the whole cohort's adapters besides.
+  train. `bytes_down` counts the adapted kernels, which change in every round;
+  of a small cohort, a server could send all of its adapters instead.
 
   Args:
     task: what clients train, from `with_lora`.
@@ -54,7 +69,19 @@ def fedex_lora(
       " train, and the task has none; set adapter.name='lora' with"
       " adapter.fixed_a=False."
     )
-  base = fedavg(task, client_optimizer, server_optimizer)
+  base = fedavg(
+    task,
+    client_optimizer,
+    server_optimizer,
+    get_model=lambda client: client.message.variables,
+  )
+
+  def broadcast(server: ServerState) -> Message:
+    constants, _ = server.variables.frozen.rest
+    kernels = server.variables.frozen.params
+    pairs = zip(paths_of(kernels), jax.tree.leaves(kernels), strict=True)
+    changed = [leaf for path, leaf in pairs if path in constants]
+    return Message(server.variables, changed)
 
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context
@@ -82,7 +109,11 @@ def fedex_lora(
     frozen = frozen._replace(params=kernels)
     return server._replace(variables=server.variables._replace(frozen=frozen))
 
-  return base._replace(apply=apply, requirements=Requirements(all_updates=True))
+  return base._replace(
+    broadcast=broadcast,
+    apply=apply,
+    requirements=Requirements(all_updates=True),
+  )
 
 
 def _adapters(params: PyTree) -> list[str]:

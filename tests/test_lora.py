@@ -276,6 +276,10 @@ def test_only_adapters_are_sent():
   (out,) = simulator.run(simulator.init(), 1)
   numbers = 6 * 2 + 2 * 5 + 5 * 3 + 3  # A, B, and the second layer
   assert out.rows[0]["bytes_up"] == 3 * 4 * (numbers + 1)  # with the weight
+  assert out.rows[0]["bytes_down"] == 3 * 4 * numbers
+  exact = simulator_of(fedex_lora, task_of(), aggregator=aggregators.stack())
+  (out,) = exact.run(exact.init(), 1)
+  assert out.rows[0]["bytes_down"] == 3 * 4 * (numbers + 6 * 5)
 
 
 @pytest.mark.parametrize(
