@@ -899,6 +899,44 @@ def test_a_workdir_in_a_bucket_that_refuses(url, cache, capsys):
   assert not cache.exists()
 
 
+def test_no_password_of_a_url_is_shown(tmp_path, url, capsys):
+  secret = url.replace("://", "://me:hunter2@")
+  shown = url.replace("://", "://***@")
+  folder = f"--workdir={tmp_path / 'run'}"
+  for arguments in (
+    [f"--workdir={secret}"],
+    [f"--workdir={secret}", f"--sync-to={secret}"],
+    [f"--workdir={secret}".replace("memory:", "nosuch:")],
+    [folder, f"--branch-from={secret}:4"],
+  ):
+    with broken("cat_file"):
+      assert main(["run", f"--config={DIGITS}", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert shown.partition(":")[2] in err
+    assert "hunter2" not in err
+  for workdir, sync_to in ((secret, None), (tmp_path / "run", secret)):
+    with mirror.placed(workdir, sync_to) as place:
+      assert place.mirror is not None
+      place.mirror._fail(OSError(f"{secret} is gone"))
+      said = [message for message, _ in place.mirror.messages()]
+    mirror._print(f"Waiting for {secret}.")
+    text = " ".join([place.name, *said, capsys.readouterr().err])
+    assert shown in text
+    assert "hunter2" not in text
+  held(secret)
+  with pytest.raises(WorkdirError) as caught:
+    experiment.run(quick(), secret)
+  assert str(caught.value).startswith(f"{shown} is in use by another run")
+
+
+def test_no_staging_folder_has_a_password(url):
+  secret = url.replace("://", "://me:hunter2@")
+  folder = staging.folder_of(secret)
+  assert "hunter2" not in folder.name
+  assert folder == staging.folder_of(secret.replace("hunter2", "hunter3"))
+  assert folder != staging.folder_of(url)
+
+
 def test_a_copy_that_fails_shows_in_the_exit_code(tmp_path, url, capfd):
   folder = tmp_path / "run"
   arguments = ["run", f"--config={DIGITS}", f"--workdir={folder}"]

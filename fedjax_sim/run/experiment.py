@@ -99,6 +99,7 @@ def run(
   phases = Phases()
   with placed(workdir, sync_to) as place:
     config = complete(config)
+    build.check_no_password(config)
     resolved = configs.resolved(config)
     standing = look(place.folder, resolved, branch_from)
     if standing.finished is not None:

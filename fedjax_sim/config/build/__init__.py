@@ -3,6 +3,7 @@
 from fedjax_sim.config.build.algorithm import build_algorithm
 from fedjax_sim.config.build.data import AUGMENTATION, build_data, preprocessing
 from fedjax_sim.config.build.experiment import INITIAL, Experiment, build
+from fedjax_sim.config.build.passwords import check_no_password
 from fedjax_sim.config.build.server import (
   SCHEDULED,
   build_aggregator,
@@ -32,5 +33,6 @@ __all__ = [
   "build_task",
   "build_tracker",
   "build_trackers",
+  "check_no_password",
   "preprocessing",
 ]
