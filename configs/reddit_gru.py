@@ -22,6 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.model.name = "word_gru"
   config.algorithm.name = "fedprox"
   config.algorithm.mu = 0.001
+  config.algorithm.weighting = "tokens"
   config.client.learning_rate = 1.0
   config.client.batch_size = 64
   config.client.epochs = 1
