@@ -57,7 +57,7 @@ def test_shakespeare_as_tff_has_it(tmp_path, data_folder, capsys):
 def test_sentences_of_users_as_flute_has_them(tmp_path, data_folder, capsys):
   file = data_folder / "stackexchange" / "beer_posts.jsonl.gz"
   posts = map(json.loads, gzip.decompress(file.read_bytes()).splitlines()[:300])
-  users = collections.defaultdict(list)
+  users: dict[str, list[str]] = collections.defaultdict(list)
   for post in posts:
     sentences = re.split(r"(?<=[.?!])\s+", post["text"])
     users[str(post["user"])] += [
