@@ -14,8 +14,10 @@ from fedjax_sim.models import (
   kmeans,
   logistic_regression,
   mlp,
+  news_recommender,
   resnet18,
   text_lstm,
+  word_gru,
 )
 
 MODELS: dict[str, Callable[..., Task]] = {
@@ -25,6 +27,8 @@ MODELS: dict[str, Callable[..., Task]] = {
   "kmeans": kmeans.kmeans,
   "logistic_regression": logistic_regression.logistic_regression,
   "mlp": mlp.mlp,
+  "news_recommender": news_recommender.news_recommender,
   "resnet18": resnet18.resnet18,
   "text_lstm": text_lstm.text_lstm,
+  "word_gru": word_gru.word_gru,
 }

@@ -6,7 +6,7 @@ and pooling of any model in this way (`tasks/fast_layers.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -166,3 +166,125 @@ class LSTM(nnx.Module):
   def __call__(self, x: Array) -> Array:
     """Return outputs, (time, batch, units), of x, (time, batch, features)."""
     return lstm(self.inputs(x), self.recurrent[...])
+
+
+def uniform(bound: float) -> Callable[..., Array]:
+  """Return an initializer that draws from U(-bound, bound).
+
+  Args:
+    bound: > 0; PyTorch's own is 1 / sqrt(inputs), and of a recurrent layer
+      1 / sqrt(units).
+  """
+
+  def init(
+    key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any
+  ) -> Array:
+    return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
+
+  return init
+
+
+@jax.custom_vjp
+def gru(gates: Array, kernel: Array, bias: Array) -> Array:
+  """Run a GRU over whole sequences, from a zero state.
+
+  Cho et al. 2014 (arXiv 1406.1078), in the form of cuDNN and PyTorch, where the
+  reset gate r also scales the bias of the state's part of the candidate n:
+
+      r, z = sigmoid(gates_rz + h kernel_rz)
+      n = tanh(gates_n + r (h kernel_n + bias))
+      h' = (1 - z) n + z h
+
+  What depends on the input alone comes as an argument, one product for all
+  steps, and the gradient is written by hand, as that of `lstm`: reverse mode
+  only.
+
+  Args:
+    gates: shape=(time, batch, 3 * units); the inputs' part of r, z, n, all
+      other biases included.
+    kernel: shape=(units, 3 * units); from the state to r, z, n. Computed in
+      the gates' dtype; its gradient has its own.
+    bias: shape=(units,); see above.
+
+  Returns:
+    The states after each step, shape=(time, batch, units), in the gates' dtype.
+  """
+  return _gru_forward(gates, kernel, bias)[0]
+
+
+def _gru_forward(gates: Array, kernel: Array, bias: Array) -> tuple[Array, Any]:
+  units = kernel.shape[0]
+  halves = np.ones(3 * units)
+  halves[: 2 * units] = 0.5  # sigmoid(x) = tanh(x / 2) / 2 + 1/2
+  scale = jnp.asarray(halves, gates.dtype)
+  scaled = kernel.astype(gates.dtype) * scale[None]
+  inner = bias.astype(gates.dtype)[None]
+
+  def step(h: Array, given: Array) -> tuple[Array, Any]:
+    by_state = h @ scaled
+    opened = 0.5 * jnp.tanh(given + by_state)[..., : 2 * units] + 0.5
+    r, z = jnp.split(opened, 2, axis=-1)
+    q = by_state[..., 2 * units :] + inner
+    n = jnp.tanh(given[..., 2 * units :] + r * q)
+    new = n + z * (h - n)
+    return new, (new, r, z, n, q)
+
+  zero = jnp.zeros((*gates.shape[1:-1], units), gates.dtype)
+  _, (hs, r, z, n, q) = lax.scan(step, zero, gates * scale[None, None])
+  return hs, (hs, r, z, n, q, kernel, bias)
+
+
+def _gru_backward(saved: Any, dhs: Array) -> tuple[Array, Array, Array]:
+  hs, r, z, n, q, kernel, bias = saved
+  before = jnp.concatenate([jnp.zeros_like(hs[:1]), hs[:-1]])
+  # What h changes in n's sum, and from there in the state's part of r, z, n.
+  by_n = (1 - z) * (1 - n * n)
+  factors = jnp.concatenate(
+    [by_n * q * r * (1 - r), (before - n) * z * (1 - z), by_n * r], axis=-1
+  )
+  back = kernel.astype(dhs.dtype).T
+
+  def step(dh: Array, given: Any) -> tuple[Array, Array]:
+    more, by_state, z = given
+    dh = dh + more
+    return (jnp.tile(dh, 3) * by_state) @ back + dh * z, dh
+
+  zero = jnp.zeros_like(dhs[0])
+  _, dh = lax.scan(step, zero, (dhs, factors, z), reverse=True)
+  by_state = jnp.tile(dh, 3) * factors
+  flat = lambda x: x.reshape(-1, x.shape[-1])
+  by_kernel = flat(before).T @ flat(by_state)
+  opened, by_q = jnp.split(by_state, [2 * kernel.shape[0]], axis=-1)
+  by_bias = flat(by_q).sum(0)
+  by_gates = jnp.concatenate([opened, dh * by_n], axis=-1)
+  return by_gates, by_kernel.astype(kernel.dtype), by_bias.astype(bias.dtype)
+
+
+gru.defvjp(_gru_forward, _gru_backward)
+
+
+class GRU(nnx.Module):
+  """A layer that reads whole sequences; see `gru`.
+
+  PyTorch's cell: two biases, all of U(-1/sqrt(units), 1/sqrt(units)) at first.
+
+  Args:
+    features: of an input at one time.
+    units: of the state, and so of an output.
+    rngs: draws the kernels and biases.
+  """
+
+  def __init__(self, features: int, units: int, *, rngs: nnx.Rngs):
+    draw = uniform(units**-0.5)
+    self.inputs = nnx.Linear(
+      features, 3 * units, kernel_init=draw, bias_init=draw, rngs=rngs
+    )
+    self.recurrent = nnx.Param(draw(rngs.params(), (units, 3 * units)))
+    self.recurrent_bias = nnx.Param(draw(rngs.params(), (3 * units,)))
+
+  def __call__(self, x: Array) -> Array:
+    """Return states, (time, batch, units), of x, (time, batch, features)."""
+    units = self.recurrent.shape[0]
+    opened, inner = jnp.split(self.recurrent_bias[...], [2 * units])
+    gates = self.inputs(x) + jnp.pad(opened, (0, units))[None, None]
+    return gru(gates, self.recurrent[...], inner)

@@ -43,7 +43,7 @@ def test_converted_models_say_what_pytorch_says(tmp_path):
   found = re.findall(
     r"(\w+)\.safetensors: largest difference (\S+)", done.stdout
   )
-  assert [name for name, _ in found] == ["images", "text"]
+  assert [name for name, _ in found] == ["images", "text", "words"]
   assert all(float(difference) < 1e-5 for _, difference in found)
   arrays = read_weights(tmp_path / "weights" / "text.safetensors").arrays
   assert arrays["reader/layers/1/recurrent"].shape == (256, 1024)

@@ -2,10 +2,11 @@
 
 python docs/examples/torch_weights.py weights/
 
-A directory is made with `images.safetensors`, for the model `femnist_cnn`, and
-`text.safetensors`, for `char_lstm`. Here the PyTorch models are fresh ones; a
-trained one comes from `module.load_state_dict(torch.load(path,
-weights_only=True))`, where `weights_only` keeps a pickle from running code.
+A directory is made with `images.safetensors`, for the model `femnist_cnn`,
+`text.safetensors`, for `char_lstm`, and `words.safetensors`, for `word_gru`.
+Here the PyTorch models are fresh ones; a trained one comes from
+`module.load_state_dict(torch.load(path, weights_only=True))`, where
+`weights_only` keeps a pickle from running code.
 """
 
 import pathlib
@@ -19,6 +20,7 @@ from torch import nn
 import fedjax_sim as fs
 from fedjax_sim.models.char_lstm import char_lstm
 from fedjax_sim.models.femnist_cnn import femnist_cnn
+from fedjax_sim.models.word_gru import word_gru
 
 
 class Images(nn.Module):
@@ -51,6 +53,22 @@ class Text(nn.Module):
     return self.logits(self.lstm(self.embed(x))[0])
 
 
+class Words(nn.Module):
+  """`word_gru` in PyTorch, on ids of shape (batch, time) from 1 on."""
+
+  def __init__(self, words=99, embedding=16, units=32):
+    super().__init__()
+    self.embed = nn.Embedding(words, embedding)
+    self.gru = nn.GRU(embedding, units, batch_first=True)
+    self.project = nn.Linear(units, embedding, bias=False)
+    self.bias = nn.Parameter(torch.randn(words))
+
+  def forward(self, x):
+    states = self.gru(self.embed(x[:, 1:] - 1))[0]
+    states = nn.functional.pad(states, (0, 0, 1, 0))  # the first is zero
+    return self.project(states) @ self.embed.weight.T + self.bias
+
+
 # --- layer by layer -----------------------------------------------------------
 
 
@@ -81,6 +99,14 @@ def lstm(state, name, layer):
   return {"inputs": inputs, "recurrent": part("weight_hh").T}
 
 
+def gru(state, name, layer):
+  """Both have the gates in the order r, z, n, and two biases."""
+  part = lambda kind: state[f"{name}.{kind}_l{layer}"]
+  inputs = {"kernel": part("weight_ih").T, "bias": part("bias_ih")}
+  recurrent = {"recurrent": part("weight_hh").T}
+  return {"inputs": inputs, **recurrent, "recurrent_bias": part("bias_hh")}
+
+
 # --- model by model -----------------------------------------------------------
 
 
@@ -103,6 +129,16 @@ def text(state):
       "layers": [lstm(state, "lstm", layer) for layer in (0, 1)],
     },
     "logits": linear(state, "logits"),
+  }
+
+
+def words(state):
+  """The tree of `word_gru`; its embeddings are the output's, too."""
+  return {
+    "embedding": state["embed.weight"],
+    "gru": gru(state, "gru", 0),
+    "project": {"kernel": state["project.weight"].T},
+    "bias": state["bias"],
   }
 
 
@@ -137,6 +173,15 @@ def main(folder):
     ids = torch.randint(65, (5, 80))
     expected = module(ids).numpy()
     found = outputs(char_lstm((80,), 65), path, ids.numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    print(f"{path}: largest difference {abs(found - expected).max():.1e}")
+
+    module, path = Words(), folder / "words.safetensors"
+    fs.write_weights(path, words(numbers(module)))
+    ids = torch.randint(1, 100, (5, 25))
+    expected = module(ids).numpy()
+    task = word_gru((25,), 100, embedding=16, units=32)
+    found = outputs(task, path, ids.numpy())[..., 1:]  # 0 is padding
     np.testing.assert_allclose(found, expected, atol=1e-5)
     print(f"{path}: largest difference {abs(found - expected).max():.1e}")
 

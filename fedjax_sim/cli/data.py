@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim import reporting
+from fedjax_sim.cli.import_options import OF_FORMATS, news_of, of_format
 from fedjax_sim.cli.interrupts import Stopped, signals_as_exceptions
 from fedjax_sim.config import flags
 from fedjax_sim.core import references, urls, validate
@@ -33,7 +34,8 @@ from fedjax_sim.data import (
 from fedjax_sim.data.exporters import export
 from fedjax_sim.data.importers import IMPORTERS, Source, import_store
 from fedjax_sim.data.importers.fields import few
-from fedjax_sim.data.importers.text import TEXTS, Text
+from fedjax_sim.data.importers.text import TEXTS, Text, Words, lines_of
+from fedjax_sim.data.news import write_news
 from fedjax_sim.data.store.format import FURTHER, PREPARE, SPLITS
 
 _PIECE = 2**20  # labels that are counted at once
@@ -41,8 +43,6 @@ _MOST_CLASSES = 2**20  # whose shares are told
 _PERCENTILES = (0, 10, 50, 90, 100)
 _OPTIONS = (
   "client",
-  "delimiter",
-  "decimal",
   "fields",
   "dtypes",
   "map",
@@ -50,10 +50,13 @@ _OPTIONS = (
   "vocabulary",
   "vocabulary-size",
   "sequence-length",
+  "min-characters",
   "name",
   "num-classes",
   "prepare",
 )
+_SWITCHES = ("unmarked", "case-backoff")
+_RANKED = ("seen", "unseen", "test")  # splits with an impression an example
 
 
 def _int(flag: str, text: str) -> int:
@@ -116,11 +119,15 @@ def _import(arguments: Sequence[str]) -> str:
     return _import_config(arguments)
   sources: dict[str, str] = dict.fromkeys(SPLITS, "")
   values = flags.parse(
-    arguments, "store", "format", **sources, **dict.fromkeys(_OPTIONS, "")
+    arguments,
+    *("store", "format"),
+    switches=_SWITCHES,
+    **sources,
+    **dict.fromkeys((*_OPTIONS, *OF_FORMATS, "news"), ""),
   )
   format = values["format"].value
   importer = validate.lookup("--format", format, IMPORTERS)
-  text = {name: values[name].value for name in _OPTIONS}
+  text = {name: values[name].value for name in (*_OPTIONS, *_SWITCHES)}
   fields, dtypes = (_pairs(f"--{k}", text[k]) for k in ("fields", "dtypes"))
   given: dict[str, Any] = {}
   takes = inspect.signature(importer).parameters
@@ -141,13 +148,7 @@ def _import(arguments: Sequence[str]) -> str:
       f"--client={text['client']} is for tables; --format={format} says itself"
       " whose examples are whose."
     )
-  for name in ("delimiter", "decimal"):
-    if text[name] and name not in takes:
-      raise flags.UsageError(
-        f"--{name}={text[name]} is for csv, and not for {format}; leave it out."
-      )
-    if text[name]:
-      given[name] = "\t" if text[name] in ("tab", r"\t") else text[name]
+  given |= of_format(format, {k: values[k].value for k in OF_FORMATS})
   for split in SPLITS:
     sources[split] = values[split].value
   if not sources["train"]:
@@ -156,6 +157,7 @@ def _import(arguments: Sequence[str]) -> str:
     "fields": fields,
     "dtypes": dtypes,
     "text": _text(text),
+    "word_options": _word_options(text),
     "vocabulary_size": _whole(text, "vocabulary-size"),
     "sequence_length": _whole(text, "sequence-length"),
     "num_classes": _whole(text, "num-classes", least=0),
@@ -163,15 +165,22 @@ def _import(arguments: Sequence[str]) -> str:
     "prepare": text["prepare"] or None,
     "map": references.load("--map", text["map"]) if text["map"] else None,
   }
-  read = {
-    split: _source(importer, source, f"--{split}", given)
-    for split, source in sources.items()
-    if source
-  }
+  news = news_of(takes, values.news, sources)
+  if news is not None:
+    given["news"] = news
+    options["prepare"], options["num_classes"] = "ids", 2
+  read = {}
+  for split, source in sources.items():
+    if "sampled" in takes:
+      given["sampled"] = split not in _RANKED
+    if source:
+      read[split] = _source(importer, source, f"--{split}", given)
   path = local(values["store"].value)
   with reporting.written() as told:
     given = {k: v for k, v in options.items() if v is not None}
     columns = import_store(path, read, progress=told, **given)
+  if news is not None:
+    write_news(values.news, news.news)
   return described(path, columns)
 
 
@@ -205,14 +214,14 @@ def _pairs(flag: str, text: str) -> dict[str, str] | None:
   return found
 
 
-def _whole(text: Mapping[str, str], name: str, least: int = 1) -> int | None:
+def _whole(text: Mapping[str, Any], name: str, least: int = 1) -> int | None:
   if not text[name]:
     return None
   value = flags.number(f"--{name}", text[name], int)
   return validate.integer(f"--{name}", value, ge=least)
 
 
-def _text(text: Mapping[str, str]) -> str | Text | None:
+def _text(text: Mapping[str, Any]) -> str | Text | None:
   kind, vocabulary = text["text"], text["vocabulary"]
   if not kind:
     for name in ("vocabulary", "vocabulary-size", "sequence-length"):
@@ -228,16 +237,35 @@ def _text(text: Mapping[str, str]) -> str | Text | None:
       " out."
     )
   entries = _vocabulary(Path(vocabulary))
-  return TEXTS[kind](entries, _whole(text, "sequence-length"))
+  length = _whole(text, "sequence-length")
+  if TEXTS[kind] is Words:
+    return Words(entries, length, **_word_options(text))
+  return TEXTS[kind](entries, length)
+
+
+def _word_options(text: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the options of `Words`, as far as they are given."""
+  options = {
+    "marked": not text["unmarked"],
+    "case_backoff": text["case-backoff"],
+    "min_characters": _whole(text, "min-characters"),
+  }
+  if text["text"] != "words":
+    for name in (*_SWITCHES, "min-characters"):
+      if text[name]:
+        raise flags.UsageError(f"--{name} is for --text=words; leave it out.")
+  return {k: v for k, v in options.items() if v is not None}
 
 
 def _vocabulary(path: Path) -> Sequence[str]:
-  """Return the vocabulary of a store, or of a JSON list of texts."""
+  """Return the vocabulary of a store, a JSON list of texts, or lines."""
   if path.is_dir():
     known = vocabulary_of(path)
     if known is None:
       raise ValueError(f"--vocabulary={path}: that store is of no text.")
     return known
+  if path.suffix in (".txt", ".vocab"):
+    return lines_of(path.read_bytes(), f"--vocabulary={path}")
   try:
     held: Any = json.loads(path.read_bytes())
   except ValueError as error:

@@ -46,11 +46,13 @@ fedjax-sim: federated learning, simulated.
       writes the clients of LEAF's, FLUTE's, TFF's, FedJAX's files, or of
       tables, as a client store; docs/importing.md tells more of the flags
       FORMAT: csv, datasets, fedjax_sqlite, flute_hdf5, json_lines, leaf_json,
-      npz, parquet or tff_hdf5
+      mind, npz, parquet or tff_hdf5
       --client=COLUMN of a table; --fields=x:FROM,y:FROM, --dtypes=x:uint8
       --delimiter=";", --decimal=, of csv
-      --text=characters|words: what x is; --vocabulary=STORE|JSON,
-      --vocabulary-size=N, --sequence-length=N
+      --news=NPZ, --clicked=N, --candidates=N, --negatives=N, --seed=N of mind
+      --text=characters|words|tff_characters: what x is;
+      --vocabulary=STORE|JSON|TXT, --vocabulary-size=N, --sequence-length=N; of
+      words --unmarked, --case-backoff, --min-characters=N
       --map=FILE.py:FUNCTION, --prepare=bytes, --num-classes=N, --name=NAME
       --seen, --unseen, --labelled, --unlabelled, --test, --server: paths of
       more splits

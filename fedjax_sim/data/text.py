@@ -10,6 +10,7 @@ from fedjax_sim.core import validate
 from fedjax_sim.data.leaf_format import User, has_labels, numbers, shrink
 
 PADDING = 0  # the id of no character; characters have 1, 2 and so on
+UNKNOWN = 1  # the id of all words that the vocabulary lacks
 
 
 def encode(

@@ -92,12 +92,29 @@ def token_cross_entropy(
 def token_metrics(logits: Array, examples: Examples) -> dict[str, Metric]:
   """Return `loss` and `accuracy` per token, for `token_cross_entropy`."""
   values, real = _tokens(logits, examples)
-  hit = (jnp.argmax(logits, axis=-1) == examples["y"]) * real
-  count = real.sum(-1)
   return {
-    "loss": Metric(values.sum(-1), count),
-    "accuracy": Metric(hit.sum(-1), count),
+    "loss": Metric(values.sum(-1), real.sum(-1)),
+    "accuracy": token_hits(logits, examples),
   }
+
+
+def token_hits(
+  logits: Array, examples: Examples, wrong: int | None = None
+) -> Metric:
+  """Return the accuracy per token; 0 in `y` is padding.
+
+  Args:
+    logits: shape=(batch, time, tokens).
+    examples: with `y`, shape=(batch, time), integer.
+    wrong: a token whose prediction is never right; None: there is none.
+  """
+  y, said = examples["y"], jnp.argmax(logits, axis=-1)
+  real = y != 0
+  hit = (said == y) & real
+  if wrong is not None:
+    hit &= said != wrong
+  count = lambda x: in_float32(x.sum(-1))
+  return Metric(count(hit), count(real))
 
 
 def _tokens(logits: Array, examples: Examples) -> tuple[Array, Array]:

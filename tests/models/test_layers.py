@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from fedjax_sim.models.layers import LSTM, conv, lstm, max_pool
+from fedjax_sim.models.layers import GRU, LSTM, conv, gru, lstm, max_pool
 from problems import check_same, normal
 
 
@@ -94,3 +94,71 @@ def test_the_layer_is_flaxs_cell():
     x = normal(0, 7, 2, 3).astype(jnp.float32)
     expected = nnx.RNN(cell, time_major=True)(x)
     np.testing.assert_allclose(layer(x), expected, atol=1e-6)
+
+
+def plain_gru(gates, kernel, bias):
+  units = len(bias)
+
+  def step(h, given):
+    by_state = h @ kernel
+    opened = jax.nn.sigmoid(given[:, : 2 * units] + by_state[:, : 2 * units])
+    r, z = jnp.split(opened, 2, axis=-1)
+    inner = by_state[:, 2 * units :] + bias[None]
+    n = jnp.tanh(given[:, 2 * units :] + r * inner)
+    h = (1 - z) * n + z * h
+    return h, h
+
+  return lax.scan(step, jnp.zeros((gates.shape[1], units)), gates)[1]
+
+
+@pytest.mark.parametrize(("time", "batch"), [(1, 1), (13, 2)])
+def test_gru_is_the_plain_recurrence(time, batch):
+  arrays = normal(0, time, batch, 15), normal(1, 5, 15), normal(2, 5)
+  check_same(gru, plain_gru, *arrays)
+
+
+def test_a_gru_for_each_client():
+  arrays = normal(0, 3, 6, 2, 15), normal(1, 3, 5, 15), normal(2, 3, 5)
+  check_same(jax.vmap(gru), jax.vmap(plain_gru), *arrays)
+
+
+def test_a_gru_of_fewer_digits_than_its_kernel():
+  gates, kernel, bias = normal(0, 6, 2, 15), normal(1, 5, 15) / 2, normal(2, 5)
+  low, single = gates.astype(jnp.bfloat16), kernel.astype(jnp.float32)
+  assert gru(low, single, bias).dtype == jnp.bfloat16
+  grad = jax.grad(lambda *a: gru(*a).astype(float).sum(), (0, 1, 2))
+  exact = jax.grad(lambda *a: plain_gru(*a).sum(), (0, 1, 2))
+  for one, given, other in zip(
+    grad(low, single, bias),
+    (low, single, bias),
+    exact(gates, kernel, bias),
+    strict=True,
+  ):
+    assert one.dtype == given.dtype
+    error = jnp.abs(one.astype(float) - other).max() / jnp.abs(other).max()
+    assert float(error) < 0.05
+
+
+def test_the_gru_layer_is_pytorchs_cell():
+  """Against the equations of torch.nn.GRU, step by step in numpy."""
+  with jax.enable_x64(False):
+    layer = GRU(3, 5, rngs=nnx.Rngs(0))
+    x = normal(0, 7, 2, 3).astype(jnp.float32)
+    found = layer(x)
+  assert layer.inputs.bias is not None
+  both = layer.inputs.kernel[...], layer.inputs.bias[...]
+  inputs, bias_in = (np.asarray(v, np.float64) for v in both)
+  both = layer.recurrent[...], layer.recurrent_bias[...]
+  kernel, bias = (np.asarray(v, np.float64) for v in both)
+  sigmoid = lambda a: 1 / (1 + np.exp(-a))
+  h, states = np.zeros((2, 5)), []
+  for step in np.asarray(x, np.float64):
+    by_input = np.split(step @ inputs + bias_in, 3, axis=1)
+    by_state = np.split(h @ kernel + bias, 3, axis=1)
+    r, z = (sigmoid(by_input[i] + by_state[i]) for i in (0, 1))
+    n = np.tanh(by_input[2] + r * by_state[2])
+    h = (1 - z) * n + z * h
+    states.append(h)
+  np.testing.assert_allclose(found, states, atol=1e-6)
+  drawn = [abs(v).max() for v in (inputs, bias_in, kernel, bias)]
+  assert max(drawn) <= 5**-0.5 < 1.2 * max(drawn)

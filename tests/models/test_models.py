@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, object]] = {
   "femnist_cnn": {"dropout": (0.0, 0.0)},
   "resnet18": {"width": 4},
   "text_lstm": {"embedding": 3, "units": (8, 5)},
+  "word_gru": {"embedding": 3, "units": 8},
 }
 SHAPES = [
   ("logistic_regression", (6,)),
@@ -50,12 +51,13 @@ SHAPES = [
 ]
 
 
-OF_TEXT = ["char_lstm", "text_lstm"]
+OF_TEXT = ["char_lstm", "text_lstm", "word_gru"]
+WITH_FILES = ["news_recommender"]  # test_news_recommender.py
 
 
 def test_every_model_is_here():
   named = {getattr(case, "values", case)[0] for case in SHAPES}
-  assert named | set(OF_TEXT) == set(MODELS)
+  assert named.union(OF_TEXT, WITH_FILES) == set(MODELS)
 
 
 @pytest.fixture
@@ -160,6 +162,7 @@ def test_a_text_lstm_learns_which_character_stands_first():
     ("char_lstm", {}, [[1, 3]], "'x' holds 3; num_classes says .* 0 to 2"),
     ("char_lstm", {}, [[-1, 300]], "'x' holds -1"),
     ("char_lstm", {}, [[0.5]], "'x' is float64; give whole numbers"),
+    ("word_gru", {}, [[1, 3]], "'x' holds 3; num_classes says .* 0 to 2"),
     ("text_lstm", {"tokens": 9}, [[9]], "'x' holds 9; model.tokens .* 0 to 8"),
   ],
 )
@@ -225,6 +228,11 @@ def test_published_sizes():
   # what.
   # 8 * 90; 4 * 256 * (8 + 256 + 1); 4 * 256 * (256 + 256 + 1); 256 * 90 + 90
   assert count(MODELS["char_lstm"]((80,), 90)) == 820_522
+  # FLUTE's has PyTorch's second bias a layer, of which only the sum with the
+  # first counts.
+  assert 820_522 + 2 * 4 * 256 == 822_570
+  # 10,000 * 160; 3 * 512 * (160 + 512 + 2); 512 * 160; 10,000
+  assert count(MODELS["word_gru"]((25,), 10_001)) == 2_727_184
   assert count(MODELS["resnet18"]((32, 32, 3), 10)) == 11_173_962
 
 
@@ -325,6 +333,10 @@ def test_a_model_needs_classes(name, shape):
     ("char_lstm", (80,), {"units": ()}, r"units=\(\); give a number for each"),
     ("char_lstm", (80,), {"units": "256"}, "units='256'; give a number for"),
     ("char_lstm", (80,), {"embedding": 8.0}, "embedding=8.0 is a float"),
+    ("word_gru", (80, 2), {}, r"word_gru: .* give \(time,\) ids"),
+    ("word_gru", (80,), {"units": 0}, "units=0 is out of range"),
+    ("word_gru", (80,), {"embedding": 8.0}, "embedding=8.0 is a float"),
+    ("word_gru", (80,), {"reject_unknown": 1}, "reject_unknown=1 is a int"),
     ("text_lstm", (80, 2), {}, r"text_lstm: .* give \(time,\) ids"),
     ("text_lstm", (80,), {"tokens": 0}, "tokens=0 is out of range"),
     ("femnist_cnn", (9, 9, 1), {"dropout": 0.25}, r"=0.25; .*\(0.25, 0.5\)"),

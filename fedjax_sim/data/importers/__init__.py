@@ -14,10 +14,11 @@ from fedjax_sim.data.importers.hdf5 import flute_hdf5, tff_hdf5
 from fedjax_sim.data.importers.hugging_face import datasets
 from fedjax_sim.data.importers.import_store import import_store
 from fedjax_sim.data.importers.leaf_json import leaf_json
+from fedjax_sim.data.importers.mind import mind
 from fedjax_sim.data.importers.npz import npz
 from fedjax_sim.data.importers.python_examples import examples
 from fedjax_sim.data.importers.tables import json_lines, parquet
-from fedjax_sim.data.importers.text import Characters, Words
+from fedjax_sim.data.importers.text import Characters, TffCharacters, Words
 
 IMPORTERS: Mapping[str, Callable[..., Source]] = {
   "csv": csv,
@@ -26,6 +27,7 @@ IMPORTERS: Mapping[str, Callable[..., Source]] = {
   "flute_hdf5": flute_hdf5,
   "json_lines": json_lines,
   "leaf_json": leaf_json,
+  "mind": mind,
   "npz": npz,
   "parquet": parquet,
   "tff_hdf5": tff_hdf5,
@@ -36,6 +38,7 @@ __all__ = [
   "Block",
   "Characters",
   "Source",
+  "TffCharacters",
   "Words",
   "csv",
   "datasets",
@@ -45,6 +48,7 @@ __all__ = [
   "import_store",
   "json_lines",
   "leaf_json",
+  "mind",
   "npz",
   "parquet",
   "source",

@@ -20,6 +20,7 @@ from fedjax_sim.data.importers.text import (
   TEXTS,
   Characters,
   Text,
+  TffCharacters,
   Words,
   characters_in,
   words_in,
@@ -43,6 +44,7 @@ def import_store(
   text: str | Text | None = None,
   vocabulary_size: int = 10_000,
   sequence_length: int | None = None,
+  word_options: Mapping[str, Any] | None = None,
   dtypes: Mapping[str, str] | None = None,
   name: str | None = None,
   num_classes: int | None = None,
@@ -65,11 +67,12 @@ def import_store(
       models want "x", and most "y".
     map: what happens to examples of one client that are read together: its name
       and field -> (n, ...) to field -> (m, ...); text is of dtype object.
-    text: how "x" becomes ids where it is text: "characters", "words", or a
-      `Text` with its vocabulary; else the sources are read twice, and the
-      vocabulary is what they have.
+    text: how "x" becomes ids where it is text: "characters", "words",
+      "tff_characters", or a `Text` with its vocabulary; the first two read the
+      sources twice, and the vocabulary is what they have.
     vocabulary_size: of words, at most.
     sequence_length: ids of an example; None: 80 characters or 20 words.
+    word_options: further arguments of `Words`, for text="words".
     dtypes: field -> dtype, by name.
     name: see `StoreWriter`.
     num_classes: see `StoreWriter`; None with text whose labels are ids: as many
@@ -98,7 +101,9 @@ def import_store(
     for split in SPLITS
     if split in sources
   }
-  texts = _text(text, blocks, vocabulary_size, sequence_length)
+  texts = _text(
+    text, blocks, vocabulary_size, sequence_length, word_options or {}
+  )
   while True:
     try:
       _write(
@@ -294,10 +299,13 @@ def _text(
   blocks: Mapping[str, _Selected],
   vocabulary_size: int,
   length: int | None,
+  word_options: Mapping[str, Any],
 ) -> Text | None:
   if text is None or isinstance(text, Text):
     return text
   validate.one_of("text", text, TEXTS)
+  if text == "tff_characters":
+    return TffCharacters(length=length)
   for split, source in blocks.items():
     if not source.again:
       raise ValueError(
@@ -309,7 +317,7 @@ def _text(
     return Characters(sorted(found), length)
   most = validate.integer("vocabulary_size", vocabulary_size)
   words = words_in(blocks["train"], most)
-  return Words(words, length)
+  return Words(words, length, **word_options)
 
 
 def _append(

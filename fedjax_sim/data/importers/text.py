@@ -16,9 +16,21 @@ import numpy as np
 from fedjax_sim.core import validate
 from fedjax_sim.data.importers.blocks import Block
 from fedjax_sim.data.leaf_format import User
-from fedjax_sim.data.text import PADDING, encode, labelled_text, next_characters
+from fedjax_sim.data.text import (
+  PADDING,
+  UNKNOWN,
+  encode,
+  labelled_text,
+  next_characters,
+)
 
-UNKNOWN, BEGIN, END = 1, 2, 3  # words' ids go on from these
+BEGIN, END = 2, 3  # words' ids go on from these
+# The 86 characters of Shakespeare in the order of TensorFlow Federated's
+# tutorial on text generation.
+TFF_CHARACTERS = (
+  "dhlptx@DHLPTX $(,048cgkoswCGKOSW[_#'/37;?bfjnrvzBFJNRVZ\"&*.26:\naeimquy"
+  "AEIMQUY]!%)-159\r"
+)
 Ids = tuple[np.ndarray, np.ndarray | None]  # x, and y where it is ids, too
 
 
@@ -146,39 +158,103 @@ class Characters(Text):
     return found[""]["x"], found[""]["y"] if letters else None
 
 
+class TffCharacters(Text):
+  """Ids of characters as TensorFlow Federated and FLUTE have Shakespeare.
+
+  Each text by itself, with a beginning and an end, is padded to a multiple of
+  `length` + 1 and cut into such pieces: x is all of a piece but its last id, y
+  all but its first. Ids are 1 for the first character of the vocabulary and so
+  on; then come the beginning, the end, and all other characters. Labels are not
+  taken.
+  """
+
+  usual_length = 80
+
+  def __init__(
+    self, vocabulary: Sequence[str] = TFF_CHARACTERS, length: int | None = None
+  ):
+    super().__init__(vocabulary, length)
+    self._ids = _numbered(self.vocabulary, "character", 1)
+    self._begin = len(self.vocabulary) + 1
+    self.num_classes = len(self.vocabulary) + 4
+
+  def _ids_of(self, user: User) -> Ids:
+    if user.y is not None:
+      raise ValueError(
+        f"{user.where}: y is there beside the text; name x alone in fields."
+      )
+    begin, end, other = range(self._begin, self._begin + 3)
+    size = self.length + 1
+    ids: list[int] = []
+    for text in user.x:
+      ids += [begin, *(self._ids.get(c, other) for c in text), end]
+      ids += [PADDING] * (-len(ids) % size)
+    pieces = np.array(ids, np.int32).reshape(-1, size)
+    return pieces[:, :-1], pieces[:, 1:]
+
+
 class Words(Text):
   """Ids of words, between spaces: 4 for the first of the vocabulary, and so on.
 
   1 is any other word, 2 begins and 3 ends a text. Without labels an example is
   a text, from its beginning on, and y the next word; a text without words is
   left out.
+
+  Args:
+    vocabulary: the words.
+    length: words of an example, at most.
+    marked: whether texts have ids for beginning and end; without, words have
+      ids from 2 on, and 0 stands before the first word.
+    case_backoff: whether a word that the vocabulary lacks is looked for in
+      lower case, with capital letters at its beginning, and in upper case.
+    min_characters: shorter texts are left out.
   """
 
   usual_length = 20
 
-  def __init__(self, vocabulary: Sequence[str], length: int | None = None):
+  def __init__(
+    self,
+    vocabulary: Sequence[str],
+    length: int | None = None,
+    *,
+    marked: bool = True,
+    case_backoff: bool = False,
+    min_characters: int = 0,
+  ):
     super().__init__(vocabulary, length)
-    self._ids = {word: i for i, word in enumerate(vocabulary, END + 1)}
-    if len(self._ids) < len(self.vocabulary):
-      raise ValueError("vocabulary holds a word twice; give each once.")
-    self.num_classes = len(vocabulary) + END + 1
+    first = (END if marked else UNKNOWN) + 1
+    self._ids = _numbered(self.vocabulary, "word", first)
+    self._begin, self._end = ([BEGIN], [END]) if marked else ([PADDING], [])
+    self._backoff = (str.lower, str.title, str.upper) if case_backoff else ()
+    self._least = validate.integer("min_characters", min_characters, ge=0)
+    self.num_classes = len(vocabulary) + first
+
+  def _id_of(self, word: str) -> int:
+    forms = (word, *(form(word) for form in self._backoff))
+    return next((self._ids[w] for w in forms if w in self._ids), UNKNOWN)
 
   def _ids_of(self, user: User) -> Ids:
-    rows = [
-      [self._ids.get(word, UNKNOWN) for word in text.split()] for text in user.x
-    ]
     if user.y is not None:
       if any(isinstance(label, str) for label in user.y):
         raise ValueError(
           f"{user.where}: y holds text; give labels that are numbers, or a map"
           " that makes them."
         )
-      return self._padded(rows), None
-    rows = [[BEGIN, *row, END] for row in rows if row]
+      if self._least:
+        raise ValueError(
+          f"{user.where}: min_characters={self._least} is for texts without"
+          " labels; leave it out."
+        )
+      return self._padded([self._row(text) for text in user.x]), None
+    rows = [self._row(text) for text in user.x if len(text) >= self._least]
+    rows = [[*self._begin, *row, *self._end] for row in rows if row]
     return (
       self._padded([row[:-1] for row in rows]),
       self._padded([row[1:] for row in rows]),
     )
+
+  def _row(self, text: str) -> list[int]:
+    return [self._id_of(word) for word in text.split()[: self.length]]
 
   def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
     ids = np.full((len(rows), self.length), PADDING, np.int32)
@@ -187,7 +263,43 @@ class Words(Text):
     return ids
 
 
-TEXTS: Mapping[str, type[Text]] = {"characters": Characters, "words": Words}
+def _numbered(entries: Sequence[str], kind: str, first: int) -> dict[str, int]:
+  """Return the ids of a vocabulary's entries, which go on from `first`."""
+  ids = {entry: i for i, entry in enumerate(entries, first)}
+  if len(ids) < len(entries):
+    raise ValueError(f"vocabulary holds a {kind} twice; give each once.")
+  return ids
+
+
+def lines_of(content: bytes, where: str) -> list[str]:
+  """Return the words of a vocabulary file, a word a line.
+
+  A first line that is `<OOV>`, or another name for unknown words, is left out:
+  they have an id anyway.
+
+  Args:
+    content: of the file, UTF-8.
+    where: for messages.
+
+  Raises:
+    ValueError: it is no UTF-8, or a line is no word.
+  """
+  try:
+    lines = content.decode("utf-8-sig").splitlines()
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{where} is no UTF-8: {error}.") from error
+  for number, line in enumerate(lines, 1):
+    if line.split() != [line]:
+      raise ValueError(f"{where}: line {number} is {line!r}; give one word.")
+  return lines[1:] if lines and lines[0] in _UNKNOWN_WORDS else lines
+
+
+_UNKNOWN_WORDS = ("<OOV>", "<oov>", "<UNK>", "<unk>", "[UNK]")
+TEXTS: Mapping[str, type[Text]] = {
+  "characters": Characters,
+  "tff_characters": TffCharacters,
+  "words": Words,
+}
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
