@@ -179,10 +179,10 @@ def training_loss(carry: LocalState) -> Array:
 class BatchSums(NamedTuple):
   """Sums over a client's local steps; all shape=(), float32."""
 
-  loss: Array  # of the batches' mean losses
-  entries: Array  # of all gradients
-  gradient: Array
-  squares: Array
+  loss: PyTree  # of the batches' mean losses
+  entries: PyTree  # of all gradients
+  gradient: PyTree
+  squares: PyTree
 
 
 def _batch_sums(client: Client, gradient: PyTree, loss: Metric) -> BatchSums:

@@ -30,6 +30,7 @@ class FluteTask(NamedTuple):
       what is meant.
     format: of its files, for `fedjax-sim data import`.
     tokens: whether FLUTE counts words, tokens or characters as its samples.
+    words: whether examples are imported as words.
     layers: of a field with "()".
     by_type: whether `model_config.model_type` chooses among networks.
   """
@@ -42,6 +43,7 @@ class FluteTask(NamedTuple):
   flute: Mapping[str, Any] = _NONE
   format: str = "leaf_json"
   tokens: bool = False
+  words: bool = False
   layers: int = 1
   by_type: bool = False
 
@@ -108,7 +110,11 @@ TASKS: Mapping[str, FluteTask] = {
     ),
     FluteTask(
       "cv",
-      model={"model.name": "resnet", "model.stem": "7x7", "model.norm": "batch"},
+      model={
+        "model.name": "resnet",
+        "model.stem": "7x7",
+        "model.norm": "batch",
+      },
       data={
         **_CIFAR,
         "data.num_clients": 100,
@@ -136,6 +142,7 @@ TASKS: Mapping[str, FluteTask] = {
         "vocab_size": "",
       },
       tokens=True,
+      words=True,
     ),
     FluteTask(
       "mlm_bert",
