@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg.endswith("smoke"):
     config.data.num_clients = 20
     config.model.depth = 11 if arg == "vgg_smoke" else 18
-    config.model.width = 2
+    config.model.width = 1
     config.client.batch_size = 16
     config.client.max_examples = 32
     config.server.rounds = 2
