@@ -44,6 +44,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.server.rounds = 2
     config.server.clients_per_round = 2
     config.client.batch_size = 4
-    config.model.width = 2
+    config.model.width = 1
     config.runtime.lanes = 1
   return config

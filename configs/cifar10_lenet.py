@@ -3,10 +3,10 @@
 fedjax-sim run --config=configs/cifar10_lenet.py --workdir=runs/lenet
 
 The setting of FLUTE's experiment classif_cnn: with all 50,000 images 1,000
-clients have 50 each; 62,006 parameters. FLUTE's loss of a client is the sum over
-batches, divided by the examples, with batches of 4 a fourth of the mean: its beta
-of 1 is 0.25 here. Pixels are normalized; FLUTE's go from 0 to 255. Its files:
-docs/data.md.
+clients have 50 each; 62,006 parameters. FLUTE's loss of a client is the sum
+over batches, divided by the examples, with batches of 4 a fourth of the mean:
+its beta of 1 is 0.25 here. Pixels are normalized; FLUTE's go from 0 to 255. Its
+files: docs/data.md.
 """
 
 from ml_collections import ConfigDict

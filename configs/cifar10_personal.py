@@ -1,13 +1,13 @@
-"""APFL with ResNet-50 or VGG-16 on CIFAR-10: a model of its own for each client.
+"""APFL with ResNet-50 or VGG-16 on CIFAR-10: each client has its own model.
 
 fedjax-sim run --config=configs/cifar10_personal.py --workdir=runs/personal
 
-With `:vgg` after the file's name VGG-16 with batch norm instead of ResNet-50 with
-a 7 x 7 stem, 23,528,522 parameters. The setting of FLUTE's experiment cv, whose
-personalization does not start in its last version: 100 clients, a concentration
-of 1 for each of ten classes, a border of 4 pixels, Adam on the server. FLUTE's
-rate of clients is 1.0. Every client keeps a model: of ResNet-50 100 take 9.4 GB.
-Its files: docs/data.md.
+With `:vgg` after the file's name VGG-16 with batch norm instead of ResNet-50
+with a 7 x 7 stem, 23,528,522 parameters. The setting of FLUTE's experiment cv,
+whose personalization does not start in its last version: 100 clients, a
+concentration of 1 for each of ten classes, a border of 4 pixels, Adam on the
+server. FLUTE's rate of clients is 1.0. Every client keeps a model: of ResNet-50
+100 take 9.4 GB. Its files: docs/data.md.
 """
 
 from ml_collections import ConfigDict
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if arg.endswith("smoke"):
     config.data.num_clients = 20
     config.model.depth = 11 if arg == "vgg_smoke" else 18
-    config.model.width = 2
+    config.model.width = 1
     config.client.batch_size = 16
     config.client.max_examples = 32
     config.server.rounds = 2

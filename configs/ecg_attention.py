@@ -4,11 +4,11 @@ fedjax-sim run --config=configs/ecg_attention.py --workdir=runs/ecg_attention
 
 The setting of FLUTE's experiment ecg_cnn, 136,965 parameters, of which its page
 reports an accuracy of 0.87: 1,000 clients in the order of the file, which is
-sorted by class. FLUTE's loss of a client is the sum over batches, divided by the
-examples, with batches of 96 a 96th of the mean: its beta of 20 is 20 / 96 here.
-It takes two softmaxes, as --config.model.double_softmax=true does. Not run on
-those files here. They are mitbih_train.csv and mitbih_test.csv: docs/data.md. The
-same network on beats by patient:
+sorted by class. FLUTE's loss of a client is the sum over batches, divided by
+the examples, with batches of 96 a 96th of the mean: its beta of 20 is 20 / 96
+here. It takes two softmaxes, as --config.model.double_softmax=true does. Not
+run on those files here. They are mitbih_train.csv and mitbih_test.csv:
+docs/data.md. The same network on beats by patient:
 
 fedjax-sim run --config=configs/ecg_attention.py:patients --workdir=runs/ecg
 """

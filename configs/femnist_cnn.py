@@ -6,9 +6,9 @@ fedjax-sim data import --format=tff_hdf5 --fields=x:pixels,y:label \
 fedjax-sim run --config=configs/femnist_cnn.py --workdir=runs/femnist
 
 The setting that FLUTE and FedML benchmark, on TensorFlow Federated's two files:
-3,400 writers, 62 classes, 1,206,590 parameters. FLUTE's README gives an accuracy
-of about 0.83 after 1,500 rounds. It was not run on those files here; MNIST by
-writer is (configs/mnist_writers_cnn.py).
+3,400 writers, 62 classes, 1,206,590 parameters. FLUTE's README gives an
+accuracy of about 0.83 after 1,500 rounds. It was not run on those files here;
+MNIST by writer is (configs/mnist_writers_cnn.py).
 """
 
 from ml_collections import ConfigDict

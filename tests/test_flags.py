@@ -63,7 +63,7 @@ WRITERS = {
 
 
 def with_files(path, folder):
-  """Write the files of a config, and run the imports that its docstring says."""
+  """Write the files of a config, and do the imports of its docstring."""
   WRITERS[path.stem](folder)
   text = path.read_text().split('"""')[1].replace("\\\n", "")
   for line in text.splitlines():

@@ -146,7 +146,7 @@ def resnet(depth, stem, norm, groups=2):
 )
 def test_resnet(depth, stem, norm, shape):
   network = resnet(depth, stem, norm)
-  check("resnet", shape, network, depth=depth, stem=stem, norm=norm, width=4)
+  check("resnet", shape, network, depth=depth, stem=stem, norm=norm, width=2)
 
 
 def lenet(values, x):

@@ -61,12 +61,8 @@ def load_ecg_kaggle(
   """
   root = locate(path)
   train, test = (
-    _beats(
-      find(
-        root, *(f"{folder}mitbih_{part}.csv" for folder in ("", "ecg_kaggle/"))
-      )
-    )
-    for part in ("train", "test")
+    _beats(find(root, file, f"ecg_kaggle/{file}"))
+    for file in ("mitbih_train.csv", "mitbih_test.csv")
   )
   dealt = deal(
     train, partition, num_clients, seed, min_examples=min_examples, **options
@@ -93,8 +89,8 @@ def _beats(file: Path) -> dict[str, np.ndarray]:
   except ValueError as error:
     what = str(error).split("; use")[0].rstrip(".")
     raise ValueError(
-      f"{file}: {what}. Give {SAMPLES} samples and a class in every row, without"
-      " a header, as Kaggle has them."
+      f"{file}: {what}. Give {SAMPLES} samples and a class in every row, and no"
+      " header, as Kaggle does."
     ) from error
   if rows.shape[1] != SAMPLES + 1:
     raise ValueError(
