@@ -387,34 +387,14 @@ FILES: dict[str, dict[str, Any]] = {
       f"{T}.batch_size": 64,
       f"{T}.desired_max_samples": 87000,
       f"{C}.optimizer_config": {"type": "sgd", "lr": 0.003, "momentum": 0},
-      f"{C}.semisupervision": {
-        "uda": 1,
-        "num_classes": 100,
-        "isclust": 0,
-        "alpha": 0.1,
-        "train_ratio": 0.2,
-        "test_ratio": 0.0,
-        "val_ratio": 0.8,
-        "vat_ptb": 0,
-        "vat_consis": 0.05,
-        "lamb_consist": 0.05,
-        "unsup_lamb": 1,
-        "l2_lambda": 10,
-        "burnout_round": 50,
-        "thre": 0.3,
-        "comp": "var",
-        "eta": 0.003,
-        "bs": 64,
-        "unl_bs": 128,
-        "train_ep": 30,
-        "unsuptrain_ep": 10,
-        "ensize": 100,
-        "seed": 0,
-        "temp": 1,
-        "device": "cuda",
-        "size": 10,
-        "shuffle": 1,
-      },
+      f"{C}.semisupervision": yaml.safe_load(
+        "{uda: 1, num_classes: 100, isclust: 0, alpha: 0.1, train_ratio: 0.2,"
+        " test_ratio: 0.0, val_ratio: 0.8, vat_ptb: 0, vat_consis: 0.05,"
+        " lamb_consist: 0.05, unsup_lamb: 1, l2_lambda: 10, burnout_round: 50,"
+        " thre: 0.3, comp: var, eta: 0.003, bs: 64, unl_bs: 128, train_ep: 30,"
+        " unsuptrain_ep: 10, ensize: 100, seed: 0, temp: 1, device: cuda,"
+        " size: 10, shuffle: 1}"
+      ),
       **evaluated(64),
     },
   ),
@@ -485,6 +465,21 @@ FILES: dict[str, dict[str, Any]] = {
       f"{S}.max_iteration": 3,
     },
   ),
+}
+
+
+# Files to change.
+LR = common("cv_lr_mnist", "LR", "FedAvg")
+DGA = common("cv_lr_mnist", "LR", "DGA")
+WORDS = changed(common("nlg_gru", "GRU", "DGA"), {f"{T}.max_num_words": 25})
+DP = {
+  "enable_local_dp": True,
+  "eps": 4.0,
+  "delta": 1e-5,
+  "max_grad": 2.0,
+  "max_weight": 0.5,
+  "min_weight": 0.01,
+  "weight_scaler": 20.0,
 }
 
 

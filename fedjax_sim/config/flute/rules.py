@@ -77,6 +77,13 @@ class File:
     return "dga_rl" if rl and strategy == "dga" else strategy
 
   @property
+  def has_buffers(self) -> bool:
+    """Whether the model has running statistics, of batch norm."""
+    kind = str(self.get("model_config.model_type"))
+    plain = kind.startswith("vgg") and not kind.endswith("_bn")
+    return self.task.buffers and not (self.task.by_type and plain)
+
+  @property
   def as_flute(self) -> bool:
     """Whether FLUTE's arithmetic is wanted."""
     return self.compat == FLUTE
@@ -164,9 +171,9 @@ def of_task(name: str) -> Rule:
   def rule(value: Any, file: File) -> Outcome:
     field = file.task.keys.get(name)
     if field is None:
-      return idle(f"the model of {file.task.name} has no such option")
+      return idle(f"task {file.task.name} has no such option")
     if not field:
-      return used(note="what the data has; checked against nothing")
+      return used(note="as the data says, which has to agree")
     if field.endswith("()"):  # a tuple, one entry a layer
       field, value = field[:-2], (value,) * file.task.layers
     return used({field: value})

@@ -70,10 +70,11 @@ def config_file(translation: Translation, name: str) -> str:
   return "\n".join([*lines, "  return config", ""])
 
 
-def _position(field: str) -> int:
-  """Return where a field's section stands in a file; sorting keeps the rest."""
-  section = field.partition(".")[0]
-  return _ORDER.index(section) if section in _ORDER else len(_ORDER)
+def _position(field: str) -> tuple[int, bool]:
+  """Return where a field stands in a file; sorting keeps the rest."""
+  section, _, key = field.partition(".")
+  place = _ORDER.index(section) if section in _ORDER else len(_ORDER)
+  return place, key != "name"
 
 
 def _commented(statement: str, comment: str) -> list[str]:

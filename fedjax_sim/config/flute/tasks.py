@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
-_RESNET = re.compile(r"resnet(18|34|50)")
+_RESNET = re.compile(r"resnet(18|34|50|101|152)")
+NETWORKS = "resnet18, 34, 50, 101, 152, vgg11, 13, 16 or 19, or vgg11_bn"
 _VGG = re.compile(r"vgg(11|13|16|19)(_bn)?")
 
 
@@ -26,12 +27,14 @@ class FluteTask(NamedTuple):
     prepare: fields of `data` for a store of FLUTE's files.
     keys: key of FLUTE -> the field that it sets; "": it only describes the
       data. A field that ends with "()" holds a tuple, one entry a layer.
-    flute: fields which make the model what FLUTE's code has, where that is not
+    flute: fields that make the model what FLUTE's code has, where that is not
       what is meant.
+    meant: fields of a store that FLUTE's code lacks.
     format: of its files, for `fedjax-sim data import`.
     tokens: whether FLUTE counts words, tokens or characters as its samples.
     words: whether examples are imported as words.
     layers: of a field with "()".
+    buffers: whether the model has running statistics, of batch norm.
     by_type: whether `model_config.model_type` chooses among networks.
   """
 
@@ -41,18 +44,16 @@ class FluteTask(NamedTuple):
   prepare: Mapping[str, Any] = _NONE
   keys: Mapping[str, str] = _NONE
   flute: Mapping[str, Any] = _NONE
+  meant: Mapping[str, Any] = _NONE
   format: str = "leaf_json"
   tokens: bool = False
   words: bool = False
   layers: int = 1
+  buffers: bool = False
   by_type: bool = False
 
 
 _CIFAR = {"data.name": "cifar10"}
-_CIFAR_NUMBERS = (
-  (125.3 / 255, 123.0 / 255, 113.9 / 255),
-  (63.0 / 255, 62.1 / 255, 66.7 / 255),
-)
 _CLASSES = {"num_classes": ""}
 
 TASKS: Mapping[str, FluteTask] = {
@@ -66,7 +67,7 @@ TASKS: Mapping[str, FluteTask] = {
         "data.num_clients": 1000,
         "data.heldout_fraction": 0.1,
       },
-      flute={"model.sigmoid": True},
+      flute={"model.init": "uniform", "model.sigmoid": True},
     ),
     FluteTask(
       "cv_cnn_femnist",
@@ -81,8 +82,13 @@ TASKS: Mapping[str, FluteTask] = {
         "model.depth": 18,
         "model.stem": "7x7",
         "model.norm": "batch",
+        "model.zero_scale": True,
+      },
+      meant={  # FLUTE's pixels go from 0 to 255
+        "data.normalize": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
       },
       format="tff_hdf5",
+      buffers=True,
     ),
     FluteTask(
       "nlp_rnn_fedshakespeare",
@@ -103,7 +109,7 @@ TASKS: Mapping[str, FluteTask] = {
       data={
         **_CIFAR,
         "data.num_clients": 1000,
-        "data.partition": "iid",
+        "data.partition": "stored_order",
       },
       keys=_CLASSES,
       format="flute_hdf5",
@@ -121,17 +127,24 @@ TASKS: Mapping[str, FluteTask] = {
         "data.partition": "dirichlet",
         "data.alpha": 10.0,  # 1 a class
         "data.min_examples": 10,
+        "data.heldout_fraction": 0.2,  # instead of a second drawing
       },
-      prepare={"data.normalize": _CIFAR_NUMBERS},
+      prepare={"data.pad": (40, 40)},
       keys=_CLASSES,
       by_type=True,
+      buffers=True,
     ),
     FluteTask(
       "ecg_cnn",
       model={"model.name": "ecg_attention"},
-      data={"data.name": "ecg"},
-      flute={"model.softmax": True},
+      data={
+        "data.name": "ecg_kaggle",
+        "data.num_clients": 1000,
+        "data.partition": "stored_order",
+      },
+      flute={"model.double_softmax": True},
       format="flute_hdf5",
+      buffers=True,
     ),
     FluteTask(
       "nlg_gru",
@@ -146,10 +159,11 @@ TASKS: Mapping[str, FluteTask] = {
     ),
     FluteTask(
       "mlm_bert",
-      model={"model.name": "roberta"},
+      model={"model.name": "hugging_face", "model.objective": "masked"},
       keys={
-        "model_name": "model.path",
-        "mlm_probability": "model.mask_probability",
+        "model_name": "model.folder",
+        "mlm_probability": "model.mask_fraction",
+        "label_smoothing_factor": "model.label_smoothing",
       },
       tokens=True,
     ),
@@ -166,13 +180,8 @@ TASKS: Mapping[str, FluteTask] = {
         "model.stem": "3x3",
         "model.norm": "batch",
       },
-      prepare={
-        "data.normalize": (
-          (0.4914, 0.4822, 0.4465),
-          (0.2023, 0.1994, 0.2010),
-        ),
-      },
       keys=_CLASSES,
+      buffers=True,
     ),
   )
 }

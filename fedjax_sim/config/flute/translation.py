@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from fedjax_sim.config.flute.keys import KEYS
 from fedjax_sim.config.flute.rules import (
   COMPATS,
-  FLUTE,
   MEANT,
   STATES,
   USED,
@@ -19,7 +18,7 @@ from fedjax_sim.config.flute.rules import (
   Outcome,
   idle,
 )
-from fedjax_sim.config.flute.tasks import TASKS, FluteTask
+from fedjax_sim.config.flute.tasks import NETWORKS, TASKS, FluteTask
 from fedjax_sim.core import validate
 from fedjax_sim.data.location import is_url
 
@@ -72,6 +71,9 @@ DEFAULTS = (
   Default(f"{_SERVER}.num_clients_per_iteration", 1),
   Default(f"{_SERVER}.best_model_criterion", "loss"),
   Default(f"{_SERVER}.weight_train_loss", "train_loss", lambda f: f.is_softmax),
+  Default(
+    f"{_SERVER}.send_dicts", False, lambda f: f.as_flute and f.has_buffers
+  ),
   Default("client_config.mu", 0.001, lambda f: f.strategy == "fedprox"),
   Default(
     "client_config.convex_model_interp", 0.75, lambda f: f.strategy == "apfl"
@@ -163,7 +165,7 @@ def translate(
   if file.task.by_type and "model_config.model_type" not in values:
     raise ValueError(
       f"model_config.model_type is missing; task {file.task.name} has several"
-      " networks: resnet18, 34, 50, vgg11, 13, 16, 19."
+      f" networks: give {NETWORKS}."
     )
   defaults = [d for d in DEFAULTS if d.path not in values and d.applies(file)]
   file = dataclasses.replace(
@@ -288,8 +290,10 @@ def _groups(
   yield task, _data(file)
   own = {} if file.task.by_type else file.task.model
   yield task, own
-  if file.compat == FLUTE:
+  if file.as_flute:
     yield f"{task}, --compat=flute", file.task.flute
+  else:
+    yield task, file.task.meant
   for row in rows:
     if row.outcome.state == USED:
       source = f"{row.path} [FLUTE's default]" if row.is_default else row.path

@@ -18,7 +18,7 @@ from fedjax_sim.config.flute.rules import (
   used,
   without,
 )
-from fedjax_sim.config.flute.tasks import network
+from fedjax_sim.config.flute.tasks import NETWORKS, network
 
 _WEIGHTS = (".safetensors", ".npz", ".msgpack")
 _DATA = "from the data"
@@ -31,7 +31,7 @@ def _network(value: str, file: File) -> Outcome:
     return used(file.task.model, f"the model of {file.task.name}")
   fields = network(file.task, value)
   if fields is None:
-    return refused("no such network here: resnet18, 34, 50, vgg11, 13, 16, 19")
+    return refused(f"no such network here; give {NETWORKS}")
   return used(fields)
 
 
@@ -79,9 +79,7 @@ _BERT_MODEL: dict[str, Any] = {
 }
 _BERT_TRAINING: dict[str, Any] = {
   "seed": Key(int, sets("seed")),
-  "label_smoothing_factor": Key(
-    float, refuses("the loss here smooths no labels", (0,))
-  ),
+  "label_smoothing_factor": Key(float, of_task("label_smoothing_factor")),
   "batch_size": Key(int, without("FLUTE evaluates the loss again and again")),
   "max_seq_length": Key(int, without("FLUTE reads data_config's")),
 }

@@ -47,10 +47,9 @@ def optimizer(path: str, section: str) -> dict[str, Key]:
     ours = _NAMES[value]
     if value == "adam" and file.get(f"{path}.amsgrad") is True:
       ours = "optax:amsgrad"
-    note = ""
-    if value == "lamb":
-      note = "optax's, which corrects the moments and bounds no norm"
-    return used({f"{section}.optimizer": ours}, note)
+    if value == "lamb" and file.as_flute:
+      ours = "uncorrected_lamb"
+    return used({f"{section}.optimizer": ours})
 
   def rate(value: float, file: File) -> Outcome:
     if section == "client" and file.get(_RATE, -1.0) > 0:

@@ -96,9 +96,9 @@ def _first_rate(value: float, file: File) -> Outcome:
 
 def _buffers(value: bool, file: File) -> Outcome:
   """Send the running statistics of batch norm, or not."""
-  if value:
-    return used(note="buffers are averaged like parameters")
-  return idle("buffers are averaged all the same")
+  if not file.has_buffers:
+    return idle("the model has no buffers")
+  return used({"model.send_buffers": value})
 
 
 def _type(value: str, file: File) -> Outcome:
