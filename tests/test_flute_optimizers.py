@@ -197,7 +197,8 @@ def test_uncorrected_lamb(scale):
   numbers = {"b1": 0.5, "b2": 0.6, "eps": 1e-6, "weight_decay": 0.5}
   p = scale * PARAMS["w"]
   build = uncorrected_lamb(0.1, **numbers)
-  state, theirs = build.init(jnp.float32(p)), {}
+  state = build.init(jnp.float32(p))
+  theirs: dict[str, np.ndarray] = {}
   ours = jnp.float32(p)
   for t in range(1, 6):
     own = slopes(t)["w"]

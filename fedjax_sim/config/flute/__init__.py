@@ -5,12 +5,11 @@ and data its experiments have here. Nothing in this package needs JAX.
 """
 
 from fedjax_sim.config.flute.reading import read
-from fedjax_sim.config.flute.rules import COMPATS, MEANT
+from fedjax_sim.config.flute.rules import COMPATS, MEANT, is_store
 from fedjax_sim.config.flute.source import config_file, table
 from fedjax_sim.config.flute.tasks import TASKS
 from fedjax_sim.config.flute.translation import (
   Translation,
-  is_store,
   translate,
   without_data,
 )

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_sim.config.flute.tasks import FluteTask
+from fedjax_sim.data.location import is_url
 
 USED, IDLE, REFUSED = STATES = ("used", "without effect", "refused")
 FLUTE, MEANT = COMPATS = ("flute", "meant")
@@ -77,6 +79,13 @@ class File:
     return "dga_rl" if rl and strategy == "dga" else strategy
 
   @property
+  def has_own_data(self) -> bool:
+    """Whether the data are the task's own data set, not a store."""
+    if self.data is None or not self.task.data:
+      return bool(self.task.data)
+    return not is_url(self.data) and not is_store(self.data)
+
+  @property
   def has_buffers(self) -> bool:
     """Whether the model has running statistics, of batch norm."""
     kind = str(self.get("model_config.model_type"))
@@ -93,6 +102,11 @@ class File:
     """Whether DGA weighs clients by a softmax."""
     softmax = self.get("server_config.aggregate_median") == "softmax"
     return self.strategy.startswith("dga") and softmax
+
+
+def is_store(path: str) -> bool:
+  """Return whether a folder is a client store."""
+  return (Path(path) / "store.json").is_file()
 
 
 Rule = Callable[[Any, File], Outcome]

@@ -20,7 +20,6 @@ from fedjax_sim.config.flute.rules import (
 )
 from fedjax_sim.config.flute.tasks import NETWORKS, TASKS, FluteTask
 from fedjax_sim.core import validate
-from fedjax_sim.data.location import is_url
 
 _NAMES = {
   bool: "true or false",
@@ -306,19 +305,9 @@ def _groups(
 
 def _data(file: File) -> dict[str, Any]:
   """Return the fields of `data` that the task has."""
-  prepare = dict(file.task.prepare)
-  if file.data is None and file.task.data:
-    return {**file.task.data, **prepare}
-  if file.data is None:
-    return {"data.name": "store", **prepare}
-  if file.task.data and not is_url(file.data) and not is_store(file.data):
-    return {**file.task.data, **prepare, "data.path": file.data}
-  return {"data.name": "store", **prepare, "data.path": file.data}
-
-
-def is_store(path: str) -> bool:
-  """Return whether a folder is a client store."""
-  return (Path(path) / "store.json").is_file()
+  source = file.task.data if file.has_own_data else {"data.name": "store"}
+  fields = {**source, **file.task.prepare}
+  return fields if file.data is None else {**fields, "data.path": file.data}
 
 
 def without_data(translation: Translation) -> bool:

@@ -121,7 +121,7 @@ def _dealt(field: str) -> Any:
   """Return the rule of a number by which clients are made."""
 
   def rule(value: Any, file: File) -> Outcome:
-    if file.data is None and "data.partition" in file.task.data:
+    if file.has_own_data and "data.partition" in file.task.data:
       return used({field: value})
     return used(note=f"{field} of `data partition`, as a store has clients")
 

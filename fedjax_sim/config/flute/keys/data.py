@@ -27,7 +27,7 @@ def _source(flag: str) -> Rule:
   """Return the rule of a path, which `fedjax-sim data import` reads."""
 
   def rule(value: str, file: File) -> Outcome:
-    if file.data is None and file.task.data:
+    if file.has_own_data:
       name = file.task.data["data.name"]
       return idle(f"data.name={name!r} instead; --data=STORE for the file")
     return used(note=f"--data, a store: `data import {flag}={value}`")
