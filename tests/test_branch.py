@@ -16,7 +16,7 @@ from fedjax_sim.run import experiment
 from fedjax_sim.run.checkpoint import CheckpointError, Checkpoints
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 from test_extend import DIGITS, flags_of, leaves_of, quick, rows_of, run
-from workdirs import skip_pictures
+from workdirs import first_rounds, skip_pictures
 
 KEPT = {"runtime__keep_checkpoints": "9", "server__eval_every": "2"}
 PRIVATE = {
@@ -139,7 +139,8 @@ def test_the_best_of_other_data_is_not_taken_over(tmp_path, capsys):
     assert summary["best/test/loss/round"] == 10
     err = capsys.readouterr().err
     assert "The data are other ones than the origin's" in err
-    assert "what schedules have seen, the best model so far" in err
+    assert "what the schedule of client.learning_rate has seen" in err
+    assert "the best model by test/loss." in err
   branch(tmp_path / "same", f"{tmp_path / 'origin'}:8", 10, **best)
   assert "begin anew" not in capsys.readouterr().err
 
@@ -174,9 +175,10 @@ def test_several_processes(origin, tmp_path):
   rows = rows_of(tmp_path / "branch")
   assert rows[:4] == rows_of(origin)[:4]
   assert len(rows) == 8
+  assert first_rounds(tmp_path / "branch") == [5]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_log_of_clients(tmp_path, origin):
   logged = {"server__client_log": "True"}
   run(tmp_path / "origin", 8, **KEPT, **logged)
@@ -213,7 +215,7 @@ def test_what_is_refused(origin, tmp_path, place, rounds, changes, message):
   assert left <= {".lock", "checkpoints"}
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_branch_of_a_private_run(tmp_path, capsys):
   """Its account goes on, but never with the origin's noise."""
   source = tmp_path / "origin"

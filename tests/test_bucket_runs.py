@@ -23,7 +23,7 @@ from fedjax_sim.config import flags
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core.files import write_json
 from fedjax_sim.reporting import MetricsFile
-from fedjax_sim.run import checkpoint, experiment
+from fedjax_sim.run import changes, checkpoint, experiment
 from fedjax_sim.run.bucket import lock, mirror, snapshot, staging
 from fedjax_sim.run.bucket.folder import Bucket
 from fedjax_sim.run.bucket.lock import Lock
@@ -77,13 +77,19 @@ def state_of(round_):
   return {"round": jnp.int32(round_), "x": jnp.arange(5.0) * round_}
 
 
+CONFIG = {
+  "server": {"rounds": 9},
+  "runtime": {"deterministic_reduction": None},
+}
+
+
 class Work:
   """A workdir to which rounds can be added; no training."""
 
   def __init__(self, folder):
     self.folder = folder
     folder.mkdir()
-    write_json(folder / "config.json", {"seed": 0})
+    write_json(folder / "config.json", CONFIG)
     write_json(folder / staging.IDENTITY, {"run": folder.name})
 
   def save(self, round_):
@@ -255,6 +261,7 @@ def test_any_kill_leaves_a_run_in_the_bucket(tmp_path, monkeypatch, step):
     killer.left = 10**6
     folder = tmp_path / f"fetched{moment}"
     staging.fill(folder, Bucket(url), lambda *_: None)
+    changes.changes_since(folder, CONFIG)  # it goes on, or begins anew
     round_ = restored(folder) if folder.exists() else 0
     seen.add(round_)
     # The checkpoint of the copy before is there, or the new one.
@@ -554,6 +561,18 @@ def test_a_damaged_checkpoint_is_not_fetched(sent, url, tmp_path):
   assert restored(sent.folder) == 2
 
 
+def test_without_a_whole_checkpoint_nothing_begins_anew(sent, url, tmp_path):
+  bucket = Bucket(url)
+  for round_ in (1, 2):
+    bucket.write(f"checkpoints/{round_}/record/metadata", b"{}")
+  for _ in range(2):
+    with pytest.raises(WorkdirError, match="none of its checkpoints is whole"):
+      fill(tmp_path / "new", url)
+    assert list(tmp_path.glob("new*")) == []
+  assert fill(sent.folder, url) == []  # what is whole here is better
+  assert restored(sent.folder) == 2
+
+
 @pytest.mark.parametrize(
   "name",
   [
@@ -591,6 +610,20 @@ def test_a_listing_that_leaves_the_folder(sent, url, tmp_path, monkeypatch):
     fill(tmp_path / "new", url)
   assert not (tmp_path / "evil").exists()
   assert not (tmp_path / "new").exists()
+
+
+def test_checkpoints_that_a_bucket_has_lost(sent, url, tmp_path):
+  """Removed, or all of them damaged: the run does not begin anew."""
+  bucket = Bucket(url)
+  for round_ in (1, 2):
+    bucket.write(f"checkpoints/{round_}/record/metadata", b"damaged")
+  for number in (1, 2):
+    fill(tmp_path / f"new{number}", url)
+    with pytest.raises(WorkdirError, match="without its checkpoints"):
+      changes.changes_since(tmp_path / f"new{number}", CONFIG)
+    for name in bucket.sizes():
+      if name.startswith("checkpoints/"):
+        bucket.remove(name)
 
 
 def test_every_url_has_its_folder(cache):
@@ -757,6 +790,49 @@ def test_a_copy_that_fails_never_stops_a_run(tmp_path, url, undisturbed, capfd):
   assert copy_of(url) == files_of(folder)
 
 
+def test_a_run_without_a_checkpoint_begins_anew_on_another_host(
+  url, cache, undisturbed, monkeypatch
+):
+  """Rounds were done before the first one failed."""
+  count_rounds = Loop._count_rounds
+  trained = threading.Event()
+
+  def counted(self, out):
+    count_rounds(self, out)
+    if self.done == 4:
+      trained.set()
+
+  def full(*_):
+    assert trained.wait(60)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  fields = QUICK | {"runtime.checkpoint_every": "6"}
+  seldom = flags.load(str(DIGITS), fields)
+  with monkeypatch.context() as patch:
+    patch.setattr(Loop, "_count_rounds", counted)
+    patch.setattr(Checkpoints, "_write_whole", full)
+    with pytest.raises(checkpoint.CheckpointError, match="No space left"):
+      experiment.run(seldom, url)
+  (metrics,) = cache.rglob("metrics.jsonl")
+  assert metrics.read_bytes()
+  assert "config.json" in Bucket(url).sizes()
+  shutil.rmtree(cache)
+  summary = experiment.run(seldom, url)
+  assert summary["params_digest"] == undisturbed[0]
+  assert copy_of(url)["metrics.jsonl"] == undisturbed[1]
+
+
+def test_a_bucket_that_another_run_took_before_the_first_copy(tmp_path, url):
+  work = Work(tmp_path / "run")
+  place = mirror.Mirror(work.folder, Bucket(url))
+  with contextlib.closing(place):
+    place.fill()
+    held(url)
+    with pytest.raises(mirror.CopyError, match="in use by another run"), place:
+      work.save(1)
+  assert set(Bucket(url).sizes()) == {lock.LOCK}
+
+
 def test_a_copy_that_fails_for_a_while(tmp_path, url, capfd, monkeypatch):
   """It fails at the first checkpoint, and then works again."""
   folder, memory = tmp_path / "run", fsspec.filesystem("memory")
@@ -821,6 +897,44 @@ def test_a_workdir_in_a_bucket_that_refuses(url, cache, capsys):
     assert url in out
     assert "no rights" in out
   assert not cache.exists()
+
+
+def test_no_password_of_a_url_is_shown(tmp_path, url, capsys):
+  secret = url.replace("://", "://me:hunter2@")
+  shown = url.replace("://", "://***@")
+  folder = f"--workdir={tmp_path / 'run'}"
+  for arguments in (
+    [f"--workdir={secret}"],
+    [f"--workdir={secret}", f"--sync-to={secret}"],
+    [f"--workdir={secret}".replace("memory:", "nosuch:")],
+    [folder, f"--branch-from={secret}:4"],
+  ):
+    with broken("cat_file"):
+      assert main(["run", f"--config={DIGITS}", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert shown.partition(":")[2] in err
+    assert "hunter2" not in err
+  for workdir, sync_to in ((secret, None), (tmp_path / "run", secret)):
+    with mirror.placed(workdir, sync_to) as place:
+      assert place.mirror is not None
+      place.mirror._fail(OSError(f"{secret} is gone"))
+      said = [message for message, _ in place.mirror.messages()]
+    mirror._print(f"Waiting for {secret}.")
+    text = " ".join([place.name, *said, capsys.readouterr().err])
+    assert shown in text
+    assert "hunter2" not in text
+  held(secret)
+  with pytest.raises(WorkdirError) as caught:
+    experiment.run(quick(), secret)
+  assert str(caught.value).startswith(f"{shown} is in use by another run")
+
+
+def test_no_staging_folder_has_a_password(url):
+  secret = url.replace("://", "://me:hunter2@")
+  folder = staging.folder_of(secret)
+  assert "hunter2" not in folder.name
+  assert folder == staging.folder_of(secret.replace("hunter2", "hunter3"))
+  assert folder != staging.folder_of(url)
 
 
 def test_a_copy_that_fails_shows_in_the_exit_code(tmp_path, url, capfd):

@@ -16,6 +16,7 @@ import pytest
 from fedjax_sim.run.bucket import lock, staging
 from fedjax_sim.run.bucket.folder import Bucket
 from tiers import slow_but
+from workdirs import first_rounds
 
 s3fs = pytest.importorskip("s3fs")
 boto3 = pytest.importorskip("boto3")
@@ -191,13 +192,22 @@ def test_a_second_run_and_a_signal(url, popen, tmp_path):
 
 @pytest.mark.slow
 def test_several_processes(url, popen, tmp_path):
-  run = command(url)[3:]
+  """A table of clients is spread over them; the copy holds all pieces."""
+  run = [*command(url)[3:], "--config.algorithm.name=scaffold"]
   launch = [sys.executable, "-m", "fedjax_sim", "launch", "--processes=2"]
   one = [a for a in run if "runtime.devices" not in a]
-  code, _, err = finish(popen([*launch, "--", *one], cwd=tmp_path))
-  assert code == 0, err
-  summary = json.loads(Bucket(url).read("summary.json") or b"")
-  assert summary["processes"] == 2
+  folder = staging.folder_of(url)
+  for rounds, first in ((20, 1), (40, 21)):
+    shutil.rmtree(folder, ignore_errors=True)  # as on another host
+    more = f"--config.server.rounds={rounds}"
+    code, _, err = finish(popen([*launch, "--", *one, more], cwd=tmp_path))
+    assert code == 0, err
+    assert "damaged" not in err
+    assert first_rounds(folder)[-1] == first
+    summary = json.loads(Bucket(url).read("summary.json") or b"")
+    assert summary["processes"] == 2
+    assert summary["rounds"] == rounds
+    assert f"checkpoints/{rounds}/pieces_1.bin" in Bucket(url).sizes()
 
 
 @pytest.mark.slow

@@ -144,18 +144,42 @@ def test_falls_back_one_after_the_other(open_checkpoints, tmp_path):
   checkpoints = open_checkpoints(keep=4)
   for round_ in (0, 10, 20):
     checkpoints.save(round_, state_of(round_), {})
-  for damaged, left in ((20, 10), (10, 0), (0, None)):
+  for damaged, left in ((20, 10), (10, 0)):
     path = tmp_path / "checkpoints" / str(damaged) / "record" / "metadata"
     flip(path, 30)
     warnings: list[str] = []
     restored = checkpoints.restore(LIKE, warnings.append)
-    assert f"round {damaged} is damaged" in "".join(warnings)
-    if left is None:
-      assert restored is None
-      assert "starting again from round 0" in warnings[-1]
-    else:
-      assert restored.round == left
-      same(restored.state, state_of(left))
+    (warning,) = warnings
+    assert f"round {damaged} is damaged" in warning
+    assert warning.endswith(f"falling back to that of round {left}.")
+    assert restored.round == left
+    same(restored.state, state_of(left))
+
+
+def test_without_a_whole_one_nothing_begins_anew(open_checkpoints, tmp_path):
+  checkpoints, folder = open_checkpoints(keep=4), tmp_path / "checkpoints"
+  for round_ in (0, 10):
+    checkpoints.save(round_, state_of(round_), {})
+    flip(folder / str(round_) / "record" / "metadata", 30)
+  for _ in range(2):
+    with pytest.raises(CheckpointError) as caught:
+      open_checkpoints().restore(LIKE, pytest.fail)
+    message = str(caught.value)
+    assert f"No checkpoint in {folder} is whole (round 10: the SHA-2" in message
+    assert "round 0: the SHA-256 of record/metadata differs" in message
+    assert "another --workdir" in message
+    assert "\n" not in message
+    assert sorted(os.listdir(folder)) == ["0", "10"]
+  flip(folder / "0" / "record" / "metadata", 30)  # mended
+  assert open_checkpoints().restore(LIKE, lambda _: None).round == 0
+
+
+def test_what_was_set_aside_is_no_beginning(open_checkpoints, tmp_path):
+  checkpoints, folder = open_checkpoints(), tmp_path / "checkpoints"
+  checkpoints.save(10, state_of(10), {})
+  os.rename(folder / "10", folder / "10.damaged")
+  with pytest.raises(CheckpointError, match=r"10\.damaged was set aside"):
+    checkpoints.restore(LIKE, pytest.fail)
 
 
 def test_rounds_after_a_fallback_are_written_again(open_checkpoints, tmp_path):

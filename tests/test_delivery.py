@@ -70,7 +70,7 @@ def write(folder, rounds, keep=0):
       file.append([{"round": i, "train/loss": 1 / i, "test/accuracy": i / 99}])
 
 
-def deliver(tracker, folder, *, select=None, wait=20.0, facts=None):
+def deliver(tracker, folder, *, select=None, wait=20.0, facts=None, sent=-1):
   notes: list[dict[str, object]] = []
   warnings: list[str] = []
   told = facts or RunFacts("run", folder, "key", "", -1, 1, {"seed": 0}, {})
@@ -81,6 +81,7 @@ def deliver(tracker, folder, *, select=None, wait=20.0, facts=None):
     lambda: told,
     notes.append,
     warnings.append,
+    sent,
   )
   return made, notes, warnings
 
@@ -191,6 +192,14 @@ def test_a_tracker_out_of_reach(tmp_path, quick):
     " metrics.jsonl."
   ]
   assert not notes
+
+
+def test_what_was_sent_before_is_not_missing(tmp_path, quick):
+  write(tmp_path, 8)
+  made, _, _ = deliver(Server(reachable=False), tmp_path, sent=4)
+  made.commit(8)
+  made.end("finished", [])
+  assert made.join().startswith("it: 4 of 8 rows were not sent: connection")
 
 
 def test_what_is_said_of_an_error_has_no_password(tmp_path, quick):

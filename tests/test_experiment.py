@@ -547,19 +547,21 @@ def test_a_damaged_checkpoint_falls_back(tmp_path, fast, undisturbed, capfd):
   assert sorted(os.listdir(folder / "checkpoints"), key=int) == ["4", "8", "12"]
 
 
-def test_all_checkpoints_damaged_starts_again(
-  tmp_path, fast, undisturbed, capfd
-):
+def test_all_checkpoints_damaged_loses_nothing(tmp_path, fast, undisturbed):
   folder = shutil.copytree(undisturbed, tmp_path / "run")
   (folder / "summary.json").unlink()
   for path in (folder / "checkpoints").iterdir():
     shutil.rmtree(path / "state")
-  experiment.run(quick(), folder)
-  err = capfd.readouterr().err
+  before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+  with pytest.raises(checkpoint.CheckpointError) as caught:
+    experiment.run(quick(), folder)
+  message = str(caught.value)
+  assert f"No checkpoint in {folder / 'checkpoints'} is whole" in message
   for round_ in (4, 8, 12):
-    assert f"round {round_} is damaged" in err
-  assert "starting again from round 0" in err
-  check_same(folder, undisturbed)
+    assert f"round {round_}: state/" in message
+  assert "another --workdir" in message
+  assert "\n" not in message
+  assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_no_checkpoints_starts_again(tmp_path, fast, undisturbed):

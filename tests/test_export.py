@@ -153,8 +153,11 @@ def test_a_private_config_goes_without_seeds_and_folders(kind, tmp_path):
     "data.unseen_clients": "0",
   }
   config = complete(flags.load(str(DIGITS), fields))
+  with config.unlocked():
+    config.client.note = "see http://me:hunter2@host"
   shared = exports._shared_config(config)
   text = json.dumps(shared)
+  assert shared["client"].pop("note") == "see http://***@host"
   for word in ("secret", "71717", "81818", str(tmp_path)):
     assert word in json.dumps(configs.resolved(config))
     assert word not in text
@@ -388,7 +391,10 @@ def test_a_platform_that_a_layer_lacks_is_left_out(
     exports,
     "jax",
     types.SimpleNamespace(
-      **{k: getattr(jax, k) for k in ("jit", "ShapeDtypeStruct", "dtypes")},
+      **{
+        k: getattr(jax, k)
+        for k in ("jit", "ShapeDtypeStruct", "dtypes", "config")
+      },
       export=types.SimpleNamespace(
         export=refusing, symbolic_shape=jax.export.symbolic_shape
       ),
@@ -396,3 +402,9 @@ def test_a_platform_that_a_layer_lacks_is_left_out(
   )
   assert export(workdir, tmp_path / "model.stablehlo") == 0
   assert "a program for cpu, cuda, of round 2" in capsys.readouterr().out
+  # Debug information would name the files of the code, and who has them.
+  content = (tmp_path / "model.stablehlo").read_bytes()
+  assert b"StableHLO" in content
+  assert b".py" not in content
+  for folder in (ROOT, pathlib.Path(jax.__file__).parents[1], workdir):
+    assert os.fsencode(folder) not in content

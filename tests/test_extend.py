@@ -171,6 +171,7 @@ def test_what_made_the_past_stays(finished, changes, name):
   }
 
 
+@pytest.mark.slow
 def test_devices_may_change_where_bits_do_not(tmp_path):
   same = {"runtime__deterministic_reduction": "2", "runtime__lanes": "2"}
   run(tmp_path / "run", 3, **same)
@@ -211,6 +212,28 @@ def test_no_code_of_another_config_runs(finished, tmp_path):
   assert not ran.exists()
 
 
+def test_no_code_of_another_configs_trackers_runs(finished, tmp_path):
+  """Nor is it missed, where the run goes on with other trackers."""
+  ran = tmp_path / "ran"
+  code = tmp_path / "evil.py"
+  code.write_text(f"open({str(ran)!r}, 'w').close()\ndef f(): ...\n")
+  path = finished / "config.json"
+  stored = json.loads(path.read_text())
+  ours = config.resolved(config.complete(quick(12)))
+  named = "trackers.tensorboard.name"
+  for name in (f"{code}:f", f"{tmp_path}/gone.py:f"):
+    # Fields of now that it lacks, in free sections and in others.
+    stored["trackers"] = {"other": {"name": name}}
+    stored["runtime"].pop("start_timeout", None)
+    path.write_text(json.dumps(stored))
+    found = changes.changes_since(finished, ours)
+    assert found is not None
+    assert found.keys() >= {"trackers.other.name", named, "server.rounds"}
+    assert found[named] == (None, "tensorboard")
+    assert "runtime.start_timeout" not in found
+  assert not ran.exists()
+
+
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_run_without_its_checkpoints(finished, ended):
   """Half copied: it would begin anew, and lose its metrics."""
@@ -225,6 +248,19 @@ def test_a_run_without_its_checkpoints(finished, ended):
   }
   if ended:
     assert run(finished, 6)["rounds"] == 6
+
+
+def test_an_older_summary_is_no_end(finished):
+  """Copied in part: the config of now, the summary of 6 rounds."""
+  shutil.rmtree(finished / "checkpoints")
+  path = finished / "config.json"
+  stored = json.loads(path.read_text())
+  stored["server"]["rounds"] = 12
+  path.write_text(json.dumps(stored))
+  metrics = (finished / "metrics.jsonl").read_bytes()
+  with pytest.raises(WorkdirError, match="without its checkpoints"):
+    run(finished, 12)
+  assert (finished / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_fewer_rounds_than_were_done(finished):
@@ -268,7 +304,7 @@ def test_a_schedule_that_followed_evaluations_goes_on(tmp_path):
   assert extended["params_digest"] == whole["params_digest"]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_private_run_goes_on_where_its_account_holds(tmp_path):
   private = {
     "privacy__mechanism": "gaussian",
@@ -291,7 +327,7 @@ def test_a_private_run_goes_on_where_its_account_holds(tmp_path):
   assert (tmp_path / "fitted" / "summary.json").read_bytes() == before
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_clients_log_goes_on(tmp_path):
   logged = {"server__client_log": "True"}
   run(tmp_path / "run", 3, **logged)

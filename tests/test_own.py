@@ -20,6 +20,7 @@ from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.run import experiment
 from fedjax_sim.training.optimizers import optimizer
 from problems import make_simulator, quadratic, quadratic_data, sgd, train
+from tiers import slow_but
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OWN = ROOT / "docs" / "own"
@@ -53,8 +54,13 @@ def test_the_page_shows_the_files():
   assert "python docs/own/script.py" in text
 
 
+QUICK = [p for p in CONFIGS if p.stem in ("linen_model", "data", "metric")]
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path", slow_but(QUICK, CONFIGS), ids=lambda path: path.stem
+)
 def test_it_runs(path, tmp_path):
   summary = experiment.run(config_of(path.stem), tmp_path)
   assert summary["rounds"] == 2

@@ -18,6 +18,8 @@ import pytest
 from fedjax_sim.config import build, flags
 from fedjax_sim.distributed import processes
 from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.checkpoint_files import rounds_in
+from workdirs import first_rounds
 
 pytestmark = pytest.mark.integration
 
@@ -142,10 +144,12 @@ def test_a_signal_to_one_process_makes_all_save_and_stop(tmp_path, undisturbed):
   code, told = finish(running)
   assert code == 128 + signal.SIGTERM, told
   assert "SIGTERM: stopped after round" in told
-  newest = max(int(p.name) for p in (tmp_path / "checkpoints").glob("[0-9]*"))
+  newest = rounds_in(tmp_path / "checkpoints")[-1]
   assert rounds_of(tmp_path) == list(range(1, newest + 1))
 
+  assert newest
   assert finish(launch(2, tmp_path))[0] == 0
+  assert first_rounds(tmp_path) == [1, newest + 1]
   assert rounds_of(tmp_path) == list(range(1, 31))
   np.testing.assert_allclose(params(tmp_path), undisturbed, atol=1e-6)
 
@@ -177,8 +181,10 @@ def lose(rank, number, folder, undisturbed, rounds=6, moment=0.0):
     assert told.count(f"fedjax-sim: rank {i} stopped after round") == 1, told
   assert len(rounds_of(folder)) < 30
 
+  newest = rounds_in(folder / "checkpoints")[-1]
   code, told = finish(launch(2, folder))
   assert code == 0, told
+  assert first_rounds(folder) == [1, newest + 1]
   assert rounds_of(folder) == list(range(1, 31))
   np.testing.assert_allclose(params(folder), undisturbed, atol=1e-6)
   return seconds

@@ -123,7 +123,7 @@ def test_no_round_is_left(tmp_path, capsys):
   assert summary_of(tmp_path)["rounds"] == 1
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_resumed_run(tmp_path):
   """The summary counts all that was saved; the profile this process alone."""
   folder = tmp_path / "run"

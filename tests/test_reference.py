@@ -21,6 +21,7 @@ from fedjax_sim.simulation.reference import StageError
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator, sgd
+from tiers import slow_but
 
 SIZES = [3, 9, 1, 7, 5]
 DATA = blobs(SIZES, seed=5)
@@ -81,7 +82,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ["fedavg", "private", "median", "a client's state"]
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, CASES))
 def test_the_reference_agrees_with_the_compiled_round(name):
   (state, rows, _), (other, same, _) = both(CASES[name]())
   for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):

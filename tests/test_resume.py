@@ -14,6 +14,8 @@ import time
 
 import pytest
 
+from workdirs import first_rounds
+
 pytestmark = pytest.mark.integration
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -101,11 +103,6 @@ def wait(process, condition, seconds=120):
     assert process.poll() is None, process.communicate()
     assert time.monotonic() < end
     time.sleep(0.001)
-
-
-def first_rounds(folder):
-  """The first round of every process that began to write events, in order."""
-  return [int(p.name.split(".")[-1]) for p in sorted(folder.glob("events/*"))]
 
 
 def at_work(process, folder, earlier, count=1):

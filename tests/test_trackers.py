@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import types
+from importlib import metadata
 
 import pytest
 
@@ -22,6 +24,7 @@ from fedjax_sim.reporting.trackers import (
 )
 from fedjax_sim.run import experiment
 from fedjax_sim.run import trackers as run_trackers
+from fedjax_sim.run.bucket.mirror import Place
 from fedjax_sim.run.report import write_report
 from fedjax_sim.run.resume import warn
 from fedjax_sim.run.signals import Interrupted
@@ -152,6 +155,8 @@ def test_what_is_refused(fields, message):
     "postgresql://me:hunter2@host/db",
     "postgresql:///db?user=me&password=hunter2",
     "https://host/?access_token=hunter2&x=1",
+    "mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dhunter2",
+    "mysql://me:hunter 2'hunter2@host/db",
   ],
 )
 def test_a_password_in_a_uri_is_refused(uri, own):
@@ -163,9 +168,24 @@ def test_a_password_in_a_uri_is_refused(uri, own):
     config = complete(flags.overridden(default_config(), fields))
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as caught:
       build_trackers(config)
-    assert "hunter2" not in str(caught.value)
+    assert "hunter" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("trackers.")
+
+
+def test_a_password_in_any_field_is_refused(tmp_path, own):
+  """Reports and exported models have the other sections, too."""
+  uri = "s3://me:hunter2@host/x.npz"
+  several = quick(trackers__a__name=own)
+  several.trackers.a.metrics = ("test/*", uri)
+  for config, message in (
+    (quick(model__initial=uri), "model.initial='s3://***@host/x.npz' holds"),
+    (several, "trackers.a.metrics=('test/*', 's3://***@host/x.npz') holds"),
+  ):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+      experiment.run(config, tmp_path / "run")
+    assert str(caught.value).count("environment") == 1
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -178,6 +198,7 @@ def test_a_password_in_a_uri_is_refused(uri, own):
     "azureml://westeurope.api.azureml.ms/mlflow",
     "postgresql+psycopg2://host/db",
     "postgresql://host/db?sslmode=require",
+    "mssql+pyodbc://host/db?driver=ODBC+Driver+18+for+SQL+Server",
   ],
 )
 def test_a_uri_without_a_password_is_taken(uri):
@@ -199,10 +220,44 @@ def test_a_store_that_mlflow_refuses(uri, name, monkeypatch):
     texts["trackers.mlflow.uri"] = uri
   else:
     monkeypatch.setenv(name, uri)
-  config = flags.overridden(default_config(), texts)
+  monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+  config = complete(flags.overridden(default_config(), texts))
   message = rf"{name}='{uri}' is of no store .* give sqlite:///FILE, .* server"
+  with pytest.raises(ValueError, match=message) as caught:
+    build_trackers(config)
+  # What MLflow takes if it is asked to is not refused.
+  monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+  if uri.startswith("s3:"):
+    assert str(caught.value).endswith("or install the plugin of MLflow for s3.")
+    knows_s3(monkeypatch)
+  else:
+    assert str(caught.value).endswith("or set MLFLOW_ALLOW_FILE_STORE=true.")
+  assert "mlflow" in [made.label for made in build_trackers(config)]
+
+
+def knows_s3(monkeypatch):
+  """Let MLflow have a plugin for s3, as sagemaker-mlflow is one for arn."""
+  entry = metadata.EntryPoint("s3", "plugin:store", "mlflow.tracking_store")
+  monkeypatch.setattr(
+    metadata, "entry_points", lambda **_: metadata.EntryPoints([entry])
+  )
+
+
+def test_a_folder_that_is_mlflows_default(tmp_path, monkeypatch):
+  """Which it refuses when the run is under way."""
+  for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.chdir(tmp_path)
+  made = TRACKERS["mlflow"]()
+  (tmp_path / "mlruns" / "0").mkdir(parents=True)
+  assert TRACKERS["mlflow"]().place == made.place
+  (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
+  message = "the folder mlruns here, .* is of no store .*ALLOW_FILE_STORE=true"
   with pytest.raises(ValueError, match=message):
-    build_trackers(complete(config))
+    TRACKERS["mlflow"]()
+  assert TRACKERS["mlflow"](uri="sqlite:///a.db").place
+  monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+  assert TRACKERS["mlflow"]().place == made.place
 
 
 def test_the_place_of_a_tracker(monkeypatch):
@@ -216,6 +271,9 @@ def test_the_place_of_a_tracker(monkeypatch):
   monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "b")
   assert mlflow().place == "http://***@host b"
   assert mlflow(experiment="c").place == "http://***@host c"
+  secret = "mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dhunter2"
+  monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
+  assert mlflow().place == "mssql+pyodbc:///?odbc_connect=*** b"
 
 
 def test_no_warning_has_a_password(capsys):
@@ -225,7 +283,7 @@ def test_no_warning_has_a_password(capsys):
   )
   assert capsys.readouterr().err == (
     "a: no answer of http://***@host:5000/x; trackers.a.uri:"
-    " 'https://***@b' -> 'postgresql:///db?password=***&user=me'.\n"
+    " 'https://***@b' -> 'postgresql:///db?password=***&user=***'.\n"
   )
 
 
@@ -435,10 +493,47 @@ def test_records_of_earlier_versions_are_of_any_place(tmp_path):
   old = {"key": "k", "run_id": "r", "sent": 3, "ended": "finished"}
   path.write_text(json.dumps({"a": old}))
   records = run_trackers._Records(path)
-  assert records.finished("a", "here")
+  assert records.finished("a", 3, "here")
   assert records.of("a", "here") == old | {"place": "here"}
-  assert not run_trackers._Records(path).finished("a", "there")
-  assert run_trackers._Records(path).finished("a")
+  assert not run_trackers._Records(path).finished("a", 3, "there")
+  assert run_trackers._Records(path).finished("a", 3)
+  assert run_trackers._Records(path).finished("a", 0)
+  assert not run_trackers._Records(path).finished("a", 4)
+
+
+def test_no_record_has_a_password(tmp_path):
+  """Whoever made the place, or wrote the record; both are the same place."""
+  path = tmp_path / "trackers.json"
+  here = "mssql:///?odbc_connect=PWD%3Dhunter2 b"
+  old = {"key": "k", "run_id": "r", "sent": 3, "ended": "finished"}
+  elsewhere = {"http://host/?sig=hunter2": {"key": "l"}}
+  path.write_text(
+    json.dumps({"a": old | {"place": here, "elsewhere": elsewhere}})
+  )
+  records = run_trackers._Records(path)
+  assert records.finished("a", 3, here)
+  assert records.sent("a", here) == 3
+  assert records.of("a", here)["key"] == "k"
+  records.change("a", {"sent": 4})
+  assert "hunter2" not in path.read_text()
+  assert run_trackers._Records(path).sent("a", here) == 4
+
+
+def test_rows_of_more_rounds_are_sent_later(tmp_path, own):
+  """Though the tracker had ended the run, of fewer rounds."""
+  rows = [{"round": i, "train/loss": 1 / i} for i in range(1, 9)]
+  with reporting.MetricsFile(
+    tmp_path / "metrics.jsonl", keep_through=0
+  ) as metrics:
+    metrics.append(rows)
+  record = {"key": "k", "run_id": "r", "sent": 4, "ended": "finished"}
+  (tmp_path / "trackers.json").write_text(json.dumps({"a": record}))
+  config = complete(quick(trackers__a__name=own))
+  place = Place(tmp_path, str(tmp_path), None)
+  for rounds in (8, 8, 4):
+    run_trackers.deliver_rest(config, place, rounds)
+  assert lines_of(tmp_path, "rows") == [rows[4:]]
+  assert len(lines_of(tmp_path, "close")) == 1
 
 
 def test_no_report_has_the_trackers(tmp_path, fast, own):
@@ -447,7 +542,11 @@ def test_no_report_has_the_trackers(tmp_path, fast, own):
   experiment.run(
     quick(trackers__mine__name=own, trackers__mine__file="hunter2.txt"), folder
   )
-  assert "hunter2" in (folder / "config.json").read_text()
+  config = json.loads((folder / "config.json").read_text())
+  assert config["trackers"]["mine"]["file"] == "hunter2.txt"
+  # No config may have that any more.
+  config["data"]["path"] = "http://me:hunter2@host"
+  (folder / "config.json").write_text(json.dumps(config))
   for folders in ([folder], [folder, folder]):
     write_report(folders, tmp_path / "report.html")
     assert "hunter2" not in (tmp_path / "report.html").read_text()

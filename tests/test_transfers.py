@@ -14,6 +14,7 @@ from fedjax_sim.simulation import pipeline
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
 from problems import MODELS, blobs, flat, params_of, sgd
+from tiers import slow_but
 
 
 def guarded(function):
@@ -41,18 +42,23 @@ def test_the_guard_sees_transfers_in_both_threads():
   assert "Disallowed host-to-device transfer" in str(failure)
 
 
+QUICK = [
+  ("weighted_mean", {}, 2, "device"),
+  ("median", {}, 1, "device"),
+  ("mean", {"deterministic_reduction": 3}, 2, "host"),
+  ("mean", {"model_devices": 2}, 2, "host"),
+]
+CASES = [
+  *QUICK,
+  ("weighted_mean", {}, 1, "host"),
+  ("median", {}, 2, "host"),
+  ("mean", {"deterministic_reduction": 3}, 1, "device"),
+  ("mean", {"model_devices": 2}, 2, "device"),
+]
+
+
 @pytest.mark.parametrize(
-  ("aggregator", "fields", "devices", "residency"),
-  [
-    ("weighted_mean", {}, 1, "host"),
-    ("weighted_mean", {}, 2, "device"),
-    ("median", {}, 1, "device"),
-    ("median", {}, 2, "host"),
-    ("mean", {"deterministic_reduction": 3}, 1, "device"),
-    ("mean", {"deterministic_reduction": 3}, 2, "host"),
-    ("mean", {"model_devices": 2}, 2, "device"),
-    ("mean", {"model_devices": 2}, 2, "host"),
-  ],
+  ("aggregator", "fields", "devices", "residency"), slow_but(QUICK, CASES)
 )
 def test_training_and_planning_without_implicit_transfers(
   monkeypatch, devices, residency, aggregator, fields

@@ -87,6 +87,7 @@ def test_no_tracker_is_needed(folder, capsys, monkeypatch):
     ("6-7", [(4, 8)]),
     ("1-9", [(0, 4), (4, 8), (8, 9)]),
     ("9-9", [(8, 9)]),
+    ("0-1", [(0, 4)]),
   ],
 )
 def test_stretches_of_rounds(tmp_path, text, wanted):
@@ -98,13 +99,23 @@ def test_stretches_of_rounds(tmp_path, text, wanted):
   [
     ("5", "give all, checkpoints, or FROM-TO"),
     ("7-6", "give all, checkpoints, or FROM-TO"),
-    ("10-12", "the newest checkpoint is of round 9"),
+    ("10-12", "can be verified from round 1 to round 9; give rounds of these"),
+    ("8-10", "can be verified from round 1 to round 9"),
   ],
 )
 def test_other_rounds_are_refused(folder, capsys, text, message):
   code, lines = verify(folder, capsys, f"--rounds={text}")
   assert code == 2
   assert message in lines[-1]
+
+
+@pytest.mark.parametrize("text", ["1-5", "10-15", "0-20"])
+def test_rounds_before_the_first_checkpoint_of_a_branch(tmp_path, text):
+  """None is left out in silence."""
+  with pytest.raises(
+    ValueError, match=f"={text}: .* from round 11 to round 20"
+  ):
+    stretches_of([10, 20], [10, 20], text, tmp_path)
 
 
 def test_a_changed_line_of_metrics(folder, capsys):
@@ -242,13 +253,25 @@ def test_a_checkpoint_between_two_timetables_is_gone(
 
 @pytest.mark.integration
 def test_a_private_run_with_noise_of_its_own(tmp_path, capsys, monkeypatch):
+  """It was extended beyond round 65, whose row counts as round 66."""
   skip_pictures(monkeypatch)
-  experiment.run(quick(6, **PRIVATE), tmp_path / "run")
+  fields = {
+    **PRIVATE,
+    "server__eval_every": "5",
+    "runtime__checkpoint_every": "65",
+    "runtime__rounds_per_dispatch": "65",
+  }
+  for rounds in (65, 67):
+    summary = experiment.run(quick(rounds, **fields), tmp_path / "run")
+    assert summary["privacy/epsilon"] == summary["privacy"]["epsilon"]
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "0")
   capsys.readouterr()
   code, told = verify(tmp_path / "run", capsys, "--rounds=all")
-  assert code == 0
+  assert code == 0, told
   assert len(told) == 4
+  rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  epsilons = [json.loads(row)["privacy/epsilon"] for row in rows]
+  assert epsilons[63] < epsilons[64] == epsilons[65] < epsilons[66]
 
 
 @pytest.mark.parametrize(

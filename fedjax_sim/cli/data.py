@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_sim import reporting
 from fedjax_sim.cli.interrupts import Stopped, signals_as_exceptions
 from fedjax_sim.config import flags
-from fedjax_sim.core import references, validate
+from fedjax_sim.core import references, urls, validate
 from fedjax_sim.data import (
   FederatedData,
   StoredData,
@@ -306,7 +306,11 @@ def _copy(arguments: Sequence[str]) -> str:
   source, to = values["store"].value, values["to"].value
   with reporting.written() as told:
     copy_store(source, to, told)
-  return f"{to}  is a store" if is_url(to) else described(Path(to))
+  return (
+    f"{urls.redacted_url(to)}  is a store"
+    if is_url(to)
+    else described(Path(to))
+  )
 
 
 def _export(arguments: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from fedjax_sim.cli import worker
 from fedjax_sim.cli.interrupts import prompt_interrupts
 from fedjax_sim.cli.run import run
 from fedjax_sim.cli.usage import usage_of
+from fedjax_sim.core import urls
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.distributed import supervisor
 
@@ -36,6 +37,7 @@ def _describe(arguments: Sequence[str]) -> int:
 
   distributed.setup()
   distributed.devices()  # what is wrong with JAX shows now
+  build.check_no_password(values.config)
   text = describe.describe(build.build(values.config))
   print(text)  # noqa: T201
   return 0
@@ -147,13 +149,17 @@ def _execute(
     code = _exit_code(error)
     if debug or code is None:
       raise
-    print(f"fedjax-sim: error: {error}", file=sys.stderr)  # noqa: T201
+    text = urls.redacted(f"fedjax-sim: error: {error}")
+    print(text, file=sys.stderr)  # noqa: T201
     return code
 
 
 @contextlib.contextmanager
 def _short_warnings() -> Iterator[None]:
-  """Show user warnings in one line, without the line of source code."""
+  """Show user warnings in one line, without the line of source code.
+
+  Passwords in URLs are left out.
+  """
   before = warnings.formatwarning
 
   def short(
@@ -164,7 +170,7 @@ def _short_warnings() -> Iterator[None]:
     line: str | None = None,
   ) -> str:
     if category is UserWarning:
-      return f"fedjax-sim: warning: {message}\n"
+      return urls.redacted(f"fedjax-sim: warning: {message}\n")
     return before(message, category, filename, lineno, line)
 
   warnings.formatwarning = short

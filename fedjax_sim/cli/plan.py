@@ -57,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     )
   distributed.setup()
   distributed.devices()  # what is wrong with JAX shows now
+  build.check_no_password(values.config)
   experiment = build.build(values.config)
   text = plan(experiment, devices, link, host, speed)
   print(text)  # noqa: T201

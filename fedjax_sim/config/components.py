@@ -45,6 +45,7 @@ from fedjax_sim.privacy.local import Randomizer, registry
 from fedjax_sim.privacy.secure.aggregators import SECURE
 from fedjax_sim.reporting import trackers
 from fedjax_sim.reporting.trackers import Tracker
+from fedjax_sim.tasks.lora import ADAPTERS
 from fedjax_sim.training.optimizers import OPTIMIZERS
 
 MOST_WHOLE = 2**31 - 1
@@ -231,6 +232,10 @@ SLOTS = (
     filled=["num_clients", "seed", "min_examples"],
   ),
   Slot(*("model", "name", MODELS, Task, "models"), positional=2),
+  Slot(
+    *("adapter", "name", ADAPTERS, Task, "adapters of models"),
+    positional=1,
+  ),
   Slot(
     *("algorithm", "name", ALGORITHMS, Algorithm, "algorithms"),
     positional=1,

@@ -58,6 +58,9 @@ def default_config() -> ConfigDict:
   config.model.schedule = placeholder(str)  # of scheduled_sampling
   config.model.metrics = placeholder(tuple)  # references
 
+  config.adapter = ConfigDict()  # what trains beside a frozen model
+  config.adapter.name = placeholder(str)  # None: the model itself trains
+
   config.algorithm = ConfigDict()
   config.algorithm.name = "fedavg"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fedjax_sim.core import urls
+
 VARIABLE = "FEDJAX_SIM_DATA"
 
 
@@ -20,9 +22,10 @@ def local(path: str | os.PathLike[str]) -> Path:
     ValueError: it is a URL.
   """
   if is_url(path):
+    name = urls.redacted_url(os.fspath(path))
     raise ValueError(
-      f"{path} is not on this machine's disk; copy it first, a store by"
-      f" fedjax-sim data copy --store={path} --to=DIR."
+      f"{name} is not on this machine's disk; copy it first, a store by"
+      f" fedjax-sim data copy --store={name} --to=DIR."
     )
   return Path(path)
 
@@ -39,8 +42,8 @@ def workdir_on_disk(path: str | os.PathLike[str], name: str) -> Path:
   """
   if is_url(path):
     raise ValueError(
-      f"{name}={os.fspath(path)} is a URL, which only run takes; copy the"
-      " workdir to a folder first."
+      f"{name}={urls.redacted_url(os.fspath(path))} is a URL, which only run"
+      " takes; copy the workdir to a folder first."
     )
   return Path(path)
 
@@ -75,7 +78,7 @@ def locate(
       return place
   places = " and ".join(f"{place} (from {field})" for field, place in tried)
   raise FileNotFoundError(
-    f"There is no {places}; correct {field} or {VARIABLE}."
+    f"There is no {urls.redacted(places)}; correct {field} or {VARIABLE}."
   )
 
 

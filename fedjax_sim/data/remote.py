@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim.core import urls
 from fedjax_sim.core.optional import library
 
 
@@ -21,13 +22,13 @@ def file_system_of(url: str) -> tuple[Any, str]:
     ModuleNotFoundError: fsspec, or what it needs for this URL, is missing.
     ValueError: no file system has such URLs.
   """
-  core = library("fsspec.core", "bucket", needed_by=url)
+  core = library("fsspec.core", "bucket", needed_by=urls.redacted_url(url))
   try:
     files, path = core.url_to_fs(url)
   except ImportError as error:  # fsspec says what to install
-    raise ModuleNotFoundError(f"{url}: {error}") from error
+    raise ModuleNotFoundError(_said(url, str(error))) from error
   except ValueError as error:
-    raise ValueError(f"{url}: {error}") from error
+    raise ValueError(_said(url, str(error))) from error
   return files, path
 
 
@@ -61,7 +62,8 @@ def naming(url: str, what: str) -> Iterator[None]:
     what: what failed, such as "x.npy cannot be copied".
 
   Raises:
-    FileNotFoundError, OSError: one line, instead of what was raised.
+    FileNotFoundError, OSError: one line without passwords, instead of what was
+      raised.
   """
   try:
     yield
@@ -69,5 +71,16 @@ def naming(url: str, what: str) -> Iterator[None]:
     why = " ".join(str(error).split()) or type(error).__name__
     missing = isinstance(error, FileNotFoundError)
     raise (FileNotFoundError if missing else OSError)(
-      f"{url}: {what}: {why}"
+      _said(url, f"{what}: {why}")
     ) from error
+
+
+def _said(url: str, text: str) -> str:
+  """Return what happened at a URL, without passwords.
+
+  Args:
+    url: where.
+    text: may name it, too.
+  """
+  name = urls.redacted_url(url)
+  return urls.redacted(f"{name}: {text.replace(url, name)}")

@@ -237,8 +237,11 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def _occasion() -> str:
-  """Return a new key of the key-value store, the same on all processes."""
+def occasion() -> str:
+  """Return a new name, the same on all processes, which all have to call it.
+
+  It begins the keys of one occasion in the key-value store.
+  """
   return f"fedjax_sim/{next(_occasions)}"
 
 
@@ -260,7 +263,7 @@ def check_same(
   """
   if jax.process_count() == 1:
     return make()
-  client, key = key_value_client(), _occasion()
+  client, key = key_value_client(), occasion()
   say = lambda words: client.key_value_set(
     f"{key}/{jax.process_index()}", json.dumps(words)
   )
@@ -362,7 +365,7 @@ def from_first(make: Callable[[], T]) -> T:
   """
   if jax.process_count() == 1:
     return make()
-  key = _occasion()
+  key = occasion()
   if is_first():
     try:
       value = make()
@@ -417,11 +420,11 @@ class Meeting:
   Unlike the functions here, threads may come in any order.
 
   Args:
-    name: of the occasion, another one for each.
+    name: another one for each meeting; begins with an `occasion`.
   """
 
   def __init__(self, name: str):
-    self._name = f"fedjax_sim/{name}"
+    self._name = name
 
   def say(self, name: str, text: str) -> None:
     """Say something under a name under which nothing was said."""

@@ -14,6 +14,7 @@ from fedjax_sim.core import (
   Purpose,
   PyTree,
   Report,
+  Variables,
   key_for,
   noise_key_for,
 )
@@ -97,6 +98,8 @@ def report_shapes(
 def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
   """Return what one client receives and sends in a round, before transforms.
 
+  What is frozen of a model does not count: clients have had it from the start.
+
   Args:
     algorithm: what it does.
     state: a state, or its shapes.
@@ -109,4 +112,12 @@ def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
     return client.message, report._replace(state=(), metrics={})
 
   message, report = jax.eval_shape(visit, state, hparams)
-  return Traffic(nbytes(message), nbytes(report), nbytes(report.update))
+  sent = [
+    x._replace(frozen=()) if _is_model(x) else x
+    for x in jax.tree.leaves(message, is_leaf=_is_model)
+  ]
+  return Traffic(nbytes(sent), nbytes(report), nbytes(report.update))
+
+
+def _is_model(part: PyTree) -> bool:
+  return isinstance(part, Variables)

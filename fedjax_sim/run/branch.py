@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import jax
 from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
 from fedjax_sim.config.build import Experiment, privacy
 from fedjax_sim.config.completion import complete
-from fedjax_sim.core import PyTree, Variables, validate
+from fedjax_sim.core import validate
 from fedjax_sim.data import workdir_on_disk
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
@@ -28,24 +27,26 @@ from fedjax_sim.run.changes import (
   decisive,
   read_config,
   stored_config,
+  with_tuples,
 )
 from fedjax_sim.run.checkpoint_files import first_line, rounds_in
-from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
+from fedjax_sim.run.checkpoint_reader import CheckpointReader
+from fedjax_sim.run.graft import Side, after_end, fields_by_content, grafted
 from fedjax_sim.run.opened import rebuild
+from fedjax_sim.run.resume import has_ended
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
-from fedjax_sim.simulation.simulator import Simulator
 
 FLAG = "--branch-from"
-_PARTS = {  # of a state, besides the model
-  "server": "the server's state",
-  "clients": "the clients' states",
-  "shared": "the states of transforms",
-  "sampler": "the sampler's state",
-}
-_OF_ACCOUNTS = (
-  *("privacy", "local_privacy", "aggregator", "sampler"),
-  *("transforms", "leakage"),  # whose metrics are copied, too
+_OF_ACCOUNTS = (  # fields; leakage's metrics are copied, too
+  r"privacy\.(?!noise_seed$).*"
+  r"|(local_privacy|aggregator|sampler|transforms|leakage)\..*"
 )
+_FILES = ("path", "lookup", "label_lookup")  # of the section `data`
+_DATA_GONE = (
+  " That is the origin's data.path, and the branch has other data; restore"
+  " those of the origin there."
+)
+T = TypeVar("T")
 
 
 class Origin(NamedTuple):
@@ -152,13 +153,15 @@ def take_over(
       " give more."
     )
 
-  def read_origin() -> dict[str, Any]:
+  def read_origin() -> tuple[dict[str, Any], str]:
     stored = stored_config(folder)
     if stored is None:
       raise WorkdirError(f"{FLAG}={folder}: it holds no run any more.")
-    return configs.resolved(stored)
+    facts = _read(origin, lambda reader: reader.facts(origin.round))
+    return configs.resolved(stored), facts["data"]
 
-  config = complete(ConfigDict(processes.from_first(read_origin)))
+  then, trained_on = processes.from_first(read_origin)
+  config = complete(ConfigDict(with_tuples(then)))
   if experiment.simulator.log_clients and not config.server.client_log:
     raise ConfigChangedError(
       f"server.client_log=True: {folder} logged no clients, so the log would"
@@ -169,39 +172,63 @@ def take_over(
       f"model.initial={now.model.initial!r}: a branch begins with its origin's"
       f" model; leave out one of model.initial and {FLAG}."
     )
-  before = rebuild(folder, config, runtime=now.runtime.to_dict())
+  same_data = trained_on == data_digest
+  before = rebuild(
+    folder,
+    _finding_data(config, now) if same_data else config,
+    runtime=now.runtime.to_dict(),
+    hint=_DATA_GONE,
+  )
   begun = Branch(fresh, [])
 
   def take() -> None:
     nonlocal begun
-    restored = _restored(folder, origin.round, before)
-    same_data = restored.facts["data"] == data_digest
-    _check_account(config, now, restored, account, same_data)
-    same_metrics = same_data and _measured(config) == _measured(now)
-    taken, missing = _grafted(
-      restored.state,
-      fresh,
-      before,
-      experiment.simulator,
-      same_data,
-      same_metrics,
+    like = before.states.host_shapes
+    restored = _read(origin, lambda reader: reader.read(origin.round, like))
+    # Of code by its content, where it is known of both.
+    sources = restored.facts.get("sources", {})
+    known = sources.keys() & experiment.sources.keys()
+    source, ours = (
+      Side(simulator, fields_by_content(tree, {k: own[k] for k in known}))
+      for simulator, tree, own in (
+        (before, then, sources),
+        (experiment.simulator, configs.resolved(now), experiment.sources),
+      )
     )
-    taken = taken._replace(round=restored.state.round)
-    lines = _lines(origin, config, now, missing, same_data)
-    begun = Branch(taken, list(lines))
+    if privacy.draws_noise(config) or privacy.draws_noise(now):
+      _check_account(source, ours, restored.facts, account, same_data)
+    old, lines = restored.state, list(_lines(origin, config, now, same_data))
+    if has_ended(restored.facts, origin.round):
+      old = after_end(old, source)
+      if old is not restored.state:
+        best = int(old.watch.best[before.best_metrics[0]].round)
+        lines.append(
+          f"The origin ended after round {origin.round}, and"
+          f" server.revert_to_best goes on with its model of round {best}."
+        )
+    taken, missing = grafted(old, fresh, source, ours, same_data)
+    if missing:
+      lines.append(
+        "The model is taken over. These begin anew, as the new settings cannot"
+        f" go on with them: {', '.join(missing)}."
+      )
+    begun = Branch(taken._replace(round=old.round), lines)
 
   processes.from_first(take)
   return begun
 
 
-def _measured(config: ConfigDict) -> dict[str, Any]:
-  """Return the fields that the meaning of metrics rests on."""
-  fields = dict(configs.fields_of(config))
-  named = {k: v for k, v in fields.items() if k.startswith(("data.", "model."))}
-  # The data are compared themselves, and the first weights are long gone.
-  for field in ("data.path", "model.initial", "model.initial_only"):
-    named.pop(field, None)
-  return named
+def _finding_data(config: ConfigDict, now: ConfigDict) -> ConfigDict:
+  """Return the origin's config, with its data where the branch's lie.
+
+  Args:
+    config: of the origin, complete, whose files may have moved.
+    now: of the branch, complete, on the same data.
+  """
+  tree = config.to_dict()
+  if config.data.name == now.data.name:
+    tree["data"] |= {k: now.data[k] for k in _FILES if k in now.data}
+  return ConfigDict(tree)
 
 
 def copy_rows(origin: Origin, folder: Path, logged: bool) -> None:
@@ -229,127 +256,70 @@ def copy_rows(origin: Origin, folder: Path, logged: bool) -> None:
     shutil.copyfile(source.parent / table, folder / table)
 
 
-def _restored(folder: Path, round_: int, simulator: Simulator) -> Restored:
-  reader = CheckpointReader(folder / "checkpoints")
+def _read(origin: Origin, read: Callable[[CheckpointReader], T]) -> T:
+  """Return what is read of the checkpoint that a branch begins at."""
+  reader = CheckpointReader(Path(origin.workdir) / "checkpoints")
   with contextlib.closing(reader):
     try:
-      return reader.read(round_, simulator.states.host_shapes)
+      return read(reader)
     except (MemoryError, PermissionError):
       raise
     except Exception as error:  # whatever a torn file makes orbax raise
       raise WorkdirError(
-        f"{FLAG}={folder}:{round_}: the checkpoint cannot be read"
+        f"{FLAG}={origin.workdir}:{origin.round}: the checkpoint cannot be read"
         f" ({first_line(error)}); name another round."
       ) from error
 
 
 def _check_account(
-  before: ConfigDict,
-  now: ConfigDict,
-  restored: Restored,
+  before: Side,
+  now: Side,
+  facts: Mapping[str, Any],
   account: Mapping[str, Any],
   same_data: bool,
 ) -> None:
   """Refuse a branch whose epsilon would not count the rounds before it."""
-  if not (privacy.draws_noise(before) or privacy.draws_noise(now)):
-    return
   counted = lambda facts: {k: v for k, v in facts.items() if k != "epsilon"}
   odd = validate.differences(
-    counted(restored.facts.get("privacy", {})), counted(account)
+    counted(facts.get("privacy", {})), counted(account)
   )
-  for section in _OF_ACCOUNTS:
-    fields = [dict(configs.fields_of(c[section])) for c in (before, now)]
-    for tree in fields:
-      tree.pop("noise_seed", None)
-    odd += validate.differences(*fields)
+  odd += _turns(before, now)
+  odd += validate.differences(
+    before.matching(_OF_ACCOUNTS), now.matching(_OF_ACCOUNTS)
+  )
   odd += ["the data: other ones"] * (not same_data)
   if odd:
     raise ConfigChangedError(
       "A branch of a private run, or one that becomes private, has the same"
-      f" account, and differs: {'; '.join(odd[:5])}. Begin a run from the model"
-      " alone, by model.initial; what its epsilon then covers is yours to say."
+      f" account, and differs: {'; '.join(odd[:5])}. Keep what the origin has;"
+      " or begin a run from the model alone, by model.initial, and what its"
+      " epsilon then covers is yours to say."
     )
 
 
-def _grafted(
-  old: RunState,
-  fresh: RunState,
-  before: Simulator,
-  now: Simulator,
-  same_data: bool,
-  same_metrics: bool,
-) -> tuple[RunState, list[str]]:
-  """Return the fresh state with what fits of the old one, and what did not.
+def _turns(before: Side, now: Side) -> list[str]:
+  """Return how a client's turns differ, each of which is counted once.
 
-  Args:
-    old: of the origin.
-    fresh: before the branch's first round.
-    before: the origin's simulator.
-    now: the branch's simulator.
-    same_data: whether both train on the same data.
-    same_metrics: whether evaluations measure the same, too.
+  Who has which turn follows from the seed: with another one a client may come
+  back sooner than in turn.
   """
-  missing: list[str] = []
-  parts: dict[str, PyTree] = {}
-  for name, words in _PARTS.items():
-    a, b = getattr(old, name), getattr(fresh, name)
-    follows_clients = name in ("clients", "sampler")
-    if _alike(a, b) and (same_data or not follows_clients):
-      parts[name] = a
-    elif jax.tree.leaves(b) or jax.tree.leaves(a):
-      missing.append(words)
-  if "server" not in parts:
-    parts["server"] = _with_model(old, fresh, before, now)
-  watch = fresh.watch
-  for name, words in (
-    ("schedules", "what schedules have seen"),
-    ("best", "the best model so far"),
-  ):
-    a, b = getattr(old.watch, name), getattr(watch, name)
-    if _alike(a, b) and same_metrics:
-      watch = watch._replace(**{name: a})
-    elif jax.tree.leaves(b) or jax.tree.leaves(a):
-      missing.append(words)
-  return fresh._replace(**parts, watch=watch), missing
-
-
-def _alike(a: PyTree, b: PyTree) -> bool:
-  """Return whether two trees have the same structure, shapes and dtypes."""
-  kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
-  structures = jax.tree.structure(a), jax.tree.structure(b)
-  return len({*structures}) == 1 and kinds(a) == kinds(b)
-
-
-def _with_model(
-  old: RunState, fresh: RunState, before: Simulator, now: Simulator
-) -> PyTree:
-  """Return the fresh server state, with the model of the old one."""
-  model: Variables = before.algorithm.variables(old.server)
-  wanted = now.algorithm.variables(fresh.server)
-  if not _alike(model._replace(frozen=()), wanted._replace(frozen=())):
-    raise ConfigChangedError(
-      f"{FLAG}: the model is another one than the branch's; begin from some of"
-      " its weights, by model.initial of what `fedjax-sim export` writes."
-    )
-  if now.algorithm.with_model is None:
-    raise ConfigChangedError(
-      f"{FLAG}: the branch's algorithm cannot go on with another one's model;"
-      " begin from its weights, by model.initial of what `fedjax-sim export`"
-      " writes."
-    )
-  changed = now.algorithm.with_model(fresh.server, model)
-  server: PyTree = jax.device_get(changed)
-  return server
+  promised = [side.simulator.sampler.participation for side in (before, now)]
+  was, period = (1 if part is None else part.period for part in promised)
+  seeds = before.simulator.seed, now.simulator.seed
+  if was != period:
+    return [f"rounds from a client's turn to its next: {was} -> {period}"]
+  if period > 1 and seeds[0] != seeds[1]:
+    return [f"seed, by which clients take turns: {seeds[0]} -> {seeds[1]}"]
+  return []
 
 
 def _lines(
   origin: Origin,
   before: ConfigDict,
   now: ConfigDict,
-  missing: list[str],
   same_data: bool,
 ) -> Iterator[str]:
-  """Yield what is said of a branch before it starts."""
+  """Yield what is said of a branch's settings before it starts."""
   fields = [decisive(configs.resolved(config)) for config in (before, now)]
   odd = configs.differences(*fields)
   yield (
@@ -360,11 +330,6 @@ def _lines(
     yield (
       "The data are other ones than the origin's: what it trained on may be"
       " among what is held out now, and its metrics are those of its own data."
-    )
-  if missing:
-    yield (
-      "The model is taken over. These begin anew, as the new settings cannot go"
-      f" on with them: {', '.join(missing)}."
     )
   if now.privacy.mechanism is not None:
     yield (

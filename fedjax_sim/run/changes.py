@@ -19,7 +19,12 @@ from fedjax_sim.config.build.timetable import Timetable
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core import validate
 from fedjax_sim.run.checkpoint_files import rounds_in
-from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError, rounds_done
+from fedjax_sim.run.workdir import (
+  ConfigChangedError,
+  WorkdirError,
+  finished_summary,
+  rounds_done,
+)
 from fedjax_sim.simulation.simulator import Simulator
 
 ORIGIN = "origin"  # in config.json, where a branch began
@@ -53,7 +58,8 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
     The changed fields; None if the workdir holds no run.
 
   Raises:
-    WorkdirError: `config.json` is missing or damaged.
+    WorkdirError: `config.json` is missing, or checkpoints are; or a file is
+      damaged.
     ConfigChangedError: a field differs that the rounds done rest on, or there
       are fewer rounds than were done.
   """
@@ -69,12 +75,17 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
     for name in sorted(before.keys() | now.keys())
     if before.get(name) != now.get(name)
   }
-  new = {name for name in changed if name not in before}
+  # What free sections name is compared as it stands: it may not be there.
+  new = {
+    name
+    for name in changed
+    if name not in before and not _in_free_section(name)
+  }
   refused = {name for name in changed if not _is_free(name, now)}
   if refused - new:
     _refuse(folder, {name: changed[name] for name in sorted(refused)}, now)
   if new:  # fields that the run's version did not have yet
-    completed = stored_config(folder, trackers=True)
+    completed = stored_config(folder)
     assert completed is not None
     defaults = _fields(configs.resolved(completed))
     for name in new:
@@ -83,7 +94,8 @@ def changes_since(folder: Path, resolved: Mapping[str, Any]) -> Changes | None:
         del changed[name]
     if refused := refused & changed.keys():
       _refuse(folder, {name: changed[name] for name in sorted(refused)}, now)
-  _refuse_without_checkpoints(folder, ends=ROUNDS not in changed)
+  stays = ROUNDS not in changed and finished_summary(folder, now[ROUNDS])
+  _refuse_without_checkpoints(folder, ends=bool(stays))
   done = rounds_done(folder)
   if now[ROUNDS] < done:
     raise ConfigChangedError(
@@ -98,19 +110,20 @@ def _refuse_without_checkpoints(folder: Path, *, ends: bool) -> None:
 
   Args:
     folder: the workdir.
-    ends: whether a finished run stays as it is.
+    ends: whether the run is finished, and stays as it is.
 
   Raises:
-    WorkdirError: a finished run has no checkpoint, or one that trained has no
-      folder of them; a run that was killed before its first one has that.
+    WorkdirError: a run that was finished once has no checkpoint, or one that
+      trained has no folder of them; a run that was killed before its first one
+      has that.
   """
   saved = folder / "checkpoints"
   metrics = folder / "metrics.jsonl"
-  finished = (folder / "summary.json").exists()
-  if rounds_in(saved) or (finished and ends):
+  if rounds_in(saved) or ends:
     return
+  summed_up = (folder / "summary.json").exists()
   trained = metrics.exists() and metrics.stat().st_size > 0
-  if finished or (trained and not saved.exists()):
+  if summed_up or (trained and not saved.exists()):
     raise WorkdirError(
       f"{folder} holds a run without its checkpoints; restore them, or take"
       " another --workdir."
@@ -140,15 +153,14 @@ def _refuse(folder: Path, changed: Changes, now: Mapping[str, Any]) -> NoReturn:
   )
 
 
-def stored_config(folder: Path, *, trackers: bool = False) -> ConfigDict | None:
+def stored_config(folder: Path) -> ConfigDict | None:
   """Return the config of the run in a workdir, complete.
 
-  Fields that this version has added since then have their defaults.
+  Fields that this version has added since then have their defaults. The section
+  `trackers` is empty: nothing that reads a run needs their packages and files.
 
   Args:
     folder: the workdir.
-    trackers: whether to keep the section `trackers`, whose packages and files
-      nothing needs but a run that goes on; without it, it is empty.
 
   Returns:
     The config, without the origin of a branch; None if there is no run.
@@ -161,9 +173,8 @@ def stored_config(folder: Path, *, trackers: bool = False) -> ConfigDict | None:
   if stored is None:
     return None
   stored.pop(ORIGIN, None)
-  tree = _merged(configs.default_config().to_dict(), _with_tuples(stored))
-  if not trackers:
-    tree["trackers"] = {}
+  tree = _merged(configs.default_config().to_dict(), with_tuples(stored))
+  tree["trackers"] = {}
   try:
     return complete(ConfigDict(tree))
   except (ValueError, TypeError, OSError, ImportError) as error:
@@ -211,12 +222,12 @@ def _merged(tree: Any, stored: Any) -> dict[str, Any]:
   return result
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
   """Return what JSON holds with tuples for its lists, as configs have them."""
   if isinstance(value, dict):
-    return {key: _with_tuples(item) for key, item in value.items()}
+    return {key: with_tuples(item) for key, item in value.items()}
   if isinstance(value, list):
-    return tuple(map(_with_tuples, value))
+    return tuple(map(with_tuples, value))
   return value
 
 
@@ -269,6 +280,10 @@ def _is_free(name: str, config: Mapping[str, Any]) -> bool:
   same_bits = config["runtime.deterministic_reduction"] is not None
   return (
     name in FREE
-    or name.split(".")[0] in _FREE_SECTIONS
+    or _in_free_section(name)
     or (name == "runtime.devices" and same_bits)
   )
+
+
+def _in_free_section(name: str) -> bool:
+  return name.split(".")[0] in _FREE_SECTIONS

@@ -14,7 +14,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,17 @@ from fedjax_sim.run.checkpoint_files import (
   UNFINISHED,
   first_line,
   key,
-  pieces_folder,
+  pieces_file,
+  pieces_record,
   sums_of,
 )
+from fedjax_sim.run.checkpoint_pieces import write_pieces
 from fedjax_sim.run.checkpoint_reader import (
   CheckpointReader,
   Restored,
   StateChangedError,
   leaves_of,
 )
-from fedjax_sim.run.orbax_internals import separate_saves
 
 _OVERHEAD = 2**20  # bytes, at most, that a checkpoint has besides its leaves
 _VISIBLE_SECONDS = 60.0  # until a network file system shows others' files
@@ -53,7 +54,7 @@ _WHOLE, _DAMAGED, _ENDS = 0.0, 1.0, 2.0  # what became of reading a checkpoint
 
 
 class CheckpointError(FedjaxSimError, RuntimeError):
-  """A checkpoint could not be written."""
+  """A checkpoint could not be written, or none is whole."""
 
   exit_code = 1
 
@@ -64,13 +65,14 @@ class Checkpoints:
   Args:
     folder: made if it is missing; nobody else may write there at the same time.
     keep: how many of the newest to keep; 2 at least, to fall back.
-    shared: whether all processes have such an object, of the same folder, and
-      each writes its pieces of the arrays that lie spread over them; if not,
-      only process 0 has one.
+    occasion: of a meeting of all processes, if all have such an object, of the
+      same folder, and each writes its pieces of the arrays that lie spread over
+      them; None if only process 0 has one.
     snapshot_every: those of its multiples, with round 0, are kept besides; None
       for none.
 
   Attributes:
+    shared: whether all processes have such an object.
     on_commit: is given the round of each checkpoint when it is committed and
       those before it are pruned, by the thread that writes.
   """
@@ -83,18 +85,17 @@ class Checkpoints:
     *,
     keep: int,
     snapshot_every: int | None = None,
-    shared: bool = False,
+    occasion: str | None = None,
   ):
     self._reader = CheckpointReader(folder)
     self._ocp, self._orbax = self._reader.ocp, self._reader.orbax
     self._folder = folder.absolute()
     self._keep = max(2, keep)
     self._snapshot_every = snapshot_every
-    self.shared = shared
+    self._occasion = occasion
+    self.shared = occasion is not None
     self._saves = 0
-    if shared:
-      separate_saves(jax.process_index())
-    if processes.is_first() or not shared:
+    if processes.is_first() or not self.shared:
       self._folder.mkdir(parents=True, exist_ok=True)
       self._remove(UNFINISHED)
     self.on_commit = lambda round_: None
@@ -161,7 +162,7 @@ class Checkpoints:
     facts: dict[str, Any],
   ) -> None:
     """Write and commit a checkpoint, or this process's part of it."""
-    meeting = processes.Meeting(f"checkpoint/{number}")
+    meeting = processes.Meeting(f"{self._occasion}/checkpoint/{number}")
     unfinished = self._folder / f"{round_}{UNFINISHED}"
     if self.shared and not processes.is_first():
       self._write_share(meeting, unfinished, leaves)
@@ -222,31 +223,11 @@ class Checkpoints:
     }
     # Orbax refuses arrays without elements; their shapes say it all.
     arrays = {key(i): leaf for i, leaf in whole.items() if leaf.size}
-    self._save_items(unfinished, record, arrays)
-
-  def _write_pieces(
-    self, unfinished: Path, leaves: Sequence[np.ndarray | Pieces]
-  ) -> None:
-    """Write this process's pieces, with sums of their own."""
-    record: dict[str, Any] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for i, leaf in enumerate(leaves):
-      if isinstance(leaf, Pieces):
-        for n, (ranges, piece) in enumerate(leaf.own.items()):
-          said = {"leaf": i, "ranges": ranges, "sha256": digest(piece)}
-          record[key(i, n)], arrays[key(i, n)] = said, piece
-    folder = pieces_folder(unfinished, jax.process_index())
-    self._save_items(folder, record, arrays)
-    write_json(folder / SUMS, sums_of(folder))
-
-  def _save_items(
-    self, folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray]
-  ) -> None:
     args = self._ocp.args
     items = {RECORD: args.JsonSave(record)}
     if arrays:
       items["state"] = args.PyTreeSave(arrays)
-    self._orbax.save(folder, args.Composite(**items))
+    self._orbax.save(unfinished, args.Composite(**items))
 
   def _write_together(
     self,
@@ -258,7 +239,7 @@ class Checkpoints:
     meeting.say("begun", "")
     failures = []
     try:
-      self._write_pieces(unfinished, leaves)
+      write_pieces(unfinished, 0, leaves)
     except Exception as error:
       failures.append(error)
     for process in range(1, jax.process_count()):
@@ -267,7 +248,8 @@ class Checkpoints:
     if failures:
       raise failures[0]
     for process in range(1, jax.process_count()):
-      _await(pieces_folder(unfinished, process) / SUMS)
+      _await(pieces_file(unfinished, process))
+      _await(pieces_record(unfinished, process))
 
   def _write_share(
     self,
@@ -281,7 +263,7 @@ class Checkpoints:
     failure = ""
     try:
       _await(unfinished)
-      self._write_pieces(unfinished, leaves)
+      write_pieces(unfinished, jax.process_index(), leaves)
     except Exception as error:
       failure = first_line(error)
     meeting.say(f"done/{jax.process_index()}", failure)
@@ -302,9 +284,10 @@ class Checkpoints:
     warn: Callable[[str], None],
     ranges: Sequence[Wanted] | None = None,
   ) -> Restored | None:
-    """Return the newest whole checkpoint; None if there is none.
+    """Return the newest whole checkpoint; None if there is none at all.
 
-    Damaged ones are set aside under another name until the next `save`.
+    Damaged ones that are newer are set aside under another name until the next
+    `save`.
 
     Args:
       like: a state of the same structure, shapes and dtypes.
@@ -313,41 +296,77 @@ class Checkpoints:
         needs. All of them call it then, and agree on the checkpoint.
 
     Raises:
+      CheckpointError: all checkpoints are damaged; they stay as they are.
       StateChangedError: the newest whole checkpoint is of another state.
       PeerError: another process cannot read it.
     """
     rounds = self.rounds()
     if self.shared:
       rounds = processes.from_first(self._reader.rounds)
+    damaged: dict[int, str] = {}
     for round_ in reversed(rounds):
-      found, problem = None, ""
-      try:
-        found = self._reader.read(round_, like, ranges=ranges)
-      except (MemoryError, PermissionError, StateChangedError):
-        if not self.shared:
-          raise
-        processes.greatest(_ENDS)
-        raise
-      except Exception as error:  # whatever a torn file makes orbax raise
-        problem = first_line(error)
-        warn(
-          f"The checkpoint of round {round_} is damaged ({problem}); falling"
-          " back to the one before."
-        )
-      worst = _DAMAGED if problem else _WHOLE
-      if self.shared:
-        (worst,) = processes.greatest(worst)
-      if worst == _ENDS:
-        raise processes.PeerError(
-          f"Another process cannot read the checkpoint of round {round_}."
-        )
-      if worst == _WHOLE:
-        return found
-      if processes.is_first() or not self.shared:
-        self._set_aside(round_)
-    if rounds:
-      warn("No whole checkpoint is left; starting again from round 0.")
+      found, problem = self._read(round_, like, ranges)
+      if found is None:
+        damaged[round_] = problem
+        continue
+      for other, problem in damaged.items():
+        if problem:  # of this process; another one warns of its own
+          warn(
+            f"The checkpoint of round {other} is damaged ({problem}); falling"
+            f" back to that of round {round_}."
+          )
+        if processes.is_first() or not self.shared:
+          self._set_aside(other)
+      return found
+    self._refuse_damaged(damaged)
     return None
+
+  def _read(
+    self, round_: int, like: PyTree, ranges: Sequence[Wanted] | None
+  ) -> tuple[Restored | None, str]:
+    """Return a checkpoint that is whole for all processes.
+
+    Returns:
+      The checkpoint; and None, and what this process finds wrong with it.
+    """
+    found, problem = None, ""
+    try:
+      found = self._reader.read(round_, like, ranges=ranges)
+    except (MemoryError, PermissionError, StateChangedError):
+      if not self.shared:
+        raise
+      processes.greatest(_ENDS)
+      raise
+    except Exception as error:  # whatever a torn file makes orbax raise
+      problem = first_line(error)
+    worst = _DAMAGED if problem else _WHOLE
+    if self.shared:
+      (worst,) = processes.greatest(worst)
+    if worst == _ENDS:
+      raise processes.PeerError(
+        f"Another process cannot read the checkpoint of round {round_}."
+      )
+    return (found if worst == _WHOLE else None), problem
+
+  def _refuse_damaged(self, damaged: Mapping[int, str]) -> None:
+    """Refuse to begin anew, and so to remove checkpoints that can be mended.
+
+    Args:
+      damaged: round -> what this process finds wrong with its checkpoint.
+
+    Raises:
+      CheckpointError: there are damaged checkpoints.
+    """
+    listed = [
+      f"round {round_}: {problem or 'another process cannot read it'}"
+      for round_, problem in damaged.items()
+    ]
+    listed += [f"{path.name} was set aside" for path in self._asides()]
+    if listed:
+      raise CheckpointError(
+        f"No checkpoint in {self._folder} is whole ({'; '.join(listed[:3])})."
+        " Restore the files from a copy, or begin anew in another --workdir."
+      )
 
   def close(self) -> None:
     """Wait for what is being written, and end all threads."""
@@ -358,6 +377,10 @@ class Checkpoints:
     aside = self._folder / f"{round_}{DAMAGED}"
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(self._reader.path(round_), aside)
+
+  def _asides(self) -> list[Path]:
+    """Return the damaged checkpoints that were set aside."""
+    return sorted(self._folder.glob(f"*{DAMAGED}"))
 
   def _remove(self, mark: str) -> None:
     """Remove what has the mark in its name."""

@@ -1,12 +1,13 @@
 """The files of a checkpoint: their names, and their SHA-256 sums.
 
-20/                    of round 20; there when the checkpoint is complete
-record/              facts, and dtype, shape and SHA-256 of each array
-state/               the arrays that every process has whole
-pieces_0/            pieces of the other arrays, of process 0
-record/ state/     where they lie, their SHA-256; and the pieces
-sha256.json        of the files here
-sha256.json          of all other files, and of those sums
+The folder has the number of the round as its name; it is there when the
+checkpoint is complete:
+
+- `record/`: facts, and dtype, shape and SHA-256 of each array;
+- `state/`: the arrays that every process has whole;
+- `pieces_0.bin`: pieces of the other arrays, those of process 0;
+- `record_0.json`: where each of them lies, and its SHA-256;
+- `sha256.json`: the SHA-256 of all other files.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from pathlib import Path
 
 UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
 DAMAGED = ".damaged"  # ends the name of one that was set aside
-RECORD = "record"  # folder of a checkpoint: what is known of its leaves
+RECORD = "record"  # begins the names of what is known of the leaves
 SUMS = "sha256.json"  # file of a checkpoint -> its SHA-256
-_PIECES = "pieces_{}"
-_IN_PIECES = re.compile(r"(pieces_\d+)/(.*)")
+_PIECES = re.compile(r"pieces_(\d+)\.bin")
 
 
 def rounds_in(folder: Path) -> list[int]:
@@ -38,24 +38,35 @@ def _has_file(folder: Path) -> bool:
   return any(path.is_file() for path in folder.rglob("*"))
 
 
-def key(leaf: int, piece: int | None = None) -> str:
-  """Return the name of an array in a checkpoint.
+def key(leaf: int) -> str:
+  """Return the name of a whole array in a checkpoint, by its leaf's number."""
+  return f"leaf{leaf:05d}"
 
-  Args:
-    leaf: its number among the state's leaves.
-    piece: its number among the pieces of a process; None for a whole array.
+
+def pieces_file(checkpoint: Path, process: int) -> Path:
+  """Return the file of a process's pieces."""
+  return checkpoint / f"pieces_{process}.bin"
+
+
+def pieces_record(checkpoint: Path, process: int) -> Path:
+  """Return the file that says where a process's pieces lie."""
+  return checkpoint / f"{RECORD}_{process}.json"
+
+
+def sums_of(checkpoint: Path) -> dict[str, str]:
+  """Return the SHA-256 of each file of a checkpoint but the one of sums.
+
+  Pieces are not read: the process that wrote them says their sum.
   """
-  return f"leaf{leaf:05d}" + ("" if piece is None else f"_{piece:05d}")
-
-
-def pieces_folder(checkpoint: Path, process: int) -> Path:
-  """Return the folder of a process's pieces."""
-  return checkpoint / _PIECES.format(process)
-
-
-def sums_of(folder: Path) -> dict[str, str]:
-  """Return the SHA-256 of each file that the folder's sums are about."""
-  return {name: _sum(folder / name) for name in _names(folder)}
+  found = {}
+  for name in _names(checkpoint):
+    pieces = _PIECES.fullmatch(name)
+    if pieces is None:
+      found[name] = sum_of(checkpoint / name)
+    else:
+      record = pieces_record(checkpoint, int(pieces[1]))
+      found[name] = json.loads(record.read_bytes())["sha256"]
+  return found
 
 
 def check_files(
@@ -65,7 +76,7 @@ def check_files(
 
   Args:
     folder: of the checkpoint.
-    part: which of its folders; "" for all.
+    part: how the names of the files begin; "" for all.
     share: (i, n) reads every n-th file from the i-th on, and only looks
       whether the others are there.
   """
@@ -77,26 +88,19 @@ def check_files(
     if name not in found:
       raise ValueError(f"{name} is missing")
     mine = number % count == index
-    if name not in wanted or (mine and _sum(folder / name) != wanted[name]):
+    if name not in wanted or (mine and sum_of(folder / name) != wanted[name]):
       raise ValueError(f"the SHA-256 of {name} differs")
-  if not part:
-    for below in sorted(folder.glob(_PIECES.format("*"))):
-      check_files(below, share=share)
 
 
 def _names(folder: Path) -> list[str]:
   """Return the files that the folder's sums are about, in order."""
-  names = []
-  for path in sorted(folder.rglob("*")):
-    name = path.relative_to(folder).as_posix()
-    inner = _IN_PIECES.fullmatch(name)
-    own = name != SUMS if inner is None else inner[2] == SUMS
-    if own and path.is_file():
-      names.append(name)
-  return names
+  files = sorted(path for path in folder.rglob("*") if path.is_file())
+  names = [path.relative_to(folder).as_posix() for path in files]
+  return [name for name in names if name != SUMS]
 
 
-def _sum(path: Path) -> str:
+def sum_of(path: Path) -> str:
+  """Return the SHA-256 of a file's bytes."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -22,12 +22,11 @@ from fedjax_sim.distributed.pieces import (
   is_empty,
   overlap,
 )
-from fedjax_sim.run.checkpoint_files import (
-  RECORD,
-  check_files,
-  key,
-  pieces_folder,
-  rounds_in,
+from fedjax_sim.run.checkpoint_files import RECORD, check_files, key, rounds_in
+from fedjax_sim.run.checkpoint_pieces import (
+  StoredPiece,
+  read_piece,
+  stored_pieces,
 )
 
 
@@ -47,15 +46,6 @@ class Restored(NamedTuple):
   round: int
   state: PyTree
   facts: dict[str, Any]
-
-
-class _Stored(NamedTuple):
-  """A piece of an array in a checkpoint."""
-
-  folder: Path
-  name: str
-  ranges: Ranges
-  sha256: str
 
 
 class CheckpointReader:
@@ -90,6 +80,16 @@ class CheckpointReader:
   def rounds(self) -> list[int]:
     """Return the rounds of which there is a checkpoint, in order."""
     return rounds_in(self._folder)
+
+  def facts(self, round_: int) -> dict[str, Any]:
+    """Return what was stored with the state of a round, verified.
+
+    Raises:
+      Exception: it is damaged or gone, whatever makes orbax raise.
+    """
+    check_files(self.path(round_), RECORD)
+    record = self._load(round_, RECORD, self.ocp.args.JsonRestore())
+    return dict(record["facts"])
 
   def read(
     self,
@@ -147,10 +147,10 @@ class CheckpointReader:
         raise ValueError(f"the SHA-256 of {names[i]} differs")
       leaves[i] = _cut(leaf, None if ranges is None else ranges[i].ranges)
     if spread:
-      stored = self._pieces(folder, record["processes"])
+      stored = stored_pieces(folder, record["processes"])
       for i in spread:
         own = None if ranges is None else ranges[i].ranges
-        leaves[i] = self._joined(shapes[i], stored[i], own)
+        leaves[i] = _joined(shapes[i], stored.get(i, []), own)
     return Restored(round_, part(leaves), record["facts"])
 
   def _arrays(self, keys: Sequence[str], partial: bool) -> Any:
@@ -162,49 +162,9 @@ class CheckpointReader:
       partial_restore=partial,
     )
 
-  def _pieces(self, folder: Path, processes: int) -> dict[int, list[_Stored]]:
-    """Return the pieces that there are of each leaf."""
-    found: dict[int, list[_Stored]] = {}
-    for process in range(processes):
-      below = pieces_folder(folder, process)
-      how = self.ocp.args.JsonRestore()
-      for name, facts in self._load_from(below, RECORD, how).items():
-        ranges = tuple((begin, end) for begin, end in facts["ranges"])
-        stored = _Stored(below, name, ranges, facts["sha256"])
-        found.setdefault(facts["leaf"], []).append(stored)
-    return found
-
-  def _joined(
-    self,
-    shape: Any,
-    stored: Sequence[_Stored],
-    wanted: Sequence[Ranges] | None,
-  ) -> np.ndarray | Pieces:
-    """Return an array, or its pieces, put together from what overlaps them."""
-    everything = tuple((0, n) for n in shape.shape)
-    own: dict[Ranges, np.ndarray] = {}
-    for ranges in [everything] if wanted is None else wanted:
-      needed = [s for s in stored if not is_empty(overlap(s.ranges, ranges))]
-      parts = ((s.ranges, self._piece(s)) for s in needed)
-      own[ranges] = assemble(ranges, shape.dtype, parts)
-    if wanted is None:
-      return own[everything]
-    return Pieces(shape.shape, np.dtype(shape.dtype), own)
-
-  def _piece(self, stored: _Stored) -> np.ndarray:
-    """Return a piece, verified."""
-    how = self._arrays([stored.name], True)
-    piece = self._load_from(stored.folder, "state", how)[stored.name]
-    if digest(np.asarray(piece)) != stored.sha256:
-      raise ValueError(f"the SHA-256 of {stored.name} differs")
-    return np.asarray(piece)
-
   def _load(self, round_: int, item: str, how: Any) -> Any:
-    return self._load_from(self.path(round_), item, how)
-
-  def _load_from(self, folder: Path, item: str, how: Any) -> Any:
     composite = self.ocp.args.Composite(**{item: how})
-    return self.orbax.restore(folder, composite)[item]
+    return self.orbax.restore(self.path(round_), composite)[item]
 
   def close(self) -> None:
     """End orbax's threads."""
@@ -251,3 +211,21 @@ def _cut(
     return leaf
   own = {r: np.array(cut(leaf, r)) for r in ranges}
   return Pieces(leaf.shape, leaf.dtype, own)
+
+
+def _joined(
+  shape: Any,
+  stored: Sequence[StoredPiece],
+  wanted: Sequence[Ranges] | None,
+) -> np.ndarray | Pieces:
+  """Return an array, or its pieces, put together from what overlaps them."""
+  dtype = np.dtype(shape.dtype)
+  everything = tuple((0, n) for n in shape.shape)
+  own: dict[Ranges, np.ndarray] = {}
+  for ranges in [everything] if wanted is None else wanted:
+    needed = [s for s in stored if not is_empty(overlap(s.ranges, ranges))]
+    parts = ((s.ranges, read_piece(s, dtype)) for s in needed)
+    own[ranges] = assemble(ranges, dtype, parts)
+  if wanted is None:
+    return own[everything]
+  return Pieces(shape.shape, dtype, own)

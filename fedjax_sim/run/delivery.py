@@ -38,6 +38,7 @@ class Delivery:
     note: writes what is to be kept: the run's id, the round through which rows
       are sent, and how the run ended.
     warn: takes a message to the user; called by the thread.
+    sent: the round through which rows were sent before; -1: none.
   """
 
   def __init__(
@@ -47,6 +48,7 @@ class Delivery:
     facts: Callable[[], RunFacts],
     note: Callable[[dict[str, Any]], None],
     warn: Callable[[str], None],
+    sent: int = -1,
   ):
     self._label, self._tracker, self._select, self._wait = configured
     self._reader = reporting.MetricsReader(metrics)
@@ -57,7 +59,7 @@ class Delivery:
     self._deadline = float("inf")
     # Of the thread alone; others read them when it is over, or has no time.
     self._opened = False
-    self._sent = self._newest = -1  # rounds, see `Opened`
+    self._sent, self._newest = sent, -1  # rounds, see `Opened`
     self._error = ""
     self._ended = False
     self._thread = threading.Thread(

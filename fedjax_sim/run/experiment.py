@@ -90,7 +90,8 @@ def run(
     TypeError, ValueError, OSError, ImportError: the config is wrong; nothing
       was written.
     Interrupted: SIGTERM or SIGINT, in any process; a checkpoint was written.
-    WriteError, CheckpointError: the disk is full or refuses.
+    WriteError, CheckpointError: the disk is full or refuses, or no checkpoint
+      is whole.
     CopyError: the run is finished and the workdir complete, but its copy in the
       bucket is not.
     DivergedError: a round left no finite update, or no finite model.
@@ -98,6 +99,7 @@ def run(
   phases = Phases()
   with placed(workdir, sync_to) as place:
     config = complete(config)
+    build.check_no_password(config)
     resolved = configs.resolved(config)
     standing = look(place.folder, resolved, branch_from)
     if standing.finished is not None:
@@ -280,6 +282,7 @@ class _Launch:
             " state for each checkpoint. A --workdir on a shared file system"
             " lets each write its part."
           )
+      occasion = processes.occasion() if shared else None
       checkpoints: Checkpoints | None = None
 
       def begin() -> None:
@@ -289,7 +292,7 @@ class _Launch:
             folder / "checkpoints",
             keep=timetable.keep_checkpoints,
             snapshot_every=timetable.snapshot_every,
-            shared=shared,
+            occasion=occasion,
           )
         stack.enter_context(contextlib.closing(checkpoints))
 

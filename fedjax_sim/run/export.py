@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
 from fedjax_sim.config.build.privacy import draws_noise
+from fedjax_sim.core import urls
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.core.errors import FedjaxSimError, one_line
 from fedjax_sim.core.files import write_atomically, write_json
@@ -29,6 +30,10 @@ from fedjax_sim.tasks.freezing import named_variables
 STABLEHLO = ".stablehlo"
 _FACTS = ("round", "params_digest", "config")
 _PLATFORMS = ("cpu", "cuda", "tpu")
+_LOCATIONS = {  # of code in a program: with all of their 0 frames
+  "jax_include_full_tracebacks_in_locations": True,
+  "jax_traceback_in_locations_limit": 0,
+}
 
 
 class ExportError(FedjaxSimError, ValueError):
@@ -117,12 +122,15 @@ def _shared_config(config: ConfigDict) -> dict[str, Any]:
   """Return the config that goes with a model, as JSON holds it.
 
   That of a private run lacks the seeds, which its account takes for secret, and
-  the folders of the machine.
+  the folders of the machine. No config has passwords of URLs, which workdirs of
+  earlier versions may hold.
 
   Args:
     config: of the run, complete.
   """
-  shared = decisive(configs.resolved(config))
+  shared: dict[str, Any] = urls.without_secrets(
+    decisive(configs.resolved(config))
+  )
   if not draws_noise(config):
     return shared
   shared.pop("seed")
@@ -185,7 +193,19 @@ def _exported(
   specs: Mapping[str, jax.ShapeDtypeStruct],
   platforms: Sequence[str],
 ) -> jax.export.Exported:
-  return jax.export.export(jax.jit(predict), platforms=platforms)(specs)
+  """Return the exported prediction.
+
+  Of the code that it was made of it names no files: its debug information would
+  tell whose machine exported it.
+  """
+  before = {name: getattr(jax.config, name) for name in _LOCATIONS}
+  try:
+    for name, value in _LOCATIONS.items():
+      jax.config.update(name, value)
+    return jax.export.export(jax.jit(predict), platforms=platforms)(specs)
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
 
 
 def _specs(

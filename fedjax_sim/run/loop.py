@@ -52,6 +52,7 @@ class Loop:
     state: the state after `done` rounds.
     done: number of rounds done.
     timetables: those that the run has had, see `resume.with_timetable`.
+    branched: whether it begins with a checkpoint of another run.
     mirror: copies the workdir after each checkpoint; None for no copy.
     until: number of the round to stop after, before the run's end; None for
       the end.
@@ -77,6 +78,7 @@ class Loop:
   state: RunState
   done: int
   timetables: list[dict[str, Any]]
+  branched: bool = False
   mirror: Mirror | None = None
   until: int | None = None
   totals: Totals = dataclasses.field(init=False)
@@ -144,7 +146,7 @@ class Loop:
     """Log how the run goes on."""
     if self.resumed:
       self.journal.log(f"Going on after round {self.done}.")
-    elif build.INITIAL in self.experiment.sources:
+    elif not self.branched and build.INITIAL in self.experiment.sources:
       weights = self.experiment.sources[build.INITIAL]
       self.journal.log(f"Beginning with the weights of {weights}.")
     count, reason = self.choice

@@ -14,6 +14,7 @@ from fedjax_sim import reporting
 from fedjax_sim.config import fields_of
 from fedjax_sim.config.defaults import default_config
 from fedjax_sim.config.nondefault import changes, config_file
+from fedjax_sim.core import urls
 from fedjax_sim.run.changes import ORIGIN, decisive
 
 FILE = "report.html"
@@ -48,8 +49,9 @@ def described(
   record = reporting.read_run(folder, summary)
   config = dict(record.config)
   origin = config.pop(ORIGIN, None)
-  # Trackers explain nothing, and their sections may hold what is secret.
-  record = record._replace(config=decisive(config))
+  # Trackers explain nothing, and their sections may hold what is secret; so may
+  # others, in workdirs of earlier versions.
+  record = record._replace(config=urls.without_secrets(decisive(config)))
   try:
     found = changes(record.config)
     text = config_file(record.config)

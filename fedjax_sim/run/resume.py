@@ -67,6 +67,7 @@ class Begun(NamedTuple):
     state: the state after `done` rounds.
     done: number of rounds done.
     timetables: see `with_timetable`.
+    branched: whether it begins with a checkpoint of another run.
   """
 
   simulator: Simulator
@@ -76,6 +77,7 @@ class Begun(NamedTuple):
   state: RunState
   done: int
   timetables: list[dict[str, Any]]
+  branched: bool = False
 
 
 def begin(
@@ -112,7 +114,16 @@ def begin(
     rounds = experiment.timetable.rounds - done
     choice = simulator.choose_lanes(rounds, phases)
     timetables = with_timetable([], done, experiment.timetable)
-    return Begun(simulator, choice, False, Totals(), state, done, timetables)
+    return Begun(
+      simulator,
+      choice,
+      False,
+      Totals(),
+      state,
+      done,
+      timetables,
+      branched=branch is not None,
+    )
   begun = going_on(experiment, restored, data_digest)
   if processes.is_first():
     facts = restored.facts
@@ -171,7 +182,7 @@ def going_on(
   simulator = dataclasses.replace(simulator, runtime=runtime)
   state = simulator.states.to_devices(restored.state)
   timetable, earlier = experiment.timetable, facts.get("timetables", [])
-  ended = bool(earlier) and earlier[-1]["rounds"] == done
+  ended = has_ended(facts, done)
   if ended and done < timetable.rounds:  # it was given more rounds
     state = simulator.react.continued(state)
   if earlier and not ended and done == timetable.rounds:
@@ -182,6 +193,17 @@ def going_on(
   before = Totals(**facts["totals"])
   timetables = with_timetable(earlier, done, timetable)
   return Begun(simulator, choice, True, before, state, done, timetables)
+
+
+def has_ended(facts: Mapping[str, Any], done: int) -> bool:
+  """Return whether a run had no round left; False where it is not known.
+
+  Args:
+    facts: of its checkpoint.
+    done: rounds of the checkpoint.
+  """
+  timetables = facts.get("timetables", [])
+  return bool(timetables) and timetables[-1]["rounds"] == done
 
 
 def with_timetable(

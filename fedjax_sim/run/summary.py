@@ -96,6 +96,7 @@ def sum_up(
     device = simulator.mesh.devices.flat[0]
     summary = {
       **last,
+      **simulator.account.exact_row(rounds),
       **best,
       "params_digest": digest,
       "rounds": rounds,

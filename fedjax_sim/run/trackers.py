@@ -22,6 +22,7 @@ from fedjax_sim import config as configs
 from fedjax_sim import reporting
 from fedjax_sim.config import build
 from fedjax_sim.config.build import ConfiguredTracker
+from fedjax_sim.core import urls
 from fedjax_sim.core.errors import one_line
 from fedjax_sim.distributed import processes
 from fedjax_sim.reporting.trackers import Row, RunFacts, Status
@@ -68,6 +69,7 @@ class Trackers:
 
   def _delivery(self, configured: ConfiguredTracker) -> Delivery:
     label, place = configured.label, configured.tracker.place
+    before = self._records.sent(label, place)
     return Delivery(
       configured,
       self._folder / "metrics.jsonl",
@@ -76,6 +78,7 @@ class Trackers:
       ),
       lambda changes: self._records.change(label, changes),
       self._messages.append,
+      before,
     )
 
   def _facts(
@@ -184,11 +187,11 @@ def deliver_rest(config: ConfigDict, place: Place, rounds: int) -> None:
     try:
       found = build.build_tracker(config, label)
     except ImportError as error:
-      if not records.finished(label):
+      if not records.finished(label, rounds):
         warn(f"{label}: it gets nothing more: {one_line(error)}")
       continue
     tracker = found.tracker
-    if not (tracker.live or records.finished(label, tracker.place)):
+    if not (tracker.live or records.finished(label, rounds, tracker.place)):
       configured.append(found)
   if not configured:
     return
@@ -206,13 +209,16 @@ class _Records:
     self._lock = threading.Lock()
     self._all: dict[str, dict[str, Any]] = {}
     with contextlib.suppress(OSError, ValueError):  # none, or damaged
-      self._all = dict(json.loads(path.read_bytes()))
+      read = json.loads(path.read_bytes())
+      # Earlier versions left more of a place's URI than this one.
+      self._all = dict(urls.without_secrets(read, urls.redacted))
 
   def of(self, label: str, place: str = "") -> dict[str, Any]:
     """Return a tracker's record of a place; a new one is written.
 
     Those of other places are kept in it as `elsewhere`.
     """
+    place = urls.redacted(place)
     record = self._at(label, place)
     record.setdefault("key", uuid.uuid4().hex)
     record["place"] = place
@@ -220,22 +226,29 @@ class _Records:
       self._write(label, record)
     return record
 
-  def finished(self, label: str, place: str | None = None) -> bool:
+  def finished(self, label: str, rounds: int, place: str | None = None) -> bool:
     """Return whether a tracker got all of a finished run.
 
     Args:
       label: of the tracker.
+      rounds: that the run has; it may have ended before with fewer.
       place: where; None: where it was last.
     """
     if place is None:
       place = self._all.get(label, {}).get("place", "")
-    return self._at(label, place).get("ended") == "finished"
+    ended = self._at(label, place).get("ended") == "finished"
+    return ended and self.sent(label, place) >= (rounds or -1)
+
+  def sent(self, label: str, place: str) -> int:
+    """Return the round through which rows are sent to a place; -1: none."""
+    return int(self._at(label, place).get("sent", -1))
 
   def _at(self, label: str, place: str) -> dict[str, Any]:
     """Return a copy of the record of a place; a new one has no key.
 
     Records of earlier versions have no place, and are of any.
     """
+    place = urls.redacted(place)
     record = dict(self._all.get(label, {}))
     last = record.get("place", place)
     if last == place:

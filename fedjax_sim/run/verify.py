@@ -148,6 +148,10 @@ def stretches_of(
     saved: rounds of the checkpoints.
     text: as in `verify`.
     workdir: for messages.
+
+  Raises:
+    WorkdirError: there are no two checkpoints.
+    ValueError: rounds are wanted that are not all between checkpoints.
   """
   every = list(itertools.pairwise(starts))
   if not every:
@@ -166,13 +170,13 @@ def stretches_of(
       f"--rounds={text}: give all, checkpoints, or FROM-TO, such as 1-20."
     )
   first, last = int(found[1]), int(found[2])
-  wanted = [(a, b) for a, b in every if b >= first and a < last]
-  if not wanted:
+  if max(first, 1) <= starts[0] or last > starts[-1]:
     raise ValueError(
-      f"--rounds={text}: the newest checkpoint is of round {saved[-1]}; give"
-      " rounds before it."
+      f"--rounds={text}: by its checkpoints the run in {workdir} can be"
+      f" verified from round {starts[0] + 1} to round {starts[-1]}; give rounds"
+      " of these."
     )
-  return wanted
+  return [(a, b) for a, b in every if b >= first and a < last]
 
 
 def _report_software(

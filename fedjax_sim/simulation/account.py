@@ -83,18 +83,12 @@ class Account:
       return self.num_clients
     return part.population or self.num_clients
 
-  @functools.cached_property
-  def _last_counted(self) -> int | None:
-    """The last round that budget and noise allow; None if unknown."""
-    assert self.budget is not None
-    wanted = self.budget.rounds or (self.release and self.release.rounds)
-    return wanted and self.rounds_within_budget(wanted)
-
   def epsilon_row(self, rounds: int) -> Row:
     """Return the epsilon after a number of rounds as a row of metrics.
 
     Of later rounds it may be that of a slightly later one, an upper bound (see
-    `guard.counted`).
+    `guard.counted`), but never one beyond the budget. It does not depend on how
+    many rounds the run has.
 
     Args:
       rounds: number of rounds done.
@@ -103,16 +97,39 @@ class Account:
       A row with one metric; an empty one if no epsilon holds, or if the noise
       was made for fewer rounds.
     """
-    if self.ledger is None or self.budget is None:
+    later = guard.counted(rounds)
+    return self.exact_row(later if self._allows(later) else rounds)
+
+  def exact_row(self, rounds: int) -> Row:
+    """Return the epsilon after just these rounds as a row of metrics.
+
+    Args:
+      rounds: number of rounds done.
+
+    Returns:
+      As `epsilon_row`.
+    """
+    if self.ledger is None:
       return {}
     if rounds > (self.ledger.release.rounds or rounds):
       return {}
-    epsilon = self.ledger.told(guard.counted(rounds, self._last_counted))
+    epsilon = self.ledger.told(rounds)
     if math.isinf(epsilon):
       return {}
     simulated = self.ledger.release.simulated is not None
     name = "privacy/simulated_epsilon" if simulated else "privacy/epsilon"
     return {name: epsilon}
+
+  def _allows(self, rounds: int) -> bool:
+    """Return whether so many rounds have an epsilon, within the budget."""
+    if self.ledger is None or self.budget is None:
+      return False
+    try:
+      epsilon = self.ledger.epsilon(rounds)
+    except ValueError:  # more than noise or accountant can do
+      return False
+    most = self.budget.epsilon
+    return math.isfinite(epsilon) if most is None else epsilon <= most
 
   def rounds_within_budget(self, rounds: int) -> int:
     """Return how many of a number of rounds the privacy budget allows.

@@ -144,6 +144,13 @@ def test_what_is_refused(store, url, tmp_path, monkeypatch):
     copy_store(url, str(store))
   with pytest.raises(ValueError, match="nosuch"):
     copy_store("nosuch://a/b", str(tmp_path / "copy"))
+  secret = "nosuch://me:hunter2@host/b"
+  for source, to in ((secret, "a"), (secret, secret), (str(store), secret)):
+    with pytest.raises(ValueError, match=r"nosuch://\*\*\*@host/b") as caught:
+      copy_store(source, to)
+    assert "hunter2" not in str(caught.value)
+  with pytest.raises(ValueError, match=r"--store=nosuch://\*\*\*@host/b --to"):
+    open_store(secret)
   for opens in (open_store, verify, vocabulary_of, StoreWriter):
     with pytest.raises(ValueError, match="data copy --store=memory://"):
       opens(url)

@@ -23,6 +23,7 @@ from fedjax_sim.privacy.central.factorization import banded
 from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.privacy.local import with_local_dp
 from fedjax_sim.privacy.local.additive import laplace
+from fedjax_sim.simulation.account import Account
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
 from fedjax_sim.training.stale import stale
@@ -230,16 +231,64 @@ def test_a_run_ends_at_its_budget():
     made.dispatch(state, made.plan(3, 1))
 
 
-@given(rounds=st.integers(1, 10**6), more=st.integers(0, 10**6))
-def test_rows_are_counted_not_before_and_little_later(rounds, more):
-  last = rounds + more
-  assert guard.counted(rounds, None) >= rounds
-  assert guard.counted(rounds, None) < rounds * (1 + 1 / 32)
-  assert rounds <= guard.counted(rounds, last) <= last
-  assert guard.counted(last, last) == last
-  if rounds < 64:
-    assert guard.counted(rounds, last) == rounds
-  assert guard.counted(rounds, last) <= guard.counted(rounds + 1, last + 1)
+@given(rounds=st.integers(1, 10**6))
+def test_rows_are_counted_not_before_and_little_later(rounds):
+  assert rounds <= guard.counted(rounds) < rounds * (1 + 1 / 32)
+  assert guard.counted(rounds) <= guard.counted(rounds + 1)
+  if rounds <= 64:
+    assert guard.counted(rounds) == rounds
+
+
+def test_few_rounds_are_counted_and_round_ends_among_them():
+  found = {guard.counted(r) for r in range(1, 10_001)}
+  assert len(found) < 64 + 120 * 2.2
+  assert {100, 150, 200, 250, 300, 500, 1000, 1500, 2000, 5000} <= found
+
+
+def account(budget, **changes):
+  release = with_central_dp(PLAIN, settings(noise_multiplier=4.0)).privacy
+  assert release is not None
+  return Account(
+    release=release._replace(**changes),
+    budget=budget,
+    sampler=sampling.poisson(4, 2),
+    num_clients=4,
+  )
+
+
+def epsilons_of(made, rounds):
+  return [made.epsilon_row(r).get("privacy/epsilon") for r in rounds]
+
+
+def test_a_row_does_not_depend_on_the_end_of_the_run():
+  """So a run that gets more rounds has the rows of one that always had them."""
+  rounds = range(1, 101)
+  found, longer, endless = (
+    epsilons_of(account(Budget(delta=1e-3, rounds=end)), rounds)
+    for end in (101, 104, None)
+  )
+  assert found == longer == endless
+  made = account(Budget(delta=1e-3))
+  exact = [made.ledger.told(r) for r in rounds]
+  assert all(a >= b for a, b in zip(found, exact, strict=True))
+  assert found[64] > exact[64]  # round 65 counts as round 66
+  assert made.exact_row(65) == {"privacy/epsilon": exact[64]}
+
+
+@pytest.mark.parametrize(
+  ("budget", "changes"),
+  [
+    (Budget(delta=1e-3, epsilon=4.29), {}),
+    (Budget(delta=1e-3), {"rounds": 101}),
+    (Budget(delta=1.0115e-11), {}),
+  ],
+)
+def test_a_row_is_of_no_round_beyond_what_holds(budget, changes):
+  """Round 101 would count as 102: too many for budget, noise or delta."""
+  made = account(budget, **changes)
+  exact = [made.ledger.told(r) for r in (100, 101)]
+  assert epsilons_of(made, (99, 100, 101)) == [exact[0], *exact]
+  assert budget.epsilon is None or exact[1] <= budget.epsilon
 
 
 def test_correlated_noise_is_for_so_many_rounds():

@@ -19,7 +19,7 @@ from fedjax_sim.tasks.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
 from fedjax_sim.training import schedules
 from fedjax_sim.transforms import error_feedback
 
-_SCHEDULED = {  # section -> the hyper-parameter that its schedule multiplies
+SCHEDULED = {  # section -> the hyper-parameter that its schedule multiplies
   "model": f"task.{SCHEDULED_SAMPLING}",
   "client": "client.learning_rate",
   "server": "server.learning_rate",
@@ -39,7 +39,7 @@ def build_schedules(
   there = hparams.named(algorithm.hparams) | hparams.named(
     {"task": dict(task.hparams)}
   )
-  for section, name in _SCHEDULED.items():
+  for section, name in SCHEDULED.items():
     text = config[section].schedule
     if text is None:
       continue

@@ -45,6 +45,9 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   task = _begun(section, task)
   if section.frozen is not None:
     task = with_frozen(task, section.frozen)
+  if config.adapter.name is not None:
+    (slot,) = components.slots_of("adapter")
+    task = components.make(config, slot, task)
   dtype = validate.lookup(
     "runtime.compute_dtype", config.runtime.compute_dtype, COMPUTE_DTYPES
   )

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from fedjax_sim.config import components
-from fedjax_sim.core import urls, validate
+from fedjax_sim.config.build.passwords import check_no_password
+from fedjax_sim.core import validate
 from fedjax_sim.reporting.trackers import Selection, Tracker
 
 
@@ -52,7 +53,7 @@ def build_tracker(config: ConfigDict, label: str) -> ConfiguredTracker:
   """
   slot = components.labeled_slot("trackers", label)
   section = config.trackers[label]
-  _check_no_password(slot.section, section)
+  check_no_password(ConfigDict({"trackers": {label: section}}))
   select = Selection(section.metrics, section.primary_metric)
   return ConfiguredTracker(
     label,
@@ -60,20 +61,3 @@ def build_tracker(config: ConfigDict, label: str) -> ConfiguredTracker:
     select.check(slot.section),
     validate.number(f"{slot.section}.wait", section.wait, gt=0),
   )
-
-
-def _check_no_password(name: str, section: ConfigDict) -> None:
-  """Refuse a URL with a password: the workdir and its report keep the config.
-
-  Raises:
-    ValueError: names the field, and where the password belongs.
-  """
-  for key, value in section.items():
-    if isinstance(value, str) and urls.redacted(value) != value:
-      raise ValueError(
-        f"{name}.{key}={urls.redacted(value)!r} holds a user or a password,"
-        " which would be written to the workdir; leave it out, and set it in"
-        " the environment: MLFLOW_TRACKING_USERNAME and"
-        " MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; a database's URI"
-        " as MLFLOW_TRACKING_URI; for W&B WANDB_API_KEY."
-      )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim.core import urls
 from fedjax_sim.data import remote
 from fedjax_sim.data.location import is_url
 from fedjax_sim.data.store.reader import StoreError, facts_of, verify
@@ -38,8 +39,8 @@ def copy_store(source: str, to: str, progress: Told | None = None) -> None:
   """
   if is_url(source) == is_url(to):
     raise ValueError(
-      f"Of {source} and {to} one has to be a URL, such as gs://bucket/store,"
-      " and the other a folder."
+      f"Of {_named(source)} and {_named(to)} one has to be a URL, such as"
+      " gs://bucket/store, and the other a folder."
     )
   if is_url(source):
     _fetch(source, Path(to), progress)
@@ -67,14 +68,14 @@ def _fetch(url: str, path: Path, progress: Told | None) -> None:
       get("store.json")
     except FileNotFoundError:
       raise FileNotFoundError(
-        f"{url} is no store: it holds no store.json. Correct the URL."
+        f"{_named(url)} is no store: it holds no store.json. Correct the URL."
       ) from None
     try:
       for file in _files(folder, progress):
         get(file)
       verify(folder)
     except StoreError as error:
-      raise StoreError(str(error).replace(str(folder), url)) from error
+      raise StoreError(str(error).replace(str(folder), _named(url))) from error
     for place in folder.rglob("*"):
       if place.is_file():
         _sync(place)
@@ -90,7 +91,9 @@ def _send(folder: Path, url: str, progress: Told | None) -> None:
   with _copying(url, "store.json"):
     there = bucket.exists(last)
   if there:
-    raise FileExistsError(f"{url} is a store already; give another name.")
+    raise FileExistsError(
+      f"{_named(url)} is a store already; give another name."
+    )
   for file in [*_files(folder, progress), "store.json"]:
     place = posixpath.join(base, file)
     with _copying(url, file):
@@ -112,6 +115,11 @@ def _files(folder: Path, progress: Told | None) -> Iterator[str]:
 
 def _rows(shapes: dict[str, Any]) -> int:
   return next(s[0] for k, s in shapes.items() if k.startswith("fields/"))
+
+
+def _named(place: str) -> str:
+  """Return a folder or a URL as messages show it."""
+  return urls.redacted_url(place)
 
 
 def _copying(url: str, file: str) -> contextlib.AbstractContextManager[None]:

@@ -38,7 +38,7 @@ class Budget:
     delta: of the (epsilon, delta); below 1 over the number of clients.
     epsilon: the run ends before it exceeds this; None: it is only shown.
     accountant: one of `accounting.ACCOUNTANTS`; None: the usual one.
-    rounds: the run's last, beyond which nothing is counted; None: not known.
+    rounds: the run's last, for which delta has to suffice; None: not known.
 
   Raises:
     TypeError, ValueError: names the field.
@@ -63,19 +63,24 @@ class Budget:
       )
 
 
-def counted(rounds: int, last: int | None) -> int:
+def counted(rounds: int) -> int:
   """Return the round whose epsilon a round's row gets: this or a later one.
 
-  Counting takes milliseconds, so only 32 to 64 rounds in every doubling are
-  counted.
+  Counting takes milliseconds, so beyond 64 rounds only multiples of 2, 5, 10,
+  20, 50, ... are counted: fewer than 120 in every tenfold, and round ends, such
+  as 500, among them. It depends on nothing but the round: a run that is given
+  more rounds later on has the rows of one that had them from the start.
 
   Args:
     rounds: 1 or more.
-    last: the run's last round, which is never passed; None: not known.
+
+  Returns:
+    A round less than a 32nd later; for `rounds` + 1 no earlier one.
   """
-  step = max(1, 2 ** (rounds.bit_length() - 6))
-  later = -(-rounds // step) * step
-  return later if last is None else max(rounds, min(later, last))
+  most = max(rounds // 32, 1)
+  unit = 10 ** (len(str(most)) - 1)
+  step = unit * max(n for n in (1, 2, 5) if n * unit <= most)
+  return -(-rounds // step) * step
 
 
 def ledger(

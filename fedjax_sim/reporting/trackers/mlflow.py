@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +38,9 @@ _STORES = (  # schemes of URIs
   *("http", "https", "databricks", "azureml"),
   *("sqlite", "postgresql", "mysql", "mssql"),
 )
+_PLUGINS = "mlflow.tracking_store"  # entry points, named for further schemes
+_ALLOW_FOLDERS = "MLFLOW_ALLOW_FILE_STORE"
+_OLD_STORE = "mlruns"  # MLflow's default where it holds an experiment
 _TAGS = {"git.commit": "mlflow.source.git.commit"}  # as its pages look for it
 _METRICS_A_BATCH = 1000  # limits of MLflow's API
 _ENTRIES_A_BATCH = 100
@@ -59,9 +63,10 @@ def mlflow(
 
   Args:
     uri: of the server (http, https, databricks, azureml) or of a database
-      (sqlite, postgresql, mysql, mssql), such as sqlite:///mlflow.db; None:
-      `MLFLOW_TRACKING_URI`, or MLflow's own default. Folders, as file:///mlruns,
-      are refused, since MLflow takes them no longer.
+      (sqlite, postgresql, mysql, mssql), such as sqlite:///mlflow.db, or of a
+      store that a plugin of MLflow adds; None: `MLFLOW_TRACKING_URI`, or
+      MLflow's own default. Folders, as file:///mlruns, are refused unless
+      `MLFLOW_ALLOW_FILE_STORE` is true, as MLflow refuses them, too.
     experiment: its name, made if missing; None: `MLFLOW_EXPERIMENT_NAME`, or
       that of `MLFLOW_EXPERIMENT_ID`, or fedjax_sim.
     run_name: None: the workdir's name.
@@ -71,8 +76,8 @@ def mlflow(
 
   Raises:
     ModuleNotFoundError: MLflow is not installed.
-    TypeError, ValueError: timeout is no whole number >= 1, or uri, or
-      `MLFLOW_TRACKING_URI`, is of another store.
+    TypeError, ValueError: timeout is no whole number >= 1, or uri,
+      `MLFLOW_TRACKING_URI` or MLflow's default is of another store.
   """
   optional.require("mlflow", "mlflow", "The tracker mlflow")
   validate.integer("timeout", timeout)
@@ -86,15 +91,32 @@ def _check_store(uri: str | None) -> None:
   Raises:
     ValueError: names the URI, and what to give instead.
   """
-  name = "uri" if uri else _URI
   given = uri or os.environ.get(_URI, "")
-  scheme = given.partition(":")[0].partition("+")[0].lower()
-  if given and scheme not in _STORES:
+  shown = f"{'uri' if uri else _URI}={urls.redacted_url(given)!r}"
+  if not given:
+    if not any(Path(_OLD_STORE).glob("[0-9]*/meta.yaml")):
+      return  # a database then
+    given = f"file:{_OLD_STORE}"
+    shown = f"the folder {_OLD_STORE} here, MLflow's default without {_URI},"
+  scheme, colon, _ = given.lower().partition(":")
+  if scheme.partition("+")[0] in _STORES:
+    return
+  if scheme == "file" or not colon:
+    allowed, further = _allows_folders(), f"set {_ALLOW_FOLDERS}=true"
+  else:
+    allowed = scheme in metadata.entry_points(group=_PLUGINS).names
+    further = f"install the plugin of MLflow for {scheme}"
+  if not allowed:
     raise ValueError(
-      f"{name}={urls.redacted(given)!r} is of no store that MLflow writes to;"
-      " give sqlite:///FILE, such as sqlite:///mlflow.db, or a server, such as"
-      f" http://HOST:5000; schemes are {', '.join(_STORES)}."
+      f"{shown} is of no store that MLflow writes to; give sqlite:///FILE, such"
+      " as sqlite:///mlflow.db, or a server, such as http://HOST:5000; or"
+      f" {further}."
     )
+
+
+def _allows_folders() -> bool:
+  """Return whether MLflow takes folders, which it does by a variable alone."""
+  return os.environ.get(_ALLOW_FOLDERS, "").lower() in ("true", "1")
 
 
 class _MLflow(Tracker):
@@ -115,7 +137,7 @@ class _MLflow(Tracker):
     store = uri or os.environ.get(_URI, "")
     names = (experiment, *map(os.environ.get, _EXPERIMENTS))
     named = next(filter(None, names), _DEFAULT)
-    self.place = f"{urls.redacted(store)} {named}".strip()
+    self.place = f"{urls.redacted_url(store)} {named}".strip()
 
   def open(self, run: RunFacts) -> Opened:
     # MLflow's client would repeat a request whose answer it did not get; we

@@ -79,7 +79,7 @@ class _WandB(Tracker):
     self._entity, self._group = entity, group
     self._run_name, self._joined = run_name, run_id
     self._mode, self._timeout = mode, timeout
-    server = urls.redacted(os.environ.get("WANDB_BASE_URL", ""))
+    server = urls.redacted_url(os.environ.get("WANDB_BASE_URL", ""))
     team = entity or os.environ.get("WANDB_ENTITY")
     self.place = " ".join(filter(None, (server, team, self._project)))
 

@@ -7,6 +7,7 @@ import posixpath
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from fedjax_sim.core import urls
 from fedjax_sim.data import remote
 
 _PART = ".part"  # ends the name of a file that is being written
@@ -19,14 +20,18 @@ class Bucket:
   Args:
     url: as fsspec knows it, such as s3://bucket/folder.
 
+  Attributes:
+    name: the URL as messages show it, without passwords.
+
   Raises:
     ModuleNotFoundError: fsspec, or what it needs for this bucket, is missing.
     ValueError: no bucket has such URLs.
   """
 
   def __init__(self, url: str):
-    self.url = url.rstrip("/")
-    self._files, self._base = remote.file_system_of(self.url)
+    self._url = url.rstrip("/")
+    self.name = urls.redacted_url(self._url)
+    self._files, self._base = remote.file_system_of(self._url)
     self._base = self._base.rstrip("/")
 
   def overlaps(self, folder: Path) -> bool:
@@ -53,7 +58,7 @@ class Bucket:
     Raises:
       OSError: the network or the bucket refuses; so all methods.
     """
-    with remote.naming(self.url, "cannot be listed"):
+    with remote.naming(self._url, "cannot be listed"):
       self._files.invalidate_cache()
       try:
         found = self._files.find(self._base, detail=True)
@@ -71,7 +76,7 @@ class Bucket:
 
   def read(self, name: str) -> bytes | None:
     """Return a file's content; None if there is no such file."""
-    with remote.naming(self.url, f"{name} cannot be read"):
+    with remote.naming(self._url, f"{name} cannot be read"):
       self._files.invalidate_cache()  # s3fs would look into an old listing
       try:
         content: bytes = self._files.cat_file(self._place(name))
@@ -81,7 +86,7 @@ class Bucket:
 
   def write(self, name: str, content: bytes) -> None:
     """Write a file, which is there whole or as it was before."""
-    with remote.naming(self.url, f"{name} cannot be written"):
+    with remote.naming(self._url, f"{name} cannot be written"):
       self._put(name, lambda place: self._files.pipe_file(place, content))
 
   def send(self, path: Path, name: str, size: int) -> None:
@@ -98,20 +103,20 @@ class Bucket:
             file.write(block)
             left -= len(block)
 
-    with remote.naming(self.url, f"{name} cannot be sent"):
+    with remote.naming(self._url, f"{name} cannot be sent"):
       self._put(name, stream)
 
   def fetch(self, name: str, path: Path) -> None:
     """Copy a file to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with remote.naming(self.url, f"{name} cannot be fetched"):
+    with remote.naming(self._url, f"{name} cannot be fetched"):
       self._files.invalidate_cache()
       self._files.get_file(self._place(name), str(path))
 
   def remove(self, name: str) -> None:
     """Remove a file, if it is there."""
     with (
-      remote.naming(self.url, f"{name} cannot be removed"),
+      remote.naming(self._url, f"{name} cannot be removed"),
       contextlib.suppress(FileNotFoundError),
     ):
       place = self._place(name)

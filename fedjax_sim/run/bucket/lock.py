@@ -98,11 +98,11 @@ class Lock:
         return True
       held, age = renewed, 0.0
     raise WorkdirError(
-      f"{self._bucket.url} is in use by another run (process"
+      f"{self._bucket.name} is in use by another run (process"
       f" {held.get('process')} on {held.get('host')}, heard of"
       f" {max(age, 0):.0f} s ago): stop that one; if it was killed, run the"
       f" same command again in {STALE_SECONDS - age:.0f} s, or remove"
-      f" {self._bucket.url}/{LOCK}."
+      f" {self._bucket.name}/{LOCK}."
     )
 
   def _watched(self, held: dict[str, Any]) -> dict[str, Any] | None:
@@ -112,7 +112,7 @@ class Lock:
       held: what the lock says.
     """
     self._say(
-      f"{self._bucket.url} may be in use by another run (process"
+      f"{self._bucket.name} may be in use by another run (process"
       f" {held.get('process')} on {held.get('host')}): looking for up to"
       f" {WATCH_SECONDS:.0f} s whether it is."
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from fedjax_sim.core import urls
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.core.files import write_json
 from fedjax_sim.data import is_url
@@ -43,7 +44,7 @@ class Place(NamedTuple):
 
   Attributes:
     folder: on the local disk.
-    name: what the user calls it.
+    name: what the user calls it, without passwords.
     mirror: copies it; None if nothing does.
   """
 
@@ -88,18 +89,19 @@ def placed(
   name = os.fspath(workdir)
   if sync_to == "":
     raise ValueError("--sync-to= is empty; give a URL or leave it out.")
+  named = urls.redacted_url(name)
   if sync_to is not None and not is_url(sync_to):
     raise ValueError(
       f"--sync-to={sync_to} is no URL, such as s3://bucket/run; give one."
     )
   if sync_to is not None and is_url(name):
     raise ValueError(
-      f"--sync-to={sync_to}: --workdir={name} is in a bucket already; give one"
-      " of them."
+      f"--sync-to={urls.redacted_url(sync_to)}: --workdir={named} is in a"
+      " bucket already; give one of them."
     )
   url = name if is_url(name) else sync_to
   if url is None:
-    yield Place(Path(workdir), name, None)
+    yield Place(Path(workdir), named, None)
     return
   folder = staging.folder_of(name) if is_url(name) else Path(workdir)
   with contextlib.ExitStack() as stack:
@@ -112,8 +114,8 @@ def placed(
       if bucket.overlaps(folder):
         flag = "--workdir" if is_url(name) else "--sync-to"
         raise ValueError(
-          f"{flag}={url} and {folder}, which is copied there, are or hold one"
-          " another; give a URL outside of it."
+          f"{flag}={bucket.name} and {folder}, which is copied there, are or"
+          " hold one another; give a URL outside of it."
         )
       found = Mirror(folder, bucket)
       if is_url(name):
@@ -123,7 +125,7 @@ def placed(
       mirror = stack.enter_context(contextlib.closing(found))
 
     processes.from_first(begin)
-    yield Place(folder, name, mirror)
+    yield Place(folder, named, mirror)
 
 
 class Mirror:
@@ -165,11 +167,11 @@ class Mirror:
       exists = self._folder.exists()
       with locked(self._folder) if exists else contextlib.nullcontext():
         staging.fill(self._folder, self._bucket, self._say)
-      self._say(f"{self._bucket.url} is worked on in {self._folder}.")
+      self._say(f"{self._bucket.name} is worked on in {self._folder}.")
       if self._bucket.is_volatile:
         self._say(
-          f"--workdir={self._bucket.url} ends with this process; give a folder,"
-          " or a URL of a bucket, for what is to stay.",
+          f"--workdir={self._bucket.name} ends with this process; give a"
+          " folder, or a URL of a bucket, for what is to stay.",
           level="warning",
         )
       self._adopts = True
@@ -201,7 +203,7 @@ class Mirror:
       raise refused[0]
     if thread.is_alive():
       self._say(
-        f"It is not known yet whether {self._bucket.url} can have the copy.",
+        f"It is not known yet whether {self._bucket.name} can have the copy.",
         level="warning",
       )
 
@@ -264,11 +266,12 @@ class Mirror:
 
   def _say(self, message: str, level: str = "info") -> None:
     with self._changed:
-      self._says.append((message, level))
+      self._says.append((urls.redacted(message), level))
 
   def _fail(self, error: Exception) -> None:
     """Note an error, and say so if the copy before was complete."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = urls.redacted(text)
     before, self._failure = self._failure, text
     if not before:
       self._say(
@@ -284,7 +287,7 @@ class Mirror:
       self._ends = True
       self._changed.notify_all()
       if not self._changed.wait_for(self._is_done, 5.0):
-        _print(f"Waiting for the copy in {self._bucket.url}.")
+        _print(f"Waiting for the copy in {self._bucket.name}.")
         self._changed.wait_for(self._is_done)
     left = self.messages()
     if not self._failure:
@@ -296,7 +299,7 @@ class Mirror:
       snapshot = self._snapshot()
       lacking = [] if snapshot is None else self._sender.lacking(snapshot)
     what = f"lacks {', '.join(lacking)}" if lacking else "is not up to date"
-    return f"{self._bucket.url} {what}: {self._failure.rstrip('.')}"
+    return f"{self._bucket.name} {what}: {self._failure.rstrip('.')}"
 
   def _is_done(self) -> bool:
     return self._waiting is None and not self._busy
@@ -319,7 +322,7 @@ class Mirror:
       else:
         if self._failure and not self._missed:
           self._failure = ""
-          self._say(f"The copy in {self._bucket.url} is up to date again.")
+          self._say(f"The copy in {self._bucket.name} is up to date again.")
       finally:
         snapshots.forget(snapshot)
         with self._changed:
@@ -339,11 +342,9 @@ class Mirror:
   def _own(self) -> None:
     """Take the bucket's lock, if that was not done; refuse another run's."""
     with self._owning:
-      if self._owns:
-        self._lock.check()
-        return
       self._lock.take()
-      if not self._adopts:
+      self._lock.check()  # it may have been lost since
+      if not (self._owns or self._adopts):
         self._refuse_other_run()
       self._owns = True
 
@@ -355,11 +356,11 @@ class Mirror:
     known = own is not None and own == identity_of(copy)
     if not known and (copy is not None or "config.json" in there):
       raise WorkdirError(
-        f"{self._bucket.url} holds another run than {self._folder}: give"
+        f"{self._bucket.name} holds another run than {self._folder}: give"
         " another URL, or go on with that one by"
-        f" --workdir={self._bucket.url}."
+        f" --workdir={self._bucket.name}."
       )
 
 
 def _print(message: str) -> None:
-  print(message, file=sys.stderr)  # noqa: T201
+  print(urls.redacted(message), file=sys.stderr)  # noqa: T201

@@ -1,8 +1,9 @@
 """Send snapshots of a workdir to a bucket, so that any kill leaves a run there.
 
-Metrics are sent before the checkpoint that needs them, of a checkpoint the file
-of sums last, `summary.json` after all else. An older `summary.json` is removed
-first, other files that have to go are at the end.
+Metrics are sent after the arrays of a checkpoint and before its file of sums,
+`summary.json` after all else. So where there are metrics and no whole
+checkpoint, a part of one shows that the run never had any. An older
+`summary.json` is removed first, other files that have to go are at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fedjax_sim.run.bucket.snapshot import Snapshot, Stamp
 from fedjax_sim.run.bucket.staging import checkpoint_of
 from fedjax_sim.run.checkpoint_files import SUMS
 
-_SUMMARY = "summary.json"
+_METRICS, _SUMMARY = "metrics.jsonl", "summary.json"
 _OWN = re.compile(r"checkpoints/\d+/|client_rounds/")  # what may be removed
 
 
@@ -50,10 +51,15 @@ class Sender:
       there = self._there.get(name) == stamp.size
       if there and name.startswith("client_rounds/"):  # one content a name
         self._sent[name] = stamp
-      if name != _SUMMARY and checkpoint_of(name) is None:
+      last = name in (_METRICS, _SUMMARY)
+      if not last and checkpoint_of(name) is None:
         self._put(snapshot, name)
-    for round_ in rounds:
-      self._put_checkpoint(snapshot, round_)
+    sums = [s for round_ in rounds for s in self._put_arrays(snapshot, round_)]
+    # Rows that no checkpoint holds are of a run that has to begin anew.
+    if _METRICS in files and (rounds or _SUMMARY in files):
+      self._put(snapshot, _METRICS)
+    for name in sums:
+      self._put(snapshot, name)
     if _SUMMARY in files:
       self._put(snapshot, _SUMMARY)
     if rounds:
@@ -62,13 +68,17 @@ class Sender:
       for name in sorted(gone, key=lambda n: not n.endswith(f"/{SUMS}")):
         self._remove(name)
 
-  def _put_checkpoint(self, snapshot: Snapshot, round_: int) -> None:
-    """Send a checkpoint, its sums last, unless it is there."""
+  def _put_arrays(self, snapshot: Snapshot, round_: int) -> list[str]:
+    """Send all of a checkpoint but its sums, unless it is there.
+
+    Returns:
+      The file of sums, if it has yet to be sent.
+    """
     assert self._there is not None
     prefix = f"checkpoints/{round_}/"
     names = [name for name in snapshot.files if name.startswith(prefix)]
     if all(self._sent.get(name) == snapshot.files[name] for name in names):
-      return
+      return []
     sums = prefix + SUMS
     there = {n: s for n, s in self._there.items() if n.startswith(prefix)}
     if (
@@ -76,7 +86,7 @@ class Sender:
       and self._bucket.read(sums) == (snapshot.folder / sums).read_bytes()
     ):
       self._sent |= {name: snapshot.files[name] for name in names}
-      return
+      return []
     self._remove(sums)  # from here on it is none
     for name in there:
       if name not in names or self._sent.get(name) != snapshot.files[name]:
@@ -84,7 +94,7 @@ class Sender:
     for name in names:
       if name != sums:
         self._put(snapshot, name)
-    self._put(snapshot, sums)
+    return [sums]
 
   def _put(self, snapshot: Snapshot, name: str) -> None:
     """Send a file, unless it is there."""

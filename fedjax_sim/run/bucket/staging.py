@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from fedjax_sim.core import urls
 from fedjax_sim.run.bucket.folder import Bucket
 from fedjax_sim.run.bucket.lock import LOCK
 from fedjax_sim.run.checkpoint_files import SUMS, check_files, rounds_in
@@ -32,9 +33,11 @@ def folder_of(url: str) -> Path:
   """Return the staging folder of a workdir in a bucket.
 
   Args:
-    url: of the workdir.
+    url: of the workdir; what is secret in it makes no difference, so that a
+      new password or signature leads to the same folder.
   """
-  url = url.rstrip("/")
+  # Neither names nor digests of passwords: who lists the cache could guess.
+  url = urls.redacted_url(url.rstrip("/"))
   cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
   name = re.sub(r"[^A-Za-z0-9.]+", "-", url).strip("-.")[-60:]
   key = hashlib.sha256(url.encode()).hexdigest()[:12]
@@ -77,7 +80,8 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
 
   Raises:
     OSError: the network, the bucket or the disk fails.
-    WorkdirError: the bucket lists a file that is outside of its folder.
+    WorkdirError: the bucket lists a file that is outside of its folder, or has
+      checkpoints of which none is whole.
   """
   there = bucket.sizes()
   if not folder.exists() and (asides := _set_aside_before(folder)):
@@ -88,7 +92,7 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
   if "config.json" not in there:
     if (folder / SENT).exists():  # somebody has emptied the bucket
       text = f"holds no run any more; what was here is in {_set_aside(folder)}"
-      say(f"{bucket.url} {text}.", "warning")
+      say(f"{bucket.name} {text}.", "warning")
     return
   copy = bucket.read(IDENTITY) if IDENTITY in there else None
   same = local is not None and identity_of(local) == identity_of(copy)
@@ -102,17 +106,25 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
     path = new / "checkpoints" / str(round_)
     if damage := _damage(path):
       text = f"the checkpoint of round {round_} is damaged: {damage}"
-      say(f"{bucket.url}: {text}.", "warning")
+      say(f"{bucket.name}: {text}.", "warning")
       shutil.rmtree(path)
+  if not rounds_in(new / "checkpoints"):
+    _show_whether_it_begins(new, there)
   if same and _progress(folder) > _progress(new):
     shutil.rmtree(new)
     return
+  if complete_rounds(there) and not rounds_in(new / "checkpoints"):
+    shutil.rmtree(new)
+    raise WorkdirError(
+      f"{bucket.url}: none of its checkpoints is whole; restore the objects, or"
+      " begin anew in another --workdir."
+    )
   aside = _set_aside(folder) if folder.exists() else None
   new.rename(folder)
   (folder / SENT).touch()
   done = rounds_in(folder / "checkpoints")
   last = f", with its checkpoint of round {done[-1]}" if done else ""
-  say(f"{bucket.url}: fetched the run{last}.", "info")
+  say(f"{bucket.name}: fetched the run{last}.", "info")
   if aside is None:
     return
   if same:
@@ -141,7 +153,7 @@ def _fetch(
   for name in there:
     if not (new / name).resolve().is_relative_to(inside):
       raise WorkdirError(
-        f"{bucket.url} lists {name!r}, which is outside of the workdir; remove"
+        f"{bucket.name} lists {name!r}, which is outside of the workdir; remove"
         " that object."
       )
     of = checkpoint_of(name)
@@ -153,6 +165,22 @@ def _fetch(
       os.link(folder / name, path)
     else:
       bucket.fetch(name, path)
+
+
+def _show_whether_it_begins(new: Path, there: Mapping[str, int]) -> None:
+  """Leave an empty folder of checkpoints if the run never had one.
+
+  So it may begin anew, as where it was killed; buckets keep no empty folders.
+
+  Args:
+    new: what was fetched, without any whole checkpoint.
+    there: the files in the bucket.
+  """
+  saved = new / "checkpoints"
+  shutil.rmtree(saved, ignore_errors=True)
+  begun = any(checkpoint_of(name) is not None for name in there)
+  if begun and not complete_rounds(there):
+    saved.mkdir()
 
 
 def _damage(checkpoint: Path) -> str:
