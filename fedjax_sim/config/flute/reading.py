@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
   ) -> dict[Hashable, Any]:
     seen = set()
     for key_node, _ in node.value:
-      key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+      key = self.construct_object(key_node, deep=True)
       if key in seen:
         raise yaml.constructor.ConstructorError(
           None, None, f"the key {key!r} is there twice", key_node.start_mark
