@@ -17,7 +17,7 @@ from flute_files import DGA, DP, FILES, LR, WORDS, C, S, T, changed, common
 
 # How many keys of each file are used, have no effect, are refused.
 COUNTS = {
-  "configs/hello_world_mlm_bert_json": (47, 74, 0),
+  "configs/hello_world_mlm_bert_json": (48, 73, 0),
   "configs/hello_world_nlg_gru_json": (29, 55, 0),
   "experiments/classif_cnn/config": (24, 17, 0),
   "experiments/cv/config": (22, 22, 0),
@@ -30,7 +30,7 @@ COUNTS = {
   "experiments/semisupervision/config": (39, 30, 0),
   "testing/hello_world_classif_cnn": (24, 17, 0),
   "testing/hello_world_ecg_cnn": (24, 17, 0),
-  "testing/hello_world_mlm_bert": (49, 53, 0),
+  "testing/hello_world_mlm_bert": (50, 52, 0),
   "testing/hello_world_nlg_gru": (36, 45, 0),
 }
 

@@ -101,7 +101,7 @@ def _check(translation: flute.Translation, config: str, data: str) -> None:
   if flute.without_data(translation):
     raise ValueError(
       f"--data is missing: task {task.name} has no data set here; give a"
-      f" store, by {_importing(translation, 'DATA')}"
+      f" store, made by {_importing(translation, 'DATA')}"
     )
   if data and not is_url(data):
     path = Path(data)
@@ -109,7 +109,7 @@ def _check(translation: flute.Translation, config: str, data: str) -> None:
       raise FileNotFoundError(f"--data={data}: there is no such file or folder")
     if translation.fields["data.name"] == "store" and not flute.is_store(data):
       raise ValueError(
-        f"--data={data} is no client store; write one by"
+        f"--data={data} is no client store; make one by"
         f" {_importing(translation, data)}"
       )
   from fedjax_sim.models import MODELS
@@ -123,25 +123,35 @@ def _check(translation: flute.Translation, config: str, data: str) -> None:
 
 
 def _importing(translation: flute.Translation, data: str) -> str:
-  """Return the command that imports FLUTE's files as a store."""
-  paths = {
-    "train": "client_config.data_config.train.list_of_train_data",
-    "test": "server_config.data_config.test.test_data",
-  }
-  given = {row.path: row.value for row in translation.rows}
-  folder = Path(data) if Path(data).is_dir() or data == "DATA" else None
+  """Return what makes a store of FLUTE's files.
+
+  Args:
+    translation: of the file that names them.
+    data: where they lie: a folder, or a file.
+  """
+  imports = translation.task.imports
+  if not imports:
+    return "write_store of fedjax_sim.data"
+  given = {r.path: r.value for r in translation.rows if r.outcome.note}
+  clients = "client_config.data_config.train"
   parts = []
-  for flag, path in paths.items():
+  for flag, path in (
+    ("train", f"{clients}.list_of_train_data"),
+    ("test", "server_config.data_config.test.test_data"),
+  ):
     value = given.get(path)
-    if isinstance(value, str) and folder and not value.startswith("<"):
-      parts.append(f"--{flag}={folder / value}")
+    if Path(data).is_file():
+      value = data if flag == "train" else None
+    elif isinstance(value, str) and not value.startswith("<"):
+      value = Path(data) / value
     elif flag == "train":
-      parts.append(f"--{flag}={'FILE' if folder else data}")
-  parts += ["--text=words"] if translation.task.words else []
-  return (
-    f"fedjax-sim data import --format={translation.task.format}"
-    f" {' '.join(parts)} --store=STORE"
-  )
+      value = Path(data) / "FILE"
+    if value is not None:
+      parts.append(f"--{flag}={value}")
+  if "--text" in imports and "--sequence-length" not in imports:
+    lengths = (given.get(f"{clients}.{k}") for k in flute.LENGTHS)
+    parts += [f"--sequence-length={n}" for n in lengths if n]
+  return f"fedjax-sim data import {imports} {' '.join(parts)} --store=STORE"
 
 
 def _run(

@@ -5,7 +5,7 @@ and data its experiments have here. Nothing in this package needs JAX.
 """
 
 from fedjax_sim.config.flute.reading import read
-from fedjax_sim.config.flute.rules import COMPATS, MEANT, is_store
+from fedjax_sim.config.flute.rules import COMPATS, LENGTHS, MEANT, is_store
 from fedjax_sim.config.flute.source import config_file, table
 from fedjax_sim.config.flute.tasks import TASKS
 from fedjax_sim.config.flute.translation import (
@@ -16,6 +16,7 @@ from fedjax_sim.config.flute.translation import (
 
 __all__ = [
   "COMPATS",
+  "LENGTHS",
   "MEANT",
   "TASKS",
   "Translation",

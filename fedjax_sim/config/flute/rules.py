@@ -17,6 +17,7 @@ from fedjax_sim.data.location import is_url
 
 USED, IDLE, REFUSED = STATES = ("used", "without effect", "refused")
 FLUTE, MEANT = COMPATS = ("flute", "meant")
+LENGTHS = ("max_num_words", "max_seq_length")  # of sequences, in data_config
 
 
 class Outcome(NamedTuple):
@@ -193,6 +194,12 @@ def of_task(name: str) -> Rule:
     return used({field: value})
 
   return rule
+
+
+def by_line(value: bool, file: File) -> Outcome:
+  """Read texts one by one, or joined and cut into blocks."""
+  kind = "token_texts" if value else "tokens"
+  return used(note=f"`data import --text={kind}`")
 
 
 def gather(table: Mapping[str, Any], rule: Callable[[Rule], Rule]) -> Any:

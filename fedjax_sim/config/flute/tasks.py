@@ -30,9 +30,9 @@ class FluteTask(NamedTuple):
     flute: fields that make the model what FLUTE's code has, where that is not
       what is meant.
     meant: fields of a store that FLUTE's code lacks.
-    format: of its files, for `fedjax-sim data import`.
+    imports: flags of `fedjax-sim data import` for its files; "": there is no
+      importer.
     tokens: whether FLUTE counts words, tokens or characters as its samples.
-    words: whether examples are imported as words.
     layers: of a field with "()".
     buffers: whether the model has running statistics, of batch norm.
     by_type: whether `model_config.model_type` chooses among networks.
@@ -45,9 +45,8 @@ class FluteTask(NamedTuple):
   keys: Mapping[str, str] = _NONE
   flute: Mapping[str, Any] = _NONE
   meant: Mapping[str, Any] = _NONE
-  format: str = "leaf_json"
+  imports: str = "--format=leaf_json"
   tokens: bool = False
-  words: bool = False
   layers: int = 1
   buffers: bool = False
   by_type: bool = False
@@ -73,7 +72,7 @@ TASKS: Mapping[str, FluteTask] = {
       "cv_cnn_femnist",
       model={"model.name": "femnist_cnn"},
       prepare={"data.reshape": (28, 28, 1)},
-      format="tff_hdf5",
+      imports="--format=tff_hdf5 --fields=x:pixels,y:label --num-classes=62",
     ),
     FluteTask(
       "cv_resnet_fedcifar100",
@@ -87,7 +86,8 @@ TASKS: Mapping[str, FluteTask] = {
       meant={  # FLUTE's pixels go from 0 to 255
         "data.normalize": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
       },
-      format="tff_hdf5",
+      imports="--format=tff_hdf5 --fields=x:image,y:label --dtypes=y:uint8"
+      " --num-classes=100",
       buffers=True,
     ),
     FluteTask(
@@ -99,7 +99,8 @@ TASKS: Mapping[str, FluteTask] = {
         "hidden_dim": "model.units()",
         "vocab_size": "",
       },
-      format="tff_hdf5",
+      imports="--format=tff_hdf5 --fields=x:snippets --text=characters"
+      " --sequence-length=80",
       tokens=True,
       layers=2,
     ),
@@ -112,7 +113,7 @@ TASKS: Mapping[str, FluteTask] = {
         "data.partition": "stored_order",
       },
       keys=_CLASSES,
-      format="flute_hdf5",
+      imports="--format=flute_hdf5",
     ),
     FluteTask(
       "cv",
@@ -143,7 +144,7 @@ TASKS: Mapping[str, FluteTask] = {
         "data.partition": "stored_order",
       },
       flute={"model.double_softmax": True},
-      format="flute_hdf5",
+      imports="--format=flute_hdf5",
       buffers=True,
     ),
     FluteTask(
@@ -154,8 +155,8 @@ TASKS: Mapping[str, FluteTask] = {
         "hidden_dim": "model.units",
         "vocab_size": "",
       },
+      imports="--format=leaf_json --text=words",
       tokens=True,
-      words=True,
     ),
     FluteTask(
       "mlm_bert",
@@ -165,12 +166,14 @@ TASKS: Mapping[str, FluteTask] = {
         "mlm_probability": "model.mask_fraction",
         "label_smoothing_factor": "model.label_smoothing",
       },
+      imports="--format=leaf_json --text=tokens --tokenizer=FILE",
       tokens=True,
     ),
     FluteTask(
       "fednewsrec",
       model={"model.name": "news_recommender"},
       keys={"embbeding_path": "model.embedding"},
+      imports="",
     ),
     FluteTask(
       "semisupervision",
@@ -181,6 +184,7 @@ TASKS: Mapping[str, FluteTask] = {
         "model.norm": "batch",
       },
       keys=_CLASSES,
+      imports="--format=npz",
       buffers=True,
     ),
   )

@@ -9,6 +9,7 @@ from fedjax_sim.config.flute.rules import (
   Key,
   Outcome,
   Rule,
+  by_line,
   counts,
   idle,
   of_task,
@@ -107,9 +108,7 @@ def _common() -> dict[str, Key]:
     "padding": Key(bool, without("of batches, which are all alike here")),
     "tokenizer_name": Key(str, prepared),
     "model_name_or_path": Key(str, of_task("model_name")),
-    "process_line_by_line": Key(
-      bool, refuses("texts are joined and cut into blocks", (False,))
-    ),
+    "process_line_by_line": Key(bool, by_line),
   }
 
 

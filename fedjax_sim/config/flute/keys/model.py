@@ -9,6 +9,7 @@ from fedjax_sim.config.flute.rules import (
   File,
   Key,
   Outcome,
+  by_line,
   counts,
   idle,
   of_task,
@@ -65,9 +66,7 @@ _BERT_MODEL: dict[str, Any] = {
   "task": Key(str, without("FLUTE reads data_config.task")),
   "past_index": Key(int, without("of XLNet alone")),
   "prediction_loss_only": Key(bool, without("metrics are always computed")),
-  "process_line_by_line": Key(
-    bool, refuses("texts are joined and cut into blocks", (False,))
-  ),
+  "process_line_by_line": Key(bool, by_line),
   "gradient_accumulation_steps": Key(
     int, without("FLUTE only divides the loss by it")
   ),

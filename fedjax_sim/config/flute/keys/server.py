@@ -14,6 +14,7 @@ from fedjax_sim.config.flute.keys.optimizer import (
   optimizer,
 )
 from fedjax_sim.config.flute.rules import (
+  LENGTHS,
   File,
   Key,
   Outcome,
@@ -33,6 +34,7 @@ from fedjax_sim.config.flute.rules import (
 _AT = "server_config"
 _DGA = ("dga", "dga_rl")
 _TRAIN = "client_config.data_config.train"
+_LABELLED_RATE = 0.003  # of FedLabels, whatever the file says
 _METRICS = {
   "loss": "test/loss",
   "acc": "test/accuracy",
@@ -88,6 +90,8 @@ def _best(value: str, file: File) -> Outcome:
 
 def _first_rate(value: float, file: File) -> Outcome:
   """Take the rate of clients, which replaces that of their optimizer."""
+  if file.strategy == "fedlabels" and file.as_flute:
+    return used({"client.learning_rate": _LABELLED_RATE}, "fixed in FLUTE")
   if value <= 0:
     return idle("their optimizer's rate counts")
   path = "client_config.optimizer_config"
@@ -178,7 +182,7 @@ def _beta(value: float, file: File) -> Outcome:
     words = next(
       (
         (key, file.get(f"{_TRAIN}.{key}"))
-        for key in ("max_num_words", "max_seq_length")
+        for key in LENGTHS
         if file.get(f"{_TRAIN}.{key}")
       ),
       None,
