@@ -61,6 +61,20 @@ from shaped_files import kaggle_heartbeats
       ["refused", "pickled", ".safetensors"],
     ),
     ({"model_config.weight_init": "xavier_normal"}, ["refused", "weight_init"]),
+    (
+      {
+        "model_config.model_folder": "experiments/cv",
+        "model_config.model_type": "resnext50_32x4d",
+      },
+      ["model_type='resnext50_32x4d'", "resnet18", "vgg11"],
+    ),
+    (
+      {
+        "model_config.model_folder": "experiments/cv",
+        "model_config.model_type": ...,
+      },
+      ["model_type is missing", "resnet18"],
+    ),
   ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, capsys, changes, words):
@@ -286,7 +300,7 @@ def test_dga_with_a_network_that_attends(tmp_path, cpu, compat):
 
 
 @pytest.mark.integration
-def test_images(tmp_path, cpu, images):
+def test_images(tmp_path, cpu, images, capsys):
   summary = ran(
     tmp_path,
     FILES["experiments/classif_cnn/config"],
@@ -294,6 +308,18 @@ def test_images(tmp_path, cpu, images):
     "--config.runtime.lanes=1",
   )
   assert summary["rounds"] == 2
+  # Another file of the same name is another run, which is refused.
+  written = tmp_path / "run" / "config.py"
+  before = written.read_text()
+  other = changed(
+    FILES["experiments/classif_cnn/config"],
+    {**FEW, f"{S}.initial_lr_client": 0.5},
+  )
+  path = write(tmp_path / "other.yaml", other)
+  words = [f"--config={path}", f"--data={images}", "--config.runtime.lanes=1"]
+  assert main(["flute", *words, f"--workdir={written.parent}"]) == 2
+  assert "client.learning_rate" in capsys.readouterr().err
+  assert written.read_text() == before
 
 
 @pytest.mark.integration

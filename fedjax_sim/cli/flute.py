@@ -175,12 +175,12 @@ def _run(
   arguments = [f"--config={target}", f"--workdir={workdir}", *changes]
   try:
     return runs.run(arguments)
-  except BaseException:
+  except BaseException as error:
     if not (folder / "config.json").exists():  # the run did not begin
       target.unlink()
       for path in made:
         with contextlib.suppress(OSError):
           path.rmdir()
-    elif before is not None:
+    elif before is not None and isinstance(error, ValueError):
       files.write_atomically(target, before)
     raise

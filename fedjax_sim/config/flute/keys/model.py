@@ -32,7 +32,10 @@ def _network(value: str, file: File) -> Outcome:
     return used(file.task.model, f"the model of {file.task.name}")
   fields = network(file.task, value)
   if fields is None:
-    return refused(f"no such network here; give {NETWORKS}")
+    raise ValueError(
+      f"model_config.model_type={value!r}: there is no such network here; give"
+      f" {NETWORKS}."
+    )
   return used(fields)
 
 
