@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from fedjax_sim.run.checkpoint_files import (
   pieces_record,
   rounds_in,
 )
+from tiers import slow_but
 from workdirs import first_rounds
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -91,7 +93,11 @@ def rows_of_two(array: np.ndarray) -> list[pieces.Pieces]:
 def written(tmp_path):
   """The pieces of two processes, in files."""
   for process in (0, 1):
-    leaves = [WHOLE, rows_of_two(TABLE)[process], rows_of_two(HALVES)[process]]
+    leaves: list[Any] = [
+      WHOLE,
+      rows_of_two(TABLE)[process],
+      rows_of_two(HALVES)[process],
+    ]
     checkpoint_pieces.write_pieces(tmp_path, process, leaves)
   return tmp_path
 
@@ -250,7 +256,7 @@ def spread(tmp_path_factory):
 @pytest.mark.integration
 @pytest.mark.parametrize(
   ("count", "devices"),
-  [(1, 4), (2, 2), pytest.param(3, 1, marks=pytest.mark.slow)],
+  slow_but([(2, 2)], [(2, 2), (1, 4), (3, 1)]),
 )
 def test_other_processes_go_on(spread, undisturbed, tmp_path, count, devices):
   folder = shutil.copytree(spread, tmp_path / "run")
@@ -264,6 +270,7 @@ def test_other_processes_go_on(spread, undisturbed, tmp_path, count, devices):
   check_files(folder / "checkpoints" / "6")
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_commands_read_what_processes_wrote(spread, undisturbed, tmp_path):
   folder = shutil.copytree(spread, tmp_path / "run")
@@ -303,6 +310,7 @@ def test_without_any_whole_checkpoint_a_run_stops(spread, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_all_fall_back_whoever_finds_the_damage(spread, undisturbed, tmp_path):
   folder = shutil.copytree(spread, tmp_path / "run")
@@ -316,6 +324,7 @@ def test_all_fall_back_whoever_finds_the_damage(spread, undisturbed, tmp_path):
   assert digest(folder) == digest(undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_processes_run_again_and_again(undisturbed, tmp_path):
   """Runs of the same processes, each with checkpoints of its own."""
@@ -325,6 +334,7 @@ def test_processes_run_again_and_again(undisturbed, tmp_path):
     assert digest(tmp_path / name) == digest(undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_model_in_pieces_over_two_processes(tmp_path):
   fields = {

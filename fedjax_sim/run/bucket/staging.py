@@ -116,8 +116,8 @@ def fill(folder: Path, bucket: Bucket, say: Callable[[str, str], None]) -> None:
   if complete_rounds(there) and not rounds_in(new / "checkpoints"):
     shutil.rmtree(new)
     raise WorkdirError(
-      f"{bucket.url}: none of its checkpoints is whole; restore the objects, or"
-      " begin anew in another --workdir."
+      f"{bucket.name}: none of its checkpoints is whole; restore the objects,"
+      " or begin anew in another --workdir."
     )
   aside = _set_aside(folder) if folder.exists() else None
   new.rename(folder)
