@@ -7,6 +7,8 @@ for CIFAR-10; dropout comes before each of the first two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 from flax import nnx
 
@@ -47,7 +49,7 @@ class VGG(nnx.Module):
     rows, columns, features = shape
     stages = []
     for count, factor in zip(CONVOLUTIONS[depth], FEATURES, strict=True):
-      layers: list[nnx.Module] = []
+      layers: list[Callable[[jax.Array], jax.Array]] = []
       for _ in range(count):
         layers.append(
           conv(

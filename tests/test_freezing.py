@@ -204,6 +204,7 @@ def test_evaluation_takes_the_statistics_that_are_kept():
       / np.sqrt(var + 1e-5)
       @ np.asarray(found["linear/kernel"], np.float64)
     )
+    assert made.logits
     logits = jax.jit(made.logits)(variables, data.train.examples)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-5)
 

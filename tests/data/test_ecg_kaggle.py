@@ -25,7 +25,7 @@ def test_beats_in_stored_order(folder):
     rows = np.array([line.split(",") for line in text]).astype(float)
     np.testing.assert_allclose(examples["x"][..., 0], rows[:, :-1], rtol=1e-6)
     np.testing.assert_array_equal(examples["y"], rows[:, -1])
-    assert (examples["x"].dtype, examples["y"].dtype) == (np.float32, np.uint8)
+    assert [str(examples[k].dtype) for k in "xy"] == ["float32", "uint8"]
   ready = data.prepare({k: jnp.asarray(v) for k, v in data.test.items()})
   assert (ready["x"].dtype, ready["y"].dtype) == (jnp.float32, jnp.int32)
 
@@ -36,8 +36,7 @@ def test_in_a_folder_of_their_own_and_dealt_otherwise(folder, monkeypatch):
   for file in folder.glob("*.csv"):
     file.rename(own / file.name)
   monkeypatch.setenv("FEDJAX_SIM_DATA", str(folder))
-  options = {"num_clients": 5, "partition": "iid", "unseen_clients": 2}
-  data = load_ecg_kaggle(**options)
+  data = load_ecg_kaggle(num_clients=5, partition="iid", unseen_clients=2)
   assert data.unseen
   assert (data.train.num_clients, data.unseen.num_clients) == (3, 2)
 

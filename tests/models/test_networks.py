@@ -84,6 +84,7 @@ def check(name, shape, network, **options):
   if not values.seen:
     return
   logits = network(Values(variables, False), examples["x"].astype(np.float64))
+  assert task.logits
   found = jax.jit(task.logits)(variables, examples)
   np.testing.assert_allclose(found, logits, rtol=1e-3, atol=1e-3)
 
@@ -293,9 +294,10 @@ def test_pytorchs_draws():
     "logits": 0.25,
   }
   for name, bound in bounds.items():
-    values = [np.asarray(v) for k, v in found.items() if k.startswith(name)]
-    assert len(values) == {"lstm/": 4, "attention": 1}.get(name, 2)
-    most = [abs(value).max() for value in values]
+    most = [
+      abs(np.asarray(v)).max() for k, v in found.items() if k.startswith(name)
+    ]
+    assert len(most) == {"lstm/": 4, "attention": 1}.get(name, 2)
     assert 0.6 * bound < min(most) <= max(most) <= bound, name
 
 
