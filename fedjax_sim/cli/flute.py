@@ -130,8 +130,6 @@ def _importing(translation: flute.Translation, data: str) -> str:
     data: where they lie: a folder, or a file.
   """
   imports = translation.task.imports
-  if not imports:
-    return "write_store of fedjax_sim.data"
   given = {r.path: r.value for r in translation.rows if r.outcome.note}
   clients = "client_config.data_config.train"
   parts = []

@@ -30,8 +30,7 @@ class FluteTask(NamedTuple):
     flute: fields that make the model what FLUTE's code has, where that is not
       what is meant.
     meant: fields of a store that FLUTE's code lacks.
-    imports: flags of `fedjax-sim data import` for its files; "": there is no
-      importer.
+    imports: flags of `fedjax-sim data import` for its files.
     tokens: whether FLUTE counts words, tokens or characters as its samples.
     layers: of a field with "()".
     buffers: whether the model has running statistics, of batch norm.
@@ -99,8 +98,7 @@ TASKS: Mapping[str, FluteTask] = {
         "hidden_dim": "model.units()",
         "vocab_size": "",
       },
-      imports="--format=tff_hdf5 --fields=x:snippets --text=characters"
-      " --sequence-length=80",
+      imports="--format=tff_hdf5 --fields=x:snippets --text=tff_characters",
       tokens=True,
       layers=2,
     ),
@@ -155,7 +153,8 @@ TASKS: Mapping[str, FluteTask] = {
         "hidden_dim": "model.units",
         "vocab_size": "",
       },
-      imports="--format=leaf_json --text=words",
+      imports="--format=leaf_json --text=words --vocabulary=FILE --unmarked"
+      " --case-backoff --min-characters=3",
       tokens=True,
     ),
     FluteTask(
@@ -171,9 +170,11 @@ TASKS: Mapping[str, FluteTask] = {
     ),
     FluteTask(
       "fednewsrec",
-      model={"model.name": "news_recommender"},
-      keys={"embbeding_path": "model.embedding"},
-      imports="",
+      model={
+        "model.name": "news_recommender",
+        "model.news": "mind_news.npz",  # of titles, which the import writes
+      },
+      imports="--format=mind --news=mind_news.npz",
     ),
     FluteTask(
       "semisupervision",

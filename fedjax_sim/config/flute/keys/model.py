@@ -23,6 +23,7 @@ from fedjax_sim.config.flute.tasks import NETWORKS, network
 
 _WEIGHTS = (".safetensors", ".npz", ".msgpack")
 _DATA = "from the data"
+_GLOVE = "glove.840B.300d.txt"
 _IMPORT = "texts become ids by `data import`"
 
 
@@ -58,6 +59,14 @@ def _frozen(value: str, file: File) -> Outcome:
   return used(
     {"model.frozen": (value,)}, "a pattern of the parameters' paths here"
   )
+
+
+def _vectors(value: str, file: File) -> Outcome:
+  """Take the words' vectors, of which FLUTE names the folder."""
+  if file.task.name != "fednewsrec":
+    return idle(f"task {file.task.name} has no such option")
+  path = Path(value)
+  return used({"model.embedding": str(path if path.suffix else path / _GLOVE)})
 
 
 _BERT_MODEL: dict[str, Any] = {
@@ -98,7 +107,7 @@ MODEL: dict[str, Any] = {
   "input_dim": Key(int, without(_DATA)),
   "output_dim": Key(int, without(_DATA)),
   "num_classes": Key(int, of_task("num_classes")),
-  "embbeding_path": Key(str, of_task("embbeding_path")),
+  "embbeding_path": Key(str, _vectors),
   "BERT": {
     "loader_type": Key(str, without("FLUTE does not read it")),
     "model": _BERT_MODEL,

@@ -41,8 +41,8 @@ _METRICS = {
   "f1_score": "test/accuracy",  # micro-averaged, which is the accuracy
   "auc": "test/auc",
   "mrr": "test/mrr",
-  "ndcg@5": "test/ndcg@5",
-  "ndcg@10": "test/ndcg@10",
+  "ndcg5": "test/ndcg5",
+  "ndcg10": "test/ndcg10",
 }
 _STATISTICS = {
   "train_loss": "loss",
