@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_sim.algorithms.fedavg import ServerState, fedavg
@@ -21,17 +22,20 @@ from fedjax_sim.core import (
   Context,
   HParams,
   Key,
+  Metric,
   PyTree,
   Report,
   Task,
   Variables,
+  compensated,
   validate,
 )
 from fedjax_sim.engine.client_log import gradient_statistics
-from fedjax_sim.training.local import LocalState, metric
+from fedjax_sim.training.local import LocalState, Observer, metric
 from fedjax_sim.training.optimizers import Optimizer
 
 STATISTICS = ("loss", "variance", "mean", "magnitude")
+STATISTICS_OF = ("update", "batches")
 MOST_EXPONENT = 60.0  # float32 ends at 88, and weights are summed
 
 
@@ -56,6 +60,7 @@ def dga(
   *,
   weighting: str = "softmax",
   statistic: str = "loss",
+  statistic_of: str = "update",
   beta: float | None = None,
   reference: float | None = None,
 ) -> Algorithm:
@@ -77,6 +82,10 @@ def dga(
     weighting: `softmax`, or `uniform`, where all clients count the same.
     statistic: s: the mean training `loss` over the local steps, or the
       `variance`, `mean` or `magnitude` of the pseudo-gradient.
+    statistic_of: `update`: s as above. `batches`: s as FLUTE's code has it: the
+      sum of the local steps' mean losses over the sum of the loss's weights,
+      such as examples; or the statistic of all entries of all gradients of
+      the round, clipped if `max_grad_norm` clips them.
     beta: sharpness of the softmax; None: 1 with `softmax`. 0 is the plain mean;
       negative values prefer a large s.
     reference: a fixed r, the s of a client of weight 1; FLUTE's is 0. None: r
@@ -87,6 +96,7 @@ def dga(
   """
   validate.one_of("weighting", weighting, ("softmax", "uniform"))
   validate.one_of("statistic", statistic, STATISTICS)
+  validate.one_of("statistic_of", statistic_of, STATISTICS_OF)
   softmax = weighting == "softmax"
   for name, value in (("beta", beta), ("reference", reference)):
     if not softmax and value is not None:
@@ -107,6 +117,7 @@ def dga(
     server_optimizer,
     weighting="uniform",
     get_model=lambda client: client.message.variables,
+    observer=_OF_BATCHES if statistic_of == "batches" else None,
   )
 
   def finish(client: Client, carry: LocalState) -> Report:
@@ -118,6 +129,8 @@ def dga(
     report = report._replace(values=values)
     if not softmax:
       return report
+    if statistic_of == "batches":
+      values = batch_statistics(carry)
     s = values[statistic]
     number = lambda name: client.hparams[name].astype(s.dtype)
     r = client.message.reference if follows else number("reference")
@@ -161,3 +174,51 @@ def training_loss(carry: LocalState) -> Array:
   """Return the mean loss over a client's local steps, shape=(); 0 if none."""
   total, weight = metric(carry.loss)
   return total / jnp.where(weight > 0, weight, 1)
+
+
+class BatchSums(NamedTuple):
+  """Sums over a client's local steps; all shape=(), float32."""
+
+  loss: PyTree  # of the batches' mean losses
+  entries: PyTree  # of all gradients
+  gradient: PyTree
+  squares: PyTree
+
+
+def _batch_sums(client: Client, gradient: PyTree, loss: Metric) -> BatchSums:
+  """Return what a local step adds to the sums."""
+  leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(gradient)]
+  total = sum(jnp.sum(x) for x in leaves)
+  squares = sum(jnp.sum(x**2) for x in leaves)
+  if "max_grad_norm" in client.hparams["client"]:
+    most = client.hparams["client"]["max_grad_norm"].astype(jnp.float32)
+    norm = jnp.sqrt(squares)
+    scale = jnp.minimum(1, most / jnp.where(norm > 0, norm, 1))
+    total, squares = scale * total, scale**2 * squares
+  seen = loss.weight > 0
+  return BatchSums(
+    loss.total / jnp.where(seen, loss.weight, 1),
+    jnp.where(seen, jnp.float32(sum(x.size for x in leaves)), 0),
+    total,
+    squares,
+  )
+
+
+_OF_BATCHES = Observer(
+  zero=BatchSums(*[jax.ShapeDtypeStruct((), jnp.float32)] * 4),
+  term=_batch_sums,
+)
+
+
+def batch_statistics(carry: LocalState) -> dict[str, Array]:
+  """Return s over a client's batches, by name; shape=(), 0 without steps."""
+  sums: BatchSums = compensated.rounded(carry.observed)
+  weight = metric(carry.loss).weight
+  entries = jnp.where(sums.entries > 0, sums.entries, 1)
+  mean, square = sums.gradient / entries, sums.squares / entries
+  return {
+    "loss": sums.loss / jnp.where(weight > 0, weight, 1),
+    "mean": mean,
+    "magnitude": jnp.sqrt(square),
+    "variance": jnp.maximum(square - mean**2, 0),
+  }

@@ -24,7 +24,12 @@ from fedjax_sim.core import (
   Variables,
 )
 from fedjax_sim.training import optimizers
-from fedjax_sim.training.local import GetModel, GradientHook, local_training
+from fedjax_sim.training.local import (
+  GetModel,
+  GradientHook,
+  Observer,
+  local_training,
+)
 from fedjax_sim.training.optimizers import Optimizer, descend
 
 
@@ -43,6 +48,7 @@ def fedavg(
   weighting: str = "examples",
   gradient_hook: GradientHook | None = None,
   get_model: GetModel = lambda client: client.message,
+  observer: Observer | None = None,
 ) -> Algorithm:
   """Return FedAvg: local training, then a server step along the mean update.
 
@@ -55,6 +61,7 @@ def fedavg(
     gradient_hook: (client, params, gradient) -> gradient, in every local step.
     get_model: client -> the `Variables` that it starts from, for algorithms
       whose message holds more than those.
+    observer: what algorithms sum up over a client's local steps.
   """
   optimizers.check("server_optimizer", server_optimizer)
   local = local_training(
@@ -63,6 +70,7 @@ def fedavg(
     weighting=weighting,
     gradient_hook=gradient_hook,
     get_model=get_model,
+    observer=observer,
   )
 
   def init(key: Key, hparams: HParams) -> ServerState:

@@ -146,6 +146,9 @@ def fedlabels(
   magnitude: float = 0.5,
   comparison: str = "variance",
   flip: bool = False,
+  labelled_steps: int | None = None,
+  unlabelled_steps: int | None = None,
+  unlabelled_rate: float | None = None,
 ) -> Algorithm:
   """Return FedAvg on labelled examples and on pseudo labels of the others.
 
@@ -182,6 +185,11 @@ def fedlabels(
     comparison: which model is more certain: the one whose class probabilities
       have the larger `variance`, or the smaller `entropy`.
     flip: whether mirror images have the same class.
+    labelled_steps: local steps on labelled examples; None: as the run's config
+      says of all local steps.
+    unlabelled_steps: the same on unlabelled examples.
+    unlabelled_rate: learning rate on unlabelled examples; None: that of
+      `client_optimizer`.
 
   Raises:
     TypeError, ValueError: a task without logits, or an argument of another
@@ -204,6 +212,16 @@ def fedlabels(
     l2=l2,
     magnitude=magnitude,
   )
+  for name, steps in (
+    ("labelled_steps", labelled_steps),
+    ("unlabelled_steps", unlabelled_steps),
+  ):
+    if steps is not None:
+      validate.integer(name, steps)
+  if unlabelled_rate is not None:
+    numbers["unlabelled_rate"] = validate.number(
+      "unlabelled_rate", unlabelled_rate, ge=0
+    )
   base = fedavg(task, client_optimizer, server_optimizer)
   unlabelled = _UnlabelledPass(task, client_optimizer, comparison, flip)
 
@@ -228,8 +246,13 @@ def fedlabels(
   (labelled_pass,) = base.passes
   return base._replace(
     passes=(
-      labelled_pass._replace(split="labelled"),
-      Pass(unlabelled.start, unlabelled.step, split="unlabelled"),
+      labelled_pass._replace(split="labelled", steps=labelled_steps),
+      Pass(
+        unlabelled.start,
+        unlabelled.step,
+        split="unlabelled",
+        steps=unlabelled_steps,
+      ),
     ),
     finish=finish,
     postprocess_report=_postprocess_report,
@@ -283,7 +306,7 @@ class _UnlabelledPass(NamedTuple):
   def start(self, client: Client, supervised: LocalState) -> Unlabelled:
     """Return the carry before the first batch."""
     params, buffers, frozen = client.message
-    optimizer = self.client_optimizer.build(client.hparams["client"])
+    optimizer = self.client_optimizer.build(_rates(client.hparams))
     return Unlabelled(
       params,
       buffers,
@@ -343,7 +366,7 @@ class _UnlabelledPass(NamedTuple):
 
     gradient, buffers = jax.grad(loss, has_aux=True)(carry.params)
     params, state = descend(
-      self.client_optimizer.build(hparams["client"]),
+      self.client_optimizer.build(_rates(hparams)),
       gradient,
       carry.optimizer,
       carry.params,
@@ -371,6 +394,14 @@ class _UnlabelledPass(NamedTuple):
         f" logits have shape {logits.shape}, not (batch, classes)."
       )
     return jax.nn.log_softmax(logits / hparams["temperature"])
+
+
+def _rates(hparams: HParams) -> HParams:
+  """Return the optimizer's numbers on unlabelled examples."""
+  numbers: HParams = hparams["client"]
+  if "unlabelled_rate" not in hparams:
+    return numbers
+  return {**numbers, "learning_rate": hparams["unlabelled_rate"]}
 
 
 def _consistency(

@@ -20,6 +20,7 @@ def fedprox(
   server_optimizer: Optimizer,
   *,
   mu: float = 0.01,
+  cumulative: bool = False,
   weighting: str = "examples",
 ) -> Algorithm:
   """Return FedAvg with a proximal term in the clients' loss.
@@ -29,20 +30,28 @@ def fedprox(
     client_optimizer: starts anew in every round.
     server_optimizer: sgd with learning rate 1 takes the clients' mean.
     mu: weight of the proximal term, >= 0; 0 is FedAvg.
+    cumulative: as FLUTE's code has it, which adds the terms of the parameter
+      arrays up and the running sum to the loss: of P arrays the i-th, from 0
+      and in the order of the parameters' paths, counts P - i times.
     weighting: as in `fedavg`.
 
   Raises:
     TypeError, ValueError: mu is not such a number.
   """
   mu = validate.number("mu", mu, ge=0.0)
+  validate.boolean("cumulative", cumulative)
 
   def proximal(client: Client, params: PyTree, gradient: PyTree) -> PyTree:
+    leaves, treedef = jax.tree.flatten(gradient)
+    count = len(leaves)
+    times = [float(count - i) if cumulative else 1.0 for i in range(count)]
     weight = client.hparams["mu"]
     return jax.tree.map(
-      lambda g, w, w_t: g + weight.astype(g.dtype) * (w - w_t),
+      lambda g, w, w_t, n: g + (n * weight).astype(g.dtype) * (w - w_t),
       gradient,
       params,
       client.message.params,
+      jax.tree.unflatten(treedef, times),
     )
 
   base = fedavg(

@@ -103,7 +103,7 @@ def per_fedavg(
     return Carry(training.start(client), params, jnp.ones((), bool))
 
   def step(client: Client, carry: Carry, batch: Batch, key: Key) -> Carry:
-    params, buffers, state, total = carry.shared
+    params, buffers, state, total, _ = carry.shared
     inner_key, outer_key = jax.random.split(key)
     inner, outer = halves(batch)
 

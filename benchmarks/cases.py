@@ -23,7 +23,7 @@ from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.char_lstm import char_lstm
 from fedjax_sim.models.femnist_cnn import femnist_cnn
 from fedjax_sim.models.logistic_regression import logistic_regression
-from fedjax_sim.models.resnet18 import resnet18
+from fedjax_sim.models.resnet import resnet
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training.optimizers import optimizer
@@ -125,7 +125,7 @@ CASES: dict[str, Case] = {
     aims={"one_to_bare": 0.9, "all_to_torch": 1.0},
   ),
   "resnet18": Case(
-    model=resnet18,
+    model=resnet,
     pytorch="resnet18",
     example_shape=(24, 24, 3),
     num_classes=100,

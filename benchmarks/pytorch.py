@@ -173,13 +173,11 @@ def _char_lstm(nn: Any, shape: Shape, classes: int) -> Any:
 
 
 def _resnet18(nn: Any, shape: Shape, classes: int) -> Any:
-  # Strided convolutions pad both sides, where ours pad the end alone if a side
-  # is even. It is as much work, and how PyTorch's users write it.
   def normed(n_in: int, n_out: int, size: int, strides: int) -> Any:
     convolution = nn.Conv2d(
       n_in, n_out, size, strides, padding=size // 2, bias=False
     )
-    return nn.Sequential(convolution, nn.GroupNorm(2, n_out, eps=1e-6))
+    return nn.Sequential(convolution, nn.GroupNorm(2, n_out))
 
   class Block(nn.Module):
     """Two convolutions and what goes around them."""

@@ -9,26 +9,32 @@ from collections.abc import Callable
 from fedjax_sim.core import Task
 from fedjax_sim.models import (
   char_lstm,
+  ecg_attention,
   ecg_cnn,
   femnist_cnn,
   kmeans,
+  lenet,
   logistic_regression,
   mlp,
   news_recommender,
-  resnet18,
+  resnet,
   text_lstm,
+  vgg,
   word_gru,
 )
 
 MODELS: dict[str, Callable[..., Task]] = {
   "char_lstm": char_lstm.char_lstm,
+  "ecg_attention": ecg_attention.ecg_attention,
   "ecg_cnn": ecg_cnn.ecg_cnn,
   "femnist_cnn": femnist_cnn.femnist_cnn,
   "kmeans": kmeans.kmeans,
+  "lenet": lenet.lenet,
   "logistic_regression": logistic_regression.logistic_regression,
   "mlp": mlp.mlp,
   "news_recommender": news_recommender.news_recommender,
-  "resnet18": resnet18.resnet18,
+  "resnet": resnet.resnet,
   "text_lstm": text_lstm.text_lstm,
+  "vgg": vgg.vgg,
   "word_gru": word_gru.word_gru,
 }

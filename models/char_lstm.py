@@ -6,6 +6,8 @@ dimensions and read by two layers of 256 units.
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +24,19 @@ class Reader(nnx.Module):
   """An embedding and LSTM layers."""
 
   def __init__(
-    self, tokens: int, embedding: int, units: tuple[int, ...], rngs: nnx.Rngs
+    self,
+    tokens: int,
+    embedding: int,
+    units: tuple[int, ...],
+    rngs: nnx.Rngs,
+    *,
+    recurrent_bias: bool = False,
   ):
     self.embed = nnx.Embed(tokens, embedding, rngs=rngs)
     sizes = (embedding, *units)
     self.layers = nnx.List(
-      LSTM(sizes[i], sizes[i + 1], rngs=rngs) for i in range(len(units))
+      LSTM(before, after, recurrent_bias=recurrent_bias, rngs=rngs)
+      for before, after in itertools.pairwise(sizes)
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,9 +51,17 @@ class CharLSTM(nnx.Module):
   """Logits for the character after every position."""
 
   def __init__(
-    self, tokens: int, embedding: int, units: tuple[int, ...], rngs: nnx.Rngs
+    self,
+    tokens: int,
+    embedding: int,
+    units: tuple[int, ...],
+    rngs: nnx.Rngs,
+    *,
+    recurrent_bias: bool = False,
   ):
-    self.reader = Reader(tokens, embedding, units, rngs)
+    self.reader = Reader(
+      tokens, embedding, units, rngs, recurrent_bias=recurrent_bias
+    )
     self.logits = nnx.Linear(units[-1], tokens, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,6 +74,7 @@ def char_lstm(
   num_classes: int,
   embedding: int = 8,
   units: tuple[int, ...] = (256, 256),
+  recurrent_bias: bool = False,
 ) -> Task:
   """Return an LSTM that predicts the next character at every position.
 
@@ -65,6 +83,8 @@ def char_lstm(
     num_classes: characters, the padding 0 included.
     embedding: dimensions of a character.
     units: of each layer, one or more.
+    recurrent_bias: whether a layer has a second bias, as PyTorch's do; both
+      begin at 0, are added, and move with the same gradient.
 
   Raises:
     TypeError, ValueError: another shape, sizes that are not whole and >= 1, or
@@ -74,8 +94,11 @@ def char_lstm(
   tokens = validate.integer("num_classes", num_classes)
   embedding = validate.integer("embedding", embedding)
   sizes = layer_sizes(units)
+  second = validate.boolean("recurrent_bias", recurrent_bias)
   return nnx_task(
-    lambda rngs: CharLSTM(tokens, embedding, sizes, rngs),
+    lambda rngs: CharLSTM(
+      tokens, embedding, sizes, rngs, recurrent_bias=second
+    ),
     loss=token_cross_entropy,
     check=lambda examples: check_ids(examples["x"], tokens),
   )

@@ -19,6 +19,13 @@ from fedjax_sim.tasks.convolution import convolve
 from fedjax_sim.tasks.pooling import maximum
 
 Array = jax.Array
+Initializer = nnx.initializers.Initializer
+
+LECUN_NORMAL = nnx.initializers.lecun_normal()  # flax's default
+ZEROS = nnx.initializers.zeros_init()
+ONES = nnx.initializers.ones_init()
+# He et al. 2015 (arXiv 1502.01852), by fan out, as torchvision has it.
+HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 # --- convolution and pooling --------------------------------------------------
@@ -30,11 +37,26 @@ def conv(
   kernel_size: Sequence[int],
   *,
   strides: int = 1,
-  padding: str = "SAME",
+  padding: str | int = "SAME",
   use_bias: bool = True,
+  kernel_init: Initializer = LECUN_NORMAL,
+  bias_init: Initializer = ZEROS,
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
-  """Return an `nnx.Conv` that computes as `convolve` does."""
+  """Return an `nnx.Conv` that computes as `convolve` does.
+
+  Args:
+    features_in: of the input.
+    features_out: of the output.
+    kernel_size: one a dimension of space.
+    strides: in every dimension of space.
+    padding: "SAME", "VALID", or how many zeros on either side, as PyTorch pads;
+      "SAME" pads the end alone where strides leave an odd number.
+    use_bias: whether there is a bias.
+    kernel_init: draws the kernel.
+    bias_init: draws the bias.
+    rngs: random streams.
+  """
   return nnx.Conv(
     features_in,
     features_out,
@@ -43,28 +65,115 @@ def conv(
     padding=padding,
     use_bias=use_bias,
     conv_general_dilated=convolve,
+    kernel_init=kernel_init,
+    bias_init=bias_init,
     rngs=rngs,
   )
 
 
-def max_pool(x: Array, size: int = 2) -> Array:
+def max_pool(
+  x: Array, size: int = 2, strides: int | None = None, padding: int = 0
+) -> Array:
   """Return maxima over windows of `size` in every spatial dimension.
 
   What does not fill a window is left out.
 
   Args:
     x: shape=(batch, *space, features).
-    size: of the window, and its stride.
+    size: of the window.
+    strides: of the window; None: its size.
+    padding: how many places on either side that are never the maximum.
   """
-  window = (1, *(size,) * (x.ndim - 2), 1)
-  return maximum(x, window, window)
+  space = x.ndim - 2
+  step = size if strides is None else strides
+  sides = [(0, 0), *[(padding, padding)] * space, (0, 0)]
+  return maximum(x, (1, *(size,) * space, 1), (1, *(step,) * space, 1), sides)
+
+
+# --- as PyTorch has them ------------------------------------------------------
+
+
+def uniform(fan_in: int) -> Initializer:
+  """Return PyTorch's default for weights and biases of most of its layers.
+
+  Uniform draws between -1 and 1, divided by the square root of `fan_in`.
+
+  Args:
+    fan_in: numbers that one output depends on; for a recurrent layer its units.
+  """
+  bound = fan_in**-0.5
+  return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(
+    key, shape, dtype, -bound, bound
+  )
+
+
+def linear(
+  features_in: int,
+  features_out: int,
+  *,
+  use_bias: bool = True,
+  rngs: nnx.Rngs,
+) -> nnx.Linear:
+  """Return an `nnx.Linear` that begins as PyTorch's does; see `uniform`."""
+  draw = uniform(features_in)
+  return nnx.Linear(
+    features_in,
+    features_out,
+    use_bias=use_bias,
+    kernel_init=draw,
+    bias_init=draw,
+    rngs=rngs,
+  )
+
+
+def batch_norm(
+  features: int, *, scale_init: Initializer = ONES, rngs: nnx.Rngs
+) -> nnx.BatchNorm:
+  """Return batch normalization with PyTorch's constants.
+
+  Ioffe and Szegedy 2015 (arXiv 1502.03167). Every batch moves the running
+  statistics by a tenth. The running variance is that of the batch as it is;
+  PyTorch multiplies it by n / (n - 1) before.
+  """
+  return nnx.BatchNorm(
+    features, momentum=0.9, epsilon=1e-5, scale_init=scale_init, rngs=rngs
+  )
+
+
+def group_norm(
+  features: int, groups: int, *, scale_init: Initializer = ONES, rngs: nnx.Rngs
+) -> nnx.GroupNorm:
+  """Return group normalization with PyTorch's constants.
+
+  Wu and He 2018 (arXiv 1803.08494).
+  """
+  return nnx.GroupNorm(
+    features,
+    num_groups=groups,
+    epsilon=1e-5,
+    scale_init=scale_init,
+    rngs=rngs,
+  )
 
 
 # --- recurrence ---------------------------------------------------------------
 
 
-@jax.custom_vjp
 def lstm(gates: Array, kernel: Array) -> Array:
+  """Run an LSTM over whole sequences; return its outputs.
+
+  Args:
+    gates: as in `lstm_and_cell`.
+    kernel: as in `lstm_and_cell`.
+
+  Returns:
+    shape=(time, batch, units), in the gates' dtype.
+  """
+  return lstm_and_cell(gates, kernel)[0]
+
+
+@jax.custom_vjp
+def lstm_and_cell(gates: Array, kernel: Array) -> tuple[Array, Array]:
   """Run an LSTM over whole sequences, from a zero state.
 
   Hochreiter and Schmidhuber 1997, with forget gates. What depends on the input
@@ -80,7 +189,8 @@ def lstm(gates: Array, kernel: Array) -> Array:
       in the gates' dtype; its gradient has its own.
 
   Returns:
-    The outputs, shape=(time, batch, units), in the gates' dtype.
+    The outputs, shape=(time, batch, units), and the cell's state after the last
+    step, shape=(batch, units), in the gates' dtype.
   """
   return _lstm_forward(gates, kernel)[0]
 
@@ -92,7 +202,9 @@ def _opened(tanhs: Array) -> tuple[Array, Array, Array, Array]:
   return sigmoid(i), sigmoid(f), g, sigmoid(o)
 
 
-def _lstm_forward(gates: Array, kernel: Array) -> tuple[Array, Any]:
+def _lstm_forward(
+  gates: Array, kernel: Array
+) -> tuple[tuple[Array, Array], Any]:
   units = kernel.shape[0]
   halves = np.full(4 * units, 0.5)
   halves[2 * units : 3 * units] = 1
@@ -108,14 +220,17 @@ def _lstm_forward(gates: Array, kernel: Array) -> tuple[Array, Any]:
     return (o * t, new), (o * t, tanhs, c, t)
 
   zero = jnp.zeros((*gates.shape[1:-1], units), gates.dtype)
-  _, (hs, tanhs, cs, ts) = lax.scan(
+  (_, end), (hs, tanhs, cs, ts) = lax.scan(
     step, (zero, zero), gates * scale[None, None]
   )
-  return hs, (hs, tanhs, cs, ts, kernel)
+  return (hs, end), (hs, tanhs, cs, ts, kernel)
 
 
-def _lstm_backward(saved: Any, dhs: Array) -> tuple[Array, Array]:
+def _lstm_backward(
+  saved: Any, slopes: tuple[Array, Array]
+) -> tuple[Array, Array]:
   hs, tanhs, cs, ts, kernel = saved
+  dhs, dc_end = slopes
   i, f, g, o = _opened(tanhs)
   # What a gate's z changes in c, and in h beside it; what h takes from c.
   by_c = jnp.concatenate(
@@ -133,15 +248,15 @@ def _lstm_backward(saved: Any, dhs: Array) -> tuple[Array, Array]:
     dz = jnp.concatenate([jnp.tile(dc, 3) * by_c, dh * by_h], axis=-1)
     return (dz @ back, dc * f), dz
 
-  zero = jnp.zeros_like(dhs[0])
+  zero = jnp.zeros_like(dc_end)
   factors = (dhs, by_c, by_h, h_by_c, f)
-  _, dz = lax.scan(step, (zero, zero), factors, reverse=True)
+  _, dz = lax.scan(step, (zero, dc_end), factors, reverse=True)
   flat = lambda x: x.reshape(-1, x.shape[-1])
   by_kernel = flat(hs[:-1]).T @ flat(dz[1:])
   return dz, by_kernel.astype(kernel.dtype)
 
 
-lstm.defvjp(_lstm_forward, _lstm_backward)
+lstm_and_cell.defvjp(_lstm_forward, _lstm_backward)
 
 
 class LSTM(nnx.Module):
@@ -150,22 +265,49 @@ class LSTM(nnx.Module):
   Args:
     features: of an input at one time.
     units: of the state, and so of an output.
-    rngs: draws the kernels; the recurrent ones of the four gates are
-      orthogonal.
+    recurrent_bias: whether there is a second bias, as in PyTorch. It is added
+      to the first, so that both move with the same gradient.
+    uniform_init: begin as PyTorch does, see `uniform`; else the recurrent
+      kernels of the four gates are orthogonal, and biases 0.
+    rngs: draws the kernels.
   """
 
-  def __init__(self, features: int, units: int, *, rngs: nnx.Rngs):
-    self.inputs = nnx.Linear(features, 4 * units, rngs=rngs)
-    orthogonal = nnx.initializers.orthogonal()
-    self.recurrent = nnx.Param(
-      jnp.concatenate(
-        [orthogonal(rngs.params(), (units, units)) for _ in range(4)], axis=1
-      )
+  def __init__(
+    self,
+    features: int,
+    units: int,
+    *,
+    recurrent_bias: bool = False,
+    uniform_init: bool = False,
+    rngs: nnx.Rngs,
+  ):
+    kernel_init, bias_init = LECUN_NORMAL, ZEROS
+    if uniform_init:
+      kernel_init = bias_init = uniform(units)
+    self.inputs = nnx.Linear(
+      features,
+      4 * units,
+      kernel_init=kernel_init,
+      bias_init=bias_init,
+      rngs=rngs,
     )
+    draw = kernel_init if uniform_init else nnx.initializers.orthogonal()
+    gates = [draw(rngs.params(), (units, units)) for _ in range(4)]
+    self.recurrent = nnx.Param(jnp.concatenate(gates, axis=1))
+    self.recurrent_bias: nnx.Param[Array] | None = nnx.data(None)
+    if recurrent_bias:
+      self.recurrent_bias = nnx.Param(bias_init(rngs.params(), (4 * units,)))
 
   def __call__(self, x: Array) -> Array:
     """Return outputs, (time, batch, units), of x, (time, batch, features)."""
-    return lstm(self.inputs(x), self.recurrent[...])
+    return self.read(x)[0]
+
+  def read(self, x: Array) -> tuple[Array, Array]:
+    """Return the outputs, and the cell's state at the end, (batch, units)."""
+    gates = self.inputs(x)
+    if self.recurrent_bias is not None:
+      gates += self.recurrent_bias[...].astype(gates.dtype)[None, None]
+    return lstm_and_cell(gates, self.recurrent[...])
 
 
 def uniform(bound: float) -> Callable[..., Array]:

@@ -5,6 +5,7 @@ latter is tested where PyTorch is installed, which no extra for tests has. Of
 the other simulators only what surrounds them is tested, and our own script.
 """
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -22,8 +23,9 @@ from flax import nnx
 
 from fedjax_sim.models.char_lstm import CharLSTM
 from fedjax_sim.models.femnist_cnn import FemnistCNN
+from fedjax_sim.models.layers import group_norm
 from fedjax_sim.models.logistic_regression import LogisticRegression
-from fedjax_sim.models.resnet18 import ResNet18
+from fedjax_sim.models.resnet import ResNet
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RATIOS = {
@@ -273,9 +275,19 @@ OURS = {
     lambda rngs: FemnistCNN((8, 8, 1), 5, (0.0, 0.0), rngs=rngs),
   ),
   "lstm": ((6,), 9, lambda rngs: CharLSTM(9, 8, (256, 256), rngs)),
-  # Of 9, 5 and 3 rows a strided convolution pads both sides. Of an even number
-  # ours pads the end alone, and PyTorch's, which costs the same, still both.
-  "resnet18": ((9, 9, 3), 10, lambda rngs: ResNet18(3, 64, 10, rngs)),
+  "resnet18": (
+    (8, 9, 3),
+    10,
+    lambda rngs: ResNet(
+      3,
+      10,
+      depth=18,
+      stem="3x3",
+      width=64,
+      norm=functools.partial(group_norm, groups=2),
+      rngs=rngs,
+    ),
+  ),
 }
 
 
@@ -322,8 +334,8 @@ def in_order_of_pytorch(name: str, params, began) -> list[np.ndarray]:
   found = normed(params["stem"], params["norm"])
   for i in range(8):
     block = params["blocks"][i]
-    found += normed(block["conv1"], block["norm1"])
-    found += normed(block["conv2"], block["norm2"])
+    for j in range(2):
+      found += normed(block["convs"][j], block["norms"][j])
     if "around" in block:
       found += normed(*(block["around"]["layers"][j] for j in range(2)))
   return found + dense(params["logits"])

@@ -243,6 +243,8 @@ def test_a_wrong_call_is_answered_without_jax():
     ["verify"],
     ["report"],
     ["export"],
+    ["flute"],
+    ["flute", f"--config={DIGITS}", "--workdir=run"],
     ["launch"],
     ["data", "info"],
     ["privacy"],

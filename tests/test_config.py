@@ -31,6 +31,7 @@ PREFERRED = {  # field -> the component that is tried with it
   "algorithm.statistic": "dga_rl",
   "aggregator.max_weight": "secure_mean",
   "data.alpha": "dirichlet",
+  "model.width": "resnet",
   "local_privacy.epsilon": "privunit",
   "privacy.bands": "banded",
   "privacy.buffers": "blt",
@@ -127,7 +128,7 @@ def with_field(field, value):
     source.aggregator.clip = 1.0
     if key == "noise_multiplier":
       source.server.clients_per_round = 2
-  if field == "model.width":
+  if source.model.name in ("resnet", "lenet", "vgg"):
     source.data.reshape = (8, 8, 1)
   if field.startswith("data.crop"):
     source.data.reshape = (8, 8)

@@ -26,6 +26,7 @@ from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.leakage.measurement import log_ratio
 from fedjax_sim.privacy.local import additive
 from fedjax_sim.tasks import function_task
+from fedjax_sim.training.optimizers import clipped
 from fedjax_sim.training.replay import replay
 from fedjax_sim.training.stale import stale
 from fedjax_sim.transforms import quantize
@@ -109,6 +110,55 @@ def test_softmax_beta(flute, smooth, batch, ours, divisor):
   np.testing.assert_allclose(after, total / weights, rtol=1e-5, atol=1e-6)
 
 
+def round_of_flute(name, softmax_beta, examples, batch, clip):
+  """A round of DGA at 0 in float64, with the last batch in part: the model."""
+  total, weights = np.zeros(2), 0.0
+  for centre, a in zip(CENTRES, CURVATURES, strict=True):
+    w, loss, gradients = np.zeros(2), 0.0, []
+    for _ in range(0, examples, batch):
+      loss += 0.5 * a * np.sum((w - centre) ** 2)
+      gradient = a * (w - centre)
+      norm = np.linalg.norm(gradient)
+      gradients.append(gradient * min(1, clip / norm))
+      w = w - RATE * gradients[-1]
+    s = statistic_of_flute(name, loss, np.array(gradients), examples, False)
+    weight = math.exp(-softmax_beta * s)
+    total, weights = total + weight * w, weights + weight
+  return total / weights
+
+
+@pytest.mark.parametrize("clip", [1e6, 0.7])
+@pytest.mark.parametrize(
+  ("flute", "ours"),
+  [
+    ("train_loss", "loss"),
+    ("mag_mean_loss", "mean"),
+    ("mag_loss", "magnitude"),
+  ],
+)
+def test_statistics_of_batches(flute, ours, clip):
+  """`statistic_of="batches"` takes softmax_beta as it is."""
+  softmax_beta, examples, batch = 1.7, 5, 2
+  task = quadratic(2)
+  simulator = make_simulator(
+    task,
+    dga(
+      task,
+      clipped(sgd(RATE), clip),
+      sgd(1.0),
+      statistic=ours,
+      statistic_of="batches",
+      beta=softmax_beta,
+      reference=0.0,
+    ),
+    quadratic_data(CENTRES, CURVATURES, copies=examples),
+    batching=LocalBatching(batch_size=batch),
+  )
+  found = params_of(simulator, train(simulator, 1))["w"]
+  expected = round_of_flute(flute, softmax_beta, examples, batch, clip)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 # --- FedProx, APFL, replay, late clients --------------------------------------
 
 
@@ -145,6 +195,15 @@ def test_mu():
   first = params_of(simulator, train(simulator, 1, more))["u"]
   np.testing.assert_allclose(first, expected[0], rtol=1e-5)
   assert np.abs(expected[0] - expected[1]).max() > 0.05
+  running = make_simulator(
+    task,
+    fedprox(task, sgd(rate), sgd(1.0), mu=mu, cumulative=True),
+    quadratic_data([centre], copies=STEPS),
+    batching=LocalBatching(batch_size=1),
+  )
+  found = params_of(running, train(running, 1))
+  for name, value in zip("uv", expected, strict=True):
+    np.testing.assert_allclose(found[name], value, rtol=1e-5)
 
 
 def alpha_of_flute(one, other, slopes, alpha, rate):

@@ -13,6 +13,7 @@ import pytest
 
 from fedjax_sim.engine import hparams as engine_hparams
 from fedjax_sim.training import schedules
+from fedjax_sim.training.lamb import uncorrected_lamb
 from fedjax_sim.training.optimizers import descend, optimizer
 
 
@@ -188,6 +189,27 @@ def test_lamb():
   assert gaps[0] > 0.01
   assert gaps[round(5 / (1 - 0.6))] < 0.01
   assert gaps[-1] < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_uncorrected_lamb(scale):
+  """At once, with decay, and with norms beyond 10."""
+  numbers = {"b1": 0.5, "b2": 0.6, "eps": 1e-6, "weight_decay": 0.5}
+  p = scale * PARAMS["w"]
+  build = uncorrected_lamb(0.1, **numbers)
+  state = build.init(jnp.float32(p))
+  theirs: dict[str, np.ndarray] = {}
+  ours = jnp.float32(p)
+  for t in range(1, 6):
+    own = slopes(t)["w"]
+    update, state = build.update(jnp.float32(own), state, ours)
+    ours = ours + update
+    p = lamb_of_flute(p, own, theirs, t, {"lr": 0.1} | numbers)
+  np.testing.assert_allclose(ours, p, rtol=1e-5)
+  assert (np.linalg.norm(p) > 10) == (scale > 1)
+  zeros = jnp.zeros(3)  # as biases begin: trust is 1
+  first, _ = build.update(jnp.ones(3), build.init(zeros), zeros)
+  np.testing.assert_allclose(first, -0.1 * 0.5 / (0.4**0.5 + 1e-6), rtol=1e-5)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -75,6 +75,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "privacy": _of_module("privacy"),
   "data": _of_module("data"),
   "export": _of_module("export"),
+  "flute": _of_module("flute"),
   "report": _of_module("report"),
   "list": _list,
   "verify": _of_module("verify"),

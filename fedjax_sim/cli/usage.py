@@ -76,6 +76,13 @@ fedjax-sim: federated learning, simulated.
       .safetensors, .npz or .msgpack, or predictions as a program, .stablehlo
       --round=best|best/METRIC|N: of the best evaluation, or of a checkpoint
       --data-path=PATH: where the data lie now; it takes them
+  fedjax-sim flute --config=FILE.yaml --workdir=DIR
+      translates a config of FLUTE, shows what becomes of every key, and runs
+      it; DIR/config.py is the translation
+      --task=NAME: FLUTE's experiment, if model_folder does not name it
+      --data=STORE: its data, as data import writes them
+      --compat=flute: with FLUTE's arithmetic where it is not the papers'
+      --translate_only [--to=FILE.py]: without the run
   fedjax-sim list [KIND [NAME]]
       algorithms, aggregators, transforms, models, data sets, ..., or those
       of a kind, or the fields of one, with defaults and meanings

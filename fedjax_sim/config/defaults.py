@@ -53,6 +53,7 @@ def default_config() -> ConfigDict:
   config.model.initial = placeholder(str)  # a weights file to begin from
   config.model.initial_only = placeholder(tuple)  # patterns
   config.model.frozen = placeholder(tuple)  # patterns
+  config.model.send_buffers = True  # such as batch statistics
   config.model.scheduled_sampling = placeholder(float)
   config.model.schedule = placeholder(str)  # of scheduled_sampling
   config.model.metrics = placeholder(tuple)  # references

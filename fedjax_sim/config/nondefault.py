@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from fedjax_sim.config.components import LABELED, SLOTS, Slot, labeled_slot
 from fedjax_sim.config.defaults import default_config
 from fedjax_sim.config.fields import fields_of
+from fedjax_sim.config.statements import assignment
 from fedjax_sim.core import validate
 
 
@@ -86,12 +87,7 @@ def config_file(tree: Mapping[str, Any]) -> str:
   ]
   if not added:
     del lines[:2]
-  for change in changes(tree):
-    *sections, key = change.field.split(".")
-    place = "config"
-    for name in sections:
-      place += f".{name}" if name.isidentifier() else f"[{name!r}]"
-    lines.append(f"  {place}.{key} = {_python(change.value)}")
+  lines += [f"  {assignment(c.field, c.value)}" for c in changes(tree)]
   return "\n".join([*lines, "  return config", ""])
 
 
@@ -126,13 +122,3 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
   except TypeError:
     return None
-
-
-def _python(value: Any) -> str:
-  """Return the text of a value, in which lists are tuples."""
-  if isinstance(value, list):
-    inside = ", ".join(map(_python, value))
-    return f"({inside},)" if len(value) == 1 else f"({inside})"
-  if isinstance(value, str):
-    return json.dumps(value, ensure_ascii=False)
-  return repr(value)

@@ -144,6 +144,8 @@ class Pass(NamedTuple):
     split: name of the federated data set that the pass reads.
     epochs: number of epochs, whatever the run's `LocalBatching` says, such as
       1 for a full-batch gradient; None takes the run's.
+    steps: number of local steps, whatever the run's `LocalBatching` says; None
+      takes the run's, or `epochs`.
     augmented: whether batches are augmented as the data set says; False for a
       pass that measures.
     tokens: carry -> shape=(); sum of the loss weights over the steps so far, by
@@ -157,6 +159,7 @@ class Pass(NamedTuple):
   epochs: int | None = None
   augmented: bool = True
   tokens: Callable[[PyTree], Array] | None = None
+  steps: int | None = None
 
 
 class Requirements(NamedTuple):

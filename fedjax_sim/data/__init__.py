@@ -23,6 +23,7 @@ from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.loaders.cifar10 import load_cifar10
 from fedjax_sim.data.loaders.digits import load_digits
 from fedjax_sim.data.loaders.ecg import load_ecg
+from fedjax_sim.data.loaders.ecg_kaggle import load_ecg_kaggle
 from fedjax_sim.data.loaders.leaf import load_leaf_json
 from fedjax_sim.data.loaders.mnist import (
   load_mnist,
@@ -58,6 +59,7 @@ DATASETS: Mapping[str, Callable[..., FederatedDataset]] = {
   "cifar10": load_cifar10,
   "digits": load_digits,
   "ecg": load_ecg,
+  "ecg_kaggle": load_ecg_kaggle,
   "leaf_json": load_leaf_json,
   "mnist": load_mnist,
   "mnist_power_law": load_mnist_power_law,
@@ -86,6 +88,7 @@ __all__ = [
   "load_cifar10",
   "load_digits",
   "load_ecg",
+  "load_ecg_kaggle",
   "load_leaf_json",
   "load_mnist",
   "load_mnist_power_law",

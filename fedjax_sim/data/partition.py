@@ -154,6 +154,24 @@ def power_law(
   return rng.permutation(np.repeat(np.arange(num_clients), sizes))
 
 
+def stored_order(
+  num_examples: int, num_clients: int, *, seed: int, min_examples: int = 1
+) -> np.ndarray:
+  """Cut the examples in the order in which they are stored; none is drawn.
+
+  Sizes differ by at most 1.
+
+  Args:
+    num_examples: how many to cut.
+    num_clients: into how many.
+    seed: not used, as nothing is drawn.
+    min_examples: of each client.
+  """
+  del seed
+  _check_room(num_examples, num_clients, min_examples)
+  return np.arange(num_examples) * num_clients // num_examples
+
+
 def by_key(keys: npt.ArrayLike) -> tuple[np.ndarray, tuple[str, ...]]:
   """Make one client for each distinct key, sorted by key.
 
@@ -180,6 +198,7 @@ PARTITIONERS: Mapping[str, Callable[..., np.ndarray]] = {
   "dirichlet": dirichlet,
   "shards": shards,
   "power_law": power_law,
+  "stored_order": stored_order,
 }
 
 

@@ -58,7 +58,7 @@ def batchings_of(
       client has no batch.
   """
   most = batching.max_tokens
-  ends = [p.tokens for p in passes if p.epochs is None]
+  ends = [p.tokens for p in passes if p.epochs is None and p.steps is None]
   if most is not None and (not ends or None in ends):
     raise ValueError(
       f"client.max_tokens={most}: algorithm.name has local steps that do not"
@@ -68,10 +68,11 @@ def batchings_of(
   batchings = []
   for p, data in zip(passes, splits, strict=True):
     own = batching
-    if p.epochs is not None:
+    if p.epochs is not None or p.steps is not None:
       own = LocalBatching(
         batch_size=batching.batch_size,
-        epochs=p.epochs,
+        epochs=p.epochs or 1,
+        steps=p.steps,
         shuffle=batching.shuffle,
       )
     batchings.append(own.fitted(data.sizes))

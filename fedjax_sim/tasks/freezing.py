@@ -1,14 +1,15 @@
-"""Frozen parameters: patterns on their paths say which nobody trains.
+"""Frozen parameters and buffers, which nobody trains.
 
-A path is the parameter's place in the tree, joined by slashes, such as
-`layers/0/kernel`; a pattern is a regular expression that matches its beginning.
-What is frozen is one copy a device, is not sent back and takes no optimizer.
+Patterns on their paths say which parameters those are. A path is the
+parameter's place in the tree, joined by slashes, such as `layers/0/kernel`; a
+pattern is a regular expression that matches its beginning. What is frozen is
+one copy a device, is not sent back and takes no optimizer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,18 @@ from fedjax_sim.core import (
 from fedjax_sim.core.tree import paths_of
 
 BUFFERS, FROZEN = "buffers/", "frozen/"  # before such variables' paths
+
+
+class KeptBuffers(NamedTuple):
+  """What is frozen of a task whose buffers stay as they began.
+
+  Attributes:
+    buffers: the model's.
+    rest: what was frozen before.
+  """
+
+  buffers: PyTree
+  rest: PyTree
 
 
 class Parts(NamedTuple):
@@ -56,8 +69,11 @@ def named_variables(variables: Variables) -> dict[str, Any]:
   names = paths_of(variables.params)
   names += [BUFFERS + path for path in paths_of(variables.buffers)]
   frozen = variables.frozen
-  while isinstance(frozen, Parts):
-    names += paths_of(frozen.params)
+  while isinstance(frozen, (Parts, KeptBuffers)):
+    if isinstance(frozen, Parts):
+      names += paths_of(frozen.params)
+    else:
+      names += [BUFFERS + path for path in paths_of(frozen.buffers)]
     frozen = frozen.rest
   names += [FROZEN + path for path in paths_of(frozen)]
   named = dict(zip(names, jax.tree.leaves(variables), strict=True))
@@ -143,6 +159,43 @@ def with_trainable(task: Task, patterns: Sequence[str]) -> Task:
   return _apart(task, shapes, [not hit for hit in trained])
 
 
+def with_kept_buffers(task: Task) -> Task:
+  """Return the task with its buffers frozen at their initial values.
+
+  Clients neither change nor send them, so batch normalization is evaluated with
+  the running statistics that the model began with; in training it takes those
+  of the batch in any case.
+
+  Args:
+    task: what is trained.
+
+  Raises:
+    ValueError: it has no buffers.
+  """
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  if not jax.tree.leaves(shapes.buffers):
+    raise ValueError(
+      "model.send_buffers=False: the model has no buffers, such as batch"
+      " statistics; leave the field out."
+    )
+
+  def init(key: Key) -> Variables:
+    params, buffers, rest = task.init(key)
+    return Variables(params, frozen=KeptBuffers(buffers, rest))
+
+  def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
+    found = task.loss(_with_buffers(variables), examples, key)
+    return found._replace(buffers=variables.buffers)
+
+  return _of_whole(task, init, loss, _with_buffers)
+
+
+def _with_buffers(variables: Variables) -> Variables:
+  """Return the variables with their kept buffers in place."""
+  params, _, (buffers, rest) = variables
+  return Variables(params, buffers, rest)
+
+
 def _apart(task: Task, shapes: PyTree, frozen: Sequence[bool]) -> Task:
   """Return the task with its frozen parameters in `Variables.frozen`.
 
@@ -174,6 +227,17 @@ def _apart(task: Task, shapes: PyTree, frozen: Sequence[bool]) -> Task:
 
   def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
     return task.loss(whole(variables), examples, key)
+
+  return _of_whole(task, init, loss, whole)
+
+
+def _of_whole(
+  task: Task,
+  init: Callable[[Key], Variables],
+  loss: Callable[[Variables, Examples, Key], Loss],
+  whole: Callable[[Variables], Variables],
+) -> Task:
+  """Return the task for variables of which `whole` makes those of the task."""
 
   def metrics(variables: Variables, examples: Examples) -> dict[str, Metric]:
     return task.metrics(whole(variables), examples)

@@ -38,6 +38,19 @@ GradientHook = Callable[[Client, PyTree, PyTree], PyTree]
 GetModel = Callable[[Client], Variables]
 
 
+class Observer(NamedTuple):
+  """What an algorithm sums up over a client's local steps.
+
+  Attributes:
+    zero: the sum of no steps.
+    term: (client, gradient, loss) -> what a step adds. The gradient is the one
+      that the optimizer gets; the loss is a `Metric` of the batch.
+  """
+
+  zero: PyTree
+  term: Callable[[Client, PyTree, Metric], PyTree]
+
+
 class LocalState(NamedTuple):
   """A client's carry through its local steps."""
 
@@ -45,6 +58,7 @@ class LocalState(NamedTuple):
   buffers: PyTree
   optimizer: PyTree
   loss: Total  # of a `Metric`, summed over the steps; see `metric`
+  observed: PyTree = ()  # a `Total` of the observer's terms, if there is one
 
 
 class LocalTraining(NamedTuple):
@@ -86,6 +100,7 @@ def local_training(
   gradient_hook: GradientHook | None = None,
   weighting: str = "examples",
   get_model: Callable[[Client], Variables] = lambda client: client.message,
+  observer: Observer | None = None,
 ) -> LocalTraining:
   """Return mini-batch training from the server's parameters.
 
@@ -97,6 +112,7 @@ def local_training(
     weighting: a client's weight: its number of `examples`; its `tokens`, the
       sum of the loss's weights over its steps; or `uniform`.
     get_model: client -> the `Variables` that it starts from.
+    observer: what to sum up over the steps, in `LocalState.observed`.
 
   Raises:
     UnknownNameError: no such weighting.
@@ -109,7 +125,8 @@ def local_training(
     del earlier
     params, buffers, _ = get_model(client)
     state = optimizer.build(client.hparams["client"]).init(params)
-    return LocalState(params, buffers, state, zero_metric())
+    observed = () if observer is None else compensated.zeros(observer.zero)
+    return LocalState(params, buffers, state, zero_metric(), observed)
 
   def step(
     client: Client, carry: LocalState, batch: Batch, key: Key
@@ -121,6 +138,10 @@ def local_training(
     gradient, (buffers, total) = jax.grad(loss, has_aux=True)(carry.params)
     if gradient_hook is not None:
       gradient = gradient_hook(client, carry.params, gradient)
+    observed = carry.observed
+    if observer is not None:
+      term = observer.term(client, gradient, total)
+      observed = compensated.add(observed, term)
     params, state = optimizers.descend(
       optimizer.build(client.hparams["client"]),
       gradient,
@@ -128,7 +149,7 @@ def local_training(
       carry.params,
     )
     seen = compensated.add(carry.loss, total)
-    return LocalState(params, buffers, state, seen)
+    return LocalState(params, buffers, state, seen, observed)
 
   def finish(client: Client, carry: LocalState) -> Report:
     loss = metric(carry.loss)

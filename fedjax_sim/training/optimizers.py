@@ -20,6 +20,7 @@ import optax
 from fedjax_sim.core import PyTree, validate
 from fedjax_sim.core.tree import paths_of
 from fedjax_sim.tasks import freezing
+from fedjax_sim.training.lamb import uncorrected_lamb
 
 Factory = Callable[..., optax.GradientTransformation]
 
@@ -66,6 +67,7 @@ OPTIMIZERS: dict[str, Factory] = {
   "radam": with_l2(optax.radam),
   "rmsprop": with_l2(optax.rmsprop),
   "sgd": with_l2(optax.sgd),
+  "uncorrected_lamb": uncorrected_lamb,
   "yogi": with_l2(optax.yogi),
 }
 

@@ -23,6 +23,7 @@ from fedjax_sim.algorithms.dga_rl import (
 )
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlaw import fedlaw
+from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.core import Members
 from fedjax_sim.data import with_random_labels, with_server_data
 from fedjax_sim.engine.batching import LocalBatching
@@ -366,6 +367,8 @@ def test_they_need_a_stack_and_the_servers_examples(make):
   ("make", "options", "field"),
   [
     (dga, {"statistic": "losses"}, r"statistic"),
+    (dga, {"statistic_of": "batch"}, r"statistic_of='batch' .*batches, update"),
+    (fedprox, {"cumulative": 1}, r"cumulative=1 .*True or False"),
     (dga, {"weighting": "examples"}, r"weighting"),
     (dga, {"beta": float("nan")}, r"beta"),
     (dga, {"beta": 1.0, "weighting": "uniform"}, r"beta=1\.0"),
@@ -379,7 +382,7 @@ def test_they_need_a_stack_and_the_servers_examples(make):
   ],
 )
 def test_options_out_of_range(make, options, field):
-  with pytest.raises(ValueError, match=field):
+  with pytest.raises((TypeError, ValueError), match=field):
     make(quadratic(2), sgd(0.1), sgd(1.0), **options)
 
 

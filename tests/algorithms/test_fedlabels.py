@@ -151,17 +151,17 @@ def softmax(z):
   return e / e.sum(-1, keepdims=True)
 
 
-def client_by_hand(w, labelled, unlabelled, options, epochs=3):
+def client_by_hand(w, labelled, unlabelled, options):
   """Full-batch steps of both models: their updates, and the pseudo labels."""
   gradient = lambda w, x, y: (
     x.T @ (softmax(x @ w) - np.eye(CLASSES)[y]) / len(x)
   )
   own = w.copy()
-  for _ in range(epochs):
+  for _ in range(options.get("labelled_steps", 3)):
     own -= RATE * gradient(own, labelled["x"], labelled["y"])
   new, used = w.copy(), 0
   x = unlabelled["x"]
-  for _ in range(epochs if len(x) else 0):
+  for _ in range(options.get("unlabelled_steps", 3) if len(x) else 0):
     t = options["temperature"]
     theirs, mine = softmax(x @ w / t), softmax(x @ own / t)
     label, confidence, agree, ratio = by_loop(theirs, mine, "variance")
@@ -175,7 +175,7 @@ def client_by_hand(w, labelled, unlabelled, options, epochs=3):
     consistency = x[both].T @ gap[both] / max(both.sum(), 1)
     slope += options["consistency_weight"] * consistency
     slope += options["l2"] * 2 * (new - w) / w.size
-    new -= RATE * slope
+    new -= options.get("unlabelled_rate", RATE) * slope
   return own - w, new - w, used
 
 
@@ -212,6 +212,8 @@ def round_by_hand(data, w, options, clip=None):
     ({"threshold": 0.0}, None),
     ({"threshold": 0.65, "consistency_weight": 5.0}, None),
     ({"temperature": 2.0, "threshold": 0.4, "l2": 20.0}, None),
+    ({"labelled_steps": 4, "unlabelled_rate": 0.2}, None),
+    ({"unlabelled_steps": 2}, None),
     ({}, 0.3),
   ],
 )
@@ -228,7 +230,8 @@ def test_a_round_does_what_numpy_does(changes, clip):
   assert len(set(used)) > 1  # so that weights matter
   assert sum(used)
   (out,) = simulator.run(state, 1)
-  share = sum(used) / (3 * data.splits["unlabelled"].num_examples)
+  steps = changes.get("unlabelled_steps", 3)
+  share = sum(used) / (steps * data.splits["unlabelled"].num_examples)
   assert out.rows[0]["train/pseudo_labels"] == pytest.approx(share)
   if not changes:
     assert 0 < share < 1
@@ -377,6 +380,9 @@ def test_pseudo_labels_help_where_labels_are_few():
       ("magnitude", "much"),
       ("comparison", "var"),
       ("flip", 1),
+      ("labelled_steps", 0),
+      ("unlabelled_steps", 1.5),
+      ("unlabelled_rate", -1.0),
     ]
   )
 )

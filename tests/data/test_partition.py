@@ -22,6 +22,7 @@ OPTIONS: dict[str, list[dict[str, float]]] = {
   "dirichlet": [{"alpha": alpha} for alpha in (1e-320, 1e-3, 1, 1e6)],
   "shards": [{"shards_per_client": 1}, {}],
   "power_law": [{"exponent": 1.0001}, {}, {"exponent": 100}],
+  "stored_order": [{}],
 }
 CASES = [(name, case) for name in PARTITIONERS for case in OPTIONS[name]]
 
@@ -55,14 +56,22 @@ def test_promises(name, options, num_clients, least, more, classes, seed):
   np.testing.assert_array_equal(client_of, again)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+DRAWN = [case for case in CASES if case[0] != "stored_order"]
+
+
+@pytest.mark.parametrize(("name", "options"), DRAWN)
 def test_seeds_differ(name, options):
   labels = np.arange(200) % 10
   one, two = (partition(name, labels, 10, seed, **options) for seed in (0, 1))
   assert (one != two).any()
 
 
-@pytest.mark.parametrize("name", ["iid", "dirichlet"])
+def test_clients_in_stored_order_follow_each_other():
+  client_of = partition("stored_order", np.zeros(11, int), 4, 0)
+  assert client_of.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "stored_order"])
 def test_sizes_are_equal(name):
   sizes = np.bincount(partition(name, np.arange(103) % 7, 10, 0))
   assert sorted(sizes) == [10] * 7 + [11] * 3
@@ -70,7 +79,7 @@ def test_sizes_are_equal(name):
 
 def test_a_tight_fit():
   labels = np.arange(12) % 5
-  for name in ("iid", "dirichlet", "power_law"):
+  for name in ("iid", "dirichlet", "power_law", "stored_order"):
     sizes = np.bincount(partition(name, labels, 4, 0, min_examples=3))
     np.testing.assert_array_equal(sizes, [3] * 4)
 

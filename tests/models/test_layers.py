@@ -7,7 +7,15 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from fedjax_sim.models.layers import GRU, LSTM, conv, gru, lstm, max_pool
+from fedjax_sim.models.layers import (
+  GRU,
+  LSTM,
+  conv,
+  gru,
+  lstm,
+  lstm_and_cell,
+  max_pool,
+)
 from problems import check_same, normal
 
 
@@ -18,7 +26,13 @@ def _x64():
 
 
 @pytest.mark.parametrize(
-  "options", [{"strides": 2}, {"padding": "VALID"}, {"use_bias": False}]
+  "options",
+  [
+    {"strides": 2},
+    {"strides": 2, "padding": 1},
+    {"padding": "VALID"},
+    {"use_bias": False},
+  ],
 )
 def test_a_layer_is_nnx_conv(options):
   ours = conv(8, 4, (3, 3), rngs=nnx.Rngs(0), **options)
@@ -37,10 +51,27 @@ def test_pooling(shape):
   check_same(max_pool, lambda x: nnx.max_pool(x, window, strides=window), x)
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 9, 3), (2, 7, 3), (2, 1, 2, 3)])
+def test_pooling_with_overlap_and_padding(shape):
+  x = normal(0, *shape)
+  space = len(shape) - 2
+  check_same(
+    lambda x: max_pool(x, 3, strides=2, padding=1),
+    lambda x: nnx.max_pool(
+      x, (3,) * space, strides=(2,) * space, padding=[(1, 1)] * space
+    ),
+    x,
+  )
+
+
 # --- recurrence ---------------------------------------------------------------
 
 
 def plain_lstm(gates, kernel):
+  return plain_lstm_and_cell(gates, kernel)[0]
+
+
+def plain_lstm_and_cell(gates, kernel):
   def step(state, z):
     h, c = state
     i, f, g, o = jnp.split(z + h @ kernel, 4, axis=-1)
@@ -49,12 +80,26 @@ def plain_lstm(gates, kernel):
     return (h, c), h
 
   zero = jnp.zeros((gates.shape[1], kernel.shape[0]))
-  return lax.scan(step, (zero, zero), gates)[1]
+  (_, end), outputs = lax.scan(step, (zero, zero), gates)
+  return outputs, end
 
 
 @pytest.mark.parametrize(("time", "batch"), [(1, 1), (2, 3), (13, 2)])
 def test_lstm_is_the_plain_recurrence(time, batch):
   check_same(lstm, plain_lstm, normal(0, time, batch, 20), normal(1, 5, 20))
+
+
+@pytest.mark.parametrize(("time", "batch"), [(1, 1), (13, 2)])
+def test_the_last_cell_has_a_gradient(time, batch):
+  pair = lambda function: (
+    lambda z, k: jnp.concatenate([x.ravel() for x in function(z, k)])
+  )
+  check_same(
+    pair(lstm_and_cell),
+    pair(plain_lstm_and_cell),
+    normal(0, time, batch, 20),
+    normal(1, 5, 20),
+  )
 
 
 def test_an_lstm_for_each_client():
@@ -94,6 +139,10 @@ def test_the_layer_is_flaxs_cell():
     x = normal(0, 7, 2, 3).astype(jnp.float32)
     expected = nnx.RNN(cell, time_major=True)(x)
     np.testing.assert_allclose(layer(x), expected, atol=1e-6)
+    other = LSTM(3, 5, recurrent_bias=True, rngs=nnx.Rngs(0))
+    half = nnx.Param(bias[...] / 2)
+    other.inputs.bias = other.recurrent_bias = half
+    np.testing.assert_allclose(other(x), expected, atol=1e-6)
 
 
 def plain_gru(gates, kernel, bias):

@@ -12,7 +12,7 @@ from fedjax_sim.config import components
 from fedjax_sim.core import Task, references, validate
 from fedjax_sim.core.weights import read_weights
 from fedjax_sim.data import FederatedDataset
-from fedjax_sim.tasks.freezing import with_frozen
+from fedjax_sim.tasks.freezing import with_frozen, with_kept_buffers
 from fedjax_sim.tasks.initial import with_initial
 from fedjax_sim.tasks.metrics import with_metrics
 from fedjax_sim.tasks.scheduled_sampling import with_scheduled_sampling
@@ -53,6 +53,8 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   )
   if dtype is not None:
     task = tasks.with_compute_dtype(task, dtype)
+  if not section.send_buffers:  # in their own precision
+    task = with_kept_buffers(task)
   if section.metrics is not None:
     load = functools.partial(references.load, "model.metrics")
     task = with_metrics(task, [load(x) for x in section.metrics])

@@ -336,7 +336,8 @@ def _check_report(report: Report, settings: CentralDPConfig) -> None:
     raise ValueError(
       "privacy.mechanism: the model has buffers, such as batch statistics,"
       " whose mean over clients would be released without noise; take a model"
-      " without, such as one with group norm, or freeze them."
+      " without, such as one with group norm, or keep them as they begin by"
+      " model.send_buffers=False."
     )
   some = bool(jax.tree.leaves(report.statistics))
   if some != (settings.statistics_norm is not None):

@@ -110,7 +110,7 @@ def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
   def check(server: PyTree, hparams: HParams) -> None:
     report = report_shapes(algorithm, server, hparams)
     for part, source, remedy in (
-      ("buffers", "model.name", f"{unset} model"),
+      ("buffers", "model.name", "set model.send_buffers=False"),
       (
         "statistics",
         "algorithm.name",

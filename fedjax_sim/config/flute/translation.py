@@ -1,0 +1,316 @@
+"""Translate a YAML file of FLUTE: a row a key, and the fields of our config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_sim.config.flute.keys import KEYS
+from fedjax_sim.config.flute.rules import (
+  COMPATS,
+  MEANT,
+  STATES,
+  USED,
+  File,
+  Key,
+  Outcome,
+  idle,
+)
+from fedjax_sim.config.flute.tasks import NETWORKS, TASKS, FluteTask
+from fedjax_sim.core import validate
+
+_NAMES = {
+  bool: "true or false",
+  int: "a whole number",
+  float: "a number",
+  str: "a text",
+  list: "a list",
+  dict: "a section of keys",
+}
+_CLIENTS = "client_config.data_config.train"
+_SERVER = "server_config"
+
+
+class Default(NamedTuple):
+  """What FLUTE takes where a key is not in the file.
+
+  Attributes:
+    path: of the key.
+    value: FLUTE's.
+    applies: file -> whether the key matters in it.
+  """
+
+  path: str
+  value: Any
+  applies: Callable[[File], Any] = lambda file: True
+
+
+def _is_adamw(path: str) -> Callable[[File], bool]:
+  return lambda file: file.get(f"{path}.type") == "adamW"
+
+
+def _is_lars(path: str) -> Callable[[File], bool]:
+  return lambda file: file.get(f"{path}.type") == "lars"
+
+
+_OPTIMIZERS = (
+  f"{_SERVER}.optimizer_config",
+  "client_config.optimizer_config",
+  f"{_SERVER}.server_replay_config.optimizer_config",
+)
+DEFAULTS = (
+  Default(f"{_CLIENTS}.batch_size", 40),
+  Default(f"{_CLIENTS}.max_grad_norm", 5.0),
+  Default(f"{_SERVER}.val_freq", 1),
+  Default(f"{_SERVER}.rec_freq", 8),
+  Default(f"{_SERVER}.initial_val", True),
+  Default(f"{_SERVER}.max_iteration", 10000),
+  Default(f"{_SERVER}.num_clients_per_iteration", 1),
+  Default(f"{_SERVER}.best_model_criterion", "loss"),
+  Default(f"{_SERVER}.weight_train_loss", "train_loss", lambda f: f.is_softmax),
+  Default(
+    f"{_SERVER}.send_dicts", False, lambda f: f.as_flute and f.has_buffers
+  ),
+  Default("client_config.mu", 0.001, lambda f: f.strategy == "fedprox"),
+  Default(
+    "client_config.convex_model_interp", 0.75, lambda f: f.strategy == "apfl"
+  ),
+  Default(
+    "client_config.quant_bits",
+    10,
+    lambda f: f.get("client_config.quant_thresh") is not None,
+  ),
+  Default(
+    "dp_config.delta",
+    1e-7,
+    lambda f: (
+      f.get("dp_config.enable_local_dp") or f.get("dp_config.enable_global_dp")
+    ),
+  ),
+  *(Default(f"{p}.weight_decay", 0.0, _is_adamw(p)) for p in _OPTIMIZERS),
+  *(Default(f"{p}.eps", 1e-6, _is_adamw(p)) for p in _OPTIMIZERS),
+  *(Default(f"{p}.momentum", 0.0, _is_lars(p)) for p in _OPTIMIZERS),
+)
+_NEEDED = ("strategy", "model_config", "server_config", "client_config")
+
+
+class Row(NamedTuple):
+  """A key of the file, or of FLUTE's defaults, and what becomes of it."""
+
+  path: str
+  value: Any
+  outcome: Outcome
+  is_default: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+  """A file of FLUTE, translated.
+
+  Attributes:
+    task: of the file.
+    compat: whose arithmetic it has.
+    rows: a row for every key, and those of FLUTE's defaults that matter.
+    fields: "section.field" of our config -> its value.
+    sources: "section.field" -> the keys that it comes from.
+  """
+
+  task: FluteTask
+  compat: str
+  rows: Sequence[Row]
+  fields: Mapping[str, Any]
+  sources: Mapping[str, Sequence[str]]
+
+  @property
+  def counts(self) -> dict[str, int]:
+    """How many keys of the file are used, have no effect, are refused."""
+    states = [r.outcome.state for r in self.rows if not r.is_default]
+    return {state: states.count(state) for state in STATES}
+
+
+def translate(
+  tree: Mapping[str, Any],
+  *,
+  task: str | None = None,
+  data: str | None = None,
+  compat: str = MEANT,
+) -> Translation:
+  """Translate a file of FLUTE.
+
+  Args:
+    tree: what the YAML file holds.
+    task: a name of `TASKS`; None: the folder of `model_config.model_folder`.
+    data: a store's path or URL, or the folder of the task's own data set;
+      None: the task's own data set, if it has one.
+    compat: "meant": the papers' arithmetic, with FLUTE's numbers converted;
+      "flute": FLUTE's own, where it differs and can be had.
+
+  Raises:
+    UnknownNameError: an unknown key, task or arithmetic.
+    TypeError, ValueError: a value of another type, or a key is missing.
+
+  Example:
+    translate(read(Path("config.yaml"))).fields["server.rounds"]
+  """
+  validate.one_of("--compat", compat, COMPATS)
+  for name in _NEEDED:
+    if name not in tree:
+      raise ValueError(f"{name} is missing; a FLUTE file has it.")
+  found = list(_walk(tree, KEYS))
+  values = {path: value for path, _, value in found if _is_given(value)}
+  file = File(values, _task(values, task), compat, data)
+  if file.task.by_type and "model_config.model_type" not in values:
+    raise ValueError(
+      f"model_config.model_type is missing; task {file.task.name} has several"
+      f" networks: give {NETWORKS}."
+    )
+  defaults = [d for d in DEFAULTS if d.path not in values and d.applies(file)]
+  file = dataclasses.replace(
+    file, values={**values, **{d.path: d.value for d in defaults}}
+  )
+  rows = [
+    Row(path, value, _outcome(key, value, file)) for path, key, value in found
+  ]
+  rows += [
+    Row(d.path, d.value, _key(d.path).rule(d.value, file), is_default=True)
+    for d in defaults
+  ]
+  fields, sources = _joined(file, rows)
+  return Translation(file.task, compat, rows, fields, sources)
+
+
+def _walk(
+  tree: Mapping[str, Any], table: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Key, Any]]:
+  """Yield the path, the `Key` and the value of every key of the file."""
+  for name, value in tree.items():
+    path = f"{prefix}{name}"
+    if name not in table:
+      section = f"{prefix[:-1]}: " if prefix else ""
+      validate.one_of(f"{section}key", name, table)
+    entry = table[name]
+    if isinstance(entry, Key):
+      yield path, entry, _checked(path, entry.kind, value)
+    elif isinstance(value, dict):
+      yield from _walk(value, entry, f"{path}.")
+    elif value is not None:
+      raise TypeError(
+        f"{path}={value!r} is a {type(value).__name__}; give a section of keys."
+      )
+
+
+def _checked(path: str, kind: type, value: Any) -> Any:
+  """Return the value as its kind.
+
+  Raises:
+    TypeError: it is of another one.
+  """
+  if not _is_given(value) or kind is object:
+    return value
+  if kind is float and not isinstance(value, bool):
+    try:
+      return value if isinstance(value, int) else float(value)
+    except (TypeError, ValueError):
+      pass
+  elif isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
+    return value
+  raise TypeError(
+    f"{path}={value!r} is a {type(value).__name__}; give {_NAMES[kind]}."
+  )
+
+
+def _is_given(value: Any) -> bool:
+  """Return whether a value says something: no null, no "<add path here>"."""
+  placeholder = isinstance(value, str) and value.startswith("<add ")
+  return value is not None and not placeholder
+
+
+def _task(values: Mapping[str, Any], name: str | None) -> FluteTask:
+  """Return the task of a file."""
+  if name is not None:
+    return validate.lookup("--task", name, TASKS)
+  folder = values.get("model_config.model_folder")
+  if folder is None:
+    raise ValueError(
+      "model_config.model_folder is missing, and so is --task; give one of"
+      f" them: {', '.join(sorted(TASKS))}."
+    )
+  path = Path(folder)
+  name = path.parent.name if path.suffix else path.name
+  return validate.lookup("task of model_config.model_folder", name, TASKS)
+
+
+def _key(path: str) -> Key:
+  """Return the entry of a path in the table."""
+  entry: Any = KEYS
+  for name in path.split("."):
+    entry = entry[name]
+  assert isinstance(entry, Key)
+  return entry
+
+
+def _outcome(key: Key, value: Any, file: File) -> Outcome:
+  if value is None:
+    return idle("null, as if it were not there")
+  if not _is_given(value):
+    return idle("a placeholder, no path")
+  return key.rule(value, file)
+
+
+def _joined(
+  file: File, rows: Sequence[Row]
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+  """Return all fields, and where each comes from.
+
+  Raises:
+    ValueError: two keys want different values of a field.
+  """
+  found: dict[str, Any] = {}
+  sources: dict[str, list[str]] = {}
+  for source, fields in _groups(file, rows):
+    for field, value in fields.items():
+      if field in found and found[field] != value:
+        raise ValueError(
+          f"{' and '.join(sources[field])} make {field}={found[field]!r}, and"
+          f" {source} makes it {value!r}; leave one out."
+        )
+      found[field] = value
+      sources.setdefault(field, []).append(source)
+  return found, sources
+
+
+def _groups(
+  file: File, rows: Sequence[Row]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Yield where fields come from, and these fields."""
+  task = f"task {file.task.name}"
+  yield task, _data(file)
+  own = {} if file.task.by_type else file.task.model
+  yield task, own
+  if file.as_flute:
+    yield f"{task}, --compat=flute", file.task.flute
+  else:
+    yield task, file.task.meant
+  for row in rows:
+    if row.outcome.state == USED:
+      source = f"{row.path} [FLUTE's default]" if row.is_default else row.path
+      *others, last = row.outcome.fields.items() or [("", None)]
+      yield source, dict(others)
+      if last[0]:
+        note = f" ({row.outcome.note})" if row.outcome.note else ""
+        yield f"{source}{note}", dict([last])
+
+
+def _data(file: File) -> dict[str, Any]:
+  """Return the fields of `data` that the task has."""
+  source = file.task.data if file.has_own_data else {"data.name": "store"}
+  fields = {**source, **file.task.prepare}
+  return fields if file.data is None else {**fields, "data.path": file.data}
+
+
+def without_data(translation: Translation) -> bool:
+  """Return whether the config lacks the path of its store."""
+  fields = translation.fields
+  return fields["data.name"] == "store" and "data.path" not in fields
