@@ -128,7 +128,7 @@ def with_field(field, value):
     source.aggregator.clip = 1.0
     if key == "noise_multiplier":
       source.server.clients_per_round = 2
-  if source.model.name in ("resnet", "lenet", "vgg"):
+  if source.model.name == "resnet":
     source.data.reshape = (8, 8, 1)
   if field.startswith("data.crop"):
     source.data.reshape = (8, 8)

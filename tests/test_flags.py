@@ -97,13 +97,18 @@ def test_every_config_runs(path, tmp_path, capsys, request, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_data")
-@pytest.mark.parametrize(
-  "spec", ["cifar10_personal.py:vgg_smoke", "ecg_attention.py:patients_smoke"]
-)
-def test_other_arguments_run(spec, tmp_path, capsys):
-  source = load(str(CONFIGS[0].parent / spec), {"runtime.devices": "1"})
+def test_heartbeats_by_patient_run(tmp_path, capsys):
+  spec = CONFIGS[0].parent / "ecg_attention.py:patients_smoke"
+  source = load(str(spec), {"runtime.devices": "1"})
   assert run(source, tmp_path)["rounds"] == 2
   capsys.readouterr()
+
+
+def test_both_networks_of_personal_models():
+  path = CONFIGS[0].parent / "cifar10_personal.py"
+  for arg, name, depth in (("", "resnet", 50), (":vgg", "vgg", 16)):
+    model = load(f"{path}{arg}").model
+    assert (model.name, model.depth, model.norm) == (name, depth, "batch")
 
 
 def test_an_argument_and_overrides():
