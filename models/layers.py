@@ -93,6 +93,13 @@ def max_pool(
 # --- as PyTorch has them ------------------------------------------------------
 
 
+def uniform_within(bound: float) -> Initializer:
+  """Return an initializer that draws from U(-bound, bound)."""
+  return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(
+    key, tuple(shape), dtype, -bound, bound
+  )
+
+
 def uniform(fan_in: int) -> Initializer:
   """Return PyTorch's default for weights and biases of most of its layers.
 
@@ -101,10 +108,7 @@ def uniform(fan_in: int) -> Initializer:
   Args:
     fan_in: numbers that one output depends on; for a recurrent layer its units.
   """
-  bound = fan_in**-0.5
-  return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(
-    key, shape, dtype, -bound, bound
-  )
+  return uniform_within(fan_in**-0.5)
 
 
 def linear(
@@ -310,22 +314,6 @@ class LSTM(nnx.Module):
     return lstm_and_cell(gates, self.recurrent[...])
 
 
-def uniform(bound: float) -> Callable[..., Array]:
-  """Return an initializer that draws from U(-bound, bound).
-
-  Args:
-    bound: > 0; PyTorch's own is 1 / sqrt(inputs), and of a recurrent layer
-      1 / sqrt(units).
-  """
-
-  def init(
-    key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any
-  ) -> Array:
-    return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
-
-  return init
-
-
 @jax.custom_vjp
 def gru(gates: Array, kernel: Array, bias: Array) -> Array:
   """Run a GRU over whole sequences, from a zero state.
@@ -417,7 +405,7 @@ class GRU(nnx.Module):
   """
 
   def __init__(self, features: int, units: int, *, rngs: nnx.Rngs):
-    draw = uniform(units**-0.5)
+    draw = uniform(units)
     self.inputs = nnx.Linear(
       features, 3 * units, kernel_init=draw, bias_init=draw, rngs=rngs
     )

@@ -14,7 +14,7 @@ from flax import nnx
 from fedjax_sim.core import Array, Examples, Metric, Task, validate
 from fedjax_sim.data.text import UNKNOWN
 from fedjax_sim.models.char_lstm import check_ids, check_sequence
-from fedjax_sim.models.layers import GRU, uniform
+from fedjax_sim.models.layers import GRU, uniform, uniform_within
 from fedjax_sim.tasks import nnx_task
 from fedjax_sim.tasks.losses import token_cross_entropy, token_hits
 
@@ -25,14 +25,14 @@ class WordGRU(nnx.Module):
   """Logits for every word of a sentence, the first from the zero state."""
 
   def __init__(self, words: int, embedding: int, units: int, rngs: nnx.Rngs):
-    draw = uniform((3 / embedding) ** 0.5)
+    draw = uniform_within((3 / embedding) ** 0.5)
     self.embedding = nnx.Param(draw(rngs.params(), (words, embedding)))
     self.gru = GRU(embedding, units, rngs=rngs)
     self.project = nnx.Linear(
       units,
       embedding,
       use_bias=False,
-      kernel_init=uniform(units**-0.5),
+      kernel_init=uniform(units),
       rngs=rngs,
     )
     self.bias = nnx.Param(jnp.zeros(words))
