@@ -6,7 +6,7 @@ and pooling of any model in this way (`tasks/fast_layers.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
