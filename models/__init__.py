@@ -17,12 +17,17 @@ from fedjax_sim.models import (
   resnet18,
   text_lstm,
 )
+from fedjax_sim.models.transformer import bert, gpt2, hugging_face, llama
 
 MODELS: dict[str, Callable[..., Task]] = {
+  "bert": bert.bert,
   "char_lstm": char_lstm.char_lstm,
   "ecg_cnn": ecg_cnn.ecg_cnn,
   "femnist_cnn": femnist_cnn.femnist_cnn,
+  "gpt2": gpt2.gpt2,
+  "hugging_face": hugging_face.hugging_face,
   "kmeans": kmeans.kmeans,
+  "llama": llama.llama,
   "logistic_regression": logistic_regression.logistic_regression,
   "mlp": mlp.mlp,
   "resnet18": resnet18.resnet18,
