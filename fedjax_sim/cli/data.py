@@ -34,11 +34,14 @@ from fedjax_sim.data.exporters import export
 from fedjax_sim.data.importers import IMPORTERS, Source, import_store
 from fedjax_sim.data.importers.fields import few
 from fedjax_sim.data.importers.text import TEXTS, Text
+from fedjax_sim.data.importers.tokens import KINDS, Tokens
 from fedjax_sim.data.store.format import FURTHER, PREPARE, SPLITS
 
 _PIECE = 2**20  # labels that are counted at once
 _MOST_CLASSES = 2**20  # whose shares are told
 _PERCENTILES = (0, 10, 50, 90, 100)
+_OF_WORDS = ("vocabulary", "vocabulary-size")
+_OF_TOKENS = ("tokenizer", "padding-token")
 _OPTIONS = (
   "client",
   "delimiter",
@@ -47,9 +50,9 @@ _OPTIONS = (
   "dtypes",
   "map",
   "text",
-  "vocabulary",
-  "vocabulary-size",
+  *_OF_WORDS,
   "sequence-length",
+  *_OF_TOKENS,
   "name",
   "num-classes",
   "prepare",
@@ -215,11 +218,18 @@ def _whole(text: Mapping[str, str], name: str, least: int = 1) -> int | None:
 def _text(text: Mapping[str, str]) -> str | Text | None:
   kind, vocabulary = text["text"], text["vocabulary"]
   if not kind:
-    for name in ("vocabulary", "vocabulary-size", "sequence-length"):
+    for name in (*_OF_WORDS, "sequence-length", *_OF_TOKENS):
       if text[name]:
         raise flags.UsageError(f"--{name} is for text; give --text=..., too.")
     return None
-  validate.one_of("--text", kind, TEXTS)
+  validate.one_of("--text", kind, (*TEXTS, *KINDS))
+  for name in _OF_WORDS if kind in KINDS else _OF_TOKENS:
+    if text[name]:
+      raise flags.UsageError(
+        f"--{name}={text[name]} is of no use with --text={kind}; leave it out."
+      )
+  if kind in KINDS:
+    return _tokens(text)
   if not vocabulary:
     return kind
   if text["vocabulary-size"]:
@@ -229,6 +239,26 @@ def _text(text: Mapping[str, str]) -> str | Text | None:
     )
   entries = _vocabulary(Path(vocabulary))
   return TEXTS[kind](entries, _whole(text, "sequence-length"))
+
+
+def _tokens(text: Mapping[str, str]) -> Tokens:
+  """Return the conversion of text by a tokenizer."""
+  if not text["tokenizer"]:
+    raise flags.UsageError(
+      f"--tokenizer=... is missing: --text={text['text']} needs a model's"
+      " tokenizer.json"
+    )
+  try:
+    return Tokens(
+      text["tokenizer"],
+      _whole(text, "sequence-length"),
+      joined=text["text"] == KINDS[0],
+      padding_token=text["padding-token"] or None,
+    )
+  except (ValueError, OSError) as error:
+    flag = str(error).replace("padding_token", "--padding-token")
+    prefix = "--" if flag.startswith("tokenizer=") else ""
+    raise type(error)(prefix + flag) from error
 
 
 def _vocabulary(path: Path) -> Sequence[str]:

@@ -49,8 +49,9 @@ fedjax-sim: federated learning, simulated.
       npz, parquet or tff_hdf5
       --client=COLUMN of a table; --fields=x:FROM,y:FROM, --dtypes=x:uint8
       --delimiter=";", --decimal=, of csv
-      --text=characters|words: what x is; --vocabulary=STORE|JSON,
-      --vocabulary-size=N, --sequence-length=N
+      --text=characters|words|tokens|token_texts: what x becomes;
+      --sequence-length=N; --vocabulary=STORE|JSON, --vocabulary-size=N;
+      of tokens --tokenizer=FILE, --padding-token=TOKEN
       --map=FILE.py:FUNCTION, --prepare=bytes, --num-classes=N, --name=NAME
       --seen, --unseen, --labelled, --unlabelled, --test, --server: paths of
       more splits

@@ -119,8 +119,8 @@ def causal_language_task(
     if y.ndim != 2:
       raise ValueError(
         f"'y' has shape {y.shape[1:]} an example, and"
-        " model.objective='causal' predicts the token after every position; give y the shape of x, or"
-        " set model.objective='classification'."
+        " model.objective='causal' predicts the token after every position;"
+        " give y the shape of x, or set model.objective='classification'."
       )
     check_ids(x, vocabulary, "model.vocabulary")
     check_ids(y, vocabulary, "model.vocabulary", "y")
@@ -249,8 +249,8 @@ def sequence_classification_task(make: Make, *, vocabulary: int) -> Task:
     if y.ndim != 1:
       raise ValueError(
         f"'y' has shape {y.shape[1:]} an example, and"
-        " model.objective='classification' predicts one class; give y a number an"
-        " example, or set another objective."
+        " model.objective='classification' predicts one class; give y a"
+        " number an example, or set another objective."
       )
     x = examples.get("x", np.zeros((0, 0), int))
     check_ids(x, vocabulary, "model.vocabulary")

@@ -45,10 +45,7 @@ class MaskedHead(nnx.Module):
 
 
 class CausalHead(nnx.Module):
-  """Logits of the next ids: a product with the embedding's table, or another.
-
-  Only made for the second: tied, there is nothing to learn.
-  """
+  """Logits of the next ids: with the embedding's table, or a kernel."""
 
   def __init__(self, sizes: Sizes, rngs: nnx.Rngs):
     self.linear: nnx.Linear | None = nnx.data(None)
@@ -61,7 +58,7 @@ class CausalHead(nnx.Module):
 
 
 class FirstTokenHead(nnx.Module):
-  """Logits of classes from the first position: linear, tanh, dropout, linear."""
+  """Logits of classes from the first position, by two linear layers."""
 
   def __init__(self, sizes: Sizes, classes: int, rngs: nnx.Rngs):
     self.dense = _linear(sizes.width, sizes.width, rngs)

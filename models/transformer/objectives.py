@@ -37,8 +37,8 @@ def length_of(
   length = validate.integer("max_length", max_length)
   if time > length:
     raise ValueError(
-      f"max_length={length}: examples are {time} ids long; give data that are"
-      " cut into shorter ones, or a model for longer ones."
+      f"max_length={length}: examples are {time} ids long; cut them shorter at"
+      " import, by --sequence-length, or take a model for longer ones."
     )
   return length
 

@@ -14,9 +14,15 @@ from fedjax_sim.core import validate
 from fedjax_sim.models.transformer.feed_forward import ACTIVATIONS
 from fedjax_sim.models.transformer.sizes import DecoderSizes, EncoderSizes
 
+
+def _keys(text: str) -> frozenset[str]:
+  """Return the words of a text."""
+  return frozenset(text.split())
+
+
 # Keys that do not change what these models compute: names, ids that the
 # tokenizer has, how weights began, dropout of attention, generation.
-_WITHOUT_EFFECT = frozenset(
+_WITHOUT_EFFECT = _keys(
   """_name_or_path architectures attention_dropout attention_probs_dropout_prob
   attn_pdrop bos_token_id classifier_dropout decoder_start_token_id dtype
   eos_token_id finetuning_task gradient_checkpointing id2label
@@ -26,7 +32,7 @@ _WITHOUT_EFFECT = frozenset(
   return_dict sep_token_id cls_token_id summary_activation
   summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
   task_specific_params tie_word_embeddings torch_dtype torchscript
-  transformers_version use_cache""".split()
+  transformers_version use_cache"""
 )
 _NAMES = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
 
@@ -80,7 +86,8 @@ def sizes_of(
   known = _WITHOUT_EFFECT | family.read | set(family.fixed)
   for key in sorted(set(config) - known):
     warnings.warn(
-      f"{where}: {key}={config[key]!r:.60} is unknown here, and changes nothing.",
+      f"{where}: {key}={config[key]!r:.60} is unknown here, and changes"
+      " nothing.",
       stacklevel=2,
     )
   try:
@@ -184,10 +191,10 @@ def _llama(
   )
 
 
-_OF_ENCODERS = frozenset(
+_OF_ENCODERS = _keys(
   """vocab_size hidden_size num_hidden_layers num_attention_heads
   intermediate_size max_position_embeddings hidden_dropout_prob layer_norm_eps
-  hidden_act type_vocab_size""".split()
+  hidden_act type_vocab_size"""
 )
 _AS_ENCODERS: Mapping[str, tuple[Any, ...]] = {
   "is_decoder": (False,),
@@ -201,9 +208,9 @@ FAMILIES: Mapping[str, _Family] = {
   "roberta": _Family(_encoder, _OF_ENCODERS, _AS_ENCODERS),
   "gpt2": _Family(
     _gpt2,
-    frozenset(
+    _keys(
       """vocab_size n_embd n_layer n_head n_inner n_positions resid_pdrop
-      embd_pdrop layer_norm_epsilon activation_function""".split()
+      embd_pdrop layer_norm_epsilon activation_function"""
     ),
     {
       "scale_attn_weights": (True,),
@@ -213,10 +220,10 @@ FAMILIES: Mapping[str, _Family] = {
   ),
   "llama": _Family(
     _llama,
-    frozenset(
+    _keys(
       """vocab_size hidden_size num_hidden_layers num_attention_heads
       num_key_value_heads head_dim intermediate_size max_position_embeddings
-      rms_norm_eps rope_theta rope_parameters""".split()
+      rms_norm_eps rope_theta rope_parameters"""
     ),
     {
       "hidden_act": ("silu", "swish"),

@@ -18,6 +18,7 @@ from fedjax_sim.data.importers.npz import npz
 from fedjax_sim.data.importers.python_examples import examples
 from fedjax_sim.data.importers.tables import json_lines, parquet
 from fedjax_sim.data.importers.text import Characters, Words
+from fedjax_sim.data.importers.tokens import Tokens
 
 IMPORTERS: Mapping[str, Callable[..., Source]] = {
   "csv": csv,
@@ -36,6 +37,7 @@ __all__ = [
   "Block",
   "Characters",
   "Source",
+  "Tokens",
   "Words",
   "csv",
   "datasets",
