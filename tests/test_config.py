@@ -16,6 +16,7 @@ from fedjax_sim.config.flags import load
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
 TRACE = pathlib.Path(__file__).parent / "trace.npz"
+IDS = f"{pathlib.Path(__file__).parent / 'token_data.py'}:token_data"
 
 
 def section_of(source, field):
@@ -34,6 +35,7 @@ PREFERRED = {  # field -> the component that is tried with it
   "local_privacy.epsilon": "privunit",
   "privacy.bands": "banded",
   "privacy.buffers": "blt",
+  "model.width": "resnet18",
 }
 SKIPPED = (  # data sets that are not here, and what another library checks
   "data.num_classes",
@@ -41,6 +43,8 @@ SKIPPED = (  # data sets that are not here, and what another library checks
   "data.sequence_length",
   "data.beta",
   "data.iid",
+  "model.padding_id",  # -1 is none
+  "model.mask_id",
   *(
     f"{side}.{key}"
     for side in ("client", "server", "replay")
@@ -90,6 +94,8 @@ def with_field(field, value):
     kept = [x for x in found if x[1] in wanted] or found
     slot, name = kept[0]
     source[sections][slot.key] = name
+    if name in ("bert", "gpt2", "llama"):
+      source.data.name = IDS
   if field.startswith("privacy.") and key != "mechanism":
     privacy = source.privacy
     if privacy.mechanism is None:
@@ -190,6 +196,8 @@ BOOL = [name for name, field in FIELDS.items() if field.kind is bool]
 ZERO = {
   "aggregator.dropout",
   "algorithm.reference",
+  "model.dropout",
+  "model.label_smoothing",
   "model.low",
   "sampler.scale",
   "transforms.adaptive_clip.learning_rate",

@@ -40,7 +40,7 @@ def masked(**options) -> Task:
 
 def seen_by(task, ids, key):
   """Return what the model saw, and which tokens counted, of one step."""
-  seen = {}
+  seen: dict[str, np.ndarray] = {}
 
   class Spy(Echo):
     def __call__(self, ids):
@@ -122,7 +122,7 @@ def test_the_share_is_a_hyper_parameter():
   loss, metrics = jax.jit(task.loss), jax.jit(task.metrics)
   weights = {}
   for share in (0.1, 0.5):
-    examples = {"x": ids, "mask_fraction": np.full(50, share, np.float32)}
+    examples = {"x": ids, "mask_fraction": jnp.full(50, share)}
     weights[share] = float(loss(variables, examples, KEY).weight.sum())
     # Evaluation goes on as it began, so that its metrics are comparable.
     counted = float(metrics(variables, examples)["loss"].weight.sum())
@@ -158,7 +158,8 @@ def test_causal_losses_are_of_the_next_tokens(padding, smoothing):
 def test_a_model_without_padding_learns_every_token():
   task = causal_language_task(Echo, vocabulary=40, padding_id=-1)
   zeros = np.zeros((2, 5), np.int32)
-  loss = task.loss(task.init(KEY), {"x": zeros, "y": zeros}, KEY)
+  examples = {"x": zeros, "y": zeros}
+  loss = jax.jit(task.loss)(task.init(KEY), examples, KEY)
   assert loss.weight.tolist() == [5, 5]
 
 

@@ -128,6 +128,16 @@ def weight_files(folder: Path) -> list[Path]:
   )
 
 
+def model_files(folder: Path) -> list[Path]:
+  """Return the files that make a model: its settings, weights and tokens.
+
+  Raises:
+    ValueError: see `weight_files`.
+  """
+  found = [folder / CONFIG, *weight_files(folder), folder / TOKENIZER]
+  return [file for file in found if file.is_file()]
+
+
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
   """Return the weights by their names, of all files.
 

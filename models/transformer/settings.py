@@ -68,7 +68,7 @@ def sizes_of(
   Warns:
     UserWarning: of keys that nothing here knows.
   """
-  kind = config.get("model_type")
+  kind = str(config.get("model_type"))
   if kind not in FAMILIES:
     raise ValueError(
       f"{where}: model_type={kind!r} is not supported; give a model of one of"

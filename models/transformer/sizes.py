@@ -6,6 +6,8 @@ import dataclasses
 
 from fedjax_sim.core import validate
 
+_MOST_LAYERS = 1000  # each is compiled by itself
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -45,11 +47,9 @@ class Sizes:
   remat_blocks: bool = False
 
   def __post_init__(self) -> None:
-    for name in (
-      *("vocabulary", "width", "layers", "heads"),
-      *("feed_forward", "max_length"),
-    ):
+    for name in ("vocabulary", "width", "heads", "feed_forward", "max_length"):
       validate.integer(name, getattr(self, name))
+    validate.integer("layers", self.layers, le=_MOST_LAYERS)
     validate.number("dropout", self.dropout, ge=0, lt=1)
     validate.integer(
       "padding_id", self.padding_id, ge=-1, le=self.vocabulary - 1

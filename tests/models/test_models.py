@@ -50,7 +50,8 @@ SHAPES = [
 ]
 
 
-OF_TEXT = ["char_lstm", "text_lstm"]
+# test_transformer.py and test_hugging_face.py have the last.
+OF_TEXT = ["char_lstm", "text_lstm", "bert", "gpt2", "llama", "hugging_face"]
 
 
 def test_every_model_is_here():

@@ -1,6 +1,7 @@
 """Models of Hugging Face folders say what PyTorch's `transformers` says."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ transformers = pytest.importorskip(
 pytestmark = pytest.mark.integration
 
 VOCABULARY, TIME, PADDING = 50, 9, 1
-ENCODER = {
+ENCODER: dict[str, Any] = {
   "vocab_size": VOCABULARY,
   "hidden_size": 16,
   "num_hidden_layers": 2,
@@ -28,7 +29,7 @@ ENCODER = {
   "max_position_embeddings": 20,
   "pad_token_id": PADDING,
 }
-GPT2 = {
+GPT2: dict[str, Any] = {
   "vocab_size": VOCABULARY,
   "n_embd": 16,
   "n_layer": 2,
@@ -37,7 +38,7 @@ GPT2 = {
   "pad_token_id": PADDING,
 }
 LLAMA = {**ENCODER, "num_key_value_heads": 2}
-CASES = {
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
   "bert": ("BertForMaskedLM", "BertConfig", ENCODER),
   "bert, untied": (
     *("BertForMaskedLM", "BertConfig"),
