@@ -39,6 +39,7 @@ LONG = (  # large networks or data
   "ecg_apfl",
   "mnist_fedlabels",
   "mnist_writers_cnn",
+  "shakespeare_decoder",
   "shakespeare_lstm",
 )
 EACH = [

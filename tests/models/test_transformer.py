@@ -1,6 +1,7 @@
 """Transformers against numpy: attention, positions, causality, padding."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,16 @@ KEY = jax.random.key(0)
 INIT = nnx.initializers.normal(0.5)
 
 
-def ids_of(batch=3, seed=0):
+def ids_of(batch=3, seed=0) -> Any:
   """Return ids, none of which is padding."""
   rng = np.random.default_rng(seed)
   return rng.integers(1, VOCABULARY, (batch, TIME)).astype(np.int32)
+
+
+def jitted(task):
+  """Return a task's logits, compiled."""
+  assert task.logits is not None
+  return jax.jit(task.logits)
 
 
 def attention_by_hand(layer, x, seen, causal):
@@ -107,7 +114,7 @@ DECODERS = [
 def test_a_later_token_changes_no_earlier_logit(name, options):
   task = MODELS[name]((TIME,), VOCABULARY, **TINY, **options)
   variables = jax.jit(task.init)(KEY)
-  logits = jax.jit(task.logits)
+  logits = jitted(task)
   x = ids_of()
   first = logits(variables, {"x": x})
   for at in (1, 4):
@@ -150,7 +157,7 @@ def test_padding_does_not_matter(name, options):
     alone,
   )
   assert padded["loss"].weight.sum() > 0
-  logits = jax.jit(task.logits)
+  logits = jitted(task)
   full, short = (logits(variables, {"x": i}) for i in (x, x[:, :4]))
   full = full if classes else full[:, :4]
   np.testing.assert_allclose(full, short, atol=1e-6)
@@ -171,7 +178,7 @@ def test_a_class_is_told_by_the_first_or_the_last_token(name, last):
     lambda path, x: jnp.zeros_like(x) if "output" in str(path) else x,
     variables.params,
   )
-  logits = jax.jit(task.logits)
+  logits = jitted(task)
   x = ids_of(1)
   x[:, 4:] = 0
   first = logits(variables._replace(params=params), {"x": x})
@@ -186,7 +193,7 @@ def test_a_class_is_told_by_the_first_or_the_last_token(name, last):
 
 def test_blocks_that_are_computed_anew_give_the_same_gradient():
   x = ids_of()
-  batch = Batch({"x": x, "y": x}, np.ones(3, bool))
+  batch = Batch({"x": x, "y": x}, jnp.ones(3, bool))
 
   def gradient(remat):
     options = {**TINY, "dropout": 0.3}
