@@ -16,7 +16,7 @@ from fedjax_sim.config.flags import load
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
 TRACE = pathlib.Path(__file__).parent / "trace.npz"
-IDS = f"{pathlib.Path(__file__).parent / 'token_data.py'}:token_data"
+TOKENS = pathlib.Path(__file__).parent / "tokens.npz"  # ids, and the next ones
 
 
 def section_of(source, field):
@@ -95,7 +95,7 @@ def with_field(field, value):
     slot, name = kept[0]
     source[sections][slot.key] = name
     if name in ("bert", "gpt2", "llama"):
-      source.data.name = IDS
+      source.data.name, source.data.path = "npz", str(TOKENS)
   if field.startswith("privacy.") and key != "mechanism":
     privacy = source.privacy
     if privacy.mechanism is None:

@@ -1,7 +1,9 @@
 """Models from folders: what is loaded, and what is refused."""
 
 import json
+import pathlib
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +17,8 @@ from fedjax_sim.models.transformer.hugging_face import hugging_face
 from fedjax_sim.models.transformer.layouts import source_of
 from fedjax_sim.models.transformer.llama import llama
 from fedjax_sim.tasks.freezing import named_variables
-from token_data import TIME, TOKENS
 
+TIME, TOKENS = 6, 12  # of tokens.npz
 KEY = jax.random.key(0)
 LLAMA = {
   "model_type": "llama",
@@ -50,7 +52,7 @@ BERT = {
   "max_position_embeddings": 16,
   "pad_token_id": 0,
 }
-SMALL = {"width": 8, "layers": 1, "heads": 2}
+SMALL: dict[str, Any] = {"width": 8, "layers": 1, "heads": 2}
 MADE = {
   "llama": lambda: llama(
     (TIME,), TOKENS, **SMALL, key_value_heads=1, feed_forward=12
@@ -62,7 +64,8 @@ MADE = {
 def theirs(kind, task, classes=False):
   """Return a task's parameters as Hugging Face's files hold them."""
   named = named_variables(jax.jit(task.init)(KEY))
-  arrays, thirds = {}, {}
+  arrays: dict[str, np.ndarray] = {}
+  thirds: dict[str, list[Any]] = {}
   for name, value in named.items():
     source = source_of(kind, name, classes)
     array = np.asarray(value).T if source.transposed else np.asarray(value)
@@ -87,7 +90,7 @@ def write(folder, config, *shards):
   if len(shards) == 1:
     write_weights(folder / "model.safetensors", shards[0])
     return str(folder)
-  places = {}
+  places: dict[str, str] = {}
   for i, arrays in enumerate(shards):
     file = f"model-{i + 1}-of-{len(shards)}.safetensors"
     write_weights(folder / file, arrays)
@@ -296,9 +299,8 @@ def test_objectives_are_those_of_the_kind(weights, tmp_path):
 def test_a_config_names_the_folder(weights, tmp_path):
   folder = write(tmp_path / "m", LLAMA, weights["llama"])
   config = default_config()
-  config.data.name = (
-    f"{__file__.replace('models/test_hugging_face', 'token_data')}:token_data"
-  )
+  config.data.name = "npz"
+  config.data.path = str(pathlib.Path(__file__).parents[1] / "tokens.npz")
   config.model.name = "hugging_face"
   with pytest.raises(ValueError, match=r"model\.folder"):
     build(config)

@@ -304,7 +304,7 @@ def test_mlp_refuses_sizes(sizes, error, match):
 
 
 @pytest.mark.parametrize(
-  ("name", "shape"), [*SHAPES, *((name, (7,)) for name in OF_TEXT)]
+  ("name", "shape"), [*SHAPES, *((name, (7,)) for name in OF_TEXT[:-1])]
 )
 def test_a_model_needs_classes(name, shape):
   with pytest.raises(ValueError, match="num_classes=0 is out of range"):
