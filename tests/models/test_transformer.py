@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Batch, mean_loss
+from fedjax_sim.data import FederatedData, make_dataset
 from fedjax_sim.models import MODELS
 from fedjax_sim.models.transformer.attention import Attention
 from fedjax_sim.models.transformer.rotary import rotate
 from fedjax_sim.tasks import with_compute_dtype
 from fedjax_sim.tasks.freezing import named_variables
-from problems import normal
+from problems import make_simulator, normal, params_of, sgd, train
 
 VOCABULARY, TIME = 12, 6
 TINY = {"width": 8, "layers": 2, "heads": 2, "dropout": 0.0}
@@ -238,6 +240,23 @@ def test_losses_in_bfloat16_are_close_and_float32(name):
   )
   assert other.total.dtype == other.weight.dtype == jnp.float32
   np.testing.assert_allclose(one.total, other.total, rtol=0.02)
+
+
+@pytest.mark.integration
+def test_rounds_compile_once_and_lanes_change_nothing():
+  ids = ids_of(8)
+  examples = {"x": ids, "y": np.roll(ids, -1, 1)}
+  clients = FederatedData.from_assignment(examples, np.arange(8) % 4)
+  data = make_dataset("ids", clients, num_classes=VOCABULARY)
+  task = MODELS["bert"]((TIME,), VOCABULARY, **{**TINY, "dropout": 0.2})
+  found = []
+  for lanes in (1, 2):
+    simulator = make_simulator(
+      task, fedavg(task, sgd(0.5), sgd(1.0)), data, lanes=lanes
+    )
+    found.append(params_of(simulator, train(simulator, 3)))
+    assert simulator.compilations == 1
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *found)
 
 
 def test_parameters_have_readable_names():
