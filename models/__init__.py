@@ -22,14 +22,19 @@ from fedjax_sim.models import (
   vgg,
   word_gru,
 )
+from fedjax_sim.models.transformer import bert, gpt2, hugging_face, llama
 
 MODELS: dict[str, Callable[..., Task]] = {
+  "bert": bert.bert,
   "char_lstm": char_lstm.char_lstm,
   "ecg_attention": ecg_attention.ecg_attention,
   "ecg_cnn": ecg_cnn.ecg_cnn,
   "femnist_cnn": femnist_cnn.femnist_cnn,
+  "gpt2": gpt2.gpt2,
+  "hugging_face": hugging_face.hugging_face,
   "kmeans": kmeans.kmeans,
   "lenet": lenet.lenet,
+  "llama": llama.llama,
   "logistic_regression": logistic_regression.logistic_regression,
   "mlp": mlp.mlp,
   "news_recommender": news_recommender.news_recommender,

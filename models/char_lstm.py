@@ -10,13 +10,13 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from fedjax_sim.core import Task, validate
 from fedjax_sim.models.layers import LSTM
 from fedjax_sim.models.options import several
 from fedjax_sim.tasks import nnx_task
+from fedjax_sim.tasks.ids import check_ids, check_sequence
 from fedjax_sim.tasks.losses import token_cross_entropy
 
 
@@ -104,18 +104,6 @@ def char_lstm(
   )
 
 
-def check_sequence(owner: str, example_shape: tuple[int, ...]) -> None:
-  """Refuse examples that are no sequence of ids.
-
-  Raises:
-    ValueError: they have another shape than (time,).
-  """
-  if len(example_shape) != 1:
-    raise ValueError(
-      f"{owner}: an example has shape {example_shape}; give (time,) ids."
-    )
-
-
 def layer_sizes(units: tuple[int, ...]) -> tuple[int, ...]:
   """Return `units` as a tuple of one or more sizes.
 
@@ -127,24 +115,3 @@ def layer_sizes(units: tuple[int, ...]) -> tuple[int, ...]:
   if not layers:
     raise ValueError(f"units={units!r}; give {what}, {example}.")
   return tuple(validate.integer("units", n) for n in layers)
-
-
-def check_ids(x: np.ndarray, tokens: int, field: str = "num_classes") -> None:
-  """Refuse ids that are not within 0..tokens - 1.
-
-  Args:
-    x: ids, of any shape.
-    tokens: how many ids there are.
-    field: the option that says so.
-
-  Raises:
-    ValueError: `x` is not whole, or holds another number.
-  """
-  if x.dtype.kind not in "iu":
-    raise ValueError(f"'x' is {x.dtype}; give whole numbers, ids.")
-  low, high = int(x.min(initial=0)), int(x.max(initial=0))
-  if low < 0 or high >= tokens:
-    raise ValueError(
-      f"'x' holds {low if low < 0 else high}; {field} says that ids go from 0"
-      f" to {tokens - 1}."
-    )

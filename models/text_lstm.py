@@ -12,13 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_sim.core import Task, validate
-from fedjax_sim.models.char_lstm import (
-  Reader,
-  check_ids,
-  check_sequence,
-  layer_sizes,
-)
+from fedjax_sim.models.char_lstm import Reader, layer_sizes
 from fedjax_sim.tasks import nnx_task
+from fedjax_sim.tasks.ids import check_ids, check_sequence
 
 
 class TextLSTM(nnx.Module):

@@ -16,6 +16,7 @@ from fedjax_sim.config.flags import load
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
 TRACE = pathlib.Path(__file__).parent / "trace.npz"
+TOKENS = pathlib.Path(__file__).parent / "tokens.npz"  # ids, and the next ones
 
 
 def section_of(source, field):
@@ -48,6 +49,8 @@ SKIPPED = (  # data sets that are not here, and what another library checks
   "model.heads",
   "model.negatives",
   "model.pooling",
+  "model.padding_id",  # -1 is none
+  "model.mask_id",
   *(
     f"{side}.{key}"
     for side in ("client", "server", "replay")
@@ -97,6 +100,8 @@ def with_field(field, value):
     kept = [x for x in found if x[1] in wanted] or found
     slot, name = kept[0]
     source[sections][slot.key] = name
+    if name in ("bert", "gpt2", "llama"):
+      source.data.name, source.data.path = "npz", str(TOKENS)
   if field.startswith("privacy.") and key != "mechanism":
     privacy = source.privacy
     if privacy.mechanism is None:
@@ -197,6 +202,8 @@ BOOL = [name for name, field in FIELDS.items() if field.kind is bool]
 ZERO = {
   "aggregator.dropout",
   "algorithm.reference",
+  "model.dropout",
+  "model.label_smoothing",
   "model.low",
   "sampler.scale",
   "transforms.adaptive_clip.learning_rate",

@@ -342,6 +342,17 @@ def test_weights_can_be_followed(tmp_path):
   }
 
 
+def test_transformers_can_be_followed(tmp_path, data_folder, monkeypatch):
+  monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
+  for name in ("configs", "docs"):
+    (tmp_path / name).symlink_to(ROOT / name)
+  path = ROOT / "docs" / "transformers.md"
+  for part in ("From scratch", "Text to tokens"):
+    text = section(path, part).replace("$FEDJAX_SIM_DATA", str(data_folder))
+    follow(text.replace("python docs", f"{sys.executable} docs"), tmp_path)
+  assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 3
+
+
 def test_importing_can_be_followed(tmp_path):
   path = ROOT / "docs" / "importing.md"
   for part in ("In Python", "Other clients, other splits", "To other formats"):

@@ -46,6 +46,7 @@ LONG = (  # large networks or data
   "ecg_apfl",
   "mnist_fedlabels",
   "mnist_writers_cnn",
+  "shakespeare_decoder",
   "shakespeare_lstm",
 )
 OF_STORES = (  # test_text_configs.py runs them

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,13 @@ import numpy as np
 from fedjax_sim import reporting
 from fedjax_sim.cli.import_options import OF_FORMATS, news_of, of_format
 from fedjax_sim.cli.interrupts import Stopped, signals_as_exceptions
+from fedjax_sim.cli.text_options import (
+  SWITCHES,
+  TEXT_OPTIONS,
+  text_of,
+  whole,
+  word_options,
+)
 from fedjax_sim.config import flags
 from fedjax_sim.core import references, urls, validate
 from fedjax_sim.data import (
@@ -34,7 +40,6 @@ from fedjax_sim.data import (
 from fedjax_sim.data.exporters import export
 from fedjax_sim.data.importers import IMPORTERS, Source, import_store
 from fedjax_sim.data.importers.fields import few
-from fedjax_sim.data.importers.text import TEXTS, Text, Words, lines_of
 from fedjax_sim.data.news import write_news
 from fedjax_sim.data.store.format import FURTHER, PREPARE, SPLITS
 
@@ -46,16 +51,11 @@ _OPTIONS = (
   "fields",
   "dtypes",
   "map",
-  "text",
-  "vocabulary",
-  "vocabulary-size",
-  "sequence-length",
-  "min-characters",
+  *TEXT_OPTIONS,
   "name",
   "num-classes",
   "prepare",
 )
-_SWITCHES = ("unmarked", "case-backoff")
 _RANKED = ("seen", "unseen", "test")  # splits with an impression an example
 
 
@@ -121,13 +121,13 @@ def _import(arguments: Sequence[str]) -> str:
   values = flags.parse(
     arguments,
     *("store", "format"),
-    switches=_SWITCHES,
+    switches=SWITCHES,
     **sources,
     **dict.fromkeys((*_OPTIONS, *OF_FORMATS, "news"), ""),
   )
   format = values["format"].value
   importer = validate.lookup("--format", format, IMPORTERS)
-  text = {name: values[name].value for name in (*_OPTIONS, *_SWITCHES)}
+  text = {name: values[name].value for name in (*_OPTIONS, *SWITCHES)}
   fields, dtypes = (_pairs(f"--{k}", text[k]) for k in ("fields", "dtypes"))
   given: dict[str, Any] = {}
   takes = inspect.signature(importer).parameters
@@ -156,11 +156,11 @@ def _import(arguments: Sequence[str]) -> str:
   options: dict[str, Any] = {
     "fields": fields,
     "dtypes": dtypes,
-    "text": _text(text),
-    "word_options": _word_options(text),
-    "vocabulary_size": _whole(text, "vocabulary-size"),
-    "sequence_length": _whole(text, "sequence-length"),
-    "num_classes": _whole(text, "num-classes", least=0),
+    "text": text_of(text),
+    "word_options": word_options(text),
+    "vocabulary_size": whole(text, "vocabulary-size"),
+    "sequence_length": whole(text, "sequence-length"),
+    "num_classes": whole(text, "num-classes", least=0),
     "name": text["name"] or None,
     "prepare": text["prepare"] or None,
     "map": references.load("--map", text["map"]) if text["map"] else None,
@@ -212,67 +212,6 @@ def _pairs(flag: str, text: str) -> dict[str, str] | None:
       )
     found[name] = value
   return found
-
-
-def _whole(text: Mapping[str, Any], name: str, least: int = 1) -> int | None:
-  if not text[name]:
-    return None
-  value = flags.number(f"--{name}", text[name], int)
-  return validate.integer(f"--{name}", value, ge=least)
-
-
-def _text(text: Mapping[str, Any]) -> str | Text | None:
-  kind, vocabulary = text["text"], text["vocabulary"]
-  if not kind:
-    for name in ("vocabulary", "vocabulary-size", "sequence-length"):
-      if text[name]:
-        raise flags.UsageError(f"--{name} is for text; give --text=..., too.")
-    return None
-  validate.one_of("--text", kind, TEXTS)
-  if not vocabulary:
-    return kind
-  if text["vocabulary-size"]:
-    raise flags.UsageError(
-      "--vocabulary has its size, so --vocabulary-size is of no use; leave one"
-      " out."
-    )
-  entries = _vocabulary(Path(vocabulary))
-  length = _whole(text, "sequence-length")
-  if TEXTS[kind] is Words:
-    return Words(entries, length, **_word_options(text))
-  return TEXTS[kind](entries, length)
-
-
-def _word_options(text: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the options of `Words`, as far as they are given."""
-  options = {
-    "marked": not text["unmarked"],
-    "case_backoff": text["case-backoff"],
-    "min_characters": _whole(text, "min-characters"),
-  }
-  if text["text"] != "words":
-    for name in (*_SWITCHES, "min-characters"):
-      if text[name]:
-        raise flags.UsageError(f"--{name} is for --text=words; leave it out.")
-  return {k: v for k, v in options.items() if v is not None}
-
-
-def _vocabulary(path: Path) -> Sequence[str]:
-  """Return the vocabulary of a store, a JSON list of texts, or lines."""
-  if path.is_dir():
-    known = vocabulary_of(path)
-    if known is None:
-      raise ValueError(f"--vocabulary={path}: that store is of no text.")
-    return known
-  if path.suffix in (".txt", ".vocab"):
-    return lines_of(path.read_bytes(), f"--vocabulary={path}")
-  try:
-    held: Any = json.loads(path.read_bytes())
-  except ValueError as error:
-    raise ValueError(f"--vocabulary={path} is no JSON: {error}.") from error
-  if not isinstance(held, list) or not all(isinstance(w, str) for w in held):
-    raise ValueError(f"--vocabulary={path}: expected a JSON list of texts.")
-  return held
 
 
 def _import_config(arguments: Sequence[str]) -> str:

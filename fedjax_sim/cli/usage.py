@@ -50,9 +50,10 @@ fedjax-sim: federated learning, simulated.
       --client=COLUMN of a table; --fields=x:FROM,y:FROM, --dtypes=x:uint8
       --delimiter=";", --decimal=, of csv
       --news=NPZ, --clicked=N, --candidates=N, --negatives=N, --seed=N of mind
-      --text=characters|words|tff_characters: what x is;
+      --text=characters|words|tff_characters|tokens|token_texts: what x becomes;
       --vocabulary=STORE|JSON|TXT, --vocabulary-size=N, --sequence-length=N; of
-      words --unmarked, --case-backoff, --min-characters=N
+      words --unmarked, --case-backoff, --min-characters=N;
+      of tokens --tokenizer=FILE, --padding-token=TOKEN
       --map=FILE.py:FUNCTION, --prepare=bytes, --num-classes=N, --name=NAME
       --seen, --unseen, --labelled, --unlabelled, --test, --server: paths of
       more splits

@@ -136,8 +136,9 @@ def _shared_config(config: ConfigDict) -> dict[str, Any]:
   shared.pop("seed")
   shared["privacy"].pop("noise_seed")
   shared["data"].pop("path", None)
-  if shared["model"]["initial"] is not None:
-    shared["model"]["initial"] = Path(shared["model"]["initial"]).name
+  for field in ("initial", "folder"):
+    if shared["model"].get(field) is not None:
+      shared["model"][field] = Path(shared["model"][field]).name
   without: dict[str, Any] = _without_folders(shared)
   return without
 

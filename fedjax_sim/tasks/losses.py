@@ -23,7 +23,7 @@ ExampleLoss = Callable[[PyTree, Examples], tuple[Array, Array]]
 ExampleMetrics = Callable[[PyTree, Examples], dict[str, Metric]]
 
 
-def _negative_log_likelihood(logits: Array, labels: Array) -> Array:
+def negative_log_likelihood(logits: Array, labels: Array) -> Array:
   """Return -log softmax(logits)[label], NaN for a label that is no class.
 
   Picks by comparing, not by indexing as optax does, which takes a gather and,
@@ -55,7 +55,7 @@ def cross_entropy(logits: Array, examples: Examples) -> tuple[Array, Array]:
     logits: shape=(batch, classes).
     examples: with `y`, shape=(batch,), integer.
   """
-  value = _negative_log_likelihood(logits, examples["y"])
+  value = negative_log_likelihood(logits, examples["y"])
   return value, jnp.ones_like(value)
 
 
@@ -119,7 +119,7 @@ def token_hits(
 
 def _tokens(logits: Array, examples: Examples) -> tuple[Array, Array]:
   """Return each token's loss and weight, 0 for padding; (batch, time)."""
-  values = _negative_log_likelihood(logits, examples["y"])
+  values = negative_log_likelihood(logits, examples["y"])
   real = (examples["y"] != 0).astype(values.dtype)
   return values * real, real
 

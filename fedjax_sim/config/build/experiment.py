@@ -7,6 +7,7 @@ before anything is compiled, placed on a device or written.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from fedjax_sim.core import references, validate
 from fedjax_sim.core.weights import file_digest
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.models.transformer.folder import model_files
 from fedjax_sim.simulation.account import check_unwatched, uncovered
 from fedjax_sim.simulation.preflight import DataError, ModelError
 from fedjax_sim.simulation.runtime import MOST_ROUNDS, Runtime
@@ -187,8 +189,8 @@ def build(config: ConfigDict) -> Experiment:
   timetable = dataclasses.replace(timetable, rounds=allowed)
   parameters = simulator.states.num_parameters
   sources = references.sources(fields)
-  if config.model.initial is not None:
-    sources[INITIAL] = _file(config.model.initial)
+  if weights := _initial(config):
+    sources[INITIAL] = "; ".join(map(_contents, weights))
   return Experiment(
     simulator=simulator,
     timetable=timetable,
@@ -203,17 +205,34 @@ def build(config: ConfigDict) -> Experiment:
 
 def _uncovered(config: ConfigDict, simulator: Simulator) -> list[str]:
   """List what a run reveals of its clients that no epsilon would cover."""
-  initial = config.model.initial
+  weights = _initial(config)
   return uncovered(
     simulator.data,
     simulator.transforms,
     simulator.runtime,
     simulator.states.shapes.clients,
     log_clients=simulator.log_clients,
-    initial=None if initial is None else Path(initial).name,
+    initial=", ".join(Path(path).name for path in weights) or None,
   )
 
 
-def _file(path: str) -> str:
-  """Return a file's name and content digest; the same wherever it lies."""
-  return f"{Path(path).name} (SHA-256 {file_digest(path)[:16]})"
+def _initial(config: ConfigDict) -> list[str]:
+  """Return the weights file and the model's folder that a run begins from."""
+  section = config.model
+  given = [] if section.initial is None else [section.initial]
+  if section.name == "hugging_face":
+    given.append(section.folder)
+  return given
+
+
+def _contents(path: str) -> str:
+  """Return the name and the digest of a weights file, or a model's folder.
+
+  Both are the same wherever it lies.
+  """
+  place = Path(path).expanduser()
+  if not place.is_dir():
+    return f"{place.name} (SHA-256 {file_digest(place)[:16]})"
+  parts = [f"{file.name} {file_digest(file)}" for file in model_files(place)]
+  digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+  return f"{place.name} (SHA-256 {digest[:16]})"

@@ -19,6 +19,7 @@ from fedjax_sim.data.importers.npz import npz
 from fedjax_sim.data.importers.python_examples import examples
 from fedjax_sim.data.importers.tables import json_lines, parquet
 from fedjax_sim.data.importers.text import Characters, TffCharacters, Words
+from fedjax_sim.data.importers.tokens import Tokens
 
 IMPORTERS: Mapping[str, Callable[..., Source]] = {
   "csv": csv,
@@ -39,6 +40,7 @@ __all__ = [
   "Characters",
   "Source",
   "TffCharacters",
+  "Tokens",
   "Words",
   "csv",
   "datasets",

@@ -25,6 +25,7 @@ from fedjax_sim.data.importers.text import (
   characters_in,
   words_in,
 )
+from fedjax_sim.data.importers.tokens import KINDS
 from fedjax_sim.data.store.format import SPLITS
 from fedjax_sim.data.store.rewrite import Told
 from fedjax_sim.data.store.split_writer import SplitWriter
@@ -68,8 +69,8 @@ def import_store(
     map: what happens to examples of one client that are read together: its name
       and field -> (n, ...) to field -> (m, ...); text is of dtype object.
     text: how "x" becomes ids where it is text: "characters", "words",
-      "tff_characters", or a `Text` with its vocabulary; the first two read the
-      sources twice, and the vocabulary is what they have.
+      "tff_characters", or a `Text` with its vocabulary, such as `Tokens`; the
+      first two read the sources twice, and the vocabulary is what they have.
     vocabulary_size: of words, at most.
     sequence_length: ids of an example; None: 80 characters or 20 words.
     word_options: further arguments of `Words`, for text="words".
@@ -303,6 +304,10 @@ def _text(
 ) -> Text | None:
   if text is None or isinstance(text, Text):
     return text
+  if text in KINDS:
+    raise ValueError(
+      f"text={text!r} needs a tokenizer; give Tokens('tokenizer.json')."
+    )
   validate.one_of("text", text, TEXTS)
   if text == "tff_characters":
     return TffCharacters(length=length)

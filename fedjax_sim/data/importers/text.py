@@ -71,7 +71,7 @@ class Text(abc.ABC):
     for block in given:
       if not block.names:
         continue
-      pairs = [self._ids_of(user) for user in _users(block)]
+      pairs = [self._ids_of(user) for user in users_of(block)]
       examples = {"x": _joined([x for x, _ in pairs])}
       labels = [y for _, y in pairs if y is not None]
       if labels:
@@ -119,7 +119,7 @@ class Characters(Text):
         yield from super().blocks([block])
         continue
       where = block.where
-      users = dict(zip(block.names, _users(block), strict=True))
+      users = dict(zip(block.names, users_of(block), strict=True))
       texts = {}
       for name, user in users.items():
         text = "\n".join([*([ends.pop(name)] if name in ends else []), *user.x])
@@ -306,7 +306,7 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
   return np.concatenate(parts).astype(np.int32)
 
 
-def _users(block: Block) -> Iterator[User]:
+def users_of(block: Block) -> Iterator[User]:
   """Yield each client's x and y; refuse x that is no text."""
   x, y = (block.examples.get(field) for field in ("x", "y"))
   if x is None or x.dtype != object or x.ndim != 1:
@@ -333,7 +333,7 @@ def characters_in(blocks: Iterable[Block]) -> list[str]:
   """Return all characters of "x" and of labels that need ids, sorted."""
   found: set[str] = set()
   for block in blocks:
-    for user in _users(block):
+    for user in users_of(block):
       if user.y is not None:
         found.update(*user.x, *(y for y in user.y if isinstance(y, str)))
       elif not block.whole:  # a line break goes before the next block's texts
@@ -352,7 +352,7 @@ def words_in(blocks: Iterable[Block], most: int) -> list[str]:
   """
   counts: collections.Counter[str] = collections.Counter()
   for block in blocks:
-    for user in _users(block):
+    for user in users_of(block):
       for text in user.x:
         counts.update(text.split())
   ranked = sorted(counts, key=lambda word: (-counts[word], word))

@@ -1,0 +1,1 @@
+"""Transformers: an encoder and a decoder family, from scratch or from files."""
