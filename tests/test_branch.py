@@ -156,7 +156,7 @@ def test_another_branch_was_killed_as_it_began(origin, tmp_path):
   assert not (folder / "client_rounds").exists()
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_several_processes(origin, tmp_path):
   """The origin is rebuilt by all of them, and read by the first one."""
   fields = flags_of(8, client__learning_rate="0.02")

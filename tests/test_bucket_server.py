@@ -15,7 +15,6 @@ import pytest
 
 from fedjax_sim.run.bucket import lock, staging
 from fedjax_sim.run.bucket.folder import Bucket
-from tiers import slow_but
 from workdirs import first_rounds
 
 s3fs = pytest.importorskip("s3fs")
@@ -115,11 +114,11 @@ def undisturbed(popen, tmp_path, monkeypatch):
   return summary["params_digest"], (folder / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("kills", slow_but([1], [1, 4]))
-def test_kills_while_sending(url, popen, tmp_path, undisturbed, kills):
+@pytest.mark.slow
+def test_kills_while_sending(url, popen, tmp_path, undisturbed):
   """Each process is on a host of its own, which has nothing but the bucket."""
   rng, bucket, kept = random.Random(0), Bucket(url), []
-  for i in range(kills):
+  for i in range(4):
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     process = popen(command(url), cwd=tmp_path)
     before, end = (
@@ -139,7 +138,7 @@ def test_kills_while_sending(url, popen, tmp_path, undisturbed, kills):
     print(f"{i}: complete {rounds}, begun {partly}")
     assert rounds[-1:] > before[-1:]
     kept.append(partly)
-  assert any(kept) or kills == 1  # one of several was in the middle of it
+  assert any(kept)  # one was in the middle of it
   shutil.rmtree(tmp_path / "cache", ignore_errors=True)
   code, out, err = finish(popen(command(url), cwd=tmp_path))
   assert code == 0, err

@@ -342,6 +342,7 @@ def test_weights_can_be_followed(tmp_path):
   }
 
 
+@pytest.mark.slow
 def test_transformers_can_be_followed(tmp_path, data_folder, monkeypatch):
   monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
   for name in ("configs", "docs"):
