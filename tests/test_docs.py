@@ -399,7 +399,16 @@ def test_nothing_is_left_to_be_filled_in(path):
 def test_links_lead_somewhere(path):
   for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
     if not target.startswith(("http://", "https://")):
-      assert (path.parent / target).exists(), target
+      name, _, anchor = target.partition("#")
+      there = path.parent / name if name else path
+      assert there.exists(), target
+      titles = (
+        re.findall(r"^#+ (.*)$", there.read_text(), re.M) if anchor else ()
+      )
+      anchors = {
+        re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles
+      }
+      assert not anchor or anchor in anchors, target
 
 
 def test_every_algorithm_is_in_the_table():
