@@ -143,6 +143,13 @@ def with_field(field, value):
   if source.algorithm.name in ("dga_rl", "fedlaw"):
     source.aggregator.name = "stack"
     source.data.server_clients = 5
+  if field.startswith("adapter."):
+    source.adapter.update({"name": "lora", "targets": (".*kernel",)})
+  if source.algorithm.name == "fedex_lora":
+    source.aggregator.name = "stack"
+    source.adapter.update(
+      {"name": "lora", "targets": (".*/kernel",), "rank": 2}
+    )
   if "kmeans" in (source.algorithm.name, source.model.name):
     source.algorithm.name = source.model.name = "kmeans"
     source.model.clusters, source.model.low = 3, 0.0

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_sim.core.files import write_atomically
-from fedjax_sim.core.weights import FORMATS, read_weights
 from fedjax_sim.data.location import locate
 
 
@@ -92,6 +91,8 @@ def read_vectors(
   Warns:
     UserWarning: words without a vector.
   """
+  from fedjax_sim.core.weights import FORMATS, read_weights  # with JAX
+
   file, what = locate(path, field), f"{field}={str(path)!r}"
   if file.suffix not in FORMATS:
     return _of_text(file, words, what)

@@ -33,6 +33,7 @@ from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.plan import at_round
 from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.models.kmeans import kmeans as centroids_task
+from fedjax_sim.tasks.lora import with_lora
 from fedjax_sim.training.optimizers import optimizer
 from fedjax_sim.training.replay import replay
 from fedjax_sim.training.stale import stale
@@ -87,9 +88,26 @@ def task_of_centroids():
   return task._replace(loss=loss)
 
 
+def task_with_adapters():
+  """That of everything, behind a kernel with an adapter."""
+  task = task_of_everything()
+
+  def init(key):
+    variables = task.init(key)
+    kernel = jax.random.normal(key, (FEATURES, FEATURES))
+    return variables._replace(params={**variables.params, "kernel": kernel})
+
+  def loss(variables, examples, key):
+    turned = examples["x"] @ variables.params["kernel"]
+    return task.loss(variables, {**examples, "x": turned}, key)
+
+  return with_lora(task._replace(init=init, loss=loss), ("k",), 2, also=("w",))
+
+
 def task_of(name):
   """What the algorithm trains."""
-  return task_of_centroids() if name == "kmeans" else task_of_everything()
+  own = {"kmeans": task_of_centroids, "fedex_lora": task_with_adapters}
+  return own.get(name, task_of_everything)()
 
 
 def build(name):
@@ -197,7 +215,11 @@ def test_the_global_model_is_one_of_the_tasks(name):
   assert np.abs(flat(after.params) - flat(before.params)).max() > 1e-3
   for mean in jax.tree.leaves(after.buffers):
     assert np.abs(mean).max() > 1e-3
-  assert after.frozen == before.frozen
+  frozen = zip(
+    *(jax.tree.leaves(v.frozen) for v in (before, after)), strict=True
+  )
+  changed = any(not np.array_equal(a, b) for a, b in frozen)
+  assert changed == (name == "fedex_lora")  # whose kernels take the difference
 
 
 @every
