@@ -293,6 +293,7 @@ def begun(data, **runtime):
   return dataclasses.replace(simulator, runtime=fast)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("exact")
 def test_no_result_depends_on_where_and_how_it_is_computed(augmented):
   memory, disk, plain = augmented

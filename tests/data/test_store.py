@@ -373,6 +373,7 @@ def test_a_damaged_example_names_its_clients(tmp_path):
     verify(path)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("exact")
 def test_residencies_train_the_same(tmp_path):
   data = load_digits(num_clients=30, unseen_clients=4)

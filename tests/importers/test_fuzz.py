@@ -105,6 +105,7 @@ def try_damaged(written, format, damage):
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("format", sorted({*FILES} - {HUB}))
 @settings(max_examples=15, suppress_health_check=CHECKS)
 @given(damage=damages())

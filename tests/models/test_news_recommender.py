@@ -120,6 +120,7 @@ def scores(arrays, x):
   return news[CLICKED:] @ user
 
 
+@pytest.mark.integration
 def test_scores_are_those_of_numpy(task, variables):
   named = named_variables(variables)
   arrays = {k: np.asarray(v, np.float64) for k, v in named.items()}

@@ -39,6 +39,7 @@ def log_probabilities(arrays, y):
   return found
 
 
+@pytest.mark.integration
 def test_every_word_is_predicted_and_embeddings_are_tied():
   task = word_gru((4,), IDS, embedding=3, units=5)
   variables = jax.jit(task.init)(KEY)
