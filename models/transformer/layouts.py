@@ -118,7 +118,7 @@ _NAMES: Mapping[str, _Names] = {
     "cls.predictions.bias",
     {"head/dense": "bert.pooler.dense", "head/logits": "classifier"},
     r"(bert\.)?(embeddings\.position_ids|pooler\.)|cls\.seq_relationship\."
-    r"|cls\.predictions\.decoder\.",
+    r"|cls\.predictions\.(decoder\.|bias$)",  # one of two that are the same
   ),
   "roberta": _Names(
     "roberta.",
@@ -127,7 +127,7 @@ _NAMES: Mapping[str, _Names] = {
     "lm_head.decoder",
     "lm_head.bias",
     {"head/dense": "classifier.dense", "head/logits": "classifier.out_proj"},
-    r"(roberta\.)?(embeddings\.position_ids|pooler\.)|lm_head\.decoder\.",
+    r"(roberta\.)?(embeddings\.position_ids|pooler\.)|lm_head\.(decoder\.|bias$)",
   ),
   "gpt2": _Names(
     "transformer.",
