@@ -59,6 +59,8 @@ from fedjax_sim.training.local import (
 )
 from fedjax_sim.training.optimizers import Optimizer, descend
 
+MOST_STEPS = 2**20  # of a pass; an int32 has to count a round's examples
+
 
 class Pair(NamedTuple):
   """Something of the supervised model, and the same of the unsupervised one."""
@@ -217,7 +219,7 @@ def fedlabels(
     ("unlabelled_steps", unlabelled_steps),
   ):
     if steps is not None:
-      validate.integer(name, steps)
+      validate.integer(name, steps, le=MOST_STEPS)
   if unlabelled_rate is not None:
     numbers["unlabelled_rate"] = validate.number(
       "unlabelled_rate", unlabelled_rate, ge=0

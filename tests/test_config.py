@@ -229,6 +229,7 @@ ZERO = {
   "algorithm.beta",
   "algorithm.burn_in",
   "algorithm.threshold",
+  "algorithm.unlabelled_rate",
   "algorithm.unsup_weight",
   "algorithm.consistency_weight",
   "algorithm.l2",

@@ -35,7 +35,7 @@ def _optimizer(config: ConfigDict, section: str, task: Task) -> Optimizer:
     field = f"{section}.{key}"
     if key == "weight_decay":
       validate.number(field, value, ge=0)
-    if key == "eps":
+    if key in ("eps", "max_norm"):
       validate.number(field, value, gt=0)
     if key in ("momentum", "b1", "b2"):
       validate.number(field, value, ge=0, lt=1)
