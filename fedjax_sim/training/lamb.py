@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.core import Array, PyTree
+from fedjax_sim.core import Array, PyTree, in_float32
 
 
 class Moments(NamedTuple):
@@ -62,8 +62,8 @@ def uncorrected_lamb(
 
     def step(m: Array, v: Array, p: Array) -> Array:
       way = m / (jnp.sqrt(v) + eps) + weight_decay * p
-      norm = jnp.minimum(jnp.linalg.norm(p.ravel()), max_norm)
-      length = jnp.linalg.norm(way.ravel())
+      norm = jnp.minimum(jnp.linalg.norm(in_float32(p).ravel()), max_norm)
+      length = jnp.linalg.norm(in_float32(way).ravel())
       known = (norm > 0) & (length > 0)
       trust = jnp.where(known, norm / jnp.where(known, length, 1), 1)
       return -learning_rate * trust * way
