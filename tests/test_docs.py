@@ -354,6 +354,18 @@ def test_transformers_can_be_followed(tmp_path, data_folder, monkeypatch):
   assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 3
 
 
+@pytest.mark.slow
+def test_adapters_can_be_followed(tmp_path):
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  text = (ROOT / "docs" / "adapters.md").read_text()
+  follow(text, tmp_path)
+  sent = []
+  for name in ("lora", "base"):
+    rows = (tmp_path / "runs" / name / "metrics.jsonl").read_text()
+    sent.append(json.loads(rows.splitlines()[0])["bytes_down"])
+  assert "sends {:,} bytes down there, and {:,}".format(*sent) in text
+
+
 def test_importing_can_be_followed(tmp_path):
   path = ROOT / "docs" / "importing.md"
   for part in ("In Python", "Other clients, other splits", "To other formats"):

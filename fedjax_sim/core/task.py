@@ -22,8 +22,9 @@ class Variables(NamedTuple):
     params: trained by gradients.
     buffers: changed by training without a gradient, such as batch statistics;
       averaged over clients, never clipped, negated or optimized.
-    frozen: never changed, such as the base model under LoRA. A device holds one
-      copy, instead of one per lane.
+    frozen: never changed by clients, such as the base model under LoRA. A
+      device holds one copy, instead of one per lane. It does not count as sent;
+      an algorithm whose server changes it names the changes in its message.
   """
 
   params: PyTree
