@@ -34,7 +34,7 @@ def rows(file: Path) -> dict[int, dict[str, float]]:
   """Return step -> metrics, of the whole rows in a file."""
   from wandb.proto import wandb_internal_pb2
 
-  record_of = wandb_internal_pb2.Record.FromString  # type: ignore[attr-defined]
+  record_of = wandb_internal_pb2.Record.FromString
   found: dict[int, dict[str, float]] = {}
   for data in _records(file.read_bytes()):
     record = record_of(data)
