@@ -18,6 +18,7 @@ from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_log import combine
 from problems import make_simulator, params_of, quadratic, sgd
+from tiers import slow_but
 
 # Client k has SIZES[k] copies of CENTRES[k], so its update is exactly that, and
 # its weight is its size. Multiples of 1/8 and powers of 2: sums are exact.
@@ -94,8 +95,8 @@ def simulator_of(name, lanes, devices, ids):
   ("name", "lanes", "devices"),
   [
     *((name, 3, 2) for name in AGGREGATORS),
-    ("median", 1, 1),
-    ("median", 3, 1),
+    pytest.param("median", 1, 1, marks=pytest.mark.slow),
+    pytest.param("median", 3, 1, marks=pytest.mark.slow),
     ("weighted_mean", 1, 1),
   ],
 )
@@ -150,8 +151,16 @@ def randomly_weighted(kind):
   )
 
 
-@pytest.mark.parametrize("kind", ["sum", "stack", "coordinatewise"])
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 2)])
+KINDS = ["sum", "stack", "coordinatewise"]
+
+
+@pytest.mark.parametrize(
+  ("lanes", "devices", "kind"),
+  slow_but(
+    [(3, 2, kind) for kind in KINDS],
+    [(n, m, kind) for n, m in [(1, 1), (3, 2)] for kind in KINDS],
+  ),
+)
 def test_random_numbers_of_clients_depend_on_no_layout(kind, lanes, devices):
   ids = [7, 1, 4, NOT_FINITE, 2]
   simulator = simulator_of("mean", lanes, devices, ids)

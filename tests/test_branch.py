@@ -122,6 +122,7 @@ def test_a_branch_is_verified(origin, tmp_path, capsys):
   assert [line.split(":")[0] for line in lines[1:-1]] == ["rounds 5 to 8"]
 
 
+@pytest.mark.slow
 def test_the_best_of_other_data_is_not_taken_over(tmp_path, capsys):
   best = {
     "server__best_metrics": "test/loss",

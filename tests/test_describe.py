@@ -123,6 +123,7 @@ def test_where_sets_for_evaluation_are(monkeypatch, room, where):
   assert pieces == (where != "on the devices")
 
 
+@pytest.mark.slow
 def test_every_choice_of_lanes():
   _, facts = described(
     **LINEAR,

@@ -149,7 +149,7 @@ def test_personal_models_are_evaluated_on_their_own_clients():
   ("devices", "room", "pieces"),
   [
     (1, 1, [3, 4, 12]),  # bytes a set; a client at a time
-    (1, 700, [1, 1, 3]),
+    pytest.param(1, 700, [1, 1, 3], marks=pytest.mark.slow),
     pytest.param(2, 420, [1, 1, 5], marks=pytest.mark.slow),
   ],
 )

@@ -297,6 +297,7 @@ def test_a_schedule_that_followed_the_last_evaluation(tmp_path):
     run(tmp_path, 6, **PLATEAU, server__eval_every="2")
 
 
+@pytest.mark.slow
 def test_a_schedule_that_followed_evaluations_goes_on(tmp_path):
   run(tmp_path / "run", 3, **PLATEAU)
   extended = run(tmp_path / "run", 6, **PLATEAU)

@@ -13,6 +13,7 @@ from fedjax_sim.distributed import mesh
 from fedjax_sim.models import MODELS
 from flute_files import DGA, DP, FILES, LR, C, S, changed, write
 from shaped_files import kaggle_heartbeats
+from tiers import slow_but
 
 # --- what is wrong ------------------------------------------------------------
 
@@ -283,7 +284,7 @@ def text(tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("compat", flute.COMPATS)
+@pytest.mark.parametrize("compat", slow_but(["flute"], flute.COMPATS))
 def test_dga_with_a_network_that_attends(tmp_path, cpu, compat):
   kaggle_heartbeats(tmp_path)
   summary = ran(

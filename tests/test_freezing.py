@@ -22,6 +22,7 @@ from fedjax_sim.tasks.freezing import (
 from fedjax_sim.tasks.initial import with_initial
 from fedjax_sim.training.optimizers import optimizer
 from problems import blobs, flat, make_simulator, sgd, train
+from tiers import slow_but
 
 
 def by_path(params):
@@ -158,7 +159,7 @@ def trained_once(task, data, devices=1):
   return simulator, algorithm.variables(state.server)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", slow_but([2], [1, 2]))
 def test_running_statistics_are_averaged_or_kept(devices):
   data = blobs([9, 9, 9])
   task = normed(data)

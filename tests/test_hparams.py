@@ -21,6 +21,7 @@ from problems import (
   sgd,
   train,
 )
+from tiers import slow_but
 
 NAMES = ("task", "transforms", "aggregator", "algorithm")
 
@@ -103,7 +104,10 @@ def test_schedules_name_a_part_or_the_algorithms_own_numbers():
 
 @pytest.mark.parametrize(
   "name",
-  ["task.scale", "algorithm.task.factor", "aggregator.factor", "task.factor"],
+  slow_but(
+    ["task.scale", "aggregator.factor"],
+    ["task.scale", "algorithm.task.factor", "aggregator.factor", "task.factor"],
+  ),
 )
 def test_a_schedule_changes_the_number_that_it_names(name):
   simulator = simulator_of()

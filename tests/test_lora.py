@@ -18,6 +18,7 @@ from fedjax_sim.tasks import function_task, linen_task, nnx_task
 from fedjax_sim.tasks.lora import merged, with_lora
 from fedjax_sim.tasks.low_rank import LowRank, evaluate
 from problems import blobs, make_simulator, normal, sgd, train
+from tiers import slow_but
 
 X = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
 EXAMPLES = {"x": jnp.asarray(X), "y": jnp.arange(3)}
@@ -83,7 +84,7 @@ def scattered(variables, scale=0.3):
   return variables._replace(params=jax.tree.unflatten(treedef, leaves))
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", slow_but(["nnx", "function"], TASKS))
 def test_an_adapted_model_is_the_model_with_changed_kernels(name):
   make, targets = TASKS[name]
   task, key = make(), jax.random.key(0)

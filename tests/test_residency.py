@@ -51,11 +51,7 @@ WORKS = {
 @pytest.mark.parametrize(
   ("name", "devices", "batching"),
   slow_but(
-    [
-      ("fedavg", 2, "steps"),
-      ("ditto", 1, "steps"),
-      ("mime_lite", 2, "epochs"),
-    ],
+    [("ditto", 2, "epochs")],
     itertools.product(ALGORITHMS, [1, 2], WORKS),
   ),
 )

@@ -35,6 +35,7 @@ from tiers import slow_but
 SIZES = [3, 9, 1, 14, 7, 5, 5, 12, 2, 6, 8, 4]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
   ("model", "precision"),
   slow_but([("mlp", "float32")], [("lr", "float64"), ("mlp", "float32")]),

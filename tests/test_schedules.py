@@ -25,6 +25,7 @@ from problems import (
   params_of,
   sgd,
 )
+from tiers import slow_but
 
 
 def factors(schedule, rounds):
@@ -119,7 +120,7 @@ def simulator_with(devices=1, **arguments) -> Simulator:
   )
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", slow_but([2], [1, 2]))
 def test_a_scheduled_run_is_one_with_other_rates_every_round(devices):
   plain = simulator_with(devices)
   planned = simulator_with(

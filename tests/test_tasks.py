@@ -317,7 +317,7 @@ def running(name, variables, examples, batches):
   return mean, var
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", slow_but(["nnx"], NETS))
 def test_buffers_become_the_weighted_mean_over_clients(net):
   """Neither clipped, nor negated, nor optimized, nor weighted otherwise."""
   task = NETS[net]

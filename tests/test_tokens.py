@@ -18,6 +18,7 @@ from fedjax_sim.core import Loss, Task, Variables
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalBatching
 from problems import make_simulator, params_of, sgd, train
+from tiers import slow_but
 
 SIZES = [7, 3, 5, 1]
 RATE, BATCH = 0.25, 2
@@ -104,13 +105,16 @@ def simulator_of(make=fedavg, batching=None, **options):
 
 @pytest.mark.parametrize(
   ("weighting", "epochs", "most", "lanes", "devices"),
-  [
-    ("tokens", 2, None, 1, 1),
-    ("tokens", 1, 5, 1, 1),
-    ("tokens", 1, 5, 3, 2),
-    ("examples", 1, 5, 2, 1),
-    ("uniform", 3, 16, 2, 1),
-  ],
+  slow_but(
+    [("tokens", 2, None, 1, 1), ("tokens", 1, 5, 3, 2)],
+    [
+      ("tokens", 2, None, 1, 1),
+      ("tokens", 1, 5, 1, 1),
+      ("tokens", 1, 5, 3, 2),
+      ("examples", 1, 5, 2, 1),
+      ("uniform", 3, 16, 2, 1),
+    ],
+  ),
 )
 def test_a_round_is_that_of_a_loop(weighting, epochs, most, lanes, devices):
   batching = LocalBatching(
@@ -132,7 +136,7 @@ def test_a_round_is_that_of_a_loop(weighting, epochs, most, lanes, devices):
     assert sum(steps) < sum(epochs * -(-n // BATCH) for n in SIZES)
 
 
-@pytest.mark.parametrize("make", [fedprox, apfl])
+@pytest.mark.parametrize("make", slow_but([apfl], [fedprox, apfl]))
 def test_other_algorithms_end_as_fedavg_does(make):
   still = {"mu": 0.0} if make is fedprox else {}
   batching = LocalBatching(batch_size=BATCH, shuffle=False, max_tokens=5)

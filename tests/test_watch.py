@@ -11,6 +11,7 @@ from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd
+from tiers import slow_but
 
 METRIC = "seen/accuracy"
 LOSS = "seen/loss"
@@ -52,7 +53,7 @@ def kept_model(simulator, state, metric=METRIC):
   return flat(jax.device_get(simulator.algorithm.variables(best).params))
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", slow_but([2], [1, 2]))
 @pytest.mark.parametrize(
   ("values", "metric", "best"),
   [

@@ -264,7 +264,11 @@ def test_what_is_wrong_is_named(refused, flag, value, words):
 # --- the document -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("command", "output"), COMMANDS)
+# The curve takes longest; `test_curve` draws one with less in it.
+@pytest.mark.parametrize(
+  ("command", "output"),
+  slow_but([c for c in COMMANDS if " curve " not in c[0]], COMMANDS),
+)
 def test_the_commands_print_what_the_document_says(
   command, output, capsys, tmp_path, monkeypatch
 ):

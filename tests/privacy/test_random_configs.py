@@ -355,7 +355,7 @@ def accepted(rng, correlated, only=None):
 
 @pytest.mark.parametrize(
   ("block", "count", "measures", "only"),
-  [(0, 10, 1, None), (0, 3, 1, "discrete_gaussian")]
+  [(0, 4, 1, None), (0, 2, 1, "discrete_gaussian")]
   + [pytest.param(i, 50, 50, None, marks=SLOW) for i in range(1, 41)],
 )
 @pytest.mark.timeout(1800)

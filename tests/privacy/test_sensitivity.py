@@ -31,6 +31,7 @@ from fedjax_sim.privacy.secure import secure
 from fedjax_sim.privacy.secure.distributed_gaussian import distributed_gaussian
 from fedjax_sim.tasks import function_task
 from problems import make_simulator, quadratic_data, sgd
+from tiers import slow_but
 
 CLIENTS, DIM = 4, 8  # of which 3 are the leaf `b`
 CLIP = 2.0
@@ -196,6 +197,14 @@ def check(norm, lanes, dtype, updates):
     assert moved <= 1 + (1e-6 if norm in NORMS else 1e-2)
 
 
+QUICK = [
+  ("l2", 4, "bfloat16"),
+  ("layers", 2, "float64"),
+  ("quantile", 2, "float32"),
+  ("local l2", 2, "float32"),
+  ("secure", 2, "float32"),
+  ("coarse integers", 2, "float32"),
+]
 # Every norm once, and the plain one in other lanes and dtypes.
 FEW = [
   *((norm, 2, "float32") for norm in [*NORMS, *LOCAL, "secure"]),
@@ -238,7 +247,7 @@ def check_drawn(norm, lanes, dtype, examples):
     drawn()
 
 
-@pytest.mark.parametrize(("norm", "lanes", "dtype"), FEW)
+@pytest.mark.parametrize(("norm", "lanes", "dtype"), slow_but(QUICK, FEW))
 def test_no_update_moves_the_sum_beyond_its_bound(norm, lanes, dtype):
   check_drawn(norm, lanes, dtype, examples=10)
 

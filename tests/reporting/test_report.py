@@ -19,6 +19,7 @@ from fedjax_sim.reporting.figures.style import PALETTE
 from fedjax_sim.reporting.html import page_of
 from fedjax_sim.reporting.pages import page as pages
 from fedjax_sim.run import report
+from tiers import slow_but
 
 EVIL = "<script>alert('ü')</script>\"&$x$"
 VOID = {"meta", "br", "wbr", "use", "path", "image", "rect"}
@@ -471,7 +472,10 @@ def test_many_runs(tmp_path):
   assert named == [False, False, False, True]
 
 
-@pytest.mark.parametrize("value", [math.inf, 1e308, -1e308, 1e38, 1e-300, 0.0])
+@pytest.mark.parametrize(
+  "value",
+  slow_but([math.inf, -1e308], [math.inf, 1e308, -1e308, 1e38, 1e-300, 0.0]),
+)
 def test_extreme_numbers(tmp_path, value):
   rows = [row(1), row(2, **{"test/loss": value, "_x/loss": -value})]
   folder = workdir(
