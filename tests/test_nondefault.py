@@ -69,6 +69,12 @@ def test_components_of_others_have_no_defaults():
 @pytest.mark.parametrize("fields", [{}, CHAINED], ids=["", "chained"])
 @pytest.mark.parametrize("name", slow_but(["digits_fedavg.py"], FILES))
 def test_the_file_gives_the_same_config(tmp_path, name, fields):
+  own = resolved(name)["data"]  # not every data set has clients to set apart
+  fields = {
+    key: value
+    for key, value in fields.items()
+    if not key.startswith("data.") or key.removeprefix("data.") in own
+  }
   tree = resolved(name, fields)
   path = tmp_path / "repeat.py"
   path.write_text(config_file(tree), encoding="utf-8")
