@@ -16,17 +16,21 @@ import jax
 from fedjax_sim.core import (
   Aggregate,
   Algorithm,
+  Client,
   Context,
   HParams,
   Key,
   PyTree,
+  Report,
   Task,
   Variables,
+  validate,
 )
 from fedjax_sim.training import optimizers
 from fedjax_sim.training.local import (
   GetModel,
   GradientHook,
+  LocalState,
   Observer,
   local_training,
 )
@@ -46,6 +50,7 @@ def fedavg(
   server_optimizer: Optimizer,
   *,
   weighting: str = "examples",
+  keep_optimizer: bool = False,
   gradient_hook: GradientHook | None = None,
   get_model: GetModel = lambda client: client.message,
   observer: Observer | None = None,
@@ -54,10 +59,12 @@ def fedavg(
 
   Args:
     task: what clients train.
-    client_optimizer: starts anew in every round.
+    client_optimizer: starts anew in every round, or see `keep_optimizer`.
     server_optimizer: sgd with learning rate 1 is FedAvg.
     weighting: a client's weight in the mean: its number of `examples`; its
       `tokens`, the sum of the loss's weights over its steps; or `uniform`.
+    keep_optimizer: each client goes on with the state that its optimizer had
+      when it last took part, as the workers of DiLoCo do.
     gradient_hook: (client, params, gradient) -> gradient, in every local step.
     get_model: client -> the `Variables` that it starts from, for algorithms
       whose message holds more than those.
@@ -96,7 +103,7 @@ def fedavg(
     )
     return ServerState(Variables(params, buffers, frozen), state)
 
-  return Algorithm(
+  algorithm = Algorithm(
     init=init,
     broadcast=lambda server: server.variables,
     passes=(local.local_pass,),
@@ -108,4 +115,37 @@ def fedavg(
       "client": client_optimizer.hparams,
       "server": server_optimizer.hparams,
     },
+  )
+  if validate.boolean("keep_optimizer", keep_optimizer):
+    return _keeping_optimizer(algorithm, client_optimizer)
+  return algorithm
+
+
+def _keeping_optimizer(
+  base: Algorithm, client_optimizer: Optimizer
+) -> Algorithm:
+  """Return FedAvg whose clients keep their optimizers from round to round.
+
+  Douillard et al. 2023 (arXiv 2311.08105), section 2: DiLoCo's workers do. Each
+  client has its own row of the table of client states.
+
+  Args:
+    base: FedAvg, whose clients keep nothing else.
+    client_optimizer: that of `base`.
+  """
+  (training,) = base.passes
+
+  def start(client: Client) -> LocalState:
+    carry: LocalState = training.start(client)
+    return carry._replace(optimizer=client.state)
+
+  def finish(client: Client, carry: LocalState) -> Report:
+    return base.finish(client, carry)._replace(state=carry.optimizer)
+
+  return base._replace(
+    passes=(training._replace(start=start),),
+    finish=finish,
+    client_init=lambda server, hparams: client_optimizer.build(
+      hparams["client"]
+    ).init(server.variables.params),
   )

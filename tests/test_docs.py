@@ -20,6 +20,7 @@ import typing
 import warnings
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import fedjax_sim
@@ -27,6 +28,7 @@ from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.cli import listing
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import components, default_config
+from fedjax_sim.core.weights import read_weights
 from tiers import slow_but
 
 pytestmark = pytest.mark.integration
@@ -34,7 +36,11 @@ pytestmark = pytest.mark.integration
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-DOCUMENTS = (README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = (
+  *(README, CONTRIBUTING),
+  *sorted((ROOT / "docs").glob("*.md")),
+  *sorted((ROOT / "docs" / "guides").glob("*.md")),
+)
 INSTALL = "python3 -m venv .venv && . .venv/bin/activate && pip install -e "
 
 
@@ -340,6 +346,32 @@ def test_weights_can_be_followed(tmp_path):
     *("model.stablehlo", "model.stablehlo.json"),
     *("best.npz", "best.npz.json"),
   }
+
+
+def test_the_move_from_flute_can_be_followed(tmp_path):
+  (tmp_path / "docs").symlink_to(ROOT / "docs")
+  text = (ROOT / "docs" / "guides" / "from_flute.md").read_text()
+  follow(text.replace("python docs", f"{sys.executable} docs"), tmp_path)
+  runs = tmp_path / "runs" / "gestures"
+  summary = json.loads((runs / "run" / "summary.json").read_text())
+  assert f"`test/accuracy` {summary['test/accuracy']:.3f}" in text
+  assert f"`test/top_2` {summary['test/top_2']:.3f}" in text
+  assert summary["best/test/top_2"] >= summary["test/top_2"]
+  same = [
+    read_weights(runs / f"{name}.safetensors") for name in ("best", "back")
+  ]
+  for name, array in same[0].arrays.items():
+    np.testing.assert_array_equal(array, same[1].arrays[name])
+  assert (runs / "more" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_diloco_can_be_followed(tmp_path, data_folder, monkeypatch):
+  monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  text = (ROOT / "docs" / "guides" / "diloco.md").read_text()
+  follow(text.replace("diloco.py", "diloco.py:smoke"), tmp_path)
+  assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 4
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ LONG = (  # large networks or data
 OF_STORES = (  # test_text_configs.py runs them
   "mind_news",
   "reddit_gru",
+  "shakespeare_diloco",
   "tff_shakespeare_lstm",
 )
 EACH = [

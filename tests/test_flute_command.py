@@ -35,6 +35,7 @@ from tiers import slow_but
     ({f"{S}.softmax_beta": "hot"}, ["softmax_beta='hot'", "a number"]),
     ({f"{S}.wantRL": "no way"}, ["wantRL='no way'", "true or false"]),
     ({f"{S}.data_config": 5}, ["data_config=5", "section"]),
+    ({"model_config.width": 8}, ["model_config: key='width'"]),
     ({"strategy": "FedSGD"}, ["strategy='FedSGD'", "FedProx"]),
     ({"strategy": ...}, ["strategy is missing"]),
     ({"model_config.model_folder": ...}, ["model_folder is missing", "--task"]),
@@ -189,6 +190,37 @@ def test_refused_keys_are_translated_around(tmp_path, capsys):
   assert "1 refused" in capsys.readouterr().out
   text = (tmp_path / "config.py").read_text()
   assert "# Refused:\n  # - server_config.optimizer_config.dampening" in text
+
+
+def test_a_model_of_ones_own():
+  """Keys that FLUTE lacks are its options, and other metrics its metrics."""
+  changes = {
+    "model_config": {"model_type": "Net", "width": 8, "hidden_dim": 3},
+    f"{S}.best_model_criterion": "top_2",
+  }
+  translation = flute.translate(
+    changed(LR, changes), task="mine.py:net", data="store"
+  )
+  fields = translation.fields
+  assert fields["model.name"] == "mine.py:net"
+  assert fields["model.width"] == 8
+  assert fields["model.hidden_dim"] == 3
+  assert fields["server.best_metrics"] == ("test/top_2",)
+  assert (fields["data.name"], fields["data.path"]) == ("store", "store")
+  assert translation.counts["refused"] == 0
+
+
+def test_a_model_of_ones_own_wants_data(tmp_path, capsys):
+  path = write(tmp_path / "mine.yaml", LR)
+  words = [
+    f"--config={path}",
+    "--task=mine.py:net",
+    f"--workdir={tmp_path}/run",
+  ]
+  assert main(["flute", *words]) == 2
+  err = capsys.readouterr().err
+  assert "task mine.py:net has no data set here; give a store" in err
+  assert "data import --format=leaf_json" in err
 
 
 # --- the documents ------------------------------------------------------------

@@ -54,6 +54,20 @@ def test_shakespeare_as_tff_has_it(tmp_path, data_folder, capsys):
   capsys.readouterr()
 
 
+def test_workers_of_diloco(tmp_path, data_folder, monkeypatch, capsys):
+  monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
+  source = "--train=tinyshakespeare/roles_leaf.json.gz"
+  roles = f"--store={tmp_path / 'roles'}"
+  command = ["data", "import", "--format=leaf_json", "--text=characters"]
+  assert main([*command, source, roles]) == 0
+  deal = ["--partition=iid", "--num-clients=4", "--heldout-fraction=0.1"]
+  command = ["data", "partition", roles, f"--to={tmp_path / 's'}", *deal]
+  assert main(command) == 0
+  found = summary_of("shakespeare_diloco", tmp_path)
+  assert found["seen/loss"] < math.log(65) + 0.1
+  capsys.readouterr()
+
+
 def test_sentences_of_users_as_flute_has_them(tmp_path, data_folder, capsys):
   file = data_folder / "stackexchange" / "beer_posts.jsonl.gz"
   posts = map(json.loads, gzip.decompress(file.read_bytes()).splitlines()[:300])

@@ -1,10 +1,13 @@
-"""Weights of PyTorch models as weights files, and the outputs compared.
+"""Weights of PyTorch models here, and of models here in PyTorch.
 
 python docs/examples/torch_weights.py weights/
 
-A directory is made with `images.safetensors`, for the model `femnist_cnn`,
-`text.safetensors`, for `char_lstm`, and `words.safetensors`, for `word_gru`.
-Here the PyTorch models are fresh ones; a trained one comes from
+Of the models `femnist_cnn`, `char_lstm` and `word_gru`, written in PyTorch, the
+weights become `images.safetensors`, `text.safetensors` and `words.safetensors`,
+which `model.initial` takes. The weights of the models here become
+`images_torch.safetensors` and so on, which PyTorch loads. Outputs are compared.
+
+Here all weights are fresh ones. A file of PyTorch's is opened by
 `module.load_state_dict(torch.load(path, weights_only=True))`, where
 `weights_only` keeps a pickle from running code.
 """
@@ -15,11 +18,14 @@ import sys
 import jax
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import fedjax_sim as fs
 from fedjax_sim.models.char_lstm import char_lstm
 from fedjax_sim.models.femnist_cnn import femnist_cnn
+from fedjax_sim.models.pytorch import networks
+from fedjax_sim.models.pytorch.layouts import from_torch, to_torch
 from fedjax_sim.models.word_gru import word_gru
 
 
@@ -69,121 +75,58 @@ class Words(nn.Module):
     return self.project(states) @ self.embed.weight.T + self.bias
 
 
-# --- layer by layer -----------------------------------------------------------
+def from_module(module, layers, path):
+  """Write the weights of a PyTorch module, for `model.initial`."""
+  state = {k: x.detach().numpy() for k, x in module.state_dict().items()}
+  fs.write_weights(path, from_torch(state, layers))
 
 
-def linear(state, name):
-  """PyTorch computes W x + b, and Flax x W + b."""
-  return {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}
+def to_module(arrays, layers, path, module):
+  """Write weights of a model here for PyTorch, and load them there."""
+  fs.write_weights(path, to_torch(arrays, layers))
+  module.load_state_dict(load_file(path))
 
 
-def linear_after_convolution(state, name, channels, height, width):
-  """Rows in the order in which (height, width, channels) are flattened."""
-  layer = linear(state, name)
-  rows = np.arange(channels * height * width).reshape(channels, height, width)
-  layer["kernel"] = layer["kernel"][rows.transpose(1, 2, 0).ravel()]
-  return layer
-
-
-def convolution(state, name):
-  """From (out, in, *window) to (*window, in, out)."""
-  kernel = np.moveaxis(state[f"{name}.weight"], (0, 1), (-1, -2))
-  return {"kernel": kernel, "bias": state[f"{name}.bias"]}
-
-
-def lstm(state, name, layer):
-  """Both have the gates in the order i, f, g, o; PyTorch has two biases."""
-  part = lambda kind: state[f"{name}.{kind}_l{layer}"]
-  bias = part("bias_ih") + part("bias_hh")
-  inputs = {"kernel": part("weight_ih").T, "bias": bias}
-  return {"inputs": inputs, "recurrent": part("weight_hh").T}
-
-
-def gru(state, name, layer):
-  """Both have the gates in the order r, z, n, and two biases."""
-  part = lambda kind: state[f"{name}.{kind}_l{layer}"]
-  inputs = {"kernel": part("weight_ih").T, "bias": part("bias_ih")}
-  recurrent = {"recurrent": part("weight_hh").T}
-  return {"inputs": inputs, **recurrent, "recurrent_bias": part("bias_hh")}
-
-
-# --- model by model -----------------------------------------------------------
-
-
-def images(state, side=12):
-  """The tree of `femnist_cnn`; `side` is that of the pooled images."""
-  flat = linear_after_convolution(state, "dense1", 64, side, side)
-  return {
-    "conv1": convolution(state, "conv1"),
-    "conv2": convolution(state, "conv2"),
-    "dense1": flat,
-    "dense2": linear(state, "dense2"),
-  }
-
-
-def text(state):
-  """The tree of `char_lstm` with two layers."""
-  return {
-    "reader": {
-      "embed": {"embedding": state["embed.weight"]},
-      "layers": [lstm(state, "lstm", layer) for layer in (0, 1)],
-    },
-    "logits": linear(state, "logits"),
-  }
-
-
-def words(state):
-  """The tree of `word_gru`; its embeddings are the output's, too."""
-  return {
-    "embedding": state["embed.weight"],
-    "gru": gru(state, "gru", 0),
-    "project": {"kernel": state["project.weight"].T},
-    "bias": state["bias"],
-  }
-
-
-def numbers(module):
-  """The arrays of a module by their names."""
-  return {k: x.detach().numpy() for k, x in module.state_dict().items()}
-
-
-def outputs(task, path, x):
-  """What the task's model says of inputs, beginning from a weights file."""
-  arrays = fs.read_weights(path).arrays
-  variables = fs.with_initial(task, arrays).init(jax.random.key(0))
+def outputs(task, variables, x):
+  """Return what the model here says of inputs."""
   return np.asarray(task.logits(variables, {"x": x}))
+
+
+def compare(path, found, module, x):
+  expected = module(x).detach().numpy()
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  print(f"{path}: largest difference {abs(found - expected).max():.1e}")
 
 
 def main(folder):
   folder.mkdir(parents=True, exist_ok=True)
   torch.manual_seed(0)
-  with torch.no_grad():
-    module, path = Images(), folder / "images.safetensors"
-    fs.write_weights(path, images(numbers(module)))
-    x = torch.rand(5, 1, 28, 28)
-    expected = module(x).numpy()
-    found = outputs(
-      femnist_cnn((28, 28, 1), 62), path, x.numpy().transpose(0, 2, 3, 1)
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    print(f"{path}: largest difference {abs(found - expected).max():.1e}")
+  images = torch.rand(5, 1, 28, 28)
+  ids, words = torch.randint(65, (5, 80)), torch.randint(1, 100, (5, 25))
+  for name, module, task, layers, x, seen in (
+    (
+      *("images", Images(), femnist_cnn((28, 28, 1), 62)),
+      *(networks.femnist_cnn(), images, images.permute(0, 2, 3, 1)),
+    ),
+    ("text", Text(), char_lstm((80,), 65), networks.char_lstm(), ids, ids),
+    (
+      *("words", Words(), word_gru((25,), 100, embedding=16, units=32)),
+      *(networks.word_gru(), words, words),
+    ),
+  ):
+    # The logits of `word_gru` begin with that of the padding.
+    own = slice(1, None) if name == "words" else slice(None)
+    key = jax.random.key(0)
 
-    module, path = Text(), folder / "text.safetensors"
-    fs.write_weights(path, text(numbers(module)))
-    ids = torch.randint(65, (5, 80))
-    expected = module(ids).numpy()
-    found = outputs(char_lstm((80,), 65), path, ids.numpy())
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    print(f"{path}: largest difference {abs(found - expected).max():.1e}")
+    path = folder / f"{name}.safetensors"
+    from_module(module, layers, path)
+    begun = fs.with_initial(task, fs.read_weights(path).arrays).init(key)
+    compare(path, outputs(task, begun, seen.numpy())[..., own], module, x)
 
-    module, path = Words(), folder / "words.safetensors"
-    fs.write_weights(path, words(numbers(module)))
-    ids = torch.randint(1, 100, (5, 25))
-    expected = module(ids).numpy()
-    task = word_gru((25,), 100, embedding=16, units=32)
-    found = outputs(task, path, ids.numpy())[..., 1:]  # 0 is padding
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    print(f"{path}: largest difference {abs(found - expected).max():.1e}")
+    path = folder / f"{name}_torch.safetensors"
+    variables = task.init(key)  # or those of `fs.load(workdir)`
+    to_module(fs.named_variables(variables), layers, path, module)
+    compare(path, outputs(task, variables, seen.numpy())[..., own], module, x)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from fedjax_sim.cli import run as runs
 from fedjax_sim.config import flags, flute
 from fedjax_sim.core import files, validate
+from fedjax_sim.core.references import is_reference
 from fedjax_sim.data.location import is_url
 
 _FILE = "config.py"
@@ -115,7 +116,7 @@ def _check(translation: flute.Translation, config: str, data: str) -> None:
   from fedjax_sim.models import MODELS
 
   name = translation.fields["model.name"]
-  if name not in MODELS:
+  if name not in MODELS and not is_reference(name):
     raise validate.UnknownNameError(
       f"task {task.name} needs the model {name!r}, which is not here; known:"
       f" {', '.join(sorted(MODELS))}."

@@ -35,6 +35,8 @@ class FluteTask(NamedTuple):
     layers: of a field with "()".
     buffers: whether the model has running statistics, of batch norm.
     by_type: whether `model_config.model_type` chooses among networks.
+    is_own: whether the model is the user's, so that keys of `model_config`
+      which FLUTE lacks are its options, and other metrics its metrics.
   """
 
   name: str
@@ -49,6 +51,7 @@ class FluteTask(NamedTuple):
   layers: int = 1
   buffers: bool = False
   by_type: bool = False
+  is_own: bool = False
 
 
 _CIFAR = {"data.name": "cifar10"}
@@ -190,6 +193,24 @@ TASKS: Mapping[str, FluteTask] = {
     ),
   )
 }
+
+
+def own_task(reference: str) -> FluteTask:
+  """Return the task of a model of the user's own.
+
+  Args:
+    reference: such as "mine.py:model"; a function as docs/extend.md has it.
+  """
+  options = ("embed_dim", "hidden_dim")
+  return FluteTask(
+    reference,
+    model={"model.name": reference},
+    keys={
+      **{name: f"model.{name}" for name in options},
+      **dict.fromkeys(("vocab_size", "num_classes"), ""),
+    },
+    is_own=True,
+  )
 
 
 def network(task: FluteTask, model_type: str) -> dict[str, Any] | None:

@@ -17,9 +17,16 @@ from fedjax_sim.config.flute.rules import (
   Key,
   Outcome,
   idle,
+  sets,
 )
-from fedjax_sim.config.flute.tasks import NETWORKS, TASKS, FluteTask
+from fedjax_sim.config.flute.tasks import (
+  NETWORKS,
+  TASKS,
+  FluteTask,
+  own_task,
+)
 from fedjax_sim.core import validate
+from fedjax_sim.core.references import is_reference
 
 _NAMES = {
   bool: "true or false",
@@ -141,7 +148,8 @@ def translate(
 
   Args:
     tree: what the YAML file holds.
-    task: a name of `TASKS`; None: the folder of `model_config.model_folder`.
+    task: a name of `TASKS`, or a reference to a model of one's own, such as
+      "mine.py:model"; None: the folder of `model_config.model_folder`.
     data: a store's path or URL, or the folder of the task's own data set;
       None: the task's own data set, if it has one.
     compat: "meant": the papers' arithmetic, with FLUTE's numbers converted;
@@ -158,7 +166,7 @@ def translate(
   for name in _NEEDED:
     if name not in tree:
       raise ValueError(f"{name} is missing; a FLUTE file has it.")
-  found = list(_walk(tree, KEYS))
+  found = list(_walk(tree, _keys(tree, task)))
   values = {path: value for path, _, value in found if _is_given(value)}
   file = File(values, _task(values, task), compat, data)
   if file.task.by_type and "model_config.model_type" not in values:
@@ -179,6 +187,20 @@ def translate(
   ]
   fields, sources = _joined(file, rows)
   return Translation(file.task, compat, rows, fields, sources)
+
+
+def _keys(tree: Mapping[str, Any], task: str | None) -> Mapping[str, Any]:
+  """Return the table of keys; further ones are options of an own model."""
+  section = tree["model_config"]
+  if not (is_reference(task) and isinstance(section, dict)):
+    return KEYS
+  known = KEYS["model_config"]
+  options = {
+    name: Key(object, sets(f"model.{name}"))
+    for name in section
+    if name not in known
+  }
+  return {**KEYS, "model_config": {**known, **options}}
 
 
 def _walk(
@@ -229,6 +251,8 @@ def _is_given(value: Any) -> bool:
 
 def _task(values: Mapping[str, Any], name: str | None) -> FluteTask:
   """Return the task of a file."""
+  if name is not None and is_reference(name):
+    return own_task(name)
   if name is not None:
     return validate.lookup("--task", name, TASKS)
   folder = values.get("model_config.model_folder")

@@ -1,0 +1,1 @@
+"""PyTorch's names and layouts of the networks that are here, both ways."""
