@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.data.name = "store"
   config.data.path = "runs/shakespeare_iid"
   config.model.name = "llama"
-  config.model.width = 64
+  config.model.width = 32
   config.model.layers = 2
   config.model.heads = 4
   config.model.key_value_heads = 2
@@ -51,5 +51,5 @@ def get_config(arg: str = "") -> ConfigDict:
   if validate.one_of("argument", arg, ("", "smoke")) == "smoke":
     config.server.rounds = 2
     config.client.steps = 2
-    config.model.width = 16
+    config.model.width = 8
   return config

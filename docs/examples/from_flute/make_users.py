@@ -3,7 +3,7 @@
 python docs/examples/from_flute/make_users.py runs/gestures
 
 An example is what a phone's three accelerometers say in 24 steps, its label one
-of four gestures. Each user holds the phone at an angle of their own.
+of six gestures. Each user holds the phone at an angle of their own.
 """
 
 import json
@@ -13,7 +13,14 @@ import sys
 import numpy as np
 
 STEPS = 24
-GESTURES = ((1, 0), (0, 1), (2, 0), (0, 2))  # cycles along two of the axes
+GESTURES = (
+  (1, 0),
+  (2, 0),
+  (3, 0),
+  (0, 1),
+  (0, 2),
+  (0, 3),
+)  # cycles along two of the axes
 
 
 def user(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ class GestureNet(BaseModel):
     super().__init__()
     width = model_config["width"]
     self.conv = torch.nn.Conv1d(3, width, 5, padding=2)
-    self.linear = torch.nn.Linear(12 * width, 4)
+    self.linear = torch.nn.Linear(12 * width, 6)
 
   def forward(self, x):  # (batch, 3, 24)
     x = functional.max_pool1d(torch.relu(self.conv(x)), 2)

@@ -29,6 +29,8 @@ _IMPORT = "texts become ids by `data import`"
 
 def _network(value: str, file: File) -> Outcome:
   """Choose the network, where a task has several."""
+  if file.task.is_own:
+    return used(file.task.model)
   if not file.task.by_type:
     return used(file.task.model, f"the model of {file.task.name}")
   fields = network(file.task, value)
