@@ -7,8 +7,10 @@ taken back to PyTorch, bit for bit.
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
+import types
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ from fedjax_sim.models import MODELS, layers
 from fedjax_sim.models.pytorch import layouts, networks
 from fedjax_sim.models.pytorch.layouts import Layer, from_torch, to_torch
 from fedjax_sim.models.transformer.attention import Attention
+from fedjax_sim.tasks import losses
 
 torch = pytest.importorskip(
   "torch", reason="needs PyTorch: pip install 'fedjax_sim[benchmarks]'"
@@ -33,6 +36,7 @@ pytestmark = pytest.mark.integration
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "docs" / "examples" / "torch_weights.py"
 RNGS = nnx.Rngs(0)
+Module: Any = torch.nn.Module
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +231,7 @@ def test_parameters():
 # --- networks -----------------------------------------------------------------
 
 
-class Basic(torch.nn.Module):
+class Basic(Module):
   """A block of two convolutions, with torchvision's names."""
 
   def __init__(self, before, after, stride, norm):
@@ -247,7 +251,7 @@ class Basic(torch.nn.Module):
     return torch.relu(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
-class ResNet18(torch.nn.Module):
+class ResNet18(Module):
   """A ResNet of 18 layers for small tests; torchvision's has width 64."""
 
   def __init__(self, stem, norm, width, classes):
@@ -312,7 +316,7 @@ def test_a_resnet(stem, norm, tmp_path):
 
 
 def test_lenet(tmp_path):
-  class LeNet(torch.nn.Module):
+  class LeNet(Module):
     def __init__(self):
       super().__init__()
       self.conv1 = torch.nn.Conv2d(3, 6, 5)
@@ -331,6 +335,35 @@ def test_lenet(tmp_path):
   x = torch.randn(2, 3, 32, 28)
   seen = x.permute(0, 2, 3, 1).numpy()
   both_ways(LeNet(), task, networks.lenet(32, 28), x, seen, tmp_path)
+
+
+def test_the_module_of_the_guide_from_flute(tmp_path, monkeypatch):
+  """Its file here says what its file in FLUTE says, and measures alike."""
+  flute: Any = types.ModuleType("core.model")
+  flute.BaseModel = Module
+  monkeypatch.setitem(sys.modules, "core", types.ModuleType("core"))
+  monkeypatch.setitem(sys.modules, "core.model", flute)
+  folder = ROOT / "docs" / "examples" / "from_flute"
+  named = runpy.run_path(str(folder / "flute" / "model.py"))
+  theirs = named["GestureNet"]({"width": 8})
+  ours = runpy.run_path(str(folder / "gestures.py"))
+  task = ours["gestures"]((24, 3), 6)
+  x, y = torch.randn(50, 3, 24), torch.randint(6, (50,))
+  seen = x.transpose(1, 2).numpy()
+  both_ways(theirs, task, ours["layers"](), x, seen, tmp_path)
+  measured = theirs.inference({"x": x, "y": y})
+  scores = measured["output"].detach().numpy()
+  found = ours["top_2"](scores, {"y": y.numpy()})
+  assert measured["top_2"]["value"] == pytest.approx(float(found.mean()))
+  means = {
+    name: float(m.total.sum() / m.weight.sum())
+    for name, m in losses.classification_metrics(
+      scores, {"y": y.numpy()}
+    ).items()
+  }
+  loss = theirs.loss({"x": x, "y": y}).item()
+  assert measured["acc"] == pytest.approx(means["accuracy"])
+  assert means["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_the_script_compares_three_networks_both_ways(tmp_path):

@@ -326,11 +326,11 @@ def attention(bias: bool = True) -> Layout:
   Args:
     bias: whether the four linear layers have biases.
   """
-  ours = ("query/kernel", "key/kernel", "value/kernel", "output/kernel")
-  theirs = ("in_proj_weight", "out_proj.weight")
-  if bias:
-    ours += ("query/bias", "key/bias", "value/bias", "output/bias")
-    theirs += ("in_proj_bias", "out_proj.bias")
+  kinds = ("kernel", "bias") if bias else ("kernel",)
+  parts = ("query", "key", "value", "output")
+  ours = tuple(f"{part}/{kind}" for kind in kinds for part in parts)
+  theirs = ["in_proj_weight", "out_proj.weight"]
+  theirs += ["in_proj_bias", "out_proj.bias"] if bias else []
 
   def to_torch(*arrays: np.ndarray) -> Sequence[np.ndarray]:
     *inner, outer = map(_transposed, arrays[:4])
@@ -347,4 +347,4 @@ def attention(bias: bool = True) -> Layout:
       parts += [*np.split(biases[0], 3), biases[1]]
     return parts
 
-  return Layout(ours, theirs, to_torch, from_torch)
+  return Layout(ours, tuple(theirs), to_torch, from_torch)

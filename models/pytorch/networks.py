@@ -57,11 +57,13 @@ def femnist_cnn(height: int = 28, width: int = 28) -> Layers:
     height: of the images.
     width: of the images.
   """
-  left = [(side - 4) // 2 for side in (height, width)]
+  flat = layouts.linear_after_convolution(
+    64, (height - 4) // 2, (width - 4) // 2
+  )
   return (
     Layer("conv1", "conv1", layouts.convolution()),
     Layer("conv2", "conv2", layouts.convolution()),
-    Layer("dense1", "dense1", layouts.linear_after_convolution(64, *left)),
+    Layer("dense1", "dense1", flat),
     Layer("dense2", "dense2", layouts.linear()),
   )
 
@@ -73,11 +75,12 @@ def lenet(height: int = 32, width: int = 32) -> Layers:
     height: of the images.
     width: of the images.
   """
-  left = [((side - 4) // 2 - 4) // 2 for side in (height, width)]
+  left = lambda side: ((side - 4) // 2 - 4) // 2
+  flat = layouts.linear_after_convolution(16, left(height), left(width))
   return (
     Layer("conv1", "conv1", layouts.convolution()),
     Layer("conv2", "conv2", layouts.convolution()),
-    Layer("dense1", "fc1", layouts.linear_after_convolution(16, *left)),
+    Layer("dense1", "fc1", flat),
     Layer("dense2", "fc2", layouts.linear()),
     Layer("dense3", "fc3", layouts.linear()),
   )

@@ -88,4 +88,7 @@ def test_optimizers_begin_anew_by_default():
 
 def test_keeping_is_yes_or_no():
   with pytest.raises(TypeError, match="keep_optimizer=1"):
-    fedavg(quadratic(2), sgd(0.1), sgd(1.0), keep_optimizer=1)
+    fedavg(
+      *(quadratic(2), sgd(0.1), sgd(1.0)),
+      keep_optimizer=1,  # type: ignore[arg-type]
+    )
