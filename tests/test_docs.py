@@ -30,6 +30,7 @@ from fedjax_sim.cli.main import main
 from fedjax_sim.config import components, default_config
 from fedjax_sim.core.weights import read_weights
 from tiers import slow_but
+from workdirs import skip_pictures
 
 pytestmark = pytest.mark.integration
 
@@ -349,7 +350,8 @@ def test_weights_can_be_followed(tmp_path):
   }
 
 
-def test_the_move_from_flute_can_be_followed(tmp_path):
+def test_the_move_from_flute_can_be_followed(tmp_path, monkeypatch):
+  skip_pictures(monkeypatch)
   (tmp_path / "docs").symlink_to(ROOT / "docs")
   text = (ROOT / "docs" / "guides" / "from_flute.md").read_text()
   follow(text.replace("python docs", f"{sys.executable} docs"), tmp_path)
@@ -358,7 +360,7 @@ def test_the_move_from_flute_can_be_followed(tmp_path):
   for name in ("test/accuracy", "test/top_2"):
     (said,) = re.findall(rf"`{name}` (0\.\d+)", text)
     assert summary[name] == pytest.approx(float(said), abs=0.02)
-  assert summary["best/test/top_2"] >= summary["test/top_2"]
+  assert summary["best/test/top_2"] >= summary["test/top_2"] - 1e-6
   same = [
     read_weights(runs / f"{name}.safetensors") for name in ("best", "back")
   ]
@@ -372,8 +374,14 @@ def test_diloco_can_be_followed(tmp_path, data_folder, monkeypatch):
   monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   text = (ROOT / "docs" / "guides" / "diloco.md").read_text()
-  follow(text.replace("diloco.py", "diloco.py:smoke"), tmp_path)
-  assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 4
+  for said, quick in (
+    ("diloco.py", "diloco.py:smoke"),
+    ("steps=50", "steps=3"),
+    ("rounds=500", "rounds=5"),
+  ):
+    text = text.replace(said, quick)
+  follow(text, tmp_path)
+  assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 6
 
 
 @pytest.mark.slow
