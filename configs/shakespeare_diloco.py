@@ -52,4 +52,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.server.rounds = 2
     config.client.steps = 2
     config.model.width = 8
+    config.model.layers = 1
   return config

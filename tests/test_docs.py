@@ -370,6 +370,7 @@ def test_the_move_from_flute_can_be_followed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_diloco_can_be_followed(tmp_path, data_folder, monkeypatch):
   monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
   (tmp_path / "configs").symlink_to(ROOT / "configs")

@@ -54,13 +54,14 @@ def test_shakespeare_as_tff_has_it(tmp_path, data_folder, capsys):
   capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_workers_of_diloco(tmp_path, data_folder, monkeypatch, capsys):
   monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
   source = "--train=tinyshakespeare/roles_leaf.json.gz"
   roles = f"--store={tmp_path / 'roles'}"
   command = ["data", "import", "--format=leaf_json", "--text=characters"]
   assert main([*command, source, roles]) == 0
-  deal = ["--partition=iid", "--num-clients=4", "--heldout-fraction=0.1"]
+  deal = ["--partition=iid", "--num-clients=4", "--heldout-fraction=0.01"]
   command = ["data", "partition", roles, f"--to={tmp_path / 's'}", *deal]
   assert main(command) == 0
   found = summary_of("shakespeare_diloco", tmp_path)
