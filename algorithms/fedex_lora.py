@@ -26,9 +26,8 @@ from fedjax_sim.core import (
   Variables,
   in_float32,
 )
-from fedjax_sim.core.tree import paths_of
 from fedjax_sim.engine.client_log import combine
-from fedjax_sim.tasks.lora import SCALE, A, B
+from fedjax_sim.tasks.lora import A, B, adapters_of, with_kernels
 from fedjax_sim.training.optimizers import Optimizer
 
 
@@ -60,15 +59,23 @@ def fedex_lora(
       the clients' models.
 
   Raises:
-    ValueError: the task has no adapters, or their `lora_a` does not train.
+    ValueError: the task has no adapters, their `lora_a` does not train, or the
+      kernels are less precise than float32.
   """
-  params = jax.eval_shape(task.init, jax.random.key(0)).params
-  if not _adapters(params):
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  if not _adapters(shapes.params):
     raise ValueError(
       "algorithm.name='fedex_lora' averages adapters of which both factors"
       " train, and the task has none; set adapter.name='lora' with"
       " adapter.fixed_a=False."
     )
+  for path, adapter in adapters_of(shapes).items():
+    if adapter.base.dtype.itemsize < 4:
+      raise ValueError(
+        f"algorithm.name='fedex_lora' adds small differences to {path!r}, which"
+        f" {adapter.base.dtype.name} would lose; set"
+        " runtime.frozen_dtype='float32'."
+      )
   base = fedavg(
     task,
     client_optimizer,
@@ -77,11 +84,8 @@ def fedex_lora(
   )
 
   def broadcast(server: ServerState) -> Message:
-    constants, _ = server.variables.frozen.rest
-    kernels = server.variables.frozen.params
-    pairs = zip(paths_of(kernels), jax.tree.leaves(kernels), strict=True)
-    changed = [leaf for path, leaf in pairs if path in constants]
-    return Message(server.variables, changed)
+    adapters = adapters_of(server.variables).values()
+    return Message(server.variables, [adapter.base for adapter in adapters])
 
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context
@@ -92,22 +96,13 @@ def fedex_lora(
     weights = weights / jnp.where(total > 0, total, 1)
     joined = combine(aggregate.update, weights)
     server = base.apply(server, aggregate._replace(update=joined), context)
-    frozen = server.variables.frozen
-    constants, _ = frozen.rest
-    changes = {
-      path: constants[path][SCALE]
-      * _covariance(aggregate.update[path], joined[path], weights)
-      for path in _adapters(joined)
-    }
-    kept = [
-      leaf + changes[path].astype(leaf.dtype) if path in changes else leaf
-      for path, leaf in zip(
-        paths_of(frozen.params), jax.tree.leaves(frozen.params), strict=True
-      )
-    ]
-    kernels = jax.tree.unflatten(jax.tree.structure(frozen.params), kept)
-    frozen = frozen._replace(params=kernels)
-    return server._replace(variables=server.variables._replace(frozen=frozen))
+    kernels = {}
+    for path, adapter in adapters_of(server.variables).items():
+      missed = _covariance(aggregate.update[path], joined[path], weights)
+      change = adapter.scale * missed
+      kernels[path] = adapter.base + change.astype(adapter.base.dtype)
+    variables = with_kernels(server.variables, kernels)
+    return server._replace(variables=variables)
 
   return base._replace(
     broadcast=broadcast,

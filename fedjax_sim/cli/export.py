@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedjax_sim.config import flags
+from fedjax_sim.core import validate
 from fedjax_sim.data import workdir_on_disk
 
 
@@ -23,24 +24,46 @@ def run(arguments: Sequence[str]) -> int:
   values = flags.parse(
     arguments,
     *("workdir", "to"),
-    **{"round": "", "format": "", "data-path": ""},
+    switches=("merged",),
+    **{"round": "", "format": "", "layout": "", "data-path": ""},
   )
   path = Path(values.to)
-  wanted = values.format
+  wanted, layout = values.format, values.layout
   if wanted and f".{wanted}" != path.suffix:
     raise flags.UsageError(
       f"--format={wanted} and --to={path} name two formats; leave out --format,"
       f" or let the file end in .{wanted}."
     )
-  from fedjax_sim.run.export import check_target, export
+  from fedjax_sim.run.export import STABLEHLO, check_target, export
+  from fedjax_sim.run.export_folder import LAYOUTS, check_folder, export_folder
   from fedjax_sim.run.opened import BEST, load
 
+  if layout:
+    validate.one_of("--layout", layout, LAYOUTS)
+    if wanted:
+      raise flags.UsageError(
+        f"--layout={layout} is a folder of safetensors; leave out"
+        f" --format={wanted}."
+      )
+  if values.merged and (layout or path.suffix == STABLEHLO):
+    what = f"--layout={layout}" if layout else f"a {STABLEHLO} file"
+    raise flags.UsageError(
+      f"--merged is for weights files, and {what} says by itself what becomes"
+      " of adapters; leave it out."
+    )
   text = values["round"].value
   round_: int | str | None = text or None
   if text and text.partition("/")[0] != BEST:
     round_ = flags.number("--round", text, int, f" or {BEST!r}")
   workdir = workdir_on_disk(values.workdir, "--workdir")
-  check_target(path)
+  if layout:
+    check_folder(path, layout)
+  else:
+    check_target(path)
   opened = load(workdir, round_, data_path=values["data-path"].value or None)
-  print(export(opened, path))  # noqa: T201
+  if layout:
+    said = export_folder(opened, path, layout)
+  else:
+    said = export(opened, path, merge=values.merged)
+  print(said)  # noqa: T201
   return 0

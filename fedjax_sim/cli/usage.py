@@ -75,6 +75,9 @@ fedjax-sim: federated learning, simulated.
   fedjax-sim export --workdir=DIR --to=FILE
       writes the model of a run, and its config as JSON beside it: weights as
       .safetensors, .npz or .msgpack, or predictions as a program, .stablehlo
+      --merged: weights with the adapters multiplied in
+      --layout=hugging_face|peft: a folder instead, which PyTorch's libraries
+      load: a transformer, its adapters multiplied in, or the adapters alone
       --round=best|best/METRIC|N: of the best evaluation, or of a checkpoint
       --data-path=PATH: where the data lie now; it takes them
   fedjax-sim flute --config=FILE.yaml --workdir=DIR

@@ -133,6 +133,7 @@ def default_config() -> ConfigDict:
   config.runtime.checkpoint_every = 10
   config.runtime.keep_checkpoints = 3
   config.runtime.compute_dtype = "float32"
+  config.runtime.frozen_dtype = "float32"
   config.runtime.remat = False
   config.runtime.peer_timeout = 30.0
   config.runtime.start_timeout = 300.0

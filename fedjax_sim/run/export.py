@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
 from fedjax_sim.config.build.privacy import draws_noise
-from fedjax_sim.core import urls
+from fedjax_sim.core import Variables, in_float32, urls
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.core.errors import FedjaxSimError, one_line
 from fedjax_sim.core.files import write_atomically, write_json
@@ -26,6 +26,7 @@ from fedjax_sim.core.weights import FORMATS, check_format, write_weights
 from fedjax_sim.run.changes import decisive
 from fedjax_sim.run.opened import OpenedRun
 from fedjax_sim.tasks.freezing import named_variables
+from fedjax_sim.tasks.lora import adapters_of, merged
 
 STABLEHLO = ".stablehlo"
 _FACTS = ("round", "params_digest", "config")
@@ -37,7 +38,7 @@ _LOCATIONS = {  # of code in a program: with all of their 0 frames
 
 
 class ExportError(FedjaxSimError, ValueError):
-  """A model's prediction cannot be exported as a program."""
+  """A run's model cannot be exported in the form that is asked for."""
 
 
 def check_target(path: Path) -> None:
@@ -54,6 +55,16 @@ def check_target(path: Path) -> None:
     library("flatbuffers", "stablehlo", f"{path}: the format")
   else:
     check_format(path, (STABLEHLO,))
+  check_beside(path)
+
+
+def check_beside(path: Path) -> None:
+  """Refuse a place beside which no JSON file can be.
+
+  Raises:
+    FileExistsError: it holds something else, such as the config of a workdir.
+    FileNotFoundError: its folder is missing.
+  """
   if not path.parent.is_dir():
     raise FileNotFoundError(
       f"{path}: there is no folder {path.parent}; make it first."
@@ -79,7 +90,7 @@ def _is_ours(path: Path) -> bool:
     return False
 
 
-def export(run: OpenedRun, path: Path) -> str:
+def export(run: OpenedRun, path: Path, merge: bool = False) -> str:
   """Write a run's model, and a JSON file about it beside it.
 
   The suffix says what: `.safetensors`, `.npz` and `.msgpack` hold the
@@ -89,23 +100,25 @@ def export(run: OpenedRun, path: Path) -> str:
   Args:
     run: whose model.
     path: the file.
+    merge: multiply the adapters into their kernels, and write the variables of
+      the model itself.
 
   Returns:
     What was written, in words.
 
   Raises:
-    ExportError: the model's code does not allow any number of examples.
+    ExportError: the model's code does not allow any number of examples, or
+      there is no adapter to merge.
     ValueError, OSError, ModuleNotFoundError: see `check_target`.
   """
   check_target(path)
-  values = run.round, tree_digest(run.params), _shared_config(run.config)
-  facts: dict[str, Any] = dict(zip(_FACTS, values, strict=True))
+  facts = facts_of(run)
   # A kill leaves a model without its JSON file, never with another one's.
   beside = facts_file(path)
   if path.suffix in FORMATS:
-    named = named_variables(run.variables)
+    named = named_variables(whole_model(run) if merge else run.variables)
     beside.unlink(missing_ok=True)
-    write_weights(path, named, {k: json.dumps(v) for k, v in facts.items()})
+    write_weights(path, named, as_texts(facts))
     said = f"{len(named)} arrays"
   else:
     content, inputs, platforms = _program(run)
@@ -116,6 +129,36 @@ def export(run: OpenedRun, path: Path) -> str:
     said = f"a program for {', '.join(platforms)}"
   write_json(beside, facts)
   return f"{path}: {said}, of round {run.round}"
+
+
+def facts_of(run: OpenedRun) -> dict[str, Any]:
+  """Return what the JSON file beside a model says of every run."""
+  values = run.round, tree_digest(run.params), _shared_config(run.config)
+  return dict(zip(_FACTS, values, strict=True))
+
+
+def as_texts(facts: Mapping[str, Any]) -> dict[str, str]:
+  """Return what the JSON file says, as the metadata of a weights file."""
+  return {key: json.dumps(value) for key, value in facts.items()}
+
+
+def whole_model(run: OpenedRun) -> Variables:
+  """Return the variables of the model itself, its adapters multiplied in.
+
+  Raises:
+    ExportError: it has none.
+  """
+  if not adapters_of(run.variables):
+    raise ExportError(
+      f"The run has no adapters to merge (adapter.name="
+      f"{run.config.adapter.name!r}, and only 'lora' is known); leave out what"
+      " asks for them."
+    )
+  exact = run.variables  # the product is not rounded as what is frozen was
+  if run.config.runtime.frozen_dtype != "float32":
+    exact = exact._replace(frozen=jax.tree.map(in_float32, exact.frozen))
+  variables: Variables = jax.device_get(merged(exact))
+  return variables
 
 
 def _shared_config(config: ConfigDict) -> dict[str, Any]:

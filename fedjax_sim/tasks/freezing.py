@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_sim.core import (
   Array,
@@ -188,6 +189,43 @@ def with_kept_buffers(task: Task) -> Task:
     return found._replace(buffers=variables.buffers)
 
   return _of_whole(task, init, loss, _with_buffers)
+
+
+def with_frozen_dtype(task: Task, dtype: Any) -> Task:
+  """Return the task whose frozen variables are kept in `dtype`, as bfloat16.
+
+  They are rounded once, at the beginning, and computed with in the dtype that
+  they had; what trains stays as it is. Around `with_compute_dtype` of the same
+  dtype nothing is converted: a device holds no other copy of them.
+
+  Args:
+    task: what is trained.
+    dtype: of the frozen arrays of float32; single numbers stay float32.
+
+  Raises:
+    ValueError: it has no such array.
+  """
+  like = jax.eval_shape(task.init, jax.random.key(0)).frozen
+  lowered = lambda x: x.ndim > 0 and x.dtype == jnp.float32
+  if not any(map(lowered, jax.tree.leaves(like))):
+    raise ValueError(
+      f"runtime.frozen_dtype={jnp.dtype(dtype).name!r} is for what is frozen,"
+      " and nothing is; set model.frozen or adapter.name, or unset it."
+    )
+
+  def init(key: Key) -> Variables:
+    begun = task.init(key)
+    low = lambda x: x.astype(dtype) if lowered(x) else x
+    return begun._replace(frozen=jax.tree.map(low, begun.frozen))
+
+  def whole(variables: Variables) -> Variables:
+    back = lambda x, shape: x.astype(shape.dtype)
+    return variables._replace(frozen=jax.tree.map(back, variables.frozen, like))
+
+  def loss(variables: Variables, examples: Examples, key: Key) -> Loss:
+    return task.loss(whole(variables), examples, key)
+
+  return _of_whole(task, init, loss, whole)
 
 
 def _with_buffers(variables: Variables) -> Variables:

@@ -9,7 +9,7 @@ beside W (`low_rank.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.tree import paths_of
-from fedjax_sim.tasks.freezing import Parts, matching
+from fedjax_sim.tasks.freezing import KeptBuffers, Parts, matching
 from fedjax_sim.tasks.low_rank import LowRank, evaluate
 
 A, B, SCALE = "lora_a", "lora_b", "lora_scale"  # the ends of paths
@@ -221,18 +221,89 @@ def merged(variables: Variables) -> Variables:
   Returns:
     Those of the task that it was given.
   """
-  trained, buffers, (kept, (constants, rest)) = variables
+  return _itself(variables, LowRank.whole)
+
+
+def unadapted(variables: Variables) -> Variables:
+  """Return the variables of the model itself, without its adapters.
+
+  Args:
+    variables: of a task that `with_lora` made.
+
+  Returns:
+    Those of the task that it was given; what trains whole is as it is now.
+  """
+  return _itself(variables, lambda kernel: kernel.base)
+
+
+def adapters_of(variables: Variables) -> dict[str, LowRank]:
+  """Return path -> the parts of a kernel, of every kernel with an adapter.
+
+  Args:
+    variables: of any task; empty if `with_lora` did not make it.
+  """
+  trained, _, frozen = variables
+  if isinstance(frozen, KeptBuffers):
+    return adapters_of(variables._replace(frozen=frozen.rest))
+  if not isinstance(frozen, Parts):
+    return {}
+  match frozen.rest:
+    case (dict() as constants, _):
+      parts = constants.values()
+    case _:
+      return {}
+  if not all(isinstance(part, dict) and SCALE in part for part in parts):
+    return {}
+  leaves = jax.tree.leaves(frozen.params)
+  kept = dict(zip(paths_of(frozen.params), leaves, strict=True))
+  found = {}
+  for path, own in constants.items():
+    factors = {**own, **trained[path]}
+    found[path] = LowRank(kept[path], factors[A], factors[B], factors[SCALE])
+  return found
+
+
+def with_kernels(
+  variables: Variables, kernels: Mapping[str, Array]
+) -> Variables:
+  """Return variables with other frozen kernels beside their adapters.
+
+  Args:
+    variables: of a task that `with_lora` made.
+    kernels: path -> the new kernel, of its shape and dtype.
+  """
+  frozen = variables.frozen
+  if isinstance(frozen, KeptBuffers):
+    inside = with_kernels(variables._replace(frozen=frozen.rest), kernels)
+    return inside._replace(frozen=frozen._replace(rest=inside.frozen))
+  leaves, treedef = jax.tree.flatten(frozen.params)
+  pairs = zip(paths_of(frozen.params), leaves, strict=True)
+  made = [kernels.get(path, leaf) for path, leaf in pairs]
+  frozen = frozen._replace(params=jax.tree.unflatten(treedef, made))
+  return variables._replace(frozen=frozen)
+
+
+def _itself(
+  variables: Variables, kernel: Callable[[LowRank], Array]
+) -> Variables:
+  """Return the variables of the model itself; `kernel` makes its kernels."""
+  trained, buffers, frozen = variables
+  if isinstance(frozen, KeptBuffers):
+    inside = _itself(variables._replace(frozen=frozen.rest), kernel)
+    kept_buffers = KeptBuffers(frozen.buffers, inside.frozen)
+    return inside._replace(frozen=kept_buffers)
+  adapted = adapters_of(variables)
+  kept, (_, rest) = frozen
   # None, where a parameter trains whole, takes part in the order of paths.
   with_gaps = lambda tree: jax.tree.flatten(tree, is_leaf=lambda x: x is None)
   leaves, treedef = with_gaps(kept)
   paths = paths_of(jax.tree.unflatten(treedef, [0] * len(leaves)))
   made = []
   for path, leaf in zip(paths, leaves, strict=True):
-    if leaf is None:
-      leaf = trained[path]
-    elif path in constants:
-      factors = {**constants[path], **trained[path]}
-      leaf = LowRank(leaf, factors[A], factors[B], factors[SCALE]).whole()
+    if leaf is None:  # or where `model.frozen` took it away
+      leaf = trained.get(path)
+    elif path in adapted:
+      leaf = kernel(adapted[path])
     made.append(leaf)
   return Variables(jax.tree.unflatten(treedef, made), buffers, rest)
 

@@ -16,7 +16,7 @@ import numpy as np
 from fedjax_sim.core.weights import WeightsError, read_weights
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MASKS = ("[MASK]", "<mask>")  # BERT's and RoBERTa's
@@ -98,8 +98,8 @@ def weight_files(folder: Path) -> list[Path]:
     ValueError: there is none, an index names one that is not there, or all are
       pickles.
   """
-  if (folder / _WEIGHTS).is_file():
-    return [folder / _WEIGHTS]
+  if (folder / WEIGHTS).is_file():
+    return [folder / WEIGHTS]
   index = folder / _INDEX
   if index.is_file():
     parts = _json(index).get("weight_map", {})

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -155,13 +155,32 @@ def _check_vocabulary(
     )
 
 
-def _begun(task: Task, folder: Path, kind: str, classes: bool) -> Task:
-  """Return the task, beginning with the folder's weights.
+class Held(NamedTuple):
+  """What of a model's parameters a folder holds.
+
+  Attributes:
+    arrays: our name -> the array.
+    new: our names of what it lacks of the head, or has of other classes.
+    rest: its own names of arrays that no parameter takes.
+  """
+
+  arrays: dict[str, np.ndarray]
+  new: list[str]
+  rest: list[str]
+
+
+def held_arrays(
+  folder: Path,
+  kind: str,
+  shapes: Mapping[str, tuple[int, ...]],
+  classes: bool,
+) -> Held:
+  """Return the parameters that a folder holds.
 
   Args:
-    task: of the folder's model.
-    folder: where it is.
+    folder: where the model is.
     kind: its `model_type`.
+    shapes: of all parameters, by our names.
     classes: whether its head names a class.
 
   Raises:
@@ -170,10 +189,9 @@ def _begun(task: Task, folder: Path, kind: str, classes: bool) -> Task:
   source = f"model.folder={str(folder)!r}"
   held = read_arrays(folder)
   known = {plain(kind, name): name for name in held}
-  like = named_variables(jax.eval_shape(task.init, jax.random.key(0)))
   arrays: dict[str, np.ndarray] = {}
   used, new = set(), []
-  for name, shape in like.items():
+  for name, shape in shapes.items():
     origin = source_of(kind, name, classes)
     theirs = known.get(origin.before or "") or known.get(
       plain(kind, origin.name)
@@ -188,22 +206,41 @@ def _begun(task: Task, folder: Path, kind: str, classes: bool) -> Task:
       continue
     used.add(theirs)
     array = origin.of(held[theirs])
-    if array.shape == shape.shape:
+    if array.shape == shape:
       arrays[name] = array
     elif classes and name.startswith("head/logits/"):
       new.append(name)  # of other classes
     else:
       raise ValueError(
         f"{source}: {theirs!r} makes {name!r} of shape {array.shape}, and its"
-        f" config.json asks for {shape.shape}; get both of one model."
+        f" config.json asks for {shape}; get both of one model."
       )
+  rest = [n for n in held if n not in used and not is_without_use(kind, n)]
+  return Held(arrays, new, rest)
+
+
+def _begun(task: Task, folder: Path, kind: str, classes: bool) -> Task:
+  """Return the task, beginning with the folder's weights.
+
+  Args:
+    task: of the folder's model.
+    folder: where it is.
+    kind: its `model_type`.
+    classes: whether its head names a class.
+
+  Raises:
+    ValueError: see `held_arrays`.
+  """
+  source = f"model.folder={str(folder)!r}"
+  like = named_variables(jax.eval_shape(task.init, jax.random.key(0)))
+  shapes = {name: x.shape for name, x in like.items()}
+  arrays, new, rest = held_arrays(folder, kind, shapes, classes)
   if new:
     warnings.warn(
       f"{source} has no {', '.join(map(repr, new))} for this objective; they"
       " begin at random.",
       stacklevel=2,
     )
-  rest = [n for n in held if n not in used and not is_without_use(kind, n)]
   if rest:
     more = f" and {len(rest) - 5} more" if len(rest) > 5 else ""
     warnings.warn(

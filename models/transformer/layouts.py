@@ -36,6 +36,11 @@ class Source(NamedTuple):
       array.T if self.transposed else array, np.float32
     )
 
+  @property
+  def module(self) -> str:
+    """The layer that holds it in PyTorch."""
+    return self.name.rpartition(".")[0]
+
 
 _LINEAR = {"kernel": "weight", "bias": "bias"}
 _NORM = {"scale": "weight", "bias": "bias"}
@@ -182,6 +187,48 @@ def source_of(kind: str, name: str, classes: bool) -> Source:
     third = _THIRDS.get(module.rpartition("/")[2])
     return Source(f"{theirs}.{_LINEAR[leaf]}", third=third)
   return Source(f"{theirs}.{_LINEAR[leaf]}", transposed=leaf == "kernel")
+
+
+def as_files(
+  kind: str, arrays: Mapping[str, np.ndarray], classes: bool
+) -> dict[str, np.ndarray]:
+  """Return a model's parameters as files of Hugging Face hold them.
+
+  The inverse of `Source.of`. A file of BERT has the bias of its logits under
+  two names, and vectors of segments, which models without them get as zeros.
+
+  Args:
+    kind: the `model_type`.
+    arrays: all parameters, by our names.
+    classes: whether the head names a class, and no ids.
+
+  Example:
+    as_files("llama", {"norm/scale": x}, False)  # {"model.norm.weight": x}
+  """
+  made: dict[str, np.ndarray] = {}
+  thirds: dict[str, dict[int, np.ndarray]] = {}
+  for name, array in arrays.items():
+    source = source_of(kind, name, classes)
+    theirs = np.ascontiguousarray(array.T if source.transposed else array)
+    if source.third is None:
+      made |= {key: theirs for key in (source.name, source.before) if key}
+    else:
+      thirds.setdefault(source.name, {})[source.third] = theirs
+  for name, parts in thirds.items():
+    made[name] = np.concatenate([parts[i] for i in range(3)], axis=-1)
+  names = _NAMES[kind]
+  types = "embeddings/types"
+  if types in names.body and f"{types}/embedding" not in arrays:
+    width = arrays["embeddings/tokens/embedding"].shape[1]
+    made[f"{names.prefix}{names.body[types]}.weight"] = np.zeros(
+      (1, width), np.float32
+    )
+  return made
+
+
+def decoder_of(kind: str) -> str:
+  """Return what a `model_type` calls the layer of the logits of ids."""
+  return _NAMES[kind].decoder
 
 
 def plain(kind: str, name: str) -> str:

@@ -12,7 +12,11 @@ from fedjax_sim.config import components
 from fedjax_sim.core import Task, references, validate
 from fedjax_sim.core.weights import read_weights
 from fedjax_sim.data import FederatedDataset
-from fedjax_sim.tasks.freezing import with_frozen, with_kept_buffers
+from fedjax_sim.tasks.freezing import (
+  with_frozen,
+  with_frozen_dtype,
+  with_kept_buffers,
+)
 from fedjax_sim.tasks.initial import with_initial
 from fedjax_sim.tasks.metrics import with_metrics
 from fedjax_sim.tasks.scheduled_sampling import with_scheduled_sampling
@@ -53,6 +57,11 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   )
   if dtype is not None:
     task = tasks.with_compute_dtype(task, dtype)
+  dtype = validate.lookup(
+    "runtime.frozen_dtype", config.runtime.frozen_dtype, COMPUTE_DTYPES
+  )
+  if dtype is not None:
+    task = with_frozen_dtype(task, dtype)
   if not section.send_buffers:  # in their own precision
     task = with_kept_buffers(task)
   if section.metrics is not None:
