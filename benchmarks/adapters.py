@@ -29,6 +29,7 @@ from fedjax_sim.models.transformer.llama import llama
 from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.tasks import with_compute_dtype
+from fedjax_sim.tasks.freezing import with_frozen_dtype
 from fedjax_sim.tasks.lora import with_lora
 from fedjax_sim.training.optimizers import optimizer
 
@@ -137,15 +138,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
   size, lanes = SIZES[flags.scale], LANES[flags.scale]
   base = decoder(size)
   adapted = with_lora(base, TARGETS, RANK)
-  tasks = {
-    "all parameters": base,
-    "adapters": adapted,
-    "adapters, computed in bfloat16": with_compute_dtype(adapted, jnp.bfloat16),
+  low = with_compute_dtype(adapted, jnp.bfloat16)
+  single = size._replace(batch=1)
+  rows = {
+    "all parameters": (base, size),
+    "adapters": (adapted, size),
+    "adapters, batches of 1": (adapted, single),
+    "adapters, bfloat16": (low, size),
+    "the same, the base kept in it": (
+      with_frozen_dtype(low, jnp.bfloat16),
+      size,
+    ),
   }
   print(f"MB; {lanes[1]} clients at once, Adam, batches of {size.batch}")
   print(f"{'':32}{'trained':>9}{'frozen':>9}{'program':>9}{'a lane':>9}")
-  for name, task in tasks.items():
-    found = measure(task, size, lanes)
+  for name, (task, own) in rows.items():
+    found = measure(task, own, lanes)
     cells = "".join(f"{x / 1e6:9.1f}" for x in found)
     print(f"{name:32}{cells}", flush=True)
 

@@ -40,20 +40,19 @@ METRIC = "heldout/loss"
 MODEL = {
   "data.name": "store",
   "data.heldout_fraction": "None",
-  "model.width": "128",
-  "model.layers": "3",
+  "model.width": "64",
   "algorithm.weighting": "examples",
 }
 ADAPTED = {  # of all runs that begin from the base
   "client.optimizer": "adam",
-  "client.learning_rate": "0.003",
+  "client.learning_rate": "0.001",
   "client.epochs": "2",
   "server.optimizer": "sgd",
   "server.learning_rate": "1.0",
   "server.initial_eval": "True",
-  "server.eval_every": "10",
 }
 ADAPTER = {
+  "client.learning_rate": "0.005",
   "adapter.name": "lora",
   "adapter.targets": ".*/attention/.*/kernel,.*/feed_forward/.*/kernel",
 }
@@ -171,8 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     description="Perplexity of posts after adaptation, and what it sends.",
   )
   parser.add_argument("--folder", required=True, help="of stores and runs")
-  parser.add_argument("--rounds", type=int, default=60, help="of adaptation")
-  parser.add_argument("--base-rounds", type=int, default=100, help="before it")
+  parser.add_argument("--rounds", type=int, default=30, help="of adaptation")
+  parser.add_argument("--base-rounds", type=int, default=40, help="before it")
   flags = parser.parse_args(arguments)
   if "FEDJAX_SIM_DATA" not in os.environ:
     parser.error("FEDJAX_SIM_DATA: set it to the folder of the data sets")
@@ -180,7 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   plays, posts = stores(folder, Path(os.environ["FEDJAX_SIM_DATA"]))
   base = trained(
-    folder / "base", plays, {"server.rounds": str(flags.base_rounds)}
+    folder / "base",
+    plays,
+    {
+      "server.rounds": str(flags.base_rounds),
+      "server.eval_every": str(flags.base_rounds),
+    },
   )
   weights = folder / "base.npz"
   run("export", f"--workdir={base}", f"--to={weights}")
@@ -190,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fields = {
       "model.initial": str(weights),
       "server.rounds": str(flags.rounds),
+      "server.eval_every": str(flags.rounds),
       **ADAPTED,
       **changes,
     }

@@ -388,6 +388,7 @@ def test_values_out_of_range(field, value):
     ("sampler.name", "poisson"),
     ("aggregator.name", "weighted_mean"),
     ("runtime.compute_dtype", "bfloat16"),
+    ("runtime.frozen_dtype", "bfloat16"),
     ("local_privacy.mechanism", "gaussian"),
   ],
 )

@@ -1,5 +1,6 @@
 """Exported adapters: merged, or as PyTorch's libraries have them."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -8,15 +9,19 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import fedjax_sim as fs
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import flags
 from fedjax_sim.core.weights import read_weights
+from fedjax_sim.models.transformer.gpt2 import gpt2
 from fedjax_sim.models.transformer.hugging_face import hugging_face
 from fedjax_sim.run import experiment, export_folder
+from fedjax_sim.run import export as exports
+from fedjax_sim.run.export import ExportError
 from fedjax_sim.tasks.freezing import named_variables
-from fedjax_sim.tasks.lora import merged, unadapted
+from fedjax_sim.tasks.lora import adapters_of, unadapted, with_kernels
 from workdirs import skip_pictures
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -97,11 +102,9 @@ def test_a_merged_model_has_no_adapters(made, tmp_path, suffix):
 
 def test_a_merged_model_begins_a_run(made, tmp_path):
   export(made, tmp_path / "model.npz", "--merged")
-  initial = {"model.initial": str(tmp_path / "model.npz")}
-  folder = run(tmp_path / "run", TINY | initial | {"server.rounds": "1"})
-  began = named_variables(fs.load(folder, 0).variables)
-  for name, value in read_weights(tmp_path / "model.npz").arrays.items():
-    np.testing.assert_array_equal(began[name], value)
+  model = gpt2((TIME,), TOKENS, width=8, layers=1)
+  with warnings.catch_warnings(action="error"):  # all is there, and taken
+    fs.with_initial(model, read_weights(tmp_path / "model.npz").arrays)
 
 
 def test_hugging_faces_folder_predicts_as_the_run(made, tmp_path, capsys):
@@ -147,35 +150,39 @@ def test_pefts_folder_has_the_adapters_and_their_base(made, tmp_path, capsys):
   assert export(made, path, "--layout=peft") == 0  # in the place of its own
 
 
+def changed(opened, kernels=None, **fields):
+  """The opened run with other fields of `model`, or kernels it began with."""
+  config = ConfigDict(opened.config.to_dict())
+  with config.unlocked():
+    config.model.update(fields)
+  other = dataclasses.replace(opened, config=config)
+  if kernels is not None:
+    other.__dict__["variables"] = with_kernels(opened.variables, kernels)
+  return other
+
+
 def test_adapters_of_a_folders_model_need_no_other_base(made, tmp_path):
   """But those of FedEx-LoRA do, which changes the kernels themselves."""
-  export(made, tmp_path / "gpt2", "--layout=hugging_face")
-  given = {
-    **(TINY | ADAPTER),
-    "model.name": "hugging_face",
-    "model.folder": str(tmp_path / "gpt2"),
-    "model.width": "None",
-    "model.layers": "None",
-    "model.padding_id": "0",
-    "server.rounds": "1",
-  }
-  exact = {"algorithm.name": "fedex_lora", "aggregator.name": "stack"}
-  for name, changes in (("plain", {}), ("exact", exact)):
-    workdir = run(tmp_path / name, given | changes | {"server.rounds": "2"})
-    path = tmp_path / f"{name}_adapters"
-    assert export(workdir, path, "--layout=peft") == 0
+  export(made, tmp_path / "adapters", "--layout=peft")
+  folder = tmp_path / "adapters" / "base"
+  opened = fs.load(made)
+  kernels = {p: x.base + 1 for p, x in adapters_of(opened.variables).items()}
+  given = {"name": "hugging_face", "folder": str(folder)}
+  for name, own in (("same", None), ("other", kernels)):
+    path = tmp_path / name
+    export_folder.export_folder(changed(opened, own, **given), path, "peft")
     config = json.loads((path / "adapter_config.json").read_text())
     base = config["base_model_name_or_path"]
     assert (base, (path / "base").exists()) == {
-      "plain": ("gpt2", False),
-      "exact": (None, True),
+      "same": ("base", False),
+      "other": (None, True),
     }[name]
-    if name == "exact":
-      export(workdir, tmp_path / "whole.npz", "--merged")
-      opened = merged(fs.load(workdir).variables)
-      whole = read_weights(tmp_path / "whole.npz").arrays
-      for key, value in named_variables(opened).items():
-        np.testing.assert_allclose(whole[key], value, atol=1e-6)
+  held = read_weights(tmp_path / "other" / "base" / "model.safetensors").arrays
+  before = read_weights(folder / "model.safetensors").arrays
+  for name, value in before.items():
+    moved = np.abs(held[name] - value).max()
+    adapted = "c_attn.w" in name or "mlp.c_proj.w" in name
+    np.testing.assert_allclose(moved, 1 if adapted else 0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -201,23 +208,15 @@ def test_what_is_refused(made, tmp_path, capsys, to, more, message):
   assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_runs_that_have_nothing_to_export(tmp_path, capsys):
-  fields = {
-    "model.hidden_sizes": "8",
-    "data.num_clients": "4",
-    "data.unseen_clients": "0",
-    "server.clients_per_round": "2",
-    "server.rounds": "1",
-  }
-  workdir = run(tmp_path / "run", fields)
-  for more, message in (
-    (("--to=m.npz", "--merged"), "no adapters to merge (adapter.name=None"),
-    (("--to=m", "--layout=peft"), "model.name='mlp' has no layout of Hugging"),
-  ):
-    to = f"--to={tmp_path / more[0].removeprefix('--to=')}"
-    assert main(["export", f"--workdir={workdir}", to, more[1]]) == 2
-    assert message in capsys.readouterr().err
-  assert [p.name for p in tmp_path.iterdir()] == ["run"]
+def test_runs_that_have_nothing_to_export(made, tmp_path):
+  opened = fs.load(made)
+  other = changed(opened, name="mlp")
+  with pytest.raises(ExportError, match="'mlp' has no layout of Hugging"):
+    export_folder.export_folder(other, tmp_path / "model", "peft")
+  other.__dict__["variables"] = unadapted(opened.variables)
+  with pytest.raises(ExportError, match="no adapters to merge"):
+    exports.export(other, tmp_path / "model.npz", merge=True)
+  assert not any(tmp_path.iterdir())
 
 
 def test_another_layout_is_not_mixed_in(made, tmp_path, capsys):

@@ -10,16 +10,29 @@ from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedex_lora import fedex_lora
 from fedjax_sim.config import build, default_config
-from fedjax_sim.core.tree import paths_of
+from fedjax_sim.core.tree import nbytes, paths_of
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.layers import LSTM
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.tasks import function_task, linen_task, nnx_task
-from fedjax_sim.tasks.lora import merged, with_lora
+from fedjax_sim.tasks.freezing import (
+  named_variables,
+  with_frozen,
+  with_frozen_dtype,
+  with_kept_buffers,
+)
+from fedjax_sim.tasks.lora import (
+  adapters_of,
+  merged,
+  unadapted,
+  with_kernels,
+  with_lora,
+)
 from fedjax_sim.tasks.low_rank import LowRank, evaluate
 from problems import blobs, make_simulator, normal, sgd, train
 from tiers import slow_but
 
+KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(np.float32)
 EXAMPLES = {"x": jnp.asarray(X), "y": jnp.arange(3)}
 
@@ -195,6 +208,64 @@ def test_a_further_lane_takes_no_further_kernel():
   assert lane < 0.2 * kernel
 
 
+def test_a_base_in_bfloat16_is_rounded_once_and_takes_half():
+  key = KEY
+  plain = with_lora(mlp((64,), 3, (64, 64)), ("layers/[01]/kernel",), 2)
+  task = with_frozen_dtype(plain, jnp.bfloat16)
+  variables, begun = jax.jit(task.init)(key), jax.jit(plain.init)(key)
+  half = nbytes(variables.frozen) / nbytes(begun.frozen)
+  assert 0.5 <= half < 0.51  # single numbers stay
+  assert {x.dtype.name for x in jax.tree.leaves(variables.params)} == {
+    "float32"
+  }
+  low = lambda x: x.astype(jnp.bfloat16).astype(x.dtype) if x.ndim else x
+  rounded = scattered(begun._replace(frozen=jax.tree.map(low, begun.frozen)))
+  kept = variables._replace(params=rounded.params)
+  examples = {"x": normal(1, 4, 64).astype(np.float32), "y": jnp.arange(4) % 3}
+
+  def slope(task, variables):
+    def mean(params):
+      given = variables._replace(params=params)
+      return task.loss(given, examples, key).value.mean()
+
+    return jax.jit(jax.grad(mean))(variables.params)
+
+  found, expected = slope(task, kept), slope(plain, rounded)
+  for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+
+
+def test_adapters_are_found_beside_kept_buffers_and_other_frozen_parameters():
+  def net(rngs):
+    return nnx.Sequential(
+      nnx.Linear(8, 6, rngs=rngs),
+      nnx.BatchNorm(6, rngs=rngs),
+      nnx.Linear(6, 3, rngs=rngs),
+    )
+
+  model = with_frozen(nnx_task(net), ("layers/2/",))
+  task = with_lora(model, ("layers/0/kernel",), 2, alpha=3.0)
+  variables = scattered(jax.jit(with_kept_buffers(task).init)(KEY))
+  ((path, adapter),) = adapters_of(variables).items()
+  assert path == "layers/0/kernel"
+  whole, base = merged(variables), unadapted(variables)
+  expected = jax.eval_shape(with_kept_buffers(model).init, KEY)
+  for made in (whole, base):
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, expected)
+  named = named_variables(whole)
+  np.testing.assert_allclose(
+    named[path] - named_variables(base)[path],
+    1.5 * np.asarray(adapter.a) @ np.asarray(adapter.b),
+    atol=1e-6,
+  )
+  other = with_kernels(variables, {path: adapter.base + 1})
+  np.testing.assert_array_equal(adapters_of(other)[path].base, adapter.base + 1)
+  assert jax.tree.structure(other) == jax.tree.structure(variables)
+  for plain in (model, with_kept_buffers(model), nnx_task(net)):
+    assert adapters_of(jax.eval_shape(plain.init, KEY)) == {}
+
+
 # --- rounds -------------------------------------------------------------------
 
 DATA = blobs([8, 8, 4], seed=3)
@@ -272,6 +343,12 @@ def test_fedex_lora_needs_adapters():
       fedex_lora(task, sgd(0.5), sgd(1.0))
 
 
+def test_fedex_lora_needs_kernels_that_keep_small_differences():
+  task = with_frozen_dtype(task_of(), jnp.bfloat16)
+  with pytest.raises(ValueError, match=r"bfloat16 would lose; set runtime\.fr"):
+    fedex_lora(task, sgd(0.5), sgd(1.0))
+
+
 def test_only_adapters_are_sent():
   simulator = simulator_of(fedavg, task_of(), lanes=2)
   (out,) = simulator.run(simulator.init(), 1)
@@ -302,4 +379,11 @@ def test_what_is_refused(changes, message):
   config.adapter.targets = ("layers/0/kernel",)
   config.adapter.update(changes)
   with pytest.raises((TypeError, ValueError), match=message):
+    build.build(config)
+
+
+def test_what_is_frozen_has_a_dtype_only_if_something_is():
+  config = default_config()
+  config.runtime.frozen_dtype = "bfloat16"
+  with pytest.raises(ValueError, match=r"frozen_dtype='bfloat16' is for what"):
     build.build(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fedjax_sim.config import flags
 from fedjax_sim.core import validate
@@ -27,30 +28,11 @@ def run(arguments: Sequence[str]) -> int:
     switches=("merged",),
     **{"round": "", "format": "", "layout": "", "data-path": ""},
   )
-  path = Path(values.to)
-  wanted, layout = values.format, values.layout
-  if wanted and f".{wanted}" != path.suffix:
-    raise flags.UsageError(
-      f"--format={wanted} and --to={path} name two formats; leave out --format,"
-      f" or let the file end in .{wanted}."
-    )
-  from fedjax_sim.run.export import STABLEHLO, check_target, export
-  from fedjax_sim.run.export_folder import LAYOUTS, check_folder, export_folder
+  path, layout = _target(values)
+  from fedjax_sim.run.export import check_target, export
+  from fedjax_sim.run.export_folder import check_folder, export_folder
   from fedjax_sim.run.opened import BEST, load
 
-  if layout:
-    validate.one_of("--layout", layout, LAYOUTS)
-    if wanted:
-      raise flags.UsageError(
-        f"--layout={layout} is a folder of safetensors; leave out"
-        f" --format={wanted}."
-      )
-  if values.merged and (layout or path.suffix == STABLEHLO):
-    what = f"--layout={layout}" if layout else f"a {STABLEHLO} file"
-    raise flags.UsageError(
-      f"--merged is for weights files, and {what} says by itself what becomes"
-      " of adapters; leave it out."
-    )
   text = values["round"].value
   round_: int | str | None = text or None
   if text and text.partition("/")[0] != BEST:
@@ -67,3 +49,36 @@ def run(arguments: Sequence[str]) -> int:
     said = export(opened, path, merge=values.merged)
   print(said)  # noqa: T201
   return 0
+
+
+def _target(values: Any) -> tuple[Path, str]:
+  """Return where to write, and the layout of a folder; "" for a file.
+
+  Raises:
+    UsageError: flags contradict each other.
+    ValueError: the layout is unknown.
+  """
+  path = Path(values.to)
+  wanted, layout = values.format, values.layout
+  from fedjax_sim.run.export import STABLEHLO
+  from fedjax_sim.run.export_folder import LAYOUTS
+
+  if layout:
+    validate.one_of("--layout", layout, LAYOUTS)
+    if wanted:
+      raise flags.UsageError(
+        f"--layout={layout} is a folder of safetensors; leave out"
+        f" --format={wanted}."
+      )
+  elif wanted and f".{wanted}" != path.suffix:
+    raise flags.UsageError(
+      f"--format={wanted} and --to={path} name two formats; leave out --format,"
+      f" or let the file end in .{wanted}."
+    )
+  if values.merged and (layout or path.suffix == STABLEHLO):
+    what = f"--layout={layout}" if layout else f"a {STABLEHLO} file"
+    raise flags.UsageError(
+      f"--merged is for weights files, and {what} says by itself what becomes"
+      " of adapters; leave it out."
+    )
+  return path, layout
