@@ -36,7 +36,7 @@ CONFIG = f"--config={ROOT / 'configs' / 'shakespeare_decoder.py'}"
 POSTS = Path("stackexchange") / "beer_posts.jsonl.gz"
 PLAYS = Path("tinyshakespeare") / "input.txt"
 TOKENS, TIME = 1000, 64
-METRIC = "heldout/loss"
+METRIC = "seen/loss"  # of held-out examples
 MODEL = {
   "data.name": "store",
   "data.heldout_fraction": "None",
@@ -175,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   flags = parser.parse_args(arguments)
   if "FEDJAX_SIM_DATA" not in os.environ:
     parser.error("FEDJAX_SIM_DATA: set it to the folder of the data sets")
+  fedjax_sim.setup()
   folder = Path(flags.folder)
   folder.mkdir(parents=True, exist_ok=True)
   plays, posts = stores(folder, Path(os.environ["FEDJAX_SIM_DATA"]))

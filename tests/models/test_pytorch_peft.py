@@ -13,8 +13,10 @@ import pytest
 from adapted import (
   CASES,
   CLASSES,
+  RANK,
   TIME,
   TOKENS,
+  arrays_of,
   begun,
   changed,
   files_of,
@@ -24,7 +26,9 @@ from adapted import (
 
 from fedjax_sim.core.files import write_json
 from fedjax_sim.core.weights import write_weights
-from fedjax_sim.tasks.lora import merged, unadapted
+from fedjax_sim.models.transformer.hugging_face import hugging_face
+from fedjax_sim.models.transformer.peft import peft_files
+from fedjax_sim.tasks.lora import adapters_of, merged, unadapted, with_lora
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +51,7 @@ def opened(transformers, case, folder):
   return getattr(transformers, name).from_pretrained(folder).eval()
 
 
-def check_same(torch, case, model, task, variables):
+def check_same(torch, model, task, variables, *, case=None, classes=False):
   """Compare the logits of PyTorch's model and of ours."""
   ids = ids_of()
   real = ids != 0
@@ -57,7 +61,8 @@ def check_same(torch, case, model, task, variables):
     ).logits.numpy()
   x = jnp.asarray(ids, jnp.int32)
   expected = jax.jit(task.logits)(variables, {"x": x})
-  if CASES[case][1] is not CLASSES:  # what is said at padding counts nowhere
+  classes = classes or (case is not None and CASES[case][1] is CLASSES)
+  if not classes:  # what is said at padding counts nowhere
     found, expected = found[real], expected[real]
   np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -69,7 +74,23 @@ def test_a_whole_model(case, tmp_path):
   _, task, adapted = model_of(case)
   whole = merged(changed(adapted))
   write_model(case, whole, tmp_path)
-  check_same(torch, case, opened(transformers, case, tmp_path), task, whole)
+  model = opened(transformers, case, tmp_path)
+  check_same(torch, model, task, whole, case=case)
+
+
+def loaded(peft, model, files, place, merging):
+  """Return a model with PEFT's files, which are written to a new folder."""
+  place.mkdir()
+  write_weights(
+    place / "adapter_model.safetensors", files.arrays, {"format": "pt"}
+  )
+  write_json(place / "adapter_config.json", files.config)
+  with warnings.catch_warnings(action="error"):
+    warnings.filterwarnings("ignore", "fan_in_fan_out is set to True")
+    warnings.filterwarnings("ignore", "(?s).*tie_word_embeddings")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # their own
+    found = peft.PeftModel.from_pretrained(model, place).eval()
+    return found.merge_and_unload() if merging else found
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -79,21 +100,50 @@ def test_adapters(case, merging, tmp_path):
   transformers = pytest.importorskip("transformers")
   peft = pytest.importorskip("peft")
   _, task, adapted = model_of(case)
-  _, _, _, found = files_of(case)
-  base, place = tmp_path / "base", tmp_path / "adapters"
-  base.mkdir()
-  place.mkdir()
-  write_model(case, unadapted(begun(adapted)), base)
-  write_weights(
-    place / "adapter_model.safetensors", found.arrays, {"format": "pt"}
+  _, _, _, files = files_of(case)
+  (tmp_path / "base").mkdir()
+  write_model(case, unadapted(begun(adapted)), tmp_path / "base")
+  model = opened(transformers, case, tmp_path / "base")
+  model = loaded(peft, model, files, tmp_path / "adapters", merging)
+  check_same(torch, model, task, merged(changed(adapted)), case=case)
+
+
+@pytest.mark.parametrize("objective", ["masked", "classification"])
+def test_adapters_of_roberta(objective, tmp_path):
+  """It begins from a folder alone; its classifier is saved whole."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  peft = pytest.importorskip("peft")
+  classes = objective == "classification"
+  torch.manual_seed(0)
+  name = "SequenceClassification" if classes else "MaskedLM"
+  sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+  config = transformers.RobertaConfig(
+    vocab_size=TOKENS,
+    num_hidden_layers=2,
+    max_position_embeddings=TIME + 1,
+    pad_token_id=0,
+    num_labels=3,
+    **sizes,
   )
-  write_json(place / "adapter_config.json", found.config)
-  model = opened(transformers, case, base)
-  with warnings.catch_warnings(action="error"):
-    warnings.filterwarnings("ignore", "fan_in_fan_out is set to True")
-    warnings.filterwarnings("ignore", "(?s).*tie_word_embeddings")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # their own
-    model = peft.PeftModel.from_pretrained(model, place).eval()
-    if merging:
-      model = model.merge_and_unload()
-  check_same(torch, case, model, task, merged(changed(adapted)))
+  model = getattr(transformers, f"RobertaFor{name}")(config).eval()
+  model.save_pretrained(tmp_path / "base")
+  task = hugging_face(
+    (TIME,),
+    3 if classes else TOKENS,
+    str(tmp_path / "base"),
+    objective=objective,
+    mask_id=TOKENS - 1,
+  )
+  targets = (".*/(query|outer)/kernel",)
+  adapted = with_lora(task, targets, RANK, alpha=3.0, also=("head/",))
+  variables = jax.device_get(jax.jit(adapted.init)(jax.random.key(0)))
+  variables = variables._replace(params=changed(adapted).params)
+  adapters = adapters_of(variables)
+  trained = [n for n in variables.params if n not in adapters]
+  whole = merged(variables)
+  files = peft_files(
+    "roberta", adapters, trained, arrays_of(whole), classes=classes
+  )
+  model = loaded(peft, model, files, tmp_path / "adapters", merging=False)
+  check_same(torch, model, task, whole, classes=classes)
