@@ -548,6 +548,19 @@ def test_the_power_of_audits_is_told():
   assert all(row[6] == "100.0%" for row in rows)
 
 
+@pytest.mark.slow
+def test_the_memory_of_adapters_is_told():
+  command = [sys.executable, "-m", "benchmarks.adapters", "--scale=smoke"]
+  done = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  _, head, *rows = done.stdout.splitlines()
+  assert head.split() == ["trained", "frozen", "program", "a", "lane"]
+  assert len(rows) == 5
+  *_, whole = rows[0].split()
+  assert all(float(row.split()[-1]) < float(whole) for row in rows[1:])
+
+
 # --- trackers -----------------------------------------------------------------
 
 

@@ -391,7 +391,7 @@ def test_transformers_can_be_followed(tmp_path, data_folder, monkeypatch):
   for name in ("configs", "docs"):
     (tmp_path / name).symlink_to(ROOT / name)
   path = ROOT / "docs" / "transformers.md"
-  for part in ("From scratch", "Text to tokens"):
+  for part in ("From scratch", "Text to tokens", "To a Hugging Face folder"):
     text = section(path, part).replace("$FEDJAX_SIM_DATA", str(data_folder))
     follow(text.replace("python docs", f"{sys.executable} docs"), tmp_path)
   assert len(list((tmp_path / "runs").glob("*/summary.json"))) == 3
