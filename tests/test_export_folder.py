@@ -92,7 +92,9 @@ def test_a_merged_model_has_no_adapters(made, tmp_path, suffix):
   own = {n: np.asarray(x) for n, x in named_variables(opened.variables).items()}
   for name in ("query", "outer"):
     (kernel,) = (n for n in found if n.endswith(f"{name}/kernel"))
-    a, b = (np.float64(own[f"{kernel}/lora_{part}"]) for part in "ab")
+    a, b = (
+      np.asarray(own[f"{kernel}/lora_{part}"], np.float64) for part in "ab"
+    )
     assert np.abs(b).max() > 0
     np.testing.assert_allclose(
       found[kernel], own[kernel] + 3.0 / 2 * a @ b, atol=1e-6
