@@ -21,7 +21,6 @@ and those of the unsupervised one are the pseudo-labelled ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -58,6 +57,12 @@ from fedjax_sim.training.local import (
   zero_metric,
 )
 from fedjax_sim.training.optimizers import Optimizer, descend
+from fedjax_sim.training.pseudo_labels import (
+  COMPARISONS,
+  PseudoLabels,
+  pseudo_labels,
+)
+from fedjax_sim.training.wrappers import wrap_algorithm
 
 MOST_STEPS = 2**20  # of a pass; an int32 has to count a round's examples
 
@@ -79,59 +84,11 @@ class Unlabelled(NamedTuple):
   pseudo: Total  # how many examples got a pseudo label, of how many
 
 
-class PseudoLabels(NamedTuple):
-  """The predictions of two models on a batch; all shape=(batch,).
+class WithMeans(NamedTuple):
+  """A server that keeps the last round's means."""
 
-  Attributes:
-    label: that of the more certain model; at a tie the received model's.
-    confidence: its probability by that model.
-    agree: whether both models predict the same label.
-    ratio: the smaller certainty over the larger, 0 to 1.
-  """
-
-  label: Array
-  confidence: Array
-  agree: Array
-  ratio: Array
-
-
-def _inverse_entropy(probabilities: Array) -> Array:
-  """Return 1 / entropy, without a division by 0."""
-  logs = jnp.log(jnp.where(probabilities > 0, probabilities, 1))
-  return 1 / (1e-5 - jnp.sum(probabilities * logs, axis=-1))
-
-
-# How certain a model is: (batch, classes) probabilities -> (batch,).
-COMPARISONS: dict[str, Callable[[Array], Array]] = {
-  "entropy": _inverse_entropy,
-  "variance": lambda probabilities: jnp.var(probabilities, axis=-1),
-}
-
-
-def pseudo_labels(
-  received: Array, supervised: Array, comparison: str = "variance"
-) -> PseudoLabels:
-  """Return the labels of the more certain of two models.
-
-  Args:
-    received: shape=(batch, classes); the received model's probabilities.
-    supervised: the same of the model trained on the labelled examples.
-    comparison: a name of `COMPARISONS`.
-  """
-  certainty = COMPARISONS[comparison]
-  theirs, own = certainty(received), certainty(supervised)
-  trusted = jnp.where((own > theirs)[:, None], supervised, received)
-  greater = jnp.maximum(own, theirs)
-  return PseudoLabels(
-    label=jnp.argmax(trusted, axis=-1),
-    confidence=jnp.max(trusted, axis=-1),
-    agree=jnp.argmax(received, axis=-1) == jnp.argmax(supervised, axis=-1),
-    ratio=jnp.where(
-      greater > 0,
-      jnp.minimum(own, theirs) / jnp.where(greater > 0, greater, 1),
-      1,
-    ),
-  )
+  server: ServerState
+  means: Pair  # of `Variables` without the frozen ones
 
 
 def fedlabels(
@@ -151,6 +108,7 @@ def fedlabels(
   labelled_steps: int | None = None,
   unlabelled_steps: int | None = None,
   unlabelled_rate: float | None = None,
+  evaluate_means: bool = False,
 ) -> Algorithm:
   """Return FedAvg on labelled examples and on pseudo labels of the others.
 
@@ -192,20 +150,20 @@ def fedlabels(
     unlabelled_steps: the same on unlabelled examples.
     unlabelled_rate: learning rate on unlabelled examples; None: that of
       `client_optimizer`.
+    evaluate_means: whether the last round's two means are evaluated by
+      themselves, too: `test/supervised/accuracy`, `test/unsupervised/loss`. The
+      server then keeps three models.
 
   Raises:
     TypeError, ValueError: a task without logits, or an argument of another
       kind or out of range.
   """
-  validate.instance("task", task, Task, "nnx_task(make)")
-  if task.logits is None:
-    raise ValueError(
-      "algorithm.name='fedlabels' needs a task with logits, and Task.logits is"
-      " None; make the task by nnx_task or linen_task, or give that field."
-    )
+  _check(task, labelled_steps, unlabelled_steps)
   validate.one_of("comparison", comparison, COMPARISONS)
   validate.boolean("flip", flip)
+  validate.boolean("evaluate_means", evaluate_means)
   numbers = _numbers(
+    unlabelled_rate,
     burn_in=burn_in,
     threshold=threshold,
     temperature=temperature,
@@ -214,16 +172,6 @@ def fedlabels(
     l2=l2,
     magnitude=magnitude,
   )
-  for name, steps in (
-    ("labelled_steps", labelled_steps),
-    ("unlabelled_steps", unlabelled_steps),
-  ):
-    if steps is not None:
-      validate.integer(name, steps, le=MOST_STEPS)
-  if unlabelled_rate is not None:
-    numbers["unlabelled_rate"] = validate.number(
-      "unlabelled_rate", unlabelled_rate, ge=0
-    )
   base = fedavg(task, client_optimizer, server_optimizer)
   unlabelled = _UnlabelledPass(task, client_optimizer, comparison, flip)
 
@@ -246,7 +194,7 @@ def fedlabels(
     return base.apply(server, _joined(aggregate, context), context)
 
   (labelled_pass,) = base.passes
-  return base._replace(
+  algorithm = base._replace(
     passes=(
       labelled_pass._replace(split="labelled", steps=labelled_steps),
       Pass(
@@ -261,13 +209,69 @@ def fedlabels(
     apply=apply,
     hparams={**base.hparams, **numbers},
   )
+  return _with_means(algorithm) if evaluate_means else algorithm
 
 
-def _numbers(**given: float) -> dict[str, float]:
+def _with_means(algorithm: Algorithm) -> Algorithm:
+  """Return the algorithm whose two means are evaluated by themselves."""
+
+  def init(server: ServerState, key: Key, hparams: HParams) -> WithMeans:
+    received = server.variables._replace(frozen=())
+    return WithMeans(server, Pair(received, received))
+
+  def apply(
+    state: WithMeans, aggregate: Aggregate, context: Context
+  ) -> WithMeans:
+    received = state.server.variables
+    updates, buffers = _means(aggregate)
+    means = Pair(
+      *(
+        Variables(
+          jax.tree.map(
+            lambda w, u: (w + u).astype(w.dtype), received.params, u
+          ),
+          jax.tree.map(lambda b, old: b.astype(old.dtype), b, received.buffers),
+        )
+        for u, b in zip(updates, buffers, strict=True)
+      )
+    )
+    server = algorithm.apply(state.server, aggregate, context)
+    return WithMeans(server, means)
+
+  def other_models(state: WithMeans) -> dict[str, Variables]:
+    frozen = state.server.variables.frozen
+    return {
+      name: model._replace(frozen=frozen)
+      for name, model in state.means._asdict().items()
+    }
+
+  wrapped = wrap_algorithm(algorithm, init=init, apply=apply)
+  return wrapped._replace(other_models=other_models)
+
+
+def _check(task: Task, *steps: int | None) -> None:
+  """Refuse a task without logits, and wrong numbers of steps."""
+  validate.instance("task", task, Task, "nnx_task(make)")
+  if task.logits is None:
+    raise ValueError(
+      "algorithm.name='fedlabels' needs a task with logits, and Task.logits is"
+      " None; make the task by nnx_task or linen_task, or give that field."
+    )
+  names = ("labelled_steps", "unlabelled_steps")
+  for name, count in zip(names, steps, strict=True):
+    if count is not None:
+      validate.integer(name, count, le=MOST_STEPS)
+
+
+def _numbers(
+  unlabelled_rate: float | None, *, burn_in: int, **given: float
+) -> dict[str, float]:
   """Check the numbers that are traced.
 
   Args:
-    **given: those of `fedlabels`, by name.
+    unlabelled_rate: that of `fedlabels`.
+    burn_in: likewise.
+    **given: the others, by name.
 
   Raises:
     TypeError, ValueError: names the one that is no number or out of range.
@@ -280,14 +284,13 @@ def _numbers(**given: float) -> dict[str, float]:
     "l2": {"ge": 0},
     "magnitude": {"ge": 0, "le": 1},
   }
-  burn_in = validate.integer("burn_in", given["burn_in"], ge=0)
-  return {
-    "burn_in": float(burn_in),
-    **{
-      name: validate.number(name, given[name], **limits)
-      for name, limits in bounds.items()
-    },
-  }
+  numbers = {"burn_in": float(validate.integer("burn_in", burn_in, ge=0))}
+  for name, limits in bounds.items():
+    numbers[name] = validate.number(name, given[name], **limits)
+  if unlabelled_rate is not None:
+    rate = validate.number("unlabelled_rate", unlabelled_rate, ge=0)
+    numbers["unlabelled_rate"] = rate
+  return numbers
 
 
 class _UnlabelledPass(NamedTuple):
@@ -442,17 +445,25 @@ def _postprocess_report(client: Client, report: Report) -> Report:
   return report._replace(update=Pair(supervised, scaled))
 
 
+def _means(aggregate: Aggregate) -> tuple[Pair, Pair]:
+  """Return both means, of the updates and of the buffers."""
+  count = jnp.where(aggregate.statistics > 0, aggregate.statistics, 1)
+  updates, buffers = (
+    Pair(pair.supervised, jax.tree.map(lambda x: x / count, pair.unsupervised))
+    for pair in (aggregate.update, aggregate.buffers)
+  )
+  return updates, buffers
+
+
 def _joined(aggregate: Aggregate, context: Context) -> Aggregate:
   """Return the aggregate with half of each model's mean for the pair."""
   begun = _begun(context.hparams, context.round)
   share = jnp.where(begun, jnp.float32(0.5), 0)
-  count = jnp.where(aggregate.statistics > 0, aggregate.statistics, 1)
   join = lambda pair: jax.tree.map(
-    lambda s, u: (1 - share) * s + share * (u / count), *pair
+    lambda s, u: (1 - share) * s + share * u, *pair
   )
-  return aggregate._replace(
-    update=join(aggregate.update), buffers=join(aggregate.buffers)
-  )
+  update, buffers = map(join, _means(aggregate))
+  return aggregate._replace(update=update, buffers=buffers)
 
 
 def _begun(hparams: HParams, round_: Array) -> Array:

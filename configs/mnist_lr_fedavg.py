@@ -3,7 +3,10 @@
 fedjax-sim run --config=configs/mnist_lr_fedavg.py --workdir=runs/mnist_lr
 
 Seconds on two CPU cores; after 100 rounds accuracy 0.843 on MNIST's test set
-and 0.830 on examples held out inside clients. Its files: docs/data.md.
+and 0.830 on examples held out inside clients. Ten clients with two digits each
+make it go up and down: seeds 1 and 2 end at 0.765 and 0.580. The best of tests
+every 20 rounds, which FLUTE would keep, are 0.843, 0.819 and 0.869. Its files:
+docs/data.md.
 """
 
 from ml_collections import ConfigDict

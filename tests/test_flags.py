@@ -11,7 +11,12 @@ from fedjax_sim.config import complete
 from fedjax_sim.config.build import build
 from fedjax_sim.config.flags import UsageError, load, number, parse
 from fedjax_sim.run.experiment import run
-from shaped_files import fed_cifar100, fed_emnist, kaggle_heartbeats
+from shaped_files import (
+  cifar100_batches,
+  fed_cifar100,
+  fed_emnist,
+  kaggle_heartbeats,
+)
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
@@ -40,6 +45,7 @@ LONG = (  # large networks or data
   "cifar10_lenet",
   "cifar10_personal",
   "cifar10_resnet",
+  "cifar100_fedlabels",
   "cifar100_resnet",
   "ecg_attention",
   "ecg_cnn",
@@ -64,6 +70,7 @@ EACH = [
 ]
 # Configs of files that are not here, and what writes such files.
 WRITERS = {
+  "cifar100_fedlabels": cifar100_batches,
   "cifar100_resnet": fed_cifar100,
   "ecg_attention": kaggle_heartbeats,
   "femnist_cnn": fed_emnist,

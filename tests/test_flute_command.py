@@ -9,10 +9,19 @@ import pytest
 
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import flags, flute
+from fedjax_sim.data import open_store
 from fedjax_sim.distributed import mesh
 from fedjax_sim.models import MODELS
 from flute_files import DGA, DP, FILES, LR, C, S, changed, write
-from shaped_files import kaggle_heartbeats
+from shaped_files import (
+  fed_cifar100,
+  fed_emnist,
+  flute_heartbeats,
+  flute_sentences,
+  kaggle_heartbeats,
+  leaf_digits,
+  tff_shakespeare,
+)
 from tiers import slow_but
 
 # --- what is wrong ------------------------------------------------------------
@@ -219,8 +228,60 @@ def test_a_model_of_ones_own_wants_data(tmp_path, capsys):
   ]
   assert main(["flute", *words]) == 2
   err = capsys.readouterr().err
-  assert "task mine.py:net has no data set here; give a store" in err
+  assert "task mine.py:net has no data set here; give the folder of" in err
   assert "data import --format=leaf_json" in err
+
+
+# --- FLUTE's own files --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("name", "writer", "shape", "test"),
+  [
+    ("cv_lr_mnist/config", leaf_digits, (784,), 6),
+    ("cv_cnn_femnist/config", fed_emnist, (28, 28), 6),
+    ("cv_resnet_fedcifar100/config", fed_cifar100, (32, 32, 3), 6),
+    ("nlp_rnn_fedshakespeare/config", tff_shakespeare, (80,), 3),
+    ("ecg_cnn/config", flute_heartbeats, (187,), 6),
+    ("hello_world_nlg_gru", flute_sentences, (25,), 6),
+  ],
+)
+def test_the_files_of_a_task_are_found_and_imported(
+  tmp_path, name, writer, shape, test
+):
+  writer(tmp_path)
+  folder = "experiments" if "/" in name else "testing"
+  name = f"{folder}/{name}"
+  translation = flute.translate(FILES[name])
+  found = flute.importing(translation, str(tmp_path))
+  assert found.complete, found.flags
+  store = tmp_path / "store"
+  assert main(["data", "import", *found.flags, f"--store={store}"]) == 0
+  data = open_store(store)
+  assert data.train.num_clients == 3
+  assert data.train.examples["x"].shape[1:] == shape
+  assert data.test
+  assert len(data.test["y"]) == test
+  gone = changed(FILES[name], {f"{S}.data_config.test.test_data": "gone"})
+  found = flute.importing(flute.translate(gone), str(tmp_path))
+  assert not found.complete
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("experiments/fednewsrec/config", ["--format=mind", "--train=here/FILE"]),
+    (
+      "configs/hello_world_nlg_gru_json",
+      ["--vocabulary=FILE", "--train=here/FILE", "--sequence-length=25"],
+    ),
+    ("testing/hello_world_mlm_bert", ["--tokenizer=roberta-large"]),
+  ],
+)
+def test_files_that_the_user_has_to_name(name, words):
+  found = flute.importing(flute.translate(FILES[name]), "here")
+  assert not found.complete
+  assert all(word in found.command("STORE") for word in words)
 
 
 # --- the documents ------------------------------------------------------------
@@ -330,6 +391,27 @@ def test_dga_with_a_network_that_attends(tmp_path, cpu, compat):
   )
   assert summary["rounds"] == 2
   assert 0 <= summary["test/accuracy"] <= 1
+
+
+@pytest.mark.integration
+def test_from_the_files_of_flutes_users(tmp_path, cpu, capsys):
+  own = tmp_path / "own"
+  own.mkdir()
+  leaf_digits(own)
+  words = [f"--data={own}", "--config.runtime.lanes=1"]
+  summary = ran(tmp_path, LR, *words)
+  assert summary["rounds"] == 2
+  assert "clients of train" in capsys.readouterr().out
+  store = tmp_path / "run" / "store"
+  assert open_store(store).train.client_name(2) == "f_00002"
+  assert flags.load(str(tmp_path / "run/config.py")).data.path == str(store)
+  before = store.stat().st_mtime_ns
+  assert ran(tmp_path, LR, *words) == summary  # it goes on with that store
+  assert store.stat().st_mtime_ns == before
+  path = write(tmp_path / "mine.yaml", changed(LR, FEW))
+  words = [f"--config={path}", f"--workdir={tmp_path}/other", *words]
+  assert main(["flute", *words, "--config.server.rouns=1"]) == 2
+  assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.integration

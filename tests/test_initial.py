@@ -1,5 +1,6 @@
 """Runs that begin from weights: all of them, some, or none that fit."""
 
+import hashlib
 import json
 import pathlib
 import types
@@ -374,6 +375,40 @@ def test_the_digest_belongs_to_the_run(weights):
   assert json.dumps(dict(one)).count("weights.npz (SHA-256 ") == 1
   weights(".npz", seed=5)
   assert build.build(config).sources != one
+
+
+def test_a_model_of_one_s_own_says_what_it_begins_with(tmp_path):
+  code = (
+    "from fedjax_sim.models.mlp import mlp",
+    "from fedjax_sim.models.options import begins_from",
+    "@begins_from(folder=lambda path: sorted(path.glob('*.bin')))",
+    "def mine(example_shape, num_classes, folder: str, other: str = ''):",
+    "  return mlp(example_shape, num_classes, (8,))",
+  )
+  (tmp_path / "mine.py").write_text("\n".join(code))
+  folder = tmp_path / "held"
+  folder.mkdir()
+  for name in ("a.bin", "b.bin", "c.txt"):
+    (folder / name).write_text(name)
+
+  def digest():
+    config = tiny(
+      model__name=f"{tmp_path}/mine.py:mine",
+      model__folder=str(folder),
+      model__hidden_sizes="None",
+    )
+    return build.build(config).sources["model.initial"]
+
+  one = digest()
+  lines = [
+    f"{n} {hashlib.sha256(n.encode()).hexdigest()}" for n in ("a.bin", "b.bin")
+  ]
+  expected = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+  assert one == f"held (SHA-256 {expected})"
+  (folder / "c.txt").write_text("other")
+  assert digest() == one
+  (folder / "b.bin").write_text("other")
+  assert digest() != one
 
 
 def test_weights_are_arguments_of_the_program_not_constants(monkeypatch):

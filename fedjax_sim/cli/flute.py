@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fedjax_sim.cli import data as stores
 from fedjax_sim.cli import run as runs
 from fedjax_sim.config import flags, flute
 from fedjax_sim.core import files, validate
 from fedjax_sim.core.references import is_reference
 from fedjax_sim.data.location import is_url
 
-_FILE = "config.py"
+_FILE, _STORE = "config.py", "store"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -44,21 +46,44 @@ def run(arguments: Sequence[str]) -> int:
   if not text["config"]:
     raise flags.UsageError("--config=... is missing: the YAML file of FLUTE")
   target = _target(text["workdir"], text["to"], values.translate_only)
-  translation = flute.translate(
-    flute.read(Path(text["config"])),
-    task=text["task"] or None,
-    data=text["data"] or None,
-    compat=values.compat,
-  )
-  if not values.translate_only:
-    _check(translation, text["config"], text["data"])
-  print(flute.table(translation), flush=True)  # noqa: T201
-  source = flute.config_file(translation, Path(text["config"]).name)
+  tree, name = flute.read(Path(text["config"])), Path(text["config"]).name
+
+  def translated(data: str | None) -> flute.Translation:
+    task, compat = text["task"] or None, values.compat
+    return flute.translate(tree, task=task, data=data, compat=compat)
+
+  translation = translated(text["data"] or None)
   if values.translate_only:
+    print(flute.table(translation), flush=True)  # noqa: T201
+    source = flute.config_file(translation, name)
     files.write_atomically(target, source.encode())
     print(f"\nwrote {target}")  # noqa: T201
     return 0
-  return _run(target, source, text["workdir"], changes)
+  imports = _imports(translation, text["data"])
+  _check(translation, text["config"], text["data"], imports is not None)
+  folder = Path(text["workdir"])
+  if folder.is_file():
+    raise FileExistsError(f"--workdir={folder} is a file; name a folder.")
+  with _nothing_left(folder, target):
+    if imports is not None:
+      store = folder / _STORE
+      if not flute.is_store(str(store)):
+        code = stores.run(["import", *imports, f"--store={store}"])
+        if code:
+          return code
+        print()  # noqa: T201
+      translation = translated(str(store))
+    print(flute.table(translation), flush=True)  # noqa: T201
+    source = flute.config_file(translation, name)
+    return _run(target, source, text["workdir"], changes)
+
+
+def _imports(translation: flute.Translation, data: str) -> Sequence[str] | None:
+  """Return the flags that import FLUTE's files; None if they are not there."""
+  if not data or is_url(data) or flute.is_store(data):
+    return None
+  flags_, complete = flute.importing(translation, data)
+  return flags_ if complete else None
 
 
 def _target(workdir: str, to: str, translate_only: bool) -> Path:
@@ -84,12 +109,20 @@ def _target(workdir: str, to: str, translate_only: bool) -> Path:
   return target
 
 
-def _check(translation: flute.Translation, config: str, data: str) -> None:
+def _check(
+  translation: flute.Translation, config: str, data: str, imported: bool
+) -> None:
   """Refuse what cannot run.
+
+  Args:
+    translation: of the YAML file.
+    config: its path.
+    data: what `--data` gives.
+    imported: whether the data are files that are going to be imported.
 
   Raises:
     ValueError: keys are refused, the model or the data are not here, or the
-      data are FLUTE's files.
+      data are files that `--data` does not lead to.
   """
   refused = [r for r in translation.rows if r.outcome.state == "refused"]
   if refused:
@@ -100,18 +133,20 @@ def _check(translation: flute.Translation, config: str, data: str) -> None:
     )
   task = translation.task
   if flute.without_data(translation):
+    command = flute.importing(translation, "DATA").command("STORE")
     raise ValueError(
-      f"--data is missing: task {task.name} has no data set here; give a"
-      f" store, made by {_importing(translation, 'DATA')}"
+      f"--data is missing: task {task.name} has no data set here; give the"
+      f" folder of its files, or a store, made by {command}"
     )
   if data and not is_url(data):
-    path = Path(data)
-    if not path.exists():
+    if not Path(data).exists():
       raise FileNotFoundError(f"--data={data}: there is no such file or folder")
-    if translation.fields["data.name"] == "store" and not flute.is_store(data):
+    stored = translation.fields["data.name"] == "store"
+    if stored and not imported and not flute.is_store(data):
+      command = flute.importing(translation, data).command("STORE")
       raise ValueError(
-        f"--data={data} is no client store; make one by"
-        f" {_importing(translation, data)}"
+        f"--data={data} is no client store, and does not hold the files of"
+        f" task {task.name}; make a store by {command}"
       )
   from fedjax_sim.models import MODELS
 
@@ -123,40 +158,36 @@ def _check(translation: flute.Translation, config: str, data: str) -> None:
     )
 
 
-def _importing(translation: flute.Translation, data: str) -> str:
-  """Return what makes a store of FLUTE's files.
+@contextlib.contextmanager
+def _nothing_left(folder: Path, target: Path) -> Iterator[None]:
+  """Make the workdir; remove what was made if the run does not begin.
 
   Args:
-    translation: of the file that names them.
-    data: where they lie: a folder, or a file.
+    folder: the workdir.
+    target: the config file in it.
   """
-  imports = translation.task.imports
-  given = {r.path: r.value for r in translation.rows if r.outcome.note}
-  clients = "client_config.data_config.train"
-  parts = []
-  for flag, path in (
-    ("train", f"{clients}.list_of_train_data"),
-    ("test", "server_config.data_config.test.test_data"),
-  ):
-    value = given.get(path)
-    if Path(data).is_file():
-      value = data if flag == "train" else None
-    elif isinstance(value, str) and not value.startswith("<"):
-      value = Path(data) / value
-    elif flag == "train":
-      value = Path(data) / "FILE"
-    if value is not None:
-      parts.append(f"--{flag}={value}")
-  if "--text" in imports and "--sequence-length" not in imports:
-    lengths = (given.get(f"{clients}.{k}") for k in flute.LENGTHS)
-    parts += [f"--sequence-length={n}" for n in lengths if n]
-  return f"fedjax-sim data import {imports} {' '.join(parts)} --store=STORE"
+  made = [p for p in (folder, *folder.parents) if not p.exists()]
+  new = [p for p in (target, folder / _STORE) if not p.exists()]
+  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  finally:
+    if not (folder / "config.json").exists():  # the run did not begin
+      for path in new:
+        if path.is_dir():
+          shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+      for path in made:
+        with contextlib.suppress(OSError):
+          path.rmdir()
 
 
 def _run(
   target: Path, source: str, workdir: str, changes: Sequence[str]
 ) -> int:
-  """Write the config into the workdir and run it; nothing is left if it fails.
+  """Write the config into the workdir and run it.
+
+  A run that is there keeps its config, if the new one is refused.
 
   Args:
     target: the config file.
@@ -164,22 +195,12 @@ def _run(
     workdir: of the run.
     changes: flags that change fields of the config.
   """
-  folder = Path(workdir)
-  if folder.is_file():
-    raise FileExistsError(f"--workdir={folder} is a file; name a folder.")
   before = target.read_bytes() if target.exists() else None
-  made = [p for p in (folder, *folder.parents) if not p.exists()]
-  folder.mkdir(parents=True, exist_ok=True)
   files.write_atomically(target, source.encode())
   arguments = [f"--config={target}", f"--workdir={workdir}", *changes]
   try:
     return runs.run(arguments)
-  except BaseException as error:
-    if not (folder / "config.json").exists():  # the run did not begin
-      target.unlink()
-      for path in made:
-        with contextlib.suppress(OSError):
-          path.rmdir()
-    elif before is not None and isinstance(error, ValueError):
+  except ValueError:
+    if before is not None:
       files.write_atomically(target, before)
     raise

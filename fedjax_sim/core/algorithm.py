@@ -246,6 +246,9 @@ class Algorithm(NamedTuple):
       several versions, selects one.
     personal: (message, client state) -> `Variables` that this client would use,
       for evaluation per client; None for the global model.
+    other_models: server state -> name -> `Variables` of models that are
+      evaluated besides the global one, such as those that it is a mean of.
+      Their metrics have the name before their own: `test/NAME/accuracy`.
     on_eval: (server state, metrics) -> server state, after an evaluation; None
       if nothing changes.
     with_model: (server state, `Variables`) -> server state with this global
@@ -275,6 +278,9 @@ class Algorithm(NamedTuple):
   client_init: Callable[[PyTree, HParams], PyTree] = lambda server, hparams: ()
   download: Callable[[PyTree, Array], PyTree] = lambda message, version: message
   personal: Callable[[PyTree, PyTree], Variables] | None = None
+  other_models: Callable[[PyTree], Mapping[str, Variables]] = lambda server: (
+    EMPTY
+  )
   on_eval: Callable[[PyTree, Mapping[str, float]], PyTree] | None = None
   with_model: Callable[[PyTree, Variables], PyTree] | None = None
   postprocess_report: Callable[[Client, Report], Report] = (

@@ -21,6 +21,7 @@ from fedjax_sim.data.batch_steps import (
 from fedjax_sim.data.dataset import FederatedDataset, check_labels
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.loaders.cifar10 import load_cifar10
+from fedjax_sim.data.loaders.cifar100 import load_cifar100
 from fedjax_sim.data.loaders.digits import load_digits
 from fedjax_sim.data.loaders.ecg import load_ecg
 from fedjax_sim.data.loaders.ecg_kaggle import load_ecg_kaggle
@@ -57,6 +58,7 @@ from fedjax_sim.data.stored import StoredData
 
 DATASETS: Mapping[str, Callable[..., FederatedDataset]] = {
   "cifar10": load_cifar10,
+  "cifar100": load_cifar100,
   "digits": load_digits,
   "ecg": load_ecg,
   "ecg_kaggle": load_ecg_kaggle,
@@ -86,6 +88,7 @@ __all__ = [
   "from_bytes",
   "is_url",
   "load_cifar10",
+  "load_cifar100",
   "load_digits",
   "load_ecg",
   "load_ecg_kaggle",

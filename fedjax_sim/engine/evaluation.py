@@ -91,8 +91,9 @@ def make_evaluate(
         variables = algorithm.variables(server)
       else:
         variables = algorithm.personal(message, state)
+      models = {"": variables, **algorithm.other_models(server)}
       return _client_metrics(
-        task, variables, examples, order, start, num_steps, walk
+        task, models, examples, order, start, num_steps, walk
       )
 
     grid = (mine.start[..., 0], mine.num_steps[..., 0], states)
@@ -120,21 +121,33 @@ def make_evaluate(
   )
 
 
+def of_model(name: str, metric: str) -> str:
+  """Return what a model's metric is called; "" is the model that is trained."""
+  return f"{name}/{metric}" if name else metric
+
+
 def _client_metrics(
   task: Task,
-  variables: Variables,
+  models: Mapping[str, Variables],
   examples: Examples,
   order: Array,
   start: Array,
   num_steps: Array,
   walk: PassSpec,
 ) -> Total:
-  """Return one client's metrics, name -> `Metric`, summed over its batches."""
+  """Return one client's metrics, name -> `Metric`, summed over its batches.
+
+  Those of a model with a name, not "", begin with it.
+  """
 
   @trace_once
   def batch_sums(i: Array) -> dict[str, Metric]:
     batch = read_batch(examples, order, start + i * walk.batch_size, walk)
-    return sum_metrics(task, variables, batch)
+    return {
+      of_model(name, metric): summed
+      for name, variables in models.items()
+      for metric, summed in sum_metrics(task, variables, batch).items()
+    }
 
   shapes = jax.eval_shape(batch_sums, jnp.zeros((), jnp.int32))
   add = lambda i, acc: compensated.add(acc, batch_sums(i))

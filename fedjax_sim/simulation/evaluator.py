@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
@@ -31,7 +32,7 @@ from fedjax_sim.engine import client_metrics
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_metrics import ClientMetrics
-from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks
+from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks, of_model
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import Best, MonitorState, RunState
 from fedjax_sim.simulation import monitor, preflight
@@ -164,24 +165,26 @@ def as_row(measured: Mapping[str, ClientMetrics]) -> Row:
 
 
 def metric_names(
-  metrics: Iterable[str], data: FederatedDataset
+  metrics: Iterable[str], models: Iterable[str], data: FederatedDataset
 ) -> dict[str, str]:
   """Return the names of what an evaluation measures.
 
   Args:
     metrics: names of the task's metrics.
+    models: names of the models that are evaluated, "" for the global one.
     data: federated data.
 
   Returns:
     Name, such as `unseen/loss/mean` -> the task's metric, such as `loss`.
   """
   names = {}
-  for name in metrics:
+  for metric, model in itertools.product(metrics, models):
+    name = of_model(model, metric)
     if data.test is not None:
-      names[f"test/{name}"] = name
+      names[f"test/{name}"] = metric
     for prefix, part in (("seen", data.seen), ("unseen", data.unseen)):
       if part is not None:
-        names |= dict.fromkeys(client_metrics.told(name, prefix), name)
+        names |= dict.fromkeys(client_metrics.told(name, prefix), metric)
   return names
 
 
@@ -190,7 +193,7 @@ def directions(
   best_metrics: Sequence[str],
   *,
   task: Task,
-  variables: Callable[[], Variables],
+  models: Callable[[], Mapping[str, Variables]],
   data: FederatedDataset,
 ) -> dict[str, bool]:
   """Return for every metric that is followed whether higher is better.
@@ -199,7 +202,8 @@ def directions(
     schedules: hyper-parameter -> its schedule.
     best_metrics: metrics, of each of which the best model is kept.
     task: what is evaluated.
-    variables: gives shapes and dtypes of the global model.
+    models: gives shapes and dtypes of the models that are evaluated, by name;
+      "" is the global one.
     data: federated data.
 
   Raises:
@@ -208,7 +212,9 @@ def directions(
   wanted = monitor.followed(schedules, best_metrics)
   if not wanted:
     return {}
-  names = metric_names(preflight.metrics_of(task, variables(), data), data)
+  evaluated = models()
+  metrics = preflight.metrics_of(task, evaluated[""], data)
+  names = metric_names(metrics, evaluated, data)
   return monitor.directions(wanted, names, task)
 
 

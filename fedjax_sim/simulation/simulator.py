@@ -253,7 +253,7 @@ class Simulator:
       self._schedules,
       self.best_metrics,
       task=self.task,
-      variables=lambda: self.states.variables,
+      models=lambda: self.states.models,
       data=self.data,
     )
 

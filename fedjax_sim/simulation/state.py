@@ -247,6 +247,12 @@ class States:
     return self.algorithm.variables(self.shapes.server)
 
   @property
+  def models(self) -> dict[str, Variables]:
+    """The same of all models that are evaluated; "" is the global one."""
+    others = jax.eval_shape(self.algorithm.other_models, self.shapes.server)
+    return {"": self.variables, **others}
+
+  @property
   def num_parameters(self) -> int:
     """Number of trained parameters of the global model."""
     leaves = jax.tree.leaves(self.variables.params)

@@ -213,6 +213,7 @@ def _with_state(result: Algorithm, algorithm: Algorithm) -> Algorithm:
     apply=wrapped_apply if result.apply is apply else result.apply,
     broadcast=lambda state: algorithm.broadcast(state.server),
     variables=lambda state: algorithm.variables(state.server),
+    other_models=lambda state: algorithm.other_models(state.server),
     client_init=lambda state, hparams: algorithm.client_init(
       state.server, hparams
     ),

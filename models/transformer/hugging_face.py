@@ -16,10 +16,12 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import Task, validate
+from fedjax_sim.models.options import begins_from
 from fedjax_sim.models.transformer.decoder import Decoder
 from fedjax_sim.models.transformer.encoder import Encoder
 from fedjax_sim.models.transformer.folder import (
   CONFIG,
+  model_files,
   read_arrays,
   read_config,
   read_tokens,
@@ -44,6 +46,7 @@ from fedjax_sim.tasks.initial import with_initial
 _HEAD = "head/"
 
 
+@begins_from(folder=model_files)
 def hugging_face(
   example_shape: tuple[int, ...],
   num_classes: int,

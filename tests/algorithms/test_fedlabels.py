@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedjax_sim import transforms
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.fedlabels import fedlabels, pseudo_labels
+from fedjax_sim.algorithms.fedlabels import fedlabels
 from fedjax_sim.core import Loss, Metric, Task, Variables, validate
 from fedjax_sim.data import FederatedData, load_digits, with_few_labels
 from fedjax_sim.engine.batching import LocalBatching
@@ -20,6 +20,7 @@ from fedjax_sim.models.mlp import mlp
 from fedjax_sim.tasks import function_task
 from fedjax_sim.tasks.losses import cross_entropy
 from fedjax_sim.training.optimizers import optimizer
+from fedjax_sim.training.pseudo_labels import pseudo_labels
 from problems import (
   blobs,
   hparams_of,
@@ -113,7 +114,9 @@ def linear() -> Task:
     value, weight = cross_entropy(logits(variables, examples), examples)
     return {"loss": Metric(value, weight)}
 
-  return Task(init, loss, metrics, logits=logits)
+  return Task(
+    init, loss, metrics, logits=logits, higher_is_better={"loss": False}
+  )
 
 
 OPTIONS = {
@@ -180,7 +183,7 @@ def client_by_hand(w, labelled, unlabelled, options):
 
 
 def round_by_hand(data, w, options, clip=None):
-  """The global parameters and buffers after a round of all clients."""
+  """Both means after a round of all clients: parameters, buffers, counts."""
   sup, unsup, sup_mean, unsup_mean, used = ([], [], [], [], [])
   sets = data.splits["labelled"], data.splits["unlabelled"]
 
@@ -200,8 +203,8 @@ def round_by_hand(data, w, options, clip=None):
     used.append(count)
   weights = np.maximum(used, 1)  # FLUTE's: by number of pseudo labels
   weighted = lambda x: np.average(x, axis=0, weights=weights)
-  params = w + 0.5 * np.mean(sup, 0) + 0.5 * weighted(unsup)
-  buffers = 0.5 * np.mean(sup_mean, 0) + 0.5 * weighted(unsup_mean)
+  params = w + np.mean(sup, 0), w + weighted(unsup)
+  buffers = np.mean(sup_mean, 0), weighted(unsup_mean)
   return params, buffers, used
 
 
@@ -225,8 +228,12 @@ def test_a_round_does_what_numpy_does(changes, clip):
   w = np.asarray(params_of(simulator, state)["w"], np.float64)
   params, buffers, used = round_by_hand(data, w, OPTIONS | changes, clip)
   after = train(simulator, 1).server.variables
-  np.testing.assert_allclose(after.params["w"], params, rtol=1e-4, atol=1e-6)
-  np.testing.assert_allclose(after.buffers["mean"], buffers, rtol=1e-4)
+  np.testing.assert_allclose(
+    after.params["w"], np.mean(params, 0), rtol=1e-4, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    after.buffers["mean"], np.mean(buffers, 0), rtol=1e-4
+  )
   assert len(set(used)) > 1  # so that weights matter
   assert sum(used)
   (out,) = simulator.run(state, 1)
@@ -256,8 +263,38 @@ def test_a_client_without_unlabelled_examples_takes_part():
   w = np.asarray(params_of(simulator, simulator.init())["w"], np.float64)
   params, _, used = round_by_hand(data, w, OPTIONS)
   after = params_of(simulator, train(simulator, 1))["w"]
-  np.testing.assert_allclose(after, params, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(after, np.mean(params, 0), rtol=1e-4, atol=1e-6)
   assert used[0] == 0
+
+
+def test_both_means_are_evaluated_by_themselves():
+  data = few()
+  data = dataclasses.replace(data, test=data.train.examples)
+  plain = simulator_of(data)
+  simulator = dataclasses.replace(
+    simulator_of(data, evaluate_means=True),
+    best_metrics=("test/unsupervised/loss",),
+  )
+  state = simulator.init()
+  names = ("", "supervised/", "unsupervised/")
+  first = simulator.evaluate(state)
+  assert len({first[f"test/{name}loss"] for name in names}) == 1
+  w = np.asarray(params_of(simulator, state)["w"], np.float64)
+  means, _, _ = round_by_hand(data, w, OPTIONS)
+  after = train(simulator, 1)
+  found = simulator.evaluate(after)
+  x, y = data.test["x"], data.test["y"]
+  for name, params in zip(names, (np.mean(means, 0), *means), strict=True):
+    loss = -np.log(softmax(x @ params)[np.arange(len(y)), y]).mean()
+    assert found[f"test/{name}loss"] == pytest.approx(loss, rel=1e-4)
+  assert len({round(found[f"test/{name}loss"], 4) for name in names}) == 3
+  np.testing.assert_array_equal(
+    params_of(simulator, after)["w"], params_of(plain, train(plain, 1))["w"]
+  )
+  best = simulator.react.best_row(simulator.react(after, found))
+  assert best["best/test/unsupervised/loss"] == pytest.approx(
+    found["test/unsupervised/loss"]
+  )
 
 
 def test_labels_of_the_unlabelled_are_not_used():
@@ -380,6 +417,7 @@ def test_pseudo_labels_help_where_labels_are_few():
       ("magnitude", "much"),
       ("comparison", "var"),
       ("flip", 1),
+      ("evaluate_means", 1),
       ("labelled_steps", 0),
       ("unlabelled_steps", 1.5),
       ("unlabelled_rate", -1.0),

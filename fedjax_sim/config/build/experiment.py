@@ -15,6 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fedjax_sim import sampling
+from fedjax_sim.config import components
 from fedjax_sim.config.build.algorithm import build_algorithm
 from fedjax_sim.config.build.data import build_data, naming_data
 from fedjax_sim.config.build.privacy import (
@@ -39,7 +40,7 @@ from fedjax_sim.core import references, validate
 from fedjax_sim.core.weights import file_digest
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalBatching
-from fedjax_sim.models.transformer.folder import model_files
+from fedjax_sim.models.options import weights_of
 from fedjax_sim.simulation.account import check_unwatched, uncovered
 from fedjax_sim.simulation.preflight import DataError, ModelError
 from fedjax_sim.simulation.runtime import MOST_ROUNDS, Runtime
@@ -190,7 +191,7 @@ def build(config: ConfigDict) -> Experiment:
   parameters = simulator.states.num_parameters
   sources = references.sources(fields)
   if weights := _initial(config):
-    sources[INITIAL] = "; ".join(map(_contents, weights))
+    sources[INITIAL] = "; ".join(_contents(*pair) for pair in weights.items())
   return Experiment(
     simulator=simulator,
     timetable=timetable,
@@ -212,27 +213,35 @@ def _uncovered(config: ConfigDict, simulator: Simulator) -> list[str]:
     simulator.runtime,
     simulator.states.shapes.clients,
     log_clients=simulator.log_clients,
-    initial=", ".join(Path(path).name for path in weights) or None,
+    initial=", ".join(path.name for path in weights) or None,
   )
 
 
-def _initial(config: ConfigDict) -> list[str]:
-  """Return the weights file and the model's folder that a run begins from."""
-  section = config.model
-  given = [] if section.initial is None else [section.initial]
-  if section.name == "hugging_face":
-    given.append(section.folder)
-  return given
+def _initial(config: ConfigDict) -> dict[Path, list[Path]]:
+  """Return the files or folders of the weights that a run begins from.
 
+  The weights file, and what the model reads by itself.
 
-def _contents(path: str) -> str:
-  """Return the name and the digest of a weights file, or a model's folder.
-
-  Both are the same wherever it lies.
+  Returns:
+    Path -> the files that count; a file is its own.
   """
-  place = Path(path).expanduser()
-  if not place.is_dir():
+  section = config.model
+  (slot,) = components.slots_of("model")
+  found = {}
+  if section.initial is not None:
+    place = Path(section.initial).expanduser()
+    found[place] = [place]
+  for field, files in weights_of(slot.factory(section.name)).items():
+    if section[field] is not None:
+      place = Path(section[field]).expanduser()
+      found[place] = list(files(place))
+  return found
+
+
+def _contents(place: Path, files: Sequence[Path]) -> str:
+  """Return a path's name and the digest of its files, wherever they lie."""
+  if place in files:
     return f"{place.name} (SHA-256 {file_digest(place)[:16]})"
-  parts = [f"{file.name} {file_digest(file)}" for file in model_files(place)]
+  parts = [f"{file.name} {file_digest(file)}" for file in files]
   digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
   return f"{place.name} (SHA-256 {digest[:16]})"

@@ -4,8 +4,9 @@
 and data its experiments have here. Nothing in this package needs JAX.
 """
 
+from fedjax_sim.config.flute.importing import importing
 from fedjax_sim.config.flute.reading import read
-from fedjax_sim.config.flute.rules import COMPATS, LENGTHS, MEANT, is_store
+from fedjax_sim.config.flute.rules import COMPATS, MEANT, is_store
 from fedjax_sim.config.flute.source import config_file, table
 from fedjax_sim.config.flute.tasks import TASKS
 from fedjax_sim.config.flute.translation import (
@@ -16,11 +17,11 @@ from fedjax_sim.config.flute.translation import (
 
 __all__ = [
   "COMPATS",
-  "LENGTHS",
   "MEANT",
   "TASKS",
   "Translation",
   "config_file",
+  "importing",
   "is_store",
   "read",
   "table",

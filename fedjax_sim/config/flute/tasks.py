@@ -30,7 +30,10 @@ class FluteTask(NamedTuple):
     flute: fields that make the model what FLUTE's code has, where that is not
       what is meant.
     meant: fields of a store that FLUTE's code lacks.
-    imports: flags of `fedjax-sim data import` for its files.
+    imports: flags of `fedjax-sim data import` for its files; "=FILE" stands for
+      one that the YAML file names.
+    files: flag of the import -> the file or folder of FLUTE's users, where the
+      YAML file names none.
     tokens: whether FLUTE counts words, tokens or characters as its samples.
     layers: of a field with "()".
     buffers: whether the model has running statistics, of batch norm.
@@ -47,11 +50,17 @@ class FluteTask(NamedTuple):
   flute: Mapping[str, Any] = _NONE
   meant: Mapping[str, Any] = _NONE
   imports: str = "--format=leaf_json"
+  files: Mapping[str, str] = _NONE
   tokens: bool = False
   layers: int = 1
   buffers: bool = False
   by_type: bool = False
   is_own: bool = False
+
+
+def _tff(name: str) -> Mapping[str, str]:
+  """Return the names of TensorFlow Federated's two files of a data set."""
+  return {split: f"{name}_{split}.h5" for split in ("train", "test")}
 
 
 _CIFAR = {"data.name": "cifar10"}
@@ -69,12 +78,14 @@ TASKS: Mapping[str, FluteTask] = {
         "data.heldout_fraction": 0.1,
       },
       flute={"model.init": "uniform", "model.sigmoid": True},
+      files={"train": "train", "test": "test"},
     ),
     FluteTask(
       "cv_cnn_femnist",
       model={"model.name": "femnist_cnn"},
       prepare={"data.reshape": (28, 28, 1)},
       imports="--format=tff_hdf5 --fields=x:pixels,y:label --num-classes=62",
+      files=_tff("fed_emnist"),
     ),
     FluteTask(
       "cv_resnet_fedcifar100",
@@ -90,6 +101,7 @@ TASKS: Mapping[str, FluteTask] = {
       },
       imports="--format=tff_hdf5 --fields=x:image,y:label --dtypes=y:uint8"
       " --num-classes=100",
+      files=_tff("fed_cifar100"),
       buffers=True,
     ),
     FluteTask(
@@ -101,7 +113,9 @@ TASKS: Mapping[str, FluteTask] = {
         "hidden_dim": "model.units()",
         "vocab_size": "",
       },
+      flute={"model.recurrent_bias": True},
       imports="--format=tff_hdf5 --fields=x:snippets --text=tff_characters",
+      files=_tff("shakespeare"),
       tokens=True,
       layers=2,
     ),
@@ -187,6 +201,7 @@ TASKS: Mapping[str, FluteTask] = {
         "model.stem": "3x3",
         "model.norm": "batch",
       },
+      data={"data.name": "cifar100", "data.partition": "dirichlet"},
       keys=_CLASSES,
       imports="--format=npz",
       buffers=True,

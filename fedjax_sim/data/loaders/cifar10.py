@@ -1,4 +1,4 @@
-"""CIFAR-10: color photographs in 10 classes, from PNG sprites.
+"""CIFAR-10: color photographs in 10 classes, from its files or PNG sprites.
 
 Krizhevsky (2009, "Learning multiple layers of features from tiny images"). A
 row of a sprite is an image: 32 x 32 RGB pixels, one after the other.
@@ -15,12 +15,16 @@ import numpy as np
 
 from fedjax_sim.data.array_files import read_fields
 from fedjax_sim.data.batch_steps import from_bytes, normalize
+from fedjax_sim.data.cifar_batches import read_batch
 from fedjax_sim.data.dataset import FederatedDataset
+from fedjax_sim.data.federated import Examples
 from fedjax_sim.data.location import find, locate
 from fedjax_sim.data.partition import deal
 from fedjax_sim.data.splits import Clients, make_dataset
 
 CLASSES = 10
+BATCHES = "cifar-10-batches-py"
+TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 ROWS = 1000  # images of a full sprite
 FIRST_TEST_SPRITE = 50
 # Of the 50,000 training images.
@@ -46,14 +50,15 @@ def load_cifar10(
 ) -> FederatedDataset:
   """Load CIFAR-10: training images partitioned over clients, and a test set.
 
-  `labels.npz` says by the lengths of `train_y` and `test_y` how many images
-  there are. Sprites hold 1,000 each, the last what is left over: number 0 and
-  on for training, 50 and on for testing.
+  They are in `cifar-10-batches-py/`, as their page offers them, or else in
+  `cifar10/`, as sprites. There `labels.npz` says by the lengths of `train_y`
+  and `test_y` how many images there are. Sprites hold 1,000 each, the last what
+  is left over: number 0 and on for training, 50 and on for testing.
 
   Fields: x, (32, 32, 3), uint8; y, (), uint8.
 
   Args:
-    path: the folder that holds `cifar10/`; relative to
+    path: the folder that holds one of the two; relative to
       the working folder, or else to the folder that FEDJAX_SIM_DATA names.
     num_clients: how many clients, unseen ones included.
     partition: how examples are dealt to clients: a name of `PARTITIONERS`, or
@@ -70,11 +75,9 @@ def load_cifar10(
     FileNotFoundError: a file is missing.
     TypeError, ValueError: a file is damaged, or an option is refused.
   """
-  folder = locate(path) / "cifar10"
-  labels = read_fields(
-    find(folder, "labels.npz"), {"train_y": (None,), "test_y": (None,)}
-  )
-  train = _examples(folder, 0, labels["train_y"])
+  root = locate(path)
+  read = _batches if (root / BATCHES).is_dir() else _sprites
+  train, test = read(root)
   dealt = deal(
     train, partition, num_clients, seed, min_examples=min_examples, **options
   )
@@ -82,13 +85,34 @@ def load_cifar10(
     "cifar10",
     dealt,
     num_classes=CLASSES,
-    test=_examples(folder, FIRST_TEST_SPRITE, labels["test_y"]),
+    test=test,
     heldout_fraction=heldout_fraction,
     unseen_clients=unseen_clients,
     min_examples=min_examples,
     seed=seed,
     prepare=prepare,
   )
+
+
+def _batches(root: Path) -> tuple[Examples, Examples]:
+  """Read training and test images from the files of CIFAR-10's page."""
+  parts = [
+    read_batch(find(root / BATCHES, name), "labels") for name in TRAIN_BATCHES
+  ]
+  train = {
+    field: np.concatenate([part[field] for part in parts]) for field in "xy"
+  }
+  return train, read_batch(find(root / BATCHES, "test_batch"), "labels")
+
+
+def _sprites(root: Path) -> tuple[Examples, Examples]:
+  """Read training and test images from sprites."""
+  folder = root / "cifar10"
+  labels = read_fields(
+    find(folder, "labels.npz"), {"train_y": (None,), "test_y": (None,)}
+  )
+  train = _examples(folder, 0, labels["train_y"])
+  return train, _examples(folder, FIRST_TEST_SPRITE, labels["test_y"])
 
 
 def _examples(

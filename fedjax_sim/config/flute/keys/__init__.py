@@ -34,6 +34,8 @@ def _strategy(value: str, file: File) -> Outcome:
   if file.task.tokens and file.strategy in ("fedavg", "fedprox"):
     fields["algorithm.weighting"] = "tokens"
     note = "clients weigh by words, tokens or characters"
+  if file.strategy == "fedlabels":
+    fields["algorithm.evaluate_means"] = True
   return used(fields, note)
 
 

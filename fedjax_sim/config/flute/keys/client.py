@@ -105,7 +105,9 @@ def _sampling(value: float, file: File) -> Outcome:
 def _augment(value: int, file: File) -> Outcome:
   if value == 0:
     return used({"algorithm.magnitude": 0.0})
-  return used(note="algorithm.magnitude, of other operations")
+  return used(
+    {"algorithm.flip": True}, "and algorithm.magnitude, of other operations"
+  )
 
 
 def _comparison(value: str, file: File) -> Outcome:
@@ -128,11 +130,19 @@ def _dealt(field: str) -> Any:
   return rule
 
 
+def _alpha(value: float, file: File) -> Outcome:
+  """Sum the concentrations, of which FLUTE gives that of each class."""
+  if not file.has_own_data:
+    return _dealt("data.alpha")(value, file)
+  classes = file.get(f"{_AT}.semisupervision.num_classes", 100)
+  return used({"data.alpha": value * classes}, "alpha num_classes")
+
+
 _SEMISUPERVISION = {
   "uda": Key(int, _augment),
   "num_classes": Key(int, counts("from the data")),
   "isclust": Key(int, without("1 and 2 call what FLUTE does not have")),
-  "alpha": Key(float, _dealt("data.alpha")),
+  "alpha": Key(float, _alpha),
   "train_ratio": Key(float, sets("data.labelled_fraction")),
   "test_ratio": Key(float, without("FLUTE does not use it")),
   "val_ratio": Key(float, counts("the rest is unlabelled")),
