@@ -166,7 +166,8 @@ def test_without_a_file(capsys):
 
 
 def test_a_model_that_is_not_here(tmp_path, monkeypatch, capsys):
-  monkeypatch.delitem(MODELS, "logistic_regression")
+  others = {k: v for k, v in MODELS.items() if k != "logistic_regression"}
+  monkeypatch.setattr("fedjax_sim.models.MODELS", others)
   path = write(tmp_path / "config.yaml", LR)
   assert main(["flute", f"--config={path}", f"--workdir={tmp_path}/run"]) == 2
   err = capsys.readouterr().err
