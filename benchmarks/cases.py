@@ -28,8 +28,6 @@ from fedjax_sim.simulation.runtime import Runtime
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training.optimizers import optimizer
 
-LEARNING_RATE = 0.01
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
@@ -47,6 +45,7 @@ class Case:
     mean_size: examples of a client, on average.
     sigma: of the sizes' logarithm; 0: all alike.
     batch_size: examples of a step.
+    learning_rate: of the steps.
     rounds: rounds a dispatch.
     dispatches: dispatches that are timed at once.
     torch_batches: that PyTorch is timed on, at most; 10 or more.
@@ -64,6 +63,7 @@ class Case:
   mean_size: float = 100.0
   sigma: float = 1.0
   batch_size: int = 10
+  learning_rate: float = 0.01
   rounds: int = 16
   dispatches: int = 1
   torch_batches: int = 1000
@@ -210,11 +210,11 @@ def simulator(
     task=task,
     algorithm=fedavg(
       task,
-      optimizer("sgd", learning_rate=LEARNING_RATE),
+      optimizer("sgd", learning_rate=case.learning_rate),
       optimizer("sgd", learning_rate=1.0),
     ),
     data=data,
-    sampler=sampling.uniform(case.num_clients, case.clients_per_round),
+    sampler=sampling.uniform(data.train.num_clients, case.clients_per_round),
     batching=LocalBatching(batch_size=case.batch_size),
     runtime=Runtime(
       lanes=lanes, devices=devices, rounds_per_dispatch=case.rounds

@@ -31,7 +31,7 @@ import numpy as np
 import fedjax_sim
 from benchmarks import cases, machine, pytorch, show
 from benchmarks.bare import Bare, rows_of
-from benchmarks.cases import LEARNING_RATE, Case
+from benchmarks.cases import Case
 from benchmarks.turns import rotated
 from fedjax_sim.core.files import write_json
 from fedjax_sim.data import FederatedDataset
@@ -101,7 +101,11 @@ def plans_of(simulator: Simulator, first: int, count: int) -> list[CohortPlan]:
 
 
 def measure(
-  case: Case, engines: Sequence[str], pairs: int, torch: Any
+  case: Case,
+  engines: Sequence[str],
+  pairs: int,
+  torch: Any,
+  data: FederatedDataset | None = None,
 ) -> dict[str, Any]:
   """Measure a case; return all that is reported of it.
 
@@ -110,9 +114,11 @@ def measure(
     engines: keys of `ENGINES`.
     pairs: turns that count.
     torch: the module; None: without it.
+    data: its clients; None: random ones.
   """
   machine.forget_peak()
-  data = cases.dataset(case)
+  if data is None:
+    data = cases.dataset(case)
   task = case.model(case.example_shape, case.num_classes)
   running = {
     name: Engine(
@@ -130,7 +136,7 @@ def measure(
     task,
     data.train.examples,
     batch_size=batching.batch_size,
-    learning_rate=LEARNING_RATE,
+    learning_rate=case.learning_rate,
     capacity=rounds * int(largest[-case.clients_per_round :].sum()),
     prepare=data.prepare,
   )
@@ -139,7 +145,7 @@ def measure(
     case.pytorch,
     case.example_shape,
     case.num_classes,
-    LEARNING_RATE,
+    case.learning_rate,
   )
   turns: list[dict[str, float]] = []
   steps: list[int] = []
@@ -210,7 +216,7 @@ def _summary(
   medians = {name: statistics.median(values) for name, values in ratios.items()}
   return {
     "parameters": any_engine.simulator.states.num_parameters,
-    "num_clients": case.num_clients,
+    "num_clients": any_engine.simulator.data.train.num_clients,
     "clients_per_round": case.clients_per_round,
     "batch_size": bare.batch_size,
     "rounds_per_dispatch": case.rounds,
@@ -220,7 +226,12 @@ def _summary(
     "matmul_peak": peak,
     "process_peak_bytes": machine.process_peak_bytes(),
     "engines": {
-      name: _engine_summary(name, engine, bare.flops, turns, steps, peak)
+      name: {
+        "rounds_per_second": statistics.median(
+          case.rounds * case.dispatches / turn[name] for turn in turns
+        ),
+        **_engine_summary(name, engine, bare.flops, turns, steps, peak),
+      }
       for name, engine in running.items()
     },
     "ratios": {name: medians.get(name, math.nan) for name in RATIOS},

@@ -1,13 +1,23 @@
-"""The same federated training through other simulators, and through this one.
+r"""The same federated training through other simulators, and through this one.
 
     python -m benchmarks.peers --peers=fedjax,pfl,flower --rounds=30
+    python -m benchmarks.peers --case=mnist --flute=CHECKOUT \
+      --python=python3.11,python3.12
 
-FedAvg on multinomial logistic regression, 784 x 10: 1,000 clients of lognormal
-sizes with random data, 10 a round drawn uniformly, one epoch of SGD with rate
-0.03 and batches of 10, a mean weighted by examples, on the CPU. Every peer is
-installed from PyPI into a virtual environment of its own, and trains by a
-script in `benchmarks/peers_` that uses it as its documentation does; what a
-peer does otherwise than the others its script says.
+FedAvg on multinomial logistic regression, 784 x 10: 1,000 clients, 10 a round
+drawn uniformly, one epoch of SGD with rate 0.03 and batches of 10, a mean
+weighted by examples, on the CPU. The clients are, by `--case`,
+
+- `lr`: of lognormal sizes, with random data;
+- `mnist`: of MNIST by a power law, and the outputs go through a sigmoid before
+  the cross-entropy: FLUTE's benchmark `cv_lr_mnist`.
+
+Every peer is installed from PyPI into a virtual environment of its own, and
+trains by a script in `benchmarks/peers_` that uses it as its documentation
+does; what a peer does otherwise than the others its script says. FLUTE is not
+on PyPI: `--flute` is a checkout of github.com/microsoft/msrflute, in which
+nothing is written. A peer that needs a newer Python takes the first of
+`--python` that is.
 
 A run's first rounds compile and load, so they do not count; of the others the
 median does. The simulators take turns, a new process each time, another one
@@ -20,16 +30,10 @@ the reason.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
-import inspect
 import json
 import os
 import platform
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -39,185 +43,38 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.environments import (
+  FLUTE,
+  PEERS,
+  FailedError,
+  call,
+  environment,
+  python_for,
+  versions,
+)
+from benchmarks.peer_data import DATA, data_name, write_data, write_mnist
 from benchmarks.turns import rotated
 from fedjax_sim.core.files import write_json
 from fedjax_sim.distributed import cpu
 
 WARMUP = 3  # rounds that do not count
-DATA: Mapping[str, Any] = {
-  "clients": 1000,
-  "features": 784,
-  "classes": 10,
-  "median_size": 60,
-  "sigma": 0.6,
-  "least_size": 20,
-  "greatest_size": 200,
-  "seed": 0,
-}
 WORK: Mapping[str, Any] = {
   "classes": 10,
   "cohort": 10,
   "batch_size": 10,
   "epochs": 1,
   "learning_rate": 0.03,
+  "sigmoid": False,  # whether the outputs go through one
+}
+CASES: Mapping[str, Mapping[str, Any]] = {  # name -> as `WORK`
+  "lr": WORK,
+  "mnist": {**WORK, "sigmoid": True},
 }
 SCRIPTS = Path(__file__).resolve().parent / "peers_"
 ROOT = SCRIPTS.parent.parent
 OURS = "fedjax_sim"
 SMALLEST_ROUNDS = WARMUP + 1
-
-
-class Peer(NamedTuple):
-  """Another simulator.
-
-  Attributes:
-    requirements: what pip is asked for; what a round's time hangs on, in the
-      version that was measured.
-    packages: whose versions are reported: its own, what it trains with, others.
-  """
-
-  requirements: tuple[str, ...]
-  packages: tuple[str, ...]
-
-
-PEERS: Mapping[str, Peer] = {
-  # FedJAX 0.0.17 calls jax.tree_map, which JAX 0.6 no longer has.
-  "fedjax": Peer(
-    (
-      "fedjax==0.0.17",
-      "jax==0.5.3",
-      "jaxlib==0.5.3",
-      "dm-haiku==0.0.17",
-      "optax==0.2.8",
-      "numpy==2.4.6",
-    ),
-    ("fedjax", "jax", "dm-haiku", "optax", "numpy"),
-  ),
-  "pfl": Peer(
-    ("pfl[pytorch]==0.6.0", "torch==2.14.1", "numpy==2.4.6"),
-    ("pfl", "torch", "numpy"),
-  ),
-  # The PyTorch that its client uses is not among Flower's own requirements.
-  "flower": Peer(
-    (
-      "flwr[simulation]==1.42.0",
-      "ray==2.55.1",
-      "torch==2.14.1",
-      "numpy==2.4.6",
-    ),
-    ("flwr", "torch", "ray", "numpy"),
-  ),
-}
 OUR_PACKAGES = ("fedjax_sim", "jax", "flax", "numpy")
-
-_VERSIONS = """
-import importlib.metadata, json, sys
-found = {}
-for name in sys.argv[1:]:
-  try:
-    found[name] = importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError:
-    found[name] = "not installed"
-print(json.dumps(found))
-"""
-
-
-class FailedError(RuntimeError):
-  """A command failed or took too long; the message is one line."""
-
-
-def call(
-  command: Sequence[str | Path],
-  *,
-  seconds: float,
-  env: Mapping[str, str] | None = None,
-) -> str:
-  """Run a command in a process group of its own, and return its output.
-
-  Raises:
-    FailedError: it failed, or ran out of time; then its group is killed.
-  """
-  with subprocess.Popen(
-    [str(part) for part in command],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    stdin=subprocess.DEVNULL,
-    text=True,
-    errors="replace",
-    env=dict(os.environ if env is None else env),
-    start_new_session=True,
-  ) as process:
-    try:
-      output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-      raise FailedError(f"took more than {seconds:.0f} s") from None
-    finally:  # also what it left behind
-      with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-  if process.returncode:
-    raise FailedError(reason(output) or f"exit status {process.returncode}")
-  return output
-
-
-def reason(output: str) -> str:
-  """Return the last line of the output that has "error" in it, or the last."""
-  lines = [line.strip() for line in output.splitlines() if line.strip()]
-  errors = [line for line in lines if "error" in line.lower()]
-  return (errors or lines or [""])[-1][:300]
-
-
-def data_name(of: Mapping[str, Any] = DATA) -> str:
-  """Return the name of the data's file, which differs where its content would.
-
-  Args:
-    of: as `DATA`.
-  """
-  made = json.dumps(dict(of), sort_keys=True) + inspect.getsource(write_data)
-  return f"lr-{hashlib.sha256(made.encode()).hexdigest()[:12]}.npz"
-
-
-def write_data(path: Path, of: Mapping[str, Any] = DATA) -> None:
-  """Write the clients' examples: of a random linear model, with noise.
-
-  As `fedjax_sim.data.load_npz` reads it, one client after the other.
-
-  Args:
-    path: where.
-    of: as `DATA`.
-  """
-  rng = np.random.default_rng(of["seed"])
-  middle, num_clients = np.log(of["median_size"]), of["clients"]
-  drawn = rng.lognormal(middle, of["sigma"], num_clients).round()
-  sizes = np.clip(drawn, of["least_size"], of["greatest_size"]).astype(np.int64)
-  shape = (of["features"], of["classes"])
-  x = rng.standard_normal((sizes.sum(), shape[0]), dtype=np.float32) / 4
-  true = rng.standard_normal(shape, dtype=np.float32)
-  noise = rng.gumbel(size=(len(x), shape[1]))
-  y = np.argmax(x @ true + noise, axis=1).astype(np.int32)
-  client = np.repeat(np.arange(num_clients), sizes)
-  part = path.with_name(f"part-{os.getpid()}.npz")
-  np.savez(part, x=x, y=y, client=client)
-  part.replace(path)
-
-
-def environment(
-  folder: Path, requirements: Sequence[str], *, python: str, seconds: float
-) -> Path:
-  """Return a virtual environment's interpreter; make it where there is none.
-
-  Raises:
-    FailedError: it cannot be made.
-  """
-  interpreter, done = folder / "bin" / "python", folder / "requirements.json"
-  wanted = json.dumps([python, *requirements])
-  if done.exists() and done.read_text() == wanted:
-    return interpreter
-  shutil.rmtree(folder, ignore_errors=True)
-  call([python, "-m", "venv", folder], seconds=seconds)
-  pip = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-  call([interpreter, *pip, *requirements], seconds=seconds)
-  done.write_text(wanted)
-  return interpreter
 
 
 def train(
@@ -246,8 +103,7 @@ def train(
   Raises:
     FailedError: the script failed, took too long or did not train.
   """
-  found = call([interpreter, "-c", _VERSIONS, *packages], seconds=60, env=env)
-  versions = json.loads(found.splitlines()[-1])
+  found = versions(interpreter, packages, env)
   with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "out.npz"
     path = SCRIPTS / f"{script}.py"
@@ -262,7 +118,9 @@ def train(
   examples = result["examples"][WARMUP:].tolist()
   if len(times) != rounds - WARMUP or len(examples) != len(times):
     raise FailedError(f"{len(result['seconds'])} rounds, not {rounds}")
-  loss, accuracy = evaluate(data, result["kernel"], result["bias"])
+  loss, accuracy = evaluate(
+    data, result["kernel"], result["bias"], batching["sigmoid"]
+  )
   return {
     "seconds_per_round": statistics.median(times),
     "first_round_seconds": float(result["seconds"][0]),
@@ -273,19 +131,21 @@ def train(
     "examples_per_round": statistics.mean(examples),
     "train_loss": loss,
     "train_accuracy": accuracy,
-    "version": versions[packages[0]],
-    "trains_with": f"{packages[1]} {versions[packages[1]]}",
-    "versions": versions,
+    "version": batching.get("version", found[packages[0]]),
+    "trains_with": f"{packages[1]} {found[packages[1]]}",
+    "versions": found,
   }
 
 
 def evaluate(
-  data: Path, kernel: np.ndarray, bias: np.ndarray
+  data: Path, kernel: np.ndarray, bias: np.ndarray, sigmoid: bool = False
 ) -> tuple[float, float]:
   """Return mean cross-entropy and accuracy over all clients' examples."""
   with np.load(data) as file:
     x, y = file["x"], file["y"]
   scores = x @ kernel + bias
+  if sigmoid:
+    scores = 1 / (1 + np.exp(-scores))
   scores = scores - scores.max(axis=1, keepdims=True)
   total = np.log(np.exp(scores).sum(axis=1))
   loss = np.mean(total - scores[np.arange(len(y)), y])
@@ -362,7 +222,7 @@ class Runner(NamedTuple):
     script: of `peers_`.
     interpreter: of its environment.
     packages: as in `Peer`.
-    batching: what it trains.
+    batching: what it trains; FLUTE's has its checkout and version, too.
     env: of its process.
   """
 
@@ -373,7 +233,9 @@ class Runner(NamedTuple):
   env: Mapping[str, str]
 
 
-def our_runners(env: Mapping[str, str]) -> dict[str, Runner]:
+def our_runners(
+  env: Mapping[str, str], work: Mapping[str, Any] = WORK
+) -> dict[str, Runner]:
   """Return runners of this simulator, on one CPU device and on one a core."""
   path = os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))
   # Without setup() JAX has one CPU device, which uses every core by itself.
@@ -386,7 +248,7 @@ def our_runners(env: Mapping[str, str]) -> dict[str, Runner]:
       "run_fedjax_sim",
       sys.executable,
       OUR_PACKAGES,
-      {**WORK, "devices": count},
+      {**work, "devices": count},
       {**env, "PYTHONPATH": path},
     )
     for name, count in devices.items()
@@ -396,27 +258,109 @@ def our_runners(env: Mapping[str, str]) -> dict[str, Runner]:
 def peer_runner(
   name: str,
   env: Mapping[str, str],
+  work: Mapping[str, Any] = WORK,
   *,
   cache: Path,
-  python: str,
+  pythons: Sequence[str],
+  flute: Path | None,
   seconds: float,
 ) -> Runner:
   """Return the runner of a peer, in its environment.
+
+  Args:
+    name: of `PEERS`.
+    env: of the processes.
+    work: as `WORK`.
+    cache: the folder of environments.
+    pythons: interpreters, one of which makes the environment.
+    flute: a checkout of FLUTE; None: there is none.
+    seconds: a step of an installation may take.
 
   Raises:
     FailedError: that cannot be made.
   """
   peer = PEERS[name]
+  if name == FLUTE:
+    work = {**work, **flute_work(flute)}
   try:
     interpreter = environment(
-      cache / name, peer.requirements, python=python, seconds=seconds
+      cache / name,
+      peer.requirements,
+      python=python_for(pythons, peer.least_python, seconds=seconds),
+      seconds=seconds,
     )
   except FailedError as error:
     raise FailedError(f"not installed: {error}") from error
   # Neither our modules nor a message to anybody's server.
   silent = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
   own = {k: v for k, v in env.items() if k != "PYTHONPATH"} | silent
-  return Runner(f"run_{name}", interpreter, peer.packages, WORK, own)
+  return Runner(f"run_{name}", interpreter, peer.packages, work, own)
+
+
+def flute_work(checkout: Path | None) -> dict[str, Any]:
+  """Return what `run_flute.py` reads besides `WORK`.
+
+  Raises:
+    FailedError: this is no checkout of FLUTE.
+  """
+  if checkout is None or not (checkout / "e2e_trainer.py").is_file():
+    raise FailedError(
+      f"--flute={checkout}: give a checkout of github.com/microsoft/msrflute"
+    )
+  path = checkout.resolve()
+  git = ["git", "-C", path, "rev-parse", "--short", "HEAD"]
+  commit = call(git, seconds=60).strip() if (path / ".git").exists() else "?"
+  # Its model of this task always has a sigmoid.
+  return {
+    "flute": str(path),
+    "version": commit,
+    "processes": cpu.count() + 1,
+    "sigmoid": True,
+  }
+
+
+def take_turns(
+  runners: Mapping[str, Runner],
+  *,
+  data: Path,
+  rounds: int,
+  repeats: int,
+  seconds: float,
+) -> dict[str, dict[str, Any]]:
+  """Train by every runner in every turn, as long as it does not fail.
+
+  Args:
+    runners: simulator -> its runner.
+    data: as in `train`.
+    rounds: of a run.
+    repeats: turns.
+    seconds: a run may take.
+
+  Returns:
+    Simulator -> its `runs`, one a turn; with the `error` of one that failed.
+  """
+  results: dict[str, dict[str, Any]] = {name: {"runs": []} for name in runners}
+  for turn in range(repeats):
+    for name in rotated(runners, turn):
+      if "error" in results[name]:  # in an earlier turn
+        continue
+      try:
+        row = train(
+          **runners[name]._asdict(), data=data, rounds=rounds, seconds=seconds
+        )
+      except FailedError as error:
+        results[name] |= _failed(name, error)
+        continue
+      results[name]["runs"].append(row)
+      line = {"simulator": name, "turn": turn, **row}
+      print(json.dumps(line), flush=True)
+  return results
+
+
+def _failed(name: str, error: FailedError) -> dict[str, Any]:
+  """Print what failed, and return it."""
+  print(json.dumps({"simulator": name, "error": str(error)}), flush=True)
+  return {"error": str(error)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -429,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--peers", default=",".join(PEERS), help="their names, with commas"
   )
-  parser.add_argument("--case", default="lr", choices=["lr"])
+  parser.add_argument("--case", default="lr", choices=list(CASES))
   parser.add_argument(
     "--rounds", type=int, default=30, help=f"at least {SMALLEST_ROUNDS}"
   )
@@ -444,7 +388,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     help="a folder for environments and data",
   )
   parser.add_argument(
-    "--python", default=sys.executable, help="what makes the environments"
+    "--python",
+    default=sys.executable,
+    help="what makes the environments; several with commas, the usual first",
+  )
+  parser.add_argument("--flute", type=Path, help="a checkout of FLUTE")
+  parser.add_argument(
+    "--data", help="the folder that holds mnist/; default: FEDJAX_SIM_DATA"
   )
   parser.add_argument(
     "--install_seconds", type=float, default=1800, help="the limit of one step"
@@ -464,48 +414,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
   cache = args.cache.resolve()
   cache.mkdir(parents=True, exist_ok=True)
-  data = cache / data_name()
-  if not data.exists():
-    write_data(data)
+  if args.case == "mnist":
+    data = cache / "mnist.npz"
+    write_mnist(data, args.data)
+  else:
+    data = cache / data_name()
+    if not data.exists():
+      write_data(data)
   env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-  runners = our_runners(env)
-  results: dict[str, dict[str, Any]] = {
-    name: {"runs": []} for name in (*runners, *names)
-  }
-
-  def failed(name: str, error: FailedError) -> None:
-    results[name]["error"] = str(error)
-    print(json.dumps({"simulator": name, "error": str(error)}), flush=True)
-
+  work = CASES[args.case]
+  runners, errors = our_runners(env, work), {}
   for name in names:
     try:
       runners[name] = peer_runner(
         name,
         env,
+        work,
         cache=cache,
-        python=args.python,
+        pythons=args.python.split(","),
+        flute=args.flute,
         seconds=args.install_seconds,
       )
     except FailedError as error:
-      failed(name, error)
-  for turn in range(args.repeats):
-    for name in rotated(runners, turn):
-      if "error" in results[name]:  # in an earlier turn
-        continue
-      try:
-        row = train(
-          **runners[name]._asdict(),
-          data=data,
-          rounds=args.rounds,
-          seconds=args.run_seconds,
-        )
-      except FailedError as error:
-        failed(name, error)
-        continue
-      results[name]["runs"].append(row)
-      line = {"simulator": name, "turn": turn, **row}
-      print(json.dumps(line), flush=True)
-
+      errors[name] = _failed(name, error)
+  results = take_turns(
+    runners,
+    data=data,
+    rounds=args.rounds,
+    repeats=args.repeats,
+    seconds=args.run_seconds,
+  )
+  results |= errors
   report = {
     "processor": machine.processor(),
     "cores": cpu.count(),
@@ -513,8 +452,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "case": args.case,
     "rounds": args.rounds,
     "repeats": args.repeats,
-    "data": dict(DATA),
-    "batching": dict(WORK),
+    "data": dict(DATA) if args.case == "lr" else data.name,
+    "batching": dict(work),
     "results": results,
   }
   print(

@@ -124,6 +124,58 @@ def _batches(theirs: Mapping[str, Any] | None) -> str:
   return f"{timed}, extrapolated" if theirs["extrapolated"] else timed
 
 
+def flute(report: Mapping[str, Any]) -> None:
+  """Print the table of `benchmarks.flute`: a column a workload."""
+  found = report["workloads"].values()
+  mebibytes = lambda size: size / 2**20
+  rows = [
+    ["data", *(str(row["data"]) for row in found)],
+    *(
+      [label, *(number(row[key]) for row in found)]
+      for key, label in (
+        ("num_clients", "clients"),
+        ("mean_size", "examples a client"),
+        ("clients_per_round", "clients a round"),
+        ("batch_size", "batch size"),
+        ("parameters", "parameters"),
+      )
+    ),
+  ]
+  for name in dict.fromkeys(n for row in found for n in row["engines"]):
+    engines = [row["engines"].get(name, {}) for row in found]
+    for key, label in (
+      ("rounds_per_second", "rounds/s"),
+      ("examples_per_second", "examples/s"),
+    ):
+      values = [number(engine.get(key)) for engine in engines]
+      rows.append([f"{label}, {name}", *values])
+    ratio = f"{name}_to_bare"
+    rows.append([_RATIOS[ratio], *(_ratio(row, ratio) for row in found)])
+  peaks = [number(mebibytes(row["alone_peak_bytes"])) for row in found]
+  rows.append(["peak memory of a process that trains, MiB", *peaks])
+  best = [_best_rounds_per_second(row) for row in found]
+  rows.append(["seconds a round", *(number(1 / rate) for rate in best)])
+  for key, label in (
+    ("flute_seconds_per_round", "seconds a round, FLUTE on 4 GPUs"),
+    ("fedml_seconds_per_round", "seconds a round, FedML on 4 GPUs"),
+    ("flute_megabytes", "memory of a GPU, FLUTE, MB"),
+    ("fedml_megabytes", "memory of a GPU, FedML, MB"),
+  ):
+    rows.append([label, *(number(row["reported"][key]) for row in found)])
+  facts = report["machine"]
+  title = (
+    f"{facts['devices']} x {facts['device_kind']}, {facts['cpu_count']} cores,"
+    f" jax {facts['versions']['jax']}, {report['pairs']} turns"
+  )
+  table(title, ["", *report["workloads"]], rows)
+  print("FLUTE's and FedML's numbers are those of FLUTE's README.")
+
+
+def _best_rounds_per_second(row: Mapping[str, Any]) -> float:
+  rates = [engine["rounds_per_second"] for engine in row["engines"].values()]
+  return max(rates)
+
+
 def scaling(report: Mapping[str, Any]) -> None:
   """Print the tables of `benchmarks.scaling`."""
   table(

@@ -32,9 +32,10 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
   federated = fedjax.InMemoryFederatedData(clients)
 
   def forward(batch):
-    return hk.Linear(work["classes"], w_init=hk.initializers.Constant(0.0))(
+    scores = hk.Linear(work["classes"], w_init=hk.initializers.Constant(0.0))(
       batch["x"]
     )
+    return jax.nn.sigmoid(scores) if work["sigmoid"] else scores
 
   model = fedjax.create_model_from_haiku(
     transformed_forward_pass=hk.transform(forward),

@@ -31,7 +31,9 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
   if work["devices"] > 1:
     setup(work["devices"])
   dataset = load_npz(path=data, num_classes=work["classes"])
-  task = logistic_regression(dataset.example_shape, dataset.num_classes)
+  task = logistic_regression(
+    dataset.example_shape, dataset.num_classes, sigmoid=work["sigmoid"]
+  )
   algorithm = fedavg(
     task,
     client_optimizer=optimizer("sgd", learning_rate=work["learning_rate"]),

@@ -27,6 +27,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from torch.utils.data import DataLoader, TensorDataset
+from torch_linear import Linear
 
 torch.set_num_threads(1)  # of an actor; there is one for every core
 client_app = ClientApp()
@@ -47,7 +48,7 @@ def train(message: Message, context: Context) -> Message:
   """Train one client in a round; return its reply."""
   config = message.content["config"]
   dataset = load(config["data"])[context.node_config["partition-id"]]
-  model = torch.nn.Linear(config["features"], config["classes"])
+  model = Linear(config["features"], config["classes"], config["sigmoid"])
   model.load_state_dict(message.content["arrays"].to_torch_state_dict())
   optimizer = torch.optim.SGD(model.parameters(), lr=config["learning_rate"])
   loader = DataLoader(dataset, batch_size=config["batch_size"], shuffle=True)
@@ -84,9 +85,7 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
 
   @server_app.main()
   def serve(grid: Grid, context: Context) -> None:
-    model = torch.nn.Linear(features, work["classes"])
-    torch.nn.init.zeros_(model.weight)
-    torch.nn.init.zeros_(model.bias)
+    model = Linear(features, work["classes"], work["sigmoid"])
     strategy = FedAvg(
       fraction_train=work["cohort"] / num_clients,
       fraction_evaluate=0.0,

@@ -24,10 +24,11 @@ from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
+from torch_linear import Linear
 
 
-class Linear(torch.nn.Linear):
-  """A linear model with the two methods that pfl asks for."""
+class PflLinear(Linear):
+  """The model, with the two methods that pfl asks for."""
 
   def loss(self, x, y, eval=False):
     """Return the mean cross-entropy of a batch."""
@@ -79,9 +80,7 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
   users = FederatedDataset(
     make_dataset, get_user_sampler("random", list(range(len(sizes))))
   )
-  linear = Linear(x[0].shape[1], work["classes"])
-  torch.nn.init.zeros_(linear.weight)
-  torch.nn.init.zeros_(linear.bias)
+  linear = PflLinear(x[0].shape[1], work["classes"], work["sigmoid"])
   model = PyTorchModel(
     model=linear,
     local_optimizer_create=torch.optim.SGD,

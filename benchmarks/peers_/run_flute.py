@@ -1,0 +1,130 @@
+"""FedAvg on a linear model through FLUTE, in an environment of its own.
+
+`python run_flute.py DATA OUT ROUNDS WORK`, as `benchmarks/peers.py` calls it;
+WORK also says where a checkout of FLUTE is, and how many processes to start.
+FLUTE's experiment `cv_lr_mnist` runs by its own command line with the backend
+gloo, on its own config with the numbers of WORK, and without evaluation. The
+data take the place of the archive that the experiment would download: LEAF's
+JSON in a folder `data` of the working folder, which is a temporary one with a
+link to the checkout's experiments. One process is the server; the others train
+clients.
+
+A round's seconds are those that FLUTE reports, its own saving of the model
+included; its examples are counted from the lines that name a client. FLUTE
+draws its first weights, where the other simulators begin with zeros. Numbers
+of the data have four decimals, so that the JSON stays short.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+TASK = "cv_lr_mnist"
+TEST_CLIENTS = 10  # FLUTE reads a test set, though nothing is evaluated
+CLIENT = re.compile(r"Loading : \d+-th client with name: \S+, (\d+) samples")
+SECONDS = re.compile(r"scalar metric secsPerRoundTotal:\s*([\d.e+-]+)")
+
+
+def leaf(x: np.ndarray, y: np.ndarray, client: np.ndarray) -> str:
+  """Return clients' examples as LEAF's JSON."""
+  sizes = np.bincount(client)
+  users = [f"f_{i:05d}" for i in range(len(sizes))]
+  cuts = np.cumsum(sizes)[:-1]
+  parts = zip(users, np.split(x, cuts), np.split(y, cuts), strict=True)
+  data = {
+    user: {"x": a.round(4).tolist(), "y": b.tolist()} for user, a, b in parts
+  }
+  return json.dumps(
+    {"users": users, "num_samples": sizes.tolist(), "user_data": data}
+  )
+
+
+def write_archive(path: Path, data: str) -> None:
+  """Write what the experiment would download."""
+  with np.load(data) as file:
+    x, y, client = file["x"].astype(np.float64), file["y"], file["client"]
+  few = client < TEST_CLIENTS
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("MNIST/train/all_data.json", leaf(x, y, client))
+    tested = leaf(x[few], y[few], client[few])
+    archive.writestr("MNIST/test/all_data.json", tested)
+
+
+def make_config(checkout: Path, rounds: int, work: dict) -> dict:
+  """Return the experiment's own config, with the numbers of `work`."""
+  if work["epochs"] != 1:
+    raise ValueError("clients of FLUTE make one epoch")
+  config = yaml.safe_load(
+    (checkout / "experiments" / TASK / "config.yaml").read_text()
+  )
+  config["server_config"] |= {
+    "max_iteration": rounds,
+    "num_clients_per_iteration": work["cohort"],
+    "initial_lr_client": work["learning_rate"],
+    "val_freq": rounds + 1,
+    "rec_freq": rounds + 1,
+  }
+  training = config["client_config"]["data_config"]["train"]
+  training["batch_size"] = work["batch_size"]
+  return config
+
+
+def run(folder: Path, checkout: Path, processes: int) -> str:
+  """Run FLUTE in a folder; return what it prints."""
+  command = [
+    *(sys.executable, "-m", "torch.distributed.run"),
+    *(f"--nproc_per_node={processes}", str(checkout / "e2e_trainer.py")),
+    *("-dataPath", "data", "-outputPath", "out", "-config", "config.yaml"),
+    *("-task", TASK, "-backend", "gloo"),
+  ]
+  done = subprocess.run(
+    command,
+    cwd=folder,
+    env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    errors="replace",
+    check=False,
+  )
+  if done.returncode:
+    print(done.stdout)
+    raise SystemExit(1)
+  return done.stdout
+
+
+def main(data: str, out: str, rounds: int, work: dict) -> None:
+  """Train, and write seconds, examples and the model to `out`."""
+  checkout = Path(work["flute"])
+  with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    (folder / "experiments").symlink_to(checkout / "experiments")
+    (folder / "data").mkdir()
+    write_archive(folder / "data" / "MNIST.zip", data)
+    config = yaml.safe_dump(make_config(checkout, rounds, work))
+    (folder / "config.yaml").write_text(config)
+    printed = run(folder, checkout, work["processes"])
+    (model,) = (folder / "out").glob("*/models/latest_model.tar")
+    state = torch.load(model, map_location="cpu", weights_only=False)
+  params = state["model_state_dict"]
+  sizes = np.array([int(size) for size in CLIENT.findall(printed)])
+  np.savez(
+    out,
+    seconds=[float(seconds) for seconds in SECONDS.findall(printed)],
+    examples=sizes.reshape(rounds, work["cohort"]).sum(axis=1),
+    kernel=params["net.linear.weight"].numpy().T,
+    bias=params["net.linear.bias"].numpy(),
+  )
+
+
+if __name__ == "__main__":
+  main(sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]))
