@@ -5,8 +5,8 @@ WORK also says where a checkout of FLUTE is, and how many processes to start.
 FLUTE's experiment `cv_lr_mnist` runs by its own command line with the backend
 gloo, on its own config with the numbers of WORK, and without evaluation. The
 data take the place of the archive that the experiment would download: LEAF's
-JSON in a folder `data` of the working folder, which is a temporary one with a
-link to the checkout's experiments. One process is the server; the others train
+JSON in a folder `data` of the working folder, which is a temporary one of links
+into the checkout. One process is the server; the others train
 clients.
 
 A round's seconds are those that FLUTE reports, its own saving of the model
@@ -25,7 +25,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 
 TASK = "cv_lr_mnist"
@@ -78,11 +77,11 @@ def make_config(checkout: Path, rounds: int, work: dict) -> dict:
   return config
 
 
-def run(folder: Path, checkout: Path, processes: int) -> str:
+def run(folder: Path, processes: int) -> str:
   """Run FLUTE in a folder; return what it prints."""
   command = [
     *(sys.executable, "-m", "torch.distributed.run"),
-    *(f"--nproc_per_node={processes}", str(checkout / "e2e_trainer.py")),
+    *(f"--nproc_per_node={processes}", "e2e_trainer.py"),
     *("-dataPath", "data", "-outputPath", "out", "-config", "config.yaml"),
     *("-task", TASK, "-backend", "gloo"),
   ]
@@ -96,23 +95,27 @@ def run(folder: Path, checkout: Path, processes: int) -> str:
     errors="replace",
     check=False,
   )
-  if done.returncode:
-    print(done.stdout)
-    raise SystemExit(1)
+  if done.returncode:  # after the reason, torch tells at length that it failed
+    reason = re.search(r"^\w+(Error|Exception)\b.*", done.stdout, re.M)
+    raise SystemExit(f"{done.stdout}\n{reason[0] if reason else 'error'}")
   return done.stdout
 
 
 def main(data: str, out: str, rounds: int, work: dict) -> None:
   """Train, and write seconds, examples and the model to `out`."""
+  import torch
+
   checkout = Path(work["flute"])
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
-    (folder / "experiments").symlink_to(checkout / "experiments")
+    for file in checkout.iterdir():
+      if not file.name.startswith("."):
+        (folder / file.name).symlink_to(file)
     (folder / "data").mkdir()
     write_archive(folder / "data" / "MNIST.zip", data)
     config = yaml.safe_dump(make_config(checkout, rounds, work))
     (folder / "config.yaml").write_text(config)
-    printed = run(folder, checkout, work["processes"])
+    printed = run(folder, work["processes"])
     (model,) = (folder / "out").glob("*/models/latest_model.tar")
     state = torch.load(model, map_location="cpu", weights_only=False)
   params = state["model_state_dict"]

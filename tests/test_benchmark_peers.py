@@ -1,0 +1,278 @@
+"""What other simulators are measured by, and FLUTE's workloads here.
+
+Of the other simulators only what surrounds them is tested, and our own script.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+  """Imports a module of the folder, which is not installed."""
+  monkeypatch.syspath_prepend(str(ROOT))
+  return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def module_of(path: str) -> types.ModuleType:
+  """A script of the folder, which belongs to no package."""
+  spec = importlib.util.spec_from_file_location("script", ROOT / path)
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def of_run(seconds: float, loss: float = 1.0) -> dict:
+  """What `peers.train` returns, as far as the table reads it."""
+  return {
+    "seconds_per_round": seconds,
+    "examples_per_second": 600 / seconds,
+    "train_loss": loss,
+    "train_accuracy": 0.5,
+    "version": "1.2",
+    "trains_with": "jax 0.10",
+  }
+
+
+def cells_of(table: str) -> dict[str, list[str]]:
+  """Name -> the other cells of its row."""
+  rows = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in table.splitlines()
+  ]
+  assert {len(row) for row in rows} == {7}
+  return {name: cells for name, *cells in rows}
+
+
+def test_table_compares_within_a_turn(benchmark):
+  peers = benchmark("peers")
+  results = {
+    peers.OURS: {"runs": [of_run(1.0), of_run(2.0), of_run(4.0)]},
+    "other": {"runs": [of_run(3.0, 0.9), of_run(4.0), of_run(20.0)]},
+    "broken": {"error": "no | such thing", "runs": [of_run(1.0)]},
+  }
+  rows = cells_of(peers.table(results))
+  same = ["1.2", "jax 0.10", "1.00", "1.00", "1.0000", "0.5000"]
+  assert rows[peers.OURS] == same
+  ratio = "3.00 (2.00-5.00)"
+  loss = "1.0000 (0.9000-1.0000)"
+  assert rows["other"] == ["1.2", "jax 0.10", ratio, ratio, loss, "0.5000"]
+  assert rows["broken"][2] == "failed: no / such thing"
+
+
+def test_table_without_our_own_times(benchmark):
+  peers = benchmark("peers")
+  results = {
+    peers.OURS: {"error": "out of memory", "runs": []},
+    "other": {"runs": [of_run(3.0)]},
+  }
+  rows = cells_of(peers.table(results))
+  assert rows[peers.OURS][2] == "failed: out of memory"
+  assert rows["other"][2:4] == ["unknown", "unknown"]
+
+
+def test_evaluation_of_a_linear_model(benchmark, tmp_path):
+  path = tmp_path / "data.npz"
+  np.savez(path, x=np.eye(2, dtype=np.float32), y=np.array([0, 0]))
+  kernel, bias = np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([1000.0, 1000.0])
+  loss, accuracy = benchmark("peers").evaluate(path, kernel, bias)
+  expected = [np.log1p(np.exp(-2)), np.log1p(np.exp(1))]
+  assert loss == pytest.approx(np.mean(expected))
+  assert accuracy == 0.5
+  loss, accuracy = benchmark("peers").evaluate(path, kernel - 1000, bias, True)
+  squash = lambda x: 1 / (1 + np.exp(-x))
+  gaps = [squash(0.0) - squash(2.0), squash(1.0) - squash(0.0)]
+  assert loss == pytest.approx(np.mean(np.log1p(np.exp(gaps))))
+  assert accuracy == 0.5
+
+
+def test_reason_of_a_failure(benchmark):
+  reason = benchmark("environments").reason
+  assert reason("begin\nValueError: no\nsee the log\n") == "ValueError: no"
+  assert reason("begin\n\n  the end \n") == "the end"
+  assert reason("") == ""
+  assert len(reason("error " * 100)) == 300
+
+
+def test_a_command_that_fails_or_hangs(benchmark):
+  made = benchmark("environments")
+  assert made.call([sys.executable, "-c", "print(1)"], seconds=60) == "1\n"
+  with pytest.raises(made.FailedError, match="^KeyError: 3$|^KeyError: '3'$"):
+    made.call([sys.executable, "-c", "{}['3']"], seconds=60)
+  with pytest.raises(made.FailedError, match="took more than 0 s"):
+    made.call([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0)
+
+
+def test_a_peer_gets_the_first_python_that_is_new_enough(benchmark):
+  made = benchmark("environments")
+  pythons, here = [sys.executable, "no such python"], sys.version_info[:2]
+  assert made.python_for(pythons, here, seconds=60) == sys.executable
+  newer = (here[0], here[1] + 1)
+  with pytest.raises(made.FailedError, match="no such python: No such file"):
+    made.python_for(pythons, newer, seconds=60)
+  wanted = (
+    rf"needs Python {newer[0]}\.{newer[1]} or newer; --python=.* has none"
+  )
+  with pytest.raises(made.FailedError, match=wanted):
+    made.python_for(pythons[:1], newer, seconds=60)
+
+
+def test_data_of_other_parameters_is_another_file(benchmark):
+  peers = benchmark("peer_data")
+  assert peers.data_name() == peers.data_name(dict(peers.DATA))
+  names = {peers.data_name({**peers.DATA, key: 3}) for key in peers.DATA}
+  assert len(names | {peers.data_name()}) == len(peers.DATA) + 1
+
+
+def test_requirements_are_of_one_version(benchmark):
+  for peer in benchmark("environments").PEERS.values():
+    assert all("==" in requirement for requirement in peer.requirements)
+
+
+@pytest.mark.slow
+def test_our_script_for_peers_trains(benchmark, tmp_path):
+  peers, made = benchmark("peers"), benchmark("peer_data")
+  small = {"clients": 20, "features": 6, "classes": 3}
+  data = tmp_path / "data.npz"
+  made.write_data(data, {**made.DATA, **small})
+  runner = peers.our_runners({**os.environ, "JAX_PLATFORMS": "cpu"})[peers.OURS]
+  runner.batching.update(small, cohort=5)
+  row = peers.train(
+    **runner._asdict(), data=data, rounds=peers.SMALLEST_ROUNDS, seconds=120
+  )
+  assert row["seconds_per_round"] > 0
+  assert row["train_loss"] < np.log(3)
+  assert row["version"] == row["versions"]["fedjax_sim"]
+  assert row["trains_with"] == f"jax {jax.__version__}"
+
+
+# --- FLUTE --------------------------------------------------------------------
+
+
+def test_a_missing_checkout_of_flute_is_told(benchmark, tmp_path):
+  peers, made = benchmark("peers"), benchmark("environments")
+  for path in (None, tmp_path):
+    with pytest.raises(made.FailedError, match=f"^--flute={path}: give a"):
+      peers.flute_work(path)
+  (tmp_path / "e2e_trainer.py").touch()
+  work = peers.flute_work(tmp_path)
+  assert work["flute"] == str(tmp_path)
+  assert work["processes"] >= 2
+  assert work["sigmoid"]
+
+
+def test_flute_reads_the_clients_that_are_written(tmp_path):
+  script = module_of("benchmarks/peers_/run_flute.py")
+  client = np.repeat(np.arange(12), np.arange(1, 13))
+  x = np.random.default_rng(0).random((len(client), 3), np.float32)
+  y = np.arange(len(client)) % 10
+  np.savez(tmp_path / "data.npz", x=x, y=y, client=client)
+  script.write_archive(tmp_path / "MNIST.zip", tmp_path / "data.npz")
+  with zipfile.ZipFile(tmp_path / "MNIST.zip") as archive:
+    train, test = (
+      json.loads(archive.read(f"MNIST/{split}/all_data.json"))
+      for split in ("train", "test")
+    )
+  assert train["num_samples"] == list(range(1, 13))
+  assert len(test["users"]) == script.TEST_CLIENTS
+  for data in (train, test):
+    for i, user in enumerate(data["users"]):
+      found = data["user_data"][user]
+      np.testing.assert_allclose(found["x"], x[client == i], atol=5.1e-5)
+      assert found["y"] == y[client == i].tolist()
+
+
+def test_flute_gets_its_own_config_with_our_numbers(tmp_path):
+  script = module_of("benchmarks/peers_/run_flute.py")
+  folder = tmp_path / "experiments" / "cv_lr_mnist"
+  folder.mkdir(parents=True)
+  theirs = {
+    "strategy": "FedAvg",
+    "server_config": {"rec_freq": 20, "type": "model_optimization"},
+    "client_config": {"data_config": {"train": {"desired_max_samples": 5000}}},
+  }
+  (folder / "config.yaml").write_text(yaml.safe_dump(theirs))
+  work = {"cohort": 3, "batch_size": 7, "epochs": 1, "learning_rate": 0.5}
+  config = script.make_config(tmp_path, 9, work)
+  assert config["strategy"] == "FedAvg"
+  assert config["server_config"] == {
+    "type": "model_optimization",
+    "max_iteration": 9,
+    "num_clients_per_iteration": 3,
+    "initial_lr_client": 0.5,
+    "val_freq": 10,
+    "rec_freq": 10,
+  }
+  train = {"desired_max_samples": 5000, "batch_size": 7}
+  assert config["client_config"]["data_config"]["train"] == train
+  with pytest.raises(ValueError, match="one epoch"):
+    script.make_config(tmp_path, 9, work | {"epochs": 2})
+
+
+def test_what_flute_prints_is_read():
+  script = module_of("benchmarks/peers_/run_flute.py")
+  printed = """
+Thu : Loading : 3-th client with name: f_00003, 62 samples, 1e-06s elapsed
+Thu : Loading : 17-th client with name: f_00017, 8 samples, 1e-06s elapsed
+Attempted to log scalar metric Training loss:
+4.5
+Attempted to log scalar metric secsPerRoundTotal:
+0.0625
+Attempted to log scalar metric secsPerRoundTotal:
+1e-05
+"""
+  assert script.CLIENT.findall(printed) == ["62", "8"]
+  assert script.SECONDS.findall(printed) == ["0.0625", "1e-05"]
+
+
+def test_workloads_of_flute_are_those_of_the_configs(benchmark):
+  flute = benchmark("flute")
+  for workload in flute.WORKLOADS.values():
+    config = module_of(f"configs/{workload.config}").get_config()
+    case = workload.case
+    assert config.client.learning_rate == case.learning_rate
+    assert config.client.batch_size == case.batch_size
+    assert config.client.epochs == 1
+    assert config.server.clients_per_round == case.clients_per_round == 10
+    assert config.server.rounds == workload.reported.rounds
+
+
+@pytest.mark.slow
+def test_workloads_of_flute_run(tmp_path):
+  written = tmp_path / "flute.json"
+  options = ["--workloads=cv_lr_mnist", "--synthetic", "--scale=smoke"]
+  command = [sys.executable, "-m", "benchmarks.flute", "--pairs=1"]
+  done = subprocess.run(
+    [*command, *options, f"--json={written}"],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  (row,) = json.loads(written.read_text())["workloads"].values()
+  assert row["data"] == "random"
+  assert row["parameters"] == 7850
+  assert row["alone_peak_bytes"] > 2**20
+  assert row["ratios"]["one_to_bare"] > 0
+  for engine in row["engines"].values():
+    assert engine["rounds_per_second"] > 0
+  assert row["reported"]["flute_seconds_per_round"] == 0.95
+  assert "FLUTE on 4 GPUs" in done.stdout
