@@ -183,12 +183,13 @@ def test_flute_reads_the_clients_that_are_written(tmp_path):
   x = np.random.default_rng(0).random((len(client), 3), np.float32)
   y = np.arange(len(client)) % 10
   np.savez(tmp_path / "data.npz", x=x, y=y, client=client)
-  script.write_archive(tmp_path / "MNIST.zip", tmp_path / "data.npz")
+  script.write_data(tmp_path, tmp_path / "data.npz")
   with zipfile.ZipFile(tmp_path / "MNIST.zip") as archive:
-    train, test = (
-      json.loads(archive.read(f"MNIST/{split}/all_data.json"))
-      for split in ("train", "test")
-    )
+    assert not archive.namelist()
+  train, test = (
+    json.loads((tmp_path / "MNIST" / split / "all_data.json").read_text())
+    for split in ("train", "test")
+  )
   assert train["num_samples"] == list(range(1, 13))
   assert len(test["users"]) == script.TEST_CLIENTS
   for data in (train, test):
@@ -239,6 +240,8 @@ Attempted to log scalar metric secsPerRoundTotal:
 """
   assert script.CLIENT.findall(printed) == ["62", "8"]
   assert script.SECONDS.findall(printed) == ["0.0625", "1e-05"]
+  failed = "a line\n[rank0]: OSError: no file\nerrors.ChildFailedError: \n"
+  assert script.FAILURE.findall(failed)[0] == "OSError: no file"
 
 
 def test_workloads_of_flute_are_those_of_the_configs(benchmark):

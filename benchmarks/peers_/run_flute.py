@@ -30,6 +30,7 @@ import yaml
 TASK = "cv_lr_mnist"
 TEST_CLIENTS = 10  # FLUTE reads a test set, though nothing is evaluated
 CLIENT = re.compile(r"Loading : \d+-th client with name: \S+, (\d+) samples")
+FAILURE = re.compile(r"^(?:\[rank\d+\]: )?(\w+Error\b.*)", re.MULTILINE)
 SECONDS = re.compile(r"scalar metric secsPerRoundTotal:\s*([\d.e+-]+)")
 
 
@@ -47,15 +48,24 @@ def leaf(x: np.ndarray, y: np.ndarray, client: np.ndarray) -> str:
   )
 
 
-def write_archive(path: Path, data: str) -> None:
-  """Write what the experiment would download."""
+def write_data(folder: Path, data: str) -> None:
+  """Write what the experiment would download, unpacked, and no archive.
+
+  Each of FLUTE's processes unpacks the archive, so that one could read what
+  another is about to write; there is nothing in ours.
+  """
   with np.load(data) as file:
     x, y, client = file["x"].astype(np.float64), file["y"], file["client"]
   few = client < TEST_CLIENTS
-  with zipfile.ZipFile(path, "w") as archive:
-    archive.writestr("MNIST/train/all_data.json", leaf(x, y, client))
-    tested = leaf(x[few], y[few], client[few])
-    archive.writestr("MNIST/test/all_data.json", tested)
+  splits = {
+    "train": leaf(x, y, client),
+    "test": leaf(x[few], y[few], client[few]),
+  }
+  for split, text in splits.items():
+    path = folder / "MNIST" / split
+    path.mkdir(parents=True)
+    (path / "all_data.json").write_text(text)
+  zipfile.ZipFile(folder / "MNIST.zip", "w").close()
 
 
 def make_config(checkout: Path, rounds: int, work: dict) -> dict:
@@ -96,8 +106,8 @@ def run(folder: Path, processes: int) -> str:
     check=False,
   )
   if done.returncode:  # after the reason, torch tells at length that it failed
-    reason = re.search(r"^\w+(Error|Exception)\b.*", done.stdout, re.M)
-    raise SystemExit(f"{done.stdout}\n{reason[0] if reason else 'error'}")
+    reason = FAILURE.search(done.stdout)
+    raise SystemExit(f"{done.stdout}\n{reason[1] if reason else 'error'}")
   return done.stdout
 
 
@@ -111,8 +121,7 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
     for file in checkout.iterdir():
       if not file.name.startswith("."):
         (folder / file.name).symlink_to(file)
-    (folder / "data").mkdir()
-    write_archive(folder / "data" / "MNIST.zip", data)
+    write_data(folder / "data", data)
     config = yaml.safe_dump(make_config(checkout, rounds, work))
     (folder / "config.yaml").write_text(config)
     printed = run(folder, work["processes"])
