@@ -308,7 +308,7 @@ def flute_work(checkout: Path | None) -> dict[str, Any]:
       f"--flute={checkout}: give a checkout of github.com/microsoft/msrflute"
     )
   path = checkout.resolve()
-  git = ["git", "-C", path, "rev-parse", "--short", "HEAD"]
+  git = ["git", "-C", str(path), "rev-parse", "--short", "HEAD"]
   commit = call(git, seconds=60).strip() if (path / ".git").exists() else "?"
   # Its model of this task always has a sigmoid.
   return {
