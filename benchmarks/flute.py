@@ -94,8 +94,8 @@ def fedcifar100_resnet(shape: tuple[int, ...], classes: int) -> Task:
 
 
 # Mean sizes of TensorFlow Federated's clients: Reddi et al. 2021, "Adaptive
-# federated optimization" (arXiv 2003.00295), table 2. How they are spread is
-# ours: Shakespeare's as Tiny Shakespeare's roles are.
+# federated optimization" (arXiv 2003.00295). How they are spread is ours:
+# Shakespeare's as Tiny Shakespeare's roles are.
 WORKLOADS: Mapping[str, Workload] = {
   "cv_lr_mnist": Workload(
     Case(
