@@ -73,8 +73,8 @@ def fedex_lora(
     if adapter.base.dtype.itemsize < 4:
       raise ValueError(
         f"algorithm.name='fedex_lora' adds small differences to {path!r}, which"
-        f" {adapter.base.dtype.name} would lose; set"
-        " runtime.frozen_dtype='float32'."
+        f" {adapter.base.dtype.name} would lose; keep it in float32, as"
+        " runtime.frozen_dtype='float32' does."
       )
   base = fedavg(
     task,

@@ -371,7 +371,12 @@ def test_what_clients_report_is_float32_whatever_the_model_is(
   halve = lambda x: (
     x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x
   )
-  half = whole._replace(init=lambda key: jax.tree.map(halve, whole.init(key)))
+
+  def init(key):  # a base that does not train may be required to be float32
+    params, buffers, frozen = whole.init(key)
+    return Variables(*jax.tree.map(halve, (params, buffers)), frozen)
+
+  half = whole._replace(init=init)
   monkeypatch.setitem(globals(), "task_of", lambda name: half)
   algorithm = build(name)
   hparams = jax.tree.map(np.float32, algorithm.hparams)
