@@ -374,7 +374,8 @@ def test_what_clients_report_is_float32_whatever_the_model_is(
 
   def init(key):  # a base that does not train may be required to be float32
     params, buffers, frozen = whole.init(key)
-    return Variables(*jax.tree.map(halve, (params, buffers)), frozen)
+    params, buffers = jax.tree.map(halve, (params, buffers))
+    return Variables(params, buffers, frozen)
 
   half = whole._replace(init=init)
   monkeypatch.setitem(globals(), "task_of", lambda name: half)
