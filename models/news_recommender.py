@@ -17,7 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedjax_sim.core import Array, Examples, Metric, Task, validate
+from fedjax_sim.core import (
+  Array,
+  Examples,
+  Metric,
+  Task,
+  in_float32,
+  validate,
+)
 from fedjax_sim.data.news import read_news, read_vectors
 from fedjax_sim.models.char_lstm import check_ids
 from fedjax_sim.models.layers import GRU, conv
@@ -238,6 +245,7 @@ def click_cross_entropy(
     The mean over an example's clicks, and 1, or 0 where there is none.
   """
   relevant, present = _candidates(scores, examples, clicked)
+  scores = in_float32(scores)
   log = nnx.log_softmax(jnp.where(present, scores, -1e30), axis=-1)
   count = relevant.sum(-1)
   value = -jnp.sum(jnp.where(relevant, log, 0), axis=-1)

@@ -183,3 +183,23 @@ def test_ids_that_no_model_has_are_refused():
     tasks[1].check({"x": good, "y": np.zeros(2, int)})
   with pytest.raises(ValueError, match="'classification' predicts one class"):
     tasks[2].check({"x": good, "y": good})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16])
+def test_narrow_ids_are_as_wide_ones(dtype):
+  """-1, for no padding, is none of them, and a mask may be beyond them."""
+  ids = np.random.default_rng(0).integers(0, VOCABULARY, (2, 9))
+  wide, narrow = (
+    {"x": jnp.asarray(ids, kind), "y": jnp.asarray(ids, kind)}
+    for kind in (np.int32, dtype)
+  )
+  beyond = masked_language_task(
+    Echo, vocabulary=300, mask_id=299, padding_id=-1
+  )
+  plain = causal_language_task(Echo, vocabulary=VOCABULARY, padding_id=-1)
+  for task in (plain, beyond):
+    variables = task.init(KEY)
+    expected, found = (task.loss(variables, x, KEY) for x in (wide, narrow))
+    np.testing.assert_array_equal(found.value, expected.value)
+    told = [task.metrics(variables, x) for x in (wide, narrow)]
+    jax.tree.map(np.testing.assert_array_equal, *told)

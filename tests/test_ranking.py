@@ -78,3 +78,16 @@ def test_lists_without_a_click_or_with_nothing_else_do_not_count():
   found = ranking_metrics(jnp.ones((3, 3)), y, present)
   for metric in found.values():
     assert metric.weight.tolist() == metric.total.tolist() == [0, 0, 0]
+
+
+def test_scores_that_are_not_finite():
+  """NaN has no place, so no metric; what is infinite is before the others."""
+  y = np.array([1, 0, 0], bool)
+  for broken in ([np.nan] * 3, [np.nan, 1, 2], [2, np.nan, 1]):
+    found = metrics_of([(np.array(broken), y)])
+    assert all(np.isnan(value[0]) for value in found.values())
+  found = metrics_of([(np.full(3, np.inf), y)])
+  assert found["auc"][0] == pytest.approx(0.5)
+  assert found["mrr"][0] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+  found = metrics_of([(np.array([-np.inf, np.inf, 0]), y)])
+  assert found["mrr"][0] == pytest.approx(1 / 3)

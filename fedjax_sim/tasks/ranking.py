@@ -26,7 +26,7 @@ def ranking_metrics(
 
   `mrr` is the mean of 1 / place over the relevant candidates, and `accuracy`
   says whether the first is relevant. Lists whose candidates are all relevant,
-  or none of them, have the weight 0.
+  or none of them, have the weight 0. Where a score is NaN, so are the metrics.
 
   Args:
     scores: shape=(batch, candidates), float.
@@ -48,10 +48,10 @@ def ranking_metrics(
   clicks, misses = number(relevant), number(others)
   valid = in_float32((clicks > 0) & (misses > 0))
   # Of every candidate: how many precede it, and how many share its place.
-  apart = scores[:, jnp.newaxis, :] - scores[:, :, jnp.newaxis]
+  theirs, own = scores[:, jnp.newaxis, :], scores[:, :, jnp.newaxis]
   beside = present[:, jnp.newaxis, :]
-  above = jnp.sum((apart > 0) & beside, axis=-1)
-  alike = jnp.maximum(jnp.sum((apart == 0) & beside, axis=-1), 1)
+  above = jnp.sum((theirs > own) & beside, axis=-1)
+  alike = jnp.maximum(jnp.sum((theirs == own) & beside, axis=-1), 1)
 
   def over_relevant(gains: np.ndarray) -> Array:
     """Return the sum over relevant candidates of the gain of their place."""
@@ -63,7 +63,7 @@ def ranking_metrics(
   discounts = 1 / np.log2(places + 1)
   behind = beside & others[:, jnp.newaxis, :]
   pairs = jnp.sum(
-    jnp.where(behind, (apart < 0) + 0.5 * (apart == 0), 0), axis=-1
+    jnp.where(behind, (theirs < own) + 0.5 * (theirs == own), 0), axis=-1
   )
   found = {
     "accuracy": over_relevant(places == 1),
@@ -77,4 +77,7 @@ def ranking_metrics(
     ideal = best[jnp.sum(relevant, axis=-1)]
     total = over_relevant(gains)
     found[f"ndcg{most}"] = total / jnp.where(ideal > 0, ideal, 1)
-  return {k: Metric(x * valid, valid) for k, x in found.items()}
+  # Comparisons with NaN are false, which would put it in the first place.
+  unknown = jnp.any(jnp.isnan(scores) & present, axis=-1)
+  told = lambda x: jnp.where(valid > 0, jnp.where(unknown, jnp.nan, x), 0)
+  return {k: Metric(told(x), valid) for k, x in found.items()}

@@ -126,7 +126,8 @@ def causal_language_task(
     check_ids(y, vocabulary, "model.vocabulary", "y")
 
   def told(examples: Examples) -> tuple[Array, Array]:
-    return examples["y"], examples["y"] != padding_id
+    y = examples["y"].astype(jnp.int32)  # an unsigned one is no -1
+    return y, y != padding_id
 
   return _token_task(make, told, check, smoothing)
 
@@ -194,7 +195,7 @@ def masked_language_task(
     return examples["labels"], examples["chosen"]
 
   def with_masks(keys: Key, examples: Examples, share: Array) -> Examples:
-    ids = examples["x"]
+    ids = examples["x"].astype(jnp.int32)  # its own may be too narrow
     seen, chosen = jax.vmap(masked)(keys, ids, share)
     return {**examples, "x": seen, "labels": ids, "chosen": chosen}
 
@@ -207,7 +208,7 @@ def masked_language_task(
     return base.loss(variables, with_masks(keys, examples, share), key)
 
   def metrics(variables: Variables, examples: Examples) -> dict[str, Metric]:
-    ids = examples["x"]
+    ids = examples["x"].astype(jnp.int32)
     share = jnp.full(ids.shape[:1], fraction)
     keys = _keys_of(ids, padding_id)
     return base.metrics(variables, with_masks(keys, examples, share))

@@ -98,6 +98,7 @@ class Decoder(nnx.Module):
     Args:
       ids: shape=(batch, time), integer.
     """
+    ids = ids.astype(jnp.int32)  # an unsigned one is compared with no -1
     x = self.embeddings(ids, jnp.arange(ids.shape[1])[None])
     x = self.dropout(x)
     for layer in self.layers:

@@ -129,7 +129,8 @@ def with_head(
   changed = {**config, "architectures": [_OWNERS[kind] + head]}
   for key in ("dtype", "torch_dtype"):  # that of the arrays is float32
     changed.pop(key, None)
-  if padding_id is not None:
+  # RoBERTa's positions hang on it, too; the mask of a batch says the rest.
+  if padding_id is not None and kind != "roberta":
     changed["pad_token_id"] = None if padding_id < 0 else padding_id
   if objective == CLASSIFICATION:
     count = arrays["head/logits/kernel"].shape[1]

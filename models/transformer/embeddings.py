@@ -55,7 +55,7 @@ class Embeddings(nnx.Module):
 
 def counted_positions(sizes: EncoderSizes, ids: jax.Array) -> jax.Array:
   """Return the positions of ids, shape=(batch or 1, time)."""
-  if not sizes.positions_after_padding:
+  if sizes.positions_after is None:
     return jnp.arange(ids.shape[1])[None]
   real = (ids != sizes.padding_id).astype(jnp.int32)
-  return jnp.cumsum(real, axis=1) * real + sizes.padding_id
+  return jnp.cumsum(real, axis=1) * real + sizes.positions_after

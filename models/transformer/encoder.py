@@ -8,6 +8,7 @@ dropped out, as `jax.nn.dot_product_attention` has no dropout; all else is.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_sim.models.transformer.attention import Attention
@@ -77,7 +78,8 @@ class Encoder(nnx.Module):
 
   def __init__(self, sizes: EncoderSizes, classes: int | None, rngs: nnx.Rngs):
     self.sizes = sizes
-    first = sizes.padding_id + 1 if sizes.positions_after_padding else 0
+    after = sizes.positions_after
+    first = 0 if after is None else after + 1
     self.embeddings = Embeddings(
       sizes, first + sizes.max_length, sizes.types, rngs
     )
@@ -100,6 +102,7 @@ class Encoder(nnx.Module):
     Args:
       ids: shape=(batch, time), integer.
     """
+    ids = ids.astype(jnp.int32)  # an unsigned one is compared with no -1
     real = ids != self.sizes.padding_id
     x = self.embeddings(ids, counted_positions(self.sizes, ids))
     x = self.dropout(self.embeddings_norm(x))

@@ -114,11 +114,14 @@ def _dropout(options: Mapping[str, Any], own: Any) -> float:
 def _encoder(
   config: Mapping[str, Any], options: Mapping[str, Any]
 ) -> EncoderSizes:
-  after = config["model_type"] == "roberta"
+  # The embedding's rows are as the model was trained, whatever fills the data.
+  after = None
+  if config["model_type"] == "roberta":
+    after = validate.integer("pad_token_id", config.get("pad_token_id", 1))
   positions = validate.integer(
     "max_position_embeddings", config["max_position_embeddings"]
   )
-  first = options["padding_id"] + 1 if after else 0
+  first = 0 if after is None else after + 1
   return EncoderSizes(
     vocabulary=config["vocab_size"],
     width=config["hidden_size"],
@@ -133,7 +136,7 @@ def _encoder(
     padding_id=options["padding_id"],
     remat_blocks=options["remat_blocks"],
     types=config.get("type_vocab_size", 2),
-    positions_after_padding=after,
+    positions_after=after,
   )
 
 

@@ -82,12 +82,12 @@ class EncoderSizes(Sizes):
   Attributes:
     types: kinds of segments whose vectors are added; the first one's always
       is. 0: none.
-    positions_after_padding: whether positions count the tokens that are not
-      padding, from `padding_id + 1` on, as RoBERTa's do.
+    positions_after: positions count the tokens that are not padding, from the
+      number after this one on, as RoBERTa's do; None: they count all.
   """
 
   types: int = 0
-  positions_after_padding: bool = False
+  positions_after: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The news recommender against numpy, on made-up titles."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,8 +10,9 @@ from fedjax_sim.core.weights import write_weights
 from fedjax_sim.data import FederatedData, make_dataset
 from fedjax_sim.data.news import News, write_news
 from fedjax_sim.models import MODELS
+from fedjax_sim.models.news_recommender import click_cross_entropy
 from fedjax_sim.tasks.freezing import named_variables
-from problems import make_simulator, sgd
+from problems import make_simulator, normal, sgd
 
 KEY = jax.random.key(0)
 CLICKED, CANDIDATES, NEGATIVES = 22, 5, 2
@@ -249,3 +251,14 @@ def test_classes_titles_and_ids(tmp_path, task):
   short = files(tmp_path, TITLES[:, :2])
   with pytest.raises(ValueError, match="titles of 2 words; give at least 3"):
     MODELS["news_recommender"]((27,), 2, **short, **SMALL)
+
+
+def test_losses_of_scores_in_bfloat16_are_float32():
+  scores = jnp.asarray(normal(0, 3, CANDIDATES), jnp.bfloat16)
+  examples = {"x": jnp.asarray(X), "y": jnp.asarray(Y)}
+  found, weight = click_cross_entropy(scores, examples, clicked=CLICKED)
+  assert found.dtype == weight.dtype == np.float32
+  said = np.asarray(scores, np.float64)
+  first = np.log(np.exp(said[0, :4]).sum()) - (said[0, 0] + said[0, 3]) / 2
+  second = np.log(np.exp(said[1, :2]).sum()) - said[1, 1]
+  np.testing.assert_allclose(found[:2], [first, second], rtol=1e-6)

@@ -125,3 +125,25 @@ def test_logits_are_those_of_pytorch(case, sharded, tmp_path):
   if not classes:  # what is said at padding differs, and counts nowhere
     found, expected = found[real], expected[real]
   np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [-1, 0])
+def test_roberta_on_data_that_another_id_fills_up(padding, tmp_path):
+  """Its positions stay as it was trained, and its mask is the data's."""
+  made("roberta").save_pretrained(tmp_path)
+  model, ids = made("roberta"), ids_of()
+  ids[ids == PADDING] = 0
+  real = ids != padding
+  with torch.no_grad():  # positions by hand, as its own hang on its padding
+    expected = model(
+      torch.tensor(ids),
+      attention_mask=torch.tensor(real.astype(int)),
+      position_ids=torch.tensor(np.cumsum(real, 1) * real + PADDING),
+    ).logits.numpy()
+  task = hugging_face(
+    (TIME,), VOCABULARY, str(tmp_path), mask_id=3, padding_id=padding
+  )
+  variables = jax.jit(task.init)(jax.random.key(0))
+  assert task.logits is not None
+  found = jax.jit(task.logits)(variables, {"x": jnp.asarray(ids, jnp.int32)})
+  np.testing.assert_allclose(found[real], expected[real], atol=1e-4)

@@ -14,7 +14,10 @@ from fedjax_sim.core import Batch, mean_loss
 from fedjax_sim.data import FederatedData, make_dataset
 from fedjax_sim.models import MODELS
 from fedjax_sim.models.transformer.attention import Attention
+from fedjax_sim.models.transformer.embeddings import counted_positions
 from fedjax_sim.models.transformer.rotary import rotate
+from fedjax_sim.models.transformer.settings import sizes_of
+from fedjax_sim.models.transformer.sizes import EncoderSizes
 from fedjax_sim.tasks import with_compute_dtype
 from fedjax_sim.tasks.freezing import named_variables
 from problems import make_simulator, normal, params_of, sgd, train
@@ -308,3 +311,28 @@ def test_other_examples_are_refused(name):
     ValueError, match=rf"{name}: an example has shape \(6, 2\)"
   ):
     MODELS[name]((6, 2), VOCABULARY)
+
+
+@pytest.mark.parametrize(
+  ("padding", "expected"),
+  [(0, [3, 4, 2, 5, 2]), (1, [2, 3, 4, 5, 6]), (-1, [3, 4, 5, 6, 7])],
+)
+def test_positions_of_roberta_begin_where_it_was_trained(padding, expected):
+  """From `pad_token_id + 1` of its config, whatever fills the data up."""
+  config = {
+    "model_type": "roberta",
+    "vocab_size": 9,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "max_position_embeddings": 12,
+    "pad_token_id": 2,
+  }
+  options = {"padding_id": padding, "remat_blocks": False, "dropout": None}
+  sizes = sizes_of(config, "config.json", **options)
+  assert isinstance(sizes, EncoderSizes)
+  assert sizes.max_length == 12 - 3
+  ids = jnp.array([[1 if padding == 1 else 5, 6, 0, 7, 0]])
+  found = np.broadcast_to(counted_positions(sizes, ids), ids.shape)
+  assert found.tolist() == [expected]
