@@ -1,6 +1,7 @@
 """`fedjax-sim flute`: what it refuses, what it writes, and whole runs."""
 
 import json
+import math
 import textwrap
 from pathlib import Path
 
@@ -72,6 +73,16 @@ from tiers import slow_but
       ["refused", "pickled", ".safetensors"],
     ),
     ({"model_config.weight_init": "xavier_normal"}, ["refused", "weight_init"]),
+    ({"strategy": None}, ["strategy is missing"]),
+    ({"server_config": None}, ["server_config is missing"]),
+    (
+      {f"{S}.initial_lr_client": math.inf},
+      [f"{S}.initial_lr_client=inf", "finite"],
+    ),
+    (
+      {"model_config": {"model_folder": "experiments/mine/x.py", "hidden": 8}},
+      ["model_folder='mine' is unknown", "--task=FILE.py:FUNCTION"],
+    ),
     (
       {
         "model_config.model_folder": "experiments/cv",
@@ -110,11 +121,14 @@ def test_a_wrong_file_is_one_line(tmp_path, capsys, changes, words):
     ("a: !!python/object:os.system 1\n", ["line 1", "could not determine"]),
     ("a: \x00", ["is no YAML"]),
     ("? [1, 2]\n: 3\n", ["is no YAML", "unhashable"]),
+    ("a: \udcff", ["no text in UTF-8", "byte 3"]),
+    ("[" * 5000, ["nested too deeply"]),
+    ("a: &a {b: 1, b: 2}\nc: {<<: *a}\n", ["'b' is there twice"]),
   ],
 )
 def test_no_yaml_is_one_line(tmp_path, capsys, text, words):
   path = tmp_path / "config.yaml"
-  path.write_text(text)
+  path.write_text(text, errors="surrogateescape")
   assert main(["flute", f"--config={path}", "--workdir=run"]) == 2
   err = capsys.readouterr().err
   assert err.count("\n") == 1
@@ -176,6 +190,38 @@ def test_a_model_that_is_not_here(tmp_path, monkeypatch, capsys):
 
 
 # --- the command --------------------------------------------------------------
+
+
+def test_sections_may_be_merged(tmp_path):
+  """With YAML's `<<`, whose keys give way to those that are there."""
+  path = tmp_path / "config.yaml"
+  path.write_text("a: &a {b: 1, c: 2}\nd: {<<: *a, b: 3}\n")
+  assert flute.read(path)["d"] == {"b": 3, "c": 2}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_file_that_is_no_translation_is_kept(tmp_path, capsys, alone):
+  path = write(tmp_path / "mine.yaml", LR)
+  target = tmp_path / "config.py"
+  words = [f"--config={path}", f"--workdir={tmp_path}"]
+  words += ["--translate_only"] if alone else []
+  target.write_text("mine = 1\n")
+  assert main(["flute", *words]) == 2
+  err = capsys.readouterr().err
+  assert f"{target} is there, and no translation" in err
+  assert target.read_text() == "mine = 1\n"
+  assert sorted(tmp_path.iterdir()) == [target, path]
+
+
+def test_a_translation_is_kept_if_the_next_is_refused(tmp_path, capsys):
+  path = write(tmp_path / "mine.yaml", LR)
+  words = [f"--config={path}", f"--workdir={tmp_path}"]
+  assert main(["flute", *words, "--translate_only"]) == 0
+  before = (tmp_path / "config.py").read_text()
+  write(path, changed(LR, {f"{S}.val_freq": 0}))
+  assert main(["flute", *words]) == 2
+  assert "server.eval_every=0" in capsys.readouterr().err
+  assert (tmp_path / "config.py").read_text() == before
 
 
 def test_translating_alone(tmp_path, capsys):

@@ -130,6 +130,16 @@ def test_two_variables_of_one_name_are_refused():
     named_variables(Variables({"buffers": {"w": w}}, {"w": w}))
 
 
+@pytest.mark.parametrize("factor", ["lora_a", "lora_b"])
+def test_adapters_that_nothing_takes_are_refused(task, given, factor):
+  """The kernels beside them are not those of the model that was trained."""
+  more = {**given, f"layers/1/kernel/{factor}": np.zeros(1)}
+  with pytest.raises(ValueError, match=r"an adapter of 'layers/1/kernel'.*--m"):
+    with_initial(task, more)
+  with pytest.warns(UserWarning, match="which nothing takes"):
+    with_initial(task, more, ["layers/0/"])
+
+
 def test_what_nothing_takes_is_said(task, given):
   more = {**given, **{f"more{i}": np.zeros(1) for i in range(7)}}
   with pytest.warns(

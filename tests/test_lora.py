@@ -367,7 +367,7 @@ def test_only_adapters_are_sent():
   [
     ({"targets": ("layers/9/",)}, r"adapter\.targets=.* matches no parameter"),
     ({"targets": ("layers/0/",)}, r"'layers/0/bias', shape \(32,\)"),
-    ({"rank": 32}, r"adapter\.rank=32 saves nothing .* at most 31"),
+    ({"rank": 32}, r"adapter\.rank=32 is no low rank .* at most 31"),
     ({"rank": 0}, r"adapter\.rank=0 is out of range"),
     ({"alpha": -1.0}, r"adapter\.alpha=-1\.0 is out of range"),
     ({"also": ("layers/0/",)}, r"both match 'layers/0/kernel'"),

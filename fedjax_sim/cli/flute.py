@@ -53,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     return flute.translate(tree, task=task, data=data, compat=compat)
 
   translation = translated(text["data"] or None)
+  before = _before(target)
   if values.translate_only:
     print(flute.table(translation), flush=True)  # noqa: T201
     source = flute.config_file(translation, name)
@@ -75,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
       translation = translated(str(store))
     print(flute.table(translation), flush=True)  # noqa: T201
     source = flute.config_file(translation, name)
-    return _run(target, source, text["workdir"], changes)
+    return _run(target, source, before, text["workdir"], changes)
 
 
 def _imports(translation: flute.Translation, data: str) -> Sequence[str] | None:
@@ -182,8 +183,29 @@ def _nothing_left(folder: Path, target: Path) -> Iterator[None]:
           path.rmdir()
 
 
+def _before(target: Path) -> bytes | None:
+  """Return the translation that is there already, if there is one.
+
+  Raises:
+    FileExistsError: there is another file.
+  """
+  if not target.exists():
+    return None
+  before = target.read_bytes()
+  if not flute.is_config_file(before.decode(errors="replace")):
+    raise FileExistsError(
+      f"{target} is there, and no translation of a file of FLUTE; name another"
+      " place, or move it away."
+    )
+  return before
+
+
 def _run(
-  target: Path, source: str, workdir: str, changes: Sequence[str]
+  target: Path,
+  source: str,
+  before: bytes | None,
+  workdir: str,
+  changes: Sequence[str],
 ) -> int:
   """Write the config into the workdir and run it.
 
@@ -192,15 +214,15 @@ def _run(
   Args:
     target: the config file.
     source: its text.
+    before: what it held.
     workdir: of the run.
     changes: flags that change fields of the config.
   """
-  before = target.read_bytes() if target.exists() else None
   files.write_atomically(target, source.encode())
   arguments = [f"--config={target}", f"--workdir={workdir}", *changes]
   try:
     return runs.run(arguments)
-  except ValueError:
+  except Exception:
     if before is not None:
       files.write_atomically(target, before)
     raise

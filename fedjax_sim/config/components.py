@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import aggregators, sampling, transforms
 from fedjax_sim.algorithms import ALGORITHMS
-from fedjax_sim.config.fields import Text
+from fedjax_sim.config.fields import Text, words
 from fedjax_sim.core import (
   Aggregator,
   Algorithm,
@@ -139,8 +139,7 @@ class Field:
     try:
       value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-      words = [word.strip() for word in text.strip("()").split(",")]
-      value = tuple(filter(None, words)) if self.kind is tuple else str(text)
+      value = words(text) if self.kind is tuple else str(text)
     if self.kind is tuple and not isinstance(value, tuple | list):
       return (value,)
     if self.kind in (int, float) and isinstance(value, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +17,29 @@ class Text(str):
 
   def __repr__(self) -> str:
     return str(self)
+
+
+def words(text: str) -> tuple[str, ...]:
+  """Return the texts of a list without quotes, such as "a, b" or "(a, b)".
+
+  What brackets enclose stays together: texts may be regular expressions.
+  """
+  text = text.strip()
+  if text[:1] == "(" and _depths(text).index(0) == len(text) - 1:
+    text = text[1:-1]
+  words = [""]
+  for letter, depth in zip(text, _depths(text), strict=False):
+    if letter == "," and depth == 0:
+      words.append("")
+    else:
+      words[-1] += letter
+  return tuple(word.strip() for word in words if word.strip())
+
+
+def _depths(text: str) -> list[int]:
+  """Return how many brackets are open after each letter, and 0 at the end."""
+  steps = ((x in "([{") - (x in ")]}") for x in text)
+  return [*itertools.accumulate(steps), 0]
 
 
 def resolved(config: ConfigDict) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_sim.core import Key, Task, Variables
 from fedjax_sim.tasks.freezing import BUFFERS, FROZEN, matching, named_variables
+from fedjax_sim.tasks.lora import A, B
 
 _MOST_NAMED = 5  # names in a message
 
@@ -38,7 +39,7 @@ def with_initial(
       is one text.
     ValueError: a pattern is none or matches nothing, or there is none; or an
       array is missing, is not finite, or has another shape or dtype than the
-      variable.
+      variable; or there are adapters that the task does not have.
 
   Warns:
     UserWarning: arrays that nothing looks up, and variables that begin as
@@ -71,6 +72,8 @@ def with_initial(
       f"{source} lacks {_listed(missing)}; they begin as usual.", stacklevel=2
     )
   unused = [n for n in arrays if n not in used]
+  if only is None:
+    _refuse_adapters(source, used, unused)
   if unused:
     warnings.warn(
       f"{source} also holds {_listed(unused)}, which nothing takes.",
@@ -113,6 +116,20 @@ def _check_arrays(source: str, arrays: Mapping[str, np.ndarray]) -> None:
       raise TypeError(
         f"{source}: {name!r} is a {type(value).__name__}; give an array of the"
         " variable's dtype, such as np.asarray(value, np.float32)."
+      )
+
+
+def _refuse_adapters(
+  source: str, used: Sequence[str], unused: Sequence[str]
+) -> None:
+  """Refuse adapters that nothing takes, where what they change is taken."""
+  for name in unused:
+    kernel, _, last = name.rpartition("/")
+    if last in (A, B) and kernel in used:
+      raise ValueError(
+        f"{source} holds {name!r}, an adapter of {kernel!r}, which would begin"
+        " without it; export the run with --merged, or set adapter.name='lora'"
+        " and adapter.targets as it has them."
       )
 
 

@@ -198,8 +198,8 @@ def _check_kernel(
   least = min(math.prod(like.shape[:ins]), math.prod(like.shape[ins:]))
   if rank >= least:
     raise ValueError(
-      f"adapter.rank={rank} saves nothing of {path!r}, shape {like.shape}; give"
-      f" at most {least - 1}, or leave the kernel out of adapter.targets."
+      f"adapter.rank={rank} is no low rank of {path!r}, shape {like.shape};"
+      f" give at most {least - 1}, or leave the kernel out of adapter.targets."
     )
 
 

@@ -10,6 +10,8 @@ import yaml
 
 from fedjax_sim.core import errors
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
   """Refuses a key that is there twice, of which YAML keeps the last."""
@@ -19,6 +21,8 @@ class _Loader(yaml.SafeLoader):
   ) -> dict[Hashable, Any]:
     seen = set()
     for key_node, _ in node.value:
+      if key_node.tag == _MERGE:
+        continue  # its keys may be there again, and then give way
       key = self.construct_object(key_node, deep=True)
       if key in seen:
         raise yaml.constructor.ConstructorError(
@@ -44,6 +48,15 @@ def read(path: Path) -> Mapping[str, Any]:
     mark = error.problem_mark
     where = f", line {mark.line + 1}" if mark else ""
     raise ValueError(f"--config={path}{where}: {error.problem}.") from error
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"--config={path} is no text in UTF-8: {error.reason} at byte"
+      f" {error.start}."
+    ) from error
+  except RecursionError as error:
+    raise ValueError(
+      f"--config={path} is no file of FLUTE: it is nested too deeply."
+    ) from error
   except (yaml.YAMLError, ValueError, TypeError) as error:
     raise ValueError(
       f"--config={path} is no YAML: {errors.one_line(error)}."

@@ -13,7 +13,13 @@ from fedjax_sim.config.flute.translation import Row, Translation
 from fedjax_sim.config.statements import assignment, literal
 
 _WIDTH = 80
+_TITLE = "a file of FLUTE, translated."
 _ORDER = ("seed", "data", "model", "algorithm", "client", "server")
+
+
+def is_config_file(text: str) -> bool:
+  """Return whether a text is what `config_file` made, changed or not."""
+  return text.startswith('"""') and _TITLE in " ".join(text.split())
 
 
 def config_file(translation: Translation, name: str) -> str:
@@ -26,7 +32,7 @@ def config_file(translation: Translation, name: str) -> str:
   counts = translation.counts
   told = ", ".join(f"{n} {state}" for state, n in counts.items())
   lines = [
-    *_wrapped(f'"""{name}, a file of FLUTE, translated.', "", ""),
+    *_wrapped(f'"""{name}, {_TITLE}', "", ""),
     "",
     *_wrapped(
       f"Task {translation.task.name}, arithmetic"

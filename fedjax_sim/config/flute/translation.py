@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,11 +166,12 @@ def translate(
   """
   validate.one_of("--compat", compat, COMPATS)
   for name in _NEEDED:
-    if name not in tree:
+    if not _is_given(tree.get(name)):
       raise ValueError(f"{name} is missing; a FLUTE file has it.")
+  chosen = _task(tree["model_config"], task)
   found = list(_walk(tree, _keys(tree, task)))
   values = {path: value for path, _, value in found if _is_given(value)}
-  file = File(values, _task(values, task), compat, data)
+  file = File(values, chosen, compat, data)
   if file.task.by_type and "model_config.model_type" not in values:
     raise ValueError(
       f"model_config.model_type is missing; task {file.task.name} has several"
@@ -232,10 +235,14 @@ def _checked(path: str, kind: type, value: Any) -> Any:
   if not _is_given(value) or kind is object:
     return value
   if kind is float and not isinstance(value, bool):
-    try:
-      return value if isinstance(value, int) else float(value)
-    except (TypeError, ValueError):
-      pass
+    number = value
+    if not isinstance(value, int):
+      with contextlib.suppress(TypeError, ValueError):
+        number = float(value)
+    if isinstance(number, float) and not math.isfinite(number):
+      raise ValueError(f"{path}={value} is out of range; give a finite number.")
+    if isinstance(number, int | float):
+      return number
   elif isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
     return value
   raise TypeError(
@@ -249,21 +256,27 @@ def _is_given(value: Any) -> bool:
   return value is not None and not placeholder
 
 
-def _task(values: Mapping[str, Any], name: str | None) -> FluteTask:
-  """Return the task of a file."""
+def _task(section: Any, name: str | None) -> FluteTask:
+  """Return the task of a file, whose `model_config` is given."""
   if name is not None and is_reference(name):
     return own_task(name)
   if name is not None:
     return validate.lookup("--task", name, TASKS)
-  folder = values.get("model_config.model_folder")
-  if folder is None:
+  folder = section.get("model_folder") if isinstance(section, dict) else None
+  own = "for a model of your own --task=FILE.py:FUNCTION"
+  if not isinstance(folder, str) or not _is_given(folder):
     raise ValueError(
       "model_config.model_folder is missing, and so is --task; give one of"
-      f" them: {', '.join(sorted(TASKS))}."
+      f" them: {', '.join(sorted(TASKS))}, or {own}."
     )
   path = Path(folder)
   name = path.parent.name if path.suffix else path.name
-  return validate.lookup("task of model_config.model_folder", name, TASKS)
+  if name not in TASKS:
+    raise validate.UnknownNameError(
+      f"task of model_config.model_folder={name!r} is unknown. Known:"
+      f" {', '.join(sorted(TASKS))}; {own}."
+    )
+  return TASKS[name]
 
 
 def _key(path: str) -> Key:
