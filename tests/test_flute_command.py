@@ -64,6 +64,20 @@ from tiers import slow_but
     ({f"{S}.annealing_config.type": "cosine"}, ["type='cosine'", "step_lr"]),
     ({f"{S}.annealing_config": {"type": "step_lr"}}, ["gamma is missing"]),
     ({"dp_config.enable_global_dp": True}, ["enable_local_dp=true"]),
+    (
+      {"dp_config": {**DP, "eps": None}},
+      ["dp_config.eps is missing", "clips alone"],
+    ),
+    ({"dp_config": {**DP, "eps": 0}}, ["dp_config.eps=0", "above 0"]),
+    ({"dp_config": {**DP, "max_grad": 0}}, ["dp_config.max_grad=0", "> 0"]),
+    (
+      {
+        f"{S}.optimizer_config": {"type": "adamW", "lr": 2, "weight_decay": 0.5}
+      },
+      ["optimizer_config.weight_decay=0.5", "optimizer_config.lr=2"],
+    ),
+    ({f"{S}.optimizer_config": {"type": "sgd"}}, ["lr is missing", "rate"]),
+    ({"strategy": "DGA", f"{S}.aggregate_median": ...}, ["softmax, or mean"]),
     ({f"{S}.num_clients_per_iteration": 0}, ["refused", "0 means all"]),
     ({f"{S}.optimizer_config.type": "LarsSGD"}, ["refused", "LarsSGD"]),
     ({f"{S}.optimizer_config.dampening": 0.5}, ["refused", "dampening"]),

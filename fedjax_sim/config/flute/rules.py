@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_sim.config.flute.tasks import FluteTask
+from fedjax_sim.core import validate
 from fedjax_sim.data.location import is_url
 
 USED, IDLE, REFUSED = STATES = ("used", "without effect", "refused")
 FLUTE, MEANT = COMPATS = ("flute", "meant")
+DGA = ("dga", "dga_rl")
 LENGTHS = ("max_num_words", "max_seq_length")  # of sequences, in data_config
 
 
@@ -70,6 +72,21 @@ class File:
     """Return a value; the default if there is none."""
     return self.values.get(path, default)
 
+  def positive(
+    self, path: str, default: float | None = None, lt: float | None = None
+  ) -> float:
+    """Return a number that has to be above 0, such as a divisor.
+
+    Args:
+      path: of the key.
+      default: if there is none.
+      lt: what it has to be below; None: anything.
+
+    Raises:
+      TypeError, ValueError: names the key.
+    """
+    return validate.number(path, self.get(path, default), gt=0, lt=lt)
+
   @property
   def strategy(self) -> str:
     """The algorithm here, from the strategy and what replaces it."""
@@ -99,10 +116,15 @@ class File:
     return self.compat == FLUTE
 
   @property
+  def is_dga(self) -> bool:
+    """Whether the algorithm is DGA, or DGA with an agent."""
+    return self.strategy in DGA
+
+  @property
   def is_softmax(self) -> bool:
     """Whether DGA weighs clients by a softmax."""
     softmax = self.get("server_config.aggregate_median") == "softmax"
-    return self.strategy.startswith("dga") and softmax
+    return self.is_dga and softmax
 
 
 def is_store(path: str) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_sim.config.flute import absent
 from fedjax_sim.config.flute.keys import KEYS
 from fedjax_sim.config.flute.rules import (
   COMPATS,
@@ -38,70 +39,6 @@ _NAMES = {
   list: "a list",
   dict: "a section of keys",
 }
-_CLIENTS = "client_config.data_config.train"
-_SERVER = "server_config"
-
-
-class Default(NamedTuple):
-  """What FLUTE takes where a key is not in the file.
-
-  Attributes:
-    path: of the key.
-    value: FLUTE's.
-    applies: file -> whether the key matters in it.
-  """
-
-  path: str
-  value: Any
-  applies: Callable[[File], Any] = lambda file: True
-
-
-def _is_adamw(path: str) -> Callable[[File], bool]:
-  return lambda file: file.get(f"{path}.type") == "adamW"
-
-
-def _is_lars(path: str) -> Callable[[File], bool]:
-  return lambda file: file.get(f"{path}.type") == "lars"
-
-
-_OPTIMIZERS = (
-  f"{_SERVER}.optimizer_config",
-  "client_config.optimizer_config",
-  f"{_SERVER}.server_replay_config.optimizer_config",
-)
-DEFAULTS = (
-  Default(f"{_CLIENTS}.batch_size", 40),
-  Default(f"{_CLIENTS}.max_grad_norm", 5.0),
-  Default(f"{_SERVER}.val_freq", 1),
-  Default(f"{_SERVER}.rec_freq", 8),
-  Default(f"{_SERVER}.initial_val", True),
-  Default(f"{_SERVER}.max_iteration", 10000),
-  Default(f"{_SERVER}.num_clients_per_iteration", 1),
-  Default(f"{_SERVER}.best_model_criterion", "loss"),
-  Default(f"{_SERVER}.weight_train_loss", "train_loss", lambda f: f.is_softmax),
-  Default(
-    f"{_SERVER}.send_dicts", False, lambda f: f.as_flute and f.has_buffers
-  ),
-  Default("client_config.mu", 0.001, lambda f: f.strategy == "fedprox"),
-  Default(
-    "client_config.convex_model_interp", 0.75, lambda f: f.strategy == "apfl"
-  ),
-  Default(
-    "client_config.quant_bits",
-    10,
-    lambda f: f.get("client_config.quant_thresh") is not None,
-  ),
-  Default(
-    "dp_config.delta",
-    1e-7,
-    lambda f: (
-      f.get("dp_config.enable_local_dp") or f.get("dp_config.enable_global_dp")
-    ),
-  ),
-  *(Default(f"{p}.weight_decay", 0.0, _is_adamw(p)) for p in _OPTIMIZERS),
-  *(Default(f"{p}.eps", 1e-6, _is_adamw(p)) for p in _OPTIMIZERS),
-  *(Default(f"{p}.momentum", 0.0, _is_lars(p)) for p in _OPTIMIZERS),
-)
 _NEEDED = ("strategy", "model_config", "server_config", "client_config")
 
 
@@ -177,10 +114,11 @@ def translate(
       f"model_config.model_type is missing; task {file.task.name} has several"
       f" networks: give {NETWORKS}."
     )
-  defaults = [d for d in DEFAULTS if d.path not in values and d.applies(file)]
+  defaults = absent.defaults(file)
   file = dataclasses.replace(
     file, values={**values, **{d.path: d.value for d in defaults}}
   )
+  absent.check(file)
   rows = [
     Row(path, value, _outcome(key, value, file)) for path, key, value in found
   ]

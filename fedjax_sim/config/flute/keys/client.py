@@ -90,6 +90,11 @@ def _sampling(value: float, file: File) -> Outcome:
     return idle("final_rate is 0")
   begin = get("ramp_start", 0)
   rounds = get("ramp_stop", begin + 1) - begin
+  if rounds < 1:
+    raise ValueError(
+      f"{_AT}.ss_config.ramp_stop={begin + rounds} is not after"
+      f" ramp_start={begin}; give a later round."
+    )
   return used(
     {
       "model.scheduled_sampling": final,

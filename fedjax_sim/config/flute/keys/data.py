@@ -64,6 +64,14 @@ def _clip(value: float, file: File) -> Outcome:
   return used({"client.max_grad_norm": value})
 
 
+def _server_clip(value: float, file: File) -> Outcome:
+  """Clip the server's update, and replay's steps without a norm of theirs."""
+  fields = {"server.max_grad_norm": value}
+  if file.get("server_config.server_replay_config.max_grad_norm") is None:
+    fields["replay.max_grad_norm"] = value
+  return used(fields)
+
+
 def _length(value: int, file: File) -> Outcome:
   return used(note=f"`data import --sequence-length={value}`")
 
@@ -132,6 +140,6 @@ VALIDATION: dict[str, Any] = {
 SERVER: dict[str, Any] = {
   **_common(),
   "batch_size": Key(int, sets("replay.batch_size")),
-  "max_grad_norm": Key(float, sets("server.max_grad_norm")),
+  "max_grad_norm": Key(float, _server_clip),
   "train_data_server": Key(str, _source("--server")),
 }

@@ -16,6 +16,7 @@ from fedjax_sim.config.flute.rules import (
   used,
   without,
 )
+from fedjax_sim.core import validate
 
 _NAMES = {
   "sgd": "sgd",
@@ -59,8 +60,9 @@ def optimizer(path: str, section: str) -> dict[str, Key]:
   def decay(value: float, file: File) -> Outcome:
     if kind(file) != "adamW":
       return used({f"{section}.weight_decay": value})
-    lr = _rate_of(file, path, section)
-    fields = {f"{section}.weight_decay": value / (1 - lr * value)}
+    rate_path, lr = _rate_of(file, path, section)
+    kept = _kept(rate_path, lr, f"{path}.weight_decay", value)
+    fields = {f"{section}.weight_decay": value / kept}
     return used(fields, "weight_decay / (1 - lr weight_decay)" if value else "")
 
   def amsgrad(value: bool, file: File) -> Outcome:
@@ -104,10 +106,33 @@ def optimizer(path: str, section: str) -> dict[str, Key]:
   }
 
 
-def _rate_of(file: File, path: str, section: str) -> float:
-  """Return the learning rate that an optimizer has in FLUTE."""
+def _rate_of(file: File, path: str, section: str) -> tuple[str, float]:
+  """Return the key of an optimizer's learning rate in FLUTE, and its value."""
   first = file.get(_RATE, -1.0) if section == "client" else -1.0
-  return float(first if first > 0 else file.get(f"{path}.lr", 0.0))
+  if first > 0:
+    return _RATE, float(first)
+  return f"{path}.lr", float(file.get(f"{path}.lr", 0.0))
+
+
+def _kept(rate: str, lr: float, decay: str, value: float) -> float:
+  """Return 1 - lr weight_decay, which a step of FLUTE's adamW multiplies by.
+
+  Args:
+    rate: the key of the learning rate.
+    lr: the rate.
+    decay: the key of the weight decay.
+    value: the decay.
+
+  Raises:
+    ValueError: nothing would be left of the weights.
+  """
+  kept = 1 - lr * value
+  if not kept > 0:
+    raise ValueError(
+      f"{decay}={value!r} with {rate}={lr!r} leaves nothing of the weights in a"
+      " step of adamW; lower one of them, so that their product is below 1."
+    )
+  return kept
 
 
 def learning_rate(value: float, file: File, path: str, section: str) -> Outcome:
@@ -121,7 +146,8 @@ def learning_rate(value: float, file: File, path: str, section: str) -> Outcome:
   """
   decay = file.get(f"{path}.weight_decay", 0.0)
   if file.get(f"{path}.type") == "adamW" and decay:
-    rate = value * (1 - value * decay)
+    rate_path, _ = _rate_of(file, path, section)
+    rate = value * _kept(rate_path, value, f"{path}.weight_decay", decay)
     return used({f"{section}.learning_rate": rate}, "lr (1 - lr weight_decay)")
   return used({f"{section}.learning_rate": value})
 
@@ -194,7 +220,10 @@ def _schedule(file: File, path: str) -> str:
     return f"multi_step(at={at}, factor={factor})"
   if kind == "rampup-keep-expdecay-keep":
     ramp, keep, fall = (needed(name) for name in ("sr", "si", "sf"))
-    floor = needed("floor_lr") / needed("peak_lr")
+    rates = [needed(name) for name in ("floor_lr", "peak_lr")]
+    for name, value in zip(("floor_lr", "peak_lr"), rates, strict=True):
+      validate.number(f"{path}.{name}", value, gt=0)
+    floor = rates[0] / rates[1]
     return (
       f"ramp_keep_decay(ramp={ramp}, keep={keep - ramp}, decay={fall - keep},"
       f" floor={floor})"

@@ -19,6 +19,7 @@ from fedjax_sim.config.flute.rules import (
   used,
   without,
 )
+from fedjax_sim.core import validate
 
 _AT = "dp_config"
 _LOCAL, _GLOBAL = f"{_AT}.enable_local_dp", f"{_AT}.enable_global_dp"
@@ -64,14 +65,20 @@ def _enable_global(value: bool, file: File) -> Outcome:
 
 def _sigma(file: File) -> float:
   """Return FLUTE's noise on the update and on the weight."""
-  needed = [f"{_AT}.{name}" for name in ("eps", "max_grad", "delta")]
+  lengths = [_grad(file)]
   if file.is_softmax:
-    needed.append(f"{_AT}.max_weight")
-  for path in needed:
-    if file.get(path) is None:
-      raise ValueError(f"{path} is missing; local privacy needs it.")
-  eps, grad, delta, *weight = (float(file.get(path)) for path in needed)
-  return math.sqrt(2 * math.log(1.25 / delta)) * math.hypot(grad, *weight) / eps
+    lengths.append(file.positive(f"{_AT}.max_weight"))
+  spread = math.sqrt(2 * math.log(1.25 / _failure(file)))
+  return spread * math.hypot(*lengths) / file.positive(f"{_AT}.eps")
+
+
+def _grad(file: File) -> float:
+  return file.positive(f"{_AT}.max_grad")
+
+
+def _failure(file: File) -> float:
+  """Return the probability with which epsilon need not hold."""
+  return file.positive(f"{_AT}.delta", lt=1)
 
 
 def _eps(value: float, file: File) -> Outcome:
@@ -82,40 +89,53 @@ def _eps(value: float, file: File) -> Outcome:
     return refused("clients' noise beside the server's; give eps: -1")
   if value < 0:
     return used(note="clipping alone")
+  if not 0 < value < math.inf:
+    raise ValueError(
+      f"{_AT}.eps={value!r}: no noise has this epsilon; give a number above 0,"
+      " or -1, which clips alone."
+    )
   if not file.as_flute:
     return used({"local_privacy.epsilon": value}, "the epsilon that holds")
-  grad = file.get(f"{_AT}.max_grad", 1.0)
-  fields = {"local_privacy.stddev": _sigma(file) / grad}
+  fields = {"local_privacy.stddev": _sigma(file) / _grad(file)}
   return used(fields, "FLUTE's noise; the epsilon that holds is told")
 
 
 def _delta(value: float, file: File) -> Outcome:
   if _central(file):
-    return used({"privacy.delta": value})
+    return used({"privacy.delta": _failure(file)})
   if _clips(file):
     return idle("clipping alone")
-  return used({"local_privacy.delta": value})
+  return used({"local_privacy.delta": _failure(file)})
 
 
 def _max_grad(value: float, file: File) -> Outcome:
+  bound = _grad(file)
   if _central(file):
-    return used({"privacy.clip_norm": value})
+    return used({"privacy.clip_norm": bound})
   return used(
-    {"local_privacy.clip_norm": value}, "shorter updates are not scaled up"
+    {"local_privacy.clip_norm": bound}, "shorter updates are not scaled up"
   )
+
+
+def _global_sigma(value: float, file: File) -> Outcome:
+  path = f"{_AT}.global_sigma"
+  return used({"privacy.noise_multiplier": validate.number(path, value, ge=0)})
 
 
 def _max_weight(value: float, file: File) -> Outcome:
   if not file.is_softmax:
     return idle("all clients weigh the same under noise")
   if _central(file):
-    return used({"privacy.max_weight": value / _scaler(file)})
+    return used(
+      {"privacy.max_weight": _bound(file)},
+      "max_weight / weight_scaler; FLUTE's step times (mean weight /"
+      " privacy.max_weight), as the sum of the weights is secret",
+    )
   if _clips(file):
     return idle("clipping alone")
-  grad = file.get(f"{_AT}.max_grad", 1.0)
   fields = {
-    "local_privacy.max_weight": value / _scaler(file),
-    "local_privacy.weight_scale": value / grad,
+    "local_privacy.max_weight": _bound(file),
+    "local_privacy.weight_scale": value / _grad(file),
   }
   return used(fields, "max_weight / weight_scaler, / max_grad")
 
@@ -123,12 +143,18 @@ def _max_weight(value: float, file: File) -> Outcome:
 def _min_weight(value: float, file: File) -> Outcome:
   if not file.is_softmax or _central(file) or _clips(file):
     return idle("weights get no noise")
-  fields = {"local_privacy.min_weight": value / _scaler(file)}
+  least = file.positive(f"{_AT}.min_weight") / _scaler(file)
+  fields = {"local_privacy.min_weight": least}
   return used(fields, "min_weight / weight_scaler")
 
 
 def _scaler(file: File) -> float:
-  return float(file.get(f"{_AT}.weight_scaler", 1.0))
+  return file.positive(f"{_AT}.weight_scaler", 1.0)
+
+
+def _bound(file: File) -> float:
+  """Return the largest weight of a client."""
+  return file.positive(f"{_AT}.max_weight") / _scaler(file)
 
 
 def _weight_scaler(value: float, file: File) -> Outcome:
@@ -159,9 +185,7 @@ PRIVACY: dict[str, Any] = {
   ),
   "global_sigma": Key(
     float,
-    only_if(
-      _central, sets("privacy.noise_multiplier"), "no global privacy is enabled"
-    ),
+    only_if(_central, _global_sigma, "no global privacy is enabled"),
   ),
 }
 
@@ -175,7 +199,8 @@ def _threshold(value: float, file: File) -> Outcome:
   words = file.get("model_config.vocab_size")
   if not words:
     return refused("its scale is that of words: model_config.vocab_size")
-  loss = math.log(words)
+  validate.number(f"{_METRICS}.max_allowed_leakage", value, ge=0)
+  loss = math.log(validate.number("model_config.vocab_size", words, gt=1))
   threshold = loss * (1 - math.exp(-value))
   note = "h (1 - exp(-max_allowed_leakage)), h = log(vocab_size)"
   return used({"leakage.threshold": threshold}, note)

@@ -14,6 +14,7 @@ from fedjax_sim.config.flute.keys.optimizer import (
   optimizer,
 )
 from fedjax_sim.config.flute.rules import (
+  DGA,
   LENGTHS,
   File,
   Key,
@@ -32,7 +33,6 @@ from fedjax_sim.config.flute.rules import (
 )
 
 _AT = "server_config"
-_DGA = ("dga", "dga_rl")
 _TRAIN = "client_config.data_config.train"
 _LABELLED_RATE = 0.003  # of FedLabels, whatever the file says
 _METRICS = {
@@ -138,7 +138,9 @@ def _weighting(value: str, file: File) -> Outcome:
       f"{_AT}.aggregate_median={value!r} is unknown. Known: mean, softmax."
     )
   if file.strategy == "dga_rl":
-    return used(note="dga_rl always weighs by a softmax")
+    if value == "softmax":
+      return used(note="dga_rl always weighs by a softmax")
+    return used({"algorithm.beta": 0.0}, "a softmax of equal weights")
   ours = "softmax" if value == "softmax" and not _is_even(file) else "uniform"
   return used({"algorithm.weighting": ours})
 
@@ -178,20 +180,14 @@ def _beta(value: float, file: File) -> Outcome:
   name = file.get(f"{_AT}.weight_train_loss", "train_loss")
   if name != "train_loss" or exact:
     return used({"algorithm.beta": value})
-  batch = file.get(f"{_TRAIN}.batch_size")
+  batch = file.positive(f"{_TRAIN}.batch_size")
   what = "batch_size"
   if file.task.tokens:
-    words = next(
-      (
-        (key, file.get(f"{_TRAIN}.{key}"))
-        for key in LENGTHS
-        if file.get(f"{_TRAIN}.{key}")
-      ),
-      None,
-    )
-    if words is None:
+    key = next((k for k in LENGTHS if file.get(f"{_TRAIN}.{k}")), None)
+    if key is None:
       return refused("the words of a batch are unknown: give max_num_words")
-    batch, what = batch * words[1], f"({what} {words[0]})"
+    batch *= file.positive(f"{_TRAIN}.{key}")
+    what = f"({what} {key})"
   return used({"algorithm.beta": value / batch}, f"softmax_beta / {what}")
 
 
@@ -200,7 +196,7 @@ def _beta(value: float, file: File) -> Outcome:
 
 def _iterations(value: int, file: File) -> Outcome:
   """Turn a number of examples into one of steps."""
-  batch = file.get(f"{_AT}.data_config.train.batch_size", 40)
+  batch = file.positive(f"{_AT}.data_config.train.batch_size")
   steps = math.ceil(value / batch)
   note = "ceil(server_iterations / batch_size), FLUTE's of an epoch at most"
   return used({"replay.steps": steps}, note)
@@ -268,7 +264,7 @@ SERVER: dict[str, Any] = {
   "max_iteration": Key(int, sets("server.rounds")),
   "num_clients_per_iteration": Key(object, _clients),
   "type": Key(str, _type),
-  "aggregate_median": Key(str, only_for(_DGA, _weighting)),
+  "aggregate_median": Key(str, only_for(DGA, _weighting)),
   "weight_train_loss": Key(
     str,
     only_if(lambda file: file.is_softmax, _statistic, "no softmax of DGA"),
