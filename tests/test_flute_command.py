@@ -71,10 +71,8 @@ from tiers import slow_but
     ({"dp_config": {**DP, "eps": 0}}, ["dp_config.eps=0", "above 0"]),
     ({"dp_config": {**DP, "max_grad": 0}}, ["dp_config.max_grad=0", "> 0"]),
     (
-      {
-        f"{S}.optimizer_config": {"type": "adamW", "lr": 2, "weight_decay": 0.5}
-      },
-      ["optimizer_config.weight_decay=0.5", "optimizer_config.lr=2"],
+      {f"{S}.optimizer_config": {"type": "adamW", "lr": 1, "weight_decay": 1}},
+      ["optimizer_config.weight_decay=1", "optimizer_config.lr=1"],
     ),
     ({f"{S}.optimizer_config": {"type": "sgd"}}, ["lr is missing", "rate"]),
     ({"strategy": "DGA", f"{S}.aggregate_median": ...}, ["softmax, or mean"]),

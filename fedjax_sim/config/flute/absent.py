@@ -79,12 +79,16 @@ def _lacks_rate(path: str, names: Sequence[str]) -> Condition:
   The rate of clients, and that at the top of a ramp, replace its own.
   """
   is_one = _is(path, *names)
-  other = (
-    f"{_SERVER}.initial_lr_client"
-    if path.startswith("client_config")
-    else path.replace("optimizer_config", "annealing_config.peak_lr")
-  )
-  return lambda file: is_one(file) and not file.get(other, -1.0) > 0
+  peak = path.replace("optimizer_config", "annealing_config.peak_lr")
+
+  def lacks(file: File) -> bool:
+    if path.startswith("client_config"):
+      other = file.get(f"{_SERVER}.initial_lr_client", -1.0) > 0
+    else:
+      other = file.get(peak) is not None
+    return is_one(file) and not other
+
+  return lacks
 
 
 def _is_private(file: File) -> Any:
