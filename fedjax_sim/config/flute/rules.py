@@ -126,6 +126,12 @@ class File:
     softmax = self.get("server_config.aggregate_median") == "softmax"
     return self.is_dga and softmax
 
+  @property
+  def is_even(self) -> bool:
+    """Whether the s of DGA's softmax is 0 for all clients, as FLUTE has it."""
+    name = self.get("server_config.weight_train_loss", "train_loss")
+    return self.as_flute and name == "mag_var_loss"
+
 
 def is_store(path: str) -> bool:
   """Return whether a folder is a client store."""

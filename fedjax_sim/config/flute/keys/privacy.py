@@ -41,7 +41,8 @@ def _clips(file: File) -> bool:
 
 def _fixed(file: File) -> dict[str, Any]:
   """Return what makes DGA's weights those of a report by itself."""
-  return {"algorithm.reference": 0.0} if file.is_softmax else {}
+  weighs = file.is_softmax and not file.is_even
+  return {"algorithm.reference": 0.0} if weighs else {}
 
 
 def _enable_local(value: bool, file: File) -> Outcome:

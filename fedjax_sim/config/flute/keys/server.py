@@ -141,19 +141,13 @@ def _weighting(value: str, file: File) -> Outcome:
     if value == "softmax":
       return used(note="dga_rl always weighs by a softmax")
     return used({"algorithm.beta": 0.0}, "a softmax of equal weights")
-  ours = "softmax" if value == "softmax" and not _is_even(file) else "uniform"
+  ours = "softmax" if value == "softmax" and not file.is_even else "uniform"
   return used({"algorithm.weighting": ours})
-
-
-def _is_even(file: File) -> bool:
-  """Return whether FLUTE's s is 0 for all clients."""
-  name = file.get(f"{_AT}.weight_train_loss", "train_loss")
-  return file.as_flute and name == "mag_var_loss"
 
 
 def _statistic(value: str, file: File) -> Outcome:
   """Name the s of the softmax."""
-  if _is_even(file):
+  if file.is_even:
     return used(note="0 in FLUTE, so that all clients weigh the same")
   fields: dict[str, Any] = {
     "algorithm.statistic": _STATISTICS.get(value, "magnitude")
@@ -174,7 +168,7 @@ def _statistic(value: str, file: File) -> Outcome:
 
 def _beta(value: float, file: File) -> Outcome:
   """Convert the sharpness of the softmax: FLUTE divides by examples twice."""
-  if _is_even(file):
+  if file.is_even:
     return idle("FLUTE's s is 0")
   exact = file.as_flute and file.strategy == "dga"
   name = file.get(f"{_AT}.weight_train_loss", "train_loss")
