@@ -185,8 +185,8 @@ def test_what_is_off_may_be_missing(base):
   ("base", "changes", "words"),
   [
     (LR, {**NOISY, "dp_config.eps": 0}, ["dp_config.eps=0", "above 0, or -1"]),
-    (LR, {**NOISY, "dp_config.eps": math.inf}, ["dp_config.eps=inf", "-1"]),
-    (LR, {**NOISY, "dp_config.eps": math.nan}, ["dp_config.eps=nan", "-1"]),
+    (LR, {**NOISY, "dp_config.eps": math.inf}, ["dp_config.eps=inf", "finite"]),
+    (LR, {**NOISY, "dp_config.eps": math.nan}, ["dp_config.eps=nan", "finite"]),
     (LR, {**NOISY, "dp_config.delta": 0}, ["dp_config.delta=0", "> 0 and < 1"]),
     (LR, {**NOISY, "dp_config.delta": 1.5}, ["dp_config.delta=1.5", "< 1"]),
     (LR, {**GLOBAL, "dp_config.delta": 0}, ["dp_config.delta=0", "> 0"]),

@@ -90,7 +90,7 @@ def _eps(value: float, file: File) -> Outcome:
     return refused("clients' noise beside the server's; give eps: -1")
   if value < 0:
     return used(note="clipping alone")
-  if not 0 < value < math.inf:
+  if value == 0:
     raise ValueError(
       f"{_AT}.eps={value!r}: no noise has this epsilon; give a number above 0,"
       " or -1, which clips alone."
