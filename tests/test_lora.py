@@ -1,5 +1,7 @@
 """Adapters: the model they make, what trains, what a lane takes, their mean."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from fedjax_sim import aggregators
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedex_lora import fedex_lora
 from fedjax_sim.config import build, default_config
-from fedjax_sim.core.tree import nbytes, paths_of
+from fedjax_sim.core.tree import all_finite, nbytes, paths_of
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.layers import LSTM
 from fedjax_sim.models.mlp import mlp
@@ -29,7 +31,15 @@ from fedjax_sim.tasks.lora import (
   with_lora,
 )
 from fedjax_sim.tasks.low_rank import LowRank, evaluate
-from problems import blobs, make_simulator, normal, sgd, train
+from problems import (
+  blobs,
+  make_simulator,
+  normal,
+  quadratic,
+  quadratic_data,
+  sgd,
+  train,
+)
 from tiers import slow_but
 
 KEY = jax.random.key(0)
@@ -138,6 +148,56 @@ def test_factors_follow_the_shape_of_the_bias():
     "attention/out/kernel/lora_a": (2, 4, 2),
     "attention/out/kernel/lora_b": (2, 8),
   }
+
+
+@pytest.mark.parametrize("library", ["nnx", "linen"])
+def test_attention_without_biases_is_adapted_as_with_them(library):
+  if library == "nnx":
+    model = nnx_task(
+      lambda rngs: nnx.MultiHeadAttention(
+        4, 8, use_bias=False, decode=False, rngs=rngs
+      )
+    )
+  else:
+    model = linen_task(
+      linen.MultiHeadDotProductAttention(4, use_bias=False),
+      jax.ShapeDtypeStruct((1, 6, 8), jnp.float32),
+    )
+  task = with_lora(model, (".*kernel",), 2)
+  like = jax.eval_shape(task.init, KEY)
+  factors = {
+    tuple(path.split("/")[-3:]): x.shape
+    for path, x in named_variables(like._replace(frozen=())).items()
+  }
+  assert factors == {
+    **{
+      (name, "kernel", f"lora_{part}"): shape
+      for name in ("query", "key", "value")
+      for part, shape in (("a", (8, 2)), ("b", (2, 4, 2)))
+    },
+    ("out", "kernel", "lora_a"): (4, 2, 2),
+    ("out", "kernel", "lora_b"): (2, 8),
+  }
+  program = jax.make_jaxpr(task.logits)(like, EXAMPLES)
+  made = {v.aval.shape for e in program.eqns for v in e.outvars}
+  assert (3, 6, 8) in made  # the outputs: the products are not in calls
+  assert not made & {(8, 4, 2), (4, 2, 8)}  # no kernel is multiplied out
+
+
+def test_the_derivative_of_a_function_that_has_its_own_is_kept():
+  """A straight-through estimate, of which the primal's derivative is 0."""
+
+  @jax.custom_jvp
+  def rounded(w):
+    return jnp.round(w)
+
+  rounded.defjvp(lambda given, change: (jnp.round(*given), *change))
+  base, a, b = normal(0, 5, 4), normal(1, 5, 2), normal(2, 2, 4)
+  x = normal(3, 3, 5)
+  loss = lambda w: jnp.sum(jnp.sin(x @ rounded(w)))
+  found = jax.grad(lambda a: evaluate(loss, LowRank(base, a, b, 0.5)))(a)
+  slope = x.T @ np.cos(x @ np.round(base + 0.5 * a @ b))
+  np.testing.assert_allclose(found, 0.5 * slope @ b.T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["right", "left", "transposed"])
@@ -253,6 +313,12 @@ def test_adapters_are_found_beside_kept_buffers_and_other_frozen_parameters():
   expected = jax.eval_shape(with_kept_buffers(model).init, KEY)
   for made in (whole, base):
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, expected)
+    assert [*named_variables(made)] == [*named_variables(expected)]
+  assert {*named_variables(variables)} == {
+    *named_variables(expected),
+    *(f"layers/0/kernel/lora_{part}" for part in "ab"),
+    "frozen/layers/0/kernel/lora_scale",
+  }
   named = named_variables(whole)
   np.testing.assert_allclose(
     named[path] - named_variables(base)[path],
@@ -334,6 +400,37 @@ def test_whether_the_new_model_is_the_mean_of_the_clients(
     assert far < 1e-6
   else:
     assert far > 1e-4
+
+
+def test_kernels_that_overflow_end_the_run_in_that_round():
+  """The clients' updates are finite, and the mean of their products is not."""
+  data = blobs([8, 8, 4])
+  x = data.train.examples["x"].copy()
+  x[8:16] *= 1e12  # of one client
+  given = dataclasses.replace(
+    data.train, examples={**data.train.examples, "x": x}
+  )
+  simulator = make_simulator(
+    task_of(),
+    fedex_lora(task_of(), sgd(0.5), sgd(1.0)),
+    dataclasses.replace(data, train=given),
+    batching=LocalBatching(batch_size=4, shuffle=False),
+    aggregator=aggregators.stack(),
+  )
+  out = next(iter(simulator.run(simulator.init(), 1)))
+  after = simulator.algorithm.variables(out.state.server)
+  assert all_finite(after.params) and not all_finite(after.frozen)
+  assert "Round 1: the global model is not finite" in str(out.failure)
+
+
+def test_frozen_numbers_that_no_algorithm_changes_are_not_read_through():
+  """An infinite bound is not a failure; nobody has looked at it."""
+  plain, bound = quadratic(2), {"high": jnp.full((), jnp.inf)}
+  task = plain._replace(init=lambda key: plain.init(key)._replace(frozen=bound))
+  simulator = simulator_of(fedavg, task, quadratic_data([[1, 2], [3, 4]]))
+  after = simulator.algorithm.variables(train(simulator, 1).server)
+  np.testing.assert_allclose(after.params["w"], [1, 1.5], rtol=1e-6)
+  assert np.isinf(after.frozen["high"])
 
 
 def test_fedex_lora_needs_adapters():

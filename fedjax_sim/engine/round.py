@@ -140,7 +140,7 @@ def run_round(
   step = lambda: _server_step(
     spec, state, given, sums, clients, members, server_data
   )
-  server, shared, released = isolate_compilation(
+  server, shared, released, frozen_finite = isolate_compilation(
     spec.virtual, state.round, step
   )
   new = state._replace(
@@ -160,7 +160,8 @@ def run_round(
       for t, r in zip(spec.transforms, released, strict=True)
     },
     client_rejected=kept.status >= ClientStatus.REJECTED,
-    finite=all_finite(spec.algorithm.variables(new.server)._replace(frozen=())),
+    finite=frozen_finite
+    & all_finite(spec.algorithm.variables(new.server)._replace(frozen=())),
     client_values=kept.log if isinstance(kept.log, dict) else {},
     scheduled={
       name: values[str(path_of(name, values))] for name in spec.schedules
@@ -215,12 +216,13 @@ def _server_step(
   clients: Array,
   members: Members,
   server_data: Examples | None,
-) -> tuple[PyTree, PyTree, tuple[TransformResult, ...]]:
+) -> tuple[PyTree, PyTree, tuple[TransformResult, ...], Array]:
   """Finish the aggregate and apply it to the server's state.
 
   Returns:
     The new server state; the transforms' new shared states; the mean of every
-    transform's results over the clients.
+    transform's results over the clients; whether what the algorithm has changed
+    of the model's frozen variables is finite.
   """
   aggregator, algorithm = spec.aggregator, spec.algorithm
   update = sums.update
@@ -258,5 +260,20 @@ def _server_step(
   # A cohort of which nobody is left changes nothing, except where clients are
   # private: there, it must not show that nobody was left.
   changes = (clients > 0) | private
+  finite = ~changes | all_finite(_changed_frozen(spec, state.server, server))
   server = tree_where(changes, server, state.server)
-  return server, tree_where(changes, shared, state.shared), released
+  return server, tree_where(changes, shared, state.shared), released, finite
+
+
+def _changed_frozen(spec: RoundSpec, before: PyTree, after: PyTree) -> PyTree:
+  """Return the frozen arrays that are others than in the state before.
+
+  What an algorithm hands on as it was is the same object, also while the round
+  is traced, so that a large frozen model is not read through for nothing.
+  """
+  pairs = zip(
+    jax.tree.leaves(spec.algorithm.variables(before).frozen),
+    jax.tree.leaves(spec.algorithm.variables(after).frozen),
+    strict=True,
+  )
+  return [new for old, new in pairs if new is not old]

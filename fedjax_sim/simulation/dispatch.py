@@ -268,7 +268,7 @@ def _failure(
   if not metrics.finite:
     return DivergedError(
       f"Round {round_}: the global model is not finite after the server's"
-      " step; lower server.learning_rate."
+      " step; lower server.learning_rate or client.learning_rate, or clip."
     )
   return None
 

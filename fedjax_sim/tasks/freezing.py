@@ -54,12 +54,24 @@ class Parts(NamedTuple):
   rest: PyTree
 
 
+class AdapterConstants(NamedTuple):
+  """What is frozen of a task with adapters, after its parameters.
+
+  Attributes:
+    adapters: path of a kernel -> what of its adapter does not train.
+    rest: what was frozen before.
+  """
+
+  adapters: dict[str, dict[str, Array]]
+  rest: PyTree
+
+
 def named_variables(variables: Variables) -> dict[str, Any]:
   """Return the variables of a model by name, in the order of the leaves.
 
   A parameter is called by its path, whether or not a pattern froze it. Before
-  the path of a buffer is `buffers/`, and before that of what the model itself
-  keeps frozen `frozen/`.
+  the path of a buffer is `buffers/`, and before that of what the model itself, or
+  an adapter, keeps frozen `frozen/`.
 
   Args:
     variables: of a task, or their shapes.
@@ -70,11 +82,13 @@ def named_variables(variables: Variables) -> dict[str, Any]:
   names = paths_of(variables.params)
   names += [BUFFERS + path for path in paths_of(variables.buffers)]
   frozen = variables.frozen
-  while isinstance(frozen, (Parts, KeptBuffers)):
+  while isinstance(frozen, (Parts, KeptBuffers, AdapterConstants)):
     if isinstance(frozen, Parts):
       names += paths_of(frozen.params)
-    else:
+    elif isinstance(frozen, KeptBuffers):
       names += [BUFFERS + path for path in paths_of(frozen.buffers)]
+    else:
+      names += [FROZEN + path for path in paths_of(frozen.adapters)]
     frozen = frozen.rest
   names += [FROZEN + path for path in paths_of(frozen)]
   named = dict(zip(names, jax.tree.leaves(variables), strict=True))

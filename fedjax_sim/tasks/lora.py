@@ -27,7 +27,12 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.tree import paths_of
-from fedjax_sim.tasks.freezing import KeptBuffers, Parts, matching
+from fedjax_sim.tasks.freezing import (
+  AdapterConstants,
+  KeptBuffers,
+  Parts,
+  matching,
+)
 from fedjax_sim.tasks.low_rank import LowRank, evaluate
 
 A, B, SCALE = "lora_a", "lora_b", "lora_scale"  # the ends of paths
@@ -45,12 +50,12 @@ def with_lora(
 
   The parameters are `PATH/lora_a`, shape=(inputs, rank), and `PATH/lora_b`,
   shape=(rank, outputs), float32, for every kernel that a target matches. The
-  outputs are the kernel's last axis, or its last axes if there is a bias of
-  their shape beside it. At first `lora_b` is 0, so the model is the one that is
-  given. Where a kernel is multiplied by, as in dense
-  layers and attention, its change is never multiplied out, so that a further
-  lane takes the memory of the adapters; elsewhere, as in convolutions and
-  recurrence, it is, and takes that of the kernel.
+  outputs are the kernel's last axes, of the shape of the bias beside it; without
+  a bias, as many of them as give the fewest numbers. At first `lora_b` is 0, so
+  the model is the one that is given. Where a kernel is multiplied by, as in
+  dense layers and attention, its change is never multiplied out, so that a
+  further lane takes the memory of the adapters; elsewhere, as in convolutions
+  and recurrence, it is, and takes that of the kernel.
 
   Args:
     task: what is adapted, beginning from its given weights.
@@ -96,7 +101,8 @@ def with_lora(
         constants[part.path] = {SCALE: jnp.float32(scale)}
         trained[part.path] = {B: b}
         (constants if fixed_a else trained)[part.path][A] = a
-    frozen = Parts(jax.tree.unflatten(treedef, kept), (constants, rest))
+    beside = AdapterConstants(constants, rest)
+    frozen = Parts(jax.tree.unflatten(treedef, kept), beside)
     return Variables(trained, buffers, frozen)
 
   def joined(variables: Variables) -> Variables:
@@ -178,11 +184,21 @@ def _parts(
 def _inputs(
   kernel: jax.ShapeDtypeStruct, bias: jax.ShapeDtypeStruct | None
 ) -> int:
-  """Return how many of a kernel's axes are inputs."""
-  shape = () if bias is None else bias.shape
-  axes = len(shape)
-  beside = 0 < axes < len(kernel.shape) and kernel.shape[-axes:] == shape
-  return len(kernel.shape) - (axes if beside else 1)
+  """Return how many of a kernel's axes are inputs.
+
+  A bias has the shape of the outputs. Without one, as in attention of
+  `use_bias=False`, a kernel of three axes may be (inputs, heads, outputs) or
+  (heads, inputs, outputs), and its shape decides: the factors have as few
+  numbers as they can, which those of attention have if the heads together are
+  about as wide as the model.
+  """
+  shape = kernel.shape
+  if bias is not None:
+    axes = len(bias.shape)
+    if 0 < axes < len(shape) and shape[-axes:] == bias.shape:
+      return len(shape) - axes
+  numbers = lambda ins: math.prod(shape[:ins]) + math.prod(shape[ins:])
+  return min(range(1, len(shape)), key=numbers, default=0)
 
 
 def _check_kernel(
@@ -247,17 +263,12 @@ def adapters_of(variables: Variables) -> dict[str, LowRank]:
     return adapters_of(variables._replace(frozen=frozen.rest))
   if not isinstance(frozen, Parts):
     return {}
-  match frozen.rest:
-    case (dict() as constants, _):
-      parts = constants.values()
-    case _:
-      return {}
-  if not all(isinstance(part, dict) and SCALE in part for part in parts):
+  if not isinstance(frozen.rest, AdapterConstants):
     return {}
   leaves = jax.tree.leaves(frozen.params)
   kept = dict(zip(paths_of(frozen.params), leaves, strict=True))
   found = {}
-  for path, own in constants.items():
+  for path, own in frozen.rest.adapters.items():
     factors = {**own, **trained[path]}
     found[path] = LowRank(kept[path], factors[A], factors[B], factors[SCALE])
   return found

@@ -4,7 +4,9 @@ A function is traced, and its program is computed with such a matrix in the
 place of an array. Where the program multiplies by it, so does this: once by the
 base and twice by the thin factors. Where it does anything else, such as to
 convolve or to loop over it, the matrix is multiplied out first, so results are
-always those of the whole matrix, up to rounding.
+always those of the whole matrix, up to rounding. So it is where a function with
+a derivative of its own (`jax.custom_jvp`, `jax.custom_vjp`) takes the matrix:
+inside, that derivative would be lost.
 """
 
 from __future__ import annotations
@@ -201,7 +203,6 @@ def _product(
 _RULES: dict[Any, Callable[..., list[Any] | None]] = {
   primitives.jit_p: _inside,
   primitives.closed_call_p: _inside_call,
-  primitives.custom_jvp_call_p: _inside_call,
   primitives.remat_p: _rematerialized,
   primitives.convert_element_type_p: _converted,
   primitives.transpose_p: _transposed,
