@@ -419,7 +419,8 @@ def test_kernels_that_overflow_end_the_run_in_that_round():
   )
   out = next(iter(simulator.run(simulator.init(), 1)))
   after = simulator.algorithm.variables(out.state.server)
-  assert all_finite(after.params) and not all_finite(after.frozen)
+  assert all_finite(after.params)
+  assert not all_finite(after.frozen)
   assert "Round 1: the global model is not finite" in str(out.failure)
 
 

@@ -70,8 +70,8 @@ def named_variables(variables: Variables) -> dict[str, Any]:
   """Return the variables of a model by name, in the order of the leaves.
 
   A parameter is called by its path, whether or not a pattern froze it. Before
-  the path of a buffer is `buffers/`, and before that of what the model itself, or
-  an adapter, keeps frozen `frozen/`.
+  the path of a buffer is `buffers/`, and before that of what the model itself,
+  or an adapter, keeps frozen `frozen/`.
 
   Args:
     variables: of a task, or their shapes.

@@ -50,8 +50,8 @@ def with_lora(
 
   The parameters are `PATH/lora_a`, shape=(inputs, rank), and `PATH/lora_b`,
   shape=(rank, outputs), float32, for every kernel that a target matches. The
-  outputs are the kernel's last axes, of the shape of the bias beside it; without
-  a bias, as many of them as give the fewest numbers. At first `lora_b` is 0, so
+  outputs are the kernel's last axes, of the shape of the bias beside it, and
+  without a bias as many as make the fewest numbers. At first `lora_b` is 0, so
   the model is the one that is given. Where a kernel is multiplied by, as in
   dense layers and attention, its change is never multiplied out, so that a
   further lane takes the memory of the adapters; elsewhere, as in convolutions
