@@ -178,6 +178,7 @@ def test_attention_without_biases_is_adapted_as_with_them(library):
     ("out", "kernel", "lora_a"): (4, 2, 2),
     ("out", "kernel", "lora_b"): (2, 8),
   }
+  assert task.logits is not None
   program = jax.make_jaxpr(task.logits)(like, EXAMPLES)
   made = {v.aval.shape for e in program.eqns for v in e.outvars}
   assert (3, 6, 8) in made  # the outputs: the products are not in calls

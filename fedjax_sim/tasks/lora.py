@@ -189,8 +189,9 @@ def _inputs(
   A bias has the shape of the outputs. Without one, as in attention of
   `use_bias=False`, a kernel of three axes may be (inputs, heads, outputs) or
   (heads, inputs, outputs), and its shape decides: the factors have as few
-  numbers as they can, which those of attention have if the heads together are
-  about as wide as the model.
+  numbers as they can. Of three axes the first one is then the inputs if it is
+  at least as long as the last one. So it is in attention, where a model is no
+  narrower than a head, and its heads are fewer than the outputs.
   """
   shape = kernel.shape
   if bias is not None:
