@@ -1,4 +1,4 @@
-"""Finite or not, of every dtype, against numpy."""
+"""Finite or not, of every dtype, against numpy; one tree or another."""
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedjax_sim.core.tree import all_finite, no_nan
+from fedjax_sim.core.tree import all_finite, no_nan, tree_where
 
 FLOATS = [np.float32, np.float16, ml_dtypes.bfloat16]
 
@@ -50,3 +50,10 @@ def test_the_largest_numbers_are_finite(dtype):
 def test_whole_numbers_and_nothing_are_finite():
   assert all_finite({"n": jnp.array([2**31 - 1, -(2**31)]), "none": ()})
   assert all_finite(jnp.zeros((0, 3)))
+
+
+def test_a_choice_of_the_same_array_is_that_array():
+  kept, one, two = jnp.ones(2), jnp.zeros(2), jnp.full(2, 3.0)
+  chosen = tree_where(jnp.array(False), (kept, one), (kept, two))
+  assert chosen[0] is kept
+  np.testing.assert_array_equal(chosen[1], two)

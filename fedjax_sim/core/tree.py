@@ -258,12 +258,19 @@ def divide(acc: PyTree, count: Array) -> PyTree:
 def tree_where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
   """Return `new` if the condition holds, else `old`; leaf by leaf.
 
+  An array that is the same object in both is returned as that object.
+
   Args:
     condition: shape=(), bool.
     new: arrays.
     old: arrays of the same structure.
   """
-  return jax.tree.map(functools.partial(jnp.where, condition), new, old)
+
+  def choice(new: Array, old: Array) -> Array:
+    same = new is old and isinstance(new, jax.Array)
+    return new if same else jnp.where(condition, new, old)
+
+  return jax.tree.map(choice, new, old)
 
 
 def nbytes(tree: PyTree) -> int:
