@@ -58,8 +58,8 @@ def load_cifar10(
   Fields: x, (32, 32, 3), uint8; y, (), uint8.
 
   Args:
-    path: the folder that holds one of the two; relative to
-      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
+    path: the folder that holds one of the two; relative to the working folder,
+      or else to the folder that FEDJAX_SIM_DATA names.
     num_clients: how many clients, unseen ones included.
     partition: how examples are dealt to clients: a name of `PARTITIONERS`, or
       a reference.

@@ -49,8 +49,8 @@ def load_cifar100(
 
   Args:
     path: the folder that holds `cifar-100-python/` with its files `train` and
-      `test`; relative to
-      the working folder, or else to the folder that FEDJAX_SIM_DATA names.
+      `test`; relative to the working folder, or else to the folder that
+      FEDJAX_SIM_DATA names.
     num_clients: how many clients, unseen ones included.
     partition: how examples are dealt to clients: a name of `PARTITIONERS`, or
       a reference.
