@@ -63,8 +63,9 @@ QUICK = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+  # Three times what such a test may take on a usual machine: others are slower.
   help = "a test without a mark that takes longer than this fails"
-  parser.addini("seconds_of_a_default_test", help, default="10")
+  parser.addini("seconds_of_a_default_test", help, default="30")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -116,9 +116,9 @@ def test_too_little_noise_is_caught_under_sampling(
 ):
   part = sampling.Participation(rate, 1, True)
   setting = law.Setting(epsilon, DELTA, rounds, part, 500, noise)
-  honest, _ = law.accused(setting, 1.0, 20)
-  assert honest <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 20)
-  broken, least = law.accused(setting, 4.0, 10)
+  honest, _ = law.accused(setting, 1.0, 10)
+  assert honest <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 10)
+  broken, least = law.accused(setting, 4.0, 5)
   assert broken == 1
   assert least > 1.5 * epsilon
 
