@@ -78,6 +78,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "flute": _of_module("flute"),
   "report": _of_module("report"),
   "list": _list,
+  "study": _of_module("study"),
   "verify": _of_module("verify"),
 }
 

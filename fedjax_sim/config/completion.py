@@ -7,6 +7,7 @@ names, with the defaults of their signatures, and refuses all others.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -41,6 +42,12 @@ _WITHOUT = {  # section -> the parameter of algorithms that its optimizer fills
 }
 
 
+@functools.cache
+def _defaults() -> ConfigDict:
+  """Return the default config, made once; nobody may change it."""
+  return default_config()
+
+
 def complete(config: ConfigDict) -> ConfigDict:
   """Return the config with every field that its components take.
 
@@ -62,7 +69,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     config.algorithm.name = "fedprox"
     complete(config).algorithm.mu  # 0.01
   """
-  fixed = default_config()
+  fixed = _defaults()
   for name in config:
     validate.one_of("config: field", name, fixed)
   result = {}
@@ -96,7 +103,7 @@ def _fixed(section: ConfigDict, key: str, name: str) -> Field:
 
 def _section(config: ConfigDict, name: str) -> ConfigDict:
   """Return a section, complete."""
-  defaults, given = default_config()[name], dict(config[name])
+  defaults, given = _defaults()[name], dict(config[name])
   fields = {k: _fixed(defaults, k, f"{name}.{k}") for k in defaults}
   for key in fields:
     if key not in given:
@@ -138,7 +145,7 @@ def _section(config: ConfigDict, name: str) -> ConfigDict:
 def _takes(config: ConfigDict, parameter: str) -> bool:
   """Return whether the algorithm takes a parameter."""
   (slot,) = slots_of("algorithm")
-  name = config.algorithm.get(slot.key) or default_config().algorithm[slot.key]
+  name = config.algorithm.get(slot.key) or _defaults().algorithm[slot.key]
   function = slot.factory(name)
   return parameter in inspect.signature(function).parameters
 
@@ -229,7 +236,7 @@ def _typed(field: Field, value: Any) -> Any:
 def _labeled(config: ConfigDict, name: str) -> ConfigDict:
   """Return a section of labeled components, such as transforms, complete."""
   given = {k: v for k, v in config[name].items() if v is not None}
-  ordered = _ORDER in default_config()[name]
+  ordered = _ORDER in _defaults()[name]
   if ordered and _ORDER not in config[name]:
     raise ValueError(
       f"{name}.{_ORDER} is missing; let the config begin with default_config()."

@@ -125,6 +125,52 @@ def make_mesh(
   )
 
 
+def is_inside() -> bool:
+  """Return whether this is traced in a function that one device runs alone.
+
+  As in `over_devices`, or in the program of a study, of which each device runs
+  rounds of its own.
+  """
+  return AXIS in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def over_devices(
+  function: Callable[..., Any], mesh: Mesh, in_specs: PyTree, out_specs: PyTree
+) -> Callable[..., Any]:
+  """Return the function, run by every device on its part of the arguments.
+
+  Where a device runs rounds of its own already (`is_inside`), its part is all
+  there is, and the function is called as it is.
+
+  Args:
+    function: of arrays; `lax.psum` and the like over `AXIS` reach the others.
+    mesh: the devices.
+    in_specs: how arguments are cut, a tuple of prefixes.
+    out_specs: how results are put together, a prefix.
+  """
+
+  def call(*arguments: Any) -> Any:
+    if is_inside():
+      return function(*arguments)
+    return jax.shard_map(
+      function,
+      mesh=mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      axis_names={AXIS},  # XLA partitions along the axis `model` by itself
+      check_vma=False,
+    )(*arguments)
+
+  return call
+
+
+def replicated(x: jax.Array, mesh: Mesh) -> jax.Array:
+  """Return an array of a compiled program, whole on every device."""
+  if is_inside():
+    return x
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
+
+
 def size(mesh: Mesh) -> int:
   """Return how many devices, or groups of them, clients are dealt to."""
   return int(mesh.shape[AXIS])

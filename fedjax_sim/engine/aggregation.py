@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from fedjax_sim import distributed
 from fedjax_sim.core import (
   AggregationContext,
   Aggregator,
@@ -131,9 +132,9 @@ def train_cohort(
   sums_spec = CohortSums(*[whole] * len(CohortSums._fields))
   if spec.aggregator.needs_all_updates and not spec.aggregator.coordinatewise:
     sums_spec = sums_spec._replace(update=split)
-  train = jax.shard_map(
+  train = distributed.over_devices(
     functools.partial(_train_device, spec),
-    mesh=spec.mesh,
+    spec.mesh,
     in_specs=(
       whole,
       split if spec.sliced else whole,
@@ -142,8 +143,6 @@ def train_cohort(
       split,
     ),
     out_specs=(sums_spec, whole, split),
-    axis_names={AXIS},  # XLA partitions along the axis `model` by itself
-    check_vma=False,
   )
   return train(given, data, states, cohort, rank)
 
@@ -415,8 +414,7 @@ def ranks(cohort: CohortPlan, mesh: Mesh) -> tuple[Array, Array]:
     empty slots being no less than the number of clients; shape=(), int32: the
     number of clients.
   """
-  whole = NamedSharding(mesh, P())
-  client = lax.with_sharding_constraint(cohort.client, whole)
+  client = distributed.replicated(cohort.client, mesh)
   there = client.ravel() >= 0
   last = jnp.iinfo(client.dtype).max
   order = jnp.argsort(jnp.where(there, client.ravel(), last))
@@ -434,8 +432,7 @@ def cohort_members(cohort: CohortPlan, kept: PerClient, mesh: Mesh) -> Members:
     kept: leaves (devices, waves, lanes, ...).
     mesh: the devices.
   """
-  whole = NamedSharding(mesh, P())
-  flat = lambda x: lax.with_sharding_constraint(x, whole).ravel()
+  flat = lambda x: distributed.replicated(x, mesh).ravel()
   present = flat(kept.status == ClientStatus.PRESENT)
   shown = lambda x: jnp.where(present, flat(x), 0)
   return Members(

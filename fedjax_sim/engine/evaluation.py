@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -111,13 +111,11 @@ def make_evaluate(
     return jax.tree.map(lambda x: x[None], out)
 
   split, whole = P(distributed.AXIS), P()
-  return jax.shard_map(
+  return distributed.over_devices(
     device,
-    mesh=mesh,
+    mesh,
     in_specs=(whole, split, split, COHORT_SPEC),
     out_specs=split,
-    axis_names={distributed.AXIS},
-    check_vma=False,
   )
 
 
@@ -177,6 +175,8 @@ class EvaluationSet:
 
   Attributes:
     pieces: the clients that are evaluated at once.
+    program: (server state, clients' table, examples, plan) -> `Total` of the
+      plan's clients, shape=(devices, waves, lanes); not compiled.
 
   Raises:
     ValueError: no client has an example.
@@ -229,18 +229,25 @@ class EvaluationSet:
       states = jax.tree.map(lambda x: x[rows], own)
       return evaluate(server, states, examples, plan)
 
+    self.program = program
     whole = distributed.shardings(mesh, P())
-    self._program = jax.jit(program, out_shardings=whole)
-    self._kept = self._sent(*self.pieces) if len(self.pieces) == 1 else None
+    self._jitted = jax.jit(program, out_shardings=whole)
+    self._kept = self.sent(*self.pieces) if len(self.pieces) == 1 else None
 
-  def __call__(self, state: RunState) -> ClientMetrics:
-    """Return the metrics of every client of the set."""
-    table = state.clients if self._personal else ()
+  def table(self, state: RunState) -> PyTree:
+    """Return the part of the clients' table that `program` takes."""
+    return state.clients if self._personal else ()
+
+  def read(self, outs: Iterable[tuple[np.ndarray, Total]]) -> ClientMetrics:
+    """Return the metrics of every client, from what the pieces returned.
+
+    Args:
+      outs: (clients, what `program` returned of them), on the host or not.
+    """
     zeros = functools.partial(np.zeros, self.num_clients)
     total: dict[str, np.ndarray] = collections.defaultdict(zeros)
     weight: dict[str, np.ndarray] = collections.defaultdict(zeros)
-
-    def read(clients: np.ndarray, out: Total) -> None:
+    for clients, out in outs:
       real = clients >= 0
       value, error = jax.device_get(out)
       for name, metric in value.items():
@@ -248,19 +255,26 @@ class EvaluationSet:
           (total, weight), metric, error[name], strict=True
         ):
           into[name][clients[real]] = x[real].astype(np.float64) + lost[real]
+    return ClientMetrics(total=dict(total), weight=dict(weight))
 
+  def __call__(self, state: RunState) -> ClientMetrics:
+    """Return the metrics of every client of the set."""
+    return self.read(self._evaluated(state))
+
+  def _evaluated(self, state: RunState) -> Iterator[tuple[np.ndarray, Total]]:
+    """Yield the clients of each piece, and their metrics on the devices."""
+    table = self.table(state)
     # Devices work on a piece while the next is gathered.
     waiting: list[tuple[np.ndarray, Total]] = []
     for ids in self.pieces:
-      sent = self._kept or self._sent(ids)
-      out = self._program(state.server, table, sent.examples, sent.plan)
+      sent = self._kept or self.sent(ids)
+      out = self._jitted(state.server, table, sent.examples, sent.plan)
       waiting.append((sent.clients, out))
       if len(waiting) > 1:
-        read(*waiting.pop(0))
-    read(*waiting.pop())
-    return ClientMetrics(total=dict(total), weight=dict(weight))
+        yield waiting.pop(0)
+    yield from waiting
 
-  def _sent(self, ids: np.ndarray) -> _Sent:
+  def sent(self, ids: np.ndarray) -> Sent:
     """Return some clients' examples and plan, on the devices."""
     plan, slices = _planned(self._data, self._work, ids, self._capacity)
     fill = functools.partial(
@@ -272,7 +286,7 @@ class EvaluationSet:
       take=take,
     )
     examples = {field: fill(x)[0] for field, x in self._data.examples.items()}
-    return _Sent(
+    return Sent(
       clients=plan.client,
       plan=distributed.put(plan, self._mesh, COHORT_SPEC),
       examples=distributed.put_own(examples, self._mesh, P(distributed.AXIS)),
@@ -378,7 +392,7 @@ def _planned(
   return plans.at_round(planned, 0), slices
 
 
-class _Sent(NamedTuple):
+class Sent(NamedTuple):
   """What a call of the program is given.
 
   Attributes:

@@ -172,7 +172,7 @@ def compile_rounds(
     mesh: the devices.
     deterministic: floats are rounded the same on any number of devices.
   """
-  options = _options(mesh, deterministic)
+  options = compiler_options(mesh, deterministic)
   compiled = traced.lower().compile(compiler_options=options)
   sent, text = None, compiled.as_text()
   if text is not None and distributed.MODEL not in mesh.axis_names:
@@ -181,7 +181,9 @@ def compile_rounds(
   return Program(compiled, shape, sent)
 
 
-def _options(mesh: Mesh, deterministic: bool) -> dict[str, str | bool]:
+def compiler_options(
+  mesh: Mesh, deterministic: bool
+) -> dict[str, str | bool]:
   """Return XLA's options for the CPU; none elsewhere.
 
   By default it orders a device's operations so that more of them can run at

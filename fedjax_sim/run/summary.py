@@ -68,9 +68,9 @@ def sum_up(
       measured = simulator.evaluate.measure(state, sets)
   clients = {name: measured[name] for name in sets if name in measured}
   params = simulator.algorithm.variables(state.server).params
-  digest, rounds = tree_digest(distributed.fetch(params)), int(state.round)
+  digest = tree_digest(distributed.fetch(params))
   best = simulator.react.best_row(state)
-  audited, ledger = simulator.account.audit(state), simulator.account.ledger
+  audited = simulator.account.audit(state)
 
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
@@ -92,17 +92,9 @@ def sum_up(
         data = getattr(simulator.data, name)
         _write_clients(data, metrics, folder / f"clients_{name}.csv")
     totals = count()
-    last = {k: v for k, v in rows[-1].items() if k != "round"}
     device = simulator.mesh.devices.flat[0]
     summary = {
-      **last,
-      **simulator.account.exact_row(rounds),
-      **best,
-      "params_digest": digest,
-      "rounds": rounds,
-      "seed": simulator.seed,
-      "noise_seed": simulator.noise_seed,
-      "parameters": simulator.states.num_parameters,
+      **result_facts(experiment, rows[-1], state, digest),
       "wall_seconds": totals.wall_seconds,
       "phase_seconds": totals.phase_seconds,
       "train_seconds": totals.train_seconds,
@@ -120,22 +112,9 @@ def sum_up(
       "device_kind": device.device_kind,
       "versions": versions(),
     }
-    if ledger is not None:
-      summary["privacy"] = ledger.facts(rounds)
-      summary["privacy_told"] = ledger.describe(rounds)
-    if simulator.states.noise_origin:
-      summary["privacy_noise"] = simulator.states.noise_origin
-    if experiment.budget_end:
-      summary["privacy_budget"] = experiment.budget_end
     if audited is not None:
       summary["privacy_audit"] = audited._asdict()
       summary["privacy_audit_told"] = audited.describe()
-    if experiment.local_guarantee:
-      summary["local_privacy"] = experiment.local_guarantee
-    if experiment.secure_noise:
-      summary["secure_noise"] = experiment.secure_noise
-    if experiment.uncovered:
-      summary["privacy_not_covered"] = list(experiment.uncovered)
     with phases("write"):  # no part of the seconds that the summary has
       report.write_report([folder], folder / report.FILE, plain(summary))
     reporting.write_json(folder / "summary.json", summary)
@@ -144,6 +123,48 @@ def sum_up(
     return summary
 
   return processes.from_first(write)
+
+
+def result_facts(
+  experiment: build.Experiment,
+  last: Mapping[str, float],
+  state: RunState,
+  digest: str,
+) -> dict[str, Any]:
+  """Return what a summary says of a run's result, and of its privacy.
+
+  Args:
+    experiment: what the config describes.
+    last: the last row of metrics.
+    state: the state after the last round, on the devices or on the host.
+    digest: of the parameters.
+  """
+  simulator, rounds = experiment.simulator, int(state.round)
+  ledger = simulator.account.ledger
+  facts = {
+    **{k: v for k, v in last.items() if k != "round"},
+    **simulator.account.exact_row(rounds),
+    **simulator.react.best_row(state),
+    "params_digest": digest,
+    "rounds": rounds,
+    "seed": simulator.seed,
+    "noise_seed": simulator.noise_seed,
+    "parameters": simulator.states.num_parameters,
+  }
+  if ledger is not None:
+    facts["privacy"] = ledger.facts(rounds)
+    facts["privacy_told"] = ledger.describe(rounds)
+  if simulator.states.noise_origin:
+    facts["privacy_noise"] = simulator.states.noise_origin
+  if experiment.budget_end:
+    facts["privacy_budget"] = experiment.budget_end
+  if experiment.local_guarantee:
+    facts["local_privacy"] = experiment.local_guarantee
+  if experiment.secure_noise:
+    facts["secure_noise"] = experiment.secure_noise
+  if experiment.uncovered:
+    facts["privacy_not_covered"] = list(experiment.uncovered)
+  return facts
 
 
 def _write_clients(

@@ -209,6 +209,26 @@ class States:
     state = self._jitted(np.uint32(self.seed), words, self.traced(hparams))
     return state._replace(sampler=self.sampler())
 
+  def stacked(
+    self, seeds: np.ndarray, words: np.ndarray, hparams: PyTree
+  ) -> RunState:
+    """Return the states of several runs before the first round, on the host.
+
+    Args:
+      seeds: of the runs, shape=(runs,), uint32.
+      words: what private noise is drawn from, shape=(runs, 2), uint32.
+      hparams: numeric hyper-parameters, leaves (runs,).
+
+    Returns:
+      Leaves (runs, ...), with a row of the table for every client.
+    """
+    like = seeds, words, hparams
+    made = jitted_once(jax.vmap(self._initial), like, None)(*like)
+    own = lambda x: np.asarray(x)[:, : self.num_clients]
+    return jax.tree.map(np.asarray, made)._replace(
+      clients=jax.tree.map(own, made.clients)
+    )
+
   def traced(self, hparams: HParams | None = None) -> PyTree:
     """Return hyper-parameters as arrays of one dtype.
 

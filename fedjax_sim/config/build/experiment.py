@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from fedjax_sim import sampling
 from fedjax_sim.config import components
 from fedjax_sim.config.build.algorithm import build_algorithm
-from fedjax_sim.config.build.data import build_data, naming_data
+from fedjax_sim.config.build.data import naming_data
+from fedjax_sim.config.build.parts import Parts
 from fedjax_sim.config.build.privacy import (
   build_privacy,
   check_promise,
@@ -31,7 +32,6 @@ from fedjax_sim.config.build.server import (
   build_schedules,
   build_transforms,
 )
-from fedjax_sim.config.build.task import build_task
 from fedjax_sim.config.build.timetable import Timetable
 from fedjax_sim.config.build.trackers import ConfiguredTracker, build_trackers
 from fedjax_sim.config.completion import complete, reference_fields
@@ -82,11 +82,13 @@ class Experiment:
     return f"ends the run after round {rounds} of {wanted}" * (rounds < wanted)
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
   """Return the experiment that a config describes; check all of it.
 
   Args:
     config: what a config file returns.
+    parts: data sets and tasks of other experiments, of which this one takes
+      those of equal sections; None for its own.
 
   Raises:
     TypeError, ValueError, OSError, ImportError: what the message says, with
@@ -137,8 +139,9 @@ def build(config: ConfigDict) -> Experiment:
     most_rounds=min(MOST_ROUNDS, timetable.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,
   )
-  data = build_data(config)
-  task = build_task(config, data)
+  shared = Parts() if parts is None else parts
+  data = shared.data(config)
+  task = shared.task(config, data)
   algorithm = build_algorithm(config, task)
   clients = data.train.num_clients, server.clients_per_round
   sampler = build_sampler(config, data.train.sizes)
@@ -167,7 +170,7 @@ def build(config: ConfigDict) -> Experiment:
         log_clients=server.client_log,
         budget=budget,
       )
-      _ = simulator.checked
+      shared.check(simulator)
       allowed = simulator.account.rounds_within_budget(timetable.rounds)
   except DataError as error:
     raise ValueError(naming_data(config, error)) from error
@@ -188,7 +191,7 @@ def build(config: ConfigDict) -> Experiment:
     check_unwatched(simulator.best_metrics, simulator.react.schedules)
     private = True
   timetable = dataclasses.replace(timetable, rounds=allowed)
-  parameters = simulator.states.num_parameters
+  parameters = lambda: simulator.states.num_parameters
   sources = references.sources(fields)
   if weights := _initial(config):
     sources[INITIAL] = "; ".join(_contents(*pair) for pair in weights.items())

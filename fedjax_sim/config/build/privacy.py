@@ -290,13 +290,15 @@ def check_local_weights(config: ConfigDict, randomizer: Randomizer) -> None:
     )
 
 
-def local_guarantee(config: ConfigDict, sampler: Sampler, numbers: int) -> str:
+def local_guarantee(
+  config: ConfigDict, sampler: Sampler, dimension: Callable[[], int]
+) -> str:
   """Return what local privacy guarantees over the whole run; "" without it.
 
   Args:
     config: complete.
     sampler: who takes part: at most once in its period, else in every round.
-    numbers: of an update.
+    dimension: gives how many numbers an update has.
 
   Raises:
     ValueError: with so many reports no epsilon holds at its delta.
@@ -304,7 +306,7 @@ def local_guarantee(config: ConfigDict, sampler: Sampler, numbers: int) -> str:
   randomizer = build_randomizer(config)
   if randomizer is None:
     return ""
-  part = sampler.participation
+  part, numbers = sampler.participation, dimension()
   period = 1 if part is None else part.period
   reports = math.ceil(config.server.rounds / period)
   if math.isfinite(local.guarantee(randomizer)[0]) and math.isinf(
@@ -336,13 +338,15 @@ def is_locally_private(config: ConfigDict, num_clients: int) -> bool:
   return True
 
 
-def secure_noise(config: ConfigDict, sampler: Sampler, dimension: int) -> str:
+def secure_noise(
+  config: ConfigDict, sampler: Sampler, dimension: Callable[[], int]
+) -> str:
   """Return what the noise of secure aggregation does; "" without any.
 
   Args:
     config: complete.
     sampler: who takes part.
-    dimension: how many numbers an update has.
+    dimension: gives how many numbers an update has.
   """
   secure = config.aggregator
   if secure.name not in SECURE or secure.noise_multiplier is None:
@@ -350,7 +354,7 @@ def secure_noise(config: ConfigDict, sampler: Sampler, dimension: int) -> str:
   grid = distributed_gaussian.grid(
     sampler.sizes[-1], secure.noise_multiplier, bits=secure.bits
   )
-  return distributed_gaussian.sentence(grid, dimension, bool(secure.dropout))
+  return distributed_gaussian.sentence(grid, dimension(), bool(secure.dropout))
 
 
 def _some(given: dict[str, Any], *fields: str) -> dict[str, Any]:

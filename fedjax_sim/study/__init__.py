@@ -1,0 +1,1 @@
+"""Studies: many runs as rows of a few compiled programs."""

@@ -1,0 +1,185 @@
+"""Execute the runs of a study, program after program."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fedjax_sim import distributed
+from fedjax_sim.core.digests import tree_digest
+from fedjax_sim.reporting import read_metrics, write_json
+from fedjax_sim.run import experiment
+from fedjax_sim.run.resume import data_digest, versions
+from fedjax_sim.run.summary import result_facts
+from fedjax_sim.simulation.dispatch import DivergedError
+from fedjax_sim.study.folder import StudyFolder
+from fedjax_sim.study.program import StudyProgram
+from fedjax_sim.study.runs import StudyRun, refusal
+from fedjax_sim.study.training import Trainer, first_states
+
+
+class Plan:
+  """The programs of a study, and the runs that go one by one.
+
+  Args:
+    runs: all runs.
+    folder: of the study.
+    received: signals so far, each of which ends the study.
+  """
+
+  def __init__(
+    self,
+    runs: Sequence[StudyRun],
+    folder: StudyFolder,
+    received: Sequence[int],
+  ):
+    self._runs, self._folder = runs, folder
+    members: dict[int, list[StudyRun]] = {}
+    for run in runs:
+      members.setdefault(run.program, []).append(run)
+    self._alone: list[tuple[str, list[StudyRun]]] = []
+    self._trainers: list[Trainer] = []
+    for number, own in members.items():
+      why = refusal(own[0].simulator)
+      if why:
+        self._alone.append((why, own))
+        continue
+      program = StudyProgram(
+        own[0].simulator, distributed.devices(), own[0].config.runtime.lanes
+      )
+      self._trainers.append(
+        Trainer(
+          number=number,
+          runs=own,
+          program=program,
+          folder=folder,
+          received=received,
+          data=data_digest(own[0].simulator),
+          state=first_states(own),
+        )
+      )
+    self._compile_seconds = 0.0
+
+  def restore(self) -> None:
+    """Go on from the newest checkpoints."""
+    for trainer in self._trainers:
+      trainer.restore()
+
+  def compile(self) -> None:
+    """Compile all programs, in parallel."""
+    began = time.perf_counter()
+    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+    def fit(trainer: Trainer) -> None:
+      with jax.enable_x64(x64):  # a thread has a setting of its own
+        trainer.fit()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+      list(pool.map(fit, self._trainers))
+    self._compile_seconds = time.perf_counter() - began
+
+  def predicted(self, rungs: Sequence[int]) -> str:
+    """Return memory and time of what was compiled, in words.
+
+    Args:
+      rungs: rounds after which runs may end, and the last round.
+    """
+    count = len(self._trainers)
+    lines = []
+    total = 0.0
+    for trainer in self._trainers:
+      seconds, nbytes, chunks = trainer.predicted()
+      total += seconds * max(run.rounds - run.done for run in trainer.runs)
+      devices, groups, rows = trainer.places
+      lines.append(
+        f"  program {trainer.number}: {counted(len(trainer.runs), 'run')} in"
+        f" {counted(chunks, 'chunk')} of {counted(devices, 'device')} x"
+        f" {counted(groups, 'group')} x {counted(rows, 'row')},"
+        f" {nbytes / 1e6:.0f} MB a device, {seconds:.3g} s a round of all"
+      )
+    if lines:
+      programs = counted(count, "program")
+      lines.insert(0, f"{programs}, compiled in {self._compile_seconds:.1f} s:")
+      without = ", if none ended early" if len(rungs) > 1 else ""
+      lines.append(f"About {total:.0f} s of training{without}.")
+    for why, runs in self._alone:
+      lines.append(f"{counted(len(runs), 'run')} one by one: {why}.")
+    return "\n".join(lines)
+
+  def train(self, since: int, until: int) -> None:
+    """Train all runs that go on, until a round.
+
+    Args:
+      since: the round until which they were trained before.
+      until: number of the round.
+    """
+    for trainer in self._trainers:
+      trainer.train(since, until)
+    self._folder.wait()
+    for _, runs in self._alone:
+      for run in runs:
+        if run.goes_on:
+          _train_alone(run, self._folder.run(run), until)
+
+  def finish(self) -> None:
+    """Write the summaries of the runs that are finished."""
+    for trainer in self._trainers:
+      trainer.save()
+      compilations = trainer.program.compilations
+      for run in trainer.runs:
+        if run.status == "finished":
+          share = trainer.seconds / len(trainer.runs)
+          _summarize(trainer, run, self._folder.run(run), share, compilations)
+    self._folder.wait()
+
+
+def _train_alone(run: StudyRun, folder: Path, until: int) -> None:
+  """Train a run by itself, in its own folder."""
+  own = run.config.copy_and_resolve_references()
+  with own.unlocked():
+    own.server.rounds = min(until, run.rounds)
+  run.status = "running"
+  try:
+    summary = experiment.run(own, folder)
+  except DivergedError as error:
+    run.status, run.reason = "diverged", str(error)
+    return
+  run.done = int(summary["rounds"])
+  if run.done == run.rounds:
+    run.status = "finished"
+
+
+def _summarize(
+  trainer: Trainer, run: StudyRun, folder: Path, seconds: float, compiled: int
+) -> None:
+  """Write the summary of a finished run."""
+  if (folder / "summary.json").exists():
+    return
+  state, simulator = trainer.own_state(run), run.simulator
+  rows = read_metrics(folder / "metrics.jsonl")
+  params = simulator.algorithm.variables(state.server).params
+  facts = result_facts(run.experiment, rows[-1], state, tree_digest(params))
+  write_json(
+    folder / "summary.json",
+    {
+      **facts,
+      "wall_seconds": seconds,
+      "compilations": compiled,
+      "lanes": run.config.runtime.lanes,
+      "lanes_reason": "a row of a study",
+      "devices": [str(simulator.mesh.devices.flat[0])],
+      "device_kind": simulator.mesh.devices.flat[0].device_kind,
+      "versions": versions(),
+    },
+  )
+
+
+def counted(count: int, what: str) -> str:
+  """Return "1 run", or "2 runs"."""
+  return f"{count} {what}" if count == 1 else f"{count} {what}s"

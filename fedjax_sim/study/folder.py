@@ -1,0 +1,244 @@
+"""The folder of a study: what it is, its runs, and its checkpoints.
+
+`study.json` says what the study is and how far its runs are; `runs/NAME/` is
+the folder of a run (`config.json`, `metrics.jsonl`, and at its end
+`summary.json`); `programs/N/checkpoints/` holds the states of all runs of a
+program. A kill leaves the newest checkpoint, and metrics are cut back to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim import config as configs
+from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.engine.state import RunState
+from fedjax_sim.reporting import MetricsFile, write_json
+from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.resume import warn
+from fedjax_sim.run.workdir import WorkdirError, locked
+from fedjax_sim.study.runs import StudyRun
+
+FILE = "study.json"
+FORMAT = 1
+
+
+class StudyInterrupted(FedjaxSimError):
+  """A signal ended the study after a checkpoint."""
+
+  def __init__(self, number: int, folder: Path):
+    self.exit_code = 128 + number
+    super().__init__(
+      f"{signal.Signals(number).name}: stopped; the checkpoints in {folder} hold"
+      " all that was done. Run the same command again to go on."
+    )
+
+
+class StudyFolder:
+  """The folder of a study, which this process holds.
+
+  Args:
+    path: the folder; it is there.
+  """
+
+  def __init__(self, path: Path):
+    self.path = path
+    self._checkpoints: dict[int, Checkpoints] = {}
+
+  def run(self, run: StudyRun) -> Path:
+    """Return the folder of a run."""
+    return self.path / "runs" / run.name
+
+  def begin(self, described: Mapping[str, Any], runs: Sequence[StudyRun]) -> None:
+    """Write what the study is, or compare with what is there.
+
+    Args:
+      described: what makes it this study, as JSON holds it.
+      runs: all of its runs.
+
+    Raises:
+      WorkdirError: the folder holds another study, a run, or something else.
+    """
+    there = read_study(self.path)
+    if there is None:
+      if (self.path / "config.json").exists():
+        raise WorkdirError(
+          f"--studydir={self.path} holds a run; name another folder."
+        )
+    elif (before := there["study"]) != described:
+      changed = sorted(
+        key
+        for key in {*before, *described}
+        if before.get(key) != described.get(key)
+      )
+      raise WorkdirError(
+        f"--studydir={self.path} holds another study: {', '.join(changed)}"
+        " differ. Give what it was begun with, or name another folder."
+      )
+    for run in runs:
+      folder = self.run(run)
+      folder.mkdir(parents=True, exist_ok=True)
+      if not (folder / "config.json").exists():
+        write_json(folder / "config.json", configs.resolved(run.config))
+    self.tell(described, runs)
+
+  def tell(
+    self, described: Mapping[str, Any], runs: Sequence[StudyRun]
+  ) -> None:
+    """Write `study.json`."""
+    write_json(
+      self.path / FILE,
+      {
+        "format": FORMAT,
+        "fields": list(runs[0].point),
+        "study": described,
+        "runs": [
+          {
+            "name": run.name,
+            "point": run.point,
+            "seed": run.seed,
+            "program": run.program,
+            "status": run.status,
+            "reason": run.reason,
+            "rounds": run.done,
+          }
+          for run in runs
+        ],
+      },
+    )
+
+  def metrics(self, run: StudyRun) -> MetricsFile:
+    """Open the metrics of a run, cut back to the rounds that it has done."""
+    return MetricsFile(
+      self.run(run) / "metrics.jsonl", keep_through=run.done
+    )
+
+  def checkpoints(self, program: int) -> Checkpoints:
+    """Return the checkpoints of a program."""
+    if program not in self._checkpoints:
+      place = checkpoints_of(self.path, program)
+      self._checkpoints[program] = Checkpoints(place, keep=2)
+    return self._checkpoints[program]
+
+  def save(
+    self,
+    program: int,
+    number: int,
+    state: RunState,
+    runs: Sequence[StudyRun],
+    data: str,
+  ) -> None:
+    """Begin to write a checkpoint of all runs of a program.
+
+    Args:
+      program: its number.
+      number: of the checkpoint, one more than that of the one before.
+      state: leaves (runs, ...).
+      runs: in the same order.
+      data: digest of the training data.
+    """
+    facts = {
+      "data": data,
+      "runs": [
+        {
+          "name": run.name,
+          "done": run.done,
+          "status": run.status,
+          "reason": run.reason,
+        }
+        for run in runs
+      ],
+    }
+    self.checkpoints(program).save_later(number, state, facts)
+
+  def restore(
+    self, program: int, like: RunState, runs: Sequence[StudyRun], data: str
+  ) -> tuple[int, RunState] | None:
+    """Return the newest checkpoint of a program; runs learn how far they are.
+
+    Returns:
+      Its number and the states; None if there is none.
+
+    Raises:
+      WorkdirError: it is of other data.
+    """
+    found = self.checkpoints(program).restore(like, warn)
+    if found is None:
+      return None
+    if found.facts["data"] != data:
+      raise WorkdirError(
+        f"--studydir={self.path}: the training data are not those that the study"
+        " began with; restore them, or name another folder."
+      )
+    for run, facts in zip(runs, found.facts["runs"], strict=True):
+      assert run.name == facts["name"]
+      run.done, run.reason = facts["done"], facts["reason"]
+      run.status = facts["status"]
+    return found.round, found.state
+
+  def wait(self) -> None:
+    """Return when all checkpoints are on the disk."""
+    for checkpoints in self._checkpoints.values():
+      checkpoints.wait()
+
+  def interrupted(self, number: int) -> StudyInterrupted:
+    """Return the error for a signal."""
+    return StudyInterrupted(number, self.path)
+
+  def close(self) -> None:
+    """Wait for what is being written, and end all threads."""
+    for checkpoints in self._checkpoints.values():
+      checkpoints.close()
+
+
+def checkpoints_of(folder: Path, program: int) -> Path:
+  """Return where the checkpoints of a program are."""
+  return folder / "programs" / str(program) / "checkpoints"
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[StudyFolder]:
+  """Yield the folder of a study, and keep other processes out of it.
+
+  Raises:
+    WorkdirError: another process uses it, or it cannot be written.
+  """
+  try:
+    stack = contextlib.ExitStack()
+    stack.enter_context(locked(path))
+  except WorkdirError as error:
+    raise WorkdirError(str(error).replace("--workdir", "--studydir")) from error
+  with stack:
+    folder = StudyFolder(path)
+    with contextlib.closing(folder):
+      yield folder
+
+
+def read_study(path: Path) -> dict[str, Any] | None:
+  """Return the content of `study.json`; None if there is none.
+
+  Raises:
+    WorkdirError: it is damaged, or of a newer version.
+  """
+  file = path / FILE
+  if not file.exists():
+    return None
+  try:
+    found: dict[str, Any] = json.loads(file.read_bytes())
+    newer = found["format"] != FORMAT
+    _ = found["study"], found["runs"], found["fields"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise WorkdirError(
+      f"{file} is damaged ({error}); restore it, or name another --studydir."
+    ) from error
+  if newer:
+    raise WorkdirError(
+      f"{file} has the format {found['format']}, and this version reads"
+      f" {FORMAT}; use the version that wrote it."
+    )
+  return found

@@ -1,0 +1,165 @@
+"""What a study found: its runs, and their metrics by setting."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.core import validate
+from fedjax_sim.core.files import write_atomically
+from fedjax_sim.reporting import read_metrics
+from fedjax_sim.run.workdir import WorkdirError
+from fedjax_sim.study.folder import read_study
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+  """A study as its folder holds it, finished or not.
+
+  Attributes:
+    folder: the study's.
+    fields: those that are varied.
+    runs: of each run `name`, `point`, `seed`, `program`, `status`, `reason`
+      and `rounds`, as in `study.json`.
+    metric: by which settings are compared.
+  """
+
+  folder: Path
+  fields: Sequence[str]
+  runs: Sequence[Mapping[str, Any]]
+  metric: str
+
+  def metrics(self, name: str) -> list[dict[str, float]]:
+    """Return the rows of metrics of a run, by its name.
+
+    Raises:
+      UnknownNameError: there is no such run.
+    """
+    names = [run["name"] for run in self.runs]
+    validate.one_of("run", name, names)
+    path = self.folder / "runs" / name / "metrics.jsonl"
+    return read_metrics(path) if path.exists() else []
+
+  def last(self, name: str) -> dict[str, float]:
+    """Return the newest value of each metric of a run."""
+    found: dict[str, float] = {}
+    for row in self.metrics(name):
+      found |= row
+    return found
+
+  def settings(self) -> list[dict[str, Any]]:
+    """Return one row for each setting, the best by `metric` first.
+
+    Returns:
+      Of each its fields, and `runs`, how many there are; `finished`, how many
+      of them; `mean` and `std` (of a sample; NaN of a single run) of the last
+      value of the metric over the finished ones, NaN without any.
+    """
+    by_point: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for run in self.runs:
+      key = tuple(run["point"].values())
+      by_point.setdefault(key, []).append(run)
+    rows = []
+    for members in by_point.values():
+      values = np.array(
+        [
+          self.last(run["name"]).get(self.metric, math.nan)
+          for run in members
+          if run["status"] == "finished"
+        ]
+      )
+      rows.append(
+        {
+          **members[0]["point"],
+          "runs": len(members),
+          "finished": len(values),
+          "mean": float(values.mean()) if len(values) else math.nan,
+          "std": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
+        }
+      )
+    lower = self.metric.rpartition("/")[2] not in _HIGHER
+    sign = 1.0 if lower else -1.0
+    order = lambda row: (math.isnan(row["mean"]), sign * row["mean"])
+    return sorted(rows, key=order)
+
+  def table(self) -> str:
+    """Return the settings as a table for the screen."""
+    rows = self.settings()
+    heads = [*self.fields, self.metric, "runs"]
+    cells = [
+      [
+        *(row[field] for field in self.fields),
+        _mean(row["mean"], row["std"]),
+        str(row["runs"])
+        if row["finished"] == row["runs"]
+        else f"{row['finished']} of {row['runs']} finished",
+      ]
+      for row in rows
+    ]
+    return _aligned([heads, *cells])
+
+
+_HIGHER = ("accuracy",)
+
+
+def open_study(studydir: str | os.PathLike[str], metric: str) -> Study:
+  """Return a study from its folder.
+
+  Raises:
+    WorkdirError: there is none.
+  """
+  folder = Path(studydir).expanduser()
+  found = read_study(folder)
+  if found is None:
+    raise WorkdirError(f"{folder} holds no study: there is no study.json.")
+  return Study(folder, found["fields"], found["runs"], metric)
+
+
+def sum_up(folder: Path, metric: str) -> Study:
+  """Write `study.csv`, a line a run, print the settings, return the study."""
+  study = open_study(folder, metric)
+  last = {run["name"]: study.last(run["name"]) for run in study.runs}
+  names = dict.fromkeys(
+    name for row in last.values() for name in row if name != "round"
+  )
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  facts = ("status", "rounds")
+  writer.writerow(["run", *study.fields, "seed", *facts, *names])
+  for run in study.runs:
+    values = [last[run["name"]].get(name, "") for name in names]
+    writer.writerow(
+      [
+        run["name"],
+        *run["point"].values(),
+        run["seed"],
+        *(run[fact] for fact in facts),
+        *values,
+      ]
+    )
+  write_atomically(folder / "study.csv", text.getvalue().encode())
+  print(study.table())  # noqa: T201
+  return study
+
+
+def _mean(mean: float, std: float) -> str:
+  if math.isnan(mean):
+    return "-"
+  return f"{mean:.4f}" if math.isnan(std) else f"{mean:.4f} +- {std:.4f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+    for row in rows
+  ]
+  return "\n".join(line.rstrip() for line in lines)

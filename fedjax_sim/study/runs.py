@@ -1,0 +1,191 @@
+"""The runs of a study: built, checked, and grouped by the program they share.
+
+All runs are built before anything is compiled, so that a value that one of
+them refuses costs no compute. Runs whose rounds are one program, as they differ
+in seeds and numeric hyper-parameters alone, become rows of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Hashable, Sequence
+
+from ml_collections import ConfigDict
+
+from fedjax_sim import config as configs
+from fedjax_sim.config import build, flags
+from fedjax_sim.config.build.parts import Parts, program_of
+from fedjax_sim.core.errors import FedjaxSimError, one_line
+from fedjax_sim.engine.fingerprint import fingerprint
+from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.study.points import Point
+
+
+class StudyError(FedjaxSimError, ValueError):
+  """A study cannot be what it is asked to be."""
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class StudyRun:
+  """One run of a study.
+
+  Attributes:
+    name: of its folder, such as "007".
+    point: field -> value, as text, of the varied fields.
+    seed: of the run.
+    config: complete; that of the same run by itself.
+    experiment: what the config describes.
+    program: number of the program whose row it is.
+    status: "waiting", "running", "finished", "diverged", or "ended" before its
+      last round by halving.
+    reason: why it diverged, or what ended it; "" otherwise.
+    done: rounds done.
+  """
+
+  name: str
+  point: Point
+  seed: int
+  config: ConfigDict
+  experiment: build.Experiment
+  program: int = 0
+  status: str = "waiting"
+  reason: str = ""
+  done: int = 0
+
+  @property
+  def simulator(self) -> Simulator:
+    """What runs."""
+    return self.experiment.simulator
+
+  @property
+  def rounds(self) -> int:
+    """The run's last round."""
+    return self.experiment.timetable.rounds
+
+  @property
+  def goes_on(self) -> bool:
+    """Whether there are rounds to do."""
+    return self.status in ("waiting", "running")
+
+  def __str__(self) -> str:
+    """Return its name and what makes it differ, for messages."""
+    return f"run {self.name} ({described(self.point, self.seed)})"
+
+
+def described(point: Point, seed: int | None = None) -> str:
+  """Return a point in words, such as "algorithm.name=fedavg, seed=3"."""
+  fields = [f"{field}={value}" for field, value in point.items()]
+  return ", ".join(fields + ([] if seed is None else [f"seed={seed}"]))
+
+
+def build_runs(
+  config: ConfigDict,
+  points: Sequence[Point],
+  seeds: Sequence[int],
+  warn: Callable[[str], None],
+) -> list[StudyRun]:
+  """Return the runs of all points with all seeds, seed after seed.
+
+  Args:
+    config: what all have in common.
+    points: field -> value, as text.
+    seeds: of the runs of each point.
+    warn: is told of points that are the same.
+
+  Raises:
+    UsageError, UnknownNameError: a field that there is not, or a text that is
+      no value of it.
+    StudyError: a run refuses its values; names the run.
+  """
+  parts, runs = Parts(), list[StudyRun]()
+  count = len(points) * len(seeds)
+  digits = max(3, len(str(count - 1)))
+  known: dict[str, Point] = {}
+  for point in points:
+    try:
+      own = _alone(flags.overridden(copy.deepcopy(config), point))
+      experiment = build.build(own, parts)
+    except (flags.UsageError, TypeError, ValueError, ImportError) as error:
+      if len(points) == 1 and not point:
+        raise
+      raise StudyError(
+        f"{described(point) or 'the config'}: {one_line(error)}"
+      ) from error
+    complete = experiment.config
+    text = json.dumps(configs.resolved(complete), sort_keys=True)
+    if text in known:
+      warn(
+        f"{described(point)} and {described(known[text])} are the same config:"
+        " what differs changes nothing, and the second one is left out."
+      )
+      continue
+    known[text] = point
+    for seed in seeds:
+      seeded = copy.deepcopy(complete)
+      seeded.seed = seed
+      simulator = dataclasses.replace(experiment.simulator, seed=seed)
+      runs.append(
+        StudyRun(
+          name=str(len(runs)).zfill(digits),
+          point=point,
+          seed=seed,
+          config=seeded,
+          experiment=dataclasses.replace(
+            experiment, simulator=simulator, config=seeded
+          ),
+        )
+      )
+  _group(runs)
+  return runs
+
+
+def _alone(config: ConfigDict) -> ConfigDict:
+  """Return the config of a run that is a row: on one device, one lane there."""
+  if config.runtime.lanes == "auto":
+    with config.ignore_type():
+      config.runtime.lanes = 1
+  config.runtime.devices = 1
+  return config
+
+
+def _group(runs: Sequence[StudyRun]) -> None:
+  """Number the programs, in the order of their first runs."""
+  numbers: dict[Hashable, int] = {}
+  of_point: dict[int, Hashable] = {}
+  for run in runs:
+    # Runs of one point, which differ in the seed, share the point.
+    key = of_point.get(id(run.point))
+    if key is None:
+      timetable = dataclasses.replace(
+        run.experiment.timetable, rounds=1, wanted=1
+      )
+      key = of_point[id(run.point)] = program_of(run.simulator), timetable
+    run.program = numbers.setdefault(key, len(numbers))
+
+
+def refusal(simulator: Simulator) -> str:
+  """Return why runs cannot be rows of a program; "" if they can."""
+  if simulator.planner.cohorts.observes:
+    return (
+      "sampler.name: the sampler learns from the rounds before, so that each run"
+      " draws its own cohorts as it goes"
+    )
+  if simulator.log_clients:
+    return "server.client_log=True keeps what each client did"
+  if simulator.runtime.model_devices not in (None, 1):
+    return "runtime.model_devices: several devices share a model"
+  if simulator.runtime.deterministic_reduction is not None:
+    return "runtime.deterministic_reduction: its bits are those of a single run"
+  if simulator.residency.sliced:
+    return (
+      f"runtime.residency={simulator.residency.name!r} sends each run the"
+      " examples of its clients; the data have to fit on a device"
+    )
+  return ""
+
+
+def plan_key(run: StudyRun) -> Hashable:
+  """Return what a run's plans depend on: equal ones share their batches."""
+  return run.seed, fingerprint(run.simulator.sampler)

@@ -1,0 +1,275 @@
+"""A study: many runs of a config, as rows of a few compiled programs.
+
+Build and check all runs, group them by program, say what will happen, compile
+all programs, train, end the worst where halving is asked for, and sum up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedjax_sim import config as configs
+from fedjax_sim.config import build
+from fedjax_sim.config.completion import complete
+from fedjax_sim.config.flags import UsageError
+from fedjax_sim.core import validate
+from fedjax_sim.reporting import read_metrics
+from fedjax_sim.run.resume import warn
+from fedjax_sim.run.signals import noted_signals
+from fedjax_sim.run.workdir import as_write_error
+from fedjax_sim.simulation.evaluator import directions
+from fedjax_sim.study import halving as halvings
+from fedjax_sim.study import points as pointed
+from fedjax_sim.study.execution import Plan, counted
+from fedjax_sim.study.folder import StudyFolder, held
+from fedjax_sim.study.results import Study, sum_up
+from fedjax_sim.study.runs import StudyError, StudyRun, build_runs, described
+
+Values = str | Sequence[Any]
+
+
+def study(
+  config: ConfigDict,
+  studydir: str | os.PathLike[str],
+  *,
+  vary: Mapping[str, Values] | None = None,
+  points: Sequence[Mapping[str, Any]] | None = None,
+  seeds: int | Sequence[int] = 1,
+  random: int | None = None,
+  search_seed: int = 0,
+  halving: int | None = None,
+  metric: str | None = None,
+  plan_only: bool = False,
+) -> Study | None:
+  """Run a study in a folder, or go on with it.
+
+  Args:
+    config: what all runs have in common.
+    studydir: a folder, made if it is missing.
+    vary: field, such as "client.learning_rate" -> its values: a sequence, or a
+      text as `points.grid` reads it, such as "log(0.01,1,5)". A grid of all.
+    points: instead, the points themselves: field -> value.
+    seeds: how many seeds, from `config.seed` on, or the seeds.
+    random: draw so many points instead of the grid.
+    search_seed: of those draws.
+    halving: successive halving: of so many settings one goes on, after so many
+      rounds; None trains all to their end.
+    metric: by which settings are compared, such as "test/accuracy"; None for
+      the first of test/accuracy, test/loss, and those of `unseen` and `seen`.
+    plan_only: print what would run, and run nothing.
+
+  Returns:
+    The finished study; None if `plan_only`.
+
+  Raises:
+    UsageError, UnknownNameError, StudyError: what is varied is wrong; nothing
+      was written.
+    WorkdirError: the folder is in use, or holds another study.
+    StudyInterrupted: SIGTERM or SIGINT; a checkpoint was written.
+
+  Example:
+    fs.study(config, "studies/rates", seeds=5,
+             vary={"client.learning_rate": "log(0.01,1,5)"}).table()
+  """
+  if jax.process_count() > 1:
+    raise StudyError(
+      "A study runs in one process, on all of its devices; start it without"
+      " --distributed."
+    )
+  build.check_no_password(complete(config))
+  chosen = _points(vary or {}, points, random, search_seed)
+  for i, point in enumerate(chosen):
+    if pointed.SEED in point:
+      raise UsageError(
+        f"point {i} sets seed; give the seeds by --seeds=5, or --seeds=3,7,9."
+      )
+  which = (
+    list(range(config.seed, config.seed + seeds))
+    if isinstance(seeds, int)
+    else list(seeds)
+  )
+  if not which:
+    raise UsageError("--seeds: give one seed at least.")
+  began = time.perf_counter()
+  runs = build_runs(config, chosen, which, warn)
+  by = _metric(runs, metric)
+  if halving is not None:
+    validate.integer("halving", halving, ge=2)
+  rungs = _rungs(runs, halving, by)
+  facts = {
+    "config": configs.resolved(config),
+    "points": chosen,
+    "seeds": which,
+    "halving": halving,
+    "metric": by[0] if halving is not None else None,
+  }
+  print(_described(runs, rungs, time.perf_counter() - began))  # noqa: T201
+  path = Path(studydir).expanduser()
+  if plan_only:
+    plan = Plan(runs, StudyFolder(path), [])
+    plan.compile()
+    print(plan.predicted(rungs))  # noqa: T201
+    return None
+  with held(path) as folder, noted_signals() as received, as_write_error(path):
+    folder.begin(facts, runs)
+    plan = Plan(runs, folder, received)
+    plan.restore()
+    if any(run.goes_on for run in runs):
+      plan.compile()
+      print(plan.predicted(rungs))  # noqa: T201
+    for since, rung in itertools.pairwise([0, *rungs]):
+      plan.train(since, rung)
+      if halving is not None and rung < rungs[-1]:
+        _end_worst(runs, rung, halving, by, folder)
+      folder.tell(facts, runs)
+    plan.finish()
+    folder.tell(facts, runs)
+    return sum_up(path, by[0])
+
+
+def _points(
+  vary: Mapping[str, Values],
+  points: Sequence[Mapping[str, Any]] | None,
+  random: int | None,
+  search_seed: int,
+) -> list[pointed.Point]:
+  texts = {field: _text_of(values) for field, values in vary.items()}
+  if pointed.SEED in texts:
+    raise UsageError("--vary=seed: give the seeds by --seeds.")
+  if points is not None:
+    if vary or random is not None:
+      raise UsageError("Give either points, or what to vary.")
+    found = [
+      {k: pointed.text_of(v) for k, v in point.items()} for point in points
+    ]
+    if not found or any(p.keys() != found[0].keys() for p in found):
+      raise UsageError("points: give one at least, the same fields in all.")
+    return found
+  if random is not None:
+    validate.integer("random", random)
+    if not texts:
+      raise UsageError("--random draws what --vary gives; vary a field.")
+    return pointed.drawn(texts, random, search_seed)
+  return pointed.grid(texts)
+
+
+def _text_of(values: Values) -> str:
+  if isinstance(values, str):
+    return values
+  listed = [pointed.text_of(v) for v in values]
+  return ",".join(f"({x})" if "," in x else x for x in listed)
+
+
+def _metric(runs: Sequence[StudyRun], wanted: str | None) -> tuple[str, bool]:
+  """Return the metric that settings are compared by, and its direction."""
+  simulator = runs[0].simulator
+  data = simulator.data
+  sets = [
+    name
+    for name in ("test", "unseen", "seen")
+    if getattr(data, name) is not None
+  ]
+  names = [wanted] if wanted else [f"{s}/{m}" for m in ("accuracy", "loss") for s in sets]
+  error: Exception | None = None
+  for name in names:
+    try:
+      found = directions(
+        {},
+        [name],
+        task=simulator.task,
+        models=lambda: simulator.states.models,
+        data=data,
+      )
+      return name, found[name]
+    except ValueError as problem:
+      error = error or problem
+  if wanted and error is not None:
+    text = str(error).replace("server.best_metrics", "--metric")
+    raise StudyError(f"--metric={wanted}: {text}") from error
+  return "train/loss", False
+
+
+def _rungs(
+  runs: Sequence[StudyRun], halving: int | None, by: tuple[str, bool]
+) -> list[int]:
+  """Return the rounds at which the study halts, the last one among them."""
+  last = max(run.rounds for run in runs)
+  if halving is None:
+    return [last]
+  timetable = runs[0].experiment.timetable
+  every = timetable.eval_every
+  if by[0].startswith("test/"):
+    every = timetable.test_every
+  points = len({id(run.point) for run in runs})
+  return halvings.rungs(points, last, halving, every)
+
+
+def _described(
+  runs: Sequence[StudyRun], rungs: Sequence[int], seconds: float
+) -> str:
+  """Return what a study is, in words."""
+  points = len({id(run.point) for run in runs})
+  seeds = len({run.seed for run in runs})
+  lines = [
+    f"{counted(len(runs), 'run')}: {counted(points, 'setting')} x"
+    f" {counted(seeds, 'seed')}, {rungs[-1]} rounds each; built and checked in"
+    f" {seconds:.1f} s."
+  ]
+  if len(rungs) > 1:
+    listed = ", ".join(map(str, rungs[:-1]))
+    lines.append(f"The worst settings end after rounds {listed}.")
+  return "\n".join(lines)
+
+
+def _end_worst(
+  runs: Sequence[StudyRun],
+  rung: int,
+  eta: int,
+  by: tuple[str, bool],
+  folder: StudyFolder,
+) -> None:
+  """End the runs of the settings that are worst after a round."""
+  metric, higher = by
+  by_point: dict[int, list[StudyRun]] = {}
+  for run in runs:
+    if run.status == "ended" and run.done < rung:
+      continue
+    by_point.setdefault(id(run.point), []).append(run)
+  candidates = list(by_point.values())
+  scores = [
+    float(np.mean([_score(run, rung, metric, folder) for run in members]))
+    for members in candidates
+  ]
+  going_on = halvings.best(scores, eta, higher_is_better=higher)
+  for i, members in enumerate(candidates):
+    for run in members:
+      if i not in going_on and run.status in ("waiting", "running"):
+        run.status = "ended"
+        run.reason = f"{metric} after round {rung}: mean {scores[i]:.6g}"
+  best = candidates[max(going_on, key=lambda i: (scores[i] if higher else -scores[i]))]
+  print(  # noqa: T201
+    f"Round {rung}: {len(going_on)} of {len(candidates)} settings go on; the"
+    f" best is {described(best[0].point)}."
+  )
+
+
+def _score(
+  run: StudyRun, rung: int, metric: str, folder: StudyFolder
+) -> float:
+  """Return a run's metric after a round; NaN if it diverged before."""
+  path = folder.run(run) / "metrics.jsonl"
+  rows = read_metrics(path) if path.exists() else []
+  for row in rows:
+    if row["round"] == rung:
+      return row.get(metric, math.nan)
+  return math.nan
