@@ -39,10 +39,11 @@ if TYPE_CHECKING:
   from fedjax_sim.distributed import setup
   from fedjax_sim.engine.batching import LocalBatching
   from fedjax_sim.engine.state import RunState
-  from fedjax_sim.run.opened import load
   from fedjax_sim.simulation.runtime import Runtime
   from fedjax_sim.simulation.simulate import simulate
   from fedjax_sim.simulation.simulator import Simulator
+  from fedjax_sim.studies.opened import load
+  from fedjax_sim.studies.study import study
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
   from fedjax_sim.tasks.freezing import named_variables
   from fedjax_sim.tasks.initial import with_initial
@@ -79,6 +80,7 @@ __all__ = [
   "schedules",
   "setup",
   "simulate",
+  "study",
   "with_initial",
   "write_weights",
 ]
@@ -102,7 +104,7 @@ _HOME = {
   "Variables": "fedjax_sim.core",
   "function_task": "fedjax_sim.tasks",
   "linen_task": "fedjax_sim.tasks",
-  "load": "fedjax_sim.run.opened",
+  "load": "fedjax_sim.studies.opened",
   "make_dataset": "fedjax_sim.data",
   "named_variables": "fedjax_sim.tasks.freezing",
   "nnx_task": "fedjax_sim.tasks",
@@ -111,6 +113,7 @@ _HOME = {
   "read_weights": "fedjax_sim.core.weights",
   "setup": "fedjax_sim.distributed",
   "simulate": "fedjax_sim.simulation.simulate",
+  "study": "fedjax_sim.studies.study",
   "with_initial": "fedjax_sim.tasks.initial",
   "write_weights": "fedjax_sim.core.weights",
 }

@@ -25,8 +25,8 @@ def run(arguments: Sequence[str]) -> int:
     **{"search-seed": "0"},
   )
   from fedjax_sim import distributed
-  from fedjax_sim.study import folder, points
-  from fedjax_sim.study.study import study
+  from fedjax_sim.studies import folder, points
+  from fedjax_sim.studies.study import study
 
   whole = lambda name: (
     None
@@ -37,9 +37,7 @@ def run(arguments: Sequence[str]) -> int:
   if values.points is not None:
     listed = points.listed(Path(values.points).expanduser())
   seeds = points.seeds_of(values.seeds, values.config.seed)
-  counts = {
-    name: whole(name) for name in ("random", "halving", "search-seed")
-  }
+  counts = {name: whole(name) for name in ("random", "halving", "search-seed")}
   distributed.setup()
   distributed.devices()  # what is wrong with JAX shows now
   try:
@@ -88,6 +86,8 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         " --vary client.learning_rate=0.01,0.1."
       )
     if field in vary:
-      raise flags.UsageError(f"--vary {field} comes twice; give all values once.")
+      raise flags.UsageError(
+        f"--vary {field} comes twice; give all values once."
+      )
     vary[field] = spec
   return vary, rest

@@ -67,7 +67,9 @@ def _of(x: Any, seen: dict[int, int]) -> Hashable:
   seen[id(x)] = len(seen)
   of = functools.partial(_of, seen=seen)
   if isinstance(x, np.ndarray | np.generic | jax.Array):
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
+      x.dtype, jax.dtypes.extended
+    ):
       return "key", digest(np.asarray(jax.random.key_data(x)))
     return "array", digest(np.asarray(x))
   if isinstance(x, types.FunctionType):
@@ -79,7 +81,8 @@ def _of(x: Any, seen: dict[int, int]) -> Hashable:
   if isinstance(x, functools.partial):
     return "partial", of(x.func), of(x.args), of(x.keywords)
   if isinstance(x, tuple) and hasattr(x, "_fields"):
-    return type(x), _fields(x._asdict(), seen)
+    names: tuple[str, ...] = x._fields
+    return type(x), _fields(dict(zip(names, x, strict=True)), seen)
   if isinstance(x, tuple | list):
     return type(x), tuple(of(item) for item in x)
   if isinstance(x, set | frozenset):
@@ -112,9 +115,7 @@ def _fields(own: Mapping[str, Any], seen: dict[int, int]) -> Hashable:
 
 def _names(hparams: Any) -> Hashable:
   """Return the structure of hyper-parameters, without their values."""
-  return jax.tree.structure(
-    jax.tree.map(lambda _: 0, _plain(hparams))
-  )
+  return jax.tree.structure(jax.tree.map(lambda _: 0, _plain(hparams)))
 
 
 def _plain(tree: Any) -> Any:

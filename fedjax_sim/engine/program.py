@@ -181,9 +181,7 @@ def compile_rounds(
   return Program(compiled, shape, sent)
 
 
-def compiler_options(
-  mesh: Mesh, deterministic: bool
-) -> dict[str, str | bool]:
+def compiler_options(mesh: Mesh, deterministic: bool) -> dict[str, str | bool]:
   """Return XLA's options for the CPU; none elsewhere.
 
   By default it orders a device's operations so that more of them can run at

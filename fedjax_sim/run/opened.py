@@ -11,7 +11,7 @@ import difflib
 import functools
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from fedjax_sim.run.resume import data_digest
 from fedjax_sim.run.workdir import WorkdirError, finished_summary
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.tasks.prediction import Predictor
+
+Wanted = Callable[[RunState], PyTree]
 
 BEST = "best"
 _ELSEWHERE = (
@@ -194,6 +196,31 @@ def load(
     run.predict({"x": images}).argmax(axis=1)
   """
   folder = workdir_on_disk(workdir, "workdir")
+
+  def restore(simulator: Simulator, wanted: Wanted) -> Restored:
+    number = round if isinstance(round, int) else None
+    with contextlib.closing(CheckpointReader(folder / "checkpoints")) as reader:
+      like = simulator.states.host_shapes
+      return newest(folder, reader, like, wanted, number)
+
+  return opened(folder, round, restore, data_path)
+
+
+def opened(
+  folder: Path,
+  round: int | str | None,
+  restore: Callable[[Simulator, Wanted], Restored],
+  data_path: str | os.PathLike[str] | None,
+) -> OpenedRun:
+  """Open the run in a folder; arguments and errors are those of `load`.
+
+  Args:
+    folder: of the run.
+    round: which model.
+    restore: (simulator, state -> the wanted part of it) -> that part of the
+      checkpoint to open.
+    data_path: where the data lie now.
+  """
   best = isinstance(round, str) and round.partition("/")[0] == BEST
   if round is not None and not best:
     if isinstance(round, str):
@@ -213,10 +240,7 @@ def load(
     model = state.watch.best[metric] if best else state.server
     return model, state.clients[0] if personal else None
 
-  with contextlib.closing(CheckpointReader(folder / "checkpoints")) as reader:
-    like = simulator.states.host_shapes
-    number = None if best or round is None else int(round)
-    restored = _restored(folder, reader, like, wanted, number)
+  restored = restore(simulator, wanted)
   model, clients = restored.state
   done = restored.round
   if best:
@@ -230,7 +254,7 @@ def load(
     warnings.warn(
       f"The data are not those that the run in {folder} was begun with; what"
       " is predicted may mean something else.",
-      stacklevel=2,
+      stacklevel=3,
     )
   return OpenedRun(
     folder=folder,
@@ -304,7 +328,7 @@ def rebuild(
     ) from error
 
 
-def _restored(
+def newest(
   folder: Path,
   reader: CheckpointReader,
   like: PyTree,
@@ -314,6 +338,16 @@ def _restored(
   """Return the checkpoint of a round, or the newest that is whole.
 
   A run that goes on may remove one while it is read.
+
+  Args:
+    folder: of the run, for messages.
+    reader: of its checkpoints.
+    like: a state of the same structure, shapes and dtypes.
+    wanted: state -> the part of it that is read.
+    round_: which one; None for the newest.
+
+  Raises:
+    WorkdirError: there is none, or it is damaged.
   """
   failed: dict[int, Exception] = {}
   while True:

@@ -141,7 +141,7 @@ def result_facts(
   """
   simulator, rounds = experiment.simulator, int(state.round)
   ledger = simulator.account.ledger
-  facts = {
+  facts: dict[str, Any] = {
     **{k: v for k, v in last.items() if k != "round"},
     **simulator.account.exact_row(rounds),
     **simulator.react.best_row(state),

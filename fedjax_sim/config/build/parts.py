@@ -86,7 +86,5 @@ def program_of(simulator: Simulator) -> Hashable:
 
 def _text(*sections: Any) -> str:
   """Return sections as text, equal for equal values."""
-  plain = [
-    resolved(s) if isinstance(s, ConfigDict) else s for s in sections
-  ]
+  plain = [resolved(s) if isinstance(s, ConfigDict) else s for s in sections]
   return json.dumps(plain, sort_keys=True, default=repr)

@@ -20,7 +20,7 @@ from fedjax_sim.config.build.parts import Parts, program_of
 from fedjax_sim.core.errors import FedjaxSimError, one_line
 from fedjax_sim.engine.fingerprint import fingerprint
 from fedjax_sim.simulation.simulator import Simulator
-from fedjax_sim.study.points import Point
+from fedjax_sim.studies.points import Point
 
 
 class StudyError(FedjaxSimError, ValueError):
@@ -151,7 +151,7 @@ def _alone(config: ConfigDict) -> ConfigDict:
 
 
 def _group(runs: Sequence[StudyRun]) -> None:
-  """Number the programs, in the order of their first runs."""
+  """Give each run its program's number; they count from the first run."""
   numbers: dict[Hashable, int] = {}
   of_point: dict[int, Hashable] = {}
   for run in runs:
@@ -169,8 +169,8 @@ def refusal(simulator: Simulator) -> str:
   """Return why runs cannot be rows of a program; "" if they can."""
   if simulator.planner.cohorts.observes:
     return (
-      "sampler.name: the sampler learns from the rounds before, so that each run"
-      " draws its own cohorts as it goes"
+      "sampler.name: the sampler learns from the rounds before, so that each"
+      " run draws its own cohorts as it goes"
     )
   if simulator.log_clients:
     return "server.client_log=True keeps what each client did"

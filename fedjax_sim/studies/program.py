@@ -27,7 +27,7 @@ from fedjax_sim.engine.evaluation import EvaluationSet, Sent
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.simulation.dispatch import PlannedRounds
 from fedjax_sim.simulation.simulator import Simulator
-from fedjax_sim.study.layout import Layout
+from fedjax_sim.studies.layout import Layout
 
 RUNS = "runs"  # the mesh axis that runs are dealt over
 _SMALL = 2**17  # bytes of parameters
@@ -99,7 +99,9 @@ def _over_runs(
     return jax.tree.map(lambda leaf: leaf[None], groups(*given))
 
   split, whole = P(RUNS), P()
-  specs = [split if x or y else whole for x, y in zip(own, grouped, strict=True)]
+  specs = [
+    split if x or y else whole for x, y in zip(own, grouped, strict=True)
+  ]
   return jax.shard_map(
     device,
     mesh=mesh,
@@ -183,9 +185,7 @@ class StudyProgram:
       spec = P(RUNS) if axes else P()
       return distributed.abstract(stacked, self._mesh, spec)
 
-    blank = plans.blank(
-      shape.capacity, len(simulator.batchings), shape.rounds
-    )
+    blank = plans.blank(shape.capacity, len(simulator.batchings), shape.rounds)
     data = simulator.residency.shapes(shape.capacity, shape.rounds)
     state = simulator.states.host_shapes._replace(sampler=())
     jitted = jax.jit(

@@ -27,10 +27,10 @@ from fedjax_sim.simulation.dispatch import PlannedRounds, Row, read_metrics
 from fedjax_sim.simulation.evaluator import as_row
 from fedjax_sim.simulation.planner import rounds_per_dispatch
 from fedjax_sim.simulation.state import noise_words
-from fedjax_sim.study.folder import StudyFolder
-from fedjax_sim.study.layout import Layout, lay_out
-from fedjax_sim.study.program import StudyProgram, stack, widest
-from fedjax_sim.study.runs import StudyError, StudyRun, plan_key
+from fedjax_sim.studies.folder import StudyFolder
+from fedjax_sim.studies.layout import Layout, lay_out
+from fedjax_sim.studies.program import StudyProgram, stack, widest
+from fedjax_sim.studies.runs import StudyError, StudyRun, plan_key
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -109,9 +109,7 @@ class Trainer:
     """Return the positions of runs in each chunk."""
     names = {run.name for run in runs}
     where = [i for i, run in enumerate(self.runs) if run.name in names]
-    return [
-      where[i : i + self.chunk] for i in range(0, len(where), self.chunk)
-    ]
+    return [where[i : i + self.chunk] for i in range(0, len(where), self.chunk)]
 
   def layout(self, chunk: Sequence[int]) -> Layout:
     """Return where the runs of a chunk stand."""
@@ -144,9 +142,7 @@ class Trainer:
   def save(self) -> None:
     """Begin to write a checkpoint of all runs."""
     self.saves += 1
-    self.folder.save(
-      self.number, self.saves, self.state, self.runs, self.data
-    )
+    self.folder.save(self.number, self.saves, self.state, self.runs, self.data)
 
   def own_state(self, run: StudyRun) -> RunState:
     """Return the state of a run, on the host."""
@@ -260,13 +256,9 @@ class _Chunk:
       self._layout, self._state, self._hparams, planned
     )
     active = self._active
-    rows = {
-      i: self._read(i, run, metrics, planned) for i, run in active
-    }
+    rows = {i: self._read(i, run, metrics, planned) for i, run in active}
     active = [(i, run) for i, run in active if run.status == "running"]
-    due = {
-      i: run.experiment.timetable.evaluated(run.done) for i, run in active
-    }
+    due = {i: run.experiment.timetable.evaluated(run.done) for i, run in active}
     for i, row in self._evaluate({i: s for i, s in due.items() if s}).items():
       rows[i][-1].update(row)
     for i, found in rows.items():
@@ -335,9 +327,7 @@ class _Chunk:
       own = states.to_devices(jax.tree.map(lambda x, i=i: x[i], stacked))
       ends = run.done == run.rounds
       after = states.to_host(run.simulator.react(own, row, ends=ends))
-      jax.tree.map(
-        lambda x, new, i=i: x.__setitem__(i, new), stacked, after
-      )
+      jax.tree.map(lambda x, new, i=i: x.__setitem__(i, new), stacked, after)
     self._state = self._program.put(self._layout.pack(stacked))
 
   def _store(self) -> None:

@@ -18,10 +18,10 @@ from fedjax_sim.run import experiment
 from fedjax_sim.run.resume import data_digest, versions
 from fedjax_sim.run.summary import result_facts
 from fedjax_sim.simulation.dispatch import DivergedError
-from fedjax_sim.study.folder import StudyFolder
-from fedjax_sim.study.program import StudyProgram
-from fedjax_sim.study.runs import StudyRun, refusal
-from fedjax_sim.study.training import Trainer, first_states
+from fedjax_sim.studies.folder import StudyFolder
+from fedjax_sim.studies.program import StudyProgram
+from fedjax_sim.studies.runs import StudyRun, refusal
+from fedjax_sim.studies.training import Trainer, first_states
 
 
 class Plan:

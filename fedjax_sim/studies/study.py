@@ -28,12 +28,12 @@ from fedjax_sim.run.resume import warn
 from fedjax_sim.run.signals import noted_signals
 from fedjax_sim.run.workdir import as_write_error
 from fedjax_sim.simulation.evaluator import directions
-from fedjax_sim.study import halving as halvings
-from fedjax_sim.study import points as pointed
-from fedjax_sim.study.execution import Plan, counted
-from fedjax_sim.study.folder import StudyFolder, held
-from fedjax_sim.study.results import Study, sum_up
-from fedjax_sim.study.runs import StudyError, StudyRun, build_runs, described
+from fedjax_sim.studies import halving as halvings
+from fedjax_sim.studies import points as pointed
+from fedjax_sim.studies.execution import Plan, counted
+from fedjax_sim.studies.folder import StudyFolder, held
+from fedjax_sim.studies.results import Study, sum_up
+from fedjax_sim.studies.runs import StudyError, StudyRun, build_runs, described
 
 Values = str | Sequence[Any]
 
@@ -179,7 +179,11 @@ def _metric(runs: Sequence[StudyRun], wanted: str | None) -> tuple[str, bool]:
     for name in ("test", "unseen", "seen")
     if getattr(data, name) is not None
   ]
-  names = [wanted] if wanted else [f"{s}/{m}" for m in ("accuracy", "loss") for s in sets]
+  names = (
+    [wanted]
+    if wanted
+    else [f"{s}/{m}" for m in ("accuracy", "loss") for s in sets]
+  )
   error: Exception | None = None
   for name in names:
     try:
@@ -256,16 +260,16 @@ def _end_worst(
       if i not in going_on and run.status in ("waiting", "running"):
         run.status = "ended"
         run.reason = f"{metric} after round {rung}: mean {scores[i]:.6g}"
-  best = candidates[max(going_on, key=lambda i: (scores[i] if higher else -scores[i]))]
+  best = candidates[
+    max(going_on, key=lambda i: scores[i] if higher else -scores[i])
+  ]
   print(  # noqa: T201
     f"Round {rung}: {len(going_on)} of {len(candidates)} settings go on; the"
     f" best is {described(best[0].point)}."
   )
 
 
-def _score(
-  run: StudyRun, rung: int, metric: str, folder: StudyFolder
-) -> float:
+def _score(run: StudyRun, rung: int, metric: str, folder: StudyFolder) -> float:
   """Return a run's metric after a round; NaN if it diverged before."""
   path = folder.run(run) / "metrics.jsonl"
   rows = read_metrics(path) if path.exists() else []

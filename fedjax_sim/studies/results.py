@@ -17,7 +17,7 @@ from fedjax_sim.core import validate
 from fedjax_sim.core.files import write_atomically
 from fedjax_sim.reporting import read_metrics
 from fedjax_sim.run.workdir import WorkdirError
-from fedjax_sim.study.folder import read_study
+from fedjax_sim.studies.folder import read_study
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -90,7 +90,9 @@ def drawn(vary: Mapping[str, str], count: int, seed: int) -> list[Point]:
       values = _values(field, text)
       column = [values[i] for i in rng.integers(len(values), size=count)]
     columns.append(column)
-  return [dict(zip(vary, row, strict=True)) for row in zip(*columns, strict=True)]
+  return [
+    dict(zip(vary, row, strict=True)) for row in zip(*columns, strict=True)
+  ]
 
 
 def listed(path: Path) -> list[Point]:
@@ -175,7 +177,9 @@ def _values(field: str, text: str) -> list[str]:
     return values
   first, last, number = _numbers(field, text, arguments, 3)
   if number != int(number) or number < 2:
-    raise UsageError(f"--vary={field}={text}: give a whole number >= 2 of values.")
+    raise UsageError(
+      f"--vary={field}={text}: give a whole number >= 2 of values."
+    )
   _check_ends(field, text, kind, first, last)
   space = np.geomspace if kind == "log" else np.linspace
   return [_text(x) for x in space(first, last, int(number))]

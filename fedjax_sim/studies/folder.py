@@ -22,7 +22,7 @@ from fedjax_sim.reporting import MetricsFile, write_json
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.resume import warn
 from fedjax_sim.run.workdir import WorkdirError, locked
-from fedjax_sim.study.runs import StudyRun
+from fedjax_sim.studies.runs import StudyRun
 
 FILE = "study.json"
 FORMAT = 1
@@ -34,8 +34,8 @@ class StudyInterrupted(FedjaxSimError):
   def __init__(self, number: int, folder: Path):
     self.exit_code = 128 + number
     super().__init__(
-      f"{signal.Signals(number).name}: stopped; the checkpoints in {folder} hold"
-      " all that was done. Run the same command again to go on."
+      f"{signal.Signals(number).name}: stopped; the checkpoints in {folder}"
+      " hold all that was done. Run the same command again to go on."
     )
 
 
@@ -54,7 +54,9 @@ class StudyFolder:
     """Return the folder of a run."""
     return self.path / "runs" / run.name
 
-  def begin(self, described: Mapping[str, Any], runs: Sequence[StudyRun]) -> None:
+  def begin(
+    self, described: Mapping[str, Any], runs: Sequence[StudyRun]
+  ) -> None:
     """Write what the study is, or compare with what is there.
 
     Args:
@@ -114,9 +116,7 @@ class StudyFolder:
 
   def metrics(self, run: StudyRun) -> MetricsFile:
     """Open the metrics of a run, cut back to the rounds that it has done."""
-    return MetricsFile(
-      self.run(run) / "metrics.jsonl", keep_through=run.done
-    )
+    return MetricsFile(self.run(run) / "metrics.jsonl", keep_through=run.done)
 
   def checkpoints(self, program: int) -> Checkpoints:
     """Return the checkpoints of a program."""
@@ -172,8 +172,8 @@ class StudyFolder:
       return None
     if found.facts["data"] != data:
       raise WorkdirError(
-        f"--studydir={self.path}: the training data are not those that the study"
-        " began with; restore them, or name another folder."
+        f"--studydir={self.path}: the training data are not those that the"
+        " study began with; restore them, or name another folder."
       )
     for run, facts in zip(runs, found.facts["runs"], strict=True):
       assert run.name == facts["name"]
