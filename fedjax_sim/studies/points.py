@@ -141,14 +141,13 @@ def seeds_of(text: str, first: int) -> list[int]:
     numbers = [int(word) for word in words(text)]
   except ValueError:
     numbers = []
-  if len(numbers) == 1 and "," not in text and numbers[0] >= 1:
-    return list(range(first, first + numbers[0]))
-  if not numbers or len({*numbers}) < len(numbers) or min(numbers) < 0:
+  wrong = not numbers or len({*numbers}) < len(numbers) or min(numbers) < 0
+  if wrong or numbers == [0] and "," not in text:
     raise UsageError(
       f"--seeds={text}: give how many seeds, such as 5, or the seeds, such as"
       " 3,7,9, each once."
     )
-  return numbers
+  return numbers if "," in text else list(range(first, first + numbers[0]))
 
 
 def text_of(value: object) -> str:

@@ -70,6 +70,8 @@ class Trainer:
     if found is not None:
       self.saves, state = found
       self.state = jax.tree.map(np.array, state)
+      for run in self.runs:
+        self.folder.metrics(run).close()  # cut back, also of those that ended
 
   def fit(self) -> None:
     """Compile for all runs, or for as many at once as memory holds.

@@ -1,0 +1,341 @@
+"""Studies: rows are single runs, kills lose nothing, the worst end."""
+
+import json
+import pathlib
+import signal
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import fedjax_sim as fs
+from fedjax_sim.cli.main import main
+from fedjax_sim.config import flags
+from fedjax_sim.config.flags import UsageError
+from fedjax_sim.core.validate import UnknownNameError
+from fedjax_sim.reporting import read_metrics
+from fedjax_sim.run import experiment
+from fedjax_sim.run.workdir import WorkdirError
+from fedjax_sim.studies import folder as folders
+from fedjax_sim.studies.runs import StudyError
+from fedjax_sim.studies.training import Trainer
+from workdirs import skip_pictures
+
+DIGITS = pathlib.Path(__file__).parents[2] / "configs" / "digits_fedavg.py"
+QUICK = {
+  "model.name": "logistic_regression",
+  "model.hidden_sizes": "None",
+  "data.num_clients": "12",
+  "data.unseen_clients": "2",
+  "server.clients_per_round": "4",
+  "server.rounds": "4",
+  "server.eval_every": "2",
+  "client.epochs": "1",
+  "runtime.checkpoint_every": "2",
+  "runtime.rounds_per_dispatch": "2",
+}
+RATES = {"client.learning_rate": "0.05,0.2"}
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+  """Drawing takes longer than a quick run."""
+  skip_pictures(monkeypatch)
+
+
+def config(**changes):
+  named = {field.replace("__", "."): text for field, text in changes.items()}
+  return flags.load(str(DIGITS), QUICK | named)
+
+
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory):
+  """The folder of a finished study of two rates and two seeds."""
+  folder = tmp_path_factory.mktemp("study") / "rates"
+  fs.study(config(), folder, vary=RATES, seeds=2)
+  return folder
+
+
+def rows_of(folder, name):
+  return read_metrics(folder / "runs" / name / "metrics.jsonl")
+
+
+def alone(folder, name, workdir):
+  """Run the config of a study's run by itself."""
+  own = ConfigDict(
+    json.loads((folder / "runs" / name / "config.json").read_bytes())
+  )
+  experiment.run(own, workdir)
+  return read_metrics(workdir / "metrics.jsonl")
+
+
+def assert_rows_equal(found, expected, rtol=1e-5):
+  assert [row.keys() for row in found] == [row.keys() for row in expected]
+  for row, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(
+      list(row.values()), list(other.values()), rtol=rtol, atol=1e-5
+    )
+
+
+def test_a_row_is_its_single_run(rates, tmp_path):
+  found = json.loads((rates / "study.json").read_bytes())
+  assert [(r["point"], r["seed"], r["status"]) for r in found["runs"]] == [
+    ({"client.learning_rate": rate}, seed, "finished")
+    for rate in ("0.05", "0.2")
+    for seed in (0, 1)
+  ]
+  assert {r["program"] for r in found["runs"]} == {0}
+  expected = alone(rates, "003", tmp_path / "single")
+  assert_rows_equal(rows_of(rates, "003"), expected)
+  row, single = fs.load(rates, run="003"), fs.load(tmp_path / "single")
+  assert row.round == single.round == 4
+  for a, b in zip(
+    jax.tree.leaves(row.params), jax.tree.leaves(single.params), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  summaries = row.summary, single.summary
+  assert summaries[0]["parameters"] == summaries[1]["parameters"]
+
+
+def test_a_run_is_opened_by_name_or_number(rates):
+  assert fs.load(rates, run=3).config.client.learning_rate == 0.2
+  with pytest.raises(UnknownNameError, match="run='9'"):
+    fs.load(rates, run="9")
+  with pytest.raises(WorkdirError, match="holds a study of 4 runs"):
+    fs.load(rates)
+  with pytest.raises(WorkdirError, match="keeps the last model"):
+    fs.load(rates, 2, run=0)
+  with pytest.raises(WorkdirError, match="holds no study"):
+    fs.load(rates / "runs" / "000", run=0)
+
+
+def test_the_table_has_a_line_a_run(rates, capsys):
+  lines = (rates / "study.csv").read_text().splitlines()
+  assert len(lines) == 5
+  assert lines[0].startswith("run,client.learning_rate,seed,status,rounds,")
+  study = fs.study(config(), rates, vary=RATES, seeds=2)  # is finished
+  best, worst = study.settings()
+  assert best["mean"] >= worst["mean"]
+  values = [rows_of(rates, n)[-1]["test/accuracy"] for n in ("000", "001")]
+  (row,) = [r for r in (best, worst) if r["client.learning_rate"] == "0.05"]
+  np.testing.assert_allclose(row["mean"], np.mean(values))
+  np.testing.assert_allclose(row["std"], np.std(values, ddof=1))
+  assert "About" not in capsys.readouterr().out  # nothing was compiled
+
+
+@pytest.mark.parametrize(
+  ("algorithm", "more"),
+  [
+    ("scaffold", {}),
+    *(
+      pytest.param(name, more, marks=pytest.mark.slow)
+      for name, more in (
+        ("apfl", {}),
+        ("dga", {}),
+        ("dga_rl", {"aggregator__name": "stack"}),
+        ("ditto", {}),
+        ("fedbuff", {}),
+        ("fednova", {}),
+        ("fedprox", {}),
+        ("mime_lite", {}),
+        ("per_fedavg", {}),
+        ("reptile", {}),
+        (
+          "fedavg",
+          {
+            "server__best_metrics": "test/accuracy",
+            "server__revert_to_best": "True",
+            "client__schedule": "plateau(metric='test/loss')",
+          },
+        ),
+        (
+          "fedavg",
+          {
+            "privacy__mechanism": "gaussian",
+            "privacy__clip_norm": "1.0",
+            "privacy__delta": "1e-3",
+            "privacy__noise_multiplier": "2.0",
+            "privacy__noise_seed": "1",
+            "sampler__name": "poisson",
+          },
+        ),
+        ("fedavg", {"aggregator__name": "median"}),
+        ("fedavg", {"transforms__q__name": "quantize"}),
+        ("fedavg", {"server__initial_eval": "True", "seed": "7"}),
+      )
+    ),
+  ],
+)
+def test_rows_of_any_algorithm_are_their_single_runs(algorithm, more, tmp_path):
+  changes = {"algorithm__name": algorithm, **more}
+  fs.study(config(**changes), tmp_path / "study", vary=RATES, seeds=2)
+  expected = alone(tmp_path / "study", "003", tmp_path / "single")
+  assert_rows_equal(rows_of(tmp_path / "study", "003"), expected)
+
+
+def killed_after(monkeypatch, saves):
+  """Let a study die, as if killed, once it has begun so many checkpoints."""
+  save = Trainer.save
+
+  def die(trainer):
+    save(trainer)
+    if trainer.saves == saves:
+      trainer.folder.wait()
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(Trainer, "save", die)
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+def test_a_killed_study_goes_on_bit_for_bit(
+  rates, tmp_path, monkeypatch, saves
+):
+  folder = tmp_path / "killed"
+  with monkeypatch.context() as patch:
+    killed_after(patch, saves)
+    with pytest.raises(KeyboardInterrupt):
+      fs.study(config(), folder, vary=RATES, seeds=2)
+  # As if rows of later rounds had been written before the kill.
+  with (folder / "runs" / "000" / "metrics.jsonl").open("a") as file:
+    file.write('{"round": 9, "to')
+  fs.study(config(), folder, vary=RATES, seeds=2)
+  for name in ("000", "001", "002", "003"):
+    metrics = pathlib.Path("runs") / name / "metrics.jsonl"
+    assert (folder / metrics).read_bytes() == (rates / metrics).read_bytes()
+  assert (folder / "study.csv").read_bytes() == (
+    rates / "study.csv"
+  ).read_bytes()
+
+
+def test_a_signal_leaves_a_checkpoint(tmp_path, monkeypatch):
+  calls = []
+  call = Trainer.predicted
+
+  def predicted(trainer):
+    calls.append(1)
+    signal.raise_signal(signal.SIGTERM)
+    return call(trainer)
+
+  monkeypatch.setattr(Trainer, "predicted", predicted)
+  with pytest.raises(folders.StudyInterrupted, match="SIGTERM") as stopped:
+    fs.study(config(), tmp_path / "study", vary=RATES)
+  assert stopped.value.exit_code == 143
+  assert folders.read_study(tmp_path / "study") is not None
+
+
+def test_halving_ends_the_worst(tmp_path, capsys):
+  vary = {"client.learning_rate": "0.0001,0.2,0.4"}
+  study = fs.study(config(), tmp_path / "study", vary=vary, seeds=2, halving=3)
+  status = [(r["status"], r["rounds"]) for r in study.runs]
+  ended, finished = ("ended", 2), ("finished", 4)
+  best = {
+    r["point"]["client.learning_rate"]
+    for r in study.runs
+    if r["status"] == "finished"
+  }
+  assert sorted(status) == sorted([ended] * 4 + [finished] * 2)
+  assert len(best) == 1 and best != {"0.0001"}
+  assert "1 of 3 settings go on" in capsys.readouterr().out
+  assert (tmp_path / "study/runs/000/summary.json").exists() == (
+    best == {"0.0001"}
+  )
+
+
+def test_a_diverging_run_ends_alone(tmp_path):
+  vary = {"client.learning_rate": "0.1,1e38"}
+  study = fs.study(config(), tmp_path / "study", vary=vary)
+  fine, wild = study.runs
+  assert (fine["status"], wild["status"]) == ("finished", "diverged")
+  assert "not finite" in wild["reason"]
+  assert wild["rounds"] < 4
+
+
+def test_runs_that_are_no_rows_go_one_by_one(tmp_path, capsys):
+  changed = config(server__client_log="True", server__rounds="2")
+  study = fs.study(changed, tmp_path / "study", vary=RATES)
+  assert [r["status"] for r in study.runs] == ["finished"] * 2
+  assert "one by one: server.client_log=True" in capsys.readouterr().out
+  assert fs.load(tmp_path / "study", run=1).round == 2
+
+
+def test_the_plan_runs_nothing(tmp_path, capsys):
+  made = fs.study(config(), tmp_path / "s", vary=RATES, seeds=3, plan_only=True)
+  said = capsys.readouterr().out
+  assert made is None and not (tmp_path / "s").exists()
+  assert "6 runs: 2 settings x 3 seeds, 4 rounds each" in said
+  assert "MB a device" in said and "s of training" in said
+
+
+@pytest.mark.parametrize(
+  ("vary", "told"),
+  [
+    ({"client.lerning_rate": "1,2"}, "learning_rate"),
+    ({"client.learning_rate": "0.1,-1"}, "client.learning_rate=-1"),
+    ({"algorithm.name": "fedavg,fedprocs"}, "fedprox"),
+    ({"seed": "1,2"}, "--seeds"),
+  ],
+)
+def test_what_is_refused_is_named_before_anything_runs(tmp_path, vary, told):
+  with pytest.raises((UsageError, StudyError, UnknownNameError), match=told):
+    fs.study(config(), tmp_path / "study", vary=vary)
+  assert not (tmp_path / "study").exists()
+
+
+def test_points_that_are_the_same_are_said(tmp_path, capsys):
+  vary = {"client.learning_rate": "0.1,0.10"}
+  fs.study(config(), tmp_path / "s", vary=vary, plan_only=True)
+  said = capsys.readouterr()
+  assert "are the same config" in said.err
+  assert "1 run: 1 setting x 1 seed" in said.out
+
+
+def test_an_unknown_metric_is_refused(tmp_path):
+  with pytest.raises(StudyError, match="--metric=test/acuracy.*test/accuracy"):
+    fs.study(config(), tmp_path / "study", vary=RATES, metric="test/acuracy")
+
+
+def test_a_folder_of_something_else_is_refused(rates, tmp_path, capsys):
+  with pytest.raises(WorkdirError, match="holds another study: seeds differ"):
+    fs.study(config(), rates, vary=RATES, seeds=3)
+  with pytest.raises(WorkdirError, match="holds a run"):
+    fs.study(config(), rates / "runs" / "000", vary=RATES)
+  with (
+    folders.held(rates),
+    pytest.raises(WorkdirError, match="--studydir=.*in use"),
+  ):
+    fs.study(config(), rates, vary=RATES, seeds=2)
+
+
+def test_data_that_changed_are_refused(rates, tmp_path, monkeypatch):
+  copy = tmp_path / "copy"
+  shutil.copytree(rates, copy)
+  monkeypatch.setattr(
+    "fedjax_sim.studies.execution.data_digest", lambda simulator: "other"
+  )
+  with pytest.raises(WorkdirError, match="training data are not those"):
+    fs.study(config(), copy, vary=RATES, seeds=2)
+
+
+def test_the_command(tmp_path, capsys):
+  arguments = [f"--config.{k}={v}" for k, v in QUICK.items()]
+  done = main(
+    [
+      "study",
+      f"--config={DIGITS}",
+      f"--studydir={tmp_path / 's'}",
+      "--vary",
+      "client.learning_rate=0.1,0.3",
+      "--vary=config.server.momentum=linear(0.0,0.9,2)",
+      "--seeds=1",
+      "--config.server.rounds=2",
+      *arguments,
+      "--plan",
+    ]
+  )
+  assert done == 0
+  assert "4 runs: 4 settings x 1 seed" in capsys.readouterr().out
+  for wrong in ("--vary", "--vary=x", "--seeds=x", "--random=x", "--halving=1"):
+    assert main(["study", f"--config={DIGITS}", "--studydir=s", wrong]) == 2
+  assert not pathlib.Path("s").exists()
