@@ -43,6 +43,7 @@ if TYPE_CHECKING:
   from fedjax_sim.simulation.runtime import Runtime
   from fedjax_sim.simulation.simulate import simulate
   from fedjax_sim.simulation.simulator import Simulator
+  from fedjax_sim.study.compare import compare
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
   from fedjax_sim.tasks.freezing import named_variables
   from fedjax_sim.tasks.initial import with_initial
@@ -67,6 +68,7 @@ __all__ = [
   "Task",
   "Transform",
   "Variables",
+  "compare",
   "function_task",
   "linen_task",
   "load",
@@ -100,6 +102,7 @@ _HOME = {
   "Task": "fedjax_sim.core",
   "Transform": "fedjax_sim.core",
   "Variables": "fedjax_sim.core",
+  "compare": "fedjax_sim.study.compare",
   "function_task": "fedjax_sim.tasks",
   "linen_task": "fedjax_sim.tasks",
   "load": "fedjax_sim.run.opened",

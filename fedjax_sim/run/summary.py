@@ -48,6 +48,7 @@ def sum_up(
   phases: Phases,
   folder: Path,
   measured: Mapping[str, ClientMetrics] | None,
+  data_digest: str,
 ) -> dict[str, Any]:
   """Write what a finished run leaves, `summary.json` last, and return that.
 
@@ -61,6 +62,7 @@ def sum_up(
     folder: the workdir.
     measured: set -> metrics of its clients, by the evaluation after the last
       round; None if a process before this one made it.
+    data_digest: of the data.
   """
   sets = ("seen", "unseen")
   if measured is None:
@@ -99,6 +101,7 @@ def sum_up(
       **simulator.account.exact_row(rounds),
       **best,
       "params_digest": digest,
+      "data_digest": data_digest,
       "rounds": rounds,
       "seed": simulator.seed,
       "noise_seed": simulator.noise_seed,

@@ -1,0 +1,1 @@
+"""Studies: many runs that belong together, and how their settings compare."""
