@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -58,7 +59,7 @@ def _results(comparison: Comparison) -> Section:
     cards.append(
       Card(
         "paired width",
-        f"{formatting.number(ratio)} ×",
+        f"{ratio:.2g} ×",
         "that of unpaired intervals, the median of pairs",
       )
     )
@@ -102,6 +103,7 @@ def _differences(comparison: Comparison) -> Section:
     " one's. p (Holm) is corrected for all pairs; intervals are not.",
     tables.width_line(comparison),
   ]
+  pairs = tables.pairs_table(comparison)  # seeds are another section's
   more = len(comparison.settings) - tables.MOST_WINS
   if more > 0:
     texts.append(f"The second table has the {tables.MOST_WINS} best settings.")
@@ -109,7 +111,7 @@ def _differences(comparison: Comparison) -> Section:
     "Differences",
     texts=[line for line in texts if line],
     tables=[
-      _table(tables.pairs_table(comparison)),
+      Table(pairs.caption, pairs.head[:-2], [row[:-2] for row in pairs.rows]),
       _table(tables.wins_table(comparison)),
     ],
   )
@@ -117,11 +119,12 @@ def _differences(comparison: Comparison) -> Section:
 
 def _seeds(comparison: Comparison) -> Section:
   rows = []
-  for pair in comparison.pairs[: tables.MOST_PAIRS]:
+  pairs = zip(tables.pair_names(comparison), comparison.pairs, strict=True)
+  for name, pair in itertools.islice(pairs, tables.MOST_PAIRS):
     d = pair.difference
     rows.append(
       [
-        f"{pair.a} − {pair.b}",
+        name,
         str(d.seeds),
         *(_count(n) for n in (d.seeds_needed, d.seeds_needed_unpaired)),
         formatting.number(d.detectable)
@@ -154,8 +157,12 @@ def _count(number: int | None) -> str:
 
 def _settings(comparison: Comparison) -> Section:
   fields = dict.fromkeys(f for r in comparison.settings for f in r.fields)
+  names = tables.names_of(comparison)
   rows = [
-    [r.label, *(shown(r.fields[f]) if f in r.fields else "" for f in fields)]
+    [
+      names[r.label],
+      *(shown(r.fields[f]) if f in r.fields else "" for f in fields),
+    ]
     for r in comparison.settings
   ]
   return Section(

@@ -21,6 +21,7 @@ from fedjax_sim.study.statistics import Interval
 
 MOST_PAIRS = 100  # in tables for people; pairs.csv has all
 MOST_WINS = 12  # settings in a win matrix for people
+_LONG = 20  # letters of a label; pairs with a longer one are numbers
 NOTHING = "–"
 _LATEX = {
   "\\": r"\textbackslash{}",
@@ -55,12 +56,31 @@ def title(comparison: Comparison) -> str:
   return f"{comparison.metric} {at}; {better} is better"
 
 
+def names_of(comparison: Comparison) -> dict[str, str]:
+  """Return what tables call each setting: with its number if any is long."""
+  labels = [result.label for result in comparison.settings]
+  if max(map(len, labels)) <= _LONG:
+    return {label: label for label in labels}
+  return {label: f"{i}. {label}" for i, label in enumerate(labels, 1)}
+
+
+def pair_names(comparison: Comparison) -> list[str]:
+  """Return what tables call each pair: "fedprox − fedavg", or "1 − 2"."""
+  names = names_of(comparison)
+  short = {
+    label: name if name == label else name.partition(".")[0]
+    for label, name in names.items()
+  }
+  return [f"{short[p.a]} − {short[p.b]}" for p in comparison.pairs]
+
+
 def settings_table(comparison: Comparison) -> TextTable:
   """Return a row for each setting: its mean, and how soon it is there."""
   level = f"{100 * comparison.confidence:g} %"
+  names = names_of(comparison)
   rows = [
     [
-      r.label,
+      names[r.label],
       f"{len(r.seeds)} of {len(r.runs)}",
       _mean(r),
       _interval(r.interval, signed=False),
@@ -84,10 +104,11 @@ def settings_table(comparison: Comparison) -> TextTable:
 
 def pairs_table(comparison: Comparison) -> TextTable:
   """Return a row for each pair: the paired difference and how sure it is."""
+  pairs = [*zip(pair_names(comparison), comparison.pairs, strict=True)]
   level = f"{100 * comparison.confidence:g} %"
   rows = [
     [
-      f"{p.a} − {p.b}",
+      name,
       str(p.difference.seeds),
       _signed(p.difference.mean, p.difference.interval.width),
       _interval(p.difference.interval),
@@ -99,7 +120,7 @@ def pairs_table(comparison: Comparison) -> TextTable:
       _needed(p.difference.seeds_needed),
       _needed(p.difference.seeds_needed_unpaired),
     ]
-    for p in comparison.pairs[:MOST_PAIRS]
+    for name, p in pairs[:MOST_PAIRS]
   ]
   more = len(comparison.pairs) - len(rows)
   rest = f"; {more:,} more are in pairs.csv" if more else ""
@@ -107,8 +128,8 @@ def pairs_table(comparison: Comparison) -> TextTable:
     f"Differences of {comparison.metric}{rest}",
     (
       *("pair", "seeds", "difference", f"paired {level}", "bootstrap"),
-      *("unpaired", "width ratio", "p", "p (Holm)"),
-      *("seeds needed", "unpaired"),
+      *(f"unpaired {level}", "width ratio", "p", "p (Holm)"),
+      *("seeds needed", "if unpaired"),
     ),
     rows,
   )
@@ -142,10 +163,7 @@ def width_line(comparison: Comparison) -> str:
     return ""
   count = len(comparison.pairs)
   of = f", the median of {count:,} pairs" if count > 1 else ""
-  return (
-    f"Paired intervals are {formatting.number(ratio)} times as wide as unpaired"
-    f" ones{of}."
-  )
+  return f"Paired intervals are {ratio:.2g} times as wide as unpaired ones{of}."
 
 
 def text(comparison: Comparison) -> str:
@@ -177,7 +195,7 @@ def markdown(comparison: Comparison) -> str:
 def latex(comparison: Comparison) -> str:
   """Return the tables of settings and of pairs in LaTeX, with booktabs."""
   tables = [settings_table(comparison), pairs_table(comparison)]
-  best = comparison.settings[0].label
+  best = names_of(comparison)[comparison.settings[0].label]
   parts = [_tabular(table, bold=best) for table in tables]
   return "% \\usepackage{booktabs}\n" + "\n".join(parts)
 
@@ -269,8 +287,9 @@ def _pipes(table: TextTable) -> str:
 
 def _tabular(table: TextTable, bold: str) -> str:
   line = lambda cells: " & ".join(map(_escaped, cells)) + r" \\"
+  strong = lambda cell: rf"\textbf{{{_escaped(cell)}}}"
   rows = [
-    " & ".join(rf"\textbf{{{_escaped(cell)}}}" for cell in row) + r" \\"
+    f"{strong(row[0])} & {row[1]} & {strong(row[2])} & {line(row[3:])}"
     if row[0] == bold
     else line(row)
     for row in table.rows
