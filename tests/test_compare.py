@@ -157,6 +157,35 @@ def test_the_value_that_counts(two):
     compare(two, at=7)
 
 
+def test_a_value_that_is_not_finite_does_not_count(two):
+  rows: list = read_metrics(two[0] / "metrics.jsonl")
+  rows[-1][METRIC] = None
+  text = "".join(f"{json.dumps(row)}\n" for row in rows)
+  (two[0] / "metrics.jsonl").write_text(text)
+  found = compare(two)
+  assert found.settings[1].seeds == (1, 2)
+  assert found.pairs[0].difference.seeds == 2
+  assert f"seed 0: its {METRIC} is not finite." in found.notes[0]
+  best = compare(two, at="best")
+  assert best.settings[1].values[0] == 0.5
+  assert "flatters" in best.notes[0]
+
+
+def test_noise_that_is_not_shared_is_said(tmp_path):
+  for seed in (None, 1):
+    privacy = {"privacy": {"mechanism": "gaussian", "noise_seed": seed}}
+    runs = [
+      write_run(
+        tmp_path / f"{name}-{seed}",
+        config(0, algorithm__name=name) | privacy,
+        [0.5],
+      )
+      for name in ("fedavg", "fedprox")
+    ]
+    notes = "".join(compare(runs).notes)
+    assert ("draw their noise from fresh" in notes) == (seed is None)
+
+
 def test_a_loss_is_better_lower(tmp_path):
   runs = write_two(tmp_path, "test/loss")
   found = compare(runs, "test/loss")
@@ -248,7 +277,7 @@ def test_a_study(tmp_path):
   )
   assert "1 of 8 runs of" in told
   assert "have not begun: 007" in told
-  assert found.settings[2].reached.count == 1
+  assert found.settings[2].reached.seeds == 1
   early = compare([study], at=1)
   assert [len(s.seeds) for s in early.settings] == [1, 3, 3]
 

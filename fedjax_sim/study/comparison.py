@@ -39,14 +39,14 @@ class Reached(NamedTuple):
   are of all runs; infinity is "not reached".
 
   Attributes:
-    count: runs that reach it.
+    seeds: how many runs reach it.
     of: runs.
     rounds: the median of the round.
     bytes_down: the median of what clients received until then, all together.
     bytes_up: the median of what they sent.
   """
 
-  count: int
+  seeds: int
   of: int
   rounds: float
   bytes_down: float
@@ -235,7 +235,7 @@ def compare_settings(
     baseline=baseline,
     settings=results,
     pairs=pairs,
-    notes=[*_notes(results, pairs, target), *notes],
+    notes=[*_notes(results, pairs, target, at), *notes],
   )
 
 
@@ -385,10 +385,18 @@ def _few(names: Sequence[str], most: int = 3) -> str:
 
 
 def _notes(
-  results: Sequence[SettingResult], pairs: Sequence[Pair], target: float
+  results: Sequence[SettingResult],
+  pairs: Sequence[Pair],
+  target: float,
+  at: str | int,
 ) -> list[str]:
   """Return what a reader has to know."""
   notes = []
+  if at == BEST:
+    notes.append(
+      "The best value of each run is chosen by the metric itself, which"
+      " flatters all settings."
+    )
   for result in results:
     if result.left_out:
       total, told = len(result.runs), "; ".join(result.left_out)
@@ -408,7 +416,7 @@ def _notes(
       "Where a difference is the same in every seed, there is no spread to test"
       " it by."
     )
-  never = [result.label for result in results if not result.reached.count]
+  never = [result.label for result in results if not result.reached.seeds]
   if never:
     notes.append(
       f"The target {number(target)} is never reached by: {_few(never)}."

@@ -84,7 +84,7 @@ def settings_table(comparison: Comparison) -> TextTable:
       f"{len(r.seeds)} of {len(r.runs)}",
       _mean(r),
       _interval(r.interval, signed=False),
-      f"{r.reached.count} of {r.reached.of}",
+      f"{r.reached.seeds} of {r.reached.of}",
       _rounds(r.reached.rounds),
       _size(r.reached.bytes_down),
       _size(r.reached.bytes_up),
@@ -217,7 +217,7 @@ def settings_csv(comparison: Comparison) -> str:
         *(comparison.metric, comparison.at, len(r.runs)),
         " ".join(map(str, r.seeds)),
         *(_plain(x) for x in (r.mean, r.std, *r.interval)),
-        *(comparison.target, r.reached.count),
+        *(comparison.target, r.reached.seeds),
         *(_plain(x) for x in r.reached[2:]),
         " ".join(map(repr, r.values.tolist())),
       ]
