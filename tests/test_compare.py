@@ -16,7 +16,6 @@ from fedjax_sim.reporting import read_metrics
 from fedjax_sim.study.compare import compare
 from fedjax_sim.study.compared_runs import CompareError, labels_of
 from fedjax_sim.study.comparison_tables import latex, markdown, pairs_csv, text
-from workdirs import SUMMARY
 
 METRIC = "test/accuracy"
 FEDAVG = {0: [0.5, 0.80], 1: [0.6, 0.84], 2: [0.4, 0.82]}
@@ -51,7 +50,7 @@ def write_run(folder, tree, values, *, finished=True, metric=METRIC, **summary):
   lines = "".join(f"{json.dumps(row)}\n" for row in rows)
   (folder / "metrics.jsonl").write_text(lines)
   if finished:
-    facts = SUMMARY | {"rounds": len(values), "seed": tree["seed"]} | summary
+    facts = {"rounds": len(values), "seed": tree["seed"]} | summary
     (folder / "summary.json").write_text(json.dumps(facts))
   return folder
 
@@ -83,7 +82,7 @@ def write_study(folder, runs, fields=("algorithm.name",)):
     listed.append(
       {"name": name, "point": point, "seed": seed, "status": status}
     )
-  study = {"format": 1, "fields": [*fields], "runs": listed}
+  study = {"format": 1, "study": {}, "fields": [*fields], "runs": listed}
   folder.mkdir(exist_ok=True)
   (folder / "study.json").write_text(json.dumps(study))
   return folder

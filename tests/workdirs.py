@@ -7,26 +7,6 @@ import pytest
 from fedjax_sim import reporting
 from fedjax_sim.run import report
 
-SUMMARY = {  # what a report needs of summary.json
-  "params_digest": "ab" * 32,
-  "rounds": 3,
-  "seed": 0,
-  "parameters": 650,
-  "wall_seconds": 12.5,
-  "phase_seconds": {"build": 2.5, "train": 10.0},
-  "train_seconds": 10.0,
-  "clients_per_second": 1234.5,
-  "examples_per_second": 9876.5,
-  "padding_waste": 0.25,
-  "compilations": 1,
-  "lanes": 4,
-  "lanes_reason": "measured",
-  "processes": 1,
-  "devices": ["cpu:0", "cpu:1"],
-  "device_kind": "cpu",
-  "versions": {"python": "3.11", "jax": "0.10"},
-}
-
 
 def skip_pictures(patch: pytest.MonkeyPatch) -> None:
   """Leave out curves and report, which take longer than a quick run."""

@@ -28,7 +28,7 @@ from fedjax_sim.reporting.pages.record import (
 )
 from fedjax_sim.run.changes import FREE, ORIGIN, ROUNDS, decisive
 
-STUDY = "study.json"
+STUDY, _FORMAT = "study.json", 1
 FINISHED, UNFINISHED = "finished", "unfinished"
 _SEEDS = ("seed", "privacy.noise_seed")
 _PRECISIONS = ("runtime.compute_dtype", "runtime.frozen_dtype")
@@ -64,12 +64,14 @@ class ComparedRun(NamedTuple):
   profile: Mapping[str, Any] | None
   data_digest: str | None
 
-  @property
-  def evaluated_on(self) -> tuple[Any, ...]:
-    """What has to be the same where metrics are compared."""
-    profile = self.profile or {}
-    test = (profile.get("classes"), profile.get("test"))
-    return (self.fields["data.name"], *test)
+  def comparable(self, other: ComparedRun) -> bool:
+    """Return whether both were evaluated on the same data set."""
+    if self.fields["data.name"] != other.fields["data.name"]:
+      return False
+    if self.profile is None or other.profile is None:
+      return True
+    names = ("classes", "test")
+    return all(self.profile.get(n) == other.profile.get(n) for n in names)
 
 
 class Setting(NamedTuple):
@@ -152,10 +154,12 @@ def _of_study(folder: Path, notes: list[str]) -> list[ComparedRun]:
       for run in study["runs"]
     ]
     fields = [str(name) for name in study["fields"]]
+    if study["format"] != _FORMAT:
+      raise ValueError(f"its format is {study['format']}, not {_FORMAT}")
   except (ValueError, KeyError, TypeError) as error:
     raise NoRunError(
       f"{path} is damaged, or of another version of fedjax_sim ({error});"
-      " restore it."
+      " restore it, or compare with that version."
     ) from error
   runs, absent = [], []
   for name, point, status in listed:

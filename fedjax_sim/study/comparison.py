@@ -342,7 +342,7 @@ def _pairs(
   other_data: list[str] = []
   no_seed: list[str] = []
   for a, b in chosen:
-    if a.runs[0].evaluated_on != b.runs[0].evaluated_on:
+    if not a.runs[0].comparable(b.runs[0]):
       other_data.append(f"{a.label} and {b.label}")
       continue
     seeds = [seed for seed in a.seeds if seed in b.seeds]

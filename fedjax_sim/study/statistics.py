@@ -10,6 +10,7 @@ In float64, by numpy and scipy; nothing here knows of runs, files or JAX.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -297,15 +298,17 @@ def seeds_needed(
   if not (std > 0 and abs(mean) > 0):
     return None
   enough = lambda n: power(mean, std, n, alpha, samples) >= wanted
-  low, high = 1, 2
-  while not enough(high):
-    low, high = high, 2 * high
-    if low >= MOST_SEEDS:
-      return None
-  while high - low > 1:
-    middle = (low + high) // 2
-    low, high = (low, middle) if enough(middle) else (middle, high)
-  return high
+  # Of a normal distribution, a few less than of a t distribution.
+  quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(wanted)
+  guess = (quantiles * std / mean) ** 2
+  if guess > MOST_SEEDS:
+    return None
+  seeds = max(2, math.ceil(guess))
+  while not enough(seeds):
+    seeds += 1
+  while seeds > 2 and enough(seeds - 1):
+    seeds -= 1
+  return seeds
 
 
 def detectable(
@@ -324,11 +327,17 @@ def detectable(
   """
   if seeds < 2 or math.isnan(std):
     return math.nan
+  return std * _effect(seeds, wanted, alpha)
+
+
+@functools.lru_cache
+def _effect(seeds: int, wanted: float, alpha: float) -> float:
+  """Return what is detectable where the standard deviation is 1."""
   missing = lambda effect: power(effect, 1.0, seeds, alpha) - wanted
   most = 2.0
   while missing(most) < 0:
     most *= 2
-  return std * float(optimize.brentq(missing, 1e-9, most))
+  return float(optimize.brentq(missing, 1e-9, most))
 
 
 def _half_width(std: float, count: int, confidence: float) -> float:

@@ -20,11 +20,29 @@ from fedjax_sim.reporting.html import page_of
 from fedjax_sim.reporting.pages import page as pages
 from fedjax_sim.run import report
 from tiers import slow_but
-from workdirs import SUMMARY
 
 EVIL = "<script>alert('ü')</script>\"&$x$"
 VOID = {"meta", "br", "wbr", "use", "path", "image", "rect"}
 CELLS = ("th", "td", "dt", "dd", "p", "h1", "figcaption", "pre")
+SUMMARY = {
+  "params_digest": "ab" * 32,
+  "rounds": 3,
+  "seed": 0,
+  "parameters": 650,
+  "wall_seconds": 12.5,
+  "phase_seconds": {"build": 2.5, "train": 10.0},
+  "train_seconds": 10.0,
+  "clients_per_second": 1234.5,
+  "examples_per_second": 9876.5,
+  "padding_waste": 0.25,
+  "compilations": 1,
+  "lanes": 4,
+  "lanes_reason": "measured",
+  "processes": 1,
+  "devices": ["cpu:0", "cpu:1"],
+  "device_kind": "cpu",
+  "versions": {"python": "3.11", "jax": "0.10"},
+}
 
 
 class Page(html.parser.HTMLParser):

@@ -127,6 +127,7 @@ def read_run(
     OSError: a file cannot be read.
   """
   outcome = read_outcome(folder, summary)
+  _check_summary(folder, outcome.summary, _SUMMARY)
   missing: list[str] = []
   return RunRecord(
     **outcome._asdict(),
@@ -194,19 +195,26 @@ def _check_whole(
   """Refuse a summary that does not belong to the metrics."""
   if summary is None:
     return
-  path, last = folder / "summary.json", rows[-1]["round"] if rows else 0
-  try:
-    _ = [summary[name] for name in _SUMMARY]
-  except KeyError as error:
-    raise NoRunError(
-      f"{path} is of another version of fedjax_sim, or damaged: {error} is"
-      " missing; report with the version that made the run."
-    ) from error
+  _check_summary(folder, summary, ("rounds",))
+  last = rows[-1]["round"] if rows else 0
   if summary["rounds"] != last:
     raise NoRunError(
-      f"{folder / 'metrics.jsonl'} ends with round {last}, but {path.name} is"
+      f"{folder / 'metrics.jsonl'} ends with round {last}, but summary.json is"
       f" of round {summary['rounds']}: the folder was copied in part; copy all"
       " of it."
+    )
+
+
+def _check_summary(
+  folder: Path, summary: Mapping[str, Any] | None, names: Sequence[str]
+) -> None:
+  """Refuse a summary without one of the names."""
+  absent = [] if summary is None else [n for n in names if n not in summary]
+  if absent:
+    raise NoRunError(
+      f"{folder / 'summary.json'} is of another version of fedjax_sim, or"
+      f" damaged: {absent[0]!r} is missing; report with the version that made"
+      " the run."
     )
 
 
