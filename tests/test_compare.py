@@ -265,6 +265,10 @@ def test_a_study(tmp_path):
       (nova, 1, "waiting", None),
     ],
   )
+  halved = write_study(
+    tmp_path / "halved",
+    [(avg, 0, "finished", [0.5, 0.6]), (nova, 0, "ended", [0.4])],
+  )
   found = compare([study])
   assert [s.label for s in found.settings] == ["fedprox", "fedavg", "fednova"]
   assert found.settings[0].seeds == (0, 2)
@@ -277,8 +281,31 @@ def test_a_study(tmp_path):
   assert "1 of 8 runs of" in told
   assert "have not begun: 007" in told
   assert found.settings[2].reached.seeds == 1
+  with pytest.raises(CompareError, match="in round 1, so give --at=1"):
+    compare([halved])
   early = compare([study], at=1)
   assert [len(s.seeds) for s in early.settings] == [1, 3, 3]
+
+
+def test_many_settings_are_short_in_a_terminal(tmp_path):
+  runs = [
+    write_run(
+      tmp_path / f"{i}-{seed}",
+      config(seed, model__name=f"m{i:02d}"),
+      [0.9 - i / 100 + seed / (50 + i)],
+    )
+    for i in range(17)
+    for seed in range(2)
+  ]
+  found = compare(runs)
+  assert len(found.pairs) == 17 * 16 / 2
+  printed = text(found)
+  assert printed.count("\nand ") == 2
+  assert "and 2 more" in printed
+  assert "m00 − m15" in printed
+  assert "m01 − m02" not in printed
+  assert "36 more are in pairs.csv" in markdown(found)
+  assert pairs_csv(found).count("\n") == 137
 
 
 def test_a_baseline(two, tmp_path):
@@ -306,6 +333,23 @@ def test_one_seed_has_no_interval(two, tmp_path):
   assert math.isnan(found.width_ratio)
   assert "nan" not in (tmp_path / "out" / "comparison.md").read_text()
   assert "nan" not in (tmp_path / "out" / "pairs.csv").read_text()
+
+
+def test_equal_differences_are_shown_without_an_interval(tmp_path):
+  runs = [
+    write_run(
+      tmp_path / f"{name}-{seed}",
+      config(seed, algorithm__name=name),
+      [better + seed / 10],
+    )
+    for name, better in (("fedavg", 0.5), ("fedprox", 0.6))
+    for seed in range(3)
+  ]
+  found = compare(runs)
+  assert found.pairs[0].difference.mean == pytest.approx(0.1)
+  row = next(x for x in markdown(found).split("\n") if "fedprox − fed" in x)
+  assert row.split(" | ")[3:5] == ["–", "–"]
+  assert "no spread to test" in found.notes[0]
 
 
 def test_the_files(two, tmp_path, capsys):
@@ -369,7 +413,7 @@ def test_data_have_to_be_the_same(tmp_path, two):
   found = compare([*two, *other])
   assert len(found.pairs) == 1
   assert any("Evaluated on different data" in note for note in found.notes)
-  with pytest.raises(CompareError, match="no two settings can be compared"):
+  with pytest.raises(CompareError, match=r"6 of 6 runs count \(6 finished\)"):
     compare([*two[:3], *other])
   changed = [
     write_run(tmp_path / f"changed-{i}", config(i), [0.5], data_digest=str(i))

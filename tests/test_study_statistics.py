@@ -122,6 +122,7 @@ def test_equal_differences_have_no_test():
   assert found.seeds_needed is None
   same = difference(A, A)
   assert same.bootstrap == (0, 0)
+  assert math.isnan(same.width_ratio)
   assert math.isnan(same.p_value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -223,7 +224,9 @@ def compare_settings(
   pairs, notes = _pairs(results, higher, baseline, confidence)
   if not pairs:
     raise CompareError(
-      "compare: no two settings can be compared. " + " ".join(notes)
+      "compare: no two settings can be compared:"
+      f" {_standing(results, metric, at)}."
+      f" {' '.join(notes)}"
     )
   return Comparison(
     metric=metric,
@@ -285,12 +288,34 @@ def value_at(
   return value if math.isfinite(value) else f"its {metric} is not finite"
 
 
+def _standing(
+  results: Sequence[SettingResult], metric: str, at: str | int
+) -> str:
+  """Return how many runs count, and how far the runs are."""
+  runs = [run for result in results for run in result.runs]
+  counts = collections.Counter(run.status for run in runs)
+  told = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+  counted = sum(len(result.seeds) for result in results)
+  shared = set[int].intersection(*(_rounds_of(run, metric) for run in runs))
+  hint = (
+    f"; all have {metric} in round {max(shared)}, so give --at={max(shared)}"
+    if shared and counted < len(runs) and not isinstance(at, int)
+    else ""
+  )
+  return f"{counted:,} of {len(runs):,} runs count ({told}){hint}"
+
+
+def _rounds_of(run: ComparedRun, metric: str) -> set[int]:
+  """Return the rounds in which a run has the metric."""
+  return {int(round_) for round_ in line_of(run.rows, metric).rounds}
+
+
 def _nothing_counts(
   settings: Sequence[Setting], metric: str, at: str | int
 ) -> str:
   """Return the message where no run has a value that counts."""
   runs = [run for setting in settings for run in setting.runs]
-  rounds = {int(r) for run in runs for r in line_of(run.rows, metric).rounds}
+  rounds = set[int].union(*(_rounds_of(run, metric) for run in runs))
   if isinstance(at, int):
     near = sorted(rounds, key=lambda r: (abs(r - at), r))[:3]
     told = ", ".join(map(str, sorted(near)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -119,8 +118,9 @@ def _differences(comparison: Comparison) -> Section:
 
 def _seeds(comparison: Comparison) -> Section:
   rows = []
-  pairs = zip(tables.pair_names(comparison), comparison.pairs, strict=True)
-  for name, pair in itertools.islice(pairs, tables.MOST_PAIRS):
+  pairs = comparison.pairs[: tables.MOST_PAIRS]
+  names = tables.pair_names(comparison, pairs)
+  for name, pair in zip(names, pairs, strict=True):
     d = pair.difference
     rows.append(
       [

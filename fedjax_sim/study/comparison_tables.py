@@ -20,6 +20,7 @@ from fedjax_sim.study.comparison import (
 from fedjax_sim.study.statistics import Interval
 
 MOST_PAIRS = 100  # in tables for people; pairs.csv has all
+_PRINTED = 15  # rows of a table in a terminal
 MOST_WINS = 12  # settings in a win matrix for people
 _LONG = 20  # letters of a label; pairs with a longer one are numbers
 NOTHING = "–"
@@ -64,14 +65,14 @@ def names_of(comparison: Comparison) -> dict[str, str]:
   return {label: f"{i}. {label}" for i, label in enumerate(labels, 1)}
 
 
-def pair_names(comparison: Comparison) -> list[str]:
-  """Return what tables call each pair: "fedprox − fedavg", or "1 − 2"."""
+def pair_names(comparison: Comparison, pairs: Sequence[Pair]) -> list[str]:
+  """Return what tables call pairs: "fedprox − fedavg", or "1 − 2"."""
   names = names_of(comparison)
   short = {
     label: name if name == label else name.partition(".")[0]
     for label, name in names.items()
   }
-  return [f"{short[p.a]} − {short[p.b]}" for p in comparison.pairs]
+  return [f"{short[p.a]} − {short[p.b]}" for p in pairs]
 
 
 def settings_table(comparison: Comparison) -> TextTable:
@@ -102,17 +103,25 @@ def settings_table(comparison: Comparison) -> TextTable:
   )
 
 
-def pairs_table(comparison: Comparison) -> TextTable:
-  """Return a row for each pair: the paired difference and how sure it is."""
-  pairs = [*zip(pair_names(comparison), comparison.pairs, strict=True)]
+def pairs_table(
+  comparison: Comparison, chosen: Sequence[Pair] | None = None
+) -> TextTable:
+  """Return a row for each pair: the paired difference and how sure it is.
+
+  Args:
+    comparison: what was compared.
+    chosen: some of its pairs; None: all.
+  """
+  chosen = comparison.pairs if chosen is None else chosen
+  pairs = [*zip(pair_names(comparison, chosen), chosen, strict=True)]
   level = f"{100 * comparison.confidence:g} %"
   rows = [
     [
       name,
       str(p.difference.seeds),
       _signed(p.difference.mean, p.difference.interval.width),
-      _interval(p.difference.interval),
-      _interval(p.difference.bootstrap),
+      _interval(p.difference.interval) if p.difference.std > 0 else NOTHING,
+      _interval(p.difference.bootstrap) if p.difference.std > 0 else NOTHING,
       _interval(p.difference.unpaired),
       _number(p.difference.width_ratio, 2),
       probability(p.difference.p_value),
@@ -167,8 +176,14 @@ def width_line(comparison: Comparison) -> str:
 
 
 def text(comparison: Comparison) -> str:
-  """Return a short text for the terminal."""
-  settings, pairs = settings_table(comparison), pairs_table(comparison)
+  """Return a short text for the terminal.
+
+  Of many pairs it has those with the best setting, or the baseline.
+  """
+  first = comparison.baseline or comparison.settings[0].label
+  few = len(comparison.pairs) <= _PRINTED
+  chosen = [p for p in comparison.pairs if few or first in (p.a, p.b)]
+  settings, pairs = settings_table(comparison), pairs_table(comparison, chosen)
   keep = [0, 1, 2, 3, 6, 7, 8, 9]
   short = pairs._replace(
     head=[pairs.head[i] for i in keep],
@@ -266,7 +281,7 @@ def _plain(value: float) -> str:
 
 
 def _aligned(table: TextTable) -> str:
-  rows = [table.head, *table.rows]
+  rows = [table.head, *table.rows[:_PRINTED]]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
     "  ".join(
@@ -275,6 +290,8 @@ def _aligned(table: TextTable) -> str:
     ).rstrip()
     for row in rows
   ]
+  more = len(table.rows) - _PRINTED
+  lines += [f"and {more:,} more"] if more > 0 else []
   return "".join(f"{line}\n" for line in lines)
 
 

@@ -75,9 +75,13 @@ class Difference(NamedTuple):
 
   @property
   def width_ratio(self) -> float:
-    """Width of the paired interval over that of the unpaired one."""
-    width = self.unpaired.width
-    return self.interval.width / width if width > 0 else math.nan
+    """Width of the paired interval over that of the unpaired one.
+
+    NaN where a difference is the same in every seed, as there is no interval.
+    """
+    if not (self.std > 0 and self.unpaired.width > 0):
+      return math.nan
+    return self.interval.width / self.unpaired.width
 
 
 def difference(
