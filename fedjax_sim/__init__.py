@@ -42,6 +42,7 @@ if TYPE_CHECKING:
   from fedjax_sim.simulation.runtime import Runtime
   from fedjax_sim.simulation.simulate import simulate
   from fedjax_sim.simulation.simulator import Simulator
+  from fedjax_sim.studies.compare import compare
   from fedjax_sim.studies.opened import load
   from fedjax_sim.studies.study import study
   from fedjax_sim.tasks import function_task, linen_task, nnx_task
@@ -68,6 +69,7 @@ __all__ = [
   "Task",
   "Transform",
   "Variables",
+  "compare",
   "function_task",
   "linen_task",
   "load",
@@ -102,6 +104,7 @@ _HOME = {
   "Task": "fedjax_sim.core",
   "Transform": "fedjax_sim.core",
   "Variables": "fedjax_sim.core",
+  "compare": "fedjax_sim.studies.compare",
   "function_task": "fedjax_sim.tasks",
   "linen_task": "fedjax_sim.tasks",
   "load": "fedjax_sim.studies.opened",

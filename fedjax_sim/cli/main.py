@@ -77,6 +77,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "export": _of_module("export"),
   "flute": _of_module("flute"),
   "report": _of_module("report"),
+  "compare": _of_module("compare"),
   "list": _list,
   "study": _of_module("study"),
   "verify": _of_module("verify"),

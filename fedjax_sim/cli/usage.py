@@ -35,6 +35,14 @@ fedjax-sim: federated learning, simulated.
       writes DIR/report.html of a run, finished or not, or compares several
       --style=paper: curves a column wide, as PDF, SVG or PNG; of
       --metrics=test/accuracy,... alone
+  fedjax-sim compare DIR DIR ... [--metric=test/accuracy] [--to=FOLDER]
+      how the settings of runs, or of a study, differ, paired over the seeds
+      that they share: intervals, tests, seeds needed; tables, curves, a page
+      --at=last|best|ROUND: the value of a run that counts
+      --target=VALUE: to count rounds and bytes to
+      --baseline=SETTING: to compare all others with
+      --lower_is_better, --higher_is_better: of a metric of your own
+      --confidence=0.95: of all intervals
   fedjax-sim privacy epsilon|calibrate|curve --population=N --delta=D ...
       what --clients-per-round=C, --rounds=T and --noise-multiplier=Z cost;
       with --epsilon=E calibrate finds the one of them that is left out;

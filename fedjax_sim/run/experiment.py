@@ -259,6 +259,7 @@ class _Launch:
         phases,
         folder,
         loop.measured,
+        self.data_digest,
       )
     return summary, None if profile is None else profile.write(simulator)
 

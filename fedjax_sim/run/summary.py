@@ -48,6 +48,7 @@ def sum_up(
   phases: Phases,
   folder: Path,
   measured: Mapping[str, ClientMetrics] | None,
+  data_digest: str,
 ) -> dict[str, Any]:
   """Write what a finished run leaves, `summary.json` last, and return that.
 
@@ -61,6 +62,7 @@ def sum_up(
     folder: the workdir.
     measured: set -> metrics of its clients, by the evaluation after the last
       round; None if a process before this one made it.
+    data_digest: of the data.
   """
   sets = ("seen", "unseen")
   if measured is None:
@@ -94,7 +96,7 @@ def sum_up(
     totals = count()
     device = simulator.mesh.devices.flat[0]
     summary = {
-      **result_facts(experiment, rows[-1], state, digest),
+      **result_facts(experiment, rows[-1], state, digest, data_digest),
       "wall_seconds": totals.wall_seconds,
       "phase_seconds": totals.phase_seconds,
       "train_seconds": totals.train_seconds,
@@ -130,6 +132,7 @@ def result_facts(
   last: Mapping[str, float],
   state: RunState,
   digest: str,
+  data_digest: str,
 ) -> dict[str, Any]:
   """Return what a summary says of a run's result, and of its privacy.
 
@@ -138,6 +141,7 @@ def result_facts(
     last: the last row of metrics.
     state: the state after the last round, on the devices or on the host.
     digest: of the parameters.
+    data_digest: of the data.
   """
   simulator, rounds = experiment.simulator, int(state.round)
   ledger = simulator.account.ledger
@@ -146,6 +150,7 @@ def result_facts(
     **simulator.account.exact_row(rounds),
     **simulator.react.best_row(state),
     "params_digest": digest,
+    "data_digest": data_digest,
     "rounds": rounds,
     "seed": simulator.seed,
     "noise_seed": simulator.noise_seed,

@@ -164,7 +164,8 @@ def _summarize(
   state, simulator = trainer.own_state(run), run.simulator
   rows = read_metrics(folder / "metrics.jsonl")
   params = simulator.algorithm.variables(state.server).params
-  facts = result_facts(run.experiment, rows[-1], state, tree_digest(params))
+  digests = tree_digest(params), trainer.data
+  facts = result_facts(run.experiment, rows[-1], state, *digests)
   write_json(
     folder / "summary.json",
     {

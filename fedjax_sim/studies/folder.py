@@ -9,7 +9,6 @@ program. A kill leaves the newest checkpoint, and metrics are cut back to it.
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,10 +21,13 @@ from fedjax_sim.reporting import MetricsFile, write_json
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.resume import warn
 from fedjax_sim.run.workdir import WorkdirError, locked
+from fedjax_sim.studies.record import (
+  FORMAT,
+  STUDY_FILE,
+  checkpoints_of,
+  read_study,
+)
 from fedjax_sim.studies.runs import StudyRun
-
-FILE = "study.json"
-FORMAT = 1
 
 
 class StudyInterrupted(FedjaxSimError):
@@ -94,7 +96,7 @@ class StudyFolder:
   ) -> None:
     """Write `study.json`."""
     write_json(
-      self.path / FILE,
+      self.path / STUDY_FILE,
       {
         "format": FORMAT,
         "fields": list(runs[0].point),
@@ -196,11 +198,6 @@ class StudyFolder:
       checkpoints.close()
 
 
-def checkpoints_of(folder: Path, program: int) -> Path:
-  """Return where the checkpoints of a program are."""
-  return folder / "programs" / str(program) / "checkpoints"
-
-
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[StudyFolder]:
   """Yield the folder of a study, and keep other processes out of it.
@@ -217,28 +214,3 @@ def held(path: Path) -> Iterator[StudyFolder]:
     folder = StudyFolder(path)
     with contextlib.closing(folder):
       yield folder
-
-
-def read_study(path: Path) -> dict[str, Any] | None:
-  """Return the content of `study.json`; None if there is none.
-
-  Raises:
-    WorkdirError: it is damaged, or of a newer version.
-  """
-  file = path / FILE
-  if not file.exists():
-    return None
-  try:
-    found: dict[str, Any] = json.loads(file.read_bytes())
-    newer = found["format"] != FORMAT
-    _ = found["study"], found["runs"], found["fields"]
-  except (ValueError, KeyError, TypeError) as error:
-    raise WorkdirError(
-      f"{file} is damaged ({error}); restore it, or name another --studydir."
-    ) from error
-  if newer:
-    raise WorkdirError(
-      f"{file} has the format {found['format']}, and this version reads"
-      f" {FORMAT}; use the version that wrote it."
-    )
-  return found

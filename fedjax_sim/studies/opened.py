@@ -17,7 +17,7 @@ from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
 from fedjax_sim.run.opened import OpenedRun, Wanted
 from fedjax_sim.run.workdir import WorkdirError
 from fedjax_sim.simulation.simulator import Simulator
-from fedjax_sim.studies.folder import checkpoints_of, read_study
+from fedjax_sim.studies.record import checkpoints_of, read_study
 
 
 def load(

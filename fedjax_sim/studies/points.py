@@ -142,7 +142,7 @@ def seeds_of(text: str, first: int) -> list[int]:
   except ValueError:
     numbers = []
   wrong = not numbers or len({*numbers}) < len(numbers) or min(numbers) < 0
-  if wrong or numbers == [0] and "," not in text:
+  if wrong or (numbers == [0] and "," not in text):
     raise UsageError(
       f"--seeds={text}: give how many seeds, such as 5, or the seeds, such as"
       " 3,7,9, each once."

@@ -17,7 +17,8 @@ from fedjax_sim.core import validate
 from fedjax_sim.core.files import write_atomically
 from fedjax_sim.reporting import read_metrics
 from fedjax_sim.run.workdir import WorkdirError
-from fedjax_sim.studies.folder import read_study
+from fedjax_sim.studies.comparison import direction_of
+from fedjax_sim.studies.record import read_study
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,12 +31,14 @@ class Study:
     runs: of each run `name`, `point`, `seed`, `program`, `status`, `reason`
       and `rounds`, as in `study.json`.
     metric: by which settings are compared.
+    higher_is_better: its direction.
   """
 
   folder: Path
   fields: Sequence[str]
   runs: Sequence[Mapping[str, Any]]
   metric: str
+  higher_is_better: bool
 
   def metrics(self, name: str) -> list[dict[str, float]]:
     """Return the rows of metrics of a run, by its name.
@@ -85,8 +88,7 @@ class Study:
           "std": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
         }
       )
-    lower = self.metric.rpartition("/")[2] not in _HIGHER
-    sign = 1.0 if lower else -1.0
+    sign = -1.0 if self.higher_is_better else 1.0
     order = lambda row: (math.isnan(row["mean"]), sign * row["mean"])
     return sorted(rows, key=order)
 
@@ -107,11 +109,17 @@ class Study:
     return _aligned([heads, *cells])
 
 
-_HIGHER = ("accuracy",)
-
-
-def open_study(studydir: str | os.PathLike[str], metric: str) -> Study:
+def open_study(
+  studydir: str | os.PathLike[str],
+  metric: str = "test/accuracy",
+  higher_is_better: bool | None = None,
+) -> Study:
   """Return a study from its folder.
+
+  Args:
+    studydir: the folder.
+    metric: by which settings are compared.
+    higher_is_better: its direction; None: its name says it.
 
   Raises:
     WorkdirError: there is none.
@@ -120,12 +128,19 @@ def open_study(studydir: str | os.PathLike[str], metric: str) -> Study:
   found = read_study(folder)
   if found is None:
     raise WorkdirError(f"{folder} holds no study: there is no study.json.")
-  return Study(folder, found["fields"], found["runs"], metric)
+  higher = direction_of(metric, higher_is_better)
+  return Study(folder, found["fields"], found["runs"], metric, higher)
 
 
-def sum_up(folder: Path, metric: str) -> Study:
-  """Write `study.csv`, a line a run, print the settings, return the study."""
-  study = open_study(folder, metric)
+def sum_up(folder: Path, metric: str, higher_is_better: bool) -> Study:
+  """Write `study.csv`, a line a run, and print the settings.
+
+  Args:
+    folder: of the study.
+    metric: by which settings are compared.
+    higher_is_better: its direction.
+  """
+  study = open_study(folder, metric, higher_is_better)
   last = {run["name"]: study.last(run["name"]) for run in study.runs}
   names = dict.fromkeys(
     name for row in last.values() for name in row if name != "round"

@@ -134,7 +134,7 @@ def study(
       folder.tell(facts, runs)
     plan.finish()
     folder.tell(facts, runs)
-    return sum_up(path, by[0])
+    return sum_up(path, *by)
 
 
 def _points(

@@ -32,7 +32,7 @@ def test_every_run_has_one_place_beside_runs_of_its_plan(plans, devices, wide):
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 5))
 def test_what_is_packed_is_unpacked(plans, devices):
   layout = lay_out(plans, devices, 4)
-  tree = {"x": np.arange(len(plans)), "y": np.random.rand(len(plans), 2)}
+  tree = {"x": np.arange(len(plans)), "y": np.ones((len(plans), 2))}
   packed = layout.pack(tree)
   assert packed["y"].shape == (*layout.place.shape, 2)
   for name, leaf in layout.unpack(packed).items():

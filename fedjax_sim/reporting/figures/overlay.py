@@ -79,7 +79,7 @@ def draw_overlay(
     drawn = True
     text = name
     if look.told:
-      text = f"{_short(name)}: {_value(line)}"
+      text = f"{short_name(name)}: {_value(line)}"
     linestyle = style.LINES[i % len(style.LINES)]  # one may lie on another
     draw_line(ax, line, text, style.color(i), linestyle, look)
   if drawn and names:
@@ -93,7 +93,7 @@ def draw_names(ax: Axes, names: Sequence[str]) -> None:
   nothing = Line(("",), np.zeros(1, int), np.full(1, np.nan))
   for i, name in enumerate(names):
     linestyle = style.LINES[i % len(style.LINES)]
-    draw_line(ax, nothing, _short(name), style.color(i), linestyle, SCREEN)
+    draw_line(ax, nothing, short_name(name), style.color(i), linestyle, SCREEN)
   ax.legend(frameon=False, fontsize=8, loc="upper left", borderpad=0)
   ax.set_axis_off()
 
@@ -103,7 +103,8 @@ def _value(line: Line) -> str:
   return "" if last is None else formatting.number(last.value)
 
 
-def _short(name: str, most: int = 32) -> str:
+def short_name(name: str, most: int = 32) -> str:
+  """Return a run's name as legends show it, without the middle if long."""
   half = most // 2 - 1
   return name if len(name) <= most else f"{name[:half]}...{name[-half:]}"
 

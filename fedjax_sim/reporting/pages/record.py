@@ -60,6 +60,22 @@ class Participation(NamedTuple):
   counts: Mapping[int, int]
 
 
+class RunOutcome(NamedTuple):
+  """What the files say that every run has.
+
+  Attributes:
+    name: of the run: its folder's.
+    config: as in `config.json`.
+    rows: of `metrics.jsonl`.
+    summary: of `summary.json`; None: the run is not finished.
+  """
+
+  name: str
+  config: Mapping[str, Any]
+  rows: Sequence[Mapping[str, float]]
+  summary: Mapping[str, Any] | None
+
+
 class RunRecord(NamedTuple):
   """What the files of a workdir say.
 
@@ -110,6 +126,33 @@ def read_run(
       damaged.
     OSError: a file cannot be read.
   """
+  outcome = read_outcome(folder, summary)
+  _check_summary(folder, outcome.summary, _SUMMARY)
+  missing: list[str] = []
+  return RunRecord(
+    **outcome._asdict(),
+    timings=_timings(folder / "timings.jsonl", missing),
+    clients=_clients(folder, missing, finished=outcome.summary is not None),
+    profile=read_profile(folder, missing),
+    participation=_participation(folder, outcome.config, missing),
+    missing=missing,
+  )
+
+
+def read_outcome(
+  folder: Path, summary: Mapping[str, Any] | None = None
+) -> RunOutcome:
+  """Return what a run left, of the files that every run has.
+
+  Args:
+    folder: its workdir.
+    summary: of a run that has yet to write it; None: it is read.
+
+  Raises:
+    NoRunError: there is no run, or a file that each run has is missing or
+      damaged.
+    OSError: a file cannot be read.
+  """
   if not folder.exists():
     raise NoRunError(f"--workdir={folder}: there is no such folder.")
   if not folder.is_dir():
@@ -141,18 +184,7 @@ def read_run(
   if summary is None and (folder / "summary.json").exists():
     summary = _json(folder / "summary.json")
   _check_whole(folder, rows, summary)
-  missing: list[str] = []
-  return RunRecord(
-    name=folder.resolve().name,
-    config=config,
-    rows=rows,
-    timings=_timings(folder / "timings.jsonl", missing),
-    summary=summary,
-    clients=_clients(folder, missing, finished=summary is not None),
-    profile=_profile(folder / "data_profile.json", missing),
-    participation=_participation(folder, config, missing),
-    missing=missing,
-  )
+  return RunOutcome(folder.resolve().name, config, rows, summary)
 
 
 def _check_whole(
@@ -163,19 +195,26 @@ def _check_whole(
   """Refuse a summary that does not belong to the metrics."""
   if summary is None:
     return
-  path, last = folder / "summary.json", rows[-1]["round"] if rows else 0
-  try:
-    _ = [summary[name] for name in _SUMMARY]
-  except KeyError as error:
-    raise NoRunError(
-      f"{path} is of another version of fedjax_sim, or damaged: {error} is"
-      " missing; report with the version that made the run."
-    ) from error
+  _check_summary(folder, summary, ("rounds",))
+  last = rows[-1]["round"] if rows else 0
   if summary["rounds"] != last:
     raise NoRunError(
-      f"{folder / 'metrics.jsonl'} ends with round {last}, but {path.name} is"
+      f"{folder / 'metrics.jsonl'} ends with round {last}, but summary.json is"
       f" of round {summary['rounds']}: the folder was copied in part; copy all"
       " of it."
+    )
+
+
+def _check_summary(
+  folder: Path, summary: Mapping[str, Any] | None, names: Sequence[str]
+) -> None:
+  """Refuse a summary without one of the names."""
+  absent = [] if summary is None else [n for n in names if n not in summary]
+  if absent:
+    raise NoRunError(
+      f"{folder / 'summary.json'} is of another version of fedjax_sim, or"
+      f" damaged: {absent[0]!r} is missing; report with the version that made"
+      " the run."
     )
 
 
@@ -232,7 +271,17 @@ def _client_table(path: Path) -> ClientTable:
     raise NoRunError(f"{path} is damaged ({error}); restore it.") from error
 
 
-def _profile(path: Path, missing: list[str]) -> dict[str, Any] | None:
+def read_profile(folder: Path, missing: list[str]) -> dict[str, Any] | None:
+  """Return what `data_profile.json` of a workdir says of the data.
+
+  Args:
+    folder: the workdir.
+    missing: gets a line where there is no such file, and None is returned.
+
+  Raises:
+    NoRunError: it is damaged.
+  """
+  path = folder / "data_profile.json"
   if not path.exists():
     missing.append(f"Clients' sizes and labels: {path.name} is missing.")
     return None

@@ -1,0 +1,91 @@
+"""`compare`: from folders of runs to how their settings differ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from fedjax_sim.core import validate
+from fedjax_sim.studies.compared_runs import (
+  CompareError,
+  check_metric,
+  check_seeds,
+  read_runs,
+  settings_of,
+)
+from fedjax_sim.studies.comparison import (
+  BEST,
+  LAST,
+  Comparison,
+  compare_settings,
+  direction_of,
+)
+from fedjax_sim.studies.comparison_files import write_files
+
+
+def compare(
+  folders: Sequence[str | os.PathLike[str]],
+  metric: str = "test/accuracy",
+  *,
+  at: str | int = LAST,
+  target: float | None = None,
+  higher_is_better: bool | None = None,
+  baseline: str | None = None,
+  confidence: float = 0.95,
+  to: str | os.PathLike[str] | None = None,
+) -> Comparison:
+  """Compare the settings of runs, paired over the seeds that they share.
+
+  Runs are of one setting if their configs differ in seeds alone. Means are
+  over the seeds of a setting; a difference is within each seed, and its
+  intervals and its test are of those differences. Nothing is trained.
+
+  Args:
+    folders: workdirs of runs, or folders of studies.
+    metric: a column of `metrics.jsonl`.
+    at: which value of a run counts: its "last", its "best", which flatters all
+      settings, or that of a round. But for a round, runs count if they are
+      finished.
+    target: a value of the metric to count rounds and bytes to; None: 95 % of
+      the best setting's mean, or 105 % where lower is better.
+    higher_is_better: of a metric whose name does not say it.
+    baseline: label of a setting, to compare all others with; None: all pairs.
+    confidence: of the intervals.
+    to: folder for tables, curves and a page; made if missing. None: no files.
+
+  Raises:
+    CompareError: runs that cannot be compared.
+    NoRunError: a folder holds no run, or damaged files.
+    UnknownNameError: no run has such a metric; no setting is the baseline.
+    TypeError, ValueError: an argument is out of range.
+    OSError: a file cannot be read or written.
+
+  Example:
+    found = fs.compare(["runs/fedavg-0", "runs/fedavg-1", "runs/fedprox-0",
+                        "runs/fedprox-1"])
+    found.pairs[0].difference.interval
+  """
+  confidence = validate.number("confidence", confidence, gt=0, lt=1)
+  if isinstance(at, str):
+    validate.one_of("at", at, (LAST, BEST))
+  else:
+    at = validate.integer("at", at, ge=0)
+  if target is not None:
+    target = validate.number("target", target)
+  notes: list[str] = []
+  runs = read_runs(folders, notes)
+  if not runs:
+    raise CompareError(f"compare: nothing to compare. {' '.join(notes)}")
+  check_metric(metric, runs)
+  higher = direction_of(metric, higher_is_better)
+  settings = settings_of(runs)
+  check_seeds(settings)
+  if baseline is not None:
+    validate.one_of("baseline", baseline, [s.label for s in settings])
+  found = compare_settings(
+    settings, metric, at, target, higher, baseline, confidence
+  )
+  comparison = found._replace(notes=[*notes, *found.notes])
+  if to is not None:
+    write_files(comparison, to)
+  return comparison
