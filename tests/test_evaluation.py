@@ -171,7 +171,7 @@ def test_what_has_no_room_on_the_devices_is_sent_in_pieces(
     assert parts.evaluate(state) == expected
     assert parts.evaluate(state) == expected
     assert [len(s.pieces) for s in sets] == pieces
-    assert [s._program._cache_size() for s in sets] == [1, 1, 1]
+    assert [s._jitted._cache_size() for s in sets] == [1, 1, 1]
 
 
 @settings(max_examples=200, deadline=None)

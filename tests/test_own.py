@@ -66,9 +66,9 @@ def test_it_runs(path, tmp_path):
   assert summary["rounds"] == 2
   assert f"{path}:" in (tmp_path / "config.json").read_text()
   if path.stem == "metric":
-    names = {"loss", "accuracy", "top_3", "recall_of_ones"}
+    names = {"loss", "accuracy", "top_3", "recall_of_ones", "median_margin"}
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    for name in names:
+    for name in names - {"median_margin"}:
       assert json.loads(rows[-1])[f"test/{name}"] >= 0
     with (tmp_path / "clients_unseen.csv").open() as file:
       table = list(csv.DictReader(file))
@@ -97,8 +97,13 @@ def test_the_metrics_are_numpys():
   np.testing.assert_allclose(
     found["test/recall_of_ones"], np.mean(ranks[ones, 0] == 1), rtol=1e-6
   )
+  right = np.eye(10, dtype=bool)[test["y"]]
+  others = np.where(right, -np.inf, logits).max(1)
+  np.testing.assert_allclose(
+    found["test/median_margin"], np.median(logits[right] - others), rtol=1e-5
+  )
   better = {"loss": False, "accuracy": True}
-  better |= {"top_3": True, "recall_of_ones": True}
+  better |= {"top_3": True, "recall_of_ones": True, "median_margin": True}
   assert simulator.task.higher_is_better == better
 
 

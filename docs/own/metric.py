@@ -1,10 +1,11 @@
-"""Metrics of one's own: the right class is among three; ones that are found.
+"""Metrics of one's own: right among three; ones that are found; a median.
 
 fedjax-sim run --config=docs/own/metric.py --workdir=runs/metric
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax_sim.config import default_config
@@ -30,10 +31,22 @@ def recall_of_ones(logits, examples):
 recall_of_ones.higher_is_better = True
 
 
+def median_margin(logits, examples):
+  """Return how far the right class's logit is above all others, (batch,)."""
+  right = jax.nn.one_hot(examples["y"], logits.shape[1], dtype=bool)
+  of = lambda chosen: jnp.max(jnp.where(chosen, logits, -jnp.inf), axis=1)
+  return of(right) - of(~right)
+
+
+median_margin.number = np.median  # on the host; of a client's examples, of all
+median_margin.higher_is_better = True
+
+
 def get_config(arg: str = "") -> ConfigDict:
   """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
-  config.model.metrics = (f"{__file__}:top_3", f"{__file__}:recall_of_ones")
+  names = ("top_3", "recall_of_ones", "median_margin")
+  config.model.metrics = tuple(f"{__file__}:{name}" for name in names)
   config.data.unseen_clients = 10
   config.server.rounds = 2 if arg == "smoke" else 50
   return config

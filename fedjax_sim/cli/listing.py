@@ -11,7 +11,8 @@ import docstring_parser
 
 from fedjax_sim.config import components
 from fedjax_sim.config.components import LABELED, SLOTS, Slot
-from fedjax_sim.core import validate
+from fedjax_sim.core import metric_names, validate
+from fedjax_sim.tasks.measures import MEASURES, named_measure, top_k
 from fedjax_sim.training import schedules
 from fedjax_sim.training.optimizers import OPTIMIZERS
 
@@ -42,8 +43,10 @@ def run(names: Sequence[str]) -> str:
     return _everything()
   if names[0] == "schedule":
     return "\n".join(_schedules())
+  if names[0] == "metric":
+    return "\n".join(_metrics() if len(names) == 1 else _metric(names[1]))
   known = kinds()
-  validate.one_of("list: kind", names[0], [*known, "schedule"])
+  validate.one_of("list: kind", names[0], [*known, "metric", "schedule"])
   slot = known[names[0]]
   if len(names) == 1:
     return "\n".join(_names(slot))
@@ -63,7 +66,7 @@ def _everything() -> str:
     if slot.registry not in seen:
       seen.append(slot.registry)
       lines += ["", *_names(slot, kind)]
-  return "\n".join([*lines, "", *_schedules()])
+  return "\n".join([*lines, "", *_metrics(), "", *_schedules()])
 
 
 def _names(slot: Slot, kind: str = "") -> list[str]:
@@ -89,6 +92,26 @@ def _schedules() -> list[str]:
   """Return the schedules, one a line."""
   title = "schedule: of client.schedule, server.schedule and model.schedule"
   return [title, *_summaries(schedules.SCHEDULES)]
+
+
+def _metrics() -> list[str]:
+  """Return the metrics that a config can name, one a line."""
+  title = "metric: further metrics (model.metrics), beside loss and accuracy"
+  return [title, *_summaries(MEASURES)]
+
+
+def _metric(name: str) -> list[str]:
+  """Return what a metric is."""
+  function = named_measure("list: metric", name)
+  what = MEASURES.get(name, top_k)
+  known = metric_names.known(name)
+  better = {True: "Higher is better.", False: "Lower is better."}
+  lines = [f"model.metrics=('{function.__name__}',)", ""]
+  lines += (inspect.getdoc(what) or "").splitlines()
+  if known is not None:
+    told = better.get(known.higher_is_better, "")  # type: ignore[arg-type]
+    lines += ["", f"Shown as {known.title}. {told}".rstrip()]
+  return lines
 
 
 def _summaries(registry: Mapping[str, Callable[..., Any]]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -26,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
   )
   from fedjax_sim import distributed
   from fedjax_sim.studies import folder, points
-  from fedjax_sim.studies.study import study
+  from fedjax_sim.studies.study import predict, study
 
   whole = lambda name: (
     None
@@ -40,22 +42,21 @@ def run(arguments: Sequence[str]) -> int:
   counts = {name: whole(name) for name in ("random", "halving", "search-seed")}
   distributed.setup()
   distributed.devices()  # what is wrong with JAX shows now
+  what: dict[str, Any] = {
+    "vary": vary,
+    "points": listed,
+    "seeds": seeds,
+    "random": counts["random"],
+    "search_seed": counts["search-seed"] or 0,
+    "halving": counts["halving"],
+    "metric": values.metric,
+  }
+  if values.plan:
+    predict(values.config, **what)
+    return 0
   try:
-    study(
-      values.config,
-      values.studydir,
-      vary=vary,
-      points=listed,
-      seeds=seeds,
-      random=counts["random"],
-      search_seed=counts["search-seed"] or 0,
-      halving=counts["halving"],
-      metric=values.metric,
-      plan_only=values.plan,
-    )
+    study(values.config, values.studydir, **what)
   except folder.StudyInterrupted as stop:
-    import sys
-
     print(f"fedjax-sim: {stop}", file=sys.stderr)  # noqa: T201
     return stop.exit_code
   return 0

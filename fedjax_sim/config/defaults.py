@@ -56,7 +56,7 @@ def default_config() -> ConfigDict:
   config.model.send_buffers = True  # such as batch statistics
   config.model.scheduled_sampling = placeholder(float)
   config.model.schedule = placeholder(str)  # of scheduled_sampling
-  config.model.metrics = placeholder(tuple)  # references
+  config.model.metrics = placeholder(tuple)  # names or references
 
   config.adapter = ConfigDict()  # what trains beside a frozen model
   config.adapter.name = placeholder(str)  # None: the model itself trains

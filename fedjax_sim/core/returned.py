@@ -6,7 +6,7 @@ what is expected. Functions are traced, not run: checks see shapes and dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -163,18 +163,22 @@ def check_name(what: str, name: Any) -> None:
 
 
 def metrics(
-  what: str, value: Any, shape: tuple[int, ...] | None = None
+  what: str,
+  value: Any,
+  shape: tuple[int, ...] | None = None,
+  joint: Container[str] = (),
 ) -> dict[str, Any]:
-  """Return metrics as a dictionary, name -> `Metric`.
+  """Return metrics as a dictionary, name -> `Metric` or `PerExample`.
 
   Args:
     what: name of the function that returned them, for messages.
     value: its return value.
     shape: shape of the padding mask, (batch,); None to ignore shapes.
+    joint: names of those that are a `PerExample`; all others are a `Metric`.
 
   Raises:
-    TypeError, ValueError: not a mapping of `Metric`s with this shape, or a name
-      is reserved.
+    TypeError, ValueError: not a mapping of such with this shape, or a name is
+      reserved.
   """
   if not isinstance(value, Mapping):
     raise TypeError(
@@ -183,6 +187,9 @@ def metrics(
     )
   for name, metric in value.items():
     check_name(what, name)
+    if name in joint:
+      _check_values(f"{what}: {name!r}", metric, shape)
+      continue
     if getattr(metric, "_fields", None) != ("total", "weight"):
       raise TypeError(
         f"{what} returned {described(metric)} as {name!r}; give {METRIC}, with"
@@ -192,3 +199,24 @@ def metrics(
       per_example(f"{what}: total of {name!r}", metric.total, shape)
       per_example(f"{what}: weight of {name!r}", metric.weight, shape)
   return dict(value)
+
+
+def _check_values(
+  what: str, metric: Any, shape: tuple[int, ...] | None
+) -> None:
+  """Refuse what is no `PerExample` with values of every example."""
+  example = "PerExample({'score': score, 'y': examples['y']})"
+  if getattr(metric, "_fields", None) != ("values",):
+    raise TypeError(
+      f"{what} is {described(metric)}, and Task.joint has its number; give"
+      f" {example}."
+    )
+  if shape is None:
+    return
+  for path, x in jax.tree_util.tree_leaves_with_path(metric.values):
+    if jnp.shape(x)[:1] != shape:
+      raise ValueError(
+        f"{what} has shape {jnp.shape(x)} at"
+        f" {jax.tree_util.keystr(path) or 'the top'}; give values of every"
+        f" example, shape ({shape[0]}, ...)."
+      )

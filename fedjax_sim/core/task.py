@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,35 @@ class Metric(NamedTuple):
   weight: Array
 
 
+class PerExample(NamedTuple):
+  """Values of every example, of which a `Joint` makes a number.
+
+  Attributes:
+    values: leaves (batch, ...); numbers or bools.
+  """
+
+  values: PyTree
+
+
+class Joint(NamedTuple):
+  """What makes a number of many examples at once that is no mean of theirs.
+
+  It runs on the host, for every client of an evaluation and for all examples
+  of a set, whose values are exactly those of their `PerExample`: without
+  padding, in the order in which the examples are stored.
+
+  Attributes:
+    number: values, numpy, leaves (examples, ...) -> the number, or None where
+      there is none, as of an AUC where all examples are of one class. With
+      `names`, name -> number.
+    names: values, or their shapes and dtypes -> names of several numbers, such
+      as the cells of a table. None: there is one, called as the metric.
+  """
+
+  number: Callable[[PyTree], float | Mapping[str, float | None] | None]
+  names: Callable[[PyTree], tuple[str, ...]] | None = None
+
+
 class Batch(NamedTuple):
   """A batch of one client.
 
@@ -85,7 +114,8 @@ class Task(NamedTuple):
     init: key -> variables.
     loss: (variables, examples, key) -> `Loss`, in training mode.
     metrics: (variables, examples) -> name -> `Metric` of per-example values,
-      multiplied by their weights; in evaluation mode.
+      multiplied by their weights, or, of a name in `joint`, `PerExample`; in
+      evaluation mode.
     check: stored examples, field -> numpy (examples, ...), -> None. Raises
       ValueError for values that the model cannot take, such as unknown ids.
       Shapes and dtypes need no check. For a field that is looked up in a table,
@@ -98,17 +128,20 @@ class Task(NamedTuple):
     hparams: name -> float; default numbers that `loss` reads. The examples
       receive each as a further field, shape=(batch,); a schedule may change
       them in training.
+    joint: metric -> what makes its numbers, of those that are no means.
   """
 
   init: Callable[[Key], Variables]
   loss: Callable[[Variables, Examples, Key], Loss]
-  metrics: Callable[[Variables, Examples], dict[str, Metric]]
+  # Each a `Metric`, or of a name in `joint` a `PerExample`.
+  metrics: Callable[[Variables, Examples], dict[str, Any]]
   check: Callable[[Mapping[str, np.ndarray]], None] = lambda examples: None
   logits: Callable[[Variables, Examples], Array] | None = None
   higher_is_better: Mapping[str, bool] = types.MappingProxyType(
     {"loss": False, "accuracy": True}
   )
   hparams: HParams = EMPTY
+  joint: Mapping[str, Joint] = EMPTY
 
 
 def mean_loss(
@@ -153,6 +186,8 @@ def sum_metrics(
 ) -> dict[str, Metric]:
   """Return the task's metrics, summed over a batch without its padding.
 
+  Those of `Task.joint` have no sums, and are left out.
+
   Args:
     task: the task; its numbers keep their defaults.
     variables: the model's.
@@ -164,8 +199,32 @@ def sum_metrics(
   Raises:
     TypeError, ValueError: `task.metrics` returns something else.
   """
+  return evaluate_batch(task, variables, batch)[0]
+
+
+def evaluate_batch(
+  task: Task, variables: Variables, batch: Batch
+) -> tuple[dict[str, Metric], dict[str, PyTree]]:
+  """Return what evaluation needs of a batch: sums, and examples' values.
+
+  Args:
+    task: the task; its numbers keep their defaults.
+    variables: the model's.
+    batch: examples and mask.
+
+  Returns:
+    What `sum_metrics` returns, and for each metric of `Task.joint` the values
+    of all examples, padding included, leaves (batch, ...).
+
+  Raises:
+    TypeError, ValueError: `task.metrics` returns something else.
+  """
   size = batch.mask.shape
   numbers = {k: jnp.full(size, x) for k, x in task.hparams.items()}
   made = task.metrics(variables, {**batch.examples, **numbers})
-  metrics = in_float32(returned.metrics("Task.metrics", made, size))
-  return jax.tree.map(lambda x: jnp.sum(jnp.where(batch.mask, x, 0)), metrics)
+  checked = returned.metrics("Task.metrics", made, size, task.joint)
+  means = {k: x for k, x in checked.items() if k not in task.joint}
+  summed = jax.tree.map(
+    lambda x: jnp.sum(jnp.where(batch.mask, x, 0)), in_float32(means)
+  )
+  return summed, {k: checked[k].values for k in task.joint}

@@ -4,6 +4,9 @@ Both are one program: every client of the set walks over its examples once, in
 the waves and lanes of a cohort, and its metrics are summed. A central set is
 cut into blocks that play the clients' part. With `Algorithm.personal` each
 client is evaluated with the parameters that it would use itself.
+
+Metrics that are no means (`Task.joint`) take the values of every example to the
+host. Then every client is cut into blocks of one batch, as a central set is.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import collections
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +33,7 @@ from fedjax_sim.core import (
   Task,
   Variables,
   compensated,
-  sum_metrics,
+  evaluate_batch,
 )
 from fedjax_sim.core.compensated import Total
 from fedjax_sim.data import FederatedData, Prepare, as_stored
@@ -44,7 +47,7 @@ from fedjax_sim.engine.client_loop import (
   put_wave,
   read_batch,
 )
-from fedjax_sim.engine.client_metrics import ClientMetrics
+from fedjax_sim.engine.client_metrics import ClientMetrics, joint_metrics
 from fedjax_sim.engine.plan import Capacity, CohortPlan
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.tracing import trace_once
@@ -57,6 +60,36 @@ def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:
   return FederatedData(examples=examples, offsets=offsets)
 
 
+def _blocks(offsets: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Cut clients into blocks of at most `size` examples.
+
+  Args:
+    offsets: shape=(clients + 1,); clients may lack examples.
+    size: of a block.
+
+  Returns:
+    Offsets of the blocks, shape=(blocks + 1,), and whose each is, (blocks,).
+  """
+  counts = -(-np.diff(offsets) // size)
+  owner = np.repeat(np.arange(len(counts)), counts)
+  first = np.repeat(np.cumsum(counts) - counts, counts)
+  begins = offsets[owner] + size * (np.arange(len(owner)) - first)
+  return np.append(begins, offsets[-1]), owner
+
+
+class Evaluated(NamedTuple):
+  """What the program returns of a cohort.
+
+  Attributes:
+    sums: `Total` of name -> `Metric`, shape=(devices, waves, lanes).
+    values: model -> metric of `Task.joint` -> values, leaves (devices, waves,
+      lanes, batch, ...), padding included.
+  """
+
+  sums: Total
+  values: dict[str, dict[str, PyTree]]
+
+
 def make_evaluate(
   task: Task,
   algorithm: Algorithm,
@@ -64,28 +97,29 @@ def make_evaluate(
   batch_size: int,
   mesh: Mesh,
   prepare: Prepare,
-) -> Callable[[PyTree, PyTree, Examples, CohortPlan], Total]:
+) -> Callable[[PyTree, PyTree, Examples, CohortPlan], Evaluated]:
   """Return the function that evaluates every client of a cohort.
 
+  Where the task has joint metrics, no client has more than one batch.
+
   Returns:
-    (server state, client states, examples, cohort) -> `Total` of name ->
-    `Metric`, shape=(devices, waves, lanes). `examples` are field -> (devices,
-    examples, ...), each device's own; `client states` has a row for every
-    client of the plan, leaves (devices, waves, lanes, ...); None evaluates the
-    global model.
+    (server state, client states, examples, cohort) -> `Evaluated`. `examples`
+    are field -> (devices, examples, ...), each device's own; `client states`
+    has a row for every client of the plan, leaves (devices, waves, lanes, ...);
+    None evaluates the global model.
   """
   walk = PassSpec("eval", batch_size, prepare)
 
   def device(
     server: PyTree, states: PyTree, examples: Examples, cohort: CohortPlan
-  ) -> Total:
+  ) -> Evaluated:
     mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
     states, examples = jax.tree.map(lambda x: x[0], (states, examples))
     message = algorithm.broadcast(server)
     order = jnp.asarray(cohort.order[0])
 
     @trace_once
-    def one(row: tuple[Array, Array, PyTree]) -> Total:
+    def one(row: tuple[Array, Array, PyTree]) -> Evaluated:
       start, num_steps, state = row
       if states is None or algorithm.personal is None:
         variables = algorithm.variables(server)
@@ -132,25 +166,29 @@ def _client_metrics(
   start: Array,
   num_steps: Array,
   walk: PassSpec,
-) -> Total:
+) -> Evaluated:
   """Return one client's metrics, name -> `Metric`, summed over its batches.
 
-  Those of a model with a name, not "", begin with it.
+  Those of a model with a name, not "", begin with it. With joint metrics it is
+  its only batch.
   """
 
   @trace_once
-  def batch_sums(i: Array) -> dict[str, Metric]:
+  def of_batch(i: Array) -> tuple[dict[str, Metric], dict[str, Any]]:
     batch = read_batch(examples, order, start + i * walk.batch_size, walk)
-    return {
-      of_model(name, metric): summed
-      for name, variables in models.items()
-      for metric, summed in sum_metrics(task, variables, batch).items()
-    }
+    sums, values = dict[str, Metric](), dict[str, Any]()
+    for name, variables in models.items():
+      summed, values[name] = evaluate_batch(task, variables, batch)
+      sums |= {of_model(name, metric): x for metric, x in summed.items()}
+    return sums, values
 
-  shapes = jax.eval_shape(batch_sums, jnp.zeros((), jnp.int32))
-  add = lambda i, acc: compensated.add(acc, batch_sums(i))
+  if task.joint:
+    sums, values = of_batch(jnp.zeros((), jnp.int32))
+    return Evaluated(compensated.add(compensated.zeros(sums), sums), values)
+  shapes, _ = jax.eval_shape(of_batch, jnp.zeros((), jnp.int32))
+  add = lambda i, acc: compensated.add(acc, of_batch(i)[0])
   total: Total = jax.lax.fori_loop(0, num_steps, add, compensated.zeros(shapes))
-  return total
+  return Evaluated(total, {})
 
 
 class EvaluationSet:
@@ -172,11 +210,12 @@ class EvaluationSet:
     prepare: see `FederatedDataset`.
     room: bytes that the examples may take on a device, if no client has more
       than half of them.
+    by_client: whether to compute joint metrics of every client, too.
 
   Attributes:
-    pieces: the clients that are evaluated at once.
-    program: (server state, clients' table, examples, plan) -> `Total` of the
-      plan's clients, shape=(devices, waves, lanes); not compiled.
+    pieces: the clients, or blocks of them, that are evaluated at once.
+    program: (server state, clients' table, examples, plan) -> `Evaluated` of
+      the plan's clients, leaves (devices, waves, lanes, ...); not compiled.
 
   Raises:
     ValueError: no client has an example.
@@ -194,6 +233,7 @@ class EvaluationSet:
     personal: bool = False,
     prepare: Prepare = as_stored,
     room: float = math.inf,
+    by_client: bool = True,
   ):
     if not data.num_examples:
       raise ValueError(
@@ -201,10 +241,16 @@ class EvaluationSet:
         " example; leave the set out, or raise data.heldout_fraction."
       )
     self.num_clients = data.num_clients
-    self._data, self._mesh = data, mesh
+    self._task, self._mesh = task, mesh
+    self._by_client, self._offsets = by_client, data.offsets
     self._personal = personal and algorithm.personal is not None
     batching = LocalBatching(batch_size=batch_size, shuffle=False)
     self._work = batching.fitted(data.sizes)
+    self._owner = np.arange(data.num_clients)
+    if task.joint:
+      blocks, self._owner = _blocks(data.offsets, self._work.batch_size)
+      data = FederatedData(examples=data.examples, offsets=blocks)
+    self._data = data
     each = sum(x[:1].nbytes for x in data.examples.values())
     self.pieces, self._capacity = in_pieces(
       data,
@@ -223,8 +269,10 @@ class EvaluationSet:
 
     def program(
       server: PyTree, table: PyTree, examples: Examples, plan: CohortPlan
-    ) -> Total:
+    ) -> Evaluated:
       rows = jnp.maximum(plan.client, 0)
+      if task.joint:
+        rows = jnp.asarray(self._owner, jnp.int32)[rows]
       own = table[0] if self._personal else None
       states = jax.tree.map(lambda x: x[rows], own)
       return evaluate(server, states, examples, plan)
@@ -238,7 +286,7 @@ class EvaluationSet:
     """Return the part of the clients' table that `program` takes."""
     return state.clients if self._personal else ()
 
-  def read(self, outs: Iterable[tuple[np.ndarray, Total]]) -> ClientMetrics:
+  def read(self, outs: Iterable[tuple[np.ndarray, Evaluated]]) -> ClientMetrics:
     """Return the metrics of every client, from what the pieces returned.
 
     Args:
@@ -247,25 +295,41 @@ class EvaluationSet:
     zeros = functools.partial(np.zeros, self.num_clients)
     total: dict[str, np.ndarray] = collections.defaultdict(zeros)
     weight: dict[str, np.ndarray] = collections.defaultdict(zeros)
+    values: PyTree = None
     for clients, out in outs:
       real = clients >= 0
-      value, error = jax.device_get(out)
+      ids = clients[real]
+      (value, error), of_examples = jax.device_get(out)
       for name, metric in value.items():
         for into, x, lost in zip(
           (total, weight), metric, error[name], strict=True
         ):
-          into[name][clients[real]] = x[real].astype(np.float64) + lost[real]
-    return ClientMetrics(total=dict(total), weight=dict(weight))
+          sums = x[real].astype(np.float64) + lost[real]
+          np.add.at(into[name], self._owner[ids], sums)
+      found = jax.tree.map(lambda x, real=real: x[real], of_examples)
+      if values is None:
+        values = jax.tree.map(self._unfilled, found)
+      jax.tree.map(functools.partial(self._put, ids), values, found)
+    means = ClientMetrics(total=dict(total), weight=dict(weight))
+    made = {
+      of_model(model, metric): (self._task.joint[metric], tree)
+      for model, metrics in values.items()
+      for metric, tree in metrics.items()
+    }
+    offsets = self._offsets if self._by_client else None
+    return joint_metrics(means, made, self.num_clients, offsets)
 
   def __call__(self, state: RunState) -> ClientMetrics:
     """Return the metrics of every client of the set."""
     return self.read(self._evaluated(state))
 
-  def _evaluated(self, state: RunState) -> Iterator[tuple[np.ndarray, Total]]:
+  def _evaluated(
+    self, state: RunState
+  ) -> Iterator[tuple[np.ndarray, Evaluated]]:
     """Yield the clients of each piece, and their metrics on the devices."""
     table = self.table(state)
     # Devices work on a piece while the next is gathered.
-    waiting: list[tuple[np.ndarray, Total]] = []
+    waiting: list[tuple[np.ndarray, Evaluated]] = []
     for ids in self.pieces:
       sent = self._kept or self.sent(ids)
       out = self._jitted(state.server, table, sent.examples, sent.plan)
@@ -273,6 +337,16 @@ class EvaluationSet:
       if len(waiting) > 1:
         yield waiting.pop(0)
     yield from waiting
+
+  def _unfilled(self, found: np.ndarray) -> np.ndarray:
+    """Return room for the values of all examples, leaves (examples, ...)."""
+    return np.empty((self._data.num_examples, *found.shape[2:]), found.dtype)
+
+  def _put(self, ids: np.ndarray, into: np.ndarray, found: np.ndarray) -> None:
+    """Put the values of blocks, (blocks, batch, ...), where they belong."""
+    offsets, place = self._data.offsets, np.arange(found.shape[1])
+    real = place < (offsets[ids + 1] - offsets[ids])[:, None]
+    into[(offsets[ids][:, None] + place)[real]] = found[real]
 
   def sent(self, ids: np.ndarray) -> Sent:
     """Return some clients' examples and plan, on the devices."""

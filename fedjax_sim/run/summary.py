@@ -14,6 +14,7 @@ from fedjax_sim import distributed, reporting
 from fedjax_sim.config import build
 from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.core.files import plain
+from fedjax_sim.core.metric_names import is_cell
 from fedjax_sim.data import FederatedData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
@@ -192,7 +193,7 @@ def print_summary(summary: dict[str, Any], workdir: str) -> None:
   metrics = {
     k: v
     for k, v in summary.items()
-    if k.startswith(shown) and isinstance(v, int | float)
+    if k.startswith(shown) and isinstance(v, int | float) and not is_cell(k)
   }
   facts = {
     "rounds": str(summary["rounds"]),

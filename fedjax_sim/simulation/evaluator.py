@@ -102,6 +102,7 @@ class Evaluator:
         lanes=lanes,
         batch_size=self.batch_size,
         personal=name == "seen",
+        by_client=name != "test",
         prepare=self.data.prepare,
         room=self.room,
       )
@@ -165,12 +166,13 @@ def as_row(measured: Mapping[str, ClientMetrics]) -> Row:
 
 
 def metric_names(
-  metrics: Iterable[str], models: Iterable[str], data: FederatedDataset
+  metrics: Mapping[str, bool], models: Iterable[str], data: FederatedDataset
 ) -> dict[str, str]:
   """Return the names of what an evaluation measures.
 
   Args:
-    metrics: names of the task's metrics.
+    metrics: name of each of the task's numbers -> whether there are its mean
+      and percentiles over clients.
     models: names of the models that are evaluated, "" for the global one.
     data: federated data.
 
@@ -178,13 +180,14 @@ def metric_names(
     Name, such as `unseen/loss/mean` -> the task's metric, such as `loss`.
   """
   names = {}
-  for metric, model in itertools.product(metrics, models):
+  for (metric, spread), model in itertools.product(metrics.items(), models):
     name = of_model(model, metric)
     if data.test is not None:
       names[f"test/{name}"] = metric
     for prefix, part in (("seen", data.seen), ("unseen", data.unseen)):
       if part is not None:
-        names |= dict.fromkeys(client_metrics.told(name, prefix), metric)
+        told = client_metrics.told(name, prefix, spread=spread)
+        names |= dict.fromkeys(told, metric)
   return names
 
 

@@ -19,7 +19,6 @@ from fedjax_sim import aggregators, core, distributed
 from fedjax_sim.core import (
   Aggregator,
   Batch,
-  Metric,
   PyTree,
   Task,
   Variables,
@@ -29,8 +28,8 @@ from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.core.tree import paths_of
 from fedjax_sim.data import FederatedData, FederatedDataset, prepared_shapes
 from fedjax_sim.distributed import memory
+from fedjax_sim.engine import client_metrics, program
 from fedjax_sim.engine import plan as plans
-from fedjax_sim.engine import program
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.client_loop import augmented, with_numbers
 from fedjax_sim.engine.state import RunState
@@ -329,20 +328,31 @@ def check_round(trace: Callable[[], T]) -> T:
 
 def metrics_of(
   task: Task, variables: Variables, data: FederatedDataset
-) -> list[str]:
-  """Return the names of a task's metrics.
+) -> dict[str, bool]:
+  """Return the names of a task's numbers.
 
   Args:
     task: what is evaluated.
     variables: shapes and dtypes.
     data: whose examples fit it.
+
+  Returns:
+    Name -> whether there are its mean and percentiles over clients.
   """
 
-  def metrics(variables: Variables, batch: Batch) -> dict[str, Metric]:
+  def metrics(variables: Variables, batch: Batch) -> dict[str, Any]:
     return task.metrics(variables, data.prepare(batch.examples))
 
   one = _batch(data.train.examples, 1)
-  return list(jax.eval_shape(metrics, variables, one))
+  found: dict[str, bool] = {}
+  for metric, shapes in jax.eval_shape(metrics, variables, one).items():
+    joint = task.joint.get(metric)
+    if joint is None:
+      found[metric] = True
+    else:
+      names = client_metrics.number_names(metric, joint, shapes.values)
+      found |= dict.fromkeys(names, joint.names is None)
+  return found
 
 
 def _batch(stored: Mapping[str, np.ndarray], size: int) -> Batch:

@@ -6,6 +6,7 @@ all programs, train, end the worst where halving is asked for, and sum up.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -49,9 +50,12 @@ def study(
   search_seed: int = 0,
   halving: int | None = None,
   metric: str | None = None,
-  plan_only: bool = False,
-) -> Study | None:
+) -> Study:
   """Run a study in a folder, or go on with it.
+
+  Runs that differ in seeds and numeric hyper-parameters alone are rows of one
+  compiled program; others are programs of their own. A row gives what the run
+  by itself gives, but for the order of float sums.
 
   Args:
     config: what all runs have in common.
@@ -65,11 +69,7 @@ def study(
     halving: successive halving: of so many settings one goes on, after so many
       rounds; None trains all to their end.
     metric: by which settings are compared, such as "test/accuracy"; None for
-      the first of test/accuracy, test/loss, and those of `unseen` and `seen`.
-    plan_only: print what would run, and run nothing.
-
-  Returns:
-    The finished study; None if `plan_only`.
+      the first there is of `test`, `unseen` and `seen`, accuracy before loss.
 
   Raises:
     UsageError, UnknownNameError, StudyError: what is varied is wrong; nothing
@@ -81,60 +81,114 @@ def study(
     fs.study(config, "studies/rates", seeds=5,
              vary={"client.learning_rate": "log(0.01,1,5)"}).table()
   """
+  chosen = _points(vary or {}, points, random, search_seed)
+  made = _prepared(config, chosen, seeds, halving, metric)
+  path = Path(studydir).expanduser()
+  with held(path) as folder, noted_signals() as received, as_write_error(path):
+    made.carry_out(folder, received)
+  return sum_up(path, made.metric, made.higher_is_better)
+
+
+def predict(
+  config: ConfigDict,
+  *,
+  vary: Mapping[str, Values] | None = None,
+  points: Sequence[Mapping[str, Any]] | None = None,
+  seeds: int | Sequence[int] = 1,
+  random: int | None = None,
+  search_seed: int = 0,
+  halving: int | None = None,
+  metric: str | None = None,
+) -> None:
+  """Print what a study would take, from one round of it; write nothing.
+
+  The arguments and errors are those of `study`.
+  """
+  chosen = _points(vary or {}, points, random, search_seed)
+  made = _prepared(config, chosen, seeds, halving, metric)
+  plan = Plan(made.runs, StudyFolder(Path()), [])  # where nothing is written
+  plan.compile()
+  print(plan.predicted(made.rungs))  # noqa: T201
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Prepared:
+  """A study whose runs are built and checked.
+
+  Attributes:
+    runs: all of them.
+    rungs: rounds after which runs may end, and the last round.
+    halving: of so many settings one goes on; None for all.
+    metric: by which settings are compared.
+    higher_is_better: its direction.
+    facts: what makes it this study, as JSON holds it.
+  """
+
+  runs: Sequence[StudyRun]
+  rungs: Sequence[int]
+  halving: int | None
+  metric: str
+  higher_is_better: bool
+  facts: Mapping[str, Any]
+
+  def carry_out(self, folder: StudyFolder, received: Sequence[int]) -> None:
+    """Run it in its folder, from where it left off."""
+    folder.begin(self.facts, self.runs)
+    plan = Plan(self.runs, folder, received)
+    plan.restore()
+    if any(run.goes_on for run in self.runs):
+      plan.compile()
+      print(plan.predicted(self.rungs))  # noqa: T201
+    for since, rung in itertools.pairwise([0, *self.rungs]):
+      plan.train(since, rung)
+      if self.halving is not None and rung < self.rungs[-1]:
+        by = self.metric, self.higher_is_better
+        _end_worst(self.runs, rung, self.halving, by, folder)
+      folder.tell(self.facts, self.runs)
+    plan.finish()
+    folder.tell(self.facts, self.runs)
+
+
+def _prepared(
+  config: ConfigDict,
+  points: Sequence[pointed.Point],
+  seeds: int | Sequence[int],
+  halving: int | None,
+  metric: str | None,
+) -> _Prepared:
+  """Build and check all runs, and print what they are."""
   if jax.process_count() > 1:
     raise StudyError(
       "A study runs in one process, on all of its devices; start it without"
       " --distributed."
     )
   build.check_no_password(complete(config))
-  chosen = _points(vary or {}, points, random, search_seed)
-  for i, point in enumerate(chosen):
-    if pointed.SEED in point:
-      raise UsageError(
-        f"point {i} sets seed; give the seeds by --seeds=5, or --seeds=3,7,9."
-      )
-  which = (
-    list(range(config.seed, config.seed + seeds))
-    if isinstance(seeds, int)
-    else list(seeds)
-  )
-  if not which:
-    raise UsageError("--seeds: give one seed at least.")
-  began = time.perf_counter()
-  runs = build_runs(config, chosen, which, warn)
-  by = _metric(runs, metric)
+  if isinstance(seeds, int):
+    validate.integer("seeds", seeds)
+    seeds = range(config.seed, config.seed + seeds)
+  if not seeds:
+    raise UsageError("seeds: give one at least.")
   if halving is not None:
     validate.integer("halving", halving, ge=2)
-  rungs = _rungs(runs, halving, by)
-  facts = {
-    "config": configs.resolved(config),
-    "points": chosen,
-    "seeds": which,
-    "halving": halving,
-    "metric": by[0] if halving is not None else None,
-  }
+  began = time.perf_counter()
+  runs = build_runs(config, points, list(seeds), warn)
+  name, higher = _metric(runs, metric)
+  rungs = _rungs(runs, halving, name)
   print(_described(runs, rungs, time.perf_counter() - began))  # noqa: T201
-  path = Path(studydir).expanduser()
-  if plan_only:
-    plan = Plan(runs, StudyFolder(path), [])
-    plan.compile()
-    print(plan.predicted(rungs))  # noqa: T201
-    return None
-  with held(path) as folder, noted_signals() as received, as_write_error(path):
-    folder.begin(facts, runs)
-    plan = Plan(runs, folder, received)
-    plan.restore()
-    if any(run.goes_on for run in runs):
-      plan.compile()
-      print(plan.predicted(rungs))  # noqa: T201
-    for since, rung in itertools.pairwise([0, *rungs]):
-      plan.train(since, rung)
-      if halving is not None and rung < rungs[-1]:
-        _end_worst(runs, rung, halving, by, folder)
-      folder.tell(facts, runs)
-    plan.finish()
-    folder.tell(facts, runs)
-    return sum_up(path, *by)
+  return _Prepared(
+    runs=runs,
+    rungs=rungs,
+    halving=halving,
+    metric=name,
+    higher_is_better=higher,
+    facts={
+      "config": configs.resolved(config),
+      "points": list(points),
+      "seeds": list(seeds),
+      "halving": halving,
+      "metric": name if halving is not None else None,
+    },
+  )
 
 
 def _points(
@@ -144,8 +198,8 @@ def _points(
   search_seed: int,
 ) -> list[pointed.Point]:
   texts = {field: _text_of(values) for field, values in vary.items()}
-  if pointed.SEED in texts:
-    raise UsageError("--vary=seed: give the seeds by --seeds.")
+  if pointed.SEED in texts or any(pointed.SEED in p for p in points or ()):
+    raise UsageError("A point sets seed; give the seeds by --seeds.")
   if points is not None:
     if vary or random is not None:
       raise UsageError("Give either points, or what to vary.")
@@ -204,7 +258,7 @@ def _metric(runs: Sequence[StudyRun], wanted: str | None) -> tuple[str, bool]:
 
 
 def _rungs(
-  runs: Sequence[StudyRun], halving: int | None, by: tuple[str, bool]
+  runs: Sequence[StudyRun], halving: int | None, metric: str
 ) -> list[int]:
   """Return the rounds at which the study halts, the last one among them."""
   last = max(run.rounds for run in runs)
@@ -212,7 +266,7 @@ def _rungs(
     return [last]
   timetable = runs[0].experiment.timetable
   every = timetable.eval_every
-  if by[0].startswith("test/"):
+  if metric.startswith("test/"):
     every = timetable.test_every
   points = len({id(run.point) for run in runs})
   return halvings.rungs(points, last, halving, every)

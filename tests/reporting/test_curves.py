@@ -11,6 +11,7 @@ from fedjax_sim.core.validate import UnknownNameError
 from fedjax_sim.reporting import draw_curves, draw_paper
 from fedjax_sim.reporting.figures.curves import curves_figure
 from fedjax_sim.reporting.figures.overlay import paper_figure
+from fedjax_sim.reporting.pages.confusion import confusion_sections
 
 
 def png_size(path):
@@ -78,6 +79,7 @@ def legends(figure):
   return [
     [text.get_text() for text in ax.get_legend().get_texts()]
     for ax in figure.axes
+    if ax.axison
   ]
 
 
@@ -212,3 +214,46 @@ def test_an_unknown_metric_is_refused(tmp_path):
   with pytest.raises(UnknownNameError, match="metrics='test/los' is unknown"):
     draw_paper({"a": list(run(10))}, tmp_path / "a.pdf", ["test/los"])
   assert not [*tmp_path.iterdir()]
+
+
+def test_known_metrics_have_panels_below_each_other():
+  better = {"auc": True, "f1_macro": True, "mae": False, "top_5": True}
+  rows = [
+    {"round": r, "test/loss": 1 / r, "epsilon": r}
+    | {f"test/{name}": value for name in better}
+    | {"unseen/auc/mean": 0.1 * r, "test/confusion/0/1": 7.0}
+    for r, value in enumerate([0.5, 0.9, 0.2], 1)
+  ]
+  figure = curves_figure(rows, "title")
+  titles = [ax.get_ylabel() for ax in figure.axes if ax.axison]
+  known = ["AUC", "F1 (macro)", "Mean absolute error", "Top-5 accuracy"]
+  assert titles == ["Loss", "Epsilon", *known]
+  assert legends(figure)[2:] == [
+    [
+      "test: 0.2000 (best 0.9000, round 2)",
+      "unseen mean: 0.3000",
+    ],
+    ["test: 0.2000 (best 0.9000, round 2)"],
+    ["test: 0.2000"],
+    ["test: 0.2000 (best 0.9000, round 2)"],
+  ]
+  tops = [ax.get_position().y1 for ax in figure.axes]
+  assert min(tops[:4]) > max(tops[4:])
+
+
+def test_confusion_is_a_table_of_the_last_counts():
+  cells = {
+    f"test/confusion/{i}/{j}": 3.0 * i + j for i in (0, 1) for j in (0, 1)
+  }
+  later = {key: value + 1 for key, value in cells.items()}
+  rows: list[dict[str, float]] = [
+    {"round": 1, **cells},
+    {"round": 2, **later},
+    {"round": 3},
+  ]
+  (section,) = confusion_sections(rows)
+  (table,) = section.tables
+  assert table.caption == "test/Confusion, round 2"
+  assert table.head == ["label", "0", "1"]
+  assert table.rows == [["0", "1", "2"], ["1", "4", "5"]]
+  assert confusion_sections([{"round": 1, "test/loss": 1.0}]) == []

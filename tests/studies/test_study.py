@@ -20,6 +20,7 @@ from fedjax_sim.run import experiment
 from fedjax_sim.run.workdir import WorkdirError
 from fedjax_sim.studies import folder as folders
 from fedjax_sim.studies.runs import StudyError
+from fedjax_sim.studies.study import predict
 from fedjax_sim.studies.training import Trainer
 from workdirs import skip_pictures
 
@@ -95,8 +96,9 @@ def test_a_row_is_its_single_run(rates, tmp_path):
     jax.tree.leaves(row.params), jax.tree.leaves(single.params), strict=True
   ):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-  summaries = row.summary, single.summary
-  assert summaries[0]["parameters"] == summaries[1]["parameters"]
+  assert row.summary is not None
+  assert single.summary is not None
+  assert row.summary["parameters"] == single.summary["parameters"]
 
 
 def test_a_run_is_opened_by_name_or_number(rates):
@@ -261,11 +263,11 @@ def test_runs_that_are_no_rows_go_one_by_one(tmp_path, capsys):
   assert fs.load(tmp_path / "study", run=1).round == 2
 
 
-def test_the_plan_runs_nothing(tmp_path, capsys):
-  made = fs.study(config(), tmp_path / "s", vary=RATES, seeds=3, plan_only=True)
+def test_the_plan_runs_nothing(capsys):
+  before = sorted(pathlib.Path().iterdir())
+  predict(config(), vary=RATES, seeds=3)
   said = capsys.readouterr().out
-  assert made is None
-  assert not (tmp_path / "s").exists()
+  assert sorted(pathlib.Path().iterdir()) == before
   assert "6 runs: 2 settings x 3 seeds, 4 rounds each" in said
   assert "MB a device" in said
   assert "s of training" in said
@@ -286,9 +288,9 @@ def test_what_is_refused_is_named_before_anything_runs(tmp_path, vary, told):
   assert not (tmp_path / "study").exists()
 
 
-def test_points_that_are_the_same_are_said(tmp_path, capsys):
+def test_points_that_are_the_same_are_said(capsys):
   vary = {"client.learning_rate": "0.1,0.10"}
-  fs.study(config(), tmp_path / "s", vary=vary, plan_only=True)
+  predict(config(), vary=vary)
   said = capsys.readouterr()
   assert "are the same config" in said.err
   assert "1 run: 1 setting x 1 seed" in said.out

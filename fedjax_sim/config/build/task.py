@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -18,7 +16,8 @@ from fedjax_sim.tasks.freezing import (
   with_kept_buffers,
 )
 from fedjax_sim.tasks.initial import with_initial
-from fedjax_sim.tasks.metrics import with_metrics
+from fedjax_sim.tasks.measures import named_measure
+from fedjax_sim.tasks.metrics import ExampleMetric, with_metrics
 from fedjax_sim.tasks.scheduled_sampling import with_scheduled_sampling
 
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -65,9 +64,16 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
   if not section.send_buffers:  # in their own precision
     task = with_kept_buffers(task)
   if section.metrics is not None:
-    load = functools.partial(references.load, "model.metrics")
-    task = with_metrics(task, [load(x) for x in section.metrics])
+    task = with_metrics(task, [_metric(x) for x in section.metrics])
   return tasks.with_remat(task) if config.runtime.remat else task
+
+
+def _metric(name: str) -> ExampleMetric:
+  """Return a metric that the config names: one of ours, or a reference."""
+  field = "model.metrics"
+  if references.is_reference(name):
+    return references.load(field, name)
+  return named_measure(field, name)
 
 
 def _begun(section: ConfigDict, task: Task) -> Task:

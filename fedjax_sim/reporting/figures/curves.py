@@ -1,4 +1,4 @@
-"""`curves.png`: losses, accuracies and epsilon against the round."""
+"""`curves.png`: losses, accuracies, epsilon and more against the round."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
+ACROSS = 4  # panels side by side; others are below them
 FEW = 30  # points; fewer are marked one by one
 
 
@@ -34,10 +35,11 @@ def draw_curves(
   title: str,
   best_round: int | None = None,
 ) -> None:
-  """Draw a PNG with a panel of losses, of accuracies and of epsilon.
+  """Draw a PNG with a panel of losses, accuracies, epsilon and known metrics.
 
   A panel holds every key whose last part, or last but `/mean`, ends with its
   word: `train/loss`, `seen/accuracy/mean`. A panel without any is left out.
+  Known metrics are those of `core/metric_names.py`, such as `auc`.
   Metrics with equal values share a line. A star marks the best value of each
   line; the legend has it and the last value.
 
@@ -61,12 +63,17 @@ def curves_figure(
 ) -> Figure:
   """Return the figure of `draw_curves`, whose arguments these are."""
   panels = panels_of(rows) or {"Loss": []}
-  figure = new_figure(len(panels), SCREEN)
+  across = min(len(panels), ACROSS)
+  down = -(-len(panels) // across)
+  figure = new_figure(across, SCREEN, down)
   figure.suptitle(title, parse_math=False)
   colors = colors_of(panels)
-  axes = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
-  for ax, (label, lines) in zip(axes, panels.items(), strict=True):
+  axes = figure.subplots(down, across, sharex=True, squeeze=False).ravel()
+  for ax, (label, lines) in zip(axes, panels.items(), strict=False):
     draw_panel(ax, label, lines, colors, best_round=best_round)
+  for i in range(len(panels), len(axes)):
+    axes[i].set_axis_off()
+    axes[i - across].tick_params(labelbottom=True)
   return figure
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedjax_sim.core import validate
+from fedjax_sim.core import metric_names, validate
 from fedjax_sim.core.files import write_atomically
 from fedjax_sim.reporting import formatting
 from fedjax_sim.reporting.figures import style
@@ -21,9 +21,9 @@ from fedjax_sim.reporting.figures.curves import (
   new_figure,
 )
 from fedjax_sim.reporting.figures.series import (
-  PANELS,
   Line,
   group,
+  in_order,
   kind,
   line_of,
   panels_of,
@@ -40,14 +40,14 @@ PAPER_SUFFIXES = (".pdf", ".svg", ".png")
 
 
 def compared_metrics(runs: Iterable[Iterable[Row]]) -> list[str]:
-  """Return the losses, accuracies and epsilons of the runs, panel by panel.
+  """Return the metrics of the runs that have a panel, panel by panel.
 
   The mean over clients is left out where there is the mean over examples.
   """
   keys = dict.fromkeys(key for rows in runs for key in columns(rows))
   known = [key for key in keys if kind(key) and not _repeated(key, keys)]
-  words = [*PANELS]
-  return sorted(known, key=lambda key: words.index(kind(key) or words[0]))
+  words = in_order(kind(key) or "" for key in known)
+  return sorted(known, key=lambda key: words.index(kind(key) or ""))
 
 
 def _repeated(key: str, keys: Container[str]) -> bool:
@@ -84,7 +84,7 @@ def draw_overlay(
     draw_line(ax, line, text, style.color(i), linestyle, look)
   if drawn and names:
     ax.legend(frameon=False, fontsize=8 if look.told else None)
-  ax.set_ylabel(key)
+  ax.set_ylabel(metric_names.display(key))
   style.against_rounds(ax)
 
 
@@ -116,9 +116,9 @@ def draw_paper(
 ) -> None:
   """Draw the curves of runs for a paper, a column wide, panel below panel.
 
-  One run has a panel of losses, of accuracies and of epsilon; several have a
-  panel for each metric of the first of test, seen, unseen and train that they
-  have.
+  One run has a panel of losses, of accuracies, of epsilon and of each known
+  metric; several have a panel for each metric of the first of test, seen,
+  unseen and train that they have.
 
   Args:
     runs: name -> its rows.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedjax_sim.core import metric_names
 from fedjax_sim.reporting.figures import style
 from fedjax_sim.reporting.figures.series import Line, drawable
 
@@ -48,7 +49,7 @@ def draw_distribution(
         label=f"{name}, {len(values):,} clients",
       )
     ax.legend(frameon=False, fontsize=8)
-  ax.set_xlabel(f"{metric.capitalize()} of a client")
+  ax.set_xlabel(f"{metric_names.title(metric)} of a client")
   ax.set_ylabel("Clients, %")
   style.plain(ax)
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_sim.core import metric_names
 from fedjax_sim.reporting.metrics_file import Row, columns
 
 PANELS = {"loss": "Loss", "accuracy": "Accuracy", "epsilon": "Epsilon"}
 _EQUAL = 1e-6  # relative: the precision of float32
-_HIGHER = {"loss": False, "accuracy": True}
 
 
 class Point(NamedTuple):
@@ -69,18 +69,36 @@ def drawable(values: np.ndarray) -> np.ndarray:
 
 
 def kind(key: str) -> str | None:
-  """Return "loss", "accuracy" or "epsilon"; None for other metrics.
+  """Return the panel of a metric, such as "loss"; None: it has none.
 
-  A metric is of a kind if its last part, or last but `/mean`, ends with that
-  word: `train/loss`, `seen/accuracy/mean`.
+  A metric is of a kind if its last part, or last but `/mean`, is the name of a
+  known metric, such as `auc`, or ends with "loss", "accuracy" or "epsilon":
+  `train/loss`, `seen/accuracy/mean`.
   """
   name = key.removesuffix("/mean")
+  last = name.split("/")[-1]
+  if metric_names.known(last) is not None:
+    return last
   return next((word for word in PANELS if name.endswith(word)), None)
+
+
+def panel_title(word: str) -> str:
+  """Return what a panel is called, such as "F1 (macro)" for "f1_macro"."""
+  return PANELS.get(word) or metric_names.title(word)
+
+
+def in_order(words: Iterable[str]) -> list[str]:
+  """Return kinds of metrics in the order of their panels, each once."""
+  found = dict.fromkeys(words)
+  return [w for w in PANELS if w in found] + [
+    w for w in found if w not in PANELS
+  ]
 
 
 def higher_is_better(key: str) -> bool | None:
   """Return whether more of a metric is better; None if neither is."""
-  return _HIGHER.get(kind(key) or "")
+  known = metric_names.known(kind(key) or "")
+  return None if known is None else known.higher_is_better
 
 
 def group(key: str) -> str:
@@ -97,14 +115,12 @@ def line_of(rows: Iterable[Row], key: str) -> Line:
 
 def panels_of(rows: Iterable[Row]) -> dict[str, list[Line]]:
   """Return panel -> its lines, of the panels that have any."""
-  panels: dict[str, list[Line]] = {word: [] for word in PANELS}
+  panels: dict[str, list[Line]] = {}
   for key, (rounds, values) in columns(rows).items():
     if (word := kind(key)) is not None:
       made = Line((key,), np.asarray(rounds, int), np.asarray(values, float))
-      panels[word].append(made)
-  return {
-    PANELS[word]: _merged(lines) for word, lines in panels.items() if lines
-  }
+      panels.setdefault(word, []).append(made)
+  return {panel_title(word): _merged(panels[word]) for word in in_order(panels)}
 
 
 def groups_of(panels: Mapping[str, Sequence[Line]]) -> list[str]:
@@ -116,10 +132,11 @@ def groups_of(panels: Mapping[str, Sequence[Line]]) -> list[str]:
 def _short(key: str) -> str:
   """Return "seen" for seen/loss, and "seen mean" for seen/loss/mean."""
   name, *rest = key.split("/")
-  if rest in (["loss"], ["accuracy"]):
-    return name
-  if rest in (["loss", "mean"], ["accuracy", "mean"]):
-    return f"{name} mean"
+  if len(rest) in (1, 2) and metric_names.known(rest[0]) is not None:
+    if rest[1:] == ["mean"]:
+      return f"{name} mean"
+    if not rest[1:]:
+      return name
   return key
 
 

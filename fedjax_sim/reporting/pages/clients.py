@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core import metric_names
+from fedjax_sim.core.metric_names import display as _told
 from fedjax_sim.reporting import formatting
 from fedjax_sim.reporting.figures.client_picture import (
   MOST_NAMES,
@@ -38,7 +41,11 @@ def client_sections(run: DescribedRun) -> list[Section]:
 def _results(run: DescribedRun) -> Section:
   """Return how the metrics of clients spread, and whose are worst."""
   title, tables = "Clients", run.record.clients
-  sets = {name: table for name, table in tables.items() if table.metrics}
+  sets = {
+    name: table._replace(metrics=_no_cells(table.metrics))
+    for name, table in tables.items()
+    if table.metrics
+  }
   if not sets:
     texts = _missing(run, "Metrics of each client")
     return Section(
@@ -53,7 +60,10 @@ def _results(run: DescribedRun) -> Section:
     lambda ax: draw_distribution(ax, chief, chosen),
   )
   rows = [
-    [f"{name}/{metric}", *map(formatting.number, quantiles(x, _PERCENTILES))]
+    [
+      _told(f"{name}/{metric}"),
+      *map(formatting.number, quantiles(x, _PERCENTILES)),
+    ]
     for name, table in sets.items()
     for metric, x in table.metrics.items()
   ]
@@ -82,7 +92,14 @@ def _worst(name: str, table: ClientTable, chief: str) -> Table:
   ]
   word = "lowest" if higher_is_better(chief) else "highest"
   caption = f"Clients of {name} with the {word} {chief}"
-  return Table(caption, ["client", "examples", *table.metrics], rows)
+  return Table(
+    caption, ["client", "examples", *map(_told, table.metrics)], rows
+  )
+
+
+def _no_cells(metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Return the metrics without the cells of tables."""
+  return {k: x for k, x in metrics.items() if not metric_names.is_cell(k)}
 
 
 def _data(run: DescribedRun) -> Section:

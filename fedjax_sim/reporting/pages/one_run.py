@@ -9,18 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.core import metric_names
 from fedjax_sim.reporting import formatting
 from fedjax_sim.reporting.figures.curves import colors_of, draw_panel
 from fedjax_sim.reporting.figures.run_figures import draw_bytes, draw_phases
 from fedjax_sim.reporting.figures.series import (
+  PANELS,
   Line,
   Point,
+  in_order,
   kind,
   line_of,
   panels_of,
 )
 from fedjax_sim.reporting.metrics_file import columns
 from fedjax_sim.reporting.pages.clients import client_sections
+from fedjax_sim.reporting.pages.confusion import confusion_sections
 from fedjax_sim.reporting.pages.described import DescribedRun
 from fedjax_sim.reporting.pages.page import Card, Section, Table, draw, percent
 
@@ -43,6 +47,7 @@ def run_sections(run: DescribedRun) -> list[Section]:
     _results(run),
     what_ran(run),
     _curves(run),
+    *confusion_sections(run.record.rows),
     *client_sections(run),
     _communication(run),
     _privacy(run),
@@ -151,9 +156,13 @@ def _results(run: DescribedRun) -> Section:
 def _all_metrics(run: DescribedRun) -> Section:
   rows = []
   for key in columns(run.record.rows):
+    if metric_names.is_cell(key):  # they have a table of their own
+      continue
     line = line_of(run.record.rows, key)
     points = (line.last, *_extremes(line), line.best)
-    rows.append([key, *(_at(key, point) for point in points)])
+    rows.append(
+      [metric_names.display(key), *(_at(key, point) for point in points)]
+    )
   caption = "Metrics: value (round)"
   head = ["metric", "last", "least", "most", "best"]
   tables = [Table(caption, head, rows)] if rows else ()
@@ -163,7 +172,9 @@ def _all_metrics(run: DescribedRun) -> Section:
 def _cards(run: DescribedRun) -> Iterator[Card]:
   record = run.record
   known = columns(record.rows)
-  for word in ("accuracy", "loss"):
+  words = in_order(filter(None, map(kind, known)))
+  further = [word for word in words if word not in PANELS]
+  for word in ("accuracy", "loss", *further):
     keys = [f"{name}{word}" for name in _FIRST if f"{name}{word}" in known]
     for key in keys:
       line = line_of(record.rows, key)
@@ -172,7 +183,8 @@ def _cards(run: DescribedRun) -> Iterator[Card]:
       note = f"round {last.round:,}"
       if best is not None and best.value != last.value:
         note += f"; best {formatting.number(best.value)}, round {best.round:,}"
-      yield Card(key, formatting.number(last.value), note)
+      shown_as = metric_names.display(key)
+      yield Card(shown_as, formatting.number(last.value), note)
   for key in known:
     if kind(key) == "epsilon":
       last = line_of(record.rows, key).last
