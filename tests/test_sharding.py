@@ -347,7 +347,7 @@ def test_no_device_has_the_whole_stack():
 # --- what devices send --------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("rounds", slow_but([4], [1, 4]))
 def test_bytes_that_devices_send(rounds):
   data = blobs([4] * 6, features=512, classes=4)
   task = MODELS["lr"](data)
