@@ -25,6 +25,8 @@ import jax
 import numpy as np
 import pytest
 
+from workdirs import skip_pictures
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # The user's, so that checkouts share it. JAX could limit its size, but then
@@ -74,6 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
   quick = "not slow" in config.option.markexpr
   config.stash[QUICK] = quick
   jax.config.update("jax_disable_most_optimizations", quick)
+  if quick:  # for processes that a test starts; xdist's inherit it
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
   hypothesis.settings.load_profile("quick" if quick else "slow")
   flags = os.environ.get("XLA_FLAGS", "")  # xdist's processes inherit them
   if quick and FLAGS_KNOWN and KERNELS not in flags:
@@ -194,6 +198,12 @@ def real_data(
   """The folder of real data sets, where configs find them, too."""
   monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
   return data_folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Runs leave no curves and no report, which take longer than a quick run."""
+  skip_pictures(monkeypatch)
 
 
 @pytest.fixture

@@ -9,21 +9,26 @@ import os
 import pathlib
 import pkgutil
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import tomllib
 import types
 import typing
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 import fedjax_sim
+from fedjax_sim import reporting
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.cli import listing
 from fedjax_sim.cli.main import main
@@ -80,11 +85,14 @@ def table(text: str) -> list[list[str]]:
 def run(command: list[str], folder: pathlib.Path) -> str:
   """Run a command with the package of `folder`, or else of the root.
 
-  A command of the root's own package runs in this process, which has JAX.
+  A command of the root's own package runs in this process, which has JAX; a
+  script as well, but for one that chooses devices, which are chosen here.
   """
   own = (folder / "fedjax_sim").exists()
   if command[0] == "fedjax-sim" and not own:
     return run_here(command[1:], folder)
+  if command[1] == "-c" and not own and "setup()" not in command[2]:
+    return script_here(command[2], folder)
   if command[0] == "fedjax-sim":
     command = [sys.executable, "-m", "fedjax_sim", *command[1:]]
   result = subprocess.run(
@@ -100,16 +108,32 @@ def run(command: list[str], folder: pathlib.Path) -> str:
   return result.stdout
 
 
-def run_here(arguments: list[str], folder: pathlib.Path) -> str:
-  """Return what `fedjax-sim` prints; the current folder is `folder`."""
-  printed = io.StringIO()
+@contextlib.contextmanager
+def as_a_user(folder: pathlib.Path) -> Iterator[io.StringIO]:
+  """Be in a folder, with a user's settings; yield what is printed."""
   with (
     contextlib.chdir(folder),
-    contextlib.redirect_stdout(printed),
+    contextlib.redirect_stdout(io.StringIO()) as printed,
     warnings.catch_warnings(action="default"),  # they do not end a user's run
+    jax.numpy_rank_promotion("allow"),
   ):
+    yield printed
+
+
+def run_here(arguments: list[str], folder: pathlib.Path) -> str:
+  """Return what `fedjax-sim` prints; the current folder is `folder`."""
+  with as_a_user(folder) as printed:
     code = main(arguments)
   assert code == 0, f"{arguments}\n{printed.getvalue()}"
+  return printed.getvalue()
+
+
+def script_here(code: str, folder: pathlib.Path) -> str:
+  """Return what a script prints; the current folder is `folder`."""
+  with as_a_user(folder) as printed, tempfile.TemporaryDirectory() as elsewhere:
+    path = pathlib.Path(elsewhere) / "script.py"
+    path.write_text(code)
+    runpy.run_path(str(path), run_name="__main__")
   return printed.getvalue()
 
 
@@ -244,7 +268,8 @@ WITH_PYTHON = (
     *slow_but(WITH_PYTHON[:1] + WITH_PYTHON[2:], WITH_PYTHON),
   ],
 )
-def test_the_readme_can_be_followed(title, tmp_path):
+def test_the_readme_can_be_followed(title, tmp_path, monkeypatch):
+  skip_pictures(monkeypatch)
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   follow(section(README, title), tmp_path)
 
@@ -330,7 +355,8 @@ def test_the_code_about_privacy_runs(name, tmp_path):
   assert run([sys.executable, "script.py"], tmp_path).strip()
 
 
-def test_preprocessing_can_be_followed(tmp_path):
+def test_preprocessing_can_be_followed(tmp_path, monkeypatch):
+  skip_pictures(monkeypatch)
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   path = ROOT / "docs" / "preprocessing.md"
   follow(section(path, "Tables"), tmp_path)
@@ -338,7 +364,8 @@ def test_preprocessing_can_be_followed(tmp_path):
   run([sys.executable, "-c", "\n".join(code)], tmp_path)
 
 
-def test_weights_can_be_followed(tmp_path):
+def test_weights_can_be_followed(tmp_path, monkeypatch):
+  skip_pictures(monkeypatch)
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   follow((ROOT / "docs" / "weights.md").read_text(), tmp_path)
   left = {path.name for path in (tmp_path / "runs").glob("*.*")}
@@ -416,13 +443,14 @@ def test_importing_can_be_followed(tmp_path):
   assert (tmp_path / "runs" / "mine.h5").is_file()
 
 
-def test_reports_can_be_followed(tmp_path):
+def test_reports_can_be_followed(tmp_path, monkeypatch):
+  monkeypatch.setattr(reporting, "draw_curves", lambda *_: None)
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   path = ROOT / "docs" / "report.md"
   for part in ("One run", "Several runs"):
     shells = [b for b in blocks(section(path, part)) if b.language == "sh"]
     (shell,) = shells
-    for command in loops(shell.code):
+    for command in loops(shell.code.replace("rounds=20", "rounds=2")):
       run(command, tmp_path)
   follow(section(path, "For a paper"), tmp_path)
   written = {"compared.html", "curves.pdf", "accuracy.svg"}
@@ -477,7 +505,7 @@ def test_every_algorithm_is_in_the_table():
 def test_an_extension_by_the_steps_of_contributing(tmp_path):
   tree = tmp_path / "tree"
   for name in ("fedjax_sim", "algorithms", "models", "configs"):
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("*.pyc.*")  # being written
     shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignore)
   follow(
     section(CONTRIBUTING, "How to add a component"),

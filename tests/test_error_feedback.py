@@ -20,6 +20,7 @@ from problems import (
   quadratic_data,
   sgd,
 )
+from tiers import slow_but
 
 KEY = jax.random.key(0)
 
@@ -53,7 +54,7 @@ def top_of(x, count):
   return out
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("lanes", slow_but([3], [1, 3]))
 def test_a_run_follows_the_recursion_of_each_client(lanes):
   rng = np.random.default_rng(0)
   centres = rng.normal(size=(4, 6))

@@ -318,7 +318,7 @@ print(*program.platforms)
     "digits",
     pytest.param("images", marks=pytest.mark.slow),
     "text",
-    "heartbeats",
+    pytest.param("heartbeats", marks=pytest.mark.slow),
   ],
 )
 def test_a_program_runs_with_jax_alone(tmp_path, kind, workdir, real_data):

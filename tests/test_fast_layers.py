@@ -406,6 +406,7 @@ def test_what_stays_slow_is_named(tmp_path):
   assert SHORT not in left
 
 
+@pytest.mark.usefixtures("no_pictures")
 @on_cpu
 @pytest.mark.slow
 def test_a_run_tells_what_stays_slow(tmp_path, capsys):

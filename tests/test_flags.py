@@ -86,6 +86,7 @@ def with_files(path, folder):
       assert main(shlex.split(line)[1:]) == 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.integration
 @pytest.mark.parametrize("path", EACH)
 def test_every_config_runs(path, tmp_path, capsys, request, monkeypatch):

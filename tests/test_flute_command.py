@@ -380,7 +380,7 @@ def ran(tmp_path, tree, *arguments):
 
 
 @pytest.fixture
-def cpu(monkeypatch):
+def cpu(monkeypatch, no_pictures):
   monkeypatch.setattr(mesh, "setup", lambda: None)
 
 

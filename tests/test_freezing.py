@@ -39,8 +39,13 @@ def run(task, data, *, make=fedavg.fedavg, devices=1, rounds=3):
   return simulator, jax.device_get(algorithm.variables(state.server))
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("make", [fedavg.fedavg, fedprox.fedprox])
+@pytest.mark.parametrize(
+  ("make", "devices"),
+  slow_but(
+    [(fedprox.fedprox, 2)],
+    [(make, n) for make in (fedavg.fedavg, fedprox.fedprox) for n in (1, 2)],
+  ),
+)
 def test_what_is_frozen_stays_and_the_rest_trains(make, devices):
   data = blobs([9, 5, 7])
   task = with_frozen(

@@ -1,4 +1,8 @@
-"""Whole runs on four devices, of one process or of four, against one device."""
+"""Whole runs on four devices, of one process or of four, against one device.
+
+pytest -m slow tests/test_many_devices.py; by default: test_sharding.py,
+test_opened.py (a model in pieces) and test_pieces.py (two processes).
+"""
 
 import json
 
@@ -7,7 +11,7 @@ import pytest
 
 from test_processes import begin, command, finish, launch, params
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PATIENT = {"runtime.peer_timeout": "60"}  # however busy the machine is
 
@@ -37,9 +41,7 @@ def whole(tmp_path_factory):
   return run(tmp_path_factory.mktemp("whole"), 1, 1)[1]
 
 
-@pytest.mark.parametrize(
-  "processes", [1, pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("processes", [1, 4])
 def test_a_model_in_pieces(tmp_path, whole, processes):
   pieces = {"runtime.model_devices": 2}
   summary, found = run(tmp_path, processes, 4, **pieces)
@@ -48,7 +50,6 @@ def test_a_model_in_pieces(tmp_path, whole, processes):
   np.testing.assert_allclose(found, whole, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_the_same_bits_for_any_number_of_processes(tmp_path, whole):
   fixed = {"runtime.deterministic_reduction": 4}
   digests = set()

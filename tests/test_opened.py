@@ -20,6 +20,7 @@ from fedjax_sim.data.store.rewrite import write_store
 from fedjax_sim.run import experiment
 from fedjax_sim.run.checkpoint_reader import CheckpointReader, StateChangedError
 from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
+from tiers import slow_but
 from workdirs import skip_pictures
 
 load: Any = fs.load  # what it returns has parts that may be None
@@ -309,6 +310,7 @@ def test_missing_data_are_named(tmp_path, copied):
   folder = tmp_path / "run"
   run(
     folder,
+    server__rounds="1",
     data__name="npz",
     data__path=str(tmp_path / "mine.npz"),
     **{
@@ -355,6 +357,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from fedjax_sim import function_task, linen_task, nnx_task
+from tiers import slow_but
 
 
 def functions(example_shape, num_classes):
@@ -392,7 +395,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", slow_but(["frozen", "linen"], MODELS))
 def test_other_models_predict_what_was_measured(kind, tmp_path, own):
   changes = dict(MODELS[kind])
   if kind == "linen":
@@ -463,6 +466,7 @@ def test_clients_that_there_are_not(personal):
     best.predict(x, client=0)
 
 
+@pytest.mark.slow
 def test_a_store(tmp_path):
   data = fs.data.load_digits(num_clients=8, unseen_clients=2)
   write_store(tmp_path / "store", data)
@@ -498,6 +502,7 @@ def command(folder, spec, **changes):
   ]
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_model_in_pieces_on_four_devices(tmp_path, popen, monkeypatch):
   monkeypatch.setenv("FEDJAX_SIM_CPU_DEVICES", "4")
@@ -512,6 +517,15 @@ def test_a_model_in_pieces_on_four_devices(tmp_path, popen, monkeypatch):
   opened = check_test_accuracy(tmp_path / "run")
   assert len(opened.summary["devices"]) == 4
   assert opened.config.runtime.model_devices == 4
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
+def test_a_model_in_pieces(tmp_path):
+  pieces = {"runtime__devices": "2", "runtime__model_devices": "2"}
+  run(tmp_path / "run", server__rounds="2", **pieces)
+  opened = check_test_accuracy(tmp_path / "run")
+  assert len(opened.summary["devices"]) == 2
+  assert opened.config.runtime.model_devices == 2
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ def test_the_page_shows_the_files():
 QUICK = [p for p in CONFIGS if p.stem in ("linen_model", "data", "metric")]
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.integration
 @pytest.mark.parametrize(
   "path", slow_but(QUICK, CONFIGS), ids=lambda path: path.stem

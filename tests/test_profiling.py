@@ -20,6 +20,7 @@ from fedjax_sim.simulation import simulator as simulators
 from fedjax_sim.simulation.timing import MEANING, Phases
 from problems import blobs, make_simulator, sgd
 from test_experiment import at, quick, summary_of
+from tiers import slow_but
 from workdirs import skip_pictures
 
 
@@ -193,8 +194,10 @@ def dense(batch=20, features=784, classes=10, **options):
   )
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+  ("lanes", "devices"),
+  slow_but([(1, 2), (2, 1)], [(n, m) for n in (1, 2) for m in (1, 2)]),
+)
 def test_flops_of_a_dense_layer(devices, lanes):
   """Two products a step, x W and x^T g; lanes without a client do not count."""
   simulator = dense(devices=devices, lanes=lanes)

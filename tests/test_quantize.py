@@ -33,6 +33,7 @@ from problems import (
   sgd,
   train,
 )
+from tiers import slow_but
 
 KEY = jax.random.key(0)
 DIGITS = str(pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py")
@@ -374,7 +375,9 @@ def round_trip(x, sparsity, bits):
   return decoded(encoded(x, sparsity, bits), x, sparsity, bits)
 
 
-@pytest.mark.parametrize(("lanes", "at_once"), [(1, 1), (2, 4)])
+@pytest.mark.parametrize(
+  ("lanes", "at_once"), slow_but([(2, 4)], [(1, 1), (2, 4)])
+)
 def test_the_sparsity_anneals_from_round_to_round(lanes, at_once):
   centres = np.random.default_rng(3).normal(size=(3, 9))
   simulator = movers(

@@ -326,6 +326,7 @@ def stop_at(wanted):
   return on_round
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.integration
 @pytest.mark.parametrize("edited", slow_but([False], [False, True]))
 def test_a_run_goes_on_and_tells_of_new_code(
@@ -371,6 +372,7 @@ def test_the_same_code_elsewhere_is_the_same(mine, tmp_path):
   assert references.sources(dict.fromkeys(FIELDS)) == {}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_regression_of_ones_own(tmp_path):
   """A model of the user's need not tell classes apart."""
   data = tmp_path / "lines.npz"

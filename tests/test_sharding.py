@@ -205,7 +205,9 @@ def test_ordered_sum_is_a_loop(count, shards):
 # --- a model in pieces --------------------------------------------------------
 
 
-@pytest.mark.parametrize(("model", "lanes"), [("lr", 1), ("mlp", 2)])
+@pytest.mark.parametrize(
+  ("model", "lanes"), slow_but([("mlp", 2)], [("lr", 1), ("mlp", 2)])
+)
 def test_a_model_in_pieces_trains_the_same(model, lanes):
   adam = optimizer("adam", learning_rate=0.1, eps=1e-3)
   make = lambda runtime: simulator_of(
@@ -345,7 +347,7 @@ def test_no_device_has_the_whole_stack():
 # --- what devices send --------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("rounds", slow_but([4], [1, 4]))
 def test_bytes_that_devices_send(rounds):
   data = blobs([4] * 6, features=512, classes=4)
   task = MODELS["lr"](data)

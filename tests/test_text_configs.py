@@ -20,7 +20,10 @@ from fedjax_sim.run.experiment import run
 from mind_files import write_mind
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-pytestmark = pytest.mark.integration
+pytestmark = [
+  pytest.mark.integration,
+  pytest.mark.usefixtures("no_pictures"),
+]
 
 
 def imported(folder, *flags):

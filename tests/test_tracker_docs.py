@@ -34,7 +34,7 @@ def yaml_of(text):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, no_pictures):
   """A working folder with the project's configs."""
   (tmp_path / "configs").symlink_to(ROOT / "configs")
   monkeypatch.chdir(tmp_path)

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 
 import pytest
 
 from fedjax_sim import reporting
+from fedjax_sim.cli.main import main
 from fedjax_sim.reporting.trackers import Opened, RunFacts, wandb_files
 from fedjax_sim.reporting.trackers.mlflow import mlflow
 
@@ -78,19 +80,21 @@ def command(folder, *fields, killed=None):
   ]
 
 
+QUIET = {
+  "MLFLOW_DISABLE_TELEMETRY": "true",
+  "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # more processes
+  "WANDB_ERROR_REPORTING": "false",
+}
+
+
 def environment(**more):
   paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-  quiet = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # more processes
-    "WANDB_ERROR_REPORTING": "false",
-  }
   own = {
     k: v
     for k, v in os.environ.items()
     if not k.startswith(("MLFLOW_", "WANDB_"))
   }
-  return own | quiet | {"PYTHONPATH": os.pathsep.join(paths)} | more
+  return own | QUIET | {"PYTHONPATH": os.pathsep.join(paths)} | more
 
 
 def finish(arguments, cwd, code=0, **more):
@@ -106,6 +110,34 @@ def finish(arguments, cwd, code=0, **more):
   )
   assert result.returncode == code, result.stderr
   return result.stderr
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capfd):
+  """A run in this process, which has imported all that it takes.
+
+  Its function takes fields of the config and variables of the environment, and
+  returns the run's standard error.
+  """
+  for name in list(os.environ):
+    if name.startswith(("MLFLOW_", "WANDB_")):
+      monkeypatch.delenv(name)
+  for name, value in QUIET.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.chdir(tmp_path)
+
+  def call(folder, *fields, **variables):
+    for name, value in variables.items():
+      monkeypatch.setenv(name, value)
+    capfd.readouterr()
+    arguments = command(folder, *fields)
+    with warnings.catch_warnings(action="default"):  # they end no user's run
+      code = main(arguments[arguments.index("run") :])
+    error = capfd.readouterr().err
+    assert code == 0, error
+    return error
+
+  return call
 
 
 def free_port():
@@ -182,7 +214,9 @@ ALL_KILLS = ("created=0", "sent=10", "half=20", "sent=30")
 @pytest.mark.parametrize(
   "kills", [HALF, pytest.param(ALL_KILLS, marks=pytest.mark.slow)]
 )
-def test_a_run_that_is_killed_is_whole_on_the_server(server, tmp_path, kills):
+def test_a_run_that_is_killed_is_whole_on_the_server(
+  server, tmp_path, kills, run_here
+):
   folder = tmp_path / "run"
   fields = [
     f"trackers.mlflow.uri={server}",
@@ -195,7 +229,7 @@ def test_a_run_that_is_killed_is_whole_on_the_server(server, tmp_path, kills):
   before = record_of(folder)
   assert before["run_id"]
   assert before["sent"] < 30
-  finish(command(folder, *fields), tmp_path)
+  run_here(folder, *fields)
   assert record_of(folder)["run_id"] == before["run_id"]
   assert len(reporting.read_metrics(folder / "metrics.jsonl")) == ROUNDS
   run = check_history(folder, server)
@@ -237,18 +271,15 @@ def test_a_run_that_is_killed_at_any_moment(server, tmp_path):
   check_history(folder, server)
 
 
-def test_a_run_that_a_job_brings_along(server, tmp_path):
+def test_a_run_that_a_job_brings_along(server, tmp_path, run_here):
   """As in Azure ML, which sets these variables."""
   client = client_of(server)
   number = client.create_experiment("job")
   run = client.create_run(number)
-  finish(
-    command(
-      tmp_path / "run",
-      "trackers.mlflow.metrics=('test/loss',)",
-      "trackers.mlflow.primary_metric=test/accuracy",
-    ),
-    tmp_path,
+  run_here(
+    tmp_path / "run",
+    "trackers.mlflow.metrics=('test/loss',)",
+    "trackers.mlflow.primary_metric=test/accuracy",
     MLFLOW_TRACKING_URI=server,
     MLFLOW_RUN_ID=run.info.run_id,
   )
@@ -310,10 +341,10 @@ def test_of_two_at_once_one_gets_the_run(server, tmp_path, monkeypatch):
   assert found.params["x"] == "a"
 
 
-def test_a_server_that_is_not_there(tmp_path):
+def test_a_server_that_is_not_there(tmp_path, run_here):
   folder, port = tmp_path / "run", free_port()
-  arguments = command(folder, f"trackers.mlflow.uri=http://127.0.0.1:{port}")
-  lines = finish(arguments, tmp_path).splitlines()
+  error = run_here(folder, f"trackers.mlflow.uri=http://127.0.0.1:{port}")
+  lines = error.splitlines()
   assert len(lines) == 2, lines
   assert lines[0].startswith("mlflow: ")
   assert lines[0].endswith(

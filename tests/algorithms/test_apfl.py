@@ -16,6 +16,7 @@ from fedjax_sim.training.optimizers import optimizer
 from problems import (
   MODELS,
   blobs,
+  hparams_of,
   make_simulator,
   params_of,
   quadratic,
@@ -23,6 +24,7 @@ from problems import (
   sgd,
   train,
 )
+from tiers import slow_but
 
 # The last two clients agree with the mean of all: there the global model
 # overtakes their own ones, and their alphas fall.
@@ -83,8 +85,13 @@ def personal_of(simulator, state):
   return np.asarray(each(message, rows).params["w"])
 
 
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (2, 2)])
-@pytest.mark.parametrize("alpha_rate", [0.0, 0.05, 2.0])
+@pytest.mark.parametrize(
+  ("alpha_rate", "lanes", "devices"),
+  slow_but(
+    [(0.0, 1, 1), (0.05, 2, 2)],
+    [(rate, n, n) for rate in (0.0, 0.05, 2.0) for n in (1, 2)],
+  ),
+)
 def test_the_papers_recursion(alpha_rate, lanes, devices):
   alpha, rounds = 0.4, 9
   simulator = simulator_of(lanes, devices, alpha=alpha, alpha_rate=alpha_rate)
@@ -151,7 +158,8 @@ def test_clients_are_evaluated_with_their_mixtures():
 
 
 @pytest.mark.parametrize(
-  ("weighting", "devices"), [("examples", 1), ("uniform", 2)]
+  ("weighting", "devices"),
+  slow_but([("uniform", 2)], [("examples", 1), ("uniform", 2)]),
 )
 def test_the_global_model_is_that_of_fedavg(weighting, devices):
   data = blobs([5, 9, 3, 7, 6, 4])
@@ -161,20 +169,24 @@ def test_the_global_model_is_that_of_fedavg(weighting, devices):
     optimizer("adam", learning_rate=0.05),
   )
 
-  def states(make, **options):
-    simulator = make_simulator(
+  def simulator_of(make):
+    return make_simulator(
       task,
-      make(task, *optimizers, weighting=weighting, **options),
+      make(task, *optimizers, weighting=weighting),
       data,
       clients_per_round=3,
       batching=LocalBatching(batch_size=4, epochs=2),
       devices=devices,
       seed=5,
     )
-    return [out.state.server for out in simulator.run(simulator.init(), 6)]
 
-  plain = states(fedavg)
-  for own in (states(apfl), states(apfl, alpha_rate=50.0)):
+  def states(simulator, hparams=None):
+    first = simulator.init(hparams)
+    return [o.state.server for o in simulator.run(first, 6, hparams=hparams)]
+
+  plain, mixing = states(simulator_of(fedavg)), simulator_of(apfl)
+  other = hparams_of(mixing, alpha_rate=50.0)
+  for own in (states(mixing), states(mixing, other)):
     for a, b in zip(own, plain, strict=True):
       jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b

@@ -39,6 +39,7 @@ from fedjax_sim.training.replay import replay
 from fedjax_sim.training.stale import stale
 from fedjax_sim.transforms import adaptive_clip
 from problems import blobs, flat, make_simulator, sgd
+from tiers import slow_but
 
 WITH_TRANSFORM = "fedavg with adaptive clipping"
 STALE = "fedavg with stale updates"
@@ -182,8 +183,31 @@ def assert_close(a, b):
   )
 
 
-every = pytest.mark.parametrize(
-  "name", [*ALGORITHMS, WITH_TRANSFORM, STALE, REPLAY]
+NAMES = [*ALGORITHMS, WITH_TRANSFORM, STALE, REPLAY]
+every = pytest.mark.parametrize("name", NAMES)
+# What the engine does for an algorithm differs among these: transforms, a stack
+# of updates, several passes, states of clients, versions, statistics, nobody's
+# gradient, pooled data.
+in_lanes = pytest.mark.parametrize(
+  "name",
+  slow_but(
+    (
+      *(WITH_TRANSFORM, REPLAY, "centralized", "dga_rl", "fedbuff"),
+      *("fedlabels", "fednova", "kmeans", "mime_lite", "scaffold"),
+    ),
+    NAMES,
+  ),
+)
+# The others have a test of their own that compares with a plain loop.
+by_loop = pytest.mark.parametrize(
+  "name",
+  slow_but(
+    (
+      *("centralized", "dga", "dga_rl", "fedex_lora", "fedlaw"),
+      *("fedprox", "fedsgd", "mime_lite"),
+    ),
+    ALGORITHMS,
+  ),
 )
 
 
@@ -257,12 +281,12 @@ def test_one_trace_serves_all_rounds_cohorts_and_hyper_parameters(name):
   assert simulator.compilations == 1
 
 
-@every
+@in_lanes
 def test_lanes_and_rounds_per_dispatch_change_no_result(name):
   assert_close(run(name, 5, lanes=3)[-1], run(name, 5, lanes=1)[-1])
 
 
-@every
+@in_lanes
 def test_every_client_is_in_the_log_and_nothing_else_changes(name):
   simulator, logging = (simulator_of(name, lanes) for lanes in (1, 3))
   plain = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
@@ -353,7 +377,7 @@ def by_hand(simulator, state):
   return server, table
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@by_loop
 def test_the_compiled_round_does_what_a_plain_loop_does(name):
   start, after = run(name, 1)
   start = jax.tree.map(jnp.asarray, start)

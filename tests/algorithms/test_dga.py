@@ -249,7 +249,7 @@ def test_they_find_out_who_is_corrupted(make):
   assert found > usual + 0.5 * (clean - usual)
 
 
-@pytest.mark.parametrize("make", [fedlaw, dga_rl])
+@pytest.mark.parametrize("make", slow_but([dga_rl], [fedlaw, dga_rl]))
 def test_two_devices_do_what_one_does(make):
   one, two = (classes(make, 0.4, rounds=4, devices=d)[1].server for d in (1, 2))
   jax.tree.map(

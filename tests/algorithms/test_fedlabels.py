@@ -212,12 +212,19 @@ def round_by_hand(data, w, options, clip=None):
   ("changes", "clip"),
   [
     ({}, None),
-    ({"threshold": 0.0}, None),
-    ({"threshold": 0.65, "consistency_weight": 5.0}, None),
+    pytest.param({"threshold": 0.0}, None, marks=pytest.mark.slow),
+    pytest.param(
+      *({"threshold": 0.65, "consistency_weight": 5.0}, None),
+      marks=pytest.mark.slow,
+    ),
     ({"temperature": 2.0, "threshold": 0.4, "l2": 20.0}, None),
-    ({"labelled_steps": 4, "unlabelled_rate": 0.2}, None),
-    ({"unlabelled_steps": 2}, None),
-    ({}, 0.3),
+    pytest.param(
+      *({"labelled_steps": 4, "unlabelled_rate": 0.2}, None),
+      marks=pytest.mark.slow,
+    ),
+    ({"unlabelled_steps": 2}, 0.3),
+    pytest.param({"unlabelled_steps": 2}, None, marks=pytest.mark.slow),
+    pytest.param({}, 0.3, marks=pytest.mark.slow),
   ],
 )
 def test_a_round_does_what_numpy_does(changes, clip):

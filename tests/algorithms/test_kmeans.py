@@ -23,6 +23,7 @@ from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.privacy.accounting.calibration import calibrate
 from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from problems import blobs, make_simulator, params_of, sgd, train
+from tiers import slow_but
 
 SIZES = [3, 17, 8, 1, 30, 6]
 DATA = blobs(SIZES, features=4, classes=5, seed=1)
@@ -70,7 +71,9 @@ def centroids_of(simulator, rounds):
 # --- Lloyd's algorithm --------------------------------------------------------
 
 
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize(
+  ("lanes", "devices"), slow_but([(2, 2)], [(1, 1), (3, 1), (2, 2)])
+)
 def test_rounds_of_all_clients_are_lloyds_iterations(lanes, devices):
   far = NEAR.copy()
   far[3] = 9.0  # nobody's

@@ -16,6 +16,7 @@ from problems import (
   sgd,
   train,
 )
+from tiers import slow_but
 
 CENTRES = np.array([[1.0, 2.0], [-3.0, 4.0]])
 OWN = np.array([[6.0, 0.0], [0.0, 8.0], [3.0, 1.0]], np.float32)
@@ -37,8 +38,10 @@ def simulator_of(*, own=True, devices=1, **options):
   )
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize(
+  ("steps", "devices"),
+  slow_but([(1, 1), (4, 2)], [(n, m) for n in (1, 4) for m in (1, 2)]),
+)
 def test_the_server_steps_towards_its_own_examples(steps, devices):
   simulator = simulator_of(steps=steps, batch_size=3, devices=devices)
   state = train(simulator, 3)

@@ -11,6 +11,7 @@ from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.optimizers import optimizer
 from problems import make_simulator, params_of, quadratic, sgd, train
+from tiers import slow_but
 
 CENTRES = np.array([[4.0, 0.0], [-2.0, 1.0], [1.0, 3.0]])
 CURVATURES = np.array([0.5, 1.0, 2.0])
@@ -49,8 +50,10 @@ def by_hand(rounds, step, weights):
   return w
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("epsilon", [0.25, 1.0])
+@pytest.mark.parametrize(
+  ("epsilon", "devices"),
+  slow_but([(0.25, 2)], [(e, n) for e in (0.25, 1.0) for n in (1, 2)]),
+)
 def test_the_server_goes_some_of_the_way_to_the_mean(epsilon, devices):
   simulator = simulator_of(reptile, sgd(epsilon), devices)
   w = params_of(simulator, train(simulator, 5))["w"]

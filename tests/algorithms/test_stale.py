@@ -19,6 +19,7 @@ from problems import (
   sgd,
   train,
 )
+from tiers import slow_but
 
 CLIENTS, ROUNDS, RATE = 12, 8, 0.25
 CENTRES = np.random.default_rng(0).normal(size=(CLIENTS, 3))
@@ -73,8 +74,13 @@ def by_hand(probability):
   return models, on_its_way
 
 
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 2)])
-@pytest.mark.parametrize("probability", [0.0, 0.3, 0.95, 1.0])
+@pytest.mark.parametrize(
+  ("probability", "lanes", "devices"),
+  slow_but(
+    [(0.3, 3, 2), (1.0, 1, 1)],
+    [(p, *n) for p in (0.0, 0.3, 0.95, 1.0) for n in ((1, 1), (3, 2))],
+  ),
+)
 def test_what_is_late_is_joined_a_round_later(probability, lanes, devices):
   simulator = simulator_of(probability, lanes, devices)
   models, on_its_way = by_hand(probability)

@@ -373,6 +373,7 @@ def test_a_damaged_example_names_its_clients(tmp_path):
     verify(path)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.integration
 @pytest.mark.usefixtures("exact")
 def test_residencies_train_the_same(tmp_path):

@@ -208,6 +208,7 @@ PRIVATE = {
 }
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_study_of_two_runs(tmp_path, capsys):
   """One that ended, and one that was stopped, which counts as whole."""
   experiment.run(flags.load(str(DIGITS), PRIVATE), tmp_path / "one")

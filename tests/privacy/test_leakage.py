@@ -229,7 +229,9 @@ def test_if_all_are_left_out_the_server_stays_as_it_is():
   )
 
 
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(
+  ("lanes", "devices"), slow_but([(2, 2)], [(1, 1), (2, 2)])
+)
 def test_the_threshold_follows_a_quantile(lanes, devices):
   first, q = 0.5, 0.6
   simulator = make_simulator(

@@ -46,6 +46,7 @@ from problems import (
   quadratic_data,
   sgd,
 )
+from tiers import slow_but
 
 KEY = jax.random.key(3)
 UPDATE = {"b": jnp.array([3.0, 0.0]), "w": jnp.array([[0.0, -4.0, 0.0]])}
@@ -315,7 +316,8 @@ def of_weights(task):
 
 
 @pytest.mark.parametrize(
-  ("lanes", "devices", "late"), [(1, 1, False), (3, 2, True)]
+  ("lanes", "devices", "late"),
+  slow_but([(3, 2, True)], [(1, 1, False), (3, 2, True)]),
 )
 def test_a_round_is_the_mean_of_what_clients_send(lanes, devices, late):
   task = quadratic(2)
@@ -403,7 +405,9 @@ def softmax_of_losses(randomizer, weighting="softmax", **options):
   )
 
 
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize(
+  ("lanes", "devices"), slow_but([(3, 2)], [(1, 1), (3, 2)])
+)
 def test_dgas_softmax_sends_noisy_weights_and_updates(lanes, devices):
   """As FLUTE does: noise on both, the weight within its range again."""
   most, least = 1.4, 0.2
