@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_sim import config as configs
+from fedjax_sim.config.build.privacy import account
 from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.data import profile as data_profile
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.privacy.accounting import composition
 from fedjax_sim.reporting import MetricsFile, write_json
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.resume import warn
@@ -84,10 +87,18 @@ class StudyFolder:
         f"--studydir={self.path} holds another study: {', '.join(changed)}"
         " differ. Give what it was begun with, or name another folder."
       )
+    profiles: dict[int, dict[str, Any]] = {}  # runs share their data sets
     for run in runs:
       folder = self.run(run)
       folder.mkdir(parents=True, exist_ok=True)
       if not (folder / "config.json").exists():
+        facts = account(run.config, run.simulator, run.rounds)
+        if facts is not None:
+          write_json(folder / composition.FILE, facts)
+        data = run.simulator.data
+        if id(data) not in profiles:
+          profiles[id(data)] = data_profile.profile_of(data)
+        write_json(folder / data_profile.FILE, profiles[id(data)])
         write_json(folder / "config.json", configs.resolved(run.config))
     self.tell(described, runs)
 

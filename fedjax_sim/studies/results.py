@@ -15,10 +15,15 @@ import numpy as np
 
 from fedjax_sim.core import validate
 from fedjax_sim.core.files import write_atomically
-from fedjax_sim.reporting import read_metrics
+from fedjax_sim.reporting import NoRunError, read_metrics
 from fedjax_sim.run.workdir import WorkdirError
+from fedjax_sim.studies.compare import compare
+from fedjax_sim.studies.compared_runs import CompareError
 from fedjax_sim.studies.comparison import direction_of
+from fedjax_sim.studies.comparison_files import PAGE, write_files
 from fedjax_sim.studies.record import read_study
+
+MOST_PAIRED = 12  # settings; of more, all are compared with the best alone
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,8 +68,10 @@ class Study:
 
     Returns:
       Of each its fields, and `runs`, how many there are; `finished`, how many
-      of them; `mean` and `std` (of a sample; NaN of a single run) of the last
-      value of the metric over the finished ones, NaN without any.
+      of them; `rounds`, the fewest that one did; `mean` and `std` (of a sample;
+      NaN of a single run) of the last value of the metric over the finished
+      ones; of a setting that ended early, over those that did not diverge.
+      Settings of more rounds come first.
     """
     by_point: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for run in self.runs:
@@ -72,34 +79,40 @@ class Study:
       by_point.setdefault(key, []).append(run)
     rows = []
     for members in by_point.values():
+      finished = [run for run in members if run["status"] == "finished"]
+      counted = finished or [
+        run for run in members if run["status"] != "diverged"
+      ]
       values = np.array(
-        [
-          self.last(run["name"]).get(self.metric, math.nan)
-          for run in members
-          if run["status"] == "finished"
-        ]
+        [self.last(r["name"]).get(self.metric, math.nan) for r in counted]
       )
       rows.append(
         {
           **members[0]["point"],
           "runs": len(members),
-          "finished": len(values),
+          "finished": len(finished),
+          "rounds": min((run["rounds"] for run in counted), default=0),
           "mean": float(values.mean()) if len(values) else math.nan,
           "std": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
         }
       )
     sign = -1.0 if self.higher_is_better else 1.0
-    order = lambda row: (math.isnan(row["mean"]), sign * row["mean"])
+    order = lambda row: (
+      math.isnan(row["mean"]),
+      -row["rounds"],
+      sign * row["mean"],
+    )
     return sorted(rows, key=order)
 
   def table(self) -> str:
     """Return the settings as a table for the screen."""
     rows = self.settings()
-    heads = [*self.fields, self.metric, "runs"]
+    heads = [*self.fields, self.metric, "rounds", "runs"]
     cells = [
       [
         *(row[field] for field in self.fields),
         _mean(row["mean"], row["std"]),
+        str(row["rounds"]),
         str(row["runs"])
         if row["finished"] == row["runs"]
         else f"{row['finished']} of {row['runs']} finished",
@@ -162,6 +175,27 @@ def sum_up(folder: Path, metric: str, higher_is_better: bool) -> Study:
     )
   write_atomically(folder / "study.csv", text.getvalue().encode())
   print(study.table())  # noqa: T201
+  settings = study.settings()
+  if len(settings) < 2:
+    return study
+  try:
+    comparison = compare([folder], metric, higher_is_better=higher_is_better)
+  except (CompareError, NoRunError) as error:  # too few are finished
+    print(f"No comparison: {error}")  # noqa: T201
+    return study
+  if len(comparison.settings) > MOST_PAIRED:
+    best = max(
+      comparison.settings,
+      key=lambda setting: setting.mean if higher_is_better else -setting.mean,
+    )
+    comparison = compare(
+      [folder],
+      metric,
+      higher_is_better=higher_is_better,
+      baseline=best.label,
+    )
+  write_files(comparison, folder)
+  print(f"Table, curves and {PAGE} are in {folder}.")  # noqa: T201
   return study
 
 

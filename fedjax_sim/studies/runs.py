@@ -19,6 +19,7 @@ from fedjax_sim.config import build, flags
 from fedjax_sim.config.build.parts import Parts, program_of
 from fedjax_sim.core.errors import FedjaxSimError, one_line
 from fedjax_sim.engine.fingerprint import fingerprint
+from fedjax_sim.run import changes
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.studies.points import Point
 
@@ -137,8 +138,27 @@ def build_runs(
           ),
         )
       )
+  _warn_of_idle(points, runs, warn)
   _group(runs)
   return runs
+
+
+def _warn_of_idle(
+  points: Sequence[Point], runs: Sequence[StudyRun], warn: Callable[[str], None]
+) -> None:
+  """Tell of varied fields that change no result, and of what runs will lack."""
+  for field in points[0]:
+    if field in changes.FREE and field != changes.ROUNDS:
+      warn(f"{field} is varied, and changes no result of a run.")
+  if any(run.experiment.trackers for run in runs):
+    warn("Trackers are told nothing of runs that are rows of a program.")
+  private = [run for run in runs if run.simulator.algorithm.privacy is not None]
+  if len(private) > 1:
+    warn(
+      f"Each epsilon is that of one run; {len(private)} private runs on the"
+      " same data cost more together: fedjax-sim privacy compose STUDYDIR/runs/*"
+      " --delta=D."
+    )
 
 
 def _alone(config: ConfigDict) -> ConfigDict:

@@ -20,9 +20,10 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import PyTree
+from fedjax_sim.core.tree import nbytes
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine.state import RoundMetrics, RunState
-from fedjax_sim.reporting import MetricsFile
+from fedjax_sim.reporting import MetricsFile, Progress
 from fedjax_sim.simulation.dispatch import PlannedRounds, Row, read_metrics
 from fedjax_sim.simulation.evaluator import as_row
 from fedjax_sim.simulation.planner import rounds_per_dispatch
@@ -166,6 +167,7 @@ class _Chunk:
     numbers = [run.simulator.states.traced() for run in self._runs]
     self._hparams = self._program.put(self._layout.pack(stack(numbers)))
     self._files: list[MetricsFile] = []
+    self._progress = Progress(0)
 
   @property
   def _active(self) -> list[tuple[int, StudyRun]]:
@@ -195,6 +197,7 @@ class _Chunk:
       self._files = [
         stack.enter_context(self._folder.metrics(run)) for run in self._runs
       ]
+      self._progress = stack.enter_context(self._bar())
       for run in self._runs:
         if run.status == "waiting":
           run.status = "running"
@@ -207,6 +210,13 @@ class _Chunk:
             self._folder.wait()
             raise self._folder.interrupted(self._trainer.received[0])
           self._dispatch(planned)
+
+  def _bar(self) -> Progress:
+    """Return the bar of the rounds of all runs."""
+    return Progress(
+      min(self._until, max(run.rounds for run in self._runs)),
+      done=min(run.done for _, run in self._active),
+    )
 
   def _begin(self) -> None:
     """Evaluate before the first round, where that is asked for."""
@@ -254,6 +264,7 @@ class _Chunk:
 
   def _dispatch(self, planned: list[list[PlannedRounds]]) -> None:
     """Run planned rounds, evaluate what is due, and write what is known."""
+    began = time.perf_counter()
     self._state, metrics = self._program.call(
       self._layout, self._state, self._hparams, planned
     )
@@ -265,12 +276,28 @@ class _Chunk:
       rows[i][-1].update(row)
     for i, found in rows.items():
       self._files[i].append(found)
+    self._show(rows, time.perf_counter() - began)
     for _, run in active:
       if run.done == run.rounds:
         run.status = "finished"
     done = max((run.done for _, run in active), default=0)
     if self._runs[0].experiment.timetable.saved(done) and self._active:
       self._save()
+
+  def _show(self, rows: dict[int, list[Row]], seconds: float) -> None:
+    """Show the runs' mean progress."""
+    last = [found[-1] for found in rows.values() if found]
+    if last:
+      shown = ("train/loss", "test/accuracy")
+      mean: Row = {
+        key: float(np.mean([row[key] for row in last]))
+        for key in shown
+        if all(key in row for row in last)
+      }
+      clients = sum(row["clients"] for found in rows.values() for row in found)
+      rate = clients / max(seconds, 1e-9)
+      done = max(int(row["round"]) for row in last)
+      self._progress.update({"round": done, **mean}, clients_per_second=rate)
 
   def _save(self) -> None:
     """Write a checkpoint, after the rows of the rounds that it holds."""
@@ -347,8 +374,19 @@ def first_states(runs: Sequence[StudyRun]) -> RunState:
 
   Returns:
     On the host, leaves (runs, ...).
+
+  Raises:
+    StudyError: there is no room for them.
   """
   states = [run.simulator.states for run in runs]
+  # While a checkpoint is written there is a second copy.
+  needed = 2 * len(runs) * nbytes(states[0].host_shapes)
+  room = memory.available_memory()
+  if needed > room:
+    raise StudyError(
+      f"The states of {len(runs)} runs take {needed / 1e9:.1f} GB of the host's"
+      f" memory, which has {room / 1e9:.1f}; vary fewer values at once."
+    )
   seeds = np.array([run.seed for run in runs], np.uint32)
   words = [noise_words(s.noise_seed, s.draws_noise) for s in states]
   numbers: PyTree = stack([s.traced() for s in states])
