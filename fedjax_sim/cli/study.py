@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+_NUMBERS = ("random", "halving", "search-seed")
+_FUNCTION = "get_study"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -14,43 +18,34 @@ def run(arguments: Sequence[str]) -> int:
   from fedjax_sim.config import flags
 
   vary, rest = _split(arguments)
+  optional = ("studydir", "seeds", "points", "metric", *_NUMBERS)
   values = flags.parse(
-    rest,
-    "config",
-    "studydir",
-    switches=("plan",),
-    seeds="1",
-    random=None,
-    points=None,
-    halving=None,
-    metric=None,
-    **{"search-seed": "0"},
+    rest, "config", switches=("plan",), **dict.fromkeys(optional)
   )
+  if values.studydir is None and not values.plan:
+    raise flags.UsageError("--studydir=... is missing")
   from fedjax_sim import distributed
   from fedjax_sim.studies import folder, points
   from fedjax_sim.studies.study import predict, study
 
-  whole = lambda name: (
-    None
-    if values[name].value is None
-    else flags.number(f"--{name}", values[name].value, int)
-  )
-  listed = None
+  what = _of_file(rest)
+  if vary or values.points is not None:
+    what.pop("vary", None)
+    what.pop("points", None)
+  if vary:
+    what["vary"] = vary
   if values.points is not None:
-    listed = points.listed(Path(values.points).expanduser())
-  seeds = points.seeds_of(values.seeds, values.config.seed)
-  counts = {name: whole(name) for name in ("random", "halving", "search-seed")}
+    what["points"] = points.listed(Path(values.points).expanduser())
+  if values.seeds is not None:
+    what["seeds"] = points.seeds_of(values.seeds, values.config.seed)
+  if values.metric is not None:
+    what["metric"] = values.metric
+  for name in _NUMBERS:
+    if (text := values[name].value) is not None:
+      number = flags.number(f"--{name}", text, int)
+      what[name.replace("-", "_")] = number
   distributed.setup()
   distributed.devices()  # what is wrong with JAX shows now
-  what: dict[str, Any] = {
-    "vary": vary,
-    "points": listed,
-    "seeds": seeds,
-    "random": counts["random"],
-    "search_seed": counts["search-seed"] or 0,
-    "halving": counts["halving"],
-    "metric": values.metric,
-  }
   if values.plan:
     predict(values.config, **what)
     return 0
@@ -60,6 +55,28 @@ def run(arguments: Sequence[str]) -> int:
     print(f"fedjax-sim: {stop}", file=sys.stderr)  # noqa: T201
     return stop.exit_code
   return 0
+
+
+def _of_file(arguments: Sequence[str]) -> dict[str, Any]:
+  """Return what the config file's `get_study()` says; {} without one."""
+  import inspect
+
+  from fedjax_sim.config import flags
+  from fedjax_sim.core import errors, validate
+  from fedjax_sim.studies.study import study
+
+  path = flags.config_path(arguments)
+  assert path is not None
+  try:
+    found = runpy.run_path(path).get(_FUNCTION)
+    what = {} if found is None else dict(found())
+  except Exception as error:
+    text = errors.raised(path, error)
+    raise flags.UsageError(f"--config={path}: {_FUNCTION}: {text}") from error
+  known = list(inspect.signature(study).parameters)[2:]
+  for name in what:
+    validate.one_of(f"--config={path}: {_FUNCTION}(): key", name, known)
+  return what
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

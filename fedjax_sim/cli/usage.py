@@ -35,6 +35,15 @@ fedjax-sim: federated learning, simulated.
       writes DIR/report.html of a run, finished or not, or compares several
       --style=paper: curves a column wide, as PDF, SVG or PNG; of
       --metrics=test/accuracy,... alone
+  fedjax-sim study --config=FILE --studydir=DIR --vary FIELD=VALUES ...
+      trains many runs as rows of a few compiled programs: all combinations;
+      on the folder of a study, goes on with it
+      VALUES: a,b,c, linear(0,1,5) or log(0.01,1,5); --seeds=N, or --seeds=3,7
+      --random=N [--search-seed=S]: N points drawn instead, also from
+      uniform(0,1) or loguniform(0.01,1); --points=FILE: those of a JSON or CSV
+      --halving=N: after more and more rounds one of N settings goes on
+      --metric=test/accuracy: by which settings are compared
+      --plan: only says what it would take
   fedjax-sim compare DIR DIR ... [--metric=test/accuracy] [--to=FOLDER]
       how the settings of runs, or of a study, differ, paired over the seeds
       that they share: intervals, tests, seeds needed; tables, curves, a page

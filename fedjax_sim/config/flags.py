@@ -51,7 +51,7 @@ def parse(
     ValueError: the config file raises, or returns no ConfigDict.
   """
   arguments, overrides = _split(arguments)
-  path = _config_path(arguments)
+  path = config_path(arguments)
   if path is not None and not Path(path).exists():
     raise FileNotFoundError(f"--config={path}: there is no such file")
   if path and Path(path).is_dir():
@@ -219,8 +219,12 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   return rest, overrides
 
 
-def _config_path(arguments: Sequence[str]) -> str | None:
-  """Return the file of `--config FILE` or `--config=FILE`; None without."""
+def config_path(arguments: Sequence[str]) -> str | None:
+  """Return the file of `--config FILE` or `--config=FILE`; None without.
+
+  Args:
+    arguments: what follows the command's name.
+  """
   for i, argument in enumerate(arguments):
     if argument == "--config" and i + 1 < len(arguments):
       return arguments[i + 1].partition(":")[0]

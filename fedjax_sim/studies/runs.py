@@ -150,14 +150,20 @@ def _warn_of_idle(
   for field in points[0]:
     if field in changes.FREE and field != changes.ROUNDS:
       warn(f"{field} is varied, and changes no result of a run.")
-  if any(run.experiment.trackers for run in runs):
-    warn("Trackers are told nothing of runs that are rows of a program.")
+  trackers = {
+    tracker.label for run in runs for tracker in run.experiment.trackers
+  } - {"tensorboard"}
+  if trackers:
+    warn(
+      f"trackers ({', '.join(sorted(trackers))}) are told nothing of runs that"
+      " are rows of a program."
+    )
   private = [run for run in runs if run.simulator.algorithm.privacy is not None]
   if len(private) > 1:
     warn(
       f"Each epsilon is that of one run; {len(private)} private runs on the"
-      " same data cost more together: fedjax-sim privacy compose STUDYDIR/runs/*"
-      " --delta=D."
+      " same data cost more together: fedjax-sim privacy compose"
+      " STUDYDIR/runs/* --delta=D."
     )
 
 

@@ -344,3 +344,24 @@ def test_the_command(tmp_path, capsys):
   for wrong in ("--vary", "--vary=x", "--seeds=x", "--random=x", "--halving=1"):
     assert main(["study", f"--config={DIGITS}", "--studydir=s", wrong]) == 2
   assert not pathlib.Path("s").exists()
+
+
+def test_a_study_in_a_file(tmp_path, capsys):
+  file = tmp_path / "study.py"
+  text = (
+    "from fedjax_sim.config import flags\n\n\n"
+    "def get_config():\n"
+    f"  return flags.load({str(DIGITS)!r}, {QUICK!r})\n\n\n"
+    "def get_study():\n"
+    "  return {'vary': {'server.momentum': (0.0, 0.5, 0.9)}, 'seeds': 2}\n"
+  )
+  file.write_text(text)
+  assert main(["study", f"--config={file}", "--plan"]) == 0
+  assert "6 runs: 3 settings x 2 seeds" in capsys.readouterr().out
+  assert main(["study", f"--config={file}", "--plan", "--seeds=1"]) == 0
+  assert "3 runs: 3 settings x 1 seed" in capsys.readouterr().out
+  file.write_text(text.replace("'seeds'", "'seedz'"))
+  assert main(["study", f"--config={file}", "--plan"]) == 2
+  assert "Did you mean 'seeds'?" in capsys.readouterr().err
+  assert main(["study", f"--config={DIGITS}"]) == 2
+  assert "--studydir=... is missing" in capsys.readouterr().err
