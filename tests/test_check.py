@@ -6,6 +6,7 @@ The parts are files in `broken/`, as a user would write them.
 import functools
 import inspect
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from fedjax_sim.contract.outcome import (
   Line,
   NotApplicable,
   Passed,
+  shown,
   table,
 )
 from fedjax_sim.contract.setting import kind_of, setting_of
@@ -307,3 +309,15 @@ def test_the_remedy_for_a_value_that_is_not_there(function, remedy):
   text = blamed(caught.value, __file__)
   assert text.startswith("test_check.py, line ")
   assert remedy in text
+
+
+def test_the_page_has_every_check_and_what_it_prints():
+  text = (ROOT / "docs" / "check.md").read_text()
+  rows = re.findall(
+    r"^\| ([\w -]+?) \| ", text.partition("## What is")[2], re.M
+  )
+  assert rows[2:] == [check.name for check in CHECKS]  # head, and its line
+  for name in ("branch.py:shorten", "carry.py:counting"):
+    lines = examine(setting_of(f"{BROKEN}/{name}"))
+    (failed,) = [line for line in lines if line.failed]
+    assert f"tests/broken/{name}\n{shown(failed)}\n" in text
