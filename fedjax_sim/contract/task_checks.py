@@ -143,7 +143,10 @@ def metrics(setting: Setting) -> Outcome:
 
   def of_examples(variables: Variables, examples: Examples) -> PyTree:
     found = task.metrics(variables, examples)
-    return in_float32(returned.metrics("Task.metrics", found, (_ROWS,)))
+    shape = (_ROWS,)
+    return in_float32(
+      returned.metrics("Task.metrics", found, shape, task.joint)
+    )
 
   try:
     pair = _pair(setting, of_examples, moved=False)
@@ -153,7 +156,7 @@ def metrics(setting: Setting) -> Outcome:
     name = jax.tree_util.keystr(path)
     if not np.isfinite(leaf).all():
       return Failed(f"the metric {name} is {leaf} before any training.")
-    if path[-1].name == "weight" and (leaf < 0).any():
+    if getattr(path[-1], "name", "") == "weight" and (leaf < 0).any():
       return Failed(f"the metric {name} is {leaf}; give weights >= 0.")
   one, other = (jax.tree.map(lambda x: x[:-1], each) for each in pair)
   apart = difference(one, other, _terms(setting))
