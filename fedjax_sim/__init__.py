@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from fedjax_sim import models as models
   from fedjax_sim import sampling as sampling
   from fedjax_sim import transforms as transforms
+  from fedjax_sim.contract.checks import check
   from fedjax_sim.core import (
     Aggregator,
     Algorithm,
@@ -69,6 +70,7 @@ __all__ = [
   "Task",
   "Transform",
   "Variables",
+  "check",
   "compare",
   "function_task",
   "linen_task",
@@ -104,6 +106,7 @@ _HOME = {
   "Task": "fedjax_sim.core",
   "Transform": "fedjax_sim.core",
   "Variables": "fedjax_sim.core",
+  "check": "fedjax_sim.contract.checks",
   "compare": "fedjax_sim.studies.compare",
   "function_task": "fedjax_sim.tasks",
   "linen_task": "fedjax_sim.tasks",

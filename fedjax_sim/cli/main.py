@@ -72,6 +72,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
   "launch": _of_module("launch"),
   "describe": _describe,
   "plan": _of_module("plan"),
+  "check": _of_module("check"),
   "privacy": _of_module("privacy"),
   "data": _of_module("data"),
   "export": _of_module("export"),

@@ -31,6 +31,13 @@ fedjax-sim: federated learning, simulated.
       sustains F FLOP/s and sends G gigabits a second to the others
       --host-gbps=H: it gets H from its host, if that is not G
       --memory-gbps=M: it reads and writes M of its memory, if that counts
+  fedjax-sim check FILE.py:NAME [--config.SECTION.FIELD=VALUE ...]
+      puts an algorithm, aggregator, transform, sampler or model of your own
+      through the contract tests, in a tiny federation: lanes, devices, order
+      and absence of clients, padding, NaN, resume, dtypes, weights under
+      privacy: 0 if none fails, else 1
+      --kind=aggregator: what it is, if it does not show
+      --config=FILE: with the data and the model of a config
   fedjax-sim report --workdir=DIR [--workdir=DIR ...] [--to=FILE.html]
       writes DIR/report.html of a run, finished or not, or compares several
       --style=paper: curves a column wide, as PDF, SVG or PNG; of

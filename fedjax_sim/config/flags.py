@@ -50,7 +50,7 @@ def parse(
     OSError: the config file cannot be read.
     ValueError: the config file raises, or returns no ConfigDict.
   """
-  arguments, overrides = _split(arguments)
+  arguments, overrides = split(arguments)
   path = config_path(arguments)
   if path is not None and not Path(path).exists():
     raise FileNotFoundError(f"--config={path}: there is no such file")
@@ -195,8 +195,15 @@ def _remove(config: ConfigDict, field: str) -> None:
     del config[key]
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-  """Split the arguments into flags, and "section.field" -> text."""
+def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+  """Split the arguments into flags, and "section.field" -> text.
+
+  Args:
+    arguments: what follows the command's name.
+
+  Raises:
+    UsageError: a field has no value.
+  """
   rest: list[str] = []
   overrides: dict[str, str] = {}
   left = list(arguments)
