@@ -18,10 +18,9 @@ def run(arguments: Sequence[str]) -> int:
   from fedjax_sim.config import flags
 
   vary, rest = _split(arguments)
-  optional = ("studydir", "seeds", "points", "metric", *_NUMBERS)
-  values = flags.parse(
-    rest, "config", switches=("plan",), **dict.fromkeys(optional)
-  )
+  names = ("studydir", "seeds", "points", "metric", *_NUMBERS)
+  optional: dict[str, Any] = dict.fromkeys(names)
+  values = flags.parse(rest, "config", switches=("plan",), **optional)
   if values.studydir is None and not values.plan:
     raise flags.UsageError("--studydir=... is missing")
   from fedjax_sim import distributed
