@@ -175,9 +175,8 @@ def sum_up(folder: Path, metric: str, higher_is_better: bool) -> Study:
     )
   write_atomically(folder / "study.csv", text.getvalue().encode())
   print(study.table())  # noqa: T201
-  settings = study.settings()
-  if len(settings) < 2:
-    return study
+  if sum(row["finished"] > 0 for row in study.settings()) < 2:
+    return study  # nothing to compare
   try:
     comparison = compare([folder], metric, higher_is_better=higher_is_better)
   except (CompareError, NoRunError) as error:  # too few are finished
