@@ -15,7 +15,7 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, open_store, write_store
 from fedjax_sim.engine import evaluation, residency
-from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.engine.batching import LocalBatching, evaluation_batch
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks, in_pieces
 from problems import MODELS, blobs, make_simulator, sgd, train
@@ -291,3 +291,19 @@ def test_blocks_hold_all_examples_in_order(count):
 def test_a_set_without_examples_is_refused():
   with pytest.raises(ValueError, match="seen has no examples"):
     dataclasses.replace(dataset(), seen=part_of([0] * 6, 1))
+
+
+@given(
+  st.lists(st.integers(0, 300), min_size=1, max_size=50),
+  st.integers(1, 256),
+  st.sampled_from([1, 16, 4096]),
+)
+def test_the_batch_is_the_cheapest(sizes, most, overhead):
+  sizes = np.array(sizes)
+  largest = max(1, min(most, sizes.max()))
+  chosen = evaluation_batch(sizes, most, overhead)
+  costs = {
+    size: sum(-(-n // size) for n in sizes) * (size + overhead)
+    for size in [largest, *(2**i for i in range(9) if 2**i < largest)]
+  }
+  assert costs[chosen] == min(costs.values())

@@ -109,6 +109,27 @@ class LocalBatching:
     )
 
 
+def evaluation_batch(sizes: np.ndarray, most: int, overhead: int) -> int:
+  """Return the batch size with which clients are evaluated in the least time.
+
+  Large batches are mostly padding where most clients are small, and small ones
+  take many steps. It is the largest client's, or a power of 2 below.
+
+  Args:
+    sizes: examples of every client, shape=(num_clients,).
+    most: the largest batch.
+    overhead: how many examples take as long as what a step costs besides.
+
+  Example:
+    >>> evaluation_batch(np.array([2] * 99 + [200]), most=256, overhead=16)
+    8
+  """
+  largest = max(1, min(most, int(sizes.max())))
+  choices = [1 << i for i in range(largest.bit_length()) if 1 << i < largest]
+  cost = lambda size: int((-(-sizes // size)).sum()) * (size + overhead)
+  return min([largest, *choices], key=cost)
+
+
 def _mix(x: np.ndarray) -> np.ndarray:
   """Mix 64 bits bijectively (Stafford's variant 13, as in SplitMix64)."""
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

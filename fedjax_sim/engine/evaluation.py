@@ -39,7 +39,7 @@ from fedjax_sim.core.compensated import Total
 from fedjax_sim.data import FederatedData, Prepare, as_stored
 from fedjax_sim.data.stored import take
 from fedjax_sim.engine import plan as plans
-from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.engine.batching import LocalBatching, evaluation_batch
 from fedjax_sim.engine.client_loop import (
   COHORT_SPEC,
   PassSpec,
@@ -51,6 +51,11 @@ from fedjax_sim.engine.client_metrics import ClientMetrics, joint_metrics
 from fedjax_sim.engine.plan import Capacity, CohortPlan
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.tracing import trace_once
+
+
+# Examples that take as long as a step's own cost: a guess, as it hangs on the
+# model; where steps are launched one by one, it is some thousands.
+_OVERHEAD, _ELSEWHERE = {"cpu": 16}, 4096
 
 
 def as_blocks(examples: Mapping[str, np.ndarray], size: int) -> FederatedData:
@@ -204,7 +209,8 @@ class EvaluationSet:
     data: the set; clients may lack examples.
     mesh: the devices.
     lanes: clients that a device evaluates at once.
-    batch_size: examples of a client that go through the model at once.
+    batch_size: examples of a client that go through the model at once, at
+      most; fewer where most clients are small.
     personal: the set's clients are the run's clients, in the same order, so
       each may be evaluated with its own state.
     prepare: see `FederatedDataset`.
@@ -244,7 +250,9 @@ class EvaluationSet:
     self._task, self._mesh = task, mesh
     self._by_client, self._offsets = by_client, data.offsets
     self._personal = personal and algorithm.personal is not None
-    batching = LocalBatching(batch_size=batch_size, shuffle=False)
+    overhead = _OVERHEAD.get(jax.default_backend(), _ELSEWHERE)
+    size = evaluation_batch(data.sizes, batch_size, overhead)
+    batching = LocalBatching(batch_size=size, shuffle=False)
     self._work = batching.fitted(data.sizes)
     self._owner = np.arange(data.num_clients)
     if task.joint:
