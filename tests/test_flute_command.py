@@ -540,3 +540,14 @@ def test_local_privacy(tmp_path, cpu, images, compat):
     "--config.runtime.lanes=1",
   )
   assert summary["rounds"] == 2
+
+
+@pytest.mark.integration
+def test_a_refused_value_names_its_key(tmp_path, real_data, capsys):
+  path = write(
+    tmp_path / "config.yaml", changed(LR, {f"{S}.max_iteration": 0})
+  )
+  assert main(["flute", f"--config={path}", f"--workdir={tmp_path}/run"]) == 2
+  err = capsys.readouterr().err
+  assert "server.rounds=0 is out of range" in err
+  assert f"It comes from {S}.max_iteration in {path}." in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ def run(arguments: Sequence[str]) -> int:
       translation = translated(str(store))
     print(flute.table(translation), flush=True)  # noqa: T201
     source = flute.config_file(translation, name)
-    return _run(target, source, before, text["workdir"], changes)
+    with _naming_keys(translation, text["config"]):
+      return _run(target, source, before, text["workdir"], changes)
 
 
 def _imports(translation: flute.Translation, data: str) -> Sequence[str] | None:
@@ -181,6 +183,25 @@ def _nothing_left(folder: Path, target: Path) -> Iterator[None]:
       for path in made:
         with contextlib.suppress(OSError):
           path.rmdir()
+
+
+@contextlib.contextmanager
+def _naming_keys(translation: flute.Translation, config: str) -> Iterator[None]:
+  """Add to a message about a field the keys of the YAML file that it is from.
+
+  Args:
+    translation: of the file.
+    config: its path.
+  """
+  try:
+    yield
+  except (TypeError, ValueError) as error:
+    found = re.match(r"(?:--config\.)?([\w.]+)", str(error))
+    keys = translation.sources.get(found[1], ()) if found else ()
+    if keys and len(error.args) == 1:
+      named = " and ".join(keys)
+      error.args = (f"{error} It comes from {named} in {config}.",)
+    raise
 
 
 def _before(target: Path) -> bytes | None:

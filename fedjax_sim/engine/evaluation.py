@@ -52,7 +52,6 @@ from fedjax_sim.engine.plan import Capacity, CohortPlan
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.tracing import trace_once
 
-
 # Examples that take as long as a step's own cost: a guess, as it hangs on the
 # model; where steps are launched one by one, it is some thousands.
 _OVERHEAD, _ELSEWHERE = {"cpu": 16}, 4096
