@@ -26,6 +26,7 @@ from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet, Sent
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.simulation.dispatch import PlannedRounds
+from fedjax_sim.simulation.planner import Cohorts, Planner
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.studies.layout import Layout
 
@@ -134,6 +135,7 @@ class StudyProgram:
     self._mesh, self._lanes = make_mesh(devices), lanes
     self._size = simulator.sampler.sizes[-1]
     self._compiled: dict[tuple[int, ...], Any] = {}
+    self._planners: dict[Simulator, Planner] = {}
 
   @property
   def devices(self) -> int:
@@ -224,17 +226,30 @@ class StudyProgram:
       done: rounds that they have done.
       most: rounds; fewer if one call cannot run as many.
     """
-    found: dict[int, PlannedRounds] = {}
     leaders = layout.leaders()
-    for run in {run for row in leaders for run in row}:
-      cohorts = simulators[run].planner.cohorts
-      sampler = cohorts.sampler._replace(sizes=(self._size,))
-      planner = dataclasses.replace(
-        self.simulator.planner,
-        cohorts=dataclasses.replace(cohorts, sampler=sampler),
-      )
-      found[run] = planner.plan(done, most, self._lanes)
+    found = {
+      run: self._planner(simulators[run]).plan(done, most, self._lanes)
+      for run in {run for row in leaders for run in row}
+    }
     return [[found[run] for run in row] for row in leaders]
+
+  def _planner(self, simulator: Simulator) -> Planner:
+    """Return the planner of a run, which shares the examples of all runs.
+
+    It is kept, as it holds what it draws against what the sampler promises.
+    """
+    if simulator not in self._planners:
+      # Cohorts of all sizes run in one program.
+      sampler = simulator.sampler._replace(sizes=(self._size,))
+      self._planners[simulator] = dataclasses.replace(
+        self.simulator.planner,
+        cohorts=Cohorts(
+          sampler=sampler,
+          seed=simulator.seed,
+          num_clients=simulator.num_clients,
+        ),
+      )
+    return self._planners[simulator]
 
   def call(
     self,
