@@ -544,9 +544,7 @@ def test_local_privacy(tmp_path, cpu, images, compat):
 
 @pytest.mark.integration
 def test_a_refused_value_names_its_key(tmp_path, real_data, capsys):
-  path = write(
-    tmp_path / "config.yaml", changed(LR, {f"{S}.max_iteration": 0})
-  )
+  path = write(tmp_path / "config.yaml", changed(LR, {f"{S}.max_iteration": 0}))
   assert main(["flute", f"--config={path}", f"--workdir={tmp_path}/run"]) == 2
   err = capsys.readouterr().err
   assert "server.rounds=0 is out of range" in err

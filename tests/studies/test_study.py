@@ -136,7 +136,7 @@ def test_the_table_has_a_line_a_run(rates, capsys):
       for name, more in (
         ("apfl", {}),
         ("dga", {}),
-        ("dga_rl", {"aggregator__name": "stack"}),
+        ("dga_rl", {"aggregator__name": "stack", "data__server_clients": "2"}),
         ("ditto", {}),
         ("fedbuff", {}),
         ("fednova", {}),
@@ -164,7 +164,13 @@ def test_the_table_has_a_line_a_run(rates, capsys):
           },
         ),
         ("fedavg", {"aggregator__name": "median"}),
-        ("fedavg", {"transforms__q__name": "quantize"}),
+        (
+          "fedavg",
+          {
+            "transforms__q__name": "quantize",
+            "transforms__q__sparsity": "0.5",
+          },
+        ),
         ("fedavg", {"server__initial_eval": "True", "seed": "7"}),
       )
     ),
