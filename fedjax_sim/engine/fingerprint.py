@@ -3,6 +3,10 @@
 A round is built of pure functions, so two rounds whose functions have the same
 code and hold the same constants trace to the same program. Numeric
 hyper-parameters are traced, so their values do not count, only their names.
+
+What looks alike and is not the same must never be equal here, as its runs would
+get the results of others; what is the same and looks different costs a
+compilation. A type says by `__fingerprint__()` what of it counts.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import dataclasses
 import enum
 import functools
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +23,9 @@ import numpy as np
 
 from fedjax_sim.core.digests import digest
 
-_TRACED = "hparams"  # the field of algorithms, transforms, tasks, ... that is
+TRACED = "hparams"  # the field whose values a program gets as arguments
+_PLAIN = (bool, int, complex, str, bytes, enum.Enum, np.dtype)
+_WRAPPERS = (type(functools.cache(len)), type(jax.jit(len)))
 
 
 class _Same:
@@ -35,91 +41,120 @@ class _Same:
     return id(self.it)
 
 
-def fingerprint(part: Any) -> Hashable:
+def fingerprint(part: Any, traced: Collection[type] = ()) -> Hashable:
   """Return a value that is equal for parts that make the same program.
 
   Functions are compared by their code and by what they hold (closures,
-  defaults), containers by their contents, arrays by digest, and everything
-  else by its own equality. Of the field `hparams` of a NamedTuple or a
-  dataclass only the names count. Parts that behave alike may still differ, as
-  two functions do that were written twice: then there are two programs.
+  defaults, attributes), containers by their contents, arrays by digest, and
+  everything else by its own equality. Parts that behave alike may still differ,
+  as two functions do that were written twice: then there are two programs.
 
   Args:
     part: such as an `Algorithm`, or a tuple of several parts.
+    traced: NamedTuples of whose field `hparams` only the names count.
 
   Example:
     >>> a, b = (fedprox(task, sgd, sgd, mu=mu) for mu in (0.1, 0.2))
-    >>> fingerprint(a) == fingerprint(b)
+    >>> fingerprint(a, [Algorithm]) == fingerprint(b, [Algorithm])
     True
   """
-  return _of(part, {})
+  return _Walk(traced).of(part)
 
 
-def _of(x: Any, seen: dict[int, int]) -> Hashable:
-  if x is None or isinstance(
-    x, bool | int | float | complex | str | bytes | enum.Enum | np.dtype | type
-  ):
-    return type(x), repr(x) if isinstance(x, float) else x  # 0.0 is not -0.0
-  # Parts share much, and a function may hold itself. What was looked at stays
-  # alive in the part, so its id is not used again.
-  if id(x) in seen:
-    return "seen", seen[id(x)]
-  seen[id(x)] = len(seen)
-  of = functools.partial(_of, seen=seen)
-  if isinstance(x, np.ndarray | np.generic | jax.Array):
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
-      x.dtype, jax.dtypes.extended
-    ):
-      return "key", digest(np.asarray(jax.random.key_data(x)))
-    return "array", digest(np.asarray(x))
-  if isinstance(x, types.FunctionType):
-    cells = tuple(_cell(cell, seen) for cell in x.__closure__ or ())
-    held = cells, of(x.__defaults__), of(x.__kwdefaults__)
-    return "function", x.__module__, x.__qualname__, x.__code__, held
-  if isinstance(x, types.MethodType):
-    return "method", of(x.__func__), of(x.__self__)
-  if isinstance(x, functools.partial):
-    return "partial", of(x.func), of(x.args), of(x.keywords)
-  if isinstance(x, tuple) and hasattr(x, "_fields"):
-    names: tuple[str, ...] = x._fields
-    return type(x), _fields(dict(zip(names, x, strict=True)), seen)
-  if isinstance(x, tuple | list):
-    return type(x), tuple(of(item) for item in x)
-  if isinstance(x, set | frozenset):
-    return type(x), frozenset(of(item) for item in x)
-  if isinstance(x, Mapping):
-    return "mapping", tuple((of(key), of(value)) for key, value in x.items())
-  if dataclasses.is_dataclass(x) and not isinstance(x, type):
-    own = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
-    return type(x), _fields(own, seen)
-  try:
-    hash(x)
-  except TypeError:
-    return _Same(x)
-  return x if isinstance(x, Hashable) else _Same(x)
+class _Walk:
+  """One look at a part and all that it holds.
 
+  Args:
+    traced: as in `fingerprint`.
+  """
 
-def _cell(cell: types.CellType, seen: dict[int, int]) -> Hashable:
-  try:
-    return _of(cell.cell_contents, seen)
-  except ValueError:  # a name that was never assigned
-    return "empty"
+  def __init__(self, traced: Collection[type]):
+    self._traced = tuple(traced)
+    # Parts share much, and a function may hold itself. What was looked at is
+    # kept, or its id might be that of another object later.
+    self._seen: dict[int, tuple[int, object]] = {}
 
+  def of(self, x: Any) -> Hashable:
+    """Return the fingerprint of an object."""
+    if x is None or type(x) in _PLAIN or isinstance(x, enum.Enum | np.dtype):
+      return type(x), x
+    if type(x) is float:
+      return float, repr(x)  # 0.0 is not -0.0, and NaN is NaN
+    if isinstance(x, type | types.ModuleType | types.BuiltinFunctionType):
+      return _Same(x)
+    if id(x) in self._seen:
+      return "seen", self._seen[id(x)][0]
+    self._seen[id(x)] = len(self._seen), x
+    return type(x), self._content(x)
 
-def _fields(own: Mapping[str, Any], seen: dict[int, int]) -> Hashable:
-  return tuple(
-    (name, _names(value) if name == _TRACED else _of(value, seen))
-    for name, value in own.items()
-  )
+  def _content(self, x: Any) -> Hashable:
+    """Return what counts of an object besides its type."""
+    own: Callable[[], Any] | None = getattr(x, "__fingerprint__", None)
+    if own is not None:
+      return self.of(own())
+    if isinstance(x, np.ndarray | np.generic):
+      return digest(np.asarray(x))
+    if isinstance(x, jax.Array):
+      return self._array(x)
+    if isinstance(x, types.FunctionType):
+      return self._function(x)
+    if isinstance(x, types.MethodType):
+      return self.of(x.__func__), self.of(x.__self__)
+    if isinstance(x, types.CellType):
+      return self._cell(x)
+    if isinstance(x, functools.partial):
+      return self.of(x.func), self.of(x.args), self.of(x.keywords)
+    if isinstance(x, _WRAPPERS):
+      return self.of(x.__wrapped__)
+    if isinstance(x, tuple | list):
+      return self._sequence(x), self._attributes(x)
+    if isinstance(x, set | frozenset):
+      return frozenset(self.of(item) for item in x), self._attributes(x)
+    if isinstance(x, Mapping):
+      items = tuple((self.of(key), self.of(x[key])) for key in x)
+      return items, self._attributes(x)
+    if dataclasses.is_dataclass(x):
+      return self._attributes(x, [f.name for f in dataclasses.fields(x)])
+    try:
+      hash(x)
+    except TypeError:
+      return _Same(x)
+    equality: Hashable = x
+    return equality
+
+  def _array(self, x: jax.Array) -> Hashable:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+      return str(x.dtype), digest(np.asarray(jax.random.key_data(x)))
+    return digest(np.asarray(x)), x.weak_type
+
+  def _function(self, x: types.FunctionType) -> Hashable:
+    held = x.__closure__, x.__defaults__, x.__kwdefaults__, x.__dict__
+    return x.__module__, x.__qualname__, x.__code__, self.of(held)
+
+  def _cell(self, cell: types.CellType) -> Hashable:
+    try:
+      return self.of(cell.cell_contents)
+    except ValueError:  # a name that was never assigned
+      return "empty"
+
+  def _sequence(self, x: tuple[Any, ...] | list[Any]) -> Hashable:
+    names = getattr(x, "_fields", range(len(x)))
+    is_traced = isinstance(x, self._traced)
+    return tuple(
+      _names(item) if is_traced and name == TRACED else self.of(item)
+      for name, item in zip(names, x, strict=True)
+    )
+
+  def _attributes(self, x: Any, names: Collection[str] = ()) -> Hashable:
+    """Return the fields of these names, and all other attributes."""
+    found = dict.fromkeys([*names, *getattr(x, "__dict__", {})])
+    return tuple(
+      (name, self.of(getattr(x, name, None))) for name in sorted(found)
+    )
 
 
 def _names(hparams: Any) -> Hashable:
   """Return the structure of hyper-parameters, without their values."""
-  return jax.tree.structure(jax.tree.map(lambda _: 0, _plain(hparams)))
-
-
-def _plain(tree: Any) -> Any:
-  """Return nested mappings as dicts, which JAX takes apart."""
-  if isinstance(tree, Mapping):
-    return {key: _plain(value) for key, value in tree.items()}
-  return tree
+  if isinstance(hparams, Mapping):
+    return tuple((key, _names(hparams[key])) for key in sorted(hparams))
+  return np.shape(hparams)

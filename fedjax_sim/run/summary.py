@@ -73,7 +73,6 @@ def sum_up(
   params = simulator.algorithm.variables(state.server).params
   digest = tree_digest(distributed.fetch(params))
   best = simulator.react.best_row(state)
-  audited = simulator.account.audit(state)
 
   def write() -> dict[str, Any]:
     rows = reporting.read_metrics(folder / "metrics.jsonl")
@@ -115,9 +114,6 @@ def sum_up(
       "device_kind": device.device_kind,
       "versions": versions(),
     }
-    if audited is not None:
-      summary["privacy_audit"] = audited._asdict()
-      summary["privacy_audit_told"] = audited.describe()
     with phases("write"):  # no part of the seconds that the summary has
       report.write_report([folder], folder / report.FILE, plain(summary))
     reporting.write_json(folder / "summary.json", summary)
@@ -157,6 +153,10 @@ def result_facts(
     "noise_seed": simulator.noise_seed,
     "parameters": simulator.states.num_parameters,
   }
+  audited = simulator.account.audit(state)
+  if audited is not None:
+    facts["privacy_audit"] = audited._asdict()
+    facts["privacy_audit_told"] = audited.describe()
   if ledger is not None:
     facts["privacy"] = ledger.facts(rounds)
     facts["privacy_told"] = ledger.describe(rounds)

@@ -22,6 +22,7 @@ from fedjax_sim.engine.state import RunState
 from fedjax_sim.privacy.accounting import composition
 from fedjax_sim.reporting import MetricsFile, write_json
 from fedjax_sim.run.checkpoint import Checkpoints
+from fedjax_sim.run.checkpoint_reader import Restored
 from fedjax_sim.run.resume import warn
 from fedjax_sim.run.workdir import WorkdirError, locked
 from fedjax_sim.studies.record import (
@@ -54,6 +55,8 @@ class StudyFolder:
   def __init__(self, path: Path):
     self.path = path
     self._checkpoints: dict[int, Checkpoints] = {}
+    self._described: Mapping[str, Any] = {}
+    self._runs: Sequence[StudyRun] = []
 
   def run(self, run: StudyRun) -> Path:
     """Return the folder of a run."""
@@ -100,12 +103,12 @@ class StudyFolder:
           profiles[id(data)] = data_profile.profile_of(data)
         write_json(folder / data_profile.FILE, profiles[id(data)])
         write_json(folder / "config.json", configs.resolved(run.config))
-    self.tell(described, runs)
+    self._described, self._runs = described, runs
+    self.tell()
 
-  def tell(
-    self, described: Mapping[str, Any], runs: Sequence[StudyRun]
-  ) -> None:
-    """Write `study.json`."""
+  def tell(self) -> None:
+    """Write `study.json`: what the study is, and how far its runs are."""
+    described, runs = self._described, self._runs
     write_json(
       self.path / STUDY_FILE,
       {
@@ -144,19 +147,19 @@ class StudyFolder:
     number: int,
     state: RunState,
     runs: Sequence[StudyRun],
-    data: str,
+    facts: Mapping[str, Any],
   ) -> None:
-    """Begin to write a checkpoint of all runs of a program.
+    """Begin to write a checkpoint of all runs of a program, and tell of them.
 
     Args:
       program: its number.
       number: of the checkpoint, one more than that of the one before.
       state: leaves (runs, ...).
       runs: in the same order.
-      data: digest of the training data.
+      facts: what else to keep, as JSON holds it.
     """
-    facts = {
-      "data": data,
+    kept = {
+      **facts,
       "runs": [
         {
           "name": run.name,
@@ -167,32 +170,34 @@ class StudyFolder:
         for run in runs
       ],
     }
-    self.checkpoints(program).save_later(number, state, facts)
+    self.checkpoints(program).save_later(number, state, kept)
+    self.tell()
 
   def restore(
-    self, program: int, like: RunState, runs: Sequence[StudyRun], data: str
-  ) -> tuple[int, RunState] | None:
+    self, program: int, like: RunState, runs: Sequence[StudyRun]
+  ) -> Restored | None:
     """Return the newest checkpoint of a program; runs learn how far they are.
 
     Returns:
-      Its number and the states; None if there is none.
+      The checkpoint, whose `round` is its number; None if there is none.
 
     Raises:
-      WorkdirError: it is of other data.
+      WorkdirError: it is of other runs.
     """
     found = self.checkpoints(program).restore(like, warn)
     if found is None:
       return None
-    if found.facts["data"] != data:
+    names = [entry["name"] for entry in found.facts["runs"]]
+    if names != [run.name for run in runs]:
       raise WorkdirError(
-        f"--studydir={self.path}: the training data are not those that the"
-        " study began with; restore them, or name another folder."
+        f"--studydir={self.path}: program {program} has other runs than before;"
+        " go on with the version of fedjax_sim that began the study, or name"
+        " another folder."
       )
-    for run, facts in zip(runs, found.facts["runs"], strict=True):
-      assert run.name == facts["name"]
-      run.done, run.reason = facts["done"], facts["reason"]
-      run.status = facts["status"]
-    return found.round, found.state
+    for run, entry in zip(runs, found.facts["runs"], strict=True):
+      run.done, run.reason = entry["done"], entry["reason"]
+      run.status = entry["status"]
+    return found
 
   def wait(self) -> None:
     """Return when all checkpoints are on the disk."""

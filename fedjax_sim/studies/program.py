@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any
 
 import jax
@@ -135,6 +141,7 @@ class StudyProgram:
     self._mesh, self._lanes = make_mesh(devices), lanes
     self._size = simulator.sampler.sizes[-1]
     self._compiled: dict[tuple[int, ...], Any] = {}
+    self._kept: dict[str, Sent] = {}
     self._planners: dict[Simulator, Planner] = {}
 
   @property
@@ -300,7 +307,7 @@ class StudyProgram:
         continue
       evaluate, table = self._evaluations[name], evaluation.table(state)
       outs = []
-      for sent in self._sent[name]:
+      for sent in self._pieces(name):
         out = evaluate(state.server, table, sent.examples, sent.plan)
         outs.append((sent.clients, layout.unpack(jax.device_get(out))))
       for run, row in enumerate(found):
@@ -322,20 +329,24 @@ class StudyProgram:
     sets = self.simulator.evaluate.sets
     return {name: jitted(evaluation) for name, evaluation in sets.items()}
 
-  @functools.cached_property
-  def _sent(self) -> Mapping[str, list[Sent]]:
-    """The examples of each set, whole on every device."""
+  def _pieces(self, name: str) -> Iterator[Sent]:
+    """Yield the examples of a set, whole on every device, piece by piece.
 
-    def whole(sent: Sent) -> Sent:
+    A set in one piece, which has room there, is sent once.
+    """
+    if name in self._kept:
+      yield self._kept[name]
+      return
+    evaluation = self.simulator.evaluate.sets[name]
+    for ids in evaluation.pieces:
+      sent = evaluation.sent(ids)
       plan, examples = jax.device_get((sent.plan, sent.examples))
-      return sent._replace(
+      placed = sent._replace(
         plan=self._whole(plan), examples=self._whole(examples)
       )
-
-    return {
-      name: [whole(evaluation.sent(ids)) for ids in evaluation.pieces]
-      for name, evaluation in self.simulator.evaluate.sets.items()
-    }
+      if len(evaluation.pieces) == 1:
+        self._kept[name] = placed
+      yield placed
 
 
 def stack(trees: Sequence[PyTree]) -> PyTree:

@@ -70,6 +70,11 @@ class StudyRun:
     """Whether there are rounds to do."""
     return self.status in ("waiting", "running")
 
+  @property
+  def sources(self) -> dict[str, str]:
+    """What its results rest on besides the config: code, and weights."""
+    return dict(self.experiment.sources)
+
   def __str__(self) -> str:
     """Return its name and what makes it differ, for messages."""
     return f"run {self.name} ({described(self.point, self.seed)})"
@@ -159,12 +164,26 @@ def _warn_of_idle(
       " are rows of a program."
     )
   private = [run for run in runs if run.simulator.algorithm.privacy is not None]
-  if len(private) > 1:
+  if len(private) > 1 and private[0].simulator.noise_seed is None:
     warn(
       f"Each epsilon is that of one run; {len(private)} private runs on the"
       " same data cost more together: fedjax-sim privacy compose"
       " STUDYDIR/runs/* --delta=D."
     )
+  elif len(private) > 1:
+    warn(
+      f"privacy.noise_seed={private[0].simulator.noise_seed}: {len(private)}"
+      " runs have the same noise, so each epsilon holds for its run alone, and"
+      " none for several of them together."
+    )
+
+
+def by_point(runs: Sequence[StudyRun]) -> list[list[StudyRun]]:
+  """Return the runs of each setting, one for each seed."""
+  found: dict[int, list[StudyRun]] = {}
+  for run in runs:
+    found.setdefault(id(run.point), []).append(run)
+  return list(found.values())
 
 
 def _alone(config: ConfigDict) -> ConfigDict:

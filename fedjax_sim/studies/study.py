@@ -34,7 +34,14 @@ from fedjax_sim.studies import points as pointed
 from fedjax_sim.studies.execution import Plan, counted
 from fedjax_sim.studies.folder import StudyFolder, held
 from fedjax_sim.studies.results import Study, sum_up
-from fedjax_sim.studies.runs import StudyError, StudyRun, build_runs, described
+from fedjax_sim.studies.runs import (
+  StudyError,
+  StudyRun,
+  build_runs,
+  by_point,
+  described,
+  refusal,
+)
 
 Values = str | Sequence[Any]
 
@@ -139,14 +146,13 @@ class _Prepared:
     if any(run.goes_on for run in self.runs):
       plan.compile()
       print(plan.predicted(self.rungs))  # noqa: T201
+    points = by_point(self.runs)
     for since, rung in itertools.pairwise([0, *self.rungs]):
       plan.train(since, rung)
-      if self.halving is not None and rung < self.rungs[-1]:
-        by = self.metric, self.higher_is_better
-        _end_worst(self.runs, rung, self.halving, by, folder)
-      folder.tell(self.facts, self.runs)
+      if rung < self.rungs[-1]:
+        points = _best(points, rung, self, folder)
     plan.finish()
-    folder.tell(self.facts, self.runs)
+    folder.tell()
 
 
 def _prepared(
@@ -168,10 +174,19 @@ def _prepared(
     seeds = range(config.seed, config.seed + seeds)
   if not seeds:
     raise UsageError("seeds: give one at least.")
+  if len({*seeds}) < len(seeds):
+    raise UsageError(f"seeds={list(seeds)}: give each seed once.")
   if halving is not None:
     validate.integer("halving", halving, ge=2)
   began = time.perf_counter()
   runs = build_runs(config, points, list(seeds), warn)
+  if halving is not None:
+    for runs_of_point in by_point(runs):
+      if why := refusal(runs_of_point[0].simulator):
+        raise StudyError(
+          f"halving={halving} ends rows of a program, and"
+          f" {described(runs_of_point[0].point)} is none: {why}. Leave it out."
+        )
   name, higher = _metric(runs, metric)
   rungs = _rungs(runs, halving, name)
   print(_described(runs, rungs, time.perf_counter() - began))  # noqa: T201
@@ -268,7 +283,7 @@ def _rungs(
   every = timetable.eval_every
   if metric.startswith("test/"):
     every = timetable.test_every
-  points = len({id(run.point) for run in runs})
+  points = len(by_point(runs))
   return halvings.rungs(points, last, halving, every)
 
 
@@ -276,7 +291,7 @@ def _described(
   runs: Sequence[StudyRun], rungs: Sequence[int], seconds: float
 ) -> str:
   """Return what a study is, in words."""
-  points = len({id(run.point) for run in runs})
+  points = len(by_point(runs))
   seeds = len({run.seed for run in runs})
   lines = [
     f"{counted(len(runs), 'run')}: {counted(points, 'setting')} x"
@@ -289,45 +304,49 @@ def _described(
   return "\n".join(lines)
 
 
-def _end_worst(
-  runs: Sequence[StudyRun],
+def _best(
+  points: Sequence[list[StudyRun]],
   rung: int,
-  eta: int,
-  by: tuple[str, bool],
+  made: _Prepared,
   folder: StudyFolder,
-) -> None:
-  """End the runs of the settings that are worst after a round."""
-  metric, higher = by
-  by_point: dict[int, list[StudyRun]] = {}
-  for run in runs:
-    if run.status == "ended" and run.done < rung:
-      continue
-    by_point.setdefault(id(run.point), []).append(run)
-  candidates = list(by_point.values())
+) -> list[list[StudyRun]]:
+  """Return the settings that go on after a round, and end the others.
+
+  Args:
+    points: the runs of each setting that has come so far.
+    rung: number of the round.
+    made: the study.
+    folder: of the study.
+  """
+  assert made.halving is not None
   scores = [
-    float(np.mean([_score(run, rung, metric, folder) for run in members]))
-    for members in candidates
+    float(np.mean([_score(run, rung, made.metric, folder) for run in runs]))
+    for runs in points
   ]
-  going_on = halvings.best(scores, eta, higher_is_better=higher)
-  for i, members in enumerate(candidates):
-    for run in members:
-      if i not in going_on and run.status in ("waiting", "running"):
+  higher = made.higher_is_better
+  chosen = halvings.best(scores, made.halving, higher_is_better=higher)
+  for i, runs in enumerate(points):
+    for run in runs:
+      if i not in chosen and run.goes_on:
         run.status = "ended"
-        run.reason = f"{metric} after round {rung}: mean {scores[i]:.6g}"
-  best = candidates[
-    max(going_on, key=lambda i: scores[i] if higher else -scores[i])
-  ]
+        run.reason = f"{made.metric} after round {rung}: mean {scores[i]:.6g}"
+  first = max(chosen, key=lambda i: scores[i] if higher else -scores[i])
   print(  # noqa: T201
-    f"Round {rung}: {len(going_on)} of {len(candidates)} settings go on; the"
-    f" best is {described(best[0].point)}."
+    f"Round {rung}: {len(chosen)} of {len(points)} settings go on; the best is"
+    f" {described(points[first][0].point)}."
   )
+  return [points[i] for i in chosen]
 
 
 def _score(run: StudyRun, rung: int, metric: str, folder: StudyFolder) -> float:
-  """Return a run's metric after a round; NaN if it diverged before."""
-  path = folder.run(run) / "metrics.jsonl"
-  rows = read_metrics(path) if path.exists() else []
-  for row in rows:
-    if row["round"] == rung:
-      return row.get(metric, math.nan)
-  return math.nan
+  """Return a run's metric after a round, or after its last one before.
+
+  NaN if it diverged before.
+  """
+  if run.status == "diverged" and run.done < rung:
+    return math.nan
+  value = math.nan
+  for row in read_metrics(folder.run(run) / "metrics.jsonl"):
+    if row["round"] <= rung:
+      value = row.get(metric, value)
+  return value

@@ -24,6 +24,8 @@ from fedjax_sim.core.tree import nbytes
 from fedjax_sim.distributed import memory
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.reporting import MetricsFile, Progress
+from fedjax_sim.run.resume import environment, warn, warn_of_changes
+from fedjax_sim.run.workdir import WorkdirError
 from fedjax_sim.simulation.dispatch import PlannedRounds, Row, read_metrics
 from fedjax_sim.simulation.evaluator import as_row
 from fedjax_sim.simulation.planner import rounds_per_dispatch
@@ -65,14 +67,45 @@ class Trainer:
   def __post_init__(self) -> None:
     self.chunk = self.chunk or len(self.runs)
 
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What a checkpoint says besides how far the runs are."""
+    return {
+      "data": self.data,
+      "chunk": self.chunk,
+      "environment": {
+        **environment(self.program.simulator),
+        "devices of the study": str(self.program.devices),
+      },
+      "sources": {k: v for run in self.runs for k, v in run.sources.items()},
+    }
+
   def restore(self) -> None:
-    """Go on from the newest checkpoint, if there is one."""
-    found = self.folder.restore(self.number, self.state, self.runs, self.data)
-    if found is not None:
-      self.saves, state = found
-      self.state = jax.tree.map(np.array, state)
-      for run in self.runs:
-        self.folder.metrics(run).close()  # cut back, also of those that ended
+    """Go on from the newest checkpoint, if there is one.
+
+    Raises:
+      WorkdirError: it is of other data, or of other runs.
+    """
+    found = self.folder.restore(self.number, self.state, self.runs)
+    if found is None:
+      return
+    self.saves, self.state = found.round, jax.tree.map(np.array, found.state)
+    facts = self.facts
+    if found.facts["data"] != self.data:
+      raise WorkdirError(
+        f"--studydir={self.folder.path}: the training data are not those that"
+        " the study began with; restore them, or name another folder."
+      )
+    self.chunk = found.facts["chunk"]
+    warn_of_changes(found.facts["environment"], facts["environment"])
+    warn_of_changes(
+      found.facts["sources"],
+      facts["sources"],
+      "The rounds to come follow the new code; runs keep the weights that they"
+      " began with",
+    )
+    for run in self.runs:
+      self.folder.metrics(run).close()  # cut back, also of those that ended
 
   def fit(self) -> None:
     """Compile for all runs, or for as many at once as memory holds.
@@ -82,16 +115,24 @@ class Trainer:
     """
     device = jax.local_devices()[0]
     limit = memory.memory_limit(device)
+    before = self.chunk
     while True:
       nbytes = self.program.device_bytes(self.places)
       if nbytes <= limit:
-        return
+        break
       if self.chunk == 1:
         raise StudyError(
           f"{self.runs[0]} takes {nbytes / 1e9:.1f} GB of a device, which has"
           f" {limit / 1e9:.1f}; make the model or client.batch_size smaller."
         )
       self.chunk = -(-self.chunk // 2)
+    if self.saves and self.chunk < before:
+      warn(
+        f"Memory holds {self.chunk} runs at once, and held {before}: results"
+        " may differ in the last digits."
+      )
+    for chunk in self.chunks(self.runs)[1:]:  # the last may be smaller
+      self.program.compiled(self.layout(chunk).place.shape)
 
   @property
   def places(self) -> tuple[int, ...]:
@@ -130,8 +171,7 @@ class Trainer:
       since: the round up to which they were trained before.
       until: number of the round.
     """
-    # Also those that diverged since: places do not move when a study goes on.
-    active = [run for run in self.runs if run.goes_on or run.done >= since]
+    active = [run for run in self.runs if _began(run, since)]
     for chunk in self.chunks(active):
       if any(
         run.goes_on and run.done < min(until, run.rounds)
@@ -145,13 +185,24 @@ class Trainer:
   def save(self) -> None:
     """Begin to write a checkpoint of all runs."""
     self.saves += 1
-    self.folder.save(self.number, self.saves, self.state, self.runs, self.data)
+    self.folder.save(self.number, self.saves, self.state, self.runs, self.facts)
 
   def own_state(self, run: StudyRun) -> RunState:
     """Return the state of a run, on the host."""
     i = self.runs.index(run)
     state: RunState = jax.tree.map(lambda x: x[i], self.state)
     return state
+
+
+def _began(run: StudyRun, since: int) -> bool:
+  """Return whether a run had rounds to do after round `since`.
+
+  Those that have ended in the meantime count: places do not move when a study
+  goes on after a kill.
+  """
+  if run.status == "diverged":
+    return run.done >= since
+  return run.goes_on or (run.status == "finished" and run.done > since)
 
 
 class _Chunk:
@@ -264,11 +315,13 @@ class _Chunk:
 
   def _dispatch(self, planned: list[list[PlannedRounds]]) -> None:
     """Run planned rounds, evaluate what is due, and write what is known."""
-    began = time.perf_counter()
+    began, active = time.perf_counter(), self._active
+    for _, run in active:
+      last = run.done + planned[0][0].num_rounds
+      run.simulator.account.check_round(last)
     self._state, metrics = self._program.call(
       self._layout, self._state, self._hparams, planned
     )
-    active = self._active
     rows = {i: self._read(i, run, metrics, planned) for i, run in active}
     active = [(i, run) for i, run in active if run.status == "running"]
     due = {i: run.experiment.timetable.evaluated(run.done) for i, run in active}
@@ -280,9 +333,13 @@ class _Chunk:
     for _, run in active:
       if run.done == run.rounds:
         run.status = "finished"
-    done = max((run.done for _, run in active), default=0)
-    if self._runs[0].experiment.timetable.saved(done) and self._active:
+    if not self._active:
+      return  # and the caller saves
+    done = max(run.done for _, run in self._active)
+    if self._runs[0].experiment.timetable.saved(done):
       self._save()
+    elif any(not run.goes_on for _, run in active):
+      self._store()  # before their places do more rounds
 
   def _show(self, rows: dict[int, list[Row]], seconds: float) -> None:
     """Show the runs' mean progress."""
@@ -360,11 +417,22 @@ class _Chunk:
     self._state = self._program.put(self._layout.pack(stacked))
 
   def _store(self) -> None:
-    """Copy the states of the chunk's runs to those of all runs."""
-    mine = self._layout.unpack(jax.device_get(self._state))
+    """Copy the states of the chunk's runs to those of all runs.
+
+    A place goes on until the last of its chunk is done; of a run that is, only
+    the state after its last round counts, and of one that diverged that of the
+    checkpoint before.
+    """
+    mine: RunState = self._layout.unpack(jax.device_get(self._state))
+    counts = [
+      i
+      for i, run in enumerate(self._runs)
+      if run.status != "diverged" and int(mine.round[i]) == run.done
+    ]
+    where = [self._chunk[i] for i in counts]
 
     def put(x: np.ndarray, new: np.ndarray) -> None:
-      x[self._chunk] = new
+      x[where] = new[counts]
 
     jax.tree.map(put, self._trainer.state, mine)
 

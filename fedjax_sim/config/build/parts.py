@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 from fedjax_sim.config.build.data import build_data
 from fedjax_sim.config.build.task import build_task
 from fedjax_sim.config.fields import resolved
-from fedjax_sim.core import Task
+from fedjax_sim.core import Aggregator, Algorithm, Task, Transform
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.engine.fingerprint import fingerprint
+from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training.optimizers import Optimizer
 
 _OF_TASK = ("compute_dtype", "frozen_dtype", "remat")  # in `runtime`
 
@@ -29,7 +31,7 @@ class Parts:
   def __init__(self) -> None:
     self._data: dict[str, FederatedDataset] = {}
     self._tasks: dict[tuple[int, str], Task] = {}
-    self._checked: list[Simulator] = []
+    self._checked: dict[Hashable, Simulator] = {}  # which keeps ids from reuse
 
   def data(self, config: ConfigDict) -> FederatedDataset:
     """Return the data set of a complete config."""
@@ -52,35 +54,40 @@ class Parts:
     Raises:
       DataError, ModelError, ValueError: as `Simulator.checked`.
     """
-    checked = {program_of(other) for other in self._checked}
-    if not checked or program_of(simulator) not in checked:
+    program = program_of(simulator)
+    if program not in self._checked:
       _ = simulator.checked
-      self._checked.append(simulator)
+      self._checked[program] = simulator
 
 
 def program_of(simulator: Simulator) -> Hashable:
   """Return a value that is equal for simulators whose rounds are one program.
 
   They differ in their seeds and in the values of numeric hyper-parameters, and
-  may draw other cohorts of the same sizes.
+  may draw other cohorts of the same sizes. Valid as long as both are there.
   """
   s, release = simulator, simulator.algorithm.privacy
+  # What schedules do after an evaluation is each run's own, on the host.
+  schedules = {
+    name: (schedule.factor, schedule.init, schedule.metric)
+    for name, schedule in s.schedules.items()
+    if isinstance(schedule, Schedule)
+  }
+  others = {k: v for k, v in s.schedules.items() if k not in schedules}
   return fingerprint(
     (
       s.algorithm._replace(privacy=None),
       release and (release.noise, release.checks_updates),
       s.effective_aggregator,
       tuple(s.transforms),
-      id(s.data),
-      id(s.task),
-      s.sampler.sizes,
-      s.sampler.observe is None,
-      s.batching,
-      s.runtime,
-      dict(s.schedules),
+      (id(s.data), id(s.task)),
+      (s.sampler.sizes, s.sampler.observe is None),
+      (s.batching, s.runtime),
+      (schedules, others),
       tuple(s.best_metrics),
       (s.revert_to_best, s.log_clients, s.debug, s.account.public_clients),
-    )
+    ),
+    traced=(Algorithm, Aggregator, Optimizer, Task, Transform),
   )
 
 

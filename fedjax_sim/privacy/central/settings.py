@@ -209,6 +209,14 @@ class CentralDPConfig:
       most_clients=self.most_clients,
     )
 
+  def __fingerprint__(self) -> tuple[object, ...]:
+    """Return what a round is compiled for; all else are hyper-parameters."""
+    released = self.extras, self.max_weight is None, self.extras_fraction
+    return (
+      (self.noise, self.per_layer, *released),
+      (self.strategy, self.grid, self.canaries),
+    )
+
   @property
   def hparams(self) -> dict[str, float]:
     """The numeric hyper-parameters, which are traced."""
