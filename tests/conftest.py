@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import pytest
 
+import programs
 from workdirs import skip_pictures
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -198,6 +199,15 @@ def real_data(
   """The folder of real data sets, where configs find them, too."""
   monkeypatch.setenv("FEDJAX_SIM_DATA", str(data_folder))
   return data_folder
+
+
+@pytest.fixture(scope="module")
+def same_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+  """A module's runs compile what is the same once; not with the slow tests."""
+  with pytest.MonkeyPatch.context() as patch:
+    if request.config.stash[QUICK]:
+      programs.share(patch)
+    yield
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 from test_extend import DIGITS, flags_of, leaves_of, quick, rows_of, run
 from workdirs import first_rounds, skip_pictures
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 KEPT = {"runtime__keep_checkpoints": "9", "server__eval_every": "2"}
 PRIVATE = {
   "privacy__mechanism": "gaussian",

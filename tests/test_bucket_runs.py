@@ -33,6 +33,8 @@ from fedjax_sim.run.loop import Loop
 from fedjax_sim.run.workdir import WorkdirError, finished_summary, locked
 from workdirs import skip_pictures
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 
 QUICK = {

@@ -12,6 +12,7 @@ from fedjax_sim.config import components, default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.config.completion import complete
 from fedjax_sim.config.flags import load
+from tiers import slow_but
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 DIGITS = str(CONFIGS[0].parent / "digits_fedavg.py")
@@ -283,9 +284,14 @@ def test_whole_numbers_out_of_range(field, value):
 
 @pytest.mark.parametrize("field", REAL)
 @pytest.mark.parametrize(
-  "value", [-1.0, 0.0, 1e39, 1e-60, float("nan"), float("inf"), float("-inf")]
+  "value",
+  slow_but(
+    [-1.0, 0.0, 1e39, 1e-60, "nan"],  # of each kind one
+    [-1.0, 0.0, 1e39, 1e-60, "nan", "inf", "-inf"],
+  ),
 )
 def test_numbers_out_of_range(field, value):
+  value = float(value)
   fine = (value == 0 and field in ZERO) or (value == -1 and field in NEGATIVE)
   if not fine:
     check_refused(field, value)

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from fedjax_sim import config, reporting
 from fedjax_sim.config import build, flags
-from fedjax_sim.config.build import experiment as experiment_builder
+from fedjax_sim.config.build import parts
 from fedjax_sim.config.completion import complete
 from fedjax_sim.core.files import plain
 from fedjax_sim.engine.evaluation import EvaluationSet
@@ -30,6 +30,8 @@ from fedjax_sim.simulation.dispatch import DivergedError
 from fedjax_sim.simulation.evaluator import Evaluator
 from fedjax_sim.simulation.simulator import Simulator
 from workdirs import skip_pictures
+
+pytestmark = pytest.mark.usefixtures("same_programs")
 
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 
@@ -395,7 +397,7 @@ def test_what_the_round_refuses_leaves_nothing(tmp_path, monkeypatch):
   higher = {"f1": True}
   original = build.build_task
   monkeypatch.setattr(
-    experiment_builder,
+    parts,
     "build_task",
     lambda *args: original(*args)._replace(higher_is_better=higher),
   )

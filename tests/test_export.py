@@ -24,6 +24,8 @@ from fedjax_sim.run import export as exports
 from fedjax_sim.tasks.freezing import named_variables
 from workdirs import skip_pictures
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"
 TINY = {

@@ -15,6 +15,8 @@ from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 from fedjax_sim.simulation.simulator import Simulator
 from workdirs import skip_pictures
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 QUICK = {
   "model.name": "logistic_regression",

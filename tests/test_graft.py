@@ -23,6 +23,8 @@ from fedjax_sim.run.workdir import ConfigChangedError, WorkdirError
 from test_extend import leaves_of
 from workdirs import skip_pictures
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 REVERTING = {
   "client.schedule": "plateau(metric='test/accuracy')",
   "data.pad": (4, 4),  # a tuple in a field of any type

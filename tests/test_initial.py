@@ -29,6 +29,8 @@ from fedjax_sim.tasks.freezing import (
 from fedjax_sim.tasks.initial import with_initial
 from workdirs import skip_pictures
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 DIGITS = pathlib.Path(__file__).parents[1] / "configs" / "digits_fedavg.py"
 TINY = {
   "model.hidden_sizes": "8",

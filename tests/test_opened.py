@@ -24,6 +24,8 @@ from tiers import slow_but
 from workdirs import skip_pictures
 
 load: Any = fs.load  # what it returns has parts that may be None
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits_fedavg.py"
 TINY = {

@@ -21,13 +21,13 @@ import fedjax_sim
 from fedjax_sim.config import flags
 from fedjax_sim.distributed import make_mesh, pieces
 from fedjax_sim.run import checkpoint_pieces, experiment
+from fedjax_sim.run.checkpoint import CheckpointError
 from fedjax_sim.run.checkpoint_files import (
   check_files,
   pieces_file,
   pieces_record,
   rounds_in,
 )
-from tiers import slow_but
 from workdirs import first_rounds, skip_pictures
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -269,30 +269,55 @@ def spread(tmp_path_factory):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-  ("count", "devices"),
-  slow_but([(2, 2)], [(2, 2), (1, 4), (3, 1)]),
-)
+def test_one_process_goes_on_where_a_checkpoint_is_whole(
+  spread, undisturbed, tmp_path
+):
+  """It first stops at a workdir without any."""
+  folder, other = (shutil.copytree(spread, tmp_path / n) for n in ("run", "no"))
+  before = lose_pieces(other)
+  given = flags.load(str(CONFIG), FIELDS)
+  with pytest.raises(CheckpointError, match="No checkpoint in") as caught:
+    experiment.run(given, other)
+  assert str(other / "checkpoints") in str(caught.value)
+  assert before == {p: p.read_bytes() for p in other.rglob("*") if p.is_file()}
+  with pytest.MonkeyPatch.context() as patch:
+    skip_pictures(patch)
+    experiment.run(given, folder)
+  check_as_undisturbed(folder, undisturbed)
+
+
+@pytest.mark.slow  # test_processes.py has two that go on
+@pytest.mark.integration
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (1, 4), (3, 1)])
 def test_other_processes_go_on_where_a_checkpoint_is_whole(
   spread, undisturbed, tmp_path, count, devices
 ):
   """The same processes first stop at a workdir without any."""
   folder, other = (shutil.copytree(spread, tmp_path / n) for n in ("run", "no"))
-  for path in other.glob("checkpoints/*/pieces_1*"):
-    path.unlink()
-  before = {p: p.read_bytes() for p in other.rglob("*") if p.is_file()}
+  before = lose_pieces(other)
   said = run(f"{other},{folder}", [tmp_path] * count, devices, returncode=1)
   for text in said:
     assert text.count("No checkpoint in") == 1
     assert f"No checkpoint in {other / 'checkpoints'}" in text
   assert before == {p: p.read_bytes() for p in other.rglob("*") if p.is_file()}
   assert str(folder) not in "".join(said)
+  check_as_undisturbed(folder, undisturbed)
+  check_files(folder / "checkpoints" / "6")
+
+
+def lose_pieces(workdir):
+  """Leave no checkpoint whole; return the files that are left."""
+  for path in workdir.glob("checkpoints/*/pieces_1*"):
+    path.unlink()
+  return {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+
+
+def check_as_undisturbed(folder, undisturbed):
   assert first_rounds(folder) == [1, 5]
   assert digest(folder) == digest(undisturbed)
   metrics = (folder / "metrics.jsonl").read_bytes()
   rows = [json.loads(line)["round"] for line in metrics.splitlines()]
   assert rows == list(range(1, 7))
-  check_files(folder / "checkpoints" / "6")
 
 
 @pytest.mark.slow

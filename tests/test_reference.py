@@ -82,7 +82,7 @@ CASES = {
 }
 
 
-QUICK = ["fedavg", "private", "median", "a client's state"]
+QUICK = ["private", "median", "a client's state"]
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, CASES))

@@ -25,6 +25,8 @@ from problems import (
   sgd,
 )
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 SIZES = [3, 9, 1, 14, 7, 5, 5, 12]
 
 

@@ -23,10 +23,11 @@ def test_the_import_alone_loads_neither_jax_nor_a_package():
 
 
 def test_a_name_loads_what_it_needs_alone():
-  modules = loaded("fs.sampling.uniform(10, 2)")
+  modules = loaded("fs.sampling.uniform(10, 2); fs.data.load_digits()")
   assert "fedjax_sim.sampling" in modules
   for other in ("flax", "optax", "fedjax_sim.engine", "fedjax_sim.algorithms"):
     assert other not in modules
+  assert not {"sklearn", "scipy.stats"} & modules  # the half of a run's imports
 
 
 def test_every_name_is_there():

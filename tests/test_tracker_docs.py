@@ -42,6 +42,7 @@ def here(tmp_path, monkeypatch, no_pictures):
   return tmp_path
 
 
+@pytest.mark.slow  # test_tracker_servers.py has runs with either tracker
 def test_the_first_command(here):
   (block,) = [
     b for b in blocks(TRACKERS.read_text()) if "runs/tracked" in b.code

@@ -32,6 +32,8 @@ from fedjax_sim.simulation.dispatch import DivergedError
 from test_experiment import DIGITS, quick
 from workdirs import skip_pictures
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 OWN = '''
 import json
 from fedjax_sim.reporting.trackers import Opened, Tracker

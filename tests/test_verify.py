@@ -18,6 +18,8 @@ from fedjax_sim.run.verify import stretches_of
 from test_extend import quick
 from workdirs import skip_pictures
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 PRIVATE = {
   "privacy__mechanism": "gaussian",
   "privacy__clip_norm": "1.0",

@@ -13,6 +13,8 @@ from fedjax_sim.training import schedules
 from problems import MODELS, blobs, flat, make_simulator, params_of, sgd
 from tiers import slow_but
 
+pytestmark = pytest.mark.usefixtures("same_programs")
+
 METRIC = "seen/accuracy"
 LOSS = "seen/loss"
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 from fedjax_sim.core import (
   Array,
@@ -238,7 +237,9 @@ def _area(values: Values) -> float | None:
   known = (some > 0) & (some < len(labels))
   if not known.any():
     return None
-  ranks = scipy.stats.rankdata(scores[:, known], axis=0)
+  from scipy import stats  # as long to import as JAX: only where it is needed
+
+  ranks = stats.rankdata(scores[:, known], axis=0)
   some, positive = some[known], positive[:, known]
   above = (ranks * positive).sum(axis=0) - some * (some + 1) / 2
   return float(np.mean(above / (some * (len(labels) - some))))

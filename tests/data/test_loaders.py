@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn import datasets
 
 from fedjax_sim.data import DATASETS, load_digits, load_npz
 
@@ -83,6 +84,22 @@ def test_digits(partition, options):
   assert (x.min(), x.max()) == (0, 1)
   parts = [data.train.examples, data.seen.examples, data.unseen.examples]
   assert sum(len(part["y"]) for part in [*parts, data.test]) == 1797
+
+
+def test_digits_are_scikit_learns():
+  data = load_digits(num_clients=1, partition="iid")
+  assert data.test
+  ours = np.concatenate(
+    [
+      np.concatenate([part["x"] * 16, part["y"][:, None]], axis=1)
+      for part in (data.train.examples, data.test)
+    ]
+  )
+  pixels, labels = datasets.load_digits(return_X_y=True)
+  theirs = np.concatenate([pixels, labels[:, None]], axis=1)
+  assert ours.shape == theirs.shape == (1797, 65)
+  order, same = np.lexsort(ours.T), np.lexsort(theirs.T)
+  np.testing.assert_array_equal(ours[order], theirs[same])
 
 
 def test_digits_test_set_is_stratified_and_apart_from_the_partition():

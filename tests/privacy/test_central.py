@@ -335,7 +335,6 @@ QUICK = [
   ("fedavg", "all alike", "laplace"),
   ("fedavg", "bounded weights", "per layer"),
   ("fedavg", "noised weights", "quantile"),
-  ("dga", "noised weights", "laplace"),
   ("dga, fixed zero", "noised weights", "per layer"),
   ("fedlabels", "bounded weights", "quantile"),
   ("kmeans", "bounded weights", "flat"),

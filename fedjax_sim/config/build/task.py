@@ -70,10 +70,9 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
 
 def _metric(name: str) -> ExampleMetric:
   """Return a metric that the config names: one of ours, or a reference."""
-  field = "model.metrics"
   if references.is_reference(name):
-    return references.load(field, name)
-  return named_measure(field, name)
+    return references.load("model.metrics", name)
+  return named_measure("model.metrics", name)
 
 
 def _begun(section: ConfigDict, task: Task) -> Task:

@@ -6,7 +6,9 @@ and C. Kaynak, 1998). No download, no files.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -54,13 +56,7 @@ def load_digits(
     TypeError, ValueError: an option is unknown or out of range.
   """
   del path
-  try:
-    from sklearn import datasets
-  except ImportError as error:
-    raise ImportError(
-      "data.name='digits' needs scikit-learn: pip install scikit-learn."
-    ) from error
-  pixels, labels = datasets.load_digits(return_X_y=True)
+  pixels, labels = _read()
   examples = {
     "x": (pixels / 16).astype(np.float32),
     "y": labels.astype(np.int32),
@@ -86,3 +82,24 @@ def load_digits(
     min_examples=min_examples,
     seed=seed,
   )
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+  """Return the pixels, from 0 to 16, and the labels of all digits.
+
+  From scikit-learn's file: importing it takes as long as importing JAX.
+  """
+  found = importlib.util.find_spec("sklearn")
+  if found is None:
+    raise ImportError(
+      "data.name='digits' needs scikit-learn: pip install scikit-learn."
+    )
+  for folder in found.submodule_search_locations or ():
+    path = pathlib.Path(folder, "datasets", "data", "digits.csv.gz")
+    if path.exists():
+      table = np.loadtxt(path, delimiter=",")
+      return table[:, :-1], table[:, -1].astype(int)
+  from sklearn import datasets  # a version that keeps it elsewhere
+
+  pixels, labels = datasets.load_digits(return_X_y=True)
+  return pixels, labels
