@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import pytest
 
+from fedjax_sim.config.build.parts import TRACED
 from fedjax_sim.engine import program as rounds
 from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.engine.fingerprint import fingerprint
@@ -37,7 +38,7 @@ def share(patch: pytest.MonkeyPatch) -> None:
     leaves, tree = jax.tree.flatten((given, data))
     key = (
       settings(),
-      fingerprint((self.spec, shape, self.donate)),
+      fingerprint((self.spec, shape, self.donate), TRACED),
       self.residency.spec,
       tree,
       tuple((x.shape, x.dtype) for x in leaves),
@@ -63,7 +64,8 @@ def share(patch: pytest.MonkeyPatch) -> None:
         (task, algorithm, self._work.batch_size, self._mesh),
         options.get("prepare"),
         (self._personal, self._owner if task.joint else None),
-      )
+      ),
+      TRACED,
     )
     self._jitted = evaluations.setdefault(key, self._jitted)
 

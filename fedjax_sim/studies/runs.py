@@ -10,13 +10,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Hashable, Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
 from fedjax_sim.config import build, flags
 from fedjax_sim.config.build.parts import Parts, program_of
+from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import FedjaxSimError, one_line
 from fedjax_sim.engine.fingerprint import fingerprint
 from fedjax_sim.run import changes
@@ -145,6 +148,7 @@ def build_runs(
       )
   _warn_of_idle(points, runs, warn)
   _group(runs)
+  _part_programs(runs)
   return runs
 
 
@@ -208,6 +212,38 @@ def _group(runs: Sequence[StudyRun]) -> None:
       )
       key = of_point[id(run.point)] = program_of(run.simulator), timetable
     run.program = numbers.setdefault(key, len(numbers))
+
+
+def _part_programs(runs: Sequence[StudyRun]) -> None:
+  """Give each setting a program of its own where code reads its numbers.
+
+  What a function holds is compared, but it may also come by a hyper-parameter's
+  value on its way, while it is traced. So of every program the first and the
+  last setting are traced.
+  """
+  members: dict[int, list[StudyRun]] = {}
+  for run in runs:
+    members.setdefault(run.program, []).append(run)
+  last = max(members)
+  for own in members.values():
+    points = by_point(own)
+    if len(points) == 1 or refusal(own[0].simulator):
+      continue
+    if _traced(own[0].simulator) != _traced(own[-1].simulator):
+      for point in points[1:]:
+        last += 1
+        for run in point:
+          run.program = last
+
+
+def _traced(simulator: Simulator) -> Hashable:
+  """Return the round as it is traced, without addresses of objects."""
+  lanes = 1 if simulator.runtime.lanes == "auto" else simulator.runtime.lanes
+  size = simulator.sampler.sizes[-1]
+  simulator.compiler.trace(lanes, size)
+  traced = simulator.compiler.traced[lanes, size].jaxpr
+  text = re.sub(r"0x[0-9a-f]+", "", str(traced))
+  return text, tuple(digest(np.asarray(x)) for x in traced.consts)
 
 
 def refusal(simulator: Simulator) -> str:

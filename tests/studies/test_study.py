@@ -233,6 +233,21 @@ def test_a_signal_leaves_a_checkpoint(tmp_path, monkeypatch):
   assert folders.read_study(tmp_path / "study") is not None
 
 
+def test_halving_counts_who_is_left(tmp_path, capsys):
+  # Those that diverge at once are the worst, and are not counted again.
+  rates = "1e38,2e38,3e38,0.1,0.2,0.3,0.4,0.5,0.6"
+  changed = config(server__rounds="8")
+  vary = {"client.learning_rate": rates}
+  fs.study(changed, tmp_path / "study", vary=vary, halving=3)
+  said = capsys.readouterr().out
+  assert "Round 2: 3 of 9 settings go on" in said
+  assert "Round 4: 1 of 3 settings go on" in said
+  again = fs.study(changed, tmp_path / "study", vary=vary, halving=3)
+  assert "Round 4: 1 of 3 settings go on" in capsys.readouterr().out
+  counts = [r["status"] for r in again.runs].count
+  assert [counts(s) for s in ("finished", "diverged", "ended")] == [1, 3, 5]
+
+
 def test_halving_ends_the_worst(tmp_path, capsys):
   vary = {"client.learning_rate": "0.0001,0.2,0.4"}
   study = fs.study(config(), tmp_path / "study", vary=vary, seeds=2, halving=3)
@@ -252,9 +267,15 @@ def test_halving_ends_the_worst(tmp_path, capsys):
   )
 
 
+def test_seeds_come_once(tmp_path):
+  with pytest.raises(UsageError, match="each seed once"):
+    fs.study(config(), tmp_path / "study", vary=RATES, seeds=[1, 1])
+
+
 def test_a_diverging_run_ends_alone(tmp_path):
   vary = {"client.learning_rate": "0.1,1e38"}
   study = fs.study(config(), tmp_path / "study", vary=vary)
+  assert fs.load(tmp_path / "study", run=1).round <= study.runs[1]["rounds"]
   fine, wild = study.runs
   assert (fine["status"], wild["status"]) == ("finished", "diverged")
   assert "not finite" in wild["reason"]
@@ -267,6 +288,110 @@ def test_runs_that_are_no_rows_go_one_by_one(tmp_path, capsys):
   assert [r["status"] for r in study.runs] == ["finished"] * 2
   assert "one by one: server.client_log=True" in capsys.readouterr().out
   assert fs.load(tmp_path / "study", run=1).round == 2
+
+
+def test_runs_of_fewer_rounds_keep_their_models(tmp_path):
+  vary = {"server.rounds": "2,4"}
+  fs.study(config(), tmp_path / "study", vary=vary)
+  expected = alone(tmp_path / "study", "000", tmp_path / "single")
+  assert_rows_equal(rows_of(tmp_path / "study", "000"), expected)
+  run, single = fs.load(tmp_path / "study", run=0), fs.load(tmp_path / "single")
+  assert run.round == single.round == 2
+  for a, b in zip(
+    jax.tree.leaves(run.params), jax.tree.leaves(single.params), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+PRIVATE = {
+  "privacy__mechanism": "gaussian",
+  "privacy__delta": "1e-3",
+  "privacy__noise_seed": "1",
+}
+
+
+def test_no_row_goes_beyond_its_budget(tmp_path, capsys):
+  changed = config(
+    **PRIVATE, privacy__clip_norm="1.0", privacy__noise_multiplier="2.0"
+  )
+  vary = {"privacy.target_epsilon": "2.5,20.0"}
+  study = fs.study(changed, tmp_path / "study", vary=vary)
+  short, long = study.runs
+  assert 0 < short["rounds"] < long["rounds"] == 4
+  assert {r["program"] for r in study.runs} == {0}
+  run = fs.load(tmp_path / "study", run=0)
+  assert run.summary is not None
+  assert run.round == short["rounds"] == run.summary["rounds"]
+  assert run.metrics["privacy/epsilon"][-1] <= 2.5
+  assert "none for several of them together" in capsys.readouterr().err
+  kept = json.loads((tmp_path / "study/runs/000/privacy.json").read_bytes())
+  assert kept["rounds"] == short["rounds"]
+
+
+def test_rows_with_other_noise_have_their_own_epsilon(tmp_path):
+  vary = {
+    "privacy.noise_multiplier": "1.0,4.0",
+    "privacy.clip_norm": "0.5,2.0",
+  }
+  numbers = {"privacy__clip_norm": "1.0", "privacy__noise_multiplier": "1.0"}
+  changed = config(**PRIVATE, **numbers)
+  study = fs.study(changed, tmp_path / "study", vary=vary)
+  assert {r["program"] for r in study.runs} == {0}
+  expected = alone(tmp_path / "study", "003", tmp_path / "single")
+  assert_rows_equal(rows_of(tmp_path / "study", "003"), expected)
+  epsilons = [
+    rows_of(tmp_path / "study", n)[-1]["privacy/epsilon"]
+    for n in ("000", "001", "002", "003")
+  ]
+  assert epsilons[0] == epsilons[1] > epsilons[2] == epsilons[3]
+
+
+def test_a_chunk_is_kept_over_a_kill(rates, tmp_path, monkeypatch):
+  folder = tmp_path / "killed"
+  with monkeypatch.context() as patch:
+    patch.setattr(Trainer, "__post_init__", lambda t: setattr(t, "chunk", 3))
+    killed_after(patch, 1)
+    with pytest.raises(KeyboardInterrupt):
+      fs.study(config(), folder, vary=RATES, seeds=2)
+  found = fs.study(config(), folder, vary=RATES, seeds=2)
+  assert {r["status"] for r in found.runs} == {"finished"}
+  for name in ("000", "003"):
+    assert_rows_equal(rows_of(folder, name), rows_of(rates, name))
+
+
+STATIC = """
+from fedjax_sim.algorithms.fedavg import fedavg
+
+
+def own(task, client_optimizer, server_optimizer, *, shrink: float = 1.0):
+  \"\"\"Reads its number while it is traced, where nobody sees it.\"\"\"
+  base = fedavg(task, client_optimizer, server_optimizer)
+  hparams = {**base.hparams, "shrink": shrink}
+  made = base._replace(hparams=hparams)
+  held = [made]
+
+  def apply(state, aggregate, context):
+    factor = held[0].hparams["shrink"]
+    scaled = jax.tree.map(lambda x: factor * x, aggregate.update)
+    return base.apply(state, aggregate._replace(update=scaled), context)
+
+  return made._replace(apply=apply)
+
+
+import jax
+"""
+
+
+def test_numbers_that_code_reads_make_programs_of_their_own(tmp_path):
+  (tmp_path / "mine.py").write_text(STATIC)
+  changed = config(algorithm__name=f"{tmp_path}/mine.py:own")
+  vary = {"algorithm.shrink": "1.0,0.01"}
+  study = fs.study(changed, tmp_path / "study", vary=vary)
+  assert [r["program"] for r in study.runs] == [0, 1]
+  losses = [
+    rows_of(tmp_path / "study", n)[-1]["test/loss"] for n in ("000", "001")
+  ]
+  assert losses[0] < losses[1]
 
 
 def test_the_plan_runs_nothing(capsys):
@@ -286,11 +411,12 @@ def test_the_plan_runs_nothing(capsys):
     ({"client.learning_rate": "0.1,-1"}, "client.learning_rate=-1"),
     ({"algorithm.name": "fedavg,fedprocs"}, "fedprox"),
     ({"seed": "1,2"}, "--seeds"),
+    ({"server.client_log": "True,False"}, "is none: server.client_log=True"),
   ],
 )
 def test_what_is_refused_is_named_before_anything_runs(tmp_path, vary, told):
   with pytest.raises((UsageError, StudyError, UnknownNameError), match=told):
-    fs.study(config(), tmp_path / "study", vary=vary)
+    fs.study(config(), tmp_path / "study", vary=vary, halving=2)
   assert not (tmp_path / "study").exists()
 
 

@@ -22,6 +22,8 @@ from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training.optimizers import Optimizer
 
+# Of these the field `hparams` is what a program gets as arguments.
+TRACED = (Algorithm, Aggregator, Optimizer, Task, Transform)
 _OF_TASK = ("compute_dtype", "frozen_dtype", "remat")  # in `runtime`
 
 
@@ -87,7 +89,7 @@ def program_of(simulator: Simulator) -> Hashable:
       tuple(s.best_metrics),
       (s.revert_to_best, s.log_clients, s.debug, s.account.public_clients),
     ),
-    traced=(Algorithm, Aggregator, Optimizer, Task, Transform),
+    traced=TRACED,
   )
 
 
