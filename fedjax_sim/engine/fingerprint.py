@@ -105,7 +105,7 @@ class _Walk:
     if isinstance(x, functools.partial):
       return self.of(x.func), self.of(x.args), self.of(x.keywords)
     if isinstance(x, _WRAPPERS):
-      return self.of(x.__wrapped__)
+      return self.of(getattr(x, "__wrapped__"))  # noqa: B009
     if isinstance(x, tuple | list):
       return self._sequence(x), self._attributes(x)
     if isinstance(x, set | frozenset):
