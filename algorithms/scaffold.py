@@ -105,7 +105,8 @@ def scaffold(
     else:
       rate = client.hparams["client"]["learning_rate"]
       k_eta = client.num_steps[-1] * rate
-      inverse = jnp.where(k_eta > 0, 1 / k_eta, 0)
+      # Divided by 1 first, as 1 / 0 has no derivative.
+      inverse = jnp.where(k_eta > 0, 1 / jnp.where(k_eta > 0, k_eta, 1), 0)
       renewed = jax.tree.map(
         lambda c_i, c, u: c_i - c - inverse.astype(c.dtype) * u.astype(c.dtype),
         client.state,

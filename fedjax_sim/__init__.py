@@ -40,6 +40,11 @@ if TYPE_CHECKING:
   from fedjax_sim.distributed import setup
   from fedjax_sim.engine.batching import LocalBatching
   from fedjax_sim.engine.state import RunState
+  from fedjax_sim.simulation.hypergradient import (
+    Hypergradient,
+    hypergradient,
+    hypergradient_function,
+  )
   from fedjax_sim.simulation.runtime import Runtime
   from fedjax_sim.simulation.simulate import simulate
   from fedjax_sim.simulation.simulator import Simulator
@@ -59,6 +64,7 @@ __all__ = [
   "FederatedData",
   "FederatedDataset",
   "FedjaxSimError",
+  "Hypergradient",
   "LocalBatching",
   "Optimizer",
   "Pass",
@@ -73,6 +79,8 @@ __all__ = [
   "check",
   "compare",
   "function_task",
+  "hypergradient",
+  "hypergradient_function",
   "linen_task",
   "load",
   "make_dataset",
@@ -95,6 +103,7 @@ _HOME = {
   "FederatedData": "fedjax_sim.data",
   "FederatedDataset": "fedjax_sim.data",
   "FedjaxSimError": "fedjax_sim.core.errors",
+  "Hypergradient": "fedjax_sim.simulation.hypergradient",
   "LocalBatching": "fedjax_sim.engine.batching",
   "Optimizer": "fedjax_sim.training.optimizers",
   "Pass": "fedjax_sim.core",
@@ -109,6 +118,8 @@ _HOME = {
   "check": "fedjax_sim.contract.checks",
   "compare": "fedjax_sim.studies.compare",
   "function_task": "fedjax_sim.tasks",
+  "hypergradient": "fedjax_sim.simulation.hypergradient",
+  "hypergradient_function": "fedjax_sim.simulation.hypergradient",
   "linen_task": "fedjax_sim.tasks",
   "load": "fedjax_sim.studies.opened",
   "make_dataset": "fedjax_sim.data",

@@ -344,10 +344,15 @@ def test_the_design_names_every_module():
 
 @pytest.mark.parametrize(
   "name",
-  ["privacy.md", "privacy_local.md", "privacy_secure.md"],
+  [
+    "hypergradients.md",
+    "privacy.md",
+    "privacy_local.md",
+    "privacy_secure.md",
+  ],
 )
 @pytest.mark.slow
-def test_the_code_about_privacy_runs(name, tmp_path):
+def test_the_code_of_a_document_runs(name, tmp_path):
   found = blocks((ROOT / "docs" / name).read_text())
   code = [block.code for block in found if block.language == "python"]
   assert code

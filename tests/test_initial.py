@@ -16,11 +16,11 @@ from fedjax_sim import reporting
 from fedjax_sim.config import build, flags
 from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.core.weights import Weights, read_weights, write_weights
+from fedjax_sim.engine import tracing
 from fedjax_sim.models.mlp import mlp
 from fedjax_sim.run import experiment
 from fedjax_sim.run.opened import load
 from fedjax_sim.run.signals import Interrupted
-from fedjax_sim.simulation import state
 from fedjax_sim.tasks.freezing import (
   named_variables,
   with_frozen,
@@ -437,10 +437,10 @@ def test_weights_are_arguments_of_the_program_not_constants(monkeypatch):
     return call
 
   monkeypatch.setattr(
-    state, "jax", types.SimpleNamespace(**{**vars(jax), "jit": jit})
+    tracing, "jax", types.SimpleNamespace(**{**vars(jax), "jit": jit})
   )
   where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  init = state.jitted_once(
+  init = tracing.jitted_once(
     lambda key, scale: {"w": jnp.asarray(given) * scale, "key": key},
     (np.uint32(0), np.float32(0)),
     where,

@@ -54,6 +54,8 @@ class Transform(NamedTuple):
       a round.
     adds_noise: whether it adds random noise, which error feedback would take
       back.
+    differentiable: whether its result has a derivative in the update; False
+      where numbers are rounded, so that `hypergradient` refuses it.
   """
 
   name: str
@@ -65,6 +67,7 @@ class Transform(NamedTuple):
     lambda shared, aux, hparams: shared
   )
   adds_noise: bool = False
+  differentiable: bool = True
 
 
 class AggregationContext(NamedTuple):
@@ -121,6 +124,7 @@ class Aggregator(NamedTuple):
     weighted_mean: whether `finish` returns the weighted mean of the updates.
     hparams: default numeric hyper-parameters, which the context holds traced.
     draws_noise: whether private noise is drawn from the context's `noise_key`.
+    differentiable: as in `Transform`.
   """
 
   init: Callable[[PyTree, int], PyTree]
@@ -132,3 +136,4 @@ class Aggregator(NamedTuple):
   weighted_mean: bool = False
   hparams: HParams = EMPTY
   draws_noise: bool = False
+  differentiable: bool = True

@@ -45,6 +45,7 @@ from fedjax_sim.engine.client_round import (
   RoundInputs,
   train_client,
 )
+from fedjax_sim.engine.loops import FixedLoop, guarded
 from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.tracing import trace_once
@@ -167,9 +168,14 @@ def _train_device(
     cohort.num_steps,
     states,
   )
-  one = trace_once(
-    lambda row, data: train_client(spec, row, given, data, cohort.order)
-  )
+
+  def alone(row: ClientPlan, data: Mapping[str, Examples]) -> ClientOutcome:
+    known = given
+    if spec.waves is not None:  # an empty lane has no derivative
+      row, known = guarded(row.client >= 0, (row, given))
+    return train_client(spec, row, known, data, cohort.order)
+
+  one = trace_once(alone)
   data_of = lambda i: _at(data, i) if spec.sliced else data
   outcome = jax.eval_shape(lambda: one(_at(grid, 0, 0, 0), data_of(0)))
 
@@ -183,6 +189,7 @@ def _train_device(
       cohort.num_waves[i],
       given.aggregation,
       rank[i],
+      spec.waves,
     )
     return isolate_compilation(spec.virtual, given.round, waves)
 
@@ -213,6 +220,7 @@ def _train_waves(
   num_waves: Array,
   context: AggregationContext,
   rank: Array,
+  fixed: FixedLoop | None,
 ) -> tuple[CohortSums, PerClient]:
   """Train all waves of one device, or of one virtual device.
 
@@ -224,6 +232,7 @@ def _train_waves(
     num_waves: shape=(), int32; waves in use.
     context: what the aggregator knows of the round.
     rank: shape=(waves, lanes), int32; the clients' ranks in the cohort.
+    fixed: see `RoundSpec.waves`.
   """
   waves, lanes = grid.client.shape
   sums = zero_sums(aggregator, outcome, waves * lanes)
@@ -241,7 +250,7 @@ def _train_waves(
     sums = add_wave(aggregator, sums, out, here, outcome)
     return sums, put_wave(kept, per_client(out), w)
 
-  return over_waves(one, grid, num_waves, fold, (sums, kept))
+  return over_waves(one, grid, num_waves, fold, (sums, kept), fixed)
 
 
 def zero_sums(

@@ -30,6 +30,7 @@ from fedjax_sim.core import (
 )
 from fedjax_sim.data import Augment, Prepare
 from fedjax_sim.distributed import AXIS
+from fedjax_sim.engine.loops import FixedLoop, repeat, repeat_while
 from fedjax_sim.engine.plan import CohortPlan
 
 # A plan's grids are dealt over the devices; every device reads all of `order`.
@@ -53,6 +54,8 @@ class PassSpec(NamedTuple):
     prepare: what is done to a batch before the algorithm sees it.
     augment: what is done to it then, at random; None: nothing.
     max_tokens: see `LocalBatching`.
+    fixed: the loop over its batches, for reverse mode; None: as long as each
+      client has batches.
   """
 
   source: str
@@ -60,6 +63,7 @@ class PassSpec(NamedTuple):
   prepare: Prepare
   augment: Augment | None = None
   max_tokens: int | None = None
+  fixed: FixedLoop | None = None
 
 
 def read_batch(
@@ -183,7 +187,10 @@ def _walk_once(
   """
   own_key = pass_key(client.key, p)
 
-  def step(i: Array, carry: PyTree) -> tuple[PyTree, Array]:
+  def step(
+    i: Array, carry: PyTree, inputs: tuple[Client, HParams]
+  ) -> tuple[PyTree, Array]:
+    client, task_hparams = inputs
     batch = read_batch(examples, order, start + i * walk.batch_size, walk)
     seen = jnp.sum(batch.mask, dtype=jnp.int32)
     key = jax.random.fold_in(own_key, i)
@@ -192,16 +199,17 @@ def _walk_once(
     return walked.step(client, carry, batch, key), seen
 
   planned, tokens = client.num_steps[p], walked.tokens
+  inputs = client, task_hparams
   if walk.max_tokens is None:
     if _has_value(planned):
       for i in range(int(planned)):
-        carry, _ = step(jnp.int32(i), carry)
+        carry, _ = step(jnp.int32(i), carry, inputs)
       return client, carry
-    alone = lambda i, carry: step(i, carry)[0]
-    return client, lax.fori_loop(0, planned, alone, carry)
+    alone = lambda i, carry, inputs: step(i, carry, inputs)[0]
+    return client, repeat(planned, alone, carry, inputs, walk.fixed)
   assert tokens is not None
   enough = lambda carry: tokens(carry) >= walk.max_tokens
-  carry, steps, seen = _until(step, enough, planned, carry)
+  carry, steps, seen = _until(step, enough, planned, carry, inputs, walk.fixed)
   used = client._replace(num_steps=client.num_steps.at[p].set(steps))
   if p == 0:  # all examples come once before one comes twice
     seen = jnp.minimum(client.num_examples, seen)
@@ -218,10 +226,12 @@ def _has_value(number: Array) -> bool:
 
 
 def _until(
-  step: Callable[[Array, PyTree], tuple[PyTree, Array]],
+  step: Callable[[Array, PyTree, PyTree], tuple[PyTree, Array]],
   enough: Callable[[PyTree], Array],
   most: Array,
   carry: PyTree,
+  inputs: PyTree,
+  fixed: FixedLoop | None,
 ) -> tuple[PyTree, Array, Array]:
   """Take steps until a condition holds, at most a given number.
 
@@ -234,18 +244,27 @@ def _until(
     return (i < most) & ~enough(carry)
 
   def advance(
-    state: tuple[PyTree, Array, Array],
+    state: tuple[PyTree, Array, Array], inputs: PyTree
   ) -> tuple[PyTree, Array, Array]:
     carry, i, total = state
-    carry, seen = step(i, carry)
+    carry, seen = step(i, carry, inputs)
     return carry, i + 1, total + seen
 
   state = carry, jnp.zeros_like(most), jnp.int32(0)
   if _has_value(most):
     while more(state):
-      state = advance(state)
+      state = advance(state, inputs)
     return state
-  return lax.while_loop(more, advance, state)
+  if fixed is None:
+    return lax.while_loop(more, lambda state: advance(state, inputs), state)
+  ended: tuple[PyTree, Array, Array] = repeat_while(
+    lambda i, state: more(state),
+    lambda i, state, inputs: advance(state, inputs),
+    state,
+    inputs,
+    fixed,
+  )
+  return ended
 
 
 def over_lanes(one: Callable[[Any], Any], rows: PyTree, lanes: int) -> PyTree:
@@ -268,6 +287,7 @@ def over_waves(
   num_waves: Array,
   fold: Callable[[PyTree, PyTree, Array], PyTree],
   acc: PyTree,
+  fixed: FixedLoop | None = None,
 ) -> PyTree:
   """Run `one` on every client of the grid, and fold wave after wave.
 
@@ -277,12 +297,15 @@ def over_waves(
     num_waves: shape=(), int32; waves in use.
     fold: (acc, outputs with a lane axis, wave) -> acc.
     acc: the first accumulator.
+    fixed: the loop over the waves, for reverse mode; None: as long as there
+      are waves in use.
   """
   lanes = jax.tree.leaves(grid)[0].shape[1]
 
-  def wave(w: Array, acc: PyTree) -> PyTree:
+  def wave(w: Array, acc: PyTree, inputs: PyTree) -> PyTree:
+    del inputs
     take = functools.partial(lax.dynamic_index_in_dim, index=w, keepdims=False)
     rows = jax.tree.map(take, grid)
     return fold(acc, over_lanes(one, rows, lanes), w)
 
-  return lax.fori_loop(0, num_waves, wave, acc)
+  return repeat(num_waves, wave, acc, fixed=fixed)

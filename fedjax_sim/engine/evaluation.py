@@ -48,6 +48,7 @@ from fedjax_sim.engine.client_loop import (
   read_batch,
 )
 from fedjax_sim.engine.client_metrics import ClientMetrics, joint_metrics
+from fedjax_sim.engine.loops import FixedLoop, repeat
 from fedjax_sim.engine.plan import Capacity, CohortPlan
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.tracing import trace_once
@@ -101,10 +102,13 @@ def make_evaluate(
   batch_size: int,
   mesh: Mesh,
   prepare: Prepare,
+  steps: FixedLoop | None = None,
+  waves: FixedLoop | None = None,
 ) -> Callable[[PyTree, PyTree, Examples, CohortPlan], Evaluated]:
   """Return the function that evaluates every client of a cohort.
 
-  Where the task has joint metrics, no client has more than one batch.
+  Where the task has joint metrics, no client has more than one batch. `steps`
+  and `waves` are the loops over batches and waves, for reverse mode.
 
   Returns:
     (server state, client states, examples, cohort) -> `Evaluated`. `examples`
@@ -112,7 +116,7 @@ def make_evaluate(
     has a row for every client of the plan, leaves (devices, waves, lanes, ...);
     None evaluates the global model.
   """
-  walk = PassSpec("eval", batch_size, prepare)
+  walk = PassSpec("eval", batch_size, prepare, fixed=steps)
 
   def device(
     server: PyTree, states: PyTree, examples: Examples, cohort: CohortPlan
@@ -139,13 +143,7 @@ def make_evaluate(
     zeros = jax.tree.map(
       lambda x: jnp.zeros((*mine.client.shape, *x.shape), x.dtype), shapes
     )
-    out = over_waves(
-      one,
-      grid,
-      mine.num_waves,
-      put_wave,
-      zeros,
-    )
+    out = over_waves(one, grid, mine.num_waves, put_wave, zeros, waves)
     return jax.tree.map(lambda x: x[None], out)
 
   split, whole = P(distributed.AXIS), P()
@@ -178,7 +176,9 @@ def _client_metrics(
   """
 
   @trace_once
-  def of_batch(i: Array) -> tuple[dict[str, Metric], dict[str, Any]]:
+  def of_batch(
+    i: Array, models: Mapping[str, Variables]
+  ) -> tuple[dict[str, Metric], dict[str, Any]]:
     batch = read_batch(examples, order, start + i * walk.batch_size, walk)
     sums, values = dict[str, Metric](), dict[str, Any]()
     for name, variables in models.items():
@@ -187,12 +187,12 @@ def _client_metrics(
     return sums, values
 
   if task.joint:
-    sums, values = of_batch(jnp.zeros((), jnp.int32))
+    sums, values = of_batch(jnp.zeros((), jnp.int32), models)
     return Evaluated(compensated.add(compensated.zeros(sums), sums), values)
-  shapes, _ = jax.eval_shape(of_batch, jnp.zeros((), jnp.int32))
-  add = lambda i, acc: compensated.add(acc, of_batch(i)[0])
-  total: Total = jax.lax.fori_loop(0, num_steps, add, compensated.zeros(shapes))
-  return Evaluated(total, {})
+  shapes, _ = jax.eval_shape(of_batch, jnp.zeros((), jnp.int32), models)
+  add = lambda i, acc, models: compensated.add(acc, of_batch(i, models)[0])
+  zeros = compensated.zeros(shapes)
+  return Evaluated(repeat(num_steps, add, zeros, models, walk.fixed), {})
 
 
 class EvaluationSet:
@@ -216,6 +216,8 @@ class EvaluationSet:
     room: bytes that the examples may take on a device, if no client has more
       than half of them.
     by_client: whether to compute joint metrics of every client, too.
+    rematerialize: see `FixedLoop`, for a `program` that reverse mode can pass;
+      None for one that only forward mode can.
 
   Attributes:
     pieces: the clients, or blocks of them, that are evaluated at once.
@@ -239,6 +241,7 @@ class EvaluationSet:
     prepare: Prepare = as_stored,
     room: float = math.inf,
     by_client: bool = True,
+    rematerialize: bool | None = None,
   ):
     if not data.num_examples:
       raise ValueError(
@@ -266,12 +269,16 @@ class EvaluationSet:
       lanes=lanes,
       devices=distributed.size(mesh),
     )
+    steps, waves = int(self._work.num_steps(data.sizes).max()), self._capacity
+    fixed = rematerialize is not None
     evaluate = make_evaluate(
       task,
       algorithm,
       batch_size=self._work.batch_size,
       mesh=mesh,
       prepare=prepare,
+      steps=FixedLoop(steps, bool(rematerialize)) if fixed else None,
+      waves=FixedLoop(waves.waves, bool(rematerialize)) if fixed else None,
     )
 
     def program(

@@ -65,6 +65,19 @@ def short_name(path: str, paths: Container[str]) -> str:
   return name if path_of(name, paths) == path else path
 
 
+def changed(hparams: HParams, path: str, value: Any) -> HParams:
+  """Return nested hyper-parameters with another value at a path.
+
+  Args:
+    hparams: the hyper-parameters.
+    path: as in `named`.
+    value: what replaces the one there.
+  """
+  key, _, rest = path.partition(".")
+  new = changed(hparams[key], rest, value) if rest else value
+  return {**hparams, key: new}
+
+
 def scheduled(
   schedules: Mapping[str, Schedule],
   hparams: HParams,
@@ -79,19 +92,13 @@ def scheduled(
     round_: shape=(), int32; rounds done.
     states: hyper-parameter -> its schedule's state.
   """
-
-  def scale(tree: HParams, name: str, schedule: Schedule) -> HParams:
-    key, _, rest = name.partition(".")
-    if rest:
-      return {**tree, key: scale(tree[key], rest, schedule)}
-    factor = schedule.factor(round_, states[short])
-    return {**tree, key: tree[key] * factor.astype(tree[key].dtype)}
-
   paths = named(hparams)
   for short, schedule in schedules.items():
     path = path_of(short, paths)
     assert path is not None
-    hparams = scale(hparams, path, schedule)
+    factor = schedule.factor(round_, states[short])
+    value = paths[path]
+    hparams = changed(hparams, path, value * factor.astype(value.dtype))
   return hparams
 
 

@@ -110,13 +110,22 @@ class Program(NamedTuple):
   @property
   def device_bytes(self) -> int:
     """Memory that a call needs on one device, arguments included, in bytes."""
-    memory = self.compiled.memory_analysis()
-    return int(
-      memory.argument_size_in_bytes
-      + memory.output_size_in_bytes
-      + memory.temp_size_in_bytes
-      - memory.alias_size_in_bytes
-    )
+    return device_bytes(self.compiled)
+
+
+def device_bytes(compiled: Any) -> int:
+  """Return the memory that a compiled function needs on one device, in bytes.
+
+  Args:
+    compiled: a `jax.stages.Compiled`; its arguments count.
+  """
+  memory = compiled.memory_analysis()
+  return int(
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
 
 
 def trace_rounds(

@@ -74,7 +74,8 @@ def make_rounds(
     `num_rounds`, shape=(), int32, are run; `server_data` is as in `Context`;
     `metrics` is a `RoundMetrics` whose leaves have a leading axis of R. The
     function is pure: it can be jitted, vmapped over runs and differentiated in
-    forward mode.
+    forward mode. With `spec.waves`, and loops of fixed length in `spec.walks`,
+    it runs all R rounds and can be differentiated in reverse mode too.
   """
 
   def rounds(
@@ -93,6 +94,11 @@ def make_rounds(
       )
     )
     capacity = len(cohorts.num_waves)
+    if spec.waves is not None:
+      step = run
+      if spec.waves.rematerialize:
+        step = jax.checkpoint(run, prevent_cse=False)
+      return lax.scan(step, state, jnp.arange(capacity, dtype=jnp.int32))
     zeros = lambda x: jnp.zeros((capacity, *x.shape), x.dtype)
     _, shapes = jax.eval_shape(run, state, jnp.zeros_like(num_rounds))
     metrics = jax.tree.map(zeros, shapes)

@@ -11,6 +11,7 @@ from fedjax_sim.core import Aggregator, Algorithm, Transform
 from fedjax_sim.data import Prepare
 from fedjax_sim.engine.client_loop import PassSpec
 from fedjax_sim.engine.hparams import Schedule
+from fedjax_sim.engine.loops import FixedLoop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class RoundSpec:
     log_clients: whether to fill `RoundMetrics.client_values`. A device then
       keeps the updates of all its clients until the end of the round.
     observes: whether to fill `RoundMetrics.observed`, for the sampler.
+    waves: the loop over a device's waves, for reverse mode, which then passes
+      the loop over rounds too; None: as long as there are waves in use.
   """
 
   algorithm: Algorithm
@@ -48,3 +51,4 @@ class RoundSpec:
   schedules: Mapping[str, Schedule]
   log_clients: bool
   observes: bool
+  waves: FixedLoop | None = None

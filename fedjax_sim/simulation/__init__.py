@@ -1,1 +1,1 @@
-"""The simulator: planning, dispatch, checks before a run, costs."""
+"""The simulator: planning, dispatch, checks before a run, hypergradients."""

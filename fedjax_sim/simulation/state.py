@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, Sharding
 
 from fedjax_sim import distributed
@@ -38,6 +37,7 @@ from fedjax_sim.distributed import pieces, processes
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.engine.tracing import jitted_once
 from fedjax_sim.privacy.central import guard
 from fedjax_sim.simulation import monitor
 
@@ -179,9 +179,16 @@ class States:
   mesh: Mesh
   sampler: Callable[[], PyTree]
 
-  def _initial(
+  def initial(
     self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
   ) -> RunState:
+    """Return the state before the first round, to be traced.
+
+    Args:
+      seed: shape=(), uint32.
+      noise_seed: shape=(2,), uint32.
+      hparams: numeric hyper-parameters, arrays.
+    """
     return initial_state(
       seed,
       noise_seed,
@@ -197,7 +204,7 @@ class States:
   def _jitted(self) -> Callable[..., RunState]:
     where = distributed.shardings(self.mesh, self.spec)
     like = np.uint32(self.seed), np.zeros(2, np.uint32), self.traced()
-    return jitted_once(self._initial, like, where)
+    return jitted_once(self.initial, like, where)
 
   def init(self, hparams: HParams | None) -> RunState:
     """Return the state before the first round, on the devices.
@@ -223,7 +230,7 @@ class States:
       Leaves (runs, ...), with a row of the table for every client.
     """
     like = seeds, words, hparams
-    made = jitted_once(jax.vmap(self._initial), like, None)(*like)
+    made = jitted_once(jax.vmap(self.initial), like, None)(*like)
     own = lambda x: np.asarray(x)[:, : self.num_clients]
     return jax.tree.map(np.asarray, made)._replace(
       clients=jax.tree.map(own, made.clients)
@@ -248,7 +255,7 @@ class States:
       TypeError: it holds typed random keys, which files cannot keep.
     """
     shapes: RunState = jax.eval_shape(
-      self._initial,
+      self.initial,
       np.uint32(self.seed),
       np.zeros(2, np.uint32),
       self.traced(),
@@ -429,35 +436,6 @@ class States:
       f"simulation only: whoever knows noise_seed={self.noise_seed} can take"
       " the noise off"
     )
-
-
-def jitted_once(
-  function: Callable[..., Any], like: tuple[Any, ...], where: PyTree
-) -> Callable[..., Any]:
-  """Return a compiled function, whose constants are given to the program.
-
-  XLA would compile large ones, such as weights to begin from, into it: 400 MB
-  took 52 s, and take 2 s as arguments.
-
-  Args:
-    function: a pure function of arrays.
-    like: arguments of the shapes that it is called with.
-    where: shardings of what it returns.
-  """
-  trace = jax.make_jaxpr(function, return_shape=True)
-  program, shapes = trace(*like)
-  structure = jax.tree.structure(shapes)
-  constants = [
-    x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else np.asarray(x)
-    for x in program.consts
-  ]
-
-  def call(constants: list[Any], leaves: list[Any]) -> PyTree:
-    found = jaxpr_as_fun(program.replace(consts=constants))(*leaves)
-    return jax.tree.unflatten(structure, found)
-
-  compiled = jax.jit(call, out_shardings=where)
-  return lambda *given: compiled(constants, jax.tree.leaves(given))
 
 
 def copier(mesh: Mesh, spec: PyTree) -> Callable[[PyTree], PyTree]:

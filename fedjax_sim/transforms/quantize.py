@@ -104,6 +104,7 @@ def quantize(
     apply=apply,
     init=lambda params, hparams: jnp.zeros((), jnp.int32),
     update=lambda shared, aux, hparams: shared + 1,
+    differentiable=False,
   )
 
 

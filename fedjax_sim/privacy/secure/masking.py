@@ -159,6 +159,7 @@ def secure(code: Code, *, neighbors: int, dropout: float = 0.0) -> Aggregator:
     finish,
     hparams={**code.hparams, "dropout": float(dropout)},
     draws_noise=code.draws_noise,
+    differentiable=False,
   )
 
 
