@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_NUMBERS = ("random", "halving", "search-seed")
+_NUMBERS = ("random", "halving", "search-seed", "shapley")
 _FUNCTION = "get_study"
 
 

@@ -80,6 +80,7 @@ def default_config() -> ConfigDict:
   config.server = ConfigDict()
   config.server.rounds = 100
   config.server.clients_per_round = 10
+  config.server.leave_out = placeholder(tuple)  # numbers and names of clients
   config.server.optimizer = "sgd"
   config.server.schedule = placeholder(str)
   config.server.layer_rates = placeholder(tuple)

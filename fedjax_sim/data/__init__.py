@@ -37,6 +37,7 @@ from fedjax_sim.data.loaders.synthetic import load_synthetic
 from fedjax_sim.data.location import is_url, local, locate, workdir_on_disk
 from fedjax_sim.data.partition import PARTITIONERS
 from fedjax_sim.data.splits import (
+  client_numbers,
   make_dataset,
   split_clients,
   split_off_clients,
@@ -84,6 +85,7 @@ __all__ = [
   "StoredData",
   "as_stored",
   "check_labels",
+  "client_numbers",
   "copy_store",
   "from_bytes",
   "is_url",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,26 +130,72 @@ def _named(
   Raises:
     TypeError, ValueError: there is none of a name, or all are named.
   """
-  given, names = names, [names] if isinstance(names, str) else list(names)
-  numbers = {data.client_name(i): i for i in range(data.num_clients)}
-  for name in names:
+  for name in [names] if isinstance(names, str) else names:
     validate.instance(field, name, str, "0.2, 3 or ('ann', 'bob')")
-    if name not in numbers:
-      near = difflib.get_close_matches(name, numbers, n=1, cutoff=0.5)
-      hint = f" Did you mean {near[0]!r}?" if near else ""
-      few = ", ".join(map(repr, itertools.islice(numbers, 10)))
-      more = ", ..." if len(numbers) > 10 else ""
-      raise ValueError(
-        f"{field}={given!r}: there is no client {name!r}.{hint} There are"
-        f" {few}{more}."
-      )
-  found = [numbers[name] for name in names]
+  found = client_numbers(field, data, names)
   if len({*found}) == data.num_clients:
     raise ValueError(
-      f"{field}={given!r} names all clients, and none is left to train; leave"
+      f"{field}={names!r} names all clients, and none is left to train; leave"
       " one out."
     )
   return found
+
+
+def client_numbers(
+  field: str, data: FederatedData, given: str | Sequence[int | str]
+) -> list[int]:
+  """Return the numbers of clients, which are given by number or by name.
+
+  Args:
+    field: what messages call it.
+    data: the clients.
+    given: whole numbers from 0 on, and names; or one name.
+
+  Raises:
+    TypeError, ValueError: there is no such client; names the nearest name.
+
+  Example:
+    client_numbers("server.leave_out", data, (0, "ann"))
+  """
+  clients = [given] if isinstance(given, str) else list(given)
+  numbers: dict[str, int] = {}
+  if any(isinstance(client, str) for client in clients):
+    numbers = {data.client_name(i): i for i in range(data.num_clients)}
+  found = []
+  for client in clients:
+    if isinstance(client, str):
+      if client not in numbers:
+        raise ValueError(_unknown(field, given, client, numbers))
+      found.append(numbers[client])
+      continue
+    last = data.num_clients - 1
+    number = validate.integer(field, client, ge=0)
+    if number > last:
+      named = data.names is not None and str(number) in data.names
+      hint = f"; the client of that name is {str(number)!r}" if named else ""
+      raise ValueError(
+        f"{field}={number}: there is no client {number}; clients have the"
+        f" numbers 0 to {last}{hint}."
+      )
+    found.append(number)
+  return found
+
+
+def _unknown(
+  field: str,
+  given: str | Sequence[int | str],
+  name: str,
+  numbers: Mapping[str, int],
+) -> str:
+  """Return what is wrong with a name that no client has."""
+  near = difflib.get_close_matches(name, numbers, n=1, cutoff=0.5)
+  hint = f" Did you mean {near[0]!r}?" if near else ""
+  few = ", ".join(map(repr, itertools.islice(numbers, 10)))
+  more = ", ..." if len(numbers) > 10 else ""
+  return (
+    f"{field}={given!r}: there is no client {name!r}.{hint} There are"
+    f" {few}{more}."
+  )
 
 
 def with_server_data(

@@ -11,6 +11,7 @@ from fedjax_sim.sampling.in_flight import delayed, in_flight
 from fedjax_sim.sampling.power_of_choice import power_of_choice
 from fedjax_sim.sampling.uniform import poisson, uniform
 from fedjax_sim.sampling.weighted import by_size
+from fedjax_sim.sampling.without import without
 
 __all__ = [
   "SAMPLERS",
@@ -30,6 +31,7 @@ __all__ = [
   "power_of_choice",
   "shuffled",
   "uniform",
+  "without",
   "without_replacement",
 ]
 

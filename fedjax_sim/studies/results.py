@@ -119,7 +119,7 @@ class Study:
       ]
       for row in rows
     ]
-    return _aligned([heads, *cells])
+    return aligned([heads, *cells])
 
 
 def open_study(
@@ -146,7 +146,7 @@ def open_study(
 
 
 def sum_up(folder: Path, metric: str, higher_is_better: bool) -> Study:
-  """Write `study.csv`, a line a run, and print the settings.
+  """Write `study.csv`, a line a run.
 
   Args:
     folder: of the study.
@@ -174,14 +174,25 @@ def sum_up(folder: Path, metric: str, higher_is_better: bool) -> Study:
       ]
     )
   write_atomically(folder / "study.csv", text.getvalue().encode())
+  return study
+
+
+def show(study: Study) -> None:
+  """Print the settings, and compare them in tables, curves and a page.
+
+  Args:
+    study: finished or not; what is not does not count.
+  """
+  folder, metric = study.folder, study.metric
+  higher_is_better = study.higher_is_better
   print(study.table())  # noqa: T201
   if sum(row["finished"] > 0 for row in study.settings()) < 2:
-    return study  # nothing to compare
+    return  # nothing to compare
   try:
     comparison = compare([folder], metric, higher_is_better=higher_is_better)
   except (CompareError, NoRunError) as error:  # too few are finished
     print(f"No comparison: {error}")  # noqa: T201
-    return study
+    return
   if len(comparison.settings) > MOST_PAIRED:
     best = max(
       comparison.settings,
@@ -195,7 +206,6 @@ def sum_up(folder: Path, metric: str, higher_is_better: bool) -> Study:
     )
   write_files(comparison, folder)
   print(f"Table, curves and {PAGE} are in {folder}.")  # noqa: T201
-  return study
 
 
 def _mean(mean: float, std: float) -> str:
@@ -204,7 +214,8 @@ def _mean(mean: float, std: float) -> str:
   return f"{mean:.4f}" if math.isnan(std) else f"{mean:.4f} +- {std:.4f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+  """Return rows of cells as lines, in columns."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
     "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))

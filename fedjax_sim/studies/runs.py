@@ -94,6 +94,7 @@ def build_runs(
   points: Sequence[Point],
   seeds: Sequence[int],
   warn: Callable[[str], None],
+  parts: Parts,
 ) -> list[StudyRun]:
   """Return the runs of all points with all seeds, seed after seed.
 
@@ -102,13 +103,14 @@ def build_runs(
     points: field -> value, as text.
     seeds: of the runs of each point.
     warn: is told of points that are the same.
+    parts: gets the data sets and tasks that runs share.
 
   Raises:
     UsageError, UnknownNameError: a field that there is not, or a text that is
       no value of it.
     StudyError: a run refuses its values; names the run.
   """
-  parts, runs = Parts(), list[StudyRun]()
+  runs = list[StudyRun]()
   count = len(points) * len(seeds)
   digits = max(3, len(str(count - 1)))
   known: dict[str, Point] = {}

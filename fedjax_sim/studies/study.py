@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
 from fedjax_sim.config import build
+from fedjax_sim.config.build.parts import Parts
 from fedjax_sim.config.completion import complete
 from fedjax_sim.config.flags import UsageError
 from fedjax_sim.core import validate
@@ -30,10 +31,12 @@ from fedjax_sim.run.signals import noted_signals
 from fedjax_sim.run.workdir import as_write_error
 from fedjax_sim.simulation.evaluator import directions
 from fedjax_sim.studies import halving as halvings
+from fedjax_sim.studies import influence, leave_out
 from fedjax_sim.studies import points as pointed
 from fedjax_sim.studies.execution import Plan, counted
 from fedjax_sim.studies.folder import StudyFolder, held
-from fedjax_sim.studies.results import Study, sum_up
+from fedjax_sim.studies.leave_out import LeaveOut
+from fedjax_sim.studies.results import Study, show, sum_up
 from fedjax_sim.studies.runs import (
   StudyError,
   StudyRun,
@@ -57,6 +60,7 @@ def study(
   search_seed: int = 0,
   halving: int | None = None,
   metric: str | None = None,
+  shapley: int | None = None,
 ) -> Study:
   """Run a study in a folder, or go on with it.
 
@@ -77,6 +81,8 @@ def study(
       rounds; None trains all to their end.
     metric: by which settings are compared, such as "test/accuracy"; None for
       the first there is of `test`, `unseen` and `seen`, accuracy before loss.
+    shapley: where clients are left out, sample so many permutations of them,
+      for Shapley values; an even number. `search_seed` is that of the draws.
 
   Raises:
     UsageError, UnknownNameError, StudyError: what is varied is wrong; nothing
@@ -88,12 +94,21 @@ def study(
     fs.study(config, "studies/rates", seeds=5,
              vary={"client.learning_rate": "log(0.01,1,5)"}).table()
   """
-  chosen = _points(vary or {}, points, random, search_seed)
-  made = _prepared(config, chosen, seeds, halving, metric)
+  made = _prepared(
+    _chosen(config, vary, points, random, search_seed, shapley),
+    seeds,
+    halving,
+    metric,
+  )
   path = Path(studydir).expanduser()
   with held(path) as folder, noted_signals() as received, as_write_error(path):
     made.carry_out(folder, received)
-  return sum_up(path, made.metric, made.higher_is_better)
+  found = sum_up(path, made.metric, made.higher_is_better)
+  if made.left is None:
+    show(found)
+  else:
+    influence.sum_up(found, made.left)
+  return found
 
 
 def predict(
@@ -106,13 +121,18 @@ def predict(
   search_seed: int = 0,
   halving: int | None = None,
   metric: str | None = None,
+  shapley: int | None = None,
 ) -> None:
   """Print what a study would take, from one round of it; write nothing.
 
   The arguments and errors are those of `study`.
   """
-  chosen = _points(vary or {}, points, random, search_seed)
-  made = _prepared(config, chosen, seeds, halving, metric)
+  made = _prepared(
+    _chosen(config, vary, points, random, search_seed, shapley),
+    seeds,
+    halving,
+    metric,
+  )
   plan = Plan(made.runs, StudyFolder(Path()), [])  # where nothing is written
   plan.compile()
   print(plan.predicted(made.rungs))  # noqa: T201
@@ -129,6 +149,7 @@ class _Prepared:
     metric: by which settings are compared.
     higher_is_better: its direction.
     facts: what makes it this study, as JSON holds it.
+    left: whom it leaves out, if that is what it varies.
   """
 
   runs: Sequence[StudyRun]
@@ -137,6 +158,7 @@ class _Prepared:
   metric: str
   higher_is_better: bool
   facts: Mapping[str, Any]
+  left: LeaveOut | None
 
   def carry_out(self, folder: StudyFolder, received: Sequence[int]) -> None:
     """Run it in its folder, from where it left off."""
@@ -155,14 +177,53 @@ class _Prepared:
     folder.tell()
 
 
-def _prepared(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Chosen:
+  """What a study varies.
+
+  Attributes:
+    config: what all runs have in common.
+    points: of the runs.
+    left: whom it leaves out, if that is what it varies.
+    parts: the data sets that were needed to say so.
+  """
+
+  config: ConfigDict
+  points: Sequence[pointed.Point]
+  left: LeaveOut | None
+  parts: Parts
+
+
+def _chosen(
   config: ConfigDict,
-  points: Sequence[pointed.Point],
+  vary: Mapping[str, Values] | None,
+  points: Sequence[Mapping[str, Any]] | None,
+  random: int | None,
+  search_seed: int,
+  shapley: int | None,
+) -> _Chosen:
+  """Return what a study varies, from the arguments of `study`."""
+  parts = Parts()
+  config, named, left = leave_out.read(
+    config, vary or {}, parts, shapley, search_seed
+  )
+  if left is not None and random is not None:
+    raise UsageError(
+      f"--random draws some points, and influence on {leave_out.FIELD} needs"
+      " all of them; give a grid."
+    )
+  found = _points(named, points, random, search_seed)
+  return _Chosen(config=config, points=found, left=left, parts=parts)
+
+
+def _prepared(
+  chosen: _Chosen,
   seeds: int | Sequence[int],
   halving: int | None,
   metric: str | None,
 ) -> _Prepared:
   """Build and check all runs, and print what they are."""
+  config, points, left = chosen.config, chosen.points, chosen.left
   if jax.process_count() > 1:
     raise StudyError(
       "A study runs in one process, on all of its devices; start it without"
@@ -178,8 +239,13 @@ def _prepared(
     raise UsageError(f"seeds={list(seeds)}: give each seed once.")
   if halving is not None:
     validate.integer("halving", halving, ge=2)
+    if left is not None:
+      raise UsageError(
+        f"--halving ends runs early, and influence on {leave_out.FIELD} needs"
+        " all of them; leave it out."
+      )
   began = time.perf_counter()
-  runs = build_runs(config, points, list(seeds), warn)
+  runs = build_runs(config, points, list(seeds), warn, chosen.parts)
   if halving is not None:
     for runs_of_point in by_point(runs):
       if why := refusal(runs_of_point[0].simulator):
@@ -188,6 +254,12 @@ def _prepared(
           f" {described(runs_of_point[0].point)} is none: {why}. Leave it out."
         )
   name, higher = _metric(runs, metric)
+  if left is not None and left.orders is not None and name.startswith("train/"):
+    raise StudyError(
+      f"--metric={name}: nobody trains in the empty coalition, whose worth"
+      " Shapley values need; take a metric of an evaluation, such as"
+      " test/accuracy."
+    )
   rungs = _rungs(runs, halving, name)
   print(_described(runs, rungs, time.perf_counter() - began))  # noqa: T201
   return _Prepared(
@@ -202,7 +274,9 @@ def _prepared(
       "seeds": list(seeds),
       "halving": halving,
       "metric": name if halving is not None else None,
+      "shapley": left and left.facts,
     },
+    left=left,
   )
 
 

@@ -31,6 +31,7 @@ from fedjax_sim.config.build.server import (
   build_sampler,
   build_schedules,
   build_transforms,
+  leave_out,
 )
 from fedjax_sim.config.build.timetable import Timetable
 from fedjax_sim.config.build.trackers import ConfiguredTracker, build_trackers
@@ -152,6 +153,7 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
     with references.named(fields, dict(fields_of(config))):
       drawn = draw(*size)
       check_promise(config, draw, drawn, size)
+      drawn = leave_out(config, drawn, data.train, algorithm)
       algorithm, budget = build_privacy(config, algorithm, drawn, size[0])
       simulator = Simulator(
         task=task,

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_sim import core
+from fedjax_sim import core, sampling
 from fedjax_sim.config import components
 from fedjax_sim.core import Aggregator, Algorithm, Task, Transform
-from fedjax_sim.data import FederatedDataset
+from fedjax_sim.data import (
+  FederatedData,
+  FederatedDataset,
+  client_numbers,
+)
 from fedjax_sim.engine import hparams
 from fedjax_sim.privacy.secure.aggregators import SECURE, fixed_cohort
 from fedjax_sim.tasks.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
@@ -109,6 +113,43 @@ def build_sampler(
     return made
 
   return draw
+
+
+def leave_out(
+  config: ConfigDict,
+  sampler: core.Sampler,
+  data: FederatedData,
+  algorithm: Algorithm,
+) -> core.Sampler:
+  """Return the sampler without the clients of `server.leave_out`.
+
+  Args:
+    config: complete.
+    sampler: who takes part otherwise.
+    data: the training clients.
+    algorithm: what they do.
+
+  Raises:
+    TypeError, ValueError: there is no such client, one comes twice, none is
+      left, or the run is private, or pools all data.
+  """
+  given = config.server.leave_out
+  if not given:
+    return sampler
+  field, name = f"server.leave_out={given!r}", config.algorithm.name
+  if algorithm.requirements.pools_data:
+    raise ValueError(
+      f"{field}: algorithm.name={name!r} pools the data of all clients, and has"
+      " no cohorts to drop any from; take another algorithm."
+    )
+  if config.privacy.mechanism is not None:
+    raise ValueError(
+      f"{field}: privacy.mechanism={config.privacy.mechanism!r} counts on what"
+      " sampler.name promises of all clients, and whom one leaves out is a"
+      " choice that no epsilon covers; unset one of them."
+    )
+  numbers = client_numbers("server.leave_out", data, given)
+  return sampling.without(sampler, numbers, data.num_clients)
 
 
 def build_transforms(config: ConfigDict) -> list[Transform]:
