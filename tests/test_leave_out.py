@@ -27,6 +27,7 @@ def test_a_sampler_that_observes_still_does():
   sampler = power_of_choice(6, 3, np.full(6, 5), candidates=5)
   less = without(sampler, [1], 6)
   assert less.observe is sampler.observe
+  assert less.init is not None
   state = less.init()
   drawn = [less.sample(0, r, state) for r in range(8)]
   whole = [sampler.sample(0, r, state) for r in range(8)]

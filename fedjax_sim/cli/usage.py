@@ -49,6 +49,8 @@ fedjax-sim: federated learning, simulated.
       --random=N [--search-seed=S]: N points drawn instead, also from
       uniform(0,1) or loguniform(0.01,1); --points=FILE: those of a JSON or CSV
       --halving=N: after more and more rounds one of N settings goes on
+      --vary "leave_out=clients()": all clients, and without each of them, or
+      groups(0:8,8:16): their influence; --shapley=M: also Shapley values
       --metric=test/accuracy: by which settings are compared
       --plan: only says what it would take
   fedjax-sim compare DIR DIR ... [--metric=test/accuracy] [--to=FOLDER]

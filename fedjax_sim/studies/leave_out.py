@@ -162,6 +162,7 @@ def _players(text: str, data: FederatedData) -> list[tuple[int, ...]]:
   call = _CALL.fullmatch(text.strip())
   kind, inner = call.groups() if call else ("groups", text)
   told = f"--vary {FIELD}={text}"
+  players: list[tuple[int, ...]]
   if kind == "clients":
     numbers = _numbers(told, inner, data) if inner.strip() else None
     every = range(data.num_clients) if numbers is None else numbers

@@ -3,6 +3,8 @@
 import csv
 import json
 import pathlib
+import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim.cli.main import main
 from fedjax_sim.config import flags
+from fedjax_sim.config.build.parts import Parts
 from fedjax_sim.config.flags import UsageError
 from fedjax_sim.data import FederatedData
 from fedjax_sim.reporting import read_metrics
@@ -180,16 +183,16 @@ def test_other_fields_have_tables_of_their_own(tmp_path, capsys):
   )
 
 
-class _Parts:
+class _Parts(Parts):
   """Stands for the data of four clients with names."""
 
-  def data(self, _):
+  def data(self, config: Any) -> Any:
     train = FederatedData(
       examples={"x": np.zeros((4, 1), np.float32)},
       offsets=np.arange(5),
       names=("101", "bob", "ann", "eve"),
     )
-    return type("Data", (), {"train": train})
+    return types.SimpleNamespace(train=train)
 
 
 @pytest.mark.parametrize(
@@ -262,9 +265,10 @@ def test_bars_have_names_and_errors():
   figure = player_bars.players_figure([panel], "x", higher_is_better=True)
   (ax,) = figure.axes
   assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
-  heights = [bar.get_height() for bar in ax.patches]
+  bars: list[Any] = [*ax.patches]
+  heights = [bar.get_height() for bar in bars]
   assert heights == [0.2, 0.0, -0.1]
-  colors = [bar.get_facecolor() for bar in ax.patches]
+  colors = [bar.get_facecolor() for bar in bars]
   assert colors[0] != colors[2]
   many = np.arange(200.0)
   long = player_bars.Panel("s", [*map(str, range(200))], -many, many)
