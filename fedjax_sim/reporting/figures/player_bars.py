@@ -104,7 +104,7 @@ def _draw(ax: Axes, panel: Panel, higher_is_better: bool) -> None:
   )
   ax.axhline(0, color="#333333", linewidth=0.8)
   names = [short_name(panel.names[i], _LETTERS) for i in shown]
-  crowded = sum(map(len, names)) > 40
+  crowded = sum(map(len, names)) > 60
   ax.set_xticks(
     at, names, rotation=90 if crowded else 0, fontsize=8, parse_math=False
   )
