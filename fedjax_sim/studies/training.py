@@ -36,6 +36,9 @@ from fedjax_sim.studies.program import StudyProgram, stack, widest
 from fedjax_sim.studies.runs import StudyError, StudyRun, plan_key
 
 
+_LONG = 0.5  # seconds of a round
+
+
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Trainer:
   """The runs of one program, and their states.
@@ -234,7 +237,10 @@ class _Chunk:
     active = self._runs[0]
     simulators = [run.simulator for run in self._runs]
     planned = self._program.plan(self._layout, simulators, active.done, 1)
+    seconds = 0.0
     for _ in range(2):  # the first call loads the program
+      if seconds > _LONG:  # of which loading is a small part
+        break
       began = time.perf_counter()
       self._state, _ = self._program.call(
         self._layout, self._state, self._hparams, planned
