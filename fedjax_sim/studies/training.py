@@ -35,7 +35,6 @@ from fedjax_sim.studies.layout import Layout, lay_out
 from fedjax_sim.studies.program import StudyProgram, stack, widest
 from fedjax_sim.studies.runs import StudyError, StudyRun, plan_key
 
-
 _LONG = 0.5  # seconds of a round
 
 
