@@ -87,7 +87,9 @@ def write_study(folder, runs, fields=("algorithm.name",)):
     listed.append(
       {"name": name, "point": point, "seed": seed, "status": status}
     )
-  study = {"format": 1, "study": {}, "fields": [*fields], "runs": listed}
+  by = {"metric": "test/accuracy", "higher_is_better": True}
+  told = {"fields": [*fields], "runs": listed}
+  study = {"format": 1, "study": {}, **by, **told}
   folder.mkdir(exist_ok=True)
   (folder / "study.json").write_text(json.dumps(study))
   return folder

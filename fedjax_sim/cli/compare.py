@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
   values = flags.parse(
     [a for a in arguments if a.startswith("-")],
     switches=[_LOWER, _HIGHER],
-    metric="test/accuracy",
+    metric="",
     at="last",
     target="",
     baseline="",
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
 
   found = compare(
     folders,
-    values.metric,
+    values.metric or None,
     at=_at(values, (comparison.LAST, comparison.BEST)),
     target=target if values.target else None,
     higher_is_better=bool(values[_HIGHER].value) if known else None,

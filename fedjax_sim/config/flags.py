@@ -1,12 +1,14 @@
 """The command line's flags: absl parses them, ml_collections loads the config.
 
-`--config=FILE` or `FILE:ARG` loads a config, `--config.SECTION.FIELD=VALUE`
+`--config=FILE` or `FILE:ARG` loads a config, a Python file or the `config.json`
+of a run; `--config.SECTION.FIELD=VALUE`
 changes a field, and the value None unsets one. Every error is one line.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,8 +59,11 @@ def parse(
   if path and Path(path).is_dir():
     raise IsADirectoryError(f"--config={path}: Is a directory")
   values = flags.FlagValues()
+  stored = path is not None and path.endswith(".json")
   for name in required:
-    if name == "config":
+    if name == "config" and stored:
+      flags.DEFINE_string("config", None, "The config.", flag_values=values)
+    elif name == "config":
       config_flags.DEFINE_config_file(
         "config", None, "The config.", flag_values=values, lock_config=False
       )
@@ -86,12 +91,31 @@ def parse(
     if not values[name].value and not (name == "config" and path):
       raise UsageError(f"--{name}=... is missing")
   if "config" in required:
+    if path is not None and stored:
+      values["config"].value = _stored_config(path)
     if not isinstance(values.config, ConfigDict):
       raise ValueError(_no_config(path, values.config))
     values.config = overridden(values.config, overrides)
   elif overrides:
     raise UsageError(f"--config.{next(iter(overrides))}: there is no --config.")
   return values
+
+
+def _stored_config(path: str) -> ConfigDict:
+  """Return the config that a run has left in its `config.json`.
+
+  Raises:
+    ValueError: the file holds no config.
+  """
+  try:
+    tree = json.loads(Path(path).read_bytes())
+    _ = tree["server"]["rounds"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"--config={path} holds no config of a run ({error}); give a Python file"
+      " that defines get_config(), or a run's config.json."
+    ) from error
+  return ConfigDict({k: v for k, v in tree.items() if k != "origin"})
 
 
 def number(flag: str, text: str, kind: type[T], other: str = "") -> T:

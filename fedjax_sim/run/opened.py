@@ -33,7 +33,11 @@ from fedjax_sim.run.checkpoint_reader import (
   StateChangedError,
 )
 from fedjax_sim.run.resume import data_digest
-from fedjax_sim.run.workdir import WorkdirError, finished_summary
+from fedjax_sim.run.workdir import (
+  STUDY_FILE,
+  WorkdirError,
+  finished_summary,
+)
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.tasks.prediction import Predictor
 
@@ -377,6 +381,11 @@ def newest(
     raise WorkdirError(
       f"round={round_}: {folder} has no checkpoint of it; there are {listed}."
       " server.snapshot_every keeps more of them."
+    )
+  if (folder.parent.parent / STUDY_FILE).exists():
+    raise WorkdirError(
+      f"{folder} is a run of a study, which keeps its state; open it by"
+      f" fs.load({str(folder.parent.parent)!r}, run={folder.name!r})."
     )
   whole = " whole" if failed else ""
   raise WorkdirError(

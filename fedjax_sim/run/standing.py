@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 from fedjax_sim.distributed import processes
 from fedjax_sim.run.branch import Origin, origin_of
 from fedjax_sim.run.changes import ROUNDS, Changes, changes_since
-from fedjax_sim.run.workdir import finished_summary, rounds_done
+from fedjax_sim.run.workdir import (
+  STUDY_FILE,
+  WorkdirError,
+  finished_summary,
+  rounds_done,
+)
 
 
 class Standing(NamedTuple):
@@ -45,6 +50,10 @@ def look(
   """
 
   def read() -> tuple[Changes, int, Any, dict[str, Any] | None]:
+    if (folder / STUDY_FILE).exists():
+      raise WorkdirError(
+        f"--workdir={folder} holds a study; name another folder."
+      )
     origin = origin_of(folder, branch_from)
     changed = changes_since(folder, resolved) or {}
     finished = None

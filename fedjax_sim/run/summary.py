@@ -147,7 +147,6 @@ def result_facts(
     **simulator.account.exact_row(rounds),
     **simulator.react.best_row(state),
     "params_digest": digest,
-    "data_digest": data_digest,
     "rounds": rounds,
     "seed": simulator.seed,
     "noise_seed": simulator.noise_seed,
@@ -157,6 +156,8 @@ def result_facts(
   if audited is not None:
     facts["privacy_audit"] = audited._asdict()
     facts["privacy_audit_told"] = audited.describe()
+  if ledger is None and not experiment.local_guarantee:
+    facts["data_digest"] = data_digest  # else no epsilon would cover it
   if ledger is not None:
     facts["privacy"] = ledger.facts(rounds)
     facts["privacy_told"] = ledger.describe(rounds)

@@ -19,6 +19,7 @@ from fedjax_sim.core.files import UNSUPPORTED
 from fedjax_sim.distributed import processes
 from fedjax_sim.run.checkpoint_files import rounds_in
 
+STUDY_FILE = "study.json"  # in the folder of a study, which holds many runs
 _SEEN_SECONDS = 5.0  # until another host sees a file on a network file system
 
 

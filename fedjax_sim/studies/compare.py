@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedjax_sim.core import validate
 from fedjax_sim.studies.compared_runs import (
@@ -21,11 +22,12 @@ from fedjax_sim.studies.comparison import (
   direction_of,
 )
 from fedjax_sim.studies.comparison_files import write_files
+from fedjax_sim.studies.record import read_study
 
 
 def compare(
   folders: Sequence[str | os.PathLike[str]],
-  metric: str = "test/accuracy",
+  metric: str | None = None,
   *,
   at: str | int = LAST,
   target: float | None = None,
@@ -42,13 +44,14 @@ def compare(
 
   Args:
     folders: workdirs of runs, or folders of studies.
-    metric: a column of `metrics.jsonl`.
+    metric: a column of `metrics.jsonl`; None: that of the first study among
+      them, else "test/accuracy".
     at: which value of a run counts: its "last", its "best", which flatters all
       settings, or that of a round. But for a round, runs count if they are
       finished.
     target: a value of the metric to count rounds and bytes to; None: 95 % of
       the best setting's mean, or 105 % where lower is better.
-    higher_is_better: of a metric whose name does not say it.
+    higher_is_better: of a metric whose name does not say it, nor a study.
     baseline: label of a setting, to compare all others with; None: all pairs.
     confidence: of the intervals.
     to: folder for tables, curves and a page; made if missing. None: no files.
@@ -76,6 +79,8 @@ def compare(
   runs = read_runs(folders, notes)
   if not runs:
     raise CompareError(f"compare: nothing to compare. {' '.join(notes)}")
+  metric, told = _metric_of(folders, metric)
+  higher_is_better = told if higher_is_better is None else higher_is_better
   check_metric(metric, runs)
   higher = direction_of(metric, higher_is_better)
   settings = settings_of(runs)
@@ -89,3 +94,14 @@ def compare(
   if to is not None:
     write_files(comparison, to)
   return comparison
+
+
+def _metric_of(
+  folders: Sequence[str | os.PathLike[str]], metric: str | None
+) -> tuple[str, bool | None]:
+  """Return the metric to compare by, and its direction, if a study says it."""
+  for folder in folders:
+    study = read_study(Path(folder).expanduser())
+    if study is not None and metric in (None, study["metric"]):
+      return study["metric"], study["higher_is_better"]
+  return metric or "test/accuracy", None

@@ -52,7 +52,7 @@ class ComparedRun(NamedTuple):
       outside of one.
     rows: of `metrics.jsonl`.
     profile: of `data_profile.json`; None: there is none.
-    data_digest: of its data; None: it is not known.
+    data_digest: of its data; None: it is not known, as of a private run.
   """
 
   folder: Path

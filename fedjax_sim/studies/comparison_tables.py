@@ -170,7 +170,8 @@ def width_line(comparison: Comparison) -> str:
   ratio = comparison.width_ratio
   if math.isnan(ratio):
     return ""
-  count = len(comparison.pairs)
+  ratios = [pair.difference.width_ratio for pair in comparison.pairs]
+  count = sum(map(math.isfinite, ratios))
   of = f", the median of {count:,} pairs" if count > 1 else ""
   return f"Paired intervals are {ratio:.2g} times as wide as unpaired ones{of}."
 

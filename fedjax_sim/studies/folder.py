@@ -63,23 +63,26 @@ class StudyFolder:
     return self.path / "runs" / run.name
 
   def begin(
-    self, described: Mapping[str, Any], runs: Sequence[StudyRun]
+    self,
+    described: Mapping[str, Any],
+    runs: Sequence[StudyRun],
+    metric: str,
+    higher_is_better: bool,
   ) -> None:
     """Write what the study is, or compare with what is there.
 
     Args:
       described: what makes it this study, as JSON holds it.
       runs: all of its runs.
+      metric: by which settings are compared.
+      higher_is_better: its direction.
 
     Raises:
       WorkdirError: the folder holds another study, a run, or something else.
     """
     there = read_study(self.path)
     if there is None:
-      if (self.path / "config.json").exists():
-        raise WorkdirError(
-          f"--studydir={self.path} holds a run; name another folder."
-        )
+      self._check_empty()
     elif (before := there["study"]) != described:
       changed = sorted(
         key
@@ -103,8 +106,26 @@ class StudyFolder:
           profiles[id(data)] = data_profile.profile_of(data)
         write_json(folder / data_profile.FILE, profiles[id(data)])
         write_json(folder / "config.json", configs.resolved(run.config))
-    self._described, self._runs = described, runs
-    self.tell()
+    by = {"metric": metric, "higher_is_better": higher_is_better}
+    self._described, self._runs = {"study": described, **by}, runs
+    if there is None:
+      self.tell()
+
+  def _check_empty(self) -> None:
+    """Refuse a folder with something else in it.
+
+    What a study leaves that was killed at its very beginning may be there.
+    """
+    if (self.path / "config.json").exists():
+      raise WorkdirError(
+        f"--studydir={self.path} holds a run; name another folder."
+      )
+    there = {path.name for path in self.path.iterdir()}
+    if others := sorted(there - {".lock", "runs"}):
+      raise WorkdirError(
+        f"--studydir={self.path} holds other files, such as {others[0]}; name a"
+        " new folder."
+      )
 
   def tell(self) -> None:
     """Write `study.json`: what the study is, and how far its runs are."""
@@ -114,7 +135,7 @@ class StudyFolder:
       {
         "format": FORMAT,
         "fields": list(runs[0].point),
-        "study": described,
+        **described,
         "runs": [
           {
             "name": run.name,
@@ -170,6 +191,7 @@ class StudyFolder:
         for run in runs
       ],
     }
+    self.wait()  # several writers at a time get into each other's way
     self.checkpoints(program).save_later(number, state, kept)
     self.tell()
 

@@ -104,9 +104,15 @@ def listed(path: Path) -> list[Point]:
 
   Raises:
     UsageError: it is neither, is empty, or its points have other fields each.
-    OSError: it cannot be read.
   """
-  text = path.read_text()
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+  except OSError as error:
+    raise UsageError(
+      f"--points={path} cannot be read: {error.strerror}; give a file."
+    ) from error
+  except ValueError as error:
+    raise UsageError(f"--points={path} is no text: {error}.") from error
   try:
     if path.suffix == ".csv":
       rows: Iterable[Mapping[str, object]] = list(
@@ -114,11 +120,13 @@ def listed(path: Path) -> list[Point]:
       )
     else:
       rows = json.loads(text)
+      if not isinstance(rows, list):
+        raise TypeError("it is no list")
     points = [{k: text_of(v) for k, v in row.items()} for row in rows]
   except (ValueError, AttributeError, TypeError, csv.Error) as error:
     raise UsageError(
       f"--points={path} holds no points ({error}); give a JSON list of objects,"
-      " field -> value, or a CSV table with a header."
+      " field -> value, or a CSV table with commas and a header."
     ) from error
   if not points or any(p.keys() != points[0].keys() for p in points):
     raise UsageError(
@@ -151,7 +159,9 @@ def seeds_of(text: str, first: int) -> list[int]:
 
 
 def text_of(value: object) -> str:
-  """Return a value as the command line has it."""
+  """Return a value as the command line has it; "None" of None."""
+  if value is None or value == "":
+    return "None"
   if isinstance(value, list | tuple):
     return ",".join(map(text_of, value))
   return value if isinstance(value, str) else json.dumps(value)
@@ -169,6 +179,10 @@ def _values(field: str, text: str) -> list[str]:
   kind, arguments = _call(text)
   if not kind:
     values = list(words(text))
+    if ",," in text.replace(" ", "") or text.strip().endswith(","):
+      raise UsageError(
+        f"--vary={field}={text}: a value is missing between commas."
+      )
     if not values:
       raise UsageError(f"--vary={field}={text} names no value; give some.")
     if len({*values}) < len(values):

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim.run.workdir import STUDY_FILE as STUDY_FILE
 from fedjax_sim.run.workdir import WorkdirError
 
-STUDY_FILE = "study.json"
 FORMAT = 1
 
 
@@ -30,6 +30,7 @@ def read_study(path: Path) -> dict[str, Any] | None:
     found: dict[str, Any] = json.loads(file.read_bytes())
     newer = found["format"] != FORMAT
     _ = found["study"], found["runs"], found["fields"]
+    _ = found["metric"], found["higher_is_better"]
   except (ValueError, KeyError, TypeError) as error:
     raise WorkdirError(
       f"{file} is damaged ({error}); restore it, or name another --studydir."

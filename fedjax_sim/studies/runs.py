@@ -21,6 +21,7 @@ from fedjax_sim.config import build, flags
 from fedjax_sim.config.build.parts import Parts, program_of
 from fedjax_sim.core.digests import digest
 from fedjax_sim.core.errors import FedjaxSimError, one_line
+from fedjax_sim.core.validate import UnknownNameError
 from fedjax_sim.engine.fingerprint import fingerprint
 from fedjax_sim.run import changes
 from fedjax_sim.simulation.simulator import Simulator
@@ -116,13 +117,20 @@ def build_runs(
   known: dict[str, Point] = {}
   for point in points:
     try:
-      own = _alone(flags.overridden(copy.deepcopy(config), point))
+      own = _alone(flags.overridden(copy.deepcopy(config), _set(config, point)))
       experiment = build.build(own, parts)
     except (flags.UsageError, TypeError, ValueError, ImportError) as error:
       if len(points) == 1 and not point:
         raise
+      hint = ""
+      unknown = isinstance(error.__cause__ or error, UnknownNameError)
+      if unknown and len(point) > 1:
+        hint = (
+          " Where only some settings take a field, list them by --points, with"
+          " an empty cell or null for the others."
+        )
       raise StudyError(
-        f"{described(point) or 'the config'}: {one_line(error)}"
+        f"{described(point) or 'the config'}: {one_line(error)}{hint}"
       ) from error
     complete = experiment.config
     text = json.dumps(configs.resolved(complete), sort_keys=True)
@@ -182,6 +190,16 @@ def _warn_of_idle(
       " runs have the same noise, so each epsilon holds for its run alone, and"
       " none for several of them together."
     )
+
+
+def _set(config: ConfigDict, point: Point) -> Point:
+  """Return the point without fields that are unset here and in the config."""
+  known = dict(configs.fields_of(config))
+  return {
+    field: text
+    for field, text in point.items()
+    if text != "None" or known.get(field) is not None
+  }
 
 
 def by_point(runs: Sequence[StudyRun]) -> list[list[StudyRun]]:

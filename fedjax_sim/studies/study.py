@@ -24,7 +24,8 @@ from fedjax_sim.config import build
 from fedjax_sim.config.build.parts import Parts
 from fedjax_sim.config.completion import complete
 from fedjax_sim.config.flags import UsageError
-from fedjax_sim.core import validate
+from fedjax_sim.core import urls, validate
+from fedjax_sim.data.location import is_url
 from fedjax_sim.reporting import read_metrics
 from fedjax_sim.run.resume import warn
 from fedjax_sim.run.signals import noted_signals
@@ -94,13 +95,18 @@ def study(
     fs.study(config, "studies/rates", seeds=5,
              vary={"client.learning_rate": "log(0.01,1,5)"}).table()
   """
+  if is_url(studydir):
+    raise UsageError(
+      f"--studydir={urls.redacted_url(os.fspath(studydir))} is in a bucket; a"
+      " study takes a folder on a disk."
+    )
+  path = Path(studydir).expanduser()
   made = _prepared(
     _chosen(config, vary, points, random, search_seed, shapley),
     seeds,
     halving,
     metric,
   )
-  path = Path(studydir).expanduser()
   with held(path) as folder, noted_signals() as received, as_write_error(path):
     made.carry_out(folder, received)
   found = sum_up(path, made.metric, made.higher_is_better)
@@ -162,7 +168,8 @@ class _Prepared:
 
   def carry_out(self, folder: StudyFolder, received: Sequence[int]) -> None:
     """Run it in its folder, from where it left off."""
-    folder.begin(self.facts, self.runs)
+    by = self.metric, self.higher_is_better
+    folder.begin(self.facts, self.runs, *by)
     plan = Plan(self.runs, folder, received)
     plan.restore()
     if any(run.goes_on for run in self.runs):
@@ -286,7 +293,9 @@ def _points(
   random: int | None,
   search_seed: int,
 ) -> list[pointed.Point]:
-  texts = {field: _text_of(values) for field, values in vary.items()}
+  if not isinstance(vary, Mapping):
+    raise UsageError(f"vary={vary!r}: give a mapping, field -> values.")
+  texts = {field: _text_of(field, values) for field, values in vary.items()}
   if pointed.SEED in texts or any(pointed.SEED in p for p in points or ()):
     raise UsageError("A point sets seed; give the seeds by --seeds.")
   if points is not None:
@@ -306,9 +315,14 @@ def _points(
   return pointed.grid(texts)
 
 
-def _text_of(values: Values) -> str:
+def _text_of(field: str, values: Values) -> str:
   if isinstance(values, str):
     return values
+  if not isinstance(values, Sequence):
+    raise UsageError(
+      f"vary[{field!r}]={values!r}: give a sequence of values, or a text such"
+      " as 'log(0.01,1,5)'."
+    )
   listed = [pointed.text_of(v) for v in values]
   return ",".join(f"({x})" if "," in x else x for x in listed)
 

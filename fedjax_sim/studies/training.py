@@ -66,6 +66,8 @@ class Trainer:
   saves: int = 0
   seconds: float = 0.0
 
+  _told: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+
   def __post_init__(self) -> None:
     self.chunk = self.chunk or len(self.runs)
 
@@ -99,6 +101,7 @@ class Trainer:
         " the study began with; restore them, or name another folder."
       )
     self.chunk = found.facts["chunk"]
+    self._told = [(run.done, run.status) for run in self.runs]
     warn_of_changes(found.facts["environment"], facts["environment"])
     warn_of_changes(
       found.facts["sources"],
@@ -185,7 +188,11 @@ class Trainer:
         self.save()
 
   def save(self) -> None:
-    """Begin to write a checkpoint of all runs."""
+    """Begin to write a checkpoint of all runs, unless none has changed."""
+    told = [(run.done, run.status) for run in self.runs]
+    if told == self._told:
+      return
+    self._told = told
     self.saves += 1
     self.folder.save(self.number, self.saves, self.state, self.runs, self.facts)
 

@@ -71,7 +71,15 @@ def test_a_file_of_no_points_is_refused(tmp_path, name, text):
 
 @pytest.mark.parametrize(
   "text",
-  ["log(0,1,3)", "log(1,0.1,3)", "linear(0,1,1)", "log(a,1,2)", "", "a,a"],
+  [
+    "log(0,1,3)",
+    "log(1,0.1,3)",
+    "linear(0,1,1)",
+    "log(a,1,2)",
+    "",
+    "a,a",
+    "a,,b",
+  ],
 )
 def test_values_that_are_none_are_refused(text):
   with pytest.raises(UsageError, match="--vary=x"):

@@ -188,8 +188,9 @@ def killed_after(monkeypatch, saves):
   save = Trainer.save
 
   def die(trainer):
+    before = trainer.saves
     save(trainer)
-    if trainer.saves == saves:
+    if before < trainer.saves == saves:
       trainer.folder.wait()
       raise KeyboardInterrupt
 
@@ -431,6 +432,52 @@ def test_points_that_are_the_same_are_said(capsys):
 def test_an_unknown_metric_is_refused(tmp_path):
   with pytest.raises(StudyError, match="--metric=test/acuracy.*test/accuracy"):
     fs.study(config(), tmp_path / "study", vary=RATES, metric="test/acuracy")
+
+
+def test_settings_that_take_other_fields_are_listed(tmp_path, capsys):
+  points = tmp_path / "points.csv"
+  points.write_text("algorithm.name,algorithm.mu\nfedavg,\nfedprox,0.1\n")
+  arguments = [f"--config.{k}={v}" for k, v in QUICK.items()]
+  command = ["study", f"--config={DIGITS}", f"--points={points}", "--plan"]
+  assert main([*command, *arguments]) == 0
+  assert "2 runs: 2 settings" in capsys.readouterr().out
+  vary = {"algorithm.name": "fedavg,fedprox", "algorithm.mu": "0.1,1.0"}
+  with pytest.raises(StudyError, match="list them by --points"):
+    predict(config(), vary=vary)
+
+
+def test_the_config_of_a_run_runs_by_itself(rates, tmp_path, capsys):
+  stored = rates / "runs" / "002" / "config.json"
+  assert main(["run", f"--config={stored}", f"--workdir={tmp_path}/r"]) == 0
+  found = read_metrics(tmp_path / "r" / "metrics.jsonl")
+  assert_rows_equal(rows_of(rates, "002"), found)
+  broken = tmp_path / "x.json"
+  broken.write_text("{}")
+  capsys.readouterr()
+  assert main(["run", f"--config={broken}", f"--workdir={tmp_path}/s"]) == 2
+  assert "holds no config of a run" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_study_is_no_workdir(rates, tmp_path):
+  with pytest.raises(WorkdirError, match="holds a study"):
+    experiment.run(config(), rates)
+  with pytest.raises(WorkdirError, match=r"fs\.load\(.*run='001'\)"):
+    fs.load(rates / "runs" / "001")
+  (tmp_path / "notes.txt").write_text("mine")
+  with pytest.raises(WorkdirError, match=r"other files, such as notes\.txt"):
+    fs.study(config(), tmp_path, vary=RATES)
+
+
+def test_a_finished_study_of_several_programs_writes_nothing(tmp_path):
+  changed = config(server__rounds="2", runtime__checkpoint_every="1")
+  vary = {"algorithm.name": "fedavg,fedprox"}
+  fs.study(changed, tmp_path / "s", vary=vary)
+  stamp = lambda: {
+    p: p.stat().st_mtime_ns for p in (tmp_path / "s/programs").rglob("*")
+  }
+  before = stamp()
+  fs.study(changed, tmp_path / "s", vary=vary)
+  assert stamp() == before
 
 
 def test_a_folder_of_something_else_is_refused(rates, tmp_path, capsys):

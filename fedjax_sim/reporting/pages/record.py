@@ -210,6 +210,11 @@ def _check_summary(
 ) -> None:
   """Refuse a summary without one of the names."""
   absent = [] if summary is None else [n for n in names if n not in summary]
+  if absent and (folder.parent.parent / "study.json").exists():
+    raise NoRunError(
+      f"{folder} is a run of a study; fedjax-sim compare {folder.parent.parent}"
+      " writes the page of all of them."
+    )
   if absent:
     raise NoRunError(
       f"{folder / 'summary.json'} is of another version of fedjax_sim, or"
