@@ -330,6 +330,14 @@ def test_a_baseline(two, tmp_path):
     ("fedprox", "fedavg"),
   ]
   assert len(compare([*two, *third]).pairs) == 3
+  best = compare([*two, *third], baseline="best")
+  assert {p.a for p in best.pairs} | {p.b for p in best.pairs} == {
+    "scaffold",
+    "fedavg",
+    "fedprox",
+  }
+  assert all("scaffold" in (p.a, p.b) for p in best.pairs)
+  assert "its lead is flattered" in best.notes[-1]
   with pytest.raises(ValueError, match="Did you mean 'fedavg'"):
     compare(two, baseline="fedavgs")
 

@@ -7,7 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core import AggregationContext, Aggregator, PyTree, errors
+from fedjax_sim.core import (
+  AggregationContext,
+  Aggregator,
+  PyTree,
+  errors,
+  returned,
+)
 
 
 def check(aggregator: Aggregator, update: PyTree) -> None:
@@ -66,17 +72,10 @@ def check(aggregator: Aggregator, update: PyTree) -> None:
 def _check_alike(
   part: str, made: PyTree, like: PyTree, why: str, dtypes: bool = True
 ) -> None:
-  found, wanted = (
-    {
-      jax.tree_util.keystr(path): f"{x.dtype.name if dtypes else ''}{x.shape}"
-      for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    for tree in (made, like)
-  )
-  for name in (*wanted, *found):
-    one, other = (leaves.get(name, "nothing") for leaves in (found, wanted))
-    if one != other:
-      raise ValueError(
-        f"aggregator.name: {part} gives {one} at {name or 'the top'}; let it"
-        f" give {other}, {why}."
-      )
+  kind = lambda x: f"{x.dtype.name if dtypes else ''}{x.shape}"
+  if (found := returned.first_difference(made, like, kind)) is not None:
+    name, one, other = found
+    raise ValueError(
+      f"aggregator.name: {part} gives {one} at {name or 'the top'}; let it"
+      f" give {other}, {why}."
+    )

@@ -26,6 +26,7 @@ from fedjax_sim.core import (
   Report,
   Transform,
   TransformResult,
+  returned,
 )
 from fedjax_sim.core.errors import FedjaxSimError
 from fedjax_sim.engine.plan import at_round
@@ -77,19 +78,12 @@ def alike(what: str, made: PyTree, like: PyTree, remedy: str) -> None:
   Raises:
     ChangedError: names the first leaf that differs.
   """
-  found, wanted = (
-    {
-      jax.tree_util.keystr(path): f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-      for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    for tree in (made, like)
-  )
-  for name in (*wanted, *found):
-    one, other = (leaves.get(name, "nothing") for leaves in (found, wanted))
-    if one != other:
-      raise ChangedError(
-        f"{what} {name or 'as a whole'} as {one}, which was {other}; {remedy}"
-      )
+  kind = lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+  if (found := returned.first_difference(made, like, kind)) is not None:
+    name, one, other = found
+    raise ChangedError(
+      f"{what} {name or 'as a whole'} as {one}, which was {other}; {remedy}"
+    )
   one_tree: Any = jax.tree.structure(made)
   other_tree: Any = jax.tree.structure(like)
   if one_tree != other_tree:

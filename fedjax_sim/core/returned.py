@@ -92,9 +92,32 @@ def alike(what: str, tree: Any, like: Any, example: str) -> None:
   Raises:
     TypeError: names the first leaf that differs.
   """
+  kind = lambda x: f"{jnp.result_type(x)} {jnp.shape(x)}"
+  if (found := first_difference(tree, like, kind)) is not None:
+    name, one, other = found
+    raise TypeError(
+      f"{what} has {one} at {name or 'the top'}, and it was {other}; keep"
+      f" structure, shapes and dtypes, for example {example}."
+    )
+
+
+def first_difference(
+  tree: Any, like: Any, kind: Callable[[Any], str]
+) -> tuple[str, str, str] | None:
+  """Return the first leaf of a kind that differs; None if there is none.
+
+  Args:
+    tree: any pytree.
+    like: what it should be like.
+    kind: leaf -> what is compared of it, such as its dtype and shape.
+
+  Returns:
+    Its path, "" for a tree that is a leaf; its kind in `tree` and in `like`,
+    "nothing" where it is missing.
+  """
   found, wanted = (
     {
-      jax.tree_util.keystr(path): f"{jnp.result_type(x)} {jnp.shape(x)}"
+      jax.tree_util.keystr(path): kind(x)
       for path, x in jax.tree_util.tree_leaves_with_path(part)
     }
     for part in (tree, like)
@@ -102,10 +125,8 @@ def alike(what: str, tree: Any, like: Any, example: str) -> None:
   for name in (*wanted, *found):
     one, other = (leaves.get(name, "nothing") for leaves in (found, wanted))
     if one != other:
-      raise TypeError(
-        f"{what} has {one} at {name or 'the top'}, and it was {other}; keep"
-        f" structure, shapes and dtypes, for example {example}."
-      )
+      return name, one, other
+  return None
 
 
 def loss(

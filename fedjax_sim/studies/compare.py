@@ -52,7 +52,8 @@ def compare(
     target: a value of the metric to count rounds and bytes to; None: 95 % of
       the best setting's mean, or 105 % where lower is better.
     higher_is_better: of a metric whose name does not say it, nor a study.
-    baseline: label of a setting, to compare all others with; None: all pairs.
+    baseline: label of a setting, to compare all others with, or "best"; None:
+      all pairs.
     confidence: of the intervals.
     to: folder for tables, curves and a page; made if missing. None: no files.
 
@@ -85,7 +86,7 @@ def compare(
   higher = direction_of(metric, higher_is_better)
   settings = settings_of(runs)
   check_seeds(settings)
-  if baseline is not None:
+  if baseline not in (None, BEST):
     validate.one_of("baseline", baseline, [s.label for s in settings])
   found = compare_settings(
     settings, metric, at, target, higher, baseline, confidence

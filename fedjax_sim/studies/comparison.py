@@ -30,6 +30,10 @@ from fedjax_sim.studies.statistics import (
 )
 
 LAST, BEST = "last", "best"
+_SELECTED = (
+  "The baseline is the best of {} settings by the very values that are"
+  " compared, so its lead is flattered; new seeds would say more."
+)
 _SHARE = 0.05  # of the best mean, which the usual target leaves
 
 
@@ -221,6 +225,8 @@ def compare_settings(
   ]
   rank = lambda r: (math.isnan(r.mean), -sign * r.mean, r.label)
   results = sorted(results, key=rank)
+  chosen = baseline == BEST
+  baseline = results[0].label if chosen else baseline
   pairs, notes = _pairs(results, higher, baseline, confidence)
   if not pairs:
     raise CompareError(
@@ -238,7 +244,11 @@ def compare_settings(
     baseline=baseline,
     settings=results,
     pairs=pairs,
-    notes=[*_notes(results, pairs, target, at), *notes],
+    notes=[
+      *_notes(results, pairs, target, at),
+      *notes,
+      *[_SELECTED.format(len(results))] * chosen,
+    ],
   )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -129,13 +130,17 @@ class Plan:
 
   def finish(self) -> None:
     """Write the summaries of the runs that are finished."""
+    known = versions()
     for trainer in self._trainers:
       trainer.save()
-      compilations = trainer.program.compilations
+      beside = {
+        "wall_seconds": trainer.seconds / len(trainer.runs),
+        "compilations": trainer.program.compilations,
+        "versions": known,
+      }
       for run in trainer.runs:
         if run.status == "finished":
-          share = trainer.seconds / len(trainer.runs)
-          _summarize(trainer, run, self._folder.run(run), share, compilations)
+          _summarize(trainer, run, self._folder.run(run), beside)
     self._folder.wait()
 
 
@@ -156,9 +161,16 @@ def _train_alone(run: StudyRun, folder: Path, until: int) -> None:
 
 
 def _summarize(
-  trainer: Trainer, run: StudyRun, folder: Path, seconds: float, compiled: int
+  trainer: Trainer, run: StudyRun, folder: Path, beside: Mapping[str, Any]
 ) -> None:
-  """Write the summary of a finished run."""
+  """Write the summary of a finished run.
+
+  Args:
+    trainer: of the run.
+    run: the run.
+    folder: its own.
+    beside: what the summaries of all runs of the program have in common.
+  """
   if (folder / "summary.json").exists():
     return
   state, simulator = trainer.own_state(run), run.simulator
@@ -170,13 +182,11 @@ def _summarize(
     folder / "summary.json",
     {
       **facts,
-      "wall_seconds": seconds,
-      "compilations": compiled,
+      **beside,
       "lanes": run.config.runtime.lanes,
       "lanes_reason": "a row of a study",
       "devices": [str(simulator.mesh.devices.flat[0])],
       "device_kind": simulator.mesh.devices.flat[0].device_kind,
-      "versions": versions(),
     },
   )
 

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ import numpy as np
 from fedjax_sim.core import validate
 from fedjax_sim.core.files import write_atomically
 from fedjax_sim.reporting import NoRunError, read_metrics
-from fedjax_sim.run.workdir import WorkdirError
 from fedjax_sim.studies.compare import compare
 from fedjax_sim.studies.compared_runs import CompareError
-from fedjax_sim.studies.comparison import direction_of
+from fedjax_sim.studies.comparison import BEST
 from fedjax_sim.studies.comparison_files import PAGE, write_files
 from fedjax_sim.studies.record import read_study
 
@@ -122,29 +120,6 @@ class Study:
     return aligned([heads, *cells])
 
 
-def open_study(
-  studydir: str | os.PathLike[str],
-  metric: str = "test/accuracy",
-  higher_is_better: bool | None = None,
-) -> Study:
-  """Return a study from its folder.
-
-  Args:
-    studydir: the folder.
-    metric: by which settings are compared.
-    higher_is_better: its direction; None: its name says it.
-
-  Raises:
-    WorkdirError: there is none.
-  """
-  folder = Path(studydir).expanduser()
-  found = read_study(folder)
-  if found is None:
-    raise WorkdirError(f"{folder} holds no study: there is no study.json.")
-  higher = direction_of(metric, higher_is_better)
-  return Study(folder, found["fields"], found["runs"], metric, higher)
-
-
 def sum_up(folder: Path, metric: str, higher_is_better: bool) -> Study:
   """Write `study.csv`, a line a run.
 
@@ -153,7 +128,10 @@ def sum_up(folder: Path, metric: str, higher_is_better: bool) -> Study:
     metric: by which settings are compared.
     higher_is_better: its direction.
   """
-  study = open_study(folder, metric, higher_is_better)
+  found = read_study(folder)
+  assert found is not None
+  by = metric, higher_is_better
+  study = Study(folder, found["fields"], found["runs"], *by)
   last = {run["name"]: study.last(run["name"]) for run in study.runs}
   names = dict.fromkeys(
     name for row in last.values() for name in row if name != "round"
@@ -184,26 +162,20 @@ def show(study: Study) -> None:
     study: finished or not; what is not does not count.
   """
   folder, metric = study.folder, study.metric
-  higher_is_better = study.higher_is_better
   print(study.table())  # noqa: T201
   if sum(row["finished"] > 0 for row in study.settings()) < 2:
     return  # nothing to compare
+  many = len(study.settings()) > MOST_PAIRED
   try:
-    comparison = compare([folder], metric, higher_is_better=higher_is_better)
-  except (CompareError, NoRunError) as error:  # too few are finished
-    print(f"No comparison: {error}")  # noqa: T201
-    return
-  if len(comparison.settings) > MOST_PAIRED:
-    best = max(
-      comparison.settings,
-      key=lambda setting: setting.mean if higher_is_better else -setting.mean,
-    )
     comparison = compare(
       [folder],
       metric,
-      higher_is_better=higher_is_better,
-      baseline=best.label,
+      higher_is_better=study.higher_is_better,
+      baseline=BEST if many else None,
     )
+  except (CompareError, NoRunError) as error:  # too few are finished
+    print(f"No comparison: {error}")  # noqa: T201
+    return
   write_files(comparison, folder)
   print(f"Table, curves and {PAGE} are in {folder}.")  # noqa: T201
 

@@ -117,8 +117,8 @@ def build_runs(
   known: dict[str, Point] = {}
   for point in points:
     try:
-      own = _alone(flags.overridden(copy.deepcopy(config), _set(config, point)))
-      experiment = build.build(own, parts)
+      own = flags.overridden(copy.deepcopy(config), _set(config, point))
+      experiment = _built(own, parts)
     except (flags.UsageError, TypeError, ValueError, ImportError) as error:
       if len(points) == 1 and not point:
         raise
@@ -210,13 +210,18 @@ def by_point(runs: Sequence[StudyRun]) -> list[list[StudyRun]]:
   return list(found.values())
 
 
-def _alone(config: ConfigDict) -> ConfigDict:
-  """Return the config of a run that is a row: on one device, one lane there."""
-  if config.runtime.lanes == "auto":
-    with config.ignore_type():
-      config.runtime.lanes = 1
-  config.runtime.devices = 1
-  return config
+def _built(config: ConfigDict, parts: Parts) -> build.Experiment:
+  """Return the experiment of a run; of a row, on one device with one lane."""
+  if config.runtime.model_devices in (None, 1):
+    row = copy.deepcopy(config)
+    row.runtime.devices = 1
+    if row.runtime.lanes == "auto":
+      with row.ignore_type():
+        row.runtime.lanes = 1
+    experiment = build.build(row, parts)
+    if not refusal(experiment.simulator):
+      return experiment
+  return build.build(config, parts)
 
 
 def _group(runs: Sequence[StudyRun]) -> None:

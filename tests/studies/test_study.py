@@ -395,6 +395,14 @@ def test_numbers_that_code_reads_make_programs_of_their_own(tmp_path):
   assert losses[0] < losses[1]
 
 
+def test_what_is_no_row_keeps_its_devices(tmp_path):
+  changed = config(runtime__devices="2", runtime__model_devices="2")
+  study = fs.study(changed, tmp_path / "study", vary=RATES)
+  assert [r["status"] for r in study.runs] == ["finished"] * 2
+  run = fs.load(tmp_path / "study", run=0)
+  assert run.config.runtime.model_devices == 2
+
+
 def test_the_plan_runs_nothing(capsys):
   before = sorted(pathlib.Path().iterdir())
   predict(config(), vary=RATES, seeds=3)
