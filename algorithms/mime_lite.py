@@ -14,9 +14,11 @@ and the server renews s by the mean of the clients' full gradients at x:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fedjax_sim.algorithms import fedavg
@@ -33,7 +35,11 @@ from fedjax_sim.core import (
   Variables,
   in_float32,
 )
-from fedjax_sim.training.local import LocalState, full_gradient
+from fedjax_sim.training.local import (
+  GradientHook,
+  LocalState,
+  full_gradient,
+)
 from fedjax_sim.training.optimizers import Optimizer, descend
 
 
@@ -69,13 +75,57 @@ def mime_lite(
       the paper.
     weighting: as in `fedavg`; the paper's is `uniform`.
   """
+  at_x = full_gradient(task, weighting=weighting, get_model=get_x)
+  base = mimicking(
+    task,
+    client_optimizer,
+    server_optimizer,
+    weighting=weighting,
+    hook=lambda client, params, gradient: gradient,
+    mean_gradient=lambda aggregate, context: jax.tree.map(
+      jnp.negative, aggregate.statistics
+    ),
+  )
+
+  def finish(client: Client, full: LocalState, trained: LocalState) -> Report:
+    minus_gradient = in_float32(at_x.finish(client, full).update)
+    return base.finish(client, trained)._replace(statistics=minus_gradient)
+
+  return base._replace(passes=(at_x.local_pass, *base.passes), finish=finish)
+
+
+def get_x(client: Client) -> Variables:
+  """Return the model of a client's message."""
+  x: Variables = client.message.x
+  return x
+
+
+def mimicking(
+  task: Task,
+  client_optimizer: Optimizer,
+  server_optimizer: Optimizer,
+  *,
+  weighting: str,
+  hook: GradientHook,
+  mean_gradient: Callable[[Aggregate, Context], PyTree],
+) -> Algorithm:
+  """Return what Mime and MimeLite have in common.
+
+  Args:
+    task: as in `mime_lite`.
+    client_optimizer: the base optimizer.
+    server_optimizer: as in `mime_lite`.
+    weighting: as in `fedavg`.
+    hook: (client, params, gradient) -> gradient that U is applied to.
+    mean_gradient: (aggregate, context) -> the mean of the clients' gradients at
+      x.
+  """
   base_step = client_optimizer.build
-  get_model = lambda client: client.message.x
-  at_x = full_gradient(task, weighting=weighting, get_model=get_model)
 
   def mimic(client: Client, params: PyTree, gradient: PyTree) -> PyTree:
     """Return -eta U(g, s), the change of the parameters."""
     base = base_step(client.hparams["client"])
+    gradient = hook(client, params, gradient)
     change, _ = base.update(gradient, client.message.s, params)
     return change
 
@@ -87,7 +137,7 @@ def mime_lite(
     server_optimizer,
     weighting=weighting,
     gradient_hook=mimic,
-    get_model=get_model,
+    get_model=get_x,
   )
 
   def init(key: Key, hparams: HParams) -> ServerState:
@@ -95,16 +145,12 @@ def mime_lite(
     s = base_step(hparams["client"]).init(server.variables.params)
     return ServerState(server, s)
 
-  def finish(client: Client, full: LocalState, trained: LocalState) -> Report:
-    minus_gradient = in_float32(at_x.finish(client, full).update)
-    return base.finish(client, trained)._replace(statistics=minus_gradient)
-
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context
   ) -> ServerState:
     params = server.fedavg.variables.params
     gradient = jax.tree.map(
-      lambda u, p: -u.astype(p.dtype), aggregate.statistics, params
+      lambda g, p: g.astype(p.dtype), mean_gradient(aggregate, context), params
     )
     optimizer = base_step(context.hparams["client"])
     _, s = descend(optimizer, gradient, server.s, params)
@@ -113,8 +159,6 @@ def mime_lite(
   return base._replace(
     init=init,
     broadcast=lambda server: Message(server.fedavg.variables, server.s),
-    passes=(at_x.local_pass, *base.passes),
-    finish=finish,
     apply=apply,
     variables=lambda server: server.fedavg.variables,
     with_model=lambda server, variables: server._replace(

@@ -149,6 +149,13 @@ def _pass(walked: Pass, suffix: str) -> Pass:
 
 def _algorithm(algorithm: Algorithm) -> Algorithm:
   several = len(algorithm.passes) > 1
+  survey = algorithm.survey
+  if survey is not None:
+    survey = survey._replace(
+      passes=tuple(_pass(p, " of the survey") for p in survey.passes),
+      finish=_staged("finish of the survey", survey.finish),
+      message=_staged("message of the survey", survey.message),
+    )
   take = _staged("finish", algorithm.finish)
   react = _staged("apply", algorithm.apply)
   finisher = f"finish{_at(algorithm.finish)}"
@@ -192,6 +199,7 @@ def _algorithm(algorithm: Algorithm) -> Algorithm:
       for i, walked in enumerate(algorithm.passes)
     ),
     finish=finish,
+    survey=survey,
     postprocess_report=_staged(
       "postprocess_report", algorithm.postprocess_report
     ),

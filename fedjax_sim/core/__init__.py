@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     PrivacySpec,
     Report,
     Requirements,
+    Survey,
   )
   from fedjax_sim.core.keys import Purpose, key_for, noise_key_for
   from fedjax_sim.core.sampler import Participation, Sampler
@@ -67,6 +68,7 @@ __all__ = [
   "Report",
   "Requirements",
   "Sampler",
+  "Survey",
   "Task",
   "Transform",
   "TransformResult",
@@ -103,6 +105,7 @@ _HOME = {
   "PrivacySpec": "fedjax_sim.core.algorithm",
   "Report": "fedjax_sim.core.algorithm",
   "Requirements": "fedjax_sim.core.algorithm",
+  "Survey": "fedjax_sim.core.algorithm",
   "Sampler": "fedjax_sim.core.sampler",
   "Task": "fedjax_sim.core.task",
   "Transform": "fedjax_sim.core.update",

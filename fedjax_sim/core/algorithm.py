@@ -125,6 +125,8 @@ class Context(NamedTuple):
       not show, the size that was chosen in advance.
     server_data: the server's own examples, field -> (examples, ...), as
       `Task.loss` takes them; None if there are none.
+    survey: mean of the answers to `Algorithm.survey`, in float32 or wider; ()
+      without one.
   """
 
   hparams: HParams
@@ -133,6 +135,7 @@ class Context(NamedTuple):
   noise_key: Key
   num_clients: int
   server_data: Examples | None = None
+  survey: PyTree = ()
 
 
 class Pass(NamedTuple):
@@ -160,6 +163,31 @@ class Pass(NamedTuple):
   augmented: bool = True
   tokens: Callable[[PyTree], Array] | None = None
   steps: int | None = None
+
+
+class Survey(NamedTuple):
+  """What a cohort answers before it trains, for algorithms of two exchanges.
+
+  Mime and FedLin need the mean gradient of the very cohort that trains. In a
+  round with a survey the server broadcasts, every client makes the survey's
+  passes and answers, and the weighted mean of the answers goes out with a
+  second message; then all clients train.
+
+  Attributes:
+    passes: a client's passes over its data in the survey. `Client.num_steps`
+      has their numbers of steps alone, as that of training has those of
+      `Algorithm.passes`.
+    finish: (client, *carries of these passes) -> `Report`, of which only
+      `weight` and `statistics` count. Neither transforms nor the aggregator act
+      on them. A client whose answer is not finite is left out of the mean.
+    message: (message, mean of statistics, in float32 or wider) -> message that
+      `Algorithm.download` and training get. Personal models and `Survey.passes`
+      get the message before.
+  """
+
+  passes: tuple[Pass, ...]
+  finish: Callable[..., Report]
+  message: Callable[[PyTree, PyTree], PyTree]
 
 
 class Requirements(NamedTuple):
@@ -234,6 +262,7 @@ class Algorithm(NamedTuple):
     broadcast: server state -> message.
     passes: a client's passes over its data.
     finish: (client, *carries of all passes) -> `Report`.
+    survey: what the cohort answers before it trains; None if nothing.
     apply: (server state, `Aggregate`, `Context`) -> server state.
     variables: server state -> `Variables` of the global model.
     hparams: default numeric hyper-parameters, a nested dict of floats, in
@@ -293,3 +322,10 @@ class Algorithm(NamedTuple):
   )
   draws_noise: bool = False
   privacy: PrivacySpec | None = None
+  survey: Survey | None = None
+
+  @property
+  def all_passes(self) -> tuple[Pass, ...]:
+    """All passes of a round: those of the survey, then those of training."""
+    first = () if self.survey is None else self.survey.passes
+    return (*first, *self.passes)

@@ -102,6 +102,10 @@ class PerClient(NamedTuple):
   observed: Mapping[str, Array] = EMPTY
 
 
+# Trains a cohort; arguments and results are those of `train_cohort`.
+TrainCohort = Callable[..., tuple[CohortSums, Array, PerClient]]
+
+
 def train_cohort(
   spec: RoundSpec,
   given: RoundInputs,

@@ -135,6 +135,7 @@ def run_client(
   data: Mapping[str, Examples],
   orders: Sequence[Array],
   task_hparams: HParams,
+  first_pass: int = 0,
 ) -> tuple[Client, Report]:
   """Run one client's round: its passes over its data, then its report.
 
@@ -146,6 +147,7 @@ def run_client(
     data: source -> examples.
     orders: for every pass, the order array.
     task_hparams: `Task.hparams`, traced.
+    first_pass: see `RoundSpec`.
 
   Returns:
     The client, with the numbers of steps and examples that it used, and its
@@ -164,6 +166,7 @@ def run_client(
       orders[p],
       start[p],
       task_hparams,
+      pass_key(client.key, first_pass + p),
     )
     carries += (carry,)
   return client, algorithm.finish(client, *carries)
@@ -179,13 +182,13 @@ def _walk_once(
   order: Array,
   start: Array,
   task_hparams: HParams,
+  own_key: Key,
 ) -> tuple[Client, PyTree]:
   """Run a client's pass `p`, from its first carry to its last.
 
   Returns:
     The client, with what it used if tokens ended the pass, and the carry.
   """
-  own_key = pass_key(client.key, p)
 
   def step(
     i: Array, carry: PyTree, inputs: tuple[Client, HParams]

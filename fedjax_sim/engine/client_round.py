@@ -152,6 +152,7 @@ def train_client(
       data,
       orders,
       given.hparams["task"],
+      spec.first_pass,
     )
   returned.metrics("Report.metrics", report.metrics)
   report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))

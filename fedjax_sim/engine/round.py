@@ -1,6 +1,7 @@
 """One round, top to bottom: the compiled heart of the simulator.
 
     message = algorithm.broadcast(server state)
+    (the cohort answers a survey, if the algorithm has one: `survey.py`)
     on every device, wave after wave, lanes in parallel:
       every client trains on its data, reports, transforms its update
       the aggregator adds the wave's updates to its accumulator
@@ -39,7 +40,7 @@ from fedjax_sim.core import (
 from fedjax_sim.core.tree import all_finite, divide, tree_where
 from fedjax_sim.engine.aggregation import (
   CohortSums,
-  PerClient,
+  TrainCohort,
   cohort_members,
   ranks,
   train_cohort,
@@ -51,11 +52,9 @@ from fedjax_sim.engine.hparams import named, path_of, scheduled
 from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
+from fedjax_sim.engine.survey import after_survey
 from fedjax_sim.engine.tracing import trace_once
 from fedjax_sim.engine.virtual_devices import isolate_compilation
-
-# Trains a cohort; arguments and results are those of `train_cohort`.
-TrainCohort = Callable[..., tuple[CohortSums, Array, PerClient]]
 
 
 def make_rounds(
@@ -139,12 +138,15 @@ def run_round(
   given, rank = _broadcast(spec, state, hparams, cohort)
   rows = jnp.maximum(cohort.client, 0)
   states = jax.tree.map(lambda table: table[rows], state.clients)
-  sums, counts, kept = train(spec, given, data, states, cohort, rank)
+  ready = after_survey(spec, given, data, states, cohort, rank, train)
+  sums, counts, kept = train(
+    ready.spec, ready.given, data, states, ready.cohort, rank
+  )
   counts = counts.astype(jnp.int32)
   clients = counts[ClientStatus.PRESENT]
   members = cohort_members(cohort, kept, spec.mesh)
   step = lambda: _server_step(
-    spec, state, given, sums, clients, members, server_data
+    spec, state, given, sums, clients, members, server_data, ready.mean
   )
   server, shared, released, frozen_finite = isolate_compilation(
     spec.virtual, state.round, step
@@ -222,6 +224,7 @@ def _server_step(
   clients: Array,
   members: Members,
   server_data: Examples | None,
+  survey: PyTree,
 ) -> tuple[PyTree, PyTree, tuple[TransformResult, ...], Array]:
   """Finish the aggregate and apply it to the server's state.
 
@@ -252,6 +255,7 @@ def _server_step(
     noise_key=noise_key_for(state.noise_seed, Purpose.SERVER, state.round),
     num_clients=spec.num_clients,
     server_data=server_data,
+    survey=survey,
   )
   server = algorithm.apply(state.server, aggregate, context)
   released = divide(sums.released, clients)

@@ -22,7 +22,7 @@ class RoundSpec:
     algorithm: how clients train and how the server makes its step.
     aggregator: how the clients' updates become one.
     transforms: what is applied to a client's update, in order.
-    walks: for every pass of the algorithm, how it reads its batches.
+    walks: for every pass of a round, how it reads its batches.
     num_clients: size of the population, as the algorithm sees it.
     mesh: the devices, on the axis `clients`.
     prepare: what is applied to the server's own examples.
@@ -35,6 +35,8 @@ class RoundSpec:
     log_clients: whether to fill `RoundMetrics.client_values`. A device then
       keeps the updates of all its clients until the end of the round.
     observes: whether to fill `RoundMetrics.observed`, for the sampler.
+    first_pass: number of the first of `walks` among all passes of the round,
+      which their random keys depend on.
     waves: the loop over a device's waves, for reverse mode, which then passes
       the loop over rounds too; None: as long as there are waves in use.
   """
@@ -51,4 +53,5 @@ class RoundSpec:
   schedules: Mapping[str, Schedule]
   log_clients: bool
   observes: bool
+  first_pass: int = 0
   waves: FixedLoop | None = None

@@ -11,6 +11,7 @@ from fedjax_sim.core import (
   Algorithm,
   Client,
   HParams,
+  Pass,
   Purpose,
   PyTree,
   Report,
@@ -18,7 +19,7 @@ from fedjax_sim.core import (
   key_for,
   noise_key_for,
 )
-from fedjax_sim.core.tree import nbytes
+from fedjax_sim.core.tree import nbytes, zeros_accumulator
 from fedjax_sim.engine.state import RunState
 
 
@@ -51,25 +52,65 @@ def first_client(
   return client, transforms, carries
 
 
+def surveyed_client(
+  algorithm: Algorithm, state: RunState, hparams: HParams
+) -> tuple[Client, tuple[PyTree, ...], Report | None]:
+  """Client 0 before any step of the survey; its carries; its answer.
+
+  The arguments are those of `first_client`. Without a survey there are no
+  carries, and there is no answer.
+  """
+  own, _ = jax.tree.map(lambda x: x[0], state.clients)
+  message = algorithm.broadcast(state.server)
+  return _survey(algorithm, message, own, hparams)
+
+
 def _begin(
   algorithm: Algorithm, server: PyTree, own: PyTree, hparams: HParams
 ) -> tuple[Client, tuple[PyTree, ...]]:
   """Return a client that keeps `own`, before any step, and its carries."""
+  message = algorithm.broadcast(server)
+  _, _, answer = _survey(algorithm, message, own, hparams)
+  if algorithm.survey is not None and answer is not None:
+    mean = zeros_accumulator(answer.statistics)
+    message = algorithm.survey.message(message, mean)
+  return _start(algorithm, algorithm.passes, message, own, hparams)
+
+
+def _survey(
+  algorithm: Algorithm, message: PyTree, own: PyTree, hparams: HParams
+) -> tuple[Client, tuple[PyTree, ...], Report | None]:
+  """Return a client before any step of the survey, its carries, its answer."""
+  survey = algorithm.survey
+  passes = () if survey is None else survey.passes
+  client, carries = _start(algorithm, passes, message, own, hparams)
+  answer = None if survey is None else survey.finish(client, *carries)
+  return client, carries, answer
+
+
+def _start(
+  algorithm: Algorithm,
+  passes: tuple[Pass, ...],
+  message: PyTree,
+  own: PyTree,
+  hparams: HParams,
+) -> tuple[Client, tuple[PyTree, ...]]:
+  """Return a client that gets the message, and its carries of the passes."""
   zero = jnp.zeros((), jnp.int32)
   client = Client(
-    message=algorithm.download(algorithm.broadcast(server), zero),
+    message=algorithm.download(message, zero),
     state=own,
     hparams=hparams,
     id=zero,
     version=zero,
     num_examples=zero,
-    num_steps=jnp.zeros((len(algorithm.passes),), jnp.int32),
+    num_steps=jnp.zeros((len(passes),), jnp.int32),
     round=zero,
     key=key_for(0, Purpose.CLIENT),
     noise_key=noise_key_for(jnp.zeros(2, jnp.uint32), Purpose.CLIENT),
   )
   carries: tuple[PyTree, ...] = ()
-  for walked in algorithm.passes:
+  for walked in passes:
     carries += (walked.start(client, *carries),)
   return client, carries
 
@@ -106,17 +147,30 @@ def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
     hparams: `Algorithm.hparams`, or their shapes.
   """
 
-  def visit(state: RunState, hparams: HParams) -> tuple[PyTree, Report]:
+  def visit(
+    state: RunState, hparams: HParams
+  ) -> tuple[PyTree, PyTree, Report, Report | None]:
+    asked, _, answer = surveyed_client(algorithm, state, hparams)
     client, _, carries = first_client(algorithm, state, hparams)
     report = algorithm.finish(client, *carries)
-    return client.message, report._replace(state=(), metrics={})
+    report = report._replace(state=(), metrics={})
+    return asked.message, client.message, report, answer
 
-  message, report = jax.eval_shape(visit, state, hparams)
+  first, second, report, answer = jax.eval_shape(visit, state, hparams)
+  down, up = _message_bytes(first), nbytes(report)
+  if answer is not None:  # the second message has what the first one had
+    down = max(down, _message_bytes(second))
+    up += nbytes((answer.weight, answer.statistics))
+  return Traffic(down, up, nbytes(report.update))
+
+
+def _message_bytes(message: PyTree) -> int:
+  """Return the size of a message without what is frozen of models."""
   sent = [
     x._replace(frozen=()) if _is_model(x) else x
     for x in jax.tree.leaves(message, is_leaf=_is_model)
   ]
-  return Traffic(nbytes(sent), nbytes(report), nbytes(report.update))
+  return nbytes(sent)
 
 
 def _is_model(part: PyTree) -> bool:

@@ -297,6 +297,11 @@ def check_noised(
   guard.check_transforms(transforms, states.variables.params)
   if not aggregator.draws_noise:
     return
+  if algorithm.survey is not None:
+    raise ValueError(
+      "aggregator.noise_multiplier: clients answer a survey, too, which gets no"
+      " noise; take another algorithm, or unset it."
+    )
   hparams = states.traced()["algorithm"]
   report = report_shapes(algorithm, states.shapes.server, hparams)
   for part in ("buffers", "statistics"):

@@ -248,7 +248,7 @@ def check_parts(
     ValueError: the data lack a split or server's examples that the algorithm
       uses, or the aggregator is not what algorithm and runtime need.
   """
-  for p in algorithm.passes:
+  for p in algorithm.all_passes:
     if p.split not in data.all_splits:
       raise validate.UnknownNameError(
         f"The algorithm walks over the split {p.split!r}; the data has"

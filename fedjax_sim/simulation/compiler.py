@@ -72,7 +72,7 @@ def round_spec(
         batching.max_tokens,
       )
       for walked, source, batching in zip(
-        algorithm.passes, residency.sources, batchings, strict=True
+        algorithm.all_passes, residency.sources, batchings, strict=True
       )
     ],
     num_clients=num_clients,

@@ -19,7 +19,7 @@ from fedjax_sim.core import Array, Batch, Client, HParams, Key, PyTree, tree
 from fedjax_sim.core.tree import all_finite, nbytes
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.client_loop import augmented, with_numbers
-from fedjax_sim.engine.traffic import first_client
+from fedjax_sim.engine.traffic import first_client, surveyed_client
 from fedjax_sim.simulation import lanes
 from fedjax_sim.simulation.dispatch import PlannedRounds
 from fedjax_sim.simulation.runtime import MOST_ROUNDS
@@ -144,6 +144,8 @@ def costs_of(simulator: Simulator) -> Costs:
   )
   own = hparams["algorithm"]
   client, kept, carries = jax.eval_shape(begin, state, own)
+  survey = functools.partial(surveyed_client, simulator.algorithm)
+  asked, first, answer = jax.eval_shape(survey, state, own)
   ending = client, kept, carries, state.shared, hparams["transforms"]
   update, others, _, own_update = jax.eval_shape(end, *ending)
   zeros = tree.zeros_accumulator
@@ -153,9 +155,10 @@ def costs_of(simulator: Simulator) -> Costs:
   )
 
   steps = []
-  for walked, carry, data, batching in zip(
-    simulator.algorithm.passes,
-    carries,
+  starts = [(asked, x) for x in first] + [(client, x) for x in carries]
+  for walked, (walker, carry), data, batching in zip(
+    simulator.algorithm.all_passes,
+    starts,
     simulator.splits,
     simulator.batchings,
     strict=True,
@@ -180,21 +183,22 @@ def costs_of(simulator: Simulator) -> Costs:
     )
     fields = {field: shape(x) for field, x in data.examples.items()}
     batch = Batch(fields, shape(np.zeros(1, bool)))
-    parts = client, carry, batch, client.key, hparams["task"]
+    parts = walker, carry, batch, client.key, hparams["task"]
     steps.append(cost(step, *parts))
 
   # An accumulator is read and written, what is added to it only read.
-  added = 3 * nbytes(jax.eval_shape(zeros, (update, others)))
+  statistics = () if answer is None else answer.statistics
+  added = 3 * nbytes(jax.eval_shape(zeros, (update, others, statistics)))
   ends = cost(lambda *a: begin(*a)[2], state, own), cost(end, *ending)
   # Where a step is a single loop over the new carry, it needs nothing else.
   beside = max(
     max(step.temporary_bytes, nbytes(carry))
-    for step, carry in zip(steps, carries, strict=True)
+    for step, (_, carry) in zip(steps, starts, strict=True)
   )
   return Costs(
     step_flops=np.array([step.flops for step in steps]),
     client_bytes=added + sum(one.accessed_bytes for one in ends),
-    lane_bytes=nbytes(carries) + beside,
+    lane_bytes=max(nbytes(first), nbytes(carries)) + beside,
     state_bytes=nbytes(state._replace(clients=())),
     row_bytes=nbytes((client.state, kept)),
     summed_bytes=nbytes(summed),

@@ -112,6 +112,13 @@ def _with_stages(spec: RoundSpec, at: _Position) -> RoundSpec:
   """Return the constants, with functions whose errors name their stage."""
   algorithm, aggregator = spec.algorithm, spec.aggregator
   several = len(algorithm.passes) > 1
+  survey = algorithm.survey
+  if survey is not None:
+    survey = survey._replace(
+      passes=tuple(at.named_pass(p, " of the survey") for p in survey.passes),
+      finish=at.named("finish of the survey", survey.finish),
+      message=at.named("message of the survey", survey.message),
+    )
   return dataclasses.replace(
     spec,
     algorithm=algorithm._replace(
@@ -122,6 +129,7 @@ def _with_stages(spec: RoundSpec, at: _Position) -> RoundSpec:
         for i, walked in enumerate(algorithm.passes)
       ),
       finish=at.named("finish", algorithm.finish),
+      survey=survey,
       postprocess_report=at.named("postprocess", algorithm.postprocess_report),
       apply=at.named("apply", algorithm.apply),
     ),

@@ -275,7 +275,7 @@ class Model:
       name = "host"  # there will be several processes
     residency = residencies.residency(
       name,
-      simulator.algorithm.passes,
+      simulator.algorithm.all_passes,
       simulator.splits,
       simulator.mesh,
       each,

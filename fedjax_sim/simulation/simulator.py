@@ -155,12 +155,12 @@ class Simulator:
     named = self.data.all_splits
     if self.algorithm.requirements.pools_data:
       named = {name: data.pooled() for name, data in named.items()}
-    return [named[p.split] for p in self.algorithm.passes]
+    return [named[p.split] for p in self.algorithm.all_passes]
 
   @functools.cached_property
   def batchings(self) -> list[LocalBatching]:
     """What a client does in each pass."""
-    return batchings_of(self.batching, self.algorithm.passes, self.splits)
+    return batchings_of(self.batching, self.algorithm.all_passes, self.splits)
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -292,7 +292,7 @@ class Simulator:
   @functools.cached_property
   def residency(self) -> residencies.Residency:
     """Where the training examples are."""
-    name, passes = self.runtime.residency, self.algorithm.passes
+    name, passes = self.runtime.residency, self.algorithm.all_passes
     return residencies.residency(
       name, passes, self.splits, self.mesh, self._split.each
     )

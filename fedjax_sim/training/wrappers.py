@@ -23,6 +23,7 @@ from fedjax_sim.core import (
   PyTree,
   Report,
   Requirements,
+  Survey,
   Variables,
 )
 from fedjax_sim.core.types import EMPTY
@@ -190,6 +191,21 @@ def _with_message(result: Algorithm, algorithm: Algorithm) -> Algorithm:
       inner=algorithm.download(message.inner, version)
     ),
     personal=personal and wrapped_personal,
+    survey=algorithm.survey and _wrapped_survey(algorithm.survey),
+  )
+
+
+def _wrapped_survey(survey: Survey) -> Survey:
+  """Return a survey whose messages have the algorithm's as field `inner`."""
+  unwrap = lambda client: client._replace(message=client.message.inner)
+
+  def message(first: Any, mean: PyTree) -> Any:
+    return first._replace(inner=survey.message(first.inner, mean))
+
+  return Survey(
+    passes=tuple(_unwrapped(p, unwrap) for p in survey.passes),
+    finish=lambda client, *carries: survey.finish(unwrap(client), *carries),
+    message=message,
   )
 
 

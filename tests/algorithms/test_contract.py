@@ -129,7 +129,7 @@ def build(name):
   if name == REPLAY:
     base = fedavg(given["task"], sgd(0.1), sgd(1.0))
     return replay(base, given["task"], sgd(0.05), steps=3, batch_size=2)
-  if name == "scaffold":  # which takes no momentum
+  if name in ("fedlin", "scaffold"):  # which take no momentum
     given["client_optimizer"] = sgd(0.1)
   factory = ALGORITHMS[name]
   parameters = inspect.signature(factory).parameters
@@ -193,7 +193,7 @@ in_lanes = pytest.mark.parametrize(
   slow_but(
     (
       *(WITH_TRANSFORM, REPLAY, "centralized", "dga_rl", "fedbuff"),
-      *("fedlabels", "fednova", "kmeans", "mime_lite", "scaffold"),
+      *("fedlabels", "fednova", "kmeans", "mime", "mime_lite", "scaffold"),
     ),
     NAMES,
   ),
@@ -204,7 +204,7 @@ by_loop = pytest.mark.parametrize(
   slow_but(
     (
       *("centralized", "dga", "dga_rl", "fedex_lora", "fedlaw"),
-      *("fedprox", "fedsgd", "mime_lite"),
+      *("fedprox", "fedsgd", "mime", "mime_lite"),
     ),
     ALGORITHMS,
   ),
@@ -308,28 +308,35 @@ def by_hand(simulator, state):
   plan = at_round(simulator.plan(0, 1).cohorts, 0)
   hparams = jax.tree.map(jnp.float32, simulator.hparams["algorithm"])
   message = algorithm.broadcast(state.server)
-  table, ids, reports = state.clients[0], [], []
-  for where in zip(*np.nonzero(plan.client >= 0), strict=True):
+  table, reports = state.clients[0], []
+  places = list(zip(*np.nonzero(plan.client >= 0), strict=True))
+  ids = [int(plan.client[where]) for where in places]
+  survey = algorithm.survey
+  asked = () if survey is None else survey.passes
+
+  def report_of(where, message, passes, first, finish):
+    """What a client reports after these passes, `first` being before them."""
     ident = int(plan.client[where])
+    these = slice(first, first + len(passes))
     client = Client(
       message=algorithm.download(message, jnp.int32(0)),
-      state=jax.tree.map(lambda x, i=ident: jnp.asarray(x[i]), table),
+      state=jax.tree.map(lambda x: jnp.asarray(x[ident]), table),
       hparams=hparams,
       id=jnp.int32(ident),
       version=jnp.int32(0),
       num_examples=jnp.int32(plan.num_examples[where]),
-      num_steps=jnp.asarray(plan.num_steps[where]),
+      num_steps=jnp.asarray(plan.num_steps[where][these]),
       round=jnp.int32(0),
       key=key_for(simulator.seed, Purpose.CLIENT, 0, ident),
       noise_key=noise_key_for(state.noise_seed, Purpose.CLIENT, 0, ident),
     )
     carries: tuple[Any, ...] = ()
-    for p, walked in enumerate(algorithm.passes):
+    for p, walked in enumerate(passes, first):
       key = client_loop.pass_key(client.key, p)
       carry = walked.start(client, *carries)
       for i in range(plan.num_steps[where][p]):
-        first = plan.start[where][p] + i * simulator.batchings[p].batch_size
-        entries = plan.order[p][first:][: simulator.batchings[p].batch_size]
+        start = plan.start[where][p] + i * simulator.batchings[p].batch_size
+        entries = plan.order[p][start:][: simulator.batchings[p].batch_size]
         rows = np.where(entries < 0, ~entries, entries)
         examples = {
           k: jnp.asarray(v[rows])
@@ -338,9 +345,23 @@ def by_hand(simulator, state):
         batch = Batch(examples, jnp.asarray(entries >= 0))
         carry = walked.step(client, carry, batch, jax.random.fold_in(key, i))
       carries += (carry,)
-    ids.append(ident)
-    report = algorithm.finish(client, *carries)
-    reports.append(algorithm.postprocess_report(client, report))
+    return client, finish(client, *carries)
+
+  mean_answer: Any = ()
+  if survey is not None:
+    answers = [
+      report_of(w, message, asked, 0, survey.finish)[1] for w in places
+    ]
+    shares = np.array([float(a.weight) for a in answers])
+    mean_answer = jax.tree.map(
+      lambda *x: jnp.asarray(np.average(x, axis=0, weights=shares)),
+      *[a.statistics for a in answers],
+    )
+    message = survey.message(message, mean_answer)
+  for where in places:
+    passes = algorithm.passes
+    report = report_of(where, message, passes, len(asked), algorithm.finish)
+    reports.append(algorithm.postprocess_report(*report))
 
   weights = np.array([float(r.weight) for r in reports])
   mean = lambda *x: jnp.asarray(np.average(x, axis=0, weights=weights))
@@ -368,6 +389,7 @@ def by_hand(simulator, state):
     noise_key=noise_key_for(state.noise_seed, Purpose.SERVER, 0),
     num_clients=simulator.num_clients,
     server_data=jax.tree.map(jnp.asarray, simulator.data.server),
+    survey=mean_answer,
   )
   server = algorithm.apply(state.server, aggregate, context)
   for ident, report in zip(ids, reports, strict=True):

@@ -322,6 +322,12 @@ def _check(algorithm: Algorithm, settings: CentralDPConfig) -> None:
       "privacy.mechanism protects clients, and algorithm.name pools the data"
       " of all; take another one of the two."
     )
+  if algorithm.survey is not None:
+    raise ValueError(
+      "privacy.mechanism adds noise to a sum of updates, and algorithm.name has"
+      " clients answer a survey first, whose mean would be released without;"
+      " take another one of the two."
+    )
   if algorithm.log_weight is not None and settings.max_weight is None:
     raise ValueError(
       "algorithm.name weighs clients by their data, without a bound; set"

@@ -142,6 +142,12 @@ def measured(
       "The algorithm is private already, and hides its clients' updates; put"
       " the measurement inside: central(leakage(...), ...)."
     )
+  if algorithm.survey is not None:
+    raise ValueError(
+      f"statistic={statistic!r} measures what updates leak, and algorithm.name"
+      " has clients answer a survey, too, which is not measured; take another"
+      " algorithm, or unset it."
+    )
   leaf, size = (None, 0) if embedding is None else _find(embedding, task)
   walked = len(algorithm.passes)
 

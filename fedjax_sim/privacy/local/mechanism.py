@@ -105,6 +105,11 @@ def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
       " local_privacy.max_weight, or let all weigh the same by"
       " algorithm.weighting='uniform'."
     )
+  if algorithm.survey is not None:
+    raise ValueError(
+      f"{owner} covers a client's update and weight, and algorithm.name makes"
+      f" it answer a survey, too; {unset} algorithm."
+    )
   fixed = "set algorithm.reference, such as 0.0, to send none"
 
   def check(server: PyTree, hparams: HParams) -> None:
