@@ -18,7 +18,7 @@ from fedjax_sim import aggregators, sampling
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.cli.main import main
-from fedjax_sim.contract import compare
+from fedjax_sim.contract import compare, random_checks, round_checks
 from fedjax_sim.contract.blame import blamed
 from fedjax_sim.contract.checks import CHECKS, examine
 from fedjax_sim.contract.outcome import (
@@ -29,9 +29,11 @@ from fedjax_sim.contract.outcome import (
   shown,
   table,
 )
+from fedjax_sim.contract.rounds import Rounds
 from fedjax_sim.contract.setting import kind_of, setting_of
 from fedjax_sim.core import references
 from fedjax_sim.distributed import mesh
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BROKEN = ROOT / "tests" / "broken"
@@ -76,6 +78,7 @@ FOUND = {
   "samplers.py:twice": ({"draws"}, ["2 times", "(round 4 of seed 0)"]),
   "samplers.py:too_small": ({"no recompilation"}, ["Sampler.sizes=(5,)"]),
   "samplers.py:half": ({"promises"}, ["promises rate=0.125"]),
+  "samplers.py:hiding": ({"resume"}, ["from seed, round and state alone"]),
   "samplers.py:writing": ({"dtypes and shapes"}, ["copy it first"]),
   "models.py:centered": ({"padding"}, ["whose last is masked"]),
   "models.py:rooted": (
@@ -83,8 +86,20 @@ FOUND = {
     ["gradient", "is nan"],
   ),
   "models.py:drawn": ({"init"}, ["with the same key again"]),
+  "chance.py:constant": ({"random keys"}, ["from jax.random.key(7)"]),
+  "chance.py:one_key": (
+    {"random keys", "promises"},
+    ["['linear']['kernel'].value get the same", "adds_noise is False"],
+  ),
+  "chance.py:by_round": ({"random keys"}, ["from jax.random.key(1)"]),
+  "chance.py:known": ({"promises"}, ["Algorithm.draws_noise is False"]),
+  "chance.py:known_mean": ({"promises"}, ["Aggregator.draws_noise is False"]),
+  "zeros.py:unit": ({"zero updates"}, ["an update of zeros one that is not"]),
+  "zeros.py:unit_mean": ({"zero updates"}, ["four updates of zeros one that"]),
 }
+TRACED = ("chance", "zeros")  # found without a compiled round, but for `known`
 COMPILED = ("order", "padding", "weights", "absent", "step", "branch.py:d")
+COMPILED += TRACED
 GATE = (
   "order.py:latest",
   "padding.py:unmasked",
@@ -135,6 +150,55 @@ def test_a_part_that_breaks_a_rule_is_found_by_its_check(name):
   assert found.keys() == expected - {*left_out}
   text = " ".join(found.values())
   assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize(
+  "name", [n for n in FOUND if n.startswith(TRACED) and not n.endswith("known")]
+)
+def test_random_numbers_and_zeros_need_no_compiled_round(name):
+  expected, words = FOUND[name]
+  few = {"random keys", "zero updates"} | expected
+  found = failures(f"{BROKEN}/{name}", {c.name for c in CHECKS} - few)
+  assert found.keys() == expected
+  assert [word for word in words if word not in " ".join(found.values())] == []
+
+
+def test_numbers_that_accountants_count_on_stay():
+  base = lambda task, client_optimizer, server_optimizer: with_central_dp(
+    fedavg(task, client_optimizer, server_optimizer, weighting="uniform"),
+    CentralDPConfig(clip_norm=1.0, noise_multiplier=0.5, denominator=4.0),
+  )
+  simulator = Rounds(setting_of(base, "algorithm")).simulator()
+  numbers = round_checks.other_numbers(simulator.hparams)
+  _ = simulator.states.traced(numbers)  # which refuses others
+  client = [s["algorithm"]["client"] for s in (numbers, simulator.hparams)]
+  assert client[0]["learning_rate"] == 0.8 * client[1]["learning_rate"]
+
+
+def test_keys_are_followed_to_what_is_drawn_from_them():
+  """Into loops, branches and functions; a key that draws nothing may stay."""
+
+  def inside(x, key):
+    draw = jax.jit(lambda key: jax.random.normal(key))
+    add = lambda i, x: x + draw(jax.random.fold_in(key, i))
+    either = lambda x: jax.lax.cond(x > 0, draw, lambda key: x, key)
+    return jax.vmap(either)(jax.lax.fori_loop(0, 3, add, x))
+
+  def drawn(make):
+    program = jax.make_jaxpr(lambda x, key: inside(x, make(key)))
+    draws: list[random_checks.Draw] = []
+    random_checks.follow(
+      program(jnp.ones(2), jax.random.key(0)).jaxpr, {}, draws
+    )
+    return {draw.key for draw in draws}
+
+  assert drawn(lambda key: key) == {None}
+  assert drawn(lambda key: [jax.random.key(3), key][1]) == {None}
+  assert drawn(lambda key: jax.random.key(3)) == {"jax.random.key(3)"}
+  old = lambda key: jax.random.fold_in(jax.random.PRNGKey(3), 4)
+  assert drawn(old) == {"jax.random.key(3)"}
+  outside = jax.random.key(5)
+  assert drawn(lambda key: outside) == {"a key from outside of the functions"}
 
 
 @pytest.mark.slow
@@ -192,7 +256,7 @@ def test_the_command_prints_what_it_finds(capsys, prepared):
   assert main(["check", f"{BROKEN}/carry.py:counting"]) == 1
   out = capsys.readouterr().out
   assert "FAILED          dtypes and shapes: step (carry.py, line 17)" in out
-  assert out.endswith("0 passed, 1 failed, 12 not applicable\n")
+  assert out.endswith("0 passed, 1 failed, 14 not applicable\n")
 
 
 @pytest.mark.parametrize(

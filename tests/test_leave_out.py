@@ -23,16 +23,19 @@ def test_others_take_part_when_they_did():
     assert less.participation is None
 
 
-def test_a_sampler_that_observes_still_does():
-  sampler = power_of_choice(6, 3, np.full(6, 5), candidates=5)
-  less = without(sampler, [1], 6)
-  assert less.observe is sampler.observe
-  assert less.init is not None
-  state = less.init()
-  drawn = [less.sample(0, r, state) for r in range(8)]
-  whole = [sampler.sample(0, r, state) for r in range(8)]
-  for some, all_ in zip(drawn, whole, strict=True):
-    assert {*some} == {*all_} - {1}
+def test_a_sampler_that_observes_would_wait_for_them():
+  sampler = power_of_choice(6, 2, np.full(6, 5), candidates=6)
+  assert sampler.init is not None
+  assert sampler.observe is not None
+  losses = sampler.init()
+  for round_ in range(3):  # clients 1 and 4 never report
+    ids = sampler.sample(0, round_, losses)
+    present = ~np.isin(ids, [1, 4])
+    loss = {"loss": np.ones(2, np.float32)}
+    losses = sampler.observe(losses, round_, ids, present, loss)
+  assert {*sampler.sample(0, 9, losses)} == {1, 4}  # and nobody trains
+  with pytest.raises(ValueError, match="sampler.name observes"):
+    without(sampler, [1, 4], 6)
 
 
 def test_the_rest_is_trained_as_if_the_client_had_no_data():
@@ -91,6 +94,7 @@ def test_a_config_leaves_clients_out():
     ({"server__leave_out": (1, "client 1")}, "client 1 comes twice"),
     ({"server__leave_out": tuple(range(6))}, "leaves out all 6 clients"),
     ({"algorithm__name": "centralized"}, "pools the data of all clients"),
+    ({"sampler__name": "power_of_choice"}, "sampler.name observes what"),
     (
       {
         "privacy__mechanism": "gaussian",

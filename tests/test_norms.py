@@ -1,6 +1,7 @@
 """Norms and clipping, against double precision."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -82,6 +83,20 @@ def test_layers_have_equal_shares():
 def test_zeros_stay_zeros_whatever_the_bound(order):
   for bound in (0.0, 1e-38, 1.0, np.float32(np.inf)):
     assert not jitted({"w": np.zeros(3, np.float32)}, bound, order)["w"].any()
+
+
+def test_leaves_that_compilers_know():
+  """XLA must not square them and the power of two apart, which overflows."""
+  for known in (0.0, 1e-30):
+    for size in (0.0, 1e-25, 1.0):
+      tree = lambda x, known=known: {"b": jnp.full(3, known), "w": x}
+      x = jnp.full(2, size)
+      expected = exact(tree(x), 2)
+      found = jax.jit(lambda x, tree=tree: tree_norm(tree(x)))(x)
+      np.testing.assert_allclose(found, expected, rtol=1e-6)
+      cut = jax.jit(lambda x, tree=tree: clip_to_unit_norm(tree(x), 0.0))(x)
+      unit = 1.0 if expected else 0.0
+      np.testing.assert_allclose(exact(cut, 2), unit, rtol=1e-5)
 
 
 def test_more_than_float32_holds(x64):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fedjax_sim.contract import (
   part_checks,
+  random_checks,
   round_checks,
   sampler_checks,
   task_checks,
@@ -79,6 +80,7 @@ CHECKS = (
     },
   ),
   Check("draws", {"sampler": _OfSetting(sampler_checks.draws)}),
+  Check("random keys", _in_rounds(random_checks.keys)),
   Check(PLAIN, _in_rounds(round_checks.plain)),
   Check("init", {"model": _OfSetting(task_checks.init)}),
   Check("lanes", _in_rounds(round_checks.lanes, _HOST)),
@@ -101,6 +103,13 @@ CHECKS = (
     },
   ),
   Check("NaN in one client", _in_rounds(round_checks.not_finite)),
+  Check(
+    "zero updates",
+    {
+      "aggregator": _OfSetting(part_checks.zeros),
+      "transform": _OfSetting(part_checks.zeros),
+    },
+  ),
   Check("metrics", {"model": _OfSetting(task_checks.metrics)}),
   Check(
     "resume",
@@ -113,6 +122,8 @@ CHECKS = (
     "promises",
     {
       "aggregator": _OfSetting(part_checks.promises),
+      "algorithm": random_checks.draws_noise,
+      "transform": _OfSetting(random_checks.adds_noise),
       "sampler": _OfSetting(sampler_checks.promise),
     },
   ),

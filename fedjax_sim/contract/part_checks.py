@@ -1,4 +1,4 @@
-"""Checks of what aggregators and algorithms promise of themselves."""
+"""Checks of what parts promise, and of aggregators and transforms alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from fedjax_sim.contract.compare import difference
 from fedjax_sim.contract.outcome import Failed, NotApplicable, Outcome, Passed
 from fedjax_sim.contract.rounds import Rounds
 from fedjax_sim.contract.setting import Setting
-from fedjax_sim.core import AggregationContext, Aggregator, Array, PyTree
+from fedjax_sim.core import (
+  AggregationContext,
+  Aggregator,
+  Array,
+  Purpose,
+  PyTree,
+  key_for,
+)
 from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 
@@ -21,7 +28,7 @@ _TERMS = 4.0 * _CLIENTS
 
 
 def promises(setting: Setting) -> Outcome:
-  """Hold `weighted_mean` and `coordinatewise` against what is computed."""
+  """Hold what an aggregator promises against what is computed."""
   aggregator = setting.aggregator
   rng = np.random.default_rng(0)
   updates = {
@@ -30,6 +37,14 @@ def promises(setting: Setting) -> Outcome:
   }
   weights = np.array([1, 4, 2, 0.5, 3], np.float32)
   told = []
+  if aggregator.draws_noise:
+    told.append("draws_noise")
+  else:
+    one, other = (
+      aggregate(aggregator, updates, weights, noise_seed=s) for s in (0, 1)
+    )
+    if (apart := difference(one, other, 0.0)) is not None:
+      return Failed(undeclared("Aggregator", f"finish: {apart.where}"))
   if aggregator.weighted_mean:
     found = aggregate(aggregator, updates, weights)
     expected = jax.tree.map(
@@ -59,12 +74,77 @@ def promises(setting: Setting) -> Outcome:
           )
     told.append("coordinatewise")
   if not told:
-    return NotApplicable("neither weighted_mean nor coordinatewise is set")
+    return NotApplicable(
+      "none of weighted_mean, coordinatewise and draws_noise is set"
+    )
   return Passed(" and ".join(told))
 
 
+def undeclared(part: str, where: str) -> str:
+  """Return what is wrong with private noise that is not declared.
+
+  Args:
+    part: the class of the part.
+    where: what depends on the noise.
+  """
+  return (
+    f"{where} depends on noise_key, and {part}.draws_noise is False: the noise"
+    " would be the same in every run, and known to all. Set it to True."
+  )
+
+
+def zeros(setting: Setting) -> Outcome:
+  """Check that updates of zeros, as a gradient of 0 makes them, stay finite."""
+  if setting.kind == "transform":
+    made = transformed_zeros(setting)
+    where = "Transform.apply makes of an update of zeros"
+  else:
+    params = _params(setting)
+    rows = jax.tree.map(lambda x: np.zeros((4, *x.shape), x.dtype), params)
+    made = aggregate(setting.aggregator, rows, np.ones(4, np.float32))
+    where = "finish makes of four updates of zeros"
+  for path, leaf in jax.tree_util.tree_leaves_with_path(made):
+    if not np.isfinite(np.asarray(leaf, np.float64)).all():
+      return Failed(
+        f"{where} one that is not finite, at"
+        f" {jax.tree_util.keystr(path).lstrip('.')}: look for 0 / 0; divide by"
+        " jnp.where(x > 0, x, 1)."
+      )
+  return Passed("finite numbers")
+
+
+def transformed_zeros(setting: Setting, seed: int = 0) -> PyTree:
+  """Return what a transform makes of an update of zeros, on the host.
+
+  Args:
+    setting: whose last transform.
+    seed: of the transform's key.
+  """
+  (*_, transform) = setting.transforms
+  numbers = jax.tree.map(jnp.float32, dict(transform.hparams))
+  params = _params(setting)
+
+  def run(params: PyTree, update: PyTree) -> PyTree:
+    shared = transform.init(params, numbers)
+    own = transform.client_init(params, numbers)
+    key = jax.random.key(seed)
+    return transform.apply(update, shared, own, numbers, key).update
+
+  update = jax.tree.map(jnp.zeros_like, params)
+  return jax.device_get(jax.jit(run)(params, update))
+
+
+def _params(setting: Setting) -> PyTree:
+  """Return the parameters that a run begins with."""
+  return setting.task.init(key_for(0, Purpose.INIT)).params
+
+
 def aggregate(
-  aggregator: Aggregator, updates: PyTree, weights: np.ndarray, seed: int = 0
+  aggregator: Aggregator,
+  updates: PyTree,
+  weights: np.ndarray,
+  seed: int = 0,
+  noise_seed: int = 0,
 ) -> PyTree:
   """Return what an aggregator makes of updates, all of them in one wave.
 
@@ -73,11 +153,14 @@ def aggregate(
     updates: leaves (clients, ...).
     weights: shape=(clients,), float32.
     seed: of the round's key.
+    noise_seed: of its key of private noise.
   """
-  key, count = jax.random.key(seed), jnp.int32(len(weights))
+  key, noise_key = jax.random.key(seed), jax.random.key(noise_seed)
+  count = jnp.int32(len(weights))
   numbers = jax.tree.map(jnp.float32, dict(aggregator.hparams))
   ranks = jnp.arange(len(weights), dtype=jnp.int32)
-  context = AggregationContext(key, key, jnp.int32(0), ranks, count, numbers)
+  slot = jnp.int32(0)
+  context = AggregationContext(key, noise_key, slot, ranks, count, numbers)
   present = jnp.ones(len(weights), bool)
 
   def run(updates: PyTree, weights: Array) -> PyTree:
@@ -102,7 +185,7 @@ def is_random(aggregator: Aggregator, params: PyTree) -> bool:
   )
   weights = np.ones(4, np.float32)
   first, *others = (
-    aggregate(aggregator, updates, weights, seed) for seed in range(3)
+    aggregate(aggregator, updates, weights, seed, seed) for seed in range(3)
   )
   return any(difference(first, other, 0.0) is not None for other in others)
 

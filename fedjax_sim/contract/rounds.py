@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from fedjax_sim.contract.compare import additions
 from fedjax_sim.contract.setting import BATCHING, Setting
 from fedjax_sim.core import HParams, PyTree, Sampler
 from fedjax_sim.engine.plan import CohortPlan
+from fedjax_sim.engine.round import make_rounds
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.simulation.dispatch import PlannedRounds
 from fedjax_sim.simulation.runtime import Runtime
@@ -112,6 +114,25 @@ class Rounds:
   def began(self) -> RunState:
     """The state after one round, on the host; most checks begin there."""
     return self.run(self.first).state
+
+  @functools.cached_property
+  def program(self) -> ClosedJaxpr:
+    """The program of a round."""
+    return self.traced_again()
+
+  def traced_again(self) -> ClosedJaxpr:
+    """Return the program of a round, for which its functions are called."""
+    simulator = self.simulator()
+    planned = simulator.plan(0, 1, 1)
+    # A new function, as JAX remembers what it has traced.
+    return jax.make_jaxpr(make_rounds(simulator.compiler.spec))(
+      simulator.states.shapes._replace(sampler=()),
+      simulator.states.traced(),
+      planned.examples,
+      planned.cohorts,
+      np.int32(1),
+      simulator.data.server,
+    )
 
   def plan(
     self, lanes: int = 1, devices: int = 1, done: int = 1

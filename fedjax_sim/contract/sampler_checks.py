@@ -23,15 +23,27 @@ def _made(setting: Setting) -> Sampler:
   return setting.draw(setting.population, setting.drawn)
 
 
-def _observed(sampler: Sampler, clients: int) -> list[np.ndarray]:
-  """Return the cohorts of rounds in which clients report made-up numbers."""
+def _observed(setting: Setting, *, resumed: bool = False) -> list[np.ndarray]:
+  """Return the cohorts of rounds in which clients report made-up numbers.
+
+  Args:
+    setting: makes a sampler that observes.
+    resumed: whether it is made anew for every round, and its state is copied,
+      as in a run that goes on.
+  """
   rng = np.random.default_rng(0)
+  sampler, clients = _made(setting), setting.population
   assert sampler.init is not None
   assert sampler.observe is not None
   state = jax.tree.map(np.array, sampler.init())
   drawn = []
   for round_ in range(_ROUNDS):
-    ids = np.sort(validate.cohort(sampler.sample(0, round_, state), clients))
+    given = state
+    if resumed:
+      sampler = _made(setting)
+      assert sampler.observe is not None
+      given = jax.tree.map(np.array, state)
+    ids = np.sort(validate.cohort(sampler.sample(0, round_, given), clients))
     drawn.append(ids)
     present = rng.random(len(ids)) < 0.8
     loss = np.where(present, rng.random(len(ids)), np.nan)
@@ -48,10 +60,9 @@ class _Values(dict[str, np.ndarray]):
 
 
 def _cohorts(setting: Setting, sampler: Sampler) -> list[np.ndarray]:
-  clients = setting.population
   if sampler.observe is not None:
-    return _observed(sampler, clients)
-  drawn = []
+    return _observed(setting)
+  clients, drawn = setting.population, []
   for seed in _SEEDS:
     for round_ in range(_ROUNDS):
       try:
@@ -153,12 +164,16 @@ def state(setting: Setting) -> Outcome:
 
 
 def resume(setting: Setting) -> Outcome:
-  """Draw rounds forwards and backwards, and compare."""
-  sampler, again = _made(setting), _made(setting)
+  """Draw rounds in a row and, by other samplers, by themselves; compare."""
+  sampler = _made(setting)
   if sampler.observe is not None:
-    one, other = (_observed(s, setting.population) for s in (sampler, again))
     rounds = [(0, round_) for round_ in range(_ROUNDS)]
+    one = _observed(setting)
+    other = _observed(setting, resumed=True)
+    how, from_ = "each from the state before", "seed, round and state alone,"
   else:
+    again = _made(setting)
+    how, from_ = "forwards and backwards", "seed and round alone,"
     rounds = [(seed, r) for seed in _SEEDS for r in range(_ROUNDS)]
     one = [sampler.sample(*at) for at in rounds]
     other = [again.sample(*at) for at in rounds[::-1]][::-1]
@@ -167,11 +182,11 @@ def resume(setting: Setting) -> Outcome:
       return Failed(
         f"round {round_ + 1} of seed {seed} has the clients {np.asarray(a)[:5]}"
         f" if the rounds before were drawn, and {np.asarray(b)[:5]} if not:"
-        " sample must follow from seed and round alone, as"
-        " np.random.default_rng((seed, round_)) does; a run that goes on would"
-        " take others."
+        f" sample must follow from {from_} as np.random.default_rng((seed,"
+        " round_)) does, and change nothing; a run that goes on would take"
+        " others."
       )
-  return Passed(f"{len(rounds)} rounds, forwards and backwards")
+  return Passed(f"{len(rounds)} rounds, {how}")
 
 
 def promise(setting: Setting) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 
@@ -21,13 +20,18 @@ def without(
   longer has the size that was promised, and who is dropped may depend on what
   clients hold.
 
+  A sampler that observes is refused: it never hears of those who are dropped,
+  and would go on giving them places, which stay empty. In power of choice their
+  loss stays infinite, so that they take the places of all others.
+
   Args:
-    sampler: who takes part otherwise; one that observes never sees them.
+    sampler: who takes part otherwise.
     clients: numbers of the clients that never take part, each once.
     num_clients: the population, with them.
 
   Raises:
-    TypeError, ValueError: one is no client, or comes twice, or all are given.
+    TypeError, ValueError: one is no client, or comes twice, or all are given;
+      or the sampler observes.
 
   Example:
     without(uniform(48, 10), [7], 48)
@@ -41,15 +45,20 @@ def without(
     if dropped[number]:
       raise ValueError(f"{field}: client {number} comes twice; give it once.")
     dropped[number] = True
+  if sampler.observe is not None:
+    raise ValueError(
+      f"{field}: sampler.name observes what clients report, and would keep the"
+      " places of those who never do, left empty, from all others; take one"
+      " such as 'uniform'."
+    )
   if dropped.all():
     raise ValueError(
       f"{field} leaves out all {num_clients} clients, and none is left to"
       " train; keep one."
     )
 
-  def sample(seed: int, round_: int, *state: Any) -> np.ndarray:
-    drawn = sampler.sample(seed, round_, *state)
-    ids = validate.cohort(drawn, num_clients)
+  def sample(seed: int, round_: int) -> np.ndarray:
+    ids = validate.cohort(sampler.sample(seed, round_), num_clients)
     return ids[~dropped[ids]]
 
   share = 1 - int(dropped.sum()) / num_clients

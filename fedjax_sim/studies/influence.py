@@ -21,7 +21,7 @@ from fedjax_sim.core.files import write_atomically
 from fedjax_sim.reporting.figures.player_bars import Panel, draw_players
 from fedjax_sim.studies.leave_out import FIELD, LeaveOut
 from fedjax_sim.studies.results import Study, aligned
-from fedjax_sim.studies.shapley import Coalition, estimate
+from fedjax_sim.studies.shapley import Coalition, coalitions, estimate
 
 _MOST_LINES = 20  # of a table on the screen
 Worth = Mapping[Coalition, float]  # of the coalitions of a seed
@@ -75,21 +75,24 @@ def sum_up(study: Study, left: LeaveOut) -> None:
   games = {other: [*g.values()] for other, g in worths(study, left).items()}
   everyone = frozenset(range(len(left.players)))
   lost = {o: influences(g, len(left.players)) for o, g in games.items()}
+  ended = {o: _known(g, [everyone]) for o, g in games.items()}
   notes = {
     o: f"with all clients {_mean(g, everyone)}; lost without:"
-    for o, g in games.items()
+    for o, g in ended.items()
   }
   _show(study, left, _INFLUENCE, lost, notes)
   if left.orders is None:
     return
   values = {o: shapley_values(g, left.orders) for o, g in games.items()}
+  needed = coalitions(left.orders)
+  counted = {o: _known(g, needed) for o, g in games.items()}
   notes = {
     o: (
       f"{len(left.orders)} permutations; the values sum to"
       f" {sum(e.value for e in values[o]):.4f}, which is"
       f" {_mean(g, everyone)} with all, less {_mean(g, frozenset())} with none:"
     )
-    for o, g in games.items()
+    for o, g in counted.items()
   }
   _show(study, left, _SHAPLEY, values, notes)
 
@@ -152,7 +155,7 @@ def shapley_values(games: Sequence[Worth], orders: np.ndarray) -> list[Effect]:
     orders: shape=(orders, players).
   """
   players = orders.shape[1]
-  whole = [g for g in games if np.isfinite([*g.values()]).all()]
+  whole = _known(games, coalitions(orders))
   if not whole:
     unknown = math.nan, math.nan
     return [Effect(i, math.nan, unknown, 0) for i in range(players)]
@@ -167,6 +170,12 @@ def shapley_values(games: Sequence[Worth], orders: np.ndarray) -> list[Effect]:
     )
     for i in range(players)
   ]
+
+
+def _known(games: Sequence[Worth], needed: Sequence[Coalition]) -> list[Worth]:
+  """Return the games in which the worth of all these coalitions is known."""
+  worth = lambda game: [game.get(coalition, math.nan) for coalition in needed]
+  return [game for game in games if np.isfinite(worth(game)).all()]
 
 
 def _error(values: np.ndarray) -> float:
@@ -255,8 +264,8 @@ def _table(kind: _Kind, effects: Sequence[Effect], names: Sequence[str]) -> str:
 
 
 def _mean(games: Sequence[Worth], coalition: Coalition) -> str:
-  """Return the mean worth of a coalition over the seeds."""
-  return f"{np.mean([g.get(coalition, math.nan) for g in games]):.4f}"
+  """Return the mean worth of a coalition over the seeds; "-" without any."""
+  return f"{np.mean([g[coalition] for g in games]):.4f}" if games else "-"
 
 
 def _worded(other: Other) -> str:

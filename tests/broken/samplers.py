@@ -50,6 +50,28 @@ def half(num_clients, clients_per_round) -> Sampler:
   )
 
 
+def hiding(num_clients, clients_per_round) -> Sampler:
+  """What is observed is kept beside the state, and lost with the process."""
+  taken = np.zeros(num_clients, bool)
+
+  def sample(seed, round_, state):
+    rng = np.random.default_rng((seed, round_))
+    order = rng.permutation(num_clients)
+    return order[np.argsort(~taken[order], kind="stable")][:clients_per_round]
+
+  def observe(state, round_, ids, present, values):
+    taken[ids[present]] = True
+    return state
+
+  return Sampler(
+    sample,
+    (clients_per_round,),
+    clients_per_round,
+    init=lambda: np.zeros(1),
+    observe=observe,
+  )
+
+
 def writing(num_clients, clients_per_round) -> Sampler:
   """What is observed is written into the state that was given."""
 

@@ -20,7 +20,9 @@ from fedjax_sim.reporting import read_metrics
 from fedjax_sim.reporting.figures import player_bars
 from fedjax_sim.run import experiment
 from fedjax_sim.run.workdir import WorkdirError
-from fedjax_sim.studies.leave_out import read
+from fedjax_sim.studies import shapley
+from fedjax_sim.studies.influence import shapley_values, sum_up
+from fedjax_sim.studies.leave_out import FIELD, LeaveOut, read
 from fedjax_sim.studies.runs import StudyError
 from fedjax_sim.studies.study import predict
 from fedjax_sim.studies.training import Trainer
@@ -135,6 +137,38 @@ def test_shapley_values_share_the_worth_of_all(played):
     error = float(row["permutations_standard_error"])
     assert 0 < error < 0.05
     assert abs(values[i] - exact) < 4 * error
+
+
+def test_what_is_told_is_of_the_seeds_that_count(tmp_path, capsys):
+  """One seed's run of both diverged, another's without the first."""
+  orders = np.array([[0, 1], [1, 0]])
+  left = LeaveOut([(0,), (1,), (2, 3)], ["a", "b", "c"], 4, None)
+  left = left._replace(orders=np.array([[0, 1, 2], [2, 1, 0]]))
+  runs = [
+    {"point": {FIELD: left.point(c)}, "seed": seed, "name": f"{seed} {len(c)}"}
+    for c in left.coalitions
+    for seed in (0, 1, 2)
+  ]
+  lost = "1 3", "2 1"
+  for run in runs:
+    run["status"] = "diverged" if run["name"] in lost else "finished"
+  study: Any = types.SimpleNamespace(
+    runs=runs,
+    metric="x",
+    fields=[FIELD],
+    higher_is_better=True,
+    folder=tmp_path,
+    last=lambda name: {"x": float(name[-1])},
+    metrics=lambda name: [{"round": 0, "x": 0.25}],
+  )
+  sum_up(study, left)
+  said = capsys.readouterr().out
+  assert "with all clients 3.0000; lost without" in said  # of seeds 0 and 2
+  assert "sum to 2.7500, which is 3.0000 with all, less 0.2500 with" in said
+  # A coalition that no order has is not missed.
+  game = {c: float(len(c)) for c in shapley.coalitions(orders)}
+  game |= {frozenset({5}): np.nan}
+  assert shapley_values([game], orders)[0].seeds == 1
 
 
 def test_a_killed_study_goes_on(played, tmp_path, monkeypatch):

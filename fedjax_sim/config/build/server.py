@@ -131,7 +131,7 @@ def leave_out(
 
   Raises:
     TypeError, ValueError: there is no such client, one comes twice, none is
-      left, or the run is private, or pools all data.
+      left, or the run is private, pools all data, or observes clients.
   """
   given = config.server.leave_out
   if not given:
