@@ -49,7 +49,7 @@ FOUND = {
     ["branch.py, line 14, `if length >", "jnp.where"],
   ),
   "branch.py:direction": (
-    {"plain round"},
+    {"plain round", "zero updates"},
     ["clients 1, 2, 3, 4 are not finite", "0 / 0"],
   ),
   "order.py:latest": (
@@ -98,8 +98,8 @@ FOUND = {
   "zeros.py:unit_mean": ({"zero updates"}, ["four updates of zeros one that"]),
 }
 TRACED = ("chance", "zeros")  # found without a compiled round, but for `known`
-COMPILED = ("order", "padding", "weights", "absent", "step", "branch.py:d")
-COMPILED += TRACED
+ROUND = ("order", "padding", "weights", "absent", "step", "branch.py:d")
+COMPILED = (*ROUND, *TRACED)
 GATE = (
   "order.py:latest",
   "padding.py:unmasked",

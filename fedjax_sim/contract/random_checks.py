@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
@@ -162,7 +163,7 @@ def draws_noise(rounds: Rounds) -> Outcome:
   """Check that an algorithm which draws private noise says so."""
   if rounds.simulator().states.draws_noise:
     return Passed("draws_noise")
-  words = np.array([1, 2], np.uint32)
+  words = jnp.array([1, 2], jnp.uint32)
   state = rounds.began._replace(noise_seed=words)
   one, other = rounds.run().compared, rounds.run(state).compared
   apart = difference(one, other, 0.0)

@@ -34,20 +34,19 @@ def _observed(setting: Setting, *, resumed: bool = False) -> list[np.ndarray]:
   rng = np.random.default_rng(0)
   sampler, clients = _made(setting), setting.population
   assert sampler.init is not None
-  assert sampler.observe is not None
   state = jax.tree.map(np.array, sampler.init())
   drawn = []
   for round_ in range(_ROUNDS):
     given = state
     if resumed:
       sampler = _made(setting)
-      assert sampler.observe is not None
       given = jax.tree.map(np.array, state)
     ids = np.sort(validate.cohort(sampler.sample(0, round_, given), clients))
     drawn.append(ids)
     present = rng.random(len(ids)) < 0.8
     loss = np.where(present, rng.random(len(ids)), np.nan)
     values = _Values(loss=loss.astype(np.float32))
+    assert sampler.observe is not None
     state = sampler.observe(state, round_, ids, present, values)
   return drawn
 

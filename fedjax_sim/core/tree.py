@@ -124,7 +124,7 @@ def scaled(tree: PyTree) -> tuple[PyTree, Array]:
   dtype = jnp.result_type(jnp.float32, *leaves)
   # XLA would square a constant leaf, such as the zeros of a parameter without a
   # gradient, and the power of two apart from it, which overflows.
-  leaves = lax.optimization_barrier([x.astype(dtype) for x in leaves])
+  leaves = [x.astype(dtype) for x in lax.optimization_barrier(leaves)]
   largest = jnp.zeros((), dtype)
   for x in leaves:
     largest = jnp.maximum(largest, jnp.max(jnp.abs(x), initial=0))
