@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import robust_reference
 from fedjax_sim import aggregators, sampling
 from fedjax_sim.aggregators import AGGREGATORS
 from fedjax_sim.algorithms.fedavg import fedavg
@@ -31,7 +32,10 @@ REFERENCE = {
   "sum": lambda x, w: x.sum(0),
   "median": lambda x, w: np.median(x, axis=0),
   "stack": lambda x, w: np.average(x, axis=0, weights=w),
+  **robust_reference.REFERENCE,
 }
+NAMES = [*REFERENCE]  # bucketing draws; tests/test_robust.py
+KINDS = ("weighted_mean", "mean", "sum", "median", "stack")
 COHORTS = ([0, 1, 2, 3, 4, 5, 6, 7], [1, 2, 4, 5, 7], [3, 6], [2], [0, 4, 7])
 
 
@@ -94,7 +98,12 @@ def simulator_of(name, lanes, devices, ids):
 @pytest.mark.parametrize(
   ("name", "lanes", "devices"),
   [
-    *((name, 3, 2) for name in AGGREGATORS),
+    *slow_but(
+      [(name, 3, 2) for name in (*KINDS, "krum")],
+      [(name, 3, 2) for name in NAMES],
+    ),
+    pytest.param("geometric_median", 3, 1, marks=pytest.mark.slow),
+    pytest.param("krum", 1, 1, marks=pytest.mark.slow),
     pytest.param("median", 1, 1, marks=pytest.mark.slow),
     pytest.param("median", 3, 1, marks=pytest.mark.slow),
     ("weighted_mean", 1, 1),
@@ -151,14 +160,14 @@ def randomly_weighted(kind):
   )
 
 
-KINDS = ["sum", "stack", "coordinatewise"]
+RANDOM = ["sum", "stack", "coordinatewise"]
 
 
 @pytest.mark.parametrize(
   ("lanes", "devices", "kind"),
   slow_but(
-    [(3, 2, kind) for kind in KINDS],
-    [(n, m, kind) for n, m in [(1, 1), (3, 2)] for kind in KINDS],
+    [(3, 2, kind) for kind in RANDOM],
+    [(n, m, kind) for n, m in [(1, 1), (3, 2)] for kind in RANDOM],
   ),
 )
 def test_random_numbers_of_clients_depend_on_no_layout(kind, lanes, devices):
@@ -195,7 +204,7 @@ def test_nobody_changes_nothing(name):
   update = {"w": jnp.full((2,), jnp.nan)}
   acc = aggregator.init(update, 3)
   rows = {"w": jnp.full((3, 2), jnp.nan)}
-  context = context_of(3)
+  context = context_of(3, **aggregator.hparams)
   acc = aggregator.add(
     acc, rows, jnp.full((3,), jnp.nan), jnp.zeros(3, bool), context
   )

@@ -226,8 +226,8 @@ def test_our_algorithms_pass(name):
   function = ALGORITHMS[name]
   given = {"dga_rl": {"metric": "accuracy"}}.get(name, {})
 
-  def algorithm(**options):
-    return function(**options, **given)
+  def algorithm(*parts, **options):
+    return function(*parts, **options, **given)
 
   takes = inspect.signature(function)
   algorithm.__signature__ = takes  # type: ignore[attr-defined]

@@ -141,7 +141,7 @@ def with_field(field, value):
     source.data.crop = 1
   if source.algorithm.name == "fedlabels":
     source.data.labelled_fraction = 0.5
-  if source.algorithm.name in ("dga_rl", "fedlaw"):
+  if source.algorithm.name in ("dga_rl", "fedlaw", "fltrust"):
     source.aggregator.name = "stack"
     source.data.server_clients = 5
   if field.startswith("adapter."):
@@ -208,6 +208,8 @@ BOOL = [name for name, field in FIELDS.items() if field.kind is bool]
 
 # What 0 may be: a rate of nothing, or nothing held out.
 ZERO = {
+  "aggregator.f",
+  "aggregator.number",
   "aggregator.dropout",
   "algorithm.reference",
   "model.dropout",

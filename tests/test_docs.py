@@ -349,6 +349,7 @@ def test_the_design_names_every_module():
     "privacy.md",
     "privacy_local.md",
     "privacy_secure.md",
+    "robust.md",
   ],
 )
 @pytest.mark.slow

@@ -49,6 +49,13 @@ FEATURES = {
   },
   "dga_rl": {"algorithm.name": "dga_rl", **STACKED},
   "fedlaw": {"algorithm.name": "fedlaw", **STACKED},
+  "fltrust": {"algorithm.name": "fltrust", **STACKED},
+  "centered clipping": {"aggregator.name": "centered_clipping"},
+  "bucketing": {
+    "aggregator.name": "bucketing",
+    "aggregator.inner": "multi_krum",
+    "aggregator.size": "2",
+  },
   "stale updates": {"server.stale_probability": "0.4"},
   "leakage": {
     "leakage.statistic": "max",

@@ -10,7 +10,7 @@ from fedjax_sim.core import AggregationContext, Aggregator, Array, PyTree
 from fedjax_sim.core.tree import accumulator_dtype
 
 
-def _empty_stack(update: PyTree, capacity: int) -> PyTree:
+def empty_stack(update: PyTree, capacity: int) -> PyTree:
   """Return (stack, leaves (capacity, ...); filled, shape=(capacity,), bool)."""
   stack = jax.tree.map(
     lambda x: jnp.zeros((capacity, *x.shape), x.dtype), update
@@ -18,7 +18,7 @@ def _empty_stack(update: PyTree, capacity: int) -> PyTree:
   return stack, jnp.zeros((capacity,), bool)
 
 
-def _put_wave(
+def put_wave(
   acc: PyTree,
   updates: PyTree,
   weights: Array,
@@ -32,7 +32,7 @@ def _put_wave(
   return jax.tree.map(write, stack, updates), write(filled, present)
 
 
-def _filled_rows(filled: Array, s: Array, other: float) -> Array:
+def filled_rows(filled: Array, s: Array, other: float) -> Array:
   """Return a stacked leaf with `other` in the rows that are not filled."""
   return jnp.where(filled.reshape((-1,) + (1,) * (s.ndim - 1)), s, other)
 
@@ -52,7 +52,7 @@ def median() -> Aggregator:
 
     def middle(s: Array) -> Array:
       # Absent rows sort to the end; the two middle ranks of the rest follow.
-      s = jnp.sort(_filled_rows(filled, s, jnp.inf), axis=0)
+      s = jnp.sort(filled_rows(filled, s, jnp.inf), axis=0)
       last = jnp.maximum(count - 1, 0)
       low = lax.dynamic_index_in_dim(s, last // 2, 0, keepdims=False)
       high = lax.dynamic_index_in_dim(s, (last + 1) // 2, 0, keepdims=False)
@@ -62,8 +62,8 @@ def median() -> Aggregator:
     return jax.tree.map(middle, stack)
 
   return Aggregator(
-    _empty_stack,
-    _put_wave,
+    empty_stack,
+    put_wave,
     finish,
     needs_all_updates=True,
     coordinatewise=True,
@@ -82,8 +82,8 @@ def stack() -> Aggregator:
   ) -> PyTree:
     del weight, count, context
     updates, filled = acc
-    return jax.tree.map(lambda s: _filled_rows(filled, s, 0), updates)
+    return jax.tree.map(lambda s: filled_rows(filled, s, 0), updates)
 
   return Aggregator(
-    _empty_stack, _put_wave, finish, needs_all_updates=True, reduces=False
+    empty_stack, put_wave, finish, needs_all_updates=True, reduces=False
   )

@@ -261,6 +261,11 @@ SLOTS = (
     filled=["clients"],
   ),
   Slot(
+    *("aggregator", "inner", aggregators.ROBUST, Aggregator),
+    "aggregators of buckets",
+    references=False,
+  ),
+  Slot(
     *("replay", "optimizer", *_OPTIMIZERS, "optimizers of replay"),
     filled=_MASKS,
     defaults={"learning_rate": 0.01},

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim import aggregators
 from fedjax_sim.contract.compare import difference
 from fedjax_sim.contract.outcome import Failed, NotApplicable, Outcome, Passed
 from fedjax_sim.contract.rounds import Rounds
 from fedjax_sim.contract.setting import Setting
-from fedjax_sim.core import (
-  AggregationContext,
-  Aggregator,
-  Array,
-  Purpose,
-  PyTree,
-  key_for,
-)
+from fedjax_sim.core import Aggregator, Purpose, PyTree, Shares, key_for
 from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 
@@ -34,6 +29,7 @@ def promises(setting: Setting) -> Outcome:
   updates = {
     "a": rng.normal(size=(_CLIENTS, 3)).astype(np.float32),
     "b": rng.normal(size=(_CLIENTS, 2, 2)).astype(np.float32),
+    "c": rng.normal(size=_CLIENTS).astype(np.float32),
   }
   weights = np.array([1, 4, 2, 0.5, 3], np.float32)
   told = []
@@ -73,9 +69,20 @@ def promises(setting: Setting) -> Outcome:
             " leave it False."
           )
     told.append("coordinatewise")
+  if aggregator.by_shares:
+    whole = aggregate(aggregator, updates, weights)
+    shared = _on_two_shares(aggregator, updates, weights)
+    apart = difference(whole, shared, _TERMS)
+    if apart is not None:
+      return Failed(
+        "Aggregator.by_shares=True, and"
+        f" {apart.sentence('by one device', 'by two that share coordinates')};"
+        " take sums over coordinates from context.shares, or leave it False."
+      )
+    told.append("by_shares")
   if not told:
     return NotApplicable(
-      "none of weighted_mean, coordinatewise and draws_noise is set"
+      "none of weighted_mean, coordinatewise, by_shares and draws_noise is set"
     )
   return Passed(" and ".join(told))
 
@@ -155,21 +162,37 @@ def aggregate(
     seed: of the round's key.
     noise_seed: of its key of private noise.
   """
-  key, noise_key = jax.random.key(seed), jax.random.key(noise_seed)
-  count = jnp.int32(len(weights))
-  numbers = jax.tree.map(jnp.float32, dict(aggregator.hparams))
-  ranks = jnp.arange(len(weights), dtype=jnp.int32)
-  slot = jnp.int32(0)
-  context = AggregationContext(key, noise_key, slot, ranks, count, numbers)
-  present = jnp.ones(len(weights), bool)
+  run = functools.partial(
+    aggregators.aggregate,
+    aggregator,
+    key=jax.random.key(seed),
+    noise_key=jax.random.key(noise_seed),
+  )
+  return jax.device_get(jax.jit(run)(updates, weights=weights))
 
-  def run(updates: PyTree, weights: Array) -> PyTree:
-    one = jax.tree.map(lambda x: x[0], updates)
-    acc = aggregator.init(one, len(weights))
-    acc = aggregator.add(acc, updates, weights, present, context)
-    return aggregator.finish(acc, jnp.sum(weights), count, context)
 
-  return jax.device_get(jax.jit(run)(updates, weights))
+def _on_two_shares(
+  aggregator: Aggregator, updates: PyTree, weights: np.ndarray
+) -> PyTree:
+  """Return what `aggregate` does, with the coordinates in two shares."""
+
+  def halves(x: np.ndarray) -> np.ndarray:
+    if x.ndim == 1:  # of a scalar parameter: whole on every device
+      return x
+    flat = x.reshape(len(x), -1)
+    even = np.pad(flat, ((0, 0), (0, flat.shape[1] % 2)))
+    return np.stack(np.split(even, 2, axis=1))
+
+  def put_together(made: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return made.ravel()[: x[0].size].reshape(x.shape[1:])
+
+  run = lambda half: aggregators.aggregate(
+    aggregator, half, weights=jnp.asarray(weights), shares=Shares("shares")
+  )
+  axes = jax.tree.map(lambda x: None if x.ndim == 1 else 0, updates)
+  shared = jax.jit(jax.vmap(run, (axes,), axis_name="shares"))
+  made = jax.device_get(shared(jax.tree.map(halves, updates)))
+  return jax.tree.map(put_together, made, updates)
 
 
 def is_random(aggregator: Aggregator, params: PyTree) -> bool:

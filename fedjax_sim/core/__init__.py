@@ -39,6 +39,7 @@ if TYPE_CHECKING:
   from fedjax_sim.core.update import (
     AggregationContext,
     Aggregator,
+    Shares,
     Transform,
     TransformResult,
   )
@@ -68,6 +69,7 @@ __all__ = [
   "Report",
   "Requirements",
   "Sampler",
+  "Shares",
   "Survey",
   "Task",
   "Transform",
@@ -107,6 +109,7 @@ _HOME = {
   "Requirements": "fedjax_sim.core.algorithm",
   "Survey": "fedjax_sim.core.algorithm",
   "Sampler": "fedjax_sim.core.sampler",
+  "Shares": "fedjax_sim.core.update",
   "Task": "fedjax_sim.core.task",
   "Transform": "fedjax_sim.core.update",
   "TransformResult": "fedjax_sim.core.update",

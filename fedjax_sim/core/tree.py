@@ -35,7 +35,7 @@ def tree_norm(tree: PyTree, order: int = 2) -> Array:
     shape=(), float32 or the tree's dtype if wider; infinite if out of range.
   """
   leaves, inverse = scaled(jax.tree.leaves(tree))
-  return _reciprocal(inverse) * _length(leaves, order)
+  return inverse_power(inverse) * _length(leaves, order)
 
 
 def clip_to_unit_norm(
@@ -128,7 +128,7 @@ def scaled(tree: PyTree) -> tuple[PyTree, Array]:
   largest = jnp.zeros((), dtype)
   for x in leaves:
     largest = jnp.maximum(largest, jnp.max(jnp.abs(x), initial=0))
-  inverse = _reciprocal(largest)
+  inverse = inverse_power(largest)
   return jax.tree.unflatten(treedef, [x * inverse for x in leaves]), inverse
 
 
@@ -140,8 +140,8 @@ def _length(leaves: list[Array], order: int) -> Array:
   return total if order == 1 else jnp.sqrt(total)
 
 
-def _reciprocal(x: Array) -> Array:
-  """Return 2^-e for x in [2^e, 2^(e + 1)), a normal number.
+def inverse_power(x: Array) -> Array:
+  """Return 2^-e for each x in [2^e, 2^(e + 1)), a normal number.
 
   e is limited to exponents whose reciprocal is normal; 0 and subnormal numbers
   count as the smallest normal one.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+import jax
+from jax import lax
 
 from fedjax_sim.core.types import EMPTY, Array, HParams, Key, PyTree
 
@@ -70,6 +74,35 @@ class Transform(NamedTuple):
   differentiable: bool = True
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Shares:
+  """How the coordinates of a stack are dealt to devices.
+
+  In `finish` of an aggregator with `Aggregator.by_shares` each device has all
+  rows for a share of the coordinates, and here is what it learns of the others.
+
+  Attributes:
+    axis: the axis that `shard_map` or `vmap` has for the devices; None where
+      all coordinates are here.
+  """
+
+  axis: str | None = None
+
+  def sum(self, x: Array) -> Array:
+    """Return the sum of what all devices give, the same on each."""
+    return x if self.axis is None else lax.psum(x, self.axis)
+
+  def max(self, x: Array) -> Array:
+    """Return the largest of what all devices give; it has no derivative."""
+    x = lax.stop_gradient(x)
+    return x if self.axis is None else lax.pmax(x, self.axis)
+
+  def part(self, x: Array) -> Array:
+    """Return a device's part of a sum that each of them has whole."""
+    return x if self.axis is None else x / lax.axis_size(self.axis)
+
+
 class AggregationContext(NamedTuple):
   """What an aggregator knows of a round.
 
@@ -85,6 +118,9 @@ class AggregationContext(NamedTuple):
     cohort_size: shape=(), int32; number of clients in the cohort, those that
       are rejected included.
     hparams: `Aggregator.hparams`, traced.
+    previous: what `finish` returned in the last round that had clients, zeros
+      before the first; `()` without `Aggregator.keeps_previous`.
+    shares: in `finish`, how the coordinates are dealt to devices.
   """
 
   key: Key
@@ -93,6 +129,8 @@ class AggregationContext(NamedTuple):
   rank: Array
   cohort_size: Array
   hparams: HParams
+  previous: PyTree = ()
+  shares: Shares = Shares()
 
 
 class Aggregator(NamedTuple):
@@ -119,6 +157,14 @@ class Aggregator(NamedTuple):
       device then finishes a share of the coordinates, and none ever holds the
       whole stack. What `finish` draws at random may depend on rows, but not on
       coordinates.
+    by_shares: as `coordinatewise`, for a `finish` that needs to know of all
+      coordinates no more than sums, such as the distances between rows, which
+      it takes from `AggregationContext.shares`. Leaves of a stack with one
+      dimension, of scalar parameters, are whole on every device.
+    keeps_previous: whether the context holds the last round's result, which
+      is then a part of the run's state.
+    min_clients: the smallest cohort for which the aggregator keeps its
+      promise; a run whose cohorts are all smaller is refused.
     reduces: whether `finish` returns one update. Otherwise it returns the
       stack, leaves (slots, ...), for an algorithm whose `apply` reduces it.
     weighted_mean: whether `finish` returns the weighted mean of the updates.
@@ -137,3 +183,11 @@ class Aggregator(NamedTuple):
   hparams: HParams = EMPTY
   draws_noise: bool = False
   differentiable: bool = True
+  by_shares: bool = False
+  keeps_previous: bool = False
+  min_clients: int = 1
+
+  @property
+  def finishes_shares(self) -> bool:
+    """Whether each device finishes a share of the coordinates."""
+    return self.coordinatewise or self.by_shares

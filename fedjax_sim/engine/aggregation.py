@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -29,6 +30,7 @@ from fedjax_sim.core import (
   Examples,
   Members,
   PyTree,
+  Shares,
   TransformResult,
   compensated,
 )
@@ -61,7 +63,7 @@ class CohortSums(NamedTuple):
 
   Attributes:
     update: the aggregator's accumulator, or its result if the aggregator is
-      `coordinatewise`.
+      finishes shares.
     buffers: sum of weight * buffers.
     statistics: sum of weight * statistics.
     released: for every transform, the sum of its results but for update and
@@ -134,7 +136,7 @@ def train_cohort(
   split: Any = P(AXIS)
   whole: Any = P()
   sums_spec = CohortSums(*[whole] * len(CohortSums._fields))
-  if spec.aggregator.needs_all_updates and not spec.aggregator.coordinatewise:
+  if spec.aggregator.needs_all_updates and not spec.aggregator.finishes_shares:
     sums_spec = sums_spec._replace(update=split)
   train = distributed.over_devices(
     functools.partial(_train_device, spec),
@@ -204,8 +206,8 @@ def _train_device(
     stack = jax.tree.map(end_to_end, sums.update)
     sums = sums._replace(update=())
   sums, counts = _sum_over_devices(spec, sums, kept.status)
-  if spec.aggregator.coordinatewise:
-    update = _finish_coordinates(
+  if spec.aggregator.finishes_shares:
+    update = _finish_shares(
       spec.aggregator, stack, sums.weight, counts, given.aggregation
     )
     sums = sums._replace(update=update)
@@ -347,14 +349,14 @@ def _sum_over_devices(
   return sums, counts
 
 
-def _finish_coordinates(
+def _finish_shares(
   aggregator: Aggregator,
   stack: PyTree,
   weight: Array,
   counts: Array,
   context: AggregationContext,
 ) -> PyTree:
-  """Finish a `coordinatewise` aggregator, each device its share.
+  """Finish an aggregator on a stack, each device its share of coordinates.
 
   Args:
     aggregator: how updates become one.
@@ -364,6 +366,8 @@ def _finish_coordinates(
     context: what the aggregator knows of the round.
   """
   clients = counts[ClientStatus.PRESENT].astype(jnp.int32)
+  if lax.axis_size(AXIS) > 1:
+    context = context._replace(shares=Shares(AXIS))
   finish = lambda stack: aggregator.finish(stack, weight, clients, context)
   slots = len(context.rank)
   rows = jax.tree.map(

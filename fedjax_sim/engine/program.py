@@ -41,6 +41,7 @@ def state_spec(shapes: RunState, mesh: Mesh) -> RunState:
     clients=distributed.in_pieces(shapes.clients, mesh, AXIS),
     shared=pieces(shapes.shared),
     watch=pieces(shapes.watch),
+    aggregate=pieces(shapes.aggregate),
   )
 
 

@@ -148,7 +148,7 @@ def run_round(
   step = lambda: _server_step(
     spec, state, given, sums, clients, members, server_data, ready.mean
   )
-  server, shared, released, frozen_finite = isolate_compilation(
+  server, shared, aggregate, released, frozen_finite = isolate_compilation(
     spec.virtual, state.round, step
   )
   new = state._replace(
@@ -156,6 +156,7 @@ def run_round(
     server=server,
     clients=write_rows(state.clients, cohort.client, kept),
     shared=shared,
+    aggregate=aggregate,
   )
   values = named(given.hparams)
   metrics = RoundMetrics(
@@ -201,6 +202,7 @@ def _broadcast(
     rank=rank.ravel(),
     cohort_size=cohort_size,
     hparams=hparams["aggregator"],
+    previous=state.aggregate,
   )
   broadcast = jax.named_scope("broadcast")(spec.algorithm.broadcast)
   given = RoundInputs(
@@ -225,17 +227,18 @@ def _server_step(
   members: Members,
   server_data: Examples | None,
   survey: PyTree,
-) -> tuple[PyTree, PyTree, tuple[TransformResult, ...], Array]:
+) -> tuple[PyTree, PyTree, PyTree, tuple[TransformResult, ...], Array]:
   """Finish the aggregate and apply it to the server's state.
 
   Returns:
-    The new server state; the transforms' new shared states; the mean of every
-    transform's results over the clients; whether what the algorithm has changed
-    of the model's frozen variables is finite.
+    The new server state; the transforms' new shared states; the aggregator's
+    result, if the state keeps it; the mean of every transform's results over
+    the clients; whether what the algorithm has changed of the model's frozen
+    variables is finite.
   """
   aggregator, algorithm = spec.aggregator, spec.algorithm
   update = sums.update
-  if not aggregator.coordinatewise:
+  if not aggregator.finishes_shares:
     update = aggregator.finish(update, sums.weight, clients, given.aggregation)
   aggregate = Aggregate(
     update=update,
@@ -272,7 +275,13 @@ def _server_step(
   changes = (clients > 0) | private
   finite = ~changes | all_finite(_changed_frozen(spec, state.server, server))
   server = tree_where(changes, server, state.server)
-  return server, tree_where(changes, shared, state.shared), released, finite
+  shared = tree_where(changes, shared, state.shared)
+  kept: PyTree = ()
+  if aggregator.keeps_previous:
+    old = state.aggregate
+    update = jax.tree.map(lambda u, x: u.astype(x.dtype), update, old)
+    kept = tree_where(clients > 0, update, old)
+  return server, shared, kept, released, finite
 
 
 def _changed_frozen(spec: RoundSpec, before: PyTree, after: PyTree) -> PyTree:

@@ -22,6 +22,7 @@ class RunState(NamedTuple):
     watch: what evaluations left; see `simulation/monitor.py`.
     sampler: the sampler's state, numpy arrays on the host; () without one. The
       compiled round never gets it.
+    aggregate: the aggregator's last result, as `AggregationContext.previous`.
   """
 
   round: Array
@@ -32,6 +33,7 @@ class RunState(NamedTuple):
   shared: PyTree
   watch: MonitorState
   sampler: PyTree = ()
+  aggregate: PyTree = ()
 
 
 class RoundMetrics(NamedTuple):

@@ -125,6 +125,12 @@ def grafted(
       same_data and same(r"sampler\.name"),
     ),
     watch=graft.watch(old.watch, fresh.watch),
+    aggregate=graft.take(
+      "the aggregator's last result",
+      old.aggregate,
+      fresh.aggregate,
+      same(r"aggregator\.name"),
+    ),
   )
   return whole, graft.missing
 

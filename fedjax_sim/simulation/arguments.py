@@ -56,6 +56,7 @@ def check(fields: Mapping[str, Any]) -> None:
   pools_data = f.algorithm.requirements.pools_data
   clients = 1 if pools_data else f.data.train.num_clients
   check_sampler(f.sampler, clients)
+  check_cohort(f.sampler, f.aggregator)
   check_unobserved(f.sampler, f.algorithm, f.aggregator)
   check_best(f.best_metrics, f.revert_to_best)
 
@@ -204,6 +205,27 @@ def check_sampler(sampler: Sampler, num_clients: int) -> None:
     )
 
 
+def check_cohort(sampler: Sampler, aggregator: Aggregator) -> None:
+  """Refuse cohorts that are too small for what an aggregator promises.
+
+  Args:
+    sampler: who takes part.
+    aggregator: how updates become one.
+
+  Raises:
+    ValueError: even the largest cohort is.
+  """
+  most = sampler.sizes[-1]
+  if most < aggregator.min_clients:
+    own = aggregator.hparams.items()
+    numbers = ", ".join(f"aggregator.{k}={v:.10g}" for k, v in own)
+    raise ValueError(
+      f"{numbers or 'aggregator.name'} needs cohorts of"
+      f" {aggregator.min_clients} clients, and sampler.name draws {most} at"
+      " most; withstand fewer attackers, or raise server.clients_per_round."
+    )
+
+
 def check_unobserved(
   sampler: Sampler, algorithm: Algorithm, aggregator: Aggregator
 ) -> None:
@@ -257,9 +279,10 @@ def check_parts(
         " FederatedDataset.splits."
       )
   stacked = aggregator.needs_all_updates
-  if aggregator.coordinatewise and not stacked:
+  if aggregator.finishes_shares and not stacked:
+    name = "coordinatewise" if aggregator.coordinatewise else "by_shares"
     raise ValueError(
-      "Aggregator.coordinatewise=True needs a stack of updates; set"
+      f"Aggregator.{name}=True needs a stack of updates; set"
       " needs_all_updates=True, too, or unset it."
     )
   if algorithm.requirements.all_updates == aggregator.reduces:

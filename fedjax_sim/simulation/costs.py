@@ -72,7 +72,7 @@ class Costs(NamedTuple):
     summed_bytes: what the devices sum, in float32 at least.
     update_bytes: one client's update, if the aggregator keeps all of them;
       else 0.
-    coordinatewise: as in `Aggregator`.
+    finishes_shares: as in `Aggregator`.
     logged_bytes: one client's update, if devices keep all of them to log.
   """
 
@@ -83,7 +83,7 @@ class Costs(NamedTuple):
   row_bytes: int
   summed_bytes: int
   update_bytes: int
-  coordinatewise: bool
+  finishes_shares: bool
   logged_bytes: int = 0
 
 
@@ -203,7 +203,7 @@ def costs_of(simulator: Simulator) -> Costs:
     row_bytes=nbytes((client.state, kept)),
     summed_bytes=nbytes(summed),
     update_bytes=nbytes(update) if aggregator.needs_all_updates else 0,
-    coordinatewise=aggregator.coordinatewise,
+    finishes_shares=aggregator.finishes_shares,
     logged_bytes=nbytes(logged),
   )
 

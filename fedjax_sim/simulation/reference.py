@@ -236,7 +236,7 @@ def _train_cohort(
     metrics=compensated.rounded(sums.metrics),
     weight=compensated.rounded(sums.weight),
   )
-  if spec.aggregator.coordinatewise:
+  if spec.aggregator.finishes_shares:
     count = counts[ClientStatus.PRESENT].astype(jnp.int32)
     known = sums.weight, count, given.aggregation
     update = spec.aggregator.finish(sums.update, *known)

@@ -252,7 +252,7 @@ class Model:
     """
     costs, devices = self.costs, self.hardware.devices
     total = exchanged(costs.summed_bytes, devices, each)
-    if costs.coordinatewise:
+    if costs.finishes_shares:
       total += exchanged(costs.update_bytes, devices, slots)
     else:  # all of the stack, to all
       total += (devices - 1) * slots * costs.update_bytes

@@ -272,6 +272,7 @@ class Simulator:
       num_clients=self.num_clients,
       mesh=self.mesh,
       sampler=self.planner.cohorts.first_state,
+      keeps_aggregate=self.effective_aggregator.keeps_previous,
     )
 
   def init(self, hparams: HParams | None = None) -> RunState:

@@ -31,6 +31,7 @@ from fedjax_sim.core import (
   Transform,
   Variables,
   key_for,
+  tree,
   validate,
 )
 from fedjax_sim.distributed import pieces, processes
@@ -114,6 +115,7 @@ def initial_state(
   schedules: Mapping[str, Schedule],
   best_metrics: Sequence[str],
   table_rows: int,
+  keeps_aggregate: bool = False,
 ) -> RunState:
   """Return the state before the first round.
 
@@ -126,6 +128,7 @@ def initial_state(
     schedules: hyper-parameter -> its schedule.
     best_metrics: metrics, of each of which the best model is kept.
     table_rows: rows of the table of client states.
+    keeps_aggregate: `Aggregator.keeps_previous`.
   """
   server = algorithm.init(key_for(seed, Purpose.INIT), hparams["algorithm"])
   params = algorithm.variables(server).params
@@ -146,6 +149,7 @@ def initial_state(
     clients=table,
     shared=shared,
     watch=monitor.first(schedules, server, best_metrics),
+    aggregate=tree.zeros_accumulator(params) if keeps_aggregate else (),
   )
 
 
@@ -165,6 +169,7 @@ class States:
     num_clients: number of clients that may train.
     mesh: the devices.
     sampler: makes the sampler's state before the first round, on the host.
+    keeps_aggregate: `Aggregator.keeps_previous`.
   """
 
   algorithm: Algorithm
@@ -178,6 +183,7 @@ class States:
   num_clients: int
   mesh: Mesh
   sampler: Callable[[], PyTree]
+  keeps_aggregate: bool
 
   def initial(
     self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
@@ -198,6 +204,7 @@ class States:
       schedules=self.schedules,
       best_metrics=self.best_metrics,
       table_rows=self._table_rows,
+      keeps_aggregate=self.keeps_aggregate,
     )
 
   @functools.cached_property

@@ -80,7 +80,7 @@ def program_of(simulator: Simulator) -> Hashable:
     (
       s.algorithm._replace(privacy=None),
       release and (release.noise, release.checks_updates),
-      s.effective_aggregator,
+      s.effective_aggregator._replace(min_clients=1),
       tuple(s.transforms),
       (id(s.data), id(s.task)),
       (s.sampler.sizes, s.sampler.observe is None),

@@ -76,7 +76,7 @@ def build_aggregator(
     data: whose clients.
   """
   section, most = config.aggregator, sampler.sizes[-1]
-  (slot,) = components.slots_of("aggregator")
+  slot, inner = components.slots_of("aggregator")
   filled: dict[str, Any] = {"clients": most}
   if section.name in SECURE and section.noise_multiplier is not None:
     promised = sampler.participation is not None
@@ -90,7 +90,15 @@ def build_aggregator(
     largest = float(data.train.sizes.max())
     used = config.client.max_examples or largest
     filled["max_weight"] = float(min(largest, used))
-  made: Aggregator = components.make(config, slot, **filled)
+  if inner.key not in section:
+    made: Aggregator = components.make(config, slot, **filled)
+    return made
+  try:
+    options = components.given_fields(config, inner)
+    made = components.make(config, slot, **options)
+  except (TypeError, ValueError) as error:
+    text = components.in_section(inner, section[inner.key], str(error))
+    raise type(error)(text) from error
   return made
 
 
