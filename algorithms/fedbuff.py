@@ -95,7 +95,8 @@ def fedbuff(
     )
     return Variables(params, buffers, frozen)
 
-  def download(message: Variables, version: Array) -> Variables:
+  def download(message: Variables, version: Array, ident: Array) -> Variables:
+    del ident
     params, buffers = jax.tree.map(
       lambda x: x[staleness(version)], (message.params, message.buffers)
     )

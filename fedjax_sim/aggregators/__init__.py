@@ -6,6 +6,7 @@ from fedjax_sim.aggregators.centered_clipping import centered_clipping
 from fedjax_sim.aggregators.check import check
 from fedjax_sim.aggregators.dnc import dnc
 from fedjax_sim.aggregators.geometric_median import geometric_median
+from fedjax_sim.aggregators.grouped import Grouped, grouped
 from fedjax_sim.aggregators.krum import krum, multi_krum
 from fedjax_sim.aggregators.means import mean, sum_, weighted_mean
 from fedjax_sim.aggregators.norm_bounding import norm_bounding
@@ -23,6 +24,7 @@ from fedjax_sim.core.tree import (
 __all__ = [
   "AGGREGATORS",
   "ROBUST",
+  "Grouped",
   "add_weighted",
   "aggregate",
   "bucketing",
@@ -33,6 +35,7 @@ __all__ = [
   "dnc",
   "exact_accumulator",
   "geometric_median",
+  "grouped",
   "krum",
   "mean",
   "median",

@@ -31,7 +31,7 @@ def shapes(rounds: Rounds) -> Outcome:
     simulator = rounds.simulator()
     state = simulator.states.shapes
     aggregators.check(
-      simulator.effective_aggregator, simulator.states.variables.params
+      simulator.group_aggregator, simulator.states.variables.params
     )
     traced.trace(simulator)
   except traced.ChangedError as error:

@@ -200,12 +200,16 @@ class Requirements(NamedTuple):
     weighted_mean: `apply` needs `Aggregate.update` to be the weighted mean.
     server_data: `apply` needs `Context.server_data`.
     pools_data: trains on the union of all clients' data as on one client's.
+    groups: into how many groups updates are aggregated, each by itself. Clients
+      then report `aggregators.Grouped` updates, by `postprocess_report`, after
+      the transforms.
   """
 
   all_updates: bool = False
   weighted_mean: bool = False
   server_data: bool = False
   pools_data: bool = False
+  groups: int = 1
 
 
 class PrivacySpec(NamedTuple):
@@ -271,10 +275,11 @@ class Algorithm(NamedTuple):
       whatever the names of other parts' numbers.
     client_init: (server state, hparams) -> state of a client that has not taken
       part yet, one row of the table of client states; `()` keeps nothing.
-    download: (message, version) -> what one client receives. For a message with
-      several versions, selects one.
-    personal: (message, client state) -> `Variables` that this client would use,
-      for evaluation per client; None for the global model.
+    download: (message, version, id) -> what one client receives. For a message
+      with several versions, or with models of several clients or groups of
+      clients, selects one.
+    personal: (what `download` returns, client state) -> `Variables` that this
+      client would use, for evaluation per client; None for the global model.
     other_models: server state -> name -> `Variables` of models that are
       evaluated besides the global one, such as those that it is a mean of.
       Their metrics have the name before their own: `test/NAME/accuracy`.
@@ -291,6 +296,9 @@ class Algorithm(NamedTuple):
       per-round factor; None if weights are absolute.
     state_metrics: (server state, hparams) -> name -> shape=(); numbers of the
       state that appear in the metrics of every round.
+    links: how many times a client sends and receives in a round, on average:
+      its number of neighbors where clients send models to each other; 1 where
+      they send them to a server.
     draws_noise: whether private noise is drawn from a `noise_key`.
     privacy: what accountants must know; None if the algorithm is not private.
       If private, `apply` is called even if no client of a cohort is left, and
@@ -305,7 +313,9 @@ class Algorithm(NamedTuple):
   variables: Callable[[PyTree], Variables]
   hparams: HParams
   client_init: Callable[[PyTree, HParams], PyTree] = lambda server, hparams: ()
-  download: Callable[[PyTree, Array], PyTree] = lambda message, version: message
+  download: Callable[[PyTree, Array, Array], PyTree] = (
+    lambda message, version, ident: message
+  )
   personal: Callable[[PyTree, PyTree], Variables] | None = None
   other_models: Callable[[PyTree], Mapping[str, Variables]] = lambda server: (
     EMPTY
@@ -320,6 +330,7 @@ class Algorithm(NamedTuple):
   state_metrics: Callable[[PyTree, HParams], Mapping[str, Array]] = (
     lambda server, hparams: EMPTY
   )
+  links: float = 1.0
   draws_noise: bool = False
   privacy: PrivacySpec | None = None
   survey: Survey | None = None

@@ -132,7 +132,7 @@ def train_client(
   ident = jnp.maximum(row.client, 0)
   round_ = given.round
   client = Client(
-    message=algorithm.download(given.message, row.version),
+    message=algorithm.download(given.message, row.version, ident),
     state=own,
     hparams=given.hparams["algorithm"],
     id=ident,

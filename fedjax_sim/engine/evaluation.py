@@ -111,34 +111,36 @@ def make_evaluate(
   and `waves` are the loops over batches and waves, for reverse mode.
 
   Returns:
-    (server state, client states, examples, cohort) -> `Evaluated`. `examples`
-    are field -> (devices, examples, ...), each device's own; `client states`
-    has a row for every client of the plan, leaves (devices, waves, lanes, ...);
-    None evaluates the global model.
+    (server state, clients, examples, cohort) -> `Evaluated`. `examples` are
+    field -> (devices, examples, ...), each device's own; `clients` are ids and
+    states of the plan's clients, leaves (devices, waves, lanes, ...); None
+    evaluates the global model.
   """
   walk = PassSpec("eval", batch_size, prepare, fixed=steps)
 
   def device(
-    server: PyTree, states: PyTree, examples: Examples, cohort: CohortPlan
+    server: PyTree, clients: PyTree, examples: Examples, cohort: CohortPlan
   ) -> Evaluated:
     mine = jax.tree.map(lambda x: x[0], cohort._replace(order=()))
-    states, examples = jax.tree.map(lambda x: x[0], (states, examples))
+    clients, examples = jax.tree.map(lambda x: x[0], (clients, examples))
     message = algorithm.broadcast(server)
     order = jnp.asarray(cohort.order[0])
 
     @trace_once
     def one(row: tuple[Array, Array, PyTree]) -> Evaluated:
-      start, num_steps, state = row
-      if states is None or algorithm.personal is None:
+      start, num_steps, client = row
+      if client is None or algorithm.personal is None:
         variables = algorithm.variables(server)
       else:
-        variables = algorithm.personal(message, state)
+        ident, state = client
+        received = algorithm.download(message, jnp.zeros_like(ident), ident)
+        variables = algorithm.personal(received, state)
       models = {"": variables, **algorithm.other_models(server)}
       return _client_metrics(
         task, models, examples, order, start, num_steps, walk
       )
 
-    grid = (mine.start[..., 0], mine.num_steps[..., 0], states)
+    grid = (mine.start[..., 0], mine.num_steps[..., 0], clients)
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0, 0], grid))
     zeros = jax.tree.map(
       lambda x: jnp.zeros((*mine.client.shape, *x.shape), x.dtype), shapes
@@ -287,9 +289,10 @@ class EvaluationSet:
       rows = jnp.maximum(plan.client, 0)
       if task.joint:
         rows = jnp.asarray(self._owner, jnp.int32)[rows]
-      own = table[0] if self._personal else None
-      states = jax.tree.map(lambda x: x[rows], own)
-      return evaluate(server, states, examples, plan)
+      clients: PyTree = None
+      if self._personal:
+        clients = rows, jax.tree.map(lambda x: x[rows], table[0])
+      return evaluate(server, clients, examples, plan)
 
     self.program = program
     whole = distributed.shardings(mesh, P())

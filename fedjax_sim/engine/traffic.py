@@ -98,7 +98,7 @@ def _start(
   """Return a client that gets the message, and its carries of the passes."""
   zero = jnp.zeros((), jnp.int32)
   client = Client(
-    message=algorithm.download(message, zero),
+    message=algorithm.download(message, zero, zero),
     state=own,
     hparams=hparams,
     id=zero,
@@ -161,7 +161,8 @@ def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
   if answer is not None:  # the second message has what the first one had
     down = max(down, _message_bytes(second))
     up += nbytes((answer.weight, answer.statistics))
-  return Traffic(down, up, nbytes(report.update))
+  times = lambda size: round(algorithm.links * size)
+  return Traffic(times(down), times(up), times(nbytes(report.update)))
 
 
 def _message_bytes(message: PyTree) -> int:

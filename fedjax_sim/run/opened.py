@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -158,8 +159,10 @@ class OpenedRun:
       )
     row = _index(client, self.simulator.data.train.names, self.simulator)
     own = jax.tree.map(lambda x: x[row], self.clients)
-    broadcast = self.simulator.algorithm.broadcast
-    return personal(broadcast(self.server), own)
+    algorithm = self.simulator.algorithm
+    message = algorithm.broadcast(self.server)
+    mine = algorithm.download(message, jnp.int32(0), jnp.int32(row))
+    return personal(mine, own)
 
   def __repr__(self) -> str:
     """Return where the run is and how far it is; arrays are left out."""

@@ -137,11 +137,18 @@ class Simulator:
     )
 
   @property
-  def effective_aggregator(self) -> Aggregator:
-    """The aggregator in use: a plain sum if the algorithm is private."""
+  def group_aggregator(self) -> Aggregator:
+    """The aggregator of one group: a plain sum if the algorithm is private."""
     if self.algorithm.privacy is None:
       return self.aggregator
     return aggregators.sum_()
+
+  @property
+  def effective_aggregator(self) -> Aggregator:
+    """The aggregator in use, of all groups of clients."""
+    groups = self.algorithm.requirements.groups
+    one = self.group_aggregator
+    return one if groups == 1 else aggregators.grouped(one, groups)
 
   @property
   def num_clients(self) -> int:
@@ -221,7 +228,7 @@ class Simulator:
       most_clients=self.sampler.sizes[-1],
       variables=self.states.variables,
       state=self.states.shapes,
-      aggregator=self.effective_aggregator,
+      aggregator=self.group_aggregator,
       mesh=self.mesh,
       eval_batch_size=self.runtime.eval_batch_size,
     )

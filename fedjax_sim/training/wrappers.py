@@ -187,8 +187,8 @@ def _with_message(result: Algorithm, algorithm: Algorithm) -> Algorithm:
     return personal(message.inner, own)
 
   return result._replace(
-    download=lambda message, version: message._replace(
-      inner=algorithm.download(message.inner, version)
+    download=lambda message, version, ident: message._replace(
+      inner=algorithm.download(message.inner, version, ident)
     ),
     personal=personal and wrapped_personal,
     survey=algorithm.survey and _wrapped_survey(algorithm.survey),

@@ -317,6 +317,12 @@ def _check(algorithm: Algorithm, settings: CentralDPConfig) -> None:
       "privacy.mechanism adds noise to a sum of updates, and algorithm.name"
       " wants every client's update by itself; take another one of the two."
     )
+  if algorithm.requirements.groups > 1:
+    raise ValueError(
+      "privacy.mechanism adds noise to one sum of updates, and algorithm.name"
+      " has several groups of clients, each with a sum of its own; take another"
+      " one of the two."
+    )
   if algorithm.requirements.pools_data:
     raise ValueError(
       "privacy.mechanism protects clients, and algorithm.name pools the data"

@@ -132,6 +132,12 @@ def measured(
       one matrix, or an algorithm that this does not fit.
   """
   validate.one_of("statistic", statistic, STATISTICS)
+  if algorithm.requirements.groups > 1:
+    raise ValueError(
+      f"statistic={statistic!r} measures what one model's updates leak, and"
+      " algorithm.name has a model for each group of clients; take another"
+      " algorithm, or unset it."
+    )
   if algorithm.requirements.pools_data:
     raise ValueError(
       f"statistic={statistic!r} measures clients, and algorithm.name"
@@ -243,7 +249,7 @@ def _find(pattern: str, task: Task) -> tuple[int, int]:
 def _check(algorithm: Algorithm, server: PyTree, hparams: HParams) -> None:
   """Refuse clients that do not send the update of the model they receive."""
   zero = jnp.zeros((), jnp.int32)
-  message = algorithm.download(algorithm.broadcast(server), zero)
+  message = algorithm.download(algorithm.broadcast(server), zero, zero)
   model = _model(message)
   update = report_shapes(algorithm, server, hparams).update
   structure: Any = jax.tree.structure

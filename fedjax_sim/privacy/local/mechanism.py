@@ -93,6 +93,11 @@ def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
       f"{owner} acts on what the server's noise is fitted to, and its epsilon"
       " would no longer hold; take local_privacy, or privacy.central, alone."
     )
+  if algorithm.requirements.groups > 1:
+    raise ValueError(
+      f"{owner} covers a client's update, and algorithm.name makes it say, too,"
+      f" which group of clients it belongs to; {unset} algorithm."
+    )
   if algorithm.requirements.pools_data:
     raise ValueError(
       f"{owner}: algorithm.name trains on everybody's data at once, and no"
