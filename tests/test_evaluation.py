@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, open_store, write_store
 from fedjax_sim.engine import evaluation, residency
 from fedjax_sim.engine.batching import LocalBatching, evaluation_batch
-from fedjax_sim.engine.client_metrics import ClientMetrics
+from fedjax_sim.engine.client_metrics import ClientMetrics, over_clients
 from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks, in_pieces
 from problems import MODELS, blobs, make_simulator, sgd, train
 from tiers import slow_but
@@ -260,7 +261,34 @@ def test_the_summary_leaves_out_clients_without_examples():
     "seen/a/p10": pytest.approx(0.6),
     "seen/a/p50": pytest.approx(1.0),
     "seen/a/p90": pytest.approx(2.6),
+    "seen/a/lowest10": 0.5,
+    "seen/a/highest10": 3.0,
+    "seen/a/std": pytest.approx(np.std([1, 3, 0.5])),
+    "seen/a/gini": pytest.approx(5 / 13.5),  # pairs' differences / 2 n^2 mean
   }
+
+
+@given(
+  st.lists(st.floats(0, 10, allow_subnormal=False), min_size=1, max_size=40)
+)
+def test_statistics_over_clients(values):
+  x = np.array(values)
+  found = over_clients(x)
+  pairs = np.abs(x[:, None] - x).sum()
+  if x.sum():
+    expected = pairs / (2 * len(x) ** 2 * x.mean())
+    assert found["gini"] == pytest.approx(expected, abs=1e-9)
+  else:
+    assert np.isnan(found["gini"])
+  tenth = math.ceil(len(x) / 10)
+  assert found["lowest10"] == pytest.approx(np.sort(x)[:tenth].mean())
+  assert found["highest10"] == pytest.approx(np.sort(x)[::-1][:tenth].mean())
+  assert np.isnan(over_clients(x - 20)["gini"])
+
+
+def test_a_client_whose_number_is_nan_does_not_hide():
+  found = over_clients(np.array([1.0, np.nan, 2.0]))
+  assert all(np.isnan(v) for v in found.values())
 
 
 def test_a_mean_of_nan_does_not_hide():
@@ -274,7 +302,7 @@ def test_a_mean_of_nan_does_not_hide():
 def test_the_summary_of_nothing_is_nan():
   nothing = ClientMetrics(total={"a": np.zeros(2)}, weight={"a": np.zeros(2)})
   row = nothing.summary("seen")
-  assert len(row) == 5
+  assert len(row) == 9
   assert all(np.isnan(v) for v in row.values())
 
 

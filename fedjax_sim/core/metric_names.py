@@ -11,6 +11,13 @@ from typing import NamedTuple
 TOP_K = re.compile(r"top_([1-9]\d*)")  # top_5: the label is among five
 CELLS = "confusion"  # a metric of many numbers, "confusion/TRUE/PREDICTED"
 
+PERCENTILES = (10, 50, 90)  # over clients, reported for each metric
+SPREADS = ("std", "gini")  # how unequal clients are, of which less is better
+STATISTICS = (
+  *("mean", *(f"p{q}" for q in PERCENTILES)),
+  *("lowest10", "highest10", *SPREADS),
+)
+
 
 class Known(NamedTuple):
   """A metric that is known by name.

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-PERCENTILES = (10, 50, 90)  # over clients, reported for each metric
-STATISTICS = ("mean", *(f"p{q}" for q in PERCENTILES))
+from fedjax_sim.core.metric_names import STATISTICS
+
 COLUMNS = ("client", "examples")  # of client tables, besides metrics
 METRIC = "Metric(total=value * weight, weight=weight)"
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core import Joint, PyTree
-from fedjax_sim.core.returned import PERCENTILES
+from fedjax_sim.core.metric_names import PERCENTILES
 from fedjax_sim.core.types import EMPTY
 
 
@@ -63,7 +63,8 @@ class ClientMetrics(NamedTuple):
 
     Args:
       prefix: e.g. "seen" gives `seen/accuracy` (over examples),
-        `seen/accuracy/mean` (over clients), `seen/accuracy/p10`, ...
+        `seen/accuracy/mean` (over clients), `seen/accuracy/p10`, and what
+        `over_clients` returns.
     """
     row = {}
     overall = self.overall()
@@ -74,10 +75,43 @@ class ClientMetrics(NamedTuple):
       values = values[self.weight[name] > 0]
       if not len(values):
         values = np.array([np.nan])
-      row[f"{prefix}/{name}/mean"] = float(values.mean())
-      for q in PERCENTILES:
-        row[f"{prefix}/{name}/p{q}"] = float(np.percentile(values, q))
+      for statistic, number in over_clients(values).items():
+        row[f"{prefix}/{name}/{statistic}"] = number
     return row
+
+
+def over_clients(values: np.ndarray) -> dict[str, float]:
+  """Return how a metric is distributed over clients, `STATISTICS`.
+
+  Mean and percentiles; the means of the lowest and of the highest tenth of the
+  clients, rounded up (Li et al. 2020, "Fair resource allocation in federated
+  learning", arXiv 1905.10497, reports both); the standard deviation, whose
+  square is the variance; the Gini coefficient, from 0 where all are equal to
+  1 - 1 / n where one has everything, NaN of values below 0 or all 0.
+
+  Args:
+    values: shape=(clients,), float64, a client's each; not empty.
+
+  Example:
+    >>> over_clients(np.array([0.0, 0.0, 3.0]))["gini"]
+    0.6666666666666666
+  """
+  ordered = np.sort(values)  # a NaN comes last, and is not to hide
+  count = len(ordered)
+  tenth = -(-count // 10)
+  known = not np.isnan(ordered[-1])
+  gini = math.nan
+  if known and ordered[0] >= 0 and ordered[-1] > 0:
+    ranks = 2 * np.arange(1, count + 1) - count - 1
+    gini = float(ranks @ ordered / (count * ordered.sum()))
+  return {
+    "mean": float(values.mean()),
+    **{f"p{q}": float(np.percentile(values, q)) for q in PERCENTILES},
+    "lowest10": float(ordered[:tenth].mean()) if known else math.nan,
+    "highest10": float(ordered[-tenth:].mean()),
+    "std": float(values.std()),
+    "gini": gini,
+  }
 
 
 def told(metric: str, prefix: str, *, spread: bool = True) -> list[str]:

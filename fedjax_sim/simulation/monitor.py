@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core import PyTree, Task, validate
+from fedjax_sim.core.metric_names import SPREADS
 from fedjax_sim.engine.hparams import Schedule, reacted
 from fedjax_sim.engine.state import Best, MonitorState
 
@@ -111,6 +112,9 @@ def directions(
     if part in _SETS and not any(name.startswith(f"{part}/") for name in names):
       raise ValueError(f"{owner}={metric!r} is not evaluated; {_SETS[part]}.")
     validate.one_of(owner, metric, names)
+    if metric.rpartition("/")[2] in SPREADS:
+      result[metric] = False
+      continue
     base = names[metric]
     if base not in task.higher_is_better:
       raise ValueError(

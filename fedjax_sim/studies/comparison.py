@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.core import validate
+from fedjax_sim.core.metric_names import SPREADS, STATISTICS
 from fedjax_sim.reporting.figures.series import higher_is_better as by_name
 from fedjax_sim.reporting.figures.series import line_of
 from fedjax_sim.reporting.formatting import number
@@ -169,7 +169,10 @@ def direction_of(metric: str, given: bool | None) -> bool:
   """
   if given is not None:
     return validate.boolean("higher_is_better", given)
-  known = by_name(re.sub(r"/p\d+$", "", metric))
+  base, _, last = metric.rpartition("/")
+  if last in SPREADS:
+    return False
+  known = by_name(base if last in STATISTICS else metric)
   if known is None:
     raise CompareError(
       f"metric={metric!r}: its name does not say which values are better; give"
