@@ -101,8 +101,8 @@ def gossip(
 
   def download(message: ServerState, version: Array, ident: Array) -> Variables:
     del version
-    own = jax.tree.map(lambda x: x[ident], message.nodes)
-    return Variables(*own, message.mean.frozen)
+    params, buffers = jax.tree.map(lambda x: x[ident], message.nodes)
+    return Variables(params, buffers, message.mean.frozen)
 
   def finish(client: Client, carry: LocalState) -> Report:
     moved = difference(carry.buffers, client.message.buffers)
@@ -127,7 +127,8 @@ def gossip(
       return jnp.tensordot(jnp.asarray(mix, dtype), y, 1).astype(x.dtype)
 
     nodes = jax.tree.map(mixed, server.nodes, aggregate.update)
-    return ServerState(Variables(*_mean(nodes), server.mean.frozen), nodes)
+    params, buffers = _mean(nodes)
+    return ServerState(Variables(params, buffers, server.mean.frozen), nodes)
 
   return Algorithm(
     init=init,

@@ -115,8 +115,8 @@ def hierarchical(
 
   def download(message: ServerState, version: Array, ident: Array) -> Variables:
     del version
-    own = jax.tree.map(lambda x: x[edge(ident)], message.edges)
-    return Variables(*own, message.cloud.frozen)
+    params, buffers = jax.tree.map(lambda x: x[edge(ident)], message.edges)
+    return Variables(params, buffers, message.cloud.frozen)
 
   def finish(client: Client, carry: LocalState) -> Report:
     moved = difference(carry.buffers, client.message.buffers)
@@ -139,7 +139,8 @@ def hierarchical(
       lambda x, u: (x.astype(u.dtype) + u).astype(x.dtype), server.edges, update
     )
     weight = server.weight + trained
-    cloud = Variables(*_mean(moved, weight), server.cloud.frozen)
+    params, buffers = _mean(moved, weight)
+    cloud = Variables(params, buffers, server.cloud.frozen)
     done = server.round + 1
     averages = done % cloud_every == 0
     return ServerState(

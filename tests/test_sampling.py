@@ -18,6 +18,7 @@ from fedjax_sim.sampling import (
   cyclic_poisson,
   poisson,
   shuffled,
+  stratified,
   uniform,
 )
 
@@ -40,9 +41,19 @@ def of_sizes(num_clients, size):
   return by_size(num_clients, size, sizes)
 
 
-ALL = SAMPLERS | {"cyclic_poisson": of_groups, "by_size": of_sizes}
+def of_strata(num_clients, size):
+  sizes = 1 + np.arange(num_clients) % 7
+  return stratified(num_clients, size, np.zeros(()), sizes, by="sizes")
+
+
+ALL = SAMPLERS | {
+  "cyclic_poisson": of_groups,
+  "by_size": of_sizes,
+  "stratified": of_strata,
+}
 del ALL["available"]  # it needs a trace; see test_availability.py
-del ALL["power_of_choice"]  # it has a state; see test_observing.py
+# These have a state; see test_observing.py and test_participation.py.
+del ALL["power_of_choice"], ALL["importance"]
 
 
 def included(sampler, num_clients, rounds, seed=0):

@@ -5,7 +5,7 @@ For algorithms that keep several models: of edge servers, or of clusters.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class _Sums(NamedTuple):
 
   acc: PyTree  # leaves (groups, ...)
   weight: Array  # shape=(groups,), float32
-  count: Array  # shape=(groups,), int32
+  clients: Array  # shape=(groups,), int32
 
 
 def grouped(aggregator: Aggregator, groups: int) -> Aggregator:
@@ -78,14 +78,17 @@ def grouped(aggregator: Aggregator, groups: int) -> Aggregator:
       return acc, weight, jnp.sum(mine, dtype=jnp.int32)
 
     acc, weight, count = jax.vmap(one)(every, sums.acc)
-    return _Sums(acc, sums.weight + weight, sums.count + count)
+    return _Sums(acc, sums.weight + weight, sums.clients + count)
 
   def finish(
     sums: _Sums, weight: Array, count: Array, context: AggregationContext
   ) -> Grouped:
     del weight, count
-    finish = lambda *of_group: aggregator.finish(*of_group, context)
-    update: Any = jax.vmap(finish)(sums.acc, sums.weight, sums.count)
+
+    def one(acc: PyTree, weight: Array, count: Array) -> PyTree:
+      return aggregator.finish(acc, weight, count, context)
+
+    update = jax.vmap(one)(sums.acc, sums.weight, sums.clients)
     return Grouped(update, sums.weight)
 
   return aggregator._replace(init=init, add=add, finish=finish, reduces=False)

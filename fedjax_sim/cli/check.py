@@ -23,6 +23,7 @@ from fedjax_sim.contract.setting import (
   POPULATION,
   SIZES,
   Setting,
+  counts_like,
   cut,
   federation,
   fitted,
@@ -154,7 +155,7 @@ def setting_of_config(
       aggregator=build.build_aggregator(config, cohort, data),
       transforms=tuple(build_transforms(config)),
       private_algorithm=_private(config, task, algorithm),
-      draw=build_sampler(config, sizes),
+      draw=build_sampler(config, sizes, lambda: counts_like(sizes)),
       population=population,
       drawn=drawn,
     )

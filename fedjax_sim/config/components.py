@@ -253,7 +253,7 @@ SLOTS = (
   Slot(
     *("sampler", "name", sampling.SAMPLERS, Sampler, "samplers"),
     positional=2,
-    filled=["sizes"],
+    filled=["sizes", "label_counts"],
   ),
   Slot(
     *("aggregator", "name", {**aggregators.AGGREGATORS, **SECURE}, Aggregator),

@@ -287,7 +287,8 @@ def setting_of(part: Any, kind: str | None = None) -> Setting:
     transforms = (_made(part, kind),)
   elif kind == "sampler":
     sizes = np.resize(SIZES, POPULATION)
-    draw = lambda clients, size: _made(part, kind, clients, size, sizes=sizes)
+    known = {"sizes": sizes, "label_counts": counts_like(sizes)}
+    draw = lambda clients, size: _made(part, kind, clients, size, **known)
   return fitted(
     Setting(
       kind=kind,
@@ -301,6 +302,12 @@ def setting_of(part: Any, kind: str | None = None) -> Setting:
       draw=draw,
     )
   )
+
+
+def counts_like(sizes: np.ndarray) -> np.ndarray:
+  """Return label counts of clients of these sizes, shape=(clients, classes)."""
+  client = np.arange(len(sizes))[:, None]
+  return np.where((client + np.arange(3)) % 2, sizes[:, None], 0)
 
 
 def _made(part: Any, kind: str, *given: Any, **named: Any) -> Any:

@@ -71,13 +71,17 @@ class Sampler(NamedTuple):
       shape=(cohort,), int64; see `Client.version`.
     participation: what it promises; None: nothing, and no accountant can say
       what an epsilon would be. One that observes cannot promise anything.
+    weights: (seed, round, ids) -> factors of the clients' weights in means,
+      shape=(cohort,), float, > 0; with a state: (seed, round, ids, state). They
+      undo that some clients are drawn more often than others. None: all 1.
     init: () -> the state before the first round, a pytree of numpy arrays;
       None: there is no state.
     observe: (state, round, ids, present, values) -> the state after a round,
       with the same structure, shapes and dtypes. `ids` are the round's clients
       in increasing order, shape=(cohort,), int64; `present` says which are in
       the aggregate, shape=(cohort,), bool; `values` has, by name, the mean of
-      each of `Report.metrics` (such as "loss") and each of `Report.values`,
+      each of `Report.metrics` (such as "loss"), each of `Report.values`, and
+      "update/norm", the L2 norm of its update after transforms; they are of
       shape=(cohort,), NaN of clients that are not present. It must not change
       its arguments. None: there is no state.
   """
@@ -89,5 +93,6 @@ class Sampler(NamedTuple):
     lambda seed, round_, ids: np.zeros_like(ids)
   )
   participation: Participation | None = None
+  weights: Callable[..., np.ndarray] | None = None
   init: Callable[[], PyTree] | None = None
   observe: Callable[..., PyTree] | None = None

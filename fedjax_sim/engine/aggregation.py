@@ -172,6 +172,7 @@ def _train_device(
     cohort.num_examples,
     cohort.start,
     cohort.num_steps,
+    cohort.weight,
     states,
   )
 

@@ -40,6 +40,7 @@ COHORT_SPEC = CohortPlan(
   num_examples=P(AXIS),
   start=P(AXIS),
   num_steps=P(AXIS),
+  weight=P(AXIS),
   num_waves=P(AXIS),
   order=P(),
 )

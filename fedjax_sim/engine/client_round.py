@@ -24,7 +24,7 @@ from fedjax_sim.core import (
   noise_key_for,
   returned,
 )
-from fedjax_sim.core.tree import all_finite, no_nan
+from fedjax_sim.core.tree import all_finite, no_nan, tree_norm
 from fedjax_sim.core.types import EMPTY
 from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
@@ -63,6 +63,7 @@ class ClientPlan(NamedTuple):
     num_examples: distinct examples that it uses.
     start: for every pass, the first entry of the order that it reads.
     num_steps: for every pass, its number of local steps.
+    weight: factor of what it weighs.
     state: its row in the table of client states.
   """
 
@@ -71,6 +72,7 @@ class ClientPlan(NamedTuple):
   num_examples: Array
   start: Array
   num_steps: Array
+  weight: Array
   state: PyTree
 
 
@@ -155,7 +157,8 @@ def train_client(
       spec.first_pass,
     )
   returned.metrics("Report.metrics", report.metrics)
-  report = report._replace(weight=jnp.asarray(report.weight, jnp.float32))
+  weight = jnp.asarray(report.weight, jnp.float32) * row.weight
+  report = report._replace(weight=weight)
   privacy = algorithm.privacy
   checked = privacy is not None and privacy.checks_updates
   # What goes into transforms is always checked, even if `postprocess_report`
@@ -174,21 +177,23 @@ def train_client(
     kept=(report.state, tuple(r.state for r in results)),
     status=_status(row.client, finite, report),
     log=client_log.entry(report, update) if spec.log_clients else (),
-    observed=_observed(report) if spec.observes else {},
+    observed=_observed(report, update) if spec.observes else {},
   )
 
 
-def _observed(report: Report) -> dict[str, Array]:
+def _observed(report: Report, update: PyTree) -> dict[str, Array]:
   """Return what a sampler observes of a client: name -> shape=(), float.
 
   Args:
     report: what it sends.
+    update: of it, before `postprocess_report`.
 
   Raises:
     ValueError: a metric and a value have the same name.
   """
   sums = in_float32(report.metrics)
   means = {name: m.total / m.weight for name, m in sums.items()}
+  means["update/norm"] = tree_norm(update)
   if both := means.keys() & report.values.keys():
     raise ValueError(
       f"Report.metrics and Report.values both have {sorted(both)}, and the"

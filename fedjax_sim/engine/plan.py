@@ -46,7 +46,7 @@ Ints = Any  # of int32: numpy on the host, jax.Array in the trace
 
 
 class CohortPlan(NamedTuple):
-  """A plan: who trains where, on what. All int32.
+  """A plan: who trains where, on what. All int32, but for `weight`.
 
   Attributes:
     client: shape=(devices, waves, lanes), idle devices included; ids, -1 for an
@@ -55,6 +55,8 @@ class CohortPlan(NamedTuple):
     num_examples: shape=(devices, waves, lanes); distinct examples used.
     start: shape=(devices, waves, lanes, passes); first entry in the order.
     num_steps: shape=(devices, waves, lanes, passes); 0 for an empty lane.
+    weight: shape=(devices, waves, lanes), float32; factor of what the client
+      weighs, see `Sampler.weights`.
     num_waves: shape=(devices,); how many of the waves are in use.
     order: for every pass, shape=(length,); example indices, complemented
       where they only fill up a batch.
@@ -65,6 +67,7 @@ class CohortPlan(NamedTuple):
   num_examples: Ints
   start: Ints
   num_steps: Ints
+  weight: Any
   num_waves: Ints
   order: Ints
 
@@ -179,6 +182,7 @@ def plan_rounds(
   first: int,
   rounds: int,
   versions: Sequence[np.ndarray] | None = None,
+  weights: Sequence[np.ndarray] | None = None,
   sliced: bool = False,
 ) -> tuple[CohortPlan, list[ExampleSlices]]:
   """Lay out the cohorts of consecutive rounds, all at once.
@@ -191,6 +195,8 @@ def plan_rounds(
     seed: the run's seed.
     first: the first round.
     rounds: the result's rounds; nobody takes part in those beyond `cohorts`.
+    weights: for every round, factors of its ids' weights, shape=(cohort,); None
+      for 1.
     versions: for every round, those of its ids, shape=(cohort,); see
       `Client.version`; None: all 0.
     sliced: every device has the examples of its own clients alone, and
@@ -269,6 +275,8 @@ def plan_rounds(
   planned.client[where] = ids[rank]
   if versions is not None:
     planned.version[where] = np.concatenate(versions)[rank]
+  if weights is not None:
+    planned.weight[where] = np.concatenate(weights)[rank]
   planned.num_examples[where] = batchings[0].examples_used(sizes[0])[rank]
   planned.start[where] = np.stack(starts, axis=-1)[rank]
   planned.num_steps[where] = steps[rank]
@@ -341,6 +349,7 @@ def blank(shape: Capacity, passes: int, *rounds: int) -> CohortPlan:
     num_examples=zeros(),
     start=zeros(passes),
     num_steps=zeros(passes),
+    weight=np.ones(grid, np.float32),
     num_waves=np.zeros(grid[:-2], np.int32),
     order=tuple(np.full((*rounds, n), -1, np.int32) for n in shape.order),
   )

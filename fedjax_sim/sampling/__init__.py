@@ -7,8 +7,10 @@ from fedjax_sim.sampling.available import available
 from fedjax_sim.sampling.cyclic import cyclic, cyclic_poisson, shuffled
 from fedjax_sim.sampling.device_trace import Trace, load_trace, make_trace
 from fedjax_sim.sampling.draws import generator, without_replacement
+from fedjax_sim.sampling.importance import importance
 from fedjax_sim.sampling.in_flight import delayed, in_flight
 from fedjax_sim.sampling.power_of_choice import power_of_choice
+from fedjax_sim.sampling.stratified import stratified
 from fedjax_sim.sampling.uniform import poisson, uniform
 from fedjax_sim.sampling.weighted import by_size
 from fedjax_sim.sampling.without import without
@@ -24,12 +26,14 @@ __all__ = [
   "cyclic_poisson",
   "delayed",
   "generator",
+  "importance",
   "in_flight",
   "load_trace",
   "make_trace",
   "poisson",
   "power_of_choice",
   "shuffled",
+  "stratified",
   "uniform",
   "without",
   "without_replacement",
@@ -44,6 +48,8 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
   "shuffled": shuffled,
   "by_size": by_size,
   "available": available,
-  "power_of_choice": power_of_choice,
+  "importance": importance,
   "in_flight": in_flight,
+  "power_of_choice": power_of_choice,
+  "stratified": stratified,
 }

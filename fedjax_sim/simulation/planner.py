@@ -215,6 +215,35 @@ class Cohorts:
       for i, cohort in enumerate(cohorts)
     ]
 
+  def weights(
+    self, first: int, cohorts: Sequence[np.ndarray], state: PyTree = ()
+  ) -> list[np.ndarray] | None:
+    """Return the factors of the weights of each client of each round.
+
+    Args:
+      first: number of rounds done before them.
+      cohorts: ids of the clients, round by round.
+      state: the sampler's state; () without one.
+
+    Raises:
+      ValueError: the sampler fails, or a factor is not a positive number.
+    """
+    if self.sampler.weights is None:
+      return None
+    known = (state,) if self.observes else ()
+    found = []
+    for i, ids in enumerate(cohorts):
+      made = self.sampler.weights(self.seed, first + i, ids, *known)
+      factors = np.asarray(made, np.float64)
+      fits = factors.shape == ids.shape and (factors > 0).all()
+      if not fits or not np.isfinite(factors).all():
+        raise ValueError(
+          f"sampler.name: round {first + i + 1}: Sampler.weights returned"
+          f" {factors!r}; give each client of the cohort a number above 0."
+        )
+      found.append(factors)
+    return found
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Planner:
@@ -323,6 +352,7 @@ class Planner:
       first=first,
       rounds=shape.rounds,
       versions=self.cohorts.versions(first, ids),
+      weights=self.cohorts.weights(first, ids, state),
       sliced=self.residency.sliced,
     )
     for i in range(len(ids)):

@@ -213,7 +213,7 @@ def _train_cohort(
   for place in places:
     at.client = int(client[place])
     examples = _at(data, place[0]) if spec.sliced else data
-    plan = ClientPlan(*_at((*cohort[:5], states), place))
+    plan = ClientPlan(*_at((*cohort[:6], states), place))
     out = train_client(spec, plan, given, examples, cohort.order)
     rows.append(aggregation.per_client(out))
     if sums is None:

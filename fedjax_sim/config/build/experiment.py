@@ -31,6 +31,7 @@ from fedjax_sim.config.build.server import (
   build_sampler,
   build_schedules,
   build_transforms,
+  label_counts,
   leave_out,
 )
 from fedjax_sim.config.build.timetable import Timetable
@@ -145,7 +146,7 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
   task = shared.task(config, data)
   algorithm = build_algorithm(config, task)
   clients = data.train.num_clients, server.clients_per_round
-  sampler = build_sampler(config, data.train.sizes)
+  sampler = build_sampler(config, data.train.sizes, lambda: label_counts(data))
   fields = reference_fields(config)
   size = (1, 1) if algorithm.requirements.pools_data else clients
   draw = sampling.uniform if algorithm.requirements.pools_data else sampler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedjax_sim.data import (
   FederatedDataset,
   client_numbers,
 )
+from fedjax_sim.data.profile import class_counts
 from fedjax_sim.engine import hparams
 from fedjax_sim.privacy.secure.aggregators import SECURE, fixed_cohort
 from fedjax_sim.tasks.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
@@ -103,7 +105,9 @@ def build_aggregator(
 
 
 def build_sampler(
-  config: ConfigDict, sizes: np.ndarray
+  config: ConfigDict,
+  sizes: np.ndarray,
+  label_counts: Callable[[], np.ndarray],
 ) -> Callable[[int, float], core.Sampler]:
   """Return a function of (clients, clients a round) that makes the sampler.
 
@@ -111,16 +115,37 @@ def build_sampler(
     config: complete.
     sizes: shape=(clients,); how many examples each client has, for samplers
       that take it.
+    label_counts: returns shape=(clients, classes); how many examples of each
+      label each client has, for samplers that take it.
   """
   (slot,) = components.slots_of("sampler")
+  known: dict[str, Any] = {"sizes": sizes}
+  function = slot.factory(config.sampler.name)
+  if "label_counts" in inspect.signature(function).parameters:
+    known["label_counts"] = label_counts()  # it reads all labels
 
   def draw(num_clients: int, clients_per_round: float) -> core.Sampler:
     made: core.Sampler = components.make(
-      config, slot, num_clients, clients_per_round, sizes=sizes
+      config, slot, num_clients, clients_per_round, **known
     )
     return made
 
   return draw
+
+
+def label_counts(data: FederatedDataset) -> np.ndarray:
+  """Return how many examples of each label each training client has.
+
+  Args:
+    data: the data.
+
+  Returns:
+    Shape=(clients, classes), integer; without classes where there are none.
+  """
+  train, classes = data.train, data.stored_classes
+  if "y" not in train.examples or not classes:
+    return np.zeros((train.num_clients, 0), int)
+  return class_counts(train, np.arange(train.num_clients), classes)
 
 
 def leave_out(
