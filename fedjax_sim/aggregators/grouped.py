@@ -45,13 +45,13 @@ def grouped(aggregator: Aggregator, groups: int) -> Aggregator:
     groups: number of groups; a client's is below it.
 
   Raises:
-    ValueError: an aggregator that needs all updates.
+    ValueError: an aggregator that keeps all updates, or its last result.
   """
-  if aggregator.needs_all_updates:
+  if aggregator.needs_all_updates or aggregator.keeps_previous:
     raise ValueError(
-      "aggregator.name keeps a stack of all updates, and algorithm.name has"
-      " several groups of clients, each with an aggregate of its own; take"
-      " 'weighted_mean' or 'mean'."
+      "aggregator.name keeps all updates, or its last result, and"
+      " algorithm.name has several groups of clients, each with an aggregate of"
+      " its own; take 'weighted_mean' or 'mean'."
     )
   every = jnp.arange(groups, dtype=jnp.int32)
 
