@@ -198,7 +198,7 @@ def context_of(size, slot=0, **hparams):
   )
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("name", slow_but([*KINDS, "krum"], AGGREGATORS))
 def test_nobody_changes_nothing(name):
   aggregator = AGGREGATORS[name]()
   update = {"w": jnp.full((2,), jnp.nan)}

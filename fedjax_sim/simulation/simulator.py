@@ -139,9 +139,8 @@ class Simulator:
   @property
   def group_aggregator(self) -> Aggregator:
     """The aggregator of one group: a plain sum if the algorithm is private."""
-    if self.algorithm.privacy is None:
-      return self.aggregator
-    return aggregators.sum_()
+    private = self.algorithm.privacy is not None
+    return aggregators.sum_() if private else self.aggregator
 
   @property
   def effective_aggregator(self) -> Aggregator:
