@@ -31,7 +31,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.engine.client_log import gradient_statistics
-from fedjax_sim.training.local import LocalState, Observer, metric
+from fedjax_sim.training.local import LocalState, Observer, mean_of, metric
 from fedjax_sim.training.optimizers import Optimizer
 
 STATISTICS = ("loss", "variance", "mean", "magnitude")
@@ -172,8 +172,7 @@ def dga(
 
 def training_loss(carry: LocalState) -> Array:
   """Return the mean loss over a client's local steps, shape=(); 0 if none."""
-  total, weight = metric(carry.loss)
-  return total / jnp.where(weight > 0, weight, 1)
+  return mean_of(carry.loss)
 
 
 class BatchSums(NamedTuple):

@@ -1,4 +1,4 @@
-"""FedAvg; with other server optimizers FedAvgM, FedAdam, FedYogi, FedAdagrad.
+"""FedAvg, with any optimizer on clients and server.
 
 McMahan et al. 2017, "Communication-efficient learning of deep networks from
 decentralized data" (arXiv 1602.05629); Reddi et al. 2021, "Adaptive federated
@@ -28,6 +28,7 @@ from fedjax_sim.core import (
 )
 from fedjax_sim.training import optimizers
 from fedjax_sim.training.local import (
+  ExtraLoss,
   GetModel,
   GradientHook,
   LocalState,
@@ -54,6 +55,7 @@ def fedavg(
   gradient_hook: GradientHook | None = None,
   get_model: GetModel = lambda client: client.message,
   observer: Observer | None = None,
+  extra_loss: ExtraLoss | None = None,
 ) -> Algorithm:
   """Return FedAvg: local training, then a server step along the mean update.
 
@@ -69,6 +71,8 @@ def fedavg(
     get_model: client -> the `Variables` that it starts from, for algorithms
       whose message holds more than those.
     observer: what algorithms sum up over a client's local steps.
+    extra_loss: (client, variables, batch) -> what is added to the loss of a
+      local step, shape=().
   """
   optimizers.check("server_optimizer", server_optimizer)
   local = local_training(
@@ -78,6 +82,7 @@ def fedavg(
     gradient_hook=gradient_hook,
     get_model=get_model,
     observer=observer,
+    extra_loss=extra_loss,
   )
 
   def init(key: Key, hparams: HParams) -> ServerState:

@@ -3,6 +3,8 @@ r"""Do corrections of client drift help where clients differ?
     python -m benchmarks.heterogeneous
     python -m benchmarks.heterogeneous --data=synthetic --clients_per_round=10 \
       --rates=0.001,0.003,0.01,0.03,0.1
+    python -m benchmarks.heterogeneous --algorithms=fedavg,feddyn,moon \
+      --options=alpha=0.1,mu=5
 
 Accuracy after the last round, over the seeds, as mean and standard error; the
 seed draws data, partition, parameters and cohorts. Each algorithm has the
@@ -12,13 +14,18 @@ client learning rate of `--rates` that gives it the best mean.
   distribution with alpha 0.1; an MLP with 64 hidden units; the central test
   set.
 - `synthetic`: synthetic(1, 1) over 30 clients, whose sizes and numbers of local
-  steps differ widely; logistic regression; examples held out inside clients.
+  steps differ widely; logistic regression, which has no representations for
+  MOON; examples held out inside clients.
+
+Clients of FedShuffle divide their rate by their local steps; the table has the
+rate of a client with the mean number of them. Numbers of algorithms are their
+papers' defaults, but for `--options`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
 from typing import Any
 
 import numpy as np
@@ -27,11 +34,8 @@ from absl import app, flags
 from benchmarks import seeds
 from fedjax_sim import Runtime, Simulator, optimizer, sampling
 from fedjax_sim import setup as one_device_a_core
-from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.fednova import fednova
-from fedjax_sim.algorithms.mime_lite import mime_lite
-from fedjax_sim.algorithms.scaffold import scaffold
-from fedjax_sim.core import Algorithm, Task
+from fedjax_sim.algorithms import ALGORITHMS as REGISTRY
+from fedjax_sim.core import Algorithm, Task, validate
 from fedjax_sim.data import FederatedDataset, load_digits, load_synthetic
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.logistic_regression import logistic_regression
@@ -44,17 +48,40 @@ ROUNDS = flags.DEFINE_integer("rounds", 50, "of every run")
 COHORT = flags.DEFINE_integer("clients_per_round", 20, "of every run")
 RATES = flags.DEFINE_list("rates", ["0.03", "0.1", "0.3"], "of the clients")
 EPOCHS = flags.DEFINE_integer("epochs", 5, "of a client in a round")
-BETA = flags.DEFINE_float("beta", 0.9, "momentum of MimeLite")
+BETA = flags.DEFINE_float("beta", 0.9, "momentum of Mime and MimeLite")
 
-Make = Callable[..., Algorithm]
-ALGORITHMS: dict[str, tuple[Make, dict[str, Any]]] = {
-  "FedAvg": (fedavg, {}),
-  "FedAvg, equal weights": (fedavg, {"weighting": "uniform"}),
-  "SCAFFOLD, option I": (scaffold, {"option": "I"}),
-  "SCAFFOLD, option II": (scaffold, {"option": "II"}),
-  "FedNova": (fednova, {}),
-  "MimeLite": (mime_lite, {}),
+# What a run is called -> title, name in the registry, options.
+ALGORITHMS: dict[str, tuple[str, str, dict[str, Any]]] = {
+  "fedavg": ("FedAvg", "fedavg", {}),
+  "fedavg_equal": (
+    "FedAvg, equal weights",
+    *("fedavg", {"weighting": "uniform"}),
+  ),
+  "scaffold_1": ("SCAFFOLD, option I", "scaffold", {"option": "I"}),
+  "scaffold": ("SCAFFOLD, option II", "scaffold", {"option": "II"}),
+  "fednova": ("FedNova", "fednova", {}),
+  "mime_lite": ("MimeLite", "mime_lite", {}),
+  "agnostic": ("Agnostic", "agnostic", {}),
+  "fedadagrad": ("FedAdagrad", "fedadagrad", {}),
+  "fedadam": ("FedAdam", "fedadam", {}),
+  "fedavgm": ("FedAvgM", "fedavgm", {}),
+  "feddyn": ("FedDyn", "feddyn", {}),
+  "fedexp": ("FedExP", "fedexp", {}),
+  "fedlin": ("FedLin", "fedlin", {}),
+  "fedprox": ("FedProx", "fedprox", {}),
+  "fedshuffle": ("FedShuffle", "fedshuffle", {}),
+  "fedyogi": ("FedYogi", "fedyogi", {}),
+  "mime": ("Mime", "mime", {}),
+  "moon": ("MOON", "moon", {}),
+  "q_fedavg": ("q-FedAvg", "q_fedavg", {}),
 }
+BATCH = 8
+CHOSEN = flags.DEFINE_list(
+  "algorithms", [*ALGORITHMS][:6], f"some of {', '.join(ALGORITHMS)}"
+)
+OPTIONS = flags.DEFINE_list(
+  "options", [], "numbers, such as alpha=0.1, for all algorithms that take them"
+)
 
 
 def problem(seed: int) -> tuple[FederatedDataset, Task, str]:
@@ -68,22 +95,43 @@ def problem(seed: int) -> tuple[FederatedDataset, Task, str]:
   return data, task, "seen/accuracy"
 
 
-def accuracy(
-  make: Make, options: dict[str, Any], rate: float, seed: int
-) -> float:
+def build(
+  name: str, data: FederatedDataset, task: Task, rate: float
+) -> Algorithm:
+  """Return an algorithm of `ALGORITHMS` with a client's learning rate."""
+  _, registered, options = ALGORITHMS[name]
+  sizes = data.train.sizes
+  local = {"learning_rate": rate}
+  if name in (
+    "mime",
+    "mime_lite",
+  ):  # (1 - beta) rate is eta's factor of a new gradient
+    local = {"learning_rate": (1 - BETA.value) * rate, "momentum": BETA.value}
+  if name == "fedshuffle":
+    steps = EPOCHS.value * np.ceil(sizes / BATCH)
+    local = {"learning_rate": rate * float(steps.mean())}
+  given = {
+    "client_optimizer": optimizer("sgd", **local),
+    "server_optimizer": optimizer("sgd", learning_rate=1.0),
+    "num_clients": data.train.num_clients,
+    "mean_examples": float(sizes.mean()),
+    **{k: float(v) for k, v in (x.split("=") for x in OPTIONS.value)},
+    **options,
+  }
+  make = REGISTRY[registered]
+  taken = inspect.signature(make).parameters
+  return make(task, **{k: v for k, v in given.items() if k in taken})
+
+
+def accuracy(name: str, rate: float, seed: int) -> float:
   """Return the last model's accuracy."""
   data, task, metric = problem(seed)
-  local = optimizer("sgd", learning_rate=rate)
-  if make is mime_lite:  # (1 - beta) rate is eta's factor of a new gradient
-    local = optimizer(
-      "sgd", learning_rate=(1 - BETA.value) * rate, momentum=BETA.value
-    )
   simulator = Simulator(
     task=task,
-    algorithm=make(task, local, optimizer("sgd", learning_rate=1.0), **options),
+    algorithm=build(name, data, task, rate),
     data=data,
     sampler=sampling.uniform(data.train.num_clients, COHORT.value),
-    batching=LocalBatching(batch_size=8, epochs=EPOCHS.value),
+    batching=LocalBatching(batch_size=BATCH, epochs=EPOCHS.value),
     seed=seed,
     runtime=Runtime(lanes=1),
   )
@@ -95,19 +143,23 @@ def main(argv: list[str]) -> None:
   del argv
   one_device_a_core()
   rates = [float(rate) for rate in RATES.value]
+  titles = {
+    validate.one_of("algorithms", name, ALGORITHMS): ALGORITHMS[name][0]
+    for name in CHOSEN.value
+  }
   found = seeds.compare(
     {
-      f"{name}, rate {rate:g}": functools.partial(accuracy, *case, rate)
-      for name, case in ALGORITHMS.items()
+      f"{title}, rate {rate:g}": functools.partial(accuracy, name, rate)
+      for name, title in titles.items()
       for rate in rates
     },
     SEEDS.value,
   )
   rows = {}
-  for name in ALGORITHMS:
-    named = {rate: found[f"{name}, rate {rate:g}"] for rate in rates}
+  for title in titles.values():
+    named = {rate: found[f"{title}, rate {rate:g}"] for rate in rates}
     best = max(rates, key=lambda rate: np.mean(named[rate]))
-    rows[f"{name}, rate {best:g}"] = seeds.told(named[best])
+    rows[f"{title}, rate {best:g}"] = seeds.told(named[best])
   print_final_table({}, rows)
 
 

@@ -21,12 +21,15 @@ class EcgCNN(nnx.Module):
     self.dense1 = nnx.Linear(length // 2 // 2 * 32, 64, rngs=rngs)
     self.dense2 = nnx.Linear(64, classes, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Return logits, shape=(batch, classes), of x, (batch, time, channels)."""
+  def features(self, x: jax.Array) -> jax.Array:
+    """Return what the last layer takes, shape=(batch, 64)."""
     x = max_pool(nnx.relu(self.conv1(x)))
     x = max_pool(nnx.relu(self.conv2(x)))
-    x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
-    return self.dense2(x)
+    return nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Return logits, shape=(batch, classes), of x, (batch, time, channels)."""
+    return self.dense2(self.features(x))
 
 
 def ecg_cnn(example_shape: tuple[int, ...], num_classes: int) -> Task:

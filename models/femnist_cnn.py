@@ -36,13 +36,16 @@ class FemnistCNN(nnx.Module):
     self.dropout2 = nnx.Dropout(dropout[1], rngs=rngs)
     self.dense2 = nnx.Linear(128, classes, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Return logits, (batch, classes), of (batch, height, width, channels)."""
+  def features(self, x: jax.Array) -> jax.Array:
+    """Return what the last layer takes, shape=(batch, 128)."""
     x = nnx.relu(self.conv1(x))
     x = max_pool(nnx.relu(self.conv2(x)))
     x = self.dropout1(x).reshape(x.shape[0], -1)
-    x = self.dropout2(nnx.relu(self.dense1(x)))
-    return self.dense2(x)
+    return self.dropout2(nnx.relu(self.dense1(x)))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Return logits, (batch, classes), of (batch, height, width, channels)."""
+    return self.dense2(self.features(x))
 
 
 def femnist_cnn(

@@ -42,13 +42,16 @@ class LeNet(nnx.Module):
       rngs=rngs,
     )
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Return logits, (batch, classes), of (batch, height, width, channels)."""
+  def features(self, x: jax.Array) -> jax.Array:
+    """Return what the last layer takes, shape=(batch, 84)."""
     x = max_pool(nnx.relu(self.conv1(x)))
     x = max_pool(nnx.relu(self.conv2(x)))
     x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
-    x = nnx.relu(self.dense2(x))
-    return self.dense3(x)
+    return nnx.relu(self.dense2(x))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Return logits, (batch, classes), of (batch, height, width, channels)."""
+    return self.dense3(self.features(x))
 
 
 def lenet(example_shape: tuple[int, ...], num_classes: int) -> Task:

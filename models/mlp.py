@@ -22,12 +22,16 @@ class MLP(nnx.Module):
       for n_in, n_out in itertools.pairwise(sizes)
     )
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Return logits, shape=(batch, classes), of x, shape=(batch, ...)."""
+  def features(self, x: jax.Array) -> jax.Array:
+    """Return what the last layer takes, shape=(batch, units)."""
     x = x.reshape(x.shape[0], -1)
     for layer in self.layers[:-1]:
       x = nnx.relu(layer(x))
-    return self.layers[-1](x)
+    return x
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Return logits, shape=(batch, classes), of x, shape=(batch, ...)."""
+    return self.layers[-1](self.features(x))
 
 
 def mlp(

@@ -128,14 +128,18 @@ class ResNet(nnx.Module):
     self.blocks = nnx.List(blocks)
     self.logits = linear(features, classes, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Return logits, (batch, classes), of (batch, height, width, channels)."""
+  def features(self, x: jax.Array) -> jax.Array:
+    """Return what the last layer takes, shape=(batch, features)."""
     x = nnx.relu(self.norm(self.stem(x)))
     if self.pools:
       x = max_pool(x, 3, strides=2, padding=1)
     for block in self.blocks:
       x = block(x)
-    return self.logits(x.mean((1, 2)))
+    return x.mean((1, 2))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Return logits, (batch, classes), of (batch, height, width, channels)."""
+    return self.logits(self.features(x))
 
 
 def resnet(

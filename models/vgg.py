@@ -73,14 +73,18 @@ class VGG(nnx.Module):
     self.dense2 = linear(features, features, rngs=rngs)
     self.dense3 = linear(features, classes, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Return logits, (batch, classes), of (batch, height, width, channels)."""
+  def features(self, x: jax.Array) -> jax.Array:
+    """Return what the last layer takes, shape=(batch, units)."""
     for stage in self.stages:
       x = max_pool(stage(x))
     x = x.reshape(x.shape[0], -1)
     for dense in (self.dense1, self.dense2):
       x = nnx.relu(dense(self.dropout(x)))
-    return self.dense3(x)
+    return x
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Return logits, (batch, classes), of (batch, height, width, channels)."""
+    return self.dense3(self.features(x))
 
 
 def vgg(

@@ -62,6 +62,20 @@ def gradient(w, rows):
   return (1 / (1 + np.exp(-x @ w)) - y) @ x / len(rows)
 
 
+def loss(w, rows):
+  """The mean loss over these rows, in float64."""
+  z = X[rows].astype(np.float64) @ w
+  return np.mean(np.logaddexp(0, z) - Y[rows] * z)
+
+
+def trained(w, k, rate, gradient_of=lambda y, rows: gradient(y, rows)):
+  """The parameters of client k after its local steps from w."""
+  y = np.array(w, np.float64)
+  for rows in batches(k):
+    y = y - rate * gradient_of(y, rows)
+  return y
+
+
 def cohort(round_):
   return COHORTS[round_ % len(COHORTS)]
 

@@ -510,6 +510,12 @@ def test_variants_run_with_every_seed(benchmark, capsys):
   assert len(lines) == 6
 
 
+HETEROGENEOUS = (
+  "agnostic,fedadagrad,fedadam,fedavgm,feddyn,fedexp,fedlin,fedprox,"
+  "fedshuffle,fedyogi,mime,moon,q_fedavg"
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("module", "options", "rows"),
@@ -517,6 +523,10 @@ def test_variants_run_with_every_seed(benchmark, capsys):
     ("corrupted", ["--epochs=1"], 6),
     ("few_labels", ["--burn_in=1"], 6),
     ("heterogeneous", ["--rates=0.1"], 6),
+    (
+      *("heterogeneous", ["--rates=0.1", f"--algorithms={HETEROGENEOUS}"]),
+      HETEROGENEOUS.count(",") + 1,
+    ),
   ],
 )
 def test_comparisons_of_seeds_run(data_folder, module, options, rows):

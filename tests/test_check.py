@@ -226,8 +226,10 @@ def test_our_algorithms_pass(name):
   function = ALGORITHMS[name]
   given = {"dga_rl": {"metric": "accuracy"}}.get(name, {})
 
-  def algorithm(*parts, **options):
-    return function(*parts, **options, **given)
+  def algorithm(task, **options):
+    if name == "moon":  # the tiny model has no representations
+      task = task._replace(features=task.logits)
+    return function(task, **options, **given)
 
   takes = inspect.signature(function)
   algorithm.__signature__ = takes  # type: ignore[attr-defined]
@@ -288,7 +290,7 @@ def test_the_kind_follows_from_the_function():
     references.load("test", f"{OWN}/{file}:{name}")
   )
   assert of("aggregator.py", "short_mean") == "aggregator"
-  assert of("algorithm.py", "fedexp") == "algorithm"
+  assert of("algorithm.py", "full_length") == "algorithm"
   assert of("sampler.py", "by_size") == "sampler"
   assert of("model.py", "small_cnn") == "model"
   assert of("data.py", "rings") is None

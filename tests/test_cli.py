@@ -66,7 +66,7 @@ def refused(capsys, tmp_path):
     ("server.rounds=0", ["server.rounds=0", ">= 1"]),
     ("server.clients_per_round=91", ["server.clients_per_round=91", "90"]),
     ("algorithm.name=fedvag", ["algorithm.name", "'fedavg'", "centralized"]),
-    ("algorithm.name=fedadam", ["algorithm.name='fedavg'", "'adam'"]),
+    ("algorithm.name=fedadm", ["Did you mean 'fedadam'"]),
     ("model.name=logistic_regression", ["--config.model.hidden_sizes=None"]),
     ("runtime.lanes=many", ["runtime.lanes", "'auto'"]),
     ("runtime.devices=99", ["runtime.devices=99"]),

@@ -210,6 +210,8 @@ BOOL = [name for name, field in FIELDS.items() if field.kind is bool]
 ZERO = {
   "aggregator.f",
   "aggregator.number",
+  *(f"algorithm.{key}" for key in ("beta1", "beta2", "lambda_rate", "q")),
+  "algorithm.learning_rate",
   "aggregator.dropout",
   "algorithm.reference",
   "model.dropout",
@@ -453,6 +455,48 @@ def test_fields_that_nobody_takes(field, value, message):
   section[key] = value
   with pytest.raises(ValueError, match=message):
     build(source)
+
+
+SERVERS = {  # algorithm -> the server's numbers
+  "fedavgm": {"learning_rate", "momentum"},
+  "fedadagrad": {"learning_rate", "beta1", "tau"},
+  "fedadam": {"learning_rate", "beta1", "beta2", "tau"},
+  "fedyogi": {"learning_rate", "beta1", "beta2", "tau"},
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_an_algorithm_that_brings_the_servers_optimizer(name):
+  more = {
+    "algorithm.name": name,
+    "algorithm.learning_rate": "0.03",
+    "server.schedule": "step(every=2, factor=0.5)",
+  }
+  made = build(load(DIGITS, more))
+  assert made.config.server.optimizer is None
+  server = made.simulator.algorithm.hparams["server"]
+  assert server.keys() == SERVERS[name]
+  assert server["learning_rate"] == 0.03
+  for field, value in (
+    ("optimizer", "adam"),
+    ("learning_rate", "0.5"),
+    ("momentum", "0.9"),
+    ("max_grad_norm", "1.0"),
+  ):
+    message = rf"server\.{field}=.*algorithm\.name={name} brings .*=None"
+    with pytest.raises(ValueError, match=message):
+      complete(load(DIGITS, {**more, f"server.{field}": value}))
+
+
+def test_algorithms_that_take_the_population():
+  made = build(load(DIGITS, {"algorithm.name": "agnostic"})).simulator
+  server = made.states.shapes.server
+  assert server.lam.shape == (made.num_clients,)
+  most = {"algorithm.name": "fedshuffle", "client.max_examples": "9"}
+  made = build(load(DIGITS, most)).simulator
+  sizes = np.minimum(made.data.train.sizes, 9)
+  found = made.algorithm.hparams["mean_examples"]
+  assert found == pytest.approx(sizes.mean())
 
 
 def test_groups_go_with_the_sampling_that_takes_turns():

@@ -521,7 +521,7 @@ def test_an_extension_by_the_steps_of_contributing(tmp_path):
   config = json.loads((workdir / "config.json").read_text())
   parts = ("algorithm", "model", "data", "aggregator", "sampler")
   assert [config[part]["name"] for part in parts] == [
-    "fedexp",
+    "full_length",
     "tanh_network",
     "wine",
     "clipped_mean",

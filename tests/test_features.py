@@ -75,7 +75,22 @@ FEATURES = {
     "algorithm.name": "fedbuff",
     "sampler.name": "in_flight",
   },
+  "agnostic": {"algorithm.name": "agnostic"},
+  "fedadam": {
+    "algorithm.name": "fedadam",
+    "algorithm.learning_rate": "0.03",
+    "server.schedule": "step(every=2, factor=0.5)",
+  },
+  "feddyn": {"algorithm.name": "feddyn", "algorithm.alpha": "0.1"},
+  "fedexp": {"algorithm.name": "fedexp"},
+  "fedshuffle": {"algorithm.name": "fedshuffle", "client.learning_rate": "1.0"},
+  "moon": {"algorithm.name": "moon", "data.heldout_fraction": "0.2"},
+  "q_fedavg": {"algorithm.name": "q_fedavg"},
   "fednova": {"algorithm.name": "fednova", "client.momentum": "0.5"},
+  "fednova with a proximal term": {
+    "algorithm.name": "fednova",
+    "algorithm.mu": "0.5",
+  },
   "mime_lite": {"algorithm.name": "mime_lite", "client.momentum": "0.9"},
   "scaffold": {"algorithm.name": "scaffold", "algorithm.option": "I"},
   "quantization": {

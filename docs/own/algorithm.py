@@ -1,7 +1,7 @@
-"""An algorithm of one's own: FedExP, a change of two functions of FedAvg.
+"""An algorithm of one's own: a change of two functions of FedAvg.
 
-Jhunjhunwala et al. 2023, "FedExP: Speeding up federated averaging via
-extrapolation" (arXiv 2301.09604).
+Where clients differ, their updates' mean is shorter than they are; this one
+takes it at their mean length.
 
 fedjax-sim run --config=docs/own/algorithm.py --workdir=runs/algorithm
 """
@@ -13,25 +13,23 @@ from ml_collections import ConfigDict
 from fedjax_sim import Algorithm
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.config import default_config
+from fedjax_sim.core.tree import tree_norm
 
 
-def fedexp(
-  task, client_optimizer, server_optimizer, epsilon: float = 0.001
+def full_length(
+  task, client_optimizer, server_optimizer, limit: float = 10.0
 ) -> Algorithm:
-  """FedAvg whose server steps are longer the less the clients agree."""
+  """FedAvg whose server steps are as long as the clients' updates are."""
   base = fedavg(task, client_optimizer, server_optimizer, weighting="uniform")
 
-  def square(tree):
-    return sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))
-
-  def finish(client, carry):  # what a client sends: also its squared norm
+  def finish(client, carry):  # what a client sends: also its update's norm
     report = base.finish(client, carry)
-    return report._replace(statistics=square(report.update))
+    return report._replace(statistics=tree_norm(report.update))
 
   def apply(server, aggregate, context):  # statistics: their mean
-    ratio = aggregate.statistics / (square(aggregate.update) + epsilon)
-    step = jnp.maximum(1.0, ratio / 2)
-    update = jax.tree.map(lambda u: step * u, aggregate.update)
+    length = jnp.maximum(tree_norm(aggregate.update), 1e-12)
+    factor = jnp.minimum(aggregate.statistics / length, limit)
+    update = jax.tree.map(lambda u: factor * u, aggregate.update)
     return base.apply(server, aggregate._replace(update=update), context)
 
   return base._replace(finish=finish, apply=apply)
@@ -40,7 +38,7 @@ def fedexp(
 def get_config(arg: str = "") -> ConfigDict:
   """Return the config; `arg` "smoke" is a run of two rounds."""
   config = default_config()
-  config.algorithm.name = f"{__file__}:fedexp"
+  config.algorithm.name = f"{__file__}:full_length"
   config.data.alpha = 0.1  # clients differ in their classes
   config.client.batch_size = 4
   config.server.rounds = 2 if arg == "smoke" else 50

@@ -141,7 +141,7 @@ def setting_of_config(
     data, sizes = cut(whole), whole.train.sizes
     population, drawn = len(sizes), config.server.clients_per_round
   task = build.build_task(config, data)
-  algorithm = build.build_algorithm(config, task)
+  algorithm = build.build_algorithm(config, task, data.train.sizes)
   count = min(COHORT, data.train.num_clients)
   cohort = sampling.uniform(data.train.num_clients, count)
   code = inspect.unwrap(_slot(part, kind).factory(part))
@@ -154,7 +154,7 @@ def setting_of_config(
       algorithm=algorithm,
       aggregator=build.build_aggregator(config, cohort, data),
       transforms=tuple(build_transforms(config)),
-      private_algorithm=_private(config, task, algorithm),
+      private_algorithm=_private(config, task, data.train.sizes, algorithm),
       draw=build_sampler(config, sizes, lambda: counts_like(sizes)),
       population=population,
       drawn=drawn,
@@ -163,11 +163,11 @@ def setting_of_config(
 
 
 def _private(
-  config: ConfigDict, task: Task, algorithm: Algorithm
+  config: ConfigDict, task: Task, sizes: np.ndarray, algorithm: Algorithm
 ) -> Callable[[], Algorithm]:
   """Return what makes the algorithm with uniform weights, if it has them."""
   if "weighting" not in config.algorithm:
     return lambda: algorithm
   uniform = config.copy_and_resolve_references()
   uniform.algorithm.weighting = "uniform"
-  return lambda: build.build_algorithm(uniform, task)
+  return lambda: build.build_algorithm(uniform, task, sizes)

@@ -30,12 +30,6 @@ from fedjax_sim.core import validate
 
 _ORDER = "order"  # of labeled sections, where it matters
 _SEEDS = ("seed", "data.seed", "privacy.noise_seed")  # with bounds of their own
-_MEANT = {  # papers' names for FedAvg with another server optimizer
-  "fedadagrad": "server.optimizer='adagrad'",
-  "fedadam": "server.optimizer='adam'",
-  "fedavgm": "server.momentum=0.9",
-  "fedyogi": "server.optimizer='yogi'",
-}
 _WITHOUT = {  # section -> the parameter of algorithms that its optimizer fills
   "client": "client_optimizer",
   "server": "server_optimizer",
@@ -120,13 +114,10 @@ def _section(config: ConfigDict, name: str) -> ConfigDict:
     if choice is None:
       continue
     choice = fields[slot.key].check(slot.field, choice)
-    if slot.section == "algorithm" and choice in _MEANT:
-      raise validate.UnknownNameError(
-        f"algorithm.name={choice!r}: give algorithm.name='fedavg' and"
-        f" {_MEANT[choice]}."
-      )
     own = slot.fields(choice)
     if name in _WITHOUT and not _takes(config, _WITHOUT[name]):
+      if name == "server" and _takes(config, "learning_rate"):
+        _refuse_second_optimizer(config, own)
       fields[slot.key] = Field(str, None, optional=True)
       ignored = {**own, slot.key: fields[slot.key]}
       continue
@@ -148,6 +139,30 @@ def _takes(config: ConfigDict, parameter: str) -> bool:
   name = config.algorithm.get(slot.key) or _defaults().algorithm[slot.key]
   function = slot.factory(name)
   return parameter in inspect.signature(function).parameters
+
+
+def _refuse_second_optimizer(config: ConfigDict, own: Iterable[str]) -> None:
+  """Refuse a server optimizer beside an algorithm that brings its own.
+
+  Args:
+    config: whose algorithm has a learning rate of its own, the server's.
+    own: fields of the optimizer that `server.optimizer` names.
+  """
+  server, defaults = config.server, _defaults().server
+  name = f"algorithm.name={config.algorithm.name!r}"
+  for key in ("optimizer", "layer_rates", "max_grad_norm", *own):
+    value = server.get(key)
+    if value is None or (key in defaults and value == defaults[key]):
+      continue
+    remedy = f"unset it by --config.server.{key}=None"
+    if key == "optimizer":
+      remedy += ", or take algorithm.name='fedavg'"
+    if key == "learning_rate":
+      remedy += f" and give algorithm.learning_rate={value}"
+    raise ValueError(
+      f"server.{key}={value!r}: {name} brings the server's optimizer, with its"
+      f" own numbers in the section algorithm; {remedy}."
+    )
 
 
 def _adapted(

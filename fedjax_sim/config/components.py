@@ -238,7 +238,10 @@ SLOTS = (
   Slot(
     *("algorithm", "name", ALGORITHMS, Algorithm, "algorithms"),
     positional=1,
-    filled=["client_optimizer", "server_optimizer"],
+    filled=[
+      *("client_optimizer", "server_optimizer"),
+      *("num_clients", "mean_examples"),
+    ],
   ),
   Slot(
     *("client", "optimizer", *_OPTIMIZERS, "optimizers of clients"),

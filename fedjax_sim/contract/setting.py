@@ -275,6 +275,8 @@ def setting_of(part: Any, kind: str | None = None) -> Setting:
       task,
       client_optimizer=sgd(0.1),
       server_optimizer=sgd(1.0),
+      num_clients=data.train.num_clients,
+      mean_examples=float(data.train.sizes.mean()),
     )
     algorithm = make()
     if "weighting" in inspect.signature(part).parameters:

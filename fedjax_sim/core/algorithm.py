@@ -203,6 +203,8 @@ class Requirements(NamedTuple):
     groups: into how many groups updates are aggregated, each by itself. Clients
       then report `aggregators.Grouped` updates, by `postprocess_report`, after
       the transforms.
+    client_values: `apply` needs `Members.values`, which private clients do not
+      send.
   """
 
   all_updates: bool = False
@@ -210,6 +212,7 @@ class Requirements(NamedTuple):
   server_data: bool = False
   pools_data: bool = False
   groups: int = 1
+  client_values: bool = False
 
 
 class PrivacySpec(NamedTuple):

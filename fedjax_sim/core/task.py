@@ -129,6 +129,8 @@ class Task(NamedTuple):
       receive each as a further field, shape=(batch,); a schedule may change
       them in training.
     joint: metric -> what makes its numbers, of those that are no means.
+    features: (variables, examples) -> what the model makes of each example
+      before its last layer, (batch, ...); in evaluation mode. None if unknown.
   """
 
   init: Callable[[Key], Variables]
@@ -142,6 +144,7 @@ class Task(NamedTuple):
   )
   hparams: HParams = EMPTY
   joint: Mapping[str, Joint] = EMPTY
+  features: Callable[[Variables, Examples], Array] | None = None
 
 
 def mean_loss(

@@ -43,6 +43,7 @@ def with_fast_layers(task: Task, wanted: bool | None = None) -> Task:
     loss=fast(task.loss),
     metrics=fast(task.metrics),
     logits=task.logits and fast(task.logits),
+    features=task.features and fast(task.features),
   )
 
 

@@ -298,9 +298,14 @@ def _of_whole(
     assert task.logits is not None
     return task.logits(whole(variables), examples)
 
+  def features(variables: Variables, examples: Examples) -> Array:
+    assert task.features is not None
+    return task.features(whole(variables), examples)
+
   return task._replace(
     init=init,
     loss=loss,
     metrics=metrics,
     logits=None if task.logits is None else logits,
+    features=None if task.features is None else features,
   )

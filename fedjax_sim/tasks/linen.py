@@ -24,7 +24,7 @@ from fedjax_sim.tasks import losses
 from fedjax_sim.tasks.fast_layers import with_fast_layers
 from fedjax_sim.tasks.freezing import with_trainable
 from fedjax_sim.tasks.losses import ExampleLoss, ExampleMetrics, cross_entropy
-from fedjax_sim.tasks.nnx import Check, Inputs
+from fedjax_sim.tasks.nnx import Check, Inputs, tells_features
 
 
 def linen_task(
@@ -42,6 +42,9 @@ def linen_task(
   fast_layers: bool | None = None,
 ) -> Task:
   """Make a task from a `flax.linen` module.
+
+  A module's method `features`, if it has one, is `Task.features`, as in
+  `nnx_task`; it takes the same arguments as `__call__`.
 
   Args:
     module: the `nn.Module`.
@@ -104,12 +107,25 @@ def linen_task(
     )
     return logits
 
+  def task_features(variables: Variables, examples: Examples) -> Array:
+    features: Array = module.apply(
+      {"params": variables.params, **variables.buffers},
+      inputs(examples),
+      method="features",
+      **arguments[False],
+    )
+    return features
+
   def task_metrics(
     variables: Variables, examples: Examples
   ) -> dict[str, Metric]:
     return evaluate(task_logits(variables, examples), examples)
 
-  task = Task(init, task_loss, task_metrics, check, task_logits)
+  has_features = tells_features(type(module))
+  task = Task(
+    *(init, task_loss, task_metrics, check, task_logits),
+    features=task_features if has_features else None,
+  )
   if trainable is not None:
     task = with_trainable(task, trainable)
   return with_fast_layers(task, fast_layers)

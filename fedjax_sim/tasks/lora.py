@@ -133,11 +133,17 @@ def with_lora(
     made: Array = evaluate(task.logits, joined(variables), examples)
     return made
 
+  def features(variables: Variables, examples: Examples) -> Array:
+    assert task.features is not None
+    made: Array = evaluate(task.features, joined(variables), examples)
+    return made
+
   return task._replace(
     init=init,
     loss=loss,
     metrics=metrics,
     logits=None if task.logits is None else logits,
+    features=None if task.features is None else features,
   )
 
 

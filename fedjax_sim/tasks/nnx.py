@@ -59,7 +59,9 @@ def nnx_task(
 
   Variables that `trainable` selects are trained; other parameters are frozen;
   what is neither, such as batch statistics, are buffers. Random streams
-  (dropout and others) are seeded anew with every step's key.
+  (dropout and others) are seeded anew with every step's key. A module's method
+  `features`, if it has one, is `Task.features`: what `__call__` computes before
+  its last layer, of the same argument.
 
   Args:
     make: `nnx.Rngs` -> the module; called as `module(inputs(examples))`. A
@@ -88,7 +90,7 @@ def nnx_task(
 
   evaluate = losses.evaluated(loss, metrics)
 
-  def structure(mode: str) -> tuple[nnx.GraphDef[Any], PyTree]:
+  def structure(mode: str) -> tuple[nnx.GraphDef[Any], PyTree, bool]:
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     getattr(module, mode)()
     for _, part in nnx.iter_modules(module):
@@ -98,10 +100,10 @@ def nnx_task(
         part.promote_dtype = cast(Any, _keep_statistics)
     graphdef, *states = nnx.split(module, *filters)
     _check_trained(trainable, *states[:2])
-    return graphdef, states[2]
+    return graphdef, states[2], tells_features(type(module))
 
-  training, rng_shapes = structure("train")
-  evaluating, _ = structure("eval")
+  training, rng_shapes, has_features = structure("train")
+  evaluating, _, _ = structure("eval")
   streams = sorted(
     {
       rng.tag
@@ -154,13 +156,26 @@ def nnx_task(
     logits: Array = module(inputs(examples))
     return logits
 
+  def task_features(variables: Variables, examples: Examples) -> Array:
+    module = module_of(evaluating, variables, jax.random.key(0))
+    features: Array = module.features(inputs(examples))
+    return features
+
   def task_metrics(
     variables: Variables, examples: Examples
   ) -> dict[str, Metric]:
     return evaluate(task_logits(variables, examples), examples)
 
-  task = Task(init, task_loss, task_metrics, check, task_logits)
+  task = Task(
+    *(init, task_loss, task_metrics, check, task_logits),
+    features=task_features if has_features else None,
+  )
   return with_fast_layers(task, fast_layers)
+
+
+def tells_features(kind: type) -> bool:
+  """Return whether a class of modules has a method `features`."""
+  return inspect.isfunction(getattr(kind, "features", None))
 
 
 def _check_trained(trainable: Any, trained: PyTree, kept: PyTree) -> None:

@@ -67,11 +67,23 @@ def with_compute_dtype(
     assert task.logits is not None
     return in_float32(task.logits(lower(variables), inputs(examples)))
 
-  task_logits = None if task.logits is None else logits
-  return task._replace(loss=loss, metrics=metrics, logits=task_logits)
+  def features(variables: Variables, examples: Examples) -> Array:
+    assert task.features is not None
+    return in_float32(task.features(lower(variables), inputs(examples)))
+
+  return task._replace(
+    loss=loss,
+    metrics=metrics,
+    logits=None if task.logits is None else logits,
+    features=None if task.features is None else features,
+  )
 
 
 def with_remat(task: Task) -> Task:
   """Return the task with its activations recomputed in the backward pass."""
-  logits = None if task.logits is None else jax.checkpoint(task.logits)
-  return task._replace(loss=jax.checkpoint(task.loss), logits=logits)
+  remat = lambda function: function and jax.checkpoint(function)
+  return task._replace(
+    loss=remat(task.loss),
+    logits=remat(task.logits),
+    features=remat(task.features),
+  )

@@ -38,6 +38,10 @@ GradientHook = Callable[[Client, PyTree, PyTree], PyTree]
 GetModel = Callable[[Client], Variables]
 
 
+# (client, its model, batch) -> shape=(); differentiated in the model's params.
+ExtraLoss = Callable[[Client, Variables, Batch], Array]
+
+
 class Observer(NamedTuple):
   """What an algorithm sums up over a client's local steps.
 
@@ -101,6 +105,7 @@ def local_training(
   weighting: str = "examples",
   get_model: Callable[[Client], Variables] = lambda client: client.message,
   observer: Observer | None = None,
+  extra_loss: ExtraLoss | None = None,
 ) -> LocalTraining:
   """Return mini-batch training from the server's parameters.
 
@@ -113,6 +118,8 @@ def local_training(
       sum of the loss's weights over its steps; or `uniform`.
     get_model: client -> the `Variables` that it starts from.
     observer: what to sum up over the steps, in `LocalState.observed`.
+    extra_loss: what is added to the loss of every step, but not to the one that
+      is reported.
 
   Raises:
     UnknownNameError: no such weighting.
@@ -133,7 +140,10 @@ def local_training(
   ) -> LocalState:
     def loss(params: PyTree) -> tuple[Array, tuple[PyTree, Metric]]:
       variables = Variables(params, carry.buffers, get_model(client).frozen)
-      return core.mean_loss(task, variables, batch, key)
+      value, aux = core.mean_loss(task, variables, batch, key)
+      if extra_loss is not None:
+        value = value + extra_loss(client, variables, batch).astype(value.dtype)
+      return value, aux
 
     gradient, (buffers, total) = jax.grad(loss, has_aux=True)(carry.params)
     if gradient_hook is not None:
@@ -223,3 +233,36 @@ def full_gradient(
     )
 
   return LocalTraining(Pass(start, step, epochs=1), finish)
+
+
+def full_loss(
+  task: Task, *, get_model: GetModel = lambda client: client.message
+) -> Pass:
+  """Return a pass that measures a client's loss, and trains nothing.
+
+  It is over all of the client's data, at the model that it received, in
+  training mode; the batch size only bounds memory.
+
+  Args:
+    task: whose loss.
+    get_model: as in `local_training`.
+
+  Returns:
+    A pass whose carry is what `mean_of` makes the mean loss of.
+  """
+
+  def start(client: Client, *earlier: PyTree) -> Total:
+    del client, earlier
+    return zero_metric()
+
+  def step(client: Client, carry: Total, batch: Batch, key: Key) -> Total:
+    _, (_, total) = core.mean_loss(task, get_model(client), batch, key)
+    return compensated.add(carry, total)
+
+  return Pass(start, step, epochs=1, augmented=False)
+
+
+def mean_of(loss: Total) -> Array:
+  """Return the mean of a summed loss, shape=(), float32; 0 of nothing."""
+  total, weight = metric(loss)
+  return total / jnp.where(weight > 0, weight, 1)

@@ -13,7 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_sim.models.transformer.attention import Attention
-from fedjax_sim.models.transformer.embeddings import STDDEV, Embeddings
+from fedjax_sim.models.transformer.embeddings import (
+  STDDEV,
+  Embeddings,
+  mean_of_tokens,
+)
 from fedjax_sim.models.transformer.feed_forward import FeedForward
 from fedjax_sim.models.transformer.heads import CausalHead, LastTokenHead
 from fedjax_sim.models.transformer.remat import applied
@@ -92,18 +96,33 @@ class Decoder(nnx.Module):
       else LastTokenHead(sizes, classes, rngs)
     )
 
+  def features(self, ids: jax.Array) -> jax.Array:
+    """Return what tells classes, or the mean of all tokens, (batch, width).
+
+    Args:
+      ids: shape=(batch, time), integer.
+    """
+    x, real = self._vectors(ids)
+    if isinstance(self.head, CausalHead):
+      return mean_of_tokens(x, real)
+    return self.head.features(x, real)
+
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Return logits, (batch, time, vocabulary) or (batch, classes).
 
     Args:
       ids: shape=(batch, time), integer.
     """
+    x, real = self._vectors(ids)
+    if isinstance(self.head, CausalHead):
+      return self.head(x, self.embeddings.tokens)
+    return self.head(x, real)
+
+  def _vectors(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the last norm's vectors, and which are tokens, (batch, time)."""
     ids = ids.astype(jnp.int32)  # an unsigned one is compared with no -1
     x = self.embeddings(ids, jnp.arange(ids.shape[1])[None])
     x = self.dropout(x)
     for layer in self.layers:
       x = applied(layer, self.sizes.remat_blocks, x)
-    x = self.norm(x)
-    if isinstance(self.head, CausalHead):
-      return self.head(x, self.embeddings.tokens)
-    return self.head(x, ids != self.sizes.padding_id)
+    return self.norm(x), ids != self.sizes.padding_id

@@ -53,6 +53,18 @@ class Embeddings(nnx.Module):
     return x
 
 
+def mean_of_tokens(x: jax.Array, real: jax.Array) -> jax.Array:
+  """Return the mean over the tokens of each text, shape=(batch, width).
+
+  Args:
+    x: shape=(batch, time, width).
+    real: shape=(batch, time), bool; False for padding.
+  """
+  weights = real.astype(x.dtype)
+  count = jnp.maximum(weights.sum(1), 1)
+  return jnp.einsum("bt,btw->bw", weights, x) / count[:, None]
+
+
 def counted_positions(sizes: EncoderSizes, ids: jax.Array) -> jax.Array:
   """Return the positions of ids, shape=(batch or 1, time)."""
   if sizes.positions_after is None:

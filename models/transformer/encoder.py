@@ -16,6 +16,7 @@ from fedjax_sim.models.transformer.embeddings import (
   STDDEV,
   Embeddings,
   counted_positions,
+  mean_of_tokens,
 )
 from fedjax_sim.models.transformer.feed_forward import FeedForward
 from fedjax_sim.models.transformer.heads import FirstTokenHead, MaskedHead
@@ -96,18 +97,34 @@ class Encoder(nnx.Module):
       else FirstTokenHead(sizes, classes, rngs)
     )
 
+  def features(self, ids: jax.Array) -> jax.Array:
+    """Return what tells classes, or the mean of all tokens, (batch, width).
+
+    Args:
+      ids: shape=(batch, time), integer.
+    """
+    x, real = self._vectors(ids)
+    if isinstance(self.head, MaskedHead):
+      return mean_of_tokens(x, real)
+    return self.head.features(x)
+
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Return logits, (batch, time, vocabulary) or (batch, classes).
 
     Args:
       ids: shape=(batch, time), integer.
     """
+    x, _ = self._vectors(ids)
+    if isinstance(self.head, MaskedHead):
+      return self.head(x, self.embeddings.tokens)
+    return self.head(x)
+
+  def _vectors(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the last block's vectors, and which are tokens, (batch, time)."""
     ids = ids.astype(jnp.int32)  # an unsigned one is compared with no -1
     real = ids != self.sizes.padding_id
     x = self.embeddings(ids, counted_positions(self.sizes, ids))
     x = self.dropout(self.embeddings_norm(x))
     for layer in self.layers:
       x = applied(layer, self.sizes.remat_blocks, x, real)
-    if isinstance(self.head, MaskedHead):
-      return self.head(x, self.embeddings.tokens)
-    return self.head(x)
+    return x, real

@@ -65,9 +65,13 @@ class FirstTokenHead(nnx.Module):
     self.dropout = nnx.Dropout(sizes.dropout, rngs=rngs)
     self.logits = _linear(sizes.width, classes, rngs)
 
+  def features(self, x: jax.Array) -> jax.Array:
+    """Return what the last layer takes, shape=(batch, width)."""
+    return self.dropout(jnp.tanh(self.dense(x[:, 0])))
+
   def __call__(self, x: jax.Array) -> jax.Array:
     """Return logits, (batch, classes), of x, (batch, time, width)."""
-    return self.logits(self.dropout(jnp.tanh(self.dense(x[:, 0]))))
+    return self.logits(self.features(x))
 
 
 class LastTokenHead(nnx.Module):
@@ -76,8 +80,8 @@ class LastTokenHead(nnx.Module):
   def __init__(self, sizes: Sizes, classes: int, rngs: nnx.Rngs):
     self.logits = _linear(sizes.width, classes, rngs, bias=False)
 
-  def __call__(self, x: jax.Array, real: jax.Array) -> jax.Array:
-    """Return logits, shape=(batch, classes).
+  def features(self, x: jax.Array, real: jax.Array) -> jax.Array:
+    """Return what the last layer takes, shape=(batch, width).
 
     Args:
       x: shape=(batch, time, width).
@@ -85,4 +89,8 @@ class LastTokenHead(nnx.Module):
     """
     last = jnp.max(real * jnp.arange(real.shape[1])[None], axis=1)
     there = jax.nn.one_hot(last, real.shape[1], dtype=x.dtype)
-    return self.logits(jnp.einsum("bt,btw->bw", there, x))
+    return jnp.einsum("bt,btw->bw", there, x)
+
+  def __call__(self, x: jax.Array, real: jax.Array) -> jax.Array:
+    """Return logits, shape=(batch, classes), of what `features` takes."""
+    return self.logits(self.features(x, real))

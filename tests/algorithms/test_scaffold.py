@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.feddyn import feddyn
 from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core.validate import UnknownNameError
 from fedjax_sim.engine.batching import LocalBatching
@@ -92,6 +93,7 @@ def test_it_reaches_the_optimum_that_fedavg_misses():
   drifting = fedavg(task, sgd(0.3), sgd(1.0), weighting="uniform")
   assert distance(drifting) > 0.1
   assert distance(scaffold(task, sgd(0.3), sgd(1.0))) < 1e-4
+  assert distance(feddyn(task, sgd(0.3), sgd(1.0), alpha=0.5)) < 1e-4
 
 
 def test_at_a_rate_of_zero_variates_stay():

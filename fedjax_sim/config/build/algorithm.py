@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax_sim.config import components
@@ -53,12 +54,16 @@ def _optimizer(config: ConfigDict, section: str, task: Task) -> Optimizer:
 _OPTIMIZERS = ("client", "server")
 
 
-def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
+def build_algorithm(
+  config: ConfigDict, task: Task, sizes: np.ndarray
+) -> Algorithm:
   """Return the algorithm, with the optimizers that it takes.
 
   Args:
     config: complete.
     task: what clients train.
+    sizes: shape=(clients,); how many examples each client has, for algorithms
+      that take `num_clients` or `mean_examples`, those of a round.
   """
   (slot,) = components.slots_of("algorithm")
   optimizers = {
@@ -66,7 +71,15 @@ def build_algorithm(config: ConfigDict, task: Task) -> Algorithm:
     for section in _OPTIMIZERS
     if config[section].optimizer is not None
   }
-  algorithm = components.make(config, slot, task, **optimizers)
+  used = np.minimum(sizes, config.client.max_examples or sizes.max())
+  algorithm = components.make(
+    config,
+    slot,
+    task,
+    num_clients=len(sizes),
+    mean_examples=float(used.mean()),
+    **optimizers,
+  )
   randomizer = build_randomizer(config)
   if randomizer is not None:  # a late report is randomized before it is late
     check_local_weights(config, randomizer)

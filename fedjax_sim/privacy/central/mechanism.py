@@ -323,6 +323,12 @@ def _check(algorithm: Algorithm, settings: CentralDPConfig) -> None:
       " has several groups of clients, each with a sum of its own; take another"
       " one of the two."
     )
+  if algorithm.requirements.client_values:
+    raise ValueError(
+      "privacy.mechanism adds noise to a sum of updates, and algorithm.name"
+      " wants numbers of every client by itself, such as its loss; take another"
+      " one of the two."
+    )
   if algorithm.requirements.pools_data:
     raise ValueError(
       "privacy.mechanism protects clients, and algorithm.name pools the data"

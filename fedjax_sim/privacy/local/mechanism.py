@@ -76,9 +76,9 @@ def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
     randomizer: what they do to them.
 
   Raises:
-    ValueError: an algorithm that wants a stack, has no clients, or weighs
-      clients in a way that the randomizer drops. Its `init` raises it, too, if
-      clients send buffers or statistics.
+    ValueError: an algorithm that wants a stack or values of clients, has no
+      clients, or weighs clients in a way that the randomizer drops. Its `init`
+      raises it, too, if clients send buffers or statistics.
   """
   owner = f"local_privacy.mechanism={randomizer.name!r}"
   softmax = algorithm.log_weight is not None
@@ -87,6 +87,11 @@ def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
     raise ValueError(
       f"{owner} makes updates that are of use in a sum alone, and"
       f" algorithm.name wants every update by itself; {unset} algorithm."
+    )
+  if algorithm.requirements.client_values:
+    raise ValueError(
+      f"{owner} covers a client's update and weight, and algorithm.name wants"
+      f" other numbers of every client, such as its loss; {unset} algorithm."
     )
   if algorithm.privacy is not None:
     raise ValueError(

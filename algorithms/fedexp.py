@@ -1,0 +1,105 @@
+"""FedExP: FedAvg whose server steps are longer the less the clients agree.
+
+Jhunjhunwala et al. 2023, "FedExP: Speeding up federated averaging via
+extrapolation" (arXiv 2301.09604), algorithm 1: with the updates Delta_i of M
+clients and their mean Delta, the server's step is Delta times
+
+    eta_g = max(1, sum_i ||Delta_i||^2 / (2 M (||Delta||^2 + epsilon)))
+
+The paper evaluates the mean of the last two models, this the last one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.algorithms import fedavg
+from fedjax_sim.core import (
+  Aggregate,
+  Algorithm,
+  Array,
+  Client,
+  Context,
+  HParams,
+  Key,
+  Report,
+  Requirements,
+  Task,
+  validate,
+)
+from fedjax_sim.core.tree import tree_norm
+from fedjax_sim.training.local import LocalState
+from fedjax_sim.training.optimizers import Optimizer
+
+
+class ServerState(NamedTuple):
+  """FedAvg's state, and the length of the last step."""
+
+  fedavg: fedavg.ServerState
+  eta_g: Array  # shape=(), float32; 1 before the first round
+
+
+def fedexp(
+  task: Task,
+  client_optimizer: Optimizer,
+  server_optimizer: Optimizer,
+  *,
+  epsilon: float = 0.001,
+) -> Algorithm:
+  """Return FedAvg whose server extrapolates.
+
+  All clients count the same, as in the paper. Besides their updates clients
+  send the squared norms, of which the server needs the mean: a statistic, which
+  a private run has to bound by `privacy.statistics_norm`. The metric `eta_g` is
+  that of the round before.
+
+  Args:
+    task: what clients train.
+    client_optimizer: starts anew in every round.
+    server_optimizer: sgd with learning rate 1 is the paper's.
+    epsilon: bounds the step where the clients' updates cancel out, > 0.
+
+  Raises:
+    TypeError, ValueError: epsilon is not such a number.
+  """
+  epsilon = validate.number("epsilon", epsilon, gt=0)
+  base = fedavg.fedavg(
+    task, client_optimizer, server_optimizer, weighting="uniform"
+  )
+
+  def init(key: Key, hparams: HParams) -> ServerState:
+    return ServerState(base.init(key, hparams), jnp.ones((), jnp.float32))
+
+  def finish(client: Client, carry: LocalState) -> Report:
+    report = base.finish(client, carry)
+    return report._replace(statistics=tree_norm(report.update) ** 2)
+
+  def apply(
+    server: ServerState, aggregate: Aggregate, context: Context
+  ) -> ServerState:
+    square = tree_norm(aggregate.update) ** 2 + context.hparams["epsilon"]
+    eta_g = jnp.maximum(1, aggregate.statistics / (2 * square))
+    update = jax.tree.map(lambda u: eta_g.astype(u.dtype) * u, aggregate.update)
+    moved = base.apply(
+      server.fedavg, aggregate._replace(update=update), context
+    )
+    return ServerState(moved, eta_g.astype(server.eta_g.dtype))
+
+  return base._replace(
+    init=init,
+    broadcast=lambda server: server.fedavg.variables,
+    finish=finish,
+    apply=apply,
+    variables=lambda server: server.fedavg.variables,
+    with_model=lambda server, variables: server._replace(
+      fedavg=server.fedavg._replace(variables=variables)
+    ),
+    hparams={**base.hparams, "epsilon": epsilon},
+    # The norms are those of a mean; a secure or robust aggregator that hides
+    # or drops updates would not hide or drop their squared norms.
+    requirements=Requirements(weighted_mean=True),
+    state_metrics=lambda server, hparams: {"eta_g": server.eta_g},
+  )
