@@ -85,6 +85,7 @@ def gossip(
   """
   count = validate.integer("num_clients", num_clients, ge=1)
   mixings = validate.integer("mixings", mixings, ge=1, le=1000)
+  graph_seed = validate.integer("graph_seed", graph_seed, ge=0)
   weights = topologies.mixing_matrix(
     topology, count, degree=degree, seed=graph_seed
   )

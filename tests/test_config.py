@@ -139,6 +139,9 @@ def with_field(field, value):
   if field.startswith("data.crop"):
     source.data.reshape = (8, 8)
     source.data.crop = 1
+  if source.algorithm.name == "gossip":
+    source.aggregator.name = "stack"
+    source.algorithm.topology = "random_regular"
   if source.algorithm.name == "fedlabels":
     source.data.labelled_fraction = 0.5
   if source.algorithm.name in ("dga_rl", "fedlaw", "fltrust"):
@@ -211,6 +214,7 @@ ZERO = {
   "aggregator.f",
   "aggregator.number",
   *(f"algorithm.{key}" for key in ("beta1", "beta2", "lambda_rate", "q")),
+  "algorithm.graph_seed",
   "algorithm.learning_rate",
   "aggregator.dropout",
   "algorithm.reference",
