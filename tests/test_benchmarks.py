@@ -547,6 +547,31 @@ def test_comparisons_of_seeds_run(data_folder, module, options, rows):
 
 
 @pytest.mark.slow
+def test_algorithms_are_tuned_and_compared():
+  out = run(
+    "algorithms",
+    [
+      *("accuracy", "--data=synthetic", "--seeds=2", "--rounds=2"),
+      *("--algorithms=fedavg,mime,ditto", "--rates=0.003,0.01"),
+      "--tuning_seeds=1",
+    ],
+  )
+  rows = re.findall(r"^\| `(\w+)` \| 0\.\d+ \| 0\.\d{4} \+- 0\.", out, re.M)
+  assert sorted(rows) == ["ditto", "fedavg", "mime"]
+
+
+@pytest.mark.slow
+def test_rounds_of_algorithms_are_timed():
+  out = run(
+    "algorithms",
+    ["speed", "--turns=1", "--cases=lr", "--algorithms=scaffold,fedlin"],
+  )
+  rows = re.findall(r"^\| `(\w+)` \| (\d+\.\d+) ", out, re.M)
+  assert [name for name, _ in rows] == ["fedavg", "scaffold", "fedlin"]
+  assert rows[0][1] == "1.00"
+
+
+@pytest.mark.slow
 def test_the_power_of_audits_is_told():
   command = [sys.executable, "-m", "benchmarks.audit", "--seeds=2"]
   done = subprocess.run(
