@@ -191,6 +191,8 @@ def all_fields():
   fields: dict[str, components.Field] = {}
   slots = list(components.SLOTS)
   for slot in components.LABELED:
+    if slot.section == "downlink":  # the functions of `transforms`
+      continue
     slots += [components.labeled_slot(slot.section, x) for x in slot.registry]
   for slot in slots:
     label = slot.section.partition(".")[2]

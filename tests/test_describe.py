@@ -66,7 +66,7 @@ def test_what_would_run():
   assert facts["clients a round"] == "20 (uniform)"
   steps = 20 * 5 * np.ceil(data.train.sizes / 8).mean()
   assert facts["local steps"].startswith(f"about {steps:,.0f} a round, ")
-  down, up, _ = simulator.traffic
+  down, up, *_ = simulator.traffic
   assert down == 4 * 4810
   assert facts["bytes a client and round"] == f"{down:,} down, {up:,} up"
   assert facts["devices"] == f"{DEVICES} x {jax.devices()[0].device_kind}"

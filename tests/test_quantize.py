@@ -543,7 +543,8 @@ def test_numbers_of_a_transform_are_metrics():
 
 def test_the_uncompressed_bytes_of_a_client():
   simulator = movers(np.ones((2, 3)), quantize(0.5))
-  assert simulator.traffic._asdict() == {"down": 12, "up": 16, "update": 12}
+  sizes = {"down": 12, "up": 16, "update": 12, "message": 12}
+  assert simulator.traffic._asdict() == {**sizes, "population": 2}
 
 
 # --- configs ------------------------------------------------------------------
@@ -572,7 +573,7 @@ def test_a_config_quantizes():
   kept = row["quantize/kept"] * 650
   assert row["quantize/bytes"] == pytest.approx(8 + 82 + kept / 2, abs=1)
   assert row["bytes_up"] == pytest.approx(20 * (row["quantize/bytes"] + 4))
-  down, up, _ = simulator.traffic
+  down, up, *_ = simulator.traffic
   line = f"{down:,} down, {up:,} up, before transforms"
   assert line in describe.describe(experiment)
 

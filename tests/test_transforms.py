@@ -260,7 +260,7 @@ def test_a_config_has_sections_in_an_order():
     (
       {"clipp": {"norm": 1.0}},
       validate.UnknownNameError,
-      r"transforms.clipp.name='clipp' .*mean 'clip'\? Known: .*clip, gaussian",
+      r"transforms.clipp.name='clipp' .*mean 'clip'\? Known: .*clip, drive, ",
     ),
     (
       {"clip": {"nrm": 1.0}},

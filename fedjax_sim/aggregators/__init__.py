@@ -13,6 +13,7 @@ from fedjax_sim.aggregators.norm_bounding import norm_bounding
 from fedjax_sim.aggregators.registry import ROBUST
 from fedjax_sim.aggregators.stacked import median, stack
 from fedjax_sim.aggregators.trimmed_mean import trimmed_mean
+from fedjax_sim.aggregators.votes import majority_vote
 from fedjax_sim.aggregators.whole import aggregate
 from fedjax_sim.core.tree import (
   add_weighted,
@@ -37,6 +38,7 @@ __all__ = [
   "geometric_median",
   "grouped",
   "krum",
+  "majority_vote",
   "mean",
   "median",
   "multi_krum",
@@ -50,6 +52,7 @@ __all__ = [
 
 
 AGGREGATORS = {
+  "majority_vote": majority_vote,
   "weighted_mean": weighted_mean,
   "mean": mean,
   "sum": sum_,

@@ -42,7 +42,7 @@ def describe(experiment: Experiment) -> str:
   size, devices = simulator.sampler.sizes[0], simulator.mesh.size
   width, dealt = simulator.runtime.lanes, distributed.size(simulator.mesh)
   choices = lanes.candidates(size, dealt) if width == "auto" else [int(width)]
-  down, up, _ = simulator.traffic
+  down, up, *_ = simulator.traffic
   rounds = timetable.rounds
   walked = zip(simulator.batchings, simulator.splits, strict=True)
   steps = sum(float(w.num_steps(d.sizes).mean()) for w, d in walked)
@@ -60,7 +60,8 @@ def describe(experiment: Experiment) -> str:
     "local steps": f"about {a_round:,.0f} a round,"
     f" {a_round * rounds:,.0f} in all",
     "bytes a client and round": f"{down:,} down, {up:,} up"
-    + (", before transforms" if simulator.transforms else ""),
+    + ", before transforms"
+    * bool(simulator.transforms or source.downlink.order),
     "privacy": _privacy(simulator, rounds),
     "noise": simulator.states.noise_origin,
     "privacy budget": experiment.budget_end,

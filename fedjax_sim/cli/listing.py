@@ -173,10 +173,15 @@ def markdown() -> str:
     " This file",
     "is made by `python -m fedjax_sim.cli.listing > docs/components.md`.",
   ]
+  seen: dict[int, Slot] = {}
   for slot in kinds().values():
     if slot.registry is OPTIMIZERS:
       continue
     lines += ["", f"## {slot.title.capitalize()}"]
+    other = seen.setdefault(id(slot.registry), slot)
+    if other is not slot:
+      lines += ["", _as_in(slot, other)]
+      continue
     for name, function in slot.registry.items():
       labeled = slot in LABELED
       section = f"{slot.section}.{name}" if labeled else slot.section
@@ -194,6 +199,13 @@ def markdown() -> str:
           f" {field.meaning or meanings.get(key, '')} |"
         )
   return "\n".join(lines)
+
+
+def _as_in(slot: Slot, other: Slot) -> str:
+  """Return that a slot has the components of another one, in words."""
+  text = f"`{slot.section}.NAME` takes what `{other.section}.NAME` does"
+  missing = [f"`{key}`" for key in other.common if key not in slot.common]
+  return f"{text}, but for {' and '.join(missing)}." if missing else f"{text}."
 
 
 def _meanings(parsed: docstring_parser.Docstring) -> dict[str, str]:

@@ -310,7 +310,9 @@ def reference_fields(config: ConfigDict) -> dict[str, Any]:
   """
   slots = [s for s in SLOTS if s.references]
   slots += [
-    labeled_slot("transforms", label) for label in config.transforms.order
+    labeled_slot(section, label)
+    for section in ("transforms", "downlink")
+    for label in config[section].order
   ]
   sections = [(slot, section_of(config, slot.section)) for slot in slots]
   found = {s.field: given[s.key] for s, given in sections if s.key in given}

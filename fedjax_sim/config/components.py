@@ -289,14 +289,21 @@ SLOTS = (
     "mechanisms of local privacy",
   ),
 )
-LABELED = (  # of each section in `transforms` and in `trackers`
+LABELED = (  # of each section in `transforms`, `downlink` and `trackers`
   Slot(
     *("transforms", "name", transforms.TRANSFORMS, Transform, "transforms"),
     common={
       "error_feedback": Field(
         bool, False, meaning="send later what it took off a client's update"
-      )
+      ),
+      "ef21": Field(
+        bool, False, meaning="transform what is new in a client's update"
+      ),
     },
+  ),
+  Slot(
+    *("downlink", "name", transforms.TRANSFORMS, Transform),
+    "transforms of what the server sends",
   ),
   Slot(
     *("trackers", "name", trackers.TRACKERS, Tracker, "trackers"),

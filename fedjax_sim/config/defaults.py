@@ -12,6 +12,7 @@ from ml_collections.config_dict import placeholder
 
 LABELED_SECTIONS = (
   "transforms",
+  "downlink",
   "trackers",
 )  # of which every entry is a section
 
@@ -102,6 +103,9 @@ def default_config() -> ConfigDict:
 
   config.transforms = ConfigDict()  # a section each, such as transforms.clip
   config.transforms.order = placeholder(tuple)  # None: by the alphabet
+
+  config.downlink = ConfigDict()  # likewise, of what the server sends
+  config.downlink.order = placeholder(tuple)
 
   config.trackers = ConfigDict()  # a section each, such as trackers.mlflow
   config.trackers.tensorboard = ConfigDict()

@@ -51,9 +51,11 @@ def changes(tree: Mapping[str, Any]) -> list[Change]:
       if not field.required:
         defaults.setdefault(f"{slot.section}.{key}", _plain(field.default))
   for label in tree.get("transforms", {}):
-    defaults[f"transforms.{label}.error_feedback"] = False
-  if not given.get("transforms.order"):
-    given.pop("transforms.order", None)
+    for wrapper in ("error_feedback", "ef21"):
+      defaults[f"transforms.{label}.{wrapper}"] = False
+  for section in ("transforms", "downlink"):
+    if not given.get(f"{section}.order"):
+      given.pop(f"{section}.order", None)
   nothing = object()
   return [
     Change(field, value, defaults.get(field))

@@ -293,6 +293,9 @@ class Algorithm(NamedTuple):
     postprocess_report: (client, report) -> report, after the transforms. For
       changes that depend on the client alone and that transforms must not see,
       such as scaling by a private count. May change the report's structure.
+    broadcast_bytes: server state -> shape=(); what a broadcast takes that all
+      clients of the federation receive, absent ones too. None: the cohort alone
+      receives the message, as it is.
     requirements: what the algorithm needs of other parts.
     log_weight: (server state, hparams) -> shape=(); log of the weight unit used
       this round, for algorithms whose weights are only defined up to a
@@ -328,6 +331,7 @@ class Algorithm(NamedTuple):
   postprocess_report: Callable[[Client, Report], Report] = (
     lambda client, report: report
   )
+  broadcast_bytes: Callable[[PyTree], Array] | None = None
   requirements: Requirements = Requirements()
   log_weight: Callable[[PyTree, HParams], Array] | None = None
   state_metrics: Callable[[PyTree, HParams], Mapping[str, Array]] = (

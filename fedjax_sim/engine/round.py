@@ -182,6 +182,9 @@ def run_round(
       lambda x: jnp.where(kept.status == ClientStatus.PRESENT, x, jnp.nan),
       kept.observed,
     ),
+    broadcast_bytes=()
+    if spec.algorithm.broadcast_bytes is None
+    else spec.algorithm.broadcast_bytes(state.server),
   )
   return new, metrics
 

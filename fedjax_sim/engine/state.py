@@ -55,6 +55,7 @@ class RoundMetrics(NamedTuple):
     state_metrics: `Algorithm.state_metrics`, before the server's step.
     observed: name -> shape=(devices, waves, lanes), what a sampler observes,
       NaN of who is not in the aggregate; empty unless the sampler observes.
+    broadcast_bytes: shape=(), `Algorithm.broadcast_bytes`; () without it.
   """
 
   clients: Array
@@ -68,6 +69,7 @@ class RoundMetrics(NamedTuple):
   scheduled: dict[str, Array]
   state_metrics: Mapping[str, Array]
   observed: dict[str, Array]
+  broadcast_bytes: Array | tuple[()] = ()
 
 
 class Best(NamedTuple):

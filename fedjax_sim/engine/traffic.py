@@ -30,11 +30,18 @@ class Traffic(NamedTuple):
     down: that the client receives.
     up: that it sends.
     update: those of `up` that are the update's.
+    message: those of `down` that are the first message's; in the others are the
+      answers to a survey.
+    population: how many clients receive a broadcast that goes to all.
+    links: `Algorithm.links`, which the sizes above are multiplied by.
   """
 
   down: int
   up: int
   update: int
+  message: int
+  population: int
+  links: float
 
 
 def first_client(
@@ -136,7 +143,9 @@ def report_shapes(
   return shapes
 
 
-def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
+def traffic(
+  algorithm: Algorithm, state: RunState, hparams: HParams, population: int
+) -> Traffic:
   """Return what one client receives and sends in a round, before transforms.
 
   What is frozen of a model does not count: clients have had it from the start.
@@ -145,6 +154,7 @@ def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
     algorithm: what it does.
     state: a state, or its shapes.
     hparams: `Algorithm.hparams`, or their shapes.
+    population: number of clients in the federation.
   """
 
   def visit(
@@ -157,16 +167,28 @@ def traffic(algorithm: Algorithm, state: RunState, hparams: HParams) -> Traffic:
     return asked.message, client.message, report, answer
 
   first, second, report, answer = jax.eval_shape(visit, state, hparams)
-  down, up = _message_bytes(first), nbytes(report)
+  message = down = message_bytes(first)
+  up = nbytes(report)
   if answer is not None:  # the second message has what the first one had
-    down = max(down, _message_bytes(second))
+    down = max(down, message_bytes(second))
     up += nbytes((answer.weight, answer.statistics))
   times = lambda size: round(algorithm.links * size)
-  return Traffic(times(down), times(up), times(nbytes(report.update)))
+  return Traffic(
+    down=times(down),
+    up=times(up),
+    update=times(nbytes(report.update)),
+    message=times(message),
+    population=population,
+    links=algorithm.links,
+  )
 
 
-def _message_bytes(message: PyTree) -> int:
-  """Return the size of a message without what is frozen of models."""
+def message_bytes(message: PyTree) -> int:
+  """Return the size of a message without what is frozen of models.
+
+  Args:
+    message: arrays or their shapes, and models as `Variables`.
+  """
   sent = [
     x._replace(frozen=()) if _is_model(x) else x
     for x in jax.tree.leaves(message, is_leaf=_is_model)

@@ -22,7 +22,7 @@ from fedjax_sim.engine.state import MonitorState, RunState
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.simulator import Simulator
 
-_TRANSFORMS = r"transforms\.(order|.*\.(name|error_feedback))"
+_TRANSFORMS = r"transforms\.(order|.*\.(name|error_feedback|ef21))"
 # The data are compared themselves, and the first weights are long gone.
 _MEASURED = (
   r"data\.(?!path$|lookup$|label_lookup$).*"

@@ -218,7 +218,7 @@ def _row(
     )
   row["clients"] = clients
   row["clients_rejected"] = rejected
-  row["bytes_down"] = traffic.down * (clients + rejected)
+  row["bytes_down"] = _bytes_down(metrics, traffic)
   row["bytes_up"] = traffic.up * (clients + rejected)
   scheduled = {
     name.replace(".", "/"): float(value)
@@ -234,9 +234,19 @@ def _row(
       _put(row, f"{name}/{key}", value, f"the transform {name!r}")
     if seen.bytes is not None:  # of several in the chain the last one counts
       _put(row, f"{name}/bytes", seen.bytes, f"the transform {name!r}")
-      each = traffic.up - traffic.update + float(seen.bytes)
+      each = traffic.up - traffic.update + traffic.links * float(seen.bytes)
       row["bytes_up"] = round(each * (clients + rejected))
   return row
+
+
+def _bytes_down(metrics: RoundMetrics, traffic: Traffic) -> int:
+  """Return what clients received in a round, all together."""
+  cohort = int(metrics.clients) + int(metrics.rejected)
+  if isinstance(metrics.broadcast_bytes, tuple):
+    return traffic.down * cohort
+  # The broadcast goes to all clients, the answer to a survey to the cohort.
+  everyone = float(metrics.broadcast_bytes) * traffic.population
+  return round(everyone) + (traffic.down - traffic.message) * cohort
 
 
 def _put(row: Row, name: str, value: Any, owner: str) -> None:

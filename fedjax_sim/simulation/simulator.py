@@ -294,7 +294,8 @@ class Simulator:
   def traffic(self) -> Traffic:
     """What one client receives and sends in a round, before transforms."""
     hparams = self.states.traced()["algorithm"]
-    return traffic(self.algorithm, self.states.shapes, hparams)
+    shapes = self.states.shapes
+    return traffic(self.algorithm, shapes, hparams, self.num_clients)
 
   @functools.cached_property
   def residency(self) -> residencies.Residency:

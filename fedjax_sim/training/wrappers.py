@@ -26,6 +26,7 @@ from fedjax_sim.core import (
   Survey,
   Variables,
 )
+from fedjax_sim.core.tree import nbytes
 from fedjax_sim.core.types import EMPTY
 
 Postprocess = Callable[[Client, Report, Callable[[Report], Report]], Report]
@@ -165,9 +166,30 @@ def wrap_algorithm(
     result = result._replace(
       broadcast=lambda state: message(
         state, algorithm.broadcast(inner_state(state))
-      )
+      ),
     )
+    if algorithm.broadcast_bytes is not None:
+      result = result._replace(
+        broadcast_bytes=_with_own_bytes(
+          algorithm.broadcast_bytes, inner_state, result.broadcast
+        )
+      )
   return result
+
+
+def _with_own_bytes(
+  inner_bytes: Callable[[PyTree], Array],
+  inner_state: Callable[[Any], PyTree],
+  broadcast: Callable[[Any], Any],
+) -> Callable[[Any], Array]:
+  """Return `Algorithm.broadcast_bytes` with what a wrapper's message adds."""
+
+  def broadcast_bytes(state: Any) -> Array:
+    message = broadcast(state)
+    added = nbytes(message) - nbytes(message.inner)
+    return inner_bytes(inner_state(state)) + added
+
+  return broadcast_bytes
 
 
 def _unwrapped(walk: Pass, unwrap: Callable[[Client], Client]) -> Pass:
@@ -213,6 +235,7 @@ def _with_state(result: Algorithm, algorithm: Algorithm) -> Algorithm:
   """Return `result` whose states have the algorithm's as field `server`."""
   apply, on_eval = algorithm.apply, algorithm.on_eval
   with_model, log_weight = algorithm.with_model, algorithm.log_weight
+  broadcast_bytes = algorithm.broadcast_bytes
 
   def wrapped_apply(state: Any, aggregate: Aggregate, context: Context) -> Any:
     return state._replace(server=apply(state.server, aggregate, context))
@@ -228,6 +251,8 @@ def _with_state(result: Algorithm, algorithm: Algorithm) -> Algorithm:
   return result._replace(
     apply=wrapped_apply if result.apply is apply else result.apply,
     broadcast=lambda state: algorithm.broadcast(state.server),
+    broadcast_bytes=broadcast_bytes
+    and (lambda state: broadcast_bytes(state.server)),
     variables=lambda state: algorithm.variables(state.server),
     other_models=lambda state: algorithm.other_models(state.server),
     client_init=lambda state, hparams: algorithm.client_init(

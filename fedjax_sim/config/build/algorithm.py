@@ -11,6 +11,7 @@ from fedjax_sim.config.build.privacy import (
   build_randomizer,
   check_local_weights,
 )
+from fedjax_sim.config.build.server import build_downlink
 from fedjax_sim.core import Algorithm, Task, validate
 from fedjax_sim.privacy.local import with_local_dp
 from fedjax_sim.training.optimizers import (
@@ -87,16 +88,17 @@ def build_algorithm(
   probability = config.server.stale_probability
   if probability is not None:
     algorithm = stale(algorithm, probability)
-  algorithm = _with_leakage(config, algorithm, task)
-  if config.replay.steps is None:
-    return algorithm
-  return replay(
-    algorithm,
-    task,
-    _optimizer(config, "replay", task),
-    steps=config.replay.steps,
-    batch_size=config.replay.batch_size,
-  )
+  if config.replay.steps is not None:
+    algorithm = replay(
+      algorithm,
+      task,
+      _optimizer(config, "replay", task),
+      steps=config.replay.steps,
+      batch_size=config.replay.batch_size,
+    )
+  # After all that changes the model, and before messages get what is no model.
+  algorithm = build_downlink(config, algorithm)
+  return _with_leakage(config, algorithm, task)
 
 
 def _with_leakage(

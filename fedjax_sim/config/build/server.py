@@ -23,7 +23,7 @@ from fedjax_sim.engine import hparams
 from fedjax_sim.privacy.secure.aggregators import SECURE, fixed_cohort
 from fedjax_sim.tasks.scheduled_sampling import FIELD as SCHEDULED_SAMPLING
 from fedjax_sim.training import schedules
-from fedjax_sim.transforms import error_feedback
+from fedjax_sim.transforms import downlink, ef21, error_feedback
 
 SCHEDULED = {  # section -> the hyper-parameter that its schedule multiplies
   "model": f"task.{SCHEDULED_SAMPLING}",
@@ -193,8 +193,46 @@ def build_transforms(config: ConfigDict) -> list[Transform]:
   """
   chain = []
   for label in config.transforms.order:
-    slot = components.labeled_slot("transforms", label)
-    made: Transform = components.make(config, slot)._replace(name=label)
-    feedback = config.transforms[label].error_feedback
-    chain.append(error_feedback(made) if feedback else made)
+    made, section = (
+      _transform(config, "transforms", label),
+      f"transforms.{label}",
+    )
+    fields = config.transforms[label]
+    if fields.error_feedback and fields.ef21:
+      raise ValueError(
+        f"{section}.error_feedback=True and {section}.ef21=True: both feed an"
+        " error back; set one of them to False."
+      )
+    if fields.error_feedback:
+      made = error_feedback(made)
+    chain.append(ef21(made) if fields.ef21 else made)
   return chain
+
+
+def build_downlink(config: ConfigDict, algorithm: Algorithm) -> Algorithm:
+  """Return the algorithm with the transforms of what the server sends, if any.
+
+  Args:
+    config: complete.
+    algorithm: as it is without.
+
+  Raises:
+    TypeError, ValueError: these do not go together; names the field.
+  """
+  labels = config.downlink.order
+  if not labels:
+    return algorithm
+  if config.server.revert_to_best:
+    raise ValueError(
+      f"downlink.{labels[0]}: server.revert_to_best=True would take back what"
+      " clients know, which no broadcast does; unset one of them."
+    )
+  chain = [_transform(config, "downlink", label) for label in labels]
+  return downlink(algorithm, chain)
+
+
+def _transform(config: ConfigDict, section: str, label: str) -> Transform:
+  """Return the transform of a labeled section, by the label's name."""
+  slot = components.labeled_slot(section, label)
+  made: Transform = components.make(config, slot)
+  return made._replace(name=label)

@@ -45,8 +45,9 @@ class DescribedRun(NamedTuple):
     named = {
       title: self.fields.get(field) for field, title in _COMPONENTS.items()
     }
-    order = self.record.config.get("transforms", {}).get("order")
-    named["transforms"] = ", ".join(order or ())
+    for section in ("transforms", "downlink"):
+      order = self.record.config.get(section, {}).get("order")
+      named[section] = ", ".join(order or ())
     named["branched from"] = self.origin
     return {title: str(name) for title, name in named.items() if name}
 
