@@ -113,7 +113,7 @@ def terngrad_error(leaves):
   return sum(np.sum(x * (x.max() - x)) for x in each)
 
 
-UNBIASED = {
+UNBIASED: dict[str, tuple[str, dict]] = {
   "l2": ("qsgd", {"levels": 3, "bucket": 12}),
   "max": ("qsgd", {"levels": 1, "norm": "max", "coding": "fixed"}),
   "terngrad": ("terngrad", {}),
@@ -250,7 +250,7 @@ def read_omega(bits, at):
 
 
 def sparse_code(levels):
-  text, last = "", -1
+  text, last = "", np.int64(-1)
   for i in np.flatnonzero(levels):
     text += omega(i - last) + "01"[int(levels[i] < 0)] + omega(abs(levels[i]))
     last = i
@@ -304,7 +304,7 @@ def test_terngrad_packs_five_signs_into_a_byte():
   scales = [np.abs(x).max() for x in update.values() if x.size]
   signs = np.sign(flat(decoded)).astype(int) + 1
   rows = np.pad(signs, (0, -len(signs) % 5)).reshape(-1, 5)
-  stream = np.float32(scales).tobytes()
+  stream = np.array(scales, np.float32).tobytes()
   stream += (rows @ 3 ** np.arange(5)).astype(np.uint8).tobytes()
   assert size == len(stream)
   codes = np.frombuffer(stream[16:], np.uint8)
@@ -323,8 +323,8 @@ def top_code(x, count):
   stream = x[kept].tobytes() + min(ways, key=len).tobytes()
   rest = np.unpackbits(np.frombuffer(stream[x.itemsize * count :], np.uint8))
   if len(ways[1]) < len(ways[0]):
-    places = rest[: count * width].reshape(count, width)
-    places = places @ (1 << np.arange(width)[::-1])
+    read = rest[: count * width].reshape(count, width)
+    places = read @ (1 << np.arange(width)[::-1])
   else:
     places = np.flatnonzero(rest[: x.size])
   out = np.zeros_like(x)
@@ -347,7 +347,9 @@ def test_top_k_is_decoded_from_its_code(share):
 
 def test_the_largest_are_exactly_so_many():
   numbers = jnp.asarray([3, 1, 3, 0, 3, 2], jnp.int32)
-  found = [np.flatnonzero(largest(numbers, k)).tolist() for k in range(1, 7)]
+  found = [
+    np.flatnonzero(largest(numbers, jnp.int32(k))).tolist() for k in range(1, 7)
+  ]
   assert found[:4] == [[0], [0, 2], [0, 2, 4], [0, 2, 4, 5]]
   assert [len(x) for x in found] == [1, 2, 3, 4, 5, 6]
 
@@ -428,7 +430,9 @@ def test_power_sgd_projects_and_warms_up_to_the_best_rank():
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_zeros_tiny_huge_and_nan(name):
   base = normals(9)
-  scales = np.float32([0, 1, 2.0**-90, 2.0**100, np.nan])  # 2^100 = 1.3e30
+  scales = np.array(
+    [0, 1, 2.0**-90, 2.0**100, np.nan], np.float32
+  )  # 2^100 = 1.3e30
   updates = jax.tree.map(lambda x: x * scales.reshape(-1, *(1,) * x.ndim), base)
   result = compiled(made(name), "updates")(updates, jax.random.key(0))
   zero, one, tiny, huge, nan = (

@@ -104,7 +104,7 @@ def test_one_that_changes_nothing_changes_nothing():
     (row,) = simulator.dispatch(simulator.init(), simulator.plan(0, 1)).rows
     received = 3 if algorithm is plain else 4
     assert row["bytes_down"] == received * 4 * len(ends[0])
-  np.testing.assert_array_equal(*ends)
+  np.testing.assert_array_equal(ends[0], ends[1])
 
 
 def test_feedback_on_both_links_reaches_the_optimum():
@@ -163,7 +163,7 @@ def test_a_run_goes_on_from_its_state():
 def test_the_same_on_two_devices():
   one, other = (noisy_links(*at) for at in ((1, 1), (2, 2)))
   ends = [flat(params_of(s, train(s, 2))) for s in (one, other)]
-  np.testing.assert_allclose(*ends, atol=1e-5)
+  np.testing.assert_allclose(ends[0], ends[1], atol=1e-5)
 
 
 def test_runs_that_differ_in_numbers_are_one_program():

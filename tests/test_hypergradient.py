@@ -178,6 +178,11 @@ REFUSED = {
     {},
     "transforms.quantize rounds numbers",
   ),
+  "rounding down": (
+    simulator(transforms.downlink(FEDAVG, [transforms.qsgd()])),
+    {},
+    "downlink rounds numbers",
+  ),
   "integers": (
     simulator(FEDAVG, aggregator=secure_sum(3, clip=1.0)),
     {},

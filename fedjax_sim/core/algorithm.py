@@ -306,6 +306,7 @@ class Algorithm(NamedTuple):
       its number of neighbors where clients send models to each other; 1 where
       they send them to a server.
     draws_noise: whether private noise is drawn from a `noise_key`.
+    differentiable: as in `Transform`; False where messages are rounded.
     privacy: what accountants must know; None if the algorithm is not private.
       If private, `apply` is called even if no client of a cohort is left, and
       receives the plain sum of the updates.
@@ -339,6 +340,7 @@ class Algorithm(NamedTuple):
   )
   links: float = 1.0
   draws_noise: bool = False
+  differentiable: bool = True
   privacy: PrivacySpec | None = None
   survey: Survey | None = None
 

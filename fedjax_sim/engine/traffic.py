@@ -144,7 +144,7 @@ def report_shapes(
 
 
 def traffic(
-  algorithm: Algorithm, state: RunState, hparams: HParams, population: int
+  algorithm: Algorithm, state: RunState, hparams: HParams, population: int = 1
 ) -> Traffic:
   """Return what one client receives and sends in a round, before transforms.
 
@@ -154,7 +154,8 @@ def traffic(
     algorithm: what it does.
     state: a state, or its shapes.
     hparams: `Algorithm.hparams`, or their shapes.
-    population: number of clients in the federation.
+    population: number of clients in the federation; only `Traffic.population`
+      depends on it.
   """
 
   def visit(

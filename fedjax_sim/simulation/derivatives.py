@@ -75,6 +75,11 @@ def _check_parts(simulator: Simulator) -> None:
         f"transforms.{transform.name} rounds numbers, which has no useful"
         " derivative; leave it out."
       )
+  if not simulator.algorithm.differentiable:
+    raise ValueError(
+      "downlink rounds numbers (Algorithm.differentiable is False), which has"
+      " no useful derivative; leave it out."
+    )
   if not simulator.effective_aggregator.differentiable:
     raise ValueError(
       "aggregator.name rounds numbers (Aggregator.differentiable is False),"

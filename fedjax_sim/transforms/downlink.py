@@ -171,6 +171,8 @@ def downlink(
       algorithm.broadcast(state.server), state.known
     ),
     broadcast_bytes=lambda state: state.bytes,
+    differentiable=algorithm.differentiable
+    and all(t.differentiable for t in chain),
     with_model=with_model and replaced,
   )
 
