@@ -16,7 +16,6 @@ from fedjax_sim.config import build, complete, flags, resolved
 from fedjax_sim.config.build.parts import program_of
 from fedjax_sim.config.nondefault import changes, config_file
 from fedjax_sim.core import Transform, TransformResult, Variables
-from fedjax_sim.core.tree import nbytes
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.training.optimizers import optimizer
@@ -119,7 +118,7 @@ def test_feedback_on_both_links_reaches_the_optimum():
     simulator = movers(
       centres,
       [top_k(0.01)],
-      rate=0.005,  # an entry waits for 100 rounds, so steps are short
+      rate=0.006,  # an entry waits for 100 rounds, so steps are short
       transforms=[up],
       lanes=2,
       rounds_per_dispatch=rounds,
@@ -127,18 +126,18 @@ def test_feedback_on_both_links_reaches_the_optimum():
     state = train(simulator, rounds)
     return params_of(simulator, state)["w"], state.server.known[0]
 
-  w, known = end(error_feedback(top_k(0.01)), 1500)
+  w, known = end(error_feedback(top_k(0.01)), 1000)
   start = np.linalg.norm(optimum)
-  assert np.linalg.norm(w - optimum) < 0.2 * start
-  assert np.linalg.norm(known - optimum) < 0.2 * start
-  w, _ = end(top_k(0.01), 300)
+  assert np.linalg.norm(w - optimum) < 0.25 * start
+  assert np.linalg.norm(known - optimum) < 0.25 * start
+  w, _ = end(top_k(0.01), 200)
   np.testing.assert_array_equal(w[1:], 0)
 
 
 def noisy_links(lanes=1, devices=1):
   data = blobs([3, 9, 14, 5, 7])
   task = MODELS["lr"](data)
-  chain = [transforms.power_sgd(1), transforms.qsgd(7)]
+  chain = [transforms.power_sgd(1)]
   algorithm = downlink(fedavg(task, sgd(0.3), sgd(1.0)), chain)
   return make_simulator(
     task, algorithm, data, clients_per_round=3, lanes=lanes, devices=devices
@@ -155,8 +154,8 @@ def test_a_run_goes_on_from_its_state():
     state = out.state
   for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
     np.testing.assert_array_equal(a, b)
-  # The bytes of the last of the chain, and two levels of it on the wire.
-  assert 4 < whole.server.bytes < nbytes(whole.server.known)
+  # Two factors of the matrix (6, 3), and the bias.
+  assert whole.server.bytes == 4 * (6 + 3 + 3)
 
 
 @pytest.mark.slow

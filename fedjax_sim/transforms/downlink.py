@@ -35,7 +35,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import nbytes, zeros_accumulator
+from fedjax_sim.core.tree import accumulator_dtype, nbytes
 from fedjax_sim.engine.traffic import message_bytes
 from fedjax_sim.training.seal import check_open
 from fedjax_sim.training.wrappers import wrap_algorithm
@@ -121,10 +121,9 @@ def downlink(
     server = algorithm.apply(state.server, aggregate, context)
     message = algorithm.broadcast(server)
     wanted = _compressed(message)
-    wide = zeros_accumulator(wanted)
     gaps = [
-      (x.astype(z.dtype) - w.astype(z.dtype)).astype(x.dtype)
-      for x, w, z in zip(wanted, state.known, wide, strict=True)
+      (_wide(x) - _wide(w)).astype(x.dtype)
+      for x, w in zip(wanted, state.known, strict=True)
     ]
     numbers = context.hparams[_SECTION]
     key = jax.random.fold_in(context.key, _TAG)
@@ -140,11 +139,10 @@ def downlink(
       own.append(result.state)
       if result.bytes is not None:
         count = jnp.asarray(result.bytes, jnp.float32)
+    arrived = zip(wanted, state.known, gaps, sent, strict=True)
     known = [
-      jnp.where(c == gap, x, (w.astype(z.dtype) + c).astype(x.dtype))
-      for x, w, z, gap, c in zip(
-        wanted, state.known, wide, gaps, sent, strict=True
-      )
+      jnp.where(c == gap, x, (_wide(w) + _wide(c)).astype(x.dtype))
+      for x, w, gap, c in arrived
     ]
     count += message_bytes(message) - nbytes(wanted)
     return DownlinkState(server, known, tuple(shared), tuple(own), count)
@@ -175,6 +173,10 @@ def downlink(
     and all(t.differentiable for t in chain),
     with_model=with_model and replaced,
   )
+
+
+def _wide(x: Array) -> Array:
+  return x.astype(accumulator_dtype(x))
 
 
 def _compressed(message: PyTree) -> list[Array]:
