@@ -544,7 +544,7 @@ def test_numbers_of_a_transform_are_metrics():
 def test_the_uncompressed_bytes_of_a_client():
   simulator = movers(np.ones((2, 3)), quantize(0.5))
   sizes = {"down": 12, "up": 16, "update": 12, "message": 12}
-  assert simulator.traffic._asdict() == {**sizes, "population": 2}
+  assert simulator.traffic._asdict() == {**sizes, "population": 2, "links": 1.0}
 
 
 # --- configs ------------------------------------------------------------------

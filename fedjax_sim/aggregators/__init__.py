@@ -52,7 +52,6 @@ __all__ = [
 
 
 AGGREGATORS = {
-  "majority_vote": majority_vote,
   "weighted_mean": weighted_mean,
   "mean": mean,
   "sum": sum_,
@@ -64,6 +63,7 @@ AGGREGATORS = {
   "dnc": dnc,
   "geometric_median": geometric_median,
   "krum": krum,
+  "majority_vote": majority_vote,
   "multi_krum": multi_krum,
   "norm_bounding": norm_bounding,
   "trimmed_mean": trimmed_mean,

@@ -248,13 +248,13 @@ def _check(algorithm: Algorithm, transforms: Sequence[Transform]) -> None:
 def _check_versions(algorithm: Algorithm, server: PyTree) -> None:
   """Refuse an algorithm whose clients may hold different messages."""
   message = jax.eval_shape(algorithm.broadcast, server)
-  one = jax.eval_shape(
-    algorithm.download, message, jax.ShapeDtypeStruct((), jnp.int32)
-  )
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+  one = jax.eval_shape(algorithm.download, message, number, number)
   kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
   if kinds(message) != kinds(one):
     raise ValueError(
-      "downlink: the algorithm's clients hold several versions of the model,"
-      " and a difference can be added to one alone, which all must know; leave"
-      " the down-link as it is, or take another algorithm."
+      "downlink: the algorithm's clients receive different messages, such as"
+      " several versions of the model, and a difference can be added to one"
+      " alone, which all must know; leave the down-link as it is, or take"
+      " another algorithm."
     )
