@@ -115,7 +115,8 @@ def _step(x: Array, q: Array) -> tuple[Array, Array]:
   p, _ = jnp.linalg.qr(m @ q.astype(m.dtype))
   new = m.T @ p
   decoded = (p @ new.T).reshape(x.shape) / inverse
-  # An update of zeros has no directions: those of before are kept.
-  norm = jnp.sqrt(jnp.sum(new * new))
-  warm = jnp.where(norm > 0, new / jnp.where(norm > 0, norm, 1), q)
+  # A basis of Q spans the same and loses no digits where columns are nearly
+  # parallel. An update of zeros has no directions: those of before are kept.
+  basis, _ = jnp.linalg.qr(new)
+  warm = jnp.where(jnp.any(new != 0), basis, q)
   return decoded.astype(x.dtype), warm.astype(q.dtype)

@@ -1,4 +1,4 @@
-"""signSGD: of every entry its sign, one bit.
+"""signSGD: of every entry its sign, a bit.
 
 Bernstein et al. 2018, "signSGD: Compressed optimisation for non-convex
 problems" (arXiv 1802.04434). With the aggregator `majority_vote` the server
@@ -8,6 +8,8 @@ takes the sign of the sum of the clients' signs, their majority vote (algorithm
 
     C(x) = ||x||_1 / d sign(x)
     ||C(x) - x||^2 = (1 - ||x||_1^2 / (d ||x||^2)) ||x||^2
+
+and less where entries are 0, which stay so.
 """
 
 from __future__ import annotations
@@ -25,18 +27,19 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.tree import scaled
-from fedjax_sim.transforms.flattened import whole_bytes
+from fedjax_sim.transforms.flattened import total, whole_bytes
 
 
 def signsgd(scaling: bool = False) -> Transform:
-  """Replace every entry by its sign, -1 or 1; of 0 by one that a coin chooses.
+  """Replace every entry by its sign: -1, 0 or 1.
 
   Biased: the magnitudes are lost, so `server.learning_rate` alone says how far
   the model moves, in every entry the same. Scaled, the error is that of the
-  module's docstring, less than the update itself, and error feedback works.
+  module's docstring or less, and error feedback works.
 
-  `signsgd/bytes` is the length of a code that decodes: a bit an entry, and,
-  scaled, a float32 an array.
+  `signsgd/bytes` is the length of a code that decodes: a bit for every entry
+  that is not 0; if any is, a bitmap that says which; and, scaled, a float32 an
+  array.
 
   Args:
     scaling: whether an array's signs are multiplied by its mean magnitude.
@@ -46,28 +49,24 @@ def signsgd(scaling: bool = False) -> Transform:
   """
   scaling = validate.boolean("scaling", scaling)
 
-  def one(x: Array, key: Key) -> Array:
-    if not x.size:
-      return x
-    coin = jax.random.rademacher(key, x.shape, x.dtype)
-    sign = jnp.where(x == 0, coin, jnp.sign(x))
-    if not scaling:
-      return sign
+  def one(x: Array) -> Array:
+    if not scaling or not x.size:
+      return jnp.sign(x)
     near_one, inverse = scaled(x)
     mean = jnp.mean(jnp.abs(near_one)) / inverse
-    return (mean * sign).astype(x.dtype)
+    return (mean * jnp.sign(x)).astype(x.dtype)
 
   def apply(
     update: PyTree, shared: PyTree, state: PyTree, hparams: HParams, key: Key
   ) -> TransformResult:
-    del shared, hparams
-    leaves, treedef = jax.tree.flatten(update)
-    sent = [one(x, jax.random.fold_in(key, i)) for i, x in enumerate(leaves)]
-    scales = 4 * sum(x.size > 0 for x in leaves) if scaling else 0
-    count = scales + whole_bytes(sum(x.size for x in leaves))
-    return TransformResult(
-      jax.tree.unflatten(treedef, sent), state, bytes=count
-    )
+    del shared, hparams, key
+    leaves = jax.tree.leaves(update)
+    size = sum(x.size for x in leaves)
+    signs = sum((total(x != 0) for x in leaves), jnp.float32(0))
+    count = whole_bytes(signs) + jnp.where(signs < size, whole_bytes(size), 0)
+    if scaling:
+      count += 4 * sum(x.size > 0 for x in leaves)
+    return TransformResult(jax.tree.map(one, update), state, bytes=count)
 
   return Transform(
     name="signsgd", hparams={}, apply=apply, differentiable=False
