@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import transforms
+from fedjax_sim import aggregators, transforms
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedbuff import fedbuff
+from fedjax_sim.algorithms.gossip import gossip
 from fedjax_sim.algorithms.mime import mime
 from fedjax_sim.config import build, complete, flags, resolved
 from fedjax_sim.config.build.parts import program_of
@@ -274,6 +275,28 @@ def test_what_is_refused():
   several = downlink(fedbuff(task, sgd(0.1), sgd(1.0)), [top_k(0.1)])
   with pytest.raises(ValueError, match="several versions of the model"):
     make_simulator(task, several, data).init()
+  neighbors = downlink(gossip(task, sgd(0.1), 2), [top_k(0.1)])
+  stacked = aggregators.stack()
+  with pytest.raises(ValueError, match="receive different messages"):
+    make_simulator(task, neighbors, data, aggregator=stacked).init()
+
+
+@pytest.mark.slow
+def test_what_goes_to_neighbors_goes_to_each_of_them():
+  task, data = quadratic(16), quadratic_data(np.eye(4, 16))
+  simulator = make_simulator(
+    task,
+    gossip(task, sgd(0.1), 4, topology="ring"),
+    data,
+    aggregator=aggregators.stack(),
+    transforms=[top_k(0.25)],
+    batching=LocalBatching(batch_size=1),
+  )
+  out = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
+  sent = out.rows[0]["top_k/bytes"]
+  assert sent == 4 * 4 + 2
+  # Two neighbors each, and beside an update its weight.
+  assert out.rows[0]["bytes_up"] == 4 * 2 * (sent + 4)
 
 
 # --- configs ------------------------------------------------------------------
