@@ -144,6 +144,8 @@ def with_field(field, value):
     source.algorithm.topology = "random_regular"
   if source.algorithm.name == "fedlabels":
     source.data.labelled_fraction = 0.5
+  if source.algorithm.name in ("fedper", "fedrep", "lg_fedavg"):
+    source.algorithm.private = ("linear/bias",)
   if source.algorithm.name in ("dga_rl", "fedlaw", "fltrust"):
     source.aggregator.name = "stack"
     source.data.server_clients = 5

@@ -71,6 +71,20 @@ FEATURES = {
   "reptile": {"algorithm.name": "reptile", "data.heldout_fraction": "0.2"},
   "per_fedavg": {"algorithm.name": "per_fedavg"},
   "ditto": {"algorithm.name": "ditto", "data.heldout_fraction": "0.2"},
+  "fedrep, fine-tuned": {
+    "algorithm.name": "fedrep",
+    "algorithm.private": "('layers/1/',)",
+    "algorithm.head_epochs": "2",
+    "client.finetune_steps": "2",
+    "data.heldout_fraction": "0.2",
+  },
+  "ifca": {"algorithm.name": "ifca", "data.heldout_fraction": "0.2"},
+  "fedem": {
+    "algorithm.name": "fedem",
+    "model.mixture": "2",
+    "data.heldout_fraction": "0.2",
+  },
+  "pfedme": {"algorithm.name": "pfedme", "data.heldout_fraction": "0.2"},
   "fedbuff": {
     "algorithm.name": "fedbuff",
     "sampler.name": "in_flight",

@@ -57,6 +57,7 @@ def default_config() -> ConfigDict:
   config.model.send_buffers = True  # such as batch statistics
   config.model.scheduled_sampling = placeholder(float)
   config.model.schedule = placeholder(str)  # of scheduled_sampling
+  config.model.mixture = placeholder(int)  # components
   config.model.metrics = placeholder(tuple)  # names or references
 
   config.adapter = ConfigDict()  # what trains beside a frozen model
@@ -77,6 +78,8 @@ def default_config() -> ConfigDict:
   config.client.schedule = placeholder(str)  # of the learning rate
   config.client.layer_rates = placeholder(tuple)  # (pattern, factor) pairs
   config.client.max_grad_norm = placeholder(float)
+  config.client.finetune_epochs = placeholder(int)  # before evaluations
+  config.client.finetune_steps = placeholder(int)  # instead of epochs
 
   config.server = ConfigDict()
   config.server.rounds = 100

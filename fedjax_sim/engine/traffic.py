@@ -143,6 +143,22 @@ def report_shapes(
   return shapes
 
 
+def update_shapes(
+  algorithm: Algorithm, server: PyTree, hparams: HParams
+) -> PyTree:
+  """Return shapes and dtypes of what transforms get: a client's update.
+
+  The arguments are those of `report_shapes`.
+  """
+
+  def visit(server: PyTree, hparams: HParams) -> PyTree:
+    own = algorithm.client_init(server, hparams)
+    client, carries = _begin(algorithm, server, own, hparams)
+    return algorithm.finish(client, *carries).update
+
+  return jax.eval_shape(visit, server, hparams)
+
+
 def traffic(
   algorithm: Algorithm, state: RunState, hparams: HParams, population: int = 1
 ) -> Traffic:

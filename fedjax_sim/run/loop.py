@@ -215,7 +215,7 @@ class Loop:
     simulator = self.simulator
     ends = self.done == self.experiment.timetable.rounds
     with self.phases("evaluate"):
-      measured = simulator.evaluate.measure(self.state, sets)
+      measured = self.experiment.measure(self.state, sets)
       row = as_row(measured)
       self.state = simulator.react(self.state, row, ends=ends)
     if ends:

@@ -68,8 +68,10 @@ def sum_up(
   sets = ("seen", "unseen")
   if measured is None:
     with phases("evaluate"):
-      measured = simulator.evaluate.measure(state, sets)
-  clients = {name: measured[name] for name in sets if name in measured}
+      measured = experiment.measure(state, sets)
+  clients = {
+    name: measured[name] for name in (*sets, "finetuned") if name in measured
+  }
   params = simulator.algorithm.variables(state.server).params
   digest = tree_digest(distributed.fetch(params))
   best = simulator.react.best_row(state)
@@ -91,7 +93,8 @@ def sum_up(
         image = folder / "client_rounds.png"
         reporting.draw_client_rounds(table, image, folder.name)
       for name, metrics in clients.items():
-        data = getattr(simulator.data, name)
+        part = "seen" if name == "finetuned" else name
+        data = getattr(simulator.data, part)
         _write_clients(data, metrics, folder / f"clients_{name}.csv")
     totals = count()
     device = simulator.mesh.devices.flat[0]
@@ -190,7 +193,8 @@ def _write_clients(
 
 def print_summary(summary: dict[str, Any], workdir: str) -> None:
   """Print a run's metrics and facts."""
-  shown = ("train/", "test/", "seen/", "unseen/", "best/", "privacy/")
+  sets = ("train/", "test/", "seen/", "finetuned/", "unseen/")
+  shown = (*sets, "best/", "privacy/")
   metrics = {
     k: v
     for k, v in summary.items()

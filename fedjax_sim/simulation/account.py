@@ -248,6 +248,7 @@ def uncovered(
   client_state: PyTree,
   *,
   log_clients: bool,
+  finetuned: bool = False,
   initial: str | None = None,
 ) -> list[str]:
   """List what a run reveals of its clients that no epsilon would cover.
@@ -258,6 +259,7 @@ def uncovered(
     runtime: whose "auto" settings are chosen by looking at the clients.
     client_state: table of client states, or its shapes.
     log_clients: whether every client is logged.
+    finetuned: whether clients are evaluated after fine-tuning.
     initial: name of the weights file that the run begins from; None if it
       begins anew.
   """
@@ -268,6 +270,7 @@ def uncovered(
     data,
     transforms,
     log_clients=log_clients,
+    finetuned=finetuned,
     measured=auto,
     keeps_state=bool(jax.tree.leaves(client_state)),
     initial=initial,

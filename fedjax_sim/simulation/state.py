@@ -39,6 +39,7 @@ from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.tracing import jitted_once
+from fedjax_sim.engine.traffic import update_shapes
 from fedjax_sim.privacy.central import guard
 from fedjax_sim.simulation import monitor
 
@@ -132,6 +133,11 @@ def initial_state(
   """
   server = algorithm.init(key_for(seed, Purpose.INIT), hparams["algorithm"])
   params = algorithm.variables(server).params
+  if transforms or keeps_aggregate:
+    sent = update_shapes(algorithm, server, hparams["algorithm"])
+    reported: Any = jax.tree.structure(sent)
+    if reported != jax.tree.structure(params):
+      params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sent)
   own = hparams["transforms"]
   row = (
     algorithm.client_init(server, hparams["algorithm"]),
@@ -278,7 +284,10 @@ class States:
   @property
   def variables(self) -> Variables:
     """Shapes and dtypes of the global model."""
-    return self.algorithm.variables(self.shapes.server)
+    found: Variables = jax.eval_shape(
+      self.algorithm.variables, self.shapes.server
+    )
+    return found
 
   @property
   def models(self) -> dict[str, Variables]:

@@ -47,7 +47,7 @@ class Plan:
     self._alone: list[tuple[str, list[StudyRun]]] = []
     self._trainers: list[Trainer] = []
     for number, own in members.items():
-      why = refusal(own[0].simulator)
+      why = refusal(own[0].experiment)
       if why:
         self._alone.append((why, own))
         continue

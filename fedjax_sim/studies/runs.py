@@ -219,7 +219,7 @@ def _built(config: ConfigDict, parts: Parts) -> build.Experiment:
       with row.ignore_type():
         row.runtime.lanes = 1
     experiment = build.build(row, parts)
-    if not refusal(experiment.simulator):
+    if not refusal(experiment):
       return experiment
   return build.build(config, parts)
 
@@ -235,7 +235,9 @@ def _group(runs: Sequence[StudyRun]) -> None:
       timetable = dataclasses.replace(
         run.experiment.timetable, rounds=1, wanted=1
       )
-      key = of_point[id(run.point)] = program_of(run.simulator), timetable
+      alone = bool(refusal(run.experiment))
+      key = program_of(run.simulator), timetable, alone
+      of_point[id(run.point)] = key
     run.program = numbers.setdefault(key, len(numbers))
 
 
@@ -252,7 +254,7 @@ def _part_programs(runs: Sequence[StudyRun]) -> None:
   last = max(members)
   for own in members.values():
     points = by_point(own)
-    if len(points) == 1 or refusal(own[0].simulator):
+    if len(points) == 1 or refusal(own[0].experiment):
       continue
     if _traced(own[0].simulator) != _traced(own[-1].simulator):
       for point in points[1:]:
@@ -271,8 +273,9 @@ def _traced(simulator: Simulator) -> Hashable:
   return text, tuple(digest(np.asarray(x)) for x in traced.consts)
 
 
-def refusal(simulator: Simulator) -> str:
+def refusal(experiment: build.Experiment) -> str:
   """Return why runs cannot be rows of a program; "" if they can."""
+  simulator = experiment.simulator
   if simulator.planner.cohorts.observes:
     return (
       "sampler.name: the sampler learns from the rounds before, so that each"
@@ -280,6 +283,11 @@ def refusal(simulator: Simulator) -> str:
     )
   if simulator.log_clients:
     return "server.client_log=True keeps what each client did"
+  if experiment.finetuning is not None:
+    return (
+      "client.finetune_epochs and client.finetune_steps train every client at"
+      " each evaluation"
+    )
   if simulator.runtime.model_devices not in (None, 1):
     return "runtime.model_devices: several devices share a model"
   if simulator.runtime.deterministic_reduction is not None:

@@ -255,7 +255,7 @@ def _prepared(
   runs = build_runs(config, points, list(seeds), warn, chosen.parts)
   if halving is not None:
     for runs_of_point in by_point(runs):
-      if why := refusal(runs_of_point[0].simulator):
+      if why := refusal(runs_of_point[0].experiment):
         raise StudyError(
           f"halving={halving} ends rows of a program, and"
           f" {described(runs_of_point[0].point)} is none: {why}. Leave it out."

@@ -111,9 +111,28 @@ def matching(field: str, patterns: Sequence[str], params: PyTree) -> list[bool]:
   Raises:
     TypeError, ValueError: a pattern is none, or matches no parameter.
   """
+  return matching_paths(field, patterns, paths_of(params))
+
+
+def matching_paths(
+  field: str,
+  patterns: Sequence[str],
+  paths: Sequence[str],
+  kind: str = "parameter",
+) -> list[bool]:
+  """Return whether a pattern matches its beginning, for every path.
+
+  Args:
+    field: what messages call the patterns.
+    patterns: regular expressions.
+    paths: names of variables.
+    kind: what messages call what the paths lead to.
+
+  Raises:
+    TypeError, ValueError: a pattern is none, or matches no path.
+  """
   if isinstance(patterns, str):
     raise TypeError(f"{field}={patterns!r} is a text; give a tuple of them.")
-  paths = paths_of(params)
   hits = [False] * len(paths)
   for pattern in patterns:
     try:
@@ -125,7 +144,7 @@ def matching(field: str, patterns: Sequence[str], params: PyTree) -> list[bool]:
       ) from error
     if not any(found):
       raise ValueError(
-        f"{field}={tuple(patterns)!r}: {pattern!r} matches no parameter; there"
+        f"{field}={tuple(patterns)!r}: {pattern!r} matches no {kind}; there"
         f" are {', '.join(paths)}."
       )
     hits = [a or b for a, b in zip(hits, found, strict=True)]

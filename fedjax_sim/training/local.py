@@ -175,6 +175,51 @@ def local_training(
   )
 
 
+class Following(NamedTuple):
+  """A pass's carry, and what the client knows from the passes before it."""
+
+  known: PyTree
+  carry: PyTree
+
+
+def following(
+  walk: Pass,
+  known: Callable[..., PyTree],
+  informed: Callable[[Client, PyTree], Client],
+) -> Pass:
+  """Return a pass whose client knows something from the passes before it.
+
+  Args:
+    walk: the pass; its carry becomes `Following.carry`.
+    known: (client, *carries of the passes before) -> what it knows.
+    informed: (client, what it knows) -> the client that `walk` sees.
+
+  Example:
+    >>> following(
+    ...   training.local_pass,
+    ...   lambda client, losses: jnp.argmin(losses),
+    ...   lambda client, best: client._replace(message=client.message[best]),
+    ... )
+  """
+
+  def start(client: Client, *earlier: PyTree) -> Following:
+    knowledge = known(client, *earlier)
+    return Following(knowledge, walk.start(informed(client, knowledge)))
+
+  def step(
+    client: Client, carry: Following, batch: Batch, key: Key
+  ) -> Following:
+    client = informed(client, carry.known)
+    return carry._replace(carry=walk.step(client, carry.carry, batch, key))
+
+  tokens = walk.tokens
+  return walk._replace(
+    start=start,
+    step=step,
+    tokens=tokens and (lambda carry: tokens(carry.carry)),
+  )
+
+
 def full_gradient(
   task: Task,
   *,

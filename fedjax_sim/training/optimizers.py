@@ -181,21 +181,21 @@ def by_layer(
       " (('layers/0/', 0.1),)."
     )
   freezing.matching(field, [pattern for pattern, _ in rates], params)
-  factors: list[float | None] = [None] * len(paths_of(params))
+  factors: dict[str, float] = {}
   for pattern, factor in rates:
     factor = validate.number(f"{field}: factor of {pattern!r}", factor, ge=0)
     hits = freezing.matching(field, (pattern,), params)
-    factors = [
-      factor if hit and old is None else old
-      for hit, old in zip(hits, factors, strict=True)
-    ]
+    for path, hit in zip(paths_of(params), hits, strict=True):
+      if hit:
+        factors.setdefault(path, factor)
 
   def scale(updates: PyTree, params: PyTree) -> PyTree:
     del params
     leaves, treedef = jax.tree.flatten(updates)
+    # By path, as an algorithm may train some of the parameters alone.
     scaled = [
-      u if factor is None else u * factor
-      for u, factor in zip(leaves, factors, strict=True)
+      u * factors[path] if path in factors else u
+      for u, path in zip(leaves, paths_of(updates), strict=True)
     ]
     return jax.tree.unflatten(treedef, scaled)
 

@@ -34,6 +34,7 @@ from fedjax_sim.engine.plan import at_round
 from fedjax_sim.engine.traffic import report_shapes
 from fedjax_sim.models.kmeans import kmeans as centroids_task
 from fedjax_sim.tasks.lora import with_lora
+from fedjax_sim.tasks.mixture import with_mixture
 from fedjax_sim.training.optimizers import optimizer
 from fedjax_sim.training.replay import replay
 from fedjax_sim.training.stale import stale
@@ -113,9 +114,26 @@ def task_with_adapters():
   return with_lora(task._replace(init=init, loss=loss), ("k",), 2, also=("w",))
 
 
+def task_with_head():
+  """That of everything, and a parameter that stays with the clients."""
+  task = task_of_everything()
+
+  def init(key):
+    variables = task.init(key)
+    return variables._replace(params={**variables.params, "head": jnp.ones(())})
+
+  def loss(variables, examples, key):
+    moved = examples["x"] + variables.params["head"]
+    return task.loss(variables, {**examples, "x": moved}, key)
+
+  return task._replace(init=init, loss=loss)
+
+
 def task_of(name):
   """What the algorithm trains."""
   own = {"kmeans": task_of_centroids, "fedex_lora": task_with_adapters}
+  own["fedem"] = lambda: with_mixture(task_of_everything(), 2)
+  own |= dict.fromkeys(("fedper", "fedrep", "lg_fedavg"), task_with_head)
   return own.get(name, task_of_everything)()
 
 
@@ -127,6 +145,7 @@ def build(name):
     "server_optimizer": optimizer("sgd", learning_rate=0.7, momentum=0.5),
     "num_clients": len(SIZES),
     "metric": "x",
+    "private": ("head",) if name != "fedbn" else None,
     "burn_in": 1,
     "threshold": 0.42,
     "least_share": 0.4,
@@ -194,8 +213,12 @@ def assert_close(a, b):
 
 
 NAMES = [*ALGORITHMS, WITH_TRANSFORM, STALE, REPLAY]
-# FedAvg's program, with other optimizers on the server.
-SAME_PROGRAM = ("fedadagrad", "fedavgm", "fedyogi")
+# FedAvg's program with other optimizers on the server, and FedRep's with other
+# private parameters.
+SAME_PROGRAM = (
+  *("fedadagrad", "fedavgm", "fedyogi"),
+  *("fedbn", "fedper", "lg_fedavg"),
+)
 every = pytest.mark.parametrize(
   "name", slow_but([n for n in NAMES if n not in SAME_PROGRAM], NAMES)
 )
@@ -255,7 +278,7 @@ def test_the_global_model_is_one_of_the_tasks(name):
   before, after = (algorithm.variables(s.server) for s in (first, last))
   assert np.abs(flat(after.params) - flat(before.params)).max() > 1e-3
   for mean in jax.tree.leaves(after.buffers):
-    assert np.abs(mean).max() > 1e-3
+    assert (np.abs(mean).max() > 1e-3) == (name != "fedbn")  # which keeps them
   frozen = zip(
     *(jax.tree.leaves(v.frozen) for v in (before, after)), strict=True
   )

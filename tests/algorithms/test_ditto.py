@@ -72,6 +72,21 @@ def test_with_lambda_zero_own_models_are_trained_locally():
     np.testing.assert_allclose(state.clients[0].params["w"][k], v, atol=2e-6)
 
 
+def test_with_a_large_lambda_own_models_are_the_global_ones_that_came():
+  """Whose steps then are small: rate lambda stays below 1."""
+  lam = 1e4
+  algorithm = ditto(TASK, sgd(1 / lam), sgd(1.0), lam=lam)
+  plain = fedavg(TASK, sgd(1 / lam), sgd(1.0))
+  simulator, state = simulate(algorithm, 3)
+  w = model(plain, 2)  # what the cohort of the third round received
+  own = np.asarray(state.clients[0].params["w"])[cohort(2)]
+  np.testing.assert_allclose(own, np.stack([w] * 3), atol=2e-4)
+  assert simulator.algorithm.personal is not None
+  np.testing.assert_allclose(
+    params_of(simulator, state)["w"], model(plain, 3), rtol=1e-5
+  )
+
+
 def test_own_models_end_between_the_own_optimum_and_the_global_one():
   centers = np.array([[0.0, 0.0], [1.0, 4.0], [5.0, -1.0], [-2.0, 2.0]])
   task, lam = quadratic(2), 0.5

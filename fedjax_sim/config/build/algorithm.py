@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,6 +15,7 @@ from fedjax_sim.config.build.privacy import (
 )
 from fedjax_sim.config.build.server import build_downlink
 from fedjax_sim.core import Algorithm, Task, validate
+from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.privacy.local import with_local_dp
 from fedjax_sim.training.optimizers import (
   Optimizer,
@@ -53,6 +56,7 @@ def _optimizer(config: ConfigDict, section: str, task: Task) -> Optimizer:
 
 
 _OPTIMIZERS = ("client", "server")
+MOST_FINETUNING = 10_000  # epochs, or steps, of a client
 
 
 def build_algorithm(
@@ -99,6 +103,38 @@ def build_algorithm(
   # After all that changes the model, and before messages get what is no model.
   algorithm = build_downlink(config, algorithm)
   return _with_leakage(config, algorithm, task)
+
+
+def build_finetuning(
+  config: ConfigDict, task: Task
+) -> tuple[Optimizer, LocalBatching] | None:
+  """Return how clients fine-tune their models; None if they do not.
+
+  Args:
+    config: complete.
+    task: what clients train.
+
+  Raises:
+    TypeError, ValueError: names the field.
+  """
+  client = config.client
+  lengths: dict[str, Any] = {}
+  for key in ("epochs", "steps"):
+    field = f"finetune_{key}"
+    if client[field] is not None:
+      most = MOST_FINETUNING
+      lengths[key] = validate.integer(f"client.{field}", client[field], le=most)
+  if not lengths:
+    return None
+  if len(lengths) == 2:
+    raise ValueError(
+      f"client.finetune_epochs={lengths['epochs']} and"
+      f" client.finetune_steps={lengths['steps']}: give one of them."
+    )
+  batching = LocalBatching(
+    batch_size=client.batch_size, shuffle=client.shuffle, **lengths
+  )
+  return _optimizer(config, "client", task), batching
 
 
 def _with_leakage(

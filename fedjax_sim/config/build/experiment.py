@@ -7,6 +7,7 @@ before anything is compiled, placed on a device or written.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,10 @@ from ml_collections import ConfigDict
 
 from fedjax_sim import sampling
 from fedjax_sim.config import components
-from fedjax_sim.config.build.algorithm import build_algorithm
+from fedjax_sim.config.build.algorithm import (
+  build_algorithm,
+  build_finetuning,
+)
 from fedjax_sim.config.build.data import naming_data
 from fedjax_sim.config.build.parts import Parts
 from fedjax_sim.config.build.privacy import (
@@ -42,11 +46,15 @@ from fedjax_sim.core import references, validate
 from fedjax_sim.core.weights import file_digest
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.engine.client_metrics import ClientMetrics
+from fedjax_sim.engine.state import RunState
 from fedjax_sim.models.options import weights_of
 from fedjax_sim.simulation.account import check_unwatched, uncovered
+from fedjax_sim.simulation.finetuning import Finetuning
 from fedjax_sim.simulation.preflight import DataError, ModelError
 from fedjax_sim.simulation.runtime import MOST_ROUNDS, Runtime
 from fedjax_sim.simulation.simulator import Simulator
+from fedjax_sim.training.optimizers import Optimizer
 
 INITIAL = "model.initial"  # the field in `Experiment.sources`
 
@@ -66,6 +74,8 @@ class Experiment:
     secure_noise: what the noise of secure aggregation does; "" without any.
     uncovered: what a private run reveals of its clients that no epsilon
       covers; empty for other runs.
+    finetuning: how clients fine-tune their models before they are evaluated;
+      None if they do not.
   """
 
   simulator: Simulator
@@ -76,6 +86,32 @@ class Experiment:
   local_guarantee: str
   secure_noise: str
   uncovered: Sequence[str]
+  finetuning: tuple[Optimizer, LocalBatching] | None = None
+
+  @functools.cached_property
+  def finetuned(self) -> Finetuning | None:
+    """The evaluation after fine-tuning, if there is one."""
+    if self.finetuning is None:
+      return None
+    optimizer, batching = self.finetuning
+    return Finetuning(
+      simulator=self.simulator, optimizer=optimizer, batching=batching
+    )
+
+  def measure(
+    self, state: RunState, sets: Sequence[str]
+  ) -> dict[str, ClientMetrics]:
+    """Return the metrics of every client of several sets.
+
+    Args:
+      state: the state.
+      sets: which to evaluate. With `seen` there is `finetuned`, too, if clients
+        fine-tune their models.
+    """
+    measured = self.simulator.evaluate.measure(state, sets)
+    if self.finetuned is not None and "seen" in sets:
+      measured["finetuned"] = self.finetuned(state)
+    return measured
 
   @property
   def budget_end(self) -> str:
@@ -145,6 +181,7 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
   data = shared.data(config)
   task = shared.task(config, data)
   algorithm = build_algorithm(config, task, data.train.sizes)
+  finetuning = build_finetuning(config, task)
   clients = data.train.num_clients, server.clients_per_round
   sampler = build_sampler(config, data.train.sizes, lambda: label_counts(data))
   fields = reference_fields(config)
@@ -198,7 +235,7 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
   sources = references.sources(fields)
   if weights := _initial(config):
     sources[INITIAL] = "; ".join(_contents(*pair) for pair in weights.items())
-  return Experiment(
+  experiment = Experiment(
     simulator=simulator,
     timetable=timetable,
     trackers=trackers,
@@ -207,7 +244,10 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
     local_guarantee=local_guarantee(config, drawn, parameters),
     secure_noise=secure_noise(config, drawn, parameters),
     uncovered=_uncovered(config, simulator) if private else [],
+    finetuning=finetuning,
   )
+  _ = experiment.finetuned  # what does not fit shows now
+  return experiment
 
 
 def _uncovered(config: ConfigDict, simulator: Simulator) -> list[str]:
@@ -219,6 +259,8 @@ def _uncovered(config: ConfigDict, simulator: Simulator) -> list[str]:
     simulator.runtime,
     simulator.states.shapes.clients,
     log_clients=simulator.log_clients,
+    finetuned=config.client.finetune_epochs is not None
+    or config.client.finetune_steps is not None,
     initial=", ".join(path.name for path in weights) or None,
   )
 

@@ -18,6 +18,7 @@ from fedjax_sim.tasks.freezing import (
 from fedjax_sim.tasks.initial import with_initial
 from fedjax_sim.tasks.measures import named_measure
 from fedjax_sim.tasks.metrics import ExampleMetric, with_metrics
+from fedjax_sim.tasks.mixture import with_mixture
 from fedjax_sim.tasks.scheduled_sampling import with_scheduled_sampling
 
 COMPUTE_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -63,9 +64,13 @@ def build_task(config: ConfigDict, data: FederatedDataset) -> Task:
     task = with_frozen_dtype(task, dtype)
   if not section.send_buffers:  # in their own precision
     task = with_kept_buffers(task)
+  if config.runtime.remat:
+    task = tasks.with_remat(task)
+  if section.mixture is not None:
+    task = with_mixture(task, section.mixture)
   if section.metrics is not None:
     task = with_metrics(task, [_metric(x) for x in section.metrics])
-  return tasks.with_remat(task) if config.runtime.remat else task
+  return task
 
 
 def _metric(name: str) -> ExampleMetric:

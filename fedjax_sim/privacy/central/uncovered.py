@@ -21,6 +21,7 @@ def uncovered(
   log_clients: bool,
   measured: Sequence[str],
   keeps_state: bool,
+  finetuned: bool = False,
   initial: str | None = None,
 ) -> list[str]:
   """Return what a private run reveals about training clients without noise.
@@ -32,6 +33,7 @@ def uncovered(
     measured: what is chosen by looking at clients' data and work: `lanes`,
       `residency`.
     keeps_state: whether clients keep something of their own.
+    finetuned: whether clients are evaluated after fine-tuning.
     initial: name of the weights file that the run begins from; None if it
       begins anew.
 
@@ -42,6 +44,8 @@ def uncovered(
   told += [f"{transform.name}/*" for transform in transforms]
   if data.seen is not None:
     told += ["seen/*", "clients_seen.csv"]
+  if finetuned:
+    told += ["finetuned/*", "clients_finetuned.csv"]
   if log_clients:
     told.append("client_rounds*")
   told += [
