@@ -7,6 +7,8 @@ import functools
 import inspect
 import pathlib
 import re
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import fedjax_sim as fs
 from fedjax_sim import aggregators, sampling
 from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.cli import check_part
 from fedjax_sim.cli.main import main
 from fedjax_sim.contract import compare, random_checks, round_checks
 from fedjax_sim.contract.blame import blamed
@@ -271,8 +274,14 @@ def test_the_command_prints_what_it_finds(capsys, prepared):
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
-    ([], ["give the part first"]),
-    (["--kind=model", "x.py:y"], ["give the part first"]),
+    ([], ["no part is given; give one"]),
+    (["x.py:y", "--kind=model", "z.py:y"], ["2 parts are given"]),
+    (
+      [f"{BROKEN}/samplers.py"],
+      ["samplers.py:twice (sampler)", "samplers.py:half (sampler)"],
+    ),
+    ([f"{OWN}/data.py"], ["data.py:NAME --kind=", "-> Aggregator"]),
+    (["--kind", "model", f"{BROKEN}/order.py:latest"], ["kind aggregator"]),
     (["nowhere.py:part"], ["there is no file"]),
     ([f"{BROKEN}/order.py:lastest"], ["'latest'"]),
     ([f"{BROKEN}/order.py:latest", "--kind=aggregater"], ["'aggregator'"]),
@@ -290,6 +299,21 @@ def test_a_wrong_call_is_refused(arguments, words, capsys, prepared):
   out, err = capsys.readouterr()
   assert out == ""
   assert [word for word in words if word not in err] == []
+
+
+def test_a_file_with_one_part_needs_no_name(capsys, prepared, monkeypatch):
+  monkeypatch.setattr(check_part, "examine", lambda setting: [])
+  assert main(["check", f"{BROKEN}/order.py"]) == 0
+  assert "order.py:latest: aggregator, in five" in capsys.readouterr().out
+
+
+def test_a_wrong_call_is_refused_before_jax_is_there():
+  code = (
+    "import sys; from fedjax_sim.cli.main import main;"
+    "sys.exit(main(['check', '--kinds=model', 'x.py:y']) + ('jax' in"
+    " sys.modules))"
+  )
+  assert subprocess.run([sys.executable, "-c", code]).returncode == 2
 
 
 def test_the_kind_follows_from_the_function():

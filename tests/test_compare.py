@@ -211,7 +211,7 @@ def test_a_metric_of_ones_own_needs_a_direction(tmp_path, capsys, monkeypatch):
   assert (
     "give --higher_is_better or --lower_is_better" in capsys.readouterr().err
   )
-  flags = ["--metric=test/churn", "--lower_is_better"]
+  flags = ["--metric", "test/churn", "--lower_is_better"]
   assert main(["compare", *runs, *flags]) == 0
   assert "lower is better" in capsys.readouterr().out
 
@@ -254,6 +254,8 @@ def test_labels_are_short_and_different():
   two_lr = [{"client.lr": 1, "server.lr": 2}, {"client.lr": 2, "server.lr": 2}]
   assert labels_of(two_lr)[0] == "client.lr=1, server.lr=2"
   assert labels_of([{}]) == ["all runs"]
+  wide = [{"a.sizes": "64,32", "b": 1}, {"a.sizes": "(64)", "b": 1}]
+  assert labels_of(wide) == ["sizes=(64,32), b=1", "sizes=(64), b=1"]
   assert labels_of([{"a.x": 1}, {}]) == ["x=1", "without a.x"]
 
 
@@ -292,6 +294,19 @@ def test_a_study(tmp_path):
     compare([halved])
   early = compare([study], at=1)
   assert [len(s.seeds) for s in early.settings] == [1, 3, 3]
+
+
+def test_ended_settings_follow_by_how_far_they_came(tmp_path, capsys):
+  """As successive halving leaves them; of one rung the better one is first."""
+  ends = [[0.5], [0.8], [0.3, 0.4], [0.9], [0.5, 0.6, 0.9], [0.5, 0.6, 0.7]]
+  names = [{"algorithm.name": name} for name in "abcdef"]
+  done = ["finished" if len(values) == 3 else "ended" for values in ends]
+  rows = [*zip(names, [0] * 6, done, ends, strict=True)]
+  study = write_study(tmp_path / "halved", rows)
+  order = [setting.label for setting in compare([study]).settings]
+  assert order == ["e", "f", "c", "d", "b", "a"]
+  assert main(["report", f"--workdir={study}"]) == 2
+  assert f"a study; give fedjax-sim compare {study}" in capsys.readouterr().err
 
 
 def test_many_settings_are_short_in_a_terminal(tmp_path):
@@ -338,7 +353,7 @@ def test_a_baseline(two, tmp_path):
   }
   assert all("scaffold" in (p.a, p.b) for p in best.pairs)
   assert "its lead is flattered" in best.notes[-1]
-  with pytest.raises(ValueError, match="Did you mean 'fedavg'"):
+  with pytest.raises(ValueError, match=r"'fedavg'\? Known: 'best', 'fed"):
     compare(two, baseline="fedavgs")
 
 
@@ -474,6 +489,7 @@ def test_what_is_refused(two, tmp_path, capsys, monkeypatch):
       [two[0], "--lower_is_better", "--higher_is_better"],
       "--lower_is_better and --higher_is_better: give one of them.",
     ),
+    ([two[0], two[3], "--to", again / "config.json"], "is a file; name a"),
     ([stopped, stopped_too], "compare them at a round, such as --at=1."),
   ]
   for arguments, said in cases:

@@ -230,6 +230,7 @@ def test_wrong_numbers_are_refused():
     ({"weights": -np.ones(5)}, "negative or not finite"),
     ({"server.rate": 1.0}, "Did you mean 'server.learning_rate'"),
     ({RATES[0]: float("nan")}, "server.learning_rate=nan"),
+    ({RATES[0]: np.ones(2)}, r"has shape \(2,\); give one number"),
   ):
     with pytest.raises(ValueError, match=message):
       function(values)

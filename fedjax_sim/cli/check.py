@@ -2,36 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import jax
-import numpy as np
-from ml_collections import ConfigDict
-
-from fedjax_sim import distributed, sampling
-from fedjax_sim.config import build, components, default_config, flags
-from fedjax_sim.config.build.server import build_sampler, build_transforms
-from fedjax_sim.config.completion import complete
-from fedjax_sim.config.components import Slot
-from fedjax_sim.contract import KINDS, examine
-from fedjax_sim.contract.outcome import counted, shown
-from fedjax_sim.contract.setting import (
-  COHORT,
-  DRAWN,
-  POPULATION,
-  SIZES,
-  Setting,
-  counts_like,
-  cut,
-  federation,
-  fitted,
-  kind_of,
-)
-from fedjax_sim.core import Algorithm, Task, errors, references, validate
-
-_DEVICES = 2
+from fedjax_sim.config import flags
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -45,129 +18,16 @@ def run(arguments: Sequence[str]) -> int:
     TypeError, ValueError, OSError, ImportError: the reference leads nowhere, or
       the config is wrong.
   """
-  if not arguments or arguments[0].startswith("-"):
-    raise flags.UsageError(
-      "check: give the part first, as in fedjax-sim check"
-      " path/to/file.py:name --kind=aggregator."
-    )
-  part, rest = arguments[0], arguments[1:]
-  others, overrides = flags.split(rest)
+  parts, rest = flags.positional(arguments)
+  others, _ = flags.split(rest)
   values = flags.parse(others, kind="", config="")
-  own = bool(values["config"].value)
-  if not os.environ.get("JAX_PLATFORMS"):
-    jax.config.update("jax_platforms", "cpu")  # where there are two devices
-  distributed.setup(_DEVICES)
-  # Programs run a few times, so compiling them takes most of the time.
-  jax.config.update("jax_disable_most_optimizations", True)
-  distributed.devices()  # what is wrong with JAX shows now
-  kind = _kind(part, values["kind"].value)
-  field = _slot(part, kind).field
-  if own:
-    named = [*rest, f"--config.{field}={part}"]
-    config = flags.parse(named, "config", kind="").config
-  else:
-    config = flags.overridden(default_config(), {**overrides, field: part})
-  setting = setting_of_config(config, part, kind, own_data=own)
-  model = "" if kind == "model" else f", {config.model.name}"
-  _say(f"{part}: {kind}, in {setting.data.name}{model}")
-  lines = []
-  for line in examine(setting):
-    _say(shown(line))
-    lines.append(line)
-  _say(counted(lines))
-  return int(any(line.failed for line in lines))
-
-
-def _say(text: str) -> None:
-  print(text, flush=True)  # noqa: T201
-
-
-def _slot(part: str, kind: str) -> Slot:
-  """Return the slot of a config that names the part."""
-  if kind == "transform":
-    return components.labeled_slot("transforms", part.rpartition(":")[2])
-  return components.slots_of(kind)[0]
-
-
-def _kind(part: str, given: str) -> str:
-  """Return which kind of part it is.
-
-  Args:
-    part: a reference, or the name of one of ours.
-    given: the value of --kind; "" without one.
-
-  Raises:
-    UsageError: it does not show.
-    UnknownNameError, BadReferenceError, TypeError: there is no such part.
-  """
-  if given:
-    return validate.one_of("--kind", given, KINDS)
-  if not references.is_reference(part):
-    registries = {kind: _slot(part, kind).registry for kind in KINDS}
-    found = [kind for kind, known in registries.items() if part in known]
-    if not found:
-      every = {name: kind for kind, x in registries.items() for name in x}
-      validate.lookup("check", part, every)
-    return found[0]
-  function = references.load("check", part)
-  kind = kind_of(function)
-  if kind is None:
+  if len(parts) != 1:
+    given = f"{len(parts)} parts are given" if parts else "no part is given"
     raise flags.UsageError(
-      f"check {part}: what it makes does not show; give --kind="
-      f"{'|'.join(KINDS)}, or annotate what it returns, as in `-> Aggregator`."
+      f"check: {given}; give one, as in fedjax-sim check path/to/file.py:name."
     )
-  return kind
+  # What follows takes JAX, which takes seconds; a wrong call is said before.
+  from fedjax_sim.cli.check_part import check_part
 
-
-def setting_of_config(
-  config: ConfigDict, part: str, kind: str, *, own_data: bool
-) -> Setting:
-  """Return the part in a tiny federation, with all else as a config says.
-
-  Args:
-    config: names the part.
-    part: its name.
-    kind: which it is.
-    own_data: whether its data are the config's, cut to a few clients.
-
-  Raises:
-    TypeError, ValueError, OSError, ImportError: the config is wrong.
-  """
-  config = complete(config)
-  data, population, drawn = federation(), POPULATION, DRAWN
-  sizes = np.resize(SIZES, population)
-  if own_data:
-    whole = build.build_data(config)
-    data, sizes = cut(whole), whole.train.sizes
-    population, drawn = len(sizes), config.server.clients_per_round
-  task = build.build_task(config, data)
-  algorithm = build.build_algorithm(config, task, data.train.sizes)
-  count = min(COHORT, data.train.num_clients)
-  cohort = sampling.uniform(data.train.num_clients, count)
-  code = inspect.unwrap(_slot(part, kind).factory(part))
-  return fitted(
-    Setting(
-      kind=kind,
-      file=errors.code_file(code),
-      data=data,
-      task=task,
-      algorithm=algorithm,
-      aggregator=build.build_aggregator(config, cohort, data),
-      transforms=tuple(build_transforms(config)),
-      private_algorithm=_private(config, task, data.train.sizes, algorithm),
-      draw=build_sampler(config, sizes, lambda: counts_like(sizes)),
-      population=population,
-      drawn=drawn,
-    )
-  )
-
-
-def _private(
-  config: ConfigDict, task: Task, sizes: np.ndarray, algorithm: Algorithm
-) -> Callable[[], Algorithm]:
-  """Return what makes the algorithm with uniform weights, if it has them."""
-  if "weighting" not in config.algorithm:
-    return lambda: algorithm
-  uniform = config.copy_and_resolve_references()
-  uniform.algorithm.weighting = "uniform"
-  return lambda: build.build_algorithm(uniform, task, sizes)
+  own_data = bool(values["config"].value)
+  return check_part(parts[0], values.kind, rest, own_data=own_data)

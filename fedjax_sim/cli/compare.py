@@ -26,10 +26,11 @@ def run(arguments: Sequence[str]) -> int:
     ValueError: a number is out of range.
     OSError: a file cannot be read or written.
   """
-  folders = [a for a in arguments if not a.startswith("-")]
+  switches = [_LOWER, _HIGHER]
+  folders, rest = flags.positional(arguments, switches=switches)
   values = flags.parse(
-    [a for a in arguments if a.startswith("-")],
-    switches=[_LOWER, _HIGHER],
+    rest,
+    switches=switches,
     metric="",
     at="last",
     target="",
@@ -47,6 +48,9 @@ def run(arguments: Sequence[str]) -> int:
   from fedjax_sim.studies.compare import compare
   from fedjax_sim.studies.compared_runs import is_study
 
+  alone = len(folders) == 1 and is_study(Path(folders[0]))
+  to = values.to or (folders[0] if alone else "comparison")
+  place = comparison_files.check_folder(to)
   found = compare(
     folders,
     values.metric or None,
@@ -56,11 +60,9 @@ def run(arguments: Sequence[str]) -> int:
     baseline=values.baseline or None,
     confidence=confidence,
   )
-  alone = len(folders) == 1 and is_study(Path(folders[0]))
-  to = Path(values.to or (folders[0] if alone else "comparison"))
-  comparison_files.write_files(found, to)
+  comparison_files.write_files(found, place)
   print(comparison_tables.text(found))  # noqa: T201
-  print(to / comparison_files.PAGE)  # noqa: T201
+  print(place / comparison_files.PAGE)  # noqa: T201
   return 0
 
 

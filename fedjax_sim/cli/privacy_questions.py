@@ -276,9 +276,9 @@ def compose(arguments: Sequence[str]) -> str:
   Raises:
     OSError: a file cannot be read.
   """
-  workdirs = [Path(a) for a in arguments if not a.startswith("-")]
-  flagged = [a for a in arguments if a.startswith("-")]
-  values = flags.parse(flagged, "delta")
+  folders, rest = flags.positional(arguments)
+  workdirs = [Path(folder) for folder in folders]
+  values = flags.parse(rest, "delta")
   delta = flags.number("--delta", values.delta, float)
   validate.number("--delta", delta, gt=0, lt=1)
   if not workdirs:

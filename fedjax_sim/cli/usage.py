@@ -36,6 +36,7 @@ fedjax-sim: federated learning, simulated.
       through the contract tests, in a tiny federation: lanes, devices, order
       and absence of clients, padding, NaN, resume, dtypes, weights under
       privacy: 0 if none fails, else 1
+      FILE.py alone: its only part, or which ones it has
       --kind=aggregator: what it is, if it does not show
       --config=FILE: with the data and the model of a config
   fedjax-sim report --workdir=DIR [--workdir=DIR ...] [--to=FILE.html]

@@ -250,6 +250,33 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   return rest, overrides
 
 
+def positional(
+  arguments: Sequence[str], *, switches: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+  """Return the arguments that are no flags, and the flags with their values.
+
+  Args:
+    arguments: what follows the command's name.
+    switches: flags without a value; of any other one that has no "=" the next
+      argument is the value.
+
+  Example:
+    positional(["a", "--to", "b", "c"])  # ["a", "c"], ["--to", "b"]
+  """
+  others: list[str] = []
+  rest: list[str] = []
+  left = list(arguments)
+  while left:
+    argument = left.pop(0)
+    if not argument.startswith("-"):
+      others.append(argument)
+      continue
+    rest.append(argument)
+    if "=" not in argument and argument.lstrip("-") not in switches and left:
+      rest.append(left.pop(0))
+  return others, rest
+
+
 def config_path(arguments: Sequence[str]) -> str | None:
   """Return the file of `--config FILE` or `--config=FILE`; None without.
 

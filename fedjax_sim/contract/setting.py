@@ -197,20 +197,38 @@ def kind_of(function: Callable[..., Any]) -> str | None:
   Args:
     function: a user's own.
   """
-  returned = _returns(function)
-  for kind, made in KINDS.items():
-    if returned is made or returned == made.__name__:
-      return kind
+  if kind := stated_kind(function):
+    return kind
   parameters = inspect.signature(function).parameters.values()
-  names = tuple(p.name for p in parameters)
-  for first, kind in _FIRST.items():
-    if names[: len(first)] == first:
-      return kind
   if all(p.default is not p.empty for p in parameters):
     made = function()
     for kind, wanted in KINDS.items():
       if isinstance(made, wanted):
         return kind
+  return None
+
+
+def stated_kind(function: Callable[..., Any]) -> str | None:
+  """Return what a function makes by its signature; it is not called.
+
+  Args:
+    function: a user's own.
+  """
+  if kind := annotated_kind(function):
+    return kind
+  names = tuple(inspect.signature(function).parameters)
+  for first, kind in _FIRST.items():
+    if names[: len(first)] == first:
+      return kind
+  return None
+
+
+def annotated_kind(function: Callable[..., Any]) -> str | None:
+  """Return which kind of part a function is annotated to return, if any."""
+  returned = _returns(function)
+  for kind, made in KINDS.items():
+    if returned is made or returned == made.__name__:
+      return kind
   return None
 
 

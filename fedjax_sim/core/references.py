@@ -112,6 +112,26 @@ def load(field: str, value: str) -> Callable[..., Any]:
   return found
 
 
+def functions_of(field: str, file: str) -> dict[str, Callable[..., Any]]:
+  """Return the public functions that a file defines, by name.
+
+  Args:
+    field: what messages call the file.
+    file: its path.
+
+  Raises:
+    BadReferenceError: there is no such file, or it raises an error.
+  """
+  module = _from_file(field, file, Path(file).resolve())
+  return {
+    name: found
+    for name, found in vars(module).items()
+    if isinstance(found, types.FunctionType)
+    and found.__module__ == module.__name__
+    and not name.startswith("_")
+  }
+
+
 @contextlib.contextmanager
 def named(fields: Mapping[str, Any], others: Iterable[str]) -> Iterator[None]:
   """Begin errors with the references of a config, if there are any.

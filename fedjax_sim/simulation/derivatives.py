@@ -193,6 +193,8 @@ def checked_values(
   for name, default in defaults.items():
     value = values.get(name, default)
     if name != WEIGHTS:
+      if shape := np.shape(value):
+        raise ValueError(f"{name} has shape {shape}; give one number.")
       plain = value.item() if hasattr(value, "item") else value
       checked[name] = validate.number(name, plain)
       continue

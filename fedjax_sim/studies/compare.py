@@ -9,6 +9,7 @@ from pathlib import Path
 from fedjax_sim.core import validate
 from fedjax_sim.studies.compared_runs import (
   CompareError,
+  check_baseline,
   check_metric,
   check_seeds,
   read_runs,
@@ -21,7 +22,7 @@ from fedjax_sim.studies.comparison import (
   compare_settings,
   direction_of,
 )
-from fedjax_sim.studies.comparison_files import write_files
+from fedjax_sim.studies.comparison_files import check_folder, write_files
 from fedjax_sim.studies.record import read_study
 
 
@@ -76,6 +77,8 @@ def compare(
     at = validate.integer("at", at, ge=0)
   if target is not None:
     target = validate.number("target", target)
+  if to is not None:
+    check_folder(to)
   notes: list[str] = []
   runs = read_runs(folders, notes)
   if not runs:
@@ -86,8 +89,7 @@ def compare(
   higher = direction_of(metric, higher_is_better)
   settings = settings_of(runs)
   check_seeds(settings)
-  if baseline not in (None, BEST):
-    validate.one_of("baseline", baseline, [s.label for s in settings])
+  check_baseline(baseline, settings)
   found = compare_settings(
     settings, metric, at, target, higher, baseline, confidence
   )

@@ -6,7 +6,9 @@ what changes no number but by rounding. Of a study it is a point.
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +19,10 @@ from ml_collections import ConfigDict
 from fedjax_sim.config import fields_of
 from fedjax_sim.core import urls, validate
 from fedjax_sim.core.errors import FedjaxSimError
+from fedjax_sim.core.validate import UnknownNameError
 from fedjax_sim.data import workdir_on_disk
 from fedjax_sim.reporting import NoRunError
+from fedjax_sim.reporting.figures.series import line_of
 from fedjax_sim.reporting.metrics_file import Row
 from fedjax_sim.reporting.pages.one_run import shown
 from fedjax_sim.reporting.pages.record import (
@@ -321,6 +325,8 @@ def _short_key(name: str, names: Sequence[str]) -> str:
 
 def _worded(key: str, value: Any) -> str:
   text = shown(value)
+  if isinstance(value, str) and "," in text and text[:1] != "(":
+    text = f"({text})"  # a comma parts the fields of a label
   if len(text) > _LONG:
     text = f"{text[: _LONG // 2]}...{text[-_LONG // 2 :]}"
   return f"{key}={text}" if key else text
@@ -365,3 +371,37 @@ def check_metric(metric: str, runs: Sequence[ComparedRun]) -> None:
   known = {key for run in runs for row in run.rows for key in row}
   known.discard("round")
   validate.one_of("metric", metric, known)
+
+
+def how_far(runs: Sequence[ComparedRun], metric: str) -> tuple[int, float]:
+  """Return the most rounds of some runs, and the mean of their last values.
+
+  Args:
+    runs: of a setting.
+    metric: whose values; NaN if no run has it.
+  """
+  rounds = max(
+    (int(run.rows[-1]["round"]) for run in runs if run.rows), default=0
+  )
+  lines = [line_of(run.rows, metric).values for run in runs]
+  last = [float(values[-1]) for values in lines if len(values)]
+  return rounds, sum(last) / len(last) if last else math.nan
+
+
+def check_baseline(baseline: str | None, settings: Sequence[Setting]) -> None:
+  """Refuse a baseline that is no setting's label, nor "best".
+
+  Raises:
+    UnknownNameError: names the nearest one, and all others in quotes, as labels
+      have commas.
+  """
+  labels = [setting.label for setting in settings]
+  if baseline is None or baseline in ("best", *labels):
+    return
+  near = difflib.get_close_matches(baseline, labels, n=1, cutoff=0.5)
+  hint = f" Did you mean {near[0]!r}?" if near else ""
+  known = _listed(list(map(repr, labels)), 20)
+  raise UnknownNameError(
+    f"baseline={baseline!r} is no setting's label.{hint} Known: 'best',"
+    f" {known}."
+  )

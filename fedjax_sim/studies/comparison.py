@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.core import validate
-from fedjax_sim.core.metric_names import SPREADS, STATISTICS
 from fedjax_sim.reporting.figures.series import higher_is_better as by_name
 from fedjax_sim.reporting.figures.series import line_of
 from fedjax_sim.reporting.formatting import number
@@ -19,6 +19,7 @@ from fedjax_sim.studies.compared_runs import (
   ComparedRun,
   CompareError,
   Setting,
+  how_far,
 )
 from fedjax_sim.studies.statistics import (
   Difference,
@@ -169,10 +170,7 @@ def direction_of(metric: str, given: bool | None) -> bool:
   """
   if given is not None:
     return validate.boolean("higher_is_better", given)
-  base, _, last = metric.rpartition("/")
-  if last in SPREADS:
-    return False
-  known = by_name(base if last in STATISTICS else metric)
+  known = by_name(re.sub(r"/p\d+$", "", metric))
   if known is None:
     raise CompareError(
       f"metric={metric!r}: its name does not say which values are better; give"
@@ -226,8 +224,7 @@ def compare_settings(
       settings, counted, means, strict=True
     )
   ]
-  rank = lambda r: (math.isnan(r.mean), -sign * r.mean, r.label)
-  results = sorted(results, key=rank)
+  results = sorted(results, key=lambda r: _rank(r, metric, sign))
   chosen = baseline == BEST
   baseline = results[0].label if chosen else baseline
   pairs, notes = _pairs(results, higher, baseline, confidence)
@@ -253,6 +250,21 @@ def compare_settings(
       *[_SELECTED.format(len(results))] * chosen,
     ],
   )
+
+
+def _rank(
+  result: SettingResult, metric: str, sign: int
+) -> tuple[bool, float, float, str]:
+  """Return what settings are sorted by: the best first.
+
+  Those without a value that counts, as successive halving leaves them, follow
+  by how far they came, and then by their last values.
+  """
+  if not math.isnan(result.mean):
+    return False, 0.0, -sign * result.mean, result.label
+  rounds, last = how_far(result.runs, metric)
+  score = math.inf if math.isnan(last) else -sign * last
+  return True, -rounds, score, result.label
 
 
 def _values(

@@ -19,13 +19,19 @@ from fedjax_sim.studies.comparison_curves import (
 from fedjax_sim.studies.statistics import POWER
 
 
-def page_of(comparison: Comparison) -> str:
-  """Return the page as HTML; the same comparison gives the same bytes."""
+def page_of(comparison: Comparison, first: Sequence[Section] = ()) -> str:
+  """Return the page as HTML; the same comparison gives the same bytes.
+
+  Args:
+    comparison: what it shows.
+    first: sections before all others.
+  """
   runs = sum(len(result.runs) for result in comparison.settings)
   return render(
     f"{len(comparison.settings)} settings compared",
     f"{tables.title(comparison)}. {runs:,} runs.",
     [
+      *first,
       _results(comparison),
       _curves(comparison),
       _differences(comparison),

@@ -19,8 +19,10 @@ import numpy as np
 
 from fedjax_sim.core.files import write_atomically
 from fedjax_sim.reporting.figures.player_bars import Panel, draw_players
-from fedjax_sim.studies.leave_out import FIELD, LeaveOut
-from fedjax_sim.studies.results import Study, aligned
+from fedjax_sim.studies.comparison import BEST
+from fedjax_sim.studies.influence_page import INFLUENCE, SHAPLEY, Kind
+from fedjax_sim.studies.leave_out import FIELD, NOBODY, LeaveOut
+from fedjax_sim.studies.results import Study, aligned, write_comparison
 from fedjax_sim.studies.shapley import Coalition, coalitions, estimate
 
 _MOST_LINES = 20  # of a table on the screen
@@ -44,29 +46,12 @@ class Effect(NamedTuple):
   seeds: int
 
 
-class _Kind(NamedTuple):
-  """A kind of effects.
-
-  Attributes:
-    name: of its files and column.
-    title: what tables call it.
-    errors: of what its standard errors are.
-  """
-
-  name: str
-  title: str
-  errors: tuple[str, ...]
-
-
-_INFLUENCE = _Kind("influence", "Influence", ("seeds",))
-_SHAPLEY = _Kind("shapley", "Shapley value", ("permutations", "seeds"))
-
-
 def sum_up(study: Study, left: LeaveOut) -> None:
   """Write tables and pictures of influences and Shapley values; print them.
 
   `influence.csv` and `influence.png`; with sampled permutations also
-  `shapley.csv` and `shapley.png`.
+  `shapley.csv` and `shapley.png`; and the comparison of all settings, whose
+  page has them, too.
 
   Args:
     study: whose runs left players out.
@@ -80,9 +65,26 @@ def sum_up(study: Study, left: LeaveOut) -> None:
     o: f"with all clients {_mean(g, everyone)}; lost without:"
     for o, g in ended.items()
   }
-  _show(study, left, _INFLUENCE, lost, notes)
-  if left.orders is None:
-    return
+  _show(study, left, INFLUENCE, lost, notes)
+  if left.orders is not None:
+    _show_shapley(study, left, games)
+  # With one table all settings are held against that with all clients.
+  nobody = f"{FIELD.rpartition('.')[2]}={NOBODY}"
+  write_comparison(study, nobody if [*study.fields] == [FIELD] else BEST)
+
+
+def _show_shapley(
+  study: Study, left: LeaveOut, games: Mapping[Other, Sequence[Worth]]
+) -> None:
+  """Write and print the Shapley values.
+
+  Args:
+    study: whose runs left players out.
+    left: the players, and the sampled orders.
+    games: of each seed the worth of each coalition, by the other fields.
+  """
+  assert left.orders is not None
+  everyone = frozenset(range(len(left.players)))
   values = {o: shapley_values(g, left.orders) for o, g in games.items()}
   needed = coalitions(left.orders)
   counted = {o: _known(g, needed) for o, g in games.items()}
@@ -94,7 +96,7 @@ def sum_up(study: Study, left: LeaveOut) -> None:
     )
     for o, g in counted.items()
   }
-  _show(study, left, _SHAPLEY, values, notes)
+  _show(study, left, SHAPLEY, values, notes)
 
 
 def worths(study: Study, left: LeaveOut) -> dict[Other, dict[int, Worth]]:
@@ -195,7 +197,7 @@ def _sorted(effects: Sequence[Effect], *, higher: bool) -> list[Effect]:
 def _show(
   study: Study,
   left: LeaveOut,
-  kind: _Kind,
+  kind: Kind,
   found: Mapping[Other, Sequence[Effect]],
   notes: Mapping[Other, str],
 ) -> None:
@@ -243,7 +245,7 @@ def _show(
     )
 
 
-def _table(kind: _Kind, effects: Sequence[Effect], names: Sequence[str]) -> str:
+def _table(kind: Kind, effects: Sequence[Effect], names: Sequence[str]) -> str:
   """Return effects as a table; of many the first and the last ones."""
   number = lambda x, form: "-" if math.isnan(x) else format(x, form)
   errors = [f"error ({what})" for what in kind.errors]

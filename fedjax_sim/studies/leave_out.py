@@ -29,6 +29,7 @@ FIELD = "server.leave_out"
 NOBODY = "None"  # the text of the point that leaves nobody out
 _SHORT = "leave_out"
 _CALL = re.compile(r"(clients|groups)\((.*)\)", re.DOTALL)
+_MISSPELT = re.compile(r"(\w+)\(")  # another call, or one that does not end
 _RANGE = re.compile(r"(\d+):(\d+)")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
@@ -162,6 +163,12 @@ def _players(text: str, data: FederatedData) -> list[tuple[int, ...]]:
   call = _CALL.fullmatch(text.strip())
   kind, inner = call.groups() if call else ("groups", text)
   told = f"--vary {FIELD}={text}"
+  if not call and (near := _MISSPELT.match(text.strip())):
+    raise UsageError(
+      f"{told}: {near[1]}( is nothing to leave out; give clients(), such as"
+      " clients(0:3,ann), or groups(), such as groups(0:3,(4,ann)). A name with"
+      " brackets is in quotes."
+    )
   players: list[tuple[int, ...]]
   if kind == "clients":
     numbers = _numbers(told, inner, data) if inner.strip() else None
@@ -176,11 +183,17 @@ def _players(text: str, data: FederatedData) -> list[tuple[int, ...]]:
   for i, clients in enumerate(players):
     for n in clients:
       if n in seen:
-        where = "groups overlap" if seen[n] != i else "a client comes twice"
+        groups = kind == "groups" and seen[n] != i
+        where = "groups overlap" if groups else "a client comes twice"
         raise UsageError(
           f"{told}: {where}, at {data.client_name(n)!r}; name each client once."
         )
       seen[n] = i
+  if data.num_clients == 1:
+    raise UsageError(
+      f"{told}: there is one client alone, and none would be left to train; a"
+      " study of influence needs two."
+    )
   if any(len(clients) == data.num_clients for clients in players):
     raise UsageError(
       f"{told} leaves out all {data.num_clients} clients at once, and none is"
@@ -203,11 +216,11 @@ def _numbers(told: str, text: str, data: FederatedData) -> list[int]:
         )
       found += range(first, end)
     elif word.isdigit():
-      found += client_numbers(told, data, [int(word)])
+      found += client_numbers(f"--vary {FIELD}", data, [int(word)])
     else:
       quoted = _QUOTED.fullmatch(word)
       name = (quoted[1] or quoted[2] or "") if quoted else word
-      found += client_numbers(told, data, name)
+      found += client_numbers(f"--vary {FIELD}", data, name)
   return found
 
 

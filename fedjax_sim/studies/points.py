@@ -128,10 +128,16 @@ def listed(path: Path) -> list[Point]:
       f"--points={path} holds no points ({error}); give a JSON list of objects,"
       " field -> value, or a CSV table with commas and a header."
     ) from error
-  if not points or any(p.keys() != points[0].keys() for p in points):
-    raise UsageError(
-      f"--points={path}: give at least one point, and the same fields in all."
-    )
+  if not points:
+    raise UsageError(f"--points={path} has no point; give at least one.")
+  for i, point in enumerate(points):
+    if odd := points[0].keys() ^ point.keys():
+      fields = ", ".join(sorted(map(str, odd)))
+      raise UsageError(
+        f"--points={path}: point {i} and point 0 differ in whether they have"
+        f" {fields}; give all the same fields, with null or an empty cell where"
+        " the config's value holds."
+      )
   return points
 
 

@@ -161,17 +161,27 @@ def show(study: Study) -> None:
   Args:
     study: finished or not; what is not does not count.
   """
-  folder, metric = study.folder, study.metric
   print(study.table())  # noqa: T201
   if sum(row["finished"] > 0 for row in study.settings()) < 2:
     return  # nothing to compare
   many = len(study.settings()) > MOST_PAIRED
+  write_comparison(study, BEST if many else None)
+
+
+def write_comparison(study: Study, baseline: str | None) -> None:
+  """Write tables, curves and a page, and print where, or why there are none.
+
+  Args:
+    study: whose settings are compared.
+    baseline: as `compare` has it.
+  """
+  folder, metric = study.folder, study.metric
   try:
     comparison = compare(
       [folder],
       metric,
       higher_is_better=study.higher_is_better,
-      baseline=BEST if many else None,
+      baseline=baseline,
     )
   except (CompareError, NoRunError) as error:  # too few are finished
     print(f"No comparison: {error}")  # noqa: T201

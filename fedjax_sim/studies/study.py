@@ -355,8 +355,8 @@ def _metric(runs: Sequence[StudyRun], wanted: str | None) -> tuple[str, bool]:
     except ValueError as problem:
       error = error or problem
   if wanted and error is not None:
-    text = str(error).replace("server.best_metrics", "--metric")
-    raise StudyError(f"--metric={wanted}: {text}") from error
+    text = str(error).removeprefix(f"server.best_metrics[0]={wanted!r} ")
+    raise StudyError(f"--metric={wanted} {text}") from error
   return "train/loss", False
 
 

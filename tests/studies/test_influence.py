@@ -103,6 +103,13 @@ def test_influences_are_those_of_single_runs(played, tmp_path):
     assert float(row["seeds_standard_error"]) == pytest.approx(error)
   order = [float(row["influence"]) for row in rows.values()]
   assert order == sorted(order, reverse=True)
+  page = (played.folder / "report.html").read_text()
+  for title in ("Influence", "Shapley value", "Results"):
+    assert f">{title}</h2>" in page
+  assert "client 3" in page
+  # The same table as pairs: each with all clients, less that without one.
+  pairs = (played.folder / "pairs.csv").read_text().splitlines()[1:]
+  assert all("leave_out=None" in pair for pair in pairs)
   # By hand: the config says it all, and the row is the model without client 2.
   (name,) = [
     run["name"]
@@ -255,14 +262,27 @@ def test_values_of_leave_out(values, texts, names):
     ("clients(bop)", "no client 'bop'. Did you mean 'bob'"),
     ("clients(0:9)", "range 0:9 .* from 0 to 3"),
     ("groups(0:2,1:3)", "groups overlap, at 'bob'"),
-    ("clients(1,bob)", "names? .*'bob'; name each client once|overlap"),
+    ("clients(1,bob)", "a client comes twice, at 'bob'; name each client once"),
+    ("client()", r"give clients\(\), such as"),
+    ("clients(", r"give clients\(\), such as"),
     ("groups(0:4)", "leaves out all 4 clients"),
     ("groups()", "names no client"),
   ],
 )
 def test_values_that_are_refused(values, told):
-  with pytest.raises((UsageError, ValueError), match=told):
+  with pytest.raises((UsageError, ValueError), match=told) as found:
     read(config(), {"leave_out": values}, _Parts(), None, 0)
+  assert str(found.value).count("=") == 1
+
+
+def test_one_client_has_no_influence():
+  parts: Any = types.SimpleNamespace(
+    data=lambda config: types.SimpleNamespace(
+      train=types.SimpleNamespace(num_clients=1, client_name=str)
+    )
+  )
+  with pytest.raises(UsageError, match="one client alone"):
+    read(config(), {"leave_out": "clients()"}, parts, None, 0)
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,17 @@ def test_points_are_read_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("name", "text"),
-  [("p.json", "[]"), ("p.json", "{"), ("p.json", '[{"a":1},{"b":1}]')],
+  ("name", "text", "told"),
+  [
+    ("p.json", "[]", "has no point"),
+    ("p.json", "{", "holds no points"),
+    ("p.json", '[{"a":1},{"a":2},{"b":1}]', "point 2 and point 0 .* have a, b"),
+    ("p.csv", "a\n1\n2,3\n", "point 1 and point 0 .* have None"),
+  ],
 )
-def test_a_file_of_no_points_is_refused(tmp_path, name, text):
+def test_a_file_of_no_points_is_refused(tmp_path, name, text, told):
   (tmp_path / name).write_text(text)
-  with pytest.raises(UsageError, match="--points="):
+  with pytest.raises(UsageError, match=f"--points=.*{told}"):
     listed(tmp_path / name)
 
 

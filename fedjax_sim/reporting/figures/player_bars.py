@@ -76,13 +76,19 @@ def players_figure(
   FigureCanvasAgg(figure)
   axes = np.atleast_1d(figure.subplots(len(panels), 1)).tolist()
   for ax, panel in zip(axes, panels, strict=True):
-    _draw(ax, panel, higher_is_better)
+    draw_panel(ax, panel, higher_is_better=higher_is_better)
     ax.set_ylabel(label, parse_math=False)
   return figure
 
 
-def _draw(ax: Axes, panel: Panel, higher_is_better: bool) -> None:
-  """Draw the bars of a panel, helpers in one color and others in another."""
+def draw_panel(ax: Axes, panel: Panel, *, higher_is_better: bool) -> None:
+  """Draw the bars of a panel, helpers in one color and others in another.
+
+  Args:
+    ax: where to.
+    panel: of it; see `draw_players`.
+    higher_is_better: whether a bar above 0 is of a player who helps.
+  """
   shown, title = _shown(len(panel.names)), panel.title
   if len(shown) < len(panel.names):
     note = f"the first and last {len(shown) // 2} of {len(panel.names)}"

@@ -28,6 +28,7 @@ _SUMMARY = (  # what a report needs of it
   *("device_kind", "versions"),
 )
 _SETS = ("seen", "unseen")
+_STUDY = "study.json"  # in the folder of a study
 
 
 class NoRunError(FedjaxSimError, ValueError):
@@ -162,6 +163,8 @@ def read_outcome(
     told = "its config.json is missing; copy all of its files"
     if not any((folder / n).exists() for n in ("metrics.jsonl", "checkpoints")):
       told = "it has no config.json; name the --workdir of a run"
+      if (folder / _STUDY).exists():
+        told = f"it is a study; give fedjax-sim compare {folder}"
     raise NoRunError(f"{folder} holds no run that can be read: {told}.")
   config = _json(config_file)
   try:
