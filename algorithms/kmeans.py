@@ -29,7 +29,6 @@ from fedjax_sim.core import (
   Context,
   HParams,
   Key,
-  Pass,
   PyTree,
   Report,
   Task,
@@ -37,10 +36,10 @@ from fedjax_sim.core import (
   compensated,
   validate,
 )
-from fedjax_sim.core.compensated import Total
 from fedjax_sim.training import optimizers
-from fedjax_sim.training.local import WEIGHTINGS, metric, zero_metric
+from fedjax_sim.training.local import WEIGHTINGS, metric
 from fedjax_sim.training.optimizers import Optimizer, descend
+from fedjax_sim.training.statistics import Sums, check_model, sum_pass
 
 EMPTY = ("keep", "split")
 _APART = 0.01  # of the range: how far a centroid begins from the one it joins
@@ -97,7 +96,14 @@ def kmeans(
   Raises:
     TypeError, ValueError: names the field.
   """
-  _check(task)
+  check_model(
+    task,
+    {"centroids"},
+    {"low", "high"},
+    model="kmeans",
+    message="algorithm.name='kmeans' moves centroids, and the model has none"
+    " that it may move",
+  )
   optimizers.check("server_optimizer", server_optimizer)
   weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
   worth = validate.number("count_weight", count_weight, gt=0)
@@ -111,17 +117,12 @@ def kmeans(
     optimizer = server_optimizer.build(hparams["server"])
     return KMeansState(variables, optimizer.init(variables.params))
 
-  def start(client: Client) -> tuple[Total, Total]:
+  def zero(client: Client) -> Clusters:
     centroids = client.message.params["centroids"]
-    clusters = Clusters(centroids, centroids[:, 0])
-    return compensated.zeros(clusters), zero_metric()
+    return Clusters(centroids, centroids[:, 0])
 
-  def step(
-    client: Client, carry: tuple[Total, Total], batch: Batch, key: Key
-  ) -> tuple[Total, Total]:
-    clusters, total = carry
+  def term(client: Client, batch: Batch) -> Clusters:
     variables = client.message
-    _, (_, loss) = core.mean_loss(task, variables, batch, key)
     nearest = jnp.argmax(logits(variables, batch.examples), axis=-1)
     centroids = variables.params["centroids"]
     own = jax.nn.one_hot(nearest, len(centroids), dtype=bool)
@@ -129,17 +130,16 @@ def kmeans(
     x = batch.examples["x"].reshape(len(nearest), -1)
     gaps = x[:, None] - centroids[None]
     gaps = core.in_float32(jnp.where(own[..., None], gaps, 0))
-    new = Clusters(jnp.sum(gaps, axis=0), jnp.sum(own, axis=0))
-    return compensated.add(clusters, new), compensated.add(total, loss)
+    return Clusters(jnp.sum(gaps, axis=0), jnp.sum(own, axis=0))
 
-  def finish(client: Client, carry: tuple[Total, Total]) -> Report:
-    gaps, counts = compensated.rounded(carry[0])
+  def finish(client: Client, carry: Sums) -> Report:
+    gaps, counts = compensated.rounded(carry.terms)
     examples = jnp.maximum(jnp.sum(counts), 1)
     worth = client.hparams["count_weight"].astype(counts.dtype)
     return Report(
       update=Clusters(gaps / examples, worth * counts / examples),
-      weight=weigh(client, metric(carry[1])),
-      metrics={"loss": metric(carry[1])},
+      weight=weigh(client, metric(carry.loss)),
+      metrics={"loss": metric(carry.loss)},
     )
 
   def apply(
@@ -170,7 +170,7 @@ def kmeans(
   return Algorithm(
     init=init,
     broadcast=lambda server: server.variables,
-    passes=(Pass(start, step, epochs=1),),
+    passes=(sum_pass(task, zero, term),),
     finish=finish,
     apply=apply,
     variables=lambda server: server.variables,
@@ -206,20 +206,3 @@ def _split(
   moved = centroids[goal] + apart.astype(centroids.dtype) * direction
   empty = ~full & jnp.any(full)
   return jnp.where(empty[:, None], moved, centroids)
-
-
-def _check(task: Task) -> None:
-  """Refuse a task without centroids."""
-  validate.instance("task", task, Task, "models.kmeans.kmeans(shape, clusters)")
-  params, _, frozen = jax.eval_shape(task.init, jax.random.key(0))
-  if (
-    task.logits is None
-    or not isinstance(params, dict)
-    or set(params) != {"centroids"}
-    or not isinstance(frozen, dict)
-    or not {"low", "high"} <= set(frozen)
-  ):
-    raise ValueError(
-      "algorithm.name='kmeans' moves centroids, and the model has none that it"
-      " may move; set model.name='kmeans', and model.frozen=None."
-    )

@@ -156,10 +156,7 @@ def with_field(field, value):
     source.adapter.update(
       {"name": "lora", "targets": (".*/kernel",), "rank": 2}
     )
-  if "kmeans" in (source.algorithm.name, source.model.name):
-    source.algorithm.name = source.model.name = "kmeans"
-    source.model.clusters, source.model.low = 3, 0.0
-    source.model.high = 3.1e38 if key == "low" else 1.0
+  with_statistic(source, key)
   if sections == "transforms.quantize":
     source.transforms.quantize.sparsity = 0.5
   if field.startswith("local_privacy.") and key != "mechanism":
@@ -172,6 +169,20 @@ def with_field(field, value):
   section, key = section_of(source, field)
   section[key] = value
   return source
+
+
+def with_statistic(source, key):
+  """Give an algorithm that fits one model alone that model, and conversely."""
+  named = {source.algorithm.name, source.model.name}
+  for name in {"gbdt", "gmm", "heavy_hitters", "kmeans", "quantiles"} & named:
+    source.algorithm.name = source.model.name = name
+    if name == "kmeans":
+      source.model.clusters = 3
+    if name == "gbdt":
+      source.model.objective = "squared"
+    if name != "heavy_hitters":
+      source.model.low = 0.0
+      source.model.high = 1.0
 
 
 def with_local_privacy(section, key):
@@ -225,6 +236,8 @@ ZERO = {
   "model.dropout",
   "model.label_smoothing",
   "model.low",
+  "model.feature",
+  "model.ignored",
   "sampler.scale",
   "transforms.adaptive_clip.learning_rate",
   "transforms.adaptive_clip.quantile",
@@ -251,6 +264,10 @@ ZERO = {
   "algorithm.epsilon_decay",
   "algorithm.epsilon_least",
   "algorithm.least_share",
+  "algorithm.min_share",
+  "algorithm.min_gain",
+  "algorithm.min_child_weight",
+  "algorithm.decay",
   "algorithm.kl_weight",
   "algorithm.weight_rate",
   "server.stale_probability",

@@ -32,7 +32,11 @@ from fedjax_sim.engine import client_loop
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.plan import at_round
 from fedjax_sim.engine.traffic import report_shapes
+from fedjax_sim.models.gbdt import gbdt
+from fedjax_sim.models.gmm import gmm
+from fedjax_sim.models.heavy_hitters import heavy_hitters
 from fedjax_sim.models.kmeans import kmeans as centroids_task
+from fedjax_sim.models.quantiles import quantiles
 from fedjax_sim.tasks.lora import with_lora
 from fedjax_sim.tasks.mixture import with_mixture
 from fedjax_sim.training.optimizers import optimizer
@@ -89,7 +93,11 @@ def task_of_everything():
 
 def task_of_centroids():
   """Two centroids, in a range beyond which the data go."""
-  task = centroids_task((FEATURES,), 2, low=-0.6, high=0.6)
+  return counting_traces(centroids_task((FEATURES,), 2, low=-0.6, high=0.6))
+
+
+def counting_traces(task):
+  """The task; whoever computes its loss is counted."""
 
   def loss(variables, examples, key):
     traces.append(1)
@@ -131,8 +139,23 @@ def task_with_head():
 
 def task_of(name):
   """What the algorithm trains."""
-  own = {"kmeans": task_of_centroids, "fedex_lora": task_with_adapters}
-  own["fedem"] = lambda: with_mixture(task_of_everything(), 2)
+  own = {
+    "fedem": lambda: with_mixture(task_of_everything(), 2),
+    "fedex_lora": task_with_adapters,
+    "gbdt": lambda: counting_traces(
+      gbdt((FEATURES,), 0, 3, 2, "squared", low=-3.0, high=3.0)
+    ),
+    "gmm": lambda: counting_traces(
+      gmm((FEATURES,), 2, covariance="full", low=-3.0, high=3.0)
+    ),
+    "heavy_hitters": lambda: counting_traces(
+      heavy_hitters((FEATURES,), 3, hitters=2)
+    ),
+    "kmeans": task_of_centroids,
+    "quantiles": lambda: counting_traces(
+      quantiles((FEATURES,), 0, low=-3.0, high=3.0)
+    ),
+  }
   own |= dict.fromkeys(("fedper", "fedrep", "lg_fedavg"), task_with_head)
   return own.get(name, task_of_everything)()
 
@@ -214,10 +237,11 @@ def assert_close(a, b):
 
 NAMES = [*ALGORITHMS, WITH_TRANSFORM, STALE, REPLAY]
 # FedAvg's program with other optimizers on the server, and FedRep's with other
-# private parameters.
+# private parameters; as in k-means, a sum that the server makes a model of.
 SAME_PROGRAM = (
   *("fedadagrad", "fedavgm", "fedyogi"),
   *("fedbn", "fedper", "lg_fedavg"),
+  *("gmm", "quantiles"),
 )
 every = pytest.mark.parametrize(
   "name", slow_but([n for n in NAMES if n not in SAME_PROGRAM], NAMES)
@@ -315,7 +339,13 @@ def test_one_trace_serves_all_rounds_cohorts_and_hyper_parameters(name):
     ]
     changed += any(differs)
   # Each has a say, but for what matters with noise alone, or is 0.
-  silent = {"kmeans": ["count_weight"], "fedadagrad": ["beta1"]}.get(name, [])
+  silent = {
+    "fedadagrad": ["beta1"],
+    "gbdt": ["min_child_weight", "min_gain"],
+    "gmm": ["count_weight", "scatter_weight"],
+    "heavy_hitters": ["min_share"],
+    "kmeans": ["count_weight"],
+  }.get(name, [])
   assert changed >= len(leaves) - len(silent)
   assert len(traces) == traced
   assert simulator.compilations == 1

@@ -36,6 +36,7 @@ SMALL: dict[str, dict[str, object]] = {
   "char_lstm": {"embedding": 3, "units": (8, 5)},
   "femnist_cnn": {"dropout": (0.0, 0.0)},
   "ecg_attention": {"width": 4},
+  "gbdt": {"objective": "squared", "trees": 2},
   "resnet": {"width": 4},
   "text_lstm": {"embedding": 3, "units": (8, 5)},
   "word_gru": {"embedding": 3, "units": 8},
@@ -48,13 +49,18 @@ SHAPES = [
   ("mlp", (2, 3)),
   ("ecg_cnn", (12, 2)),
   ("femnist_cnn", (8, 9, 2)),
+  ("gbdt", (2, 3)),
+  ("gmm", (2, 3)),
+  ("heavy_hitters", (2, 3)),
   ("kmeans", (2, 3)),
   ("lenet", (16, 16, 1)),
+  ("quantiles", (2, 3)),
   pytest.param("resnet", (8, 9, 3), marks=pytest.mark.slow),
   pytest.param("vgg", (32, 32, 1), marks=pytest.mark.slow),
 ]
 
 
+WITHOUT_LABELS = ["gbdt", "gmm", "heavy_hitters", "kmeans", "quantiles"]
 OF_TEXT = ["char_lstm", "text_lstm", "word_gru"]
 # test_news_recommender.py, test_transformer.py, and test_hugging_face.py
 APART = ["news_recommender", "bert", "gpt2", "llama", "hugging_face"]
@@ -98,7 +104,7 @@ def test_an_example_is_judged_by_itself(name, shape):
   np.testing.assert_allclose(other[own], loss.value[own], rtol=1e-4)
   out = jax.jit(task.metrics)(variables, examples)
   np.testing.assert_allclose(out["loss"].total, loss.value, rtol=1e-4)
-  if name != "kmeans":  # its clusters have no labels
+  if name not in WITHOUT_LABELS:
     assert out["accuracy"].total.shape == (5,)
 
 
@@ -320,6 +326,9 @@ def test_mlp_refuses_sizes(sizes, error, match):
   ("name", "shape"), [*SHAPES, *((name, (7,)) for name in OF_TEXT[:-1])]
 )
 def test_a_model_needs_classes(name, shape):
+  if name == "quantiles":  # of numbers, not of classes
+    assert MODELS[name](shape, 0)
+    return
   with pytest.raises(ValueError, match="num_classes=0 is out of range"):
     MODELS[name](shape, 0)
 

@@ -20,12 +20,14 @@ from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.algorithms.fedlabels import fedlabels
 from fedjax_sim.algorithms.fedprox import fedprox
 from fedjax_sim.algorithms.fedsgd import fedsgd
+from fedjax_sim.algorithms.gmm import gmm
 from fedjax_sim.algorithms.kmeans import kmeans
 from fedjax_sim.algorithms.per_fedavg import per_fedavg
 from fedjax_sim.algorithms.reptile import reptile
 from fedjax_sim.data import with_few_labels
 from fedjax_sim.engine import traffic
 from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.models.gmm import gmm as mixture_task
 from fedjax_sim.models.kmeans import kmeans as centroids_task
 from fedjax_sim.privacy.central import (
   CentralDPConfig,
@@ -315,6 +317,7 @@ ALGORITHMS: dict[str, Any] = {
     lambda t: fedlabels(t, sgd(1.0), sgd(1.0), burn_in=1),
     {"statistics_norm": 40.0},
   ),
+  "gmm": (lambda t: gmm(t), {}),
   "kmeans": (lambda t: kmeans(t, sgd(1.0)), {}),
 }
 WEIGHTINGS: dict[str, Any] = {
@@ -360,7 +363,8 @@ def test_no_client_moves_the_sum_by_more_than_accountants_think(
   data = blobs((1, 7, 30, 4, 2, 11), features=5)
   if name == "fedlabels":
     data = with_few_labels(data, 0.4, 0)
-  task = centroids_task((5,), 3) if name == "kmeans" else MODELS["lr"](data)
+  others: dict[str, Any] = {"gmm": mixture_task, "kmeans": centroids_task}
+  task = others[name]((5,), 3) if name in others else MODELS["lr"](data)
   private = with_central_dp(make(task), settings_)
   cohorts = Cohorts(6)
   simulator = make_simulator(
