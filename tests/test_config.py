@@ -11,6 +11,7 @@ from fedjax_sim import config
 from fedjax_sim.config import components, default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.config.completion import complete
+from fedjax_sim.config.field import Field
 from fedjax_sim.config.flags import load
 from tiers import slow_but
 
@@ -201,7 +202,7 @@ def with_local_privacy(section, key):
 
 def all_fields():
   """Every field, of the default config and of all components: its `Field`."""
-  fields: dict[str, components.Field] = {}
+  fields: dict[str, Field] = {}
   slots = list(components.SLOTS)
   for slot in components.LABELED:
     if slot.section == "downlink":  # the functions of `transforms`
@@ -215,7 +216,7 @@ def all_fields():
         fields.setdefault(f"{slot.section}.{key}", field)
   for name, _ in config.fields_of(default_config()):
     section, key = section_of(default_config(), name)
-    fields[name] = components.Field(section.get_type(key), section[key])
+    fields[name] = Field(section.get_type(key), section[key])
   return {k: v for k, v in fields.items() if k not in SKIPPED}
 
 

@@ -47,8 +47,9 @@ def check(aggregator: Aggregator, update: PyTree) -> None:
     rank=rank,
     cohort_size=number,
     hparams=jax.tree.map(lambda _: shape(), dict(aggregator.hparams)),
+    byzantine=shape(capacity, dtype=jnp.bool),
   )
-  in_wave = context._replace(rank=of_lanes)
+  in_wave = context._replace(rank=of_lanes, byzantine=present)
   part = "init"
   try:
     acc = jax.eval_shape(lambda: aggregator.init(update, capacity))

@@ -100,14 +100,15 @@ def centered_gram(rows: PyTree, filled: Array, shares: Shares) -> Array:
   inverse = inverse_power(lower_median(largest, filled & (largest > 0)))
   unit = lambda s: jnp.clip(s * inverse, -FARTHEST, FARTHEST)
   near_one = jax.tree.map(unit, rows)
-  distances = _distances(_gram(near_one, shares), filled)
+  distances = _distances(gram(near_one, shares), filled)
   medians = jax.vmap(lower_median, (0, None))(distances, filled)
   center = jnp.argmin(jnp.where(filled, medians, jnp.inf))
   less = lambda s: filled_rows(filled, s - s[center][None], 0)
-  return _gram(jax.tree.map(less, near_one), shares)
+  return gram(jax.tree.map(less, near_one), shares)
 
 
-def _gram(rows: PyTree, shares: Shares) -> Array:
+def gram(rows: PyTree, shares: Shares) -> Array:
+  """Return the inner products of all pairs of rows, shape=(rows, rows)."""
   total = jnp.zeros((), jnp.float32)
   for leaf in jax.tree.leaves(rows):
     flat = leaf.reshape(len(leaf), -1)

@@ -9,8 +9,8 @@ from typing import Any
 
 import docstring_parser
 
-from fedjax_sim.config import components
 from fedjax_sim.config.components import LABELED, SLOTS, Slot
+from fedjax_sim.config.field import Field
 from fedjax_sim.core import metric_names, validate
 from fedjax_sim.tasks.measures import MEASURES, named_measure, top_k
 from fedjax_sim.training import schedules
@@ -215,7 +215,7 @@ def _meanings(parsed: docstring_parser.Docstring) -> dict[str, str]:
   }
 
 
-def _type(field: components.Field) -> str:
+def _type(field: Field) -> str:
   """Return the type of a field in words."""
   names = {
     bool: "bool",
@@ -228,7 +228,7 @@ def _type(field: components.Field) -> str:
   return names[field.kind] + (" or None" if field.optional else "")
 
 
-def _default(field: components.Field) -> str:
+def _default(field: Field) -> str:
   """Return the default of a field in words."""
   return "required" if field.required else f"default {field.default!r}"
 

@@ -18,7 +18,6 @@ from ml_collections.config_dict import placeholder
 from fedjax_sim.config.components import (
   LABELED,
   SLOTS,
-  Field,
   Slot,
   labeled_slot,
   make,
@@ -26,6 +25,7 @@ from fedjax_sim.config.components import (
   slots_of,
 )
 from fedjax_sim.config.defaults import default_config
+from fedjax_sim.config.field import Field
 from fedjax_sim.core import validate
 
 _ORDER = "order"  # of labeled sections, where it matters

@@ -127,6 +127,9 @@ def default_config() -> ConfigDict:
   config.local_privacy = ConfigDict()  # of what a client sends, at its end
   config.local_privacy.mechanism = placeholder(str)  # None: none
 
+  config.attack = ConfigDict()  # what Byzantine clients do
+  config.attack.name = placeholder(str)  # None: nobody attacks
+
   config.leakage = ConfigDict()  # what clients' updates give away
   config.leakage.statistic = placeholder(str)  # None: it is not measured
 

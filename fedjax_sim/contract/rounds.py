@@ -183,6 +183,7 @@ def kept(planned: PlannedRounds, ids: Sequence[int]) -> PlannedRounds:
     return plan._replace(
       client=empty(plan.client, -1),
       version=empty(plan.version, 0),
+      byzantine=empty(plan.byzantine, 0),
       num_examples=empty(plan.num_examples, 0),
       start=empty(plan.start, 0),
       num_steps=empty(plan.num_steps, 0),
@@ -200,7 +201,8 @@ def reordered(planned: PlannedRounds, order: Sequence[int]) -> PlannedRounds:
   def change(plan: CohortPlan) -> CohortPlan:
     grids = {
       name: take(getattr(plan, name))
-      for name in ("client", "version", "num_examples", "start", "num_steps")
+      for name in CohortPlan._fields
+      if name not in ("num_waves", "order")
     }
     return plan._replace(**grids)
 

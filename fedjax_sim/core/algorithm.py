@@ -37,6 +37,8 @@ class Client(NamedTuple):
     round: shape=(), int32; number of the round.
     key: its key in this round; the keys of local steps are derived from it.
     noise_key: its key of private noise in this round (`noise_key_for`).
+    byzantine: shape=(), bool; whether it attacks in this round, which only an
+      attack looks at (`attacks`).
   """
 
   message: PyTree
@@ -49,6 +51,7 @@ class Client(NamedTuple):
   round: Array
   key: Key
   noise_key: Key
+  byzantine: Array | bool = False
 
 
 class Report(NamedTuple):

@@ -43,6 +43,7 @@ KNOWN = {
   "mae": Known("Mean absolute error", False),
   "r2": Known("R2", True),
   CELLS: Known("Confusion", None),
+  "attack_success": Known("Attack success", False),
 }
 
 

@@ -69,6 +69,8 @@ class Sampler(NamedTuple):
     expected: the mean cohort size.
     versions: (seed, round, ids) -> which version of the broadcast each holds,
       shape=(cohort,), int64; see `Client.version`.
+    byzantine: (seed, round, ids) -> which of them attack, shape=(cohort,),
+      bool; None: nobody does. See `attacks`.
     participation: what it promises; None: nothing, and no accountant can say
       what an epsilon would be. One that observes cannot promise anything.
     weights: (seed, round, ids) -> factors of the clients' weights in means,
@@ -96,3 +98,4 @@ class Sampler(NamedTuple):
   weights: Callable[..., np.ndarray] | None = None
   init: Callable[[], PyTree] | None = None
   observe: Callable[..., PyTree] | None = None
+  byzantine: Callable[[int, int, np.ndarray], np.ndarray] | None = None

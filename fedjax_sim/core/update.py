@@ -121,6 +121,8 @@ class AggregationContext(NamedTuple):
     previous: what `finish` returned in the last round that had clients, zeros
       before the first; `()` without `Aggregator.keeps_previous`.
     shares: in `finish`, how the coordinates are dealt to devices.
+    byzantine: bool, with the shapes of `rank`; which clients attack in this
+      round, which only an attack looks at. `()` where nobody asks.
   """
 
   key: Key
@@ -131,6 +133,7 @@ class AggregationContext(NamedTuple):
   hparams: HParams
   previous: PyTree = ()
   shares: Shares = Shares()
+  byzantine: PyTree = ()
 
 
 class Aggregator(NamedTuple):

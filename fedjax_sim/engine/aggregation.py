@@ -169,6 +169,7 @@ def _train_device(
   grid = ClientPlan(
     cohort.client,
     cohort.version,
+    cohort.byzantine,
     cohort.num_examples,
     cohort.start,
     cohort.num_steps,
@@ -253,7 +254,9 @@ def _train_waves(
     acc: tuple[CohortSums, PerClient], out: ClientOutcome, w: Array
   ) -> tuple[CohortSums, PerClient]:
     sums, kept = acc
-    here = context._replace(slot=w * lanes, rank=rank[w])
+    here = context._replace(
+      slot=w * lanes, rank=rank[w], byzantine=grid.byzantine[w] > 0
+    )
     sums = add_wave(aggregator, sums, out, here, outcome)
     return sums, put_wave(kept, per_client(out), w)
 

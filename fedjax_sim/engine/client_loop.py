@@ -37,6 +37,7 @@ from fedjax_sim.engine.plan import CohortPlan
 COHORT_SPEC = CohortPlan(
   client=P(AXIS),
   version=P(AXIS),
+  byzantine=P(AXIS),
   num_examples=P(AXIS),
   start=P(AXIS),
   num_steps=P(AXIS),

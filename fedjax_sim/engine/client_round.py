@@ -60,6 +60,7 @@ class ClientPlan(NamedTuple):
   Attributes:
     client: its id, -1 for an empty lane.
     version: which version of the broadcast it downloads.
+    byzantine: whether it attacks.
     num_examples: distinct examples that it uses.
     start: for every pass, the first entry of the order that it reads.
     num_steps: for every pass, its number of local steps.
@@ -69,6 +70,7 @@ class ClientPlan(NamedTuple):
 
   client: Array
   version: Array
+  byzantine: Array
   num_examples: Array
   start: Array
   num_steps: Array
@@ -144,6 +146,7 @@ def train_client(
     round=round_,
     key=key_for(given.seed, Purpose.CLIENT, round_, ident),
     noise_key=noise_key_for(given.noise_seed, Purpose.CLIENT, round_, ident),
+    byzantine=row.byzantine > 0,
   )
   with jax.named_scope("local_training"):
     client, report = run_client(

@@ -52,6 +52,7 @@ class CohortPlan(NamedTuple):
     client: shape=(devices, waves, lanes), idle devices included; ids, -1 for an
       empty lane.
     version: shape=(devices, waves, lanes); which version of the broadcast.
+    byzantine: shape=(devices, waves, lanes); 1 for a client that attacks.
     num_examples: shape=(devices, waves, lanes); distinct examples used.
     start: shape=(devices, waves, lanes, passes); first entry in the order.
     num_steps: shape=(devices, waves, lanes, passes); 0 for an empty lane.
@@ -64,6 +65,7 @@ class CohortPlan(NamedTuple):
 
   client: Ints
   version: Ints
+  byzantine: Ints
   num_examples: Ints
   start: Ints
   num_steps: Ints
@@ -183,6 +185,7 @@ def plan_rounds(
   rounds: int,
   versions: Sequence[np.ndarray] | None = None,
   weights: Sequence[np.ndarray] | None = None,
+  byzantine: Sequence[np.ndarray] | None = None,
   sliced: bool = False,
 ) -> tuple[CohortPlan, list[ExampleSlices]]:
   """Lay out the cohorts of consecutive rounds, all at once.
@@ -199,6 +202,8 @@ def plan_rounds(
       for 1.
     versions: for every round, those of its ids, shape=(cohort,); see
       `Client.version`; None: all 0.
+    byzantine: for every round, which of its ids attack, shape=(cohort,); None:
+      none.
     sliced: every device has the examples of its own clients alone, and
       `order` says where there; otherwise all examples, as they are stored.
 
@@ -277,6 +282,8 @@ def plan_rounds(
     planned.version[where] = np.concatenate(versions)[rank]
   if weights is not None:
     planned.weight[where] = np.concatenate(weights)[rank]
+  if byzantine is not None:
+    planned.byzantine[where] = np.concatenate(byzantine)[rank]
   planned.num_examples[where] = batchings[0].examples_used(sizes[0])[rank]
   planned.start[where] = np.stack(starts, axis=-1)[rank]
   planned.num_steps[where] = steps[rank]
@@ -346,6 +353,7 @@ def blank(shape: Capacity, passes: int, *rounds: int) -> CohortPlan:
   return CohortPlan(
     client=np.full(grid, -1, np.int32),
     version=zeros(),
+    byzantine=zeros(),
     num_examples=zeros(),
     start=zeros(passes),
     num_steps=zeros(passes),

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_sim import distributed
 from fedjax_sim.core import (
   Aggregate,
   AggregationContext,
@@ -206,6 +207,7 @@ def _broadcast(
     cohort_size=cohort_size,
     hparams=hparams["aggregator"],
     previous=state.aggregate,
+    byzantine=distributed.replicated(cohort.byzantine, spec.mesh).ravel() > 0,
   )
   broadcast = jax.named_scope("broadcast")(spec.algorithm.broadcast)
   given = RoundInputs(

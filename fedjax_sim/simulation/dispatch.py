@@ -36,6 +36,7 @@ class PlannedRounds(NamedTuple):
     key: the lanes and the cohort size that they were laid out for.
     waste: what they compute in vain.
     seconds: what planning took.
+    attacked: whether clients may attack (`Sampler.byzantine`).
   """
 
   first: int
@@ -45,6 +46,7 @@ class PlannedRounds(NamedTuple):
   key: tuple[int, int]
   waste: plan.PaddingWaste
   seconds: float
+  attacked: bool = False
 
 
 class DispatchResult(NamedTuple):
@@ -116,8 +118,14 @@ def read_metrics(
     if failure is not None:
       return ReadMetrics(rows, rejected, failure, _joined(logs))
     rows.append(_row(round_, one, traffic, chain))
+    here = plan.at_round(planned.cohorts, i)
+    if planned.attacked:
+      rows[-1]["clients_byzantine"] = int((here.byzantine > 0).sum())
     if one.client_values:
-      logs.append(_client_lines(round_, planned.cohorts.client[i], one))
+      lines = _client_lines(round_, here, one)
+      if not planned.attacked:
+        del lines["byzantine"]
+      logs.append(lines)
   return ReadMetrics(rows, rejected, None, _joined(logs))
 
 
@@ -181,22 +189,23 @@ def _in_order(client: np.ndarray) -> np.ndarray:
 
 
 def _client_lines(
-  round_: int, client: np.ndarray, metrics: RoundMetrics
+  round_: int, cohort: plan.CohortPlan, metrics: RoundMetrics
 ) -> Columns:
   """Return a round's lines of the clients' log, in the order of their ids.
 
   Args:
     round_: which round it is.
-    client: shape=(devices, waves, lanes); -1 where nobody is.
+    cohort: its plan.
     metrics: of the round.
   """
-  order = _in_order(client)
+  order = _in_order(cohort.client)
   pick = lambda x: np.asarray(x).ravel()[order]
   values = {k: pick(v) for k, v in metrics.client_values.items()}
   return {
     "round": np.full(len(order), round_, np.int32),
-    "client": pick(client),
+    "client": pick(cohort.client),
     "present": ~pick(metrics.client_rejected),
+    "byzantine": pick(cohort.byzantine) > 0,
     "weight": values.pop("weight"),
     **dict(sorted(values.items())),
   }

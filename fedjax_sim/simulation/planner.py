@@ -215,6 +215,22 @@ class Cohorts:
       for i, cohort in enumerate(cohorts)
     ]
 
+  def byzantine(
+    self, first: int, cohorts: Sequence[np.ndarray]
+  ) -> list[np.ndarray] | None:
+    """Return which clients of each round attack; None: nobody ever does.
+
+    Args:
+      first: number of rounds done before them.
+      cohorts: ids of the clients, round by round.
+    """
+    attacks = self.sampler.byzantine
+    if attacks is None:
+      return None
+    return [
+      attacks(self.seed, first + i, cohort) for i, cohort in enumerate(cohorts)
+    ]
+
   def weights(
     self, first: int, cohorts: Sequence[np.ndarray], state: PyTree = ()
   ) -> list[np.ndarray] | None:
@@ -353,6 +369,7 @@ class Planner:
       rounds=shape.rounds,
       versions=self.cohorts.versions(first, ids),
       weights=self.cohorts.weights(first, ids, state),
+      byzantine=self.cohorts.byzantine(first, ids),
       sliced=self.residency.sliced,
     )
     for i in range(len(ids)):
@@ -368,4 +385,5 @@ class Planner:
       key=(lanes, size),
       waste=plans.waste(laid_out, self.batchings, self.split.each),
       seconds=time.perf_counter() - began,
+      attacked=self.cohorts.sampler.byzantine is not None,
     )

@@ -213,13 +213,17 @@ def _train_cohort(
   for place in places:
     at.client = int(client[place])
     examples = _at(data, place[0]) if spec.sliced else data
-    plan = ClientPlan(*_at((*cohort[:6], states), place))
+    plan = ClientPlan(*_at((*cohort[:7], states), place))
     out = train_client(spec, plan, given, examples, cohort.order)
     rows.append(aggregation.per_client(out))
     if sums is None:
       sums = aggregation.zero_sums(spec.aggregator, out, client.size)
     slot = jnp.int32(np.ravel_multi_index(place, client.shape))
-    here = given.aggregation._replace(slot=slot, rank=rank[place][None])
+    here = given.aggregation._replace(
+      slot=slot,
+      rank=rank[place][None],
+      byzantine=cohort.byzantine[place][None] > 0,
+    )
     lane = jax.tree.map(lambda x: x[None], out)
     sums = aggregation.add_wave(spec.aggregator, sums, lane, here, out)
   at.client = None

@@ -8,7 +8,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from fedjax_sim.attacks import (
+  Attack,
+  with_false_reports,
+  with_poisoned_data,
+)
 from fedjax_sim.config import components
+from fedjax_sim.config.build.attack import NOBODY
 from fedjax_sim.config.build.privacy import (
   build_randomizer,
   check_local_weights,
@@ -60,7 +66,7 @@ MOST_FINETUNING = 10_000  # epochs, or steps, of a client
 
 
 def build_algorithm(
-  config: ConfigDict, task: Task, sizes: np.ndarray
+  config: ConfigDict, task: Task, sizes: np.ndarray, attack: Attack = NOBODY
 ) -> Algorithm:
   """Return the algorithm, with the optimizers that it takes.
 
@@ -69,6 +75,7 @@ def build_algorithm(
     task: what clients train.
     sizes: shape=(clients,); how many examples each client has, for algorithms
       that take `num_clients` or `mean_examples`, those of a round.
+    attack: what some of them do instead.
   """
   (slot,) = components.slots_of("algorithm")
   optimizers = {
@@ -89,6 +96,8 @@ def build_algorithm(
   if randomizer is not None:  # a late report is randomized before it is late
     check_local_weights(config, randomizer)
     algorithm = with_local_dp(algorithm, randomizer)
+  # Attackers neither randomize what they send, nor send two parts of it.
+  algorithm = with_false_reports(algorithm, attack)
   probability = config.server.stale_probability
   if probability is not None:
     algorithm = stale(algorithm, probability)
@@ -102,7 +111,8 @@ def build_algorithm(
     )
   # After all that changes the model, and before messages get what is no model.
   algorithm = build_downlink(config, algorithm)
-  return _with_leakage(config, algorithm, task)
+  algorithm = _with_leakage(config, algorithm, task)
+  return with_poisoned_data(algorithm, attack)  # in leakage's passes, too
 
 
 def build_finetuning(

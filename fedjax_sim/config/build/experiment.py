@@ -21,6 +21,12 @@ from fedjax_sim.config.build.algorithm import (
   build_algorithm,
   build_finetuning,
 )
+from fedjax_sim.config.build.attack import (
+  attacked_aggregator,
+  attacked_sampler,
+  build_attack,
+  effective_attack,
+)
 from fedjax_sim.config.build.data import naming_data
 from fedjax_sim.config.build.parts import Parts
 from fedjax_sim.config.build.privacy import (
@@ -179,8 +185,9 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
   )
   shared = Parts() if parts is None else parts
   data = shared.data(config)
-  task = shared.task(config, data)
-  algorithm = build_algorithm(config, task, data.train.sizes)
+  attack = effective_attack(config, build_attack(config, data))
+  task = shared.measured(shared.task(config, data), attack.measure)
+  algorithm = build_algorithm(config, task, data.train.sizes, attack)
   finetuning = build_finetuning(config, task)
   clients = data.train.num_clients, server.clients_per_round
   sampler = build_sampler(config, data.train.sizes, lambda: label_counts(data))
@@ -192,14 +199,16 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
       drawn = draw(*size)
       check_promise(config, draw, drawn, size)
       drawn = leave_out(config, drawn, data.train, algorithm)
+      drawn = attacked_sampler(config, drawn, size[0])
       algorithm, budget = build_privacy(config, algorithm, drawn, size[0])
+      aggregator = build_aggregator(config, drawn, data)
       simulator = Simulator(
         task=task,
         algorithm=algorithm,
         data=data,
         sampler=drawn,
         batching=batching,
-        aggregator=build_aggregator(config, drawn, data),
+        aggregator=attacked_aggregator(aggregator, algorithm, attack),
         transforms=build_transforms(config),
         seed=config.seed,
         noise_seed=config.privacy.noise_seed,

@@ -7,7 +7,7 @@ which is loaded once, and the same task, so that their rounds are one program.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -33,6 +33,7 @@ class Parts:
   def __init__(self) -> None:
     self._data: dict[str, FederatedDataset] = {}
     self._tasks: dict[tuple[int, str], Task] = {}
+    self._measured: dict[Hashable, tuple[Task, Task]] = {}
     self._checked: dict[Hashable, Simulator] = {}  # which keeps ids from reuse
 
   def data(self, config: ConfigDict) -> FederatedDataset:
@@ -49,6 +50,22 @@ class Parts:
     if key not in self._tasks:
       self._tasks[key] = build_task(config, data)
     return self._tasks[key]
+
+  def measured(
+    self, task: Task, measure: Callable[[Task], Task] | None
+  ) -> Task:
+    """Return the task with the metrics of an attack.
+
+    Args:
+      task: of this object.
+      measure: `Attack.measure`.
+    """
+    if measure is None:
+      return task
+    key = id(task), fingerprint(measure)
+    if key not in self._measured:  # kept with its own task, for its id
+      self._measured[key] = task, measure(task)
+    return self._measured[key][1]
 
   def check(self, simulator: Simulator) -> None:
     """Check a simulator, unless one of the same program was checked.

@@ -74,5 +74,6 @@ _COMPONENTS = {
   "aggregator.name": "aggregator",
   "privacy.mechanism": "privacy",
   "local_privacy.mechanism": "local privacy",
+  "attack.name": "attack",
   "leakage.statistic": "leakage",
 }
