@@ -271,6 +271,15 @@ ZERO = {
   "algorithm.decay",
   "algorithm.kl_weight",
   "algorithm.weight_rate",
+  "attack.factor",
+  "attack.fraction",
+  "attack.share",
+  "attack.stddev",
+  "attack.steps",
+  "attack.target",
+  "attack.token",
+  "attack.value",
+  "attack.z",
   "server.stale_probability",
   "leakage.threshold",
   "leakage.quantile",
@@ -287,6 +296,9 @@ ZERO = {
 NEGATIVE = {
   "algorithm.beta",
   "algorithm.reference",
+  "attack.factor",
+  "attack.value",
+  "attack.z",
   "model.low",
 }  # and what may be below
 

@@ -125,8 +125,8 @@ def standard_deviation(honest: Honest) -> PyTree:
 
   def of(s: Array) -> Array:
     largest = jnp.max(jnp.abs(s), axis=0)
-    unit = jnp.where(largest > 0, largest, 1)  # or squares may overflow
-    return unit * jnp.sqrt(jnp.sum((s / unit) ** 2, axis=0) / honest.count)
+    unit = jnp.where(largest > 0, largest, 1)[None]  # or squares may overflow
+    return unit[0] * jnp.sqrt(jnp.sum((s / unit) ** 2, axis=0) / honest.count)
 
   return jax.tree.map(of, deviations(honest))
 
