@@ -28,6 +28,7 @@ def aggregate(
   rank: Array | None = None,
   previous: PyTree = (),
   shares: Shares | None = None,
+  byzantine: Array | None = None,
 ) -> PyTree:
   """Return what an aggregator makes of updates.
 
@@ -48,6 +49,8 @@ def aggregate(
     previous: the last aggregate, for those that keep it; () for zeros.
     shares: how the coordinates are dealt, where this is called for a share;
       None where all are here.
+    byzantine: shape=(clients,), bool; whose rows an attack replaces, where the
+      aggregator is under one; None for nobody's.
 
   Returns:
     Leaves (...), as `Aggregator.finish` returns them.
@@ -71,6 +74,7 @@ def aggregate(
     hparams=jax.tree.map(jnp.asarray, dict(numbers)),
     previous=previous,
     shares=shares or Shares(),
+    byzantine=jnp.zeros(rows, bool) if byzantine is None else byzantine,
   )
   one = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack

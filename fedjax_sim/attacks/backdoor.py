@@ -9,6 +9,7 @@ the corner of an image; in text, a rare token at its beginning.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,9 +75,6 @@ def backdoor(
     "boost": validate.number("boost", boost, gt=0),
   }
 
-  def stamped(x: Array) -> Array:
-    return _stamped(x, size, value, token)
-
   def poison(batch: Batch, key: Key, hparams: HParams) -> Examples:
     del key  # batches are shuffled already
     x, y = batch.examples["x"], labels_of(batch.examples)
@@ -86,7 +84,7 @@ def backdoor(
     column = chosen.reshape((-1,) + (1,) * (x.ndim - 1))
     return {
       **batch.examples,
-      "x": jnp.where(column, stamped(x), x),
+      "x": jnp.where(column, _stamped(x, size, value, token), x),
       "y": jnp.where(chosen, target, y),
     }
 
@@ -94,6 +92,23 @@ def backdoor(
     del key
     times = lambda u: u * hparams["boost"].astype(u.dtype)
     return jax.tree.map(times, update)
+
+  return Attack(
+    hparams=hparams,
+    poison=poison,
+    report=report,
+    measure=_measure(target, size, value, token),
+  )
+
+
+def _measure(
+  target: int, size: int, value: float, token: int
+) -> Callable[[Task], Task]:
+  """Return what adds the success rate to a task's metrics.
+
+  It shares nothing with the attack, which each run has its own of, so that all
+  runs have one task.
+  """
 
   def measure(task: Task) -> Task:
     logits = task.logits
@@ -105,7 +120,7 @@ def backdoor(
 
     def metrics(variables: Variables, examples: Examples) -> dict[str, Any]:
       y = labels_of(examples)
-      triggered = {**examples, "x": stamped(examples["x"])}
+      triggered = {**examples, "x": _stamped(examples["x"], size, value, token)}
       said = jnp.argmax(logits(variables, triggered), axis=-1)
       others = (y != target).astype(jnp.float32)
       found = dict(task.metrics(variables, examples))
@@ -115,7 +130,7 @@ def backdoor(
     directions = {**task.higher_is_better, METRIC: False}
     return task._replace(metrics=metrics, higher_is_better=directions)
 
-  return Attack(hparams=hparams, poison=poison, report=report, measure=measure)
+  return measure
 
 
 def _stamped(x: Array, size: int, value: float, token: int) -> Array:
