@@ -350,9 +350,10 @@ def test_a_backdoor_is_learned():
 def test_numbers_share_a_program_and_fraction_0_has_that_of_no_attack():
   same = lambda *many: len({program_of(built(**x)) for x in many})
   name = "attack__name"
-  assert same(
-    {name: "alie", "attack__z": 1.0}, {name: "alie", "attack__z": 2.0}
-  ) == 1
+  assert (
+    same({name: "alie", "attack__z": 1.0}, {name: "alie", "attack__z": 2.0})
+    == 1
+  )
   backdoor = {name: "backdoor", "attack__selection": "round"}
   assert (
     same(

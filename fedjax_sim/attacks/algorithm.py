@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim.aggregators.grouped import Grouped
 from fedjax_sim.attacks.attack import Attack
 from fedjax_sim.core import (
   Algorithm,
@@ -51,8 +52,12 @@ def with_false_reports(algorithm: Algorithm, attack: Attack) -> Algorithm:
   ) -> Report:
     report = inner(report)
     key = jax.random.fold_in(client.key, _TAG)
-    sent = false(report.update, key, client.hparams[_SECTION])
-    return report._replace(update=_chosen(client, sent, report.update))
+    true = report.update
+    own = true.update if isinstance(true, Grouped) else true
+    sent = _chosen(client, false(own, key, client.hparams[_SECTION]), own)
+    if isinstance(true, Grouped):  # attackers stay in their group
+      sent = Grouped(sent, true.group)
+    return report._replace(update=sent)
 
   return wrap_algorithm(
     algorithm,

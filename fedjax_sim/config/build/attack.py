@@ -125,4 +125,10 @@ def attacked_aggregator(
   """
   if attack.collude is not None:
     check_clients(algorithm)
+    if algorithm.requirements.groups > 1:
+      raise ValueError(
+        "attack.name lets attackers see all updates of a round, and"
+        " algorithm.name aggregates groups of clients, each by itself; take an"
+        " attack on data or on a client's own report, such as 'sign_flip'."
+      )
   return with_collusion(aggregator, attack)
