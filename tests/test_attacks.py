@@ -180,9 +180,11 @@ def test_whoever_adapts_does_as_much_damage_as_any_known_attack(name):
 
 def test_reports_are_numpys():
   x, key = updates(), jax.random.key(0)
-  call = lambda attack: attack.report(
-    split(x), key, jax.tree.map(jnp.float32, dict(attack.hparams))
-  )
+
+  def call(attack: Any):
+    numbers = jax.tree.map(jnp.float32, dict(attack.hparams))
+    return attack.report(split(x), key, numbers)
+
   for attack, expected in (
     (attacks.sign_flip(2.0), -2 * x),
     (attacks.scaling(-3.0), -3 * x),
@@ -191,7 +193,7 @@ def test_reports_are_numpys():
   ):
     jax.tree.map(np.testing.assert_allclose, call(attack), split(expected))
   many = {"w": np.zeros(20_000, np.float32), "v": np.zeros(9, np.float32)}
-  noise = attacks.gaussian(3.0)
+  noise: Any = attacks.gaussian(3.0)
   drawn = noise.report(many, key, {"stddev": jnp.float32(3)})
   assert stats.kstest(drawn["w"], stats.norm(scale=3).cdf).pvalue > 1e-3
   assert not np.isin(drawn["v"], drawn["w"]).any()
@@ -201,7 +203,7 @@ def test_labels_and_triggers_are_where_they_should_be():
   y, mask = np.arange(8, dtype=np.int32) % 4, np.arange(8) != 2
   x = np.arange(8 * 5, dtype=np.float32).reshape(8, 5)
 
-  def poisoned(attack, x=x):
+  def poisoned(attack: Any, x: Any = x):
     batch = Batch({"x": jnp.asarray(x), "y": jnp.asarray(y)}, jnp.asarray(mask))
     numbers = jax.tree.map(jnp.float32, dict(attack.hparams))
     return attack.poison(batch, jax.random.key(1), numbers)
@@ -228,7 +230,9 @@ def test_labels_and_triggers_are_where_they_should_be():
 
 
 def test_who_attacks_is_a_function_of_seed_round_and_cohort():
-  draw = functools.partial(attacks.with_attackers, sampling.uniform(50, 20), 50)
+  draw: Any = functools.partial(
+    attacks.with_attackers, sampling.uniform(50, 20), 50
+  )
   fixed, new = draw(0.29).byzantine, draw(0.29, "round").byzantine
   everyone = np.arange(50)
   chosen = fixed(3, 0, everyone)
@@ -305,8 +309,8 @@ def test_attackers_train_on_poisoned_data_and_nobody_else_does():
     sampler=attacking([0, 2], 4),
     devices=2,
   )
-  both = [flat(params_of(s, train(s, 2))) for s in (clean, poisoned)]
-  np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
+  one, other = (flat(params_of(s, train(s, 2))) for s in (clean, poisoned))
+  np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def config(**fields):

@@ -56,6 +56,20 @@ FEATURES = {
     "aggregator.inner": "multi_krum",
     "aggregator.size": "2",
   },
+  "attackers that collude": {
+    "attack.name": "min_max",
+    "attack.fraction": "0.4",
+    "attack.selection": "round",
+    "aggregator.name": "trimmed_mean",
+    "aggregator.fraction": "0.3",
+  },
+  "attackers that adapt": {
+    "attack.name": "adaptive",
+    "attack.fraction": "0.4",
+    "attack.steps": "2",
+    "aggregator.name": "centered_clipping",
+  },
+  "backdoor": {"attack.name": "backdoor", "server.client_log": "True"},
   "stale updates": {"server.stale_probability": "0.4"},
   "leakage": {
     "leakage.statistic": "max",

@@ -48,7 +48,7 @@ def alie(z: float | None = None) -> Attack:
 
 def deviations_of(honest: Honest) -> Array:
   """Return the paper's z, at least 0; shape=(), float32."""
-  others, m = honest.count, honest.attackers
+  others, m = honest.clients, honest.attackers
   supporters = jnp.maximum((others + m) // 2 + 1 - m, 1)
   within = (others - supporters) / others
   return jnp.maximum(ndtri(jnp.clip(within, 0.5, 1 - 1e-6)), 0)

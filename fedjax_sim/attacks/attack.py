@@ -17,7 +17,7 @@ class Honest(NamedTuple):
     rows: the honest clients' updates, leaves (slots, ...), in float32 or wider;
       0 in all other rows.
     present: shape=(slots,), bool; which rows are honest clients'.
-    count: shape=(), int32; how many these are, at least 1.
+    clients: shape=(), int32; how many these are, at least 1.
     attackers: shape=(), int32; how many clients attack in this round.
     mean: the plain mean of the honest updates, leaves (...).
     shares: how the coordinates are dealt to devices.
@@ -27,7 +27,7 @@ class Honest(NamedTuple):
 
   rows: PyTree
   present: Array
-  count: Array
+  clients: Array
   attackers: Array
   mean: PyTree
   shares: Shares

@@ -66,7 +66,7 @@ def with_collusion(aggregator: Aggregator, attack: Attack) -> Aggregator:
     seen = Honest(
       rows=wide,
       present=honest,
-      count=jnp.maximum(jnp.sum(honest, dtype=jnp.int32), 1),
+      clients=jnp.maximum(jnp.sum(honest, dtype=jnp.int32), 1),
       attackers=jnp.sum(replaced, dtype=jnp.int32),
       mean=rows.mean_of(wide, honest.astype(jnp.float32)),
       shares=context.shares,
@@ -126,7 +126,7 @@ def standard_deviation(honest: Honest) -> PyTree:
   def of(s: Array) -> Array:
     largest = jnp.max(jnp.abs(s), axis=0)
     unit = jnp.where(largest > 0, largest, 1)[None]  # or squares may overflow
-    return unit[0] * jnp.sqrt(jnp.sum((s / unit) ** 2, axis=0) / honest.count)
+    return unit[0] * jnp.sqrt(jnp.sum((s / unit) ** 2, axis=0) / honest.clients)
 
   return jax.tree.map(of, deviations(honest))
 

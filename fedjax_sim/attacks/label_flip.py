@@ -38,17 +38,20 @@ def label_flip(
       f"source={source}, target={target}: the two belong together; set both,"
       " or neither."
     )
+  pair = None
   if source is not None:
-    source = class_number("source", source, num_classes)
-    target = class_number("target", target, num_classes)
+    pair = (
+      class_number("source", source, num_classes),
+      class_number("target", target, num_classes),
+    )
 
   def poison(batch: Batch, key: Key, hparams: HParams) -> Examples:
     del key, hparams
     y = labels_of(batch.examples)
-    if source is None:
+    if pair is None:
       flipped = num_classes - 1 - y
     else:
-      flipped = jnp.where(y == source, target, y)
+      flipped = jnp.where(y == pair[0], pair[1], y)
     return {**batch.examples, "y": flipped}
 
   return Attack(poison=poison)
