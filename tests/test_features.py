@@ -229,5 +229,6 @@ def test_two_devices_resumed_compiled_once(name, tmp_path, monkeypatch):
   for key, value in ours.items():
     # An accuracy may differ by one example on the edge.
     tolerance = 0.02 if "accuracy" in key[1] else 2e-3
-    assert value == pytest.approx(theirs[key], rel=2e-3, abs=tolerance), key
+    near = pytest.approx(theirs[key], rel=2e-3, abs=tolerance, nan_ok=True)
+    assert value == near, key
   assert np.isfinite([v for (_, k), v in ours.items() if "loss" in k]).all()

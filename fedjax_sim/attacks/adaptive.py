@@ -34,6 +34,7 @@ from fedjax_sim.attacks.min_max import farthest, farthest_by_sum, unit
 from fedjax_sim.core import Array, HParams, PyTree, validate
 
 OBJECTIVES = ("distance", "inner_product")
+_EQUAL = 1e-4  # relative; damages that differ by less are equal
 _SHARES = (1.0, 0.25, 0.0625)  # of the bound, where the search begins
 
 
@@ -109,7 +110,7 @@ def adaptive(
       step = scaled(unit(along, honest), at.step)
       new = within(plus(at.delta, step))
       found = damage(new)
-      better = found > at.damage
+      better = found > at.damage + _EQUAL * jnp.abs(at.damage)
       pick = lambda x, y: jnp.where(better, x, y)
       return _Search(
         delta=jax.tree.map(pick, new, at.delta),
@@ -141,8 +142,7 @@ def _best_known(
     within: shortens what is longer than the bound.
     damage: what is to be large.
   """
-  known = directions(honest)
-  units = {name: unit(tree, honest) for name, tree in known.items()}
+  units = {k: unit(x, honest) for k, x in directions(honest).items()}
   mean = norm(honest.mean, honest)
   deviation = norm(standard_deviation(honest), honest)
   common = [bound * share for share in _SHARES]
@@ -159,7 +159,10 @@ def _best_known(
 
   tried = jnp.asarray(which), length
   found = lax.map(lambda one: damage(candidate(*one)), tried)
-  best = jnp.argmax(jnp.where(jnp.isfinite(found), found, -jnp.inf))
+  # The first of those that are as good but for rounding, on any device.
+  known = jnp.where(jnp.isfinite(found), found, -jnp.inf)
+  most = jnp.max(known)
+  best = jnp.argmax(known >= most - _EQUAL * jnp.abs(most))
   return candidate(tried[0][best], length[best])
 
 
