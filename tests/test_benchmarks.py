@@ -612,3 +612,23 @@ def test_the_cost_of_trackers_is_told():
   assert [row[0] for row in rows] == ["none", "mlflow", "mlflow silent"]
   assert all(re.match(r"\d+\.\d{3} \(", row[2]) for row in rows)
   assert rows[0][2] == "1.000 (1.000 to 1.000)"
+
+
+@pytest.mark.slow
+def test_aggregators_meet_attacks(tmp_path):
+  picture = tmp_path / "picture.png"
+  options = ["--rounds=2", "--seeds=2", "--clients_per_round=8"]
+  options += ["--attacks=none,backdoor", "--aggregators=weighted_mean,krum"]
+  options += ["--fraction=0.25", f"--plot={picture}"]
+  done = subprocess.run(
+    [sys.executable, "-m", "benchmarks.robustness", *options],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  row = r"^\| (?:weighted_mean|krum) (?:\| 0\.\d{4} \+- 0\.\d{4} ){%d}\|$"
+  for columns in (2, 1):  # accuracies, and the backdoor's success
+    assert len(re.findall(row % columns, done.stdout, re.M)) == 2
+  assert picture.stat().st_size
