@@ -8,7 +8,7 @@ import pytest
 
 from fedjax_sim import sampling, tasks
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.core import Algorithm, PrivacySpec, Requirements
+from fedjax_sim.core import Algorithm, PrivacySpec, Requirements, Survey
 from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.privacy.leakage import leakage
@@ -62,6 +62,8 @@ def test_every_field_that_is_replaced_is_seen(field):
     other = before._replace(noise="laplace")
   elif field == "passes":
     other = tuple(p._replace(split="train") for p in before)
+  elif field == "survey":
+    other = Survey(PRIVATE.passes, PRIVATE.finish, lambda first, mean: first)
   elif before is None:
     other = lambda *rest: None
   else:
