@@ -16,6 +16,7 @@ from fedjax_sim.config.build.parts import TRACED
 from fedjax_sim.engine import program as rounds
 from fedjax_sim.engine.evaluation import EvaluationSet
 from fedjax_sim.engine.fingerprint import fingerprint
+from fedjax_sim.engine.state import RunState
 from fedjax_sim.simulation.compiler import Compiler
 
 
@@ -32,8 +33,10 @@ def share(patch: pytest.MonkeyPatch) -> None:
   compiled: dict[Hashable, tuple[jax.stages.Traced, rounds.Program]] = {}
   evaluations: dict[Hashable, Any] = {}
 
-  def trace_once(self: Compiler, shape: rounds.Shape) -> jax.stages.Traced:
-    given = self.state, self.hparams, self.server_data
+  def trace_once(
+    self: Compiler, shape: rounds.Shape, called: RunState
+  ) -> jax.stages.Traced:
+    given = called, self.hparams, self.server_data
     data = self.residency.shapes(shape.capacity, shape.rounds)
     leaves, tree = jax.tree.flatten((given, data))
     key = (
@@ -44,7 +47,7 @@ def share(patch: pytest.MonkeyPatch) -> None:
       tuple((x.shape, x.dtype) for x in leaves),
     )
     if key not in traced:
-      traced[key] = trace(self, shape)
+      traced[key] = trace(self, shape, called)
     return traced[key]
 
   def compile_once(

@@ -15,10 +15,11 @@ from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Loss, Metric, Task, Variables
 from fedjax_sim.data import FederatedData, open_store, write_store
-from fedjax_sim.engine import evaluation, residency
+from fedjax_sim.engine import evaluation_pieces, residency
 from fedjax_sim.engine.batching import LocalBatching, evaluation_batch
 from fedjax_sim.engine.client_metrics import ClientMetrics, over_clients
-from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks, in_pieces
+from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks
+from fedjax_sim.engine.evaluation_pieces import in_pieces
 from problems import MODELS, blobs, make_simulator, sgd, train
 from tiers import slow_but
 
@@ -205,7 +206,7 @@ def test_pieces_have_every_client_once_and_room(
     pairs = itertools.pairwise([int(sizes[ids].sum()) for ids in pieces])
     assert all(one + other > most / 2 for one, other in pairs)
   for ids in pieces:
-    plan, slices = evaluation._planned(data, batching, ids, shape)
+    plan, slices = evaluation_pieces.planned(data, batching, ids, shape)
     assert sorted(plan.client[plan.client >= 0]) == ids.tolist()
     assert slices.place.max() < held
     assert sorted(slices.row) == [
@@ -216,7 +217,7 @@ def test_pieces_have_every_client_once_and_room(
 def test_a_large_client_does_not_make_pieces_small():
   sizes = np.array([10_000] + [5] * 5_000)
   ids = np.arange(len(sizes))
-  cut = evaluation._cut(sizes, ids, 15_000, 16, 1)
+  cut = evaluation_pieces._cut(sizes, ids, 15_000, 16, 1)
   assert [int(sizes[i].sum()) for i in cut] == [15_000, 15_000, 5_000]
 
 

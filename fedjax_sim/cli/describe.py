@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -69,6 +70,7 @@ def describe(experiment: Experiment) -> str:
     "secure noise": experiment.secure_noise,
     "not covered by epsilon": ", ".join(experiment.uncovered),
     "examples": f"{simulator.residency.name} ({simulator.residency.why})",
+    "client states": _client_states(simulator),
     "evaluation": _evaluation(simulator),
     "slow layers": "; ".join(simulator.slow_layers),
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
@@ -123,6 +125,14 @@ def _wrapped(name: str, fields: list[str]) -> list[str]:
     break_long_words=False,
     break_on_hyphens=False,
   )
+
+
+def _client_states(simulator: Simulator) -> str:
+  """Return where client states are, and why; "" if clients keep nothing."""
+  if not jax.tree.leaves(simulator.states.shapes.clients):
+    return ""
+  name, why = simulator.states.residency
+  return f"{name} ({why})"
 
 
 def _evaluation(simulator: Simulator) -> str:

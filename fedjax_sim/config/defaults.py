@@ -139,6 +139,7 @@ def default_config() -> ConfigDict:
   config.runtime.model_devices = placeholder(int)
   config.runtime.deterministic_reduction = placeholder(int)
   config.runtime.residency = "auto"
+  config.runtime.state_residency = "auto"
   config.runtime.rounds_per_dispatch = placeholder(int)
   config.runtime.eval_batch_size = 256
   config.runtime.checkpoint_every = 10

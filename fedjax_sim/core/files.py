@@ -59,7 +59,7 @@ def replace_atomically(path: PathLike, write: Callable[[Path], None]) -> None:
     with temporary.open("rb+") as file:
       os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
   except BaseException as error:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def replace_atomically(path: PathLike, write: Callable[[Path], None]) -> None:
     ) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
   """Sync a rename in `folder` to disk, where the system supports it."""
   if os.name != "posix":
     return

@@ -14,8 +14,8 @@ from __future__ import annotations
 import collections
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from fedjax_sim.core import (
 from fedjax_sim.core.compensated import Total
 from fedjax_sim.data import FederatedData, Prepare, as_stored
 from fedjax_sim.data.stored import take
+from fedjax_sim.engine import client_rows
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.batching import LocalBatching, evaluation_batch
 from fedjax_sim.engine.client_loop import (
@@ -48,8 +49,10 @@ from fedjax_sim.engine.client_loop import (
   read_batch,
 )
 from fedjax_sim.engine.client_metrics import ClientMetrics, joint_metrics
+from fedjax_sim.engine.client_rows import ClientRows, StoredRows
+from fedjax_sim.engine.evaluation_pieces import in_pieces, planned
 from fedjax_sim.engine.loops import FixedLoop, repeat
-from fedjax_sim.engine.plan import Capacity, CohortPlan
+from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.tracing import trace_once
 
@@ -80,6 +83,27 @@ def _blocks(offsets: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
   first = np.repeat(np.cumsum(counts) - counts, counts)
   begins = offsets[owner] + size * (np.arange(len(owner)) - first)
   return np.append(begins, offsets[-1]), owner
+
+
+class ReadRows(Protocol):
+  """Reads client states on the disk.
+
+  Attributes:
+    most: rows that there is room for at a time.
+  """
+
+  most: int
+
+  def __call__(
+    self, table: StoredRows, clients: np.ndarray, count: int
+  ) -> ClientRows:
+    """Return what the algorithm keeps of clients, on the devices.
+
+    Args:
+      table: of a state.
+      clients: ids, in any order.
+      count: rows to return; the last ones may be nobody's.
+    """
 
 
 class Evaluated(NamedTuple):
@@ -218,6 +242,8 @@ class EvaluationSet:
     room: bytes that the examples may take on a device, if no client has more
       than half of them.
     by_client: whether to compute joint metrics of every client, too.
+    rows: reads what the algorithm keeps of some clients; None if the table of
+      client states is on the devices.
     rematerialize: see `FixedLoop`, for a `program` that reverse mode can pass;
       None for one that only forward mode can.
 
@@ -243,6 +269,7 @@ class EvaluationSet:
     prepare: Prepare = as_stored,
     room: float = math.inf,
     by_client: bool = True,
+    rows: ReadRows | None = None,
     rematerialize: bool | None = None,
   ):
     if not data.num_examples:
@@ -254,6 +281,7 @@ class EvaluationSet:
     self._task, self._mesh = task, mesh
     self._by_client, self._offsets = by_client, data.offsets
     self._personal = personal and algorithm.personal is not None
+    self._rows = rows if self._personal else None
     overhead = _OVERHEAD.get(jax.default_backend(), _ELSEWHERE)
     size = evaluation_batch(data.sizes, batch_size, overhead)
     batching = LocalBatching(batch_size=size, shuffle=False)
@@ -270,7 +298,9 @@ class EvaluationSet:
       room / max(1, each),
       lanes=lanes,
       devices=distributed.size(mesh),
+      most_clients=math.inf if self._rows is None else self._rows.most,
     )
+    self._most_rows = max(map(len, self.pieces))
     steps, waves = int(self._work.num_steps(data.sizes).max()), self._capacity
     fixed = rematerialize is not None
     evaluate = make_evaluate(
@@ -286,12 +316,13 @@ class EvaluationSet:
     def program(
       server: PyTree, table: PyTree, examples: Examples, plan: CohortPlan
     ) -> Evaluated:
-      rows = jnp.maximum(plan.client, 0)
+      ids = plan.client
       if task.joint:
-        rows = jnp.asarray(self._owner, jnp.int32)[rows]
+        owner = jnp.asarray(self._owner, jnp.int32)
+        ids = owner[jnp.maximum(ids, 0)]
       clients: PyTree = None
       if self._personal:
-        clients = rows, jax.tree.map(lambda x: x[rows], table[0])
+        clients = jnp.maximum(ids, 0), client_rows.read(table, ids)
       return evaluate(server, clients, examples, plan)
 
     self.program = program
@@ -299,9 +330,20 @@ class EvaluationSet:
     self._jitted = jax.jit(program, out_shardings=whole)
     self._kept = self.sent(*self.pieces) if len(self.pieces) == 1 else None
 
-  def table(self, state: RunState) -> PyTree:
-    """Return the part of the clients' table that `program` takes."""
-    return state.clients if self._personal else ()
+  def table(self, state: RunState, ids: np.ndarray | None = None) -> PyTree:
+    """Return what `program` takes of the table of client states.
+
+    Args:
+      state: the state that is evaluated.
+      ids: the piece that is evaluated; None for all of them, where the table is
+        on the devices.
+    """
+    if not self._personal:
+      return None
+    if self._rows is None:
+      return state.clients[0]
+    assert ids is not None
+    return self._rows(state.clients, self._owner[ids], self._most_rows)
 
   def read(self, outs: Iterable[tuple[np.ndarray, Evaluated]]) -> ClientMetrics:
     """Return the metrics of every client, from what the pieces returned.
@@ -344,11 +386,11 @@ class EvaluationSet:
     self, state: RunState
   ) -> Iterator[tuple[np.ndarray, Evaluated]]:
     """Yield the clients of each piece, and their metrics on the devices."""
-    table = self.table(state)
     # Devices work on a piece while the next is gathered.
     waiting: list[tuple[np.ndarray, Evaluated]] = []
     for ids in self.pieces:
       sent = self._kept or self.sent(ids)
+      table = self.table(state, ids)
       out = self._jitted(state.server, table, sent.examples, sent.plan)
       waiting.append((sent.clients, out))
       if len(waiting) > 1:
@@ -367,7 +409,7 @@ class EvaluationSet:
 
   def sent(self, ids: np.ndarray) -> Sent:
     """Return some clients' examples and plan, on the devices."""
-    plan, slices = _planned(self._data, self._work, ids, self._capacity)
+    plan, slices = planned(self._data, self._work, ids, self._capacity)
     fill = functools.partial(
       plans.fill,
       slices,
@@ -382,105 +424,6 @@ class EvaluationSet:
       plan=distributed.put(plan, self._mesh, COHORT_SPEC),
       examples=distributed.put_own(examples, self._mesh, P(distributed.AXIS)),
     )
-
-
-def in_pieces(
-  data: FederatedData,
-  batching: LocalBatching,
-  most: float,
-  *,
-  lanes: int,
-  devices: int,
-) -> tuple[list[np.ndarray], Capacity]:
-  """Split clients into groups evaluated at once, and return plan shapes.
-
-  Args:
-    data: the set.
-    batching: its batches.
-    most: examples that a device has room for.
-    lanes: clients that a device evaluates at once.
-    devices: how many there are.
-
-  Returns:
-    All clients with examples, in one piece if it has room; else in pieces of
-    half of that, as one is on its way while another is evaluated.
-  """
-  ids = np.flatnonzero(data.sizes > 0)
-  # In pieces as many as of the whole: how metrics are rounded hangs on them.
-  lanes = min(lanes, -(-len(ids) // devices))
-  if data.num_examples <= most * devices:  # or it is not worth a plan
-    whole = _fitting(data, batching, [ids], lanes, devices)
-    if whole.examples[0] <= most:
-      return [ids], whole
-  pieces = _cut(data.sizes, ids, most / 2, lanes, devices)
-  return pieces, _fitting(data, batching, pieces, lanes, devices)
-
-
-def _cut(
-  sizes: np.ndarray, ids: np.ndarray, most: float, lanes: int, devices: int
-) -> list[np.ndarray]:
-  """Split clients into consecutive groups that fit on a device.
-
-  Args:
-    sizes: examples of every client.
-    ids: the clients, in this order.
-    most: examples on a device.
-    lanes: clients of a wave.
-    devices: to which waves are dealt, evenly.
-  """
-  begins = []
-  total = largest = 0
-  for i, size in enumerate(sizes[ids].tolist()):
-    more, wave = total + size, lanes * max(largest, size)
-    if total and min(more, more / devices + wave) > most:
-      begins.append(i)
-      total = largest = 0
-    total, largest = total + size, max(largest, size)
-  return np.split(ids, begins)
-
-
-def _fitting(
-  data: FederatedData,
-  batching: LocalBatching,
-  pieces: Sequence[np.ndarray],
-  lanes: int,
-  devices: int,
-) -> Capacity:
-  """Return the smallest shapes into which every group fits."""
-  capacities = [
-    plans.capacity(
-      [data.sizes[ids]],
-      [batching],
-      len(ids),
-      lanes=lanes,
-      devices=devices,
-      lower=False,
-    )
-    for ids in pieces
-  ]
-  shape = capacities[0]._replace(
-    waves=max(c.waves for c in capacities),
-    order=(max(c.order[0] for c in capacities),),
-  )
-  slices = (_planned(data, batching, ids, shape)[1] for ids in pieces)
-  return shape._replace(examples=(1 + max(int(s.place.max()) for s in slices),))
-
-
-def _planned(
-  data: FederatedData, batching: LocalBatching, ids: np.ndarray, shape: Capacity
-) -> tuple[CohortPlan, plans.ExampleSlices]:
-  """Return the plan of a group, and the positions of examples on devices."""
-  planned, (slices,) = plans.plan_rounds(
-    [data.offsets],
-    [batching],
-    [ids],
-    shape,
-    seed=0,
-    first=0,
-    rounds=1,
-    sliced=True,
-  )
-  return plans.at_round(planned, 0), slices
 
 
 class Sent(NamedTuple):

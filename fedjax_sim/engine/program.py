@@ -22,6 +22,7 @@ from fedjax_sim.distributed import AXIS
 from fedjax_sim.engine import hlo_traffic, virtual_devices
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.client_loop import COHORT_SPEC
+from fedjax_sim.engine.client_rows import ClientRows
 from fedjax_sim.engine.state import RunState
 
 
@@ -33,12 +34,17 @@ def state_spec(shapes: RunState, mesh: Mesh) -> RunState:
   """
   whole: Any = P()
   pieces = functools.partial(distributed.in_pieces, mesh=mesh)
+  some = isinstance(shapes.clients, ClientRows)
+  clients = shapes.clients.rows if some else shapes.clients
+  table = distributed.in_pieces(clients, mesh, AXIS)
+  if some:
+    table = ClientRows(whole, table)
   return RunState(
     round=whole,
     seed=whole,
     noise_seed=whole,
     server=pieces(shapes.server),
-    clients=distributed.in_pieces(shapes.clients, mesh, AXIS),
+    clients=table,
     shared=pieces(shapes.shared),
     watch=pieces(shapes.watch),
     aggregate=pieces(shapes.aggregate),

@@ -39,13 +39,13 @@ from fedjax_sim.core import (
   noise_key_for,
 )
 from fedjax_sim.core.tree import all_finite, divide, tree_where
+from fedjax_sim.engine import client_rows
 from fedjax_sim.engine.aggregation import (
   CohortSums,
   TrainCohort,
   cohort_members,
   ranks,
   train_cohort,
-  write_rows,
 )
 from fedjax_sim.engine.client_loop import with_numbers
 from fedjax_sim.engine.client_round import ClientStatus, RoundInputs
@@ -137,8 +137,7 @@ def run_round(
     The state after the round, and its metrics.
   """
   given, rank = _broadcast(spec, state, hparams, cohort)
-  rows = jnp.maximum(cohort.client, 0)
-  states = jax.tree.map(lambda table: table[rows], state.clients)
+  states = client_rows.read(state.clients, cohort.client)
   ready = after_survey(spec, given, data, states, cohort, rank, train)
   sums, counts, kept = train(
     ready.spec, ready.given, data, states, ready.cohort, rank
@@ -155,7 +154,7 @@ def run_round(
   new = state._replace(
     round=state.round + 1,
     server=server,
-    clients=write_rows(state.clients, cohort.client, kept),
+    clients=client_rows.write(state.clients, cohort.client, kept),
     shared=shared,
     aggregate=aggregate,
   )

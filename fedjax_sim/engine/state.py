@@ -17,7 +17,8 @@ class RunState(NamedTuple):
     noise_seed: shape=(2,), uint32; the 64 bits that private noise comes from.
     server: the algorithm's server state.
     clients: the table of what clients keep: leaves (rows, ...), a row a client
-      (and padding to a multiple of the devices).
+      (and padding to a multiple of the devices). Where rows lie on the disk it
+      is a `StoredRows`, and the compiled round gets `ClientRows`.
     shared: the transforms' shared states, a tuple.
     watch: what evaluations left; see `simulation/monitor.py`.
     sampler: the sampler's state, numpy arrays on the host; () without one. The

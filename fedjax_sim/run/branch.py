@@ -195,6 +195,7 @@ def take_over(
         (experiment.simulator, configs.resolved(now), experiment.sources),
       )
     )
+    source = source._replace(folder=folder)
     if privacy.draws_noise(config) or privacy.draws_noise(now):
       _check_account(source, ours, restored.facts, account, same_data)
     old, lines = restored.state, list(_lines(origin, config, now, same_data))

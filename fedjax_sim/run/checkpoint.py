@@ -14,7 +14,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -277,6 +277,24 @@ class Checkpoints:
       if every is None or old % every:
         shutil.rmtree(self._reader.path(old), ignore_errors=True)
     self._remove(DAMAGED)
+
+  def each(
+    self, like: PyTree, wanted: Callable[[PyTree], PyTree]
+  ) -> Iterator[tuple[int, PyTree]]:
+    """Yield a part of every checkpoint that can be read, with its round.
+
+    Args:
+      like: a state of the same structure, shapes and dtypes.
+      wanted: state -> the part of it.
+    """
+    for round_ in self.rounds():
+      try:
+        found = self._reader.read(round_, like, wanted)
+      except (MemoryError, PermissionError):
+        raise
+      except Exception:  # whatever a torn file makes orbax raise
+        continue  # `restore` would not read it, either
+      yield round_, found.state
 
   def restore(
     self,

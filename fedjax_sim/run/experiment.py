@@ -33,7 +33,7 @@ from fedjax_sim.data import profile as data_profile
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.privacy.accounting import composition
-from fedjax_sim.run import branch, changes, profiling
+from fedjax_sim.run import branch, changes, client_states, profiling
 from fedjax_sim.run.bucket.mirror import Place, placed
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.loop import Loop
@@ -108,6 +108,9 @@ def run(
     ready = lambda: _ready(config, resolved, standing, phases, profile)
     experiment, facts = processes.check_same(
       ready, config.runtime.start_timeout
+    )
+    experiment = client_states.in_workdir(
+      experiment, place.folder, mirrored=place.mirror is not None
     )
     launch = _Launch(
       experiment=experiment,
@@ -216,6 +219,7 @@ class _Launch:
         checkpoints = stack.enter_context(self._checkpoints())
       received = stack.enter_context(noted_signals())
       stack.enter_context(as_write_error(folder))
+      stack.callback(client_states.close, self.experiment.simulator)
       begun = begin(
         self.experiment,
         checkpoints,
@@ -225,6 +229,7 @@ class _Launch:
       )
       processes.from_first(self._describe)
       simulator, done = begun.simulator, begun.done
+      stack.callback(client_states.close, simulator)
       begins = done == 0 and self.experiment.timetable.initial_eval
       first_round = done + (not begins)
       trackers = stack.enter_context(
@@ -251,7 +256,7 @@ class _Launch:
         del begun  # whose state would live as long as the run
         loop.run()
       summary = sum_up(
-        self.experiment,
+        loop.experiment,
         simulator,
         loop.state,
         loop.choice,

@@ -10,15 +10,19 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax_sim import config as configs
 from fedjax_sim.config.build import SCHEDULED
 from fedjax_sim.core import PyTree, Variables
+from fedjax_sim.engine.client_rows import StoredRows
 from fedjax_sim.engine.state import MonitorState, RunState
+from fedjax_sim.run.client_states import FOLDER
 from fedjax_sim.run.workdir import ConfigChangedError
 from fedjax_sim.simulation.simulator import Simulator
 
@@ -37,10 +41,12 @@ class Side(NamedTuple):
     simulator: of the run.
     fields: "section.field" -> its value as JSON holds it; a user's own code by
       its content, so that a file is the same wherever it lies.
+    folder: the workdir; None if it is not read.
   """
 
   simulator: Simulator
   fields: Mapping[str, Any]
+  folder: Path | None = None
 
   def matching(self, pattern: str) -> dict[str, Any]:
     """Return the fields whose names match a regular expression."""
@@ -99,22 +105,9 @@ def grafted(
   if not _alike(server, fresh.server):
     graft.missing.append("the server's state")
     server = _with_model(old, fresh, origin.simulator, branch.simulator)
-  (own_before, sent_before), (own, sent) = old.clients, fresh.clients
-  own = graft.take(
-    "the clients' states",
-    own_before,
-    own,
-    same_data and same(r"algorithm\.name"),
-  )
-  sent = graft.take(
-    "what transforms keep of clients",
-    sent_before,
-    sent,
-    same_data and same(_TRANSFORMS),
-  )
   whole = fresh._replace(
     server=server,
-    clients=(own, sent),
+    clients=graft.clients(old.clients, fresh.clients),
     shared=graft.take(
       "the states of transforms", old.shared, fresh.shared, same(_TRANSFORMS)
     ),
@@ -158,6 +151,55 @@ class Graft:
     if jax.tree.leaves(old) or jax.tree.leaves(fresh):
       self.missing.append(words)
     return fresh
+
+  def clients(self, old: PyTree, fresh: PyTree) -> PyTree:
+    """Return what clients keep, as far as the branch can go on with it.
+
+    Raises:
+      ConfigChangedError: one run's rows are on the disk, the other's are not.
+    """
+    stored = isinstance(old, StoredRows), isinstance(fresh, StoredRows)
+    if stored[0] != stored[1]:
+      before, now = ("disk" if x else "device" for x in stored)
+      raise ConfigChangedError(
+        f"--branch-from: the origin's client states are on the {before}, the"
+        f" branch's on the {now}; give runtime.state_residency={before!r}."
+      )
+
+    def taken(old: PyTree, fresh: PyTree) -> PyTree:
+      (own_before, sent_before), (own, sent) = old, fresh
+      own = self.take(
+        "the clients' states",
+        own_before,
+        own,
+        self.same_data and self.keeps(r"algorithm\.name"),
+      )
+      sent = self.take(
+        "what transforms keep of clients",
+        sent_before,
+        sent,
+        self.same_data and self.keeps(_TRANSFORMS),
+      )
+      return own, sent
+
+    if not stored[0]:
+      return taken(old, fresh)
+    first = taken(old.initial, fresh.initial)
+    kept = [a is b for a, b in zip(first, old.initial, strict=True)]
+    many = lambda x, count: np.broadcast_to(x, (count, *np.shape(x)))
+
+    def rows(read: PyTree, count: int) -> PyTree:
+      return tuple(
+        part if same else jax.tree.map(lambda x: many(x, count), new)
+        for part, same, new in zip(read, kept, first, strict=True)
+      )
+
+    if not any(kept):
+      return fresh
+    store, folder = self.branch.simulator.states.rows, self.origin.folder
+    assert store is not None
+    assert folder is not None
+    return store.imported(folder / FOLDER, old, rows)
 
   def keeps(self, pattern: str) -> bool:
     """Return whether fields have the same values in both runs."""

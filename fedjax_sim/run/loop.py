@@ -14,6 +14,7 @@ from fedjax_sim.config import build
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.run import client_states
 from fedjax_sim.run.bucket.mirror import Mirror
 from fedjax_sim.run.checkpoint import CheckpointError, Checkpoints
 from fedjax_sim.run.profiling import Profile
@@ -86,6 +87,10 @@ class Loop:
   measured: Mapping[str, ClientMetrics] | None = None
 
   def __post_init__(self) -> None:
+    # A run that goes on has the lanes of its checkpoint; evaluations, too.
+    if self.experiment.simulator is not self.simulator:
+      own = dataclasses.replace(self.experiment, simulator=self.simulator)
+      self.experiment = own
     self.totals = dataclasses.replace(self.before)
     self.saved = self.done
     if self.checkpoints is not None:
@@ -238,6 +243,7 @@ class Loop:
       if self.checkpoints is None:
         return
       self.journal.sync()
+      client_states.commit(self.simulator, self.done, self.state)
       facts = {
         "lanes": self.choice,
         "totals": dataclasses.asdict(self.count()),
@@ -277,5 +283,7 @@ class Loop:
   def _committed(self, round_: int) -> None:
     """Let others have what a checkpoint holds."""
     self.journal.commit(round_)
+    if self.checkpoints is not None:
+      client_states.committed(self.simulator, round_, self.checkpoints)
     if self.mirror is not None:
       self.mirror.copy()

@@ -26,6 +26,7 @@ from fedjax_sim.core import PyTree, Task, Variables, validate
 from fedjax_sim.core.errors import one_line
 from fedjax_sim.data import workdir_on_disk
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.run import client_states
 from fedjax_sim.run.changes import stored_config
 from fedjax_sim.run.checkpoint_files import first_line
 from fedjax_sim.run.checkpoint_reader import (
@@ -73,8 +74,9 @@ class OpenedRun:
     summary: content of `summary.json`; None if the run is not finished.
     simulator: the experiment, on one device.
     server: the algorithm's server state; leaves on the host.
-    clients: what every client keeps, leaves (clients, ...); None if clients
-      have no models of their own, or of the best model.
+    clients: what every client keeps, leaves (clients, ...); with client states
+      on the disk a `StoredRows`, see `client_state`; None if clients have no
+      models of their own, or of the best model.
   """
 
   folder: Path
@@ -144,10 +146,23 @@ class OpenedRun:
       )
     return Predictor(self.task, self.simulator.data)
 
-  def _own(self, client: int | str) -> Variables:
-    """Return the variables that a client would use itself."""
-    personal = self.simulator.algorithm.personal
-    if personal is None:
+  def client_state(self, client: int | str) -> PyTree:
+    """Return what the algorithm keeps of a client that has a model of its own.
+
+    Args:
+      client: index or name of a training client.
+
+    Returns:
+      Its row of `clients`, numpy; of rows on the disk this one alone is read.
+
+    Raises:
+      ValueError: the client is unknown or has no model of its own.
+      RowsError: its row is damaged, or was given up by a run that went on.
+
+    Example:
+      fs.load("runs/ditto").client_state(3).params
+    """
+    if self.simulator.algorithm.personal is None:
       raise ValueError(
         f"client={client!r}: algorithm.name={self.config.algorithm.name!r}"
         " gives clients no models of their own; leave it out."
@@ -158,11 +173,16 @@ class OpenedRun:
         f" kept; open the run without round={BEST!r}."
       )
     row = _index(client, self.simulator.data.train.names, self.simulator)
-    own = jax.tree.map(lambda x: x[row], self.clients)
-    algorithm = self.simulator.algorithm
+    return client_states.own_row(self.clients, row, self.folder)
+
+  def _own(self, client: int | str) -> Variables:
+    """Return the variables that a client would use itself."""
+    own, algorithm = self.client_state(client), self.simulator.algorithm
+    row = _index(client, self.simulator.data.train.names, self.simulator)
     message = algorithm.broadcast(self.server)
     mine = algorithm.download(message, jnp.int32(0), jnp.int32(row))
-    return personal(mine, own)
+    assert algorithm.personal is not None
+    return algorithm.personal(mine, own)
 
   def __repr__(self) -> str:
     """Return where the run is and how far it is; arrays are left out."""
@@ -245,7 +265,8 @@ def opened(
 
   def wanted(state: RunState) -> PyTree:
     model = state.watch.best[metric] if best else state.server
-    return model, state.clients[0] if personal else None
+    own = client_states.own_part(state.clients) if personal else None
+    return model, own
 
   restored = restore(simulator, wanted)
   model, clients = restored.state
@@ -326,6 +347,8 @@ def rebuild(
   if data_path is not None:
     changes["data.path"] = os.fspath(data_path)
   changes |= {f"runtime.{k}": v for k, v in (runtime or {}).items()}
+  asked = config.runtime.state_residency
+  changes["runtime.state_residency"] = client_states.asked_in(folder, asked)
   try:
     return build.build(_changed(config, changes)).simulator
   except (TypeError, ValueError, OSError, ImportError) as error:

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from fedjax_sim.core.digests import tree_digest
 from fedjax_sim.data import StoredData
 from fedjax_sim.distributed import processes
 from fedjax_sim.engine.state import RunState
+from fedjax_sim.run import client_states
 from fedjax_sim.run.checkpoint import Checkpoints
 from fedjax_sim.run.checkpoint_reader import Restored
 from fedjax_sim.run.workdir import ConfigChangedError
@@ -125,6 +127,9 @@ def begin(
       branched=branch is not None,
     )
   begun = going_on(experiment, restored, data_digest)
+  if checkpoints is not None:
+    with phases("checkpoint"):
+      client_states.pin_checkpoints(begun.simulator, checkpoints)
   if processes.is_first():
     facts = restored.facts
     warn_of_changes(facts["environment"], environment(begun.simulator))
@@ -159,7 +164,10 @@ def branched(
 
 
 def going_on(
-  experiment: Experiment, restored: Restored, data_digest: str
+  experiment: Experiment,
+  restored: Restored,
+  data_digest: str,
+  copied_from: Path | None = None,
 ) -> Begun:
   """Return where a run goes on from a checkpoint.
 
@@ -167,6 +175,8 @@ def going_on(
     experiment: what the config describes.
     restored: the checkpoint.
     data_digest: of the data.
+    copied_from: the workdir of the run, to copy client states on the disk from
+      there; None to go on with its own.
 
   Raises:
     ConfigChangedError: the checkpoint is of other data, or of an account that
@@ -180,7 +190,10 @@ def going_on(
   choice = Choice(*facts["lanes"])
   runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
   simulator = dataclasses.replace(simulator, runtime=runtime)
-  state = simulator.states.to_devices(restored.state)
+  state = restored.state
+  if copied_from is not None:
+    state = client_states.copied(simulator, state, copied_from)
+  state = simulator.states.to_devices(state)
   timetable, earlier = experiment.timetable, facts.get("timetables", [])
   ended = has_ended(facts, done)
   if ended and done < timetable.rounds:  # it was given more rounds

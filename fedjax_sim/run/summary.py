@@ -112,6 +112,7 @@ def sum_up(
       "lanes_reason": choice.reason,
       "residency": simulator.residency.name,
       "residency_reason": simulator.residency.why,
+      **_client_states(simulator),
       "processes": jax.process_count(),
       "devices": [str(d) for d in simulator.mesh.devices.flat],
       "device_kind": device.device_kind,
@@ -125,6 +126,14 @@ def sum_up(
     return summary
 
   return processes.from_first(write)
+
+
+def _client_states(simulator: Simulator) -> dict[str, str]:
+  """Return where client states are; nothing if clients keep nothing."""
+  if not jax.tree.leaves(simulator.states.shapes.clients):
+    return {}
+  name, why = simulator.states.residency
+  return {"state_residency": name, "state_residency_reason": why}
 
 
 def result_facts(

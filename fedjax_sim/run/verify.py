@@ -24,6 +24,7 @@ from fedjax_sim.config.build import Experiment, Timetable
 from fedjax_sim.core import PyTree, validate
 from fedjax_sim.core.digests import digest
 from fedjax_sim.core.types import EMPTY
+from fedjax_sim.run import client_states
 from fedjax_sim.run.changes import ORIGIN, read_config, stored_config
 from fedjax_sim.run.checkpoint_files import first_line
 from fedjax_sim.run.checkpoint_reader import CheckpointReader, Restored
@@ -123,6 +124,9 @@ def verify(
   if saved and begins and saved[0]:
     saved = [0, *saved]
   stretches = stretches_of(saved, reader.rounds(), rounds, workdir)
+  asked = config.runtime.state_residency
+  with config.unlocked():
+    config.runtime.state_residency = client_states.asked_in(workdir, asked)
   experiment = build.build(config)
   measured = data_digest(experiment.simulator)
   like = experiment.simulator.states.host_shapes
@@ -228,12 +232,13 @@ def _compare(
     return Comparison(start, end, trouble=first_line(error))
   timetables = last.facts.get("timetables", [])
   found: list[Row] = []
-  begun = _begun(experiment, first, last, measured)
+  begun = _begun(experiment, first, last, measured, workdir)
   for until, timetable in _pieces(experiment.timetable, timetables, start, end):
     # Which rounds were evaluated, the timetable of then says.
     piece = dataclasses.replace(experiment, timetable=timetable)
     begun = _executed(piece, workdir, begun, measured, until, found)
   state = begun.simulator.states.to_host(begun.state)
+  arrays = map(client_states.comparable, (last.state, state))
   theirs = [row for row in rows if start < row["round"] <= end]
   if start == 0:
     theirs = [row for row in rows if row["round"] <= end]
@@ -241,7 +246,7 @@ def _compare(
     start,
     end,
     arrays=len(jax.tree.leaves(state)),
-    differing=_array_differences(last.state, state),
+    differing=_array_differences(*arrays),
     rows=len(theirs),
     other_rows=_row_differences(theirs, found),
   )
@@ -252,12 +257,13 @@ def _begun(
   first: Restored | None,
   last: Restored,
   measured: str,
+  workdir: Path,
 ) -> Begun:
   """Return where the rounds begin: a checkpoint, or the run's beginning."""
   if first is not None:
-    return going_on(experiment, first, measured)
+    return going_on(experiment, first, measured, workdir)
   # Lanes, and fresh entropy of private noise, are what the run once chose.
-  begun = going_on(experiment, last, measured)
+  begun = going_on(experiment, last, measured, workdir)
   state = begun.simulator.init()
   noise = jax.device_put(
     np.asarray(last.state.noise_seed), state.noise_seed.sharding

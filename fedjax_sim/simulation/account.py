@@ -264,7 +264,9 @@ def uncovered(
       begins anew.
   """
   auto = [
-    name for name in ("lanes", "residency") if getattr(runtime, name) == "auto"
+    name
+    for name in ("lanes", "residency", "state_residency")
+    if getattr(runtime, name) == "auto"
   ]
   return outputs.uncovered(
     data,

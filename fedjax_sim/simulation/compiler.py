@@ -24,6 +24,7 @@ from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.simulation import preflight, reference
 from fedjax_sim.simulation.dispatch import PlannedRounds
+from fedjax_sim.simulation.row_store import RowStore
 
 RoundFunction = Callable[..., tuple[RunState, RoundMetrics]]
 
@@ -98,6 +99,7 @@ class Compiler:
     server_data: examples of the server's own; None if it has none.
     residency: where the training examples are.
     donate: whether states that are passed in are used up.
+    rows: client states on the disk; None if they are on the devices.
     debug: whether `call` runs the reference, and nothing is compiled.
   """
 
@@ -108,6 +110,7 @@ class Compiler:
   server_data: PyTree
   residency: Residency
   donate: bool
+  rows: RowStore | None = None
   debug: bool = False
 
   @functools.cached_property
@@ -154,14 +157,25 @@ class Compiler:
     Raises:
       ValueError: the algorithm, or another part, refuses what it is given.
     """
-    trace = functools.partial(self._trace, self.shape(lanes, size))
+    shape, called = self.shape(lanes, size), self._called(lanes, size)
+    trace = functools.partial(self._trace, shape, called)
     self.traced[lanes, size] = preflight.check_round(trace)
 
-  def _trace(self, shape: programs.Shape) -> jax.stages.Traced:
+  def _called(self, lanes: int, size: int) -> RunState:
+    """Return shapes and dtypes of the state that a call gets."""
+    if self.rows is None:
+      return self.state
+    rounds, devices = self.shape(lanes, size).rounds, self.spec.mesh
+    count = self.rows.most_rows(rounds * size, distributed.size(devices))
+    return self.state._replace(clients=self.rows.call_shapes(count))
+
+  def _trace(
+    self, shape: programs.Shape, called: RunState
+  ) -> jax.stages.Traced:
     return programs.trace_rounds(
       self.function,
       shape,
-      state=self.state,
+      state=called,
       hparams=self.hparams,
       data=self.residency.shapes(shape.capacity, shape.rounds),
       data_spec=self.residency.spec,
@@ -172,7 +186,8 @@ class Compiler:
 
   def _compile(self, lanes: int, size: int) -> programs.Program:
     shape = self.shape(lanes, size)
-    traced = self.traced.pop((lanes, size), None) or self._trace(shape)
+    called = self._called(lanes, size)
+    traced = self.traced.pop((lanes, size), None) or self._trace(shape, called)
     mesh, deterministic = self.spec.mesh, self.spec.virtual is not None
     return programs.compile_rounds(
       traced, shape, mesh, deterministic=deterministic
@@ -195,14 +210,21 @@ class Compiler:
 
     Raises:
       StageError: a function of the round failed, with `debug`.
+      RowsError, OSError: client states on the disk cannot be read or written.
     """
     bare = state._replace(sampler=())  # it stays on the host
     put = functools.partial(distributed.put, mesh=self.spec.mesh)
+    called = self._called(*planned.key)
+    spec = programs.state_spec(called, self.spec.mesh)
+    if self.rows is not None:
+      count, clients = len(called.clients.ids), planned.cohorts.client
+      some = self.rows.gather(state.clients, clients, count)
+      bare = bare._replace(clients=put(some, specs=spec.clients))
     if self.debug:
       after, metrics = reference.run_rounds(
         self.spec, bare, hparams, planned, self.server_data
       )
-      after = put(after, specs=programs.state_spec(self.state, self.spec.mesh))
+      after = put(after, specs=spec)
     else:
       after, metrics = self.program(*planned.key).compiled(
         bare,
@@ -212,4 +234,7 @@ class Compiler:
         put(np.int32(planned.num_rounds), specs=P()),
         self._placed,
       )
+    if self.rows is not None:
+      trained = jax.device_get(after.clients)
+      after = after._replace(clients=self.rows.scatter(state.clients, trained))
     return after._replace(sampler=state.sampler), metrics

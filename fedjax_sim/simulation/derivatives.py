@@ -125,6 +125,13 @@ def _check_devices(simulator: Simulator) -> None:
       " device; set it to 'device', with data that fit."
     )
 
+  if simulator.states.rows is not None:
+    raise ValueError(
+      "runtime.state_residency: client states are on the disk, and"
+      " hypergradients need them on the device; set it to 'device', with fewer"
+      " clients."
+    )
+
 
 def _check_weights(simulator: Simulator) -> None:
   """Refuse weights where the weight of a client has no influence."""

@@ -91,6 +91,23 @@ class ReadMetrics(NamedTuple):
   client_log: Columns
 
 
+def check_follows(planned: PlannedRounds, done: int) -> None:
+  """Refuse a plan of other rounds than those that follow.
+
+  Args:
+    planned: the plan.
+    done: number of rounds that the state has behind it.
+
+  Raises:
+    ValueError: it is one.
+  """
+  if planned.first != done:
+    raise ValueError(
+      f"The plan is of round {planned.first + 1}, the state of round {done};"
+      " plan the rounds that follow the state."
+    )
+
+
 def read_metrics(
   metrics: RoundMetrics,
   planned: PlannedRounds,

@@ -38,6 +38,7 @@ from fedjax_sim.engine.state import Best, MonitorState, RunState
 from fedjax_sim.simulation import monitor, preflight
 from fedjax_sim.simulation.dispatch import Row
 from fedjax_sim.simulation.lanes import Choice
+from fedjax_sim.simulation.row_store import OwnRows, RowStore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +55,7 @@ class Evaluator:
     batch_size: number of examples that are evaluated at once, at most.
     asked: the residency that was asked for.
     residency: the name of the one that training examples have.
+    rows: client states on the disk; None if they are on the devices.
   """
 
   task: Task
@@ -65,6 +67,7 @@ class Evaluator:
   batch_size: int
   asked: str
   residency: str
+  rows: RowStore | None = None
 
   @functools.cached_property
   def parts(self) -> dict[str, FederatedData]:
@@ -105,6 +108,7 @@ class Evaluator:
         by_client=name != "test",
         prepare=self.data.prepare,
         room=self.room,
+        rows=None if self.rows is None else OwnRows(self.rows, self.mesh),
       )
       for name, part in self.parts.items()
     }

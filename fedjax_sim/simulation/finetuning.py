@@ -99,8 +99,8 @@ class Finetuning:
     batching: how long a client trains, and its batches.
 
   Raises:
-    ValueError: no example is held out inside clients, or the algorithm pools
-      their data.
+    ValueError: no example is held out inside clients, the algorithm pools their
+      data, or client states are on the disk.
   """
 
   simulator: Simulator
@@ -119,6 +119,12 @@ class Finetuning:
       raise ValueError(
         "client.finetune_epochs and client.finetune_steps: algorithm.name pools"
         " the data of all clients, so there is no client to train; unset them."
+      )
+    if simulator.states.rows is not None:
+      raise ValueError(
+        "client.finetune_epochs and client.finetune_steps need the table of all"
+        " client states, which are on the disk; unset them, or set"
+        " runtime.state_residency to 'device'."
       )
 
   def __call__(self, state: RunState) -> ClientMetrics:
@@ -211,6 +217,7 @@ class Finetuning:
       runtime=dataclasses.replace(
         simulator.runtime,
         lanes=simulator.choose_lanes().lanes,
+        state_residency="device",
         donate=False,  # what is on the host may be the run's own memory
       ),
       schedules={},

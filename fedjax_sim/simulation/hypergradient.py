@@ -297,6 +297,7 @@ class HypergradientFunction:
         devices=1,
         deterministic_reduction=None,
         residency="device",
+        state_residency="device",
         rounds_per_dispatch=self.rounds,
         donate=False,
       ),

@@ -22,6 +22,7 @@ from fedjax_sim.privacy.accounting import promises
 from fedjax_sim.simulation.dispatch import PlannedRounds, observed
 from fedjax_sim.simulation.runtime import Runtime
 
+_COPIES = 4  # of rows: sent and returned, on the devices and on the host
 TARGET_SECONDS = 1.0  # of one dispatch, if its number of rounds is free
 
 
@@ -272,6 +273,7 @@ class Planner:
     split: the devices, real or virtual, that clients are assigned to.
     residency: where the training examples are.
     runtime: how many rounds one call may run.
+    row_bytes: what a call is sent of each client's state; 0 for nothing.
   """
 
   cohorts: Cohorts
@@ -280,6 +282,7 @@ class Planner:
   split: DeviceSplit
   residency: Residency
   runtime: Runtime
+  row_bytes: int = 0
 
   @functools.cached_property
   def _shapes(self) -> dict[tuple[int, int], programs.Shape]:
@@ -306,7 +309,8 @@ class Planner:
         len(self.batchings),
         1 if self.cohorts.observes else self.runtime.rounds_per_dispatch,
         self.runtime.most_rounds,
-        self.residency.bytes_per_round(capacity),
+        self.residency.bytes_per_round(capacity)
+        + _COPIES * self.row_bytes * size // self.split.devices,
       )
     return self._shapes[lanes, size]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Literal
 
 from fedjax_sim.core import validate
 from fedjax_sim.engine import residency as residencies
 from fedjax_sim.engine import virtual_devices
+from fedjax_sim.simulation import client_residency
 
 # Of one dispatch. Two CPU devices take some milliseconds to get up to speed, so
 # a few short rounds are too few.
@@ -32,6 +34,12 @@ class Runtime:
       "host", in the host's memory, and each device is sent those of the
       clients that it trains; "disk", the same out of a store; "auto": "device"
       where one process runs alone, and of a store what it is small enough for.
+    state_residency: where what clients keep from round to round is: "device",
+      a table of all clients, spread over the devices; "disk", a file, of which
+      a call gets the rows of the clients that it trains; "auto": "disk" if the
+      table takes more than a fifth of the devices' memory.
+    state_folder: where that file is to be, and stays; None for a temporary one,
+      in a run of the command line for its workdir.
     rounds_per_dispatch: rounds in one call of the compiled program; None: as
       many as take about a second, up to `most_rounds`.
     most_rounds: the most rounds in one call, see `rounds_per_dispatch`.
@@ -47,6 +55,8 @@ class Runtime:
   model_devices: int | None = None
   deterministic_reduction: int | None = None
   residency: Literal["auto", "device", "host", "disk"] = "auto"
+  state_residency: Literal["auto", "device", "disk"] = "auto"
+  state_folder: str | os.PathLike[str] | None = None
   rounds_per_dispatch: int | None = None
   most_rounds: int = MOST_ROUNDS
   eval_batch_size: int = 256
@@ -67,6 +77,14 @@ class Runtime:
       self.deterministic_reduction, self.lanes, self.model_devices
     )
     validate.one_of("runtime.residency", self.residency, residencies.NAMES)
+    validate.one_of(
+      "runtime.state_residency", self.state_residency, client_residency.NAMES
+    )
+    if self.state_folder is not None:
+      kinds, example = (str, os.PathLike), "'/scratch/states'"
+      validate.instance(
+        "Runtime.state_folder", self.state_folder, kinds, example
+      )
     if self.rounds_per_dispatch is not None:
       validate.integer("runtime.rounds_per_dispatch", self.rounds_per_dispatch)
     validate.integer("Runtime.most_rounds", self.most_rounds)

@@ -214,10 +214,13 @@ class Model:
       own_steps += float((drawn @ costs.step_flops).sum())
 
     slots = each * capacity.waves * capacity.lanes
-    network = self._exchanged(len(steps), slots, each)
+    on_disk = simulator.states.rows is not None
+    table = min(len(steps), clients) if on_disk else len(steps)
+    rows = costs.row_bytes * -(-table // hardware.devices)
+    network = self._exchanged(table, slots, each)
     plan = _INT32 * (sum(capacity.order) + slots * (3 + 2 * len(batchings)))
     sliced, examples = self._examples(capacity, copies, each)
-    sent = plan + (examples if sliced else 0)
+    sent = plan + (examples if sliced else 0) + (rows if on_disk else 0)
     return Prediction(
       clients=clients,
       entries=max(capacity.order),
@@ -230,8 +233,7 @@ class Model:
       host_seconds=sent / hardware.host,
       memory={
         "examples": examples,
-        "state": costs.state_bytes
-        + costs.row_bytes * -(-len(steps) // hardware.devices),
+        "state": costs.state_bytes + rows,
         "lanes": costs.lane_bytes * capacity.lanes,
         # A stack is there twice, when it goes from clients to coordinates.
         "sums": costs.summed_bytes * each + 2 * costs.update_bytes * slots,
@@ -246,7 +248,7 @@ class Model:
     """Return the bytes that a device sends to the others in a round.
 
     Args:
-      population: clients that may take part.
+      population: clients of the table of client states.
       slots: lanes of a device in a round, at most.
       each: how many virtual devices it stands for.
     """

@@ -36,6 +36,7 @@ from fedjax_sim.simulation.compiler import Compiler, round_spec
 from fedjax_sim.simulation.dispatch import (
   DispatchResult,
   PlannedRounds,
+  check_follows,
   dispatched,
   read_metrics,
 )
@@ -47,8 +48,9 @@ from fedjax_sim.simulation.planner import (
   batchings_of,
   rounds_per_dispatch,
 )
+from fedjax_sim.simulation.run_hparams import default_hparams
 from fedjax_sim.simulation.runtime import Runtime
-from fedjax_sim.simulation.state import States, copier, default_hparams
+from fedjax_sim.simulation.state import States, copier
 from fedjax_sim.simulation.timing import Phases
 from fedjax_sim.training import schedules
 
@@ -226,7 +228,7 @@ class Simulator:
       batchings=self.batchings,
       most_clients=self.sampler.sizes[-1],
       variables=self.states.variables,
-      state=self.states.shapes,
+      state=self.states.placed,
       aggregator=self.group_aggregator,
       mesh=self.mesh,
       eval_batch_size=self.runtime.eval_batch_size,
@@ -277,8 +279,9 @@ class Simulator:
       draws_noise=self.algorithm.draws_noise or self.aggregator.draws_noise,
       num_clients=self.num_clients,
       mesh=self.mesh,
-      sampler=self.planner.cohorts.first_state,
+      sampler=lambda: self.planner.cohorts.first_state(),
       keeps_aggregate=self.effective_aggregator.keeps_previous,
+      runtime=self.runtime,
     )
 
   def init(self, hparams: HParams | None = None) -> RunState:
@@ -317,6 +320,7 @@ class Simulator:
       split=self._split,
       residency=self.residency,
       runtime=self.runtime,
+      row_bytes=self.states.sent_row_bytes,
     )
 
   @functools.cached_property
@@ -343,6 +347,7 @@ class Simulator:
       server_data=self.data.server,
       residency=self.residency,
       donate=self.runtime.donate,
+      rows=self.states.rows,
       debug=self.debug,
     )
 
@@ -398,13 +403,8 @@ class Simulator:
     with phases("compile"):
       sent_bytes = self.compiler.prepare(planned)  # compiling is not running
     done = int(jax.device_get(state.round))
-    if planned.first != done:
-      raise ValueError(
-        f"The plan is of round {planned.first + 1}, the state of round {done};"
-        " plan the rounds that follow the state."
-      )
-    last = done + planned.num_rounds
-    self.account.check_round(last)
+    check_follows(planned, done)
+    self.account.check_round(done + planned.num_rounds)
     step = jax.profiler.StepTraceAnnotation("dispatch", step_num=done)
     with phases("train"), step:
       began = time.perf_counter()
@@ -489,12 +489,12 @@ class Simulator:
       batch_size=self.runtime.eval_batch_size,
       asked=self.runtime.residency,
       residency=self.residency.name,
+      rows=self.states.rows,
     )
 
   @functools.cached_property
   def react(self) -> Reaction:
     """The reaction to an evaluation, which gives the state after it."""
-    spec = self.states.spec
     return Reaction(
       algorithm=self.algorithm,
       schedules=self._schedules,
@@ -503,6 +503,6 @@ class Simulator:
       revert_to_best=self.revert_to_best,
       mesh=self.mesh,
       shapes=self.states.shapes,
-      spec=spec,
-      copied=copier(self.mesh, spec.server),
+      spec=self.states.spec,
+      copied=copier(self.mesh, self.states.spec.server),
     )

@@ -2,7 +2,8 @@
 
 Devices share the table of client states in equal parts, so that it may have
 rows beyond the last client; on the host it has one row for every client,
-whatever the devices.
+whatever the devices. Where the rows lie on the disk, the table is a
+`StoredRows`, which stays on the host.
 """
 
 from __future__ import annotations
@@ -12,98 +13,37 @@ import functools
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
+from jax.sharding import PartitionSpec as P
 
 from fedjax_sim import distributed
 from fedjax_sim.core import (
-  Aggregator,
   Algorithm,
   HParams,
-  PrivacySpec,
   Purpose,
   PyTree,
-  Task,
   Transform,
   Variables,
   key_for,
   tree,
-  validate,
 )
+from fedjax_sim.core.tree import nbytes
 from fedjax_sim.distributed import pieces, processes
 from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.tracing import jitted_once
 from fedjax_sim.engine.traffic import update_shapes
-from fedjax_sim.privacy.central import guard
-from fedjax_sim.simulation import monitor
-
-
-def default_hparams(
-  task: Task,
-  algorithm: Algorithm,
-  aggregator: Aggregator,
-  transforms: Sequence[Transform],
-) -> HParams:
-  """Return the numeric hyper-parameters of all parts, at their defaults.
-
-  Every part has a section of its own, so that whatever an algorithm calls its
-  numbers, they hide none of another part.
-
-  Args:
-    task: what is trained.
-    algorithm: the algorithm.
-    aggregator: the aggregator in use.
-    transforms: transforms of the client updates.
-  """
-  return {
-    "algorithm": dict(algorithm.hparams),
-    "transforms": {t.name: dict(t.hparams) for t in transforms},
-    "task": dict(task.hparams),
-    "aggregator": dict(aggregator.hparams),
-  }
-
-
-def traced_hparams(
-  given: HParams | None, defaults: HParams, release: PrivacySpec | None
-) -> PyTree:
-  """Return hyper-parameters as arrays of one dtype.
-
-  Args:
-    given: sections that replace those of the defaults; None for none.
-    defaults: all hyper-parameters of the run.
-    release: of the algorithm, whose noise must stay what is counted; None if
-      it is not private.
-
-  Raises:
-    TypeError, ValueError: names the number.
-  """
-  for section in given or {}:
-    if section not in defaults:
-      raise validate.UnknownNameError(
-        f"hparams[{section!r}] is no section of Simulator.hparams; give"
-        f" {', '.join(map(repr, defaults))}. An algorithm's own numbers are in"
-        " hparams['algorithm']."
-      )
-  hparams = {**defaults, **(given or {})}
-  expected: Any = jax.tree.structure(defaults)
-  if jax.tree.structure(hparams) != expected:
-    raise ValueError(
-      f"hparams={hparams!r} does not have the structure of"
-      f" Simulator.hparams, {defaults!r}; change values, not keys."
-    )
-  for path, value in jax.tree_util.tree_leaves_with_path(hparams):
-    number = value.item() if hasattr(value, "item") else value
-    validate.number(f"hparams{jax.tree_util.keystr(path)}", number)
-  if release is not None:
-    guard.check_numbers(hparams["algorithm"], defaults["algorithm"])
-  dtype = jax.dtypes.canonicalize_dtype(np.float64)
-  return jax.tree.map(lambda x: np.asarray(x, dtype), hparams)
+from fedjax_sim.simulation import client_residency, monitor
+from fedjax_sim.simulation.row_store import RowStore
+from fedjax_sim.simulation.run_hparams import traced_hparams
+from fedjax_sim.simulation.runtime import Runtime
 
 
 def initial_state(
@@ -115,7 +55,7 @@ def initial_state(
   transforms: Sequence[Transform],
   schedules: Mapping[str, Schedule],
   best_metrics: Sequence[str],
-  table_rows: int,
+  table_rows: int | None,
   keeps_aggregate: bool = False,
 ) -> RunState:
   """Return the state before the first round.
@@ -128,7 +68,8 @@ def initial_state(
     transforms: transforms of the client updates.
     schedules: hyper-parameter -> its schedule.
     best_metrics: metrics, of each of which the best model is kept.
-    table_rows: rows of the table of client states.
+    table_rows: rows of the table of client states; None for the row alone that
+      all clients begin with.
     keeps_aggregate: `Aggregator.keeps_previous`.
   """
   server = algorithm.init(key_for(seed, Purpose.INIT), hparams["algorithm"])
@@ -143,9 +84,8 @@ def initial_state(
     algorithm.client_init(server, hparams["algorithm"]),
     tuple(t.client_init(params, own[t.name]) for t in transforms),
   )
-  table = jax.tree.map(
-    lambda x: jnp.broadcast_to(x, (table_rows, *jnp.shape(x))), row
-  )
+  whole = lambda x: jnp.broadcast_to(x, (table_rows, *jnp.shape(x)))
+  table = jax.tree.map(jnp.asarray if table_rows is None else whole, row)
   shared = tuple(t.init(params, own[t.name]) for t in transforms)
   return RunState(
     round=jnp.zeros((), jnp.int32),
@@ -176,6 +116,7 @@ class States:
     mesh: the devices.
     sampler: makes the sampler's state before the first round, on the host.
     keeps_aggregate: `Aggregator.keeps_previous`.
+    runtime: says where client states are to be.
   """
 
   algorithm: Algorithm
@@ -190,6 +131,38 @@ class States:
   mesh: Mesh
   sampler: Callable[[], PyTree]
   keeps_aggregate: bool
+  runtime: Runtime
+
+  @functools.cached_property
+  def residency(self) -> tuple[str, str]:
+    """Where client states are, "device" or "disk", and why.
+
+    Raises:
+      ValueError: the disk is asked for, where it does not go.
+    """
+    asked = self.runtime.state_residency
+    rows = nbytes(self._row), self.num_clients
+    return client_residency.residency(asked, *rows, self.mesh)
+
+  @functools.cached_property
+  def rows(self) -> RowStore | None:
+    """The client states on the disk; None if they are on the devices."""
+    if self.residency[0] == "device":
+      return None
+    folder = self.runtime.state_folder
+    place = None if folder is None else Path(folder)
+    return RowStore(self._row, self.num_clients, place)
+
+  @property
+  def sent_row_bytes(self) -> int:
+    """Bytes of a client's state that a call is sent; 0 if devices have them."""
+    return 0 if self.rows is None else self.rows.row_bytes
+
+  @property
+  def _row(self) -> PyTree:
+    """Shapes and dtypes of what one client keeps."""
+    cut = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    return jax.tree.map(cut, self.shapes.clients)
 
   def initial(
     self, seed: jax.Array, noise_seed: jax.Array, hparams: HParams
@@ -201,6 +174,15 @@ class States:
       noise_seed: shape=(2,), uint32.
       hparams: numeric hyper-parameters, arrays.
     """
+    return self._initial(seed, noise_seed, hparams, self._table_rows)
+
+  def _initial(
+    self,
+    seed: jax.Array,
+    noise_seed: jax.Array,
+    hparams: HParams,
+    table_rows: int | None,
+  ) -> RunState:
     return initial_state(
       seed,
       noise_seed,
@@ -209,15 +191,18 @@ class States:
       transforms=self.transforms,
       schedules=self.schedules,
       best_metrics=self.best_metrics,
-      table_rows=self._table_rows,
+      table_rows=table_rows,
       keeps_aggregate=self.keeps_aggregate,
     )
 
   @functools.cached_property
   def _jitted(self) -> Callable[..., RunState]:
-    where = distributed.shardings(self.mesh, self.spec)
     like = np.uint32(self.seed), np.zeros(2, np.uint32), self.traced()
-    return jitted_once(self.initial, like, where)
+    begin, spec = self.initial, self.spec
+    if self.rows is not None:
+      begin = functools.partial(self._initial, table_rows=None)
+      spec = spec._replace(clients=P())
+    return jitted_once(begin, like, distributed.shardings(self.mesh, spec))
 
   def init(self, hparams: HParams | None) -> RunState:
     """Return the state before the first round, on the devices.
@@ -227,6 +212,9 @@ class States:
     """
     words = noise_words(self.noise_seed, self.draws_noise)
     state = self._jitted(np.uint32(self.seed), words, self.traced(hparams))
+    if self.rows is not None:
+      first = self.rows.first(distributed.fetch(state.clients))
+      state = state._replace(clients=first)
     return state._replace(sampler=self.sampler())
 
   def stacked(
@@ -280,6 +268,12 @@ class States:
           " jax.random.key_data of it, or derive keys with key_for."
         )
     return shapes
+
+  @property
+  def placed(self) -> RunState:
+    """The same, without the clients' table if their rows are on the disk."""
+    shapes = self.shapes
+    return shapes if self.rows is None else shapes._replace(clients=())
 
   @property
   def variables(self) -> Variables:
@@ -367,6 +361,12 @@ class States:
     """
     if any(isinstance(x, pieces.Pieces) for x in jax.tree.leaves(state)):
       return self._placed(state)
+    if self.rows is not None:
+      spec = self.spec._replace(clients=())
+      bare = state._replace(clients=(), sampler=())
+      return distributed.put(bare, self.mesh, spec)._replace(
+        clients=self.rows.adopt(state.clients), sampler=state.sampler
+      )
     missing = self._table_rows - self.num_clients
 
     def pad(x: np.ndarray) -> np.ndarray:
@@ -383,6 +383,9 @@ class States:
 
     All processes have to call it.
     """
+    if self.rows is not None:
+      bare: RunState = distributed.fetch(state._replace(clients=(), sampler=()))
+      return bare._replace(clients=state.clients, sampler=state.sampler)
     fetched: RunState = distributed.fetch(state._replace(sampler=()))
     own = jax.tree.map(lambda x: x[: self.num_clients], fetched.clients)
     return fetched._replace(clients=own, sampler=state.sampler)
@@ -422,21 +425,27 @@ class States:
 
   @functools.cached_property
   def _copied(self) -> Callable[[PyTree], PyTree]:
-    return copier(self.mesh, self.spec)
+    on_disk = self.rows is not None
+    spec = self.spec._replace(clients=()) if on_disk else self.spec
+    return copier(self.mesh, spec)
 
   def copy(self, state: RunState) -> RunState:
     """Return a copy of a state, for whoever keeps it while a run uses it up."""
-    copied: RunState = self._copied(state._replace(sampler=()))
-    return copied._replace(sampler=state.sampler)
+    bare = state._replace(sampler=())
+    if self.rows is None:
+      return self._copied(bare)._replace(sampler=state.sampler)
+    copied: RunState = self._copied(bare._replace(clients=()))
+    return copied._replace(clients=state.clients, sampler=state.sampler)
 
   @functools.cached_property
   def host_shapes(self) -> RunState:
     """Shapes and dtypes of what `to_host` returns."""
     rows = self.num_clients
-    cut = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
-    return self.shapes._replace(
-      clients=jax.tree.map(cut, self.shapes.clients), sampler=self.sampler()
-    )
+    many = lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype)
+    table = jax.tree.map(many, self._row)
+    if self.rows is not None:
+      table = self.rows.host_shapes
+    return self.shapes._replace(clients=table, sampler=self.sampler())
 
   @property
   def noise_origin(self) -> str:

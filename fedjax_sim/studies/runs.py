@@ -292,6 +292,8 @@ def refusal(experiment: build.Experiment) -> str:
     return "runtime.model_devices: several devices share a model"
   if simulator.runtime.deterministic_reduction is not None:
     return "runtime.deterministic_reduction: its bits are those of a single run"
+  if simulator.states.rows is not None:
+    return "runtime.state_residency: each run's client states are in a file"
   if simulator.residency.sliced:
     return (
       f"runtime.residency={simulator.residency.name!r} sends each run the"

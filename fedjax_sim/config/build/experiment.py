@@ -179,6 +179,7 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
     model_devices=runtime.model_devices,
     deterministic_reduction=runtime.deterministic_reduction,
     residency=runtime.residency,
+    state_residency=runtime.state_residency,
     rounds_per_dispatch=at_once and min(at_once, timetable.longest_stretch),
     most_rounds=min(MOST_ROUNDS, timetable.longest_stretch),
     eval_batch_size=runtime.eval_batch_size,

@@ -31,7 +31,7 @@ def uncovered(
     transforms: the run's.
     log_clients: whether every client is logged.
     measured: what is chosen by looking at clients' data and work: `lanes`,
-      `residency`.
+      `residency`, `state_residency`.
     keeps_state: whether clients keep something of their own.
     finetuned: whether clients are evaluated after fine-tuning.
     initial: name of the weights file that the run begins from; None if it
@@ -70,10 +70,14 @@ def uncovered(
     told.append("lanes* (chosen by the time that clients' work takes)")
   if "residency" in measured:
     told.append("residency* (chosen by the size of all data)")
+  if keeps_state and "state_residency" in measured:
+    told.append("state_residency* (chosen by how many clients there are)")
   told += ["seed", "noise_seed (who takes part, and the noise, follow)"]
   kept = "the data's digest, the state of the noise"
   kept += ", what clients keep" if keeps_state else ""
   told.append(f"checkpoints ({kept})")
+  if keeps_state:
+    told.append("client_states (what clients keep, if it is on the disk)")
   told.append(
     "that a run ends, or warns by name, if clients' numbers are not finite"
   )
