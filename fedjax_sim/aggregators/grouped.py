@@ -42,11 +42,14 @@ def grouped(aggregator: Aggregator, groups: int) -> Aggregator:
 
   Args:
     aggregator: one that sums, such as `weighted_mean`.
-    groups: number of groups; a client's is below it.
+    groups: number of groups; a client's is below it. With 1 the result is the
+      aggregator itself, of plain updates.
 
   Raises:
     ValueError: an aggregator that keeps all updates, or its last result.
   """
+  if groups == 1:
+    return aggregator
   if aggregator.needs_all_updates or aggregator.keeps_previous:
     raise ValueError(
       "aggregator.name keeps all updates, or its last result, and"

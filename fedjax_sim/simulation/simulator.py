@@ -118,13 +118,8 @@ class Simulator:
     if release is None:
       return
     guard.check_noise(release, self.hparams["algorithm"], self.sampler)
-    guard.check(
-      self.transforms,
-      self.states.variables.params,
-      self._schedules,
-      release,
-      self.revert_to_best,
-    )
+    parts = self.transforms, self.states.variables.params, self._schedules
+    guard.check(*parts, release, self.revert_to_best)
     accounts.check_unwatched(self.best_metrics, self._schedules)
     self.account.check_ledger(self.seed, self.states.num_parameters)
 
@@ -148,8 +143,7 @@ class Simulator:
   def effective_aggregator(self) -> Aggregator:
     """The aggregator in use, of all groups of clients."""
     groups = self.algorithm.requirements.groups
-    one = self.group_aggregator
-    return one if groups == 1 else aggregators.grouped(one, groups)
+    return aggregators.grouped(self.group_aggregator, groups)
 
   @property
   def num_clients(self) -> int:
@@ -467,9 +461,7 @@ class Simulator:
       last,
       count=count,
       plan=lambda state, done, most: self.plan(done, most, state=state),
-      dispatch=lambda state, planned: self.dispatch(
-        state, planned, hparams, phases
-      ),
+      dispatch=lambda state, made: self.dispatch(state, made, hparams, phases),
       phases=phases,
       ahead=not self.planner.cohorts.observes,
     )
