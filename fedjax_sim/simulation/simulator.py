@@ -118,8 +118,8 @@ class Simulator:
     if release is None:
       return
     guard.check_noise(release, self.hparams["algorithm"], self.sampler)
-    parts = self.transforms, self.states.variables.params, self._schedules
-    guard.check(*parts, release, self.revert_to_best)
+    params, reverts = self.states.variables.params, self.revert_to_best
+    guard.check(self.transforms, params, self._schedules, release, reverts)
     accounts.check_unwatched(self.best_metrics, self._schedules)
     self.account.check_ledger(self.seed, self.states.num_parameters)
 
