@@ -226,6 +226,7 @@ def test_all_errors_have_one_base():
     "CheckpointError",
     "CopyError",
     "DivergedError",
+    "RowsError",
     "StageError",
     "WriteError",
   }

@@ -251,7 +251,8 @@ def test_the_main_command_prints_and_leaves_what_the_readme_says(tmp_path):
   assert summary["wall_seconds"] < 60
   left = {path.name for path in workdir.iterdir() if path.name[0] != "."}
   named = set(re.findall(r"`([\w.]+)/?`", "".join(r[0] for r in table(text))))
-  assert named == left | {"clients_seen.csv"}  # the data holds nothing out
+  # The data hold nothing out, and clients keep nothing.
+  assert named == left | {"clients_seen.csv", "client_states"}
 
 
 WITH_PYTHON = (
@@ -533,6 +534,7 @@ def test_an_extension_by_the_steps_of_contributing(tmp_path):
     "name": "scaled_sign",
     "factor": 0.9,
     "error_feedback": True,
+    "ef21": False,
   }
   summary = json.loads((workdir / "summary.json").read_text())
   assert summary["rounds"] == 1

@@ -27,7 +27,7 @@ import dataclasses
 import numpy as np
 import optax
 
-from fedjax_sim import aggregators, data, sampling
+from fedjax_sim import aggregators, attacks, data, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.models.logistic_regression import logistic_regression
 from fedjax_sim.privacy.local import additive as randomizers
@@ -75,6 +75,10 @@ def sampler_name(num_clients, size):
 
 def aggregator_name():
   return aggregators.mean()
+
+
+def attack_name():
+  return attacks.ATTACKS["sign_flip"]()
 
 
 def local_privacy_mechanism():

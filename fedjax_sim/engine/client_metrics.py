@@ -87,7 +87,7 @@ def over_clients(values: np.ndarray) -> dict[str, float]:
   clients, rounded up (Li et al. 2020, "Fair resource allocation in federated
   learning", arXiv 1905.10497, reports both); the standard deviation, whose
   square is the variance; the Gini coefficient, from 0 where all are equal to
-  1 - 1 / n where one has everything, NaN of values below 0 or all 0.
+  1 - 1 / n where one has everything, NaN where some are below 0.
 
   Args:
     values: shape=(clients,), float64, a client's each; not empty.
@@ -101,9 +101,10 @@ def over_clients(values: np.ndarray) -> dict[str, float]:
   tenth = -(-count // 10)
   known = not np.isnan(ordered[-1])
   gini = math.nan
-  if known and ordered[0] >= 0 and ordered[-1] > 0:
+  if known and ordered[0] >= 0:
     ranks = 2 * np.arange(1, count + 1) - count - 1
-    gini = float(ranks @ ordered / (count * ordered.sum()))
+    total = count * ordered.sum()
+    gini = float(ranks @ ordered / total) if total > 0 else 0.0
   return {
     "mean": float(values.mean()),
     **{f"p{q}": float(np.percentile(values, q)) for q in PERCENTILES},
