@@ -9,34 +9,21 @@ client k minimizes F_k(v_k) + lambda / 2 ||v_k - w^t||^2 by the steps
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
-import jax.numpy as jnp
 
-from fedjax_sim.algorithms.fedavg import ServerState, fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import (
   Algorithm,
-  Array,
   Client,
-  HParams,
   PyTree,
   Report,
   Task,
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import tree_where
+from fedjax_sim.training import own_models
 from fedjax_sim.training.local import LocalState, local_training
 from fedjax_sim.training.optimizers import Optimizer
-
-
-class Personal(NamedTuple):
-  """The model v_k that client k keeps."""
-
-  params: PyTree
-  buffers: PyTree
-  trained: Array  # shape=(), bool; whether the client ever took part
 
 
 def ditto(
@@ -75,29 +62,20 @@ def ditto(
     )
 
   def own_model(client: Client) -> Variables:
-    params, buffers, _ = client.state
-    return client.message._replace(params=params, buffers=buffers)
+    return own_models.in_place(client.message, client.state)
 
   personal = local_training(
     task, client_optimizer, gradient_hook=towards_global, get_model=own_model
   )
 
   def finish(client: Client, shared: LocalState, own: LocalState) -> Report:
-    kept = Personal(own.params, own.buffers, jnp.ones((), bool))
+    kept = own_models.kept(own.params, own.buffers)  # v_k
     return base.finish(client, shared)._replace(state=kept)
-
-  def client_init(server: ServerState, hparams: HParams) -> Personal:
-    params, buffers, _ = server.variables
-    return Personal(params, buffers, jnp.zeros((), bool))
-
-  def model_of(message: Variables, own: Personal) -> Variables:
-    mine = message._replace(params=own.params, buffers=own.buffers)
-    return Variables(*tree_where(own.trained, mine, message))
 
   return base._replace(
     passes=(*base.passes, personal.local_pass),
     finish=finish,
     hparams={**base.hparams, "lam": lam},
-    client_init=client_init,
-    personal=model_of,
+    client_init=lambda server, hparams: own_models.first(server.variables),
+    personal=own_models.personal,
   )

@@ -36,12 +36,13 @@ from fedjax_sim.core import (
 from fedjax_sim.core.tree import zeros_accumulator
 from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer
+from fedjax_sim.training.wrappers import wrap_algorithm
 
 
 class ServerState(NamedTuple):
   """FedAvg's state, with theta in it, and h."""
 
-  fedavg: fedavg.ServerState
+  server: fedavg.ServerState
   h: PyTree  # like the parameters, float32 at least
 
 
@@ -88,8 +89,9 @@ def feddyn(
     gradient_hook=regularized,
   )
 
-  def init(key: Key, hparams: HParams) -> ServerState:
-    server = base.init(key, hparams)
+  def init(
+    server: fedavg.ServerState, key: Key, hparams: HParams
+  ) -> ServerState:
     return ServerState(server, zeros_accumulator(server.variables.params))
 
   def finish(client: Client, carry: LocalState) -> Report:
@@ -118,19 +120,13 @@ def feddyn(
       h,
     )
     moved = base.apply(
-      server.fedavg, aggregate._replace(update=update), context
+      server.server, aggregate._replace(update=update), context
     )
     return ServerState(moved, h)
 
-  return base._replace(
-    init=init,
-    broadcast=lambda server: server.fedavg.variables,
-    finish=finish,
-    apply=apply,
-    variables=lambda server: server.fedavg.variables,
-    with_model=lambda server, variables: server._replace(
-      fedavg=server.fedavg._replace(variables=variables)
-    ),
-    hparams={**base.hparams, "alpha": alpha},
-    client_init=lambda server, hparams: jax.tree.map(jnp.zeros_like, server.h),
+  wrapped = wrap_algorithm(
+    base, init=init, finish=finish, apply=apply, hparams={"alpha": alpha}
+  )
+  return wrapped._replace(
+    client_init=lambda server, hparams: jax.tree.map(jnp.zeros_like, server.h)
   )

@@ -16,15 +16,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.algorithms import fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import (
   Aggregate,
   Algorithm,
   Array,
   Client,
   Context,
-  HParams,
-  Key,
+  PyTree,
   Report,
   Requirements,
   Task,
@@ -33,12 +32,13 @@ from fedjax_sim.core import (
 from fedjax_sim.core.tree import tree_norm
 from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer
+from fedjax_sim.training.wrappers import wrap_algorithm
 
 
 class ServerState(NamedTuple):
   """FedAvg's state, and the length of the last step."""
 
-  fedavg: fedavg.ServerState
+  server: PyTree
   eta_g: Array  # shape=(), float32; 1 before the first round
 
 
@@ -66,12 +66,7 @@ def fedexp(
     TypeError, ValueError: epsilon is not such a number.
   """
   epsilon = validate.number("epsilon", epsilon, gt=0)
-  base = fedavg.fedavg(
-    task, client_optimizer, server_optimizer, weighting="uniform"
-  )
-
-  def init(key: Key, hparams: HParams) -> ServerState:
-    return ServerState(base.init(key, hparams), jnp.ones((), jnp.float32))
+  base = fedavg(task, client_optimizer, server_optimizer, weighting="uniform")
 
   def finish(client: Client, carry: LocalState) -> Report:
     report = base.finish(client, carry)
@@ -84,20 +79,18 @@ def fedexp(
     eta_g = jnp.maximum(1, aggregate.statistics / (2 * square))
     update = jax.tree.map(lambda u: eta_g.astype(u.dtype) * u, aggregate.update)
     moved = base.apply(
-      server.fedavg, aggregate._replace(update=update), context
+      server.server, aggregate._replace(update=update), context
     )
     return ServerState(moved, eta_g.astype(server.eta_g.dtype))
 
-  return base._replace(
-    init=init,
-    broadcast=lambda server: server.fedavg.variables,
+  return wrap_algorithm(
+    base,
+    init=lambda server, key, hparams: ServerState(
+      server, jnp.ones((), jnp.float32)
+    ),
     finish=finish,
     apply=apply,
-    variables=lambda server: server.fedavg.variables,
-    with_model=lambda server, variables: server._replace(
-      fedavg=server.fedavg._replace(variables=variables)
-    ),
-    hparams={**base.hparams, "epsilon": epsilon},
+    hparams={"epsilon": epsilon},
     # The norms are those of a mean; a secure or robust aggregator that hides
     # or drops updates would not hide or drop their squared norms.
     requirements=Requirements(weighted_mean=True),

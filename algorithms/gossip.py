@@ -34,8 +34,8 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.tree import accumulator_dtype
-from fedjax_sim.training import topologies
-from fedjax_sim.training.local import LocalState, difference
+from fedjax_sim.training import several_models, topologies
+from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer, optimizer
 
 
@@ -96,19 +96,15 @@ def gossip(
     return everywhere(task.init(key))
 
   def everywhere(variables: Variables) -> ServerState:
-    repeat = lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x)))
-    params, buffers, _ = variables
-    return ServerState(variables, jax.tree.map(repeat, (params, buffers)))
+    return ServerState(variables, several_models.repeated(variables, count))
 
   def download(message: ServerState, version: Array, ident: Array) -> Variables:
     del version
-    params, buffers = jax.tree.map(lambda x: x[ident], message.nodes)
-    return Variables(params, buffers, message.mean.frozen)
+    return several_models.chosen(message.nodes, ident, message.mean.frozen)
 
   def finish(client: Client, carry: LocalState) -> Report:
-    moved = difference(carry.buffers, client.message.buffers)
     report = base.finish(client, carry)
-    return report._replace(update=(report.update, moved), buffers=())
+    return several_models.report_with_buffers(report, client, carry)
 
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context
@@ -128,8 +124,9 @@ def gossip(
       return jnp.tensordot(jnp.asarray(mix, dtype), y, 1).astype(x.dtype)
 
     nodes = jax.tree.map(mixed, server.nodes, aggregate.update)
-    params, buffers = _mean(nodes)
-    return ServerState(Variables(params, buffers, server.mean.frozen), nodes)
+    alike = jnp.ones((count,), jnp.float32)
+    mean = several_models.mean(nodes, alike, server.mean.frozen)
+    return ServerState(mean, nodes)
 
   return Algorithm(
     init=init,
@@ -145,13 +142,6 @@ def gossip(
     requirements=Requirements(all_updates=True),
     state_metrics=lambda server, hparams: {"consensus": consensus(server)},
     links=mixings * topologies.mean_degree(weights),
-  )
-
-
-def _mean(nodes: PyTree) -> PyTree:
-  """Return the mean over clients, in the models' own dtypes."""
-  return jax.tree.map(
-    lambda x: x.mean(0, dtype=accumulator_dtype(x)).astype(x.dtype), nodes
   )
 
 

@@ -36,8 +36,9 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import accumulator_dtype, tree_where
-from fedjax_sim.training.local import LocalState, difference
+from fedjax_sim.core.tree import tree_where
+from fedjax_sim.training import several_models
+from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer, optimizer
 
 
@@ -105,8 +106,7 @@ def hierarchical(
     return jnp.asarray(edge_of)[ident]
 
   def everywhere(variables: Variables) -> PyTree:
-    repeat = lambda x: jnp.broadcast_to(x, (edges, *jnp.shape(x)))
-    return jax.tree.map(repeat, variables[:2])
+    return several_models.repeated(variables, edges)
 
   def init(key: Key, hparams: HParams) -> ServerState:
     cloud = task.init(key)
@@ -115,13 +115,12 @@ def hierarchical(
 
   def download(message: ServerState, version: Array, ident: Array) -> Variables:
     del version
-    params, buffers = jax.tree.map(lambda x: x[edge(ident)], message.edges)
-    return Variables(params, buffers, message.cloud.frozen)
+    own = edge(ident)
+    return several_models.chosen(message.edges, own, message.cloud.frozen)
 
   def finish(client: Client, carry: LocalState) -> Report:
-    moved = difference(carry.buffers, client.message.buffers)
     report = base.finish(client, carry)
-    return report._replace(update=(report.update, moved), buffers=())
+    return several_models.report_with_buffers(report, client, carry)
 
   def postprocess_report(client: Client, report: Report) -> Report:
     return report._replace(update=Grouped(report.update, edge(client.id)))
@@ -139,8 +138,7 @@ def hierarchical(
       lambda x, u: (x.astype(u.dtype) + u).astype(x.dtype), server.edges, update
     )
     weight = server.weight + trained
-    params, buffers = _mean(moved, weight)
-    cloud = Variables(params, buffers, server.cloud.frozen)
+    cloud = several_models.mean(moved, weight, server.cloud.frozen)
     done = server.round + 1
     averages = done % cloud_every == 0
     return ServerState(
@@ -175,18 +173,3 @@ def hierarchical(
     requirements=Requirements(groups=edges),
     state_metrics=cloud_bytes,
   )
-
-
-def _mean(models: PyTree, weight: Array) -> PyTree:
-  """Return the weighted mean of models, leaves (edges, ...) -> (...).
-
-  Without any weight, as after rounds of which nobody is left, all count alike.
-  """
-  weight = jnp.where(jnp.sum(weight) > 0, weight, 1)
-
-  def mean(x: Array) -> Array:
-    dtype = accumulator_dtype(x)
-    share = (weight / jnp.sum(weight)).astype(dtype)
-    return jnp.tensordot(share, x.astype(dtype), 1).astype(x.dtype)
-
-  return jax.tree.map(mean, models)

@@ -15,36 +15,25 @@ running batch statistics.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 
-from fedjax_sim.algorithms.fedavg import ServerState, fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import (
   Algorithm,
   Array,
   Batch,
   Client,
-  HParams,
-  PyTree,
   Report,
   Task,
   Variables,
   in_float32,
   validate,
 )
+from fedjax_sim.training import own_models
 from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer
 
 LEAST_NORM = 1e-8  # of a representation, so that all zeros have a gradient
-
-
-class Previous(NamedTuple):
-  """The model that a client last sent."""
-
-  params: PyTree
-  buffers: PyTree
-  trained: Array  # shape=(), bool; whether the client ever took part
 
 
 def moon(
@@ -86,7 +75,7 @@ def moon(
 
   def contrast(client: Client, local: Variables, batch: Batch) -> Array:
     message, previous = client.message, client.state
-    last = message._replace(params=previous.params, buffers=previous.buffers)
+    last = own_models.in_place(message, previous)
     z, z_glob, z_prev = (
       read(model, batch.examples) for model in (local, message, last)
     )
@@ -104,16 +93,12 @@ def moon(
   )
 
   def finish(client: Client, carry: LocalState) -> Report:
-    kept = Previous(carry.params, carry.buffers, jnp.ones((), bool))
+    kept = own_models.kept(carry.params, carry.buffers)
     return base.finish(client, carry)._replace(state=kept)
-
-  def client_init(server: ServerState, hparams: HParams) -> Previous:
-    params, buffers, _ = server.variables
-    return Previous(params, buffers, jnp.zeros((), bool))
 
   return base._replace(
     finish=finish,
-    client_init=client_init,
+    client_init=lambda server, hparams: own_models.first(server.variables),
     hparams={**base.hparams, "mu": mu, "temperature": temperature},
   )
 

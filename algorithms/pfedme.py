@@ -22,13 +22,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim import core
-from fedjax_sim.algorithms.fedavg import ServerState, fedavg
+from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import (
   Algorithm,
   Array,
   Batch,
   Client,
-  HParams,
   Key,
   Metric,
   Pass,
@@ -39,17 +38,9 @@ from fedjax_sim.core import (
   compensated,
   validate,
 )
-from fedjax_sim.core.tree import tree_where
+from fedjax_sim.training import own_models
 from fedjax_sim.training.local import LocalState, metric, zero_metric
 from fedjax_sim.training.optimizers import Optimizer, descend
-
-
-class Personal(NamedTuple):
-  """The model theta_i that client i keeps."""
-
-  params: PyTree
-  buffers: PyTree
-  trained: Array  # shape=(), bool; whether the client ever took part
 
 
 class Carry(NamedTuple):
@@ -140,23 +131,15 @@ def pfedme(
     return Carry(LocalState(params, buffers, state, total), theta)
 
   def finish(client: Client, carry: Carry) -> Report:
-    kept = Personal(carry.theta, carry.shared.buffers, jnp.ones((), bool))
+    kept = own_models.kept(carry.theta, carry.shared.buffers)
     return base.finish(client, carry.shared)._replace(state=kept)
-
-  def client_init(server: ServerState, hparams: HParams) -> Personal:
-    params, buffers, _ = server.variables
-    return Personal(params, buffers, jnp.zeros((), bool))
-
-  def personal(message: Variables, own: Personal) -> Variables:
-    mine = message._replace(params=own.params, buffers=own.buffers)
-    return Variables(*tree_where(own.trained, mine, message))
 
   return base._replace(
     passes=(
       Pass(start, step, tokens=lambda carry: metric(carry.shared.loss).weight),
     ),
     finish=finish,
-    client_init=client_init,
-    personal=personal,
+    client_init=lambda server, hparams: own_models.first(server.variables),
+    personal=own_models.personal,
     hparams={**base.hparams, **numbers},
   )

@@ -23,9 +23,8 @@ from fedjax_sim.core import (
 )
 
 FIELDS = ("x", "y")
-MOST_VALUES = (
-  2**24
-)  # up to which float32, as parameters are, holds whole numbers
+# Up to which float32, as parameters are, holds whole numbers.
+MOST_VALUES = 2**24
 
 
 def heavy_hitters(

@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_sim import aggregators
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.ditto import ditto
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.gossip import gossip
+from fedjax_sim.algorithms.hierarchical import hierarchical
 from fedjax_sim.data import FederatedData
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation import finetuning
@@ -60,6 +63,30 @@ def expected(models):
   owner = np.repeat(np.arange(5), np.diff(OFFSETS))
   losses = 0.5 * np.sum((near[owner] - TARGETS) ** 2, axis=1)
   return np.bincount(owner, losses, minlength=5)
+
+
+@pytest.mark.parametrize("name", ["gossip", "hierarchical"])
+def test_clients_tune_the_model_that_they_receive(name):
+  """Of several models on the server, its own or its edge's."""
+  make, stack = {
+    "gossip": (lambda task: gossip(task, sgd(0.2), 5), aggregators.stack()),
+    "hierarchical": (
+      lambda task: hierarchical(task, sgd(0.2), 5, edges=2, cloud_every=9),
+      None,
+    ),
+  }[name]
+  simulator = simulator_of(make, aggregator=stack)
+  state = train_rounds(simulator, 3)
+  algorithm = simulator.algorithm
+  message = algorithm.broadcast(state.server)
+  models = [
+    algorithm.download(message, 0, client).params["w"] for client in range(5)
+  ]
+  assert len(np.unique(np.array(models), axis=0)) > 1
+  found = tuning_of(simulator)(state)
+  np.testing.assert_allclose(
+    found.total["loss"], expected(np.array(models)), rtol=1e-5
+  )
 
 
 def test_clients_tune_the_global_model(monkeypatch):

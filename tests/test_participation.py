@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Sampler
 from fedjax_sim.engine.batching import LocalBatching
-from fedjax_sim.sampling import importance, stratified, systematic, uniform
+from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
+from fedjax_sim.sampling import (
+  importance,
+  poisson,
+  stratified,
+  systematic,
+  uniform,
+)
 from problems import (
   flat,
   make_simulator,
@@ -137,6 +144,21 @@ def test_norms_are_observed_and_weights_reach_the_mean():
     x = np.average(centres[ids, 0], weights=factors)
     np.testing.assert_allclose(state.sampler, norms, rtol=1e-5)
     assert flat(params_of(simulator, state)) == pytest.approx(x, rel=1e-5)
+
+
+def test_private_runs_refuse_weights():
+  task = quadratic(1)
+  private = with_central_dp(
+    fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform"),
+    CentralDPConfig(clip_norm=1.0, noise_multiplier=1.0, denominator=2.0),
+  )
+  weighted = poisson(4, 2)._replace(
+    weights=lambda seed, round_, ids: np.ones(len(ids))
+  )
+  with pytest.raises(ValueError, match=r"Sampler\.weights"):
+    make_simulator(
+      task, private, quadratic_data(np.ones((4, 1))), sampler=weighted
+    )
 
 
 def test_weights_that_are_none_are_refused():

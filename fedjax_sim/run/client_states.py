@@ -66,19 +66,15 @@ def in_workdir(
     simulator.runtime, state_residency=asked, state_folder=workdir / FOLDER
   )
   simulator = dataclasses.replace(simulator, runtime=runtime)
-  if experiment.finetuning is not None and simulator.states.rows is not None:
-    raise ValueError(
-      "client.finetune_epochs and client.finetune_steps need the table of all"
-      " client states, which are on the disk; unset them, or set"
-      " runtime.state_residency to 'device'."
-    )
+  experiment = dataclasses.replace(experiment, simulator=simulator)
+  _ = experiment.finetuned  # refuses states on the disk
   if mirrored and simulator.states.rows is not None:
     raise ValueError(
       "runtime.state_residency: client states are on the disk, in a file that"
       " changes while a bucket's copy of the workdir is made; leave out the"
       " bucket, or give 'device'."
     )
-  return dataclasses.replace(experiment, simulator=simulator)
+  return experiment
 
 
 def close(simulator: Simulator) -> None:

@@ -229,7 +229,7 @@ def check_cohort(sampler: Sampler, aggregator: Aggregator) -> None:
 def check_unobserved(
   sampler: Sampler, algorithm: Algorithm, aggregator: Aggregator
 ) -> None:
-  """Refuse a sampler that observes clients which privacy is to protect.
+  """Refuse a sampler that privacy mechanisms do not go with.
 
   Args:
     sampler: who takes part in a round.
@@ -237,7 +237,7 @@ def check_unobserved(
     aggregator: how updates become one.
 
   Raises:
-    ValueError: the sampler observes, and the run is private.
+    ValueError: the run is private, and the sampler observes, or has weights.
   """
   private = (
     algorithm.privacy is not None
@@ -249,6 +249,12 @@ def check_unobserved(
       "sampler.name observes what clients report without noise, so who takes"
       " part would reveal their data, which no epsilon covers; take 'uniform'"
       " or 'poisson', or a run that is not private."
+    )
+  if private and sampler.weights is not None:
+    raise ValueError(
+      "sampler.name multiplies what clients weigh (Sampler.weights), and what"
+      " private clients weigh is bounded, which undoes it; take 'uniform' or"
+      " 'poisson', or a run that is not private."
     )
 
 

@@ -319,6 +319,9 @@ def _algorithm(
     ),
     finish=finish,
     apply=apply,
+    download=lambda message, version, ident: message._replace(
+      inner=base.download(message.inner, version, ident)
+    ),
     variables=lambda server: base.variables(server.server),
     hparams={"client": optimizer.hparams},
     client_init=lambda server, hparams: base.client_init(

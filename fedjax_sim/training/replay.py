@@ -49,7 +49,7 @@ def replay(
 
   Raises:
     TypeError, ValueError: a number is not whole or < 1, or an algorithm whose
-      model cannot be replaced, or that is private already.
+      model cannot be replaced, that has several, or is private already.
   """
   validate.integer("replay.steps", steps)
   validate.integer("replay.batch_size", batch_size)
@@ -60,6 +60,13 @@ def replay(
     raise ValueError(
       f"replay.steps={steps}: algorithm.name has no global model that can be"
       " replaced; leave replay out, or give the algorithm a `with_model`."
+    )
+
+  if algorithm.requirements.groups > 1 or algorithm.links != 1:
+    raise ValueError(
+      f"replay.steps={steps}: the server trains the one global model, and with"
+      " algorithm.name clients have several, which that would replace; leave"
+      " replay out, or take another algorithm."
     )
 
   def apply(server: PyTree, aggregate: Aggregate, context: Context) -> PyTree:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.gossip import gossip
+from fedjax_sim.algorithms.hierarchical import hierarchical
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.replay import replay
 from problems import (
@@ -81,6 +83,9 @@ def test_it_is_refused_where_it_makes_no_sense():
   algorithm = fedavg(task, sgd(0.5), sgd(1.0))._replace(with_model=None)
   with pytest.raises(ValueError, match="no global model that can be replaced"):
     replay(algorithm, task, sgd(0.1))
+  for several in (gossip(task, sgd(0.1), 4), hierarchical(task, sgd(0.1), 4)):
+    with pytest.raises(ValueError, match="clients have several"):
+      replay(several, task, sgd(0.1))
 
 
 def test_the_tasks_numbers_are_there_for_the_servers_examples():
