@@ -13,6 +13,7 @@ what clients keep, of whom one takes part in every fifth round on average.
 from __future__ import annotations
 
 import argparse
+import collections
 import pathlib
 import tempfile
 import time
@@ -46,6 +47,7 @@ from fedjax_sim.transforms import (
 )
 
 CLIENTS, COHORT = 50, 10
+_MARKERS = "osv^D"  # within a family
 
 
 class Variant(NamedTuple):
@@ -188,34 +190,32 @@ def draw(found: Mapping[str, Measured], path: pathlib.Path) -> None:
 
   known = variants()
   families = list(dict.fromkeys(known[name].family for name in found))
-  figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
+  figure = Figure(figsize=(13, 5), dpi=100, layout="constrained")
   FigureCanvasAgg(figure)
-  panels = figure.subplots(1, 2, sharey=True)
-  whole = float(np.mean(found["none"].accuracy))
-  for ax, link in zip(panels, ("up", "down"), strict=True):
-    ax.axhline(whole, color="0.7", lw=1)
+  for ax, link in zip(figure.subplots(1, 2), ("up", "down"), strict=True):
+    ax.axhline(float(np.mean(found["none"].accuracy)), color="0.7", lw=1)
+    seen = collections.Counter[str]()  # a family has a color
     for name, m in found.items():
       variant = known[name]
-      used = {"up": variant.up, "down": variant.down}
-      if name != "none" and not used[link]:
+      if name != "none" and not (variant.up if link == "up" else variant.down):
         continue
-      at = getattr(m, link), float(np.mean(m.accuracy))
-      color = PALETTE[families.index(variant.family) % len(PALETTE)]
-      both = variant.up and variant.down
-      ax.plot(*at, "D" if both else "o", color=color)
-      ax.annotate(
-        name.removeprefix("down: "),
-        at,
-        xytext=(4, 4),
-        textcoords="offset points",
-        fontsize=7,
-        color=color,
+      error = np.std(m.accuracy) / max(1, len(m.accuracy) - 1) ** 0.5
+      again, color = divmod(families.index(variant.family), len(PALETTE))
+      mark = seen[variant.family] + 3 * again  # where colors are used again
+      ax.errorbar(
+        getattr(m, link),
+        float(np.mean(m.accuracy)),
+        float(error),
+        fmt=_MARKERS[mark % len(_MARKERS)],
+        color=PALETTE[color],
+        label=name.removeprefix("down: "),
       )
+      seen[variant.family] += 1
     ax.set_xscale("log")
     ax.set_xlabel(f"bytes {link}, a client and round")
+    ax.set_ylabel("test accuracy")
     ax.grid(alpha=0.3)
-    ax.margins(x=0.2)
-  panels[0].set_ylabel("test accuracy")
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
   figure.savefig(path)
 
 
