@@ -175,7 +175,7 @@ def _accuracy(args: argparse.Namespace, data: str, folder: Path) -> None:
   for row in found.settings():
     error = row["std"] / max(1, row["finished"]) ** 0.5
     print(
-      f"| `{row['algorithm.name']}` | {row['client.learning_rate']} |"
+      f"| {row['algorithm.name']} | {row['client.learning_rate']} |"
       f" {row['mean']:.4f} +- {error:.4f} |"
     )
 
@@ -188,7 +188,7 @@ def _speed(args: argparse.Namespace) -> None:
   found = {case: _ratios(case, names, args.turns) for case in args.cases}
   for name in names:
     cells = [_told(found[case][name]) for case in args.cases]
-    print(f"| `{name}` |" + "".join(f" {cell} |" for cell in cells))
+    print(f"| {name} |" + "".join(f" {cell} |" for cell in cells))
 
 
 def _told(ratios: Sequence[float]) -> str:

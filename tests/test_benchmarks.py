@@ -556,7 +556,7 @@ def test_algorithms_are_tuned_and_compared():
       "--tuning_seeds=1",
     ],
   )
-  rows = re.findall(r"^\| `(\w+)` \| 0\.\d+ \| 0\.\d{4} \+- 0\.", out, re.M)
+  rows = re.findall(r"^\| (\w+) \| 0\.\d+ \| 0\.\d{4} \+- 0\.", out, re.M)
   assert sorted(rows) == ["ditto", "fedavg", "mime"]
 
 
@@ -566,7 +566,7 @@ def test_rounds_of_algorithms_are_timed():
     "algorithms",
     ["speed", "--turns=1", "--cases=lr", "--algorithms=scaffold,fedlin"],
   )
-  rows = re.findall(r"^\| `(\w+)` \| (\d+\.\d+) ", out, re.M)
+  rows = re.findall(r"^\| (\w+) \| (\d+\.\d+) ", out, re.M)
   assert [name for name, _ in rows] == ["fedavg", "scaffold", "fedlin"]
   assert rows[0][1] == "1.00"
 
