@@ -24,9 +24,16 @@ from fedjax_sim.studies.program import StudyProgram
 from fedjax_sim.studies.runs import StudyRun, refusal
 from fedjax_sim.studies.training import Trainer, first_states
 
+# So many at once: a process has room for some ten thousand pieces of code, and
+# a program on a CPU takes hundreds.
+MOST_COMPILED = 32
+
 
 class Plan:
   """The programs of a study, and the runs that go one by one.
+
+  Of more than `MOST_COMPILED` programs so many are compiled at a time, trained,
+  and given up for the next ones.
 
   Args:
     runs: all runs.
@@ -73,8 +80,19 @@ class Plan:
       trainer.restore()
 
   def compile(self) -> None:
-    """Compile all programs, in parallel."""
+    """Compile the first programs, which mostly are all."""
     began = time.perf_counter()
+    self._fit(self._batches[0] if self._batches else [])
+    self._compile_seconds = time.perf_counter() - began
+
+  @property
+  def _batches(self) -> list[list[Trainer]]:
+    """The programs that are compiled at the same time."""
+    firsts = range(0, len(self._trainers), MOST_COMPILED)
+    return [self._trainers[i : i + MOST_COMPILED] for i in firsts]
+
+  def _fit(self, trainers: Sequence[Trainer]) -> None:
+    """Compile programs, in parallel."""
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
     def fit(trainer: Trainer) -> None:
@@ -82,19 +100,18 @@ class Plan:
         trainer.fit()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-      list(pool.map(fit, self._trainers))
-    self._compile_seconds = time.perf_counter() - began
+      list(pool.map(fit, trainers))
 
   def predicted(self, rungs: Sequence[int]) -> str:
-    """Return memory and time of what was compiled, in words.
+    """Return memory and time of what `compile` compiled, in words.
 
     Args:
       rungs: rounds after which runs may end, and the last round.
     """
-    count = len(self._trainers)
+    first, *later = self._batches or [[]]
     lines = []
     total = 0.0
-    for trainer in self._trainers:
+    for trainer in first:
       seconds, nbytes, chunks = trainer.predicted()
       total += seconds * max(run.rounds - run.done for run in trainer.runs)
       devices, groups, rows = trainer.places
@@ -105,10 +122,15 @@ class Plan:
         f" {nbytes / 1e6:.0f} MB a device, {seconds:.3g} s a round of all"
       )
     if lines:
-      programs = counted(count, "program")
+      programs = counted(len(first), "program")
       lines.insert(0, f"{programs}, compiled in {self._compile_seconds:.1f} s:")
       without = ", if none ended early" if len(rungs) > 1 else ""
       lines.append(f"About {total:.0f} s of training{without}.")
+    if later:
+      more = counted(sum(map(len, later)), "more program")
+      lines.append(
+        f"{more}, {MOST_COMPILED} at a time, when these are trained."
+      )
     for why, runs in self._alone:
       lines.append(f"{counted(len(runs), 'run')} one by one: {why}.")
     return "\n".join(lines)
@@ -120,8 +142,14 @@ class Plan:
       since: the round until which they were trained before.
       until: number of the round.
     """
-    for trainer in self._trainers:
-      trainer.train(since, until)
+    for batch in self._batches:
+      goes_on = [t for t in batch if any(run.goes_on for run in t.runs)]
+      if len(self._batches) > 1:
+        self._fit(goes_on)
+      for trainer in goes_on:
+        trainer.train(since, until)
+        if len(self._batches) > 1:
+          trainer.program.release()
     self._folder.wait()
     for _, runs in self._alone:
       for run in runs:

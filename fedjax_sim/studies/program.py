@@ -141,6 +141,7 @@ class StudyProgram:
     self._mesh, self._lanes = make_mesh(devices), lanes
     self._size = simulator.sampler.sizes[-1]
     self._compiled: dict[tuple[int, ...], Any] = {}
+    self.compilations = 0  # how many layouts were compiled
     self._kept: dict[str, Sent] = {}
     self._planners: dict[Simulator, Planner] = {}
 
@@ -174,12 +175,18 @@ class StudyProgram:
     """Return the compiled rounds for a layout of (devices, groups, rows)."""
     if places not in self._compiled:
       self._compiled[places] = self._compile(places)
+      self.compilations += 1
     return self._compiled[places]
 
-  @property
-  def compilations(self) -> int:
-    """How many layouts were compiled."""
-    return len(self._compiled)
+  def release(self) -> None:
+    """Give up what is compiled, and the examples on the devices.
+
+    Both are made again when they are needed.
+    """
+    self._compiled.clear()
+    self._kept.clear()
+    for cached in ("_data", "_server_data", "_evaluations"):
+      self.__dict__.pop(cached, None)
 
   def _compile(self, places: tuple[int, ...]) -> Any:
     simulator, shape = self.simulator, self.shape

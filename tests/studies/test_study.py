@@ -18,7 +18,9 @@ from fedjax_sim.core.validate import UnknownNameError
 from fedjax_sim.reporting import read_metrics
 from fedjax_sim.run import experiment
 from fedjax_sim.run.workdir import WorkdirError
+from fedjax_sim.studies import execution
 from fedjax_sim.studies import folder as folders
+from fedjax_sim.studies.program import StudyProgram
 from fedjax_sim.studies.runs import StudyError
 from fedjax_sim.studies.study import predict
 from fedjax_sim.studies.training import Trainer
@@ -289,6 +291,30 @@ def test_runs_that_are_no_rows_go_one_by_one(tmp_path, capsys):
   assert [r["status"] for r in study.runs] == ["finished"] * 2
   assert "one by one: server.client_log=True" in capsys.readouterr().out
   assert fs.load(tmp_path / "study", run=1).round == 2
+
+
+def test_more_programs_than_a_process_has_room_for(
+  tmp_path, capsys, monkeypatch
+):
+  """They are compiled, trained and given up one after the other."""
+  vary = {"client.epochs": "1,2"}
+  fs.study(config(), tmp_path / "both", vary=vary)
+  monkeypatch.setattr(execution, "MOST_COMPILED", 1)
+  held = []
+  release = StudyProgram.release
+
+  def seen(program):
+    release(program)
+    held.append(len(program._compiled))
+
+  monkeypatch.setattr(StudyProgram, "release", seen)
+  capsys.readouterr()
+  study = fs.study(config(), tmp_path / "each", vary=vary)
+  assert "1 more program, 1 at a time" in capsys.readouterr().out
+  assert held == [0, 0]
+  assert [r["status"] for r in study.runs] == ["finished"] * 2
+  for name in ("000", "001"):
+    assert rows_of(tmp_path / "each", name) == rows_of(tmp_path / "both", name)
 
 
 def test_runs_of_fewer_rounds_keep_their_models(tmp_path):
