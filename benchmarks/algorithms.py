@@ -1,116 +1,193 @@
 r"""All algorithms on data that differ from client to client.
 
-    FEDJAX_SIM_DATA=DIR python -m benchmarks.algorithms accuracy --to=DIR
-    python -m benchmarks.algorithms accuracy --data=synthetic --seeds=2 \
-      --rounds=20 --algorithms=fedavg,scaffold,feddyn
-    python -m benchmarks.algorithms speed --turns=5
+    FEDJAX_SIM_DATA=DIR python -m benchmarks.algorithms --to=DIR
+    python -m benchmarks.algorithms --data=digits,synthetic --seeds=2 \
+      --rounds=20 '--algorithms=fedavg;scaffold;feddyn'
 
-`accuracy` is two studies for each data set. The first tunes: each algorithm
-with each rate of `--rates`, on seeds and held-out examples of its own. The
-second trains each with its best rate on `--seeds` seeds, and compares them:
-table, curves, rounds and bytes to the target are the study's own, in `--to`.
-What is compared is accuracy on examples held out inside clients, each client
-with its own model where the algorithm gives it one.
+For each data set two studies, in `--to`. The first tunes: each algorithm with
+each rate of the client, on seeds and held-out examples of its own. The second
+trains each with its best rate on `--seeds` seeds. What is compared is accuracy
+on examples held out inside clients, each client with its own model where the
+algorithm gives it one. Then rounds of each are timed, in turns with FedAvg's.
 
+The table has a row for each algorithm, and for each data set: accuracy, mean
+and standard error over the seeds; mean accuracy of the lowest tenth of the
+clients; the rate, with a star if it is the least or greatest that was tried;
+and what it takes to get to 95 % of the best algorithm's accuracy, empty if most
+seeds never do: rounds, MB down and up, and time, in rounds of FedAvg, or of the first
+algorithm without it.
+
+- `digits`: scikit-learn's digits over 100 clients by a Dirichlet distribution
+  with alpha 0.1, a perceptron;
 - `ecg`: 48 patients, a 1-D CNN;
-- `mnist`: MNIST over 100 clients by a Dirichlet distribution with alpha 0.3,
-  logistic regression;
-- `synthetic`: synthetic(1, 1) over 30 clients, logistic regression.
+- `mnist`: MNIST over 100 clients by a Dirichlet distribution with alpha 0.3, a
+  perceptron;
+- `synthetic`: synthetic(1, 1) over 30 clients of very different sizes, logistic
+  regression.
 
-Numbers of algorithms are their papers' defaults, but for the client's rate; the
-server's is 1, or the algorithm's own.
-
-`speed` measures a round of each algorithm against one of FedAvg, on one device,
-in turns, on the cases `lr` and `cnn` of `benchmarks.engine`.
+Numbers of algorithms are their papers' defaults, but for the client's rate and
+those in `COMPARED`; the server's rate is 1, or the algorithm's own. Left out
+are algorithms without a cohort (`centralized`, `gossip`), with examples on the
+server, which the others would have to do without (`fltrust`, `fedlaw`), of
+adapters and of unlabeled examples, what no model here has layers for (`fedbn`),
+and what is no classifier.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import inspect
+import math
+import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
+import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 import fedjax_sim as fs
-from benchmarks import cases
-from benchmarks.turns import rotated
-from fedjax_sim.algorithms import ALGORITHMS
+from benchmarks.round_costs import timed_in_turns
 from fedjax_sim.config import default_config
-from fedjax_sim.core import Task, validate
-from fedjax_sim.training.optimizers import optimizer
+from fedjax_sim.config.build import build
+from fedjax_sim.config.flags import overridden
+from fedjax_sim.core import validate
+from fedjax_sim.studies.comparison import Reached, SettingResult
+from fedjax_sim.studies.points import text_of
 
-# Those that train a classifier from its labels alone.
-COMPARED = (
-  *("agnostic", "apfl", "ditto", "fedadagrad", "fedadam", "fedavg"),
-  *("fedavgm", "feddyn", "fedexp", "fedlin", "fednova", "fedprox"),
-  *("fedshuffle", "fedyogi", "hierarchical", "mime", "mime_lite"),
-  *("per_fedavg", "q_fedavg", "reptile", "scaffold"),
-)
-MOMENTUM = {"mime": 0.9, "mime_lite": 0.9}  # of the base optimizer
+Key = tuple[str, float]  # name in `COMPARED`, rate
+
 METRIC = "seen/accuracy"
 TUNING_SEED = 1000
+_PRIVATE = "algorithm.private"
 
 
-def _ecg() -> ConfigDict:
-  config = default_config()
-  config.data.name = "ecg"
-  config.model.name = "ecg_cnn"
-  config.client.batch_size = 20
-  config.client.epochs = 3
-  return config
+def _named(name: str, **fields: Any) -> dict[str, Any]:
+  options = {f"algorithm.{k}": v for k, v in fields.items()}
+  return {"algorithm.name": name, **options}
 
 
-def _mnist() -> ConfigDict:
-  config = default_config()
-  config.data.name = "mnist"
-  config.data.num_clients = 100
-  config.data.partition = "dirichlet"
-  config.data.alpha = 0.3
-  config.model.name = "logistic_regression"
-  config.client.batch_size = 20
-  config.client.epochs = 1
-  return config
-
-
-def _synthetic() -> ConfigDict:
-  config = default_config()
-  config.data.name = "synthetic"
-  config.data.num_clients = 30
-  config.data.alpha = 1.0
-  config.data.beta = 1.0
-  config.model.name = "logistic_regression"
-  config.client.batch_size = 10
-  config.client.epochs = 5
-  return config
-
-
-DATA: dict[str, Callable[[], ConfigDict]] = {
-  "ecg": _ecg,
-  "mnist": _mnist,
-  "synthetic": _synthetic,
+COMPARED: Mapping[str, Mapping[str, Any]] = {
+  **{
+    name: _named(name)
+    for name in (
+      *("agnostic", "apfl", "dga", "ditto", "fedadagrad", "fedadam"),
+      *("fedavg", "fedavgm", "feddyn", "fedexp", "fedlin", "fednova"),
+      *("fedprox", "fedshuffle", "fedyogi", "hierarchical", "per_fedavg"),
+      *("moon", "pfedme", "q_fedavg", "reptile", "scaffold"),
+    )
+  },
+  "fedavg, equal weights": _named("fedavg", weighting="uniform"),
+  "fedbuff": {**_named("fedbuff"), "sampler.name": "in_flight"},
+  "fedem": {**_named("fedem"), "model.mixture": 3},
+  "fedper": _named("fedper", private=None),
+  "fedrep": _named("fedrep", private=None),
+  "ifca": _named("ifca", clusters=3),
+  "lg_fedavg": _named("lg_fedavg", private=None),
+  # (1 - beta) is the weight of a new gradient in Mime.
+  "mime": {**_named("mime"), "client.momentum": 0.9},
+  "mime_lite": {**_named("mime_lite"), "client.momentum": 0.9},
+  "scaffold, option I": _named("scaffold", option="I"),
 }
 
 
+class Problem(NamedTuple):
+  """What algorithms are compared on.
+
+  Attributes:
+    config: data and model, the clients' batches and epochs.
+    rates: of the clients.
+    layers: paths of the model's first and last layer; none if it has but one.
+  """
+
+  config: Callable[[], ConfigDict]
+  rates: Sequence[float]
+  layers: tuple[str, str] | None = None
+
+
+def _problem(
+  data: Mapping[str, Any], model: str, batch_size: int, epochs: int
+) -> Callable[[], ConfigDict]:
+  def config() -> ConfigDict:
+    made = default_config()
+    made.data.update(data)
+    made.data.heldout_fraction = 0.2
+    made.model.name = model
+    made.client.batch_size = batch_size
+    made.client.epochs = epochs
+    made.server.clients_per_round = 10
+    made.runtime.lanes = 1
+    return made
+
+  return config
+
+
+_DIRICHLET = {"num_clients": 100, "partition": "dirichlet"}
+PROBLEMS: Mapping[str, Problem] = {
+  "digits": Problem(
+    _problem({"name": "digits", **_DIRICHLET, "alpha": 0.1}, "mlp", 8, 5),
+    (0.01, 0.03, 0.1, 0.3),
+    ("layers/0/", "layers/1/"),
+  ),
+  "ecg": Problem(
+    _problem({"name": "ecg"}, "ecg_cnn", 20, 1),
+    (0.01, 0.03, 0.1, 0.3),
+    ("conv1/", "dense2/"),
+  ),
+  "mnist": Problem(
+    _problem({"name": "mnist", **_DIRICHLET, "alpha": 0.3}, "mlp", 20, 1),
+    (0.01, 0.03, 0.1, 0.3),
+    ("layers/0/", "layers/1/"),
+  ),
+  "synthetic": Problem(
+    _problem(
+      {"name": "synthetic", "num_clients": 30, "alpha": 1.0, "beta": 1.0},
+      *("logistic_regression", 10, 5),
+    ),
+    (0.001, 0.003, 0.01, 0.03, 0.1),
+  ),
+}
+
+
+class Measured(NamedTuple):
+  """What an algorithm reaches on a data set.
+
+  Attributes:
+    rate: the client's, that was chosen.
+    at_edge: that no smaller, or no greater one, was tried.
+    mean, error: of the accuracy over the seeds; NaN if every seed diverged.
+    lost: seeds that diverged.
+    lowest: mean accuracy of the lowest tenth of the clients, over the seeds.
+    reached: the target: rounds and bytes.
+    cost: time of a round over that of FedAvg's.
+  """
+
+  rate: float
+  at_edge: bool
+  mean: float
+  error: float
+  lost: int
+  lowest: float
+  reached: Reached
+  cost: float
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Run what the first argument says."""
+  """Tune, compare, time; print the table and draw the plot."""
   args = _parsed(arguments)
   fs.setup()
-  if args.what == "speed":
-    _speed(args)
-    return
-  for data in args.data:
-    validate.one_of("data", data, DATA)
+  found = {}
   with tempfile.TemporaryDirectory() as scratch:
     for data in args.data:
-      _accuracy(args, data, Path(args.to or scratch) / data)
+      folder = Path(args.to or scratch) / data
+      found[data] = measured(args, data, folder)
+      print("\n".join(["", *table({data: found[data]}), ""]), flush=True)
+  if len(found) > 1:
+    print("\n".join(table(found)))
+  if args.plot:
+    draw(found, args.plot)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -118,137 +195,216 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   listed = lambda text: text.split(",")
-  parser.add_argument("what", choices=("accuracy", "speed"))
-  parser.add_argument("--data", type=listed, default=[*DATA])
-  parser.add_argument("--algorithms", type=listed, default=[*COMPARED])
-  parser.add_argument("--rates", type=listed, default=["0.01", "0.03", "0.1"])
+  parser.add_argument("--data", type=listed, default=[*PROBLEMS])
+  parser.add_argument(
+    "--algorithms",
+    type=lambda text: text.split(";"),
+    help="names with ; between them",
+  )
+  parser.add_argument("--rates", type=listed, help="of the clients")
   parser.add_argument("--rounds", type=int, default=100)
   parser.add_argument("--seeds", type=int, default=5)
   parser.add_argument("--tuning_seeds", type=int, default=2)
-  parser.add_argument("--turns", type=int, default=5)
-  parser.add_argument("--cases", type=listed, default=["lr", "cnn"])
+  parser.add_argument("--turns", type=int, default=5, help="of the timing")
   parser.add_argument("--to", help="folder to keep the studies in")
+  parser.add_argument("--plot", help="file for the plot")
   args = parser.parse_args(arguments)
+  for data in args.data:
+    validate.one_of("data", data, PROBLEMS)
+  args.algorithms = args.algorithms or sorted(COMPARED)
   for name in args.algorithms:
     validate.one_of("algorithms", name, COMPARED)
   return args
 
 
-def _accuracy(args: argparse.Namespace, data: str, folder: Path) -> None:
-  """Tune and compare on one data set, and print the table."""
-  config = DATA[data]()
-  config.data.heldout_fraction = 0.2
+def fields_of(name: str, problem: Problem) -> dict[str, Any] | None:
+  """Return the fields of an algorithm; None if the model has no such layers."""
+  fields = dict(COMPARED[name])
+  if (_PRIVATE in fields or name == "moon") and problem.layers is None:
+    return None
+  if _PRIVATE in fields:
+    fields[_PRIVATE] = (problem.layers[0 if name == "lg_fedavg" else 1],)
+  return fields
+
+
+def measured(
+  args: argparse.Namespace, data: str, folder: Path
+) -> dict[str, Measured]:
+  """Return what each algorithm reaches on a data set.
+
+  Args:
+    args: of the command.
+    data: name of the data set.
+    folder: where the studies go.
+  """
+  problem = PROBLEMS[data]
+  config = problem.config()
   config.server.rounds = args.rounds
-  config.server.clients_per_round = 10
   config.server.eval_every = max(1, args.rounds // 20)
-  config.runtime.lanes = 1
-
-  def point(name: str, rate: float) -> dict[str, Any]:
-    return {
-      "algorithm.name": name,
-      "client.learning_rate": rate,
-      "client.momentum": MOMENTUM.get(name),
-    }
-
+  variants = {
+    name: fields
+    for name in args.algorithms
+    if (fields := fields_of(name, problem)) is not None
+  }
   tuning = config.copy_and_resolve_references()
-  tuning.data.seed = 1  # which examples are held out
-  rates = [float(rate) for rate in args.rates]
-  tuned = fs.study(
+  tuning.data.seed = 1  # which examples are held out, and how they are dealt
+  sizes = build(tuning).simulator.data.train.sizes
+  steps = tuning.client.epochs * np.ceil(sizes / tuning.client.batch_size)
+  rates = [float(r) for r in args.rates or problem.rates]
+  # A step of FedShuffle's clients is divided by their number of steps; nine
+  # steps out of ten of Mime's are momentum.
+  factors = {"fedshuffle": steps.mean(), "mime": 0.1, "mime_lite": 0.1}
+  grids = {
+    name: [_rounded(rate * factors.get(name, 1.0)) for rate in rates]
+    for name in variants
+  }
+  tuned = _studied(
     tuning,
     folder / "tuning",
-    points=[point(a, r) for a in args.algorithms for r in rates],
-    seeds=range(TUNING_SEED, TUNING_SEED + args.tuning_seeds),
-    metric=METRIC,
+    {(a, r): _point(f, r) for a, f in variants.items() for r in grids[a]},
+    range(TUNING_SEED, TUNING_SEED + args.tuning_seeds),
   )
-  best: dict[str, float] = {}
-  for row in tuned.settings():  # the best comes first
-    best.setdefault(row["algorithm.name"], float(row["client.learning_rate"]))
-  found = fs.study(
-    config,
-    folder / "compared",
-    points=[point(name, best[name]) for name in args.algorithms],
-    seeds=args.seeds,
-    metric=METRIC,
+  best = {
+    name: max(grid, key=lambda rate: _mean(tuned[name, rate].values))
+    for name, grid in grids.items()
+  }
+  points = {(a, best[a]): _point(f, best[a]) for a, f in variants.items()}
+  found = _studied(config, folder / "compared", points, range(args.seeds))
+  first = "fedavg" if "fedavg" in variants else next(iter(variants))
+  costs = timed_in_turns(
+    {
+      name: _timed(config, points[name, best[name]])
+      for name in sorted(variants, key=lambda name: name != first)
+    },
+    args.turns,
   )
-  print(f"\n{data}, {args.rounds} rounds, {args.seeds} seeds:\n")
-  print("| algorithm | rate | accuracy |\n| --- | --- | --- |")
-  for row in found.settings():
-    error = row["std"] / max(1, row["finished"]) ** 0.5
-    print(
-      f"| {row['algorithm.name']} | {row['client.learning_rate']} |"
-      f" {row['mean']:.4f} +- {error:.4f} |"
+  return {
+    name: _summed_up(
+      result,
+      rate=rate,
+      at_edge=rate in (grids[name][0], grids[name][-1]),
+      cost=statistics.median(costs[name]),
     )
+    for (name, rate), result in found.items()
+  }
 
 
-def _speed(args: argparse.Namespace) -> None:
-  """Print the time of a round of each algorithm over that of FedAvg."""
-  print("| algorithm |" + "".join(f" {case} |" for case in args.cases))
-  print("| --- |" + " --- |" * len(args.cases))
-  names = ["fedavg", *(name for name in args.algorithms if name != "fedavg")]
-  found = {case: _ratios(case, names, args.turns) for case in args.cases}
+def _rounded(rate: float) -> float:
+  return float(f"{rate:.2g}")
+
+
+def _mean(values: np.ndarray) -> float:
+  return float(values.mean()) if len(values) else -math.inf
+
+
+def _point(fields: Mapping[str, Any], rate: float) -> dict[str, Any]:
+  return {**fields, "client.learning_rate": rate}
+
+
+def _studied(
+  config: ConfigDict,
+  folder: Path,
+  points: Mapping[Key, Mapping[str, Any]],
+  seeds: Sequence[int],
+) -> dict[Key, SettingResult]:
+  """Return the results of a study of points: their key -> result."""
+  unset = dict.fromkeys(field for point in points.values() for field in point)
+  full = [{**unset, **point} for point in points.values()]
+  study = fs.study(config, folder, points=full, seeds=seeds, metric=METRIC)
+  keys = [key for key in points for _ in seeds]
+  key_of = {run["name"]: key for run, key in zip(study.runs, keys, strict=True)}
+  compared = fs.compare([folder], METRIC, to=folder / "comparison")
+  found = {key_of[r.runs[0].folder.name]: r for r in compared.settings}
+  return {key: found[key] for key in points}
+
+
+def _timed(config: ConfigDict, point: Mapping[str, Any]) -> fs.Simulator:
+  """Return a simulator of one device for a point of a study."""
+  alone = config.copy_and_resolve_references()
+  alone.runtime.devices = 1
+  alone.runtime.rounds_per_dispatch = 4
+  texts = {field: text_of(value) for field, value in point.items()}
+  return build(overridden(alone, texts)).simulator
+
+
+def _summed_up(
+  result: SettingResult, *, rate: float, at_edge: bool, cost: float
+) -> Measured:
+  lowest = [
+    run.rows[-1].get(f"{METRIC}/lowest10", math.nan)
+    for run in result.runs
+    if run.status == "finished"
+  ]
+  count = len(result.values)
+  return Measured(
+    rate=rate,
+    at_edge=at_edge,
+    mean=result.mean,
+    error=result.std / math.sqrt(count) if count > 1 else 0.0,
+    lost=len(result.runs) - count,
+    lowest=float(np.mean(lowest)) if lowest else math.nan,
+    reached=result.reached,
+    cost=cost,
+  )
+
+
+def table(found: Mapping[str, Mapping[str, Measured]]) -> list[str]:
+  """Return a Markdown table: a row an algorithm, columns for each data set."""
+  columns = ("accuracy", "lowest tenth", "rate", "rounds", "MB", "time")
+  names = dict.fromkeys(name for of in found.values() for name in of)
+  head = [f"{data}: {column}" for data in found for column in columns]
+  best = {data: max(m.mean for m in of.values()) for data, of in found.items()}
+  lines = [
+    f"| algorithm | {' | '.join(head)} |",
+    f"| --- |{' ---: |' * len(head)}",
+  ]
   for name in names:
-    cells = [_told(found[case][name]) for case in args.cases]
-    print(f"| {name} |" + "".join(f" {cell} |" for cell in cells))
+    cells: list[str] = []
+    for data, of in found.items():
+      if name in of:
+        cells += _cells(of[name], best[data])
+      else:
+        cells += [""] * len(columns)
+    lines.append(f"| {name} | {' | '.join(cells)} |")
+  return lines
 
 
-def _told(ratios: Sequence[float]) -> str:
-  low, high = min(ratios), max(ratios)
-  return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
+def _cells(m: Measured, best: float) -> list[str]:
+  accuracy = f"{m.mean:.4f} +- {m.error:.4f}"
+  if m.mean == best:
+    accuracy = f"**{accuracy}**"
+  if m.lost:
+    accuracy += f" ({m.lost} lost)"
+  rate = f"{m.rate:g}" + "*" * m.at_edge
+  if math.isinf(m.reached.rounds):
+    return [accuracy, f"{m.lowest:.3f}", rate, "", "", ""]
+  sent = (m.reached.bytes_down + m.reached.bytes_up) / 1e6
+  rounds = m.reached.rounds
+  return [
+    *(accuracy, f"{m.lowest:.3f}", rate),
+    *(f"{rounds:.0f}", f"{sent:.3g}", f"{rounds * m.cost:.0f}"),
+  ]
 
 
-def _ratios(
-  case: str, names: Sequence[str], turns: int
-) -> Mapping[str, list[float]]:
-  """Return each algorithm's times of a call over those of FedAvg's."""
-  chosen = cases.CASES[case]
-  data = cases.dataset(chosen)
-  task = chosen.model(chosen.example_shape, chosen.num_classes)
-  base = cases.simulator(chosen, task, data, devices=1)
-  timers = {
-    name: _timer(
-      dataclasses.replace(
-        base, algorithm=_made(name, task, chosen, data.train.sizes)
-      )
-    )
-    for name in names
-  }
-  ratios: dict[str, list[float]] = {name: [] for name in names}
-  for turn in range(turns):
-    seconds = {name: timers[name]() for name in rotated(names, turn)}
-    for name in names:
-      ratios[name].append(seconds[name] / seconds["fedavg"])
-  return ratios
-
-
-def _made(name: str, task: Task, case: cases.Case, sizes: Any) -> fs.Algorithm:
-  """Return an algorithm for a case, with its papers' numbers."""
-  given = {
-    "client_optimizer": optimizer(
-      "sgd",
-      learning_rate=case.learning_rate,
-      **({"momentum": MOMENTUM[name]} if name in MOMENTUM else {}),
-    ),
-    "server_optimizer": optimizer("sgd", learning_rate=1.0),
-    "num_clients": len(sizes),
-    "mean_examples": float(sizes.mean()),
-  }
-  make = ALGORITHMS[name]
-  taken = inspect.signature(make).parameters
-  return make(task, **{k: v for k, v in given.items() if k in taken})
-
-
-def _timer(simulator: fs.Simulator) -> Callable[[], float]:
-  """Return what runs one call of rounds, compiled and warm, and times it."""
-  planned = simulator.plan(0, simulator.runtime.rounds_per_dispatch or 1)
-
-  def call() -> float:
-    state = jax.block_until_ready(simulator.init())
-    began = time.perf_counter()
-    jax.block_until_ready(simulator.dispatch(state, planned).state)
-    return time.perf_counter() - began
-
-  call()
-  return call
+def draw(
+  found: Mapping[str, Mapping[str, Measured]], path: str | os.PathLike[str]
+) -> None:
+  """Draw accuracies with their errors, a panel a data set, as a PNG."""
+  names = [*dict.fromkeys(name for of in found.values() for name in of)][::-1]
+  figure = Figure(
+    figsize=(2 + 3 * len(found), 1 + 0.25 * len(names)), layout="constrained"
+  )
+  panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+  for axes, (data, of) in zip(panels, found.items(), strict=True):
+    if "fedavg" in of:
+      axes.axvline(of["fedavg"].mean, color="0.6", lw=1)
+    for name, m in of.items():
+      if math.isfinite(m.mean):
+        axes.errorbar(m.mean, names.index(name), xerr=m.error, fmt="o", ms=4)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel(f"accuracy on {data}")
+    axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
