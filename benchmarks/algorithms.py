@@ -2,7 +2,7 @@ r"""All algorithms on data that differ from client to client.
 
     FEDJAX_SIM_DATA=DIR python -m benchmarks.algorithms --to=DIR
     python -m benchmarks.algorithms --data=digits,synthetic --seeds=2 \
-      --rounds=20 '--algorithms=fedavg;scaffold;feddyn'
+      --rounds=20 --algorithms=fedavg,scaffold,feddyn
 
 For each data set two studies, in `--to`. The first tunes: each algorithm with
 each rate of the client, on seeds and held-out examples of its own. The second
@@ -14,8 +14,8 @@ The table has a row for each algorithm, and for each data set: accuracy, mean
 and standard error over the seeds; mean accuracy of the lowest tenth of the
 clients; the rate, with a star if it is the least or greatest that was tried;
 and what it takes to get to 95 % of the best algorithm's accuracy, empty if most
-seeds never do: rounds, MB down and up, and time, in rounds of FedAvg, or of the first
-algorithm without it.
+seeds never do: rounds, MB down and up, and time, in rounds of FedAvg, or of the
+first algorithm where it is left out.
 
 - `digits`: scikit-learn's digits over 100 clients by a Dirichlet distribution
   with alpha 0.1, a perceptron;
@@ -79,7 +79,7 @@ COMPARED: Mapping[str, Mapping[str, Any]] = {
       *("moon", "pfedme", "q_fedavg", "reptile", "scaffold"),
     )
   },
-  "fedavg, equal weights": _named("fedavg", weighting="uniform"),
+  "fedavg_uniform": _named("fedavg", weighting="uniform"),
   "fedbuff": {**_named("fedbuff"), "sampler.name": "in_flight"},
   "fedem": {**_named("fedem"), "model.mixture": 3},
   "fedper": _named("fedper", private=None),
@@ -89,7 +89,7 @@ COMPARED: Mapping[str, Mapping[str, Any]] = {
   # (1 - beta) is the weight of a new gradient in Mime.
   "mime": {**_named("mime"), "client.momentum": 0.9},
   "mime_lite": {**_named("mime_lite"), "client.momentum": 0.9},
-  "scaffold, option I": _named("scaffold", option="I"),
+  "scaffold_1": _named("scaffold", option="I"),
 }
 
 
@@ -196,11 +196,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
   )
   listed = lambda text: text.split(",")
   parser.add_argument("--data", type=listed, default=[*PROBLEMS])
-  parser.add_argument(
-    "--algorithms",
-    type=lambda text: text.split(";"),
-    help="names with ; between them",
-  )
+  parser.add_argument("--algorithms", type=listed, default=sorted(COMPARED))
   parser.add_argument("--rates", type=listed, help="of the clients")
   parser.add_argument("--rounds", type=int, default=100)
   parser.add_argument("--seeds", type=int, default=5)
@@ -211,7 +207,6 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
   args = parser.parse_args(arguments)
   for data in args.data:
     validate.one_of("data", data, PROBLEMS)
-  args.algorithms = args.algorithms or sorted(COMPARED)
   for name in args.algorithms:
     validate.one_of("algorithms", name, COMPARED)
   return args
