@@ -89,10 +89,11 @@ def gbdt(
   Raises:
     TypeError, ValueError: names the field.
   """
-  check_model(
+  logits = check_model(
     task,
     {"features", "thresholds", "values"},
     {"low", "high"},
+    function="logits",
     model="gbdt",
     message="algorithm.name='gbdt' grows trees, and the model has none",
   )
@@ -112,8 +113,6 @@ def gbdt(
   count, leaves = shapes.params["values"].shape
   (features,) = shapes.frozen["low"].shape
   depth, nodes = leaves.bit_length() - 1, leaves // 2
-  assert task.logits is not None
-  logits = task.logits
 
   def zero(client: Client) -> Array:
     return jnp.zeros((nodes, features, cells, 2))

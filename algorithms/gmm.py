@@ -100,10 +100,11 @@ def gmm(
   Raises:
     TypeError, ValueError: names the field.
   """
-  check_model(
+  logits = check_model(
     task,
     {"weights", "means", "covariances"},
     {"low", "high"},
+    function="logits",
     model="gmm",
     message="algorithm.name='gmm' fits a mixture, and the model is none that it"
     " may fit",
@@ -124,8 +125,6 @@ def gmm(
   components, features = shapes["means"].shape
   diagonal = len(shapes["covariances"].shape) == 2
   lower = np.tril_indices(features)
-  assert task.logits is not None
-  logits = task.logits
 
   def zero(client: Client) -> Moments:
     means = client.message.params["means"]

@@ -103,10 +103,11 @@ def heavy_hitters(
   Raises:
     TypeError, ValueError: names the field.
   """
-  check_model(
+  values = check_model(
     task,
     {"values", "shares"},
     {"domain"},
+    function="features",
     model="heavy_hitters",
     message="algorithm.name='heavy_hitters' finds values, and the model has no"
     " place for them",
@@ -119,8 +120,6 @@ def heavy_hitters(
   places = shapes["values"].shape[0]
   domain = int(task.init(jax.random.key(0)).frozen["domain"])
   powers = _powers(domain, base)
-  assert task.features is not None
-  values = task.features
 
   def init(key: Key, hparams: HParams) -> TrieState:
     nothing = jnp.full((places,), -1, jnp.int32)

@@ -96,10 +96,11 @@ def kmeans(
   Raises:
     TypeError, ValueError: names the field.
   """
-  check_model(
+  logits = check_model(
     task,
     {"centroids"},
     {"low", "high"},
+    function="logits",
     model="kmeans",
     message="algorithm.name='kmeans' moves centroids, and the model has none"
     " that it may move",
@@ -109,8 +110,6 @@ def kmeans(
   worth = validate.number("count_weight", count_weight, gt=0)
   least = validate.number("least_share", least_share, ge=0, lt=1)
   validate.one_of("empty", empty, EMPTY)
-  assert task.logits is not None
-  logits = task.logits
 
   def init(key: Key, hparams: HParams) -> KMeansState:
     variables = task.init(key)

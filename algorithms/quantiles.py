@@ -78,10 +78,11 @@ def quantiles(
   Raises:
     TypeError, ValueError: names the field.
   """
-  check_model(
+  numbers = check_model(
     task,
     {"quantiles"},
     {"low", "high", "probabilities"},
+    function="features",
     model="quantiles",
     message="algorithm.name='quantiles' finds quantiles, and the model has"
     " none",
@@ -91,8 +92,6 @@ def quantiles(
   weigh = validate.lookup("weighting", weighting, WEIGHTINGS)
   shapes = jax.eval_shape(task.init, jax.random.key(0)).params
   features = shapes["quantiles"].shape[0]
-  assert task.features is not None
-  numbers = task.features
 
   def init(key: Key, hparams: HParams) -> HistogramState:
     return HistogramState(task.init(key), jnp.zeros((features, count)))

@@ -215,8 +215,8 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def fields_of(name: str, problem: Problem) -> dict[str, Any] | None:
   """Return the fields of an algorithm; None if the model has no such layers."""
   fields = dict(COMPARED[name])
-  if (_PRIVATE in fields or name == "moon") and problem.layers is None:
-    return None
+  if problem.layers is None:
+    return None if _PRIVATE in fields or name == "moon" else fields
   if _PRIVATE in fields:
     fields[_PRIVATE] = (problem.layers[0 if name == "lg_fedavg" else 1],)
   return fields

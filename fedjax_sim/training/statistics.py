@@ -7,14 +7,16 @@ once, adds something up, and reports the mean over its examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
 from fedjax_sim import core
 from fedjax_sim.core import (
+  Array,
   Batch,
   Client,
+  Examples,
   Key,
   Pass,
   PyTree,
@@ -78,21 +80,24 @@ def check_model(
   params: Collection[str],
   frozen: Collection[str],
   *,
+  function: Literal["logits", "features"],
   model: str,
   message: str,
-) -> None:
-  """Refuse a task whose model is not the one that an algorithm fits.
+) -> Callable[[Variables, Examples], Array]:
+  """Return what a task makes of examples, if its model is the one meant.
 
   Args:
     task: whose model is looked at; nothing is computed.
     params: names of all parameters, which must be trainable.
     frozen: names that frozen variables must have.
+    function: of the task, that an algorithm needs.
     model: the name of the model that is meant, for messages.
     message: what is wrong otherwise, with its algorithm and without remedy.
 
   Raises:
     TypeError: no task.
-    ValueError: another model, or one that is frozen.
+    ValueError: another model, or one that is frozen; a task without the
+      function.
   """
   validate.instance("task", task, Task, f"models.{model}.{model}(...)")
   there, _, fixed = jax.eval_shape(task.init, jax.random.key(0))
@@ -105,3 +110,10 @@ def check_model(
     raise ValueError(
       f"{message}; set model.name={model!r}, and model.frozen=None."
     )
+  made: Callable[[Variables, Examples], Array] | None = getattr(task, function)
+  if made is None:
+    raise ValueError(
+      f"algorithm.name={model!r} needs Task.{function}, and this task has none;"
+      f" give it, as models.{model} does."
+    )
+  return made

@@ -380,3 +380,9 @@ def test_what_the_algorithm_refuses(options, message):
 def test_a_model_without_centroids_is_refused():
   with pytest.raises(ValueError, match="set model.name='kmeans'"):
     kmeans(logistic_regression((3,), 2), sgd(1.0))
+
+
+def test_a_task_without_the_function_of_a_statistic_is_refused():
+  task = centroids_task((3,), 4)._replace(logits=None)
+  with pytest.raises(ValueError, match="'kmeans' needs Task.logits"):
+    kmeans(task, sgd(1.0))
