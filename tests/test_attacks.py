@@ -245,6 +245,12 @@ def test_who_attacks_is_a_function_of_seed_round_and_cohort():
   assert (new(3, 0, cohort[::-1])[::-1] == new(3, 0, cohort)).all()
   assert (new(3, 1, cohort) != new(3, 0, cohort)).any()
   assert draw(1.0).byzantine(0, 0, everyone).all()
+  assert not draw(0.0).byzantine(0, 0, everyone).any()
+  assert draw(0.02).byzantine(0, 0, everyone).sum() == 1
+  with pytest.raises(ValueError, match=r"fraction=0.019 .* at least 0\.02,"):
+    draw(0.019)
+  with pytest.raises(ValueError, match=r"of 20 clients of a round .* 0\.05,"):
+    draw(0.04, "round")
 
 
 def attacking(ids, num_clients):
@@ -369,6 +375,32 @@ def test_numbers_share_a_program_and_fraction_0_has_that_of_no_attack():
   assert same({name: "label_flip"}, {name: "random_labels"}) == 2
   nobody = {"attack__fraction": 0.0}
   assert same({}, {name: "label_flip", **nobody}, {name: "ipm", **nobody}) == 1
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"attack__name": "label_flip", "attack__source": 1, "attack__target": 1},
+      r"attack.source=1, attack.target=1: no label would change",
+    ),
+    (
+      {"attack__name": "backdoor", "attack__size": 65},
+      r"^data.name='digits': .*attack.size=65 is too large: .*at most 64",
+    ),
+    (
+      {"attack__name": "ipm", "attack__fraction": 1.0},
+      r"attack.fraction=1.0: attack.name='ipm' is made of honest updates",
+    ),
+    (
+      {"attack__name": "sign_flip", "attack__fraction": 1e-3},
+      r"attack.fraction=0.001 of \d+ clients is less than one attacker",
+    ),
+  ],
+)
+def test_attacks_that_would_do_nothing_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    built(**fields)
 
 
 DP = {

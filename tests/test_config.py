@@ -537,6 +537,52 @@ def test_algorithms_that_take_the_population():
   assert found == pytest.approx(sizes.mean())
 
 
+@pytest.mark.parametrize(
+  ("sections", "message"),
+  [
+    (
+      {"algorithm": {"name": "fedper"}},
+      r"lacks the argument 'algorithm.private' \(patterns of .*\); give it\.",
+    ),
+    (
+      {"transforms": {"quantize": {"bits": 4}}},
+      r"'transforms.quantize.sparsity' \(share of the entries .*\); give it\.",
+    ),
+    (
+      {"model": {"name": "gmm"}},
+      r"'fedavg' does not fit model.name='gmm', .*set algorithm.name='gmm'",
+    ),
+    (
+      {"model": {"name": "gbdt"}, "algorithm": {"name": "gbdt"}},
+      r"model.objective='logistic' .* the data have 10; set model.objective=",
+    ),
+    (
+      {"model": {"name": "quantiles", "probabilities": (0.5, 2.0)}},
+      r"model.probabilities\[1\]=2.0 is out of range",
+    ),
+    (
+      {"transforms": {"random_k": {"share": 0.1, "error_feedback": True}}},
+      r"random_k.unbiased=True .*; set transforms.random_k.unbiased=False",
+    ),
+    (
+      {"transforms": {"k": {"name": "random_k", "share": 0.1, "ef21": True}}},
+      r"set transforms.k.unbiased=False",
+    ),
+    (
+      {"model": {"name": "heavy_hitters", "field": "x"}},
+      r"^algorithm.name='fedavg' does not fit",
+    ),
+  ],
+)
+def test_what_cannot_work_is_refused(sections, message):
+  source = default_config()
+  for name, fields in sections.items():
+    for key, value in fields.items():
+      source[name][key] = value
+  with pytest.raises(ValueError, match=message):
+    build(source)
+
+
 def test_groups_go_with_the_sampling_that_takes_turns():
   source = default_config()
   source.sampler.name = "poisson"

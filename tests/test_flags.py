@@ -192,6 +192,14 @@ def test_a_wrong_override_is_named(override, message):
   assert "\n" not in str(caught.value)
 
 
+def test_a_field_without_its_prefix_is_told_how_it_is_set():
+  given = [f"--config={DIGITS}", "--client.epochs=2"]
+  with pytest.raises(
+    UsageError, match=r"'client.epochs'; .* by --config.client.epochs=\.\.\."
+  ):
+    parse(given, "config")
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [

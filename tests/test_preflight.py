@@ -225,7 +225,12 @@ def test_parts_that_do_not_go_with_each_other():
   cases: list[tuple[dict[str, Any], Aggregator, Runtime, str]] = [
     ({"passes": few}, mean, Runtime(), "walks over the split 'labelled'"),
     ({}, stack, Runtime(), "leaves the joining of updates"),
-    (needs(all_updates=True), mean, Runtime(), "has to be 'stack'"),
+    (
+      needs(all_updates=True),
+      mean,
+      Runtime(),
+      "joins the clients' updates .*name='stack'",
+    ),
     (
       needs(weighted_mean=True),
       aggregators.mean(),

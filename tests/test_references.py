@@ -400,3 +400,24 @@ def test_a_regression_of_ones_own(tmp_path):
   source.runtime.lanes = 1
   summary = experiment.run(source, tmp_path / "run")
   assert summary["train/loss"] < 1e-3
+
+
+@pytest.mark.parametrize(
+  ("text", "known"),
+  [
+    ("set aggregator.name='stack'", True),
+    ("what aggregator.name returns", True),
+    ("seed=3 is wrong", True),
+    ("no seed, no name", False),
+    ("the aggregator.names", False),
+    ("a.aggregator.name", False),
+  ],
+)
+def test_an_error_that_names_a_field_is_not_blamed_on_references(text, known):
+  fields = ["data.name", "aggregator.name", "seed"]
+  with (
+    pytest.raises(ValueError, match=re.escape(text)) as caught,
+    references.named({"data.name": "a.py:b"}, fields),
+  ):
+    raise ValueError(text)
+  assert (str(caught.value) == text) == known

@@ -148,6 +148,13 @@ def _stamped(x: Array, size: int, value: float, token: int) -> Array:
       "attack.name='backdoor' stamps images, vectors or text, and one 'x' of"
       " data.name is a single number; take another attack."
     )
+  flat = x.ndim == 2 or jnp.issubdtype(x.dtype, jnp.integer)
+  if size > min(x.shape[1:2] if flat else x.shape[1:3]):
+    raise ValueError(
+      f"attack.size={size} is too large: one 'x' of data.name has shape"
+      f" {x.shape[1:]}; give at most"
+      f" {min(x.shape[1:2] if flat else x.shape[1:3])}."
+    )
   if jnp.issubdtype(x.dtype, jnp.integer):
     return x.at[:, :size].set(jnp.asarray(token, x.dtype))
   if x.ndim == 2:

@@ -27,7 +27,8 @@ def label_flip(
     target: the class that they get; set with `source`.
 
   Raises:
-    TypeError, ValueError: there is no such class, or one of the two is missing.
+    TypeError, ValueError: there is no such class, one of the two is missing, or
+      they are the same.
 
   Example:
     label_flip(10, source=5, target=3)
@@ -44,6 +45,11 @@ def label_flip(
       class_number("source", source, num_classes),
       class_number("target", target, num_classes),
     )
+    if pair[0] == pair[1]:
+      raise ValueError(
+        f"source={source}, target={target}: no label would change; set target"
+        " to another class."
+      )
 
   def poison(batch: Batch, key: Key, hparams: HParams) -> Examples:
     del key, hparams

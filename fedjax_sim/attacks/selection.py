@@ -34,7 +34,8 @@ def with_attackers(
       each cohort, drawn anew.
 
   Raises:
-    TypeError, ValueError: no such fraction or selection.
+    TypeError, ValueError: no such fraction or selection, or a fraction above 0
+      of which no client ever attacks.
 
   Example:
     with_attackers(uniform(100, 10), 100, fraction=0.1)
@@ -42,6 +43,13 @@ def with_attackers(
   fraction = validate.number("fraction", fraction, ge=0, le=1)
   validate.one_of("selection", selection, SELECTIONS)
   part = lambda count: int(fraction * count + 1e-9)  # 0.29 * 100 is 28.99...
+  of = num_clients if selection == "fixed" else max(sampler.sizes)
+  if fraction > 0 and not part(of):
+    where = "" if selection == "fixed" else " of a round"
+    raise ValueError(
+      f"fraction={fraction} of {of} clients{where} is less than one attacker;"
+      f" give at least {np.ceil(1e4 / of) / 1e4:g}, or 0 for none."
+    )
 
   @functools.lru_cache(maxsize=4)
   def fixed(seed: int) -> np.ndarray:

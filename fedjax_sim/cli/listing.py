@@ -9,7 +9,7 @@ from typing import Any
 
 import docstring_parser
 
-from fedjax_sim.config.components import LABELED, SLOTS, Slot
+from fedjax_sim.config.components import LABELED, SLOTS, Slot, meanings_of
 from fedjax_sim.config.field import Field
 from fedjax_sim.core import metric_names, validate
 from fedjax_sim.tasks.measures import MEASURES, named_measure, top_k
@@ -143,7 +143,7 @@ def component(slot: Slot, name: str) -> str:
   label = name.rpartition(":")[2]  # of a reference
   section = f"{slot.section}.{label}" if slot in LABELED else slot.section
   parsed = docstring_parser.parse(inspect.getdoc(function) or "")
-  meanings = _meanings(parsed)
+  meanings = meanings_of(function)
   own = not any(f is function for f in OPTIMIZERS.values())
   text = [parsed.short_description, parsed.long_description if own else None]
   named = f"{section}.{slot.key}"
@@ -189,7 +189,7 @@ def markdown() -> str:
       lines += ["", f"### `{own}`", "", _summary(function)]
       fields = slot.fields(name)
       if fields:
-        meanings = _meanings(docstring_parser.parse(function.__doc__ or ""))
+        meanings = meanings_of(function)
         lines += ["", "| field | type | default | meaning |"]
         lines += ["| --- | --- | --- | --- |"]
       for key, field in fields.items():
@@ -206,13 +206,6 @@ def _as_in(slot: Slot, other: Slot) -> str:
   text = f"`{slot.section}.NAME` takes what `{other.section}.NAME` does"
   missing = [f"`{key}`" for key in other.common if key not in slot.common]
   return f"{text}, but for {' and '.join(missing)}." if missing else f"{text}."
-
-
-def _meanings(parsed: docstring_parser.Docstring) -> dict[str, str]:
-  """Return what a docstring says of each parameter, on one line each."""
-  return {
-    p.arg_name: " ".join((p.description or "").split()) for p in parsed.params
-  }
 
 
 def _type(field: Field) -> str:

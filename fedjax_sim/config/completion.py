@@ -21,6 +21,7 @@ from fedjax_sim.config.components import (
   Slot,
   labeled_slot,
   make,
+  meanings_of,
   section_of,
   slots_of,
 )
@@ -105,6 +106,7 @@ def _section(config: ConfigDict, name: str) -> ConfigDict:
         f"{name}.{key} is missing; let the config begin with default_config()."
       )
   owners: list[str] = []
+  chosen: list[tuple[Slot, str]] = []
   ignored: dict[str, Field] = {}
   for slot in slots_of(name):
     choice = given.get(slot.key)
@@ -122,6 +124,7 @@ def _section(config: ConfigDict, name: str) -> ConfigDict:
       ignored = {**own, slot.key: fields[slot.key]}
       continue
     owners.append(f"{slot.field}={choice!r}")
+    chosen.append((slot, choice))
     if both := sorted(own.keys() & fields.keys()):
       raise ValueError(
         f"{owners[-1]} has a parameter {both[0]!r}, and {name}.{both[0]} is"
@@ -130,7 +133,7 @@ def _section(config: ConfigDict, name: str) -> ConfigDict:
     fields |= _adapted(config, slot, own)
   given = {k: v for k, v in given.items() if k not in ignored}
   _refuse_unknown(name, owners, given, fields, defaults)
-  return _filled(name, owners, given, fields)
+  return _filled(name, owners, given, fields, chosen)
 
 
 def _takes(config: ConfigDict, parameter: str) -> bool:
@@ -220,8 +223,17 @@ def _filled(
   owners: Sequence[str],
   given: Mapping[str, Any],
   fields: Mapping[str, Field],
+  chosen: Iterable[tuple[Slot, str]],
 ) -> ConfigDict:
-  """Return the section with every field, in the fields' types."""
+  """Return the section with every field, in the fields' types.
+
+  Args:
+    section: its name.
+    owners: what messages call the components that take the fields.
+    given: the fields that are set.
+    fields: all that there are.
+    chosen: the components, which say what a missing field means.
+  """
   values = {}
   for key, field in fields.items():
     name, value = f"{section}.{key}", given.get(key)
@@ -230,8 +242,11 @@ def _filled(
     elif key in given and field.optional:
       value = None
     elif field.required:
+      texts = [meanings_of(slot.factory(n)).get(key) for slot, n in chosen]
+      meaning = field.meaning or next(filter(None, texts), "")
+      what = f" ({meaning.rstrip('.')})" if meaning else ""
       raise ValueError(
-        f"{', '.join(owners)} lacks the argument {name!r}; give it."
+        f"{', '.join(owners)} lacks the argument {name!r}{what}; give it."
       )
     else:
       value = field.default
@@ -296,7 +311,7 @@ def _component(slot: Slot, label: str, given: ConfigDict) -> ConfigDict:
       raise validate.UnknownNameError(
         validate.not_taken(owner, key, [*fields], slot.section, [])
       )
-  filled = _filled(slot.section, [owner], values, fields)
+  filled = _filled(slot.section, [owner], values, fields, [(slot, choice)])
   return ConfigDict({slot.key: choice, **filled})
 
 

@@ -18,6 +18,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import docstring_parser
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -374,6 +375,14 @@ def section_of(config: ConfigDict, name: str) -> Any:
   return config
 
 
+def meanings_of(function: Callable[..., Any]) -> dict[str, str]:
+  """Return what a docstring says of each parameter, on one line each."""
+  parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+  return {
+    p.arg_name: " ".join((p.description or "").split()) for p in parsed.params
+  }
+
+
 def make(config: ConfigDict, slot: Slot, *filled: Any, **named: Any) -> Any:
   """Call a slot's component with the fields of its section; return the result.
 
@@ -410,5 +419,6 @@ def in_section(slot: Slot, name: str, text: str) -> str:
   word such as "delta" may be a word.
   """
   names = "|".join(sorted([slot.key, *slot.own_fields(name)], reverse=True))
-  given = rf"(?<![\w.])({names})(?==)|(?<=set )({names})\b|^({names})(?=:)"
+  value = r"(?=(?:\[\d+\])?=)"
+  given = rf"(?<![\w.])({names}){value}|(?<=set )({names})\b|^({names})(?=:)"
   return re.sub(given, lambda m: f"{slot.section}.{m[0]}", text)

@@ -84,7 +84,10 @@ def parse(
     except (Exception, SystemExit) as error:
       if text := _of_file(path, error):
         raise ValueError(text) from error
-      raise UsageError(errors.one_line(error)) from error
+      text, flag = errors.one_line(error), getattr(error, "flagname", "")
+      if "." in flag and "config" in required:
+        text += f"; a field of the config is set by --config.{flag}=..."
+      raise UsageError(text) from error
   if len(rest) > 1:
     raise UsageError(f"unexpected argument {rest[1]!r}")
   for name in required:

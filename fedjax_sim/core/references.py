@@ -154,11 +154,25 @@ def named(fields: Mapping[str, Any], others: Iterable[str]) -> Iterator[None]:
       every = value if isinstance(value, (tuple, list)) else (value,)
       if any(is_reference(v) for v in every):
         own[field] = value
-    if not own or any(f"{field}=" in str(error) for field in others):
+    if not own or names_one(str(error), others):
       raise
     names = ", ".join(f"{field}={value!r}" for field, value in own.items())
     kind = type(error).__name__
     raise BadReferenceError(f"{names}: {kind}: {one_line(error)}") from error
+
+
+def names_one(text: str, fields: Iterable[str]) -> bool:
+  """Return whether a message names one of a config's fields.
+
+  Args:
+    text: the message.
+    fields: "section.field", which it names by itself, or "field", which it
+      names by "field=value" alone: a word such as "seed" may be a word.
+  """
+  dotted = {re.escape(field) for field in fields if "." in field}
+  values = {re.escape(field) + "=" for field in fields}
+  names = "|".join(sorted(values | {rf"{name}(?!\w)" for name in dotted}))
+  return re.search(rf"(?<![\w.])(?:{names})", text) is not None
 
 
 def sources(fields: Mapping[str, Any]) -> dict[str, str]:

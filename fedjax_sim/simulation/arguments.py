@@ -279,7 +279,7 @@ def check_parts(
   for p in algorithm.all_passes:
     if p.split not in data.all_splits:
       raise validate.UnknownNameError(
-        f"The algorithm walks over the split {p.split!r}; the data has"
+        f"algorithm.name walks over the split {p.split!r}; the data has"
         f" {', '.join(sorted(data.all_splits))}. Set"
         " data.labelled_fraction for 'labelled' and 'unlabelled', or give"
         " FederatedDataset.splits."
@@ -293,12 +293,12 @@ def check_parts(
     )
   if algorithm.requirements.all_updates == aggregator.reduces:
     raise ValueError(
-      "The algorithm joins the clients' updates itself; aggregator.name has"
-      " to be 'stack', which keeps them all."
+      "algorithm.name joins the clients' updates itself; set"
+      " aggregator.name='stack', which keeps them all."
       if algorithm.requirements.all_updates
       else "aggregator.name='stack' leaves the joining of updates to the"
-      " algorithm, and algorithm.name does not do it; take another one of"
-      " the two."
+      " algorithm, and algorithm.name does not do it; set"
+      " aggregator.name='weighted_mean', or another one that is not 'stack'."
     )
   if algorithm.privacy is not None and not aggregator.weighted_mean:
     raise ValueError(
@@ -307,13 +307,13 @@ def check_parts(
     )
   if algorithm.requirements.weighted_mean and not aggregator.weighted_mean:
     raise ValueError(
-      "The algorithm, or server.stale_probability, counts on a weighted"
-      " mean; aggregator.name has to be 'weighted_mean'."
+      "algorithm.name, or server.stale_probability, counts on a weighted"
+      " mean; set aggregator.name='weighted_mean'."
     )
   if algorithm.requirements.server_data and data.server is None:
     raise ValueError(
       "algorithm.name, or replay.steps, asks for examples of the server's own,"
-      " and there are none; set data.server_clients, or give"
+      " and there are none; set data.server_clients, such as to 1, or give"
       " FederatedDataset.server."
     )
   if stacked and runtime.deterministic_reduction is not None:

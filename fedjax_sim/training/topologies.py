@@ -11,6 +11,7 @@ second largest modulus of the eigenvalues in every step (Boyd et al. 2004,
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,23 +98,51 @@ def read(path: str | os.PathLike[str], nodes: int) -> np.ndarray:
 
   Raises:
     ValueError: it is no such matrix.
+    OSError: there is no such file, or it cannot be read.
   """
   path = Path(path)
+  name = f"topology={str(path)!r}"
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{name}: there is no such file; correct the path, which begins at the"
+      " working folder."
+    )
   if path.suffix == ".edges":
-    pairs = np.loadtxt(path, dtype=int, ndmin=2)
-    outside = pairs.shape[1] != 2 or pairs.min() < 0 or pairs.max() >= nodes
-    if outside:
-      raise ValueError(
-        f"topology={str(path)!r}: an edge is two numbers from 0 to {nodes - 1},"
-        " those of clients; correct the file."
-      )
+    want = f"an edge is two numbers from 0 to {nodes - 1}, those of clients"
+    pairs = _loaded(path, f"{name}: {want}; correct the file", int)
+    if pairs.shape[1] != 2 or pairs.min() < 0 or pairs.max() >= nodes:
+      raise ValueError(f"{name}: {want}; correct the file.")
     edges = np.zeros((nodes, nodes), bool)
     edges[pairs[:, 0], pairs[:, 1]] = edges[pairs[:, 1], pairs[:, 0]] = True
     return metropolis(edges)
-  if path.suffix == ".npy":
-    return np.load(path).astype(np.float64)
-  comma = "," if path.suffix == ".csv" else None
-  return np.loadtxt(path, delimiter=comma, ndmin=2)
+  between = "commas" if path.suffix == ".csv" else "spaces"
+  form = "an array of numbers, as numpy.save writes it"
+  if path.suffix != ".npy":
+    form = f"a row on each line, numbers with {between} between them"
+  return _loaded(path, f"{name} holds no matrix; give {form}", float)
+
+
+def _loaded(path: Path, message: str, dtype: type) -> np.ndarray:
+  """Return the numbers of a file, at least two-dimensional, of this dtype.
+
+  Raises:
+    ValueError: it holds something else; begins with the message.
+    OSError: there is no such file, or it cannot be read.
+  """
+  try:
+    if path.suffix == ".npy":
+      read = np.load(path, allow_pickle=False)
+      return read.astype(dtype, casting="same_kind")
+    with warnings.catch_warnings(action="ignore"):  # of an empty file
+      comma = "," if path.suffix == ".csv" else None
+      read = np.loadtxt(path, dtype=dtype, delimiter=comma, ndmin=2)
+  except (TypeError, ValueError, EOFError) as error:
+    why = str(error).rstrip(".")  # NumPy's about pickles is misleading here
+    why = "" if path.suffix == ".npy" else f" ({why})"
+    raise ValueError(f"{message}{why}.") from error
+  if not read.size:
+    raise ValueError(f"{message} (it is empty).")
+  return read
 
 
 GRAPHS: dict[str, Callable[[int], np.ndarray]] = {
@@ -153,7 +182,8 @@ def mixing_matrix(
   else:
     known = sorted([*GRAPHS, "random_regular"])
     raise validate.UnknownNameError(
-      f"topology={topology!r}: give {', '.join(known)}, or the path of a file."
+      f"topology={topology!r} is unknown; give {', '.join(known)}, or the path"
+      " of a file that ends in .edges, .npy, .csv or .txt."
     )
   check(weights, nodes, topology)
   return weights
@@ -177,7 +207,12 @@ def check(weights: np.ndarray, nodes: int, topology: str) -> None:
       f" give ({nodes}, {nodes})."
     )
   if not np.isfinite(weights).all() or weights.min() < -_TOLERANCE:
-    raise ValueError(f"{name}: some weight is negative or not finite.")
+    fine = np.isfinite(weights) & (weights >= -_TOLERANCE)
+    i, j = np.unravel_index(np.argmin(fine), weights.shape)
+    raise ValueError(
+      f"{name}: row {i} has {weights[i, j]:.6g} in column {j}; let weights be"
+      " finite and >= 0."
+    )
   worst = int(np.argmax(np.abs(weights.sum(1) - 1)))
   if abs(weights[worst].sum() - 1) > _TOLERANCE:
     raise ValueError(

@@ -253,7 +253,7 @@ def _check_versions(algorithm: Algorithm, server: PyTree) -> None:
   kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
   if kinds(message) != kinds(one):
     raise ValueError(
-      "downlink: the algorithm's clients receive different messages, such as"
+      "downlink: clients of algorithm.name receive different messages, such as"
       " several versions of the model, and a difference can be added to one"
       " alone, which all must know; leave the down-link as it is, or take"
       " another algorithm."

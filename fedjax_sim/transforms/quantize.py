@@ -65,7 +65,7 @@ def quantize(
   are not counted.
 
   Args:
-    sparsity: in [0, 1).
+    sparsity: share of the entries that become 0, in [0, 1).
     bits: of a code, 1 to 16; no hyper-parameter, as it is compiled in.
     anneal: in (0, 1]; the sparsity is `sparsity * anneal**t` after t rounds, of
       which those without any client do not count.

@@ -142,7 +142,7 @@ BAD = {
   "weights of 0 and 1 for each other differ": [[0.5, 0.5], [0.4, 0.6]],
   "its spectral gap is 0": [[1.0, 0.0], [0.0, 1.0]],
   "mixing swings forever": [[0.0, 1.0], [1.0, 0.0]],
-  "negative or not finite": [[1.5, -0.5], [-0.5, 1.5]],
+  "row 0 has -0.5 in column 1": [[1.5, -0.5], [-0.5, 1.5]],
   r"its shape is \(1, 1\)": [[1.0]],
 }
 
@@ -152,6 +152,28 @@ def test_matrices_that_do_not_lead_to_the_mean_are_refused(message, tmp_path):
   np.save(tmp_path / "w.npy", np.array(BAD[message]))
   with pytest.raises(ValueError, match=message):
     gossip(quadratic(1), sgd(0.1), 2, topology=str(tmp_path / "w.npy"))
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("w.edges", "0,1", r"two numbers from 0 to 1, .*correct the file \("),
+    ("w.edges", "0 1 0.5", "two numbers from 0 to 1"),
+    ("w.edges", "1 2", "two numbers from 0 to 1"),
+    ("w.edges", "", r"correct the file \(it is empty\)"),
+    ("w.csv", "a,b\n1,2", "holds no matrix; give a row on each line"),
+    ("w.npy", "words", r"holds no matrix; .* as numpy.save writes it\.$"),
+    ("w.txt", None, "there is no such file; correct the path"),
+  ],
+)
+def test_files_that_hold_no_graph_are_refused(name, content, message, tmp_path):
+  path = tmp_path / name
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises((ValueError, OSError), match=message) as caught:
+    topologies.mixing_matrix(str(path), 2)
+  assert f"topology={str(path)!r}" in str(caught.value)
+  assert "pickle" not in str(caught.value)
 
 
 def test_other_topologies_are_refused():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from fedjax_sim.algorithms import ALGORITHMS
 from fedjax_sim.attacks import (
   Attack,
   with_false_reports,
@@ -62,6 +63,7 @@ def _optimizer(config: ConfigDict, section: str, task: Task) -> Optimizer:
 
 
 _OPTIMIZERS = ("client", "server")
+_WITHOUT_GRADIENT = ("gbdt", "gmm", "heavy_hitters")  # of a use, see models/
 MOST_FINETUNING = 10_000  # epochs, or steps, of a client
 
 
@@ -76,8 +78,12 @@ def build_algorithm(
     sizes: shape=(clients,); how many examples each client has, for algorithms
       that take `num_clients` or `mean_examples`, those of a round.
     attack: what some of them do instead.
+
+  Raises:
+    TypeError, ValueError: names the field.
   """
   (slot,) = components.slots_of("algorithm")
+  _check_fits(config)
   optimizers = {
     f"{section}_optimizer": _optimizer(config, section, task)
     for section in _OPTIMIZERS
@@ -115,6 +121,17 @@ def build_algorithm(
   return with_poisoned_data(algorithm, attack)  # in leakage's passes, too
 
 
+def _check_fits(config: ConfigDict) -> None:
+  """Refuse a model that gradient steps do not train with what takes them."""
+  model, algorithm = config.model.name, config.algorithm.name
+  others = {*ALGORITHMS} - {model}  # a user's own may do what it likes
+  if model in _WITHOUT_GRADIENT and algorithm in others:
+    raise ValueError(
+      f"algorithm.name={algorithm!r} does not fit model.name={model!r}, which"
+      f" gradient steps do not train; set algorithm.name={model!r}."
+    )
+
+
 def build_finetuning(
   config: ConfigDict, task: Task
 ) -> tuple[Optimizer, LocalBatching] | None:
@@ -140,6 +157,13 @@ def build_finetuning(
     raise ValueError(
       f"client.finetune_epochs={lengths['epochs']} and"
       f" client.finetune_steps={lengths['steps']}: give one of them."
+    )
+  if client.optimizer is None:
+    (key,) = lengths
+    raise ValueError(
+      f"client.finetune_{key}={lengths[key]} trains with the client's optimizer,"
+      f" and algorithm.name={config.algorithm.name!r} has none; unset it by"
+      f" --config.client.finetune_{key}=None."
     )
   batching = LocalBatching(
     batch_size=client.batch_size, shuffle=client.shuffle, **lengths

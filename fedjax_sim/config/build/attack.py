@@ -44,6 +44,11 @@ def build_attack(config: ConfigDict, data: FederatedDataset) -> Attack:
 def _check_collusion(config: ConfigDict) -> None:
   """Refuse parts that leave colluding attackers nothing to see, or replace."""
   field, privacy = f"attack.name={config.attack.name!r}", config.privacy
+  if config.attack.fraction == 1:
+    raise ValueError(
+      f"attack.fraction=1.0: {field} is made of honest updates, and nobody is"
+      " honest; give less than 1."
+    )
   alone = "take an attack on data or on a client's own report, such as"
   own = "'sign_flip'"
   if privacy.mechanism is not None:
@@ -105,9 +110,12 @@ def attacked_sampler(
   section = config.attack
   if section.name is None:
     return sampler
-  return with_attackers(
-    sampler, num_clients, section.fraction, section.selection
-  )
+  try:
+    return with_attackers(
+      sampler, num_clients, section.fraction, section.selection
+    )
+  except ValueError as error:
+    raise ValueError(f"attack.{error}") from error
 
 
 def attacked_aggregator(

@@ -225,10 +225,11 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
   except DataError as error:
     raise ValueError(naming_data(config, error)) from error
   except ModelError as error:
-    model = [f"model.{k}={v!r}" for k, v in config.model.items() if v]
-    raise ValueError(
-      f"{', '.join(model)}: {naming_data(config, error)}"
-    ) from error
+    text = naming_data(config, error)
+    if not references.names_one(str(error), dict(fields_of(config))):
+      model = [f"model.{k}={v!r}" for k, v in config.model.items() if v]
+      text = f"{', '.join(model)}: {text}"
+    raise ValueError(text) from error
   if not allowed:
     raise ValueError(
       f"privacy.target_epsilon={config.privacy.target_epsilon}: the first round"

@@ -203,10 +203,25 @@ def build_transforms(config: ConfigDict) -> list[Transform]:
         f"{section}.error_feedback=True and {section}.ef21=True: both feed an"
         " error back; set one of them to False."
       )
+    if (fields.error_feedback or fields.ef21) and _grows(fields, label):
+      raise ValueError(
+        f"{section}.unbiased=True multiplies what is kept, so an error that is"
+        f" fed back grows; set {section}.unbiased=False."
+      )
     if fields.error_feedback:
       made = error_feedback(made)
     chain.append(ef21(made) if fields.ef21 else made)
   return chain
+
+
+def _grows(fields: ConfigDict, label: str) -> bool:
+  """Return whether what this transform takes off may be longer than the rest.
+
+  The error of unbiased `random_k` is n/k - 1 times the squared update. That of
+  `drive` is below 1 either way.
+  """
+  name = fields.get("name") or label
+  return name == "random_k" and fields.unbiased and fields.share < 1
 
 
 def build_downlink(config: ConfigDict, algorithm: Algorithm) -> Algorithm:
