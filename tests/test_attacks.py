@@ -403,6 +403,30 @@ def test_attacks_that_would_do_nothing_are_refused(fields, message):
     built(**fields)
 
 
+OWN = """
+import jax
+import jax.numpy as jnp
+from fedjax_sim.attacks import Attack
+
+def poison():
+  return Attack(poison=lambda b, key, h: {**b.examples, "y": jnp.zeros(())})
+
+def report():
+  return Attack(report=lambda update, key, h: jax.tree.map(jnp.sum, update))
+
+def collude():
+  return Attack(collude=lambda honest, h: jax.tree.map(jnp.sum, honest.mean))
+"""
+
+
+@pytest.mark.parametrize("name", ["poison", "report", "collude"])
+def test_what_an_own_attack_returns_is_not_broadcast(name, tmp_path):
+  (tmp_path / "own.py").write_text(OWN)
+  message = rf"attack.name: Attack.{name} returned shape \(\) at"
+  with pytest.raises((TypeError, ValueError), match=message):
+    built(attack__name=f"{tmp_path / 'own.py'}:{name}").trace()
+
+
 DP = {
   "privacy__mechanism": "gaussian",
   "privacy__clip_norm": 1.0,

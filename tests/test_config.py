@@ -569,6 +569,14 @@ def test_algorithms_that_take_the_population():
       r"set transforms.k.unbiased=False",
     ),
     (
+      {
+        "model": {"name": "gmm"},
+        "algorithm": {"name": "gmm"},
+        "client": {"finetune_steps": 2},
+      },
+      r"client.finetune_steps=2 .* algorithm.name='gmm' has none; unset it",
+    ),
+    (
       {"model": {"name": "heavy_hitters", "field": "x"}},
       r"^algorithm.name='fedavg' does not fit",
     ),

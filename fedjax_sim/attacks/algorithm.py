@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregators.grouped import Grouped
-from fedjax_sim.attacks.attack import Attack
+from fedjax_sim.attacks.attack import Attack, check_shapes
 from fedjax_sim.core import (
   Algorithm,
   Array,
@@ -54,7 +54,9 @@ def with_false_reports(algorithm: Algorithm, attack: Attack) -> Algorithm:
     key = jax.random.fold_in(client.key, _TAG)
     true = report.update
     own = true.update if isinstance(true, Grouped) else true
-    sent = _chosen(client, false(own, key, client.hparams[_SECTION]), own)
+    said = false(own, key, client.hparams[_SECTION])
+    check_shapes("report", said, own)
+    sent = _chosen(client, said, own)
     if isinstance(true, Grouped):  # attackers stay in their group
       sent = Grouped(sent, true.group)
     return report._replace(update=sent)
@@ -115,6 +117,7 @@ def _poisoned(
   def step(client: Client, carry: PyTree, batch: Batch, key: Key) -> PyTree:
     own = jax.random.fold_in(key, _TAG)
     examples = poison(batch, own, client.hparams[_SECTION])
+    check_shapes("poison", dict(examples), dict(batch.examples))
     chosen = _chosen(client, dict(examples), dict(batch.examples))
     return walk.step(client, carry, batch._replace(examples=chosen), key)
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedjax_sim.core import Array, Batch, Examples, HParams, Key, PyTree, Task
+import jax.numpy as jnp
+
+from fedjax_sim.core import (
+  Array,
+  Batch,
+  Examples,
+  HParams,
+  Key,
+  PyTree,
+  Task,
+  returned,
+)
 from fedjax_sim.core.types import EMPTY
 from fedjax_sim.core.update import Shares
 
@@ -67,3 +78,23 @@ class Attack(NamedTuple):
   by_shares: bool = False
   asks_aggregate: bool = False
   measure: Callable[[Task], Task] | None = None
+
+
+def check_shapes(function: str, given: PyTree, like: PyTree) -> None:
+  """Refuse what a function of an attack returned, if it would be broadcast.
+
+  Args:
+    function: its name in `Attack`.
+    given: what it returned.
+    like: what it was to be like.
+
+  Raises:
+    TypeError: names the first leaf whose shape differs.
+  """
+  shape = lambda x: f"shape {jnp.shape(x)}"
+  if (found := returned.first_difference(given, like, shape)) is not None:
+    name, one, other = found
+    raise TypeError(
+      f"attack.name: Attack.{function} returned {one} at {name or 'the top'},"
+      f" where {other} was expected; keep structure and shapes."
+    )

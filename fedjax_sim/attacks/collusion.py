@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.aggregators import rows
-from fedjax_sim.attacks.attack import Attack, Honest
+from fedjax_sim.attacks.attack import Attack, Honest, check_shapes
 from fedjax_sim.core import AggregationContext, Aggregator, Array, PyTree
 
 _SECTION = "attack"  # of the hyper-parameters
@@ -72,7 +72,9 @@ def with_collusion(aggregator: Aggregator, attack: Attack) -> Aggregator:
       shares=context.shares,
       aggregate=aggregate,
     )
-    return aggregate(collude(seen, own))
+    sent = collude(seen, own)
+    check_shapes("collude", sent, seen.mean)
+    return aggregate(sent)
 
   return Aggregator(
     rows.empty_rows,

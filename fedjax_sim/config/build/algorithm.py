@@ -161,8 +161,8 @@ def build_finetuning(
   if client.optimizer is None:
     (key,) = lengths
     raise ValueError(
-      f"client.finetune_{key}={lengths[key]} trains with the client's optimizer,"
-      f" and algorithm.name={config.algorithm.name!r} has none; unset it by"
+      f"client.finetune_{key}={lengths[key]} takes the client's optimizer, and"
+      f" algorithm.name={config.algorithm.name!r} has none; unset it by"
       f" --config.client.finetune_{key}=None."
     )
   batching = LocalBatching(
