@@ -71,8 +71,8 @@ def gbdt(
   """Return boosting with histograms; defaults are XGBoost's.
 
   After trees times depth rounds all trees are grown, and further rounds change
-  nothing. The metric `trees` is how many are. If not all clients take part,
-  every level is grown on the examples of other ones.
+  nothing. The metric `trees` is how many were before the round. If not all
+  clients take part, every level is grown on the examples of other ones.
 
   Args:
     task: trees, as `models.gbdt` makes.
