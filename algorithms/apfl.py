@@ -37,6 +37,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
+from fedjax_sim.core.tree import in_dtype
 from fedjax_sim.training.local import LocalState, metric
 from fedjax_sim.training.optimizers import Optimizer, descend
 
@@ -69,7 +70,7 @@ class Carry(NamedTuple):
 def mix(alpha: Array, own: PyTree, shared: PyTree) -> PyTree:
   """Return `alpha own + (1 - alpha) shared`, in the dtypes of `shared`."""
   return jax.tree.map(
-    lambda v, w: (alpha * v + (1 - alpha) * w).astype(w.dtype), own, shared
+    lambda v, w: in_dtype(alpha * v + (1 - alpha) * w, w.dtype), own, shared
   )
 
 

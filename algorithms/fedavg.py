@@ -26,6 +26,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
+from fedjax_sim.core.tree import in_dtype
 from fedjax_sim.training import optimizers
 from fedjax_sim.training.local import (
   ExtraLoss,
@@ -104,7 +105,7 @@ def fedavg(
       params,
     )
     buffers = jax.tree.map(
-      lambda mean, old: mean.astype(old.dtype), aggregate.buffers, buffers
+      lambda mean, old: in_dtype(mean, old.dtype), aggregate.buffers, buffers
     )
     return ServerState(Variables(params, buffers, frozen), state)
 

@@ -30,6 +30,7 @@ from fedjax_sim.core import (
   Key,
   PyTree,
   Report,
+  Requirements,
   Task,
   validate,
 )
@@ -125,7 +126,12 @@ def feddyn(
     return ServerState(moved, h)
 
   wrapped = wrap_algorithm(
-    base, init=init, finish=finish, apply=apply, hparams={"alpha": alpha}
+    base,
+    init=init,
+    finish=finish,
+    apply=apply,
+    hparams={"alpha": alpha},
+    requirements=Requirements(own_weights=True),  # h is the mean of the g_k
   )
   return wrapped._replace(
     client_init=lambda server, hparams: jax.tree.map(jnp.zeros_like, server.h)

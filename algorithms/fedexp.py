@@ -11,6 +11,7 @@ The paper evaluates the mean of the last two models, this the last one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,6 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.tree import tree_norm
-from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer
 from fedjax_sim.training.wrappers import wrap_algorithm
 
@@ -52,9 +52,9 @@ def fedexp(
   """Return FedAvg whose server extrapolates.
 
   All clients count the same, as in the paper. Besides their updates clients
-  send the squared norms, of which the server needs the mean: a statistic, which
-  a private run has to bound by `privacy.statistics_norm`. The metric `eta_g` is
-  that of the round before.
+  send the squared norms of these, as transforms leave them, of which the server
+  needs the mean: a statistic, which a private run has to bound by
+  `privacy.statistics_norm`. The metric `eta_g` is that of the round before.
 
   Args:
     task: what clients train.
@@ -68,8 +68,11 @@ def fedexp(
   epsilon = validate.number("epsilon", epsilon, gt=0)
   base = fedavg(task, client_optimizer, server_optimizer, weighting="uniform")
 
-  def finish(client: Client, carry: LocalState) -> Report:
-    report = base.finish(client, carry)
+  def postprocess_report(
+    client: Client, report: Report, inner: Callable[[Report], Report]
+  ) -> Report:
+    """Add the norm of what is sent, which transforms may have shortened."""
+    report = inner(report)
     return report._replace(statistics=tree_norm(report.update) ** 2)
 
   def apply(
@@ -88,7 +91,7 @@ def fedexp(
     init=lambda server, key, hparams: ServerState(
       server, jnp.ones((), jnp.float32)
     ),
-    finish=finish,
+    postprocess_report=postprocess_report,
     apply=apply,
     hparams={"epsilon": epsilon},
     # The norms are those of a mean; a secure or robust aggregator that hides

@@ -49,6 +49,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.compensated import Total
+from fedjax_sim.core.tree import in_dtype
 from fedjax_sim.data.augment import augment
 from fedjax_sim.training.local import (
   LocalState,
@@ -230,7 +231,9 @@ def _with_means(algorithm: Algorithm) -> Algorithm:
           jax.tree.map(
             lambda w, u: (w + u).astype(w.dtype), received.params, u
           ),
-          jax.tree.map(lambda b, old: b.astype(old.dtype), b, received.buffers),
+          jax.tree.map(
+            lambda b, old: in_dtype(b, old.dtype), b, received.buffers
+          ),
         )
         for u, b in zip(updates, buffers, strict=True)
       )

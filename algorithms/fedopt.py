@@ -23,7 +23,15 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.core import Algorithm, Array, PyTree, Task, validate
+from fedjax_sim.core import (
+  Algorithm,
+  Array,
+  PyTree,
+  Task,
+  in_float32,
+  validate,
+)
+from fedjax_sim.core.tree import zeros_accumulator
 from fedjax_sim.training.optimizers import Optimizer
 
 # (v, Delta^2, numbers) -> v
@@ -31,7 +39,11 @@ Second = Callable[[Array, Array, Mapping[str, Any]], Array]
 
 
 class Moments(NamedTuple):
-  """Running moments of the mean update, like the parameters."""
+  """Running moments of the mean update, in float32 at least.
+
+  A short dtype would lose what is added: Adagrad's v grows in bfloat16 to 256
+  times Delta^2, and no further.
+  """
 
   m: PyTree
   v: PyTree
@@ -151,15 +163,16 @@ def _server(
 
   def build(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
     def init(params: PyTree) -> Moments:
-      zeros = jax.tree.map(jnp.zeros_like, params)
+      zeros = zeros_accumulator(params)
       start = jnp.asarray(hparams["tau"]) ** 2
-      full = lambda p: jnp.full_like(p, start.astype(p.dtype))
-      return Moments(zeros, jax.tree.map(full, params))
+      full = lambda z: jnp.full_like(z, start.astype(z.dtype))
+      return Moments(zeros, jax.tree.map(full, zeros))
 
     def update(
       gradient: PyTree, state: Moments, params: PyTree
     ) -> tuple[PyTree, Moments]:
       del params
+      gradient = in_float32(gradient)
       b1 = hparams["beta1"]
       m = jax.tree.map(lambda m, g: b1 * m - (1 - b1) * g, state.m, gradient)
       v = jax.tree.map(lambda v, g: second(v, g**2, hparams), state.v, gradient)

@@ -33,7 +33,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import accumulator_dtype
+from fedjax_sim.core.tree import accumulator_dtype, in_dtype
 from fedjax_sim.training import several_models, topologies
 from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer, optimizer
@@ -121,7 +121,7 @@ def gossip(
     def mixed(x: Array, updates: Array) -> Array:
       dtype = accumulator_dtype(x)
       y = x.astype(dtype).at[place].add(updates.astype(dtype), mode="drop")
-      return jnp.tensordot(jnp.asarray(mix, dtype), y, 1).astype(x.dtype)
+      return in_dtype(jnp.tensordot(jnp.asarray(mix, dtype), y, 1), x.dtype)
 
     nodes = jax.tree.map(mixed, server.nodes, aggregate.update)
     alike = jnp.ones((count,), jnp.float32)

@@ -36,7 +36,7 @@ from fedjax_sim.core import (
   Variables,
   validate,
 )
-from fedjax_sim.core.tree import tree_where
+from fedjax_sim.core.tree import in_dtype, tree_where
 from fedjax_sim.training import several_models
 from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer, optimizer
@@ -135,7 +135,9 @@ def hierarchical(
       )
     update, trained = aggregate.update
     moved = jax.tree.map(
-      lambda x, u: (x.astype(u.dtype) + u).astype(x.dtype), server.edges, update
+      lambda x, u: in_dtype(x.astype(u.dtype) + u, x.dtype),
+      server.edges,
+      update,
     )
     weight = server.weight + trained
     cloud = several_models.mean(moved, weight, server.cloud.frozen)

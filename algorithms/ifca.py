@@ -160,9 +160,10 @@ def ifca(
 
   def choose(client: Client, losses: Total) -> Array:
     total, weight = metric(losses)
-    return jnp.argmin(total / jnp.where(weight > 0, weight, 1)).astype(
-      jnp.int32
-    )
+    mean = total / jnp.where(weight > 0, weight, 1)
+    # argmin would take a NaN, and clients would never leave what diverged.
+    known = jnp.where(jnp.isnan(mean), jnp.inf, mean)
+    return jnp.argmin(known).astype(jnp.int32)
 
   def with_model(client: Client, cluster: Array) -> Client:
     return client._replace(message=_model(client.message.models, cluster))
@@ -244,7 +245,8 @@ def ifca(
       jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     ),
     personal=personal,
-    requirements=Requirements(weighted_mean=True),
+    # Shares are of clients: one alone is a cluster, whatever it would weigh.
+    requirements=Requirements(weighted_mean=True, own_weights=True),
     state_metrics=lambda server, hparams: {
       f"cluster_{j}/share": server.shares[j] for j in range(k)
     },

@@ -22,6 +22,7 @@ from fedjax_sim.core import (
   Key,
   PyTree,
   Report,
+  Requirements,
   Task,
   Variables,
   validate,
@@ -140,4 +141,5 @@ def scaffold(
       fedavg=server.fedavg._replace(variables=variables)
     ),
     client_init=lambda server, hparams: jax.tree.map(jnp.zeros_like, server.c),
+    requirements=Requirements(own_weights=True),  # c is the mean of the c_i
   )

@@ -14,10 +14,12 @@ from fedjax_sim.core.tree import (
   clip_to_unit_norm,
   clipped_by_layer,
   fits,
+  in_dtype,
   tree_norm,
 )
 from fedjax_sim.engine.client_log import cosine, gradient_statistics
 from fedjax_sim.privacy.leakage.words import guessed
+from fedjax_sim.training import several_models
 from problems import flat
 
 
@@ -167,3 +169,13 @@ def test_directions_of_any_size(size):
 def test_what_fits(tree, order, expected):
   tree = {k: np.float32(v) for k, v in dict(tree).items()}
   assert bool(jax.jit(fits, static_argnums=1)(tree, order)) == expected
+
+
+def test_means_of_integers_are_the_nearest():
+  """Also of twelve models, whose shares do not add up to 1 in float32."""
+  close = jnp.float32([2.9999998, 3.2, -1.9999999])
+  assert in_dtype(close, jnp.int32).tolist() == [3, 3, -2]
+  assert in_dtype(close, jnp.float32).tolist() == close.tolist()
+  counts = jnp.broadcast_to(jnp.arange(30), (12, 30))
+  mean = several_models.mean(({}, counts), jnp.ones(12), ())
+  np.testing.assert_array_equal(mean.buffers, np.arange(30))

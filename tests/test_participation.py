@@ -7,6 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.feddyn import feddyn
+from fedjax_sim.algorithms.ifca import ifca
+from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.core import Sampler
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
@@ -42,6 +45,12 @@ def test_inclusion_probabilities(scores, data):
     ratio = found[below] / scores[below]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-9)
     assert (scores[~below] * ratio[0] >= 1 - 1e-6).all()
+
+
+def test_inclusion_where_rounding_takes_all_above_one():
+  """The sum of the scores is rounded down, and 6 times each over it is > 1."""
+  found = systematic.inclusion(np.array([0.1] * 6 + [0.0]), 6)
+  np.testing.assert_array_equal(found, [1.0] * 6 + [0.0])
 
 
 def test_systematic_draws_hit_as_often_as_they_should():
@@ -118,6 +127,21 @@ def test_importance_is_uniform_where_all_are_alike():
   ids = np.array([0, 2, 5])
   for norms in (np.full(6, -1.0), np.full(6, 2.0), np.zeros(6)):
     np.testing.assert_allclose(sampler.weights(0, 0, ids, norms), 1)
+
+
+@pytest.mark.parametrize(
+  "make", [scaffold, feddyn, lambda *parts: ifca(*parts, clusters=2)]
+)
+def test_factors_are_not_for_servers_that_follow_what_clients_keep(make):
+  """SCAFFOLD's c would be no mean of the c_i any more."""
+  task = quadratic(1)
+  with pytest.raises(ValueError, match=r"Sampler\.weights.*algorithm\.name"):
+    make_simulator(
+      task,
+      make(task, sgd(0.1), sgd(1.0)),
+      quadratic_data([[0.0], [1.0]]),
+      sampler=importance(2, 1, np.ones(2)),
+    )
 
 
 def test_norms_are_observed_and_weights_reach_the_mean():

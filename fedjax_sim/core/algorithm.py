@@ -208,6 +208,9 @@ class Requirements(NamedTuple):
       the transforms.
     client_values: `apply` needs `Members.values`, which private clients do not
       send.
+    own_weights: clients have to weigh what they report, so that what the server
+      adds up stays in step with what they keep. A sampler's factors, see
+      `Sampler.weights`, would change that.
   """
 
   all_updates: bool = False
@@ -216,6 +219,7 @@ class Requirements(NamedTuple):
   pools_data: bool = False
   groups: int = 1
   client_values: bool = False
+  own_weights: bool = False
 
 
 class PrivacySpec(NamedTuple):

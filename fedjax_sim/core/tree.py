@@ -212,6 +212,24 @@ def accumulator_dtype(x: Array) -> Any:
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
+def in_dtype(x: Array, dtype: Any) -> Array:
+  """Return a mean in the dtype of what it is a mean of.
+
+  Integers, such as a layer's count of steps, are the nearest: what is equal at
+  all clients stays as it is, although the mean has rounding errors.
+
+  Example:
+    >>> int(in_dtype(jnp.float32(2.9999998), jnp.int32))
+    3
+
+  Args:
+    x: numbers.
+    dtype: what they become.
+  """
+  whole = jnp.issubdtype(dtype, jnp.integer)
+  return (jnp.round(x) if whole else x).astype(dtype)
+
+
 def zeros_accumulator(update: PyTree) -> PyTree:
   """Return zeros of the update's shapes, in float32 or wider."""
   return jax.tree.map(

@@ -35,7 +35,8 @@ def importance(
   grow.
 
   Who takes part depends on what clients report, so a private run refuses this
-  sampler, and a dispatch has one round.
+  sampler, and a dispatch has one round. Algorithms that let all clients of a
+  cohort count the same (`feddyn`, `ifca`, `scaffold`) refuse it, too.
 
   Args:
     num_clients: N, the population.

@@ -46,7 +46,10 @@ def inclusion(scores: np.ndarray, size: int) -> np.ndarray:
   probabilities = np.zeros(len(scores))
   rest = np.ones(len(scores), bool)
   while True:
-    left = size - (~rest).sum()
+    left = size - np.count_nonzero(~rest)
+    if not left:  # the others have a score of 0, perhaps, or are none
+      probabilities[rest] = 0.0
+      return probabilities
     probabilities[rest] = left * scores[rest] / scores[rest].sum()
     over = rest & (probabilities > 1)
     if not over.any():

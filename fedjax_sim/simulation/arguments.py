@@ -229,7 +229,7 @@ def check_cohort(sampler: Sampler, aggregator: Aggregator) -> None:
 def check_unobserved(
   sampler: Sampler, algorithm: Algorithm, aggregator: Aggregator
 ) -> None:
-  """Refuse a sampler that privacy mechanisms do not go with.
+  """Refuse a sampler that privacy mechanisms, or the algorithm, do not take.
 
   Args:
     sampler: who takes part in a round.
@@ -237,7 +237,8 @@ def check_unobserved(
     aggregator: how updates become one.
 
   Raises:
-    ValueError: the run is private, and the sampler observes, or has weights.
+    ValueError: the run is private, and the sampler observes, or has weights; or
+      the algorithm is one that these would lead astray.
   """
   private = (
     algorithm.privacy is not None
@@ -255,6 +256,12 @@ def check_unobserved(
       "sampler.name multiplies what clients weigh (Sampler.weights), and what"
       " private clients weigh is bounded, which undoes it; take 'uniform' or"
       " 'poisson', or a run that is not private."
+    )
+  if algorithm.requirements.own_weights and sampler.weights is not None:
+    raise ValueError(
+      "sampler.name multiplies what clients weigh (Sampler.weights), and"
+      " algorithm.name lets all of a cohort count the same, or its server would"
+      " lose track of what they keep; take 'uniform', or another algorithm."
     )
 
 

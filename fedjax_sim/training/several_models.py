@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import Array, Client, PyTree, Report, Variables
-from fedjax_sim.core.tree import accumulator_dtype
+from fedjax_sim.core.tree import accumulator_dtype, in_dtype
 from fedjax_sim.training.local import LocalState, difference
 
 
@@ -44,7 +44,7 @@ def mean(models: PyTree, weight: Array, frozen: PyTree) -> Variables:
   def of(x: Array) -> Array:
     dtype = accumulator_dtype(x)
     total = jnp.tensordot(share.astype(dtype), x.astype(dtype), 1)
-    return total.astype(x.dtype)
+    return in_dtype(total, x.dtype)
 
   params, buffers = jax.tree.map(of, models)
   return Variables(params, buffers, frozen)

@@ -1,5 +1,6 @@
 """FedAvg whose clients keep their optimizers, as DiLoCo's workers do."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -84,6 +85,29 @@ def test_optimizers_begin_anew_by_default():
   expected = diloco(False, [range(3)] * ROUNDS)
   np.testing.assert_allclose(found, expected, atol=1e-5)
   assert simulator.algorithm.client_init(None, {}) == ()
+
+
+def test_counts_of_steps_among_the_buffers_stay_whole():
+  """Also with weights of which the mean of equal counts has rounding errors."""
+  task = quadratic(2)
+  counting = task._replace(
+    init=lambda key: task.init(key)._replace(buffers={"steps": jnp.int32(0)}),
+    loss=lambda variables, examples, key: task.loss(
+      variables, examples, key
+    )._replace(buffers={"steps": variables.buffers["steps"] + 1}),
+  )
+  factors = np.array([0.9, 0.3, 0.7])
+  simulator = make_simulator(
+    counting,
+    fedavg(counting, sgd(0.1), sgd(1.0)),
+    quadratic_data(CENTRES, CURVATURES),
+    sampler=sampling.uniform(3, 3)._replace(
+      weights=lambda seed, round_, ids: factors[ids]
+    ),
+    batching=LocalBatching(batch_size=1, steps=7),
+  )
+  state = train(simulator, 3)
+  assert simulator.algorithm.variables(state.server).buffers["steps"] == 21
 
 
 def test_keeping_is_yes_or_no():

@@ -40,19 +40,24 @@ def yogi(v, delta, beta2=0.99):
   return v - (1 - beta2) * delta**2 * np.sign(v - delta**2)
 
 
+SECOND = {
+  "fedadagrad": lambda v, delta: v + delta**2,
+  "fedadam": lambda v, delta: 0.99 * v + 0.01 * delta**2,
+  "fedyogi": yogi,
+}
 EXPECTED = {
   "fedavgm": momentum(),
-  "fedadagrad": adaptive(lambda v, delta: v + delta**2, 0.0),
-  "fedadam": adaptive(lambda v, delta: 0.99 * v + 0.01 * delta**2, 0.9),
-  "fedyogi": adaptive(yogi, 0.9),
+  "fedadagrad": adaptive(SECOND["fedadagrad"], 0.0),
+  "fedadam": adaptive(SECOND["fedadam"], 0.9),
+  "fedyogi": adaptive(SECOND["fedyogi"], 0.9),
 }
 
 
-def steps(algorithm):
-  """The model after the server saw the updates."""
+def steps(algorithm, updates=UPDATES):
+  """The server after it saw the updates."""
   hparams = jax.tree.map(jnp.float32, dict(algorithm.hparams))
   server = algorithm.init(KEY, hparams)
-  for delta in UPDATES:
+  for delta in updates:
     mean = {"w": jnp.asarray(delta, jnp.float32)}
     aggregate = Aggregate(
       update=mean,
@@ -70,13 +75,33 @@ def steps(algorithm):
       num_clients=1,
     )
     server = algorithm.apply(server, aggregate, context)
-  return algorithm.variables(server).params["w"]
+  return server
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_defaults_are_the_papers(name):
   algorithm = ALGORITHMS[name](TASK, sgd(0.1), learning_rate=ETA)
-  np.testing.assert_allclose(steps(algorithm), EXPECTED[name], rtol=1e-5)
+  found = steps(algorithm).variables.params["w"]
+  np.testing.assert_allclose(found, EXPECTED[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fedadagrad", "fedadam", "fedyogi"])
+def test_moments_of_a_model_in_bfloat16_lose_nothing(name):
+  """In bfloat16 256 + 1 is 256, and 256 - 1% of it and less is off by 1%."""
+  halve = lambda x: x.astype(jnp.bfloat16)
+  short = TASK._replace(init=lambda key: jax.tree.map(halve, TASK.init(key)))
+  updates = np.ones((9, DIM))
+  updates[0] = 16.0
+  server = steps(ALGORITHMS[name](short, sgd(0.1)), updates)
+  assert server.variables.params["w"].dtype == jnp.bfloat16
+  beta1 = 0.0 if name == "fedadagrad" else 0.9
+  second = SECOND[name]
+  m, v = 0.0, 1e-6
+  for delta in updates[:, 0]:
+    m = beta1 * m + (1 - beta1) * delta
+    v = second(v, delta)
+  np.testing.assert_allclose(server.optimizer.m["w"], m, rtol=1e-5)
+  np.testing.assert_allclose(server.optimizer.v["w"], v, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,21 @@ def test_it_is_the_papers_recursion(averaging, devices):
   assert (sent.update, sent.up) == (4 * DIM, 4 * (DIM + CLUSTERS + 1))
 
 
+def test_nobody_takes_a_model_whose_loss_is_no_number():
+  algorithm = ifca(TASK, sgd(ETA), sgd(1.0), clusters=CLUSTERS)
+  simulator, state = simulate(algorithm, 0)
+  server = state.server.fedavg
+  models = server.variables
+  w = models.params["w"].at[1].set(3e38)
+  models = models._replace(params={"w": w})
+  server = state.server._replace(fedavg=server._replace(variables=models))
+  out = simulator.dispatch(
+    state._replace(server=server), simulator.plan(0, 1, state=state)
+  )
+  assert out.state.server.shares[1] == 0
+  assert out.rows[0]["clients_rejected"] == 0
+
+
 def planted():
   """Six clients; those with odd numbers have the opposite labels."""
   rng = np.random.default_rng(0)
