@@ -48,7 +48,7 @@ class ServerState(NamedTuple):
 
 
 class Message(NamedTuple):
-  """What the server sends to clients, each of which uses its own lambda_k."""
+  """What the server sends: of lambda, to each client its own lambda_k alone."""
 
   variables: Variables
   lam: Array
@@ -94,9 +94,8 @@ def agnostic(
     return ServerState(base.init(key, hparams), even)
 
   def finish(client: Client, measured: Total, carry: LocalState) -> Report:
-    own = client.message.lam[client.id]
     return base.finish(client, carry)._replace(
-      weight=count * own, values={"loss": mean_of(measured)}
+      weight=count * client.message.lam, values={"loss": mean_of(measured)}
     )
 
   def apply(
@@ -129,6 +128,9 @@ def agnostic(
   return base._replace(
     init=init,
     broadcast=lambda server: Message(server.fedavg.variables, server.lam),
+    download=lambda message, version, ident: message._replace(
+      lam=message.lam[ident]
+    ),
     passes=(full_loss(task, get_model=get_model), *base.passes),
     finish=finish,
     apply=apply,

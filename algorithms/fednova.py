@@ -55,12 +55,19 @@ def fednova(
     weighting: p_i, up to a factor; as in `fedavg`.
 
   Raises:
-    TypeError, ValueError: a client optimizer other than sgd, or mu is not such
-      a number, or too large for the client's rate.
+    TypeError, ValueError: a client optimizer other than sgd, or with a momentum
+      that is not in [0, 1), or mu is not such a number, or too large for the
+      client's rate.
   """
   mu = validate.number("mu", mu, ge=0)
   allowed = ("momentum", "weight_decay", "max_grad_norm")
   check_sgd("client_optimizer", client_optimizer, *allowed)
+  validate.number(
+    "client_optimizer's momentum",
+    client_optimizer.hparams.get("momentum", 0.0),
+    ge=0,
+    lt=1,
+  )
   proximal = mu > 0
   if proximal:
     _check_proximal(mu, client_optimizer)

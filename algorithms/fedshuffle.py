@@ -56,11 +56,12 @@ def fedshuffle(
     mean_examples: sum_j n_j / N, the mean number of examples that clients use
       in a round; a config knows it. None: weights sum to one in each cohort.
     weighting: w_i, up to a factor; as in `fedavg`. With `uniform` all w_i are
-      1 / N, and `mean_examples` does not matter.
+      1 / N, and with `tokens` weights sum to one in each cohort;
+      `mean_examples` does not matter then.
 
   Raises:
-    TypeError, ValueError: mean_examples is no positive number, does not go with
-      the weighting, or the client's learning rate is no number.
+    TypeError, ValueError: mean_examples is no positive number, or the client's
+      learning rate is none.
   """
   check("client_optimizer", client_optimizer)
   if "learning_rate" not in client_optimizer.hparams:

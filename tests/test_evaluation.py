@@ -289,6 +289,14 @@ def test_a_client_whose_number_is_nan_does_not_hide():
   assert all(np.isnan(v) for v in found.values())
 
 
+def test_a_client_whose_loss_is_infinite_is_no_warning():
+  found = over_clients(np.array([1.0, np.inf, 2.0]))
+  assert found["lowest10"] == 1.0
+  assert found["mean"] == found["highest10"] == np.inf
+  assert np.isnan(found["std"])
+  assert np.isnan(found["gini"])
+
+
 def test_a_mean_of_nan_does_not_hide():
   """A client whose loss is NaN is not a client without examples."""
   metrics = ClientMetrics(

@@ -101,18 +101,20 @@ def over_clients(values: np.ndarray) -> dict[str, float]:
   tenth = -(-count // 10)
   known = not np.isnan(ordered[-1])
   gini = math.nan
-  if known and ordered[0] >= 0:
-    ranks = 2 * np.arange(1, count + 1) - count - 1
-    total = count * ordered.sum()
-    gini = float(ranks @ ordered / total) if total > 0 else 0.0
-  return {
-    "mean": float(values.mean()),
-    **{f"p{q}": float(np.percentile(values, q)) for q in PERCENTILES},
-    "lowest10": float(ordered[:tenth].mean()) if known else math.nan,
-    "highest10": float(ordered[-tenth:].mean()),
-    "std": float(values.std()),
-    "gini": gini,
-  }
+  # A loss may be infinite; there is no standard deviation then.
+  with np.errstate(invalid="ignore", over="ignore"):
+    if known and ordered[0] >= 0:
+      ranks = 2 * np.arange(1, count + 1) - count - 1
+      total = count * ordered.sum()
+      gini = float(ranks @ ordered / total) if total > 0 else 0.0
+    return {
+      "mean": float(values.mean()),
+      **{f"p{q}": float(np.percentile(values, q)) for q in PERCENTILES},
+      "lowest10": float(ordered[:tenth].mean()) if known else math.nan,
+      "highest10": float(ordered[-tenth:].mean()),
+      "std": float(values.std()),
+      "gini": gini,
+    }
 
 
 def told(metric: str, prefix: str, *, spread: bool = True) -> list[str]:

@@ -50,6 +50,9 @@ def test_it_is_descent_and_ascent():
   assert (lam == 0).any()  # so that a client of a cohort counts nothing
   np.testing.assert_allclose(params_of(simulator, state)["w"], w, atol=5e-6)
   np.testing.assert_allclose(state.server.lam, lam, atol=5e-6)
+  # A client gets the model and its lambda_k; it sends weight and loss, too.
+  sent = simulator.traffic
+  assert (sent.down, sent.up) == (4 * DIM + 4, 4 * DIM + 4 + 4)
 
 
 def test_it_reaches_the_minimax_point():

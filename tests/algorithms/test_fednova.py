@@ -78,6 +78,12 @@ def test_what_does_not_go_with_a_proximal_term():
     fednova(TASK, sgd(0.1), sgd(1.0), mu=-1.0)
 
 
+def test_a_momentum_of_one_has_no_weights():
+  heavy = optimizer("sgd", learning_rate=0.1, momentum=1.0)
+  with pytest.raises(ValueError, match=r"momentum=1.0 is out of range.*< 1"):
+    fednova(TASK, heavy, sgd(1.0))
+
+
 def test_slow_momentum_and_equal_weights():
   slow = optimizer("sgd", learning_rate=1.0, momentum=0.4)
   algorithm = fednova(TASK, sgd(ETA), slow, weighting="uniform")
