@@ -125,4 +125,4 @@ def gbdt(
       found["accuracy"] = Metric(right.astype(value.dtype), ones)
     return found
 
-  return Task(init, loss, metrics, logits=logits)
+  return Task(init, loss, metrics, logits=logits, exact=True)

@@ -105,7 +105,7 @@ def gmm(
     value = -jax.nn.logsumexp(logits(variables, examples), axis=-1)
     return {"loss": Metric(value, jnp.ones_like(value))}
 
-  return Task(first, loss, metrics, logits=logits)
+  return Task(first, loss, metrics, logits=logits, exact=True)
 
 
 def _diagonal(gaps: Array, variances: Array) -> Array:

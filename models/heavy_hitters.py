@@ -118,4 +118,4 @@ def heavy_hitters(
         f" model.domain={max(high, 0) + 1} or more, and no value below 0."
       )
 
-  return Task(init, loss, metrics, check=check, features=values)
+  return Task(init, loss, metrics, check=check, features=values, exact=True)

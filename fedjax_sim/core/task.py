@@ -131,6 +131,8 @@ class Task(NamedTuple):
     joint: metric -> what makes its numbers, of those that are no means.
     features: (variables, examples) -> what the model makes of each example
       before its last layer, (batch, ...); in evaluation mode. None if unknown.
+    exact: whether variables are no weights but numbers that count to the last
+      digit, such as ids and thresholds, which no shorter dtype holds.
   """
 
   init: Callable[[Key], Variables]
@@ -145,6 +147,7 @@ class Task(NamedTuple):
   hparams: HParams = EMPTY
   joint: Mapping[str, Joint] = EMPTY
   features: Callable[[Variables, Examples], Array] | None = None
+  exact: bool = False
 
 
 def mean_loss(

@@ -26,6 +26,7 @@ from fedjax_sim.core import (
   Variables,
 )
 from fedjax_sim.core.tree import paths_of
+from fedjax_sim.tasks.precision import check_inexact
 
 BUFFERS, FROZEN = "buffers/", "frozen/"  # before such variables' paths
 
@@ -236,8 +237,9 @@ def with_frozen_dtype(task: Task, dtype: Any) -> Task:
     dtype: of the frozen arrays of float32; single numbers stay float32.
 
   Raises:
-    ValueError: it has no such array.
+    ValueError: it has no such array, or the task's variables have to be exact.
   """
+  check_inexact("runtime.frozen_dtype", task, dtype)
   like = jax.eval_shape(task.init, jax.random.key(0)).frozen
   lowered = lambda x: x.ndim > 0 and x.dtype == jnp.float32
   if not any(map(lowered, jax.tree.leaves(like))):

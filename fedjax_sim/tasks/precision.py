@@ -27,6 +27,24 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
   )
 
 
+def check_inexact(field: str, task: Task, dtype: Any) -> None:
+  """Refuse another dtype for a model whose numbers count to the last digit.
+
+  Args:
+    field: how messages call it.
+    task: whose model.
+    dtype: which it would get.
+
+  Raises:
+    ValueError: it is such a model, see `Task.exact`.
+  """
+  if task.exact:
+    raise ValueError(
+      f"{field}={jnp.dtype(dtype).name!r} would round what the model holds,"
+      " such as ids, thresholds or probabilities; leave it at 'float32'."
+    )
+
+
 def with_compute_dtype(
   task: Task, dtype: Any, *, targets: tuple[str, ...] = ("y",)
 ) -> Task:
@@ -39,7 +57,11 @@ def with_compute_dtype(
     task: the task.
     dtype: what parameters and inputs are cast to before they are used.
     targets: fields of the examples that are not cast.
+
+  Raises:
+    ValueError: the task's variables have to be exact.
   """
+  check_inexact("runtime.compute_dtype", task, dtype)
 
   def lower(variables: Variables) -> Variables:
     params, buffers, frozen = variables

@@ -11,9 +11,13 @@ from fedjax_sim.algorithms.heavy_hitters import heavy_hitters
 from fedjax_sim.algorithms.quantiles import quantiles
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalBatching
+from fedjax_sim.models.gbdt import gbdt as gbdt_task
+from fedjax_sim.models.gmm import gmm as gmm_task
 from fedjax_sim.models.heavy_hitters import heavy_hitters as places
 from fedjax_sim.models.quantiles import quantiles as quantiles_task
 from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
+from fedjax_sim.tasks import with_compute_dtype
+from fedjax_sim.tasks.freezing import with_frozen_dtype
 from problems import make_simulator, params_of
 from tiers import slow_but
 
@@ -231,3 +235,22 @@ def test_what_is_wrong_is_said():
     quantiles(task)
   with pytest.raises(ValueError, match="model.name='heavy_hitters'"):
     heavy_hitters(quantiles_task((2,), 0))
+
+
+# --- all of them --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  "task",
+  [
+    gbdt_task((300,), 2),  # in bfloat16 feature 299 is feature 300
+    gmm_task((2,), 3),
+    places((4,), 1000),
+    quantiles_task((2,), 0, (0.5, 0.999)),  # in bfloat16 0.999 is 1
+  ],
+)
+@pytest.mark.parametrize("lower", [with_compute_dtype, with_frozen_dtype])
+def test_numbers_that_count_to_the_last_digit_are_not_rounded(task, lower):
+  field = lower.__name__.removeprefix("with_")
+  with pytest.raises(ValueError, match=rf"runtime\.{field}='bfloat16' would"):
+    lower(task, jnp.bfloat16)
