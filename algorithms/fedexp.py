@@ -31,6 +31,7 @@ from fedjax_sim.core import (
   validate,
 )
 from fedjax_sim.core.tree import tree_norm
+from fedjax_sim.training.local import LocalState
 from fedjax_sim.training.optimizers import Optimizer
 from fedjax_sim.training.wrappers import wrap_algorithm
 
@@ -68,12 +69,17 @@ def fedexp(
   epsilon = validate.number("epsilon", epsilon, gt=0)
   base = fedavg(task, client_optimizer, server_optimizer, weighting="uniform")
 
+  def with_square(report: Report) -> Report:
+    return report._replace(statistics=tree_norm(report.update) ** 2)
+
+  def finish(client: Client, carry: LocalState) -> Report:
+    return with_square(base.finish(client, carry))
+
   def postprocess_report(
     client: Client, report: Report, inner: Callable[[Report], Report]
   ) -> Report:
-    """Add the norm of what is sent, which transforms may have shortened."""
-    report = inner(report)
-    return report._replace(statistics=tree_norm(report.update) ** 2)
+    """Take the norm of what is sent, which transforms may have shortened."""
+    return with_square(inner(report))
 
   def apply(
     server: ServerState, aggregate: Aggregate, context: Context
@@ -91,6 +97,7 @@ def fedexp(
     init=lambda server, key, hparams: ServerState(
       server, jnp.ones((), jnp.float32)
     ),
+    finish=finish,
     postprocess_report=postprocess_report,
     apply=apply,
     hparams={"epsilon": epsilon},

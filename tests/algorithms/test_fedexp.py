@@ -41,6 +41,7 @@ def test_it_is_the_papers_recursion(longest):
   assert max(lengths) > 1 == min(lengths)
   np.testing.assert_allclose(params_of(simulator, state)["w"], w, atol=5e-6)
   np.testing.assert_allclose(state.server.eta_g, lengths[-1], rtol=1e-5)
+  assert simulator.traffic.up == 4 * DIM + 4 + 4  # a weight, and the square
   shown = [row["eta_g"] for row in rows]
   np.testing.assert_allclose(shown, [1.0, *lengths[:-1]], rtol=1e-5)
 
