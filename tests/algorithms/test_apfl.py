@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim import sampling
-from fedjax_sim.algorithms.apfl import Own, apfl
+from fedjax_sim.algorithms.apfl import Own, apfl, mix
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core import Variables
 from fedjax_sim.engine.batching import LocalBatching
@@ -232,3 +232,9 @@ def test_the_mean_alpha_is_a_metric():
 def test_bad_arguments_are_named(field, value):
   with pytest.raises((TypeError, ValueError), match=rf"\b{field}="):
     simulator_of(**{field: value})
+
+
+def test_mixtures_of_equal_counts_are_that_count():
+  alphas = jnp.linspace(0, 1, 64)
+  counts = jnp.full(64, 7, jnp.int32)
+  np.testing.assert_array_equal(mix(alphas, counts, counts), counts)

@@ -6,6 +6,7 @@ import pytest
 
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.algorithms.hierarchical import hierarchical
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.optimizers import optimizer
 from problems import (
@@ -87,7 +88,14 @@ def test_optimizers_begin_anew_by_default():
   assert simulator.algorithm.client_init(None, {}) == ()
 
 
-def test_counts_of_steps_among_the_buffers_stay_whole():
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda task: fedavg(task, sgd(0.1), sgd(1.0)),
+    lambda task: hierarchical(task, sgd(0.1), 3, edges=2, cloud_every=2),
+  ],
+)
+def test_counts_of_steps_among_the_buffers_stay_whole(make):
   """Also with weights of which the mean of equal counts has rounding errors."""
   task = quadratic(2)
   counting = task._replace(
@@ -99,7 +107,7 @@ def test_counts_of_steps_among_the_buffers_stay_whole():
   factors = np.array([0.9, 0.3, 0.7])
   simulator = make_simulator(
     counting,
-    fedavg(counting, sgd(0.1), sgd(1.0)),
+    make(counting),
     quadratic_data(CENTRES, CURVATURES),
     sampler=sampling.uniform(3, 3)._replace(
       weights=lambda seed, round_, ids: factors[ids]
