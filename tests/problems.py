@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_sim import aggregators, sampling
-from fedjax_sim.core import Algorithm, Task
+from fedjax_sim.core import Algorithm, Metric, Task
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.state import RunState
@@ -30,6 +30,23 @@ def quadratic(dim) -> Task:
     return 0.5 * examples["a"] * jnp.sum(gap**2, axis=-1)
 
   return function_task(lambda key: {"w": jnp.zeros((dim,))}, loss)
+
+
+def counting_steps(task: Task) -> Task:
+  """The task, with a count of local steps in its buffers and its metrics."""
+
+  def init(key):
+    return task.init(key)._replace(buffers={"steps": jnp.int32(0)})
+
+  def loss(variables, examples, key):
+    made = task.loss(variables._replace(buffers=()), examples, key)
+    return made._replace(buffers={"steps": variables.buffers["steps"] + 1})
+
+  def metrics(variables, examples):
+    ones = jnp.ones(len(examples["x"]), jnp.float32)
+    return {"steps": Metric(ones * variables.buffers["steps"], ones)}
+
+  return task._replace(init=init, loss=loss, metrics=metrics)
 
 
 def quadratic_data(centres, curvatures=None, copies=1) -> FederatedDataset:

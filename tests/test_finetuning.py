@@ -16,7 +16,14 @@ from fedjax_sim.data import FederatedData
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.simulation import finetuning
 from fedjax_sim.simulation.finetuning import Finetuning
-from problems import make_simulator, params_of, quadratic, quadratic_data, sgd
+from problems import (
+  counting_steps,
+  make_simulator,
+  params_of,
+  quadratic,
+  quadratic_data,
+  sgd,
+)
 from problems import train as train_rounds
 
 RATE, STEPS = 0.3, 2
@@ -27,7 +34,7 @@ TARGETS = CENTERS[HELD_OUT] + 0.5
 OFFSETS = np.array([0, 1, 3, 4, 4, 5])
 
 
-def simulator_of(make, **options):
+def simulator_of(make, change=lambda task: task, **options):
   data = quadratic_data(CENTERS)
   seen = FederatedData(
     examples={
@@ -38,7 +45,7 @@ def simulator_of(make, **options):
     allow_empty=True,
   )
   data = dataclasses.replace(data, seen=seen)
-  task = quadratic(2)
+  task = change(quadratic(2))
   return make_simulator(
     task,
     make(task),
@@ -131,6 +138,15 @@ def test_clients_tune_their_own_models():
   models = np.where(own.trained[:, None], own.params["w"], w)
   assert 0 < own.trained.sum() < 5
   np.testing.assert_allclose(found.total["loss"], expected(models), rtol=1e-5)
+
+
+def test_clients_are_measured_with_the_buffers_of_their_tuning():
+  simulator = simulator_of(
+    lambda task: fedavg(task, sgd(0.2), sgd(1.0)), change=counting_steps
+  )
+  found = tuning_of(simulator)(train_rounds(simulator, 3))
+  steps = found.per_client()["steps"][[0, 1, 2, 4]]
+  np.testing.assert_array_equal(steps, 3 + STEPS)
 
 
 def test_what_cannot_be_tuned_is_named():

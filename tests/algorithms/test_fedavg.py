@@ -1,12 +1,10 @@
 """FedAvg whose clients keep their optimizers, as DiLoCo's workers do."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedjax_sim import sampling
 from fedjax_sim.algorithms.fedavg import fedavg
-from fedjax_sim.algorithms.hierarchical import hierarchical
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.training.optimizers import optimizer
 from problems import (
@@ -86,36 +84,6 @@ def test_optimizers_begin_anew_by_default():
   expected = diloco(False, [range(3)] * ROUNDS)
   np.testing.assert_allclose(found, expected, atol=1e-5)
   assert simulator.algorithm.client_init(None, {}) == ()
-
-
-@pytest.mark.parametrize(
-  "make",
-  [
-    lambda task: fedavg(task, sgd(0.1), sgd(1.0)),
-    lambda task: hierarchical(task, sgd(0.1), 3, edges=2, cloud_every=2),
-  ],
-)
-def test_counts_of_steps_among_the_buffers_stay_whole(make):
-  """Also with weights of which the mean of equal counts has rounding errors."""
-  task = quadratic(2)
-  counting = task._replace(
-    init=lambda key: task.init(key)._replace(buffers={"steps": jnp.int32(0)}),
-    loss=lambda variables, examples, key: task.loss(
-      variables, examples, key
-    )._replace(buffers={"steps": variables.buffers["steps"] + 1}),
-  )
-  factors = np.array([0.9, 0.3, 0.7])
-  simulator = make_simulator(
-    counting,
-    make(counting),
-    quadratic_data(CENTRES, CURVATURES),
-    sampler=sampling.uniform(3, 3)._replace(
-      weights=lambda seed, round_, ids: factors[ids]
-    ),
-    batching=LocalBatching(batch_size=1, steps=7),
-  )
-  state = train(simulator, 3)
-  assert simulator.algorithm.variables(state.server).buffers["steps"] == 21
 
 
 def test_keeping_is_yes_or_no():
