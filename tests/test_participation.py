@@ -121,6 +121,14 @@ def test_weighted_sums_of_importance_samples_have_no_bias():
   assert abs(np.mean(sums) - values.sum()) < error
 
 
+def test_probabilities_go_with_examples_times_norms():
+  sampler = importance(6, 3, SIZES, uniform_share=0.2)
+  assert sampler.weights is not None
+  found = sampler.weights(0, 0, np.arange(6), NORMS)
+  likely = 3 * np.array([4, 2, 2, 2, 1, 2]) / 13  # none is above 1
+  np.testing.assert_allclose(found, 0.5 / (0.8 * likely + 0.2 * 0.5))
+
+
 def test_importance_is_uniform_where_all_are_alike():
   sampler = importance(6, 3, np.full(6, 5))
   assert sampler.weights is not None

@@ -11,6 +11,7 @@ from fedjax_sim.algorithms.gbdt import gbdt
 from fedjax_sim.data import FederatedData, FederatedDataset
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.gbdt import gbdt as trees_task
+from fedjax_sim.training.trees import best_splits
 from problems import make_simulator
 
 BINS, DEPTH, TREES = 8, 3, 3
@@ -127,3 +128,16 @@ def test_it_tells_tumors_apart_as_scikit_learn_does():
   )
   assert theirs > 0.98
   assert abs(auc - theirs) < 0.01
+
+
+@pytest.mark.parametrize(("least", "cell"), [(0.5, 0), (1.5, 1), (2.5, None)])
+def test_splits_with_too_little_on_a_side_are_none(least, cell):
+  """The first gains most, with a second derivative of 1 on the left."""
+  first, second = [9.0, -1.0, -8.0, 0.0], [1.0, 1.0, 1.0, 1.0]
+  histogram = jnp.stack([jnp.array(first), jnp.array(second)], 1)[None, None]
+  found = best_splits(histogram, *jnp.array([1.0, 0.0, least]))
+  assert found.some.tolist() == [cell is not None]
+  if cell is not None:
+    assert found.cell.tolist() == [cell]
+    sums = [[sum(first[: cell + 1]), cell + 1.0]]
+    assert found.left.tolist() == sums
