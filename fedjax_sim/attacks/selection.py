@@ -68,4 +68,7 @@ def with_attackers(
     chosen[np.argsort(ids)[drawn]] = True
     return chosen
 
-  return sampler._replace(byzantine=byzantine)
+  promised = sampler.participation
+  if promised is not None:  # one client more may change who else attacks
+    promised = promised._replace(population=None)
+  return sampler._replace(byzantine=byzantine, participation=promised)

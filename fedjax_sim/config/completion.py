@@ -173,8 +173,8 @@ def _adapted(
 ) -> dict[str, Field]:
   """Return the fields with defaults that depend on other sections.
 
-  Where a mechanism of privacy makes all clients count the same, "uniform"
-  replaces a default weighting by examples.
+  Where a mechanism of privacy, or the noise of secure aggregation, makes all
+  clients count the same, "uniform" replaces a default weighting by examples.
   """
   if slot.section != "algorithm" or "weighting" not in fields:
     return fields
@@ -182,6 +182,7 @@ def _adapted(
     config.privacy.get("mechanism") is not None
     and config.privacy.get("max_weight") is None
   )
+  unweighted |= config.aggregator.get("noise_multiplier") is not None
   if config.local_privacy.get("mechanism") is not None:
     (randomizer,) = slots_of("local_privacy")
     alone = ConfigDict({"local_privacy": _section(config, "local_privacy")})

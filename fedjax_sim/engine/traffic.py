@@ -143,6 +143,17 @@ def report_shapes(
   return shapes
 
 
+def numbers_sent(algorithm: Algorithm, server: PyTree, hparams: HParams) -> int:
+  """Return how many numbers a client sends as its update.
+
+  More than the model has parameters where an update is a statistic, such as a
+  histogram. Under central privacy with all that is released beside the update.
+  The arguments are those of `report_shapes`.
+  """
+  report = report_shapes(algorithm, server, hparams)
+  return sum(x.size for x in jax.tree.leaves(report.update))
+
+
 def update_shapes(
   algorithm: Algorithm, server: PyTree, hparams: HParams
 ) -> PyTree:

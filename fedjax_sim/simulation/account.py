@@ -167,12 +167,12 @@ class Account:
         f" {self.budget and self.budget.epsilon}; end before it."
       )
 
-  def check_ledger(self, seed: int, num_parameters: int) -> None:
+  def check_ledger(self, seed: int, coordinates: int) -> None:
     """Test the sampler's promise and how long floats can carry the noise.
 
     Args:
       seed: seed of the run.
-      num_parameters: number of trained parameters of the model.
+      coordinates: number of numbers that a round releases.
 
     Raises:
       ValueError: the ledger cannot count this run.
@@ -183,8 +183,7 @@ class Account:
     assert self.release is not None
     rounds = self.budget.rounds or self.release.rounds or DRAWN_ROUNDS
     promises.check_draws(self.sampler, self.num_clients, rounds, seed)
-    # Besides the update there may be as many statistics, a weight and a bit.
-    guard.check_ends(self.ledger, rounds, 2 * num_parameters + 2)
+    guard.check_ends(self.ledger, rounds, coordinates)
 
   def audit(self, state: RunState) -> audits.Audit | None:
     """Measure what the canaries of a private run reveal.
@@ -302,10 +301,33 @@ def check_noised(
   guard.check_transforms(transforms, states.variables.params)
   if not aggregator.draws_noise:
     return
+  field, needs = "aggregator.noise_multiplier", algorithm.requirements
+  unset = "take another algorithm, or unset it"
   if algorithm.survey is not None:
     raise ValueError(
-      "aggregator.noise_multiplier: clients answer a survey, too, which gets no"
-      " noise; take another algorithm, or unset it."
+      f"{field}: clients answer a survey, too, which gets no noise; {unset}."
+    )
+  if needs.pools_data:
+    raise ValueError(
+      f"{field} protects clients, and algorithm.name pools the data of all;"
+      f" {unset}."
+    )
+  if needs.groups > 1:
+    raise ValueError(
+      f"{field}: all clients of a cohort make the noise of one sum together,"
+      " and algorithm.name has a sum for each group of clients, with the noise"
+      f" of its own clients alone; {unset}."
+    )
+  if needs.client_values:
+    raise ValueError(
+      f"{field}: algorithm.name wants numbers of every client by itself, such"
+      f" as its loss, which get no noise; {unset}."
+    )
+  if algorithm.log_weight is not None:
+    raise ValueError(
+      f"{field}: every client weighs 1, and algorithm.name weighs them by their"
+      " data; let all weigh the same by algorithm.weighting='uniform', or unset"
+      " it."
     )
   hparams = states.traced()["algorithm"]
   report = report_shapes(algorithm, states.shapes.server, hparams)

@@ -35,6 +35,7 @@ from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet, as_blocks, of_model
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import Best, MonitorState, RunState
+from fedjax_sim.privacy.central import guard
 from fedjax_sim.simulation import monitor, preflight
 from fedjax_sim.simulation.dispatch import Row
 from fedjax_sim.simulation.lanes import Choice
@@ -318,7 +319,8 @@ class Reaction:
     if self.algorithm.on_eval is None:
       return server
     if self.algorithm.privacy is not None:  # training clients are private
-      metrics = {k: v for k, v in metrics.items() if not k.startswith("seen/")}
+      own = guard.OF_CLIENTS
+      metrics = {k: v for k, v in metrics.items() if not k.startswith(own)}
     server = self.algorithm.on_eval(server, metrics)
     # A copy of its own for every leaf, so that the state can be donated.
     server = jax.tree.map(

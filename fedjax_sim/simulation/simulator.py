@@ -121,7 +121,7 @@ class Simulator:
     params, reverts = self.states.variables.params, self.revert_to_best
     guard.check(self.transforms, params, self._schedules, release, reverts)
     accounts.check_unwatched(self.best_metrics, self._schedules)
-    self.account.check_ledger(self.seed, self.states.num_parameters)
+    self.account.check_ledger(self.seed, self.states.num_sent)
 
   @functools.cached_property
   def account(self) -> accounts.Account:

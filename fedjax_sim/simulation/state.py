@@ -39,7 +39,7 @@ from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.hparams import Schedule
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.tracing import jitted_once
-from fedjax_sim.engine.traffic import update_shapes
+from fedjax_sim.engine.traffic import numbers_sent, update_shapes
 from fedjax_sim.simulation import client_residency, monitor
 from fedjax_sim.simulation.row_store import RowStore
 from fedjax_sim.simulation.run_hparams import traced_hparams
@@ -294,6 +294,12 @@ class States:
     """Number of trained parameters of the global model."""
     leaves = jax.tree.leaves(self.variables.params)
     return sum(math.prod(x.shape) for x in leaves)
+
+  @property
+  def num_sent(self) -> int:
+    """Number of numbers that a client sends as its update."""
+    hparams = self.traced()["algorithm"]
+    return numbers_sent(self.algorithm, self.shapes.server, hparams)
 
   @functools.cached_property
   def spec(self) -> RunState:

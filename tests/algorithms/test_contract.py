@@ -160,10 +160,10 @@ def task_of(name):
   return own.get(name, task_of_everything)()
 
 
-def build(name):
+def build(name, task=None, **more):
   """The algorithm, with the arguments that its signature takes."""
   given = {
-    "task": task_of(name),
+    "task": task_of(name) if task is None else task,
     "client_optimizer": optimizer("sgd", learning_rate=0.1, momentum=0.5),
     "server_optimizer": optimizer("sgd", learning_rate=0.7, momentum=0.5),
     "num_clients": len(SIZES),
@@ -173,7 +173,7 @@ def build(name):
     "threshold": 0.42,
     "least_share": 0.4,
     "mean_examples": float(np.mean(SIZES)),
-  }
+  } | more
   if name == WITH_TRANSFORM:
     return fedavg(given["task"], sgd(0.1), sgd(1.0))
   if name == STALE:

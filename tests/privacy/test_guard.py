@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim import aggregators, sampling, simulate, transforms
+from fedjax_sim import aggregators, attacks, sampling, simulate, transforms
 from fedjax_sim.algorithms.centralized import centralized
 from fedjax_sim.algorithms.dga import dga
 from fedjax_sim.algorithms.fedavg import fedavg
@@ -23,6 +23,7 @@ from fedjax_sim.privacy.central.factorization import banded
 from fedjax_sim.privacy.central.guard import Budget
 from fedjax_sim.privacy.local import with_local_dp
 from fedjax_sim.privacy.local.additive import laplace
+from fedjax_sim.privacy.secure import distributed_gaussian
 from fedjax_sim.simulation.account import Account
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.training import schedules
@@ -734,12 +735,120 @@ SECURE = {
     ),
     (SECURE, {"algorithm.name": "scaffold"}, "clients send statistics, too"),
     (SECURE, {"algorithm.name": "fednova"}, "clients send statistics, too"),
+    (
+      SECURE,
+      {"algorithm.name": "hierarchical"},
+      "a sum for each group of clients, with the noise of its own clients",
+    ),
+    (SECURE, {"algorithm.name": "centralized"}, "pools the data of all"),
+    (
+      SECURE,
+      {"algorithm.weighting": "examples"},
+      r"algorithm.weighting='examples': .*every client weighs 1; set it",
+    ),
+    (
+      SECURE,
+      {"algorithm.name": "dga", "algorithm.reference": "0.0"},
+      r"algorithm.weighting='softmax': .*every client weighs 1; set it",
+    ),
+    (
+      LOCAL,
+      {"sampler.name": "stratified"},
+      r"sampler.name='stratified' draws .*\('sizes'\).*'gaussian' covers",
+    ),
+    (
+      LOCAL,
+      {"sampler.name": "by_size"},
+      r"sampler.name='by_size' draws clients by what they hold",
+    ),
+    (
+      SECURE,
+      {"sampler.name": "by_size"},
+      r"to tell without noise, and aggregator.noise_multiplier=1.0 covers",
+    ),
+    (
+      LOCAL | {"local_privacy.max_weight": "20.0"},
+      {"algorithm.name": "fedshuffle"},
+      r"algorithm.name='fedshuffle' is told the mean number .*='gaussian'",
+    ),
+    (
+      PRIVATE | {"privacy.max_weight": "20.0"},
+      {"algorithm.name": "fedshuffle"},
+      r"mean number of examples of all clients.*privacy.mechanism='gaussian'",
+    ),
+    (
+      PRIVATE | IN_ADVANCE,
+      {"attack.name": "sign_flip"},
+      r"sampler.population=100 hides .* attack.fraction=0.2 is of them",
+    ),
   ],
 )
 def test_what_would_go_around_the_noise(private, changes, message):
-  """A bit of a client, or its statistics, that no noise covers."""
+  """Numbers of clients that no noise covers, in the model or in a cohort."""
   with pytest.raises(ValueError, match=message):
     build(flags.load(str(DIGITS), private | changes))
+
+
+def test_clients_may_be_told_apart_by_nothing_that_they_hold():
+  """Such samplers stay where clients do not add noise, or clip alone."""
+  clip = {"local_privacy.mechanism": "clip", "local_privacy.clip_norm": "1.0"}
+  build(flags.load(str(DIGITS), clip | {"sampler.name": "by_size"}))
+  equal = {"algorithm.name": "fedshuffle", "privacy.mechanism": "gaussian"}
+  made = build(flags.load(str(DIGITS), PRIVATE | equal))
+  assert made.config.algorithm.weighting == "uniform"
+
+
+def test_an_own_sampler_that_is_told_labels_promises_nothing(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from fedjax_sim import sampling\n\n\n"
+    "def by_labels(num_clients, clients_per_round, label_counts):\n"
+    "  return sampling.uniform(num_clients, clients_per_round)\n"
+  )
+  changes = {"sampler.name": f"{path}:by_labels"}
+  with pytest.raises(ValueError, match=r"is told which labels clients have"):
+    build(flags.load(str(DIGITS), PRIVATE | changes))
+
+
+def test_with_attackers_the_number_of_clients_is_public():
+  """Of 4 clients 1 attacks, of 5 perhaps another one."""
+  hidden = sampling.poisson(4, 2, population=10)
+  attacked = attacks.with_attackers(hidden, 4, fraction=0.25)
+  made = simulator(sampler=attacked)
+  assert made.account.ledger is not None
+  assert made.account.ledger.adjacency == "zero-out"
+
+
+def test_a_private_server_sees_no_evaluation_of_training_clients():
+  seen: dict[str, float] = {}
+
+  def on_eval(server, metrics):
+    seen.update(metrics)
+    return server
+
+  private = with_central_dp(PLAIN._replace(on_eval=on_eval), settings())
+  made = simulator(private)
+  names = ("test/loss", "seen/loss", "finetuned/loss/mean", "unseen/loss")
+  made.react(made.init(), dict.fromkeys(names, 1.0))
+  assert set(seen) == {"test/loss", "unseen/loss"}
+
+
+def test_noise_is_counted_on_all_numbers_that_are_sent():
+  """64 pixels' histograms of 32 cells, whatever the model's size."""
+  histograms = {
+    "model.name": "quantiles",
+    "model.hidden_sizes": "None",
+    "algorithm.name": "quantiles",
+    "algorithm.bins": "32",
+  }
+  made = build(flags.load(str(DIGITS), histograms | SECURE))
+  assert made.simulator.states.num_parameters == 64 * 3
+  grid = distributed_gaussian.grid(20, 1.0)
+  rho = distributed_gaussian.zcdp(grid, 64 * 32, least=20)
+  assert made.secure_noise.startswith(f"rho {rho:.3g} ")
+  assert made.simulator.states.num_sent == 64 * 32
+  central = build(flags.load(str(DIGITS), histograms | PRIVATE)).simulator
+  assert central.states.num_sent == 64 * 32
 
 
 def test_weights_are_kept_where_a_mechanism_sends_them(tmp_path):

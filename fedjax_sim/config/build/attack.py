@@ -106,10 +106,21 @@ def attacked_sampler(
     config: complete.
     sampler: who takes part.
     num_clients: the population.
+
+  Raises:
+    ValueError: a private run hides how many clients there are, of which a
+      fraction attacks.
   """
   section = config.attack
   if section.name is None:
     return sampler
+  promised = sampler.participation
+  if config.privacy.mechanism is not None and promised and promised.population:
+    raise ValueError(
+      f"sampler.population={promised.population} hides how many clients there"
+      f" are, and attack.fraction={section.fraction} is of them: one more"
+      " changes who else attacks. Unset sampler.population, or attack.name."
+    )
   try:
     return with_attackers(
       sampler, num_clients, section.fraction, section.selection

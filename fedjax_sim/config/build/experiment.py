@@ -32,6 +32,7 @@ from fedjax_sim.config.build.parts import Parts
 from fedjax_sim.config.build.privacy import (
   build_privacy,
   check_promise,
+  check_weighting,
   is_locally_private,
   local_guarantee,
   secure_noise,
@@ -197,6 +198,7 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
   draw = sampling.uniform if algorithm.requirements.pools_data else sampler
   try:
     with references.named(fields, dict(fields_of(config))):
+      check_weighting(config)
       drawn = draw(*size)
       check_promise(config, draw, drawn, size)
       drawn = leave_out(config, drawn, data.train, algorithm)
@@ -242,7 +244,7 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
     check_unwatched(simulator.best_metrics, simulator.react.schedules)
     private = True
   timetable = dataclasses.replace(timetable, rounds=allowed)
-  parameters = lambda: simulator.states.num_parameters
+  numbers = lambda: simulator.states.num_sent
   sources = references.sources(fields)
   if weights := _initial(config):
     sources[INITIAL] = "; ".join(_contents(*pair) for pair in weights.items())
@@ -252,8 +254,8 @@ def build(config: ConfigDict, parts: Parts | None = None) -> Experiment:
     trackers=trackers,
     config=config,
     sources=sources,
-    local_guarantee=local_guarantee(config, drawn, parameters),
-    secure_noise=secure_noise(config, drawn, parameters),
+    local_guarantee=local_guarantee(config, drawn, numbers),
+    secure_noise=secure_noise(config, drawn, numbers),
     uncovered=_uncovered(config, simulator) if private else [],
     finetuning=finetuning,
   )

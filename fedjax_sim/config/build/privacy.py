@@ -188,7 +188,7 @@ def check_promise(
   sampler: Sampler,
   sizes: tuple[int, int],
 ) -> None:
-  """Refuse a sampler's promise that depends on what a private run protects.
+  """Refuse a sampler that is told, or promises, what a private run protects.
 
   Args:
     config: complete.
@@ -197,19 +197,31 @@ def check_promise(
     sizes: clients, and clients a round.
 
   Raises:
-    ValueError: the run is private, and the promise depends on how much data
-      clients have, or a rate chosen in advance on how many clients there are.
+    ValueError: clients add noise, and who takes part depends on what they hold;
+      or central privacy counts on a promise that does, or on a rate chosen in
+      advance that depends on how many clients there are.
   """
-  promised = sampler.participation
+  name, promised = config.sampler.name, sampler.participation
+  (slot,) = components.slots_of("sampler")
+  taken = inspect.signature(slot.factory(name)).parameters
+  told = [known for known in ("sizes", "label_counts") if known in taken]
+  owner = _noise_of_clients(config)
+  if told and owner is not None and sampler.observe is None:
+    raise ValueError(
+      f"sampler.name={name!r} draws clients by what they hold ({told[0]!r}),"
+      f" which they would have to tell without noise, and {owner} covers their"
+      " updates alone; take 'uniform'."
+    )
   if promised is None or config.privacy.mechanism is None:
     return
-  name = config.sampler.name
-  (slot,) = components.slots_of("sampler")
-  if "sizes" in inspect.signature(slot.factory(name)).parameters:
+  if told:
+    kind = "how many examples clients have"
+    if "label_counts" in told:
+      kind = "which labels clients have"
     raise ValueError(
-      f"sampler.name={name!r} is told how many examples clients have, on"
-      " which no privacy accountant can count; leave its argument 'sizes' out,"
-      " or let Sampler.participation be None."
+      f"sampler.name={name!r} is told {kind}, on"
+      f" which no privacy accountant can count; leave its argument {told[-1]!r}"
+      " out, or let Sampler.participation be None."
     )
   if promised.population is not None:
     clients, wanted = sizes
@@ -221,6 +233,48 @@ def check_promise(
         f" {clients} clients it is {promised}, of one more {more}. Let it not"
         " depend on their number, or leave population None."
       )
+
+
+def _noise_of_clients(config: ConfigDict) -> str | None:
+  """Return the field by which clients themselves add noise; None: none does."""
+  name = config.local_privacy.mechanism
+  randomizer = build_randomizer(config)
+  if randomizer is not None and math.isfinite(local.guarantee(randomizer)[0]):
+    return f"local_privacy.mechanism={name!r}"
+  multiplier = config.aggregator.get("noise_multiplier")
+  if multiplier is not None:
+    return f"aggregator.noise_multiplier={multiplier}"
+  return None
+
+
+def check_weighting(config: ConfigDict) -> None:
+  """Refuse weights that come from all clients' data, or count for nothing.
+
+  Args:
+    config: complete.
+
+  Raises:
+    ValueError: names the field.
+  """
+  (slot,) = components.slots_of("algorithm")
+  weighting = config.algorithm.get("weighting")
+  taken = inspect.signature(slot.factory(config.algorithm.name)).parameters
+  clients, central = _noise_of_clients(config), config.privacy.mechanism
+  owner = clients if central is None else f"privacy.mechanism={central!r}"
+  if owner is None or weighting == "uniform":
+    return
+  if "mean_examples" in taken:
+    raise ValueError(
+      f"algorithm.name={config.algorithm.name!r} is told the mean number of"
+      f" examples of all clients, which gets no noise, and {owner} covers what"
+      " each of them sends alone; set algorithm.weighting='uniform', or take"
+      " another algorithm."
+    )
+  if weighting is not None and owner.startswith("aggregator."):
+    raise ValueError(
+      f"algorithm.weighting={weighting!r}: with {owner} every client weighs 1;"
+      " set it to 'uniform'."
+    )
 
 
 def _denominator(config: ConfigDict, sampler: Sampler) -> float:

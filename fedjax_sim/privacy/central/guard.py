@@ -27,6 +27,7 @@ from fedjax_sim.privacy import accounting, draws
 from fedjax_sim.privacy.accounting import accountants
 
 MOST_EPSILON = 1000.0  # more is no privacy
+OF_CLIENTS = ("seen/", "finetuned/")  # metrics that training clients have
 FIXED = ("noise_multiplier", "noise_scale")  # what the ledger counts on
 
 
@@ -277,7 +278,7 @@ def check_watched(watched: Mapping[str, str]) -> None:
     ValueError: names the field.
   """
   for owner, metric in watched.items():
-    if metric.startswith("seen/"):
+    if metric.startswith(OF_CLIENTS):
       raise ValueError(
         f"{owner}={metric!r} is measured on clients that train, without noise;"
         " follow a metric of 'test' or 'unseen'."

@@ -352,10 +352,10 @@ def _check_report(report: Report, settings: CentralDPConfig) -> None:
   """Refuse reports of which more would be released than the noisy sum."""
   if jax.tree.leaves(report.buffers):
     raise ValueError(
-      "privacy.mechanism: the model has buffers, such as batch statistics,"
-      " whose mean over clients would be released without noise; take a model"
-      " without, such as one with group norm, or keep them as they begin by"
-      " model.send_buffers=False."
+      "privacy.mechanism: the model has buffers, such as batch statistics or a"
+      " mixture's weights, whose mean over clients would be released without"
+      " noise; take a model without, such as one with group norm, or keep batch"
+      " statistics as they begin by model.send_buffers=False."
     )
   some = bool(jax.tree.leaves(report.statistics))
   if some != (settings.statistics_norm is not None):

@@ -125,7 +125,12 @@ def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
   def check(server: PyTree, hparams: HParams) -> None:
     report = report_shapes(algorithm, server, hparams)
     for part, source, remedy in (
-      ("buffers", "model.name", "set model.send_buffers=False"),
+      (
+        "buffers",
+        "model.name",
+        "set model.send_buffers=False, which keeps batch statistics as they"
+        " begin, or take a model without, and model.mixture=None",
+      ),
       (
         "statistics",
         "algorithm.name",
