@@ -25,6 +25,8 @@ def with_attackers(
 ) -> Sampler:
   """Return the sampler with clients that attack; who takes part is the same.
 
+  How many clients there are then counts as public for privacy accountants.
+
   Args:
     sampler: who takes part.
     num_clients: the population.

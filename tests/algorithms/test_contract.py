@@ -160,7 +160,7 @@ def task_of(name):
   return own.get(name, task_of_everything)()
 
 
-def build(name, task=None, **more):
+def build(name, task=None):
   """The algorithm, with the arguments that its signature takes."""
   given = {
     "task": task_of(name) if task is None else task,
@@ -173,7 +173,7 @@ def build(name, task=None, **more):
     "threshold": 0.42,
     "least_share": 0.4,
     "mean_examples": float(np.mean(SIZES)),
-  } | more
+  }
   if name == WITH_TRANSFORM:
     return fedavg(given["task"], sgd(0.1), sgd(1.0))
   if name == STALE:

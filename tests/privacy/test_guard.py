@@ -810,6 +810,20 @@ def test_an_own_sampler_that_is_told_labels_promises_nothing(tmp_path):
     build(flags.load(str(DIGITS), PRIVATE | changes))
 
 
+def test_an_own_algorithm_is_told_no_number_that_is_hidden(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from fedjax_sim.algorithms.fedavg import fedavg\n\n\n"
+    "def mine(task, client_optimizer, server_optimizer, num_clients):\n"
+    "  return fedavg(\n"
+    "    task, client_optimizer, server_optimizer, weighting='uniform'\n"
+    "  )\n"
+  )
+  changes = PRIVATE | IN_ADVANCE | {"algorithm.name": f"{path}:mine"}
+  with pytest.raises(ValueError, match=r"population=100 hides.*'num_clients'"):
+    build(flags.load(str(DIGITS), changes))
+
+
 def test_with_attackers_the_number_of_clients_is_public():
   """Of 4 clients 1 attacks, of 5 perhaps another one."""
   hidden = sampling.poisson(4, 2, population=10)

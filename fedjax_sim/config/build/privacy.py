@@ -99,6 +99,14 @@ def build_privacy(
       " privacy.mechanism='discrete_gaussian' are as fine as their number"
       " allows; unset it, or take 'gaussian'."
     )
+  (own,) = components.slots_of("algorithm")
+  taken = inspect.signature(own.factory(config.algorithm.name)).parameters
+  if "num_clients" in taken and part is not None and part.population:
+    raise ValueError(
+      f"sampler.population={part.population} hides how many clients there are,"
+      f" and algorithm.name={config.algorithm.name!r} is told their number"
+      " ('num_clients'); unset sampler.population, or take another algorithm."
+    )
   try:
     settings = CentralDPConfig(
       noise="gaussian" if name in _CORRELATED else name,
