@@ -130,7 +130,7 @@ class Rounds:
   """
 
   def __init__(self, kind, name):
-    self.cohort, self.got = EVERYBODY, []
+    self.cohort, self.got = EVERYBODY, list[Got]()
     task = unbuffered(name)
     inner = build(name, task)
 
