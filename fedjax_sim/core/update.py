@@ -173,6 +173,8 @@ class Aggregator(NamedTuple):
     weighted_mean: whether `finish` returns the weighted mean of the updates.
     hparams: default numeric hyper-parameters, which the context holds traced.
     draws_noise: whether private noise is drawn from the context's `noise_key`.
+      The algorithm then gets what `finish` returns, which alone is covered, and
+      neither weights nor values of clients: all weigh 1.
     differentiable: as in `Transform`.
   """
 

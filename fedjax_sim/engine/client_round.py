@@ -174,11 +174,8 @@ def train_client(
     finite &= all_finite((update, [(r.aux, r.state) for r in results]))
   report = algorithm.postprocess_report(client, report._replace(update=update))
   finite &= _finite_report(report, not checked)
-  sent = report._replace(state=())
-  if spec.aggregator.draws_noise:  # which covers the update alone
-    sent = sent._replace(weight=jnp.ones_like(report.weight), values=EMPTY)
   return ClientOutcome(
-    report=sent,
+    report=report._replace(state=()),
     released=tuple(r._replace(update=(), state=()) for r in results),
     kept=(report.state, tuple(r.state for r in results)),
     status=_status(row.client, finite, report),

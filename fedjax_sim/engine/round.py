@@ -39,6 +39,7 @@ from fedjax_sim.core import (
   noise_key_for,
 )
 from fedjax_sim.core.tree import all_finite, divide, tree_where
+from fedjax_sim.core.types import EMPTY
 from fedjax_sim.engine import client_rows
 from fedjax_sim.engine.aggregation import (
   CohortSums,
@@ -244,11 +245,16 @@ def _server_step(
   update = sums.update
   if not aggregator.finishes_shares:
     update = aggregator.finish(update, sums.weight, clients, given.aggregation)
+  weight = sums.weight
+  if aggregator.draws_noise:  # it covers the aggregator's result alone
+    weight = clients.astype(weight.dtype)
+    counted = members.present.astype(members.weight.dtype)
+    members = members._replace(weight=counted, values=EMPTY)
   aggregate = Aggregate(
     update=update,
     buffers=divide(sums.buffers, sums.weight),
     statistics=divide(sums.statistics, sums.weight),
-    weight=sums.weight,
+    weight=weight,
     clients=clients,
     members=members,
   )
