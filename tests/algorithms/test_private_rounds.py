@@ -41,8 +41,8 @@ EVERYBODY = list(range(len(SIZES)))
 EXTREME = (1e4, -1e3)
 
 ONE_BY_ONE = "every client's update|every update by itself"
-STACK = "has to be 'stack'"
-MEAN = "has to be 'weighted_mean'"
+STACK = "set aggregator.name='stack'"
+MEAN = "set aggregator.name='weighted_mean'"
 MORE = r"send statistics, too|makes it send statistics, too"
 SURVEY = "survey"
 POOLED = "pools the data|trains on everybody's data"
