@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from scipy import stats
 
 from fedjax_sim import aggregators, attacks, sampling
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.attacks.alie import deviations_of
 from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
 from fedjax_sim.config.build.parts import Parts, program_of
@@ -55,7 +57,7 @@ def put_together(tree):
   return np.concatenate([tree["a"], tree["b"][..., 0], [tree["c"]]])
 
 
-def attacked(aggregator, attack, x):
+def attacked(aggregator, attack, x, weights=None):
   """What the aggregator returns, and the row that attackers send."""
   filled = x.copy()
   filled[ABSENT] = np.nan
@@ -63,7 +65,9 @@ def attacked(aggregator, attack, x):
 
   @jax.jit
   def run(x, present, byzantine):
-    return aggregators.aggregate(under, split(x), present, byzantine=byzantine)
+    return aggregators.aggregate(
+      under, split(x), present, weights, byzantine=byzantine
+    )
 
   out = run(filled, ~among(ABSENT), among(BYZANTINE))
   return put_together(jax.device_get(out))
@@ -125,6 +129,31 @@ def test_what_attackers_agree_on_is_numpys(name, perturbation):
   np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
 
 
+def test_z_is_as_given_or_none_where_attackers_are_few():
+  x = updates()
+  good = x[HONEST].astype(np.float64)
+  found = sent(attacks.alie(z=1.5), x)
+  expected = good.mean(0) - 1.5 * good.std(0)
+  np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+  for clients, attackers, z in ((8, 2, 0), (9, 1, 0), (6, 4, 0.4307)):
+    numbers: Any = types.SimpleNamespace(
+      clients=jnp.int32(clients), attackers=jnp.int32(attackers)
+    )
+    assert deviations_of(numbers) == pytest.approx(z, abs=1e-4)
+
+
+def test_what_is_not_finite_is_left_out_as_of_anybody():
+  """Two standard deviations of 3e38 are more than float32 holds."""
+  x = updates(2) * 2
+  weights = np.arange(1, CLIENTS + 1, dtype=np.float32)
+  for aggregator, expected in (
+    (aggregators.weighted_mean(), np.average(x[HONEST], 0, weights[HONEST])),
+    (aggregators.median(), np.median(x[HONEST], axis=0)),
+  ):
+    found = attacked(aggregator, attacks.alie(z=3e38), x, weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_devices_may_share_the_coordinates():
   """What a device does with half of them is what all do with the whole."""
   x = updates(1)[:, :4]
@@ -178,6 +207,62 @@ def test_whoever_adapts_does_as_much_damage_as_any_known_attack(name):
   assert found >= GAIN.get(name, 1.0) * known * (1 - 1e-4)
 
 
+def adapted(aggregator, **options):
+  """The aggregate under an adaptive attack, compiled."""
+  attack = attacks.adaptive(steps=1, **options)
+  under = attacks.with_collusion(aggregator, attack)
+  there, byzantine = ~among(ABSENT), among(BYZANTINE)
+  return jax.jit(
+    lambda x: aggregators.aggregate(under, x, there, byzantine=byzantine)
+  )
+
+
+@pytest.mark.parametrize("objective", ["distance", "inner_product"])
+def test_an_adaptive_attack_on_a_mean_is_as_long_as_it_may_be(objective):
+  """The farthest from the mean, or the farthest against it."""
+  x = updates(7)
+  found = adapted(aggregators.mean(), radius=1.5, objective=objective)(x)
+  good = x[HONEST].astype(np.float64)
+  mean = good.mean(0)
+  bound = 1.5 * np.linalg.norm(good - mean, axis=1).max()
+  share = len(BYZANTINE) / (len(HONEST) + len(BYZANTINE))
+  row = mean + (found - mean) / share
+  assert np.linalg.norm(row - mean) == pytest.approx(bound, rel=1e-3)
+  if objective == "inner_product":
+    expected = mean - bound * mean / np.linalg.norm(mean)
+    np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_who_adapts_does_so_whatever_the_size_of_updates():
+  run, x = adapted(AGGREGATORS["multi_krum"]()), updates(5)
+  expected = run(x)
+  for power in (100, -100):
+    found = run(x * np.float32(2.0**power)) * np.float32(2.0**-power)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_success_is_counted_among_other_classes_alone():
+  data = blobs([9, 8], classes=3)
+  task = MODELS["lr"](data)
+  assert task.logits is not None
+  variables = task.init(jax.random.key(4))
+  examples = {k: jnp.asarray(v) for k, v in data.train.examples.items()}
+  stamped = np.array(examples["x"])
+  stamped[:, -2:] = 5
+  logits = task.logits(variables, {**examples, "x": jnp.asarray(stamped)})
+  said = np.argmax(logits, axis=-1)
+  target = int(np.bincount(said).argmax())
+  measure = attacks.backdoor(3, target=target, size=2, value=5.0).measure
+  assert measure is not None
+  found = measure(task).metrics(variables, examples)["attack_success"]
+  others = np.asarray(examples["y"]) != target
+  hit = others & (said == target)
+  assert hit.any()
+  assert (~others & (said == target)).any()
+  np.testing.assert_array_equal(found.weight, others)
+  np.testing.assert_array_equal(found.total, hit)
+
+
 def test_reports_are_numpys():
   x, key = updates(), jax.random.key(0)
 
@@ -203,10 +288,10 @@ def test_labels_and_triggers_are_where_they_should_be():
   y, mask = np.arange(8, dtype=np.int32) % 4, np.arange(8) != 2
   x = np.arange(8 * 5, dtype=np.float32).reshape(8, 5)
 
-  def poisoned(attack: Any, x: Any = x):
+  def poisoned(attack: Any, x: Any = x, seed: int = 1):
     batch = Batch({"x": jnp.asarray(x), "y": jnp.asarray(y)}, jnp.asarray(mask))
     numbers = jax.tree.map(jnp.float32, dict(attack.hparams))
-    return attack.poison(batch, jax.random.key(1), numbers)
+    return attack.poison(batch, jax.random.key(seed), numbers)
 
   assert (poisoned(attacks.label_flip(4))["y"] == 3 - y).all()
   pair = poisoned(attacks.label_flip(4, source=1, target=3))["y"]
@@ -214,6 +299,7 @@ def test_labels_and_triggers_are_where_they_should_be():
   drawn = np.asarray(poisoned(attacks.random_labels(4))["y"])
   assert len({*drawn}) > 1
   assert drawn.max() < 4
+  assert (drawn != poisoned(attacks.random_labels(4), seed=2)["y"]).any()
   made = poisoned(attacks.backdoor(4, target=2, size=2, value=9.0, share=0.45))
   stamped = np.array([1, 1, 0, 1, 0, 0, 0, 0], bool)  # 0.45 of 7 are 3
   assert (made["y"][mask] == np.where(stamped, 2, y)[mask]).all()
@@ -251,6 +337,7 @@ def test_who_attacks_is_a_function_of_seed_round_and_cohort():
     draw(0.019)
   with pytest.raises(ValueError, match=r"of 20 clients of a round .* 0\.05,"):
     draw(0.04, "round")
+  assert draw(0.58).byzantine(0, 0, everyone).sum() == 29  # 28.99... as floats
 
 
 def attacking(ids, num_clients):

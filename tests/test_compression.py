@@ -17,12 +17,16 @@ from fedjax_sim.contract.setting import setting_of
 from fedjax_sim.core import Transform
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.models.mlp import mlp
+from fedjax_sim.privacy import local
+from fedjax_sim.privacy.local import additive
+from fedjax_sim.privacy.secure.aggregators import secure_sum
 from fedjax_sim.sampling import Sampler
 from fedjax_sim.tasks.lora import with_lora
 from fedjax_sim.transforms import TRANSFORMS, ef21, error_feedback, hadamard
 from fedjax_sim.transforms.eden import normal_levels
 from fedjax_sim.transforms.qsgd import elias_omega_bits
 from fedjax_sim.transforms.ranks import largest
+from fedjax_sim.transforms.rotated import top_level
 from problems import (
   blobs,
   flat,
@@ -321,6 +325,51 @@ def test_terngrad_packs_five_signs_into_a_byte():
   np.testing.assert_allclose(flat(decoded), back * read, rtol=1e-6)
 
 
+def test_terngrad_clips_at_deviations_but_not_what_is_alike():
+  update = {**normals(4), "same": np.full((7, 9), 0.1, np.float32)}
+  decoded, _ = sent(made("terngrad", clip=1.2), update)
+  np.testing.assert_allclose(decoded["same"], 0.1, rtol=1e-6)
+  for name in ("a", "b", "e"):
+    bound = 1.2 * update[name].astype(float).std()
+    assert bound < np.abs(update[name]).max()
+    out = np.abs(decoded[name])
+    np.testing.assert_allclose(out[out > 0], bound, rtol=1e-5)
+
+
+def sign_code(x):
+  """Signs; before them which entries are 0, if some are; nothing if all."""
+  signs = np.packbits(x[x != 0] < 0).tobytes()
+  some = 0 < np.sum(x == 0) < x.size
+  return (np.packbits(x == 0).tobytes() if some else b"") + signs
+
+
+def read_signs(stream, size):
+  bits = np.unpackbits(np.frombuffer(stream, np.uint8))
+  whole, out = math.ceil(size / 8), np.zeros(size)
+  if len(stream) == whole:
+    return 1.0 - 2.0 * bits[:size]
+  if stream:
+    there = bits[:size] == 0
+    out[there] = 1.0 - 2.0 * bits[8 * whole :][: there.sum()]
+  return out
+
+
+@pytest.mark.parametrize("there", [0, 1, 8, 12, 13])
+def test_signs_are_decoded_from_their_code(there):
+  x = np.where(np.arange(13) < there, -normals(3, {"w": (13,)})["w"], 0)
+  decoded, size = sent(made("signsgd"), {"w": np.float32(x)})
+  stream = sign_code(x)
+  np.testing.assert_array_equal(read_signs(stream, 13), np.sign(x))
+  np.testing.assert_array_equal(decoded["w"], np.sign(x))
+  assert size == len(stream)
+
+
+def test_no_code_has_more_than_its_bits():
+  bits = jnp.arange(1, 17, dtype=jnp.float32)
+  found = jax.jit(top_level)(bits)
+  assert found.tolist() == [2**b - 1 for b in range(1, 17)]
+
+
 def top_code(x, count):
   """Values, and the shorter one of a bitmap and of indices; decoded again."""
   kept = np.sort(np.argsort(-np.abs(x), kind="stable")[:count])
@@ -349,8 +398,13 @@ def test_top_k_is_decoded_from_its_code(share):
   decoded, found = sent(made("top_k", share=share), update)
   np.testing.assert_array_equal(decoded["w"], out)
   assert found == size
-  _, found = sent(made("random_k", share=share), update)
-  assert found == 4 * max(1, round(share * x.size))
+  count = max(1, round(share * x.size))
+  decoded, found = sent(made("random_k", share=share), update)
+  assert found == 4 * count
+  kept = decoded["w"] != 0
+  assert kept.sum() <= count
+  scaled = x[kept] * np.float32(x.size / count)
+  np.testing.assert_allclose(decoded["w"][kept], scaled, rtol=1e-6)
 
 
 def test_the_largest_are_exactly_so_many():
@@ -376,6 +430,10 @@ def test_bytes_by_hand():
   for (name, arguments), size in sizes.items():
     assert sent(_by_name(name, arguments), update)[1] == size, name
   half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), update)
+  assert sent(made("power_sgd", rank=8), half)[1] == 4 * 8 * (40 + 30) + 60
+  whole, size = sent(made("power_sgd", rank=9), half)  # 2,400 as they are
+  assert size == 2 * 1230 < 4 * 9 * (40 + 30)
+  np.testing.assert_array_equal(whole["w"], half["w"])
   kept = 123 * 2 + min(123 * 11 / 8, 1230 / 8)
   assert sent(made("top_k", share=0.1), half)[1] == math.ceil(kept)
 
@@ -385,6 +443,19 @@ def test_bytes_by_hand():
 
 def error_of(out, x):
   return np.sum((flat(out).astype(float) - flat(x)) ** 2)
+
+
+def lloyd(pieces, count):
+  """The centroids of pieces after five steps from the transform's own start."""
+  first = jax.random.choice(
+    jax.random.key(0), len(pieces), (count,), replace=False
+  )
+  means = pieces[np.asarray(first)]
+  for _ in range(5):
+    own = np.sum((pieces[:, None] - means) ** 2, axis=2).argmin(axis=1)
+    for k in set(own):
+      means[k] = pieces[own == k].mean(axis=0)
+  return means[own]
 
 
 def test_biased_ones_shrink_what_is_left():
@@ -408,6 +479,10 @@ def test_biased_ones_shrink_what_is_left():
   left = square - np.sum(pieces**2)  # centroids are means
   assert error_of(out, update) == pytest.approx(left, rel=1e-4)
   assert left < 0.75 * square
+  np.testing.assert_allclose(pieces, lloyd(x.reshape(-1, 4), 16), atol=1e-5)
+  out, _ = sent(made("drive", unbiased=False), update)  # a projection
+  left = square - np.sum(flat(out).astype(float) ** 2)
+  assert error_of(out, update) == pytest.approx(left, rel=1e-4)
 
 
 def test_power_sgd_projects_and_warms_up_to_the_best_rank():
@@ -452,7 +527,7 @@ def test_zeros_tiny_huge_and_nan(name):
   if name == "signsgd":
     for x in (one, tiny, huge):
       np.testing.assert_array_equal(x, np.sign(flat(base)))
-    assert result.bytes.tolist()[:2] == [4, 4]  # a bitmap of 32; 32 signs
+    assert result.bytes.tolist()[:2] == [0, 4]  # nothing; 32 signs
     return
   assert np.any(one != 0)
   np.testing.assert_allclose(tiny * 2.0**90, one, rtol=1e-5)
@@ -541,6 +616,28 @@ def test_a_majority_votes_on_every_sign():
   assert set(expected) == {-1, 0, 1}
   np.testing.assert_array_equal(params_of(simulator, out.state)["w"], expected)
   assert out.rows[0]["bytes_up"] == 4 * (math.ceil(33 / 8) + 4)
+
+
+def test_masked_or_noisy_numbers_are_sent_whatever_a_transform_saved():
+  """Every number of a masked update takes its bits, zeros included."""
+  centres = np.random.default_rng(12).normal(size=(4, 33))
+  chain = [transforms.top_k(0.1)]
+  masked = secure_sum(4, clip=8.0, bits=12)
+  simulator = movers(centres, transforms=chain, aggregator=masked)
+  out = simulator.dispatch(simulator.init(), simulator.plan(0, 1))
+  assert out.rows[0]["top_k/bytes"] == 3 * 4 + math.ceil(3 * 6 / 8)
+  assert out.rows[0]["bytes_up"] == 4 * (math.ceil(33 * 12 / 8) + 4)
+  task, data = quadratic(33), quadratic_data(centres)
+  base = fedavg(task, sgd(1.0), sgd(1.0), weighting="uniform")
+  for randomizer, coded in (
+    (additive.gaussian(1.0, epsilon=2.0, delta=1e-3), False),
+    (additive.clip_only(1.0), True),
+  ):
+    simulator = make_simulator(
+      task, local.with_local_dp(base, randomizer), data, transforms=chain
+    )
+    assert simulator.traffic.coded == coded
+    assert simulator.traffic.update == 4 * 33
 
 
 def top_of(x, count):

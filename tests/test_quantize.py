@@ -163,6 +163,18 @@ def test_bytes_by_hand():
   assert aux == {"bytes": 8 + 4 + 2, "kept": 0.5}
 
 
+@pytest.mark.parametrize("per_layer", [True, False])
+def test_arrays_without_entries_cost_nothing(per_layer):
+  x, none = np.array([0, 1, 2, 5], np.float32), np.zeros((0, 3), np.float32)
+  out, aux = quantized({"a": none, "b": x, "c": none}, 0.5, 4, per_layer)
+  alone, own = quantized({"b": x}, 0.5, 4, per_layer)
+  np.testing.assert_array_equal(out["b"], alone["b"])
+  assert out["a"].shape == out["c"].shape == none.shape
+  assert aux == own
+  for nothing in ({}, {"a": none}):
+    assert quantized(nothing, 0.5, 4, per_layer)[1] == {"bytes": 0, "kept": 0}
+
+
 def test_levels_and_ties_by_hand():
   x = np.array([-3, -1.6, -0.9, 0.4, 0.5, 1.5, 3], np.float32)
   # Levels -3, -1, 1, 3; of the magnitudes 0.4, 0.5 and 0.9 are below 0.375.
@@ -544,7 +556,8 @@ def test_numbers_of_a_transform_are_metrics():
 def test_the_uncompressed_bytes_of_a_client():
   simulator = movers(np.ones((2, 3)), quantize(0.5))
   sizes = {"down": 12, "up": 16, "update": 12, "message": 12}
-  assert simulator.traffic._asdict() == {**sizes, "population": 2, "links": 1.0}
+  others = {"population": 2, "links": 1.0, "coded": True}
+  assert simulator.traffic._asdict() == {**sizes, **others}
 
 
 # --- configs ------------------------------------------------------------------

@@ -103,6 +103,37 @@ def test_an_aggregate_of_whom_is_there_is_numpys(name):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("trimmed_mean", {"fraction": 0.34}),
+    ("multi_krum", {"f": 1}),
+    ("norm_bounding", {"factor": 0.5}),
+  ],
+)
+def test_other_options_are_numpys_too(name, options):
+  x, weights = honest(9), jnp.arange(1.0, CLIENTS + 1)
+  aggregator = aggregators.AGGREGATORS[name](**options)
+  expected = REFERENCE[name](x.astype(np.float64), weights, **options)
+  run = jax.jit(lambda x: aggregators.aggregate(aggregator, x, None, weights))
+  np.testing.assert_allclose(run(x), expected, rtol=1e-5)
+
+
+def test_buckets_of_one_client_keep_its_weight():
+  x, weights = honest(10), jnp.arange(1.0, CLIENTS + 1)
+  single = aggregators.bucketing("norm_bounding", size=1)
+  run = jax.jit(lambda x: aggregators.aggregate(single, x, None, weights))
+  expected = REFERENCE["norm_bounding"](x.astype(np.float64), weights)
+  np.testing.assert_allclose(run(x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("there", [1, 2])
+def test_a_median_of_the_largest_numbers_is_one(there):
+  x = np.full((CLIENTS, 5), 3e38, np.float32)
+  found = aggregate("median", x, np.arange(CLIENTS) < there)
+  np.testing.assert_array_equal(found, np.float32(3e38))
+
+
 FINITE = st.floats(-(2.0**120), 2.0**120, width=32, allow_subnormal=False)
 
 
@@ -282,6 +313,7 @@ def test_options_out_of_range_are_refused(function, options, match):
   [
     (aggregators.krum(f=2), 7),
     (aggregators.multi_krum(f=1, m=4), 7),
+    (aggregators.multi_krum(m=4), 8),  # of 7, f = 2 leaves 3
     (aggregators.bulyan(f=1), 7),
     (aggregators.trimmed_mean(number=3), 7),
     (aggregators.bucketing("krum", size=2, f=1), 9),

@@ -74,7 +74,9 @@ def multi_krum(f: int | None = None, m: int | None = None) -> Aggregator:
     return jnp.minimum(wanted, most)
 
   made = _selecting(f, number)
-  needed = made.min_clients if m is None else m + (f or 0) + 2
+  needed = 1
+  if m is not None and m > 1:  # n - f - 2 >= m, where f may be (n - 3) // 2
+    needed = 2 * m if f is None else m + f + 2
   return made._replace(
     hparams={**made.hparams, **own},
     min_clients=max(made.min_clients, needed),

@@ -56,7 +56,9 @@ def median() -> Aggregator:
       last = jnp.maximum(count - 1, 0)
       low = lax.dynamic_index_in_dim(s, last // 2, 0, keepdims=False)
       high = lax.dynamic_index_in_dim(s, (last + 1) // 2, 0, keepdims=False)
-      both = (low + high.astype(accumulator_dtype(s))) / 2
+      wide = accumulator_dtype(s)
+      # Halves, as a sum could overflow; exact but for subnormal numbers.
+      both = low.astype(wide) / 2 + high.astype(wide) / 2
       return jnp.where(count > 0, both, 0)
 
     return jax.tree.map(middle, stack)

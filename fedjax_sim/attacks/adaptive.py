@@ -32,6 +32,7 @@ from fedjax_sim.attacks.collusion import (
 )
 from fedjax_sim.attacks.min_max import farthest, farthest_by_sum, unit
 from fedjax_sim.core import Array, HParams, PyTree, validate
+from fedjax_sim.core.tree import inverse_power
 
 OBJECTIVES = ("distance", "inner_product")
 _EQUAL = 1e-4  # relative; damages that differ by less are equal
@@ -87,13 +88,16 @@ def adaptive(
   def collude(honest: Honest, hparams: HParams) -> PyTree:
     longest = farthest_by_sum(honest, honest.mean)
     bound = hparams["radius"] * longest
+    # Squares of very long, or short, updates are out of range.
+    unit_of_all = inverse_power(jnp.maximum(bound, norm(honest.mean, honest)))
 
     def damage(delta: PyTree) -> Array:
-      made = honest.aggregate(plus(honest.mean, delta))
+      made = scaled(honest.aggregate(plus(honest.mean, delta)), unit_of_all)
+      mean = scaled(honest.mean, unit_of_all)
       if objective == "distance":
-        apart = plus(made, scaled(honest.mean, jnp.float32(-1)))
+        apart = plus(made, scaled(mean, jnp.float32(-1)))
         return _inner(apart, apart)
-      return -_inner(made, honest.mean)
+      return -_inner(made, mean)
 
     def within(delta: PyTree) -> PyTree:
       length = norm(delta, honest)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from fedjax_sim.aggregators import rows
 from fedjax_sim.attacks.attack import Attack, Honest, check_shapes
 from fedjax_sim.core import AggregationContext, Aggregator, Array, PyTree
+from fedjax_sim.core.tree import all_finite
 
 _SECTION = "attack"  # of the hyper-parameters
 
@@ -54,13 +55,23 @@ def with_collusion(aggregator: Aggregator, attack: Attack) -> Aggregator:
     replaced = filled & context.byzantine & jnp.any(honest)
 
     def aggregate(sent: PyTree) -> PyTree:
-      put = lambda s, x: jnp.where(_column(replaced, s), x.astype(s.dtype), s)
+      sent = jax.tree.map(lambda x, s: x.astype(s.dtype), sent, stack)
+      put = lambda s, x: jnp.where(_column(replaced, s), x, s)
       attacked = jax.tree.map(put, stack, sent)
       one = jax.tree.map(lambda s: s[0], stack)
+      # As any client whose update is not finite, they are left out.
+      bad = context.shares.max((~all_finite(sent)).astype(jnp.int32)) > 0
+      wrong = replaced & bad
+      there = filled & ~wrong
       kept = inner.add(
-        inner.init(one, len(filled)), attacked, weights, filled, inside
+        inner.init(one, len(filled)), attacked, weights, there, inside
       )
-      return inner.finish(kept, weight, count, inside)
+      return inner.finish(
+        kept,
+        weight - jnp.sum(jnp.where(wrong, weights, 0)),
+        count - jnp.sum(wrong, dtype=count.dtype),
+        inside,
+      )
 
     wide = rows.matrices(stack, honest)
     seen = Honest(

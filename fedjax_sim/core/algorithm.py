@@ -313,6 +313,8 @@ class Algorithm(NamedTuple):
       its number of neighbors where clients send models to each other; 1 where
       they send them to a server.
     draws_noise: whether private noise is drawn from a `noise_key`.
+    sends_whole: whether `postprocess_report` leaves nothing of the transforms'
+      codes, as noise on every number does; whole updates are then sent.
     differentiable: as in `Transform`; False where messages are rounded.
     privacy: what accountants must know; None if the algorithm is not private.
       If private, `apply` is called even if no client of a cohort is left, and
@@ -347,6 +349,7 @@ class Algorithm(NamedTuple):
   )
   links: float = 1.0
   draws_noise: bool = False
+  sends_whole: bool = False
   differentiable: bool = True
   privacy: PrivacySpec | None = None
   survey: Survey | None = None

@@ -166,6 +166,9 @@ class Aggregator(NamedTuple):
       dimension, of scalar parameters, are whole on every device.
     keeps_previous: whether the context holds the last round's result, which
       is then a part of the run's state.
+    number_bits: bits that every number of an update takes when it is sent, as
+      of masked ones, whatever transforms made of it; None: it is sent as they
+      say.
     min_clients: the smallest cohort for which the aggregator keeps its
       promise; a run whose cohorts are all smaller is refused.
     reduces: whether `finish` returns one update. Otherwise it returns the
@@ -190,6 +193,7 @@ class Aggregator(NamedTuple):
   differentiable: bool = True
   by_shares: bool = False
   keeps_previous: bool = False
+  number_bits: int | None = None
   min_clients: int = 1
 
   @property

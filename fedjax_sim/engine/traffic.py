@@ -34,6 +34,7 @@ class Traffic(NamedTuple):
       answers to a survey.
     population: how many clients receive a broadcast that goes to all.
     links: `Algorithm.links`, which the sizes above are multiplied by.
+    coded: whether an update is sent as transforms say.
   """
 
   down: int
@@ -42,6 +43,7 @@ class Traffic(NamedTuple):
   message: int
   population: int
   links: float
+  coded: bool
 
 
 def first_client(
@@ -171,7 +173,11 @@ def update_shapes(
 
 
 def traffic(
-  algorithm: Algorithm, state: RunState, hparams: HParams, population: int = 1
+  algorithm: Algorithm,
+  state: RunState,
+  hparams: HParams,
+  population: int = 1,
+  number_bits: int | None = None,
 ) -> Traffic:
   """Return what one client receives and sends in a round, before transforms.
 
@@ -183,6 +189,7 @@ def traffic(
     hparams: `Algorithm.hparams`, or their shapes.
     population: number of clients in the federation; only `Traffic.population`
       depends on it.
+    number_bits: `Aggregator.number_bits`.
   """
 
   def visit(
@@ -196,7 +203,11 @@ def traffic(
 
   first, second, report, answer = jax.eval_shape(visit, state, hparams)
   message = down = message_bytes(first)
-  up = nbytes(report)
+  up, update = nbytes(report), nbytes(report.update)
+  if number_bits is not None:
+    numbers = sum(x.size for x in jax.tree.leaves(report.update))
+    whole = -(-numbers * number_bits // 8)
+    up, update = up - update + whole, whole
   if answer is not None:  # the second message has what the first one had
     down = max(down, message_bytes(second))
     up += nbytes((answer.weight, answer.statistics))
@@ -204,10 +215,11 @@ def traffic(
   return Traffic(
     down=times(down),
     up=times(up),
-    update=times(nbytes(report.update)),
+    update=times(update),
     message=times(message),
     population=population,
     links=algorithm.links,
+    coded=number_bits is None and not algorithm.sends_whole,
   )
 
 

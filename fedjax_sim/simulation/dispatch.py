@@ -261,7 +261,8 @@ def _row(
     if seen.bytes is not None:  # of several in the chain the last one counts
       _put(row, f"{name}/bytes", seen.bytes, f"the transform {name!r}")
       each = traffic.up - traffic.update + traffic.links * float(seen.bytes)
-      row["bytes_up"] = round(each * (clients + rejected))
+      if traffic.coded:
+        row["bytes_up"] = round(each * (clients + rejected))
   return row
 
 

@@ -291,8 +291,8 @@ class Simulator:
   def traffic(self) -> Traffic:
     """What one client receives and sends in a round, before transforms."""
     hparams = self.states.traced()["algorithm"]
-    shapes = self.states.shapes
-    return traffic(self.algorithm, shapes, hparams, self.num_clients)
+    of = self.algorithm, self.states.shapes, hparams, self.num_clients
+    return traffic(*of, self.aggregator.number_bits)
 
   @functools.cached_property
   def residency(self) -> residencies.Residency:

@@ -57,8 +57,10 @@ def error_feedback(transform: Transform) -> Transform:
       transforms=[error_feedback(quantize(0.9, bits=4))]
 
   Args:
-    transform: any transform of updates. Noise would be taken back in the next
-      round, so put `gaussian` outside.
+    transform: one whose error is less than what it is given, in the mean. The
+      residual grows without end with `random_k(unbiased=True)`, or few levels
+      of `qsgd` or `rotated`. Noise would be taken back in the next round, so
+      put `gaussian` outside.
 
   Raises:
     TypeError: it is no `Transform`.

@@ -21,7 +21,7 @@ from fedjax_sim.core import (
 )
 from fedjax_sim.core.tree import scaled
 
-_ROW = 2**16  # of sums: 2^15 bits each still fit an int32
+_ROW = 2**16  # of sums: 2^15 - 1 bits each still fit an int32
 
 
 def flattened(update: PyTree) -> Array:
@@ -59,7 +59,7 @@ def total(counts: Array) -> Array:
   would wrap around and a float32 that grows by ones would stand still.
 
   Args:
-    counts: any shape, each from 0 to 2^15.
+    counts: any shape, each from 0 to 2^15 - 1.
   """
   flat = jnp.ravel(counts).astype(jnp.int32)
   rows = jnp.pad(flat, (0, -flat.size % _ROW)).reshape(-1, _ROW)

@@ -63,14 +63,18 @@ def power_sgd(rank: int = 2) -> Transform:
     factors = iter(state)
     sent, kept, count = [], [], 0
     for x in leaves:
+      whole = x.size * x.dtype.itemsize
       if not _is_factored(x, rank):
         sent.append(x)
-        count += x.size * x.dtype.itemsize
+        count += whole
         continue
-      decoded, q = _step(x, next(factors))
+      decoded, q = x, next(factors)
+      both = 4 * rank * sum(_matrix(x))
+      if both < whole:  # not so of half precision, perhaps
+        decoded, q = _step(x, q)
       sent.append(decoded)
       kept.append(q)
-      count += 4 * rank * sum(_matrix(x))
+      count += min(both, whole)
     result = jax.tree.unflatten(treedef, sent)
     return TransformResult(result, tuple(kept), bytes=jnp.float32(count))
 

@@ -86,14 +86,21 @@ def quantize(
     del key
     share = hparams["sparsity"] * hparams["anneal"] ** shared
     leaves, treedef = jax.tree.flatten(update)
-    groups = [[leaf] for leaf in leaves] if per_layer else [leaves]
+    there = [x for x in leaves if x.size]
+    if not there:
+      nothing = jnp.float32(0)
+      return TransformResult(
+        update, state, metrics={"kept": nothing}, bytes=nothing
+      )
+    groups = [[x] for x in there] if per_layer else [there]
     coded = [_round_trip(group, share, bits) for group in groups]
     # In float32, as of a large model there may be more than an int32 holds.
     add = lambda counts: sum(count.astype(jnp.float32) for count in counts)
-    arrays = [x for c in coded for x in c.arrays]
-    kept = add(c.kept for c in coded) / sum(x.size for x in leaves)
+    arrays = (x for c in coded for x in c.arrays)
+    sent = [next(arrays) if x.size else x for x in leaves]
+    kept = add(c.kept for c in coded) / sum(x.size for x in there)
     return TransformResult(
-      jax.tree.unflatten(treedef, arrays),
+      jax.tree.unflatten(treedef, sent),
       state,
       metrics={"kept": kept},
       bytes=add(c.bytes for c in coded),

@@ -47,7 +47,7 @@ def rotated(bits: int = 1, block: int | None = hadamard.BLOCK) -> Transform:
     rows = hadamard.rotate(x, turn, block)
     low = jnp.min(rows, axis=1, keepdims=True)
     high = jnp.max(rows, axis=1, keepdims=True)
-    top = jnp.exp2(hparams["bits"]).astype(rows.dtype) - 1
+    top = top_level(hparams["bits"]).astype(rows.dtype)
     gap = (high - low) / top
     place = (rows - low) / jnp.where(gap > 0, gap, 1)
     place = jnp.minimum(place, top)
@@ -58,3 +58,14 @@ def rotated(bits: int = 1, block: int | None = hadamard.BLOCK) -> Transform:
     return hadamard.rotate_back(decoded, turn, x.size), count
 
   return compressor("rotated", {"bits": float(bits)}, compress)
+
+
+def top_level(bits: Array) -> Array:
+  """Return the largest code of so many bits: int32, of the same shape.
+
+  `exp2` is rounded, and would let a code have one bit more.
+
+  Args:
+    bits: whole numbers from 1 to 16, of any dtype.
+  """
+  return (1 << jnp.round(bits).astype(jnp.int32)) - 1

@@ -37,9 +37,10 @@ def signsgd(scaling: bool = False) -> Transform:
   the model moves, in every entry the same. Scaled, the error is that of the
   module's docstring or less, and error feedback works.
 
-  `signsgd/bytes` is the length of a code that decodes: a bit for every entry
-  that is not 0; if any is, a bitmap that says which; and, scaled, a float32 an
-  array.
+  `signsgd/bytes` is the length of a code that decodes, as its length says which
+  of the three it is: a bit for every entry, where none is 0; a bitmap that says
+  which are, and a bit for every other one; nothing where all are 0. Scaled, a
+  float32 an array comes first.
 
   Args:
     scaling: whether an array's signs are multiplied by its mean magnitude.
@@ -63,7 +64,8 @@ def signsgd(scaling: bool = False) -> Transform:
     leaves = jax.tree.leaves(update)
     size = sum(x.size for x in leaves)
     signs = sum((total(x != 0) for x in leaves), jnp.float32(0))
-    count = whole_bytes(signs) + jnp.where(signs < size, whole_bytes(size), 0)
+    bitmap = (signs > 0) & (signs < size)
+    count = whole_bytes(signs) + jnp.where(bitmap, whole_bytes(size), 0)
     if scaling:
       count += 4 * sum(x.size > 0 for x in leaves)
     return TransformResult(jax.tree.map(one, update), state, bytes=count)

@@ -23,7 +23,7 @@ from fedjax_sim.core import (
   TransformResult,
   validate,
 )
-from fedjax_sim.core.tree import scaled
+from fedjax_sim.core.tree import MARGIN, scaled
 from fedjax_sim.transforms.flattened import whole_bytes
 
 
@@ -37,7 +37,8 @@ def terngrad(clip: float | None = None) -> Transform:
 
   Args:
     clip: first bounds the magnitudes of an array by so many standard deviations
-      of its entries, > 0; the paper's experiments take 2.5. None: they stay.
+      of its entries, > 0; the paper's experiments take 2.5. An array whose
+      entries are all equal stays. None: all do.
 
   Raises:
     TypeError, ValueError: clip is not such a number.
@@ -50,9 +51,11 @@ def terngrad(clip: float | None = None) -> Transform:
       return x
     wide, inverse = scaled(x)
     if clip is not None:
-      bound = hparams["clip"].astype(wide.dtype) * jnp.std(wide)
-      # One entry alone deviates by 0, and would vanish.
-      bound = jnp.where(bound > 0, bound, jnp.inf)
+      deviation = jnp.std(wide)
+      bound = hparams["clip"].astype(wide.dtype) * deviation
+      # Equal entries deviate by 0, but for rounding, and would vanish.
+      alike = deviation <= MARGIN * jnp.max(jnp.abs(wide))
+      bound = jnp.where(alike, jnp.inf, bound)
       wide = jnp.clip(wide, -bound, bound)
     magnitude = jnp.abs(wide)
     scale = jnp.max(magnitude)

@@ -160,7 +160,10 @@ def with_local_dp(algorithm: Algorithm, randomizer: Randomizer) -> Algorithm:
     postprocess_report=postprocess_report,
     hparams={"local_privacy": randomizer.hparams},
   )
-  return wrapped._replace(draws_noise=True)
+  clips = randomizer.multiplier is None and randomizer.epsilon is None
+  return wrapped._replace(
+    draws_noise=True, sends_whole=algorithm.sends_whole or not clips
+  )
 
 
 def _check_ends(randomizer: Randomizer, update: PyTree) -> None:

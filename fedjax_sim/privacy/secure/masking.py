@@ -160,6 +160,7 @@ def secure(code: Code, *, neighbors: int, dropout: float = 0.0) -> Aggregator:
     hparams={**code.hparams, "dropout": float(dropout)},
     draws_noise=code.draws_noise,
     differentiable=False,
+    number_bits=code.bits,
   )
 
 
