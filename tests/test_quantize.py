@@ -593,7 +593,9 @@ def test_a_config_quantizes():
 
 def test_a_config_does_not_quantize_unless_told():
   assert not build.build(flags.load(DIGITS)).simulator.transforms
-  with pytest.raises(ValueError, match="quantize lacks .*sparsity'; give it"):
+  with pytest.raises(
+    ValueError, match="quantize lacks .*sparsity' .*; give it"
+  ):
     flags.load(DIGITS, {"transforms.quantize.bits": "4"})
 
 
