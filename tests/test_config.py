@@ -565,6 +565,10 @@ def test_algorithms_that_take_the_population():
       r"random_k.unbiased=True .*; set transforms.random_k.unbiased=False",
     ),
     (
+      {"downlink": {"random_k": {"share": 0.1}}},
+      r"downlink.random_k.unbiased=True .*; set downlink.random_k.unbiased",
+    ),
+    (
       {"transforms": {"k": {"name": "random_k", "share": 0.1, "ef21": True}}},
       r"set transforms.k.unbiased=False",
     ),

@@ -215,13 +215,13 @@ def build_transforms(config: ConfigDict) -> list[Transform]:
 
 
 def _grows(fields: ConfigDict, label: str) -> bool:
-  """Return whether what this transform takes off may be longer than the rest.
+  """Return whether an error that is fed back grows without end.
 
   The error of unbiased `random_k` is n/k - 1 times the squared update. That of
   `drive` is below 1 either way.
   """
   name = fields.get("name") or label
-  return name == "random_k" and fields.unbiased and fields.share < 1
+  return name == "random_k" and fields.unbiased and fields.share <= 0.5
 
 
 def build_downlink(config: ConfigDict, algorithm: Algorithm) -> Algorithm:
@@ -242,6 +242,13 @@ def build_downlink(config: ConfigDict, algorithm: Algorithm) -> Algorithm:
       f"downlink.{labels[0]}: server.revert_to_best=True would take back what"
       " clients know, which no broadcast does; unset one of them."
     )
+  for label in labels:  # what clients do not know yet is an error fed back
+    section = f"downlink.{label}"
+    if _grows(config.downlink[label], label):
+      raise ValueError(
+        f"{section}.unbiased=True multiplies what is kept, so what clients lack"
+        f" grows; set {section}.unbiased=False."
+      )
   chain = [_transform(config, "downlink", label) for label in labels]
   return downlink(algorithm, chain)
 
