@@ -189,7 +189,8 @@ def draw(found: Mapping[str, Measured], path: pathlib.Path) -> None:
   from matplotlib.figure import Figure
 
   known = variants()
-  families = list(dict.fromkeys(known[name].family for name in found))
+  families = dict.fromkeys(known[name].family for name in found)
+  colored = [family for family in families if family != "none"]
   figure = Figure(figsize=(13, 5), dpi=100, layout="constrained")
   FigureCanvasAgg(figure)
   for ax, link in zip(figure.subplots(1, 2), ("up", "down"), strict=True):
@@ -200,14 +201,17 @@ def draw(found: Mapping[str, Measured], path: pathlib.Path) -> None:
       if name != "none" and not (variant.up if link == "up" else variant.down):
         continue
       error = np.std(m.accuracy) / max(1, len(m.accuracy) - 1) ** 0.5
-      again, color = divmod(families.index(variant.family), len(PALETTE))
-      mark = seen[variant.family] + 3 * again  # where colors are used again
+      fmt, color = "*", "black"
+      if name != "none":
+        again, hue = divmod(colored.index(variant.family), len(PALETTE))
+        mark = seen[variant.family] + 3 * again  # where colors are used again
+        fmt, color = _MARKERS[mark % len(_MARKERS)], PALETTE[hue]
       ax.errorbar(
         getattr(m, link),
         float(np.mean(m.accuracy)),
         float(error),
-        fmt=_MARKERS[mark % len(_MARKERS)],
-        color=PALETTE[color],
+        fmt=fmt,
+        color=color,
         label=name.removeprefix("down: "),
       )
       seen[variant.family] += 1
