@@ -42,9 +42,10 @@ AGGREGATORS = flags.DEFINE_list("aggregators", None, "which; all by default")
 CHOSEN = flags.DEFINE_list("attacks", None, "which; all by default")
 
 NONE = "none"
+ALONG = "adaptive_inner_product"  # with the other objective
 METRIC, SUCCESS = "test/accuracy", "test/attack_success"
 # Where a default is too weak, or too strong, to tell aggregators apart.
-OPTIONS: Mapping[str, Mapping[str, float]] = {
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
   "backdoor": {"boost": 5.0},
   "ipm": {"epsilon": 2.0},
   "sign_flip": {"scale": 4.0},
@@ -72,12 +73,15 @@ def aggregators(attackers: int) -> dict[str, dict[str, Any]]:
 def attacks() -> dict[str, dict[str, Any]]:
   """Return the attacks: name -> fields of the config."""
   found: dict[str, dict[str, Any]] = {NONE: {}}
-  for name in ATTACKS:
-    found[name] = {
+  shown: dict[str, tuple[str, Mapping[str, Any]]]
+  shown = {name: (name, OPTIONS.get(name, {})) for name in sorted(ATTACKS)}
+  shown[ALONG] = "adaptive", {"objective": "inner_product"}
+  for title, (name, options) in shown.items():
+    found[title] = {
       "attack.name": name,
       "attack.fraction": FRACTION.value,
       "attack.selection": "round",
-      **{f"attack.{k}": v for k, v in OPTIONS.get(name, {}).items()},
+      **{f"attack.{k}": v for k, v in options.items()},
     }
   return found
 
@@ -125,9 +129,8 @@ def run(folder: str) -> dict[tuple[str, str], list[dict[str, float]]]:
     config, folder, points=points, seeds=SEEDS.value, metric=METRIC
   )
   found: dict[tuple[str, str], list[dict[str, float]]] = {c: [] for c in cells}
-  for one in study.runs:
-    point = {k: v for k, v in one["point"].items() if v != "None"}
-    cell = point.get("attack.name", NONE), point["aggregator.name"]
+  of_each = (cell for cell in cells for _ in range(SEEDS.value))
+  for cell, one in zip(of_each, study.runs, strict=True):
     done = one["status"] == "finished"
     found[cell].append(study.last(one["name"]) if done else {})
   return found
