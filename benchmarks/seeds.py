@@ -30,14 +30,14 @@ def compare(
   return values
 
 
-def told(values: Sequence[float]) -> str:
+def told(values: Sequence[float], digits: int = 4) -> str:
   """Return mean and standard error, "0.9471 +- 0.0006"; of one value +- 0.
 
   The error is that of the mean: the sample's standard deviation, with n - 1,
-  over the root of n.
+  over the root of n. Both have so many `digits` after the point.
   """
   error = np.std(values, ddof=1) / np.sqrt(len(values)) if values[1:] else 0
-  return f"{np.mean(values):.4f} +- {error:.4f}"
+  return f"{np.mean(values):.{digits}f} +- {error:.{digits}f}"
 
 
 def trained(simulator: Simulator, rounds: int) -> Row:

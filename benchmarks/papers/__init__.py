@@ -1,0 +1,1 @@
+"""Figures that papers print, repeated: one file a paper."""
