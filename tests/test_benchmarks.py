@@ -624,3 +624,51 @@ def test_aggregators_meet_attacks(tmp_path):
   for columns in (2, 1):  # accuracies, and the backdoor's success
     assert len(re.findall(row % columns, done.stdout, re.M)) == 2
   assert picture.stat().st_size
+
+
+# --- figures of papers --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("curve", "expected"),
+  [
+    ([0.5, 0.96, 0.98], 2.5),  # half of the way from round 2 to round 3
+    ([0.5, 0.96, 0.94, 0.98], 3.5),  # of the best so far
+    ([0.98, 0.5], 1.0),
+    ([0.5, 0.96], math.inf),
+  ],
+)
+def test_rounds_to_a_target_are_interpolated(benchmark, curve, expected):
+  fedavg = benchmark("papers.fedavg")
+  assert fedavg.rounds_to(curve, 0.97) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_data_of_papers_are_dealt_as_told(benchmark, data_folder):
+  data = benchmark("papers.data")
+  two = data.two_digits_each(path=data_folder)
+  for k in range(20):
+    digits = {*np.unique(two.train.client(k)["y"])}
+    assert digits <= {k % 10, (k + 1) % 10}
+  assert two.train.num_examples + len(two.test["y"]) == 70_000
+  turned = data.rotated_mnist(path=data_folder, kept=8)
+  assert turned.train.num_clients == 8
+  upright = turned.test["x"][:10_000]
+  np.testing.assert_array_equal(
+    np.rot90(upright, 3, (1, 2)), turned.test["x"][30_000:]
+  )
+
+
+@pytest.mark.slow
+def test_figures_of_papers_are_repeated(tmp_path):
+  options = ["--figures=q_ffl", "--seeds=2", "--rounds=2", f"--to={tmp_path}"]
+  done = subprocess.run(
+    [sys.executable, "-m", "benchmarks.papers", *options],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  rows = re.findall(r"^\| .* \| q = \d, .* \| \d+.* \+- ", done.stdout, re.M)
+  assert len(rows) == 8

@@ -32,7 +32,7 @@ def rows(folder: Path, scale: Scale) -> list[Row]:
   config.model.name = "mlp"
   config.model.hidden_sizes = (200, 200)
   config.client.batch_size = 10
-  config.server.rounds = 110
+  config.server.rounds = 60
   config.runtime.lanes = 1
   points = [{"client.learning_rate": rate} for rate in RATES]
   tuned = train(config, folder / "tuning", points, [TUNING_SEED], scale, METRIC)

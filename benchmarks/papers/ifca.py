@@ -68,8 +68,9 @@ def rows(folder: Path, scale: Scale) -> list[Row]:
   config.server.rounds = 1
   config.server.clients_per_round = LOCAL
   config.client.steps = 100
+  once = scale._replace(rounds=None)
   alone = train(
-    config, folder / "local", [{"algorithm.lam": 0.0}], seeds, scale, metric
+    config, folder / "local", [{"algorithm.lam": 0.0}], seeds, once, metric
   )
   return [
     Row("IFCA", "94.20 +- 0.03", _tested(done, _of_machines), 2),
