@@ -4,8 +4,8 @@ Yin et al. 2018, "Byzantine-robust distributed learning: towards optimal
 statistical rates" (arXiv 1803.01498), table 2: 40 machines share MNIST, all of
 them send full gradients, and 5 % have labels 9 - y. The trimmed mean leaves out
 5 % at each end. Neither step size nor number of steps are in the paper; here
-the rate is 1, at which full gradients overshoot, as with smaller ones attackers do
-nothing; and all settings are compared at the first step at which the mean without
+the rate is 1, at which full gradients overshoot, as at 0.1 attackers do next to
+nothing, and settings are compared at the first step at which the mean without
 attackers has the paper's 88.0.
 """
 
