@@ -23,7 +23,7 @@ import fedjax_sim as fs
 from benchmarks.papers.data import ROTATIONS
 from benchmarks.papers.figure import Figure, Row, Scale, Trained, train
 from fedjax_sim.config import default_config
-from fedjax_sim.core import Array, PyTree, Task, Variables
+from fedjax_sim.core import Array, PyTree, Task
 from fedjax_sim.models.layers import linear
 from fedjax_sim.run.opened import OpenedRun
 from fedjax_sim.tasks import nnx_task
@@ -126,12 +126,11 @@ def _judged(run: OpenedRun, models: PyTree) -> tuple[np.ndarray, np.ndarray]:
     Two arrays, shape=(models, images).
   """
   dataset = run.simulator.data
-  frozen = run.simulator.algorithm.variables(run.server).frozen
 
   @jax.jit
   def judge(params: PyTree) -> tuple[Array, Array]:
     examples = dataset.prepare(dataset.test)
-    found = run.task.metrics(Variables(params, (), frozen), examples)
+    found = run.task.metrics(run.variables._replace(params=params), examples)
     return found["accuracy"].total, found["loss"].total
 
   of_each = [
