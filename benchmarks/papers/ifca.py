@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def rows(folder: Path, scale: Scale) -> list[Row]:
   config = _config()
   config.server.rounds = config.server.eval_every = 300
   config.server.clients_per_round = COHORT
-  points = [
+  points: list[dict[str, Any]] = [
     {"algorithm.name": "ifca", "algorithm.clusters": ROTATIONS},
     {"algorithm.name": "fedavg", "algorithm.weighting": "uniform"},
   ]
@@ -109,6 +110,7 @@ def _of_machines(run: OpenedRun) -> float:
 
 def _of_rotations(run: OpenedRun) -> float:
   """Return the mean accuracy of own models on images of their rotation."""
+  assert run.clients is not None
   correct, _ = _judged(run, run.clients.params)
   by_rotation = correct.reshape(len(correct), ROTATIONS, -1).mean(axis=2)
   mine = np.arange(len(correct)) * ROTATIONS // len(correct)
@@ -126,10 +128,12 @@ def _judged(run: OpenedRun, models: PyTree) -> tuple[np.ndarray, np.ndarray]:
     Two arrays, shape=(models, images).
   """
   dataset = run.simulator.data
+  assert dataset.test is not None
+  test = dataset.test
 
   @jax.jit
   def judge(params: PyTree) -> tuple[Array, Array]:
-    examples = dataset.prepare(dataset.test)
+    examples = dataset.prepare(test)
     found = run.task.metrics(run.variables._replace(params=params), examples)
     return found["accuracy"].total, found["loss"].total
 
