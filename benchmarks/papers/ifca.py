@@ -129,12 +129,12 @@ def _judged(run: OpenedRun, models: PyTree) -> tuple[np.ndarray, np.ndarray]:
   """
   dataset = run.simulator.data
   assert dataset.test is not None
-  test = dataset.test
+  test, whole = dataset.test, run.variables
 
   @jax.jit
   def judge(params: PyTree) -> tuple[Array, Array]:
     examples = dataset.prepare(test)
-    found = run.task.metrics(run.variables._replace(params=params), examples)
+    found = run.task.metrics(whole._replace(params=params), examples)
     return found["accuracy"].total, found["loss"].total
 
   of_each = [
