@@ -29,7 +29,7 @@ from fedjax_sim.models.layers import linear
 from fedjax_sim.run.opened import OpenedRun
 from fedjax_sim.tasks import nnx_task
 
-IMAGES, COHORT, LOCAL = 50, 12, 20
+IMAGES, COHORT, LOCAL = 50, 120, 20
 
 
 class Network(nnx.Module):
@@ -148,5 +148,5 @@ def _judged(run: OpenedRun, models: PyTree) -> tuple[np.ndarray, np.ndarray]:
 FIGURE = Figure(
   "Ghosh et al. 2020, 2006.04088, table 1, rotated MNIST, m = 4,800, n = 50",
   rows,
-  "12 machines a round instead of all 4,800; 20 local models",
+  "120 machines a round instead of all 4,800; 20 local models",
 )
