@@ -66,7 +66,7 @@ def gbdt(
   count = validate.integer("trees", trees, le=10_000)
   levels = validate.integer("depth", depth, le=10)
   logistic = validate.one_of("objective", objective, OBJECTIVES) == "logistic"
-  if logistic and num_classes != 2:
+  if logistic and validate.integer("num_classes", num_classes) != 2:
     raise ValueError(
       f"objective='logistic' is for two classes, and the data have"
       f" {num_classes}; set objective='squared', which fits the labels as"

@@ -355,7 +355,7 @@ def test_a_reward_that_is_no_number_is_forgotten():
 
 @pytest.mark.parametrize("make", [fedlaw, dga_rl])
 def test_they_need_a_stack_and_the_servers_examples(make):
-  with pytest.raises(ValueError, match=r"aggregator\.name has to be 'stack'"):
+  with pytest.raises(ValueError, match=r"set aggregator\.name='stack'"):
     quadratic_run(make, 1, server=target([0.0, 0.0]))
   with pytest.raises(ValueError, match=r"data\.server_clients"):
     quadratic_run(make, 1, aggregator=aggregators.stack())

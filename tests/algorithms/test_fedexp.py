@@ -48,7 +48,7 @@ def test_it_is_the_papers_recursion(longest):
 
 def test_squared_norms_are_released_with_the_mean_alone():
   algorithm = fedexp(TASK, sgd(ETA), sgd(1.0))
-  with pytest.raises(ValueError, match=r"aggregator.name has to be 'weighted"):
+  with pytest.raises(ValueError, match=r"set aggregator.name='weighted"):
     simulate(algorithm, 1, aggregator=aggregators.median())
   settings = CentralDPConfig(
     clip_norm=1.0, noise_multiplier=1.0, denominator=3.0

@@ -147,5 +147,5 @@ def test_the_probability_is_a_hyper_parameter():
 def test_it_is_refused_where_it_makes_no_sense():
   with pytest.raises(ValueError, match=r"server\.stale_probability=1\.5"):
     simulator_of(1.5)
-  with pytest.raises(ValueError, match=r"has to be 'weighted_mean'"):
+  with pytest.raises(ValueError, match=r"set aggregator.name='weighted_mean'"):
     simulator_of(0.5, aggregator=aggregators.mean())

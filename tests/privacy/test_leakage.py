@@ -407,7 +407,7 @@ def test_algorithms_that_do_not_fit():
   with pytest.raises(ValueError, match="do not send the update of the model"):
     _ = make_simulator(TASK, leakage(labelled, TASK), few).states.shapes
   algorithm = algorithm_of(threshold=1.0)
-  with pytest.raises(ValueError, match="has to be 'weighted_mean'"):
+  with pytest.raises(ValueError, match="set aggregator.name='weighted_mean'"):
     make_simulator(TASK, algorithm, DATA, aggregator=aggregators.median())
 
 
