@@ -150,7 +150,7 @@ def test_engine_writes_all_fields(tmp_path):
   assert theirs["extrapolated"]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_engine_without_pytorch_leaves_its_columns_empty(tmp_path):
   report = run_engine(tmp_path, "import sys", "sys.modules['torch'] = None")
   check(report)

@@ -435,8 +435,8 @@ def text(tmp_path):
   return store
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("compat", slow_but(["flute"], flute.COMPATS))
+@pytest.mark.slow
+@pytest.mark.parametrize("compat", flute.COMPATS)
 def test_dga_with_a_network_that_attends(tmp_path, cpu, compat):
   kaggle_heartbeats(tmp_path)
   summary = ran(

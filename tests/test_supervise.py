@@ -147,7 +147,10 @@ def test_a_long_round_is_not_frozen(start):
   assert finish(start(code)) == (0, "")
 
 
-@pytest.mark.parametrize("pids", ["[parent]", "[parent, os.getpid()]"])
+@pytest.mark.parametrize(
+  "pids",
+  ["[parent]", pytest.param("[parent, os.getpid()]", marks=pytest.mark.slow)],
+)
 def test_a_stopped_parent_is_not_the_workers_silence(start, pids):
   """Ctrl-Z stops the parent, a batch system both."""
   code = (
