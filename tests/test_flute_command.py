@@ -23,7 +23,6 @@ from shaped_files import (
   leaf_digits,
   tff_shakespeare,
 )
-from tiers import slow_but
 
 # --- what is wrong ------------------------------------------------------------
 
