@@ -6,8 +6,8 @@ r"""Which aggregators withstand which attacks?
 Handwritten digits (`configs/digits_fedavg.py`), 20 of 100 clients a round, all
 of which weigh the same; a share of each cohort, drawn anew, attacks. Every
 aggregator is told how many those are, where it takes such a number. Test
-accuracy after the last round, as mean and standard error over the seeds, which
-draw partition-independent things alone: parameters, cohorts, attackers. A
+accuracy after the last round, in percent, as mean and standard error over the
+seeds, which draw parameters, cohorts and attackers; all share one partition. A
 second table has the success rate of backdoors.
 
 It is a study: seeds are rows of one program, and a study that was stopped goes
@@ -139,25 +139,25 @@ def run(folder: str) -> dict[tuple[str, str], list[dict[str, float]]]:
 def table(
   found: Mapping[tuple[str, str], Sequence[Mapping[str, float]]], metric: str
 ) -> str:
-  """Return a Markdown table: a row an aggregator, a column an attack."""
-  columns = dict.fromkeys(
-    attack
-    for (attack, _), runs in found.items()
-    if any(metric in run for run in runs)
-  )
+  """Return a Markdown table of percents: a row an attack."""
+  aggregators = [*dict.fromkeys(name for _, name in found)]
   lines = [
-    f"| {metric} | {' | '.join(columns)} |",
-    f"| --- |{' --- |' * len(columns)}",
+    f"| {metric}, % | {' | '.join(aggregators)} |",
+    f"| --- |{' --- |' * len(aggregators)}",
   ]
-  for name in dict.fromkeys(name for _, name in found):
+  for attack in dict.fromkeys(attack for attack, _ in found):
     cells = []
-    for attack in columns:
-      values = [run[metric] for run in found[attack, name] if metric in run]
-      lost = len(found[attack, name]) - len(values)
+    for name in aggregators:
+      runs = found[attack, name]
+      values = [100 * run[metric] for run in runs if metric in run]
+      lost = len(runs) - len(values)
       cells.append(
-        (told(values) if values else "") + f" ({lost} lost)" * (lost > 0)
+        (told(values, 1) if values else "") + f" ({lost} lost)" * (lost > 0)
       )
-    lines.append(f"| {name} | {' | '.join(cells)} |")
+    if any(
+      metric in run for name in aggregators for run in found[attack, name]
+    ):
+      lines.append(f"| {attack} | {' | '.join(cells)} |")
   return "\n".join(lines)
 
 
