@@ -149,7 +149,7 @@ PROBLEMS: Mapping[str, Problem] = {
       {"name": "synthetic", "num_clients": 30, "alpha": 1.0, "beta": 1.0},
       *("logistic_regression", 10, 5),
     ),
-    (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+    (0.001, 0.003, 0.01, 0.03, 0.1),
   ),
 }
 
@@ -410,7 +410,8 @@ def draw(
       axes.axvline(of["fedavg"].mean, color="0.6", lw=1)
     for name, m in of.items():
       if math.isfinite(m.mean):
-        axes.errorbar(m.mean, names.index(name), xerr=m.error, fmt="o", ms=4)
+        place = names.index(name)
+        axes.errorbar(m.mean, place, xerr=m.error, fmt="o", ms=4, color="C0")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel(f"accuracy on {data}")
     axes.grid(alpha=0.3)
