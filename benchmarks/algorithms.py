@@ -49,6 +49,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 import fedjax_sim as fs
+from benchmarks.points import studied
 from benchmarks.round_costs import timed_in_turns
 from fedjax_sim.config import default_config
 from fedjax_sim.config.build import build
@@ -308,11 +309,8 @@ def _studied(
   seeds: Sequence[int],
 ) -> dict[Key, SettingResult]:
   """Return the results of a study of points: their key -> result."""
-  unset = dict.fromkeys(field for point in points.values() for field in point)
-  full = [{**unset, **point} for point in points.values()]
-  study = fs.study(config, folder, points=full, seeds=seeds, metric=METRIC)
-  keys = [key for key in points for _ in seeds]
-  key_of = {run["name"]: key for run, key in zip(study.runs, keys, strict=True)}
+  _, names = studied(config, folder, points, seeds, METRIC)
+  key_of = {name: key for key, runs in names.items() for name in runs}
   compared = fs.compare([folder], METRIC, to=folder / "comparison")
   found = {key_of[r.runs[0].folder.name]: r for r in compared.settings}
   return {key: found[key] for key in points}

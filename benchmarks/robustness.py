@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
-import fedjax_sim as fs
+from benchmarks.points import studied
 from benchmarks.seeds import told
 from fedjax_sim import setup as one_device_a_core
 from fedjax_sim.attacks import ATTACKS
@@ -123,17 +123,12 @@ def run(folder: str) -> dict[tuple[str, str], list[dict[str, float]]]:
     for attack, fields in columns.items()
     for name, given in rows.items()
   }
-  empty = dict.fromkeys(field for point in cells.values() for field in point)
-  points = [{**empty, **point} for point in cells.values()]
-  study = fs.study(
-    config, folder, points=points, seeds=SEEDS.value, metric=METRIC
-  )
-  found: dict[tuple[str, str], list[dict[str, float]]] = {c: [] for c in cells}
-  of_each = (cell for cell in cells for _ in range(SEEDS.value))
-  for cell, one in zip(of_each, study.runs, strict=True):
-    done = one["status"] == "finished"
-    found[cell].append(study.last(one["name"]) if done else {})
-  return found
+  study, names = studied(config, folder, cells, range(SEEDS.value), METRIC)
+  finished = {one["name"] for one in study.runs if one["status"] == "finished"}
+  return {
+    cell: [study.last(name) if name in finished else {} for name in runs]
+    for cell, runs in names.items()
+  }
 
 
 def table(

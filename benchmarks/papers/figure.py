@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-import fedjax_sim as fs
+from benchmarks.points import studied
 from fedjax_sim.studies.results import Study
 
 
@@ -95,16 +95,6 @@ def train(
   if scale.rounds is not None:
     config.server.rounds = scale.rounds
   config.server.eval_every = min(config.server.eval_every, config.server.rounds)
-  empty = dict.fromkeys(field for point in points for field in point)
-  study = fs.study(
-    config,
-    folder,
-    points=[{**empty, **point} for point in points],
-    seeds=seeds,
-    metric=metric,
-  )
-  names: dict[tuple[str, ...], list[str]] = {}
-  for run in study.runs:
-    key = tuple(map(str, run["point"].values()))
-    names.setdefault(key, []).append(run["name"])
+  named = dict(enumerate(points))
+  study, names = studied(config, folder, named, seeds, metric)
   return Trained(study, [*names.values()])

@@ -13,6 +13,7 @@ from benchmarks.papers.figure import Figure, Row, Scale, train
 from fedjax_sim.config import default_config
 
 ACCURACY = "seen/accuracy"
+ROUNDS = 4000
 PRINTED = {
   0.0: ("80.8 +- 0.9", "18.8 +- 5.0", "100.0 +- 0.0", "724 +- 72"),
   1.0: ("79.0 +- 1.2", "31.1 +- 1.8", "100.0 +- 0.0", "472 +- 14"),
@@ -59,7 +60,6 @@ def rows(folder: Path, scale: Scale) -> list[Row]:
   return found
 
 
-ROUNDS = 4000
 FIGURE = Figure(
   "Li et al. 2020, 1905.10497, table 1, Synthetic",
   rows,

@@ -203,25 +203,26 @@ def build_transforms(config: ConfigDict) -> list[Transform]:
         f"{section}.error_feedback=True and {section}.ef21=True: both feed an"
         " error back; set one of them to False."
       )
-    if (fields.error_feedback or fields.ef21) and _grows(fields, label):
-      raise ValueError(
-        f"{section}.unbiased=True multiplies what is kept, so an error that is"
-        f" fed back grows; set {section}.unbiased=False."
-      )
+    if fields.error_feedback or fields.ef21:
+      _check_feedback(section, label, fields)
     if fields.error_feedback:
       made = error_feedback(made)
     chain.append(ef21(made) if fields.ef21 else made)
   return chain
 
 
-def _grows(fields: ConfigDict, label: str) -> bool:
-  """Return whether an error that is fed back grows without end.
+def _check_feedback(section: str, label: str, fields: ConfigDict) -> None:
+  """Refuse a transform whose error grows without end when it is fed back.
 
   The error of unbiased `random_k` is n/k - 1 times the squared update. That of
   `drive` is below 1 either way.
   """
   name = fields.get("name") or label
-  return name == "random_k" and fields.unbiased and fields.share <= 0.5
+  if name == "random_k" and fields.unbiased and fields.share <= 0.5:
+    raise ValueError(
+      f"{section}.unbiased=True multiplies what is kept, so an error that is"
+      f" fed back grows; set {section}.unbiased=False."
+    )
 
 
 def build_downlink(config: ConfigDict, algorithm: Algorithm) -> Algorithm:
@@ -243,12 +244,7 @@ def build_downlink(config: ConfigDict, algorithm: Algorithm) -> Algorithm:
       " clients know, which no broadcast does; unset one of them."
     )
   for label in labels:  # what clients do not know yet is an error fed back
-    section = f"downlink.{label}"
-    if _grows(config.downlink[label], label):
-      raise ValueError(
-        f"{section}.unbiased=True multiplies what is kept, so what clients lack"
-        f" grows; set {section}.unbiased=False."
-      )
+    _check_feedback(f"downlink.{label}", label, config.downlink[label])
   chain = [_transform(config, "downlink", label) for label in labels]
   return downlink(algorithm, chain)
 
