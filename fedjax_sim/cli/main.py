@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from fedjax_sim.cli import worker
+from fedjax_sim.cli import start, worker
 from fedjax_sim.cli.interrupts import prompt_interrupts
 from fedjax_sim.cli.run import run
 from fedjax_sim.cli.usage import usage_of
@@ -35,7 +35,7 @@ def _describe(arguments: Sequence[str]) -> int:
   from fedjax_sim.cli import describe
   from fedjax_sim.config import build
 
-  distributed.setup()
+  start.prepare()
   distributed.devices()  # what is wrong with JAX shows now
   build.check_no_password(values.config)
   text = describe.describe(build.build(values.config))
@@ -140,7 +140,8 @@ def _execute(
       command = validate.lookup("command", arguments[0], COMMANDS)
       if reporter is not None and command is run:
         command = functools.partial(run, reporter=reporter)
-      done = command(arguments[1:])
+      with start.without_cache(arguments[1:]) as rest:
+        done = command(rest)
       sys.stdout.flush()
       return done
   except BrokenPipeError:  # `fedjax-sim list | head -1`

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fedjax_sim import distributed
+from fedjax_sim.cli import start
 from fedjax_sim.cli.describe import aligned, client_sizes
 from fedjax_sim.config import build, flags
 from fedjax_sim.config.build import Experiment
@@ -55,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
       f"--memory-gbps={values['memory-gbps'].value} does not go with"
       " --flops=measure, which measures it; leave it out."
     )
-  distributed.setup()
+  start.prepare()
   distributed.devices()  # what is wrong with JAX shows now
   build.check_no_password(values.config)
   experiment = build.build(values.config)

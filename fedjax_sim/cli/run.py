@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fedjax_sim.cli import start
+from fedjax_sim.cli.lasting import lasting
 from fedjax_sim.distributed import supervisor
 
 
@@ -13,24 +15,25 @@ def run(
   arguments: Sequence[str], reporter: supervisor.Reporter | None = None
 ) -> int:
   """Run a config in a workdir; return the exit code."""
-  from fedjax_sim.config import flags
+  with lasting():
+    from fedjax_sim.config import flags
 
-  optional: dict[str, Any] = {"branch-from": "", "sync-to": None}
-  values = flags.parse(
-    arguments,
-    "config",
-    "workdir",
-    switches=("profile",),
-    distributed="off",
-    **optional,
-  )
-  import jax
+    optional: dict[str, Any] = {"branch-from": "", "sync-to": None}
+    values = flags.parse(
+      arguments,
+      "config",
+      "workdir",
+      switches=("profile",),
+      distributed="off",
+      **optional,
+    )
+    import jax
 
-  from fedjax_sim import distributed
-  from fedjax_sim.distributed import processes
-  from fedjax_sim.run import experiment, signals
+    from fedjax_sim import distributed
+    from fedjax_sim.distributed import processes
+    from fedjax_sim.run import experiment, signals
 
-  distributed.setup()
+  start.prepare()
   runtime = values.config.runtime
   processes.join(
     values.distributed, runtime.peer_timeout, runtime.start_timeout

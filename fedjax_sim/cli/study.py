@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim.cli import start
+
 _NUMBERS = ("random", "halving", "search-seed", "shapley")
 _FUNCTION = "get_study"
 
@@ -43,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     if (text := values[name].value) is not None:
       number = flags.number(f"--{name}", text, int)
       what[name.replace("-", "_")] = number
-  distributed.setup()
+  start.prepare()
   distributed.devices()  # what is wrong with JAX shows now
   if values.plan:
     predict(values.config, **what)

@@ -120,6 +120,8 @@ fedjax-sim: federated learning, simulated.
 
 --version names the version.
 --debug shows a traceback with every error.
+--no-compilation-cache: neither keeps compiled programs in ~/.cache/fedjax_sim
+nor looks for them there.
 """
 
 

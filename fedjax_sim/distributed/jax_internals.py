@@ -64,3 +64,28 @@ def is_timeout(error: BaseException) -> bool:
 def may_be_loss(error: BaseException) -> bool:
   """Return whether an error may come from the loss of another process."""
   return re.search(_LOSS, str(error)) is not None
+
+
+class CompilationCache(Protocol):
+  """What JAX asks for compiled programs."""
+
+  def get(self, key: str) -> bytes | None:
+    """Return what was put under a key; None if nothing was."""
+
+  def put(self, key: str, value: bytes) -> None:
+    """Keep a program under a key."""
+
+
+def use_cache(cache: CompilationCache) -> bool:
+  """Let JAX keep what it compiles in a cache of ours.
+
+  Returns:
+    Whether it does; not if it has one already, or keeps it elsewhere.
+  """
+  from jax._src import compilation_cache
+
+  if getattr(compilation_cache, "_cache_initialized", True):
+    return False
+  compilation_cache._cache = cache  # type: ignore[assignment]
+  compilation_cache._cache_initialized = True
+  return True

@@ -330,6 +330,21 @@ class EvaluationSet:
     self._jitted = jax.jit(program, out_shardings=whole)
     self._kept = self.sent(*self.pieces) if len(self.pieces) == 1 else None
 
+  def compile(self, state: RunState) -> None:
+    """Compile the program, which calls with such states find then.
+
+    A set that is sent in pieces, or whose clients' states are on the disk, is
+    left to its first call.
+
+    Args:
+      state: shapes, dtypes and shardings of the states to come.
+    """
+    if self._kept is None or self._rows is not None:
+      return
+    sent, table = self._kept, self.table(state)
+    lowered = self._jitted.lower(state.server, table, sent.examples, sent.plan)
+    self._compiled = lowered.compile()
+
   def table(self, state: RunState, ids: np.ndarray | None = None) -> PyTree:
     """Return what `program` takes of the table of client states.
 

@@ -46,7 +46,11 @@ from fedjax_sim.reporting.table import (
   print_phases,
 )
 
+# What drawing a run's pictures and page imports, and nothing before it does.
+LATER = ("matplotlib.backends.backend_agg", "matplotlib.figure", "jinja2")
+
 __all__ = [
+  "LATER",
   "MOST_BARS",
   "MOST_NAMES",
   "PAPER_SUFFIXES",

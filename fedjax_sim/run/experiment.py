@@ -50,6 +50,7 @@ from fedjax_sim.run.summary import print_summary, sum_up
 from fedjax_sim.run.trackers import Trackers, deliver_rest, tracked
 from fedjax_sim.run.tracking import Journal, journal
 from fedjax_sim.run.workdir import as_write_error, is_seen_by_all
+from fedjax_sim.simulation.ahead import Ahead
 from fedjax_sim.simulation.simulator import Simulator
 from fedjax_sim.simulation.timing import Phases
 
@@ -220,13 +221,17 @@ class _Launch:
       received = stack.enter_context(noted_signals())
       stack.enter_context(as_write_error(folder))
       stack.callback(client_states.close, self.experiment.simulator)
+      ahead = stack.enter_context(Ahead())
       begun = begin(
         self.experiment,
         checkpoints,
         phases,
         self.data_digest,
         None if self.standing.origin is None else self._take_over,
+        ahead.compile,
       )
+      if processes.is_first():
+        ahead.load(reporting.LATER)
       processes.from_first(self._describe)
       simulator, done = begun.simulator, begun.done
       stack.callback(client_states.close, simulator)
@@ -251,6 +256,7 @@ class _Launch:
           on_round=self.on_round,
           profile=profile,
           singles=profiling.SINGLES if self.profiled else 0,
+          ready=ahead.wait,
           **begun._asdict(),
         )
         del begun  # whose state would live as long as the run

@@ -55,6 +55,7 @@ class Loop:
     timetables: those that the run has had, see `resume.with_timetable`.
     branched: whether it begins with a checkpoint of another run.
     mirror: copies the workdir after each checkpoint; None for no copy.
+    ready: returns when what was compiled ahead is there.
     until: number of the round to stop after, before the run's end; None for
       the end.
     saved: number of rounds in the newest checkpoint.
@@ -81,6 +82,7 @@ class Loop:
   timetables: list[dict[str, Any]]
   branched: bool = False
   mirror: Mirror | None = None
+  ready: Callable[[], None] = lambda: None
   until: int | None = None
   totals: Totals = dataclasses.field(init=False)
   saved: int = dataclasses.field(init=False)
@@ -166,6 +168,8 @@ class Loop:
     """Do what comes before the first dispatch."""
     if not self.resumed:
       self._save()
+    with self.phases("compile"):
+      self.ready()
     with self.phases("evaluate"):
       _ = self.simulator.evaluate.sets  # what is wrong with them shows now
     self.on_round(self.done)

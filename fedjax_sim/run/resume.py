@@ -88,6 +88,7 @@ def begin(
   phases: Phases,
   data_digest: str,
   branch: Callable[[RunState], RunState] | None = None,
+  ahead: Callable[[Simulator], None] = lambda simulator: None,
 ) -> Begun:
   """Restore a run from its newest whole checkpoint, or begin it.
 
@@ -99,6 +100,7 @@ def begin(
     branch: the state before the first round -> that which a branch begins with,
       both on the host; called by all processes, and what the first one returns
       counts. None for no branch.
+    ahead: begins to compile what the run needs, once its lanes are known.
 
   Raises:
     ConfigChangedError: the checkpoint is of other data, or of an account that
@@ -108,13 +110,18 @@ def begin(
   with phases("checkpoint"):
     restored = restore(checkpoints, simulator)
   if restored is None:
+    measured = simulator.runtime.lanes == "auto"
     with phases("build"):
+      if not measured:
+        ahead(simulator)
       state = simulator.init()
       if branch is not None:
         state = branched(simulator, state, branch)
     done = int(jax.device_get(state.round))
     rounds = experiment.timetable.rounds - done
     choice = simulator.choose_lanes(rounds, phases)
+    if measured:  # not before: the machine is to do nothing else
+      ahead(simulator)
     timetables = with_timetable([], done, experiment.timetable)
     return Begun(
       simulator,
@@ -127,6 +134,7 @@ def begin(
       branched=branch is not None,
     )
   begun = going_on(experiment, restored, data_digest)
+  ahead(begun.simulator)
   if checkpoints is not None:
     with phases("checkpoint"):
       client_states.pin_checkpoints(begun.simulator, checkpoints)
@@ -188,8 +196,9 @@ def going_on(
   refuse_other_account(facts.get("privacy", {}), account_facts(simulator, done))
   # The lanes were measured when the run began; its float sums follow them.
   choice = Choice(*facts["lanes"])
-  runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
-  simulator = dataclasses.replace(simulator, runtime=runtime)
+  if choice.lanes != simulator.runtime.lanes:
+    runtime = dataclasses.replace(simulator.runtime, lanes=choice.lanes)
+    simulator = dataclasses.replace(simulator, runtime=runtime)
   state = restored.state
   if copied_from is not None:
     state = client_states.copied(simulator, state, copied_from)

@@ -1,0 +1,40 @@
+"""How commands that compute begin."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+NO_CACHE = "--no-compilation-cache"
+_ENABLE = "JAX_ENABLE_COMPILATION_CACHE"
+
+
+def prepare() -> None:
+  """Prepare JAX: its CPU devices, and the cache of compiled programs."""
+  from fedjax_sim import distributed
+  from fedjax_sim.distributed import compilation_cache
+
+  distributed.setup()
+  if os.environ.get(_ENABLE) != "false":
+    compilation_cache.begin()
+
+
+@contextlib.contextmanager
+def without_cache(arguments: Sequence[str]) -> Iterator[list[str]]:
+  """Yield a command's arguments without --no-compilation-cache, and obey it.
+
+  JAX, which is imported later, finds it in the environment, and so do the
+  processes that are started.
+  """
+  rest = [a for a in arguments if a != NO_CACHE]
+  before = os.environ.get(_ENABLE)
+  if len(rest) < len(arguments):
+    os.environ[_ENABLE] = "false"
+  try:
+    yield rest
+  finally:
+    if before is None:
+      os.environ.pop(_ENABLE, None)
+    else:
+      os.environ[_ENABLE] = before

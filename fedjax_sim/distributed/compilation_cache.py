@@ -1,0 +1,159 @@
+"""Compiled programs on the disk, where the next process finds them.
+
+JAX has such a cache, and asks this one in its place. A damaged program could
+compute something else without a word, so each has a checksum; machines that
+share a folder have programs of their own; and what was used the longest ago is
+forgotten first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from fedjax_sim.distributed import cpu, jax_internals
+
+MOST_BYTES = 2**30
+_SUM_BYTES = hashlib.sha256().digest_size
+
+
+class ProgramFiles:
+  """A folder of compiled programs, as JAX asks for them.
+
+  Whatever is wrong with it costs one line, never a run.
+
+  Args:
+    folder: made if it is missing, for the user alone.
+    most_bytes: what all programs may take.
+    say: gets the line.
+
+  Raises:
+    OSError: the folder cannot be made.
+  """
+
+  def __init__(
+    self,
+    folder: Path,
+    most_bytes: int = MOST_BYTES,
+    say: Callable[[str], None] = warnings.warn,
+  ):
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    self._path = folder  # as JAX calls it
+    self._most_bytes, self._say = most_bytes, say
+    self._machine = machine()
+    self._lock = threading.Lock()
+    self._said = False
+
+  def get(self, key: str) -> bytes | None:
+    """Return a program; None if there is none, or it is damaged."""
+    path = self._file(key)
+    try:
+      content = path.read_bytes()
+      os.utime(path)  # forgotten last
+    except FileNotFoundError:
+      return None
+    except OSError as error:
+      self._trouble(f"cannot be read ({error})")
+      return None
+    expected, program = content[:_SUM_BYTES], content[_SUM_BYTES:]
+    if hashlib.sha256(program).digest() == expected:
+      return program
+    with contextlib.suppress(OSError):
+      path.unlink()
+    self._trouble(f"was damaged: {path} is removed, and compiled anew")
+    return None
+
+  def put(self, key: str, value: bytes) -> None:
+    """Keep a program, unless it is larger than all may be."""
+    content = hashlib.sha256(value).digest() + value
+    if len(content) > self._most_bytes:
+      return
+    try:
+      # A name of its own: other processes may write the same program.
+      with tempfile.NamedTemporaryFile(
+        dir=self._path, prefix=".", delete=False
+      ) as file:
+        file.write(content)
+      os.replace(file.name, self._file(key))
+      self._forget_oldest()
+    except OSError as error:
+      self._trouble(f"cannot be written ({error})")
+
+  def _file(self, key: str) -> Path:
+    return self._path / f"{self._machine}-{key}"
+
+  def _forget_oldest(self) -> None:
+    """Delete what was used the longest ago, until there is room."""
+    found = []
+    for entry in os.scandir(self._path):
+      with contextlib.suppress(FileNotFoundError):  # another process did
+        info = entry.stat()
+        found.append((info.st_mtime, info.st_size, entry.path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+      if total <= self._most_bytes:
+        return
+      Path(path).unlink(missing_ok=True)
+      total -= size
+
+  def _trouble(self, what: str) -> None:
+    with self._lock:
+      first, self._said = not self._said, True
+    if first:
+      self._say(
+        f"the compilation cache {what}; the run goes on."
+        " --no-compilation-cache does without it."
+      )
+
+
+def machine() -> str:
+  """Return a digest of what code is compiled for beyond what JAX looks at.
+
+  The processor's instructions and the number of cores: clusters share home
+  folders, and code of another processor may end a process.
+  """
+  facts = [platform.machine(), platform.processor(), str(cpu.count())]
+  with contextlib.suppress(OSError):  # Linux
+    text = Path("/proc/cpuinfo").read_text()
+    named = r"^(?:model name|flags|Features)\s*:(.*)$"
+    facts += sorted(set(re.findall(named, text, re.MULTILINE)))
+  return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+
+
+def folder_of_user() -> Path:
+  """Return the folder of this user's compiled programs."""
+  cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+  return cache / "fedjax_sim" / "programs"
+
+
+def begin() -> None:
+  """Keep from now on what JAX compiles, and find what it compiled before.
+
+  Nothing is done where JAX has a cache already (`JAX_COMPILATION_CACHE_DIR`)
+  or shall have none (`JAX_ENABLE_COMPILATION_CACHE=0`).
+  """
+  config = jax.config
+  if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
+    return
+  most = config.jax_compilation_cache_max_size
+  try:
+    files = ProgramFiles(folder_of_user(), MOST_BYTES if most < 0 else most)
+  except (OSError, RuntimeError) as error:  # no home
+    warnings.warn(
+      f"no compilation cache: {error}. Set XDG_CACHE_HOME to a folder that you"
+      " can write, or give --no-compilation-cache.",
+      stacklevel=2,
+    )
+    return
+  if jax_internals.use_cache(files):
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

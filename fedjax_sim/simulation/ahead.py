@@ -1,0 +1,99 @@
+"""Compile a run's programs side by side, while the run gets ready.
+
+XLA compiles without Python's lock. So threads compile the round and the
+evaluations while the first state is made and written, and import meanwhile what
+the end of the run needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from fedjax_sim import distributed
+
+if TYPE_CHECKING:
+  from fedjax_sim.simulation.simulator import Simulator
+
+
+class Ahead:
+  """Threads that work ahead; a context that waits for them at its end.
+
+  Example:
+    >>> with Ahead() as ahead:
+    ...   ahead.compile(simulator)
+    ...   state = simulator.init()
+    ...   ahead.wait()
+    ...   row = simulator.evaluate(state)
+  """
+
+  def __init__(self) -> None:
+    self._pool = ThreadPoolExecutor(thread_name_prefix="ahead")
+    self._waiting: list[Future[Any]] = []
+
+  def __enter__(self) -> Ahead:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    del kind, error, trace
+    self._pool.shutdown(cancel_futures=True)
+
+  def compile(self, simulator: Simulator) -> None:
+    """Begin to compile the round and the evaluations of a simulator.
+
+    Left to their first call are rounds of several cohort sizes, of which not
+    all may come, and all programs of several processes, which compile together.
+
+    Args:
+      simulator: what will run; its lanes are chosen.
+    """
+    if simulator.debug or jax.process_count() > 1:
+      return
+    sizes, lanes = simulator.sampler.sizes, simulator.choose_lanes().lanes
+    if len(sizes) == 1:
+      self._do(lambda: simulator.compiler.program(lanes, sizes[0]))
+    states = simulator.states
+    shapes = distributed.abstract(
+      states.shapes._replace(sampler=()), simulator.mesh, states.spec
+    )
+    for evaluation in simulator.evaluate.sets.values():
+      self._do(functools.partial(evaluation.compile, shapes))
+
+  def load(self, modules: Sequence[str]) -> None:
+    """Begin to import modules.
+
+    Args:
+      modules: their names; one that cannot be imported says so where it is
+        used.
+    """
+
+    def work() -> None:
+      with contextlib.suppress(ImportError):
+        for name in modules:
+          importlib.import_module(name)
+
+    self._do(work)
+
+  def wait(self) -> None:
+    """Return when all that was begun is done.
+
+    Raises:
+      Exception: what compiling raised.
+    """
+    while self._waiting:
+      self._waiting.pop(0).result()
+
+  def _do(self, work: Callable[[], Any]) -> None:
+    self._waiting.append(self._pool.submit(work))
