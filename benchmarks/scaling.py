@@ -136,7 +136,7 @@ def start(scale: str, times: int) -> dict[str, float]:
   found = []
   for _ in range(times):
     done = subprocess.run(
-      [sys.executable, "-m", "benchmarks.startup", str(time.time()), scale],
+      [sys.executable, "-m", "benchmarks.first_round", str(time.time()), scale],
       capture_output=True,
       text=True,
       check=False,
@@ -144,7 +144,7 @@ def start(scale: str, times: int) -> dict[str, float]:
       env=environment,
     )
     if done.returncode:
-      raise RuntimeError(f"benchmarks.startup failed:\n{done.stderr}")
+      raise RuntimeError(f"benchmarks.first_round failed:\n{done.stderr}")
     found.append(json.loads(done.stdout.splitlines()[-1]))
   return {
     part: statistics.median(parts[part] for parts in found) for part in found[0]

@@ -33,7 +33,7 @@ def run(
     from fedjax_sim.distributed import processes
     from fedjax_sim.run import experiment, signals
 
-  start.prepare()
+  start.prepare(named=values.profile)
   runtime = values.config.runtime
   processes.join(
     values.distributed, runtime.peer_timeout, runtime.start_timeout

@@ -10,14 +10,23 @@ NO_CACHE = "--no-compilation-cache"
 _ENABLE = "JAX_ENABLE_COMPILATION_CACHE"
 
 
-def prepare() -> None:
-  """Prepare JAX: its CPU devices, and the cache of compiled programs."""
+def prepare(*, named: bool = False) -> None:
+  """Prepare JAX: its CPU devices, and the cache of compiled programs.
+
+  Args:
+    named: whether programs must have the names of their operations, for a
+      trace; others are the same programs without them.
+  """
+  import jax
+
   from fedjax_sim import distributed
   from fedjax_sim.distributed import compilation_cache
 
   distributed.setup()
   if os.environ.get(_ENABLE) != "false":
     compilation_cache.begin()
+  if named:
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
 
 
 @contextlib.contextmanager

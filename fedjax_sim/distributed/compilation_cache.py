@@ -142,10 +142,11 @@ def begin() -> None:
   Nothing is done where JAX has a cache already (`JAX_COMPILATION_CACHE_DIR`)
   or shall have none (`JAX_ENABLE_COMPILATION_CACHE=0`).
   """
-  config = jax.config
-  if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
+  settings = jax.config.values
+  here = settings["jax_compilation_cache_dir"]
+  if here or not settings["jax_enable_compilation_cache"]:
     return
-  most = config.jax_compilation_cache_max_size
+  most = settings["jax_compilation_cache_max_size"]
   try:
     files = ProgramFiles(folder_of_user(), MOST_BYTES if most < 0 else most)
   except (OSError, RuntimeError) as error:  # no home
@@ -156,4 +157,4 @@ def begin() -> None:
     )
     return
   if jax_internals.use_cache(files):
-    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

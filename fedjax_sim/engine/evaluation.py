@@ -328,6 +328,7 @@ class EvaluationSet:
     self.program = program
     whole = distributed.shardings(mesh, P())
     self._jitted = jax.jit(program, out_shardings=whole)
+    self._compiled: jax.stages.Compiled | None = None  # kept for its calls
     self._kept = self.sent(*self.pieces) if len(self.pieces) == 1 else None
 
   def compile(self, state: RunState) -> None:

@@ -52,7 +52,9 @@ def jitted_once(
     where: shardings of what it returns.
   """
   constants, call = with_constants(function, like)
-  options = _QUICK if jax.default_backend() == "cpu" else {}
+  fewest = jax.config.values["jax_disable_most_optimizations"]
+  quick = jax.default_backend() == "cpu" and not fewest
+  options = _QUICK if quick else {}
   compiled = jax.jit(call, out_shardings=where, compiler_options=options)
   return lambda *given: compiled(constants, *given)
 

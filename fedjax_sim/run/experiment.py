@@ -222,6 +222,8 @@ class _Launch:
       stack.enter_context(as_write_error(folder))
       stack.callback(client_states.close, self.experiment.simulator)
       ahead = stack.enter_context(Ahead())
+      if processes.is_first():
+        ahead.load(reporting.LATER)
       begun = begin(
         self.experiment,
         checkpoints,
@@ -230,8 +232,6 @@ class _Launch:
         None if self.standing.origin is None else self._take_over,
         ahead.compile,
       )
-      if processes.is_first():
-        ahead.load(reporting.LATER)
       processes.from_first(self._describe)
       simulator, done = begun.simulator, begun.done
       stack.callback(client_states.close, simulator)

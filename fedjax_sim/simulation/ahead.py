@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from fedjax_sim import distributed
 
@@ -96,4 +97,11 @@ class Ahead:
       self._waiting.pop(0).result()
 
   def _do(self, work: Callable[[], Any]) -> None:
-    self._waiting.append(self._pool.submit(work))
+    # A thread has a setting of its own.
+    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+    def alike() -> None:
+      with jax.enable_x64(x64):
+        work()
+
+    self._waiting.append(self._pool.submit(alike))
