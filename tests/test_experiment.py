@@ -436,8 +436,8 @@ def test_signals_stop_after_a_checkpoint(
   saving = checkpoint.Checkpoints, "save_later"
   for owner, name, number, stops_after in [
     (Simulator, "init", signal.SIGTERM, 0),
-    (Compiler, "program", signal.SIGINT, 4),  # it compiles
-    (Simulator, "dispatch", signal.SIGTERM, 5),
+    (Compiler, "program", signal.SIGINT, 0),  # it compiles, before the rounds
+    (Simulator, "dispatch", signal.SIGTERM, 4),
     (*saving, signal.SIGINT, 8),
     (Evaluator, "measure", signal.SIGTERM, 10),
     (reporting.MetricsFile, "append", signal.SIGINT, None),  # the last round
