@@ -425,6 +425,38 @@ def test_everything_is_first_in_some_turn(benchmark):
   assert rotated("abc", 4) == ["b", "c", "a"]
 
 
+def test_imports_are_summed_by_package(benchmark):
+  text = """import time: self [us] | cumulative | imported package
+import time:      1000 |       1000 |     jax._src.core
+a line of the run
+import time:       500 |       2500 |   jax
+import time:       250 |        250 | fedjax_sim.cli
+"""
+  found = benchmark("startup").by_package(text)
+  assert list(found.items()) == [("jax", 0.0015), ("fedjax_sim", 0.00025)]
+
+
+@pytest.mark.slow
+def test_startup_writes_all_fields(tmp_path):
+  written = tmp_path / "startup.json"
+  config = f"--config={ROOT}/configs/digits_fedavg.py:smoke"
+  run("startup", [config, "--turns=1", f"--json={written}"])
+  report = json.loads(written.read_text())
+  assert report["medians"].keys() == {"no cache", "empty cache", "filled cache"}
+  for found in report["medians"].values():
+    whole = sum(
+      seconds
+      for part, seconds in found.items()
+      if part in ("python", "imports", "config", "end of the process")
+      or part.startswith("run: ")
+    )
+    assert whole == pytest.approx(found["whole"], abs=0.2)
+    assert 0 < found["first result"] < found["whole"]
+  compiling = {k: v["of that, compiling"] for k, v in report["medians"].items()}
+  assert compiling["filled cache"] < compiling["empty cache"]
+  assert report["imports"]["jax"] > 0
+
+
 @pytest.mark.slow
 def test_scaling_writes_all_fields(tmp_path):
   written = tmp_path / "scaling.json"
