@@ -40,5 +40,5 @@ def test_one_that_was_off_stays_off():
 def test_what_was_made_is_not_looked_at():
   before = gc.get_freeze_count()
   with lasting():
-    made = [[] for _ in range(1000)]
+    made: list[list[int]] = [[] for _ in range(1000)]
   assert gc.get_freeze_count() >= before + len(made)

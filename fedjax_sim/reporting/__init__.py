@@ -1,7 +1,7 @@
 """What a run leaves behind and shows: files, curves, a report, progress.
 
 Plain Python throughout: metrics arrive as rows, `dict[str, float]`. Jinja,
-Matplotlib, rich, tensorboardX and pyarrow are imported where they are used.
+Matplotlib, rich and pyarrow are imported where they are used.
 """
 
 from fedjax_sim.core.files import (

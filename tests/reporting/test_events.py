@@ -4,14 +4,23 @@ import math
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboardX.crc32c import crc32c
 from tensorboardX.proto import event_pb2
 
-from fedjax_sim.reporting import EventFiles
+from fedjax_sim.reporting import EventFiles, event_records
 
 ROWS = [
   {"round": 1, "train/loss": 0.5, "clients": 10},
   {"round": 2, "train/loss": math.nan, "clients": 9, "test/accuracy": 0.75},
 ]
+
+
+def masked_crc32c(content):
+  """By tensorboardX; the mask as in TFRecord's description."""
+  crc = crc32c(content)
+  return ((crc >> 15 | (crc << 17) % 2**32) + 0xA282EAD8) % 2**32
 
 
 def read_events(folder):
@@ -21,8 +30,11 @@ def read_events(folder):
     content = path.read_bytes()
     while content:
       (length,) = struct.unpack("<Q", content[:8])
-      events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
-      content = content[16 + length :]
+      event, rest = content[12 : 12 + length], content[12 + length :]
+      assert content[8:12] == struct.pack("<I", masked_crc32c(content[:8]))
+      assert rest[:4] == struct.pack("<I", masked_crc32c(event))
+      events.append(event_pb2.Event.FromString(event))
+      content = rest[4:]
   return events
 
 
@@ -73,3 +85,27 @@ def test_a_resumed_run_replaces_the_rounds_that_it_repeats(tmp_path):
   after.close()
   assert read_scalars(tmp_path) == {"a": {1: 1, 2: 2, 3: 30}}
   before.close()
+
+
+@given(
+  st.floats(0, 1e12),
+  st.integers(0, 2**63 - 1),
+  st.dictionaries(st.text(), st.floats(width=32), max_size=5),
+)
+def test_records_are_those_of_protocol_buffers(seconds, step, values):
+  record = event_records.scalars(seconds, step, values)
+  event = event_pb2.Event.FromString(record[12:-4])
+  assert event.wall_time == seconds
+  assert event.step == step
+  found = {v.tag: v.simple_value for v in event.summary.value}
+  assert found.keys() == values.keys()
+  for tag, value in values.items():
+    assert struct.pack("<f", found[tag]) == struct.pack("<f", value)
+  assert record[-4:] == struct.pack("<I", masked_crc32c(record[12:-4]))
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300])
+def test_numbers_beyond_float32_are_infinite(value):
+  record = event_records.scalars(0.0, 1, {"a": value})
+  event = event_pb2.Event.FromString(record[12:-4])
+  assert event.summary.value[0].simple_value == math.copysign(math.inf, value)
