@@ -39,7 +39,7 @@ class EventFiles:
       f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
       f".{first_round:09d}"
     )
-    self._file = Path(logdir, name).open("wb")
+    self._file = Path(logdir, name).open("wb")  # noqa: SIM115, see `close`
     self._file.write(event_records.file_version(time.time()))
     self._file.write(event_records.session_start(time.time(), first_round))
     self.flush()

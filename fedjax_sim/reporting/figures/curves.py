@@ -52,9 +52,12 @@ def draw_curves(
   Raises:
     OSError: the file cannot be written.
   """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
   image = io.BytesIO()
   figure = curves_figure(rows, title, best_round)
-  figure.savefig(image, format="png", metadata={"Software": None})
+  # `savefig` would draw it twice.
+  FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
   write_atomically(path, image.getvalue())
 
 

@@ -60,10 +60,12 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     label: what it shows, for those who do not see it.
   """
   import matplotlib as mpl
+  from matplotlib.backends.backend_svg import FigureCanvasSVG
 
   image = io.StringIO()
   with mpl.rc_context({"svg.hashsalt": name}):
-    figure.savefig(image, format="svg", metadata={"Date": None})
+    # `savefig` would draw it twice.
+    FigureCanvasSVG(figure).print_svg(image, metadata={"Date": None})
   text = image.getvalue()
   text = text[text.index("<svg") :]
   text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
