@@ -413,6 +413,15 @@ def test_layers_run():
 
 
 @pytest.mark.slow
+def test_dense_runs():
+  output = run("dense", ["--shapes=32x2x4,32x20x4", "--turns=1"])
+  for shape, taken in (("32 x 2", "yes"), ("32 x 20", "no")):
+    row = re.search(rf"^\| {shape} \| 4 \| [\d.]+ \| (.*) \|$", output, re.M)
+    assert row
+    assert row[1] == taken
+
+
+@pytest.mark.slow
 def test_fast_layers_run():
   output = run("fast_layers", ["--scale=smoke", "--turns=1"])
   for way in ("nnx, models.layers", "linen, fast forms", "strided, padded"):

@@ -47,6 +47,7 @@ from fedjax_sim.engine.client_round import (
   RoundInputs,
   train_client,
 )
+from fedjax_sim.engine.layouts import by_columns
 from fedjax_sim.engine.loops import FixedLoop, guarded
 from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.round_spec import RoundSpec
@@ -177,6 +178,8 @@ def _train_device(
     states,
   )
 
+  given = given._replace(message=by_columns(given.message, spec.virtual))
+
   def alone(row: ClientPlan, data: Mapping[str, Examples]) -> ClientOutcome:
     known = given
     if spec.waves is not None:  # an empty lane has no derivative
@@ -198,6 +201,7 @@ def _train_device(
       given.aggregation,
       rank[i],
       spec.waves,
+      lambda acc: by_columns(acc, spec.virtual),
     )
     return isolate_compilation(spec.virtual, given.round, waves)
 
@@ -229,6 +233,7 @@ def _train_waves(
   context: AggregationContext,
   rank: Array,
   fixed: FixedLoop | None,
+  lay_out: Callable[[CohortSums], CohortSums],
 ) -> tuple[CohortSums, PerClient]:
   """Train all waves of one device, or of one virtual device.
 
@@ -241,6 +246,7 @@ def _train_waves(
     context: what the aggregator knows of the round.
     rank: shape=(waves, lanes), int32; the clients' ranks in the cohort.
     fixed: see `RoundSpec.waves`.
+    lay_out: see `layouts.by_columns`.
   """
   waves, lanes = grid.client.shape
   sums = zero_sums(aggregator, outcome, waves * lanes)
@@ -257,7 +263,7 @@ def _train_waves(
     here = context._replace(
       slot=w * lanes, rank=rank[w], byzantine=grid.byzantine[w] > 0
     )
-    sums = add_wave(aggregator, sums, out, here, outcome)
+    sums = lay_out(add_wave(aggregator, sums, out, here, outcome))
     return sums, put_wave(kept, per_client(out), w)
 
   return over_waves(one, grid, num_waves, fold, (sums, kept), fixed)

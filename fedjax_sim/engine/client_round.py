@@ -29,6 +29,7 @@ from fedjax_sim.core.types import EMPTY
 from fedjax_sim.engine import client_log
 from fedjax_sim.engine.client_log import Entry
 from fedjax_sim.engine.client_loop import run_client
+from fedjax_sim.engine.layouts import trained_by_columns
 from fedjax_sim.engine.round_spec import RoundSpec
 
 
@@ -150,7 +151,7 @@ def train_client(
   )
   with jax.named_scope("local_training"):
     client, report = run_client(
-      algorithm,
+      trained_by_columns(algorithm, spec.virtual),
       client,
       row.start,
       spec.walks,

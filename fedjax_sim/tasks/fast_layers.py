@@ -1,10 +1,11 @@
-"""Convolution and pooling of any model, in the forms that are fast here.
+"""Layers of any model, in the forms that are fast here.
 
-A function is traced, and in its program XLA's convolutions and windows are
-replaced by `convolution.py` and `pooling.py`, wherever they are: in loops, in
-branches, under rematerialization. Values, gradients, dtypes and the names of
-scopes stay what they are, up to rounding; all else is left as it is. A function
-with a derivative of its own keeps that derivative, as it was written.
+A function is traced, and in its program XLA's convolutions, windows and dense
+layers with few outputs are replaced by `convolution.py`, `pooling.py` and
+`dense.py`, wherever they are: in loops, in branches, under rematerialization.
+Values, gradients, dtypes and the names of scopes stay what they are, up to
+rounding; all else is left as it is. A function with a derivative of its own
+keeps that derivative, as it was written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from fedjax_sim.core import Task, validate
-from fedjax_sim.tasks import convolution, pooling
+from fedjax_sim.tasks import convolution, dense, pooling
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,7 +30,7 @@ MOST_PARTS = 64  # of a window of pooling, over all dimensions
 
 
 def with_fast_layers(task: Task, wanted: bool | None = None) -> Task:
-  """Return the task with convolution and pooling in their fast forms.
+  """Return the task with its layers in their fast forms.
 
   Args:
     task: the task; its `init` is left alone.
@@ -99,6 +100,8 @@ def _form(equation: Any) -> Callable[..., jax.Array] | None:
   params = equation.params
   if equation.primitive is primitives.conv_general_dilated_p:
     return functools.partial(_CONVOLVE, **params)
+  if equation.primitive is primitives.dot_general_p:
+    return _dense_form(equation)
   pool = _POOLS.get(equation.primitive)
   parts = sum(size for size in params.get("window_dimensions", ()) if size > 1)
   if pool is None or parts > MOST_PARTS or set(params["base_dilation"]) != {1}:
@@ -112,6 +115,16 @@ def _form(equation: Any) -> Callable[..., jax.Array] | None:
   )
 
 
+def _dense_form(equation: Any) -> Callable[..., jax.Array] | None:
+  """Return the form of a product; None if it is no narrow dense layer."""
+  params = dict(equation.params)
+  x, kernel = (v.aval for v in equation.invars)
+  sharded = params.pop("out_sharding") is not None
+  if sharded or not dense.is_dense(x, kernel, params.pop("dimension_numbers")):
+    return None
+  return functools.partial(_DENSE, **params)
+
+
 def _jitted(function: Callable[..., jax.Array], arrays: int) -> Any:
   """Jit a form, so that it is traced, and outside loops compiled, only once."""
   names = list(inspect.signature(function).parameters)
@@ -119,6 +132,7 @@ def _jitted(function: Callable[..., jax.Array], arrays: int) -> Any:
 
 
 _CONVOLVE = _jitted(convolution.convolve, 2)
+_DENSE = _jitted(dense.dense, 2)
 _POOLS = {
   primitives.reduce_window_max_p: _jitted(pooling.maximum, 1),
   primitives.reduce_window_min_p: _jitted(pooling.minimum, 1),
@@ -136,7 +150,7 @@ def _replaced(equation: Any, form: Callable[..., jax.Array]) -> Any:
   ]
   (call,) = jax.make_jaxpr(form)(*shapes).eqns
   left = any(e.primitive is equation.primitive for e in _equations(call))
-  if left:
+  if left and equation.primitive in _SLOW:
     return equation
   return call.replace(
     invars=equation.invars,

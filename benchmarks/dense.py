@@ -1,0 +1,103 @@
+"""How fast a step of SGD is on a dense layer with few outputs.
+
+    taskset -c 0 python -m benchmarks.dense
+
+As in a client's loop: the plain product with kernels by rows, and the forms of
+`tasks/dense.py` with kernels by columns, which `engine/layouts.py` takes for
+narrow ones. They take turns; the table holds medians of ratios to the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from benchmarks.turns import rotated
+from fedjax_sim.core.tree import is_narrow
+from fedjax_sim.tasks.dense import dense
+
+SHAPES = (
+  "784x10x10,784x10x64,784x16x10,784x32x10,784x62x10,512x2x10,512x32x20,"
+  "512x128x20,128x10x20,32x10x10,9216x10x20"
+)
+FLOPS = 2e8  # of a call
+
+
+def trained(
+  product: Callable[..., Any], by_columns: bool, x: Any, kernel: Any
+) -> Callable[[], Any]:
+  """Return compiled steps of SGD, as many as make a call long enough."""
+  steps = max(20, int(FLOPS / (4 * x.size * kernel.shape[1])))
+  columns = Layout(major_to_minor=(1, 0))
+
+  def laid_out(kernel: Any) -> Any:
+    return with_layout_constraint(kernel, columns) if by_columns else kernel
+
+  def loss(kernel: Any, x: Any) -> Any:
+    return jnp.mean(jax.nn.logsumexp(product(x, kernel), axis=-1))
+
+  def step(i: Any, carry: Any) -> Any:
+    x, kernel = carry
+    kernel = laid_out(kernel - 0.01 * jax.grad(loss)(kernel, x))
+    # The inputs differ from step to step, or XLA would keep what they give.
+    return lax.dynamic_update_slice(x, kernel[:1, :1], (0, 0)), kernel
+
+  run = jax.jit(lambda x, kernel: lax.fori_loop(0, steps, step, (x, kernel)))
+  compiled = run.lower(x, kernel).compile()
+  return lambda: jax.block_until_ready(compiled(x, kernel))
+
+
+def speed(shape: Sequence[int], turns: int) -> float:
+  """Return how many times as fast the narrow form is as the plain one."""
+  inputs, outputs, batch = shape
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((batch, inputs), dtype=np.float32)
+  kernel = rng.standard_normal((inputs, outputs), dtype=np.float32)
+  runs = {
+    "plain": trained(jnp.matmul, False, x, kernel),
+    "narrow": trained(dense, True, x, kernel),
+  }
+  ratios = []
+  for turn in range(turns + 1):
+    seconds = {}
+    for name in rotated(runs, turn):
+      began = time.perf_counter()
+      runs[name]()
+      seconds[name] = time.perf_counter() - began
+    if turn:  # the first warms up
+      ratios.append(seconds["plain"] / seconds["narrow"])
+  return statistics.median(ratios)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Print the table."""
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.dense", description="How fast dense layers are."
+  )
+  parser.add_argument("--turns", type=int, default=15, help="that count")
+  parser.add_argument(
+    "--shapes", default=SHAPES, help="inputs x outputs x batch: %(default)s"
+  )
+  flags = parser.parse_args(arguments)
+  if flags.turns < 1:
+    parser.error("--turns: give at least 1")
+  print("| kernel | batch | speed | taken |\n| --- | --- | --- | --- |")
+  for text in flags.shapes.split(","):
+    inputs, outputs, batch = map(int, text.split("x"))
+    kernel = jax.ShapeDtypeStruct((inputs, outputs), jnp.float32)
+    taken = "yes" if is_narrow(kernel) else "no"
+    ratio = speed((inputs, outputs, batch), flags.turns)
+    print(f"| {inputs} x {outputs} | {batch} | {ratio:.1f} | {taken} |")
+
+
+if __name__ == "__main__":
+  main()
