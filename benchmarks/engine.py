@@ -60,6 +60,9 @@ class Engine:
     simulator: what runs.
     rounds: rounds a dispatch.
     dispatches: dispatches a turn.
+
+  Attributes:
+    state: the run's, after the last turn.
   """
 
   def __init__(self, simulator: Simulator, rounds: int, dispatches: int):
@@ -67,7 +70,7 @@ class Engine:
     self.waste, self.clients = PaddingWaste(), 0
     self._rounds, self._dispatches = rounds, dispatches
     self._pool = ThreadPoolExecutor(1, "plan")
-    self._state = simulator.init()
+    self.state = simulator.init()
     self._planned = simulator.plan(0, rounds)
 
   def seconds(self) -> float:
@@ -77,11 +80,11 @@ class Engine:
     for _ in range(self._dispatches):
       after = self._planned.first + self._rounds
       pending = self._pool.submit(self.simulator.plan, after, self._rounds)
-      out = self.simulator.dispatch(self._state, self._planned)
+      out = self.simulator.dispatch(self.state, self._planned)
       self._planned = pending.result()
       if out.failure is not None:
         raise out.failure
-      self._state = out.state
+      self.state = out.state
       self.waste += out.waste
       self.clients += out.clients
     return time.perf_counter() - began

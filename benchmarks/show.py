@@ -228,3 +228,35 @@ def weak_scaling(report: Mapping[str, Any]) -> None:
     ["case", *keys.values()],
     [[row["case"], *(number(row[k]) for k in keys)] for row in report["rows"]],
   )
+
+
+def comparison(report: Mapping[str, Any]) -> None:
+  """Print the table of `benchmarks.compare`: a row a kind of turn."""
+  theirs, ours = report["theirs"], report["ours"]
+  rows = [
+    [
+      f"{name}, {call}",
+      str(len(found["seconds"]["ours"])),
+      *(_spread(found[key]) for key in ("time", "cpu_time")),
+      "equal" if found["equal"] else f"differ by {found['difference']:.1e}",
+    ]
+    for name, case in report["cases"].items()
+    for call, found in case.items()
+  ]
+  changed = ", changed" if ours["changed"] else ""
+  title = (
+    f"Times of {theirs['name']} ({theirs['commit'][:9]}) / times of the working"
+    f" tree ({ours['commit'][:9]}{changed})"
+  )
+  columns = ["", "turns", "time", "processors' time", "results"]
+  table(title, columns, rows)
+  for name, reasons in report["failed"].items():
+    for reason in reasons:
+      print(f"{name} could not be compared. {reason}")
+
+
+def _spread(found: Mapping[str, Any]) -> str:
+  shown = (
+    f"{found['median']:.2f} ({found['least']:.2f}-{found['greatest']:.2f})"
+  )
+  return f"{shown} {found['verdict']}".rstrip()
