@@ -66,13 +66,9 @@ def checked_out(root: Path, name: str, folder: Path) -> Iterator[Tree]:
   Raises:
     RevisionError: there is no such revision, or git cannot check it out.
   """
-  try:
-    commit = git(
-      root, "rev-parse", "--verify", "--quiet", "--end-of-options",
-      f"{name}^{{commit}}",
-    )  # fmt: skip
-  except RevisionError as error:
-    raise RevisionError(f"{name!r} is no revision of {root}") from error
+  wanted = ["--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"]
+  missing = f"{name!r} is no revision of {root}"
+  commit = git(root, "rev-parse", *wanted, failure=missing)
   try:
     git(root, "worktree", "add", "--detach", str(folder), commit)
     _refuse_submodules(folder, name)
@@ -101,8 +97,13 @@ def scratch() -> Iterator[Path]:
       signal.signal(number, handler)
 
 
-def git(root: Path, *arguments: str) -> str:
+def git(root: Path, *arguments: str, failure: str | None = None) -> str:
   """Return what git prints.
+
+  Args:
+    root: where to run it.
+    arguments: of its command line.
+    failure: what to say if it fails; None: what it says.
 
   Raises:
     RevisionError: it is not installed, or fails.
@@ -123,7 +124,7 @@ def git(root: Path, *arguments: str) -> str:
     raise RevisionError("git is not installed") from error
   if done.returncode:
     told = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-    raise RevisionError(f"git {arguments[0]}: {told[-1]}")
+    raise RevisionError(failure or f"git {arguments[0]}: {told[-1]}")
   return done.stdout.strip()
 
 
