@@ -155,6 +155,17 @@ def smoke(case: Case) -> Case:
   )
 
 
+def with_cohort(case: Case, size: int) -> Case:
+  """Return the case with larger cohorts, in so many fewer rounds a dispatch."""
+  rounds = case.rounds * case.clients_per_round // size
+  return dataclasses.replace(
+    case,
+    clients_per_round=size,
+    num_clients=max(case.num_clients, size),
+    rounds=min(case.rounds, max(1, rounds)),
+  )
+
+
 def sizes(case: Case, seed: int = 0) -> np.ndarray:
   """Return lognormal sizes of the clients, shape=(num_clients,), int64."""
   rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """The engine against a bare loop and PyTorch, over the same batches.
 
     python -m benchmarks.engine --cases=lr,cnn --json=engine.json
+    python -m benchmarks.engine --devices=1 --lanes=1,8,32,auto --seconds=60
 
 In turns, within one process: rounds of the engine on one device and on all
 (planning overlapped, state donated, as in `Simulator.run`), plain SGD in one
@@ -22,8 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -37,9 +37,11 @@ from fedjax_sim.core.files import write_json
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.distributed import cpu
 from fedjax_sim.engine.plan import CohortPlan, PaddingWaste, at_round
+from fedjax_sim.engine.program import Program
 from fedjax_sim.simulation.simulator import Simulator
 
-# Name -> devices; None: as many as there are. Each may use every core.
+# Name -> devices; None: as many as there are. Each may use every core. With
+# `--lanes=8` names are "one_8" and "all_8".
 ENGINES = {"one": 1, "all": None}
 MODES = {"1": ("one",), "all": ("all",), "both": ("one", "all")}
 
@@ -51,6 +53,37 @@ RATIOS = {
   "one_to_torch": ("torch", "one"),
   "all_to_torch": ("torch", "all"),
 }
+
+
+def ratios_of(engines: Sequence[str]) -> dict[str, tuple[str, str]]:
+  """Return the ratios of some engines, as `RATIOS` has them.
+
+  Args:
+    engines: names as in `ENGINES`, or with lanes.
+  """
+  if set(engines) <= set(ENGINES):
+    return dict(RATIOS)
+  return {
+    f"{name}_to_{other}": (other, name)
+    for other in ("bare", "torch")
+    for name in engines
+  }
+
+
+def are_lanes(text: str) -> bool:
+  """Return whether a flag's text is a number of lanes, or "auto"."""
+  return text == "auto" or (text.isdecimal() and int(text) > 0)
+
+
+def named(name: str) -> tuple[int | None, int | Literal["auto"] | None]:
+  """Return the devices and the lanes that an engine's name tells.
+
+  None as `benchmarks.cases.simulator` takes it.
+  """
+  devices, _, lanes = name.partition("_")
+  if lanes in ("", "auto"):
+    return ENGINES[devices], "auto" if lanes else None
+  return ENGINES[devices], int(lanes)
 
 
 class Engine:
@@ -72,6 +105,15 @@ class Engine:
     self._pool = ThreadPoolExecutor(1, "plan")
     self.state = simulator.init()
     self._planned = simulator.plan(0, rounds)
+
+  @property
+  def program(self) -> Program:
+    """The compiled rounds; lanes may have been tried by others."""
+    return self.simulator.compiler.program(*self._planned.key)
+
+  def compile(self) -> None:
+    """Compile the rounds, which the first turn does else."""
+    _ = self.program
 
   def seconds(self) -> float:
     """Return the seconds of a turn, with the planning of as many rounds."""
@@ -109,28 +151,34 @@ def measure(
   pairs: int,
   torch: Any,
   data: FederatedDataset | None = None,
+  most_seconds: float = math.inf,
 ) -> dict[str, Any]:
   """Measure a case; return all that is reported of it.
 
   Args:
     case: what is trained.
-    engines: keys of `ENGINES`.
+    engines: keys of `ENGINES`, or those with lanes.
     pairs: turns that count.
     torch: the module; None: without it.
     data: its clients; None: random ones.
+    most_seconds: that all may take. Two thirds gone, no further engine is
+      compiled; all gone, no further turn begins. One turn of one engine always
+      counts.
   """
+  began = time.perf_counter()
+  spent = lambda: time.perf_counter() - began
   machine.forget_peak()
   if data is None:
     data = cases.dataset(case)
   task = case.model(case.example_shape, case.num_classes)
-  running = {
-    name: Engine(
-      cases.simulator(case, task, data, devices=ENGINES[name]),
-      case.rounds,
-      case.dispatches,
-    )
-    for name in engines
-  }
+  running: dict[str, Engine] = {}
+  for name in engines:
+    if running and spent() > most_seconds * 2 / 3:
+      break
+    devices, lanes = named(name)
+    simulator = cases.simulator(case, task, data, devices=devices, lanes=lanes)
+    running[name] = Engine(simulator, case.rounds, case.dispatches)
+    running[name].compile()
   simulator = next(iter(running.values())).simulator
   (batching,) = simulator.batchings
   rounds = case.rounds * case.dispatches
@@ -153,6 +201,8 @@ def measure(
   turns: list[dict[str, float]] = []
   steps: list[int] = []
   for turn in range(pairs + 1):
+    if turns and spent() > most_seconds:
+      break
     rows = rows_of(
       plans_of(simulator, turn * rounds, rounds), batching.batch_size
     )
@@ -171,6 +221,8 @@ def measure(
       steps.append(count)
   peak = machine.matmul_peak()
   result = _summary(case, running, bare, turns, steps, peak, loop)
+  result["left_out"] = [name for name in engines if name not in running]
+  result["pairs"] = len(turns)
   for engine in running.values():
     engine.close()
   return result
@@ -212,7 +264,7 @@ def _summary(
 ) -> dict[str, Any]:
   ratios = {
     name: [t[a] / t[b] for t in turns]
-    for name, (a, b) in RATIOS.items()
+    for name, (a, b) in ratios_of(list(running)).items()
     if a in turns[0] and b in turns[0]
   }
   any_engine = next(iter(running.values()))
@@ -237,7 +289,9 @@ def _summary(
       }
       for name, engine in running.items()
     },
-    "ratios": {name: medians.get(name, math.nan) for name in RATIOS},
+    "ratios": {
+      name: medians.get(name, math.nan) for name in ratios_of(list(running))
+    },
     "ratios_of_turns": ratios,
     "torch": loop and _torch_summary(case, loop, steps),
     "short": [
@@ -277,7 +331,7 @@ def _engine_summary(
   per_step = 1 / steps[-1]  # waste and clients are of the last turn
   achieved = rate(flops)
   peaks = 1 if jax.default_backend() == "cpu" else simulator.mesh.size
-  (program,) = simulator.compiler.compiled.values()
+  program = engine.program
   return {
     "devices": simulator.mesh.size,
     "lanes": simulator.choose_lanes().lanes,
@@ -308,7 +362,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--cores", type=int, help="of the CPU, on Linux; by default all"
   )
-  parser.add_argument("--clients-per-round", type=int, help="of every case")
+  parser.add_argument(
+    "--lanes",
+    help="comma-separated numbers, or auto: an engine of each, instead of the"
+    " lanes that a run has",
+  )
+  parser.add_argument(
+    "--clients-per-round",
+    type=int,
+    help="of every case, in so many fewer rounds a turn",
+  )
+  parser.add_argument(
+    "--seconds",
+    type=float,
+    default=math.inf,
+    help="that a case may take; then lanes and turns are left out",
+  )
   parser.add_argument("--scale", choices=("full", "smoke"), default="full")
   parser.add_argument("--json", help="file to write")
   flags = parser.parse_args(arguments)
@@ -318,6 +387,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   for name in names:
     if name not in cases.CASES:
       parser.error(f"--cases: {name!r} is none of {', '.join(cases.CASES)}")
+
+  lanes = flags.lanes.split(",") if flags.lanes else []
+  for number in lanes:
+    if not are_lanes(number):
+      parser.error(f"--lanes: {number!r} is neither 'auto' nor a number > 0")
+  if not flags.seconds > 0:
+    parser.error("--seconds: give more than 0")
 
   if flags.cores is not None:
     if not hasattr(os, "sched_setaffinity"):
@@ -329,6 +405,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   engines = MODES[flags.devices]
   if jax.device_count() == 1:
     engines = ("one",)  # all are one
+  if lanes:
+    engines = tuple(f"{name}_{n}" for name in engines for n in lanes)
   torch = pytorch.load()
   report: dict[str, Any] = {
     "machine": machine.describe(),
@@ -339,15 +417,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
   for name in names:
     case = cases.CASES[name]
     if flags.clients_per_round is not None:
-      size = flags.clients_per_round
-      case = replace(
-        case, clients_per_round=size, num_clients=max(case.num_clients, size)
-      )
+      case = cases.with_cohort(case, flags.clients_per_round)
     if flags.scale == "smoke":
       case = cases.smoke(case)
     began = time.perf_counter()
     pairs = min(flags.pairs, case.most_pairs)
-    report["cases"][name] = measure(case, engines, pairs, torch)
+    report["cases"][name] = measure(
+      case, engines, pairs, torch, most_seconds=flags.seconds
+    )
     show.progress(f"{name}: {time.perf_counter() - began:.0f} s")
     if flags.json:  # what is there if a later case fails
       write_json(flags.json, report)

@@ -8,7 +8,7 @@ FLUTE's models, cohorts, batch sizes, learning rates and single epoch
 `Workload.config` have them. In turns, within one process, by
 `benchmarks.engine`: rounds on one device and on all, and plain SGD over the
 same batches in one compiled loop (`benchmarks.bare`). The peak of memory is
-that of a process of its own that only trains.
+that of a process of its own that only trains, and known on a CPU alone.
 
 MNIST and Shakespeare by role are read from `--data` if they are there; a client
 store, as `fedjax-sim data import` writes it by the first lines of the configs,
@@ -235,17 +235,25 @@ def train_alone(name: str, source: Source) -> dict[str, Any]:
   return {}
 
 
-def measure(name: str, source: Source, pairs: int) -> dict[str, Any]:
+def measure(
+  name: str, source: Source, pairs: int, lanes: str = ""
+) -> dict[str, Any]:
   """Return all that is reported of a workload.
 
   Args:
     name: of `WORKLOADS`.
     source: of its data.
     pairs: turns that count.
+    lanes: a number, or "auto"; "": those that a run has.
   """
-  peak = apart(train_alone, name, source)["peak"]
+  peak = None
+  if jax.default_backend() == "cpu":
+    peak = apart(train_alone, name, source)["peak"]
   data, kind = load(name, source)
+  engines: tuple[str, ...]
   engines = ("one", "all") if jax.device_count() > 1 else ("one",)
+  if lanes:
+    engines = tuple(f"{engine}_{lanes}" for engine in engines)
   found = engine.measure(case_of(name, source), engines, pairs, None, data)
   reported = WORKLOADS[name].reported
   return {
@@ -274,6 +282,9 @@ def main(arguments: list[str] | None = None) -> None:
   )
   parser.add_argument("--pairs", type=int, default=3, help="turns to measure")
   parser.add_argument(
+    "--lanes", default="", help="a number, or auto, instead of those of a run"
+  )
+  parser.add_argument(
     "--data", help="the folder of MNIST and Shakespeare; FEDJAX_SIM_DATA"
   )
   stores = [w.store for w in WORKLOADS.values() if w.store]
@@ -291,6 +302,8 @@ def main(arguments: list[str] | None = None) -> None:
       parser.error(f"--workloads: {name!r} is none of {', '.join(WORKLOADS)}")
   if args.pairs < 1:
     parser.error("--pairs: give at least 1")
+  if args.lanes and not engine.are_lanes(args.lanes):
+    parser.error(f"--lanes: {args.lanes!r} is neither 'auto' nor a number > 0")
   if args.synthetic and (args.data or any(vars(args)[s] for s in stores)):
     parser.error("--synthetic: give no data, or leave it out")
 
@@ -308,7 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
       args.scale == "smoke",
     )
     began = time.perf_counter()
-    report["workloads"][name] = measure(name, source, args.pairs)
+    report["workloads"][name] = measure(name, source, args.pairs, args.lanes)
     show.progress(f"{name}: {time.perf_counter() - began:.0f} s")
     if args.json:  # what is there if a later one fails
       write_json(args.json, report)

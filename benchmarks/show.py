@@ -10,12 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_RATIOS = {
-  "one_to_bare": "one device / bare loop",
-  "all_to_bare": "all devices / bare loop",
-  "all_to_one": "all devices / one device",
-  "one_to_torch": "one device / PyTorch",
-  "all_to_torch": "all devices / PyTorch",
+_COMPARED = {
+  "one": "one device",
+  "all": "all devices",
+  "bare": "bare loop",
+  "torch": "PyTorch",
 }
 
 _ENGINE = {
@@ -24,6 +23,7 @@ _ENGINE = {
   "step_waste": "step waste",
   "last_batch_waste": "last-batch waste",
   "device_imbalance": "device imbalance",
+  "lanes": "lanes",
   "compilations": "compilations",
   "flops_per_second": "FLOP/s",
   "share_of_peak": "share of matmul peak",
@@ -68,8 +68,11 @@ def engine(report: Mapping[str, Any]) -> None:
       ("batch_size", "batch size"),
     )
   ]
-  for key, label in _RATIOS.items():
-    rows.append([label, *(_ratio(case, key) for case in found.values())])
+  for key in dict.fromkeys(
+    k for case in found.values() for k in case["ratios"]
+  ):
+    cells = [_ratio(case, key) for case in found.values()]
+    rows.append([ratio_name(key), *cells])
   theirs = [case["torch"] for case in found.values()]
   rows.append(["PyTorch's best number of threads", *map(_threads, theirs)])
   rows.append(["PyTorch is timed on batches", *map(_batches, theirs)])
@@ -91,9 +94,12 @@ def engine(report: Mapping[str, Any]) -> None:
   for note in report["notes"]:
     print(note)
   for name, case in found.items():
+    if case["left_out"]:
+      print(f"{name}: left out for want of time: {', '.join(case['left_out'])}")
+  for name, case in found.items():
     for key in case["short"]:
       print(
-        f"{name}: {_RATIOS[key]} is {case['ratios'][key]:.2f}, below the aim"
+        f"{name}: {ratio_name(key)} is {case['ratios'][key]:.2f}, below the aim"
         f" of {case['aims'][key]}"
       )
 
@@ -103,8 +109,20 @@ def _of(case: Mapping[str, Any]) -> Mapping[str, Any]:
   return engines
 
 
+def ratio_name(key: str) -> str:
+  """Return a ratio in words: "one_8_to_bare" is one device, 8 lanes, to it."""
+  names = []
+  for name in key.split("_to_"):
+    what, _, lanes = name.partition("_")
+    side = (
+      "" if not lanes else ", 1 lane" if lanes == "1" else f", {lanes} lanes"
+    )
+    names.append(_COMPARED[what] + side)
+  return " / ".join(names)
+
+
 def _ratio(case: Mapping[str, Any], key: str) -> str:
-  value = number(case["ratios"][key])
+  value = number(case["ratios"].get(key))
   turns = case["ratios_of_turns"].get(key)
   if not turns:
     return value
@@ -127,7 +145,7 @@ def _batches(theirs: Mapping[str, Any] | None) -> str:
 def flute(report: Mapping[str, Any]) -> None:
   """Print the table of `benchmarks.flute`: a column a workload."""
   found = report["workloads"].values()
-  mebibytes = lambda size: size / 2**20
+  mebibytes = lambda size: None if size is None else size / 2**20
   rows = [
     ["data", *(str(row["data"]) for row in found)],
     *(
@@ -150,7 +168,7 @@ def flute(report: Mapping[str, Any]) -> None:
       values = [number(engine.get(key)) for engine in engines]
       rows.append([f"{label}, {name}", *values])
     ratio = f"{name}_to_bare"
-    rows.append([_RATIOS[ratio], *(_ratio(row, ratio) for row in found)])
+    rows.append([ratio_name(ratio), *(_ratio(row, ratio) for row in found)])
   peaks = [number(mebibytes(row["alone_peak_bytes"])) for row in found]
   rows.append(["peak memory of a process that trains, MiB", *peaks])
   best = [_best_rounds_per_second(row) for row in found]
@@ -260,3 +278,23 @@ def _spread(found: Mapping[str, Any]) -> str:
     f"{found['median']:.2f} ({found['least']:.2f}-{found['greatest']:.2f})"
   )
   return f"{shown} {found['verdict']}".rstrip()
+
+
+def memory(report: Mapping[str, Any]) -> None:
+  """Print the table of `benchmarks.memory`: a row a case and lanes."""
+  rows = []
+  for row in report["rows"]:
+    predicted = row["program_bytes"] + row["waiting_bytes"]
+    taken = row["taken_bytes"]
+    rows.append(
+      [
+        row["case"],
+        str(row["lanes"]),
+        number(row["program_bytes"] / 1e6),
+        number(row["waiting_bytes"] / 1e6),
+        number(None if taken is None else taken / 1e6),
+        number(None if taken is None else taken / predicted),
+      ]
+    )
+  columns = ["case", "lanes", "predicted, MB", "of the next call", "taken, MB"]
+  table("Memory of a device", [*columns, "taken / predicted"], rows)
