@@ -30,6 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TURNS = 7  # unless it takes long
+# With these a command does without its own cache of compiled programs.
+_OF_JAX = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
 
 
 class Turn(NamedTuple):
@@ -85,7 +87,10 @@ def study(root: Path, small: bool) -> Measured:
 def _command(
   root: Path, arguments: list[str], folder: str, turns: int
 ) -> Measured:
-  """Return turns with an empty compilation cache, and with what they left."""
+  """Return turns with an empty compilation cache, and with what they left.
+
+  A revision that keeps no compiled programs by itself takes as long with both.
+  """
   # Where this process runs all is removed once all is compared.
   scratch, number = Path(tempfile.mkdtemp(dir=Path.cwd())), 0
   cache = scratch / "cache"
@@ -95,9 +100,11 @@ def _command(
     number += 1
     made = scratch / f"{arguments[0]}-{number}"
     environment = {
-      **os.environ,
+      # matplotlib's list of fonts is no part of this.
+      "MPLCONFIGDIR": str(scratch / "matplotlib"),
+      **{k: v for k, v in os.environ.items() if k not in _OF_JAX},
       "PYTHONPATH": str(root),
-      "JAX_COMPILATION_CACHE_DIR": str(cache),
+      "XDG_CACHE_HOME": str(cache),
     }
     began, used = time.perf_counter(), _children_seconds()
     done = subprocess.run(
