@@ -49,7 +49,7 @@ case $SCALE in
       "--vary=client.learning_rate=log(0.01,0.3,16)" --shell=1 --warm=2)
     ;;
   smoke)
-    lanes=1,2,auto memory_lanes=2 cohort=4
+    lanes=1,2 memory_lanes=2 cohort=4
     study=(--set=server.rounds=2 --seeds=1
       "--vary=client.learning_rate=0.1,0.3" --shell=1 --warm=1)
     ;;
