@@ -44,12 +44,12 @@ export XLA_PYTHON_CLIENT_PREALLOCATE=false
 
 case $SCALE in
   full)
-    lanes=1,8,32,128,auto memory_lanes=32 cohort=128
+    lanes=1,8,32,128,auto memory_lanes=32 cohort=128 pairs=3
     study=(--set=server.rounds=50 --set=server.eval_every=50 --seeds=4
       "--vary=client.learning_rate=log(0.01,0.3,16)" --shell=1 --warm=2)
     ;;
   smoke)
-    lanes=1,2 memory_lanes=2 cohort=4
+    lanes=1,2 memory_lanes=2 cohort=4 pairs=1
     study=(--set=server.rounds=2 --seeds=1
       "--vary=client.learning_rate=0.1,0.3" --shell=1 --warm=1)
     ;;
@@ -93,14 +93,14 @@ engine() {
   shift 2
   # Half of the time, since the first and the last turn may take long.
   part "engine_$case" "$budget" "$PYTHON" -m benchmarks.engine \
-    --cases="$case" --devices=1 --lanes="$lanes" --pairs=3 --scale="$SCALE" \
+    --cases="$case" --devices=1 --lanes="$lanes" --pairs="$pairs" --scale="$SCALE" \
     --seconds=$((FACTOR * budget / 2)) --json="$parts/engine_$case.json" "$@"
 }
 
 # flute WORKLOAD SECONDS: one of FLUTE's shapes, random clients.
 flute() {
   part "$1" "$2" "$PYTHON" -m benchmarks.flute --workloads="$1" --synthetic \
-    --lanes=10 --pairs=2 --scale="$SCALE" --json="$parts/$1.json"
+    --lanes=10 --pairs="$pairs" --scale="$SCALE" --json="$parts/$1.json"
 }
 
 : >"$out/log.txt"
