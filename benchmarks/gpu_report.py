@@ -107,7 +107,7 @@ def shown(report: Mapping[str, Any]) -> None:
   if rows:
     show.table(
       "FLUTE's workloads",
-      ["workload", "rounds/s", "examples/s", "/ bare loop", "s a round",
+      ["workload", "devices", "rounds/s", "examples/s", "/ bare loop", "s a round",
        "s a round, FLUTE on 4 GPUs"],
       rows,
     )  # fmt: skip
@@ -120,7 +120,7 @@ def shown(report: Mapping[str, Any]) -> None:
         [*(key for key in turn if " / " in key), "greatest difference"],
         [
           [
-            *(f"{turn[key]:.1f}" for key in turn if " / " in key),
+            *(show.number(turn[key]) for key in turn if " / " in key),
             f"{turn['greatest difference']:.1e}",
           ]
         ],
@@ -157,6 +157,7 @@ def _flute_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
     for engine, speeds in found["engines"].items():
       yield [
         name,
+        engine.partition("_")[0],
         show.number(speeds["rounds_per_second"]),
         show.number(speeds["examples_per_second"]),
         show.number(found["ratios"].get(f"{engine}_to_bare")),
