@@ -107,8 +107,8 @@ def shown(report: Mapping[str, Any]) -> None:
   if rows:
     show.table(
       "FLUTE's workloads",
-      ["workload", "devices", "rounds/s", "examples/s", "/ bare loop", "s a round",
-       "s a round, FLUTE on 4 GPUs"],
+      ["workload", "devices", "rounds/s", "examples/s", "/ bare loop",
+       "s a round", "s a round, FLUTE on 4 GPUs"],
       rows,
     )  # fmt: skip
   for result in results:
