@@ -44,12 +44,12 @@ export XLA_PYTHON_CLIENT_PREALLOCATE=false
 
 case $SCALE in
   full)
-    lanes=1,8,32,128,auto memory_lanes=32 cohort=128 pairs=3
+    lanes=1,8,32,128,auto memory_lanes=32 cohort=128 pairs=3 flute_lanes=10
     study=(--set=server.rounds=50 --set=server.eval_every=50 --seeds=4
       "--vary=client.learning_rate=log(0.01,0.3,16)" --shell=1 --warm=2)
     ;;
   smoke)
-    lanes=1,2 memory_lanes=2 cohort=4 pairs=1
+    lanes=1,2 memory_lanes=2 cohort=4 pairs=1 flute_lanes=1
     study=(--set=server.rounds=2 --seeds=1
       "--vary=client.learning_rate=0.1,0.3" --shell=1 --warm=1)
     ;;
@@ -100,7 +100,7 @@ engine() {
 # flute WORKLOAD SECONDS: one of FLUTE's shapes, random clients.
 flute() {
   part "$1" "$2" "$PYTHON" -m benchmarks.flute --workloads="$1" --synthetic \
-    --lanes=10 --pairs="$pairs" --scale="$SCALE" --json="$parts/$1.json"
+    --lanes="$flute_lanes" --pairs="$pairs" --scale="$SCALE" --json="$parts/$1.json"
 }
 
 : >"$out/log.txt"

@@ -179,7 +179,7 @@ def test_script_runs_on_a_cpu(tmp_path):
     | {
       "PYTHON": sys.executable,
       "SCALE": "smoke",
-      "FACTOR": "10",
+      "FACTOR": "20",
       "JAX_PLATFORMS": "cpu",
     },
     capture_output=True,
