@@ -19,7 +19,7 @@ from fedjax_sim import distributed
 from fedjax_sim.core import PyTree
 from fedjax_sim.core.tree import nbytes
 from fedjax_sim.distributed import AXIS
-from fedjax_sim.engine import hlo_traffic, virtual_devices
+from fedjax_sim.engine import hlo_traffic, small_programs, virtual_devices
 from fedjax_sim.engine import plan as plans
 from fedjax_sim.engine.client_loop import COHORT_SPEC
 from fedjax_sim.engine.client_rows import ClientRows
@@ -188,7 +188,8 @@ def compile_rounds(
     mesh: the devices.
     deterministic: floats are rounded the same on any number of devices.
   """
-  options = compiler_options(mesh, deterministic)
+  small = small_programs.is_small(traced.jaxpr)
+  options = compiler_options(mesh, deterministic, small)
   compiled = traced.lower().compile(compiler_options=options)
   sent, text = None, compiled.as_text()
   if text is not None and distributed.MODEL not in mesh.axis_names:
@@ -197,18 +198,27 @@ def compile_rounds(
   return Program(compiled, shape, sent)
 
 
-def compiler_options(mesh: Mesh, deterministic: bool) -> dict[str, str | bool]:
+def compiler_options(
+  mesh: Mesh, deterministic: bool, small: bool = False
+) -> dict[str, str | bool]:
   """Return XLA's options for the CPU; none elsewhere.
 
   By default it orders a device's operations so that more of them can run at
   the same time, for which they need more memory at once. But several devices
-  of one CPU share its cores already.
+  of one CPU share its cores already, and XLA divides no operation of theirs.
+
+  Args:
+    mesh: the devices.
+    deterministic: see `compile_rounds`.
+    small: no operation is worth being divided among cores.
   """
   options: dict[str, str | bool] = {}
   if jax.default_backend() == "cpu":
     if len(mesh.local_devices) > 1:
       order = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
       options["xla_cpu_scheduler_type"] = order
+    elif small and not deterministic:
+      options |= small_programs.COMPILER_OPTIONS
     if deterministic:
       options |= virtual_devices.COMPILER_OPTIONS
   return options
