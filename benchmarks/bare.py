@@ -1,7 +1,8 @@
 """The bare loop: plain SGD over the engine's batches, and nothing else.
 
 One model is trained on through, with no client, weight, mask, key or metric:
-what a compiled loop over these batches costs at least.
+what a compiled loop over these batches costs at least. Layers, the layout of
+their kernels and the compiler's options are those of the engine.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjax_sim import distributed
 from fedjax_sim.core import PyTree, Task, Variables
 from fedjax_sim.data import Prepare, as_stored
+from fedjax_sim.engine.layouts import by_columns
 from fedjax_sim.engine.plan import CohortPlan
+from fedjax_sim.engine.program import compiler_options
+from fedjax_sim.engine.small_programs import is_small
 from fedjax_sim.simulation.costs import cost
 
 
@@ -61,7 +66,6 @@ class Bare:
     self._examples = jax.device_put(dict(examples), self._device)
     variables = jax.jit(task.init)(jax.random.key(seed))
     self.params, *self._kept = jax.device_put(variables, self._device)
-    self._train = jax.jit(self._loop, donate_argnums=0)
 
   def _step(
     self, params: PyTree, kept: Any, examples: PyTree, rows: jax.Array
@@ -76,7 +80,8 @@ class Bare:
       )
 
     gradient = jax.grad(loss)(params)
-    return jax.tree.map(lambda p, g: p - self._rate * g, params, gradient)
+    descend = lambda p, g: p - self._rate * g
+    return by_columns(jax.tree.map(descend, params, gradient))
 
   def _loop(
     self,
@@ -93,6 +98,17 @@ class Bare:
       return self._step(params, kept, examples, entries)
 
     return lax.fori_loop(0, steps, step, params)
+
+  @functools.cached_property
+  def _train(self) -> Any:
+    given = self.params, self._kept, self._examples
+    rows = jax.ShapeDtypeStruct((self._capacity,), jnp.int32)
+    steps = jax.ShapeDtypeStruct((), jnp.int32)
+    traced = jax.jit(self._loop, donate_argnums=0).trace(*given, rows, steps)
+    small = is_small(traced.jaxpr, clients=1)
+    mesh = distributed.make_mesh(1)
+    options = compiler_options(mesh, deterministic=False, small=small)
+    return traced.lower().compile(compiler_options=options)
 
   def put(self, rows: np.ndarray) -> tuple[jax.Array, np.int32]:
     """Return what `train` takes: the rows on the device, and the steps.

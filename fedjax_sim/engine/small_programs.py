@@ -25,17 +25,17 @@ MOST_OF_CLIENTS = 2**16
 MOST_OF_ROUNDS = 2**20  # of operations that a round does once
 
 _LOOPS = ("while", "scan")
-_CLIENTS = 2  # depth of the loop over clients; that over rounds is around it
 
 
-def is_small(program: Any) -> bool:
+def is_small(program: Any, clients: int = 2) -> bool:
   """Return whether rounds compute no array that is worth many cores.
 
   Args:
     program: their jaxpr.
+    clients: depth of the loop over clients; that over rounds is around it.
   """
   return all(
-    size <= (MOST_OF_CLIENTS if depth >= _CLIENTS else MOST_OF_ROUNDS)
+    size <= (MOST_OF_CLIENTS if depth >= clients else MOST_OF_ROUNDS)
     for depth, size in _sizes(program, 0)
   )
 
