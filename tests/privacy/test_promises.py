@@ -345,7 +345,9 @@ def test_chances_of_a_false_alarm():
     chance = stats.binom.logpmf(count, trials, rate)
     assert np.exp(chance + seen._gain(count, trials)).sum() <= 1
     tail = stats.binom.sf(count - 1, trials, rate)
-    bound = np.exp(-seen._surprise(count, np.full_like(count, trials)))
+    surprise = seen._surprise(count, np.full_like(count, trials))
+    assert (surprise <= count * -np.log(rate) + 1e-9).all()  # `see` skips by it
+    bound = np.exp(-surprise)
     assert (tail <= bound * (1 + 1e-9)).all()
     if rate * 1000 >= 1:  # one cohort of a fixed size, and another one
       drawn = stats.hypergeom.sf(count - 1, 1000, trials, int(1000 * rate))

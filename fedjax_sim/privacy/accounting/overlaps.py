@@ -13,6 +13,8 @@ exclude each other, as in draws without replacement (Hoeffding 1963, section 6).
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 LAGS = 64  # cohorts that one is compared with
@@ -36,6 +38,7 @@ class Overlaps:
     self._step = int(num_clients * rate / period / _MOST) + 1
     some = -(-num_clients // self._step)
     self._sizes: list[int] = []
+    self._lags = np.arange(1, LAGS + 1)
     self._times = np.zeros(num_clients, np.int32)
     self._last = np.zeros(some, np.int32)
     # Bit k: whether a client took part k turns before its last time.
@@ -57,8 +60,9 @@ class Overlaps:
     self._times[ids] += 1
     some = ids[ids % self._step == 0] // self._step
     self._sizes.append(len(some))
-    ago = np.arange(1, min(turns - 1, LAGS) + 1)  # turns
-    before = np.array([self._sizes[now - period * lag] for lag in ago], int)
+    ago = self._lags[: turns - 1]  # turns
+    last = max(now - period * LAGS, now % period)
+    before = np.array(self._sizes[last:now:period][::-1], int)
     common = self._shared(now, some)[: len(ago)]
     self._common[: len(ago)] += common
     self._before[: len(ago)] += before
@@ -78,6 +82,10 @@ class Overlaps:
       )
     # The i-th cohort has 1 / (i (i + 1)) of the alarm, which is 1 in all.
     limit = np.log(LAGS / ALARM) + np.log(now + 1.0) + np.log(now + 2.0)
+    # No client that is in both adds more than this to a bound: mostly, there is
+    # no need to compute them.
+    if common.max(initial=0) * -np.log(self._rate) <= limit:
+      return None
     wrong = np.flatnonzero(self._surprise(common, before) > limit)
     if len(wrong):
       return (
@@ -97,13 +105,17 @@ class Overlaps:
     bits = np.unpackbits(octets, axis=1, bitorder="little")
     return bits.sum(axis=0, dtype=np.int64)
 
+  @functools.cached_property
+  def _factors(self) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms of what bets multiply by: a client takes part, or does not."""
+    chance = self._rate**_BETS
+    return np.log(chance / self._rate), np.log((1 - chance) / (1 - self._rate))
+
   def _gain(self, count: np.ndarray, trials: np.ndarray | int) -> np.ndarray:
     """Return the logarithm of what the best bet has won; shape as `count`."""
-    chance = self._rate**_BETS
-    won = np.log(chance / self._rate)
-    lost = np.log((1 - chance) / (1 - self._rate))
     count = np.asarray(count)[..., None]
     rest = np.asarray(trials)[..., None] - count
+    won, lost = self._factors
     best: np.ndarray = (count * won + rest * lost).max(axis=-1)
     return best - np.log(len(_BETS))
 
