@@ -35,7 +35,7 @@ class Loop:
 
   Args:
     torch: the module.
-    model: one of `MODELS`.
+    model: `resnet18`, or one of `benchmarks/peers_/torch_models.py`.
     example_shape: of one input, channels last.
     num_classes: of the labels.
     learning_rate: of the steps.
@@ -54,7 +54,7 @@ class Loop:
     if self._device == "cuda":  # as JAX multiplies there
       torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    built = MODELS[model](torch.nn, example_shape, num_classes)
+    built = _build(torch, model, example_shape, num_classes)
     self.model = built.to(self._device)
     self._rate = learning_rate
     self.threads: int | None = None  # set by the first `seconds`
@@ -134,42 +134,13 @@ class Loop:
 Shape = tuple[int, ...]
 
 
-def _linear(nn: Any, shape: Shape, classes: int) -> Any:
-  return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), classes))
+def _build(torch: Any, model: str, shape: Shape, classes: int) -> Any:
+  """Return a model: one that other simulators train, too, or the ResNet."""
+  if model == "resnet18":
+    return _resnet18(torch.nn, shape, classes)
+  from benchmarks.peers_ import torch_models  # which imports PyTorch
 
-
-def _femnist_cnn(nn: Any, shape: Shape, classes: int) -> Any:
-  height, width, channels = shape
-  features = (height - 4) // 2 * ((width - 4) // 2) * 64
-  return nn.Sequential(
-    nn.Conv2d(channels, 32, 3),
-    nn.ReLU(),
-    nn.Conv2d(32, 64, 3),
-    nn.ReLU(),
-    nn.MaxPool2d(2),
-    nn.Flatten(),
-    nn.Linear(features, 128),
-    nn.ReLU(),
-    nn.Linear(128, classes),
-  )
-
-
-def _char_lstm(nn: Any, shape: Shape, classes: int) -> Any:
-  del shape
-
-  class CharLSTM(nn.Module):
-    """Embedding, two LSTM layers, logits."""
-
-    def __init__(self):
-      super().__init__()
-      self.embed = nn.Embedding(classes, 8)
-      self.lstm = nn.LSTM(8, 256, num_layers=2, batch_first=True)
-      self.logits = nn.Linear(256, classes)
-
-    def forward(self, x: Any) -> Any:
-      return self.logits(self.lstm(self.embed(x))[0])
-
-  return CharLSTM()
+  return torch_models.MODELS[model](shape, classes)
 
 
 def _resnet18(nn: Any, shape: Shape, classes: int) -> Any:
@@ -204,11 +175,3 @@ def _resnet18(nn: Any, shape: Shape, classes: int) -> Any:
   return nn.Sequential(
     *layers, pool, nn.Flatten(), nn.Linear(features, classes)
   )
-
-
-MODELS: dict[str, Callable[[Any, Shape, int], Any]] = {
-  "char_lstm": _char_lstm,
-  "femnist_cnn": _femnist_cnn,
-  "linear": _linear,
-  "resnet18": _resnet18,
-}

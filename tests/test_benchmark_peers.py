@@ -87,18 +87,42 @@ def test_table_without_our_own_times(benchmark):
   assert rows["other"][2:4] == ["unknown", "unknown"]
 
 
+def test_losses_that_disagree(benchmark):
+  peers = benchmark("peers")
+  far = 2 * peers.TOLERANCE
+  results: dict[str, dict] = {
+    peers.OURS: {"runs": [of_run(1.0, 1.0), of_run(1.0, 1.0)]},
+    "near": {"runs": [of_run(1.0, 1.0 - peers.TOLERANCE / 2)]},
+    "far": {"runs": [of_run(1.0, 1.0 + far), of_run(1.0, 1.0 + far)]},
+    "lost": {"runs": [of_run(1.0, float("nan"))]},
+    "broken": {"error": "no such thing", "runs": []},
+  }
+  found = peers.disagreeing(results)
+  assert list(found) == ["far", "lost"]
+  assert found["far"] == pytest.approx(far)
+  results[peers.OURS]["error"] = "out of memory"
+  assert not peers.disagreeing(results)
+
+
 def test_evaluation_of_a_linear_model(benchmark, tmp_path):
-  path = tmp_path / "data.npz"
-  np.savez(path, x=np.eye(2, dtype=np.float32), y=np.array([0, 0]))
-  kernel, bias = np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([1000.0, 1000.0])
-  loss, accuracy = benchmark("peers").evaluate(path, kernel, bias)
+  made, path = benchmark("peer_cases"), tmp_path / "data.npz"
+  x, y = np.eye(2, dtype=np.float32), np.array([0, 0], np.int32)
+  np.savez(path, x=np.tile(x, (made.AT_ONCE, 1)), y=np.tile(y, made.AT_ONCE))
+  work = {**made.WORK, "shape": [2], "classes": 2}
+  weights = lambda kernel, bias: {
+    "linear/kernel": np.asarray(kernel, np.float32),
+    "linear/bias": np.asarray(bias, np.float32),
+  }
+  of = weights([[2.0, 0.0], [0.0, 1.0]], [100.0, 100.0])
+  loss, accuracy = made.evaluate(path, of, work)
   expected = [np.log1p(np.exp(-2)), np.log1p(np.exp(1))]
-  assert loss == pytest.approx(np.mean(expected))
+  assert loss == pytest.approx(np.mean(expected), rel=1e-5)
   assert accuracy == 0.5
-  loss, accuracy = benchmark("peers").evaluate(path, kernel - 1000, bias, True)
+  of = weights([[2.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+  loss, accuracy = made.evaluate(path, of, {**work, "sigmoid": True})
   squash = lambda x: 1 / (1 + np.exp(-x))
   gaps = [squash(0.0) - squash(2.0), squash(1.0) - squash(0.0)]
-  assert loss == pytest.approx(np.mean(np.log1p(np.exp(gaps))))
+  assert loss == pytest.approx(np.mean(np.log1p(np.exp(gaps))), rel=1e-5)
   assert accuracy == 0.5
 
 
@@ -145,19 +169,153 @@ def test_requirements_are_of_one_version(benchmark):
     assert all("==" in requirement for requirement in peer.requirements)
 
 
+def test_clients_of_other_cases_can_be_learned_from(benchmark, tmp_path):
+  made, cases = benchmark("peer_data"), benchmark("cases")
+  assert set(made.WRITERS) < set(cases.CASES)
+  for name, writer in made.WRITERS.items():
+    case, files = cases.smoke(cases.CASES[name]), []
+    for _ in range(2):
+      made.write_case(tmp_path / "data.npz", case, writer)
+      with np.load(tmp_path / "data.npz") as file:
+        files.append(dict(file))
+    one, other = files
+    assert all(np.array_equal(one[key], other[key]) for key in other)
+    assert one["x"].shape[1:] == case.example_shape
+    sizes = np.bincount(one["client"])
+    assert sizes.tolist() == cases.sizes(case).tolist()
+    y = one["y"]
+    assert y.dtype == np.int32
+    assert 0 <= y.min() < y.max() < case.num_classes
+    frequent = np.bincount(y.ravel()).max() / y.size
+    assert frequent > 3 / case.num_classes
+    if case.stored == "token":
+      assert y.min() == 1  # 0 would be padding
+      np.testing.assert_array_equal(one["x"][:, 1:], y[:, :-1])
+
+
+def small_work(made: types.ModuleType, case: str) -> dict:
+  """A case with smaller inputs and fewer classes."""
+  shape = {"lr": [6], "cnn": [8, 8, 1], "lstm": [5]}[case]
+  return {**made.CASES[case], "shape": shape, "classes": 7, "cohort": 2}
+
+
+def inputs_of(work: dict, count: int) -> np.ndarray:
+  """Random inputs of a case."""
+  rng, shape = np.random.default_rng(0), (count, *work["shape"])
+  if work["model"] == "char_lstm":
+    return rng.integers(1, work["classes"], shape, dtype=np.int32)
+  return rng.standard_normal(shape, dtype=np.float32)
+
+
+def test_all_begin_with_the_same_weights(benchmark):
+  made = benchmark("peer_cases")
+  for case in ("lr", "cnn", "lstm"):
+    work = small_work(made, case)
+    one, other = made.first_weights(work), made.first_weights(work)
+    assert all(np.array_equal(one[name], other[name]) for name in other)
+    assert (case == "lr") == all(not array.any() for array in one.values())
+
+
+def test_haiku_gets_and_returns_the_weights(benchmark, monkeypatch):
+  made = benchmark("peer_cases")
+  monkeypatch.setitem(sys.modules, "haiku", types.ModuleType("haiku"))
+  script = module_of("benchmarks/peers_/haiku_models.py")
+  rng = np.random.default_rng(0)
+  for case in ("lr", "cnn", "lstm"):
+    first = made.first_weights(small_work(made, case))
+    drawn = {
+      name: rng.standard_normal(array.shape, dtype=np.float32)
+      for name, array in first.items()
+    }
+    params = script.to_haiku(drawn)
+    found = script.from_haiku(params, drawn)
+    assert set(found) == set(drawn)
+    for name, array in drawn.items():
+      if name.endswith("/recurrent_bias"):
+        array = np.zeros_like(array)  # which Haiku adds to the other
+      elif name.endswith("/inputs/bias"):
+        array = array + drawn[name.replace("inputs/bias", "recurrent_bias")]
+      np.testing.assert_allclose(found[name], array, atol=1e-6)
+
+
+def test_an_lstm_of_haiku_has_our_gates(benchmark, monkeypatch):
+  made = benchmark("peer_cases")
+  monkeypatch.setitem(sys.modules, "haiku", types.ModuleType("haiku"))
+  script = module_of("benchmarks/peers_/haiku_models.py")
+  work = small_work(made, "lstm")
+  first = made.first_weights(work)
+  params, x = script.to_haiku(first), inputs_of(work, 3)
+  sigmoid = lambda z: 1 / (1 + np.exp(-z))
+  hidden = np.asarray(params["embed"]["embeddings"])[x.T]
+  for layer in range(2):
+    own = {k: np.asarray(v) for k, v in params[f"lstm{layer}/linear"].items()}
+    h = c = np.zeros((3, script.UNITS), np.float32)
+    outputs = []
+    for step in hidden:  # as haiku.LSTM computes it
+      i, g, f, o = np.split(
+        np.concatenate([step, h], axis=1) @ own["w"] + own["b"], 4, axis=1
+      )
+      c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
+      h = sigmoid(o) * np.tanh(c)
+      outputs.append(h)
+    hidden = np.stack(outputs)
+  last = {k: np.asarray(v) for k, v in params["logits"].items()}
+  logits = hidden @ last["w"] + last["b"]
+  task = made.task_of(work)
+  variables = made.with_initial(task, first).init(jax.random.key(0))
+  ours = task.logits(variables, {"x": x})
+  np.testing.assert_allclose(ours, np.swapaxes(logits, 0, 1), atol=1e-5)
+
+
+# Not skipped without PyTorch, as `.ci/run` counts what is.
+if importlib.util.find_spec("torch") is not None:
+
+  @pytest.mark.parametrize("case", ["lr", "cnn", "lstm"])
+  def test_pytorch_gets_and_returns_the_weights(benchmark, tmp_path, case):
+    made, peers = benchmark("peer_cases"), benchmark("peers")
+    script = module_of("benchmarks/peers_/torch_models.py")
+    work = small_work(made, case) | {"first": str(tmp_path / "first.npz")}
+    layers = made.layers_of(work)
+    rng = np.random.default_rng(0)
+    weights = {
+      name: array + rng.standard_normal(array.shape, dtype=np.float32) / 8
+      for name, array in made.first_weights(work).items()
+    }
+    np.savez(work["first"], **peers.to_torch(weights, layers))
+    x = inputs_of(work, 4)
+    y = rng.integers(1, 7, x.shape if case == "lstm" else 4, dtype=np.int32)
+    data = tmp_path / "data.npz"
+    np.savez(data, x=x, y=y, client=np.array([0, 0, 0, 1]))
+
+    model = script.begin(work)
+    clients = list(zip(*script.read(data), strict=True))
+    assert [len(inputs) for inputs, _ in clients] == [3, 1]
+    losses = [script.loss_of(model(x), y).item() for x, y in clients]
+    loss, _ = made.evaluate(data, weights, work)
+    assert loss == pytest.approx(0.75 * losses[0] + 0.25 * losses[1], rel=1e-4)
+    state = script.arrays(model.state_dict())
+    found = peers.from_torch(state, layers)
+    assert all(np.array_equal(found[name], weights[name]) for name in weights)
+
+
 @pytest.mark.slow
-def test_our_script_for_peers_trains(benchmark, tmp_path):
-  peers, made = benchmark("peers"), benchmark("peer_data")
-  small = {"clients": 20, "features": 6, "classes": 3}
+@pytest.mark.parametrize("case", ["lr", "cnn", "lstm"])
+def test_our_script_for_peers_trains(benchmark, tmp_path, case):
+  peers, made = benchmark("peers"), benchmark("peer_cases")
+  work = small_work(made, case)
+  x = inputs_of(work, 60)
+  y = x % 6 + 1 if case == "lstm" else (x.reshape(60, -1)[:, 0] > 0) * 2
   data = tmp_path / "data.npz"
-  made.write_data(data, {**made.DATA, **small})
-  runner = peers.our_runners({**os.environ, "JAX_PLATFORMS": "cpu"})[peers.OURS]
-  runner.batching.update(small, cohort=5)
+  np.savez(data, x=x, y=y.astype(np.int32), client=np.arange(60) // 6)
+  env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  runner = peers.our_runners(env, work)[peers.OURS]
+  before, _ = made.evaluate(data, made.first_weights(work), work)
   row = peers.train(
     **runner._asdict(), data=data, rounds=peers.SMALLEST_ROUNDS, seconds=120
   )
   assert row["seconds_per_round"] > 0
-  assert row["train_loss"] < np.log(3)
+  assert row["examples_per_round"] == 12
+  assert row["train_loss"] < before - 0.01
   assert row["version"] == row["versions"]["fedjax_sim"]
   assert row["trains_with"] == f"jax {jax.__version__}"
 
@@ -175,6 +333,17 @@ def test_a_missing_checkout_of_flute_is_told(benchmark, tmp_path):
   assert work["flute"] == str(tmp_path)
   assert work["processes"] >= 2
   assert work["sigmoid"]
+
+
+def test_flute_trains_no_other_model(benchmark, tmp_path):
+  peers, made = benchmark("peers"), benchmark("environments")
+  (tmp_path / "e2e_trainer.py").touch()
+  options = {"cache": tmp_path, "pythons": [sys.executable], "seconds": 60}
+  for case in ("cnn", "lstm"):
+    with pytest.raises(made.FailedError, match="only its logistic regression"):
+      peers.peer_runner(
+        made.FLUTE, {}, peers.CASES[case], flute=tmp_path, **options
+      )
 
 
 def test_flute_reads_the_clients_that_are_written(tmp_path):

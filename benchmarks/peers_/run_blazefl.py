@@ -1,4 +1,4 @@
-"""FedAvg on a linear model through BlazeFL, in an environment of its own.
+"""FedAvg through BlazeFL, in an environment of its own.
 
 `python run_blazefl.py DATA OUT ROUNDS WORK`, as `benchmarks/peers.py` calls it.
 As in BlazeFL's quickstart: its own server and client of FedAvg, a model
@@ -17,26 +17,26 @@ import torch
 from blazefl.contrib import FedAvgBaseClientTrainer, FedAvgBaseServerHandler
 from blazefl.core import ModelSelector, PartitionedDataset
 from torch.utils.data import DataLoader, TensorDataset
-from torch_linear import Linear
+from torch_models import arrays, begin, loss_of, read
 
 
 class Selector(ModelSelector):
   """Makes the one model that there is."""
 
-  def __init__(self, features, work):
-    self.arguments = (features, work["classes"], work["sigmoid"])
+  def __init__(self, work):
+    self.work = work
 
   def select_model(self, model_name):
     """Return it."""
-    return Linear(*self.arguments)
+    return begin(self.work)
 
 
 class Clients(PartitionedDataset):
   """Every client's examples."""
 
-  def __init__(self, x, y, sizes):
-    pairs = zip(x.split(sizes), y.split(sizes), strict=True)
-    self.datasets = [TensorDataset(*pair) for pair in pairs]
+  def __init__(self, data):
+    pairs = zip(*read(data), strict=True)
+    self.datasets = [TensorDataset(x, y) for x, y in pairs]
 
   def get_dataset(self, type_, cid):
     """Return those of a client."""
@@ -57,26 +57,25 @@ class Clients(PartitionedDataset):
 
 def main(data: str, out: str, rounds: int, work: dict) -> None:
   """Train, and write seconds, examples and the model to `out`."""
-  torch.set_num_threads(1)  # a step is too small to share
-  with np.load(data) as file:
-    sizes = np.bincount(file["client"]).tolist()
-    x = torch.from_numpy(file["x"])
-    y = torch.from_numpy(file["y"]).long()
+  torch.set_num_threads(work["threads"])
+  clients = Clients(data)
+  num_clients = len(clients.datasets)
   common = {
-    "model_selector": Selector(x.shape[1], work),
-    "model_name": "linear",
-    "dataset": Clients(x, y, sizes),
-    "num_clients": len(sizes),
+    "model_selector": Selector(work),
+    "model_name": work["model"],
+    "dataset": clients,
+    "num_clients": num_clients,
     "device": "cpu",
     "batch_size": work["batch_size"],
     "seed": 0,
   }
   handler = FedAvgBaseServerHandler(
-    global_round=rounds, sample_ratio=work["cohort"] / len(sizes), **common
+    global_round=rounds, sample_ratio=work["cohort"] / num_clients, **common
   )
   trainer = FedAvgBaseClientTrainer(
     epochs=work["epochs"], lr=work["learning_rate"], **common
   )
+  trainer.criterion = loss_of  # its own wants a text's classes before its time
   seconds, examples = [], []
   while not handler.if_stop():
     began = time.perf_counter()
@@ -91,8 +90,7 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
     out,
     seconds=seconds,
     examples=np.array(examples) // work["epochs"],
-    kernel=handler.model.weight.detach().numpy().T,
-    bias=handler.model.bias.detach().numpy(),
+    **arrays(handler.model.state_dict()),
   )
 
 

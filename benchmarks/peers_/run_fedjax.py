@@ -1,4 +1,4 @@
-"""FedAvg on a linear model through FedJAX, in an environment of its own.
+"""FedAvg through FedJAX, in an environment of its own.
 
 `python run_fedjax.py DATA OUT ROUNDS WORK`, as `benchmarks/peers.py` calls it.
 As in FedJAX's examples: a Haiku model, clients in memory, a sampler, and
@@ -14,8 +14,10 @@ import time
 import fedjax
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 from fedjax.algorithms import fed_avg
+from haiku_models import MODELS, from_haiku, to_haiku
 
 
 def main(data: str, out: str, rounds: int, work: dict) -> None:
@@ -32,17 +34,17 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
   federated = fedjax.InMemoryFederatedData(clients)
 
   def forward(batch):
-    scores = hk.Linear(work["classes"], w_init=hk.initializers.Constant(0.0))(
-      batch["x"]
-    )
+    scores = MODELS[work["model"]](batch["x"], work["classes"])
     return jax.nn.sigmoid(scores) if work["sigmoid"] else scores
+
+  def train_loss(batch, scores):
+    losses = fedjax.metrics.unreduced_cross_entropy_loss(batch["y"], scores)
+    return jnp.mean(losses.reshape(len(losses), -1), axis=1)  # over tokens
 
   model = fedjax.create_model_from_haiku(
     transformed_forward_pass=hk.transform(forward),
     sample_batch={"x": x[:1], "y": y[:1]},
-    train_loss=lambda batch, scores: (
-      fedjax.metrics.unreduced_cross_entropy_loss(batch["y"], scores)
-    ),
+    train_loss=train_loss,
   )
   algorithm = fed_avg.federated_averaging(
     fedjax.model_grad(model),
@@ -55,7 +57,9 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
   sampler = fedjax.client_samplers.UniformGetClientSampler(
     fd=federated, num_clients=work["cohort"], seed=0
   )
-  state = algorithm.init(model.init(jax.random.PRNGKey(0)))
+  with np.load(work["first"]) as file:
+    first = {name: file[name] for name in file.files}
+  state = algorithm.init(to_haiku(first))
   seconds, examples = [], []
   for _ in range(rounds):
     began = time.perf_counter()
@@ -64,14 +68,8 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
     jax.block_until_ready(state.params)
     seconds.append(time.perf_counter() - began)
     examples.append(sum(len(dataset) for _, dataset, _ in cohort))
-  (layer,) = state.params.values()
-  np.savez(
-    out,
-    seconds=seconds,
-    examples=examples,
-    kernel=np.asarray(layer["w"]),
-    bias=np.asarray(layer["b"]),
-  )
+  weights = from_haiku(state.params, first)
+  np.savez(out, seconds=seconds, examples=examples, **weights)
 
 
 if __name__ == "__main__":

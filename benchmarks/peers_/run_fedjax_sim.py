@@ -1,4 +1,4 @@
-"""FedAvg on a linear model through fedjax_sim, in the current environment.
+"""FedAvg through fedjax_sim, in the current environment.
 
 `python run_fedjax_sim.py DATA OUT ROUNDS WORK`, as `benchmarks/peers.py` calls
 it; WORK also says how many CPU devices. One round a call of the compiled
@@ -13,17 +13,19 @@ import time
 import jax
 import numpy as np
 
+from benchmarks.peer_cases import task_of
 from fedjax_sim import (
   LocalBatching,
   Runtime,
   Simulator,
+  named_variables,
   optimizer,
   sampling,
   setup,
 )
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.data import load_npz
-from fedjax_sim.models.logistic_regression import logistic_regression
+from fedjax_sim.tasks.initial import with_initial
 
 
 def main(data: str, out: str, rounds: int, work: dict) -> None:
@@ -31,9 +33,8 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
   if work["devices"] > 1:
     setup(work["devices"])
   dataset = load_npz(path=data, num_classes=work["classes"])
-  task = logistic_regression(
-    dataset.example_shape, dataset.num_classes, sigmoid=work["sigmoid"]
-  )
+  with np.load(work["first"]) as file:
+    task = with_initial(task_of(work), dict(file))
   algorithm = fedavg(
     task,
     client_optimizer=optimizer("sgd", learning_rate=work["learning_rate"]),
@@ -59,15 +60,8 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
     int(dataset.train.sizes[sampler.sample(simulator.seed, i)].sum())
     for i in range(rounds)
   ]
-  params = algorithm.variables(state.server).params
-  by_rank = {np.ndim(leaf): leaf for leaf in jax.tree.leaves(params)}
-  np.savez(
-    out,
-    seconds=np.diff(times),
-    examples=examples,
-    kernel=np.asarray(by_rank[2]),
-    bias=np.asarray(by_rank[1]),
-  )
+  weights = named_variables(algorithm.variables(state.server))
+  np.savez(out, seconds=np.diff(times), examples=examples, **weights)
 
 
 if __name__ == "__main__":

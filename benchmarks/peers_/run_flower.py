@@ -1,4 +1,4 @@
-"""FedAvg on a linear model through Flower, in an environment of its own.
+"""FedAvg through Flower, in an environment of its own.
 
 `python run_flower.py DATA OUT ROUNDS WORK`, as `benchmarks/peers.py` calls it.
 As in Flower's PyTorch tutorial: a `ClientApp` that trains over a `DataLoader`,
@@ -27,7 +27,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from torch.utils.data import DataLoader, TensorDataset
-from torch_linear import Linear
+from torch_models import arrays, begin, build, loss_of, read
 
 torch.set_num_threads(1)  # of an actor; there is one for every core
 client_app = ClientApp()
@@ -36,11 +36,7 @@ client_app = ClientApp()
 @functools.cache
 def load(data: str) -> list[TensorDataset]:
   """Return every client's examples; each process reads them once."""
-  with np.load(data) as file:
-    sizes = np.bincount(file["client"]).tolist()
-    x = torch.from_numpy(file["x"]).split(sizes)
-    y = torch.from_numpy(file["y"]).long().split(sizes)
-  return [TensorDataset(a, b) for a, b in zip(x, y, strict=True)]
+  return [TensorDataset(x, y) for x, y in zip(*read(data), strict=True)]
 
 
 @client_app.train()
@@ -48,14 +44,14 @@ def train(message: Message, context: Context) -> Message:
   """Train one client in a round; return its reply."""
   config = message.content["config"]
   dataset = load(config["data"])[context.node_config["partition-id"]]
-  model = Linear(config["features"], config["classes"], config["sigmoid"])
+  model = build(config)
   model.load_state_dict(message.content["arrays"].to_torch_state_dict())
   optimizer = torch.optim.SGD(model.parameters(), lr=config["learning_rate"])
   loader = DataLoader(dataset, batch_size=config["batch_size"], shuffle=True)
   for _ in range(config["epochs"]):
     for x, y in loader:
       optimizer.zero_grad()
-      torch.nn.functional.cross_entropy(model(x), y).backward()
+      loss_of(model(x), y).backward()
       optimizer.step()
   content = RecordDict(
     {
@@ -68,8 +64,7 @@ def train(message: Message, context: Context) -> Message:
 
 def main(data: str, out: str, rounds: int, work: dict) -> None:
   """Train, and write seconds, examples and the model to `out`."""
-  with np.load(data) as file:
-    features, num_clients = file["x"].shape[1], file["client"].max() + 1
+  num_clients = len(load(data))
   server_app = ServerApp()
   times, examples, trained = [], [], {}
 
@@ -85,7 +80,6 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
 
   @server_app.main()
   def serve(grid: Grid, context: Context) -> None:
-    model = Linear(features, work["classes"], work["sigmoid"])
     strategy = FedAvg(
       fraction_train=work["cohort"] / num_clients,
       fraction_evaluate=0.0,
@@ -95,9 +89,9 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
     )
     result = strategy.start(
       grid=grid,
-      initial_arrays=ArrayRecord(model.state_dict()),
+      initial_arrays=ArrayRecord(begin(work).state_dict()),
       num_rounds=rounds,
-      train_config=ConfigRecord({**work, "features": features, "data": data}),
+      train_config=ConfigRecord({**work, "data": data}),
       evaluate_fn=clock,
     )
     trained.update(result.arrays.to_torch_state_dict())
@@ -112,8 +106,7 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
     out,
     seconds=np.diff(times),
     examples=examples,
-    kernel=trained["weight"].numpy().T,
-    bias=trained["bias"].numpy(),
+    **arrays(trained),
   )
 
 

@@ -133,8 +133,7 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
     out,
     seconds=[float(seconds) for seconds in SECONDS.findall(printed)],
     examples=sizes.reshape(rounds, work["cohort"]).sum(axis=1),
-    kernel=params["net.linear.weight"].numpy().T,
-    bias=params["net.linear.bias"].numpy(),
+    **{k.removeprefix("net."): array.numpy() for k, array in params.items()},
   )
 
 

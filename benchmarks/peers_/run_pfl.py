@@ -1,4 +1,4 @@
-"""FedAvg on a linear model through pfl, in an environment of its own.
+"""FedAvg through pfl, in an environment of its own.
 
 `python run_pfl.py DATA OUT ROUNDS WORK`, as `benchmarks/peers.py` calls it. As
 in pfl's tutorials: a `PyTorchModel`, a `FederatedDataset`, a
@@ -24,21 +24,25 @@ from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from torch_linear import Linear
+from torch_models import arrays, begin, loss_of, read
 
 
-class PflLinear(Linear):
+class PflModel(torch.nn.Module):
   """The model, with the two methods that pfl asks for."""
+
+  def __init__(self, model):
+    super().__init__()
+    self.model = model
 
   def loss(self, x, y, eval=False):
     """Return the mean cross-entropy of a batch."""
-    return torch.nn.functional.cross_entropy(self(x), y)
+    return loss_of(self.model(x), y)
 
   @torch.no_grad()
   def metrics(self, x, y, eval=False):
-    """Return the mean cross-entropy, weighted by examples."""
-    total = torch.nn.functional.cross_entropy(self(x), y, reduction="sum")
-    return {"loss": Weighted(total.item(), len(x))}
+    """Return the mean cross-entropy, weighted by labels."""
+    total = loss_of(self.model(x), y, reduction="sum")
+    return {"loss": Weighted(total.item(), y.numel())}
 
 
 class Clock(TrainingProcessCallback):
@@ -64,27 +68,22 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
   """Train, and write seconds, examples and the model to `out`."""
   np.random.seed(0)  # noqa: NPY002 - pfl draws from the global state
   torch.manual_seed(0)
-  # A step is too small to share: with a thread for each of two busy cores a
-  # round took four to nine times as long.
-  torch.set_num_threads(1)
-  with np.load(data) as file:
-    sizes = np.bincount(file["client"]).tolist()
-    x = torch.from_numpy(file["x"]).split(sizes)
-    y = torch.from_numpy(file["y"]).long().split(sizes)
+  torch.set_num_threads(work["threads"])
+  x, y = read(data)
   drawn = []
 
   def make_dataset(user):
-    drawn.append(sizes[user])
+    drawn.append(len(x[user]))
     return PyTorchTensorDataset([x[user], y[user]], user_id=user)
 
   users = FederatedDataset(
-    make_dataset, get_user_sampler("random", list(range(len(sizes))))
+    make_dataset, get_user_sampler("random", list(range(len(x))))
   )
-  linear = PflLinear(x[0].shape[1], work["classes"], work["sigmoid"])
+  module = PflModel(begin(work))
   model = PyTorchModel(
-    model=linear,
+    model=module,
     local_optimizer_create=torch.optim.SGD,
-    central_optimizer=torch.optim.SGD(linear.parameters(), lr=1.0),
+    central_optimizer=torch.optim.SGD(module.parameters(), lr=1.0),
   )
   clock = Clock()
   FederatedAveraging().run(
@@ -112,8 +111,7 @@ def main(data: str, out: str, rounds: int, work: dict) -> None:
     out,
     seconds=np.diff(clock.times),
     examples=np.reshape(drawn, (rounds, work["cohort"])).sum(axis=1),
-    kernel=linear.weight.detach().numpy().T,
-    bias=linear.bias.detach().numpy(),
+    **arrays(module.model.state_dict()),
   )
 
 
