@@ -123,7 +123,8 @@ def compiled_text(
         "xla_dump_to": folder,
       }
     )
-    thunks = sorted(pathlib.Path(folder).glob("*thunk_sequence_after*"))
+    # Those after XLA's passes come last, if the passes changed any.
+    thunks = sorted(pathlib.Path(folder).glob("*thunk_sequence*.txt"))
     text = compiled.as_text()
     assert text is not None
     return text, thunks[-1].read_text(), programs.device_bytes(compiled)
@@ -227,7 +228,10 @@ def apart(arguments: Sequence[str]) -> dict[str, Any]:
   """
   done = subprocess.run(
     [sys.executable, "-m", "benchmarks.gpu_program", "--alone", *arguments],
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},  # it would look for a GPU
+    # It would look for a GPU, and for programs that it could load.
+    env=os.environ
+    | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"},
+    cwd=TARGET.parents[1],
     capture_output=True,
     text=True,
     check=False,
@@ -236,8 +240,8 @@ def apart(arguments: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
   lines = done.stderr.strip().splitlines() or [f"ended: {done.returncode}"]
-  failed = [line for line in lines if "Check failed" in line]
-  return {"error": (failed or lines[-1:])[0]}
+  failed = [x for x in lines if "Check failed" in x or "Error: " in x]
+  return {"error": (failed or lines)[-1]}
 
 
 def missing() -> str | None:

@@ -121,6 +121,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONTRACTED = re.compile(
   r'lhs_contracting_dim(?:s=\{|ension_numbers":\[|ensions":\[)([^\]}]*)'
 )
+_WORKSPACE = re.compile(r", [su]8\[\d*\](\{0\})?\)$")  # beside the results
 _LABELS = re.compile(r"\bdim_labels=\w+_(\w+)->")
 
 # They launch nothing themselves.
@@ -277,7 +278,10 @@ def _taken(body: list[Instruction], name: str, shape: str) -> int:
 
 
 def _written(body: list[Instruction], shapes: Mapping[str, str]) -> int:
-  """Return how many bytes a kernel writes; in place, only what it changes."""
+  """Return how many bytes a kernel writes; in place, only what it changes.
+
+  A library's workspace is left out.
+  """
   named = {x.name: x for x in body}
   (end,) = (x for x in body if x.root)
   ends = end.operands if end.opcode == "tuple" else (end.name,)
@@ -287,7 +291,10 @@ def _written(body: list[Instruction], shapes: Mapping[str, str]) -> int:
       (name,) = named[name].operands
     end = named[name]
     changed = end.opcode == "dynamic-update-slice"
-    total += nbytes(shapes[end.operands[1]] if changed else end.result)
+    result = shapes[end.operands[1]] if changed else end.result
+    if end.opcode == "custom-call":
+      result = _WORKSPACE.sub(")", result)
+    total += nbytes(result)
   return total
 
 
@@ -315,15 +322,13 @@ def _flops(
     contracted = math.prod(shapes[1][i] for i in sides(over[1]))
     return 2 * math.prod(shapes[0]) * contracted
   if labels := _LABELS.search(line.attributes):
-    # Result, left and right are outputs, inputs and kernel of the forward form.
-    place = {
-      "Forward": (0, 2),
-      "BackwardInput": (1, 2),
-      "BackwardFilter": (2, 0),
-    }
-    form = next(
-      p for name, p in place.items() if f"conv{name}" in line.attributes
-    )
+    # Which of result, left and right are outputs and kernel of the forward
+    # form, which costs as much as its two gradients each.
+    form = (0, 2)
+    if "convBackwardInput" in line.attributes:
+      form = (1, 2)
+    elif "convBackwardFilter" in line.attributes:
+      form = (2, 0)
     outputs, kernel = (shapes[i] for i in form)
     places = math.prod(kernel) // kernel[labels[1].index("o")]
     return 2 * math.prod(outputs) * places

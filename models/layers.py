@@ -6,7 +6,7 @@ and pooling of any model in this way (`tasks/fast_layers.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -162,6 +162,33 @@ def group_norm(
 
 # --- recurrence ---------------------------------------------------------------
 
+# Off the CPU, steps of a sequence in one iteration of the loop over it. Each
+# iteration reads and writes its slices by kernels of its own, as short as a
+# step's. More take longer to compile.
+UNROLL = 8
+
+
+def _over_time(
+  step: Callable[..., tuple[Any, Any]],
+  state: Any,
+  inputs: Any,
+  *,
+  reverse: bool = False,
+) -> tuple[Any, Any]:
+  """Return `lax.scan`, in the form that is fast on the backend."""
+  unroll = 1 if jax.default_backend() == "cpu" else UNROLL
+  return lax.scan(step, state, inputs, reverse=reverse, unroll=unroll)
+
+
+def _computed_once(state: tuple[Array, ...]) -> tuple[Array, ...]:
+  """Return the state; off the CPU, what follows does not compute it anew.
+
+  Between the products of unrolled steps XLA would do so, for all steps before.
+  """
+  if jax.default_backend() == "cpu":
+    return state
+  return lax.optimization_barrier(state)
+
 
 def lstm(gates: Array, kernel: Array) -> Array:
   """Run an LSTM over whole sequences; return its outputs.
@@ -221,10 +248,11 @@ def _lstm_forward(
     i, f, g, o = _opened(tanhs)
     new = f * c + i * g
     t = jnp.tanh(new)
-    return (o * t, new), (o * t, tanhs, c, t)
+    h, new = _computed_once((o * t, new))
+    return (h, new), (h, tanhs, c, t)
 
   zero = jnp.zeros((*gates.shape[1:-1], units), gates.dtype)
-  (_, end), (hs, tanhs, cs, ts) = lax.scan(
+  (_, end), (hs, tanhs, cs, ts) = _over_time(
     step, (zero, zero), gates * scale[None, None]
   )
   return (hs, end), (hs, tanhs, cs, ts, kernel)
@@ -254,7 +282,7 @@ def _lstm_backward(
 
   zero = jnp.zeros_like(dc_end)
   factors = (dhs, by_c, by_h, h_by_c, f)
-  _, dz = lax.scan(step, (zero, dc_end), factors, reverse=True)
+  _, dz = _over_time(step, (zero, dc_end), factors, reverse=True)
   flat = lambda x: x.reshape(-1, x.shape[-1])
   by_kernel = flat(hs[:-1]).T @ flat(dz[1:])
   return dz, by_kernel.astype(kernel.dtype)
@@ -360,7 +388,7 @@ def _gru_forward(gates: Array, kernel: Array, bias: Array) -> tuple[Array, Any]:
     return new, (new, r, z, n, q)
 
   zero = jnp.zeros((*gates.shape[1:-1], units), gates.dtype)
-  _, (hs, r, z, n, q) = lax.scan(step, zero, gates * scale[None, None])
+  _, (hs, r, z, n, q) = _over_time(step, zero, gates * scale[None, None])
   return hs, (hs, r, z, n, q, kernel, bias)
 
 
@@ -380,7 +408,7 @@ def _gru_backward(saved: Any, dhs: Array) -> tuple[Array, Array, Array]:
     return (jnp.tile(dh, 3) * by_state) @ back + dh * z, dh
 
   zero = jnp.zeros_like(dhs[0])
-  _, dh = lax.scan(step, zero, (dhs, factors, z), reverse=True)
+  _, dh = _over_time(step, zero, (dhs, factors, z), reverse=True)
   by_state = jnp.tile(dh, 3) * factors
   flat = lambda x: x.reshape(-1, x.shape[-1])
   by_kernel = flat(before).T @ flat(by_state)

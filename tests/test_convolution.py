@@ -54,6 +54,18 @@ def test_convolution_is_xlas(shape, window, strides, padding):
   )
 
 
+def test_one_place_with_strides_off_the_cpu(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  x, kernel = normal(0, 3, 2, 6, 5, 8), normal(1, 3, 1, 1, 8, 3)
+  over_lanes = lambda one: jax.vmap(lambda x, k: one(x, k, (2, 2), "SAME"))
+  check_same(over_lanes(convolve), over_lanes(reference), x, kernel)
+  program = str(jax.make_jaxpr(over_lanes(convolve))(x, kernel))
+  assert "optimization_barrier" in program
+  monkeypatch.undo()
+  program = str(jax.make_jaxpr(over_lanes(convolve))(x, kernel))
+  assert "optimization_barrier" not in program
+
+
 @pytest.mark.parametrize("method", [patches, winograd])
 @pytest.mark.parametrize(("h", "w"), [(8, 8), (7, 10), (3, 3)])
 def test_gradients_of_convolution(method, h, w):

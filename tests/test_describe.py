@@ -70,6 +70,8 @@ def test_what_would_run():
   assert down == 4 * 4810
   assert facts["bytes a client and round"] == f"{down:,} down, {up:,} up"
   assert facts["devices"] == f"{DEVICES} x {jax.devices()[0].device_kind}"
+  option = "xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+  assert facts.get("compiler options") == (option if DEVICES > 1 else None)
 
 
 def test_what_is_done_to_batches():

@@ -11,7 +11,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from fedjax_sim.distributed import make_mesh
+from fedjax_sim.engine.program import compiler_options
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -151,7 +155,7 @@ def test_bytes_are_those_that_a_kernel_touches(module):
   _, computations = text.parse(PROGRAM)
   gathered = 128 + 16 + 128  # not all 32,000 bytes of the array
   product = 128 + 64 + 32
-  negated, library = 32 + 32, 128 + 64 + 32 + 64
+  negated, library = 32 + 32, 128 + 64 + 32  # without its workspace
   body = text.work(computations, "body")
   assert body.moved_bytes == gathered + product + negated + library
   value, write, copied = 4 + 32, 32 + 4 + 32, 4 + 4  # in place: not 2,560
@@ -257,6 +261,17 @@ def test_speed_of_the_described_device(module):
     program.device("memory_bandwidth: 1 core_count: 2 fpus_per_core: 3")
 
 
+def test_loops_go_into_graphs_on_a_gpu_alone(monkeypatch):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  mesh = make_mesh(1)
+  name = "xla_gpu_enable_command_buffer"
+  assert compiler_options(mesh, False) == {}
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert "WHILE" in str(compiler_options(mesh, False)[name]).split(",")
+  monkeypatch.setenv("XLA_FLAGS", f"--{name}=")  # the user wants none
+  assert compiler_options(mesh, False) == {}
+
+
 @pytest.mark.slow  # where it is skipped it counts for no ordinary run
 def test_the_command(module, tmp_path):
   if (why := module("gpu_program").missing()) is not None:
@@ -286,3 +301,22 @@ def test_the_command(module, tmp_path):
     assert result["step_flops"] >= lanes * 2 * 2 * 10 * 784 * 10
     assert result["device_bytes"] > 55_000 * 784 * 4
     assert result["bound"] == "launches"
+    assert result["graphed_loops"] == 3  # no host is asked in any
+
+
+# Of a local step of 16 lanes, with jax 0.10.2.
+KERNELS = {"lr": 8, "cnn": 35, "lstm": 885, "resnet18": 306}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", KERNELS)
+def test_a_step_launches_no_more_kernels(module, case):
+  program = module("gpu_program")
+  if (why := program.missing()) is not None:
+    pytest.skip(why)
+  options = [f"--cases={case}", "--lanes=16", f"--target={program.TARGET}"]
+  result = program.apart(options)
+  assert result["step_kernels"] <= KERNELS[case], result
+  assert (
+    result["graphed_loops"] == result["dynamic_loops"] + (result["known_loops"])
+  )

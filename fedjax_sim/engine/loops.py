@@ -14,7 +14,7 @@ away, times infinity would be NaN. So whatever goes into it passes `guarded`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +72,31 @@ def repeat(
     inputs: arrays that every iteration reads.
     fixed: the form that reverse mode can pass; None for the other.
   """
-  if fixed is None:
+  if fixed is None and jax.default_backend() == "cpu":
     return lax.fori_loop(0, count, lambda i, c: body(i, c, inputs), carry)
+  if fixed is None:
+    return _announced(count, lambda i, c: body(i, c, inputs), carry)
   return repeat_while(lambda i, _: i < count, body, carry, inputs, fixed)
+
+
+def _announced(
+  count: Array, body: Callable[[Array, PyTree], PyTree], carry: PyTree
+) -> PyTree:
+  """Return the carry after `count` iterations, each told that it runs.
+
+  The carry holds whether there is one more iteration. XLA for GPUs selects by
+  an array of truth values where a product ends, but does not compare there:
+  else every parameter of every lane is written, read and written once more.
+  """
+
+  def advance(state: tuple[Array, Array, PyTree]) -> Any:
+    _, i, carry = state
+    return i + 1 < count, i + 1, body(i, carry)
+
+  first = jnp.zeros_like(count)
+  return lax.while_loop(
+    lambda state: state[0], advance, (first < count, first, carry)
+  )[2]
 
 
 def repeat_while(

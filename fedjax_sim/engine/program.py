@@ -7,6 +7,7 @@ the number of compilations a fact and not a hope.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -198,14 +199,26 @@ def compile_rounds(
   return Program(compiled, shape, sent)
 
 
+# What XLA may put into graphs on a GPU: all that it does by default, and loops.
+_GRAPHED = (
+  *("FUSION", "CUBLAS", "CUBLASLT", "CUDNN", "CUSTOM_CALL"),
+  *("DYNAMIC_SLICE_FUSION", "CONDITIONAL", "WHILE"),
+)
+_OF_GRAPHS = "xla_gpu_enable_command_buffer"
+
+
 def compiler_options(
   mesh: Mesh, deterministic: bool, small: bool = False
 ) -> dict[str, str | bool]:
-  """Return XLA's options for the CPU; none elsewhere.
+  """Return XLA's options for a round; none but on CPUs and GPUs.
 
   By default it orders a device's operations so that more of them can run at
   the same time, for which they need more memory at once. But several devices
   of one CPU share its cores already, and XLA divides no operation of theirs.
+
+  A GPU asks the host before every iteration whether a loop goes on, unless the
+  loop is in a graph; and a local step is often shorter than the answer takes.
+  What the environment's `XLA_FLAGS` says of graphs counts more.
 
   Args:
     mesh: the devices.
@@ -213,7 +226,8 @@ def compiler_options(
     small: no operation is worth being divided among cores.
   """
   options: dict[str, str | bool] = {}
-  if jax.default_backend() == "cpu":
+  backend = jax.default_backend()
+  if backend == "cpu":
     if len(mesh.local_devices) > 1:
       order = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
       options["xla_cpu_scheduler_type"] = order
@@ -221,4 +235,6 @@ def compiler_options(
       options |= small_programs.COMPILER_OPTIONS
     if deterministic:
       options |= virtual_devices.COMPILER_OPTIONS
+  elif backend == "gpu" and _OF_GRAPHS not in os.environ.get("XLA_FLAGS", ""):
+    options[_OF_GRAPHS] = ",".join(_GRAPHED)
   return options

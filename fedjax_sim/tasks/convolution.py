@@ -267,6 +267,10 @@ def patches(
 
   shifts = [shifted(place) for place in itertools.product(*map(range, window))]
   wide = jnp.concatenate(shifts, axis=-1)
+  if len(shifts) == 1 and jax.default_backend() != "cpu":
+    # XLA for GPUs (jaxlib 0.10.2) would take the slice into the product, where
+    # one that strides along two axes fails a check, which ends the process.
+    wide = lax.optimization_barrier(wide)
   flat = kernel.reshape(math.prod(window) * features_in, features_out)
   return jnp.matmul(
     wide,

@@ -67,6 +67,12 @@ def test_pooling_with_overlap_and_padding(shape):
 # --- recurrence ---------------------------------------------------------------
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def backend(request, monkeypatch):
+  """The forms for a CPU and for a GPU, both computed here."""
+  monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
 def plain_lstm(gates, kernel):
   return plain_lstm_and_cell(gates, kernel)[0]
 
@@ -84,11 +90,13 @@ def plain_lstm_and_cell(gates, kernel):
   return outputs, end
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("time", "batch"), [(1, 1), (2, 3), (13, 2)])
 def test_lstm_is_the_plain_recurrence(time, batch):
   check_same(lstm, plain_lstm, normal(0, time, batch, 20), normal(1, 5, 20))
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("time", "batch"), [(1, 1), (13, 2)])
 def test_the_last_cell_has_a_gradient(time, batch):
   pair = lambda function: (
@@ -102,6 +110,7 @@ def test_the_last_cell_has_a_gradient(time, batch):
   )
 
 
+@pytest.mark.usefixtures("backend")
 def test_an_lstm_for_each_client():
   check_same(
     jax.vmap(lstm),
@@ -109,6 +118,20 @@ def test_an_lstm_for_each_client():
     normal(0, 3, 6, 2, 20),
     normal(1, 3, 5, 20),
   )
+
+
+def test_steps_share_an_iteration_of_the_loop_on_a_gpu(monkeypatch):
+  arrays = normal(0, 16, 2, 20), normal(1, 5, 20)
+  lengths = lambda: [
+    equation.params["length"] // equation.params["unroll"]
+    for equation in jax.make_jaxpr(jax.vjp(lstm, *arrays)[1])(
+      normal(2, 16, 2, 5)
+    ).eqns
+    if equation.primitive.name == "scan"
+  ]
+  assert lengths() == [16]
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert lengths() == [2]
 
 
 def test_gates_of_fewer_digits_than_the_kernel():
@@ -160,12 +183,14 @@ def plain_gru(gates, kernel, bias):
   return lax.scan(step, jnp.zeros((gates.shape[1], units)), gates)[1]
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("time", "batch"), [(1, 1), (13, 2)])
 def test_gru_is_the_plain_recurrence(time, batch):
   arrays = normal(0, time, batch, 15), normal(1, 5, 15), normal(2, 5)
   check_same(gru, plain_gru, *arrays)
 
 
+@pytest.mark.usefixtures("backend")
 def test_a_gru_for_each_client():
   arrays = normal(0, 3, 6, 2, 15), normal(1, 3, 5, 15), normal(2, 3, 5)
   check_same(jax.vmap(gru), jax.vmap(plain_gru), *arrays)
