@@ -16,7 +16,6 @@ from fedjax_sim import distributed
 from fedjax_sim.config import components
 from fedjax_sim.config.build import AUGMENTATION, Experiment, preprocessing
 from fedjax_sim.data import FederatedData
-from fedjax_sim.engine.program import compiler_options
 from fedjax_sim.simulation import lanes
 from fedjax_sim.simulation.simulator import Simulator
 
@@ -75,7 +74,6 @@ def describe(experiment: Experiment) -> str:
     "evaluation": _evaluation(simulator),
     "slow layers": "; ".join(simulator.slow_layers),
     "devices": f"{devices} x {simulator.mesh.devices.flat[0].device_kind}",
-    "compiler options": _compiler_options(simulator),
   }
   for choice in choices:
     began = time.perf_counter()
@@ -87,6 +85,8 @@ def describe(experiment: Experiment) -> str:
       + (f" and {waiting / 1e6:,.1f} MB of the next call" if waiting else "")
       + f" (predicted; compiled in {seconds:.1f} s)"
     )
+    given = program.options.items()
+    facts["compiler options"] = ", ".join(f"{k}={v}" for k, v in given)
   return "\n".join([*sections(experiment.config), "", *aligned(facts)])
 
 
@@ -146,13 +146,6 @@ def _evaluation(simulator: Simulator) -> str:
     where = "on the devices" if stays else "sent at every evaluation"
     told.append(f"{name} {size / 1e6:,.1f} MB, {where}")
   return "; ".join(told)
-
-
-def _compiler_options(simulator: Simulator) -> str:
-  """Return the options that rounds are compiled with; "" without any."""
-  spec = simulator.compiler.spec
-  given = compiler_options(spec.mesh, spec.virtual is not None)
-  return ", ".join(f"{name}={value}" for name, value in given.items())
 
 
 def _preprocessing(source: ConfigDict) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_sim import distributed
 from fedjax_sim.core import PyTree
 from fedjax_sim.core.tree import nbytes
+from fedjax_sim.core.types import EMPTY
 from fedjax_sim.distributed import AXIS
 from fedjax_sim.engine import hlo_traffic, small_programs, virtual_devices
 from fedjax_sim.engine import plan as plans
@@ -109,11 +110,13 @@ class Program(NamedTuple):
     shape: what its plans look like.
     sent_bytes: that a device sends to the others in a round; None: not known,
       as where devices share a model and send in every local step.
+    options: XLA's, that it was compiled with.
   """
 
   compiled: Any
   shape: Shape
   sent_bytes: float | None
+  options: Mapping[str, str | bool] = EMPTY
 
   @property
   def device_bytes(self) -> int:
@@ -196,7 +199,7 @@ def compile_rounds(
   if text is not None and distributed.MODEL not in mesh.axis_names:
     devices = distributed.size(mesh)
     sent = hlo_traffic.sent_bytes(text, devices, shape.rounds)
-  return Program(compiled, shape, sent)
+  return Program(compiled, shape, sent, options)
 
 
 # What XLA may put into graphs on a GPU: all that it does by default, and loops.
