@@ -53,6 +53,7 @@ from fedjax_sim.engine.client_rows import ClientRows, StoredRows
 from fedjax_sim.engine.evaluation_pieces import in_pieces, planned
 from fedjax_sim.engine.loops import FixedLoop, repeat
 from fedjax_sim.engine.plan import CohortPlan
+from fedjax_sim.engine.program import graph_options
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.engine.tracing import trace_once
 
@@ -327,7 +328,9 @@ class EvaluationSet:
 
     self.program = program
     whole = distributed.shardings(mesh, P())
-    self._jitted = jax.jit(program, out_shardings=whole)
+    self._jitted = jax.jit(
+      program, out_shardings=whole, compiler_options=graph_options()
+    )
     self._compiled: jax.stages.Compiled | None = None  # kept for its calls
     self._kept = self.sent(*self.pieces) if len(self.pieces) == 1 else None
 

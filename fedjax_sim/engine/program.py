@@ -219,18 +219,13 @@ def compiler_options(
   the same time, for which they need more memory at once. But several devices
   of one CPU share its cores already, and XLA divides no operation of theirs.
 
-  A GPU asks the host before every iteration whether a loop goes on, unless the
-  loop is in a graph; and a local step is often shorter than the answer takes.
-  What the environment's `XLA_FLAGS` says of graphs counts more.
-
   Args:
     mesh: the devices.
     deterministic: see `compile_rounds`.
     small: no operation is worth being divided among cores.
   """
   options: dict[str, str | bool] = {}
-  backend = jax.default_backend()
-  if backend == "cpu":
+  if jax.default_backend() == "cpu":
     if len(mesh.local_devices) > 1:
       order = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
       options["xla_cpu_scheduler_type"] = order
@@ -238,6 +233,17 @@ def compiler_options(
       options |= small_programs.COMPILER_OPTIONS
     if deterministic:
       options |= virtual_devices.COMPILER_OPTIONS
-  elif backend == "gpu" and _OF_GRAPHS not in os.environ.get("XLA_FLAGS", ""):
-    options[_OF_GRAPHS] = ",".join(_GRAPHED)
-  return options
+  return options | graph_options()
+
+
+def graph_options() -> dict[str, str | bool]:
+  """Return the options that keep a GPU's loops in graphs; none elsewhere.
+
+  A GPU asks the host before every iteration whether a loop goes on, unless the
+  loop is in a graph; and a local step is often shorter than the answer takes.
+  What the environment's `XLA_FLAGS` says of graphs counts more.
+  """
+  given = _OF_GRAPHS in os.environ.get("XLA_FLAGS", "")
+  if given or jax.default_backend() != "gpu":
+    return {}
+  return {_OF_GRAPHS: ",".join(_GRAPHED)}
