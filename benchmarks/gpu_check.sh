@@ -113,11 +113,16 @@ fi
 # The most telling first: what is last is left out if time runs out. The seconds
 # add up to 480.
 part tests 40 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_gpu.py
-engine lr 35 --clients-per-round="$cohort"
+engine lr 25 --clients-per-round="$cohort"
 engine cnn 45 --clients-per-round="$cohort"
 engine lstm 55 --clients-per-round="$cohort"
 engine resnet18 70 --clients-per-round="$cohort"
-engine lr_large 35
+# Loops in graphs, which are no default before they were seen to run.
+part graphs 25 env FEDJAX_SIM_GPU_GRAPHS=1 "$PYTHON" -m benchmarks.engine \
+  --cases=lr --devices=1 --lanes="$lanes" --pairs="$pairs" --scale="$SCALE" \
+  --clients-per-round="$cohort" --seconds=$((FACTOR * 12)) \
+  --json="$parts/graphs.json"
+engine lr_large 20
 part memory 40 "$PYTHON" -m benchmarks.memory --cases=cnn,lstm,resnet18 \
   --lanes="$memory_lanes" --clients-per-round="$cohort" --scale="$SCALE" \
   --json="$parts/memory.json"

@@ -230,7 +230,8 @@ def apart(arguments: Sequence[str]) -> dict[str, Any]:
     [sys.executable, "-m", "benchmarks.gpu_program", "--alone", *arguments],
     # It would look for a GPU, and for programs that it could load.
     env=os.environ
-    | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"},
+    | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    | {programs.GPU_GRAPHS: os.environ.get(programs.GPU_GRAPHS, "1")},
     cwd=TARGET.parents[1],
     capture_output=True,
     text=True,

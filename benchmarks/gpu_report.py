@@ -95,7 +95,11 @@ def shown(report: Mapping[str, Any]) -> None:
       f"{facts['devices']} x {facts['device_kind']}, jax {versions['jax']},"
       f" torch {versions.get('torch', 'not installed')}"
     )
-  rows = [row for result in results for row in _engine_rows(result)]
+  rows = [
+    row
+    for part, result in report["results"].items()
+    for row in _engine_rows(result, ", loops in graphs" * (part == "graphs"))
+  ]
   if rows:
     show.table(
       "The engine on one device: speed as a ratio, median of turns",
@@ -130,7 +134,7 @@ def shown(report: Mapping[str, Any]) -> None:
     print(f"  {line}")
 
 
-def _engine_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
+def _engine_rows(result: Mapping[str, Any], how: str) -> Iterator[list[str]]:
   for name, case in result.get("cases", {}).items():
     for engine, found in case["engines"].items():
       ratio = lambda other, engine=engine, case=case: show.number(
@@ -139,7 +143,7 @@ def _engine_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
       asked = engine.partition("_")[2]
       auto = "auto: " if asked == "auto" else ""
       yield [
-        name,
+        f"{name}{how}",
         f"{auto}{found['lanes']}",
         ratio("bare"),
         ratio("torch"),

@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from fedjax_sim.distributed import make_mesh
-from fedjax_sim.engine.program import compiler_options
+from fedjax_sim.engine.program import GPU_GRAPHS, compiler_options
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -265,8 +265,12 @@ def test_loops_go_into_graphs_on_a_gpu_alone(monkeypatch):
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   mesh = make_mesh(1)
   name = "xla_gpu_enable_command_buffer"
+  monkeypatch.setenv(GPU_GRAPHS, "1")
   assert compiler_options(mesh, False) == {}
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.delenv(GPU_GRAPHS)
+  assert compiler_options(mesh, False) == {}  # nobody asks for it
+  monkeypatch.setenv(GPU_GRAPHS, "1")
   assert "WHILE" in str(compiler_options(mesh, False)[name]).split(",")
   monkeypatch.setenv("XLA_FLAGS", f"--{name}=")  # the user wants none
   assert compiler_options(mesh, False) == {}

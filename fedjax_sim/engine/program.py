@@ -207,6 +207,7 @@ _GRAPHED = (
   *("FUSION", "CUBLAS", "CUBLASLT", "CUDNN", "CUSTOM_CALL"),
   *("DYNAMIC_SLICE_FUSION", "CONDITIONAL", "WHILE"),
 )
+GPU_GRAPHS = "FEDJAX_SIM_GPU_GRAPHS"
 _OF_GRAPHS = "xla_gpu_enable_command_buffer"
 
 
@@ -241,9 +242,12 @@ def graph_options() -> dict[str, str | bool]:
 
   A GPU asks the host before every iteration whether a loop goes on, unless the
   loop is in a graph; and a local step is often shorter than the answer takes.
-  What the environment's `XLA_FLAGS` says of graphs counts more.
+  Only where the environment asks for it by `FEDJAX_SIM_GPU_GRAPHS=1`, as it was
+  never run on a GPU, and some drivers are known to fail. What `XLA_FLAGS` says
+  of graphs counts more.
   """
+  wanted = os.environ.get(GPU_GRAPHS) == "1"
   given = _OF_GRAPHS in os.environ.get("XLA_FLAGS", "")
-  if given or jax.default_backend() != "gpu":
+  if not wanted or given or jax.default_backend() != "gpu":
     return {}
   return {_OF_GRAPHS: ",".join(_GRAPHED)}
