@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedjax_sim.cli import start
-from fedjax_sim.distributed import compilation_cache
+from fedjax_sim.cli import main, start
+from fedjax_sim.cli.usage import usage_of
+from fedjax_sim.distributed import compilation_cache, supervisor
 from fedjax_sim.distributed.compilation_cache import ProgramFiles
 
 DIRECTORY = "jax_compilation_cache_dir"
@@ -178,6 +179,35 @@ def test_the_flag_is_taken_out_and_leaves_nothing(monkeypatch):
   with start.without_cache(["a"]) as rest:
     assert rest == ["a"]
     assert "JAX_ENABLE_COMPILATION_CACHE" not in os.environ
+
+
+@pytest.mark.parametrize("before", [start.NO_CACHE, "--debug"])
+def test_a_switch_may_stand_before_the_command(monkeypatch, before):
+  monkeypatch.setitem(main.COMMANDS, "list", len)  # of what it is given
+  assert main.main([before, "list", "x"]) == 1
+
+
+@pytest.mark.parametrize("before", [start.NO_CACHE, "--debug"])
+def test_a_switch_before_run_leaves_it_supervised(monkeypatch, before):
+  arguments = [before, "run", "--distributed=auto"]
+
+  def supervise(command, **_):
+    return 7 if command[-3:] == arguments else 1
+
+  monkeypatch.setattr(supervisor, "supervise", supervise)
+  assert main.main(arguments) == 7
+
+
+def test_the_switch_takes_no_value(capsys):
+  assert main.main(["list", f"{start.NO_CACHE}=true"]) == 2
+  assert f"{start.NO_CACHE}=true: it takes no value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("command", "named"), [("run", True), ("study", True), ("privacy", False)]
+)
+def test_help_of_what_compiles_names_the_switch(command, named):
+  assert (start.NO_CACHE in usage_of([command, "--help"])) == named
 
 
 def shell(tmp_path, name, *flags):

@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if reporter is not None:
     worker.work(lambda: _execute(arguments, reporter), reporter)
   spec = _distributed(arguments)
-  if arguments[:1] == ["run"] and spec != "off":
+  words = [a for a in arguments if a not in (_DEBUG, start.NO_CACHE)]
+  if words[:1] == ["run"] and spec != "off":
     command = [sys.executable, "-m", "fedjax_sim", *arguments]
     rank = spec.split(",")[1] if spec.count(",") == 2 else "of this host"
     return supervisor.supervise(command, timeout=START_TIMEOUT, rank=rank)
@@ -121,13 +122,17 @@ def _execute(
 ) -> int:
   debug = _DEBUG in arguments
   arguments = [a for a in arguments if a != _DEBUG]
-  first = arguments[:1]
   # Orbax tells every step of a checkpoint, and adds tracebacks to what it
   # raises; we say what matters ourselves.
   for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
-    with prompt_interrupts(), _short_warnings():
+    with (
+      prompt_interrupts(),
+      _short_warnings(),
+      start.without_cache(arguments) as arguments,
+    ):
+      first = arguments[:1]
       if not arguments or first[0] in _HELP or {"-h", "--help"} & {*arguments}:
         print(usage_of(arguments), flush=True)  # noqa: T201
         return 0 if arguments else 2
@@ -140,8 +145,7 @@ def _execute(
       command = validate.lookup("command", arguments[0], COMMANDS)
       if reporter is not None and command is run:
         command = functools.partial(run, reporter=reporter)
-      with start.without_cache(arguments[1:]) as rest:
-        done = command(rest)
+      done = command(arguments[1:])
       sys.stdout.flush()
       return done
   except BrokenPipeError:  # `fedjax-sim list | head -1`

@@ -35,7 +35,16 @@ def without_cache(arguments: Sequence[str]) -> Iterator[list[str]]:
 
   JAX, which is imported later, finds it in the environment, and so do the
   processes that are started.
+
+  Raises:
+    UsageError: it has a value.
   """
+  for argument in arguments:
+    name, equals, _ = argument.partition("=")
+    if equals and name == NO_CACHE:
+      from fedjax_sim.config.flags import UsageError
+
+      raise UsageError(f"{argument}: it takes no value. Give {NO_CACHE} alone.")
   rest = [a for a in arguments if a != NO_CACHE]
   before = os.environ.get(_ENABLE)
   if len(rest) < len(arguments):

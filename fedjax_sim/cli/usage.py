@@ -120,9 +120,14 @@ fedjax-sim: federated learning, simulated.
 
 --version names the version.
 --debug shows a traceback with every error.
+"""
+_NO_CACHE = """\
 --no-compilation-cache: neither keeps compiled programs in ~/.cache/fedjax_sim
 nor looks for them there.
 """
+USAGE += _NO_CACHE
+# Commands that keep compiled programs, or start one that does.
+_COMPILES = ("run", "launch", "describe", "plan", "study", "flute")
 
 
 def usage_of(arguments: Sequence[str]) -> str:
@@ -133,5 +138,7 @@ def usage_of(arguments: Sequence[str]) -> str:
     name = " ".join(["  fedjax-sim", *words[:count]])
     found = [e for e in entries if re.match(rf"{name}\b", e)]
     if found:
-      return "".join(found).partition("\n\n")[0].rstrip()
+      usage = "".join(found).partition("\n\n")[0].rstrip()
+      compiles = words[0] in _COMPILES
+      return f"{usage}\n\n{_NO_CACHE}".rstrip() if compiles else usage
   return USAGE
