@@ -67,7 +67,10 @@ def checked_out(root: Path, name: str, folder: Path) -> Iterator[Tree]:
     RevisionError: there is no such revision, or git cannot check it out.
   """
   wanted = ["--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"]
-  missing = f"{name!r} is no revision of {root}"
+  missing = (
+    f"--against={name!r} is no revision of {root}: give a branch, a tag or a"
+    " commit, such as main or HEAD~1"
+  )
   commit = git(root, "rev-parse", *wanted, failure=missing)
   try:
     git(root, "worktree", "add", "--detach", str(folder), commit)

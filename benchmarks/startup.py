@@ -6,8 +6,8 @@ Runs of the command line, in turns, each in a process and a workdir of its own:
 without a cache of compiled programs, with an empty one, and with one that an
 earlier run has filled. `first result` is when the first row of metrics could
 be written: after the first evaluation, or the first call. A part is the main
-thread's time; what other threads compile meanwhile is in `of that, compiling`,
-the sum over all programs.
+thread's time; what other threads compile meanwhile is in `all programs:
+compiling`, the sum of what each program took, side by side or not.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def measure(config: str, mode: str, folder: Path) -> dict[str, float]:
   )
   ended = time.time()
   if done.returncode:
-    raise RuntimeError(f"the run failed:\n{done.stderr}")
+    sys.exit(f"the run failed:\n{done.stderr.rstrip()}")
   found = json.loads(done.stdout.splitlines()[-1])
   summary = json.loads((workdir / "summary.json").read_text())
   parts = dict(found["parts"])
@@ -140,7 +140,7 @@ def measure(config: str, mode: str, folder: Path) -> dict[str, float]:
     "whole": ended - began,
     "first result": found["first"],
     "processor": _processor_seconds() - before,
-    **{f"of that, {k}": v for k, v in found["inside"].items()},
+    **{f"all programs: {k}": v for k, v in found["inside"].items()},
   }
 
 

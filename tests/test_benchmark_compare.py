@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_revision_is_said(
       pass
 
   for name in ("nothing", "--all", "HEAD:file"):
-    with pytest.raises(error, match=f"'{name}' is no revision"):
+    with pytest.raises(error, match=f"--against='{name}' is no revision"):
       enter(name)
   with pytest.raises(error, match="not a git repository"):
     revision.working(tmp_path)

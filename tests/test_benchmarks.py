@@ -461,9 +461,18 @@ def test_startup_writes_all_fields(tmp_path):
     )
     assert whole == pytest.approx(found["whole"], abs=0.2)
     assert 0 < found["first result"] < found["whole"]
-  compiling = {k: v["of that, compiling"] for k, v in report["medians"].items()}
-  assert compiling["filled cache"] < compiling["empty cache"]
+  empty, filled = (
+    report["medians"][mode]["all programs: compiling"]
+    for mode in ("empty cache", "filled cache")
+  )
+  assert filled < empty
   assert report["imports"]["jax"] > 0
+
+
+def test_startup_tells_in_a_line_why_a_run_failed(benchmark):
+  startup = benchmark("startup")
+  with pytest.raises(SystemExit, match="--config=nope.py: there is no such fi"):
+    startup.main(["--config=nope.py", "--turns=1"])
 
 
 @pytest.mark.slow
