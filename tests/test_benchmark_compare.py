@@ -197,8 +197,10 @@ def test_what_is_wrong_with_a_revision_is_said(
 
 
 HOLDS = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 from benchmarks import revision
+# A shell's background processes ignore Ctrl-C, and so do their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 root = pathlib.Path(sys.argv[1])
 with revision.scratch() as folder:
   with revision.checked_out(root, "HEAD", folder / "other"):
@@ -215,8 +217,6 @@ def test_a_worktree_goes_when_the_process_is_told_to_end(repository, number):
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
     text=True,
-    # A shell's background processes ignore Ctrl-C, and so do their children.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
   ) as process:
     assert process.stdout is not None
     folder = pathlib.Path(process.stdout.readline().strip())

@@ -81,7 +81,8 @@ def test_predictions_are_of_what_the_engine_evaluates(data):
   assert task.logits is not None
   by_hand = task.logits(model, data.prepare({"x": test["x"]}))
   np.testing.assert_allclose(by_hand, logits, rtol=1e-4, atol=1e-4)
-  wider = predict(task, model, data, {"x": test["x"].astype(np.int64)})
+  wide = {"x": test["x"].astype(np.int64)}
+  wider = predict(task, model, data, wide, batch_size=10)
   np.testing.assert_array_equal(wider, logits)
 
 
