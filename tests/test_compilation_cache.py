@@ -67,6 +67,18 @@ def test_the_folder_is_the_users_alone(files, tmp_path):
   assert folder(tmp_path)[0].stat().st_mode & 0o077 == 0
 
 
+def test_a_folder_of_others_is_not_trusted(tmp_path, monkeypatch):
+  (tmp_path / "cache").mkdir()
+  (tmp_path / "cache").chmod(0o777)
+  with pytest.raises(OSError, match=r"others can write to .*cache, .*chmod"):
+    ProgramFiles(tmp_path / "cache")
+  (tmp_path / "cache").chmod(0o755)
+  ProgramFiles(tmp_path / "cache")
+  monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+  with pytest.raises(OSError, match="others"):
+    ProgramFiles(tmp_path / "cache")
+
+
 @given(st.data())
 def test_a_damaged_program_is_no_program(tmp_path_factory, data):
   """Whatever byte has another bit, and wherever it is cut."""

@@ -38,7 +38,7 @@ class ProgramFiles:
     say: gets the line.
 
   Raises:
-    OSError: the folder cannot be made.
+    OSError: the folder cannot be made, or others can write to it.
   """
 
   def __init__(
@@ -48,6 +48,7 @@ class ProgramFiles:
     say: Callable[[str], None] = warnings.warn,
   ):
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_trusted(folder)
     self._path = folder  # as JAX calls it
     self._most_bytes, self._say = most_bytes, say
     self._machine = machine()
@@ -114,6 +115,18 @@ class ProgramFiles:
         f"the compilation cache {what}; the run goes on."
         " --no-compilation-cache does without it."
       )
+
+
+def _check_trusted(folder: Path) -> None:
+  """Refuse a folder into which somebody else may put code for this process."""
+  if os.name != "posix":
+    return
+  info = folder.stat()
+  if info.st_uid != os.geteuid() or info.st_mode & 0o022:
+    raise OSError(
+      f"others can write to {folder}, and so could have their code run here;"
+      " remove it, or let it be yours alone (chmod go-w)"
+    )
 
 
 def machine() -> str:
