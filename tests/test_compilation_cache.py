@@ -1,6 +1,7 @@
 """Compiled programs on the disk: found again, whole or not at all, bounded."""
 
 import concurrent.futures
+import errno
 import json
 import os
 import pathlib
@@ -104,7 +105,7 @@ def test_a_damaged_program_is_no_program(tmp_path_factory, data):
 
 
 def test_what_was_used_the_longest_ago_is_forgotten(files, tmp_path):
-  cache, _ = files(most_bytes=3 * (32 + 100))
+  cache, _ = files(most_bytes=430)  # of 132 each
   for i, key in enumerate("abc"):
     cache.put(key, bytes(100))
     (path,) = (tmp_path / "cache").glob(f"*-{key}")
@@ -112,6 +113,69 @@ def test_what_was_used_the_longest_ago_is_forgotten(files, tmp_path):
   assert cache.get("a") is not None  # now the last one used
   cache.put("d", bytes(100))
   assert [path.name[-1] for path in folder(tmp_path)] == ["a", "c", "d"]
+
+
+def test_several_processes_keep_to_the_size(files, tmp_path):
+  several = [files(most_bytes=5000)[0] for _ in range(3)]
+  for i in range(100):
+    several[i % 3].put(str(i), bytes(i % 70))
+    assert sum(path.stat().st_size for path in folder(tmp_path)) <= 5000
+  assert len(folder(tmp_path)) > 50
+
+
+def test_the_folder_is_not_looked_through_for_each_program(files, monkeypatch):
+  looked, scandir = [], os.scandir
+  monkeypatch.setattr(
+    os, "scandir", lambda path: (looked.append(path), scandir(path))[1]
+  )
+  cache, _ = files()
+  for i in range(100):
+    cache.put(str(i), bytes(100))
+  assert len(looked) == 1
+
+
+def test_a_write_that_fails_leaves_nothing(files, tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  cache, said = files()
+  with monkeypatch.context() as patched:
+    patched.setattr(os, "replace", full)
+    cache.put("a", b"program")
+  assert not folder(tmp_path)
+  assert "No space left" in said[0]
+  cache.put("a", b"program")
+  assert cache.get("a") == b"program"
+
+
+def test_programs_of_a_folder_that_can_only_be_read_are_found(
+  files, monkeypatch
+):
+  def refuse(*_):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+  cache, said = files()
+  cache.put("a", b"program")
+  monkeypatch.setattr(os, "utime", refuse)
+  assert cache.get("a") == b"program"
+  assert not said
+
+
+def test_a_program_under_another_name_is_damaged(files, tmp_path):
+  cache, said = files()
+  cache.put("a", b"program")
+  (path,) = folder(tmp_path)
+  path.rename(path.with_name(path.name[:-1] + "b"))
+  assert cache.get("b") is None
+  assert "damaged" in said[0]
+
+
+def test_a_program_of_somebody_else_is_not_run(files, monkeypatch):
+  cache, said = files()
+  cache.put("a", b"program")
+  monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+  assert cache.get("a") is None
+  assert "somebody else" in said[0]
 
 
 def test_a_program_larger_than_the_cache_is_not_kept(files, tmp_path):
@@ -155,6 +219,16 @@ def test_fewer_cores_are_another_machine(monkeypatch):
   here = compilation_cache.machine()
   assert compilation_cache.machine() == here
   monkeypatch.setattr(compilation_cache.cpu, "count", lambda: 1000)
+  assert compilation_cache.machine() != here
+
+
+def test_what_xla_takes_for_cores_and_what_compresses_count(monkeypatch):
+  monkeypatch.delenv("NPROC", raising=False)
+  here = compilation_cache.machine()
+  with monkeypatch.context() as patched:
+    patched.setenv("NPROC", "1")
+    assert compilation_cache.machine() != here
+  monkeypatch.setattr(sys, "version_info", (3, 99, 0))
   assert compilation_cache.machine() != here
 
 

@@ -1,9 +1,9 @@
 """Compiled programs on the disk, where the next process finds them.
 
 JAX has such a cache, and asks this one in its place. A damaged program could
-compute something else without a word, so each has a checksum; machines that
-share a folder have programs of their own; and what was used the longest ago is
-forgotten first.
+compute something else without a word, and so could one under another's name, so
+each has a checksum of both; machines that share a folder have programs of their
+own; and what was used the longest ago is forgotten first.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import re
+import sys
 import tempfile
 import threading
 import warnings
@@ -25,6 +26,7 @@ from fedjax_sim.distributed import cpu, jax_internals
 
 MOST_BYTES = 2**30
 _SUM_BYTES = hashlib.sha256().digest_size
+_SPARE = 16  # what part of the room is made, or taken, at a time
 
 
 class ProgramFiles:
@@ -54,20 +56,26 @@ class ProgramFiles:
     self._machine = machine()
     self._lock = threading.Lock()
     self._said = False
+    self._room = 0  # bytes to write before the folder is looked through
 
   def get(self, key: str) -> bytes | None:
     """Return a program; None if there is none, or it is damaged."""
     path = self._file(key)
     try:
-      content = path.read_bytes()
-      os.utime(path)  # forgotten last
+      with path.open("rb") as file:
+        owner, content = os.fstat(file.fileno()).st_uid, file.read()
     except FileNotFoundError:
       return None
     except OSError as error:
       self._trouble(f"cannot be read ({error})")
       return None
+    if os.name == "posix" and owner != os.geteuid():
+      self._trouble(f"has a program that somebody else wrote: {path}")
+      return None
+    with contextlib.suppress(OSError):  # of a folder that can only be read
+      os.utime(path)  # forgotten last
     expected, program = content[:_SUM_BYTES], content[_SUM_BYTES:]
-    if hashlib.sha256(program).digest() == expected:
+    if _checksum(path, program) == expected:
       return program
     with contextlib.suppress(OSError):
       path.unlink()
@@ -76,36 +84,60 @@ class ProgramFiles:
 
   def put(self, key: str, value: bytes) -> None:
     """Keep a program, unless it is larger than all may be."""
-    content = hashlib.sha256(value).digest() + value
+    path = self._file(key)
+    content = _checksum(path, value) + value
     if len(content) > self._most_bytes:
       return
     try:
-      # A name of its own: other processes may write the same program.
-      with tempfile.NamedTemporaryFile(
-        dir=self._path, prefix=".", delete=False
-      ) as file:
-        file.write(content)
-      os.replace(file.name, self._file(key))
-      self._forget_oldest()
+      self._write(path, content)
+      with self._lock:
+        self._room -= len(content)
+        full = self._room < 0
+      if full:
+        self._forget_oldest()
     except OSError as error:
       self._trouble(f"cannot be written ({error})")
+
+  def _write(self, path: Path, content: bytes) -> None:
+    # A name of its own: other processes may write the same program.
+    with tempfile.NamedTemporaryFile(
+      dir=self._path, prefix=".", delete=False
+    ) as file:
+      try:
+        file.write(content)
+        file.close()
+        os.replace(file.name, path)
+      except BaseException:
+        with contextlib.suppress(OSError):
+          os.unlink(file.name)
+        raise
 
   def _file(self, key: str) -> Path:
     return self._path / f"{self._machine}-{key}"
 
   def _forget_oldest(self) -> None:
-    """Delete what was used the longest ago, until there is room."""
+    """Delete what was used the longest ago, until there is room.
+
+    Room for a while: looking through thousands of programs whenever one is
+    written would take longer than compiling small ones.
+    """
     found = []
     for entry in os.scandir(self._path):
       with contextlib.suppress(FileNotFoundError):  # another process did
         info = entry.stat()
         found.append((info.st_mtime, info.st_size, entry.path))
     total = sum(size for _, size, _ in found)
+    wanted = self._most_bytes
+    if total > wanted:
+      wanted -= wanted // _SPARE
     for _, size, path in sorted(found):
-      if total <= self._most_bytes:
-        return
+      if total <= wanted:
+        break
       Path(path).unlink(missing_ok=True)
       total -= size
+    # A part of it: other processes write, too.
+    with self._lock:
+      self._room = (self._most_bytes - total) // _SPARE
 
   def _trouble(self, what: str) -> None:
     with self._lock:
@@ -129,13 +161,19 @@ def _check_trusted(folder: Path) -> None:
     )
 
 
+def _checksum(path: Path, program: bytes) -> bytes:
+  return hashlib.sha256(path.name.encode() + b"/" + program).digest()
+
+
 def machine() -> str:
   """Return a digest of what code is compiled for beyond what JAX looks at.
 
   The processor's instructions and the number of cores: clusters share home
-  folders, and code of another processor may end a process.
+  folders, and code of another processor may end a process. XLA takes NPROC for
+  the number of cores, and JAX compresses by what its version of Python has.
   """
   facts = [platform.machine(), platform.processor(), str(cpu.count())]
+  facts += [os.environ.get("NPROC", ""), str(sys.version_info[:2])]
   with contextlib.suppress(OSError):  # Linux
     text = Path("/proc/cpuinfo").read_text()
     named = r"^(?:model name|flags|Features)\s*:(.*)$"
