@@ -1,10 +1,18 @@
 """Imports out of the garbage collector's sight."""
 
 import gc
+import sys
+import weakref
 
 import pytest
 
 from fedjax_sim.cli.lasting import lasting
+
+
+@pytest.fixture(autouse=True)
+def young(monkeypatch):
+  """A process that has not imported JAX yet."""
+  monkeypatch.delitem(sys.modules, "jax", raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +50,18 @@ def test_what_was_made_is_not_looked_at():
   with lasting():
     made: list[list[int]] = [[] for _ in range(1000)]
   assert gc.get_freeze_count() >= before + len(made)
+
+
+def test_a_process_that_lives_on_frees_what_it_made(monkeypatch):
+  class Run:
+    def __init__(self):
+      self.itself = self
+
+  made = Run()
+  gone = weakref.ref(made)
+  monkeypatch.setitem(sys.modules, "jax", sys)
+  with lasting():
+    pass
+  del made
+  gc.collect()
+  assert gone() is None
