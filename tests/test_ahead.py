@@ -2,6 +2,8 @@
 
 import dataclasses
 import sys
+import threading
+import types
 
 import jax
 import numpy as np
@@ -91,12 +93,46 @@ def test_the_setting_of_floats_goes_with_it(x64, compiled):
   assert not [n for n in compiled if "rounds" in n or "program" in n]
 
 
-def test_modules_are_loaded_and_missing_ones_are_not_missed(monkeypatch):
+def test_the_precision_of_products_goes_with_it(compiled):
+  assert jax.config.values["jax_default_matmul_precision"] == "highest"
+  made = simulator()
+  with jax.default_matmul_precision("default"):  # of this thread
+    with Ahead() as ahead:
+      ahead.compile(made)
+      ahead.wait()
+    state = made.init()
+    del compiled[:]
+    made.evaluate(state)
+  assert not [n for n in compiled if "program" in n]
+  (program,) = made.compiler.compiled.values()
+  assert "operand_precision" not in program.compiled.as_text()
+
+
+def test_modules_are_loaded_and_missing_ones_are_not_missed(
+  monkeypatch, tmp_path
+):
   monkeypatch.delitem(sys.modules, "wave", raising=False)
+  (tmp_path / "broken_module.py").write_text("raise OSError('no cache')")
+  monkeypatch.syspath_prepend(tmp_path)
   with Ahead() as ahead:
-    ahead.load(["wave", "no_module_of_this_name"])
+    ahead.load(["no_module_of_this_name", "broken_module", "wave"])
     ahead.wait()
   assert "wave" in sys.modules
+
+
+def test_modules_are_not_waited_for(monkeypatch, tmp_path):
+  slow = "import gate\ngate.opened = gate.event.wait(20)\n"
+  (tmp_path / "slow_module.py").write_text(slow)
+  monkeypatch.syspath_prepend(tmp_path)
+  gate = types.ModuleType("gate")
+  vars(gate).update(event=threading.Event(), opened=None)
+  monkeypatch.setitem(sys.modules, "gate", gate)
+  with Ahead() as ahead:
+    ahead.load(["slow_module"])
+    ahead.wait()
+    waits = vars(gate)["opened"] is None
+    vars(gate)["event"].set()
+  assert waits
 
 
 def test_quick_compilation_draws_the_same_bits(optimized):

@@ -125,9 +125,12 @@ def test_several_processes_keep_to_the_size(files, tmp_path):
 
 def test_the_folder_is_not_looked_through_for_each_program(files, monkeypatch):
   looked, scandir = [], os.scandir
-  monkeypatch.setattr(
-    os, "scandir", lambda path: (looked.append(path), scandir(path))[1]
-  )
+
+  def counted(path):
+    looked.append(path)
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", counted)
   cache, _ = files()
   for i in range(100):
     cache.put(str(i), bytes(100))

@@ -220,6 +220,21 @@ def test_every_evaluation_is_made_once(tmp_path, fast, monkeypatch):
   assert (tmp_path / "run" / "clients_unseen.csv").read_bytes() == before
 
 
+def test_who_only_sums_up_compiles_no_round(tmp_path, fast, monkeypatch):
+  few = {"server__rounds": "4", "server__eval_every": "4"}
+  experiment.run(quick(**few), tmp_path)
+  (tmp_path / "summary.json").unlink()
+  compiled, program = [], Compiler.program
+
+  def counted(self, *key):
+    compiled.append(key)
+    return program(self, *key)
+
+  monkeypatch.setattr(Compiler, "program", counted)
+  experiment.run(quick(**few), tmp_path)
+  assert not compiled
+
+
 def test_the_same_config_gives_the_same_run(tmp_path, fast, undisturbed):
   experiment.run(quick(), tmp_path / "other")
   check_same(tmp_path / "other", undisturbed)

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.distributed
 import pytest
@@ -61,6 +62,31 @@ def test_without_other_processes_there_is_no_client():
   assert not jax.distributed.is_initialized()
   with pytest.raises(RuntimeError, match=r"call jax\.distributed\.initialize"):
     jax_internals.key_value_client()
+
+
+def test_a_thread_gets_the_settings_of_another():
+  found = lambda: {
+    name: jax.config.values[f"jax_{name}"]
+    for name in ("default_matmul_precision", "debug_nans", "enable_x64")
+  }
+  with ThreadPoolExecutor(1) as pool:
+    usual = pool.submit(found).result()
+    with (
+      jax.default_matmul_precision("highest"),
+      jax.debug_nans(True),
+      jax.enable_x64(True),
+    ):
+      here, settings = found(), jax_internals.settings_of_thread()
+
+    def alike():
+      with settings():
+        return found()
+
+    assert pool.submit(alike).result() == here != usual, (
+      "JAX keeps the settings of a thread elsewhere than"
+      " fedjax_sim.distributed.jax_internals looks for them."
+    )
+    assert pool.submit(found).result() == usual
 
 
 def test_a_batch_norm_has_the_promotion_that_its_signature_says():

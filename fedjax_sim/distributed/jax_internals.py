@@ -5,10 +5,13 @@ A release of JAX may move it; `tests/test_jax_internals.py` says so then.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import Protocol, cast
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
 
 import jax
+import numpy as np
 
 # JAX raises errors of a lost process in several types; they share their text.
 _LOSS = r"Gloo|NCCL|RCCL|UNAVAILABLE|DEADLINE_EXCEEDED|[Cc]oordination"
@@ -64,6 +67,34 @@ def is_timeout(error: BaseException) -> bool:
 def may_be_loss(error: BaseException) -> bool:
   """Return whether an error may come from the loss of another process."""
   return re.search(_LOSS, str(error)) is not None
+
+
+def settings_of_thread() -> Callable[
+  [], contextlib.AbstractContextManager[None]
+]:
+  """Return what gives another thread the settings that this one has of JAX.
+
+  `with jax.default_matmul_precision("highest")` and the like hold in one thread
+  alone; JAX has a public name for each of them, and none for all.
+  """
+  from jax._src import config
+
+  x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+  own: list[tuple[Any, Any]] = [
+    (state, state.get_local())
+    for state in getattr(config, "config_states", {}).values()
+  ]
+  set_here = [(s, x) for s, x in own if x is not config.config_ext.unset]
+
+  @contextlib.contextmanager
+  def alike() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(jax.enable_x64(x64))
+      for state, value in set_here:
+        stack.enter_context(state(value))
+      yield
+
+  return alike
 
 
 class CompilationCache(Protocol):

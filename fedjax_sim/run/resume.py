@@ -134,7 +134,8 @@ def begin(
       branched=branch is not None,
     )
   begun = going_on(experiment, restored, data_digest)
-  ahead(begun.simulator)
+  if begun.done < experiment.timetable.rounds:
+    ahead(begun.simulator)
   if checkpoints is not None:
     with phases("checkpoint"):
       client_states.pin_checkpoints(begun.simulator, checkpoints)

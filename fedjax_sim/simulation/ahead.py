@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from fedjax_sim import distributed
+from fedjax_sim.distributed import jax_internals
 
 if TYPE_CHECKING:
   from fedjax_sim.simulation.simulator import Simulator
@@ -76,19 +76,19 @@ class Ahead:
     """Begin to import modules.
 
     Args:
-      modules: their names; one that cannot be imported says so where it is
-        used.
+      modules: their names; one that cannot be imported, whatever it raises,
+        says so where it is used.
     """
 
     def work() -> None:
-      with contextlib.suppress(ImportError):
-        for name in modules:
+      for name in modules:
+        with contextlib.suppress(Exception):
           importlib.import_module(name)
 
-    self._do(work)
+    self._pool.submit(work)
 
   def wait(self) -> None:
-    """Return when all that was begun is done.
+    """Return when all programs are compiled.
 
     Raises:
       Exception: what compiling raised.
@@ -97,11 +97,10 @@ class Ahead:
       self._waiting.pop(0).result()
 
   def _do(self, work: Callable[[], Any]) -> None:
-    # A thread has a setting of its own.
-    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+    settings = jax_internals.settings_of_thread()
 
     def alike() -> None:
-      with jax.enable_x64(x64):
+      with settings():
         work()
 
     self._waiting.append(self._pool.submit(alike))

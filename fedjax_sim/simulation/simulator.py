@@ -349,7 +349,7 @@ class Simulator:
   def compilations(self) -> int:
     """How often the round was compiled; lanes only tried not counted."""
     chosen = self.choose_lanes().lanes
-    return sum(lanes == chosen for lanes, _ in self.compiler.compiled)
+    return sum(lanes == chosen for lanes, _ in list(self.compiler.compiled))
 
   def plan(
     self,

@@ -9,11 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from fedjax_sim import distributed
 from fedjax_sim.core.digests import tree_digest
+from fedjax_sim.distributed import jax_internals
 from fedjax_sim.reporting import read_metrics, write_json
 from fedjax_sim.run import experiment
 from fedjax_sim.run.resume import data_digest, versions
@@ -93,10 +91,10 @@ class Plan:
 
   def _fit(self, trainers: Sequence[Trainer]) -> None:
     """Compile programs, in parallel."""
-    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+    settings = jax_internals.settings_of_thread()
 
     def fit(trainer: Trainer) -> None:
-      with jax.enable_x64(x64):  # a thread has a setting of its own
+      with settings():
         trainer.fit()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
