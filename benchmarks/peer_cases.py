@@ -20,6 +20,7 @@ from benchmarks import cases
 from benchmarks.cases import Case
 from fedjax_sim import named_variables
 from fedjax_sim.core import Task
+from fedjax_sim.distributed import cpu
 from fedjax_sim.models.char_lstm import char_lstm
 from fedjax_sim.models.femnist_cnn import femnist_cnn
 from fedjax_sim.models.logistic_regression import logistic_regression
@@ -42,7 +43,7 @@ def _work(case: Case, learning_rate: float) -> dict[str, Any]:
     "epochs": 1,
     "learning_rate": learning_rate,
     "sigmoid": False,
-    "threads": 1,
+    "threads": cpu.count(),
   }
 
 
