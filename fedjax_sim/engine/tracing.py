@@ -44,7 +44,8 @@ def jitted_once(
   XLA would compile large ones, such as weights to begin from, into it: 400 MB
   took 52 s, and take 2 s as arguments. On a CPU it is compiled with fewer of
   LLVM's optimizations: the draws of a model take a quarter of the time to
-  compile, have the same bits, and run as fast within a factor of two.
+  compile, have the same bits, and run as fast within a factor of two. Sums have
+  another order, so they may be rounded otherwise.
 
   Args:
     function: a pure function of arrays.
