@@ -151,7 +151,7 @@ def engine(name: str, small: bool) -> Measured:
   import jax
 
   from benchmarks import cases
-  from benchmarks.engine import ENGINES, Engine
+  from benchmarks.rounds import ENGINES, Engine
 
   case = _case(name, small)
   data = cases.dataset(case)

@@ -22,7 +22,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
@@ -32,17 +31,14 @@ import fedjax_sim
 from benchmarks import cases, machine, pytorch, show
 from benchmarks.bare import Bare, rows_of
 from benchmarks.cases import Case
+from benchmarks.rounds import ENGINES, Engine
 from benchmarks.turns import rotated
 from fedjax_sim.core.files import write_json
 from fedjax_sim.data import FederatedDataset
 from fedjax_sim.distributed import cpu
-from fedjax_sim.engine.plan import CohortPlan, PaddingWaste, at_round
-from fedjax_sim.engine.program import Program
+from fedjax_sim.engine.plan import CohortPlan, at_round
 from fedjax_sim.simulation.simulator import Simulator
 
-# Name -> devices; None: as many as there are. Each may use every core. With
-# `--lanes=8` names are "one_8" and "all_8".
-ENGINES = {"one": 1, "all": None}
 MODES = {"1": ("one",), "all": ("all",), "both": ("one", "all")}
 
 # Name -> (of whose seconds, by whose): how many times as fast the second is.
@@ -84,56 +80,6 @@ def named(name: str) -> tuple[int | None, int | Literal["auto"] | None]:
   if lanes in ("", "auto"):
     return ENGINES[devices], "auto" if lanes else None
   return ENGINES[devices], int(lanes)
-
-
-class Engine:
-  """A simulator that goes on from turn to turn.
-
-  Args:
-    simulator: what runs.
-    rounds: rounds a dispatch.
-    dispatches: dispatches a turn.
-
-  Attributes:
-    state: the run's, after the last turn.
-  """
-
-  def __init__(self, simulator: Simulator, rounds: int, dispatches: int):
-    self.simulator = simulator
-    self.waste, self.clients = PaddingWaste(), 0
-    self._rounds, self._dispatches = rounds, dispatches
-    self._pool = ThreadPoolExecutor(1, "plan")
-    self.state = simulator.init()
-    self._planned = simulator.plan(0, rounds)
-
-  @property
-  def program(self) -> Program:
-    """The compiled rounds; lanes may have been tried by others."""
-    return self.simulator.compiler.program(*self._planned.key)
-
-  def compile(self) -> None:
-    """Compile the rounds, which the first turn does else."""
-    _ = self.program
-
-  def seconds(self) -> float:
-    """Return the seconds of a turn, with the planning of as many rounds."""
-    self.waste, self.clients = PaddingWaste(), 0
-    began = time.perf_counter()
-    for _ in range(self._dispatches):
-      after = self._planned.first + self._rounds
-      pending = self._pool.submit(self.simulator.plan, after, self._rounds)
-      out = self.simulator.dispatch(self.state, self._planned)
-      self._planned = pending.result()
-      if out.failure is not None:
-        raise out.failure
-      self.state = out.state
-      self.waste += out.waste
-      self.clients += out.clients
-    return time.perf_counter() - began
-
-  def close(self) -> None:
-    """End the thread that plans."""
-    self._pool.shutdown()
 
 
 def plans_of(simulator: Simulator, first: int, count: int) -> list[CohortPlan]:

@@ -21,7 +21,7 @@ from flax import linen, nnx
 
 import fedjax_sim
 from benchmarks import cases
-from benchmarks.engine import Engine
+from benchmarks.rounds import Engine
 from benchmarks.turns import rotated
 from fedjax_sim.core import Task
 from fedjax_sim.models.layers import conv, max_pool

@@ -21,7 +21,7 @@ import numpy as np
 
 import fedjax_sim
 from benchmarks import cases, machine, show
-from benchmarks.engine import Engine
+from benchmarks.rounds import Engine
 from benchmarks.turns import rotated
 from fedjax_sim.core.files import write_json
 from fedjax_sim.engine import plan as plans

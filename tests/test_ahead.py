@@ -1,5 +1,6 @@
 """Programs that are compiled ahead are those that a run calls."""
 
+import contextlib
 import dataclasses
 import sys
 import threading
@@ -49,7 +50,7 @@ def simulator(algorithm=fedavg, clients=6, **options):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_nothing_is_compiled_twice(compiled, algorithm, devices):
   made = simulator(algorithm, devices=devices)
-  with Ahead() as ahead:
+  with contextlib.closing(Ahead()) as ahead:
     ahead.compile(made)
     ahead.wait()
   of_programs = lambda: [n for n in compiled if "rounds" in n or "program" in n]
@@ -66,7 +67,7 @@ def test_rounds_of_several_sizes_wait_for_their_first():
   sampler = sampling.poisson(60, 30)
   assert len(sampler.sizes) > 1
   made = simulator(clients=60, sampler=sampler)
-  with Ahead() as ahead:
+  with contextlib.closing(Ahead()) as ahead:
     ahead.compile(made)
   assert not made.compiler.compiled
 
@@ -75,7 +76,7 @@ def test_what_compiling_raises_is_raised():
   made = simulator()
   broken = dataclasses.replace(made.compiler, shape=lambda lanes, size: 1 / 0)
   made.__dict__["compiler"] = broken
-  with Ahead() as ahead:
+  with contextlib.closing(Ahead()) as ahead:
     ahead.compile(made)
     with pytest.raises(ZeroDivisionError):
       ahead.wait()
@@ -83,7 +84,7 @@ def test_what_compiling_raises_is_raised():
 
 def test_the_setting_of_floats_goes_with_it(x64, compiled):
   made = simulator()
-  with Ahead() as ahead:
+  with contextlib.closing(Ahead()) as ahead:
     ahead.compile(made)
     ahead.wait()
   state = made.init()
@@ -97,7 +98,7 @@ def test_the_precision_of_products_goes_with_it(compiled):
   assert jax.config.values["jax_default_matmul_precision"] == "highest"
   made = simulator()
   with jax.default_matmul_precision("default"):  # of this thread
-    with Ahead() as ahead:
+    with contextlib.closing(Ahead()) as ahead:
       ahead.compile(made)
       ahead.wait()
     state = made.init()
@@ -114,7 +115,7 @@ def test_modules_are_loaded_and_missing_ones_are_not_missed(
   monkeypatch.delitem(sys.modules, "wave", raising=False)
   (tmp_path / "broken_module.py").write_text("raise OSError('no cache')")
   monkeypatch.syspath_prepend(tmp_path)
-  with Ahead() as ahead:
+  with contextlib.closing(Ahead()) as ahead:
     ahead.load(["no_module_of_this_name", "broken_module", "wave"])
     ahead.wait()
   assert "wave" in sys.modules
@@ -127,7 +128,7 @@ def test_modules_are_not_waited_for(monkeypatch, tmp_path):
   gate = types.ModuleType("gate")
   vars(gate).update(event=threading.Event(), opened=None)
   monkeypatch.setitem(sys.modules, "gate", gate)
-  with Ahead() as ahead:
+  with contextlib.closing(Ahead()) as ahead:
     ahead.load(["slow_module"])
     ahead.wait()
     waits = vars(gate)["opened"] is None

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.core.files import replace_atomically, write_atomically
+from fedjax_sim.reporting.figures.png import write_png
 
 _GROUP = 2**16  # lines of a row group
 _QUANTILES = (10, 50, 90)
@@ -202,9 +203,7 @@ def draw_client_rounds(
     )
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
-  image = io.BytesIO()
-  figure.savefig(image, format="png", metadata={"Software": None})
-  write_atomically(path, image.getvalue())
+  write_png(figure, path)
 
 
 def count_rounds(

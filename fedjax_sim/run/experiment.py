@@ -221,7 +221,7 @@ class _Launch:
       received = stack.enter_context(noted_signals())
       stack.enter_context(as_write_error(folder))
       stack.callback(client_states.close, self.experiment.simulator)
-      ahead = stack.enter_context(Ahead())
+      ahead = stack.enter_context(contextlib.closing(Ahead()))
       if processes.is_first():
         ahead.load(reporting.LATER)
       begun = begin(

@@ -12,7 +12,6 @@ import functools
 import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Ahead:
-  """Threads that work ahead; a context that waits for them at its end.
+  """Threads that work ahead.
 
   Example:
-    >>> with Ahead() as ahead:
+    >>> with contextlib.closing(Ahead()) as ahead:
     ...   ahead.compile(simulator)
     ...   state = simulator.init()
     ...   ahead.wait()
@@ -39,16 +38,8 @@ class Ahead:
     self._pool = ThreadPoolExecutor(thread_name_prefix="ahead")
     self._waiting: list[Future[Any]] = []
 
-  def __enter__(self) -> Ahead:
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    del kind, error, trace
+  def close(self) -> None:
+    """Begin nothing more, and return when what was begun has ended."""
     self._pool.shutdown(cancel_futures=True)
 
   def compile(self, simulator: Simulator) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
-import numpy as np
 
-from fedjax_sim.distributed import processes
+from fedjax_sim.distributed import jax_internals, processes
 from fedjax_sim.engine.state import RunState
 from fedjax_sim.simulation.dispatch import DispatchResult, PlannedRounds
 from fedjax_sim.simulation.timing import Phases
@@ -49,11 +48,10 @@ def run(
   """
   if done >= last:
     return
-  # A thread has a setting of its own.
-  x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+  settings = jax_internals.settings_of_thread()
 
   def plan_here(state: RunState, first: int, most: int) -> PlannedRounds:
-    with jax.enable_x64(x64):
+    with settings():
       return plan(state, first, most)
 
   seconds = math.inf

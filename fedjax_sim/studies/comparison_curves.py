@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedjax_sim.core.files import PathLike, write_atomically
+from fedjax_sim.core.files import PathLike
 from fedjax_sim.reporting.figures.bands import MOST_BANDS, Band, draw_bands
 from fedjax_sim.reporting.figures.curves import new_figure
 from fedjax_sim.reporting.figures.overlay import short_name
+from fedjax_sim.reporting.figures.png import write_png
 from fedjax_sim.reporting.figures.series import line_of
 from fedjax_sim.reporting.figures.style import SCREEN
 from fedjax_sim.studies.comparison import Comparison, SettingResult
@@ -86,9 +86,7 @@ def write_curves(comparison: Comparison, path: PathLike) -> None:
     fontsize=10,
     parse_math=False,
   )
-  image = io.BytesIO()
-  figure.savefig(image, format="png", metadata={"Software": None})
-  write_atomically(path, image.getvalue())
+  write_png(figure, path)
 
 
 def _series(result: SettingResult, metric: str) -> dict[int, dict[int, float]]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from fedjax_sim.core import PyTree
 from fedjax_sim.core.tree import nbytes
-from fedjax_sim.distributed import memory
+from fedjax_sim.distributed import jax_internals, memory
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.reporting import MetricsFile, Progress
 from fedjax_sim.run.resume import environment, warn, warn_of_changes
@@ -293,14 +293,14 @@ class _Chunk:
   def _planned(self) -> Generator[list[list[PlannedRounds]], None, None]:
     """Yield rounds, laid out while the devices work on those before them."""
     seconds = math.inf
-    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+    settings = jax_internals.settings_of_thread()
     simulators = [run.simulator for run in self._runs]
     timetable = self._runs[0].experiment.timetable
     fixed = self._program.simulator.runtime.rounds_per_dispatch
 
     def plan(done: int, last: int, pace: float) -> list[list[PlannedRounds]]:
       most = rounds_per_dispatch(fixed, pace, done, last, timetable.stops)
-      with jax.enable_x64(x64):  # a thread has a setting of its own
+      with settings():
         return self._program.plan(self._layout, simulators, done, most)
 
     with ThreadPoolExecutor(1, "plan") as pool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedjax_sim.core.files import write_atomically
+from fedjax_sim.reporting.figures.png import write_png
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -46,10 +45,7 @@ def draw_clients(
   Raises:
     OSError: the file cannot be written.
   """
-  image = io.BytesIO()
-  figure = clients_figure(sizes, shown, counts, title, names)
-  figure.savefig(image, format="png", metadata={"Software": None})
-  write_atomically(path, image.getvalue())
+  write_png(clients_figure(sizes, shown, counts, title, names), path)
 
 
 def clients_figure(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import collections
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fedjax_sim.core.files import write_atomically
 from fedjax_sim.reporting import formatting
 from fedjax_sim.reporting.figures import style
+from fedjax_sim.reporting.figures.png import write_png
 from fedjax_sim.reporting.figures.series import (
   Line,
   drawable,
@@ -52,13 +51,7 @@ def draw_curves(
   Raises:
     OSError: the file cannot be written.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-  image = io.BytesIO()
-  figure = curves_figure(rows, title, best_round)
-  # `savefig` would draw it twice.
-  FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
-  write_atomically(path, image.getvalue())
+  write_png(curves_figure(rows, title, best_round), path)
 
 
 def curves_figure(

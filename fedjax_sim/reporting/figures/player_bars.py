@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.core.files import write_atomically
 from fedjax_sim.reporting.figures import style
 from fedjax_sim.reporting.figures.overlay import short_name
+from fedjax_sim.reporting.figures.png import write_png
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -56,10 +55,8 @@ def draw_players(
   Raises:
     OSError: the file cannot be written.
   """
-  image = io.BytesIO()
   figure = players_figure(panels, label, higher_is_better=higher_is_better)
-  figure.savefig(image, format="png", metadata={"Software": None})
-  write_atomically(path, image.getvalue())
+  write_png(figure, path)
 
 
 def players_figure(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedjax_sim.core.files import write_atomically
+from fedjax_sim.reporting.figures.png import write_png
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -46,19 +47,15 @@ def draw_privacy_curves(
   Raises:
     OSError: the file cannot be written.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(11, 4.2), dpi=120)
   figure.set_layout_engine("constrained", wspace=0.06)
-  FigureCanvasAgg(figure)
   figure.suptitle(title, parse_math=False, fontsize=10)
   left, right = figure.subplots(1, 2)
   _draw_rounds(left, by_round)
   _draw_cohorts(right, by_cohort)
-  image = io.BytesIO()
-  figure.savefig(image, format="png", metadata={"Software": None})
-  write_atomically(path, image.getvalue())
+  write_png(figure, path)
 
 
 def _draw_rounds(ax: Axes, settings: Sequence[Setting]) -> None:
