@@ -21,13 +21,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import show
+from benchmarks import revision, show
 from benchmarks.turns import rotated
 from fedjax_sim.core.files import write_json
 
@@ -185,8 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if given.turns < 1:
     parser.error("--turns: give at least 1")
   rows: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
-  with tempfile.TemporaryDirectory() as name:
-    folder = Path(name)
+  with revision.scratch() as folder:
     measure(given.config, MODES[-1], folder)  # fills the cache, and Python's
     for turn in range(given.turns):
       for mode in rotated(MODES, turn):

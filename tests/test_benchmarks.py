@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -473,6 +474,39 @@ def test_startup_tells_in_a_line_why_a_run_failed(benchmark):
   startup = benchmark("startup")
   with pytest.raises(SystemExit, match="--config=nope.py: there is no such fi"):
     startup.main(["--config=nope.py", "--turns=1"])
+
+
+HOLDS = """
+import signal, time
+from benchmarks import startup
+# A shell's background processes ignore Ctrl-C, and so do their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def hold(config, mode, folder):
+  print(folder, flush=True)
+  time.sleep(60)
+startup.measure = hold
+startup.main([])
+"""
+
+
+@pytest.mark.parametrize(
+  ("number", "told"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "")]
+)
+def test_startup_ends_without_a_traceback_and_leaves_nothing(number, told):
+  with subprocess.Popen(
+    [sys.executable, "-c", HOLDS],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout is not None
+    folder = pathlib.Path(process.stdout.readline().strip())
+    assert folder.is_dir()
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[1] == told
+    assert process.returncode != 0
+  assert not folder.exists()
 
 
 @pytest.mark.slow

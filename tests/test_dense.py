@@ -111,6 +111,16 @@ def test_other_products_stay(x, kernel, product):
   )
 
 
+def test_an_algorithm_of_ones_own_stays():
+  single = np.dtype(np.float32)
+  algorithm = lax.DotAlgorithm(single, single, single)
+  product = functools.partial(jnp.matmul, precision=algorithm)
+  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays(ROWS)]
+  assert str(jax.make_jaxpr(fast(product))(*shapes)) == str(
+    jax.make_jaxpr(product)(*shapes)
+  )
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64, jnp.int32])
 def test_other_dtypes_stay(dtype):
   with jax.enable_x64(True):

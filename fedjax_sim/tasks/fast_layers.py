@@ -120,7 +120,9 @@ def _dense_form(equation: Any) -> Callable[..., jax.Array] | None:
   params = dict(equation.params)
   x, kernel = (v.aval for v in equation.invars)
   sharded = params.pop("out_sharding") is not None
-  if sharded or not dense.is_dense(x, kernel, params.pop("dimension_numbers")):
+  # An algorithm has parts for either side, which would have to change places.
+  special = sharded or isinstance(params["precision"], jax.lax.DotAlgorithm)
+  if special or not dense.is_dense(x, kernel, params.pop("dimension_numbers")):
     return None
   return functools.partial(_DENSE, **params)
 
