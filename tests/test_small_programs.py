@@ -78,6 +78,21 @@ def test_only_one_device_has_operations_to_divide(devices, deterministic):
   )
 
 
+@pytest.mark.parametrize(
+  ("small", "deterministic", "own"),
+  [(True, False, "cpu-parallel-task-assigner"), (False, True, "algsimp")],
+)
+def test_passes_that_the_environment_leaves_out_stay_out(
+  monkeypatch, small, deterministic, own
+):
+  monkeypatch.setenv("XLA_FLAGS", "--a=b --xla_disable_hlo_passes=cse,dce --c")
+  mesh = distributed.make_mesh(1)
+  options = program.compiler_options(mesh, deterministic, small)
+  assert options["xla_disable_hlo_passes"] == f"cse,dce,{own}"
+  neither = program.compiler_options(mesh, False, False)
+  assert "xla_disable_hlo_passes" not in neither
+
+
 @pytest.mark.usefixtures("exact", "optimized")
 @pytest.mark.skipif(cpu.count() < 2, reason="XLA divides nothing on one core")
 def test_bits_are_the_same(monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -211,6 +212,9 @@ GPU_GRAPHS = "FEDJAX_SIM_GPU_GRAPHS"
 _OF_GRAPHS = "xla_gpu_enable_command_buffer"
 
 
+_WITHOUT = "xla_disable_hlo_passes"
+
+
 def compiler_options(
   mesh: Mesh, deterministic: bool, small: bool = False
 ) -> dict[str, str | bool]:
@@ -234,6 +238,10 @@ def compiler_options(
       options |= small_programs.COMPILER_OPTIONS
     if deterministic:
       options |= virtual_devices.COMPILER_OPTIONS
+    # XLA would forget those that XLA_FLAGS names.
+    given = re.findall(rf"--{_WITHOUT}=(\S+)", os.environ.get("XLA_FLAGS", ""))
+    if given and _WITHOUT in options:
+      options[_WITHOUT] = ",".join([given[-1], str(options[_WITHOUT])])
   return options | graph_options()
 
 
