@@ -1,10 +1,12 @@
 """How fast a step of SGD is on a dense layer with few outputs.
 
     taskset -c 0 python -m benchmarks.dense
+    taskset -c 0 python -m benchmarks.dense --tables=10000x8x5,10000x16x5
 
 As in a client's loop: the plain product with kernels by rows, and the forms of
 `tasks/dense.py` with kernels by columns, which `engine/layouts.py` takes for
 narrow ones. They take turns; the table holds medians of ratios to the first.
+With `--tables` steps on tables of embeddings, by rows and by columns.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,13 +32,15 @@ SHAPES = (
   "512x128x20,128x10x20,32x10x10,9216x10x20"
 )
 FLOPS = 2e8  # of a call
+BATCH = 10  # of tables
 
 
 def trained(
   product: Callable[..., Any], by_columns: bool, x: Any, kernel: Any
 ) -> Callable[[], Any]:
   """Return compiled steps of SGD, as many as make a call long enough."""
-  steps = max(20, int(FLOPS / (4 * x.size * kernel.shape[1])))
+  size = max(x.size * kernel.shape[1], kernel.size)
+  steps = max(20, int(FLOPS / (4 * size)))
   columns = Layout(major_to_minor=(1, 0))
 
   def laid_out(kernel: Any) -> Any:
@@ -49,11 +53,30 @@ def trained(
     x, kernel = carry
     kernel = laid_out(kernel - 0.01 * jax.grad(loss)(kernel, x))
     # The inputs differ from step to step, or XLA would keep what they give.
-    return lax.dynamic_update_slice(x, kernel[:1, :1], (0, 0)), kernel
+    changed = kernel[:1, :1].astype(x.dtype)
+    return lax.dynamic_update_slice(x, changed, (0, 0)), kernel
 
   run = jax.jit(lambda x, kernel: lax.fori_loop(0, steps, step, (x, kernel)))
   compiled = run.lower(x, kernel).compile()
   return lambda: jax.block_until_ready(compiled(x, kernel))
+
+
+def looked_up(ids: Any, table: Any) -> Any:
+  """Return the mean of rows of a table, (batch, columns)."""
+  return jnp.mean(table[ids], axis=1)
+
+
+def speed_of_table(shape: Sequence[int], turns: int) -> float:
+  """Return how many times as fast a table is by columns as by rows."""
+  rows, columns, words = shape
+  rng = np.random.default_rng(0)
+  ids = rng.integers(0, rows, (BATCH, words)).astype(np.int32)
+  table = rng.standard_normal((rows, columns), dtype=np.float32)
+  runs = {
+    "plain": trained(looked_up, False, ids, table),
+    "narrow": trained(looked_up, True, ids, table),
+  }
+  return ratio_of(runs, turns)
 
 
 def speed(shape: Sequence[int], turns: int) -> float:
@@ -66,6 +89,11 @@ def speed(shape: Sequence[int], turns: int) -> float:
     "plain": trained(jnp.matmul, False, x, kernel),
     "narrow": trained(dense, True, x, kernel),
   }
+  return ratio_of(runs, turns)
+
+
+def ratio_of(runs: Mapping[str, Callable[[], Any]], turns: int) -> float:
+  """Return the median over turns of the plain time by the narrow one."""
   ratios = []
   for turn in range(turns + 1):
     seconds = {}
@@ -87,9 +115,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--shapes", default=SHAPES, help="inputs x outputs x batch: %(default)s"
   )
+  parser.add_argument(
+    "--tables", help="rows x columns x words of an example, in place of shapes"
+  )
   flags = parser.parse_args(arguments)
   if flags.turns < 1:
     parser.error("--turns: give at least 1")
+  if flags.tables:
+    print("| table | words | by columns |\n| --- | --- | --- |")
+    for text in flags.tables.split(","):
+      rows, columns, words = map(int, text.split("x"))
+      ratio = speed_of_table((rows, columns, words), flags.turns)
+      print(f"| {rows} x {columns} | {words} | {ratio:.1f} |")
+    return
   print("| kernel | batch | speed | taken |\n| --- | --- | --- | --- |")
   for text in flags.shapes.split(","):
     inputs, outputs, batch = map(int, text.split("x"))

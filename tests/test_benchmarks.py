@@ -423,6 +423,12 @@ def test_dense_runs():
 
 
 @pytest.mark.slow
+def test_tables_run():
+  output = run("dense", ["--tables=40x8x3", "--turns=1"])
+  assert re.search(r"^\| 40 x 8 \| 3 \| [\d.]+ \|$", output, re.M)
+
+
+@pytest.mark.slow
 def test_fast_layers_run():
   output = run("fast_layers", ["--scale=smoke", "--turns=1"])
   for way in ("nnx, models.layers", "linen, fast forms", "strided, padded"):
