@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -19,6 +20,7 @@ from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.sampling import power_of_choice
 from fedjax_sim.simulation.reference import StageError
 from fedjax_sim.simulation.runtime import Runtime
+from fedjax_sim.tasks import function_task
 from fedjax_sim.training.optimizers import optimizer
 from problems import MODELS, blobs, make_simulator, sgd
 from tiers import slow_but
@@ -218,6 +220,27 @@ def test_an_error_names_stage_and_client(changes, message):
   with pytest.raises(StageError, match=message) as caught:
     next(simulator.run(simulator.init(), 1))
   assert isinstance(caught.value.__cause__, ArithmeticError)
+
+
+def test_a_model_has_values_though_it_has_a_fast_form():
+  seen = []
+
+  def loss(params, examples):
+    logits = examples["x"] @ params["kernel"]  # narrow
+    value = getattr(logits, "primal", logits)  # under a gradient
+    if not isinstance(value, jax.core.Tracer):
+      seen.append(np.asarray(value))
+    return jnp.sum(logits**2, axis=-1)
+
+  task = function_task(
+    lambda key: {"kernel": jnp.ones((6, 3))}, loss, fast_layers=True
+  )
+  simulator = make_simulator(task, fedavg(task, sgd(0.1), sgd(1.0)), blobs([4]))
+  simulator = dataclasses.replace(simulator, debug=True)
+  next(simulator.run(simulator.init(), 1))
+  (logits,) = seen  # of one step
+  sums = simulator.data.train.examples["x"].sum(axis=-1)
+  np.testing.assert_allclose(np.sort(logits[:, 0]), np.sort(sums), rtol=1e-5)
 
 
 def test_simulate_debugs():

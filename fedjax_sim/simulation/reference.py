@@ -1,10 +1,10 @@
 """The round as a plain Python loop over clients, to find what is wrong in it.
 
 Nothing is compiled, lanes and waves do not exist, and every function of the
-algorithm, the transforms and the aggregator gets arrays with values: it can
-print them and stop in a debugger. An error names the stage that it comes from,
-and the client. The functions, the plan and the server's step are those of the
-compiled round, so results differ by the rounding of floats alone.
+task, the algorithm, the transforms and the aggregator gets arrays with values:
+it can print them and stop in a debugger. An error names the stage that it comes
+from, and the client. The functions, the plan and the server's step are those of
+the compiled round, so results differ by the rounding of floats alone.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from fedjax_sim.engine.round import run_round
 from fedjax_sim.engine.round_spec import RoundSpec
 from fedjax_sim.engine.state import RoundMetrics, RunState
 from fedjax_sim.simulation.dispatch import PlannedRounds
+from fedjax_sim.tasks.fast_layers import as_written
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -185,9 +186,10 @@ def run_rounds(
     here = _at(data, r) if spec.sliced else data
     cohort = jax.tree.map(jnp.asarray, at_round(planned.cohorts, r))
     train = functools.partial(_train_cohort, at)
-    state, seen = run_round(
-      staged, state, hparams, cohort, here, server_data, train
-    )
+    with as_written():
+      state, seen = run_round(
+        staged, state, hparams, cohort, here, server_data, train
+      )
     metrics.append(jax.device_get(seen))
   return state, jax.tree.map(lambda *x: np.stack(x), *metrics)
 
