@@ -1,5 +1,7 @@
 """How fast it is: `python -m benchmarks.engine`, `... benchmarks.scaling`."""
 
+from __future__ import annotations
+
 import sys
 from types import TracebackType
 
