@@ -19,7 +19,7 @@ from jax import lax
 from fedjax_sim import distributed
 from fedjax_sim.core import PyTree, Task, Variables
 from fedjax_sim.data import Prepare, as_stored
-from fedjax_sim.engine.layouts import by_columns
+from fedjax_sim.engine.layouts import by_columns, by_rows
 from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.program import compiler_options
 from fedjax_sim.engine.small_programs import is_small
@@ -81,7 +81,7 @@ class Bare:
 
     gradient = jax.grad(loss)(params)
     descend = lambda p, g: p - self._rate * g
-    return by_columns(jax.tree.map(descend, params, gradient))
+    return jax.tree.map(descend, params, gradient)
 
   def _loop(
     self,
@@ -95,9 +95,9 @@ class Bare:
 
     def step(i: jax.Array, params: PyTree) -> PyTree:
       entries = lax.dynamic_slice(rows, (i * size,), (size,))
-      return self._step(params, kept, examples, entries)
+      return by_columns(self._step(by_rows(params), kept, examples, entries))
 
-    return lax.fori_loop(0, steps, step, params)
+    return by_rows(lax.fori_loop(0, steps, step, by_columns(params)))
 
   @functools.cached_property
   def _train(self) -> Any:

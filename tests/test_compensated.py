@@ -33,13 +33,14 @@ def nothing(variables, examples, key):
   return Loss(jnp.zeros(0), jnp.zeros(0))
 
 
-def both_parts(total):
-  return float(total.value) + float(total.error)  # in float64
+def exact(total):
+  value, lost = compensated.parts(total)
+  return np.asarray(value, np.float64) + np.asarray(lost, np.float64)
 
 
 def test_a_sum_of_nothing_stays_one():
   total = compensated.add(compensated.zeros({}), {})
-  assert total == compensated.Total({}, {})
+  assert compensated.parts(total) == ({}, {})
 
 
 @jax.jit
@@ -64,13 +65,33 @@ def test_running_sums_count_on_and_keep_to_their_bound():
   total = summed(first, terms)
   for i in range(3):
     every = [float(first[i]), *map(float, terms[i])]
-    found = float(total.value[i]) + float(total.error[i])
+    found = exact(total)[i]
     bound = 2 * U**2 * len(every) * math.fsum(map(abs, every))
     assert abs(found - math.fsum(every)) <= bound + 2**-50
-  assert both_parts(jax.tree.map(lambda x: x[0], total)) == 2**24 + 1000
+  assert exact(total)[0] == 2**24 + 1000
   assert float(compensated.rounded(total)[0]) == 2**24 + 1000
   assert np.float32(2**24) + np.float32(1) == 2**24  # what float32 does
   assert compensated.rounded(total)[3] == np.inf
+
+
+def test_scalars_of_several_dtypes_and_arrays_are_summed_side_by_side():
+  term = {
+    "a": jnp.bfloat16(0.5),
+    "b": (jnp.arange(6.0).reshape(2, 3), jnp.int32(7)),
+    "c": jnp.arange(4.0),
+    "d": jnp.float32(0.25),
+    "e": np.float16(2),
+  }
+
+  def once(total, _):
+    return compensated.add(total, term), None
+
+  total, _ = jax.lax.scan(once, compensated.zeros(term), None, length=8)
+  summed = compensated.rounded(total)
+  expected = jax.tree.map(lambda x: 8 * np.asarray(x, np.float32), term)
+  jax.tree.map(np.testing.assert_array_equal, summed, expected)
+  assert {x.dtype for x in jax.tree.leaves(summed)} == {np.dtype("float32")}
+  assert len(jax.tree.leaves(total)) == 1 + 2 * 2  # the scalars are one array
 
 
 # --- a batch ------------------------------------------------------------------

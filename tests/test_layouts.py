@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.core.tree import all_finite, is_narrow
-from fedjax_sim.engine.layouts import by_columns
+from fedjax_sim.engine.layouts import ByColumns, by_columns, by_rows
 from fedjax_sim.models.logistic_regression import logistic_regression
 from problems import blobs, make_simulator, sgd
 
@@ -34,28 +34,36 @@ def test_narrow(shape, dtype, narrow):
   assert is_narrow(x) is narrow
 
 
-def test_laying_out_changes_nothing_else():
+def test_laying_out_changes_no_number():
   tree = {
     "kernel": np.arange(120, dtype=np.float32).reshape(40, 3),
     "bias": np.arange(3, dtype=np.float32),
+    "wide": np.ones((3, 40), np.float32),  # as a kernel by columns has it
     "key": jax.random.key(0),
     "none": None,
     "number": 2.5,
   }
-  for function in (by_columns, jax.jit(by_columns)):
-    out = function(tree)
-    np.testing.assert_array_equal(out["kernel"], tree["kernel"])
-    np.testing.assert_array_equal(out["bias"], tree["bias"])
-    assert out["key"] == tree["key"]
-    assert out["number"] == 2.5
-  assert by_columns(tree)["kernel"] is tree["kernel"]
+  turned = by_columns(tree)
+  assert isinstance(turned["kernel"], ByColumns)
+  assert turned["kernel"].columns.shape == (3, 40)
+  assert {k: v for k, v in turned.items() if k != "kernel"} == {
+    k: v for k, v in tree.items() if k != "kernel"
+  }
+  for pinned in (False, True):
+    back = jax.jit(lambda tree, p=pinned: by_rows(by_columns(tree, p)))(tree)
+    assert back.keys() == tree.keys()
+    np.testing.assert_array_equal(back["kernel"], tree["kernel"])
+    np.testing.assert_array_equal(back["wide"], tree["wide"])
 
 
-def test_derivatives_and_lanes_pass():
+@pytest.mark.parametrize("pinned", [False, True])
+def test_derivatives_and_lanes_pass(pinned):
   kernels = np.arange(240, dtype=np.float32).reshape(2, 40, 3)
-  square = lambda x: jnp.sum(by_columns({"k": x})["k"] ** 2)
+  square = lambda x: jnp.sum(by_rows(by_columns({"k": x}, pinned))["k"] ** 2)
   gradient = jax.jit(jax.vmap(jax.grad(square)))(kernels)
   np.testing.assert_array_equal(gradient, 2 * kernels)
+  _, slope = jax.jvp(jax.jit(square), (kernels[0],), (kernels[0],))
+  np.testing.assert_allclose(slope, 2 * np.sum(kernels[0] ** 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -68,16 +76,26 @@ def test_what_is_not_finite_is_found_anywhere_in_a_narrow_matrix(value):
     assert not all_finite(bad)
 
 
-def test_kernels_lie_by_columns_in_the_loops_over_waves_and_steps():
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_kernels_lie_by_columns_in_the_loops_over_waves_and_steps(lanes):
   task = logistic_regression((FEATURES,), CLASSES)
   simulator = make_simulator(
     task,
     fedavg(task, sgd(0.1), sgd(1.0)),
     blobs([9, 5, 7], FEATURES, CLASSES),
+    lanes=lanes,
   )
   simulator.dispatch(simulator.init(), simulator.plan(0, 1))
   (program,) = simulator.compiler.compiled.values()
   loops = re.findall(r" = \((.*)\) while\(", program.compiled.as_text())
-  kernel = re.escape(f"f32[{FEATURES},{CLASSES}]") + r"\{([\d,]+)\}"
-  layouts = [x for loop in loops for x in set(re.findall(kernel, loop))]
-  assert sorted(layouts) == ["0,1", "0,1", "1,0"]  # that over rounds by rows
+  kernels = re.compile(
+    rf"f32\[(?:{lanes},)?({FEATURES},{CLASSES}|{CLASSES},{FEATURES})\]"
+    r"\{(?:2,)?([\d,]+)\}"
+  )
+  found = [set(kernels.findall(loop)) for loop in loops]
+  columns = {(f"{CLASSES},{FEATURES}", "1,0")}
+  rows = {(f"{FEATURES},{CLASSES}", "1,0")}
+  assert found.count(columns) == 2
+  assert (
+    found.count(rows | columns) + found.count(rows) == 1
+  )  # that over rounds

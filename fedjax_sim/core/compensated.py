@@ -10,7 +10,8 @@ arithmetic", section 3.2), and whole numbers are exact up to 2^48.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,43 +19,90 @@ import jax.numpy as jnp
 from fedjax_sim.core.types import Array, PyTree
 
 
-class Total(NamedTuple):
-  """A sum in the making, `value + error`.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Total:
+  """A sum in the making, and what the rounding has lost; `parts` shows them.
+
+  Scalars of one dtype lie in one array: an operation for each would take longer
+  than the addition.
 
   Attributes:
-    value: leaves of any shape, float32 at least; the sum, rounded.
-    error: the same; what the rounding has lost.
+    scalars: dtype, float32 at least -> shape=(2, scalars); sums and losses.
+    arrays: for every other leaf its sum and what it has lost.
+    structure: of what is summed.
+    dtypes: for every leaf of it, its dtype in `scalars`; None for an array.
   """
 
-  value: PyTree
-  error: PyTree
+  scalars: dict[str, Array]
+  arrays: list[tuple[Array, Array]]
+  structure: Any = dataclasses.field(metadata={"static": True})
+  dtypes: tuple[str | None, ...] = dataclasses.field(metadata={"static": True})
 
 
 def zeros(like: PyTree) -> Total:
   """Return the sum of no terms of these shapes, in float32 at least."""
-
-  def zero(x: Array) -> Array:
-    return jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
-
-  return Total(jax.tree.map(zero, like), jax.tree.map(zero, like))
+  leaves, structure = jax.tree.flatten(like)
+  wide = [jnp.promote_types(x.dtype, jnp.float32) for x in leaves]
+  typed = list(zip(leaves, wide, strict=True))
+  dtypes = tuple(None if x.shape else dtype.name for x, dtype in typed)
+  scalars = {
+    dtype: jnp.zeros((2, dtypes.count(dtype)), dtype)
+    for dtype in dtypes
+    if dtype is not None
+  }
+  zero = [jnp.zeros(x.shape, dtype) for x, dtype in typed if x.shape]
+  return Total(scalars, [(x, x) for x in zero], structure, dtypes)
 
 
 def add(total: Total, term: PyTree) -> Total:
   """Return the sum with one more term, cast to the sum's dtype."""
+  terms = total.structure.flatten_up_to(term)
+  typed = list(zip(terms, total.dtypes, strict=True))
+  scalars = {}
+  for dtype, (value, lost) in total.scalars.items():
+    added = [jnp.asarray(x, dtype) for x, kind in typed if kind == dtype]
+    scalars[dtype] = jnp.stack(_added(value, lost, jnp.stack(added)))
+  rest = [x for x, kind in typed if kind is None]
+  arrays = [
+    _added(value, lost, x)
+    for (value, lost), x in zip(total.arrays, rest, strict=True)
+  ]
+  return dataclasses.replace(total, scalars=scalars, arrays=arrays)
 
-  def one(a: Array, lost: Array, b: Array) -> Total:
-    rounded, error = _two_sum(a, b.astype(a.dtype))
-    return Total(*_two_sum(rounded, lost + error))
 
-  sums = jax.tree.map(one, total.value, total.error, term)
-  is_sum = lambda x: isinstance(x, Total)
-  part = lambda i: jax.tree.map(lambda x: x[i], sums, is_leaf=is_sum)
-  return Total(part(0), part(1))
+def parts(total: Total) -> tuple[PyTree, PyTree]:
+  """Return the sum, rounded, and what it has lost.
+
+  Args:
+    total: on the host or not; of `jax.vmap` it may have leading axes.
+  """
+
+  def part(i: int) -> PyTree:
+    arrays = iter([pair[i] for pair in total.arrays])
+    scalars = {
+      dtype: iter([x[..., i, n] for n in range(x.shape[-1])])
+      for dtype, x in total.scalars.items()
+    }
+    leaves = [
+      next(arrays if dtype is None else scalars[dtype])
+      for dtype in total.dtypes
+    ]
+    return jax.tree.unflatten(total.structure, leaves)
+
+  return part(0), part(1)
 
 
 def rounded(total: Total) -> PyTree:
   """Return the sum, rounded once."""
-  return jax.tree.map(jnp.add, total.value, total.error)
+  value, lost = parts(total)
+  return jax.tree.map(jnp.add, value, lost)
+
+
+def _added(value: Array, lost: Array, term: Array) -> tuple[Array, Array]:
+  """Return a sum with one more term, rounded, and what it has lost."""
+  together, error = _two_sum(value, term.astype(value.dtype))
+  return _two_sum(together, lost + error)
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -261,6 +261,29 @@ def cohort(ids: Any, num_clients: int) -> np.ndarray:
   return ids
 
 
+def cohorts(
+  each: Sequence[Any], num_clients: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return the ids of several cohorts end to end, int64, and their sizes.
+
+  All are looked at together, which for small ones is much faster.
+
+  Raises:
+    TypeError, ValueError: as `cohort`, of the first that is none.
+  """
+  each = [np.asarray(ids) for ids in each]
+  if any(ids.ndim != 1 or ids.dtype != np.int64 for ids in each):
+    each = [cohort(ids, num_clients) for ids in each]
+  sizes = np.array([len(ids) for ids in each])
+  ids = np.concatenate(each)
+  known = not ids.size or (ids.min() >= 0 and ids.max() < num_clients)
+  numbers = np.sort(np.repeat(np.arange(len(each)), sizes) * num_clients + ids)
+  if not known or (numbers[1:] == numbers[:-1]).any():
+    for some in each:
+      cohort(some, num_clients)
+  return ids, sizes
+
+
 def arrays(owner: str, examples: Mapping[str, Any]) -> int:
   """Return the number of examples, on which all fields must agree.
 

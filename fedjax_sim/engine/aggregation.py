@@ -47,7 +47,7 @@ from fedjax_sim.engine.client_round import (
   RoundInputs,
   train_client,
 )
-from fedjax_sim.engine.layouts import by_columns
+from fedjax_sim.engine.layouts import by_columns, by_rows
 from fedjax_sim.engine.loops import FixedLoop, guarded
 from fedjax_sim.engine.plan import CohortPlan
 from fedjax_sim.engine.round_spec import RoundSpec
@@ -178,12 +178,12 @@ def _train_device(
     states,
   )
 
-  given = given._replace(message=by_columns(given.message, spec.virtual))
+  message = by_columns(given.message, pinned=spec.virtual is None)
 
   def alone(row: ClientPlan, data: Mapping[str, Examples]) -> ClientOutcome:
-    known = given
+    known = given._replace(message=by_rows(message))
     if spec.waves is not None:  # an empty lane has no derivative
-      row, known = guarded(row.client >= 0, (row, given))
+      row, known = guarded(row.client >= 0, (row, known))
     return train_client(spec, row, known, data, cohort.order)
 
   one = trace_once(alone)
@@ -201,7 +201,7 @@ def _train_device(
       given.aggregation,
       rank[i],
       spec.waves,
-      lambda acc: by_columns(acc, spec.virtual),
+      spec.virtual is None,
     )
     return isolate_compilation(spec.virtual, given.round, waves)
 
@@ -233,7 +233,7 @@ def _train_waves(
   context: AggregationContext,
   rank: Array,
   fixed: FixedLoop | None,
-  lay_out: Callable[[CohortSums], CohortSums],
+  pinned: bool,
 ) -> tuple[CohortSums, PerClient]:
   """Train all waves of one device, or of one virtual device.
 
@@ -246,7 +246,7 @@ def _train_waves(
     context: what the aggregator knows of the round.
     rank: shape=(waves, lanes), int32; the clients' ranks in the cohort.
     fixed: see `RoundSpec.waves`.
-    lay_out: see `layouts.by_columns`.
+    pinned: see `by_columns`.
   """
   waves, lanes = grid.client.shape
   sums = zero_sums(aggregator, outcome, waves * lanes)
@@ -256,17 +256,17 @@ def _train_waves(
   kept = PerClient(*map(grid_zeros, per_client(outcome)))
 
   @jax.named_scope("aggregate")
-  def fold(
-    acc: tuple[CohortSums, PerClient], out: ClientOutcome, w: Array
-  ) -> tuple[CohortSums, PerClient]:
-    sums, kept = acc
+  def fold(acc: PyTree, out: ClientOutcome, w: Array) -> PyTree:
+    sums, kept = by_rows(acc)
     here = context._replace(
       slot=w * lanes, rank=rank[w], byzantine=grid.byzantine[w] > 0
     )
-    sums = lay_out(add_wave(aggregator, sums, out, here, outcome))
-    return sums, put_wave(kept, per_client(out), w)
+    sums = add_wave(aggregator, sums, out, here, outcome)
+    return by_columns(sums, pinned), put_wave(kept, per_client(out), w)
 
-  return over_waves(one, grid, num_waves, fold, (sums, kept), fixed)
+  first = by_columns(sums, pinned), kept
+  sums, kept = by_rows(over_waves(one, grid, num_waves, fold, first, fixed))
+  return sums, kept
 
 
 def zero_sums(

@@ -151,7 +151,7 @@ def train_client(
   )
   with jax.named_scope("local_training"):
     client, report = run_client(
-      trained_by_columns(algorithm, spec.virtual),
+      trained_by_columns(algorithm),
       client,
       row.start,
       spec.walks,

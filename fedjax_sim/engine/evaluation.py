@@ -377,13 +377,14 @@ class EvaluationSet:
     for clients, out in outs:
       real = clients >= 0
       ids = clients[real]
-      (value, error), of_examples = jax.device_get(out)
+      sums, of_examples = jax.device_get(out)
+      value, error = compensated.parts(sums)
       for name, metric in value.items():
         for into, x, lost in zip(
           (total, weight), metric, error[name], strict=True
         ):
-          sums = x[real].astype(np.float64) + lost[real]
-          np.add.at(into[name], self._owner[ids], sums)
+          exact = x[real].astype(np.float64) + lost[real]
+          np.add.at(into[name], self._owner[ids], exact)
       found = jax.tree.map(lambda x, real=real: x[real], of_examples)
       if values is None:
         values = jax.tree.map(self._unfilled, found)

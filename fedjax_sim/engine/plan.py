@@ -214,10 +214,7 @@ def plan_rounds(
   Raises:
     ValueError: duplicated or unknown ids, or more than the capacity holds.
   """
-  num_clients = len(offsets[0]) - 1
-  cohorts = [validate.cohort(ids, num_clients) for ids in cohorts]
-  counts = np.array([len(ids) for ids in cohorts])
-  ids = np.concatenate(cohorts)
+  ids, counts = validate.cohorts(cohorts, len(offsets[0]) - 1)
   row, place = positions(counts)  # of each client: its round, its place there
   devices, waves, lanes = shape.devices, shape.waves, shape.lanes
   sizes = [o[ids + 1] - o[ids] for o in offsets]

@@ -88,11 +88,14 @@ class Cohorts:
     sampler: who takes part in a round.
     seed: seed of the run.
     num_clients: number of clients that may take part.
+    held: whether what is drawn is held against what the sampler promises, on
+      which nothing but an epsilon depends.
   """
 
   sampler: Sampler
   seed: int
   num_clients: int
+  held: bool = True
 
   @property
   def observes(self) -> bool:
@@ -183,8 +186,8 @@ class Cohorts:
 
   @functools.cached_property
   def _witness(self) -> promises.Witness | None:
-    """The witness that tests the sampler's promise; None if it makes none."""
-    if self.sampler.participation is None:
+    """The witness that tests the sampler's promise; None without one."""
+    if self.sampler.participation is None or not self.held:
       return None
     return promises.Witness(self.sampler, self.num_clients, self.seed)
 

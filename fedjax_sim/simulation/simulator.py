@@ -297,17 +297,18 @@ class Simulator:
   @functools.cached_property
   def residency(self) -> residencies.Residency:
     """Where the training examples are."""
-    name, passes = self.runtime.residency, self.algorithm.all_passes
-    return residencies.residency(
-      name, passes, self.splits, self.mesh, self._split.each
-    )
+    of = self.algorithm.all_passes, self.splits, self.mesh, self._split.each
+    return residencies.residency(self.runtime.residency, *of)
 
   @functools.cached_property
   def planner(self) -> Planner:
     """The planner, which draws cohorts and lays out rounds on the host."""
     return Planner(
       cohorts=Cohorts(
-        sampler=self.sampler, seed=self.seed, num_clients=self.num_clients
+        sampler=self.sampler,
+        seed=self.seed,
+        num_clients=self.num_clients,
+        held=self.algorithm.privacy is not None,
       ),
       splits=self.splits,
       batchings=self.batchings,
@@ -450,9 +451,8 @@ class Simulator:
     self.choose_lanes(last - began, phases)
 
     def count(done: int, seconds: float) -> int:
-      if done < began + singles:
-        return 1
-      fixed = self.runtime.rounds_per_dispatch
+      single = done < began + singles
+      fixed = 1 if single else self.runtime.rounds_per_dispatch
       return rounds_per_dispatch(fixed, seconds, done, last, stops)
 
     dispatches = pipeline.run(

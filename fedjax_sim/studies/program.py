@@ -261,6 +261,7 @@ class StudyProgram:
           sampler=sampler,
           seed=simulator.seed,
           num_clients=simulator.num_clients,
+          held=simulator.algorithm.privacy is not None,
         ),
       )
     return self._planners[simulator]
