@@ -4,7 +4,7 @@
     taskset -c 0 python -m benchmarks.dense --tables=10000x8x5,10000x16x5
 
 As in a client's loop: the plain product with kernels by rows, and the forms of
-`tasks/dense.py` with kernels by columns, which `engine/layouts.py` takes for
+`tasks/dense.py` with transposed kernels, which `engine/layouts.py` takes for
 narrow ones. They take turns; the table holds medians of ratios to the first.
 With `--tables` steps on tables of embeddings, by rows and by columns.
 """
@@ -35,30 +35,54 @@ FLOPS = 2e8  # of a call
 BATCH = 10  # of tables
 
 
+def as_it_is(kernel: Any) -> Any:
+  """Return the kernel."""
+  return kernel
+
+
+def transposed(kernel: Any) -> Any:
+  """Return the kernel's transpose."""
+  return kernel.T
+
+
+def by_columns(kernel: Any) -> Any:
+  """Return the kernel, laid out by columns."""
+  return with_layout_constraint(kernel, Layout(major_to_minor=(1, 0)))
+
+
 def trained(
-  product: Callable[..., Any], by_columns: bool, x: Any, kernel: Any
+  product: Callable[..., Any],
+  x: Any,
+  kernel: Any,
+  leave: Callable[[Any], Any] = as_it_is,
+  enter: Callable[[Any], Any] = as_it_is,
 ) -> Callable[[], Any]:
-  """Return compiled steps of SGD, as many as make a call long enough."""
+  """Return compiled steps of SGD, as many as make a call long enough.
+
+  Args:
+    product: (x, kernel) -> outputs.
+    x: the inputs of a step.
+    kernel: before the first.
+    leave: kernel -> what the loop carries of it.
+    enter: the other way round.
+  """
   size = max(x.size * kernel.shape[1], kernel.size)
   steps = max(20, int(FLOPS / (4 * size)))
-  columns = Layout(major_to_minor=(1, 0))
-
-  def laid_out(kernel: Any) -> Any:
-    return with_layout_constraint(kernel, columns) if by_columns else kernel
 
   def loss(kernel: Any, x: Any) -> Any:
     return jnp.mean(jax.nn.logsumexp(product(x, kernel), axis=-1))
 
   def step(i: Any, carry: Any) -> Any:
-    x, kernel = carry
-    kernel = laid_out(kernel - 0.01 * jax.grad(loss)(kernel, x))
+    x, kernel = carry[0], enter(carry[1])
+    kernel -= 0.01 * jax.grad(loss)(kernel, x)
     # The inputs differ from step to step, or XLA would keep what they give.
     changed = kernel[:1, :1].astype(x.dtype)
-    return lax.dynamic_update_slice(x, changed, (0, 0)), kernel
+    return lax.dynamic_update_slice(x, changed, (0, 0)), leave(kernel)
 
-  run = jax.jit(lambda x, kernel: lax.fori_loop(0, steps, step, (x, kernel)))
-  compiled = run.lower(x, kernel).compile()
-  return lambda: jax.block_until_ready(compiled(x, kernel))
+  run = jax.jit(lambda *carry: lax.fori_loop(0, steps, step, carry))
+  carry = x, jax.jit(leave)(kernel)
+  compiled = run.lower(*carry).compile()
+  return lambda: jax.block_until_ready(compiled(*carry))
 
 
 def looked_up(ids: Any, table: Any) -> Any:
@@ -73,8 +97,8 @@ def speed_of_table(shape: Sequence[int], turns: int) -> float:
   ids = rng.integers(0, rows, (BATCH, words)).astype(np.int32)
   table = rng.standard_normal((rows, columns), dtype=np.float32)
   runs = {
-    "plain": trained(looked_up, False, ids, table),
-    "narrow": trained(looked_up, True, ids, table),
+    "plain": trained(looked_up, ids, table),
+    "narrow": trained(looked_up, ids, table, by_columns),
   }
   return ratio_of(runs, turns)
 
@@ -86,8 +110,8 @@ def speed(shape: Sequence[int], turns: int) -> float:
   x = rng.standard_normal((batch, inputs), dtype=np.float32)
   kernel = rng.standard_normal((inputs, outputs), dtype=np.float32)
   runs = {
-    "plain": trained(jnp.matmul, False, x, kernel),
-    "narrow": trained(dense, True, x, kernel),
+    "plain": trained(jnp.matmul, x, kernel),
+    "narrow": trained(dense, x, kernel, transposed, transposed),
   }
   return ratio_of(runs, turns)
 

@@ -56,6 +56,16 @@ def test_laying_out_changes_no_number():
     np.testing.assert_array_equal(back["wide"], tree["wide"])
 
 
+def test_tables_keep_their_shape():
+  table = np.arange(120, dtype=np.float32).reshape(12, 10)
+  table = np.concatenate([table, table])
+  tree = {"layers": {"embedding": {"value": table}, "kernel": table}}
+  for function in (by_columns, jax.jit(by_columns)):
+    turned = function(tree)["layers"]
+    np.testing.assert_array_equal(turned["embedding"]["value"], table)
+    np.testing.assert_array_equal(turned["kernel"].columns, table.T)
+
+
 @pytest.mark.parametrize("pinned", [False, True])
 def test_derivatives_and_lanes_pass(pinned):
   kernels = np.arange(240, dtype=np.float32).reshape(2, 40, 3)

@@ -178,7 +178,7 @@ def _train_device(
     states,
   )
 
-  message = by_columns(given.message, pinned=spec.virtual is None)
+  message = by_columns(given.message, spec.virtual is None)
 
   def alone(row: ClientPlan, data: Mapping[str, Examples]) -> ClientOutcome:
     known = given._replace(message=by_rows(message))

@@ -151,7 +151,7 @@ def train_client(
   )
   with jax.named_scope("local_training"):
     client, report = run_client(
-      trained_by_columns(algorithm),
+      trained_by_columns(algorithm, pinned=spec.virtual is None),
       client,
       row.start,
       spec.walks,
