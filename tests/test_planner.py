@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import types
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedjax_sim.core import Sampler
+from fedjax_sim.core import Participation, Sampler
 from fedjax_sim.simulation import pipeline
 from fedjax_sim.simulation.planner import Cohorts, rounds_per_dispatch
 from fedjax_sim.simulation.timing import Phases
@@ -44,6 +45,21 @@ def test_a_draw_that_is_no_cohort_names_its_round():
   sampler = Sampler(lambda seed, done: np.array([9]), sizes=(2,), expected=1)
   with pytest.raises(ValueError, match=r"sampler\.name: round 5: "):
     Cohorts(sampler=sampler, seed=0, num_clients=9).draw(4)
+
+
+def test_draws_are_held_against_a_promise_where_an_epsilon_counts_on_it():
+  """Everybody takes part in every round, where it should be in each third."""
+  everybody = Sampler(
+    lambda seed, done: np.arange(9),
+    sizes=(9,),
+    expected=9,
+    participation=Participation(1.0, 3),
+  )
+  cohorts = Cohorts(sampler=everybody, seed=0, num_clients=9)
+  with pytest.raises(ValueError, match="takes part in rounds 1 and 2"):
+    cohorts.check(0, [np.arange(9), np.arange(9)])
+  unheld = dataclasses.replace(cohorts, held=False)
+  unheld.check(0, [np.arange(9), np.arange(9)])
 
 
 class _Devices:

@@ -232,6 +232,10 @@ def test_cohort_returns_int64(ids):
   out = validate.cohort(ids, 5)
   assert out.dtype == np.int64
   assert out.tolist() == list(ids)
+  several, sizes = validate.cohorts([[1, 2], ids, [2, 1, 0]], 5)
+  assert several.dtype == np.int64
+  assert several.tolist() == [1, 2, *ids, 2, 1, 0]
+  assert sizes.tolist() == [2, len(ids), 3]
 
 
 @pytest.mark.parametrize(
@@ -277,6 +281,7 @@ def test_cohort_returns_int64(ids):
 )
 def test_cohort_refuses(ids, error, text):
   assert message(validate.cohort, ids, 5) == (error, text)
+  assert message(validate.cohorts, [[1, 4], ids], 5) == (error, text)
 
 
 # --- examples -----------------------------------------------------------------

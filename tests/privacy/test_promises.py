@@ -417,6 +417,8 @@ def test_every_round_of_a_run_is_held_against_the_promise():
   again = dataclasses.replace(made)  # one that goes on from a checkpoint
   with pytest.raises(ValueError, match=r"period=2, .* rounds 5 and 6"):
     again.plan(5, 1)
+  plain = dataclasses.replace(made, algorithm=algorithm, budget=None)
+  plain.plan(4, 2)  # no epsilon counts on it
 
 
 PRIVATE = {

@@ -1,9 +1,9 @@
 """Whether a sampler keeps what it promises of how often a client takes part.
 
 An epsilon holds only if `Sampler.participation` is true. In every round of a
-run (`Witness`) nobody may come back too soon, turns are fixed, and cohorts of a
-fixed size have it; no client may take part far too often, and no cohort have
-far too much in common with one of the 64 before it (`overlaps`).
+private run (`Witness`) nobody may come back too soon, turns are fixed, and
+cohorts of a fixed size have it; no client may take part far too often, and no
+cohort have far too much in common with one of the 64 before it (`overlaps`).
 
 Before a run (`check_draws`) up to 128 of its first turns are looked at in this
 way, and up to 512 draws with other seeds, half of them of the first four turns
