@@ -6,8 +6,9 @@ and pooling of any model in this way (`tasks/fast_layers.py`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from flax import nnx
 from jax import lax
 
 from fedjax_sim.tasks.convolution import convolve
+from fedjax_sim.tasks.nnx import PROMOTE_DTYPE
 from fedjax_sim.tasks.pooling import maximum
 
 Array = jax.Array
@@ -67,8 +69,43 @@ def conv(
     conv_general_dilated=convolve,
     kernel_init=kernel_init,
     bias_init=bias_init,
+    promote_dtype=cast(Any, _promoted),
     rngs=rngs,
   )
+
+
+def _promoted(
+  arrays: tuple[Array, Array, Array | None], **options: Any
+) -> tuple[Array, Array, Array | None]:
+  """Promote (inputs, kernel, bias); off the CPU, with a bias an example."""
+  inputs, kernel, bias = PROMOTE_DTYPE(arrays, **options)
+  if bias is not None and jax.default_backend() != "cpu":
+    ones = (1,) * (inputs.ndim - 2)
+    bias = _for_each(bias, (len(inputs), *ones, len(bias)))
+  return inputs, kernel, bias
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _for_each(bias: Array, shape: tuple[int, ...]) -> Array:
+  """Return a bias for each example, whose gradient is summed over them last.
+
+  XLA for GPUs divides the sum over all places of all examples into parts, and
+  then neither the sum of the parts nor the parameters' step takes the other in.
+  A sum over few examples goes along with the step.
+  """
+  return jnp.broadcast_to(bias, shape)
+
+
+@_for_each.defjvp
+def _for_each_jvp(
+  shape: tuple[int, ...], given: tuple[Array], changes: tuple[Array]
+) -> tuple[Array, Array]:
+  """Return the biases, and their change; the gradient is the transpose."""
+  (bias,), (change,) = given, changes
+  wide = change.astype(jnp.promote_types(bias.dtype, jnp.float32))
+  # Without a barrier XLA makes one sum of both.
+  each = lax.optimization_barrier(jnp.broadcast_to(wide, shape))
+  return _for_each(bias, shape), each.astype(bias.dtype)
 
 
 def max_pool(

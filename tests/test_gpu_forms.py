@@ -4,12 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax import lax
 
 from fedjax_sim.algorithms.fedavg import fedavg
 from fedjax_sim.engine.batching import LocalBatching
 from fedjax_sim.engine.loops import repeat
+from fedjax_sim.models.layers import conv, max_pool
+from fedjax_sim.tasks.convolution import FEW_FEATURES, convolve
 from fedjax_sim.tasks.losses import negative_log_likelihood
-from problems import MODELS, blobs, flat, make_simulator, params_of, sgd, train
+from problems import (
+  MODELS,
+  blobs,
+  check_same,
+  flat,
+  make_simulator,
+  normal,
+  params_of,
+  sgd,
+  train,
+)
 
 SIZES = (5, 17, 3, 8, 30, 1)
 
@@ -82,3 +96,111 @@ def test_a_label_that_cannot_be_has_an_infinite_loss(monkeypatch):
   expected = negative_log_likelihood(logits, label)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert expected == negative_log_likelihood(logits, label) == jnp.inf
+
+
+# --- convolution and pooling --------------------------------------------------
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+def of_xla(x, kernel):
+  order = ("NHWC", "HWIO", "NHWC")
+  return lax.conv_general_dilated(
+    x, kernel, (1, 1), "VALID", dimension_numbers=order
+  )
+
+
+def ours(x, kernel):
+  return convolve(x, kernel, (1, 1), "VALID")
+
+
+# Height, width and features in; out, of which few are summed by example.
+SIZES_OF_CONVOLUTION = {
+  "few": ((9, 7, 4), 2),
+  "many": ((9, 7, 4), 40),
+  "one place": ((3, 2, 1), 1),
+  "none": ((2, 7, 4), 2),
+}
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("lanes", [None, 3])
+@pytest.mark.parametrize("sizes", SIZES_OF_CONVOLUTION)
+def test_convolution_and_its_derivatives(sizes, lanes):
+  shape, features = SIZES_OF_CONVOLUTION[sizes]
+  clients = () if lanes is None else (lanes,)
+  with jax.enable_x64(True):
+    x = normal(0, *clients, 5, *shape)
+    kernel = normal(1, *clients, 3, 2, shape[-1], features)
+    over = (lambda f: f) if lanes is None else jax.vmap
+    check_same(over(ours), over(of_xla), x, kernel)
+    changes = normal(2, *x.shape), normal(3, *kernel.shape)
+    found, expected = (
+      jax.jvp(over(each), (x, kernel), changes)[1] for each in (ours, of_xla)
+    )
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("features", [1, 2 * FEW_FEATURES])
+def test_few_features_are_summed_by_example(features):
+  of = lambda k: ours(jnp.ones((3, FEW_FEATURES, 1, 2)), k).sum()
+  kernel = jnp.ones((1, 1, 2, features))
+  program = str(jax.make_jaxpr(jax.grad(of))(kernel))
+  # Of each example, or of all together: what is multiplied last.
+  assert (f"f32[3,{features},2]" in program) == (features == 1)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_kernel_gradients_are_summed_in_single_precision():
+  x = jnp.ones((512, FEW_FEATURES, 1, 1), jnp.bfloat16)
+  of = lambda k: ours(x, k).astype(jnp.float32).sum()
+  gradient = jax.grad(of)(jnp.ones((1, 1, 1, 1), jnp.bfloat16))
+  assert gradient.dtype == jnp.bfloat16
+  # In bfloat16 a sum of such terms ends at 256 of them.
+  assert float(gradient[0, 0, 0, 0]) == 512 * FEW_FEATURES
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layers_train_alike(monkeypatch, dtype):
+  def gradients():
+    graph, params = nnx.split(conv(3, 4, (3, 3), rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    x = normal(0, 2, 512, 4, 6, 3).astype(dtype)
+
+    def loss(params, x):
+      y = max_pool(nnx.relu(nnx.merge(graph, params)(x)))
+      return jnp.sum(y.astype(jnp.float32) ** 2)
+
+    found = jax.vmap(jax.grad(loss), (None, 0))(params, x)
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(found))
+    return flat(found)
+
+  expected = gradients()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  got = gradients()
+  # bfloat16 has 8 bits, and rounds in other places.
+  tolerance = 2e-6 if dtype == jnp.float32 else 2**-6
+  atol = tolerance * np.abs(expected).max()
+  np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize(
+  ("strides", "expected"),
+  [
+    (2, [[0, 1, 0], [0, 0, 0], [0, 0, 0]]),
+    (1, [[0, 1, 1], [1, 0, 0], [0, 0, 1]]),
+  ],
+)
+def test_the_first_of_equal_maxima_gets_the_gradient(strides, expected):
+  x = jnp.array([[1.0, 3, jnp.nan], [3, 3, 0], [2, 2, 9]])[None, ..., None]
+  pooled = lambda x: max_pool(x, 2, strides)
+  windows = (1, 2, 2, 1), (1, strides, strides, 1)
+  values = lax.reduce_window(x, -jnp.inf, lax.max, *windows, "VALID")
+  np.testing.assert_array_equal(pooled(x), values)
+  found = jax.grad(lambda x: pooled(x).sum())(x)
+  np.testing.assert_array_equal(found[0, ..., 0], expected)

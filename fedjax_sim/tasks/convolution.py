@@ -27,6 +27,9 @@ MOST_PLACES = 128  # of a window; each is a copy of the input
 MOST_BYTES = 2**28  # of one example; off the CPU, of what is computed at once
 WHOLE_BYTES = 2**25  # of a batch that is computed at once on a CPU
 PIECE_BYTES = 2**23  # of each part of another one: small ones stay in caches
+# Off the CPU: where an example has so many times more places than features in
+# the output, the kernel's gradient is small beside what it is computed from.
+FEW_FEATURES = 16
 
 
 def convolve(
@@ -272,12 +275,56 @@ def patches(
     # one that strides along two axes fails a check, which ends the process.
     wide = lax.optimization_barrier(wide)
   flat = kernel.reshape(math.prod(window) * features_in, features_out)
-  return jnp.matmul(
-    wide,
-    flat,
+  product = functools.partial(
+    jnp.matmul,
     precision=precision,
     preferred_element_type=preferred_element_type,
   )
+  if jax.default_backend() == "cpu":
+    return product(wide, flat)
+  rows = wide.reshape(len(wide), math.prod(out), len(flat))
+  return _by_rows(product, rows, flat).reshape(*wide.shape[:-1], features_out)
+
+
+Product = Callable[[Array, Array], Array]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _by_rows(product: Product, rows: Array, flat: Array) -> Array:
+  """Return the product of the rows of all examples and a kernel.
+
+  Off the CPU. As one matrix the rows need not be transposed for the kernel's
+  gradient. That is a long sum for few numbers, which XLA for GPUs divides into
+  parts, and pads the rows so that they are equally long. Where an example's
+  part is small enough (`FEW_FEATURES`), examples are the parts instead.
+
+  Args:
+    product: of two matrices, or of two stacks of them.
+    rows: shape=(batch, places, inputs).
+    flat: shape=(inputs, outputs).
+
+  Returns:
+    shape=(batch, places, outputs).
+  """
+  batch, places, inputs = rows.shape
+  outputs = product(rows.reshape(batch * places, inputs), flat)
+  return outputs.reshape(batch, places, flat.shape[1])
+
+
+@_by_rows.defjvp
+def _by_rows_jvp(
+  product: Product, given: tuple[Array, Array], changes: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  """Return the product, and its change; the gradient is the transpose."""
+  (rows, flat), (by_rows, by_kernel) = given, changes
+  outputs = _by_rows(product, rows, flat)
+  change = _by_rows(product, by_rows, flat)
+  if rows.shape[1] < FEW_FEATURES * flat.shape[1]:
+    return outputs, change + _by_rows(product, rows, by_kernel)
+  # Backwards this sums over the examples, which bfloat16 is too short for.
+  wide = by_kernel.astype(jnp.promote_types(flat.dtype, jnp.float32))
+  each = jnp.broadcast_to(wide[None], (len(rows), *flat.shape))
+  return outputs, change + product(rows, each.astype(flat.dtype))
 
 
 # Winograd's F(2 x 2, 3 x 3): Lavin and Gray 2016 (arXiv 1509.09308), eq. 7.

@@ -5,6 +5,7 @@ XLA's own windows have a slow gradient on a CPU.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
+MOST_AT_ONCE = 9  # places of a window
 Padding = Sequence[tuple[int, int]]
 
 
@@ -93,20 +95,38 @@ def _windows(
   """Join all places of a window, from the last dimension to the first.
 
   So of equal maxima the first along rows, and then the first row, is kept.
+  Off the CPU small windows are joined place by place, in the same order: that
+  is one kernel, which stores nothing between the dimensions.
   """
   padding = padding or [(0, 0)] * x.ndim
   dilation = dilation or (1,) * x.ndim
   sides = [(*pads, 0) for pads in padding]
   x = lax.pad(x, jnp.asarray(fill, x.dtype), sides)
+  counts = [
+    max((n - (size - 1) * gap - 1) // stride + 1, 0)
+    for n, size, gap, stride in zip(
+      x.shape, window, dilation, strides, strict=True
+    )
+  ]
+
+  def cut(axis: int, place: int) -> slice:
+    first, stride = place * dilation[axis], strides[axis]
+    return slice(first, first + counts[axis] * stride, stride)
+
+  if jax.default_backend() != "cpu" and math.prod(window) <= MOST_AT_ONCE:
+
+    def joined(*cuts: slice) -> Array:
+      axis = len(cuts)
+      if axis == x.ndim:
+        return x[cuts]
+      return functools.reduce(
+        join, [joined(*cuts, cut(axis, i)) for i in range(window[axis])]
+      )
+
+    return joined()
   for axis in reversed(range(x.ndim)):
-    size, stride, gap = window[axis], strides[axis], dilation[axis]
-    count = max((x.shape[axis] - (size - 1) * gap - 1) // stride + 1, 0)
-    parts = []
-    for place in range(size):
-      cut = [slice(None)] * x.ndim
-      cut[axis] = slice(place * gap, place * gap + count * stride, stride)
-      parts.append(x[tuple(cut)])
-    x = parts[0]
-    for part in parts[1:]:
-      x = join(x, part)
+    before = (slice(None),) * axis
+    x = functools.reduce(
+      join, [x[(*before, cut(axis, i))] for i in range(window[axis])]
+    )
   return x
