@@ -24,12 +24,14 @@ from fedjax_sim.core.types import Array, PyTree
 class Total:
   """A sum in the making, and what the rounding has lost; `parts` shows them.
 
-  Scalars of one dtype lie in one array: an operation for each would take longer
-  than the addition.
+  On a CPU scalars of one dtype lie in one array: an operation for each would
+  take longer than the addition. On a GPU one kernel adds up all scalars, and
+  the array's parts would have to be joined by two more.
 
   Attributes:
     scalars: dtype, float32 at least -> shape=(2, scalars); sums and losses.
-    arrays: for every other leaf its sum and what it has lost.
+    arrays: for every other leaf its sum and what it has lost; all leaves off
+      the CPU.
     structure: of what is summed.
     dtypes: for every leaf of it, its dtype in `scalars`; None for an array.
   """
@@ -45,13 +47,20 @@ def zeros(like: PyTree) -> Total:
   leaves, structure = jax.tree.flatten(like)
   wide = [jnp.promote_types(x.dtype, jnp.float32) for x in leaves]
   typed = list(zip(leaves, wide, strict=True))
-  dtypes = tuple(None if x.shape else dtype.name for x, dtype in typed)
+  together = jax.default_backend() == "cpu"
+  dtypes = tuple(
+    dtype.name if together and not x.shape else None for x, dtype in typed
+  )
   scalars = {
     dtype: jnp.zeros((2, dtypes.count(dtype)), dtype)
     for dtype in dtypes
     if dtype is not None
   }
-  zero = [jnp.zeros(x.shape, dtype) for x, dtype in typed if x.shape]
+  zero = [
+    jnp.zeros(x.shape, dtype)
+    for (x, dtype), kind in zip(typed, dtypes, strict=True)
+    if kind is None
+  ]
   return Total(scalars, [(x, x) for x in zero], structure, dtypes)
 
 
@@ -65,7 +74,7 @@ def add(total: Total, term: PyTree) -> Total:
     scalars[dtype] = jnp.stack(_added(value, lost, jnp.stack(added)))
   rest = [x for x, kind in typed if kind is None]
   arrays = [
-    _added(value, lost, x)
+    _added(value, lost, jnp.asarray(x, value.dtype))
     for (value, lost), x in zip(total.arrays, rest, strict=True)
   ]
   return dataclasses.replace(total, scalars=scalars, arrays=arrays)
