@@ -15,6 +15,7 @@ from flax import nnx
 from fedjax_sim.core import Task, validate
 from fedjax_sim.models.layers import LSTM
 from fedjax_sim.models.options import several
+from fedjax_sim.models.stacked_lstm import read
 from fedjax_sim.tasks import nnx_task
 from fedjax_sim.tasks.ids import check_ids, check_sequence
 from fedjax_sim.tasks.losses import token_cross_entropy
@@ -41,10 +42,7 @@ class Reader(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Return outputs, shape=(time, batch, units), of ids, (batch, time)."""
-    x = self.embed(x.T)
-    for layer in self.layers:
-      x = layer(x)
-    return x
+    return read(self.layers, self.embed(x.T))
 
 
 class CharLSTM(nnx.Module):

@@ -373,10 +373,23 @@ class LSTM(nnx.Module):
 
   def read(self, x: Array) -> tuple[Array, Array]:
     """Return the outputs, and the cell's state at the end, (batch, units)."""
+    return lstm_and_cell(self.gates(x), self.recurrent[...])
+
+  @property
+  def bias(self) -> Array:
+    """The sum of the biases, shape=(4 * units,)."""
+    assert self.inputs.bias is not None
+    bias: Array = self.inputs.bias[...]
+    if self.recurrent_bias is not None:
+      bias += self.recurrent_bias[...]
+    return bias
+
+  def gates(self, x: Array) -> Array:
+    """Return the inputs' part of the gates, (time, batch, 4 * units)."""
     gates = self.inputs(x)
     if self.recurrent_bias is not None:
       gates += self.recurrent_bias[...].astype(gates.dtype)[None, None]
-    return lstm_and_cell(gates, self.recurrent[...])
+    return gates
 
 
 @jax.custom_vjp
