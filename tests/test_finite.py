@@ -1,5 +1,6 @@
 """Finite or not, of every dtype, against numpy; one tree or another."""
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -39,6 +40,19 @@ def test_one_bad_number_among_many(dtype, bad):
   assert all_finite(tree)
   x[5, 11] = bad
   assert not all_finite(tree | {"x": jnp.asarray(x)})
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_none_is_lost_where_parts_are_summed(dtype):
+  """Lengths that are divided several times, once, and not at all."""
+  finite = jax.jit(all_finite)
+  for length in (2**16, 7840, 251, 33, 32):
+    x = np.zeros(length, dtype)
+    assert finite(x)
+    for bad in (0, length // 2, length - 1, slice(None)):
+      broken = x.copy()
+      broken[bad] = np.inf
+      assert not finite(broken)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -207,7 +207,7 @@ def _finite(x: Array) -> Array:
   x = x.T if is_narrow(x) else x  # as they lie where clients train
   magnitude = bits(x.ravel() if x.size <= _SMALL else x) & most
   sign = lax.shift_right_logical(magnitude + carry, int_.type(size - 1))
-  if sign.ndim == 1:
+  if sign.ndim == 1 and jax.default_backend() == "cpu":
     sign = _partly_summed(sign)
   return jnp.sum(sign, dtype=jnp.int32) == 0
 
@@ -215,15 +215,14 @@ def _finite(x: Array) -> Array:
 def _partly_summed(x: Array) -> Array:
   """Return a shorter vector of the same sum, where its length can be divided.
 
-  XLA for CPUs writes a vector of more than 32 numbers out before it sums it.
+  XLA for CPUs writes a vector of more than 32 numbers out before it sums it,
+  and would make one sum of these without barriers.
   """
-  while parts := [
-    n for n in range(32, 7, -1) if x.size % n == 0 and x.size > n
-  ]:
-    x = lax.optimization_barrier(
-      jnp.sum(x.reshape(-1, parts[0]), axis=1, dtype=x.dtype)
-    )
-  return x
+  part = next((n for n in range(32, 7, -1) if x.size % n == 0), x.size)
+  if x.size <= part:
+    return x
+  parts = jnp.sum(x.reshape(-1, part), axis=1, dtype=jnp.int32)
+  return _partly_summed(lax.optimization_barrier(parts))
 
 
 def no_nan(tree: PyTree) -> Array:
