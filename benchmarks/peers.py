@@ -19,10 +19,10 @@ weighted by examples. By `--case`,
 All begin with the same weights, and this simulator computes the final losses of
 all. Every peer is installed from PyPI into a virtual environment of its own,
 and trains by a script in `benchmarks/peers_` that uses it as its documentation
-does; what a peer does otherwise than the others its script says. FLUTE, which
-trains the regressions alone, is not on PyPI: `--flute` is a checkout of
-github.com/microsoft/msrflute, in which nothing is written. A peer that needs a
-newer Python takes the first of `--python` that is.
+does; what a peer does otherwise than the others its script says. FLUTE is not
+on PyPI: `--flute` is a checkout of github.com/microsoft/msrflute, in which
+nothing is written. A peer that needs a newer Python takes the first of
+`--python` that is.
 
 A run's first rounds compile and load, so they do not count; of the others the
 median does. The simulators take turns, a new process each time, another one
@@ -301,8 +301,6 @@ def peer_runner(
   """
   peer = PEERS[name]
   if name == FLUTE:
-    if work["model"] != "linear":
-      raise FailedError("only its logistic regression is run")
     work = {**work, **flute_work(flute)}
   try:
     interpreter = environment(
@@ -339,12 +337,10 @@ def flute_work(checkout: Path | None) -> dict[str, Any]:
   path = checkout.resolve()
   git = ["git", "-C", str(path), "rev-parse", "--short", "HEAD"]
   commit = call(git, seconds=60).strip() if (path / ".git").exists() else "?"
-  # Its model of this task always has a sigmoid.
   return {
     "flute": str(path),
     "version": commit,
     "processes": cpu.count() + 1,
-    "sigmoid": True,
   }
 
 

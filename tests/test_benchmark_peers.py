@@ -11,7 +11,6 @@ import pathlib
 import subprocess
 import sys
 import types
-import zipfile
 
 import jax
 import numpy as np
@@ -195,7 +194,8 @@ def test_clients_of_other_cases_can_be_learned_from(benchmark, tmp_path):
 
 def small_work(made: types.ModuleType, case: str) -> dict:
   """A case with smaller inputs and fewer classes."""
-  shape = {"lr": [6], "cnn": [8, 8, 1], "lstm": [5]}[case]
+  shapes = {"lr": [6], "mnist": [6], "cnn": [8, 8, 1], "lstm": [5]}
+  shape = shapes[case]
   return {**made.CASES[case], "shape": shape, "classes": 7, "cohort": 2}
 
 
@@ -332,55 +332,63 @@ def test_a_missing_checkout_of_flute_is_told(benchmark, tmp_path):
   work = peers.flute_work(tmp_path)
   assert work["flute"] == str(tmp_path)
   assert work["processes"] >= 2
-  assert work["sigmoid"]
 
 
-def test_flute_trains_no_other_model(benchmark, tmp_path):
+def checkout_of(folder: pathlib.Path) -> pathlib.Path:
+  """A folder with as much of FLUTE as the script looks at."""
+  own = folder / "experiments" / "cv_lr_mnist"
+  own.mkdir(parents=True)
+  (folder / ".github").mkdir()
+  (folder / "core").mkdir()
+  (folder / "e2e_trainer.py").touch()
+  theirs = {
+    "strategy": "FedAvg",
+    "model_config": {"model_type": "LR", "input_dim": 784},
+    "server_config": {
+      "rec_freq": 20,
+      "type": "model_optimization",
+      "data_config": {
+        "val": {"batch_size": 10, "val_data": None},
+        "test": {"batch_size": 10, "test_data": None},
+      },
+    },
+    "client_config": {"data_config": {"train": {"desired_max_samples": 5000}}},
+  }
+  (own / "config.yaml").write_text(yaml.safe_dump(theirs))
+  return folder
+
+
+def test_every_case_takes_flute(benchmark, tmp_path, monkeypatch):
   peers, made = benchmark("peers"), benchmark("environments")
-  (tmp_path / "e2e_trainer.py").touch()
-  options = {"cache": tmp_path, "pythons": [sys.executable], "seconds": 60}
-  for case in ("cnn", "lstm"):
-    with pytest.raises(made.FailedError, match="only its logistic regression"):
-      peers.peer_runner(
-        made.FLUTE, {}, peers.CASES[case], flute=tmp_path, **options
-      )
-
-
-def test_flute_reads_the_clients_that_are_written(tmp_path):
-  script = module_of("benchmarks/peers_/run_flute.py")
-  client = np.repeat(np.arange(12), np.arange(1, 13))
-  x = np.random.default_rng(0).random((len(client), 3), np.float32)
-  y = np.arange(len(client)) % 10
-  np.savez(tmp_path / "data.npz", x=x, y=y, client=client)
-  script.write_data(tmp_path, tmp_path / "data.npz")
-  with zipfile.ZipFile(tmp_path / "MNIST.zip") as archive:
-    assert not archive.namelist()
-  train, test = (
-    json.loads((tmp_path / "MNIST" / split / "all_data.json").read_text())
-    for split in ("train", "test")
-  )
-  assert train["num_samples"] == list(range(1, 13))
-  assert len(test["users"]) == script.TEST_CLIENTS
-  for data in (train, test):
-    for i, user in enumerate(data["users"]):
-      found = data["user_data"][user]
-      np.testing.assert_allclose(found["x"], x[client == i], atol=5.1e-5)
-      assert found["y"] == y[client == i].tolist()
+  monkeypatch.setattr(peers, "environment", lambda *_, **__: "an interpreter")
+  checkout = checkout_of(tmp_path)
+  for work in peers.CASES.values():
+    runner = peers.peer_runner(
+      made.FLUTE,
+      {},
+      work,
+      cache=tmp_path,
+      pythons=[sys.executable],
+      flute=checkout,
+      seconds=60,
+    )
+    assert runner.torch
+    assert {**runner.batching, **work} == runner.batching  # what all train
+    assert runner.batching["flute"] == str(checkout)
 
 
 def test_flute_gets_its_own_config_with_our_numbers(tmp_path):
   script = module_of("benchmarks/peers_/run_flute.py")
-  folder = tmp_path / "experiments" / "cv_lr_mnist"
-  folder.mkdir(parents=True)
-  theirs = {
-    "strategy": "FedAvg",
-    "server_config": {"rec_freq": 20, "type": "model_optimization"},
-    "client_config": {"data_config": {"train": {"desired_max_samples": 5000}}},
-  }
-  (folder / "config.yaml").write_text(yaml.safe_dump(theirs))
+  checkout = checkout_of(tmp_path)
   work = {"cohort": 3, "batch_size": 7, "epochs": 1, "learning_rate": 0.5}
-  config = script.make_config(tmp_path, 9, work)
+  config = script.make_config(checkout, "a.npz", "first.pt", 9, work)
   assert config["strategy"] == "FedAvg"
+  assert config["model_config"] == {
+    "model_type": "PeerModel",
+    "model_folder": "experiments/peers/model.py",
+    "pretrained_model_path": "first.pt",
+    "work": work,
+  }
   assert config["server_config"] == {
     "type": "model_optimization",
     "max_iteration": 9,
@@ -388,11 +396,96 @@ def test_flute_gets_its_own_config_with_our_numbers(tmp_path):
     "initial_lr_client": 0.5,
     "val_freq": 10,
     "rec_freq": 10,
+    "data_config": {
+      "val": {"batch_size": 10, "val_data": "a.npz"},
+      "test": {"batch_size": 10, "test_data": "a.npz"},
+    },
   }
-  train = {"desired_max_samples": 5000, "batch_size": 7}
-  assert config["client_config"]["data_config"]["train"] == train
+  assert config["client_config"]["data_config"]["train"] == {
+    "desired_max_samples": 5000,
+    "batch_size": 7,
+    "list_of_train_data": "a.npz",
+  }
+  more = work | {"epochs": 2}
   with pytest.raises(ValueError, match="one epoch"):
-    script.make_config(tmp_path, 9, work | {"epochs": 2})
+    script.make_config(checkout, "a.npz", "first.pt", 9, more)
+
+
+def test_flute_runs_in_links_into_its_checkout(tmp_path):
+  script = module_of("benchmarks/peers_/run_flute.py")
+  checkout, folder = checkout_of(tmp_path / "flute"), tmp_path / "run"
+  folder.mkdir()
+  script.link(folder, checkout)
+  links = {str(p.relative_to(folder)): p.resolve() for p in folder.rglob("*")}
+  ours = ROOT / "benchmarks" / "peers_" / "flute_experiment.py"
+  for name in script.LOADED:
+    assert links.pop(f"experiments/peers/{name}") == ours
+  for name in ("core", "e2e_trainer.py"):
+    assert links.pop(name) == checkout / name
+  assert set(links) == {
+    "experiments",
+    "experiments/peers",
+    "experiments/peers/dataloaders",
+  }
+  assert {p.name for p in (checkout / "experiments").iterdir()} == {
+    "cv_lr_mnist"
+  }
+
+
+if importlib.util.find_spec("torch") is not None:
+
+  @pytest.mark.parametrize("case", ["lr", "mnist", "cnn", "lstm"])
+  def test_flutes_experiment_has_our_model_and_data(
+    benchmark, tmp_path, monkeypatch, case
+  ):
+    import torch
+
+    made, peers = benchmark("peer_cases"), benchmark("peers")
+    of_flute = {
+      "core.dataloader": {"BaseDataLoader": torch.utils.data.DataLoader},
+      "core.dataset": {"BaseDataset": torch.utils.data.Dataset},
+      "core.model": {"BaseModel": torch.nn.Module},
+    }
+    for name, attributes in of_flute.items():
+      module = types.ModuleType(name)
+      vars(module).update(attributes)
+      monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "peers_"))
+    script = module_of("benchmarks/peers_/flute_experiment.py")
+
+    work = small_work(made, case) | {"first": str(tmp_path / "first.npz")}
+    rng = np.random.default_rng(0)
+    weights = {
+      name: array + rng.standard_normal(array.shape, dtype=np.float32) / 8
+      for name, array in made.first_weights(work).items()
+    }
+    np.savez(work["first"], **peers.to_torch(weights, made.layers_of(work)))
+    x = inputs_of(work, 5)
+    y = rng.integers(1, 7, x.shape if case == "lstm" else 5, dtype=np.int32)
+    data = tmp_path / "data.npz"
+    np.savez(data, x=x, y=y, client=np.array([0, 0, 0, 1, 1]))
+
+    everyone = script.Dataset(str(data), user_idx=-1, args={})
+    assert everyone.num_samples == [3, 2]
+    model = script.PeerModel({"work": work})
+    model.net.load_state_dict(
+      module_of("benchmarks/peers_/torch_models.py").begin(work).state_dict()
+    )
+    total = 0.0
+    for i, user in enumerate(everyone.user_list):  # as FLUTE's Client does
+      one = {
+        "users": [user],
+        "num_samples": [everyone.num_samples[i]],
+        "user_data": {user: everyone.user_data[user]},
+        "user_data_label": {user: everyone.user_data_label[user]},
+      }
+      for mode in ("train", "val"):
+        batches = list(script.DataLoader(mode, one, {"batch_size": 2}))
+        assert [len(b["x"]) for b in batches] == ([2, 1] if i == 0 else [2])
+      losses = [model.loss(b).item() * len(b["x"]) for b in batches]
+      total += sum(losses)
+    loss, _ = made.evaluate(data, weights, work)
+    assert loss == pytest.approx(total / 5, rel=1e-4)
 
 
 def test_what_flute_prints_is_read():
