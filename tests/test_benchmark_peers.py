@@ -405,6 +405,7 @@ def test_flute_gets_its_own_config_with_our_numbers(tmp_path):
     "desired_max_samples": 5000,
     "batch_size": 7,
     "list_of_train_data": "a.npz",
+    "max_grad_norm": np.inf,
   }
   more = work | {"epochs": 2}
   with pytest.raises(ValueError, match="one epoch"):
