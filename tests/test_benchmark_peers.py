@@ -442,7 +442,7 @@ if importlib.util.find_spec("torch") is not None:
     import torch
 
     made, peers = benchmark("peer_cases"), benchmark("peers")
-    of_flute = {
+    of_flute: dict[str, dict] = {
       "core.dataloader": {"BaseDataLoader": torch.utils.data.DataLoader},
       "core.dataset": {"BaseDataset": torch.utils.data.Dataset},
       "core.model": {"BaseModel": torch.nn.Module},

@@ -13,9 +13,10 @@ gloo the server hands a client to every worker and waits for all of them, so a
 worker whose client is small waits for the others. Beside training, a worker
 computes statistics of every batch's gradients, which FedAvg does not use, and
 their norm, since FLUTE clips it: by default to 5, which the CNN's exceeds, so
-the limit is infinite here. The server saves the model after every round. A round's seconds are those that
-FLUTE reports, which include all this; nothing is evaluated. Examples are
-counted from the lines that name a client. FLUTE's draws have no seed.
+the limit is infinite here. The server saves the model after every round. A
+round's seconds are those that FLUTE reports, which include all this; nothing is
+evaluated. Examples are counted from the lines that name a client. FLUTE's draws
+have no seed.
 """
 
 import json
