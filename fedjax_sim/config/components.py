@@ -9,13 +9,14 @@ a new component needs its file and its line of registry, and nothing here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import docstring_parser
@@ -95,9 +96,10 @@ class Slot(NamedTuple):
 
   def own_fields(self, name: str) -> dict[str, Field]:
     """Return `fields`, with the defaults of the component's signature."""
-    function = self.factory(name)
-    filled = [*inspect.signature(function).parameters][: self.positional]
-    return fields_of_function(function, [*filled, *self.filled])
+    function, filled = self.factory(name), list(self.filled)
+    if self.positional:
+      filled += [*inspect.signature(function).parameters][: self.positional]
+    return fields_of_function(function, filled)
 
   def fields(self, name: str) -> dict[str, Field]:
     """Return the fields that a component takes, by name, in its own order.
@@ -263,22 +265,31 @@ def fields_of_function(
     function: any, annotated or not.
     filled: parameters that make none.
   """
+  if isinstance(function, Hashable):
+    made = _fields_of_hashable(function)
+  else:
+    made = _all_fields(function)
+  return {name: field for name, field in made.items() if name not in filled}
+
+
+def _all_fields(function: Callable[..., Any]) -> Mapping[str, Field]:
   try:
     hints = typing.get_type_hints(function)
   except Exception:  # names that are imported for type checkers alone
     hints = {}
   found = {}
   for name, parameter in inspect.signature(function).parameters.items():
-    if name in filled or parameter.kind in (
-      parameter.VAR_POSITIONAL,
-      parameter.VAR_KEYWORD,
-    ):
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
       continue
     hint = hints.get(name, _annotation(parameter))
     field = _field(hint, parameter.default)
     if field is not None:
       found[name] = field
-  return found
+  return types.MappingProxyType(found)
+
+
+# A config asks many times for most components.
+_fields_of_hashable = functools.lru_cache(1024)(_all_fields)
 
 
 def _annotation(parameter: inspect.Parameter) -> Any:

@@ -6,6 +6,7 @@ and C. Kaynak, 1998). No download, no files.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -97,9 +98,16 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
   for folder in found.submodule_search_locations or ():
     path = pathlib.Path(folder, "datasets", "data", "digits.csv.gz")
     if path.exists():
-      table = np.loadtxt(path, delimiter=",")
+      table = _table(path)
       return table[:, :-1], table[:, -1].astype(int)
   from sklearn import datasets  # a version that keeps it elsewhere
 
   pixels, labels = datasets.load_digits(return_X_y=True)
   return pixels, labels
+
+
+@functools.cache  # reading the text takes longer than dealing it to clients
+def _table(path: pathlib.Path) -> np.ndarray:
+  table = np.loadtxt(path, delimiter=",")
+  table.setflags(write=False)
+  return table
