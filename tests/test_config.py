@@ -1,6 +1,8 @@
 """Config files load, wrong ones say what is wrong, and none is half right."""
 
+import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -803,3 +805,18 @@ def test_ids_that_the_model_does_not_know_are_refused(tmp_path):
     ValueError, match=r"ids.npz': train: 'x' holds 9; num_cla"
   ):
     build(source)
+
+
+def test_a_component_need_not_have_a_hash():
+  @dataclasses.dataclass(frozen=True)
+  class Made:
+    table: Any
+
+    def __call__(self, rate: float = 0.5, *, steps: int = 2):
+      return self.table, rate, steps
+
+  expected = {"steps": Field(int, 2)}
+  tables: list[Any] = [(), []]
+  for table in tables:  # a hash, and none
+    found = components.fields_of_function(Made(table), ["rate"])
+    assert found == expected

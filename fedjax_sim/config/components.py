@@ -16,7 +16,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import docstring_parser
@@ -265,9 +265,9 @@ def fields_of_function(
     function: any, annotated or not.
     filled: parameters that make none.
   """
-  if isinstance(function, Hashable):
+  try:
     made = _fields_of_hashable(function)
-  else:
+  except TypeError:  # it has no hash, or a field of it has none
     made = _all_fields(function)
   return {name: field for name, field in made.items() if name not in filled}
 
