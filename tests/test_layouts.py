@@ -1,6 +1,7 @@
 """Narrow kernels lie column by column while clients train, and only there."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,14 @@ import numpy as np
 import pytest
 
 from fedjax_sim.algorithms.fedavg import fedavg
+from fedjax_sim.core import Pass
 from fedjax_sim.core.tree import all_finite, is_narrow
-from fedjax_sim.engine.layouts import ByColumns, by_columns, by_rows
+from fedjax_sim.engine.layouts import (
+  ByColumns,
+  by_columns,
+  by_rows,
+  trained_by_columns,
+)
 from fedjax_sim.models.logistic_regression import logistic_regression
 from problems import blobs, make_simulator, sgd
 
@@ -84,6 +91,28 @@ def test_what_is_not_finite_is_found_anywhere_in_a_narrow_matrix(value):
     bad = x.copy()
     bad[row, column] = value
     assert not all_finite(bad)
+
+
+@pytest.mark.parametrize(
+  ("change", "told"),
+  [
+    (lambda x: x[1:], r"float32 of shape \(39, 3\); keep"),
+    (lambda x: x.astype(jnp.bfloat16), r"bfloat16 of shape \(40, 3\); keep"),
+  ],
+)
+def test_a_step_that_changes_a_kernel_is_told_of_it_by_rows(change, told):
+  kernel = np.ones((40, 3), np.float32)
+  walk = Pass(
+    lambda client: {"kernel": kernel},
+    lambda client, carry, batch, key: jax.tree.map(change, carry),
+  )
+  plain = fedavg(logistic_regression((40,), 3), sgd(0.1), sgd(1.0))
+  (walk,) = trained_by_columns(plain._replace(passes=(walk,)), False).passes
+  nothing: Any = None
+  carry = walk.start(nothing)
+  was = r"\['kernel'\] was an array, float32 of shape \(40, 3\)"
+  with pytest.raises(TypeError, match=f"{was}, and .* {told}"):
+    walk.step(nothing, carry, nothing, nothing)
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

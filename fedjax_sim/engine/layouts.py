@@ -22,7 +22,15 @@ import jax
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from fedjax_sim.core import Algorithm, Array, Client, Pass, PyTree, Report
+from fedjax_sim.core import (
+  Algorithm,
+  Array,
+  Client,
+  Pass,
+  PyTree,
+  Report,
+  returned,
+)
 from fedjax_sim.core.tree import is_narrow
 from fedjax_sim.distributed import MODEL
 
@@ -79,9 +87,12 @@ def by_columns(tree: PyTree, pinned: bool = True) -> PyTree:
 
 def by_rows(tree: PyTree) -> PyTree:
   """Return what `by_columns` was given."""
-  turned = lambda x: isinstance(x, ByColumns)
-  turn = lambda x: x.columns.T if turned(x) else x
-  return jax.tree.map(turn, tree, is_leaf=turned)
+  turn = lambda x: x.columns.T if _is_turned(x) else x
+  return jax.tree.map(turn, tree, is_leaf=_is_turned)
+
+
+def _is_turned(x: Any) -> bool:
+  return isinstance(x, ByColumns)
 
 
 def trained_by_columns(algorithm: Algorithm, pinned: bool) -> Algorithm:
@@ -106,7 +117,9 @@ def _carried(walk: Pass, pinned: bool) -> Pass:
     return by_columns(walk.start(client, *by_rows(earlier)), pinned)
 
   def step(client: Client, carry: PyTree, *given: Any) -> PyTree:
-    return by_columns(walk.step(client, by_rows(carry), *given), pinned)
+    after = walk.step(client, by_rows(carry), *given)
+    _check_kept(carry, after)
+    return by_columns(after, pinned)
 
   tokens = walk.tokens
   return walk._replace(
@@ -114,3 +127,29 @@ def _carried(walk: Pass, pinned: bool) -> Pass:
     step=step,
     tokens=tokens and (lambda carry: tokens(by_rows(carry))),
   )
+
+
+def _check_kept(carry: PyTree, after: PyTree) -> None:
+  """Refuse a step that changes what a matrix is, which JAX would tell turned.
+
+  Args:
+    carry: before the step, by columns.
+    after: what the step returned. JAX refuses another structure.
+
+  Raises:
+    TypeError: names the matrix.
+  """
+  before = jax.tree_util.tree_leaves_with_path(carry, is_leaf=_is_turned)
+  structure: Any = jax.tree.structure
+  if structure(by_rows(carry)) != structure(after):
+    return
+  for (path, x), new in zip(before, jax.tree.leaves(after), strict=True):
+    if not _is_turned(x):
+      continue
+    old, kind = x.columns.T, lambda x: (np.shape(x), jax.dtypes.result_type(x))
+    if kind(old) != kind(new):
+      raise TypeError(
+        f"Pass.step: in the carry {jax.tree_util.keystr(path)} was"
+        f" {returned.described(old)}, and the step returned"
+        f" {returned.described(new)}; keep shape and dtype."
+      )
