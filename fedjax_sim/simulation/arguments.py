@@ -38,6 +38,20 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 }
 
 
+def is_private(algorithm: Algorithm, aggregator: Aggregator) -> bool:
+  """Return whether clients are protected by noise, the server's or their own.
+
+  What is then told, be it an epsilon of central or local privacy or the rho of
+  secure aggregation, counts on what the sampler promises.
+
+  Args:
+    algorithm: how clients train and the server reacts.
+    aggregator: how updates become one.
+  """
+  central = algorithm.privacy is not None
+  return central or algorithm.draws_noise or aggregator.draws_noise
+
+
 def check(fields: Mapping[str, Any]) -> None:
   """Refuse fields of `Simulator` that are wrong, or do not go together.
 
@@ -240,11 +254,7 @@ def check_unobserved(
     ValueError: the run is private, and the sampler observes, or has weights; or
       the algorithm is one that these would lead astray.
   """
-  private = (
-    algorithm.privacy is not None
-    or algorithm.draws_noise
-    or aggregator.draws_noise
-  )
+  private = is_private(algorithm, aggregator)
   if private and sampler.observe is not None:
     raise ValueError(
       "sampler.name observes what clients report without noise, so who takes"

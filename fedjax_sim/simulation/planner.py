@@ -89,7 +89,7 @@ class Cohorts:
     seed: seed of the run.
     num_clients: number of clients that may take part.
     held: whether what is drawn is held against what the sampler promises, on
-      which nothing but an epsilon depends.
+      which nothing but what is told of privacy depends.
   """
 
   sampler: Sampler

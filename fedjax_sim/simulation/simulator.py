@@ -308,7 +308,7 @@ class Simulator:
         sampler=self.sampler,
         seed=self.seed,
         num_clients=self.num_clients,
-        held=self.algorithm.privacy is not None,
+        held=arguments.is_private(self.algorithm, self.aggregator),
       ),
       splits=self.splits,
       batchings=self.batchings,

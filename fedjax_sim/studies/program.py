@@ -31,6 +31,7 @@ from fedjax_sim.engine import program as programs
 from fedjax_sim.engine.client_metrics import ClientMetrics
 from fedjax_sim.engine.evaluation import EvaluationSet, Sent
 from fedjax_sim.engine.state import RoundMetrics, RunState
+from fedjax_sim.simulation.arguments import is_private
 from fedjax_sim.simulation.dispatch import PlannedRounds
 from fedjax_sim.simulation.planner import Cohorts, Planner
 from fedjax_sim.simulation.simulator import Simulator
@@ -261,7 +262,7 @@ class StudyProgram:
           sampler=sampler,
           seed=simulator.seed,
           num_clients=simulator.num_clients,
-          held=simulator.algorithm.privacy is not None,
+          held=is_private(simulator.algorithm, simulator.aggregator),
         ),
       )
     return self._planners[simulator]

@@ -13,6 +13,9 @@ from fedjax_sim.config.build import build
 from fedjax_sim.privacy.accounting import overlaps, promises
 from fedjax_sim.privacy.central import CentralDPConfig, with_central_dp
 from fedjax_sim.privacy.central.guard import Budget
+from fedjax_sim.privacy.local import with_local_dp
+from fedjax_sim.privacy.local.additive import gaussian
+from fedjax_sim.privacy.secure.aggregators import secure_mean
 from fedjax_sim.sampling import Participation, Sampler, generator
 from fedjax_sim.simulation.simulator import Simulator
 from problems import quadratic, quadratic_data, sgd
@@ -419,6 +422,14 @@ def test_every_round_of_a_run_is_held_against_the_promise():
     again.plan(5, 1)
   plain = dataclasses.replace(made, algorithm=algorithm, budget=None)
   plain.plan(4, 2)  # no epsilon counts on it
+  # What a client reports in all, and how much noise a cohort adds, do.
+  by_clients = with_local_dp(algorithm, gaussian(1.0, delta=1e-3, stddev=5.0))
+  together = secure_mean(2, clip=1.0, noise_multiplier=1.0)
+  for parts in ({"algorithm": by_clients}, {"aggregator": together}):
+    noisy = dataclasses.replace(plain, **parts)
+    noisy.plan(4, 1)
+    with pytest.raises(ValueError, match=r"period=2, .* rounds 5 and 6"):
+      noisy.plan(5, 1)
 
 
 PRIVATE = {
