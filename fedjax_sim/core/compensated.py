@@ -65,7 +65,12 @@ def zeros(like: PyTree) -> Total:
 
 
 def add(total: Total, term: PyTree) -> Total:
-  """Return the sum with one more term, cast to the sum's dtype."""
+  """Return the sum with one more term, cast to the sum's dtype.
+
+  Args:
+    total: without leading axes; inside of `jax.vmap` it has none.
+    term: as `zeros` was given, and of these shapes.
+  """
   terms = total.structure.flatten_up_to(term)
   typed = list(zip(terms, total.dtypes, strict=True))
   scalars = {}
