@@ -225,7 +225,7 @@ TENTH = sampling.uniform(1000, 100)
     (lambda seed, round_: (seed, round_ % 2), "again 2 cohorts later"),
     (lambda seed, round_: (seed, round_ % 3), "again 3 cohorts later"),
     (lambda seed, round_: (seed, round_ % 64), "again 64 cohorts later"),
-    (lambda seed, round_: (seed, round_ // 10), "again 1 cohorts later"),
+    (lambda seed, round_: (seed, round_ // 10), "again in the next cohort"),
     (
       lambda seed, round_: (seed % 2, round_),
       "turn 1 of several seeds .* 2 co",

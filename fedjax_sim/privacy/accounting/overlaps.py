@@ -77,8 +77,8 @@ class Overlaps:
     if gains[lag] > np.log(LAGS / ALARM):
       share = self._common[lag] / self._before[lag]
       return (
-        f"clients take part again {period * (lag + 1)} cohorts later with"
-        f" probability {share:.3g}"
+        f"clients take part again {_later(period * (lag + 1))} with probability"
+        f" {share:.3g}"
       )
     # The i-th cohort has 1 / (i (i + 1)) of the alarm, which is 1 in all.
     limit = np.log(LAGS / ALARM) + np.log(now + 1.0) + np.log(now + 2.0)
@@ -90,7 +90,7 @@ class Overlaps:
     if len(wrong):
       return (
         f"{common[wrong[0]]} of {before[wrong[0]]} clients of a cohort take"
-        f" part again {period * ago[wrong[0]]} cohorts later"
+        f" part again {_later(period * ago[wrong[0]])}"
       )
     return None
 
@@ -127,3 +127,7 @@ class Overlaps:
     divergence = share * np.log(np.maximum(share, tiny) / self._rate)
     divergence += rest * np.log(np.maximum(rest, tiny) / (1 - self._rate))
     return np.where(share > self._rate, before * divergence, 0.0)
+
+
+def _later(cohorts: int) -> str:
+  return f"{cohorts} cohorts later" if cohorts > 1 else "in the next cohort"
